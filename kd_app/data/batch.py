@@ -1,0 +1,41 @@
+"""What one training or evaluation step is given."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One batch of one view of the images.
+
+    image: ``[B, C, H, W]``, uint8 as the loader gives it, float and normalized as the *student* expects once it is on the device.
+    target: ``[B]`` int64 class numbers, or ``[B, K]`` float shares of classes (mixed or smoothed labels).
+    index: ``[B]`` int64, the image's number in its source: names the image for ever.
+    view: number of the view (the epoch); with ``data.seed`` and ``index`` it determines every pixel.
+    labeled: ``[B]`` bool, or None when every image has a label.
+    progress: share of the training that is done, 0 to 1.
+    """
+
+    image: Tensor
+    target: Tensor
+    index: Tensor
+    view: int = 0
+    labeled: Tensor | None = None
+    progress: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device` (copies overlap with compute where the memory is pinned)."""
+        if self.image.device == device:
+            return self
+        labeled = None if self.labeled is None else self.labeled.to(device, non_blocking=True)
+        image, target, index = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.index))
+        return replace(self, image=image, target=target, index=index, labeled=labeled)
+
+    def hard_target(self) -> Tensor:
+        """``[B]`` int64: the label, or the class with the largest share where labels are mixed."""
+        return self.target if self.target.dim() == 1 else self.target.argmax(dim=1)

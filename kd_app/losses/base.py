@@ -1,0 +1,35 @@
+"""The contract of a loss term: what it reads, what it adapts, and one number."""
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from kd_app.config import Typed
+from kd_app.data.batch import Batch
+from kd_app.models.outputs import Outputs
+
+Level = Literal["label", "output", "feature", "attention"]
+
+
+class LossTerm(Typed, nn.Module):
+    """One term of the loss: ``(student, teacher, batch) -> scalar``.
+
+    A subclass has a typed, keyword-only ``__init__`` without defaults (they stand in ``conf/loss/<name>.yaml``), says what it `reads` of both
+    models, and computes in the precision of its inputs, which is float32 or better. Its weight, too, stands in the YAML and is applied outside.
+    """
+
+    level: ClassVar[Level]
+    reads: ClassVar[frozenset[str]] = frozenset({"logits"})
+    """Names of the fields of `Outputs` that the term needs, of student and teacher alike."""
+    needs_teacher: ClassVar[bool] = True
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make the adapters from one measured pass of both models (shapes and values of a real batch, any device).
+
+        Raises `RequestError` when the term can't apply to this pair: why, and which terms can. The default has no adapter.
+        """
+
+    @abstractmethod
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """The mean over the batch, as a scalar that has a gradient for the student (and the adapters)."""

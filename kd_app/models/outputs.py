@@ -1,0 +1,57 @@
+"""What one forward pass revealed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Tokens(NamedTuple):
+    """``patch`` [B, N, D] in row-major order of the grid, ``prefix`` [B, P, D] (class, distillation and register tokens)."""
+
+    patch: Tensor
+    prefix: Tensor
+
+
+class Attention(NamedTuple):
+    """Query, key and value of one block, each ``[B, heads, N, d]``; the first `num_prefix` of the N tokens are no patches."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    num_prefix: int
+
+
+@dataclass
+class Outputs:
+    """One forward pass; only the fields that the chosen terms read are filled, the others are None or empty.
+
+    logits [B, K] · embedding [B, D], pooled, before the classifier · features, one [B, C, H, W] map a stage, shallow to deep (the tokens of a ViT
+    laid on their grid) · pre_activation, the maps before the last activation where a net has them · tokens and attention, one a block · classifier,
+    the model's own head as a callable from embedding to logits.
+    """
+
+    logits: Tensor | None = None
+    embedding: Tensor | None = None
+    features: list[Tensor] = field(default_factory=list)
+    pre_activation: list[Tensor] = field(default_factory=list)
+    tokens: list[Tokens] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
+    classifier: Callable[[Tensor], Tensor] | None = None
+
+    def at_least_float32(self) -> "Outputs":
+        """The same with half-precision tensors as float32: losses are never computed in less (float64 stays)."""
+        changes = {f.name: _widen(getattr(self, f.name)) for f in fields(self) if f.name != "classifier"}
+        return replace(self, **changes)
+
+
+def _widen(value: T) -> T:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        return type(value)(*(_widen(part) for part in value))
+    return [_widen(part) for part in value] if isinstance(value, list) else value  # type: ignore[return-value]

@@ -1,0 +1,121 @@
+"""What takes long, done once: found again by whoever asks for the same, gone on with after a kill, made by one process at a time."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+FORMAT = 1
+"""Part of every key: raise it when a change makes what older stages hold wrong."""
+_RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finished stage: its folder, how long it took to make (seconds, over all attempts), and whether this call made it."""
+
+    name: str
+    path: Path
+    seconds: float
+    made: bool
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of plain data (dicts, lists, strings, numbers, None), independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader, or a kill at any moment, finds the old content or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+class Stages:
+    """The folder of stages (``stages=``); `remake` names the stages to make anew, once in this run."""
+
+    def __init__(self, root: Path, *, remake: Collection[str] = (), say: Callable[[str], None] = print) -> None:
+        self.root = root
+        self.say = say
+        self._remake = set(remake)
+        self._fresh: set[Path] = set()
+
+    def make(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str], build: Callable[[Path], None]) -> Stage:
+        """The stage `name` of this configuration and these inputs (hashes): found, or built.
+
+        `build` fills the folder that it is given, which may hold what an earlier, killed attempt left there, and returns when it is whole;
+        only then the folder gets its final name. If `build` raises, what it wrote stays for the next attempt.
+        A second process that asks for the same waits for the first; a dead holder's lock is free.
+        """
+        asked = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
+        path = self.root / f"{name}-{fingerprint(asked)[:16]}"
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._lock(path):
+            if name in self._remake and path not in self._fresh:
+                self._discard(path)
+            self._fresh.add(path)
+            if path.is_dir():
+                return Stage(name, path, _seconds(path), made=False)
+            return self._build(path, asked, build)
+
+    def _build(self, path: Path, asked: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
+        partial = path.with_name(f"{path.name}.partial")
+        partial.mkdir(exist_ok=True)
+        before, start = _seconds(partial), time.monotonic()
+        write_atomically(partial / _RECORD, json.dumps({**asked, "seconds": before}, indent=1))
+        try:
+            build(partial)
+        finally:
+            seconds = before + time.monotonic() - start
+            write_atomically(partial / _RECORD, json.dumps({**asked, "seconds": seconds}, indent=1))
+        os.replace(partial, path)
+        return Stage(str(asked["name"]), path, seconds, made=True)
+
+    @contextmanager
+    def _lock(self, path: Path) -> Iterator[None]:
+        """The operating system's lock on a file beside the stage: it ends with its holder, however that dies."""
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.say(f"{path.name}: another process is making it; waiting for it ...")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _discard(self, path: Path) -> None:
+        """Remove a stage and its unfinished attempt; the folder is renamed first, so that no half-removed stage is ever found."""
+        for old in (path, path.with_name(f"{path.name}.partial")):
+            if old.is_dir():
+                doomed = old.with_name(f".{old.name}.removed")
+                shutil.rmtree(doomed, ignore_errors=True)
+                os.replace(old, doomed)
+                shutil.rmtree(doomed)
+
+
+def _seconds(folder: Path) -> float:
+    try:
+        return float(json.loads((folder / _RECORD).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
