@@ -1,0 +1,65 @@
+"""What sources that are files on a disk share: a checked root, and images by name below it."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kd_app.config import RequestError, closest
+from kd_app.data.fingerprint import digest_files, fingerprinted
+from kd_app.data.images import open_image
+from kd_app.data.source import Listing, Source
+
+
+class FileSource(Source):
+    """Images that are files below `base`, which a subclass finds; `channels` (1 or 3) is what all are converted to."""
+
+    size = None
+    base: Path
+    """What names are relative to; known once `find` has looked."""
+
+    @abstractmethod
+    def find(self) -> Listing:
+        """Look at the disk; called once."""
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return self.find()
+
+    def listing(self) -> Listing:
+        """Names, labels and ready splits; see `Source.listing`."""
+        return self._listing
+
+    def read(self, index: int) -> Image.Image:
+        """Image `index`; see `Source.read`."""
+        file = self.listing().files[index]
+        return open_image(self.base / file, self.channels)
+
+    def made_listing(
+        self, classes: Sequence[str], files: Sequence[str], labels: Sequence[str], split: Sequence[str], group: Sequence[str]
+    ) -> Listing:
+        """The listing of `files` below `base`, `labels` being class names."""
+        number = {name: position for position, name in enumerate(classes)}
+        target = np.array([number[label] for label in labels], dtype=np.int64)
+        listing = Listing(tuple(classes), tuple(files), target, tuple(split), tuple(group), fingerprint="")
+        return fingerprinted(listing, digest_files([self.base / file for file in files]))
+
+
+def existing(root: Path) -> Path:
+    """`root` with ``~`` expanded. Raises `RequestError` where there is nothing, naming what lies beside it and is called alike."""
+    path = root.expanduser()
+    if path.exists():
+        return path
+    parent = path.parent
+    near = closest(path.name, os.listdir(parent)) if parent.is_dir() else f"There is no folder {str(parent)!r} either. "
+    raise RequestError(f"There is no {str(path)!r}. {near}Expected: the folder that holds the images. Set data.root to it.")
+
+
+def need_two(classes: Sequence[str], where: Path) -> None:
+    """Raises `RequestError` for a single class: there is nothing to tell apart."""
+    if len(classes) < 2:
+        raise RequestError(f"{str(where)!r} holds a single class, {classes[0]!r}. Expected: at least two. Add the images of another class.")

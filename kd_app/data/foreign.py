@@ -1,0 +1,145 @@
+"""Somebody's own LightningDataModule, served like ours."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from kd_app.config import Pixels, RequestError
+from kd_app.data.batch import Batch
+
+
+class ForeignData(LightningDataModule):
+    """Wraps a data module whose batches are (image, target), float images that are ready for the student, or `Batch`.
+
+    Splits are its train, validation and test loaders; class names are its `classes` or `class_names`, else the numbers that its labels show.
+    The images' order in a loader is their number, so validation and test must not be shuffled. It has no views: a resumed training starts
+    its epoch again, and other sizes or normalizations than the batches' are not to be had.
+    """
+
+    def __init__(self, module: LightningDataModule) -> None:
+        super().__init__()
+        self.module = module
+        self.notes: tuple[str, ...] = ()
+        self.needs_scan = False
+        self.batch_size: int | None = getattr(module, "batch_size", None)
+        self.classes: tuple[str, ...] = ()
+        self._first: Batch | None = None
+        self._targets: dict[str, Int64[np.ndarray, " images"]] = {}
+
+    def list(self) -> None:
+        """Nothing is known before it is set up."""
+
+    def load(self, folder: Path | None) -> None:
+        """Set it up and look at what it gives. Raises `RequestError` where that is no batch of images and labels."""
+        self.module.prepare_data()
+        self.module.setup("fit")
+        self.module.setup("test")
+        self._first = next(iter(self.evaluation("train", None)))
+        if self._first.image.dim() != 4 or self._first.image.dtype == torch.uint8:
+            shape, kind = tuple(self._first.image.shape), self._first.image.dtype
+            raise RequestError(f"The data module gives images of {shape}, {kind}. Expected float images [B, C, H, W], normalized for the student.")
+        self._targets = {name: np.concatenate([b.hard_target().numpy() for b in self.evaluation(name, None)]) for name in ("validation", "test")}
+        named = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
+        counted = range(1 + max(int(self._first.hard_target().max()), *(int(t.max()) for t in self._targets.values())))
+        self.classes = tuple(str(name) for name in (named or counted))
+
+    @property
+    def channels(self) -> int:
+        """Channels of its images."""
+        assert self._first is not None
+        return int(self._first.image.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Height of its images."""
+        assert self._first is not None
+        return int(self._first.image.shape[2])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images by split; of train, that of its batches times their size."""
+        train = len(self.module.train_dataloader()) * len(self._first or ())
+        return {"train": train, **{name: len(targets) for name, targets in self._targets.items()}}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the first batch to train on and of all labels of validation and test."""
+        assert self._first is not None
+        digest = hashlib.sha256(self._first.image.numpy().tobytes() + self._first.target.numpy().tobytes())
+        for targets in self._targets.values():
+            digest.update(targets.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def files(self) -> Sequence[str]:
+        """Made-up names."""
+        return _Numbers()
+
+    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Its images are normalized already."""
+        return (0.0,) * self.channels, (1.0,) * self.channels
+
+    def bind(self, pixels: Pixels, *, order_seed: int) -> None:
+        """The same batches for every model: refuses another size."""
+        if (pixels.channels, pixels.height) != (self.channels, self.size):
+            raise RequestError(
+                f"The data module gives {self.channels}x{self.size}x{self.size} images and this model wants {pixels.channels}x{pixels.height}x{pixels.width}. "
+                "Set image_size of the model, or make the data module give that size."
+            )
+
+    def train_dataloader(self) -> Any:
+        """The module's own."""
+        return self.module.train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        """The module's own, with the images numbered."""
+        return self.evaluation("validation", None)
+
+    def evaluation(self, split: str, pixels: Pixels | None, *, batch_size: int | None = None) -> "Numbered":
+        """A split's batches with the images numbered in their order."""
+        loader = {"train": self.module.train_dataloader, "validation": self.module.val_dataloader, "test": self.module.test_dataloader}[split]()
+        if loader is None or isinstance(loader, list | dict):
+            raise RequestError(f"The data module gives {type(loader).__name__} as its {split} loader. Expected one loader of (image, target) batches.")
+        return Numbered(loader)
+
+    def write_split(self, path: Path) -> None:
+        """The split is the module's own; there is nothing to write."""
+
+
+@dataclass
+class Numbered:
+    """Batches of a loader as `Batch`, the images numbered in their order."""
+
+    loader: Iterable[Any]
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = 0
+        for item in self.loader:
+            batch = item if isinstance(item, Batch) else Batch(*_pair(item), index=torch.arange(start, start + len(item[0])))
+            start += len(batch)
+            yield batch
+
+
+def _pair(item: Any) -> tuple[Tensor, Tensor]:
+    if not (isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)):
+        raise RequestError(f"A batch of the data module is a {type(item).__name__}. Expected (image, target), two tensors.")
+    return item[0], item[1]
+
+
+class _Numbers(Sequence[str]):
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, number: Any) -> Any:
+        return str(number)

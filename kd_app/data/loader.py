@@ -1,0 +1,226 @@
+"""Batches in an order that is a function of (seed, epoch), from any position, for any number of ranks, with any number of workers."""
+
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kd_app.config import Pixels, RequestError
+from kd_app.data.batch import Batch
+from kd_app.data.pixel_store import Selection, Store
+from kd_app.data.views import EVALUATION, View, image_keys
+
+Position = Callable[[], tuple[int, int]]
+"""(epoch, batches of it that were already seen), asked whenever an iteration starts."""
+
+
+class Request(NamedTuple):
+    """The numbers of the images of one batch, and of the view they are wanted in."""
+
+    view: int
+    images: Int64[np.ndarray, " batch"]
+
+
+class Rank(NamedTuple):
+    """Which of how many processes this is."""
+
+    number: int
+    world: int
+
+
+SINGLE = Rank(0, 1)
+
+
+@dataclass(frozen=True)
+class Maker(Dataset[Batch]):
+    """Makes the batch of a request: a pure function of it and of these settings. target: class numbers by image number."""
+
+    store: Store
+    target: Int64[np.ndarray, " images"]
+    view: View
+    pixels: Pixels
+    seed: int
+
+    def __getitem__(self, request: Request) -> Batch:
+        """The batch; ``image`` is uint8 in channels-last memory."""
+        keys = image_keys(self.seed, request.images, request.view)
+        image = self.view(Selection(self.store, request.images), keys, self.pixels) if len(keys) else self._nothing()
+        image = _with_channels(image, self.pixels.channels)
+        index, target = torch.from_numpy(request.images), torch.from_numpy(self.target[request.images])
+        return Batch(torch.from_numpy(image).permute(0, 3, 1, 2), target, index, view=request.view)
+
+    def is_slow(self) -> bool:
+        """Whether worker processes pay."""
+        return not self.store.in_memory or self.view.is_slow(self.store.size, self.pixels)
+
+    def _nothing(self) -> UInt8[np.ndarray, "0 height width channels"]:
+        return np.zeros((0, self.pixels.height, self.pixels.width, self.pixels.channels), dtype=np.uint8)
+
+
+def _with_channels(image: UInt8[np.ndarray, "batch height width stored"], channels: int) -> UInt8[np.ndarray, "batch height width channels"]:
+    """Gray repeated as color; color as its luma (ITU-R 601, rounded as PIL rounds)."""
+    if image.shape[3] == channels:
+        return image
+    if channels == 1:
+        luma = image.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
+        return ((luma + 2**15) >> 16).astype(np.uint8)[:, :, :, None]
+    return np.repeat(image, channels, axis=3)
+
+
+class _Stream:
+    """Turns requests into batches in their order: in this process, or in worker processes that live as long as this object."""
+
+    def __init__(self, maker: Maker, num_workers: int) -> None:
+        self._maker = maker
+        self._num_workers = num_workers
+        self._requests = _Requests()
+        self._workers: DataLoader[Any] | None = None
+
+    def __call__(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        if not self._num_workers:
+            for request in requests:
+                yield _pinned(self._maker[request])
+            return
+        self._requests.wanted = requests
+        for found in self._started():
+            if isinstance(found, RequestError):
+                raise found
+            yield _pinned(found)
+
+    def _started(self) -> Iterable[Any]:
+        if self._workers is None:
+            self._workers = DataLoader(
+                _Guarded(self._maker),
+                sampler=self._requests,
+                batch_size=None,
+                num_workers=self._num_workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_start_worker,
+                persistent_workers=True,
+            )
+        return self._workers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_workers": None, "_requests": _Requests()}
+
+
+class _Requests(Sampler[Request]):
+    """Hands the requests of the present epoch to the workers."""
+
+    wanted: Sequence[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.wanted)
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+
+@dataclass(frozen=True)
+class _Guarded(Dataset[Batch | RequestError]):
+    """Hands a user's error back as a value: raised in a worker it would come with that worker's traceback in its text."""
+
+    maker: Maker
+
+    def __getitem__(self, request: Request) -> Batch | RequestError:
+        try:
+            return self.maker[request]
+        except RequestError as error:
+            return error
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _start_worker(_: int) -> None:
+    """Signals are the main process's affair; a worker computes with one thread (torch's default there)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """In memory that a GPU copies from while it computes, where there is one."""
+    return replace(batch, image=batch.image.pin_memory()) if torch.cuda.is_available() else batch
+
+
+@dataclass
+class TrainingLoader:
+    """The shuffled batches of the images `rows`, from the position on.
+
+    The order of an epoch is a permutation that depends on (order_seed, epoch) alone, with `reshuffle` off that of epoch 0 always; the view's number
+    is the epoch. Of each ``batch_size * rank.world`` images in that order rank r takes every ``rank.world``-th from the r-th on, so that
+    1 rank x 64 and 2 ranks x 32 see the same images in each step. What is left at an epoch's end is dropped; a set that is smaller than one such
+    batch is one smaller batch, equal on all ranks.
+    """
+
+    maker: Maker
+    rows: Int64[np.ndarray, " rows"]
+    batch_size: int
+    num_workers: int
+    order_seed: int
+    position: Position
+    rank: Rank = SINGLE
+    reshuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.rows) < self.rank.world:
+            raise RequestError(f"{len(self.rows)} image(s) to train on are fewer than {self.rank.world} ranks. Set trainer.devices to less.")
+        self._stream = _Stream(self.maker, self.num_workers)
+
+    def __len__(self) -> int:
+        return max(1, len(self.rows) // (self.batch_size * self.rank.world))
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, seen = self.position()
+        yield from self._stream(self._epoch(epoch)[seen:])
+
+    def state_dict(self) -> dict[str, int]:
+        """What the position in an epoch depends on. Nothing is restored from it: the position is asked for."""
+        return {"images": len(self.rows), "images_a_step": self.batch_size * self.rank.world, "order_seed": self.order_seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raises `RequestError` where the checkpoint's epochs were other ones: the images seen would not be those counted."""
+        if state != self.state_dict():
+            raise RequestError(
+                f"The checkpoint was trained with {state}, this run has {self.state_dict()}. Expected: the same, to go on in the middle of an epoch. "
+                "Keep data.batch_size times trainer.devices, the data and the seed, or start afresh."
+            )
+
+    def _epoch(self, epoch: int) -> list[Request]:
+        random = np.random.default_rng([self.order_seed, epoch if self.reshuffle else 0])
+        order = self.rows[random.permutation(len(self.rows))]
+        together = min(self.batch_size, len(order) // self.rank.world) * self.rank.world
+        return [
+            Request(epoch, order[start + self.rank.number : start + together : self.rank.world]) for start in range(0, len(self) * together, together)
+        ]
+
+
+@dataclass
+class EvaluationLoader:
+    """Every image of `rows` once over all ranks, in order: rank r has every ``rank.world``-th from the r-th on.
+
+    All ranks give the same number of batches; the last one of a rank may have fewer rows than those of others, or none.
+    """
+
+    maker: Maker
+    rows: Int64[np.ndarray, " rows"]
+    batch_size: int
+    num_workers: int
+    rank: Rank = SINGLE
+
+    def __post_init__(self) -> None:
+        self._stream = _Stream(self.maker, self.num_workers)
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(len(self.rows) / self.rank.world) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        own = self.rows[self.rank.number :: self.rank.world]
+        yield from self._stream([Request(EVALUATION, own[step * self.batch_size : (step + 1) * self.batch_size]) for step in range(len(self))])

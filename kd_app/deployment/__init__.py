@@ -1,0 +1,1 @@
+"""Measuring what ships: what a model answers, and how fast."""

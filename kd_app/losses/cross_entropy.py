@@ -1,0 +1,57 @@
+"""Cross-entropy with the labels."""
+
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from kd_app.config import RequestError
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.models.outputs import Outputs
+
+
+class CrossEntropy(LossTerm):
+    """``-sum_c y_c log softmax(z)_c``, averaged over the labeled images as `torch.nn.functional.cross_entropy` does.
+
+    Labels are class numbers [B] or shares of classes [B, K]. With class weights w and class numbers the mean is weighted, that is divided by the
+    sum of ``w[y_b]``; with shares each class's part is weighted and the sum divided by B. `smoothing` moves that share of every label evenly to
+    all K classes (Szegedy et al., CVPR 2016, arXiv 1512.00567). Rows that ``batch.labeled`` marks as unlabeled do not count; without a labeled
+    row the value is 0, still joined to the graph.
+    """
+
+    level: ClassVar[Level] = "label"
+    needs_teacher: ClassVar[bool] = False
+
+    class_weights: Tensor | None
+
+    def __init__(self, *, smoothing: Annotated[float, Field(ge=0, lt=1)], class_weights: list[PositiveFloat] | None) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Raises `RequestError` when the class weights are not one a class."""
+        assert student.logits is not None
+        classes = student.logits.shape[1]
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise RequestError(
+                f"cross_entropy: class_weights has {len(self.class_weights)} entries and there are {classes} classes. "
+                f"Give one positive number a class, in the order of the classes, or null for equal weights."
+            )
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the labeled images of the batch."""
+        assert student.logits is not None
+        logits, target = student.logits, batch.target
+        if batch.labeled is not None:
+            logits, target = logits[batch.labeled], target[batch.labeled]
+        if len(logits) == 0:
+            return logits.sum()
+        target = target.to(logits.dtype) if target.is_floating_point() else target
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        return F.cross_entropy(logits, target, weights, label_smoothing=self.smoothing)

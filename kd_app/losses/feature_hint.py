@@ -1,0 +1,91 @@
+"""FitNet's hint: the student's map, through a small regressor, is to be the teacher's."""
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import NegativeInt
+from torch import Tensor, nn
+
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.pairing import same_size, stage_pairs
+from kd_app.models.outputs import Outputs
+
+_LARGEST_KERNEL = 5
+
+
+class FeatureHint(LossTerm):
+    """``mean (r(F_s) - F_t)^2`` over batch, channels and cells, for the maps F of one stage; r = convolution, batch norm and, if asked for, ReLU.
+
+    The convolution follows from the two sizes: 1x1 for equal ones, 3x3 with stride 2 where the student's map is twice as large, a transposed 4x4
+    with stride 2 where it is half as large, and a valid one of side ``1 + s - t`` where it is larger by up to 4 cells. In every other case
+    the larger map is averaged down to the size of the smaller one, and the convolution is 1x1.
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550; trained jointly with the other terms, not in a phase before them.
+    """
+
+    level: ClassVar[Level] = "feature"
+    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+
+    adapter: "Regressor"
+
+    def __init__(self, *, stage: NegativeInt, activation: Literal["auto", "relu", "none"]) -> None:
+        super().__init__()
+        self.stage = stage
+        self.activation = activation
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make the regressor for the two measured maps; 'auto' gives it a ReLU where the teacher's map has no negative value.
+
+        Raises `RequestError` when one of the models gives no feature maps.
+        """
+        ours, theirs = self._pair(student, teacher)
+        relu = bool((theirs >= 0).all()) if self.activation == "auto" else self.activation == "relu"
+        self.adapter = Regressor(ours, theirs, relu=relu).to(ours.device)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean squared difference; needs `build` first."""
+        ours, theirs = self._pair(student, teacher)
+        if self.adapter.pointwise:
+            ours, theirs = same_size(ours, theirs)
+        return F.mse_loss(self.adapter(ours), theirs)
+
+    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        pairs = stage_pairs("feature_hint", student, teacher)
+        return pairs[min(-self.stage, len(pairs)) - 1]
+
+
+class Regressor(nn.Module):
+    """Convolution, batch norm and perhaps ReLU, from the student's measured map to the channels (and, unless it is `pointwise`, the size) of the
+    teacher's."""
+
+    def __init__(self, student: Tensor, teacher: Tensor, *, relu: bool) -> None:
+        super().__init__()
+        self.conv = _convolution(student, teacher)
+        self.bn = nn.BatchNorm2d(teacher.shape[1])
+        self.relu = relu
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it leaves the size of the map to the caller."""
+        return self.conv.kernel_size == (1, 1)
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels out_height out_width"]:
+        """The student's map as the teacher's."""
+        x = self.conv(x)
+        if x.numel() > x.shape[1]:
+            x = self.bn(x)
+        else:  # one image of one cell has no variance: the running figures serve
+            x = F.batch_norm(x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, eps=self.bn.eps)
+        return F.relu(x) if self.relu else x
+
+
+def _convolution(student: Tensor, teacher: Tensor) -> nn.Conv2d | nn.ConvTranspose2d:
+    (_, wide, height, width), (_, out, to_height, to_width) = student.shape, teacher.shape
+    if (height, width) == (2 * to_height, 2 * to_width):
+        return nn.Conv2d(wide, out, 3, stride=2, padding=1)
+    if (2 * height, 2 * width) == (to_height, to_width):
+        return nn.ConvTranspose2d(wide, out, 4, stride=2, padding=1)
+    kernel = (1 + height - to_height, 1 + width - to_width)
+    fits = all(1 <= side <= _LARGEST_KERNEL for side in kernel)
+    return nn.Conv2d(wide, out, kernel if fits else 1)

@@ -1,0 +1,84 @@
+"""How far a figure could be from the truth, given the images it was measured on."""
+
+import math
+from collections.abc import Callable, Mapping
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Interval = tuple[float, float]
+_AT_ONCE = 2**22
+"""Weights held in memory at a time: 32 MB in float64."""
+
+
+def wilson(successes: int, n: int, confidence: float) -> Interval:
+    """Score interval of a rate: all p with ``|successes / n - p| <= z sqrt(p (1 - p) / n)``; (0, 1) when n is 0.
+
+    E. B. Wilson, 'Probable inference, the law of succession, and statistical inference', JASA 1927.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z, rate = NormalDist().inv_cdf(0.5 + confidence / 2), successes / n
+    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return (0.0 if successes == 0 else middle - half), (1.0 if successes == n else middle + half)
+
+
+def bootstrap(
+    statistics: Callable[[Float[np.ndarray, "resamples images"]], Mapping[str, np.ndarray]], num_images: int, *, seed: int, resamples: int = 1000
+) -> dict[str, Float[np.ndarray, " resamples"]]:
+    """`statistics` of `resamples` sets of `num_images` images, drawn with replacement (B. Efron, Annals of Statistics 1979).
+
+    `statistics` is given how often each image was drawn, a block of resamples at a time, and returns named columns of one number a resample.
+    All of them, hence all models, see the same draws: differences and ratios are paired. Equal seeds give equal draws.
+    """
+    rng = np.random.default_rng(seed)
+    block = max(1, _AT_ONCE // num_images)
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(num_images, size=(rows, num_images))
+        drawn += np.arange(rows)[:, None] * num_images
+        weights = np.bincount(drawn.ravel(), minlength=rows * num_images).reshape(rows, num_images).astype(np.float64)
+        for name, column in statistics(weights).items():
+            parts.setdefault(name, []).append(column)
+    return {name: np.concatenate(columns) for name, columns in parts.items()}
+
+
+def percentile(point: float, resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
+    """The middle `confidence` of the resampled figures, widened to hold the point where it does not."""
+    low, high = _middle(resampled, confidence)
+    return min(point, low), max(point, high)
+
+
+def reflected(point: float, resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
+    """``[2 point - upper, 2 point - lower]``: for a figure, like ECE, that resampling pushes up as much as sampling did; at least 0, holds the point.
+
+    The 'basic' interval of Davison and Hinkley, 'Bootstrap Methods and their Application', 1997, section 5.2.
+    """
+    low, high = _middle(resampled, confidence)
+    return min(point, max(0.0, 2 * point - high)), max(point, 2 * point - low)
+
+
+def _middle(resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
+    known = resampled[~np.isnan(resampled)]
+    if not len(known):
+        return math.nan, math.nan
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(known, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
+def class_starts(target: Int[np.ndarray, " images"]) -> Int[np.ndarray, " present"]:
+    """Where each class begins among images sorted by class."""
+    assert (np.diff(target) >= 0).all(), "images must be sorted by class"
+    return np.flatnonzero(np.diff(target, prepend=-1))
+
+
+def recalls(
+    weights: Float[np.ndarray, "resamples images"], hits: Bool[np.ndarray, " images"], starts: Int[np.ndarray, " present"]
+) -> Float[np.ndarray, "resamples present"]:
+    """Share of each class that is right, for images sorted by class; NaN where a resample drew none of a class."""
+    with np.errstate(invalid="ignore"):
+        return np.add.reduceat(weights * hits, starts, axis=1) / np.add.reduceat(weights, starts, axis=1)

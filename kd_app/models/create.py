@@ -1,0 +1,179 @@
+"""Make the model that was asked for, with its weights and the pixels it expects."""
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from kd_app.config import Pixels, RequestError
+from kd_app.models.request import ModelRequest, Origin
+from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
+from kd_app.stages import file_sha256
+
+SMALL = 64
+"""Up to this side (pixels) an image is used whole: no centre crop."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images that a model made from random weights will see: channels, side, and the mean and std of their pixels (0..1)."""
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Created:
+    """A model, the pixels that it expects, and what is known of its weights."""
+
+    model: nn.Module
+    pixels: Pixels
+    weights: WeightsReport
+
+
+def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
+    """What the model is to be fed: as its weights were trained; from random weights, the data as they are.
+
+    Raises `RequestError` for a hub that can't be reached (the weights' own configuration lies there).
+    """
+    cfg = _config(request.origin)
+    data = resolve_data_config(pretrained_cfg=cfg) if cfg else {"crop_pct": 1.0, "interpolation": "bilinear"}
+    if request.origin.kind in ("hub", "folder"):
+        channels, height, width = data["input_size"]
+        channels = request.kwargs.get("in_chans", channels)
+        height, width = (request.image_size,) * 2 if request.image_size else (height, width)
+        mean, std = (tuple(_channels(data[key], channels)) for key in ("mean", "std"))
+        return Pixels(channels, height, width, mean, std, data["crop_pct"], data["interpolation"])
+    channels, size = request.kwargs.get("in_chans", seen.channels), request.image_size or seen.size
+    crop = 1.0 if size <= SMALL else data["crop_pct"]
+    mean, std = _channels(seen.mean, channels), _channels(seen.std, channels)
+    return Pixels(channels, size, size, tuple(mean), tuple(std), crop, data["interpolation"])
+
+
+def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
+    """The model on the CPU, in eval mode; what is random in it is a function of `seed` alone.
+
+    Raises `RequestError` for weights of another model, a module that does not give `num_classes` logits, or one that can't take such images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            created = _own(request, pixels, num_classes) if request.factory else _timm(request, pixels, num_classes)
+        except (AssertionError, TypeError, RuntimeError, ValueError) as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(
+                f"The {request.role} {request.name} can't be made for images of {pixels.height}x{pixels.width} with {request.kwargs!r}: {error}. "
+                f"Change {request.role}.image_size, data.image_size or {request.role}.kwargs.* (for a ViT: patch_size and img_size)."
+            ) from None
+    _check_logits(request, created.model, pixels, num_classes)
+    return created
+
+
+def _config(origin: Origin) -> dict[str, Any]:
+    """timm's pretrained_cfg of an origin, without making the model."""
+    if origin.kind == "own" or (origin.kind == "file" and not timm.is_model(origin.name.split(".")[0])):
+        return {}
+    if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
+        from timm.models import load_model_config_from_hf
+        from timm.models._hub import load_model_config_from_path
+
+        return dict(load_model_config_from_path(origin.path)[0] if origin.path else _fetched(origin, load_model_config_from_hf)[0])
+    cfg = timm.get_pretrained_cfg(origin.name, allow_unregistered=True)
+    return dict(cfg.to_dict()) if cfg else {}
+
+
+def _fetched(origin: Origin, fetch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call what may go to a hub; a hub out of reach becomes one paragraph."""
+    try:
+        return fetch(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise RequestError(
+            f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get online, or put them in a folder and use "
+            "name=local-dir:<folder> or checkpoint=<file>; pretrained=false starts from random weights."
+        ) from None
+
+
+def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
+    origin, kwargs = request.origin, dict(request.kwargs)
+    cfg = _config(origin)
+    kwargs.setdefault("in_chans", pixels.channels)
+    if cfg.get("fixed_input_size") and (pixels.height, pixels.width) != tuple(cfg["input_size"][1:]):
+        kwargs.setdefault("img_size", (pixels.height, pixels.width))
+    name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
+    state, source, sha256 = _state(origin, name, kwargs)
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
+    if state is None:
+        return Created(model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0))
+    head = model.pretrained_cfg.get("classifier") or ()
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    return Created(model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256))
+
+
+def _state(origin: Origin, name: str, kwargs: dict[str, Any]) -> tuple[dict[str, Tensor] | None, str, str]:
+    """The weights with all their classes, what to call their source, and their sha256."""
+    if origin.kind == "random":
+        return None, "random", ""
+    if origin.kind == "file":
+        assert origin.path is not None
+        return read_state(origin.path), f"file {origin.path.name}", file_sha256(origin.path)
+    if origin.kind == "folder":
+        assert origin.path is not None
+        path = origin.path / "model.safetensors"
+        state = read_state(path)
+        return state, f"folder {origin.path.name}", file_sha256(path)
+    full = _fetched(origin, timm.create_model, name, pretrained=True, **kwargs)
+    state = full.state_dict()
+    return state, f"hub {origin.name}", state_sha256(state)
+
+
+def _own(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
+    assert request.factory is not None
+    offered = {"num_classes": num_classes, "in_chans": pixels.channels}
+    accepted = inspect.signature(request.factory).parameters
+    kwargs = {**{k: v for k, v in offered.items() if k in accepted}, **request.kwargs}
+    model = request.factory(**kwargs)
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"{request.role}._target_={request.name} gave a {type(model).__name__}, expected a torch.nn.Module that gives logits.")
+    path = request.origin.path
+    if path is None:
+        return Created(model.eval(), pixels, WeightsReport(f"own {request.name}", state_sha256(model.state_dict()), len(model.state_dict())))
+    report = load_into(model, read_state(path), head=(), source=f"file {path.name}", sha256=file_sha256(path))
+    return Created(model.eval(), pixels, report)
+
+
+def _check_logits(request: ModelRequest, model: nn.Module, pixels: Pixels, num_classes: int) -> None:
+    """One pass over two gray images: the model takes such pixels and answers in as many classes as the data have."""
+    with torch.no_grad():
+        try:
+            logits = model(torch.zeros(2, pixels.channels, pixels.height, pixels.width))
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RequestError(
+                f"The {request.role} {request.name} can't take images of {pixels.channels}x{pixels.height}x{pixels.width}: {reason} "
+                f"Change data.image_size, {request.role}.image_size or {request.role}.kwargs.* (patch_size, img_size, in_chans)."
+            ) from None
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (2, num_classes):
+        raise RequestError(
+            f"The {request.role} {request.name} answers two images with {shape}, expected logits of shape (2, {num_classes}): "
+            "the data have that many classes. A model of other classes has to be fine-tuned, or made with num_classes of the data."
+        )
+
+
+def _channels(values: Any, channels: int) -> list[float]:
+    """Statistics for `channels` channels: as they are, or their mean repeated where the number differs."""
+    values = [float(v) for v in values]
+    return values if len(values) == channels else [round(sum(values) / len(values), 6)] * channels
+
+
+def with_size(pixels: Pixels, size: int) -> Pixels:
+    """The same pixels for another side."""
+    return replace(pixels, height=size, width=size)

@@ -1,0 +1,150 @@
+"""Which model is asked for, and where its weights come from: checked before anything is read or fetched."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import timm
+import torch
+from pydantic import Field
+from torch import nn
+
+import kd_app.models.small  # noqa: F401  (registers the small-image nets with timm)
+from kd_app.config import RequestError, Typed, unknown
+
+Kind = Literal["random", "hub", "folder", "file", "own"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from: 'random', 'hub' (timm's or a Hugging Face repository), 'folder' (timm's local-dir), 'file', or 'own' (a module).
+
+    num_classes and label_names are those of the weights, where known; license is the weights' own, 'unknown' where nobody says.
+    """
+
+    kind: Kind
+    name: str
+    path: Path | None = None
+    license: str = "unknown"
+    num_classes: int | None = None
+    label_names: tuple[str, ...] | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Something was learned before; from random weights nothing was."""
+        return self.kind != "random"
+
+    def fits(self, classes: tuple[str, ...]) -> bool:
+        """The weights answer in these classes: as many, and of these names where the weights name theirs."""
+        return self.has_weights and self.num_classes in (None, len(classes)) and self.label_names in (None, classes)
+
+
+class ModelRequest(Typed):
+    """A teacher or student as asked for in the config (`role` names it in messages).
+
+    name: a timm model with or without tag, ``local-dir:<folder>``, ``hf-hub:<repository>``. checkpoint: a file of weights, a local-dir folder,
+    or a run's folder (that run's student); folders bring their own name. pretrained: 'auto' is true when the name carries a tag.
+    factory: a callable of our user's own that makes the module instead of timm; `kwargs` go to whichever makes it. image_size: side of its input.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: str,
+        name: str | None,
+        pretrained: bool | Literal["auto"],
+        checkpoint: Path | None,
+        kwargs: dict[str, Any],
+        image_size: Annotated[int, Field(gt=0)] | None,
+        factory: Callable[..., nn.Module] | None,
+    ) -> None:
+        self.role = role
+        self.kwargs = kwargs
+        self.image_size = image_size
+        self.factory = factory
+        self.origin = _own(factory, checkpoint, pretrained) if factory else _timm(role, name, pretrained, checkpoint)
+        if not factory:
+            _check_arguments(role, self.origin, kwargs)
+
+    @property
+    def name(self) -> str:
+        """The model's name as tables print it."""
+        return self.origin.name
+
+
+def _own(factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]) -> Origin:
+    """A factory may load its weights by itself; ``pretrained=false`` says that it does not."""
+    kind: Kind = "file" if checkpoint else "random" if pretrained is False else "own"
+    return Origin(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint)
+
+
+def _timm(role: str, name: str | None, pretrained: bool | Literal["auto"], checkpoint: Path | None) -> Origin:
+    if checkpoint is not None and checkpoint.is_dir():
+        shipped = checkpoint / "student" if (checkpoint / "results.json").is_file() else checkpoint
+        return _folder(role, shipped)
+    if name is None:
+        raise RequestError(f"No {role} is named. Give {role}.name=<a timm model>, for example {role}.name=resnet18.")
+    if name.startswith("local-dir:"):
+        return _folder(role, Path(name.removeprefix("local-dir:")))
+    if name.startswith("hf-hub:"):
+        return Origin("hub", name)
+    cfg = _registered(role, name)
+    if checkpoint is not None:
+        return Origin("file", name, checkpoint)
+    if pretrained is False or (pretrained == "auto" and "." not in name):
+        return Origin("random", name, license="none: trained here")
+    if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
+        raise RequestError(
+            f"{role}.pretrained=true, but timm has no weights for {name!r}. Use {role}.pretrained=false, or a name with a tag{better_start(name)}."
+        )
+    labels = cfg.get("label_names")
+    return Origin("hub", name, None, cfg.get("license") or "unknown", cfg.get("num_classes"), tuple(labels) if labels else None)
+
+
+def _registered(role: str, name: str) -> dict[str, Any]:
+    """timm's configuration of `name`; refuses a model or a tag that timm does not have."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown(f"{role} model", name, timm.list_models())
+    tags = timm.models.get_arch_pretrained_cfgs(architecture)
+    if tag and name not in tags:
+        raise unknown(f"tag of {role} model {architecture}", name, tags)
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return cfg.to_dict() if cfg else {}
+
+
+def _folder(role: str, folder: Path) -> Origin:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        cfg = config["pretrained_cfg"]
+        labels = config.get("label_names") or cfg.get("label_names")
+        names = tuple(labels.values() if isinstance(labels, dict) else labels) if labels else None
+        return Origin("folder", config["architecture"], folder, cfg.get("license") or "unknown", config["num_classes"], names)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{str(folder)!r} is no model folder for the {role} ({type(error).__name__}: {error}). Expected a run's folder, or a folder in timm's "
+            "local-dir layout: config.json (architecture, num_classes, pretrained_cfg) and model.safetensors."
+        ) from None
+
+
+def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that the model does not take, without making its weights."""
+    if origin.kind not in ("random", "hub") or origin.name.startswith("hf-hub:"):
+        return
+    try:
+        with torch.device("meta"):
+            timm.create_model(origin.name.split(".")[0], pretrained=False, **kwargs)
+    except TypeError as error:
+        raise RequestError(f"{role}.kwargs={kwargs!r} do not fit {origin.name}: {error}. See timm.create_model for its arguments.") from None
+    except (NotImplementedError, RuntimeError, AssertionError, ValueError):
+        return  # not every model can be made without memory, or without its real size; the real one is checked when it is made
+
+
+def better_start(name: str) -> str:
+    """', for example x.y' for a tag of `name` that has weights, preferring timm's default; '' where there is none."""
+    architecture = name.split(".")[0]
+    cfg = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
+    has_weights = cfg is not None and cfg.tag and (cfg.hf_hub_id or cfg.url)
+    return f", for example {architecture}.{cfg.tag}" if has_weights else ""

@@ -1,0 +1,36 @@
+"""What ships: a folder that timm loads without kd_app."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import nn
+
+from kd_app.config import Pixels
+
+WEIGHTS = "model.safetensors"
+
+
+def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Sequence[str], license: str) -> None:
+    """Write `model.safetensors` and `config.json` in timm's local-dir layout: architecture, arguments, normalization, size, class names, license.
+
+    ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads a timm model from there; a module that is not timm's gets the same
+    files, with its class as the architecture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {
+        "input_size": (pixels.channels, pixels.height, pixels.width),
+        "mean": pixels.mean,
+        "std": pixels.std,
+        "crop_pct": pixels.crop,
+        "interpolation": pixels.interpolation,
+    }
+    if hasattr(model, "pretrained_cfg"):
+        extra = {"label_names": list(classes), "pretrained_cfg": {"license": license}}
+        save_for_hf(model, folder, model_config=extra, data_config=data, safe_serialization=True)
+        return
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    config = {"architecture": type(model).__qualname__, "num_classes": len(classes), "label_names": list(classes)}
+    (folder / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**data, "license": license}}, indent=2), encoding="utf-8")

@@ -1,0 +1,292 @@
+"""The small-image nets of the distillation literature, registered with timm: ``import kd_app.models.small``, then ``timm.create_model("resnet8")``.
+
+================================  ==========================================  =====================================================================
+names                             widths (stem, stages)                       paper
+================================  ==========================================  =====================================================================
+resnet8 14 20 32 44 56 110        16, 16 32 64                                He et al., "Deep residual learning", CVPR 2016, arXiv 1512.03385
+resnet8x4 resnet32x4              32, 64 128 256                              Tian et al., "Contrastive representation distillation", ICLR 2020,
+                                                                              arXiv 1910.10699
+wrn_{16,40}_{1,2} (depth, width)  16, 16k 32k 64k                             Zagoruyko & Komodakis, "Wide residual networks", BMVC 2016,
+                                                                              arXiv 1605.07146
+================================  ==========================================  =====================================================================
+
+The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64 pixels keep a map worth reading (8x8 -> 2x2, 32x32 -> 8x8). Shortcuts
+are the identity, or a 1x1 projection where the width or the size changes (option B), as all code of the distillation literature has it.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.layers.classifier import create_classifier
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+Images = Float[Tensor, "batch channels height width"]
+Maps = Float[Tensor, "batch filters rows columns"]
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+class PostBlock(nn.Module):
+    """Basic block: ``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.act1 = _conv(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        projects = stride != 1 or inputs != outputs
+        self.shortcut = nn.Sequential(_conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs)) if projects else nn.Identity()
+        self.act2 = nn.ReLU(inplace=True)
+
+    def forward(self, x: Images) -> Maps:
+        """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
+        y: Tensor = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        y += self.shortcut(x)
+        return self.act2(y)  # type: ignore[no-any-return]
+
+
+class PreBlock(nn.Module):
+    """Pre-activation block: ``shortcut(x) + conv(relu(bn(conv(relu(bn(x))))))``; a projecting shortcut reads the activated input."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), _conv(inputs, outputs, stride)
+        self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), _conv(outputs, outputs)
+        self.shortcut = _conv(inputs, outputs, stride, kernel=1) if stride != 1 or inputs != outputs else None
+
+    def forward(self, x: Images) -> Maps:
+        """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
+        active = self.act1(self.bn1(x))
+        y: Tensor = self.conv2(self.act2(self.bn2(self.conv1(active))))
+        y += x if self.shortcut is None else self.shortcut(active)
+        return y
+
+
+class SmallNet(nn.Module):
+    """Stem, three stages of `num_blocks` blocks, pooling and a linear classifier, with the interface of timm's models.
+
+    `widths` are those of the stem and the three stages. `forward_intermediates` and ``features_only`` give four maps: stem, layer1, layer2, layer3 at
+    strides 1, 1, 2, 4. `drop_rate` is the dropout before the classifier in training.
+    """
+
+    block: ClassVar[type[nn.Module]]
+
+    global_pool: SelectAdaptivePool2d
+    fc: nn.Module
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        widths: tuple[int, int, int, int],
+        in_chans: int = 3,
+        num_classes: int = 100,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, widths[-1]
+        self.conv1, self.stem = _conv(in_chans, widths[0]), self._norm_act(first=True, width=widths[0])
+        self.layer1 = self._stage(widths[0], widths[1], 1, num_blocks)
+        self.layer2 = self._stage(widths[1], widths[2], 2, num_blocks)
+        self.layer3 = self._stage(widths[2], widths[3], 2, num_blocks)
+        self.norm = self._norm_act(first=False, width=widths[-1])
+        names = ("stem", "layer1", "layer2", "layer3")
+        self.feature_info = [{"num_chs": c, "reduction": r, "module": m} for c, r, m in zip(widths, (1, 1, 2, 4), names, strict=True)]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stage(self, inputs: int, outputs: int, stride: int, num_blocks: int) -> nn.Sequential:
+        return nn.Sequential(self.block(inputs, outputs, stride), *(self.block(outputs, outputs, 1) for _ in range(num_blocks - 1)))
+
+    def _norm_act(self, *, first: bool, width: int) -> nn.Module:
+        """What stands between the first convolution and the stages (`first`), or between the stages and the head."""
+        raise NotImplementedError
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Regular expressions of the layers, for timm's layer-wise learning-rate decay."""
+        return {"stem": r"^conv1|^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer (or identity, with no classes) that gives the logits."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new, random classifier of `num_classes` (0: none); `global_pool` is 'avg', 'max', 'avgmax', 'catavgmax', or None for the one it has."""
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self.num_classes = num_classes
+        where = self.conv1.weight
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool, device=where.device, dtype=where.dtype)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()  # type: ignore[no-untyped-call]
+
+    def forward_intermediates(
+        self,
+        x: Images,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The last map as the head wants it, and the maps after stem, layer1, layer2, layer3 that `indices` names (an int: the last n; None: all).
+
+        `norm` sends layer3's map through the final norm; `stop_early` computes no stage behind the last index; `intermediates_only` gives the list
+        of maps alone. In a pre-activation net the maps are the raw sums.
+        """
+        assert output_fmt == "NCHW", "Convolutional maps come as NCHW."
+        wanted, deepest = feature_take_indices(len(self.feature_info), list(indices) if isinstance(indices, tuple) else indices)
+        x = self.stem(self.conv1(x))
+        maps = [x] if 0 in wanted else []
+        stages = (self.layer1, self.layer2, self.layer3)
+        for number, stage in enumerate(stages[:deepest] if stop_early else stages, start=1):
+            x = stage(x)
+            if number in wanted:
+                maps.append(self.norm(x) if norm and number == 3 else x)
+        return maps if intermediates_only else (self.norm(x), maps)
+
+    def forward_features(self, x: Images) -> Maps:
+        """The last map, as the pooling wants it: ``[B, num_features, H / 4, W / 4]``."""
+        x = self.layer3(self.layer2(self.layer1(self.stem(self.conv1(x)))))
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Maps, pre_logits: bool = False) -> Float[Tensor, "batch ..."]:
+        """Pool and classify the last map; with `pre_logits` the classifier's input, ``[B, head_hidden_size]``."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Images) -> Float[Tensor, "batch ..."]:
+        """Logits ``[B, num_classes]`` of normalized images ``[B, in_chans, H, W]``."""
+        return self.forward_head(self.forward_features(x))
+
+
+class SmallResNet(SmallNet):
+    """ResNet of basic blocks for small images; depth = 6 * num_blocks + 2. He et al., CVPR 2016, arXiv 1512.03385."""
+
+    block = PostBlock
+
+    def _norm_act(self, *, first: bool, width: int) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True)) if first else nn.Identity()
+
+
+class WideResNet(SmallNet):
+    """Wide, pre-activation ResNet; depth = 6 * num_blocks + 4. Zagoruyko & Komodakis, BMVC 2016, arXiv 1605.07146 (dropout at the head alone)."""
+
+    block = PreBlock
+
+    def _norm_act(self, *, first: bool, width: int) -> nn.Module:
+        return nn.Identity() if first else nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+_ARCHITECTURES: dict[str, tuple[type[SmallNet], int, tuple[int, int, int, int]]] = {
+    **{f"resnet{6 * n + 2}": (SmallResNet, n, (16, 16, 32, 64)) for n in (1, 2, 3, 5, 7, 9, 18)},
+    **{f"resnet{6 * n + 2}x4": (SmallResNet, n, (32, 64, 128, 256)) for n in (1, 5)},
+    **{f"wrn_{6 * n + 4}_{k}": (WideResNet, n, (16, 16 * k, 32 * k, 64 * k)) for n in (2, 6) for k in (1, 2)},
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "num_classes": 100,
+            "input_size": (3, 32, 32),
+            "pool_size": (8, 8),
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "first_conv": "conv1",
+            "classifier": "fc",
+        }
+        for name in _ARCHITECTURES
+    }
+)
+
+
+def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    net, num_blocks, widths = _ARCHITECTURES[name]
+    feature_cfg = {"out_indices": (1, 2, 3)}
+    built: nn.Module = build_model_with_cfg(net, name, pretrained, feature_cfg=feature_cfg, num_blocks=num_blocks, widths=widths, **kwargs)
+    return built
+
+
+@register_model
+def resnet8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet8 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet8", pretrained, **kwargs)
+
+
+@register_model
+def resnet14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet14 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet14", pretrained, **kwargs)
+
+
+@register_model
+def resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet20 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet20", pretrained, **kwargs)
+
+
+@register_model
+def resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet32 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet32", pretrained, **kwargs)
+
+
+@register_model
+def resnet44(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet44 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet44", pretrained, **kwargs)
+
+
+@register_model
+def resnet56(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet56 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet56", pretrained, **kwargs)
+
+
+@register_model
+def resnet110(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet110 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet110", pretrained, **kwargs)
+
+
+@register_model
+def resnet8x4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet8x4 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet8x4", pretrained, **kwargs)
+
+
+@register_model
+def resnet32x4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """resnet32x4 for images of 8 to 64 pixels, see the table above."""
+    return _build("resnet32x4", pretrained, **kwargs)
+
+
+@register_model
+def wrn_16_1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """wrn_16_1 for images of 8 to 64 pixels, see the table above."""
+    return _build("wrn_16_1", pretrained, **kwargs)
+
+
+@register_model
+def wrn_16_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """wrn_16_2 for images of 8 to 64 pixels, see the table above."""
+    return _build("wrn_16_2", pretrained, **kwargs)
+
+
+@register_model
+def wrn_40_1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """wrn_40_1 for images of 8 to 64 pixels, see the table above."""
+    return _build("wrn_40_1", pretrained, **kwargs)
+
+
+@register_model
+def wrn_40_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """wrn_40_2 for images of 8 to 64 pixels, see the table above."""
+    return _build("wrn_40_2", pretrained, **kwargs)

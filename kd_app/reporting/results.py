@@ -1,0 +1,200 @@
+"""``results.json``: everything that is printed, plotted or compared comes from it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from kd_app.config import RequestError
+from kd_app.stages import write_atomically
+
+VERSION: Final = 1
+Number = Annotated[float | None, AfterValidator(lambda value: value if value is None or math.isfinite(value) else None)]
+"""A figure; null where it is undefined or not finite."""
+
+
+class _Part(BaseModel):
+    """Unknown keys are refused: a figure that nobody declared would be one that nobody reads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Open(BaseModel):
+    """Holds the keys below, and whatever else is known."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Data(_Open):
+    """classes: their names, in the order of the logits · sizes: images of each split · fingerprint: sha256 of names, labels and contents."""
+
+    classes: list[str]
+    sizes: dict[str, int]
+    fingerprint: str
+
+
+class Model(_Open):
+    """params: entries of all parameters · macs: multiply-adds of one image · size_bytes: on disk · weights: how they were loaded."""
+
+    name: str
+    params: int
+    macs: int | None
+    size_bytes: int
+    license: str
+    source: str
+    sha256: str
+    weights: dict[str, Any]
+
+
+class ModelFigures(_Part):
+    """Each in 0..1 (nll in nats), with the ends of its interval."""
+
+    top1: Number
+    top1_low: Number
+    top1_high: Number
+    top5: Number
+    top5_low: Number
+    top5_high: Number
+    balanced_accuracy: Number
+    balanced_accuracy_low: Number
+    balanced_accuracy_high: Number
+    nll: Number
+    nll_low: Number
+    nll_high: Number
+    ece: Number
+    ece_low: Number
+    ece_high: Number
+
+
+class PairFigures(_Part):
+    """The student beside teacher and labels-only control; absent (null) is what needs a model that the run has not, or is undefined."""
+
+    retention: Number = None
+    retention_low: Number = None
+    retention_high: Number = None
+    gain: Number = None
+    gain_low: Number = None
+    gain_high: Number = None
+    gap_closed: Number = None
+    gap_closed_low: Number = None
+    gap_closed_high: Number = None
+    agreement: Number = None
+    agreement_low: Number = None
+    agreement_high: Number = None
+    negative_flips: Number = None
+    negative_flips_low: Number = None
+    negative_flips_high: Number = None
+    positive_flips: Number = None
+    positive_flips_low: Number = None
+    positive_flips_high: Number = None
+    kl_to_teacher: Number = None
+    kl_to_teacher_low: Number = None
+    kl_to_teacher_high: Number = None
+
+
+class Split(_Part):
+    """Figures of one split: how many images were measured, the confidence of all its intervals, the models, the pair."""
+
+    num_images: int
+    confidence: float
+    teacher: ModelFigures | None = None
+    labels_only: ModelFigures | None = None
+    student: ModelFigures
+    pair: PairFigures | None = None
+
+
+class Verdict(_Part):
+    """Outcome of the rule that was stated before the run; the fields of `kd_app.metrics.Judgment`, and the split it is about."""
+
+    outcome: Literal["kept", "lost", "not shown"]
+    metric: Literal["top1", "balanced_accuracy", "worst_class"]
+    margin: float
+    confidence: float
+    difference: float
+    low: float
+    high: float
+    num_images: int
+    n_needed: int | None
+    mcnemar_p: float
+    split: str
+
+
+class ModelSpeed(_Open):
+    """Throughput of one model, measured beside the others'."""
+
+    images_per_second: Number
+
+
+class Speed(_Open):
+    """teacher, student: inference · training_images_per_second: of the student's training, the teacher's forward pass included."""
+
+    teacher: ModelSpeed | None = None
+    student: ModelSpeed | None = None
+    training_images_per_second: Number = None
+
+
+class StageRecord(_Part):
+    """A stage that the run rests on: its folder, the seconds it took whoever made it, and whether this run made or found it."""
+
+    name: str
+    path: str
+    seconds: float
+    made: Literal["made", "found"]
+
+
+class Results(_Part):
+    """One run. `reason` says why a failed one failed; what is not known yet is null or empty."""
+
+    schema_version: Literal[1] = VERSION
+    status: Literal["running", "finished", "failed"]
+    reason: str | None = None
+    seed: int
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    data: Data | None = None
+    models: dict[str, Model] = {}
+    validation: Split | None = None
+    test: Split | None = None
+    verdict: Verdict | None = None
+    speed: Speed = Speed()
+    stages: list[StageRecord] = []
+    notes: list[str] = []
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of ``results.json``."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Results.model_json_schema(mode="serialization")}
+
+
+def write(path: Path, results: Results) -> None:
+    """Write ``results.json`` whole or not at all; plain JSON, null for what is not finite."""
+    write_atomically(path, results.model_dump_json(indent=1) + "\n")
+
+
+def read(path: Path) -> Results:
+    """Read a ``results.json``. Raises `RequestError`: it is not there, cut off, of another schema version, or not of this schema."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"There is no {str(path)!r}. A run's folder holds a results.json; name such a folder.") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{str(path)!r} can't be read: {error}. It is cut off or no JSON; run the same command again to make it anew, its stages are kept."
+        ) from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise RequestError(
+            f"{str(path)!r} has schema_version {version!r}, and this kd_app reads version {VERSION}. "
+            "Read it with the kd_app that wrote it, or run the same command again to make it anew."
+        )
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestError(
+            f"{str(path)!r} is no results.json of version {VERSION}: {where}: {first['msg']} (got {str(first['input'])[:60]!r}). "
+            "Run the same command again to make it anew."
+        ) from None

@@ -1,0 +1,124 @@
+"""Finished runs, read back."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_app.config import RequestError
+from kd_app.reporting.predictions import write_predictions
+from kd_app.reporting.results import Results, read
+from kd_app.stages import write_atomically
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import nn
+
+__all__ = ["Run", "load_run", "load_runs", "write_curves", "write_predictions"]
+
+RESULTS = "results.json"
+PREDICTIONS = "predictions.parquet"
+CURVES = "metrics.csv"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder: its results, and what else is there, read when it is asked for."""
+
+    path: Path
+    results: Results
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration, every default spelled out."""
+        return self.results.config
+
+    @cached_property
+    def predictions(self) -> "DataFrame":
+        """One row an image: index, file, target, and per model <model>_top1, <model>_top1_probability, <model>_target_probability."""
+        import pandas as pd
+
+        return pd.read_parquet(self._file(PREDICTIONS))
+
+    @cached_property
+    def curves(self) -> "DataFrame":
+        """One row a logged point: stage (teacher, labels_only, student ...), epoch, step, and a column a metric, NaN where it was not logged."""
+        import pandas as pd
+
+        return pd.read_csv(self._file(CURVES))
+
+    def student(self) -> "nn.Module":
+        """The student that ships, with its weights, in eval mode, as timm loads it."""
+        import timm
+
+        import kd_app.models  # noqa: F401  (registers its small nets with timm)
+
+        model: nn.Module = timm.create_model(f"local-dir:{self._file('student')}", pretrained=True).eval()
+        return model
+
+    def _file(self, name: str) -> Path:
+        path = self.path / name
+        if not path.exists():
+            raise RequestError(
+                f"The run {str(self.path)!r} has no {name}: its status is {self.results.status!r}. Run the same command again to let it go on."
+            )
+        return path
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read the run in the folder `path`. Raises `RequestError` where there is none, or its ``results.json`` can't be read."""
+    folder = Path(path)
+    return Run(folder, read(folder / RESULTS))
+
+
+def load_runs(folder: str | os.PathLike[str]) -> "DataFrame":
+    """All runs in and below `folder`, sorted by path: one row a run, dotted columns as in ``results.json`` ('test.student.top1', 'config.seed').
+
+    Stages, and all else in hidden folders, are no runs. A run whose ``results.json`` can't be read has status 'unreadable' and the `reason`.
+    Raises `RequestError` where `folder` is none.
+    """
+    import pandas as pd
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise RequestError(f"There is no folder {str(root)!r} to look for runs in.")
+    rows = [_row(path) for path in sorted(_run_folders(root))]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["path", "status"])
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        if RESULTS in files:
+            yield Path(folder)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    try:
+        results = read(path / RESULTS)
+    except RequestError as error:
+        return {"path": str(path), "status": "unreadable", "reason": str(error)}
+    return {"path": str(path), **dict(_flat(results.model_dump(mode="json")))}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def write_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Write ``metrics.csv`` from the points that each stage logged: columns stage, epoch, step, then the metrics, empty where not logged."""
+    metrics = {name for points in curves.values() for point in points for name in point} - {"epoch", "step"}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["stage", "epoch", "step", *sorted(metrics)], lineterminator="\n")
+    writer.writeheader()
+    for stage, points in curves.items():
+        writer.writerows({"stage": stage, **point} for point in points)
+    write_atomically(path, text.getvalue())

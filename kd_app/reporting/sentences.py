@@ -1,0 +1,92 @@
+"""Figures in words: what a number is, what it rests on, and why one is missing."""
+
+from kd_app.reporting.results import PairFigures, Results, Split, Verdict
+
+_METRICS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy", "worst_class": "recall of the worst class"}
+_PAIR = {
+    "retention": ("retention", "student accuracy / teacher accuracy"),
+    "gain": ("gain", "distilled - labels only, points"),
+    "gap_closed": ("gap closed", "gain / (teacher - labels only)"),
+    "agreement": ("agreement", "same top-1 class as the teacher"),
+    "negative_flips": ("negative flips", "teacher right, student wrong"),
+}
+
+
+def percent(value: float | None) -> str:
+    """'92.13 %', or 'undefined'."""
+    return "undefined" if value is None else f"{value:.2%}".replace("%", " %")
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * value:+.2f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """'91.59 to 92.64', in percent; empty where there is none."""
+    return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def pair_rows(split: Split) -> list[tuple[str, str, str, str]]:
+    """Name, figure, interval and meaning of what compares the student with teacher and control, as far as the run has them."""
+    if split.pair is None:
+        return []
+    return [_pair_row(split.pair, key) for key in _PAIR if _applies(split, key)]
+
+
+def _applies(split: Split, key: str) -> bool:
+    needs = {"gain": [split.labels_only], "gap_closed": [split.teacher, split.labels_only]}.get(key, [split.teacher])
+    return all(model is not None for model in needs)
+
+
+def _pair_row(pair: PairFigures, key: str) -> tuple[str, str, str, str]:
+    name, meaning = _PAIR[key]
+    value, low, high = (getattr(pair, f"{key}{end}") for end in ("", "_low", "_high"))
+    if key == "gain" and value is not None:
+        bounds = "" if low is None or high is None else f"{points(low)} to {points(high)}"
+        return name, points(value), bounds, meaning
+    return name, percent(value), interval(low, high), meaning
+
+
+def sentences(results: Results, split: Split) -> list[str]:
+    """Undefined figures explained, the verdict, and what all of it rests on."""
+    found = _undefined(split)
+    if results.verdict:
+        found.append(_verdict(results.verdict))
+    found.append(_basis(results, split))
+    if results.status != "finished":
+        found.append(f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip())
+    return found
+
+
+def _undefined(split: Split) -> list[str]:
+    found = []
+    if _applies(split, "gap_closed") and split.pair and split.pair.gap_closed is None:
+        found.append("Gap closed is undefined because the teacher is not measurably better than the labels-only student on these images.")
+    if _applies(split, "retention") and split.pair and split.pair.retention is None:
+        found.append("Retention is undefined because the teacher is not measurably right on any of these images.")
+    return found
+
+
+def _verdict(verdict: Verdict) -> str:
+    metric, margin = _METRICS[verdict.metric], f"{100 * verdict.margin:g} points"
+    difference = f"{points(verdict.difference)} points, {points(verdict.low)} to {points(verdict.high)}"
+    said = {
+        "kept": f"kept. The student's {metric} is at most {margin} below the teacher's",
+        "lost": f"lost. The student's {metric} is more than {margin} below the teacher's",
+        "not shown": f"not shown. These images can't tell whether the student's {metric} is within {margin} of the teacher's",
+    }[verdict.outcome]
+    needed = f" About {verdict.n_needed:,} images would be needed." if verdict.n_needed else ""
+    return (
+        f"Verdict: {said}: the difference is {difference} (each end at {verdict.confidence:.0%}, {verdict.num_images:,} {verdict.split} images, "
+        f"McNemar p = {verdict.mcnemar_p:.2g}).{needed}"
+    )
+
+
+def _basis(results: Results, split: Split) -> str:
+    name = "test" if split is results.test else "validation"
+    unread = "" if name == "test" else " The test set was not read."
+    return (
+        f"All figures: {name} split, {split.num_images:,} images, one seed ({results.seed}). "
+        f"The intervals are over images; what another seed would give is not in them.{unread}"
+    )

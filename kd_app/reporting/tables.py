@@ -1,0 +1,134 @@
+"""What a run found, as a table for people: readable at 80 columns, in a log, without color."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kd_app.reporting.results import Model, ModelFigures, Results, Split
+from kd_app.reporting.sentences import interval, pair_rows, percent, sentences
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep: its number, what it overrides, and its results, None where it has none that can be read."""
+
+    number: int
+    overrides: tuple[str, ...]
+    results: Results | None
+
+
+def summary(results: Results) -> RenderableType:
+    """The table that ends the main job: teacher, labels only, distilled; then what the student kept, the verdict, and what the figures rest on."""
+    split = results.test or results.validation
+    if split is None:
+        reason = f" {results.reason}" if results.reason else ""
+        return Text(f"Nothing is measured yet: the run's status is '{results.status}'.{reason}")
+    pair = pair_rows(split)
+    parts: list[RenderableType] = [_models(results, split)]
+    if pair:
+        parts += [_pair(pair, split.confidence)]
+    return Group(*parts, *(Text(sentence) for sentence in sentences(results, split)))
+
+
+def _models(results: Results, split: Split) -> Table:
+    figures = {"teacher": split.teacher, "labels_only": split.labels_only, "student": split.student}
+    present = {role: each for role, each in figures.items() if each is not None}
+    heads = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled" if split.teacher else "student"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for role in present:
+        table.add_column(heads[role], justify="right", overflow="fold")
+    models = {role: results.models.get(role) for role in present}
+    table.add_row("model", *(model.name if model else "" for model in models.values()))
+    table.add_row("top-1 accuracy", *(percent(each.top1) for each in present.values()))
+    table.add_row(f"  {split.confidence:.0%} interval", *(interval(each.top1_low, each.top1_high) for each in present.values()))
+    table.add_row("parameters", *(_count(model.params if model else None) for model in models.values()))
+    table.add_row("multiply-adds", *(_count(model.macs if model else None) for model in models.values()))
+    table.add_row("size on disk", *(_size(model) for model in models.values()))
+    table.add_row("images per second", *(_speed(results, role) for role in present))
+    return table
+
+
+def _pair(rows: Sequence[tuple[str, str, str, str]], confidence: float) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("distilled")
+    table.add_column("", justify="right")
+    table.add_column(f"{confidence:.0%} interval", justify="right")
+    table.add_column("is")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _count(number: int | None) -> str:
+    if number is None:
+        return "unknown"
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}" if number < 999.5 * scale else f"{number / scale:,.0f} {unit}"
+    return str(number)
+
+
+def _size(model: Model | None) -> str:
+    return f"{_count(model.size_bytes)}B" if model else "unknown"
+
+
+def _speed(results: Results, role: str) -> str:
+    """The control is the student's net with other weights: it is not measured twice."""
+    if role == "labels_only":
+        return "as distilled"
+    measured = results.speed.teacher if role == "teacher" else results.speed.student
+    return f"{measured.images_per_second:,.0f}" if measured and measured.images_per_second is not None else "unknown"
+
+
+def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
+    """A sweep's trials, best by validation first; the winner is marked and, where it was tested, its test figure is given."""
+    ordered = sorted(trials, key=lambda trial: (-_validation_top1(trial), trial.number))
+    confidence = next((split.confidence for trial in ordered if (split := _validation(trial))), 0.95)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", justify="right")
+    table.add_column("overrides", overflow="fold")
+    table.add_column("status")
+    table.add_column("validation top-1", justify="right")
+    table.add_column(f"{confidence:.0%} interval", justify="right")
+    table.add_column("")
+    for trial in ordered:
+        mark = "winner" if trial.number == winner else ""
+        status = trial.results.status if trial.results else "unreadable"
+        table.add_row(str(trial.number), Text(" ".join(trial.overrides)), status, *_top1(_student(_validation(trial))), mark)
+    return Group(table, *(Text(line) for line in _winner(trials, winner)))
+
+
+def _validation(trial: Trial) -> Split | None:
+    return trial.results.validation if trial.results else None
+
+
+def _student(split: Split | None) -> ModelFigures | None:
+    return split.student if split else None
+
+
+def _validation_top1(trial: Trial) -> float:
+    figures = _student(_validation(trial))
+    return -1.0 if figures is None or figures.top1 is None else figures.top1
+
+
+def _top1(figures: ModelFigures | None) -> tuple[str, str]:
+    return (percent(figures.top1), interval(figures.top1_low, figures.top1_high)) if figures else ("", "")
+
+
+def _winner(trials: Sequence[Trial], winner: int | None) -> list[str]:
+    chosen = next((trial for trial in trials if trial.number == winner), None)
+    if chosen is None or chosen.results is None:
+        return ["No trial won: none has a validation accuracy."]
+    test = chosen.results.test
+    if test is None:
+        return [f"Trial {winner} won on validation; the test set was not read."]
+    figure, bounds = _top1(test.student)
+    return [
+        f"Trial {winner} won on validation. Its test top-1 is {figure} (interval {bounds}, {test.num_images:,} images), the only test figure here:",
+        "the validation figure of the best of several trials is too good by chance.",
+    ]

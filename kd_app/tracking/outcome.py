@@ -1,0 +1,47 @@
+"""From results.json to what trackers show."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd_app.tracking.base import Outcome
+from kd_app.tracking.private import cleaned
+
+_SHOWN = ("test", "validation", "verdict", "speed", "models")
+_REFERENCE = ("name", "source", "sha256", "stage")
+_PAIR = "pair"
+
+
+def outcome(results: Mapping[str, Any], files: Sequence[Path], out: Path, lineage: Mapping[str, Any] | None) -> Outcome:
+    """What trackers get to see of `results` (the content of results.json) and of the run's `files` and folders of files.
+
+    Without a given `lineage` the teacher's reference comes from the results.
+    """
+    shown = cleaned({section: results.get(section) for section in _SHOWN})
+    test = {role: dict(_numbers(figures)) for role, figures in (shown["test"] or {}).items() if role != _PAIR and figures}
+    teacher = (shown["models"] or {}).get("teacher") or {}
+    found = {key: teacher[key] for key in _REFERENCE if teacher.get(key) is not None}
+    return Outcome(dict(_flat(shown)), test, cleaned(lineage) if lineage else found, dict(_named(files, out)))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | str]]:
+    """``(dotted name, figure)`` of every number and word; lists and missing figures have no place in a summary."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float | str):
+            yield f"{prefix}{key}", value
+
+
+def _numbers(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if isinstance(value, int | float):
+            yield name, float(value)
+
+
+def _named(files: Sequence[Path], out: Path) -> Iterator[tuple[str, Path]]:
+    """``(name inside the run's folder, path)`` of every file, also of those in folders."""
+    for path in files:
+        inside = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        base = out if path.is_relative_to(out) else path.parent
+        yield from ((each.relative_to(base).as_posix(), each) for each in inside)

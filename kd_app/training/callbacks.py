@@ -1,0 +1,149 @@
+"""What happens around a training: it is saved so that it can go on, its best weights are kept, and it says where it is."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kd_app.config import Typed
+
+LAST = "last.ckpt"
+BEST = "best.safetensors"
+
+
+class Keep(Checkpoint):
+    """Write a state to go on from every `minutes`, at each epoch's end and when the training is interrupted; keep the student's best weights.
+
+    The best epoch is the one with the highest validation top1 (the earliest of equals); the weights are those that were validated, which is the
+    average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that validation.
+    """
+
+    def __init__(self, folder: Path, *, minutes: float) -> None:
+        super().__init__()
+        self.folder = folder
+        self.best: dict[str, float] = {}
+        self._every = minutes * 60
+        self._saved = time.monotonic()
+        self._validated: dict[str, Tensor] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save in mid-epoch when it is time."""
+        due = time.monotonic() - self._saved >= self._every
+        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the weights that are about to be validated."""
+        student: torch.nn.Module = pl_module.student  # type: ignore[assignment]
+        self._validated = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in student.state_dict().items()}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the validated weights when they are the best so far."""
+        score = trainer.callback_metrics.get("validation/top1")
+        if score is None or float(score) <= self.best.get("top1", -1.0):
+            return
+        self.best = {"top1": float(score), "epoch": float(trainer.current_epoch)}
+        if trainer.is_global_zero:
+            partial = self.folder / f".{BEST}.partial"
+            save_file(self._validated, partial)
+            partial.replace(self.folder / BEST)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save at the end of every epoch."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save what is there when somebody stops the training; a failure leaves the last good state alone."""
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit) or type(exception).__name__ == "SIGTERMException"
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if stopped and trainer.world_size == 1 and progress.current.ready == progress.current.completed:
+            self._save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": dict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best score so far."""
+        self.best = dict(state_dict["best"])
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.folder / LAST)
+        self._saved = time.monotonic()
+
+
+class EMA(Typed, WeightAveraging):
+    """Exponential moving average of the student: ``average = decay * average + (1 - decay) * weights`` after every step; it is what is validated and ships."""
+
+    def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+class Progress(Callback):
+    """Say where the training is: a live line on a terminal, else one line an epoch and at most one every `quiet` seconds between."""
+
+    def __init__(self, name: str, console: Any, *, quiet: float = 15.0) -> None:
+        self.name = name
+        self.console = console
+        self.images_per_second = 0.0
+        self._quiet = 0.5 if console.live else quiet
+        self._told = self._since = self._start = 0.0
+        self._done = self._first = self._timed = 0
+        self._seconds = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; a training that was resumed starts where it is."""
+        self._start = self._told = time.monotonic()
+        self._first = self._position(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._since, self._timed = time.monotonic(), 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count, and tell now and then."""
+        self._timed += 1
+        now = time.monotonic()
+        if now - self._told >= self._quiet:
+            self._told = now
+            self.console.line(self._line(trainer, batch_idx + 1))
+        if batch_idx + 1 == trainer.num_training_batches:
+            size = len(batch) if hasattr(batch, "image") else len(batch[0])
+            self._done += self._timed * size * trainer.world_size
+            self._seconds += now - self._since
+            self.images_per_second = self._done / max(self._seconds, 1e-9)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """One line an epoch, with what was measured."""
+        metrics = {k.removeprefix("validation/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("validation/")}
+        shown = "  ".join(f"{key} {metrics[key]:.4f}" for key in ("top1", "nll", "agreement") if key in metrics)
+        self._told = time.monotonic()
+        self.console.say(f"{self._line(trainer, int(trainer.num_training_batches))}  validation: {shown}")
+
+    def _line(self, trainer: pl.Trainer, batch: int) -> str:
+        epochs, batches = trainer.max_epochs or 1, int(trainer.num_training_batches)
+        position, total = trainer.current_epoch * batches + batch, epochs * batches
+        elapsed = time.monotonic() - self._start
+        left = elapsed / max(position - self._first, 1) * (total - position)
+        speed = f"  {self.images_per_second:,.0f} images/s" if self.images_per_second else ""
+        return f"  {self.name}: epoch {trainer.current_epoch + 1}/{epochs}, {100 * batch // max(batches, 1):3d} %{speed}, {_clock(left)} left"
+
+    @staticmethod
+    def _position(trainer: pl.Trainer) -> int:
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return trainer.current_epoch * int(trainer.num_training_batches) + progress
+
+
+def _clock(seconds: float) -> str:
+    """'2:05', or '1:02:05'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

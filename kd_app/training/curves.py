@@ -1,0 +1,58 @@
+"""The curves of a training: a line of JSON for each point, appended, so that a kill loses nothing that was written."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+FILE = "curves.jsonl"
+Row = dict[str, float]
+
+
+class CurveLogger(Logger):
+    """Writes every point to ``curves.jsonl`` and hands it to `listen`, if somebody listens (Weights & Biases, TensorBoard ...)."""
+
+    def __init__(self, folder: Path, listen: Callable[[Row, int], None] | None = None) -> None:
+        super().__init__()
+        self.path = folder / FILE
+        self._listen = listen
+
+    @property
+    def name(self) -> str:
+        """Loggers have names."""
+        return "curves"
+
+    @property
+    def version(self) -> str:
+        """There is one version."""
+        return "0"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one point."""
+        row = {name: float(value) for name, value in metrics.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step or 0, **row}) + "\n")
+        if self._listen:
+            self._listen(row, step or 0)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is kept elsewhere."""
+
+    def forget_after(self, step: int) -> None:
+        """Drop the points behind `step`: the training goes on from there and will write them again."""
+        if self.path.is_file():
+            kept = [row for row in read_curves(self.path) if row["step"] <= step]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def read_curves(path: Path) -> Iterator[Row]:
+    """The points of a ``curves.jsonl``, without a last line that a kill cut off."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return

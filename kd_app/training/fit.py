@@ -1,0 +1,157 @@
+"""One training, in one process or as one rank of several: build, go on where it was, train, and leave a model folder."""
+
+import json
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from kd_app.config import Pixels
+from kd_app.data.batch import Batch
+from kd_app.data.normalize import normalize
+from kd_app.models.create import Created, create
+from kd_app.models.outputs import Outputs
+from kd_app.models.request import ModelRequest
+from kd_app.models.ship import save_model
+from kd_app.models.taps import Taps
+from kd_app.models.teacher import FrozenTeacher
+from kd_app.reporting.console import Console
+from kd_app.stages import write_atomically
+from kd_app.training.callbacks import BEST, LAST, Keep, Progress
+from kd_app.training.curves import CurveLogger
+from kd_app.training.module import Answers, Distillation
+from kd_app.training.parts import Recipe
+from kd_app.training.terms import WeightedTerms
+from kd_app.training.trainer import TrainerSettings
+
+MODEL = "model"
+RECORD = "training.json"
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A model to train and what it is trained on: who asks for it, its recipe, its pixels, and the teacher, if it has one."""
+
+    role: str
+    request: ModelRequest
+    pixels: Pixels
+    recipe: Recipe
+    teacher: Created | None = None
+    answers: Answers | None = None
+    license: str = "unknown"
+
+
+def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, console: Console, listen: Callable[..., None] | None = None) -> None:
+    """Train `taught` on `data` in `folder`: ``model/`` (what ships), ``training.json``, ``curves.jsonl``; ``last.ckpt`` while it is under way."""
+    if (folder / RECORD).is_file():
+        return  # an earlier attempt was stopped after its last line
+    classes = list(data.classes)
+    created = create(taught.request, taught.pixels, len(classes), seed=taught.recipe.seed)
+    data.bind(taught.pixels, order_seed=taught.recipe.seed)
+    module = build(taught, created, data, settings)
+    keep, progress = Keep(folder, minutes=settings.checkpoint_minutes), Progress(taught.role, console)
+    curves = CurveLogger(folder, listen)
+    callbacks = [*taught.recipe.make_callbacks(), progress, keep]
+    trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=callbacks, loggers=[curves])
+    if settings.compile:
+        module.student.compile()
+    last = folder / LAST
+    if last.is_file():
+        step = int(torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        curves.forget_after(step)
+        console.say(f"  {taught.role}: goes on at step {step}")
+    _run(trainer, module, data, last if last.is_file() else None)
+    if trainer.is_global_zero:
+        best = folder / BEST
+        created.model.load_state_dict(load_file(best))
+        save_model(created.model.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license)
+        record = {"best": keep.best, "images_per_second": progress.images_per_second, "weights": vars(created.weights), "precision": settings.precision}
+        write_atomically(folder / RECORD, json.dumps(record, indent=1))
+        best.unlink()
+        last.unlink(missing_ok=True)
+
+
+def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings) -> Distillation:
+    """The LightningModule of one training, with the adapters that its terms need for these two models."""
+    terms = taught.recipe.terms()
+    teacher = None
+    if taught.teacher is not None and terms.needs_teacher:
+        teacher = FrozenTeacher(taught.teacher.model, reads=terms.teacher_reads, pixels=taught.teacher.pixels, sees=taught.pixels)
+    _adapt(terms, created, teacher, data, taught.recipe.seed)
+    return Distillation(
+        created.model.train(),
+        terms=terms,
+        teacher=teacher,
+        pixels=taught.pixels,
+        num_classes=len(data.classes),
+        optimizer=taught.recipe.make_optimizer(),
+        schedule=taught.recipe.make_schedule(),
+        seed=taught.recipe.seed,
+        from_random=not taught.request.origin.has_weights,
+        answers=taught.answers,
+        channels_last=settings.channels_last,
+        log_every=settings.log_every,
+    )
+
+
+def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: Any, seed: int) -> None:
+    """Measure both models on a few real images and let the terms build their adapters from what they saw."""
+    if teacher is None:
+        return
+    batch: Batch = next(iter(data.evaluation("train", created.pixels, batch_size=8)))
+    image = normalize(batch.image, created.pixels, torch.contiguous_format) if batch.image.dtype == torch.uint8 else batch.image
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
+        terms.build(outputs, teacher(image))
+
+
+def _run(trainer: Any, module: Distillation, data: Any, checkpoint: Path | None) -> None:
+    """Fit; Ctrl-C comes out as KeyboardInterrupt and SIGTERM as exit code 143, where Lightning makes both something else."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with quiet():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    except BaseException as error:
+        if type(error).__name__ == "SIGTERMException":
+            raise SystemExit(143) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Lightning says to everybody: the run says where it is by itself."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for text in ("isinstance.treespec, LeafSpec", "The number of training batches", "The '\\w+' does not have many workers", "Checkpoint directory"):
+            warnings.filterwarnings("ignore", message=f".*{text}")
+        yield
+
+
+def trained(request: ModelRequest, folder: Path) -> ModelRequest:
+    """The request for the model that a training left in `folder`."""
+    shipped = folder / MODEL
+    checkpoint = shipped / "model.safetensors" if request.factory else shipped
+    return ModelRequest(
+        role=request.role,
+        name=request.name,
+        pretrained="auto",
+        checkpoint=checkpoint,
+        kwargs=request.kwargs if request.factory else {},
+        image_size=None,
+        factory=request.factory,
+    )
+

@@ -1,0 +1,166 @@
+"""The one LightningModule: teacher, control and student are all trained by it."""
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from kd_app.config import Pixels, RunError
+from kd_app.data.batch import Batch
+from kd_app.data.normalize import normalize
+from kd_app.metrics.classification import measures
+from kd_app.metrics.pair import pair_measures
+from kd_app.models.outputs import Outputs
+from kd_app.models.taps import Taps
+from kd_app.models.teacher import FrozenTeacher
+from kd_app.training.optimizer import Optimizer, Schedule
+from kd_app.training.terms import WeightedTerms
+
+CHECKED_STEPS = 3
+"""So many first steps look at every term by itself: finite, not zero, with a gradient."""
+
+
+class Answers(NamedTuple):
+    """A teacher's stored answers: ``index [N]``, ascending, and ``logits [N, K]``."""
+
+    index: Tensor
+    logits: Tensor
+
+    def of(self, index: Tensor) -> Tensor:
+        """``[B, K]``: the answers for these images."""
+        rows = torch.searchsorted(self.index, index.cpu())
+        return self.logits[rows].to(index.device)
+
+
+class Distillation(pl.LightningModule):
+    """Train `student` on the weighted sum of `terms`, with what `teacher` says of the same view; without a teacher it is supervised training.
+
+    pixels: what the student expects, where batches are uint8; None where they come normalized. answers: the teacher's on the validation images,
+    for agreement and KL during training. from_random: nothing was learned before (sets the learning rate where that is 'auto').
+    Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or (image, target). Logs the means of the loss and of each
+    term since the last time, every `log_every` steps.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        terms: WeightedTerms,
+        teacher: FrozenTeacher | None = None,
+        pixels: Pixels | None = None,
+        num_classes: int,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        seed: int = 0,
+        from_random: bool = True,
+        answers: Answers | None = None,
+        channels_last: bool = True,
+        log_every: int = 50,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = terms
+        self.teacher = teacher
+        self.pixels = pixels
+        self.answers = answers
+        self.measures = measures(num_classes)
+        self.pair = pair_measures() if answers else None
+        self._taps = Taps(student, terms.reads)
+        self._make_optimizer, self._schedule = optimizer, schedule
+        self._seed, self._from_random = seed, from_random
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._log_every = log_every
+        self._total_steps = 1
+        self._window: list[Tensor] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer over the student and the adapters; the learning rate is set before every step."""
+        trained = nn.ModuleDict({"student": self.student, "terms": self.terms})
+        return self._make_optimizer.make(trained, from_random=self._from_random)
+
+    def on_train_start(self) -> None:
+        """Know how many optimizer steps there will be."""
+        batches, epochs = self.trainer.num_training_batches, self.trainer.max_epochs
+        if not epochs or epochs < 0 or math.isinf(batches):
+            raise RunError("The schedule needs a number of epochs and of batches in an epoch: set trainer.max_epochs and give the loader a length.")
+        self._total_steps = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches) * epochs)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate, and seed dropout and drop-path, both as functions of the position alone: nothing to save, nothing to lose."""
+        for optimizer in self.trainer.optimizers:
+            factor = self._schedule.factor(self.progress)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        step = self.trainer.current_epoch * 1_000_003 + batch_idx
+        seed = (self._seed * 1_000_000_007 + step) * 1_009 + self.trainer.global_rank
+        generator = torch.default_generator if self.device.type == "cpu" else torch.cuda.default_generators[self.device.index or 0]
+        generator.manual_seed(seed % 2**63)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in the middle of the present step."""
+        return min((self.trainer.global_step + 0.5) / self._total_steps, 1.0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch; in the first steps every distillation term must be finite, not zero, and teach (`RunError` otherwise)."""
+        batch = replace(self.prepared(batch), progress=self.progress)
+        teacher = self.teacher(batch.image) if self.teacher is not None else Outputs()
+        student = self._taps(batch.image)
+        total, values = self.terms(student, teacher, batch)
+        if self.trainer.global_step < CHECKED_STEPS:
+            self.terms.check(values, self.student)
+        self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
+        if len(self._window) >= self._log_every:
+            self._flush()
+        return total
+
+    def _flush(self) -> None:
+        """Log the window's means; a loss that is not finite ends the run by name."""
+        if not self._window:
+            return
+        means = torch.stack(self._window).mean(dim=0).tolist()
+        self._window.clear()
+        names = ["loss", *self.terms.weights]
+        broken = [name for name, mean in zip(names[1:], means[1:], strict=True) if not math.isfinite(mean)]
+        if broken:
+            raise RunError(f"The loss term {broken[0]} is not finite at step {self.trainer.global_step}. Lower optimizer.lr, or set trainer.gradient_clip.")
+        values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        values["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
+
+    def on_train_epoch_end(self) -> None:
+        """Log what is left of the window."""
+        self._flush()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure the student, and how it agrees with the teacher, on one batch."""
+        batch = self.prepared(batch)
+        if not len(batch):
+            return
+        logits = self.student(batch.image).float()
+        self.measures.update(logits, batch.hard_target())
+        if self.pair is not None and self.answers is not None:
+            self.pair.update(logits, self.answers.of(batch.index), batch.hard_target())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every measure over the whole validation set, exact under any number of ranks."""
+        values = {f"validation/{name}": value for name, value in self.measures.compute().items()}
+        self.measures.reset()
+        if self.pair is not None:
+            values.update({f"validation/{name}": value for name, value in self.pair.compute().items()})
+            self.pair.reset()
+        self.log_dict(values)
+
+    def prepared(self, batch: Any) -> Batch:
+        """A batch of any data module as a `Batch` of normalized float pixels in the right memory format."""
+        if not isinstance(batch, Batch):
+            image, target = batch
+            batch = Batch(image, target, torch.full((len(image),), -1, device=image.device))
+        if batch.image.dtype == torch.uint8:
+            assert self.pixels is not None, "uint8 images need the student's pixels"
+            return replace(batch, image=normalize(batch.image, self.pixels, self._memory_format))
+        return replace(batch, image=batch.image.contiguous(memory_format=self._memory_format))

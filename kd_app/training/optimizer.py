@@ -1,0 +1,130 @@
+"""The optimizer, by any of timm's names, and the schedule of its learning rate."""
+
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, Literal
+
+import timm.optim
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import nn
+
+from kd_app.config import RequestError, Typed, unknown
+
+Share = Annotated[float, Field(ge=0, le=1)]
+_TAKES_FUSED = {"adam", "adamw", "sgd", "momentum"}
+
+
+class Optimizer(Typed):
+    """One of timm's optimizers (`name`, see timm.optim.list_optimizers).
+
+    lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for one that has learned before. Weight decay leaves biases and
+    norms alone, as timm does. `kwargs` go to the optimizer as they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        lr: PositiveFloat | Literal["auto"],
+        scratch_lr: PositiveFloat,
+        finetune_lr: PositiveFloat,
+        weight_decay: NonNegativeFloat,
+        momentum: Share,
+        kwargs: dict[str, Any],
+    ) -> None:
+        if name.lower() not in timm.optim.list_optimizers():
+            raise unknown("optimizer", name, timm.optim.list_optimizers())
+        self.name = name.lower()
+        self.lr = lr
+        self.scratch_lr = scratch_lr
+        self.finetune_lr = finetune_lr
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.kwargs = kwargs
+        self.make(nn.Linear(1, 1), from_random=True)  # refuses arguments that this optimizer does not take
+
+    def rate(self, *, from_random: bool) -> float:
+        """The learning rate at the top of the schedule."""
+        if self.lr == "auto":
+            return self.scratch_lr if from_random else self.finetune_lr
+        return self.lr
+
+    def make(self, model: nn.Module, *, from_random: bool) -> torch.optim.Optimizer:
+        """The optimizer over everything in `model` that has a gradient; each group remembers the top of its schedule as 'initial_lr'."""
+        kwargs = {"fused": True, **self.kwargs} if self.name in _TAKES_FUSED else self.kwargs
+        rate = self.rate(from_random=from_random)
+        try:
+            made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+                model, opt=self.name, lr=rate, weight_decay=self.weight_decay, momentum=self.momentum, **kwargs
+            )
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"The optimizer {self.name} can't be made with kwargs={self.kwargs!r}: {error}. See timm.optim for its arguments.") from None
+        for group in made.param_groups:
+            group["initial_lr"] = rate * group.get("lr_scale", 1.0)
+        return made
+
+
+class Schedule(Typed):
+    """The learning rate as a factor of its top, a function of the share of training that is done."""
+
+    def __init__(self, *, warmup: Share) -> None:
+        self.warmup = warmup
+
+    def factor(self, progress: float) -> float:
+        """Linear from 0 to 1 over the warm-up (a share of the training), then the shape of the schedule over the rest."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return self.shape((progress - self.warmup) / max(1 - self.warmup, 1e-12))
+
+    @abstractmethod
+    def shape(self, progress: float) -> float:
+        """The factor after `progress` (0..1) of the training without its warm-up."""
+
+
+class Cosine(Schedule):
+    """``final + (1 - final) * (1 + cos(pi * progress)) / 2`` (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983)."""
+
+    def __init__(self, *, warmup: Share, final: Share) -> None:
+        super().__init__(warmup=warmup)
+        self.final = final
+
+    def shape(self, progress: float) -> float:
+        """Half a cosine from 1 to `final`."""
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+class Linear(Schedule):
+    """``1 - (1 - final) * progress``."""
+
+    def __init__(self, *, warmup: Share, final: Share) -> None:
+        super().__init__(warmup=warmup)
+        self.final = final
+
+    def shape(self, progress: float) -> float:
+        """A straight line from 1 to `final`."""
+        return 1 - (1 - self.final) * min(progress, 1.0)
+
+
+class MultiStep(Schedule):
+    """``gamma`` to the power of the milestones passed; milestones are shares of the training after its warm-up."""
+
+    def __init__(self, *, warmup: Share, milestones: list[Share], gamma: Share) -> None:
+        super().__init__(warmup=warmup)
+        self.milestones = milestones
+        self.gamma = gamma
+
+    def shape(self, progress: float) -> float:
+        """A step down at each milestone."""
+        return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
+
+
+class Constant(Schedule):
+    """1 after the warm-up."""
+
+    def __init__(self, *, warmup: Share) -> None:
+        super().__init__(warmup=warmup)
+
+    def shape(self, progress: float) -> float:
+        """Always 1."""
+        return 1.0

@@ -1,0 +1,207 @@
+"""From the configuration to the parts it names, each checked by its own signature. The only caller of hydra's instantiate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from kd_app.config import RequestError
+from kd_app.data.foreign import ForeignData
+from kd_app.data.module import ImageData
+from kd_app.losses.base import LossTerm
+from kd_app.models.request import ModelRequest
+from kd_app.training.optimizer import Optimizer, Schedule
+from kd_app.training.terms import WeightedTerms
+from kd_app.training.trainer import TrainerSettings
+
+Config = dict[str, Any]
+TIMM = "timm.create_model"
+_TOLD = ("name", "suggested")
+"""Keys of the data group that other groups refer to."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained, as plain configuration: loss terms, optimizer, schedule, callbacks, epochs, seed."""
+
+    loss: Config
+    optimizer: Config
+    scheduler: Config
+    callbacks: Config
+    max_epochs: int
+    seed: int
+
+    def terms(self) -> WeightedTerms:
+        """Fresh terms, without adapters yet."""
+        parts = {name: {k: v for k, v in node.items() if k != "weight"} for name, node in self.loss.items()}
+        weights = {name: _weight(name, node) for name, node in self.loss.items()}
+        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights)  # type: ignore[type-abstract]
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer's settings."""
+        return make(self.optimizer, Optimizer)
+
+    def make_schedule(self) -> Schedule:
+        """The schedule of the learning rate."""
+        return make(self.scheduler, Schedule)  # type: ignore[type-abstract]
+
+    def make_callbacks(self) -> list[Callback]:
+        """Fresh callbacks."""
+        return [make(node, Callback) for node in self.callbacks.values()]
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """Objects that somebody hands over in a notebook instead of naming them in the configuration."""
+
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None
+    data: LightningDataModule | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of, made and checked before data or weights are read."""
+
+    config: Config
+    data: Any
+    trainer: TrainerSettings
+    student: ModelRequest
+    recipe: Recipe
+    controls: dict[str, Recipe]
+    teacher: ModelRequest | None
+    teacher_recipe: Recipe | None
+    own: OwnParts = field(default_factory=OwnParts)
+
+
+def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
+    """The object that ``_target_`` names, with the node's other keys as arguments; `RequestError` when that can't be."""
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        raise RequestError(f"{dict(node)!r} names no part: it has no _target_. Expected the dotted name of a {kind.__name__}.")
+    try:
+        made = instantiate(dict(node), **more, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, RequestError):
+            raise error.__cause__ from None
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise RequestError(f"The part {target} can't be made: {reason} Its settings: { {k: v for k, v in node.items() if k != '_target_'} !r}.") from None
+    if not isinstance(made, kind):
+        raise RequestError(f"{target} gives a {type(made).__name__}, expected a {kind.__name__}.")
+    return made
+
+
+def parts(config: Config, own: OwnParts | None = None) -> Parts:
+    """Make and check every part of a run's configuration; nothing is read, fetched or written."""
+    own = own or OwnParts()
+    trainer = make(config["trainer"], TrainerSettings)
+    if trainer.world_size > 1 and own != OwnParts():
+        raise RequestError("Parts handed over as objects live in this process alone: use trainer.devices=1, or name them by _target_.")
+    common = {key: config[key] for key in ("optimizer", "scheduler", "callbacks")}
+    recipe = Recipe(loss=config["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common)
+    controls = {
+        name: Recipe(loss=node["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common) for name, node in config["controls"].items()
+    }
+    teacher, teacher_recipe = _teacher(config, own)
+    if teacher is None:
+        controls = {}
+    made = Parts(
+        config=config,
+        data=_data(config["data"], own),
+        trainer=trainer,
+        student=_request("student", config["student"], own.student),
+        recipe=recipe,
+        controls=controls,
+        teacher=teacher,
+        teacher_recipe=teacher_recipe,
+        own=own,
+    )
+    _check(made)
+    return made
+
+
+def _data(node: Config, own: OwnParts) -> Any:
+    """Our data module, or somebody's own behind the same face."""
+    if own.data is not None:
+        return ForeignData(own.data)
+    made = make({key: value for key, value in node.items() if key not in _TOLD}, LightningDataModule)
+    return made if isinstance(made, ImageData) else ForeignData(made)
+
+
+def _check(made: Parts) -> None:
+    """Make every recipe's parts once, so that what is wrong with them is said now."""
+    for each in (made.recipe, made.teacher_recipe, *made.controls.values()):
+        if each is None:
+            continue
+        terms = each.terms()
+        each.make_optimizer()
+        each.make_schedule()
+        each.make_callbacks()
+        if terms.needs_teacher and (made.teacher is None or each is not made.recipe):
+            names = [name for name, term in terms.terms.items() if term.needs_teacher]
+            raise RequestError(f"The loss term {names[0]} needs a teacher and there is none here. Leave it out, or choose a teacher (teacher=timm).")
+    if made.teacher is not None and not made.recipe.terms().needs_teacher:
+        raise RequestError(
+            "A teacher is chosen, but no loss term listens to it. Add one, for example 'loss=[cross_entropy,soft_target]', or use teacher=none."
+        )
+
+
+def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe | None]:
+    node = config["teacher"]
+    if own.teacher is not None:
+        return _request("teacher", {"_target_": TIMM, **(node or {})}, own.teacher), None
+    if not node or node.get("_target_") is None:
+        return None, None
+    recipe = Recipe(
+        loss=node["loss"],
+        optimizer=node["optimizer"],
+        scheduler=node["scheduler"],
+        callbacks={},
+        max_epochs=node["max_epochs"],
+        seed=node["seed"],
+    )
+    if not isinstance(recipe.max_epochs, int) or recipe.max_epochs < 0:
+        raise RequestError(f"teacher.max_epochs={recipe.max_epochs!r}: expected a whole number, 0 or more (0: the teacher is used as it is).")
+    return _request("teacher", node, None), recipe
+
+
+def _request(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
+    asked = {key: node.get(key) for key in ("name", "pretrained", "checkpoint", "kwargs", "image_size")}
+    asked["kwargs"] = asked["kwargs"] or {}
+    asked["pretrained"] = "auto" if asked["pretrained"] is None else asked["pretrained"]
+    target = node["_target_"]
+    if module is not None:
+        return ModelRequest(role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}})
+    if target == TIMM:
+        return ModelRequest(role=role, factory=None, **asked)
+    try:
+        factory = get_method(target)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise RequestError(f"{role}._target_={target!r} can't be found: {str(error).splitlines()[0]} Expected the dotted name of a factory of a module.") from None
+    return ModelRequest(role=role, factory=factory, **asked)
+
+
+class _Copies:
+    """A factory that gives copies of one module, so that control and student start from the same weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.__module__ = type(module).__module__
+        self.__qualname__ = type(module).__qualname__
+
+    def __call__(self) -> nn.Module:
+        from copy import deepcopy
+
+        return deepcopy(self._module)
+
+
+def _weight(name: str, node: Config) -> float:
+    weight = node.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        raise RequestError(f"loss.{name}.weight={weight!r} does not fit: expected a number, 0 or more.")
+    return float(weight)

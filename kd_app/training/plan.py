@@ -1,0 +1,91 @@
+"""What is about to happen, said before it does: which models from which weights, on what, for how long."""
+
+import time
+
+import torch
+
+from kd_app.models.create import create, expected_pixels
+from kd_app.models.request import ModelRequest, better_start
+from kd_app.training.parts import Recipe
+from kd_app.training.workshop import Workshop, teacher_is_ready
+
+_STEPS = 3
+
+
+def plan(shop: Workshop) -> str:
+    """The plan as text. Its times come from a few steps of each model on noise."""
+    made, sizes = shop.parts, shop.data.sizes
+    lines = [f"Data: {len(shop.classes)} classes, {sizes['train']:,} images to train on, {sizes['validation']:,} to choose by, {sizes['test']:,} to test on"]
+    steps = max(1, sizes["train"] // ((shop.data.batch_size or 1) * made.trainer.world_size))
+    if isinstance(made.trainer.limits["limit_train_batches"], int):
+        steps = min(steps, int(made.trainer.limits["limit_train_batches"]))
+    total = 0.0
+    answers = 0.0
+    if made.teacher is not None:
+        ready = teacher_is_ready(made.teacher, shop.classes, made.teacher_recipe.max_epochs if made.teacher_recipe else 0)
+        learn, answers = _seconds(shop, made.teacher, train=not ready)
+        recipe = None if ready else made.teacher_recipe
+        lines.append(_line("Teacher", made.teacher, recipe, shop))
+        total += recipe.max_epochs * steps * learn if recipe else 0
+    learn, _ = _seconds(shop, made.student, train=True)
+    for name, recipe in made.controls.items():
+        lines.append(_line(f"Control {name}", made.student, recipe, shop))
+        total += recipe.max_epochs * steps * learn
+    lines.append(_line("Student", made.student, made.recipe, shop))
+    total += made.recipe.max_epochs * steps * (learn + answers)
+    lines.append(f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {_spoken(total)} for what is not found")
+    larger = made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher)
+    return "\n".join(lines + (["Note: the student is larger than its teacher. That is allowed; the gain in cost will not be one."] if larger else []))
+
+
+def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop) -> str:
+    origin, pixels = request.origin, expected_pixels(request, shop.seen())
+    weights = {
+        "random": "random weights",
+        "hub": f"the hub's weights {origin.name}",
+        "folder": f"the weights in {origin.path}",
+        "file": f"the weights in {origin.path}",
+        "own": "its own weights",
+    }[origin.kind]
+    better = better_start(origin.name) if origin.kind == "random" else ""
+    hint = f"; a better start may be {better.removeprefix(', for example ')}" if better else ""
+    if recipe is None:
+        return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
+    verb = "fine-tuned" if origin.has_weights else "trained"
+    return f"{who}: {origin.name} {verb} for {recipe.max_epochs} epochs on {' + '.join(recipe.loss)}, from {weights}, {pixels.height}x{pixels.width}{hint}"
+
+
+def _seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tuple[float, float]:
+    """Seconds of a training step, and of answering a batch."""
+    pixels = expected_pixels(request, shop.seen())
+    device, precision = shop.parts.trainer.device, shop.parts.trainer.precision
+    model = create(request, pixels, len(shop.classes), seed=0).model.to(device, memory_format=torch.channels_last)
+    image = torch.rand(shop.data.batch_size or 32, pixels.channels, pixels.height, pixels.width).to(device, memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16
+    with torch.autocast(device.type, dtype=dtype, enabled="mixed" in precision):
+        learn = _timed(lambda: model(image).float().square().mean().backward(), device) if train else 0.0
+        with torch.no_grad():
+            return learn, _timed(lambda: model(image), device)
+
+
+def _timed(body: object, device: torch.device) -> float:
+    assert callable(body)
+    body()
+    start = time.perf_counter()
+    for _ in range(_STEPS):
+        body()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / _STEPS
+
+
+def _params(shop: Workshop, request: ModelRequest) -> int:
+    model = create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0).model
+    return sum(p.numel() for p in model.parameters())
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

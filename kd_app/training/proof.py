@@ -1,0 +1,163 @@
+"""What was kept: every model measured on the same images, and written down."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import kd_app
+from kd_app.deployment.measure import Predictions, images_per_second
+from kd_app.metrics.figures import figures
+from kd_app.metrics.intervals import wilson
+from kd_app.metrics.verdict import Verdict
+from kd_app.models.cost import count_macs, count_params
+from kd_app.models.ship import WEIGHTS, save_model
+from kd_app.reporting.results import Results, write
+from kd_app.reporting.runs import write_curves, write_predictions
+from kd_app.stages import write_atomically
+from kd_app.training.curves import FILE, read_curves
+from kd_app.training.run_folder import RESULTS
+from kd_app.training.workshop import Member, Workshop
+
+
+class Proof:
+    """Gathers a run's results in `out`: results.json, predictions.parquet, metrics.csv, split.csv, student/ and teacher/."""
+
+    def __init__(self, shop: Workshop, out: Path, verdict: Verdict) -> None:
+        self.shop = shop
+        self.out = out
+        self.verdict = verdict
+        self.found: dict[str, Any] = {}
+
+    def write(self, status: str, *, reason: str | None = None) -> Results:
+        """results.json as far as it is known."""
+        config = self.shop.parts.config
+        results = Results.model_validate(
+            {
+                "status": status,
+                "reason": reason,
+                "seed": config["seed"],
+                "config": config,
+                "environment": environment(self.shop),
+                **self.found,
+                "stages": [{"name": s.name, "path": str(s.path), "seconds": s.seconds, "made": "made" if s.made else "found"} for s in self.shop.used],
+            }
+        )
+        write(self.out / RESULTS, results)
+        return results
+
+    def measure(self, members: Mapping[str, Member], *, splits: Sequence[str]) -> None:
+        """Measure all members on `splits`, and ship the student."""
+        shop = self.shop
+        self.found["data"] = {"classes": list(shop.classes), "sizes": shop.data.sizes, "fingerprint": shop.data.fingerprint}
+        self.found["notes"] = list(shop.data.notes)
+        self.found["models"] = {role: described(member, shop) for role, member in members.items()}
+        shop.data.write_split(self.out / "split.csv")
+        answers = {}
+        for split in splits:
+            answers = {role: shop.predictions(member, split) for role, member in members.items()}
+            self._compare(split, answers)
+        self._files(members, answers)
+        self._speed(members)
+
+    def _compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
+        """The figures of a split; the verdict is about the last one, which is test where test is read."""
+        logits = {role: found.logits for role, found in answers.items() if role in ("teacher", "labels_only", "student")}
+        target = answers["student"].target
+        self.found[split] = figures(logits, target, seed=0, confidence=self.verdict.confidence)
+        if "teacher" in answers:
+            judged = self.verdict.judge(logits, target, seed=0)
+            self.found["verdict"] = {**vars(judged), "split": split}
+
+    def _speed(self, members: Mapping[str, Member]) -> None:
+        self.shop.console.line("  measuring speed ...")
+        models = {role: (member.created.model, member.created.pixels) for role, member in members.items() if role in ("teacher", "student")}
+        measured = images_per_second(models, device=self.shop.parts.trainer.device)
+        trained = members["student"].record.get("images_per_second")
+        self.found["speed"] = {**{role: {"images_per_second": value} for role, value in measured.items()}, "training_images_per_second": trained}
+
+    def _files(self, members: Mapping[str, Member], answers: Mapping[str, Predictions]) -> None:
+        data, student = self.shop.data, members["student"]
+        first = answers["student"]
+        write_predictions(
+            self.out / "predictions.parquet",
+            index=first.index,
+            file=[data.files[int(number)] for number in first.index],
+            target=first.target,
+            logits={role: found.logits for role, found in answers.items()},
+        )
+        write_curves(self.out / "metrics.csv", {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
+        save_model(
+            student.created.model.cpu(),
+            self.out / "student",
+            pixels=student.created.pixels,
+            classes=self.shop.classes,
+            license=student.request.origin.license,
+        )
+        if "teacher" in members:
+            (self.out / "teacher").mkdir(exist_ok=True)
+            write_atomically(self.out / "teacher" / "reference.json", reference(members["teacher"]))
+
+
+def reference(member: Member) -> str:
+    """Where a model is to be found: name, source, sha256 and stage, as JSON."""
+    import json
+
+    weights = member.created.weights
+    stage = str(member.folder) if member.folder else None
+    path = str(member.request.origin.path) if member.request.origin.path else None
+    return json.dumps({"name": member.request.name, "source": weights.source, "sha256": weights.sha256, "stage": stage, "path": path}, indent=1)
+
+
+def described(member: Member, shop: Workshop) -> dict[str, Any]:
+    """A model as results.json tells of it."""
+    weights, model = member.created.weights, member.created.model
+    start = member.record.get("weights")
+    return {
+        "name": member.request.name,
+        "params": count_params(model),
+        "macs": count_macs(model.cpu(), member.created.pixels),
+        "size_bytes": _size(member),
+        "license": member.request.origin.license,
+        "source": (f"trained here from {start['source']}" if start else weights.source),
+        "sha256": weights.sha256,
+        "weights": start or vars(weights),
+    }
+
+
+def _size(member: Member) -> int:
+    """Bytes on disk: the file's, or what the weights take where there is no file."""
+    file = member.folder / "model" / WEIGHTS if member.folder else None
+    if file and file.is_file():
+        return file.stat().st_size
+    return sum(tensor.numel() * tensor.element_size() for tensor in member.created.model.state_dict().values())
+
+
+def environment(shop: Workshop) -> dict[str, Any]:
+    """Where and with what the run was made."""
+    trainer = shop.parts.trainer
+    names = ("torch", "lightning", "timm", "torchmetrics", "numpy")
+    device = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else platform.processor() or platform.machine()
+    return {
+        "kd_app": kd_app.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "device": device,
+        "accelerator": trainer.accelerator,
+        "devices": trainer.world_size,
+        "precision": trainer.precision,
+        "threads": torch.get_num_threads(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def evaluated(found: Predictions) -> str:
+    """'top1 0.923 (0.901 to 0.940)' of some predictions."""
+    right = int((found.logits.argmax(axis=1) == found.target).sum())
+    low, high = wilson(right, len(found.target), 0.95)
+    return f"top1 {right / max(len(found.target), 1):.3f} ({low:.3f} to {high:.3f}, {len(np.unique(found.target))} classes, {len(found.target)} images)"

@@ -1,0 +1,104 @@
+"""The main job: teacher, controls, student, results."""
+
+from pathlib import Path
+from typing import Any
+
+from kd_app.config import RequestError, RunError
+from kd_app.reporting.console import Console
+from kd_app.reporting.results import Results, read, write
+from kd_app.reporting.tables import summary
+from kd_app.stages import Stages
+from kd_app.tracking import Backend, Tracker
+from kd_app.training.parts import Config, OwnParts, Parts, make, parts
+from kd_app.training.plan import plan
+from kd_app.training.proof import Proof, evaluated
+from kd_app.training.run_folder import RESULTS, claimed
+from kd_app.training.workshop import Member, Workshop, run_name, teacher_is_ready
+
+
+def distill(config: Config, *, own: OwnParts | None = None, console: Console | None = None, trial: int | None = None) -> Path:
+    """Do what the configuration says, or go on with it, or find it done; the run's folder.
+
+    In a sweep, `trial` numbers the run: it lies in ``out/<trial>`` and leaves the test set to the winner. Raises `RequestError` before anything is
+    read or written where the request is wrong, `RunError` where the run fails.
+    """
+    console = console or Console()
+    made = parts(config, own)
+    out = _folder(config, trial)
+    marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
+    with claimed(out, marked, overwrite=config["overwrite"]):
+        done = _finished(out, config)
+        if done is not None:
+            console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
+            console.show(summary(done))
+        else:
+            _go(made, out, console, read_test=config["test"] == "always" or (config["test"] == "auto" and trial is None))
+    return out
+
+
+def _folder(config: Config, trial: int | None) -> Path:
+    out = Path(config["out"] or Path("runs") / run_name(config))
+    return out if trial is None else out / str(trial)
+
+
+def _finished(out: Path, config: Config) -> Results | None:
+    """The results of a finished run, unless stages of it are to be made anew."""
+    if config["remake"] or not (out / RESULTS).is_file():
+        return None
+    try:
+        found = read(out / RESULTS)
+    except RequestError:
+        return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
+    return found if found.status == "finished" else None
+
+
+def _go(made: Parts, out: Path, console: Console, *, read_test: bool) -> None:
+    config = made.config
+    backends = {name: make(node, Backend) for name, node in config["logger"].items()}
+    tracker = Tracker(backends, out=out, name=out.name, group=out.name, tags=config["tags"], config=config, say=console.say)
+    stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.say)
+    shop = Workshop(made, stages, console, tracker)
+    proof = Proof(shop, out)
+    code = 1
+    try:
+        proof.write("running")
+        members = _members(shop, console)
+        proof.measure(members, splits=("validation", "test") if read_test else ("validation",))
+        results = proof.write("finished")
+        tracker.results(results.model_dump(), [path for path in sorted(out.iterdir()) if path.is_file() and not path.name.startswith(".")])
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+        raise
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+        raise
+    except (RequestError, RunError) as error:
+        proof.write("failed", reason=str(error))
+        raise
+    finally:
+        tracker.close(exit_code=code)
+    console.say()
+    console.show(summary(results))
+    console.say(f"Everything is in {out}")
+
+
+def _members(shop: Workshop, console: Console) -> dict[str, Member]:
+    """Teacher, controls and student, each made or found."""
+    made = shop.parts
+    shop.prepare_data()
+    for note in shop.data.notes:
+        console.say(f"Note: {note}")
+    console.say(plan(shop))
+    members: dict[str, Member] = {}
+    teacher: Member | None = None
+    if made.teacher is not None:
+        epochs = made.teacher_recipe.max_epochs if made.teacher_recipe else 0
+        ready = teacher_is_ready(made.teacher, shop.classes, epochs)
+        teacher = shop.ready(made.teacher, seed=0) if ready else shop.train("teacher")
+        members["teacher"] = teacher
+        console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
+    for control in made.controls:
+        members[control] = shop.train(control)
+    members["student"] = shop.train("student", teacher)
+    return members

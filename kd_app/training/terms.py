@@ -1,0 +1,73 @@
+"""The chosen loss terms, their weights, and their sum."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kd_app.config import RequestError, RunError
+from kd_app.data.batch import Batch
+from kd_app.losses.base import LossTerm
+from kd_app.models.outputs import Outputs
+
+
+class WeightedTerms(nn.Module):
+    """``sum_i weight_i * term_i(student, teacher, batch)``, each term also by name.
+
+    Adapters of the terms are parameters of this module: trained with the student and saved in training checkpoints.
+    """
+
+    def __init__(self, terms: Mapping[str, LossTerm], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        if not terms:
+            raise RequestError("No loss term is chosen. Choose at least one, for example 'loss=[cross_entropy,soft_target]'.")
+        self.terms = nn.ModuleDict(terms)
+        self.weights = dict(weights)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the terms read of student and teacher; logits always, for the metrics."""
+        return frozenset({"logits"}).union(*(term.reads for term in self._all().values()))
+
+    @property
+    def teacher_reads(self) -> frozenset[str]:
+        """What the terms read of the teacher; empty where none needs one."""
+        return frozenset[str]().union(*(term.reads for term in self._all().values() if term.needs_teacher))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """At least one term is distillation."""
+        return any(term.needs_teacher for term in self._all().values())
+
+    def _all(self) -> dict[str, LossTerm]:
+        return dict(self.terms.items())  # type: ignore[arg-type]
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make the adapters of every term from one measured pass."""
+        for term in self._all().values():
+            term.build(student, teacher)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum and the terms without their weights; computed in float32 or better, whatever the models' precision."""
+        with torch.autocast(student.logits.device.type if student.logits is not None else "cpu", enabled=False):
+            student, teacher = student.at_least_float32(), teacher.at_least_float32()
+            values = {name: term(student, teacher, batch) for name, term in self._all().items()}
+        weighted = [self.weights[name] * value for name, value in values.items()]
+        total = weighted[0]
+        for part in weighted[1:]:
+            total = total + part
+        return total, values
+
+    def check(self, values: Mapping[str, Tensor], student: nn.Module) -> None:
+        """Refuse a distillation term that is exactly zero, not finite, or without gradient for the student (`RunError`, by name)."""
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        for name, term in self._all().items():
+            if not torch.isfinite(values[name]):
+                raise RunError(f"The loss term {name} is {values[name].item()} in the first steps. Lower optimizer.lr, or use trainer.precision=32-true.")
+            if not term.needs_teacher or self.weights[name] == 0:
+                continue
+            if values[name].item() == 0:
+                raise RunError(f"The loss term {name} is exactly zero in the first steps: student and teacher already agree on what it reads. Leave it out.")
+            grads = torch.autograd.grad(values[name], parameters, retain_graph=True, allow_unused=True) if values[name].requires_grad else []
+            if not any(grad is not None and bool(grad.any()) for grad in grads):
+                raise RunError(f"The loss term {name} gives the student no gradient in the first steps, so it teaches nothing. Leave it out, or change it.")

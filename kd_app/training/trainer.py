@@ -1,0 +1,197 @@
+"""The settings of a training that are not the model's, the data's or the loss's, checked before anything is read; and Lightning's Trainer from them."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from kd_app.config import RequestError, Typed
+
+Precision = Literal[
+    "auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "transformer-engine-float16", "32", "64", "16", "bf16"
+]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Limit = Annotated[float, Field(gt=0, le=1)] | PositiveInt | None
+
+
+class TrainerSettings(Typed):
+    """How to train: epochs, devices, precision. `devices` 'auto' takes all GPUs there are, else one CPU process.
+
+    limit_*: a share (0..1), a number of batches, or null for all; overfit_batches: train and validate on these same batches in every epoch. gradient_clip: largest norm, null for none. accumulate: batches a step.
+    checkpoint_minutes: how often a resumable state is written. timeout: seconds after which a rank that does not answer ends the job.
+    Raises `RequestError` for a device that is not there or a precision that it lacks.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: PositiveInt,
+        accelerator: Accelerator,
+        devices: PositiveInt | Literal["auto"],
+        num_nodes: PositiveInt,
+        precision: Precision,
+        limit_train_batches: Limit,
+        limit_val_batches: Limit,
+        limit_test_batches: Limit,
+        overfit_batches: Limit,
+        accumulate: PositiveInt,
+        gradient_clip: PositiveFloat | None,
+        channels_last: bool,
+        compile: bool,
+        detect_anomaly: bool,
+        profiler: Literal["simple", "advanced", "pytorch"] | None,
+        log_every: PositiveInt,
+        checkpoint_minutes: PositiveFloat,
+        timeout: PositiveInt,
+    ) -> None:
+        self.max_epochs = max_epochs
+        self.accelerator = _accelerator(accelerator)
+        self.devices = _devices(self.accelerator, devices)
+        self.num_nodes = num_nodes
+        self.precision = _precision(self.accelerator, precision)
+        self.limits = {
+            "limit_train_batches": limit_train_batches,
+            "limit_val_batches": limit_val_batches,
+            "overfit_batches": overfit_batches,
+        }
+        self.limit_test_batches = limit_test_batches
+        self.accumulate = accumulate
+        self.gradient_clip = gradient_clip
+        self.channels_last = channels_last
+        self.compile = compile
+        self.detect_anomaly = detect_anomaly
+        self.profiler = profiler
+        self.log_every = log_every
+        self.checkpoint_minutes = checkpoint_minutes
+        self.timeout = timeout
+
+    @property
+    def device(self) -> torch.device:
+        """Where a single process works (measuring, predicting)."""
+        return torch.device({"cpu": "cpu", "mps": "mps"}.get(self.accelerator, "cuda"))
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train together."""
+        return self.devices * self.num_nodes
+
+    def identity(self) -> dict[str, Any]:
+        """What of these settings decides the trained weights."""
+        return {
+            "max_epochs": self.max_epochs,
+            "accelerator": self.accelerator,
+            "world_size": self.world_size,
+            "precision": self.precision,
+            **self.limits,
+            "accumulate": self.accumulate,
+            "gradient_clip": self.gradient_clip,
+        }
+
+    def make(self, *, max_epochs: int, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
+        """Lightning's Trainer for one training in `folder`."""
+        strategy: Any = "auto"
+        if self.world_size > 1:
+            from datetime import timedelta
+
+            from lightning.pytorch.strategies import DDPStrategy
+
+            backend = "nccl" if self.accelerator in ("gpu", "cuda") else "gloo"
+            strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(seconds=self.timeout))
+        return pl.Trainer(
+            max_epochs=max_epochs,
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=strategy,
+            precision=self.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=self.accumulate,
+            gradient_clip_val=self.gradient_clip,
+            detect_anomaly=self.detect_anomaly,
+            profiler=self.profiler,
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=folder,
+            plugins=[AtomicCheckpoints()],
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=True,
+            **{key: limit for key, limit in self.limits.items() if limit is not None},
+        )
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints written beside their place, flushed to disk, and renamed: a kill leaves the old one or the new one, never half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`."""
+        import os
+
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+
+
+def _accelerator(asked: Accelerator) -> Literal["cpu", "gpu", "mps"]:
+    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = "gpu" if asked == "cuda" else asked
+    if wanted == "auto":
+        return "gpu" if there["gpu"] else "mps" if there["mps"] else "cpu"
+    if not there[wanted]:
+        raise RequestError(f"trainer.accelerator={asked}, but this machine has none that torch can use. Use trainer=cpu, or trainer=auto to take what is there.")
+    return wanted
+
+
+def _devices(accelerator: str, asked: int | Literal["auto"]) -> int:
+    gpus = torch.cuda.device_count()
+    if asked == "auto":
+        return max(gpus, 1) if accelerator == "gpu" else 1
+    if accelerator == "gpu" and asked > gpus:
+        raise RequestError(f"trainer.devices={asked}, but there are {gpus} GPUs here. Use trainer.devices={gpus} or trainer.devices=auto.")
+    if accelerator == "mps" and asked > 1:
+        raise RequestError(f"trainer.devices={asked}, but an mps machine has one device. Use trainer.devices=1.")
+    if accelerator == "cpu" and asked > _cores():
+        raise RequestError(f"trainer.devices={asked}, but this machine has {_cores()} cores and each process needs one. Use trainer.devices={_cores()} or fewer.")
+    return asked
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's instruction sets as the operating system names them; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), []))
+
+
+def _precision(accelerator: str, asked: Precision) -> str:
+    """'auto' takes the fastest that the device has hardware for; what it can't do at all is refused."""
+    names = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+    if asked == "auto":
+        if accelerator == "gpu":
+            return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"
+        fast = accelerator == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"}
+        return "bf16-mixed" if fast else "32-true"
+    chosen = names.get(asked, asked)
+    lacking = {
+        "cpu": ("16-mixed", "16-true", "transformer-engine", "transformer-engine-float16"),
+        "mps": ("64-true", "bf16-true", "bf16-mixed", "transformer-engine", "transformer-engine-float16"),
+    }
+    if chosen in lacking.get(accelerator, ()):
+        raise RequestError(f"trainer.precision={asked} is not to be had on this device ({accelerator}). Use trainer.precision=auto, 32-true or bf16-mixed.")
+    return chosen

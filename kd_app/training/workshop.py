@@ -1,0 +1,217 @@
+"""The stages of a run: what each is made of, which earlier ones it needs, and what it leaves behind."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd_app.config import RequestError
+from kd_app.deployment.measure import Predictions, predict
+from kd_app.models.create import Created, Seen, create, expected_pixels
+from kd_app.models.request import ModelRequest
+from kd_app.reporting.console import Console
+from kd_app.stages import Stage, Stages, fingerprint
+from kd_app.training.fit import RECORD, Taught, fit, trained
+from kd_app.training.module import Answers
+from kd_app.training.parts import Parts
+from kd_app.training.ranks import fit_on_ranks
+
+DECODED = 320
+"""Shorter side (pixels) of the largest images that are kept, where no model needs more."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the run that is ready to answer: its role, how to make it again, what it expects, and the record of its training, if it had one."""
+
+    role: str
+    request: ModelRequest
+    created: Created
+    record: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+class Workshop:
+    """Makes what a run asks for, each thing once, and remembers which stages that took."""
+
+    def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any) -> None:
+        self.parts = parts
+        self.stages = stages
+        self.console = console
+        self.tracker = tracker
+        self.used: list[Stage] = []
+        self.data = parts.data
+        self.data_folder: Path | None = None
+
+    def prepare_data(self) -> None:
+        """List the images, look at each once where they are files, and split them."""
+        self.data.list()
+        if self.data.needs_scan:
+            decode_size = self._decode_size()
+            inputs = {"listing": self.data.listing.fingerprint}
+            stage = self._stage("data", self.data.scan_config(decode_size), inputs, lambda folder: self._scan(folder, decode_size))
+            self.data_folder = stage.path
+        self.data.load(self.data_folder)
+
+    def load_data(self, folder: Path | None) -> None:
+        """Take the data as another process prepared them."""
+        self.data.list()
+        self.data_folder = folder
+        self.data.load(folder)
+
+    def _scan(self, folder: Path, decode_size: int) -> None:
+        self.data.scan(folder, decode_size=decode_size, progress=lambda done, of: self.console.line(f"  data: {done:,} of {of:,} images looked at"))
+
+    def _decode_size(self) -> int:
+        """Shorter side up to which images are kept: enough for both models' crops, whatever the images' own size."""
+        asked = [self.parts.config["data"].get("image_size") or 0]
+        asked += [expected_pixels(request, Seen(3, 1, (0.0,), (1.0,))).height for request in (self.parts.teacher, self.parts.student) if request]
+        return max(DECODED, math.ceil(1.15 * max(asked)))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the data's classes."""
+        return tuple(self.data.classes)
+
+    def seen(self) -> Seen:
+        """What models that start from random weights will see."""
+        mean, std = self.data.pixel_statistics()
+        return Seen(self.data.channels, self.data.size, mean, std)
+
+    def ready(self, request: ModelRequest, *, seed: int) -> Member:
+        """A model that is used as it is."""
+        pixels = expected_pixels(request, self.seen())
+        created = create(request, pixels, len(self.classes), seed=seed)
+        return Member(request.role, request, created)
+
+    def train(self, role: str, teacher: Member | None = None) -> Member:
+        """Train the teacher, a control or the student, or find the one that was trained in the same way."""
+        taught = self.taught(role, teacher)
+        request, seed = taught.request, taught.recipe.seed
+        start = create(request, taught.pixels, len(self.classes), seed=seed)
+        inputs = {"data": self.data.fingerprint, "start": start.weights.sha256}
+        if teacher:
+            inputs["teacher"] = teacher.created.weights.sha256
+        stage = self._stage(role, self._identity(taught, teacher), inputs, lambda folder: self._fit(taught, teacher, folder))
+        record = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
+        again = trained(request, stage.path)
+        return Member(role, again, create(again, taught.pixels, len(self.classes), seed=seed), record, stage.path)
+
+    def taught(self, role: str, teacher: Member | None) -> Taught:
+        """What a role's training is made of."""
+        parts = self.parts
+        request = parts.teacher if role == "teacher" else parts.student
+        recipe = parts.teacher_recipe if role == "teacher" else parts.controls.get(role, parts.recipe)
+        assert request is not None
+        assert recipe is not None
+        return Taught(
+            role=role,
+            request=request,
+            pixels=expected_pixels(request, self.seen()),
+            recipe=recipe,
+            teacher=teacher.created if teacher else None,
+            answers=self._answers(teacher) if teacher else None,
+            license=request.origin.license,
+        )
+
+    def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
+        listen = self.tracker.start(taught.role)
+        settings = self.parts.trainer
+        try:
+            if settings.world_size > 1:
+                fit_on_ranks(self._job(taught, teacher, folder), folder, settings.world_size, listen=listen)
+            else:
+                fit(taught, self.data, settings, folder, console=self.console, listen=listen)
+        except BaseException:
+            self.tracker.end(taught.role, exit_code=1)
+            raise
+        if taught.role != "student":
+            self.tracker.end(taught.role, exit_code=0)
+
+    def _job(self, taught: Taught, teacher: Member | None, folder: Path) -> dict[str, Any]:
+        """The same training as plain data, for other processes."""
+        return {
+            "config": self.parts.config,
+            "stages": str(self.stages.root),
+            "role": taught.role,
+            "folder": str(folder),
+            "data": str(self.data_folder) if self.data_folder else None,
+            "listens": teacher is not None,
+            "teacher": str(teacher.folder) if teacher and teacher.folder else None,
+        }
+
+    def _identity(self, taught: Taught, teacher: Member | None) -> dict[str, Any]:
+        """All that decides the trained weights, beside the hashes of data, teacher and start."""
+        recipe = taught.recipe
+        return {
+            "model": {"name": taught.request.name, "kwargs": taught.request.kwargs, "pixels": vars(taught.pixels), "classes": list(self.classes)},
+            "loss": recipe.loss,
+            "optimizer": recipe.optimizer,
+            "scheduler": recipe.scheduler,
+            "callbacks": recipe.callbacks,
+            "seed": recipe.seed,
+            "trainer": {**self.parts.trainer.identity(), "max_epochs": recipe.max_epochs},
+            "data": self._views(),
+            "teacher": {"name": teacher.request.name, "pixels": vars(teacher.created.pixels)} if teacher else None,
+        }
+
+    def _views(self) -> dict[str, Any]:
+        """What decides the batches beside the data."""
+        if self.parts.own.data is not None:
+            return {"module": type(self.parts.own.data).__qualname__, "batch_size": self.data.batch_size}
+        return {key: self.parts.config["data"].get(key) for key in ("view", "batch_size")}
+
+    def predictions(self, member: Member, split: str) -> Predictions:
+        """A member's answers on a split, computed once."""
+        config = {"model": member.request.name, "pixels": vars(member.created.pixels), "split": split, "limit": self.limit}
+        inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
+        stage = self._stage(f"answers-{member.role}-{split}", config, inputs, lambda folder: self._predict(member, split).save(folder))
+        return Predictions.load(stage.path)
+
+    @property
+    def limit(self) -> float | None:
+        """How much of a split is looked at when a model is measured."""
+        return self.parts.trainer.limit_test_batches
+
+    def _predict(self, member: Member, split: str) -> Predictions:
+        batches = self.data.evaluation(split, member.created.pixels)
+        self.console.line(f"  {member.role}: {split} images ...")
+        return predict(member.created.model, batches, member.created.pixels, device=self.parts.trainer.device, limit=self.limit)
+
+    def _answers(self, teacher: Member) -> Answers | None:
+        """The teacher's answers on validation; none where only a part of it was looked at."""
+        if self.limit is not None:
+            return None
+        found = self.predictions(teacher, "validation")
+        order = found.index.argsort()
+        return Answers(torch.from_numpy(found.index[order]), torch.from_numpy(found.logits[order]))
+
+    def _stage(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Any) -> Stage:
+        plain = json.loads(json.dumps(config))
+        stage = self.stages.make(name, config=plain, inputs=inputs, build=build)
+        self.used.append(stage)
+        return stage
+
+
+def teacher_is_ready(request: ModelRequest, classes: tuple[str, ...], max_epochs: int) -> bool:
+    """Use the teacher as it is? Else it is trained first. Refuses a teacher with a random head that nothing would train."""
+    fits = request.origin.fits(classes)
+    if not fits and max_epochs == 0:
+        origin = request.origin
+        has = f"{origin.num_classes} classes" if origin.has_weights else "random weights"
+        raise RequestError(
+            f"The teacher {request.name} has {has}, the data have {len(classes)} classes, and teacher.max_epochs=0 forbids its training: "
+            "it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
+        )
+    return fits
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """A folder's name for a run that names none: what it is, and a hash of what else was said."""
+    decisive = {key: value for key, value in config.items() if key not in ("out", "stages", "remake", "overwrite", "logger", "tags")}
+    data = str(config["data"].get("name", "data"))
+    names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
+    return "-".join([data, *names, fingerprint(decisive)[:6]])

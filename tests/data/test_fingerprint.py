@@ -1,0 +1,66 @@
+"""Content hashes are of everything, until there is too much of it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_app.data import fingerprint
+from kd_app.data.fingerprint import digest, digest_files, fingerprinted
+from kd_app.data.source import Listing
+
+
+@given(data=st.binary(max_size=300), place=st.integers(0, 299))
+def test_a_whole_digest_sees_every_byte(data: bytes, place: int) -> None:
+    changed = bytearray(data or b"\0")
+    changed[place % len(changed)] ^= 1
+    before, after, longer = (digest(io.BytesIO(content), whole=True) for content in (data, bytes(changed), data + b"\0"))
+    assert len({before, after, longer}) == 3 if data else before != longer
+
+
+@pytest.mark.parametrize(("place", "seen"), [(0, True), (4095, True), (4096, False), (15_903, False), (15_904, True), (19_999, True)])
+def test_a_digest_of_the_ends_sees_4_kib_at_each(place: int, seen: bool) -> None:
+    data = bytearray(20_000)
+    before = digest(io.BytesIO(data), whole=False)
+    data[place] = 1
+    assert (digest(io.BytesIO(data), whole=False) != before) is seen
+    assert digest(io.BytesIO(bytes(20_001)), whole=False) != before
+
+
+def test_files_are_hashed_whole_up_to_the_limit_of_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / str(number) for number in range(600)]
+    for number, path in enumerate(paths):
+        path.write_bytes(number.to_bytes(4, "big") * (5000 if number == 7 else 3))
+    whole = digest_files(paths)
+    assert whole == [digest(io.BytesIO(path.read_bytes()), whole=True) for path in paths]
+    monkeypatch.setattr(fingerprint, "WHOLE_LIMIT", 27_000)
+    ends = digest_files(paths)
+    assert [number for number in range(600) if whole[number] != ends[number]] == [7]
+
+
+def test_a_file_that_is_gone_has_an_empty_digest(tmp_path: Path) -> None:
+    assert digest_files([tmp_path / "gone"]) == [b""]
+
+
+def test_every_part_of_a_listing_counts() -> None:
+    def of(
+        classes: str = "xy", files: str = "ab", target: tuple[int, int] = (0, 1), split: str = "__", group: str = "__", contents: str = "12"
+    ) -> str:
+        listing = Listing(tuple(classes), tuple(files), np.array(target), tuple(split), tuple(group), "")
+        return fingerprinted(listing, [content.encode() for content in contents]).fingerprint
+
+    assert of() == of()
+    others = [
+        of(classes="xz"),
+        of(files="ac"),
+        of(target=(1, 0)),
+        of(split="t_"),
+        of(group="g_"),
+        of(contents="13"),
+        of(files="ba"),
+        of(contents="21"),
+    ]
+    assert len({of(), *others}) == 9

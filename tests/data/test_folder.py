@@ -1,0 +1,206 @@
+"""Folders of class folders: what counts, in which order, and what is refused."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_app.config import RequestError
+from kd_app.data.folder import Folder
+from kd_app.data.source import BadImageError, Listing
+
+
+def put(root: Path, names: Iterable[str]) -> Path:
+    """A 4x3 image of its own shade at each name; an empty file where the name is no image's."""
+    for shade, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in (".png", ".jpg"):
+            Image.new("L", (4, 3), shade).save(path, format="png")
+        else:
+            path.touch()
+    return root
+
+
+def listed(root: Path) -> Listing:
+    return Folder(root=root, channels=1).listing()
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(RequestError) as raised:
+        Folder(root=root, channels=3).listing()
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_sub_folder_is_a_class_and_its_name_the_label(tmp_path: Path) -> None:
+    source = Folder(root=put(tmp_path, ["cat/1.png", "cat/2.JPG", "dog/1.png"]), channels=1)
+    listing = source.listing()
+    assert listing.classes == ("cat", "dog")
+    assert listing.files == ("cat/1.png", "cat/2.JPG", "dog/1.png")
+    assert listing.target.tolist() == [0, 0, 1]
+    assert listing.target.dtype == np.int64
+    assert set(listing.split) == set(listing.group) == {""}
+    assert [np.asarray(source.read(index)).max() for index in range(3)] == [0, 1, 2]
+    assert source.store() is None
+
+
+def test_channels_say_what_read_gives(tmp_path: Path) -> None:
+    put(tmp_path, ["a/1.png", "b/1.png"])
+    assert [Folder(root=tmp_path, channels=channels).read(0).mode for channels in (1, 3)] == ["L", "RGB"]
+    with pytest.raises(RequestError, match="channels=2"):
+        Folder(root=tmp_path, channels=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation", "Val"])
+def test_ready_splits_are_taken_from_the_folders_names(tmp_path: Path, word: str) -> None:
+    listing = listed(put(tmp_path, [f"{part}/{name}/1.png" for part in ("train", word, "test") for name in ("a", "b")]))
+    assert dict(zip(listing.files, listing.split, strict=True)) == {
+        f"{part}/{name}/1.png": split for part, split in (("train", "train"), (word, "validation"), ("test", "test")) for name in ("a", "b")
+    }
+    assert listing.classes == ("a", "b")
+    assert [listing.classes[number] for number in listing.target] == [file.split("/")[1] for file in listing.files]
+
+
+@pytest.mark.parametrize("parts", [("train",), ("train", "test"), ("train", "val")])
+def test_some_of_the_ready_splits_are_enough(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    listing = listed(put(tmp_path, [f"{part}/{name}/1.png" for part in parts for name in ("a", "b")]))
+    assert len(set(listing.split)) == len(parts)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    assert listed(put(tmp_path, ["bus/1.png", "car/1.png", "train/1.png"])).classes == ("bus", "car", "train")
+
+
+def test_ready_splits_beside_other_folders_are_refused_as_ambiguous(tmp_path: Path) -> None:
+    message = refused(put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", "extras/1.png"]))
+    assert "'extras'" in message
+    assert "ready splits, or classes?" in message
+
+
+def test_order_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
+    names = ["b/10.png", "b/9.png", "a/Z.png", "a/a.png", "a/sub/1.png", "B/1.png", "ä/1.png"]
+    put(tmp_path / "x", names)
+    for name in reversed(names):
+        (tmp_path / "y" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "x" / name, tmp_path / "y" / name)
+    first, second = listed(tmp_path / "x"), listed(tmp_path / "y")
+    assert first.files == second.files == tuple(sorted(names))
+    assert first.classes == ("B", "a", "b", "ä")
+    assert first.fingerprint == second.fingerprint
+
+
+def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
+    listing = listed(put(tmp_path, ["cat/2020/may/1.png", "cat/1.png", "dog/2021/1.png"]))
+    assert [listing.classes[number] for number in listing.target] == ["cat", "cat", "dog"]
+
+
+def test_hidden_names_and_archive_leftovers_are_left_out(tmp_path: Path) -> None:
+    names = ["a/1.png", "b/1.png", "a/._1.png", "a/.cache/1.png", ".git/1.png", "__MACOSX/a/1.png", ".DS_Store", "a/.DS_Store"]
+    assert listed(put(tmp_path, names)).files == ("a/1.png", "b/1.png")
+
+
+def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    source = Folder(root=put(tmp_path, ["a/1.png", "b/1.png", "a/notes.txt", "b/Thumbs.db", "b/sub/data.csv"]), channels=3)
+    assert len(source.listing().files) == 2
+    assert source.ignored == 3
+
+
+def test_strange_names_are_names(tmp_path: Path) -> None:
+    names = ['a b/it\'s "it".png', "a b/line\nbreak.png", "ö 猫/🐈.png", "c;,\t/%20$HOME.png", "c;,\t/" + os.fsdecode(b"\xff\xfe.png")]
+    source = Folder(root=put(tmp_path, names), channels=1)
+    assert set(source.listing().files) == set(names)
+    assert sorted(int(np.asarray(source.read(index)).max()) for index in range(5)) == [0, 1, 2, 3, 4]
+    assert len(source.listing().fingerprint) == 64
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", ["1.png", "2.png"])
+    root = put(tmp_path / "root", ["a/1.png", "b/1.png"])
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "b" / "more").mkdir()
+    (root / "b" / "more" / "back").symlink_to(root / "b" / "more")
+    (root / "b" / "ouroboros").symlink_to(root / "b" / "ouroboros")
+    assert listed(root).files == ("a/1.png", "b/1.png", "c/1.png", "c/2.png")
+
+
+def test_a_broken_link_is_a_bad_image_and_not_overlooked(tmp_path: Path) -> None:
+    source = Folder(root=put(tmp_path, ["a/1.png", "b/1.png"]), channels=3)
+    (tmp_path / "a" / "0.png").symlink_to(tmp_path / "gone.png")
+    assert source.listing().files[0] == "a/0.png"
+    with pytest.raises(BadImageError, match=r"0\.png"):
+        source.read(0)
+
+
+def test_the_fingerprint_survives_a_move_and_sees_every_change(tmp_path: Path) -> None:
+    def changed(name: str) -> Path:
+        return Path(shutil.copytree(tmp_path / "root", tmp_path / name))
+
+    before = listed(put(tmp_path / "root", ["a/1.png", "a/2.png", "b/1.png"])).fingerprint
+    assert listed(changed("copy")).fingerprint == before
+    byte, name, label, gone = (changed(kind) for kind in ("byte", "name", "label", "gone"))
+    data = bytearray((byte / "a/1.png").read_bytes())
+    data[-1] ^= 1
+    (byte / "a/1.png").write_bytes(data)
+    (name / "a/1.png").rename(name / "a/3.png")
+    (label / "b").rename(label / "c")
+    (gone / "a/1.png").unlink()
+    assert len({before, *(listed(root).fingerprint for root in (byte, name, label, gone))}) == 5
+
+
+def test_a_missing_root_names_what_is_called_alike(tmp_path: Path) -> None:
+    put(tmp_path, ["photos/a/1.png"])
+    assert "Did you mean 'photos'?" in refused(tmp_path / "fotos")
+    assert "There is no folder" in refused(tmp_path / "no" / "photos")
+
+
+def test_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    put(tmp_path, ["photos.zip", "photos.csv"])
+    assert "Unpack it" in refused(tmp_path / "photos.zip")
+    assert "data=csv" in refused(tmp_path / "photos.csv")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert "holds nothing" in refused(tmp_path)
+    assert "holds 1 file(s), none of them an image" in refused(put(tmp_path, ["notes.txt"]))
+
+
+def test_images_without_class_folders_are_refused_with_the_layout(tmp_path: Path) -> None:
+    message = refused(put(tmp_path, ["1.png", "2.png"]))
+    assert "2 image(s) and no class folder" in message
+    assert "<root>/<class>/<image>" in message
+    assert "no class folder" in refused(put(tmp_path / "ready", ["train/a/1.png", "train/b/1.png", "test/1.png"]))
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    assert "single class, 'cat'" in refused(put(tmp_path, ["cat/1.png", "cat/2.png"]))
+    assert "single class, 'a'" in refused(put(tmp_path / "ready", ["train/a/1.png", "test/a/1.png"]))
+
+
+def test_a_class_without_an_image_is_refused_by_name(tmp_path: Path) -> None:
+    message = refused(put(tmp_path, ["cat/1.png", "dog/1.txt"]))
+    assert "'dog'" in message
+    assert "1 file(s) of other kinds" in message
+
+
+def test_ready_splits_of_other_classes_are_refused_by_name(tmp_path: Path) -> None:
+    message = refused(put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"]))
+    assert "'b' only in 'train'" in message
+    assert "'c' only in 'test'" in message
+
+
+def test_ready_splits_without_train_or_with_one_twice_are_refused(tmp_path: Path) -> None:
+    assert "no train folder" in refused(put(tmp_path / "x", ["val/a/1.png", "test/a/1.png"]))
+    assert "two folders for the same split" in refused(put(tmp_path / "y", ["train/a/1.png", "val/a/1.png", "valid/a/1.png"]))
+
+
+def test_a_home_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / "photos", ["a/1.png", "b/1.png"])
+    assert len(listed(Path("~/photos")).files) == 2

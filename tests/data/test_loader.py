@@ -1,0 +1,236 @@
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from kd_app.config import Pixels, RequestError
+from kd_app.data.batch import Batch
+from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Position, Rank, TrainingLoader
+from kd_app.data.pixel_store import HeldStore, Store, hold
+from kd_app.data.source import BadImageError
+from kd_app.data.views import EVALUATION, CropFlip, Plain, ResizedCrop, View
+
+GRAY = Pixels(1, 6, 6, (0.5,), (0.5,))
+CROP = CropFlip(padding=1, flip=True)
+PARTS = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.2)
+
+
+def from_start() -> tuple[int, int]:
+    return 0, 0
+
+
+def start_of(epoch: int) -> Position:
+    return lambda: (epoch, 0)
+
+
+def maker(images: int, view: View = CROP, pixels: Pixels = GRAY, channels: int = 1) -> Maker:
+    store = hold(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (images, channels, 6, 6), dtype=np.uint8)))
+    return Maker(store, np.arange(images) % 7, view, pixels, seed=3)
+
+
+def training(
+    images: int,
+    batch_size: int,
+    *,
+    position: Position = from_start,
+    rank: Rank = SINGLE,
+    workers: int = 0,
+    view: View = CROP,
+    reshuffle: bool = True,
+) -> TrainingLoader:
+    made = maker(images, view)
+    rows = np.arange(images)
+    return TrainingLoader(made, rows, batch_size, num_workers=workers, order_seed=5, position=position, rank=rank, reshuffle=reshuffle)
+
+
+def indices(batches: TrainingLoader | EvaluationLoader) -> list[list[int]]:
+    return [batch.index.tolist() for batch in batches]
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    def equal(a: Batch, b: Batch) -> bool:
+        return a.view == b.view and all(torch.equal(x, y) for x, y in ((a.image, b.image), (a.index, b.index), (a.target, b.target)))
+
+    return len(first) == len(second) and all(map(equal, first, second))
+
+
+@given(st.integers(1, 60), st.integers(1, 17), st.integers(1, 4))
+def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_global_batch(images: int, batch_size: int, world: int) -> None:
+    if images < world:
+        return
+    ranks = [indices(training(images, batch_size, rank=Rank(number, world))) for number in range(world)]
+    seen = [number for rank in ranks for batch in rank for number in batch]
+    assert len(seen) == len(set(seen))
+    assert images - len(seen) < (batch_size if images >= batch_size * world else 1) * world
+    assert {len(batch) for rank in ranks for batch in rank} == {min(batch_size, images // world)}
+    assert {len(rank) for rank in ranks} == {len(training(images, batch_size, rank=Rank(0, world)))}
+
+
+@given(st.integers(12, 60), st.integers(1, 6))
+def test_two_ranks_with_half_the_batch_see_what_one_rank_sees_in_each_step(images: int, half: int) -> None:
+    one = list(training(images, 2 * half))
+    two = [list(training(images, half, rank=Rank(number, 2))) for number in range(2)]
+    for whole, first, second in zip(one, *two, strict=True):
+        for part, offset in ((first, 0), (second, 1)):
+            assert torch.equal(whole.index[offset::2], part.index)
+            assert torch.equal(whole.image[offset::2], part.image)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 3), st.integers(0, 6))
+def test_from_any_position_the_batches_are_those_that_an_uninterrupted_epoch_has_there(epoch: int, seen: int) -> None:
+    whole = list(training(50, 8, position=lambda: (epoch, 0)))
+    assert len(whole) == 6
+    assert same(list(training(50, 8, position=lambda: (epoch, seen))), whole[seen:])
+
+
+def test_every_epoch_has_its_own_order_and_view_and_is_the_same_again() -> None:
+    epochs = [list(training(40, 8, position=start_of(epoch))) for epoch in (0, 1, 0)]
+    orders = [[number for batch in epoch for number in batch.index.tolist()] for epoch in epochs]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) != orders[0]
+    assert [epoch[0].view for epoch in epochs] == [0, 1, 0]
+    assert same(epochs[0], epochs[2])
+
+
+def test_without_reshuffling_each_epoch_has_the_same_images_in_another_view() -> None:
+    first, second = (list(training(40, 8, position=start_of(epoch), reshuffle=False)) for epoch in (0, 1))
+    assert [batch.index.tolist() for batch in first] == [batch.index.tolist() for batch in second]
+    assert [batch.view for batch in second] == [1] * 5
+    assert not torch.equal(first[0].image, second[0].image)
+
+
+def test_the_global_generators_have_no_say_in_the_order() -> None:
+    np.random.seed(0)
+    first = indices(training(40, 8))
+    np.random.seed(1)
+    assert indices(training(40, 8)) == first
+
+
+def test_a_checkpoint_of_other_epochs_is_refused_and_one_of_half_the_batch_on_two_ranks_is_not() -> None:
+    state = training(40, 8).state_dict()
+    training(40, 4, rank=Rank(1, 2)).load_state_dict(state)
+    for other in (training(40, 4), training(39, 8)):
+        with pytest.raises(RequestError, match="start afresh"):
+            other.load_state_dict(state)
+
+
+def test_fewer_images_than_ranks_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"3 image.*4 ranks"):
+        training(3, 8, rank=Rank(0, 4))
+
+
+class Numbered:
+    """Two epochs, then a third that starts at its second batch."""
+
+    def __init__(self) -> None:
+        self.asked = iter([(0, 0), (1, 0), (2, 1)])
+
+    def __call__(self) -> tuple[int, int]:
+        return next(self.asked)
+
+
+@pytest.mark.parametrize("view", [CROP, PARTS], ids=lambda view: type(view).__name__)
+def test_two_workers_give_bit_for_bit_what_none_gives_in_every_epoch(view: View) -> None:
+    alone, helped = (training(40, 8, workers=workers, position=Numbered(), view=view) for workers in (0, 2))
+    for _ in range(3):
+        assert same(list(helped), list(alone))
+
+
+def test_an_epoch_that_was_left_in_the_middle_does_not_leak_into_the_next() -> None:
+    loader = training(40, 8, workers=2, position=Numbered())
+    next(iter(loader))
+    expected = list(training(40, 8, position=lambda: (1, 0)))
+    assert same(list(loader), expected)
+
+
+@given(st.integers(0, 50), st.integers(1, 5), st.integers(1, 9))
+def test_evaluation_gives_each_image_once_in_as_many_batches_on_every_rank(images: int, world: int, batch_size: int) -> None:
+    made = maker(max(images, 1), Plain())
+    loaders = [EvaluationLoader(made, np.arange(images), batch_size, num_workers=0, rank=Rank(number, world)) for number in range(world)]
+    found = [list(loader) for loader in loaders]
+    assert {len(batches) for batches in found} == {len(loaders[0])}
+    assert sorted(int(number) for batches in found for batch in batches for number in batch.index) == list(range(images))
+    assert all(batch.image.shape[1:] == (1, 6, 6) and batch.view == EVALUATION for batches in found for batch in batches)
+    assert all(len(batch) == len(batch.target) == len(batch.index) <= batch_size for batches in found for batch in batches)
+
+
+def test_evaluation_keeps_the_order_of_the_rows_on_one_rank() -> None:
+    rows = np.array([9, 2, 5])
+    assert indices(EvaluationLoader(maker(10, Plain()), rows, 2, num_workers=0)) == [[9, 2], [5]]
+
+
+def test_a_batch_carries_bytes_in_channels_last_memory_with_targets_and_numbers() -> None:
+    color = Pixels(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
+    batch = maker(20, CROP, color, channels=3)[next(iter(training(20, 4)._epoch(2)))]
+    assert batch.image.dtype == torch.uint8
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
+    assert batch.target.dtype == batch.index.dtype == torch.int64
+    assert torch.equal(batch.target, batch.index % 7)
+    assert batch.view == 2
+
+
+def colors(image: Tensor) -> UInt8[np.ndarray, "height width channels"]:
+    array: np.ndarray = image.permute(1, 2, 0).numpy()
+    return array
+
+
+def test_gray_becomes_color_and_color_gray_as_pil_has_it() -> None:
+    color = Pixels(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
+    for stored, wanted, mode in ((1, color, "RGB"), (3, GRAY, "L")):
+        plain = maker(30, Plain(), wanted, channels=stored)
+        for batch in EvaluationLoader(plain, np.arange(30), 8, num_workers=0):
+            for number, image in zip(batch.index.tolist(), batch.image, strict=True):
+                picture = plain.store.picture(number)
+                expected = np.asarray(Image.fromarray(picture if stored == 3 else picture[:, :, 0]).convert(mode)).reshape(6, 6, -1)
+                np.testing.assert_array_equal(colors(image), expected)
+
+
+@pytest.mark.parametrize("remake", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))], ids=["copied", "pickled"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_that_was_copied_or_pickled_gives_the_same_batches(remake: type, workers: int) -> None:
+    loader = training(40, 8, workers=workers)
+    before = list(loader)
+    assert same(list(remake(loader)), before)
+
+
+class Vanished(Store):
+    size = (6, 6)
+    in_memory = False
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+        raise BadImageError(f"image {index} is gone")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_becomes_bad_is_told_in_one_paragraph_from_a_worker_too(workers: int) -> None:
+    broken = Maker(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0)
+    with pytest.raises(BadImageError) as raised:
+        list(EvaluationLoader(broken, np.arange(4), 2, num_workers=workers))
+    assert str(raised.value) == "image 0 is gone"
+
+
+class Uneven(HeldStore):
+    def __init__(self, shapes: Int64[np.ndarray, "images 2"]) -> None:
+        super().__init__(np.zeros(int(shapes.prod(axis=1).sum()), dtype=np.uint8), shapes, 1)
+
+
+def test_a_batch_view_on_images_of_different_sizes_says_what_to_choose_instead() -> None:
+    uneven = Maker(Uneven(np.array([[4, 5], [6, 6]])), np.zeros(2, dtype=np.int64), CROP, GRAY, seed=0)
+    with pytest.raises(RequestError, match=r"differ in size.*data\.view"):
+        list(EvaluationLoader(uneven, np.arange(2), 2, num_workers=0))
+
+
+def test_workers_pay_for_slow_views_and_stores_that_are_not_in_memory_only() -> None:
+    assert not maker(4).is_slow()
+    assert not maker(4, Plain()).is_slow()
+    assert maker(4, Plain(), Pixels(1, 8, 8, (0.5,), (0.5,))).is_slow()
+    assert maker(4, PARTS).is_slow()
+    assert Maker(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0).is_slow()

@@ -1,0 +1,353 @@
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor
+
+from kd_app.config import Pixels, RequestError
+from kd_app.data.batch import Batch
+from kd_app.data.module import ImageData
+from kd_app.data.source import BadImageError, Listing, Source
+from kd_app.data.views import CropFlip, Plain, ResizedCrop
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6.6 with torch 2.14, 2026-11
+CONF = Path(__file__).parents[2] / "conf" / "data"
+GRAY = Pixels(1, 6, 6, (0.5,), (0.5,))
+PER_CLASS = 20
+
+
+class Arrays(Source):
+    """60 gray images of 6x6 in memory, three classes."""
+
+    channels = 1
+    size: int | None = 6
+
+    def __init__(self, *, images: int) -> None:
+        self.images = images
+
+    def listing(self) -> Listing:
+        files = tuple(f"{number:03d}" for number in range(self.images))
+        none = ("",) * self.images
+        return Listing(("a", "b", "c"), files, np.arange(self.images) % 3, none, none, fingerprint="f" * 64)
+
+    def store(self) -> Tensor | None:
+        return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (self.images, 1, 6, 6), dtype=np.uint8))
+
+    def read(self, index: int) -> Image.Image:
+        raise NotImplementedError
+
+
+class Files(Arrays):
+    """60 color images of several sizes that must be decoded; those in `bad` can't be."""
+
+    channels = 3
+    size: int | None = None
+
+    def __init__(self, *, root: Path, bad: tuple[int, ...]) -> None:
+        super().__init__(images=60)
+        self.root = root
+        self.bad = bad
+
+    def store(self) -> None:
+        return None
+
+    def read(self, index: int) -> Image.Image:
+        if index in self.bad:
+            raise BadImageError(f"{self.root}/{index:03d} is truncated")
+        shape = (40 + index % 3, 36 + index % 5, 3)
+        return Image.fromarray(np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8))
+
+
+def made(source: Callable[..., Source], **changes: Any) -> ImageData:
+    settings: dict[str, Any] = {
+        "source": source,
+        "root": None,
+        "view": CropFlip(padding=1, flip=True),
+        "batch_size": 8,
+        "num_workers": 0,
+        "cache": "ram",
+        "on_error": "raise",
+        "seed": 0,
+        "image_size": None,
+        "split": {"validation": 0.1, "test": 0.2},
+    }
+    return ImageData(**{**settings, **changes})
+
+
+def arrays(**changes: Any) -> ImageData:
+    data = made(partial(Arrays, images=60), **changes)
+    data.list()
+    data.load(None)
+    return data
+
+
+def files(folder: Path, *, bad: tuple[int, ...] = (), decode_size: int = 32, **changes: Any) -> ImageData:
+    view = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
+    data = made(partial(Files, bad=bad), **{"root": Path("photos"), "view": view, **changes})
+    data.list()
+    assert data.needs_scan
+    if not (folder / "scan.json").exists():
+        data.scan(folder, decode_size=decode_size, progress=lambda done, total: None)
+    data.load(folder)
+    return data
+
+
+def subfolder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir(exist_ok=True)
+    return parent / name
+
+
+def test_making_it_reads_no_data() -> None:
+    class Untouched(Arrays):
+        def listing(self) -> Listing:
+            raise AssertionError("read")
+
+        def store(self) -> Tensor:
+            raise AssertionError("read")
+
+    assert made(partial(Untouched, images=6)).batch_size == 8
+
+
+def test_images_in_memory_need_no_scan_and_are_known_after_loading() -> None:
+    data = arrays()
+    assert not data.needs_scan
+    assert data.classes == ("a", "b", "c")
+    assert (data.channels, data.size) == (1, 6)
+    assert data.sizes == {"train": 42, "validation": 6, "test": 12}
+    assert sorted(np.concatenate([data.rows(name) for name in data.sizes]).tolist()) == list(range(60))
+    assert data.targets("test").tolist() == (data.rows("test") % 3).tolist()
+    assert data.files[7] == "007"
+    assert data.notes == ()
+
+
+def test_files_are_measured_by_the_scan(tmp_path: Path) -> None:
+    data = files(tmp_path)
+    assert data.size == 32
+    assert data.store.picture(0).shape == (36, 32, 3)
+    assert arrays(image_size=48).size == 48
+
+
+def test_the_statistics_are_those_of_the_train_split(tmp_path: Path) -> None:
+    data = arrays()
+    train = data.store.array(data.rows("train")) / 255
+    assert data.pixel_statistics() == ((round(float(train.mean()), 4),), (round(float(train.std()), 4),))
+    of_files = [files(subfolder(tmp_path, cache), cache=cache) for cache in ("ram", "none")]
+    assert of_files[0].pixel_statistics() == of_files[1].pixel_statistics()
+
+
+def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"7 of 60 images.*003, 005, 010, 011, 020 and 2 more.*photos/003 is truncated.*on_error=skip"):
+        files(tmp_path, bad=(3, 5, 10, 11, 20, 30, 59))
+
+
+def test_the_scan_of_a_refused_run_serves_one_that_skips_bad_images(tmp_path: Path) -> None:
+    with pytest.raises(RequestError):
+        files(tmp_path, bad=(3, 59))
+    data = files(tmp_path, bad=(3, 59), on_error="skip")
+    assert data.notes == ("2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",)
+    everything = np.concatenate([data.rows(name) for name in data.sizes])
+    assert sorted(everything.tolist()) == [number for number in range(60) if number not in (3, 59)]
+    assert sum(data.sizes.values()) == 58
+
+
+def test_skipping_every_image_of_a_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="class 'b' in train"):
+        files(tmp_path, bad=tuple(range(1, 60, 3)), on_error="skip")
+
+
+def test_the_fingerprint_follows_what_determines_the_pixels(tmp_path: Path) -> None:
+    folder = partial(subfolder, tmp_path)
+    reference = files(folder("a")).fingerprint
+    assert files(folder("b"), cache="none", num_workers=2, batch_size=3, root=Path("elsewhere")).fingerprint == reference
+    others = [
+        files(folder("a"), seed=1),
+        files(folder("a"), split={"validation": 0.2, "test": 0.2}),
+        files(folder("c"), decode_size=20),
+        files(folder("d"), bad=(3,), on_error="skip"),
+    ]
+    assert len({reference, *(data.fingerprint for data in others)}) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) -> None:
+    pixels = Pixels(3, 16, 16, (0.5,) * 3, (0.5,) * 3, crop=0.9)
+    found = []
+    for cache in ("ram", "disk", "none"):
+        data = files(subfolder(tmp_path, cache), cache=cache, num_workers=workers)
+        data.bind(pixels, order_seed=4)
+        found.append([batch.image for loader in (data.train_dataloader(), data.evaluation("test", pixels)) for batch in loader])
+    assert len(found[0]) == 5 + 2
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_evaluation_shows_a_model_its_own_size_and_channels_in_the_order_of_the_rows() -> None:
+    data = arrays()
+    batches = list(data.evaluation("test", Pixels(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5))
+    assert [tuple(batch.image.shape) for batch in batches] == [(5, 3, 9, 7), (5, 3, 9, 7), (2, 3, 9, 7)]
+    assert torch.cat([batch.index for batch in batches]).tolist() == data.rows("test").tolist()
+    assert len(list(data.evaluation("test", GRAY))) == 2
+
+
+def test_the_order_follows_the_order_seed_and_the_views_follow_the_data_seed() -> None:
+    def first(order_seed: int, seed: int) -> Batch:
+        data = arrays(seed=seed)
+        data.bind(GRAY, order_seed=order_seed)
+        return next(iter(data.train_dataloader()))
+
+    assert first(1, 0).index.tolist() == first(1, 0).index.tolist() != first(2, 0).index.tolist()
+    image = first(1, 0).image
+    assert torch.equal(first(1, 0).image, image)
+    assert not torch.equal(first(1, 9).image, image)
+
+
+def test_loaders_before_bind_say_what_to_call() -> None:
+    with pytest.raises(RequestError, match=r"data\.bind"):
+        arrays().train_dataloader()
+
+
+def test_a_view_that_does_not_fit_the_images_is_refused_when_it_is_bound(tmp_path: Path) -> None:
+    data = files(tmp_path, view=CropFlip(padding=1, flip=True))
+    with pytest.raises(RequestError, match=r"differ in size.*data\.view"):
+        data.bind(GRAY, order_seed=0)
+
+
+def test_files_without_a_scan_say_what_to_call() -> None:
+    with pytest.raises(RequestError, match=r"data\.scan"):
+        made(partial(Files, bad=()), root=Path("photos"), view=Plain()).setup("fit")
+
+
+def test_a_root_for_data_that_reads_no_folder_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"data\.root=photos does nothing"):
+        made(partial(Arrays, images=6), root=Path("photos"))
+
+
+def test_a_folder_without_a_root_says_which_key_is_missing() -> None:
+    with pytest.raises(RequestError, match=r"Set data\.root"):
+        made(partial(Files, bad=()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"cache": "rom"}, "'ram', 'disk' or 'none'"),
+        ({"on_error": "ignore"}, "'raise' or 'skip'"),
+        ({"split": {"validation": 1.5, "test": 0.2}}, r"split\.validation=1\.5"),
+        ({"split": {"validation": 0.1, "tset": 0.2}}, "tset"),
+        ({"image_size": 0}, "image_size"),
+        ({"imagesize": 3}, "Did you mean 'image_size'"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        made(partial(Arrays, images=6), **wrong)
+
+
+@pytest.mark.parametrize("remake", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copied", "pickled"])
+def test_data_that_was_copied_or_pickled_serves_the_same(remake: Callable[[ImageData], ImageData]) -> None:
+    data = arrays()
+    data.bind(GRAY, order_seed=4)
+    again = remake(data)
+    assert torch.equal(next(iter(again.train_dataloader())).image, next(iter(data.train_dataloader())).image)
+
+
+def settings_of(name: str) -> Any:
+    """What stands in the YAML for the part itself; the other two keys tell the rest of the configuration about it."""
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    return {key: value for key, value in config.items() if key not in ("name", "suggested")}
+
+
+def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
+    names = sorted(path.stem for path in CONF.glob("*.yaml"))
+    assert names == ["csv", "digits", "fashion_mnist", "folder", "timm"]
+    for name in names:
+        config = settings_of(name)
+        config["root"] = str(tmp_path) if name != "digits" else None
+        data = instantiate(config)
+        assert isinstance(data, ImageData)
+        assert data.batch_size == (128 if name in ("digits", "fashion_mnist") else 64)
+        assert (data.cache, data.on_error, data.num_workers, data.seed) == ("ram", "raise", "auto", 0)
+
+
+def test_the_digits_are_served_from_their_yaml() -> None:
+    data = instantiate(settings_of("digits"))
+    data.setup("fit")
+    data.bind(Pixels(1, 8, 8, (0.5,), (0.5,)), order_seed=0)
+    batch = next(iter(data.train_dataloader()))
+    assert (tuple(batch.image.shape), sum(data.sizes.values())) == ((128, 1, 8, 8), 1797)
+
+
+class Recorder(pl.LightningModule):
+    """One layer that remembers what it was trained on; at step `killed_at` it is stopped as by a kill, after a checkpoint at step `saved_at`."""
+
+    def __init__(self, checkpoint: Path, *, saved_at: int = -1, killed_at: int = -1) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(36, 3)
+        self.checkpoint, self.saved_at, self.killed_at = checkpoint, saved_at, killed_at
+        self.seen: list[tuple[int, int, int, list[int], float]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        checksum = float(batch.image.double().sum())
+        self.seen.append((self.current_epoch, batch_idx, batch.view, batch.index.tolist(), checksum))
+        loss: Tensor = torch.nn.functional.cross_entropy(self.layer(batch.image.flatten(1).float() / 255), batch.target)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.global_step == self.saved_at:
+            self.trainer.save_checkpoint(self.checkpoint)
+        if self.global_step == self.killed_at:
+            raise KeyboardInterrupt
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validated += batch.index.tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def trained(model: Recorder, data: ImageData, *, resumed: bool = False, **settings: Any) -> Recorder:
+    data.bind(GRAY, order_seed=2)
+    flags = {"max_epochs": 3, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, **settings}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, default_root_dir=model.checkpoint.parent, **flags)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=model.checkpoint if resumed else None, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        assert model.killed_at > 0
+    return model
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("saved_at", "killed_at"), [(2, 3), (7, 7), (8, 9), (5, 6)])
+def test_a_resumed_run_goes_on_with_exactly_the_batches_it_has_not_seen(tmp_path: Path, workers: int, saved_at: int, killed_at: int) -> None:
+    view = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)  # slow enough for workers
+    whole = trained(Recorder(tmp_path / "c.ckpt"), arrays(view=view)).seen
+    assert len(whole) == 15
+    first = trained(Recorder(tmp_path / "c.ckpt", saved_at=saved_at, killed_at=killed_at), arrays(view=view, num_workers=workers)).seen
+    assert first == whole[:killed_at]
+    second = trained(Recorder(tmp_path / "c.ckpt"), arrays(view=view, num_workers=workers), resumed=True).seen
+    assert second == whole[saved_at:]
+
+
+def test_a_trainer_validates_every_image_once_an_epoch() -> None:
+    data = arrays()
+    model = trained(Recorder(Path("unused") / "c.ckpt"), data, num_sanity_val_steps=0)
+    assert model.validated == data.rows("validation").tolist() * 3
+
+
+def test_overfitting_shows_the_same_few_images_in_each_epoch() -> None:
+    seen = trained(Recorder(Path("unused") / "c.ckpt"), arrays(), overfit_batches=2).seen
+    assert len(seen) == 6
+    assert [step[3] for step in seen[:2]] == [step[3] for step in seen[2:4]] == [step[3] for step in seen[4:]]

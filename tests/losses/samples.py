@@ -1,0 +1,133 @@
+"""What the tests of all terms share: the YAML files, terms made from them, and outputs of two unlike models."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from kd_app.data.batch import Batch
+from kd_app.losses.base import LossTerm
+from kd_app.models.outputs import Attention, Outputs, Tokens
+
+CONF = Path(__file__).parents[2] / "conf" / "loss"
+TERMS = sorted(path.stem for path in CONF.glob("*.yaml"))
+CLASSES = 6
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The content of ``conf/loss/<name>.yaml`` below the term's name."""
+    content = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert list(content) == [name]
+    settings: dict[str, Any] = content[name]
+    return settings
+
+
+def class_of(name: str) -> type[LossTerm]:
+    module, _, symbol = settings_of(name)["_target_"].rpartition(".")
+    cls: type[LossTerm] = getattr(import_module(module), symbol)
+    return cls
+
+
+def make(name: str, **changed: Any) -> Any:
+    """The term as its YAML has it, with `changed` settings."""
+    settings = {key: value for key, value in settings_of(name).items() if key not in ("_target_", "weight")}
+    return class_of(name)(**{**settings, **changed})
+
+
+def normal(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def logits(z: Tensor) -> Outputs:
+    return Outputs(logits=z)
+
+
+def maps(*features: Tensor) -> Outputs:
+    return Outputs(features=list(features))
+
+
+def batch(target: Tensor, labeled: Tensor | None = None) -> Batch:
+    return Batch(torch.zeros(len(target), 1, 1, 1), target, torch.arange(len(target)), labeled=labeled)
+
+
+def labels(images: int, classes: int = CLASSES, seed: int = 0) -> Batch:
+    return batch(torch.randint(classes, (images,), generator=torch.Generator().manual_seed(seed)))
+
+
+def model_outputs(*, seed: int, width: int, images: int = 5, scale: float = 1.0, sizes: tuple[int, ...] = (8, 4, 2)) -> Outputs:
+    """Every field of the outputs of a made-up model, in float64; `width` is a multiple of 16."""
+
+    def draw(*shape: int) -> Tensor:
+        nonlocal seed
+        seed += 1
+        return normal(*shape, seed=seed, scale=scale)
+
+    def block() -> Attention:
+        return Attention(*(draw(images, 4, 17, width // 4) for _ in range(3)), num_prefix=1)
+
+    features = [draw(images, width // 2 ** (len(sizes) - i), size, size) for i, size in enumerate(sizes)]
+    classifier = nn.Linear(width, CLASSES, dtype=torch.float64).requires_grad_(False)
+    return Outputs(
+        logits=draw(images, CLASSES),
+        embedding=draw(images, width),
+        features=features,
+        pre_activation=[draw(*x.shape) for x in features],
+        tokens=[Tokens(draw(images, 16, width), draw(images, 1, width)) for _ in range(3)],
+        attention=[block() for _ in range(3)],
+        classifier=classifier,
+    )
+
+
+def pair(images: int = 5, scale: float = 1.0) -> tuple[Outputs, Outputs]:
+    """Outputs of a student and of a wider teacher with maps of other sizes."""
+    student = model_outputs(seed=100, width=32, images=images, scale=scale)
+    return student, model_outputs(seed=200, width=48, images=images, scale=scale, sizes=(9, 4, 3))
+
+
+def built(name: str, student: Outputs, teacher: Outputs, **changed: Any) -> Any:
+    """The term with its adapters, which are the same for every call and have the precision of the outputs."""
+    term = make(name, **changed)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        term.build(student, teacher)
+    assert student.logits is not None
+    return term.to(student.logits.dtype)
+
+
+def tensors(outputs: Outputs, reads: frozenset[str]) -> list[Tensor]:
+    """The tensors of those fields, flat."""
+    return [leaf for name in sorted(reads) for leaf in _leaves(getattr(outputs, name))]
+
+
+def _leaves(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, (list, tuple)) else []
+
+
+def changed(outputs: Outputs, function: Any) -> Outputs:
+    """The outputs with `function` applied to every tensor."""
+
+    def apply(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, tuple):
+            return type(value)(*map(apply, value))
+        return [apply(part) for part in value] if isinstance(value, list) else value
+
+    fields: Mapping[str, Any] = vars(outputs)
+    return Outputs(**{name: apply(value) for name, value in fields.items()})
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_()
+
+
+def gradient(value: Tensor, x: Tensor) -> Tensor:
+    """d value / d x; the graph is kept."""
+    (found,) = torch.autograd.grad(value, x, retain_graph=True)
+    return found

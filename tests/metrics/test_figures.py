@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from kd_app.metrics import figures
+
+MODEL = ("top1", "top5", "balanced_accuracy", "nll", "ece")
+Images = tuple[dict[str, np.ndarray], np.ndarray]
+
+
+def made(skill: dict[str, float], n: int = 300, num_classes: int = 10, seed: int = 0) -> Images:
+    """Logits of models that share their difficulties with the images; `skill` lifts the label's logit."""
+    rng = np.random.default_rng(seed)
+    target = rng.integers(num_classes, size=n)
+    hard = rng.standard_normal((n, num_classes))
+    found = {}
+    for name, lift in skill.items():
+        z = (hard + 0.7 * rng.standard_normal((n, num_classes))).astype(np.float32)
+        z[np.arange(n), target] += np.float32(lift)
+        found[name] = z
+    return found, target
+
+
+THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
+
+
+def value(found: dict[str, float | None], name: str) -> float:
+    number = found[name]
+    assert number is not None
+    return number
+
+
+def test_the_keys_are_those_of_results_json() -> None:
+    found = figures(*made(THREE), seed=0, confidence=0.95)
+    assert set(found) == {"num_images", "confidence", "teacher", "labels_only", "student", "pair"}
+    assert (found["num_images"], found["confidence"]) == (300, 0.95)
+    pair = ("retention", "gain", "gap_closed", "agreement", "negative_flips", "positive_flips", "kl_to_teacher")
+    for part, names in ((found["student"], MODEL), (found["pair"], pair)):
+        assert set(part) == {f"{name}{end}" for name in names for end in ("", "_low", "_high")}
+
+
+def test_without_a_teacher_or_a_control_nothing_is_said_that_needs_it() -> None:
+    logits, target = made(THREE)
+    alone = figures({"student": logits["student"]}, target, seed=0, confidence=0.95)
+    assert set(alone) == {"num_images", "confidence", "student"}
+    without_control = figures({name: logits[name] for name in ("teacher", "student")}, target, seed=0, confidence=0.95)["pair"]
+    assert {"retention", "agreement"} <= set(without_control)
+    assert not {"gain", "gap_closed"} & set(without_control)
+    without_teacher = figures({name: logits[name] for name in ("labels_only", "student")}, target, seed=0, confidence=0.95)["pair"]
+    assert set(without_teacher) == {"gain", "gain_low", "gain_high"}
+
+
+def test_ratios_are_those_of_the_accuracies() -> None:
+    found = figures(*made(THREE), seed=0, confidence=0.95)
+    teacher, control, student = (value(part, "top1") for part in (found["teacher"], found["labels_only"], found["student"]))
+    assert value(found["pair"], "retention") == pytest.approx(student / teacher)
+    assert value(found["pair"], "gain") == pytest.approx(student - control)
+    assert value(found["pair"], "gap_closed") == pytest.approx((student - control) / (teacher - control))
+
+
+def test_the_interval_of_a_rate_is_wilsons() -> None:
+    logits, target = made(THREE)
+    found = figures(logits, target, seed=0, confidence=0.9)["student"]
+    expected = binomtest(int((logits["student"].argmax(1) == target).sum()), len(target)).proportion_ci(0.9, method="wilson")
+    assert (found["top1_low"], found["top1_high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_of_retention_is_that_of_a_plain_bootstrap_loop() -> None:
+    logits, target = made(THREE, n=200)
+    right = {name: z.argmax(1) == target for name, z in logits.items()}
+    rng, ratios = np.random.default_rng(1), []
+    for _ in range(3000):
+        chosen = rng.integers(200, size=200)
+        ratios.append(right["student"][chosen].mean() / right["teacher"][chosen].mean())
+    found = figures(logits, target, seed=0, confidence=0.95)["pair"]
+    assert (found["retention_low"], found["retention_high"]) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.012)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 80), num_classes=st.integers(2, 8), confidence=st.floats(0.5, 0.99))
+def test_every_interval_holds_its_point_however_few_the_images(seed: int, n: int, num_classes: int, confidence: float) -> None:
+    found = figures(*made(THREE, n, num_classes, seed), seed=0, confidence=confidence)
+    for part in (found["teacher"], found["labels_only"], found["student"], found["pair"]):
+        for name in [key for key in part if not key.endswith(("_low", "_high"))]:
+            low, point, high = (part[key] for key in (f"{name}_low", name, f"{name}_high"))
+            assert (low is None) == (high is None) == (point is None) or point is not None
+            if low is not None and point is not None and high is not None:
+                assert low <= point <= high
+
+
+def test_a_student_that_is_its_teacher_retains_exactly_all() -> None:
+    logits, target = made({"teacher": 2.0, "labels_only": 1.0})
+    found = figures({**logits, "student": logits["teacher"]}, target, seed=0, confidence=0.95)["pair"]
+    assert [found[f"retention{end}"] for end in ("", "_low", "_high")] == [1, 1, 1]
+    assert [found[f"gap_closed{end}"] for end in ("", "_low", "_high")] == [1, 1, 1]
+    assert (found["agreement"], found["negative_flips"], found["positive_flips"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("teacher", [1.0, 0.2])
+def test_gap_closed_is_undefined_where_the_teacher_is_not_measurably_better_than_the_control(teacher: float) -> None:
+    found = figures(*made({"teacher": teacher, "labels_only": 1.0, "student": 1.5}), seed=0, confidence=0.95)["pair"]
+    assert [found[f"gap_closed{end}"] for end in ("", "_low", "_high")] == [None, None, None]
+    assert found["gain"] is not None
+
+
+def test_retention_of_a_teacher_that_is_never_right_is_undefined() -> None:
+    logits, target = made({"teacher": -50.0, "student": 2.0})
+    assert figures(logits, target, seed=0, confidence=0.95)["pair"]["retention"] is None
+
+
+def test_a_diverged_student_gives_nulls_not_nans() -> None:
+    logits, target = made({"teacher": 2.0, "student": 2.0})
+    found = figures({**logits, "student": np.full_like(logits["student"], np.nan)}, target, seed=0, confidence=0.95)
+    assert (found["student"]["top1"], found["student"]["nll"], found["pair"]["kl_to_teacher"]) == (0, None, None)
+
+
+def test_equal_seeds_give_equal_figures_and_the_order_of_the_images_does_not_move_a_point() -> None:
+    logits, target = made(THREE)
+    one = figures(logits, target, seed=0, confidence=0.95)
+    assert figures(logits, target, seed=0, confidence=0.95) == one
+    turned = figures({name: z[::-1].copy() for name, z in logits.items()}, target[::-1].copy(), seed=0, confidence=0.95)
+    for name in MODEL:
+        assert turned["student"][name] == pytest.approx(one["student"][name], rel=1e-5)
+
+
+def test_the_interval_of_the_calibration_error_holds_it_though_the_estimate_is_too_high() -> None:
+    """Two classes, perfectly calibrated: the true error is 0, the estimate is not, and a percentile interval would never reach it."""
+    rng, held = np.random.default_rng(0), 0
+    for trial in range(30):
+        p = rng.uniform(0.5, 1, size=400)
+        logits = np.stack([np.log(p), np.log1p(-p)], axis=1).astype(np.float32)
+        target = (rng.random(400) > p).astype(np.int64)
+        held += value(figures({"student": logits}, target, seed=trial, confidence=0.95)["student"], "ece_low") < 0.005
+    assert held / 30 > 0.8
+
+
+def test_read_only_half_precision_logits_as_from_a_memory_map_are_fine() -> None:
+    logits, target = made(THREE)
+    frozen = {name: z.astype(np.float16) for name, z in logits.items()}
+    for z in frozen.values():
+        z.setflags(write=False)
+    found = figures(frozen, target, seed=0, confidence=0.95)
+    assert found == figures({name: z.astype(np.float32) for name, z in frozen.items()}, target, seed=0, confidence=0.95)

@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import norm
+
+from kd_app.config import RequestError
+from kd_app.metrics import Judgment, Verdict
+from kd_app.metrics.verdict import Judged, mcnemar, paired_interval, score
+
+
+def logits(predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    found: np.ndarray = np.eye(num_classes, dtype=np.float32)[predicted]
+    return found
+
+
+def judge(better: int, worse: int, n: int, metric: Judged = "top1", margin: float = 0.01, confidence: float = 0.95) -> Judgment:
+    """The verdict on a two-class set of n images, half of each class, where the models differ on better + worse images."""
+    target = np.arange(n) % 2
+    student, teacher = target.copy(), target.copy()
+    teacher[:better] = 1 - teacher[:better]
+    student[better : better + worse] = 1 - student[better : better + worse]
+    rule = Verdict(metric=metric, margin=margin, confidence=confidence)
+    return rule.judge({"student": logits(student, 2), "teacher": logits(teacher, 2)}, target, seed=0)
+
+
+def score_by_numerical_likelihood(better: int, worse: int, n: int, difference: float) -> float:
+    """Tango's statistic with the nuisance rate found by maximizing the trinomial likelihood."""
+
+    def unlikelihood(q: float) -> float:
+        p = np.array([q + difference, q, 1 - 2 * q - difference])
+        return -float(np.sum(np.array([better, worse, n - better - worse]) * np.log(np.maximum(p, 1e-300))))
+
+    bounds = (max(0.0, -difference), (1 - difference) / 2)
+    q = minimize_scalar(unlikelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    return float((better - worse - n * difference) / np.sqrt(n * (2 * q + difference - difference**2)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), n=st.integers(5, 2000), difference=st.floats(-0.5, 0.5))
+def test_the_score_is_that_of_the_numerically_most_likely_rates(data: st.DataObject, n: int, difference: float) -> None:
+    better = data.draw(st.integers(1, n - 2))
+    worse = data.draw(st.integers(1, n - better - 1))
+    assert score(better, worse, n, difference) == pytest.approx(score_by_numerical_likelihood(better, worse, n, difference), rel=1e-3, abs=1e-3)
+
+
+def test_the_score_against_no_difference_is_mcnemars() -> None:
+    assert score(30, 12, 500, 0.0) == pytest.approx((30 - 12) / np.sqrt(30 + 12))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), n=st.integers(2, 3000), confidence=st.floats(0.6, 0.99))
+def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_point(data: st.DataObject, n: int, confidence: float) -> None:
+    better = data.draw(st.integers(0, n))
+    worse = data.draw(st.integers(0, n - better))
+    low, high = paired_interval(better, worse, n, confidence)
+    assert -1 <= low <= (better - worse) / n <= high <= 1
+    if low > -0.999 and high < 0.999:
+        assert score(better, worse, n, low) == pytest.approx(norm.ppf(confidence), abs=1e-4)
+        assert score(better, worse, n, high) == pytest.approx(-norm.ppf(confidence), abs=1e-4)
+
+
+def test_the_interval_of_swapped_models_is_mirrored() -> None:
+    low, high = paired_interval(20, 33, 900, 0.95)
+    assert paired_interval(33, 20, 900, 0.95) == pytest.approx((-high, -low))
+
+
+def test_equal_accuracy_on_many_images_is_kept_and_on_few_is_not_shown() -> None:
+    many, few = judge(50, 50, 10_000), judge(5, 5, 400)
+    assert (many.outcome, many.n_needed) == ("kept", None)
+    assert few.outcome == "not shown"
+    assert few.n_needed is not None
+    assert few.n_needed > 400
+
+
+def test_a_clear_loss_is_lost() -> None:
+    found = judge(10, 500, 10_000)
+    assert found.outcome == "lost"
+    assert found.difference == pytest.approx(-0.049)
+    assert found.high < -0.01
+
+
+def test_equal_answers_to_a_handful_of_images_show_nothing() -> None:
+    for metric in ("top1", "balanced_accuracy", "worst_class"):
+        found = judge(0, 0, 40, metric)
+        assert found.outcome == "not shown"
+        assert found.n_needed is not None
+        assert found.n_needed > 200
+        assert judge(0, 0, 1000, metric).outcome == "kept"
+
+
+def test_with_as_many_images_as_are_said_to_be_needed_it_is_shown_in_four_of_five_sets() -> None:
+    rng, small = np.random.default_rng(0), judge(6, 7, 300)
+    n = small.n_needed
+    assert n is not None
+    drawn = rng.multinomial(n, [6 / 300, 7 / 300, 287 / 300], size=400)
+    shown = np.mean([paired_interval(int(b), int(c), n, 0.95)[0] > -0.01 for b, c, _ in drawn])
+    assert 0.74 <= shown <= 0.86
+
+
+@pytest.mark.parametrize("discordant", [0.01, 0.03, 0.1])
+def test_a_loss_of_exactly_the_margin_is_called_kept_at_most_as_often_as_the_confidence_allows(discordant: float) -> None:
+    rng, n = np.random.default_rng(0), 1500
+    worse, better = (discordant + 0.01) / 2, (discordant - 0.01) / 2
+    drawn = rng.multinomial(n, [better, worse, 1 - discordant], size=4000)
+    wrong = np.mean([score(int(b), int(c), n, -0.01) > norm.ppf(0.95) for b, c, _ in drawn])
+    assert wrong <= 0.062
+    assert wrong >= 0.03
+
+
+def test_a_loss_of_exactly_the_margin_in_balanced_accuracy_is_rarely_called_kept() -> None:
+    rng, rule = np.random.default_rng(0), Verdict(metric="balanced_accuracy", margin=0.1, confidence=0.95)
+    target, kept = np.repeat([0, 1], [150, 60]), 0
+    for trial in range(60):
+        teacher = np.where(rng.random(210) < 0.9, target, 1 - target)
+        student = np.where(rng.random(210) < 0.8, target, 1 - target)
+        kept += rule.judge({"student": logits(student, 2), "teacher": logits(teacher, 2)}, target, seed=trial).outcome == "kept"
+    assert kept / 60 <= 0.1
+
+
+def test_the_worst_class_is_judged_by_its_own_recall_not_by_the_accuracy() -> None:
+    target = np.repeat(np.arange(10), 400)
+    student = target.copy()
+    student[:120] = 1
+    images = {"student": logits(student, 10), "teacher": logits(target, 10)}
+    worst = Verdict(metric="worst_class", margin=0.05, confidence=0.95).judge(images, target, seed=0)
+    top1 = Verdict(metric="top1", margin=0.05, confidence=0.95).judge(images, target, seed=0)
+    assert (worst.outcome, top1.outcome) == ("lost", "kept")
+    assert (worst.difference, top1.difference) == pytest.approx((-0.3, -0.03))
+
+
+def test_mcnemars_p_is_the_binomial_one_and_1_without_discordant_images() -> None:
+    assert mcnemar(0, 0) == 1
+    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)
+
+
+def test_a_rule_out_of_range_is_refused_by_name() -> None:
+    with pytest.raises(RequestError, match=r"Verdict: margin=0 does not fit"):
+        Verdict(metric="top1", margin=0, confidence=0.95)
+    with pytest.raises(RequestError, match="metric='top5' does not fit"):
+        Verdict(metric="top5", margin=0.01, confidence=0.95)  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""Results as the main job writes them, from real figures of made-up logits."""
+
+from typing import Any
+
+import numpy as np
+
+from kd_app.metrics import Verdict, figures
+from kd_app.reporting.results import Results
+
+THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
+
+
+def logits_and_target(skill: dict[str, float], n: int = 300) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(0)
+    target = rng.integers(10, size=n)
+    hard, found = rng.standard_normal((n, 10)), {}
+    for name, lift in skill.items():
+        z = (hard + 0.7 * rng.standard_normal((n, 10))).astype(np.float32)
+        z[np.arange(n), target] += np.float32(lift)
+        found[name] = z
+    return found, target
+
+
+def model(name: str, params: int, macs: int) -> dict[str, Any]:
+    weights = {"source": "timm", "sha256": "ab", "matched": 10, "missing": (), "unexpected": ()}
+    size = 4 * params + 2_000
+    return {
+        "name": name,
+        "params": params,
+        "macs": macs,
+        "size_bytes": size,
+        "license": "apache-2.0",
+        "source": "timm",
+        "sha256": "ab",
+        "weights": weights,
+    }
+
+
+def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes: Any) -> Results:
+    skill = THREE if skill is None else skill
+    logits, target = logits_and_target(skill)
+    measured = figures(logits, target, seed=0, confidence=0.95)
+    splits = ("validation", "test") if test else ("validation",)
+    known = {
+        "teacher": model("resnet50.a1_in1k", 25_557_032, 4_089_184_256),
+        "student": model("mobilenetv3_small_100.lamb_in1k", 2_542_856, 56_510_000),
+        "labels_only": model("mobilenetv3_small_100.lamb_in1k", 2_542_856, 56_510_000),
+    }
+    content: dict[str, Any] = {
+        "status": "finished",
+        "seed": 3,
+        "config": {"seed": 3, "loss": {"soft_target": {"temperature": 4.0}}, "tags": []},
+        "environment": {"torch": "2.14.1", "threads": 2},
+        "data": {"classes": [f"c{k}" for k in range(10)], "sizes": {"train": 1000, "validation": 300, "test": 300}, "fingerprint": "f00d"},
+        "models": {role: known[role] for role in skill},
+        "speed": {"teacher": {"images_per_second": 41.6}, "student": {"images_per_second": 1234.4}, "training_images_per_second": 820.0},
+        "stages": [{"name": "student", "path": "runs/.stages/student-12", "seconds": 61.5, "made": "made"}],
+        **{split: measured for split in splits},
+    }
+    if "teacher" in skill:
+        judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target, seed=0)
+        content["verdict"] = {**vars(judgment), "split": splits[-1]}
+    return Results.model_validate({**content, **changes})

@@ -1,0 +1,84 @@
+"""Reads what Weights & Biases wrote while it was offline."""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+_HEADER, _BLOCK = 7, 32_768
+_FULL, _LAST = 1, 4
+
+
+@dataclass
+class OfflineRun:
+    """One ``.wandb`` file: who the run is, its configuration, its points in order, its last summary, its artifacts and its end."""
+
+    records: list[Any]
+    run: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+
+
+def offline_runs(out: Path) -> dict[str, list[OfflineRun]]:
+    """The runs under ``out/wandb`` by job type."""
+    found: dict[str, list[OfflineRun]] = {}
+    for path in sorted(out.glob("wandb/offline-run-*/*.wandb")):
+        run = _read(path)
+        assert run.run is not None, f"{path} does not say whose it is"
+        found.setdefault(run.run.job_type, []).append(run)
+    return found
+
+
+def _read(path: Path) -> OfflineRun:
+    read = OfflineRun(list(_records(path.read_bytes())))
+    for record in read.records:
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            read.run = record.run
+            _put(read.config, record.run.config.update)
+        elif kind == "config":
+            _put(read.config, record.config.update)
+        elif kind == "history":
+            read.history.append(_put({}, record.history.item))
+        elif kind == "summary":
+            _put(read.summary, record.summary.update)
+        elif kind == "artifact":
+            read.artifacts.append(record.artifact)
+        elif kind == "metric":
+            read.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "exit":
+            read.exit_code = record.exit.exit_code
+    return read
+
+
+def _put(into: dict[str, Any], items: Any) -> dict[str, Any]:
+    for item in items:
+        into["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    return into
+
+
+def _records(data: bytes) -> Iterator[Any]:
+    """LevelDB's log: blocks of 32,768 bytes, records cut into chunks with a header of checksum, length and kind."""
+    at, whole = _HEADER, b""
+    while at < len(data):
+        left = _BLOCK - at % _BLOCK
+        if left < _HEADER:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        at += _HEADER
+        whole += data[at : at + length]
+        at += length
+        if kind in (_FULL, _LAST):
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
