@@ -1,3 +1,24 @@
-"""Distill any timm model into any other, prove what was kept, and ship what is small."""
+"""Distill any timm model into any other, prove what was kept, and ship what is small.
+
+`distill` does in a notebook what kd-distill does on a command line; `load_run` and `load_runs` read what either left.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "distill", "load_run", "load_runs"]
+
+if TYPE_CHECKING:
+    from kd_app.reporting.runs import load_run, load_runs
+    from kd_app.training.notebook import distill
+
+_LAZY = {"distill": "kd_app.training.notebook", "load_run": "kd_app.reporting.runs", "load_runs": "kd_app.reporting.runs"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: ``import kd_app`` stays cheap."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'kd_app' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

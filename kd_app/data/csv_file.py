@@ -35,7 +35,7 @@ class CsvFile(FileSource):
     Images keep the order of the rows. Classes are ordered by code point, or as numbers where all labels are whole numbers.
     """
 
-    def __init__(self, *, root: Path, channels: Literal[1, 3]) -> None:
+    def __init__(self, *, root: Path | None, channels: Literal[1, 3]) -> None:
         self.root = root
         self.channels = channels
 
@@ -52,7 +52,7 @@ class CsvFile(FileSource):
         return self.made_listing(classes, [row.path for row in rows], labels, [row.split for row in rows], [row.group for row in rows])
 
 
-def _table(root: Path) -> Path:
+def _table(root: Path | None) -> Path:
     path = existing(root)
     if path.is_file():
         return path

@@ -49,8 +49,10 @@ class FileSource(Source):
         return fingerprinted(listing, digest_files([self.base / file for file in files]))
 
 
-def existing(root: Path) -> Path:
-    """`root` with ``~`` expanded. Raises `RequestError` where there is nothing, naming what lies beside it and is called alike."""
+def existing(root: Path | None) -> Path:
+    """`root` with ``~`` expanded. Raises `RequestError` where it is None, or where nothing is there, naming what is called alike."""
+    if root is None:
+        raise RequestError("This data needs the place of its images: data.root is not set. Set it, for example data.root=photos.")
     path = root.expanduser()
     if path.exists():
         return path

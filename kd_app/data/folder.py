@@ -28,7 +28,7 @@ class Folder(FileSource):
     Links are followed, no folder is entered twice within a class.
     """
 
-    def __init__(self, *, root: Path, channels: Literal[1, 3]) -> None:
+    def __init__(self, *, root: Path | None, channels: Literal[1, 3]) -> None:
         self.root = root
         self.channels = channels
         self.ignored = 0
@@ -60,12 +60,12 @@ class Folder(FileSource):
         return images
 
 
-def _folder(root: Path) -> Path:
+def _folder(root: Path | None) -> Path:
     path = existing(root)
     if path.is_dir():
         return path
     fix = (
-        f"Use `data=csv data.root={root}`."
+        f"Use `data=csv data.root={path}`."
         if path.suffix.lower() in (".csv", ".tsv")
         else "Unpack it if it is an archive, and set data.root to the folder."
     )

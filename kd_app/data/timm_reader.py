@@ -111,7 +111,7 @@ def _open(reader: str, root: Path | None) -> dict[str, Any]:
     """timm's readers by split ('' where there are no ready splits)."""
     prefix, _, name = reader.partition("/")
     if reader == "folder":
-        return _open_folders(existing(root or Path()))
+        return _open_folders(existing(root))
     if prefix.lower() not in _BY_NAME or not name:
         raise unknown("timm reader", reader, ("folder", *(f"{known}/<name>" for known in _BY_NAME)))
     return _open_by_name(reader, None if root is None else str(root.expanduser()))

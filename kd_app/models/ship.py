@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
@@ -20,6 +21,7 @@ def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Seque
     files, with its class as the architecture.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    model = model.to(memory_format=torch.contiguous_format)
     data = {
         "input_size": (pixels.channels, pixels.height, pixels.width),
         "mean": pixels.mean,
@@ -31,6 +33,6 @@ def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Seque
         extra = {"label_names": list(classes), "pretrained_cfg": {"license": license}}
         save_for_hf(model, folder, model_config=extra, data_config=data, safe_serialization=True)
         return
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(dict(model.state_dict()), folder / WEIGHTS)
     config = {"architecture": type(model).__qualname__, "num_classes": len(classes), "label_names": list(classes)}
     (folder / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**data, "license": license}}, indent=2), encoding="utf-8")

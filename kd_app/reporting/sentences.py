@@ -4,17 +4,17 @@ from kd_app.reporting.results import PairFigures, Results, Split, Verdict
 
 _METRICS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy", "worst_class": "recall of the worst class"}
 _PAIR = {
-    "retention": ("retention", "student accuracy / teacher accuracy"),
-    "gain": ("gain", "distilled - labels only, points"),
+    "retention": ("retention", "student / teacher accuracy"),
+    "gain": ("gain", "points above labels only"),
     "gap_closed": ("gap closed", "gain / (teacher - labels only)"),
-    "agreement": ("agreement", "same top-1 class as the teacher"),
+    "agreement": ("agreement", "same top-1 class as teacher"),
     "negative_flips": ("negative flips", "teacher right, student wrong"),
 }
 
 
 def percent(value: float | None) -> str:
     """'92.13 %', or 'undefined'."""
-    return "undefined" if value is None else f"{value:.2%}".replace("%", " %")
+    return "undefined" if value is None else f"{100 * value:.2f} %"
 
 
 def points(value: float) -> str:
@@ -49,11 +49,12 @@ def _pair_row(pair: PairFigures, key: str) -> tuple[str, str, str, str]:
 
 
 def sentences(results: Results, split: Split) -> list[str]:
-    """Undefined figures explained, the verdict, and what all of it rests on."""
+    """Undefined figures explained, the verdict, what all of it rests on, and the run's notes."""
     found = _undefined(split)
     if results.verdict:
         found.append(_verdict(results.verdict))
     found.append(_basis(results, split))
+    found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished":
         found.append(f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip())
     return found
@@ -69,7 +70,7 @@ def _undefined(split: Split) -> list[str]:
 
 
 def _verdict(verdict: Verdict) -> str:
-    metric, margin = _METRICS[verdict.metric], f"{100 * verdict.margin:g} points"
+    metric, margin = _METRICS[verdict.metric], f"{100 * verdict.margin:g} point{'' if verdict.margin == 0.01 else 's'}"
     difference = f"{points(verdict.difference)} points, {points(verdict.low)} to {points(verdict.high)}"
     said = {
         "kept": f"kept. The student's {metric} is at most {margin} below the teacher's",
@@ -77,10 +78,8 @@ def _verdict(verdict: Verdict) -> str:
         "not shown": f"not shown. These images can't tell whether the student's {metric} is within {margin} of the teacher's",
     }[verdict.outcome]
     needed = f" About {verdict.n_needed:,} images would be needed." if verdict.n_needed else ""
-    return (
-        f"Verdict: {said}: the difference is {difference} (each end at {verdict.confidence:.0%}, {verdict.num_images:,} {verdict.split} images, "
-        f"McNemar p = {verdict.mcnemar_p:.2g}).{needed}"
-    )
+    basis = f"each end at {100 * verdict.confidence:g} %, {verdict.num_images:,} {verdict.split} images, McNemar's p {verdict.mcnemar_p:.2g}"
+    return f"Verdict: {said}: the difference is {difference} ({basis}).{needed}"
 
 
 def _basis(results: Results, split: Split) -> str:

@@ -45,7 +45,7 @@ def _models(results: Results, split: Split) -> Table:
     models = {role: results.models.get(role) for role in present}
     table.add_row("model", *(model.name if model else "" for model in models.values()))
     table.add_row("top-1 accuracy", *(percent(each.top1) for each in present.values()))
-    table.add_row(f"  {split.confidence:.0%} interval", *(interval(each.top1_low, each.top1_high) for each in present.values()))
+    table.add_row(f"  {100 * split.confidence:g} % interval", *(interval(each.top1_low, each.top1_high) for each in present.values()))
     table.add_row("parameters", *(_count(model.params if model else None) for model in models.values()))
     table.add_row("multiply-adds", *(_count(model.macs if model else None) for model in models.values()))
     table.add_row("size on disk", *(_size(model) for model in models.values()))
@@ -57,8 +57,8 @@ def _pair(rows: Sequence[tuple[str, str, str, str]], confidence: float) -> Table
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("distilled")
     table.add_column("", justify="right")
-    table.add_column(f"{confidence:.0%} interval", justify="right")
-    table.add_column("is")
+    table.add_column(f"{100 * confidence:g} % interval", justify="right")
+    table.add_column("what it is")
     for row in rows:
         table.add_row(*row)
     return table
@@ -86,21 +86,27 @@ def _speed(results: Results, role: str) -> str:
 
 
 def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
-    """A sweep's trials, best by validation first; the winner is marked and, where it was tested, its test figure is given."""
+    """A sweep's trials, best by validation first; the winner is marked by a star and, where it was tested, its test figure is given."""
     ordered = sorted(trials, key=lambda trial: (-_validation_top1(trial), trial.number))
     confidence = next((split.confidence for trial in ordered if (split := _validation(trial))), 0.95)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title="Validation top-1 of each trial, best first",
+        title_justify="left",
+        title_style="",
+    )
     table.add_column("trial", justify="right")
     table.add_column("overrides", overflow="fold")
     table.add_column("status")
-    table.add_column("validation top-1", justify="right")
-    table.add_column(f"{confidence:.0%} interval", justify="right")
-    table.add_column("")
+    table.add_column("top-1", justify="right")
+    table.add_column(f"{100 * confidence:g} % interval", justify="right")
     for trial in ordered:
-        mark = "winner" if trial.number == winner else ""
+        number = f"* {trial.number}" if trial.number == winner else str(trial.number)
         status = trial.results.status if trial.results else "unreadable"
-        table.add_row(str(trial.number), Text(" ".join(trial.overrides)), status, *_top1(_student(_validation(trial))), mark)
-    return Group(table, *(Text(line) for line in _winner(trials, winner)))
+        table.add_row(number, Text("\n".join(trial.overrides)), status, *_top1(_student(_validation(trial))))
+    return Group(table, Text(_winner(trials, winner)))
 
 
 def _validation(trial: Trial) -> Split | None:
@@ -120,15 +126,15 @@ def _top1(figures: ModelFigures | None) -> tuple[str, str]:
     return (percent(figures.top1), interval(figures.top1_low, figures.top1_high)) if figures else ("", "")
 
 
-def _winner(trials: Sequence[Trial], winner: int | None) -> list[str]:
+def _winner(trials: Sequence[Trial], winner: int | None) -> str:
     chosen = next((trial for trial in trials if trial.number == winner), None)
     if chosen is None or chosen.results is None:
-        return ["No trial won: none has a validation accuracy."]
+        return "No trial won: none has a validation accuracy."
     test = chosen.results.test
     if test is None:
-        return [f"Trial {winner} won on validation; the test set was not read."]
+        return f"* Trial {winner} won on validation; the test set was not read."
     figure, bounds = _top1(test.student)
-    return [
-        f"Trial {winner} won on validation. Its test top-1 is {figure} (interval {bounds}, {test.num_images:,} images), the only test figure here:",
-        "the validation figure of the best of several trials is too good by chance.",
-    ]
+    return (
+        f"* Trial {winner} won on validation. Its test top-1 is {figure} (interval {bounds}, {test.num_images:,} images): the figure to quote, "
+        "since the best of several validation figures is too good by chance."
+    )

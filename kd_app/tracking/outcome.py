@@ -1,5 +1,6 @@
 """From results.json to what trackers show."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from kd_app.tracking.base import Outcome
 from kd_app.tracking.private import cleaned
 
 _SHOWN = ("test", "validation", "verdict", "speed", "models")
-_REFERENCE = ("name", "source", "sha256", "stage")
 _PAIR = "pair"
 
 
@@ -18,10 +18,16 @@ def outcome(results: Mapping[str, Any], files: Sequence[Path], out: Path, lineag
     Without a given `lineage` the teacher's reference comes from the results.
     """
     shown = cleaned({section: results.get(section) for section in _SHOWN})
-    test = {role: dict(_numbers(figures)) for role, figures in (shown["test"] or {}).items() if role != _PAIR and figures}
-    teacher = (shown["models"] or {}).get("teacher") or {}
-    found = {key: teacher[key] for key in _REFERENCE if teacher.get(key) is not None}
-    return Outcome(dict(_flat(shown)), test, cleaned(lineage) if lineage else found, dict(_named(files, out)))
+    by_model = {role: figures for role, figures in (shown["test"] or {}).items() if isinstance(figures, Mapping) and role != _PAIR}
+    test = {role: dict(_numbers(figures)) for role, figures in by_model.items()}
+    return Outcome(dict(_flat(shown)), test, cleaned(lineage or _reference(results)), dict(_named(files, out)))
+
+
+def _reference(results: Mapping[str, Any]) -> dict[str, str]:
+    """Which weights taught: name, source, sha256, and the stage that made them, if one did; empty without a teacher."""
+    teacher = (results.get("models") or {}).get("teacher") or {}
+    made = [Path(stage["path"]).name for stage in results.get("stages") or [] if stage["name"] == "teacher"]
+    return {key: teacher[key] for key in ("name", "source", "sha256") if key in teacher} | ({"stage": made[0]} if made else {})
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | str]]:
@@ -29,14 +35,18 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, floa
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float | str):
+        elif isinstance(value, str) or _finite(value):
             yield f"{prefix}{key}", value
 
 
 def _numbers(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in figures.items():
-        if isinstance(value, int | float):
+        if _finite(value):
             yield name, float(value)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _named(files: Sequence[Path], out: Path) -> Iterator[tuple[str, Path]]:

@@ -108,16 +108,13 @@ class _WandbRun(Run):
         self._run.log({**row, "step": step})
 
     def results(self, outcome: Outcome) -> None:
-        import wandb
-
         folder = self._opening.out / "wandb"
         with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(folder)):
             self._run.summary.update(dict(outcome.figures))
             if outcome.lineage:
                 self._run.config.update({"lineage": {"teacher": dict(outcome.lineage)}}, allow_val_change=True)
-            columns = list(dict.fromkeys(name for figures in outcome.test.values() for name in figures))
-            rows: list[Iterable[Any]] = [[role, *(figures.get(name) for name in columns)] for role, figures in outcome.test.items()]
-            self._run.log({"test_figures": wandb.Table(columns=["model", *columns], data=rows)})
+            if outcome.test:
+                self._run.log({"test_figures": _table(outcome.test)})
             if outcome.lineage and not self._run.offline:
                 self._run.use_artifact(_reference(outcome.lineage))
             self._run.log_artifact(_files(outcome, self._opening.name, folder / "told"))
@@ -140,6 +137,15 @@ def _define_metrics(run: Any) -> None:
     run.define_metric("validation/*", step_metric="epoch")
     for name, best in _BEST.items():
         run.define_metric(f"validation/{name}", step_metric="epoch", summary=best)
+
+
+def _table(test: Mapping[str, Mapping[str, float]]) -> Any:
+    """A row for each model, a column for each figure."""
+    import wandb
+
+    columns = list(dict.fromkeys(name for figures in test.values() for name in figures))
+    rows: list[Iterable[Any]] = [[role, *(figures.get(name) for name in columns)] for role, figures in test.items()]
+    return wandb.Table(columns=["model", *columns], data=rows)
 
 
 def _reference(lineage: Mapping[str, Any]) -> Any:

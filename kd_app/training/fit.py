@@ -85,6 +85,10 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     if taught.teacher is not None and terms.needs_teacher:
         teacher = FrozenTeacher(taught.teacher.model, reads=terms.teacher_reads, pixels=taught.teacher.pixels, sees=taught.pixels)
     _adapt(terms, created, teacher, data, taught.recipe.seed)
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    for each in (created.model, teacher):
+        if each is not None:
+            each.to(memory_format=memory_format)
     return Distillation(
         created.model.train(),
         terms=terms,

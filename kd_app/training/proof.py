@@ -1,6 +1,8 @@
 """What was kept: every model measured on the same images, and written down."""
 
+import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,11 +18,13 @@ from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.cost import count_macs, count_params
-from kd_app.models.ship import WEIGHTS, save_model
+from kd_app.models.ship import WEIGHTS
 from kd_app.reporting.results import Results, write
-from kd_app.reporting.runs import write_curves, write_predictions
+from kd_app.reporting.predictions import write_predictions
+from kd_app.reporting.runs import write_curves
 from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE, read_curves
+from kd_app.training.fit import MODEL
 from kd_app.training.run_folder import RESULTS
 from kd_app.training.workshop import Member, Workshop
 
@@ -69,7 +73,8 @@ class Proof:
         """The figures of a split; the verdict is about the last one, which is test where test is read."""
         logits = {role: found.logits for role, found in answers.items() if role in ("teacher", "labels_only", "student")}
         target = answers["student"].target
-        self.found[split] = figures(logits, target, seed=0, confidence=self.verdict.confidence)
+        confidence = self.verdict.confidence
+        self.found[split] = {"num_images": len(target), "confidence": confidence, **figures(logits, target, seed=0, confidence=confidence)}
         if "teacher" in answers:
             judged = self.verdict.judge(logits, target, seed=0)
             self.found["verdict"] = {**vars(judged), "split": split}
@@ -92,22 +97,24 @@ class Proof:
             logits={role: found.logits for role, found in answers.items()},
         )
         write_curves(self.out / "metrics.csv", {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
-        save_model(
-            student.created.model.cpu(),
-            self.out / "student",
-            pixels=student.created.pixels,
-            classes=self.shop.classes,
-            license=student.request.origin.license,
-        )
+        assert student.folder is not None
+        _copied(student.folder / MODEL, self.out / "student")
         if "teacher" in members:
             (self.out / "teacher").mkdir(exist_ok=True)
             write_atomically(self.out / "teacher" / "reference.json", reference(members["teacher"]))
 
 
+def _copied(source: Path, target: Path) -> None:
+    """A copy of a folder, whole or not there."""
+    partial = target.with_name(f".{target.name}.partial")
+    for old in (partial, target):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.replace(target)
+
+
 def reference(member: Member) -> str:
     """Where a model is to be found: name, source, sha256 and stage, as JSON."""
-    import json
-
     weights = member.created.weights
     stage = str(member.folder) if member.folder else None
     path = str(member.request.origin.path) if member.request.origin.path else None

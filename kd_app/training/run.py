@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config import RequestError, RunError
+from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
-from kd_app.reporting.results import Results, read, write
+from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import summary
 from kd_app.stages import Stages
 from kd_app.tracking import Backend, Tracker
@@ -24,15 +25,17 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     """
     console = console or Console()
     made = parts(config, own)
+    Verdict(**config["verdict"])
     out = _folder(config, trial)
     marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
     with claimed(out, marked, overwrite=config["overwrite"]):
-        done = _finished(out, config)
+        read_test = config["test"] == "always" or (config["test"] == "auto" and trial is None)
+        done = None if config["remake"] else _finished(out, read_test=read_test)
         if done is not None:
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
         else:
-            _go(made, out, console, read_test=config["test"] == "always" or (config["test"] == "auto" and trial is None))
+            _go(made, out, console, read_test=read_test)
     return out
 
 
@@ -41,15 +44,15 @@ def _folder(config: Config, trial: int | None) -> Path:
     return out if trial is None else out / str(trial)
 
 
-def _finished(out: Path, config: Config) -> Results | None:
-    """The results of a finished run, unless stages of it are to be made anew."""
-    if config["remake"] or not (out / RESULTS).is_file():
+def _finished(out: Path, *, read_test: bool) -> Results | None:
+    """The results of a finished run that measured what is asked for."""
+    if not (out / RESULTS).is_file():
         return None
     try:
         found = read(out / RESULTS)
     except RequestError:
         return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
-    return found if found.status == "finished" else None
+    return found if found.status == "finished" and (found.test or not read_test) else None
 
 
 def _go(made: Parts, out: Path, console: Console, *, read_test: bool) -> None:
@@ -58,14 +61,14 @@ def _go(made: Parts, out: Path, console: Console, *, read_test: bool) -> None:
     tracker = Tracker(backends, out=out, name=out.name, group=out.name, tags=config["tags"], config=config, say=console.say)
     stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.say)
     shop = Workshop(made, stages, console, tracker)
-    proof = Proof(shop, out)
+    proof = Proof(shop, out, Verdict(**config["verdict"]))
     code = 1
     try:
         proof.write("running")
         members = _members(shop, console)
         proof.measure(members, splits=("validation", "test") if read_test else ("validation",))
         results = proof.write("finished")
-        tracker.results(results.model_dump(), [path for path in sorted(out.iterdir()) if path.is_file() and not path.name.startswith(".")])
+        tracker.results(results, [path for path in sorted(out.iterdir()) if path.is_file() and not path.name.startswith(".")])
         code = 0
     except KeyboardInterrupt:
         code = 130

@@ -14,7 +14,7 @@ from kd_app.stages import write_atomically
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
-_FREE = ("out", "stages", "remake", "overwrite", "logger", "tags", "data.num_workers", "data.cache")
+_FREE = ("out", "stages", "remake", "overwrite", "logger", "tags", "test", "data.num_workers", "data.cache")
 """Keys that may differ when a run goes on: they say where and how, not what."""
 
 

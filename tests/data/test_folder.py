@@ -160,6 +160,11 @@ def test_a_missing_root_names_what_is_called_alike(tmp_path: Path) -> None:
     assert "There is no folder" in refused(tmp_path / "no" / "photos")
 
 
+def test_a_root_that_is_not_given_is_asked_for() -> None:
+    with pytest.raises(RequestError, match=r"data\.root is not set"):
+        Folder(root=None, channels=3).listing()
+
+
 def test_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     put(tmp_path, ["photos.zip", "photos.csv"])
     assert "Unpack it" in refused(tmp_path / "photos.zip")

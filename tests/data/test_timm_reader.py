@@ -132,6 +132,8 @@ def test_what_can_not_be_read_is_a_wrong_request(tmp_path: Path, reader: str, sa
 def test_a_missing_root_and_a_single_class_are_wrong_requests(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="There is no"):
         source(tmp_path / "none").listing()
+    with pytest.raises(RequestError, match=r"data\.root is not set"):
+        source(None).listing()
     with pytest.raises(RequestError, match="single class, 'a'"):
         source(photos(tmp_path, ["a/1.png"])).listing()
 

@@ -1,6 +1,6 @@
 """What the tests of all terms share: the YAML files, terms made from them, and outputs of two unlike models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def model_outputs(*, seed: int, width: int, images: int = 5, scale: float = 1.0,
         return normal(*shape, seed=seed, scale=scale)
 
     def block() -> Attention:
-        return Attention(*(draw(images, 4, 17, width // 4) for _ in range(3)), num_prefix=1)
+        query, key, value = (draw(images, 4, 17, width // 4) for _ in range(3))
+        return Attention(query, key, value, num_prefix=1)
 
     features = [draw(images, width // 2 ** (len(sizes) - i), size, size) for i, size in enumerate(sizes)]
     classifier = nn.Linear(width, CLASSES, dtype=torch.float64).requires_grad_(False)
@@ -121,6 +122,22 @@ def changed(outputs: Outputs, function: Any) -> Outputs:
 
     fields: Mapping[str, Any] = vars(outputs)
     return Outputs(**{name: apply(value) for name, value in fields.items()})
+
+
+def cut(x: Tensor, dim: int, parts: int) -> Tensor:
+    """``[..., n, ...]`` as ``[..., parts, n / parts, ...]``."""
+    before, after = x.shape[:dim], x.shape[dim + 1 :]
+    return x.reshape(*before, parts, -1, *after)
+
+
+def descend(value: Callable[[], Tensor], x: Iterable[Tensor], *, steps: int, lr: float) -> tuple[float, float]:
+    """The value before and after some steps of Adam on `x`."""
+    start, optimizer = value().item(), torch.optim.Adam(x, lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.autograd.backward(value())
+        optimizer.step()
+    return start, value().item()
 
 
 def leaf(x: Tensor) -> Tensor:

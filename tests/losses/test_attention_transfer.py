@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.losses.attention_transfer import attention_map
-from tests.losses.samples import gradient, labels, leaf, make, maps, normal
+from tests.losses.samples import cut, descend, gradient, labels, leaf, make, maps, normal
 
 shapes = {"images": st.integers(1, 5), "side": st.integers(2, 9), "channels": st.integers(1, 8), "seed": st.integers(0, 1000)}
 
@@ -40,24 +40,19 @@ def test_it_is_zero_and_flat_where_student_and_teacher_look_at_the_same_places(
     assert gradient(value, student).abs().max() < 1e-12
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(**shapes, teacher_side=st.integers(2, 12))
 def test_a_student_that_follows_the_gradient_looks_where_the_teacher_looks(
     images: int, side: int, channels: int, seed: int, teacher_side: int
 ) -> None:
     student, teacher = leaf(normal(images, channels, side, side, seed=seed)), [normal(images, 3, teacher_side, teacher_side, seed=seed + 1)]
-    start = transfer([student], teacher).item()
-    optimizer = torch.optim.Adam([student], lr=0.03)
-    for _ in range(60):
-        optimizer.zero_grad()
-        transfer([student], teacher).backward()
-        optimizer.step()
-    assert transfer([student], teacher) < 0.6 * start
+    start, end = descend(lambda: transfer([student], teacher), [student], steps=50, lr=0.04)
+    assert end < 0.6 * start
 
 
 def test_the_larger_map_is_averaged_before_it_is_squared() -> None:
     small, large = normal(2, 3, 4, 4, seed=1), normal(2, 5, 8, 8, seed=2)
-    averaged = large.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    averaged = cut(cut(large, 3, 4), 2, 4).mean((3, 5))
     torch.testing.assert_close(transfer([small], [large]), transfer([small], [averaged]))
     torch.testing.assert_close(transfer([large], [small]), transfer([averaged], [small]))
 
@@ -65,7 +60,7 @@ def test_the_larger_map_is_averaged_before_it_is_squared() -> None:
 @pytest.mark.parametrize("sizes", [(56, 14), (7, 14), (9, 14), (14, 9), (5, 3)])
 def test_a_cnn_and_a_vit_can_be_compared_whatever_their_grids(sizes: tuple[int, int]) -> None:
     student = leaf(normal(2, 8, sizes[0], sizes[0], seed=1))
-    tokens = normal(2, sizes[1] ** 2, 12, seed=2).transpose(1, 2).unflatten(2, (sizes[1], sizes[1]))
+    tokens = normal(2, sizes[1] ** 2, 12, seed=2).transpose(1, 2).reshape(2, 12, sizes[1], sizes[1])
     value = transfer([student], [tokens])
     assert value > 0
     assert gradient(value, student).any()

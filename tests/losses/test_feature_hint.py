@@ -7,7 +7,7 @@ from torch import nn
 from kd_app.config import RequestError
 from kd_app.losses.feature_hint import FeatureHint
 from kd_app.models.outputs import Outputs
-from tests.losses.samples import gradient, labels, leaf, make, maps, normal
+from tests.losses.samples import descend, gradient, labels, leaf, make, maps, normal
 
 sides = st.integers(1, 30)
 
@@ -67,25 +67,15 @@ def test_the_regressor_learns_a_teacher_that_is_a_linear_map_of_the_student() ->
     student = normal(16, 4, 5, 5, seed=1)
     teacher = torch.einsum("tc,bchw->bthw", normal(6, 4, seed=2), student)
     term = hint(maps(student), maps(teacher))
-    start = term(maps(student), maps(teacher), labels(16)).item()
-    optimizer = torch.optim.Adam(term.parameters(), lr=0.05)
-    for _ in range(150):
-        optimizer.zero_grad()
-        term(maps(student), maps(teacher), labels(16)).backward()
-        optimizer.step()
-    assert term(maps(student), maps(teacher), labels(16)) < 0.02 * start
+    start, end = descend(lambda: term(maps(student), maps(teacher), labels(16)), term.parameters(), steps=150, lr=0.05)
+    assert end < 0.02 * start
 
 
 def test_a_student_that_follows_the_gradient_comes_nearer_to_the_teacher() -> None:
     student, teacher = leaf(normal(4, 3, 5, 5, seed=1)), maps(normal(4, 4, 7, 7, seed=2))
     term = hint(maps(student), teacher)
-    start = term(maps(student), teacher, labels(4)).item()
-    optimizer = torch.optim.Adam([student], lr=0.1)
-    for _ in range(60):
-        optimizer.zero_grad()
-        term(maps(student), teacher, labels(4)).backward()
-        optimizer.step()
-    assert term(maps(student), teacher, labels(4)) < 0.9 * start
+    start, end = descend(lambda: term(maps(student), teacher, labels(4)), [student], steps=60, lr=0.1)
+    assert end < 0.9 * start
 
 
 @pytest.mark.parametrize(("activation", "lowest", "relu"), [("auto", 0.0, True), ("auto", -0.1, False), ("relu", -0.1, True), ("none", 0.0, False)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_app.losses.attention_transfer import attention_map
 from kd_app.losses.feature_hint import FeatureHint
 from kd_app.models.outputs import Attention, Outputs
-from tests.losses.samples import batch, gradient, labels, leaf, logits, make, maps
+from tests.losses.samples import batch, cut, gradient, labels, leaf, logits, make, maps
 
 FOLDER = Path(os.environ.get("GOLDEN", Path(__file__).with_name("golden")))
 INDEX: dict[str, dict[str, Any]] = {case["id"]: case for case in json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))["cases"]}
@@ -67,17 +67,23 @@ def _transfer(x: Arrays) -> Tensor:
 
 def _transfer_of_the_paper(x: Arrays) -> Tensor:
     """The paper's formula has the norm of the difference, the authors' code its mean square."""
-    return (attention_map(x["feat_s"]) - attention_map(x["feat_t"])).norm(dim=1).mean()
+    gap = attention_map(x["feat_s"]) - attention_map(x["feat_t"])
+    return gap.square().sum(1).sqrt().mean()
 
 
 def _attention(x: Arrays, side: str, heads: int) -> Outputs:
-    query, key, value = (x[f"{part}_{side}"].unflatten(-1, (heads, -1)).transpose(1, 2) for part in "qkv")
+    query, key, value = (cut(x[f"{part}_{side}"], 2, heads).transpose(1, 2) for part in "qkv")
     return Outputs(attention=[Attention(query, key, value, num_prefix=1)])
 
 
 def _relations(*relations: str) -> Case:
     term = make("attention_relation", relation_heads=4, relations=dict.fromkeys(relations, 1.0))
-    return lambda x: term(_attention(x, "s", heads=2), _attention(x, "t", heads=6), NO_LABELS)
+
+    def compare(x: Arrays) -> Tensor:
+        value: Tensor = term(_attention(x, "s", heads=2), _attention(x, "t", heads=6), NO_LABELS)
+        return value
+
+    return compare
 
 
 CASES: dict[str, Case] = {

@@ -22,7 +22,7 @@ def logits_and_target(skill: dict[str, float], n: int = 300) -> tuple[dict[str, 
 
 
 def model(name: str, params: int, macs: int) -> dict[str, Any]:
-    weights = {"source": "timm", "sha256": "ab", "matched": 10, "missing": (), "unexpected": ()}
+    weights = {"source": "timm", "sha256": "ab", "matched": 10, "missing": [], "unexpected": []}
     size = 4 * params + 2_000
     return {
         "name": name,
@@ -55,7 +55,7 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
         "models": {role: known[role] for role in skill},
         "speed": {"teacher": {"images_per_second": 41.6}, "student": {"images_per_second": 1234.4}, "training_images_per_second": 820.0},
         "stages": [{"name": "student", "path": "runs/.stages/student-12", "seconds": 61.5, "made": "made"}],
-        **{split: measured for split in splits},
+        **dict.fromkeys(splits, measured),
     }
     if "teacher" in skill:
         judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target, seed=0)

@@ -18,15 +18,18 @@ CONFIG: dict[str, Any] = {
 }
 RESULTS: dict[str, Any] = {
     "test": {
+        "num_images": 360,
+        "confidence": 0.95,
         "teacher": {"top1": 0.9, "top1_low": 0.88, "classes": [1, 2]},
         "labels_only": {"top1": 0.8, "top1_low": 0.77},
         "student": {"top1": 0.85, "top1_low": 0.82, "nll": 0.5},
-        "pair": {"retention": 0.944, "gap_closed": None},
+        "pair": {"retention": 0.944, "gap_closed": None, "gain": float("nan")},
     },
     "validation": {"student": {"top1": 0.86}},
     "verdict": {"decision": "not shown", "margin": 0.01},
     "speed": {"student": {"images_per_second": 1234.5}},
     "models": {"teacher": {"name": "wrn_16_2", "source": "local-dir:{home}/nets/teacher", "sha256": "ab" * 32, "params": 700_000}},
+    "stages": [{"name": "teacher", "path": "{home}/stages/teacher-12", "seconds": 3.0, "made": "found"}],
 }
 
 

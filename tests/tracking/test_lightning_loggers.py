@@ -26,6 +26,7 @@ def mlflow_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[st
 
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("kd_app")
+    assert experiment is not None
     return client, {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
 
 

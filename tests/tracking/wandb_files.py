@@ -2,12 +2,13 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 _HEADER, _BLOCK = 7, 32_768
 _FULL, _LAST = 1, 4
@@ -28,11 +29,13 @@ class OfflineRun:
 
 
 def offline_runs(out: Path) -> dict[str, list[OfflineRun]]:
-    """The runs under ``out/wandb`` by job type."""
+    """The finished runs under ``out/wandb`` by job type. wandb's own process may still be writing when `finish` returns: waits for each run's end."""
     found: dict[str, list[OfflineRun]] = {}
     for path in sorted(out.glob("wandb/offline-run-*/*.wandb")):
-        run = _read(path)
-        assert run.run is not None, f"{path} does not say whose it is"
+        deadline = time.monotonic() + 30
+        while (run := _read(path)).exit_code is None:
+            assert time.monotonic() < deadline, f"{path} has no end"
+            time.sleep(0.05)
         found.setdefault(run.run.job_type, []).append(run)
     return found
 
@@ -68,13 +71,15 @@ def _put(into: dict[str, Any], items: Any) -> dict[str, Any]:
 def _records(data: bytes) -> Iterator[Any]:
     """LevelDB's log: blocks of 32,768 bytes, records cut into chunks with a header of checksum, length and kind."""
     at, whole = _HEADER, b""
-    while at < len(data):
+    while at + _HEADER <= len(data):
         left = _BLOCK - at % _BLOCK
         if left < _HEADER:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
         at += _HEADER
+        if at + length > len(data):
+            return  # still being written
         whole += data[at : at + length]
         at += length
         if kind in (_FULL, _LAST):

@@ -71,7 +71,7 @@ def _used(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _artifact(variables: dict[str, Any]) -> dict[str, Any]:
-    empty = dict.fromkeys(("description", "metadata", "historyStep", "updatedAt"))
+    empty: dict[str, Any] = dict.fromkeys(("description", "metadata", "historyStep", "updatedAt"))
     about = {
         "versionIndex": 0,
         "state": "COMMITTED",
@@ -99,7 +99,7 @@ def serving(*, refuses: bool = False) -> Iterator[Server]:
             body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
             server.texts.append(f"{self.path} {body.decode(errors='replace')}")
             said = json.loads(body) if self.path == "/graphql" else {}
-            data = {"data": server.answer(said["query"], said.get("variables") or {})} if said else {"exitcode": None, "limits": {}}
+            data: dict[str, Any] = {"data": server.answer(said["query"], said.get("variables") or {})} if said else {"exitcode": None, "limits": {}}
             text = json.dumps(data).encode()
             self.send_response(401 if server.refuses else 200)
             self.send_header("Content-Length", str(len(text)))

@@ -1,0 +1,64 @@
+"""The end of a sweep: its trials in one table, best by validation first, and the winner tested."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_app.config import RequestError
+from kd_app.reporting.console import Console
+from kd_app.reporting.results import Results, read
+from kd_app.reporting.tables import Trial, sweep
+from kd_app.training.run import distill
+from kd_app.training.run_folder import CONFIG, RESULTS, differences
+
+
+def conclude(config: Mapping[str, Any]) -> None:
+    """Test the winner of the sweep in ``config['out']``, unless ``test=never``, and show all trials."""
+    console, out = Console(), Path(config["out"])
+    trials = _trials(out)
+    winner = _winner(trials)
+    if winner is not None and config["test"] == "auto":
+        console.say(f"Trial {winner} is the best on validation; testing it")
+        distill({**_config(out / str(winner)), "test": "always"}, console=Console(silent=True), trial=winner)
+        trials = _trials(out)
+    console.show(sweep(trials, winner=winner))
+    console.say(f"Every trial is in {out}")
+
+
+def _trials(out: Path) -> list[Trial]:
+    """The numbered folders of a sweep, each with what it says differently from the others."""
+    folders = sorted((path for path in out.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    configs = [_config(folder) for folder in folders]
+    varied = sorted({key for each in configs for key, _, _ in differences(configs[0], each)})
+    return [Trial(int(folder.name), _said(each, varied), _results(folder)) for folder, each in zip(folders, configs, strict=True)]
+
+
+def _said(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    flat = {key: now for key, _, now in differences({}, config)}
+    return tuple(f"{key}={flat.get(key)}" for key in keys)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _results(folder: Path) -> Results | None:
+    try:
+        return read(folder / RESULTS)
+    except RequestError:
+        return None
+
+
+def _winner(trials: Sequence[Trial]) -> int | None:
+    scores = {
+        trial.number: trial.results.validation.student.top1
+        for trial in trials
+        if trial.results and trial.results.status == "finished" and trial.results.validation and trial.results.validation.student.top1 is not None
+    }
+    return max(scores, key=lambda number: (scores[number], -number)) if scores else None

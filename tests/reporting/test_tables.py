@@ -1,0 +1,110 @@
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+from runs_made import THREE, made
+
+from kd_app.reporting.tables import Trial, summary, sweep
+
+
+def text(renderable: RenderableType, width: int = 80) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, highlight=False).print(renderable)
+    return file.getvalue()
+
+
+def words(renderable: RenderableType, width: int = 80) -> str:
+    return " ".join(text(renderable, width).split())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_summary_holds_every_row_and_fits_the_width(width: int) -> None:
+    shown = text(summary(made()), width)
+    assert max(map(len, shown.splitlines())) <= width
+    for row in (
+        r"top-1 accuracy 77.33 % 27.00 % 51.33 %",
+        r"95 % interval 72.27 to 81.71 22.29 to 32.29 45.70 to 56.94",
+        r"parameters 25.6 M 2.54 M 2.54 M",
+        r"multiply-adds 4.09 G 56.5 M 56.5 M",
+        r"size on disk 102 MB 10.2 MB 10.2 MB",
+        r"images per second 42 as distilled 1,234",
+        r"retention 66.38 %",
+        r"gain +24.33 +18.67 to +30.00 points above labels only",
+        r"gap closed 48.34 %",
+        r"agreement 55.67 %",
+        r"negative flips 30.00 %",
+    ):
+        assert row in " ".join(shown.split())
+
+
+def test_the_summary_says_which_split_how_many_images_and_that_it_is_one_seed() -> None:
+    assert "All figures: test split, 300 images, one seed (3)." in words(summary(made()))
+    shown = words(summary(made(test=False)))
+    assert "All figures: validation split" in shown
+    assert "The test set was not read." in shown
+
+
+def test_each_line_is_whole_words_in_plain_characters_without_escape_codes() -> None:
+    shown = text(summary(made()))
+    assert "\x1b" not in shown
+    assert set(shown) - set("─") <= set(map(chr, range(32, 127))) | {"\n"}
+
+
+def test_an_undefined_figure_is_explained_in_a_sentence() -> None:
+    shown = words(summary(made({"teacher": 1.0, "labels_only": 1.0, "student": 1.5})))
+    assert "gap closed undefined" in shown
+    assert "Gap closed is undefined because the teacher is not measurably better than the labels-only student" in shown
+    assert "undefined" not in words(summary(made()))
+    hopeless = words(summary(made({"teacher": -50.0, "student": 1.5})))
+    assert "Retention is undefined because the teacher is not measurably right" in hopeless
+
+
+def test_the_verdict_is_a_sentence_with_its_margin_and_what_it_rests_on() -> None:
+    assert "Verdict: lost. The student's top-1 accuracy is more than 1 point below the teacher's: the difference is -26.00 points" in words(
+        summary(made())
+    )
+    close = words(summary(made({"teacher": 2.0, "labels_only": 1.0, "student": 2.0})))
+    assert "Verdict: not shown." in close
+    assert "images would be needed." in close
+
+
+def test_without_a_teacher_or_a_control_their_columns_and_lines_are_not_there() -> None:
+    alone = words(summary(made({"student": 2.0})))
+    for absent in ("teacher", "labels only", "distilled", "retention", "gain", "Verdict"):
+        assert absent not in alone
+    without_control = words(summary(made({"teacher": 3.0, "student": 2.0})))
+    assert "retention" in without_control
+    assert "labels only" not in without_control
+
+
+def test_a_run_without_figures_says_why() -> None:
+    failed = made().model_copy(update={"test": None, "validation": None, "status": "failed", "reason": "The disk is full."})
+    assert words(summary(failed)) == "Nothing is measured yet: the run's status is 'failed'. The disk is full."
+
+
+def test_notes_of_the_run_are_shown() -> None:
+    assert "Note: 2 images were left out." in words(summary(made(notes=["2 images were left out."])))
+
+
+def trials() -> list[Trial]:
+    return [
+        Trial(0, ("loss.soft_target.temperature=1", "loss=[cross_entropy,soft_target]"), made({"teacher": 3.0, "student": 1.0}, test=False)),
+        Trial(1, ("loss.soft_target.temperature=4", "loss=[cross_entropy,soft_target]"), made(THREE)),
+        Trial(2, ("seed=1",), None),
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_sweep_is_listed_best_first_with_the_winner_marked_and_tested(width: int) -> None:
+    shown = words(sweep(trials(), winner=1), width)
+    assert shown.index("* 1 loss.soft_target.temperature=4") < shown.index("0 loss.soft_target.temperature=1") < shown.index("2 seed=1 unreadable")
+    assert "* Trial 1 won on validation. Its test top-1 is 51.33 % (interval 45.70 to 56.94, 300 images)" in shown
+
+
+def test_a_sweep_whose_test_set_was_not_read_or_that_nobody_won_says_so() -> None:
+    assert "* Trial 0 won on validation; the test set was not read." in words(sweep(trials(), winner=0))
+    assert "No trial won" in words(sweep(trials()[2:], winner=None))
+
+
+def test_brackets_in_overrides_are_shown_not_taken_for_markup() -> None:
+    assert "loss=[cross_entropy,soft_target]" in text(sweep(trials(), winner=1), 120)
