@@ -2,6 +2,7 @@
 
 import math
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -104,6 +105,7 @@ class _Stream:
                 worker_init_fn=_start_worker,
                 persistent_workers=True,
             )
+            weakref.finalize(self, _end_workers, self._workers)
         return self._workers
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,6 +135,13 @@ class _Guarded(Dataset[Batch | RequestError]):
             return self.maker[request]
         except RequestError as error:
             return error
+
+
+def _end_workers(loader: DataLoader[Any]) -> None:
+    """End them while their queues still work. Left to the collector of cycles, the queues go first and each worker is waited for in vain, for 5 s."""
+    iterator = loader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _as_it_is(value: Any) -> Any:

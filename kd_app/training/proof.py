@@ -3,7 +3,7 @@
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -55,18 +55,17 @@ class Proof:
         write(self.out / RESULTS, results)
         return results
 
-    def measure(self, members: Mapping[str, Member], *, splits: Sequence[str]) -> None:
-        """Measure all members on `splits`, and ship the student."""
+    def measure(self, members: Mapping[str, Member], splits: Mapping[str, str]) -> None:
+        """Measure all members: for each place in the results ('validation', 'test') on the split of the data that is named for it."""
         shop = self.shop
         self.found["data"] = {"classes": list(shop.classes), "sizes": shop.data.sizes, "fingerprint": shop.data.fingerprint}
         self.found["notes"] = list(shop.data.notes)
         self.found["models"] = {role: described(member, shop) for role, member in members.items()}
         shop.data.write_split(self.out / "split.csv")
-        answers = {}
-        for split in splits:
+        for place, split in splits.items():
             answers = {role: shop.predictions(member, split) for role, member in members.items()}
-            self._compare(split, answers)
-        self._files(members, answers)
+            self._compare(place, answers)
+            self._predictions(answers)
         self._speed(members)
 
     def _compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
@@ -86,16 +85,19 @@ class Proof:
         trained = members["student"].record.get("images_per_second")
         self.found["speed"] = {**{role: {"images_per_second": value} for role, value in measured.items()}, "training_images_per_second": trained}
 
-    def _files(self, members: Mapping[str, Member], answers: Mapping[str, Predictions]) -> None:
-        data, student = self.shop.data, members["student"]
-        first = answers["student"]
+    def _predictions(self, answers: Mapping[str, Predictions]) -> None:
+        first, files = answers["student"], self.shop.data.files
         write_predictions(
             self.out / "predictions.parquet",
             index=first.index,
-            file=[data.files[int(number)] for number in first.index],
+            file=[files[int(number)] for number in first.index],
             target=first.target,
             logits={role: found.logits for role, found in answers.items()},
         )
+
+    def ship(self, members: Mapping[str, Member]) -> None:
+        """What a run leaves behind beside its results: the student, a reference to the teacher, the curves of every training."""
+        student = members["student"]
         write_curves(self.out / "metrics.csv", {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
         assert student.folder is not None
         _copied(student.folder / MODEL, self.out / "student")

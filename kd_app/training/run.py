@@ -66,7 +66,8 @@ def _go(made: Parts, out: Path, console: Console, *, read_test: bool) -> None:
     try:
         proof.write("running")
         members = _members(shop, console)
-        proof.measure(members, splits=("validation", "test") if read_test else ("validation",))
+        proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
+        proof.ship(members)
         results = proof.write("finished")
         tracker.results(results, [path for path in sorted(out.iterdir()) if path.is_file() and not path.name.startswith(".")])
         code = 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from kd_app.config import RequestError
+from kd_app.data.batch import Batch
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.models.create import Created, Seen, create, expected_pixels
 from kd_app.models.request import ModelRequest
@@ -177,7 +179,8 @@ class Workshop:
         return self.parts.trainer.limit_test_batches
 
     def _predict(self, member: Member, split: str) -> Predictions:
-        batches = self.data.evaluation(split, member.created.pixels)
+        splits = ("train", "validation", "test") if split == "all" else (split,)
+        batches = Chained([self.data.evaluation(each, member.created.pixels) for each in splits])
         self.console.line(f"  {member.role}: {split} images ...")
         return predict(member.created.model, batches, member.created.pixels, device=self.parts.trainer.device, limit=self.limit)
 
@@ -194,6 +197,20 @@ class Workshop:
         stage = self.stages.make(name, config=plain, inputs=inputs, build=build)
         self.used.append(stage)
         return stage
+
+
+class Chained:
+    """Several loaders, one after the other."""
+
+    def __init__(self, loaders: list[Any]) -> None:
+        self._loaders = loaders
+
+    def __len__(self) -> int:
+        return sum(len(loader) for loader in self._loaders)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for loader in self._loaders:
+            yield from loader
 
 
 def teacher_is_ready(request: ModelRequest, classes: tuple[str, ...], max_epochs: int) -> bool:

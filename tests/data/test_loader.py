@@ -1,5 +1,8 @@
 import copy
+import gc
+import multiprocessing
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -215,6 +218,19 @@ def test_an_image_that_becomes_bad_is_told_in_one_paragraph_from_a_worker_too(wo
     with pytest.raises(BadImageError) as raised:
         list(EvaluationLoader(broken, np.arange(4), 2, num_workers=workers))
     assert str(raised.value) == "image 0 is gone"
+
+
+def test_workers_of_a_loader_in_a_cycle_of_references_end_at_once() -> None:
+    loader = training(40, 8, workers=2)
+    iterator = iter(loader)
+    next(iterator)
+    cycle: list[object] = [loader, iterator]
+    cycle.append(cycle)
+    del loader, iterator, cycle
+    start = time.monotonic()
+    gc.collect()
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - start < 4
 
 
 class Uneven(HeldStore):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """The tensors are tiny: threads would only wait for each other where other work shares the cores."""
     before = torch.get_num_threads()

@@ -1,0 +1,102 @@
+"""A finished run's models, measured again on its own or other data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kd_app.config import RequestError
+from kd_app.metrics.verdict import Verdict
+from kd_app.models.request import ModelRequest
+from kd_app.reporting.console import Console
+from kd_app.reporting.results import Results, read
+from kd_app.reporting.tables import summary
+from kd_app.stages import Stages
+from kd_app.training.fit import MODEL
+from kd_app.training.parts import TIMM, Config, parts
+from kd_app.training.proof import Proof
+from kd_app.training.run_folder import CONFIG, RESULTS, claimed
+from kd_app.training.workshop import Member, Workshop
+
+_SPLITS = ("auto", "train", "validation", "test", "all")
+
+
+def evaluate(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
+    """Measure the models of ``config['run']`` and write a results.json into ``config['out']``; the folder of the results.
+
+    Raises `RequestError`: no finished run, classes that are not the run's, an unknown split.
+    """
+    console = console or Console()
+    run, out = Path(config["run"]), Path(config["out"]) / ("" if trial is None else str(trial))
+    if config["split"] not in _SPLITS:
+        raise RequestError(f"split={config['split']!r} is none. Choose one of {', '.join(_SPLITS)}.")
+    before = read(run / RESULTS)
+    if before.status != "finished":
+        raise RequestError(f"The run {str(run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it, then evaluate.")
+    asked = _as_run(run, config)
+    made = parts(asked)
+    with claimed(out, {**config, "run": str(run)}, overwrite=config["overwrite"]):
+        shop = Workshop(made, Stages(Path(asked["stages"]), say=console.say), console, tracker=None)
+        shop.prepare_data()
+        _check_classes(shop, before)
+        proof = Proof(shop, out, Verdict(**asked["verdict"]))
+        split = ("all" if config["data"] else "test") if config["split"] == "auto" else config["split"]
+        proof.measure(_members(shop, run, before, console), {"test": split})
+        results = proof.write("finished")
+        console.show(summary(results))
+        console.say(f"Measured {split} images of {config['data']['name'] if config['data'] else 'the run'}: {out}")
+    return out
+
+
+def _as_run(run: Path, config: Config) -> Config:
+    """The run's own configuration, with what is asked for now, for this machine."""
+    found: Config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    found.pop("own", None)
+    found["data"] = config["data"] or found["data"]
+    found["stages"] = config["stages"] or found["stages"]
+    found["trainer"] = {**found["trainer"], "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}
+    return found
+
+
+def _check_classes(shop: Workshop, before: Results) -> None:
+    trained = tuple(before.data.classes) if before.data else ()
+    if shop.classes != trained:
+        strange = [name for name in shop.classes if name not in trained] or [name for name in trained if name not in shop.classes]
+        raise RequestError(
+            f"The run's models know {len(trained)} classes, these data have {len(shop.classes)}; they differ in {', '.join(map(repr, strange[:5]))}. "
+            "Expected the same classes by the same names."
+        )
+
+
+def _members(shop: Workshop, run: Path, before: Results, console: Console) -> dict[str, Member]:
+    """The models that are still there; one whose stage was removed is left out, and said to be."""
+    members: dict[str, Member] = {}
+    stages = {stage.name: Path(stage.path) for stage in before.stages}
+    for role in before.models:
+        request = _teacher(shop, run) if role == "teacher" else _own(shop, role, run / "student" if role == "student" else stages[role] / MODEL)
+        if request is None:
+            console.say(f"Note: the {role} is not there any more ({stages.get(role, run)}); it is left out")
+        else:
+            members[role] = shop.ready(request, seed=0)
+    return members
+
+
+def _teacher(shop: Workshop, run: Path) -> ModelRequest | None:
+    reference: dict[str, Any] = json.loads((run / "teacher" / "reference.json").read_text(encoding="utf-8"))
+    if reference["stage"]:
+        return _own(shop, "teacher", Path(reference["stage"]) / MODEL)
+    return shop.parts.teacher
+
+
+def _own(shop: Workshop, role: str, folder: Path) -> ModelRequest | None:
+    """The request for a model that a training left in `folder`: timm's local-dir, or weights for the module that the run's factory makes."""
+    if not (folder / "config.json").is_file():
+        return None
+    node = shop.parts.config["teacher" if role == "teacher" else "student"]
+    if node["_target_"] == TIMM:
+        return ModelRequest(role=role, name=None, pretrained="auto", checkpoint=folder, kwargs={}, image_size=None, factory=None)
+    asked = shop.parts.teacher if role == "teacher" else shop.parts.student
+    assert asked is not None
+    weights = folder / "model.safetensors"
+    return ModelRequest(role=role, name=None, pretrained="auto", checkpoint=weights, kwargs=asked.kwargs, image_size=asked.image_size, factory=asked.factory)
