@@ -87,7 +87,9 @@ def guarded(body: Callable[[], None]) -> int:
             return 143
         raise
     except OSError as error:
-        _tell(f"The run failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}. What was done is kept: the same command goes on.")
+        _tell(
+            f"The run failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}. What was done is kept: the same command goes on."
+        )
         return 1
     return 0
 

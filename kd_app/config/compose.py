@@ -50,8 +50,8 @@ def explained(error: BaseException, primary: str) -> str:
     text = " ".join(str(chain[0]).split("\nSet the environment")[0].split())
     key = re.search(r"Key '([^']+)' is not in struct.*?full_key: ([\w.]+)", " ".join(" ".join(str(each).split()) for each in chain))
     if key:
-        full = key.group(2)
-        return f"There is no setting {full!r}. {closest(full, known_keys(primary)) or closest(key.group(1), known_keys(primary))}'--cfg job' prints all settings."
+        full, known = key.group(2), known_keys(primary)
+        return f"There is no setting {full!r}. {closest(full, known) or closest(key.group(1), known)}'--cfg job' prints all settings."
     choice = re.search(r"(?:Could not find '|In '[^']+': Could not find ')([\w.]+)/([\w.]+)'", text)
     if choice:
         group, asked = choice.groups()

@@ -91,8 +91,8 @@ class ForeignData(LightningDataModule):
         """The same batches for every model: refuses another size."""
         if (pixels.channels, pixels.height) != (self.channels, self.size):
             raise RequestError(
-                f"The data module gives {self.channels}x{self.size}x{self.size} images and this model wants {pixels.channels}x{pixels.height}x{pixels.width}. "
-                "Set image_size of the model, or make the data module give that size."
+                f"The data module gives {self.channels}x{self.size}x{self.size} images, "
+                f"and this model wants {pixels.channels}x{pixels.height}x{pixels.width}. Set image_size of the model, or make the data module give that size."
             )
 
     def train_dataloader(self) -> Any:
@@ -107,7 +107,9 @@ class ForeignData(LightningDataModule):
         """A split's batches with the images numbered in their order."""
         loader = {"train": self.module.train_dataloader, "validation": self.module.val_dataloader, "test": self.module.test_dataloader}[split]()
         if loader is None or isinstance(loader, list | dict):
-            raise RequestError(f"The data module gives {type(loader).__name__} as its {split} loader. Expected one loader of (image, target) batches.")
+            raise RequestError(
+                f"The data module gives {type(loader).__name__} as its {split} loader. Expected one loader of (image, target) batches."
+            )
         return Numbered(loader)
 
     def write_split(self, path: Path) -> None:

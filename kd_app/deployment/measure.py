@@ -1,7 +1,7 @@
 """What a model answers on a split, and how many images it takes a second."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,9 +37,17 @@ class Predictions:
         return Predictions(**load_file(folder / _FILE))
 
 
-def predict(model: nn.Module, batches: Iterable[Batch], pixels: Pixels, *, device: torch.device, limit: float | None = None, say: Callable[[int], None] | None = None) -> Predictions:
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    pixels: Pixels,
+    *,
+    device: torch.device,
+    limit: float | None = None,
+    say: Callable[[int], None] | None = None,
+) -> Predictions:
     """The answers of `model`, in eval mode and float32, to all batches, or to the first `limit` of them (a number, or a share below 1)."""
-    model = model.eval().to(device, memory_format=torch.channels_last)
+    model = _placed(model, device)
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     with torch.inference_mode():
         for number, raw in enumerate(_limited(batches, limit)):
@@ -52,20 +60,26 @@ def predict(model: nn.Module, batches: Iterable[Batch], pixels: Pixels, *, devic
     return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
+def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+    return model.eval().to(device).to(memory_format=torch.channels_last)
+
+
 def _limited(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
     if limit is None:
         return batches
-    size = len(batches) if hasattr(batches, "__len__") else 0
+    size = len(batches) if isinstance(batches, Sized) else 0
     number = max(1, int(size * limit)) if isinstance(limit, float) and limit <= 1 else int(limit)
     return islice(batches, number)
 
 
 @torch.inference_mode()
-def images_per_second(models: Mapping[str, tuple[nn.Module, Pixels]], *, device: torch.device, batch: int = 64, seconds: float = 1.0) -> dict[str, float]:
+def images_per_second(
+    models: Mapping[str, tuple[nn.Module, Pixels]], *, device: torch.device, batch: int = 64, seconds: float = 1.0
+) -> dict[str, float]:
     """Throughput of each model in float32 on random pixels: the median over rounds in which the models take turns, so that the ratios hold
     on a machine whose speed drifts. `seconds` is about what each model gets.
     """
-    ready = {name: (model.eval().to(device, memory_format=torch.channels_last), _noise(pixels, batch, device)) for name, (model, pixels) in models.items()}
+    ready = {name: (_placed(model, device), _noise(pixels, batch, device)) for name, (model, pixels) in models.items()}
     once = {name: _seconds(model, image, 1, device) for name, (model, image) in ready.items()}  # also the warm-up
     rounds = 5
     repeats = {name: max(1, int(seconds / rounds / max(once[name], 1e-6))) for name in ready}

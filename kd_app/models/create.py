@@ -1,7 +1,7 @@
 """Make the model that was asked for, with its weights and the pixels it expects."""
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -43,7 +43,7 @@ def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
     Raises `RequestError` for a hub that can't be reached (the weights' own configuration lies there).
     """
     cfg = _config(request.origin)
-    data = resolve_data_config(pretrained_cfg=cfg) if cfg else {"crop_pct": 1.0, "interpolation": "bilinear"}
+    data: dict[str, Any] = resolve_data_config(pretrained_cfg=cfg) if cfg else {"crop_pct": 1.0, "interpolation": "bilinear"}
     if request.origin.kind in ("hub", "folder"):
         channels, height, width = data["input_size"]
         channels = request.kwargs.get("in_chans", channels)
@@ -52,8 +52,8 @@ def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
         return Pixels(channels, height, width, mean, std, data["crop_pct"], data["interpolation"])
     channels, size = request.kwargs.get("in_chans", seen.channels), request.image_size or seen.size
     crop = 1.0 if size <= SMALL else data["crop_pct"]
-    mean, std = _channels(seen.mean, channels), _channels(seen.std, channels)
-    return Pixels(channels, size, size, tuple(mean), tuple(std), crop, data["interpolation"])
+    mean, std = tuple(_channels(seen.mean, channels)), tuple(_channels(seen.std, channels))
+    return Pixels(channels, size, size, mean, std, crop, data["interpolation"])
 
 
 def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
@@ -112,7 +112,7 @@ def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
     if state is None:
         return Created(model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0))
-    head = model.pretrained_cfg.get("classifier") or ()
+    head = cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
     return Created(model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256))
 
@@ -172,8 +172,3 @@ def _channels(values: Any, channels: int) -> list[float]:
     """Statistics for `channels` channels: as they are, or their mean repeated where the number differs."""
     values = [float(v) for v in values]
     return values if len(values) == channels else [round(sum(values) / len(values), 6)] * channels
-
-
-def with_size(pixels: Pixels, size: int) -> Pixels:
-    """The same pixels for another side."""
-    return replace(pixels, height=size, width=size)

@@ -144,7 +144,8 @@ def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
 
 def better_start(name: str) -> str:
     """', for example x.y' for a tag of `name` that has weights, preferring timm's default; '' where there is none."""
-    architecture = name.split(".")[0]
+    architecture = name.split(".", maxsplit=1)[0]
     cfg = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
-    has_weights = cfg is not None and cfg.tag and (cfg.hf_hub_id or cfg.url)
-    return f", for example {architecture}.{cfg.tag}" if has_weights else ""
+    if cfg is None or not cfg.tag or not (cfg.hf_hub_id or cfg.url):
+        return ""
+    return f", for example {architecture}.{cfg.tag}"

@@ -31,7 +31,7 @@ def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Seque
     }
     if hasattr(model, "pretrained_cfg"):
         extra = {"label_names": list(classes), "pretrained_cfg": {"license": license}}
-        save_for_hf(model, folder, model_config=extra, data_config=data, safe_serialization=True)
+        save_for_hf(model, str(folder), model_config=extra, data_config=data, safe_serialization=True)
         return
     save_file(dict(model.state_dict()), folder / WEIGHTS)
     config = {"architecture": type(model).__qualname__, "num_classes": len(classes), "label_names": list(classes)}

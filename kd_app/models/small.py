@@ -124,7 +124,7 @@ class SmallNet(nn.Module):
         self.num_classes = num_classes
         where = self.conv1.weight
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool, device=where.device, dtype=where.dtype)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()  # type: ignore[no-untyped-call]
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def forward_intermediates(
         self,

@@ -56,6 +56,10 @@ class FrozenTeacher(nn.Module):
 class _Repainted(nn.Module):
     """From pixels normalized for one model to pixels normalized for another."""
 
+    luma: Tensor
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, sees: Pixels, wants: Pixels) -> None:
         super().__init__()
         self.wants = wants

@@ -70,7 +70,9 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
             break
     state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not state:
-        raise RequestError(f"The checkpoint {str(path)!r} holds no state dict of tensors. Expected one, or a dict with it under {', '.join(_WRAPPERS)}.")
+        raise RequestError(
+            f"The checkpoint {str(path)!r} holds no state dict of tensors. Expected one, or a dict with it under {', '.join(_WRAPPERS)}."
+        )
     for prefix in _PREFIXES:
         chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if chosen and (len(chosen) == len(state) or prefix == "student."):

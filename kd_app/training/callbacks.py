@@ -79,7 +79,10 @@ class Keep(Checkpoint):
 
 
 class EMA(Typed, WeightAveraging):
-    """Exponential moving average of the student: ``average = decay * average + (1 - decay) * weights`` after every step; it is what is validated and ships."""
+    """Exponential moving average of the student: ``average = decay * average + (1 - decay) * weights`` after every step.
+
+    The average is what is validated and what ships.
+    """
 
     def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
         from torch.optim.swa_utils import get_ema_multi_avg_fn

@@ -99,4 +99,6 @@ def _own(shop: Workshop, role: str, folder: Path) -> ModelRequest | None:
     asked = shop.parts.teacher if role == "teacher" else shop.parts.student
     assert asked is not None
     weights = folder / "model.safetensors"
-    return ModelRequest(role=role, name=None, pretrained="auto", checkpoint=weights, kwargs=asked.kwargs, image_size=asked.image_size, factory=asked.factory)
+    return ModelRequest(
+        role=role, name=None, pretrained="auto", checkpoint=weights, kwargs=asked.kwargs, image_size=asked.image_size, factory=asked.factory
+    )

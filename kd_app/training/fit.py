@@ -72,7 +72,12 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
         best = folder / BEST
         created.model.load_state_dict(load_file(best))
         save_model(created.model.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license)
-        record = {"best": keep.best, "images_per_second": progress.images_per_second, "weights": vars(created.weights), "precision": settings.precision}
+        record = {
+            "best": keep.best,
+            "images_per_second": progress.images_per_second,
+            "weights": vars(created.weights),
+            "precision": settings.precision,
+        }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
         best.unlink()
         last.unlink(missing_ok=True)
@@ -140,7 +145,12 @@ def quiet() -> Iterator[None]:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for text in ("isinstance.treespec, LeafSpec", "The number of training batches", "The '\\w+' does not have many workers", "Checkpoint directory"):
+        for text in (
+            "isinstance.treespec, LeafSpec",
+            "The number of training batches",
+            "The '\\w+' does not have many workers",
+            "Checkpoint directory",
+        ):
             warnings.filterwarnings("ignore", message=f".*{text}")
         yield
 
@@ -158,4 +168,3 @@ def trained(request: ModelRequest, folder: Path) -> ModelRequest:
         image_size=None,
         factory=request.factory,
     )
-

@@ -1,8 +1,8 @@
 """The one LightningModule: teacher, control and student are all trained by it."""
 
 import math
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -23,7 +23,8 @@ CHECKED_STEPS = 3
 """So many first steps look at every term by itself: finite, not zero, with a gradient."""
 
 
-class Answers(NamedTuple):
+@dataclass(frozen=True)
+class Answers:
     """A teacher's stored answers: ``index [N]``, ascending, and ``logits [N, K]``."""
 
     index: Tensor
@@ -106,10 +107,11 @@ class Distillation(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch; in the first steps every distillation term must be finite, not zero, and teach (`RunError` otherwise)."""
-        batch = replace(self.prepared(batch), progress=self.progress)
-        teacher = self.teacher(batch.image) if self.teacher is not None else Outputs()
-        student = self._taps(batch.image)
-        total, values = self.terms(student, teacher, batch)
+        ready = replace(self.prepared(batch), progress=self.progress)
+        teacher = self.teacher(ready.image) if self.teacher is not None else Outputs()
+        student = self._taps(ready.image)
+        total: Tensor
+        total, values = self.terms(student, teacher, ready)
         if self.trainer.global_step < CHECKED_STEPS:
             self.terms.check(values, self.student)
         self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
@@ -126,7 +128,9 @@ class Distillation(pl.LightningModule):
         names = ["loss", *self.terms.weights]
         broken = [name for name, mean in zip(names[1:], means[1:], strict=True) if not math.isfinite(mean)]
         if broken:
-            raise RunError(f"The loss term {broken[0]} is not finite at step {self.trainer.global_step}. Lower optimizer.lr, or set trainer.gradient_clip.")
+            raise RunError(
+                f"The loss term {broken[0]} is not finite at step {self.trainer.global_step}. Lower optimizer.lr, or set trainer.gradient_clip."
+            )
         values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         values["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         for logger in self.loggers:
@@ -155,11 +159,9 @@ class Distillation(pl.LightningModule):
             self.pair.reset()
         self.log_dict(values)
 
-    def prepared(self, batch: Any) -> Batch:
+    def prepared(self, given: Any) -> Batch:
         """A batch of any data module as a `Batch` of normalized float pixels in the right memory format."""
-        if not isinstance(batch, Batch):
-            image, target = batch
-            batch = Batch(image, target, torch.full((len(image),), -1, device=image.device))
+        batch: Batch = given if isinstance(given, Batch) else Batch(given[0], given[1], torch.full((len(given[0]),), -1, device=given[0].device))
         if batch.image.dtype == torch.uint8:
             assert self.pixels is not None, "uint8 images need the student's pixels"
             return replace(batch, image=normalize(batch.image, self.pixels, self._memory_format))

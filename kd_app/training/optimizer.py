@@ -33,8 +33,9 @@ class Optimizer(Typed):
         momentum: Share,
         kwargs: dict[str, Any],
     ) -> None:
-        if name.lower() not in timm.optim.list_optimizers():
-            raise unknown("optimizer", name, timm.optim.list_optimizers())
+        known = [str(each) for each in timm.optim.list_optimizers()]
+        if name.lower() not in known:
+            raise unknown("optimizer", name, known)
         self.name = name.lower()
         self.lr = lr
         self.scratch_lr = scratch_lr
@@ -59,7 +60,9 @@ class Optimizer(Typed):
                 model, opt=self.name, lr=rate, weight_decay=self.weight_decay, momentum=self.momentum, **kwargs
             )
         except (TypeError, ValueError) as error:
-            raise RequestError(f"The optimizer {self.name} can't be made with kwargs={self.kwargs!r}: {error}. See timm.optim for its arguments.") from None
+            raise RequestError(
+                f"The optimizer {self.name} can't be made with kwargs={self.kwargs!r}: {error}. See timm.optim for its arguments."
+            ) from None
         for group in made.param_groups:
             group["initial_lr"] = rate * group.get("lr_scale", 1.0)
         return made

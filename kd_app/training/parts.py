@@ -40,15 +40,17 @@ class Recipe:
         """Fresh terms, without adapters yet."""
         parts = {name: {k: v for k, v in node.items() if k != "weight"} for name, node in self.loss.items()}
         weights = {name: _weight(name, node) for name, node in self.loss.items()}
-        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights)  # type: ignore[type-abstract]
+        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer's settings."""
-        return make(self.optimizer, Optimizer)
+        made: Optimizer = make(self.optimizer, Optimizer)
+        return made
 
     def make_schedule(self) -> Schedule:
         """The schedule of the learning rate."""
-        return make(self.scheduler, Schedule)  # type: ignore[type-abstract]
+        made: Schedule = make(self.scheduler, Schedule)
+        return made
 
     def make_callbacks(self) -> list[Callback]:
         """Fresh callbacks."""
@@ -90,7 +92,9 @@ def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
         if isinstance(error.__cause__, RequestError):
             raise error.__cause__ from None
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise RequestError(f"The part {target} can't be made: {reason} Its settings: { {k: v for k, v in node.items() if k != '_target_'} !r}.") from None
+        raise RequestError(
+            f"The part {target} can't be made: {reason} Its settings: { {k: v for k, v in node.items() if k != '_target_'}!r}."
+        ) from None
     if not isinstance(made, kind):
         raise RequestError(f"{target} gives a {type(made).__name__}, expected a {kind.__name__}.")
     return made
@@ -171,7 +175,7 @@ def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe
 
 
 def _request(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
-    asked = {key: node.get(key) for key in ("name", "pretrained", "checkpoint", "kwargs", "image_size")}
+    asked: Config = {key: node.get(key) for key in ("name", "pretrained", "checkpoint", "kwargs", "image_size")}
     asked["kwargs"] = asked["kwargs"] or {}
     asked["pretrained"] = "auto" if asked["pretrained"] is None else asked["pretrained"]
     target = node["_target_"]
@@ -182,7 +186,9 @@ def _request(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
     try:
         factory = get_method(target)
     except (ImportError, ValueError, AttributeError) as error:
-        raise RequestError(f"{role}._target_={target!r} can't be found: {str(error).splitlines()[0]} Expected the dotted name of a factory of a module.") from None
+        raise RequestError(
+            f"{role}._target_={target!r} can't be found: {str(error).splitlines()[0]} Expected the dotted name of a factory of a module."
+        ) from None
     return ModelRequest(role=role, factory=factory, **asked)
 
 

@@ -15,7 +15,9 @@ _STEPS = 3
 def plan(shop: Workshop) -> str:
     """The plan as text. Its times come from a few steps of each model on noise."""
     made, sizes = shop.parts, shop.data.sizes
-    lines = [f"Data: {len(shop.classes)} classes, {sizes['train']:,} images to train on, {sizes['validation']:,} to choose by, {sizes['test']:,} to test on"]
+    lines = [
+        f"Data: {len(shop.classes)} classes, images: {sizes['train']:,} to train on, {sizes['validation']:,} to choose by, {sizes['test']:,} to test on"
+    ]
     steps = max(1, sizes["train"] // ((shop.data.batch_size or 1) * made.trainer.world_size))
     if isinstance(made.trainer.limits["limit_train_batches"], int):
         steps = min(steps, int(made.trainer.limits["limit_train_batches"]))
@@ -33,7 +35,9 @@ def plan(shop: Workshop) -> str:
         total += recipe.max_epochs * steps * learn
     lines.append(_line("Student", made.student, made.recipe, shop))
     total += made.recipe.max_epochs * steps * (learn + answers)
-    lines.append(f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {_spoken(total)} for what is not found")
+    lines.append(
+        f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {_spoken(total)} for what is not found"
+    )
     larger = made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher)
     return "\n".join(lines + (["Note: the student is larger than its teacher. That is allowed; the gain in cost will not be one."] if larger else []))
 
@@ -52,14 +56,15 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
     if recipe is None:
         return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
     verb = "fine-tuned" if origin.has_weights else "trained"
-    return f"{who}: {origin.name} {verb} for {recipe.max_epochs} epochs on {' + '.join(recipe.loss)}, from {weights}, {pixels.height}x{pixels.width}{hint}"
+    how = f"{verb} for {recipe.max_epochs} epochs on {' + '.join(recipe.loss)}"
+    return f"{who}: {origin.name} {how}, from {weights}, {pixels.height}x{pixels.width}{hint}"
 
 
 def _seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tuple[float, float]:
     """Seconds of a training step, and of answering a batch."""
     pixels = expected_pixels(request, shop.seen())
     device, precision = shop.parts.trainer.device, shop.parts.trainer.precision
-    model = create(request, pixels, len(shop.classes), seed=0).model.to(device, memory_format=torch.channels_last)
+    model = create(request, pixels, len(shop.classes), seed=0).model.to(device).to(memory_format=torch.channels_last)
     image = torch.rand(shop.data.batch_size or 32, pixels.channels, pixels.height, pixels.width).to(device, memory_format=torch.channels_last)
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in precision):

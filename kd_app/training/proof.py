@@ -19,14 +19,14 @@ from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import WEIGHTS
-from kd_app.reporting.results import Results, write
 from kd_app.reporting.predictions import write_predictions
+from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import write_curves
 from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
 from kd_app.training.run_folder import RESULTS
-from kd_app.training.workshop import Member, Workshop
+from kd_app.training.workshop import Member, Workshop, told
 
 
 class Proof:
@@ -49,7 +49,9 @@ class Proof:
                 "config": config,
                 "environment": environment(self.shop),
                 **self.found,
-                "stages": [{"name": s.name, "path": str(s.path), "seconds": s.seconds, "made": "made" if s.made else "found"} for s in self.shop.used],
+                "stages": [
+                    {"name": s.name, "path": str(s.path), "seconds": s.seconds, "made": "made" if s.made else "found"} for s in self.shop.used
+                ],
             }
         )
         write(self.out / RESULTS, results)
@@ -103,7 +105,7 @@ class Proof:
         _copied(student.folder / MODEL, self.out / "student")
         if "teacher" in members:
             (self.out / "teacher").mkdir(exist_ok=True)
-            write_atomically(self.out / "teacher" / "reference.json", reference(members["teacher"]))
+            write_atomically(self.out / "teacher" / "reference.json", json.dumps(told(members["teacher"]), indent=1))
 
 
 def _copied(source: Path, target: Path) -> None:
@@ -113,14 +115,6 @@ def _copied(source: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(source, partial)
     partial.replace(target)
-
-
-def reference(member: Member) -> str:
-    """Where a model is to be found: name, source, sha256 and stage, as JSON."""
-    weights = member.created.weights
-    stage = str(member.folder) if member.folder else None
-    path = str(member.request.origin.path) if member.request.origin.path else None
-    return json.dumps({"name": member.request.name, "source": weights.source, "sha256": weights.sha256, "stage": stage, "path": path}, indent=1)
 
 
 def described(member: Member, shop: Workshop) -> dict[str, Any]:
@@ -169,4 +163,6 @@ def evaluated(found: Predictions) -> str:
     """'top1 0.923 (0.901 to 0.940)' of some predictions."""
     right = int((found.logits.argmax(axis=1) == found.target).sum())
     low, high = wilson(right, len(found.target), 0.95)
-    return f"top1 {right / max(len(found.target), 1):.3f} ({low:.3f} to {high:.3f}, {len(np.unique(found.target))} classes, {len(found.target)} images)"
+    return (
+        f"top1 {right / max(len(found.target), 1):.3f} ({low:.3f} to {high:.3f}, {len(np.unique(found.target))} classes, {len(found.target)} images)"
+    )

@@ -1,7 +1,6 @@
 """The main job: teacher, controls, student, results."""
 
 from pathlib import Path
-from typing import Any
 
 from kd_app.config import RequestError, RunError
 from kd_app.metrics.verdict import Verdict
@@ -15,6 +14,9 @@ from kd_app.training.plan import plan
 from kd_app.training.proof import Proof, evaluated
 from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.workshop import Member, Workshop, run_name, teacher_is_ready
+
+_SHOWN = ("config.yaml", "results.json", "predictions.parquet", "metrics.csv", "split.csv", "student", "teacher")
+"""What of a run's folder the trackers are given."""
 
 
 def distill(config: Config, *, own: OwnParts | None = None, console: Console | None = None, trial: int | None = None) -> Path:
@@ -35,7 +37,7 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
         else:
-            _go(made, out, console, read_test=read_test)
+            _go(made, out, console, read_test=read_test, trial=trial)
     return out
 
 
@@ -55,10 +57,12 @@ def _finished(out: Path, *, read_test: bool) -> Results | None:
     return found if found.status == "finished" and (found.test or not read_test) else None
 
 
-def _go(made: Parts, out: Path, console: Console, *, read_test: bool) -> None:
+def _go(made: Parts, out: Path, console: Console, *, read_test: bool, trial: int | None) -> None:
     config = made.config
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
-    tracker = Tracker(backends, out=out, name=out.name, group=out.name, tags=config["tags"], config=config, say=console.say)
+    name = out.name if trial is None else f"{out.parent.name}-{trial}"
+    group = out.name if trial is None else out.parent.name
+    tracker = Tracker(backends, out=out, name=name, group=group, tags=config["tags"], config=config, say=console.say)
     stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.say)
     shop = Workshop(made, stages, console, tracker)
     proof = Proof(shop, out, Verdict(**config["verdict"]))
@@ -69,7 +73,7 @@ def _go(made: Parts, out: Path, console: Console, *, read_test: bool) -> None:
         proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
         proof.ship(members)
         results = proof.write("finished")
-        tracker.results(results, [path for path in sorted(out.iterdir()) if path.is_file() and not path.name.startswith(".")])
+        tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in _SHOWN])
         code = 0
     except KeyboardInterrupt:
         code = 130

@@ -46,7 +46,10 @@ def _empty(out: Path) -> None:
     """Remove what a run left there; refuses a folder that holds something and is no run's."""
     inside = [path for path in out.iterdir() if path.name != ".lock"]
     if inside and not (out / CONFIG).is_file():
-        raise RequestError(f"overwrite=true, but {str(out)!r} is no run's folder ({inside[0].name} is there, {CONFIG} is not). Nothing was removed; choose another out=.")
+        raise RequestError(
+            f"overwrite=true, but {str(out)!r} is no run's folder ({inside[0].name} is there, {CONFIG} is not). Nothing was removed. "
+            "Choose another out=."
+        )
     for path in inside:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -58,7 +61,9 @@ def _same(out: Path, config: Mapping[str, Any]) -> None:
     try:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise RequestError(f"{str(path)!r} can't be read ({type(error).__name__}). Use overwrite=true to start the folder afresh, or another out=.") from None
+        raise RequestError(
+            f"{str(path)!r} can't be read ({type(error).__name__}). Use overwrite=true to start the folder afresh, or another out=."
+        ) from None
     differs = differences(before or {}, config)
     if differs:
         listed = "; ".join(f"{key} was {was!r}, now {now!r}" for key, was, now in differs[:12])

@@ -63,11 +63,17 @@ class WeightedTerms(nn.Module):
         parameters = [p for p in student.parameters() if p.requires_grad]
         for name, term in self._all().items():
             if not torch.isfinite(values[name]):
-                raise RunError(f"The loss term {name} is {values[name].item()} in the first steps. Lower optimizer.lr, or use trainer.precision=32-true.")
+                raise RunError(
+                    f"The loss term {name} is {values[name].item()} in the first steps. Lower optimizer.lr, or use trainer.precision=32-true."
+                )
             if not term.needs_teacher or self.weights[name] == 0:
                 continue
             if values[name].item() == 0:
-                raise RunError(f"The loss term {name} is exactly zero in the first steps: student and teacher already agree on what it reads. Leave it out.")
+                raise RunError(
+                    f"The loss term {name} is exactly zero in the first steps: student and teacher already agree on what it reads. Leave it out."
+                )
             grads = torch.autograd.grad(values[name], parameters, retain_graph=True, allow_unused=True) if values[name].requires_grad else []
             if not any(grad is not None and bool(grad.any()) for grad in grads):
-                raise RunError(f"The loss term {name} gives the student no gradient in the first steps, so it teaches nothing. Leave it out, or change it.")
+                raise RunError(
+                    f"The loss term {name} gives the student no gradient in the first steps, so it teaches nothing. Leave it out, or change it."
+                )

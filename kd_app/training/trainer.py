@@ -1,4 +1,4 @@
-"""The settings of a training that are not the model's, the data's or the loss's, checked before anything is read; and Lightning's Trainer from them."""
+"""The settings of a training that are not the model's, the data's or the loss's, checked early; and Lightning's Trainer from them."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,12 +6,24 @@ from typing import Annotated, Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from kd_app.config import RequestError, Typed
 
 Precision = Literal[
-    "auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine", "transformer-engine-float16", "32", "64", "16", "bf16"
+    "auto",
+    "32-true",
+    "16-mixed",
+    "bf16-mixed",
+    "16-true",
+    "bf16-true",
+    "64-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+    "32",
+    "64",
+    "16",
+    "bf16",
 ]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 Limit = Annotated[float, Field(gt=0, le=1)] | PositiveInt | None
@@ -20,7 +32,8 @@ Limit = Annotated[float, Field(gt=0, le=1)] | PositiveInt | None
 class TrainerSettings(Typed):
     """How to train: epochs, devices, precision. `devices` 'auto' takes all GPUs there are, else one CPU process.
 
-    limit_*: a share (0..1), a number of batches, or null for all; overfit_batches: train and validate on these same batches in every epoch. gradient_clip: largest norm, null for none. accumulate: batches a step.
+    limit_*: a share (0..1), a number of batches, or null for all; overfit_batches: train and validate on these same
+    batches in every epoch. gradient_clip: largest norm, null for none. accumulate: batches a step.
     checkpoint_minutes: how often a resumable state is written. timeout: seconds after which a rank that does not answer ends the job.
     Raises `RequestError` for a device that is not there or a precision that it lacks.
     """
@@ -120,7 +133,9 @@ class TrainerSettings(Typed):
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=True,
-            **{key: limit for key, limit in self.limits.items() if limit is not None},
+            limit_train_batches=self.limits["limit_train_batches"],
+            limit_val_batches=self.limits["limit_val_batches"],
+            overfit_batches=self.limits["overfit_batches"] or 0.0,
         )
 
 
@@ -147,7 +162,9 @@ def _accelerator(asked: Accelerator) -> Literal["cpu", "gpu", "mps"]:
     if wanted == "auto":
         return "gpu" if there["gpu"] else "mps" if there["mps"] else "cpu"
     if not there[wanted]:
-        raise RequestError(f"trainer.accelerator={asked}, but this machine has none that torch can use. Use trainer=cpu, or trainer=auto to take what is there.")
+        raise RequestError(
+            f"trainer.accelerator={asked}, but this machine has none that torch can use. Use trainer=cpu, or trainer=auto to take what is there."
+        )
     return wanted
 
 
@@ -160,7 +177,9 @@ def _devices(accelerator: str, asked: int | Literal["auto"]) -> int:
     if accelerator == "mps" and asked > 1:
         raise RequestError(f"trainer.devices={asked}, but an mps machine has one device. Use trainer.devices=1.")
     if accelerator == "cpu" and asked > _cores():
-        raise RequestError(f"trainer.devices={asked}, but this machine has {_cores()} cores and each process needs one. Use trainer.devices={_cores()} or fewer.")
+        raise RequestError(
+            f"trainer.devices={asked}, but this machine has {_cores()} cores and each process needs one. Use trainer.devices={_cores()} or fewer."
+        )
     return asked
 
 
@@ -193,5 +212,7 @@ def _precision(accelerator: str, asked: Precision) -> str:
         "mps": ("64-true", "bf16-true", "bf16-mixed", "transformer-engine", "transformer-engine-float16"),
     }
     if chosen in lacking.get(accelerator, ()):
-        raise RequestError(f"trainer.precision={asked} is not to be had on this device ({accelerator}). Use trainer.precision=auto, 32-true or bf16-mixed.")
+        raise RequestError(
+            f"trainer.precision={asked} is not to be had on this device ({accelerator}). Use trainer.precision=auto, 32-true or bf16-mixed."
+        )
     return chosen

@@ -120,17 +120,13 @@ class Workshop:
         )
 
     def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
-        listen = self.tracker.start(taught.role)
+        listen = self.tracker.start(taught.role, told(teacher) if teacher else None)
         settings = self.parts.trainer
-        try:
-            if settings.world_size > 1:
-                fit_on_ranks(self._job(taught, teacher, folder), folder, settings.world_size, listen=listen)
-            else:
-                fit(taught, self.data, settings, folder, console=self.console, listen=listen)
-        except BaseException:
-            self.tracker.end(taught.role, exit_code=1)
-            raise
-        if taught.role != "student":
+        if settings.world_size > 1:
+            fit_on_ranks(self._job(taught, teacher, folder), folder, settings.world_size, listen=listen)
+        else:
+            fit(taught, self.data, settings, folder, console=self.console, listen=listen)
+        if taught.role != "student":  # the student's run gets the results, too
             self.tracker.end(taught.role, exit_code=0)
 
     def _job(self, taught: Taught, teacher: Member | None, folder: Path) -> dict[str, Any]:
@@ -197,6 +193,18 @@ class Workshop:
         stage = self.stages.make(name, config=plain, inputs=inputs, build=build)
         self.used.append(stage)
         return stage
+
+
+def told(member: Member) -> dict[str, Any]:
+    """Where a model is to be found: name, source, sha256, and the stage that made it or the folder it came from."""
+    weights, path = member.created.weights, member.request.origin.path
+    return {
+        "name": member.request.name,
+        "source": weights.source,
+        "sha256": weights.sha256,
+        "stage": str(member.folder) if member.folder else None,
+        "path": str(path) if path else None,
+    }
 
 
 class Chained:

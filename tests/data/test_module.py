@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,6 @@ from kd_app.data.module import ImageData
 from kd_app.data.source import BadImageError, Listing, Source
 from kd_app.data.views import CropFlip, Plain, ResizedCrop
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6.6 with torch 2.14, 2026-11
 CONF = Path(__file__).parents[2] / "conf" / "data"
 GRAY = Pixels(1, 6, 6, (0.5,), (0.5,))
 PER_CLASS = 20
@@ -287,67 +285,3 @@ def test_the_digits_are_served_from_their_yaml() -> None:
     data.bind(Pixels(1, 8, 8, (0.5,), (0.5,)), order_seed=0)
     batch = next(iter(data.train_dataloader()))
     assert (tuple(batch.image.shape), sum(data.sizes.values())) == ((128, 1, 8, 8), 1797)
-
-
-class Recorder(pl.LightningModule):
-    """One layer that remembers what it was trained on; at step `killed_at` it is stopped as by a kill, after a checkpoint at step `saved_at`."""
-
-    def __init__(self, checkpoint: Path, *, saved_at: int = -1, killed_at: int = -1) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(36, 3)
-        self.checkpoint, self.saved_at, self.killed_at = checkpoint, saved_at, killed_at
-        self.seen: list[tuple[int, int, int, list[int], float]] = []
-        self.validated: list[int] = []
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        checksum = float(batch.image.double().sum())
-        self.seen.append((self.current_epoch, batch_idx, batch.view, batch.index.tolist(), checksum))
-        loss: Tensor = torch.nn.functional.cross_entropy(self.layer(batch.image.flatten(1).float() / 255), batch.target)
-        return loss
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if self.global_step == self.saved_at:
-            self.trainer.save_checkpoint(self.checkpoint)
-        if self.global_step == self.killed_at:
-            raise KeyboardInterrupt
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validated += batch.index.tolist()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-def trained(model: Recorder, data: ImageData, *, resumed: bool = False, **settings: Any) -> Recorder:
-    data.bind(GRAY, order_seed=2)
-    flags = {"max_epochs": 3, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, **settings}
-    trainer = pl.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, default_root_dir=model.checkpoint.parent, **flags)
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=model.checkpoint if resumed else None, weights_only=True)
-    except (KeyboardInterrupt, SystemExit):
-        assert model.killed_at > 0
-    return model
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("saved_at", "killed_at"), [(2, 3), (7, 7), (8, 9), (5, 6)])
-def test_a_resumed_run_goes_on_with_exactly_the_batches_it_has_not_seen(tmp_path: Path, workers: int, saved_at: int, killed_at: int) -> None:
-    view = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)  # slow enough for workers
-    whole = trained(Recorder(tmp_path / "c.ckpt"), arrays(view=view)).seen
-    assert len(whole) == 15
-    first = trained(Recorder(tmp_path / "c.ckpt", saved_at=saved_at, killed_at=killed_at), arrays(view=view, num_workers=workers)).seen
-    assert first == whole[:killed_at]
-    second = trained(Recorder(tmp_path / "c.ckpt"), arrays(view=view, num_workers=workers), resumed=True).seen
-    assert second == whole[saved_at:]
-
-
-def test_a_trainer_validates_every_image_once_an_epoch() -> None:
-    data = arrays()
-    model = trained(Recorder(Path("unused") / "c.ckpt"), data, num_sanity_val_steps=0)
-    assert model.validated == data.rows("validation").tolist() * 3
-
-
-def test_overfitting_shows_the_same_few_images_in_each_epoch() -> None:
-    seen = trained(Recorder(Path("unused") / "c.ckpt"), arrays(), overfit_batches=2).seen
-    assert len(seen) == 6
-    assert [step[3] for step in seen[:2]] == [step[3] for step in seen[2:4]] == [step[3] for step in seen[4:]]

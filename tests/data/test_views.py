@@ -178,9 +178,9 @@ def test_plain_is_timms_evaluation_transform(height: int, width: int, size: tupl
 
 
 @given(st.integers(3, 10), st.integers(50, 300), st.floats(0.5, 1.0), st.booleans())
-def test_plain_differs_from_timm_by_a_rounding_on_strips(short: int, long: int, crop: float, upright: bool) -> None:
+def test_plain_differs_from_timm_by_two_roundings_on_strips(short: int, long: int, crop: float, upright: bool) -> None:
     image, wanted = noise(*((long, short) if upright else (short, long)), 3), pixels(12, crop=crop)
-    assert np.abs(plain(image, wanted).astype(int) - timms_transform(image, wanted)).max() <= 1
+    assert np.abs(plain(image, wanted).astype(int) - timms_transform(image, wanted)).max() <= 2
 
 
 def test_plain_leaves_images_of_the_right_size_as_they_are() -> None:
