@@ -92,7 +92,8 @@ class ForeignData(LightningDataModule):
         if (pixels.channels, pixels.height) != (self.channels, self.size):
             raise RequestError(
                 f"The data module gives {self.channels}x{self.size}x{self.size} images, "
-                f"and this model wants {pixels.channels}x{pixels.height}x{pixels.width}. Set image_size of the model, or make the data module give that size."
+                f"and this model wants {pixels.channels}x{pixels.height}x{pixels.width}. "
+                "Set image_size of the model, or make the data module give that size."
             )
 
     def train_dataloader(self) -> Any:

@@ -16,7 +16,8 @@ def plan(shop: Workshop) -> str:
     """The plan as text. Its times come from a few steps of each model on noise."""
     made, sizes = shop.parts, shop.data.sizes
     lines = [
-        f"Data: {len(shop.classes)} classes, images: {sizes['train']:,} to train on, {sizes['validation']:,} to choose by, {sizes['test']:,} to test on"
+        f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on, {sizes['validation']:,} to choose by, "
+        f"{sizes['test']:,} to test on"
     ]
     steps = max(1, sizes["train"] // ((shop.data.batch_size or 1) * made.trainer.world_size))
     if isinstance(made.trainer.limits["limit_train_batches"], int):
