@@ -48,6 +48,6 @@ class ArraySource(Source):
         """All pixels, uint8 ``[N, 1, side, side]``."""
         return torch.from_numpy(self._arrays[0]).unsqueeze(1)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         """Image `index` in mode 'L'."""
         return Image.fromarray(self._arrays[0][index])

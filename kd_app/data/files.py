@@ -34,10 +34,10 @@ class FileSource(Source):
         """Names, labels and ready splits; see `Source.listing`."""
         return self._listing
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         """Image `index`; see `Source.read`."""
         file = self.listing().files[index]
-        return open_image(self.base / file, self.channels)
+        return open_image(self.base / file, self.channels, shorter_side=shorter_side)
 
     def made_listing(
         self, classes: Sequence[str], files: Sequence[str], labels: Sequence[str], split: Sequence[str], group: Sequence[str]

@@ -90,7 +90,7 @@ class DecodingStore(Store):
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """See `Store`. Raises `BadImageError` for a file that has become bad since the scan."""
-        found = np.asarray(bounded(self._source.read(index), self._decode_size))
+        found = np.asarray(bounded(self._source.read(index, shorter_side=self._decode_size), self._decode_size))
         return found.reshape(*found.shape[:2], self._source.channels)
 
 

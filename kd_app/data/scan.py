@@ -118,7 +118,7 @@ def _decoded(source: Source, images: int, decode_size: int, threads: int) -> Ite
 
 def _decode(source: Source, index: int, decode_size: int) -> _Decoded:
     try:
-        image = source.read(index)
+        image = source.read(index, shorter_side=decode_size)
     except BadImageError as error:
         return _Decoded(None, (0, 0), str(error))
     pixels = np.asarray(bounded(image, decode_size))

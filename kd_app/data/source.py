@@ -51,5 +51,8 @@ class Source(Typed):
         return None
 
     @abstractmethod
-    def read(self, index: int) -> Image.Image:
-        """Image `index`, upright, in mode 'L' or 'RGB' as `channels` says. Raises `BadImageError`. Safe to call from threads and workers."""
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
+        """Image `index`, upright, in mode 'L' or 'RGB' as `channels` says. Raises `BadImageError`. Safe to call from threads and workers.
+
+        A file may be reduced while it is decoded, where that is cheaper, but not to less than `shorter_side` pixels on its shorter side.
+        """

@@ -68,16 +68,16 @@ class TimmReader(Source):
         """Names, labels and ready splits. Raises `RequestError`: no such folder, data set or package, several labels an image, one class."""
         return self._found[0]
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         """Image `index`; see `Source.read`."""
         listing, places = self._found
         split, number, png = places[index]
         if png:
-            return decode_image(io.BytesIO(png), listing.files[index], self.channels)
+            return decode_image(io.BytesIO(png), listing.files[index], self.channels, shorter_side=shorter_side)
         opened = self._readers()
         with opened.lock, opened.by_split[split][number][0] as file:
             data = file.read()
-        return decode_image(io.BytesIO(data), listing.files[index], self.channels)
+        return decode_image(io.BytesIO(data), listing.files[index], self.channels, shorter_side=shorter_side)
 
     @cached_property
     def _found(self) -> tuple[Listing, list[tuple[str, int, bytes]]]:

@@ -81,7 +81,9 @@ def _resample(images: Mapping[str, PerImage], kl: Float[np.ndarray, " images"] |
         found: Resampled = {}
         for name, each in images.items():
             sums = weights @ summands[name] / n
-            found |= {f"{name}.top1": sums[:, 0], f"{name}.nll": sums[:, 1], f"{name}.ece": np.abs(sums[:, 2:]).sum(axis=1)}
+            excess, noise = sums[:, 2:], sums[:, 2:] - summands[name][:, 2:].mean(axis=0)
+            found |= {f"{name}.top1": sums[:, 0], f"{name}.nll": sums[:, 1]}
+            found |= {f"{name}.ece": np.abs(excess).sum(axis=1), f"{name}.no_ece": np.abs(noise).sum(axis=1)}
             found[f"{name}.balanced_accuracy"] = np.nanmean(recalls(weights, each.hits, starts), axis=1)
         return found if kl is None else {**found, "kl_to_teacher": weights @ kl / n}
 
@@ -103,7 +105,7 @@ def _model(logits: Float[np.ndarray, "images classes"], target: Target, resample
         found |= _with(rate, points[rate], wilson(round(points[rate] * n), n, confidence))
     for mean in ("balanced_accuracy", "nll"):
         found |= _with(mean, points[mean], percentile(points[mean], resampled[f"{name}.{mean}"], confidence))
-    return found | _with("ece", points["ece"], reflected(points["ece"], resampled[f"{name}.ece"], confidence))
+    return found | _with("ece", points["ece"], reflected(points["ece"], resampled[f"{name}.ece"], resampled[f"{name}.no_ece"], confidence))
 
 
 def _accuracies(images: Mapping[str, PerImage], resampled: Resampled, confidence: float) -> Figures:

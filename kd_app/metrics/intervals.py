@@ -52,13 +52,15 @@ def percentile(point: float, resampled: Float[np.ndarray, " resamples"], confide
     return min(point, low), max(point, high)
 
 
-def reflected(point: float, resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
-    """``[2 point - upper, 2 point - lower]``: for a figure, like ECE, that resampling pushes up as much as sampling did; at least 0, holds the point.
+def reflected(point: float, resampled: Float[np.ndarray, " resamples"], nothing: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
+    """``[2 point - upper, 2 point - lower]``, for a figure like ECE that is 0 at best and that drawing images pushes up, in a resample once more.
 
-    The 'basic' interval of Davison and Hinkley, 'Bootstrap Methods and their Application', 1997, section 5.2.
+    `nothing` is what resamples would show if the truth were 0; where the point is no larger than that, the interval begins at 0. It holds the point.
+    The 'basic' interval of Davison and Hinkley, 'Bootstrap Methods and their Application', 1997, section 5.2, which alone misses a truth near 0.
     """
     low, high = _middle(resampled, confidence)
-    return min(point, max(0.0, 2 * point - high)), max(point, 2 * point - low)
+    low, high = max(0.0, 2 * point - high), max(point, 2 * point - low)
+    return (0.0 if point <= _middle(nothing, confidence)[1] else min(point, low)), high
 
 
 def _middle(resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:

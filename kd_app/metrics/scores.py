@@ -51,7 +51,7 @@ def scores(logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch
 def pair_scores(student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> PairScores:
     """How the student's answer to each image compares with the teacher's."""
     student, teacher = widen(student), widen(teacher)
-    kl = functional.kl_div(student.log_softmax(dim=1), teacher.softmax(dim=1).to(student.dtype), reduction="none").sum(dim=1)
+    kl = functional.kl_div(student.log_softmax(dim=1), teacher.softmax(dim=1).to(student.dtype), reduction="none").sum(dim=1).clamp(min=0)
     return PairScores(student.argmax(1) == teacher.argmax(1), ranks(student, target) == 0, ranks(teacher, target) == 0, kl)
 
 

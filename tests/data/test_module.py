@@ -41,7 +41,7 @@ class Arrays(Source):
     def store(self) -> Tensor | None:
         return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (self.images, 1, 6, 6), dtype=np.uint8))
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         raise NotImplementedError
 
 
@@ -59,7 +59,7 @@ class Files(Arrays):
     def store(self) -> None:
         return None
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         if index in self.bad:
             raise BadImageError(f"{self.root}/{index:03d} is truncated")
         shape = (40 + index % 3, 36 + index % 5, 3)

@@ -32,7 +32,7 @@ class Pictures(Source):
     def listing(self) -> Listing:
         raise NotImplementedError
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         size = self.sizes[index]
         if size is None:
             raise BadImageError(f"image {index} is bad")
@@ -103,7 +103,7 @@ def test_a_scan_records_bad_images_sizes_and_progress(tmp_path: Path) -> None:
 
 def test_an_error_that_is_no_bad_image_ends_the_scan(tmp_path: Path) -> None:
     class Broken(Pictures):
-        def read(self, index: int) -> Image.Image:
+        def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
             raise MemoryError("no memory")
 
     with pytest.raises(MemoryError, match="no memory"):

@@ -1,0 +1,143 @@
+"""How fast is the training loop, logging included, beside the same training as a bare loop? ``python -m benchmarks.training_loop``
+
+Both train in one process and take turns, so that the ratio holds on a machine whose speed drifts. Target: 0.97.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from benchmarks.bare_loop import BareLoop
+from kd_app.config.compose import composed
+from kd_app.models.create import create
+from kd_app.models.teacher import FrozenTeacher
+from kd_app.reporting.console import Console
+from kd_app.stages import Stages
+from kd_app.training.callbacks import Keep, Progress
+from kd_app.training.curves import CurveLogger
+from kd_app.training.fit import build, quiet
+from kd_app.training.module import Distillation
+from kd_app.training.parts import Parts, parts
+from kd_app.training.workshop import Workshop
+
+TARGET = 0.97
+PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))
+
+
+class Clock(pl.Callback):
+    """Seconds from the first measured step to the end of the last."""
+
+    def __init__(self, skip: int) -> None:
+        self.skip = skip
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start behind the warm-up."""
+        if batch_idx == self.skip:
+            self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop at the end of each step."""
+        self.seconds = time.perf_counter() - self._start
+
+
+def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workshop:
+    """The main job's parts for a pair at 28x28, batch 128, on noise."""
+    words = ["data=digits", "data.source._target_=benchmarks.noise.Noise", "+data.source.images=12800", "+data.source.side=28", "data.view.padding=2"]
+    words += [
+        "data.view.flip=true",
+        "data.batch_size=128",
+        f"teacher.name={teacher}",
+        f"student.name={student}",
+        "logger=[csv]",
+        "trainer.max_epochs=1",
+    ]
+    words += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1"]
+    made: Parts = parts(composed("distill", words))
+    shop = Workshop(made, Stages(folder), Console(silent=True), tracker=None)
+    shop.prepare_data()
+    return shop
+
+
+def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
+    """A function that trains by the main job's loop, with its callbacks and curves, and gives the seconds of the steps behind the first `skip`."""
+    assert shop.parts.teacher is not None
+    teacher = shop.ready(shop.parts.teacher, seed=0)
+    taught = shop.taught("student", None)
+    taught = type(taught)(**{**vars(taught), "teacher": teacher.created})
+
+    def run(number: int) -> float:
+        created = create(taught.request, taught.pixels, 10, seed=0)
+        shop.data.bind(taught.pixels, order_seed=number)
+        module: Distillation = build(taught, created, shop.data, shop.parts.trainer)
+        assert isinstance(module.teacher, FrozenTeacher)
+        clock = Clock(skip)
+        callbacks = [Progress("student", Console(silent=True)), Keep(folder, minutes=5), clock]
+        trainer = shop.parts.trainer.make(max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)])
+        with quiet():
+            trainer.fit(module, datamodule=shop.data)
+        return clock.seconds
+
+    return run
+
+
+def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 5) -> list[float]:
+    """Images per second of the training loop over those of the bare loop, one ratio a round."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shop = workshop(teacher, student, folder, steps + skip)
+        loop = trained(shop, folder, skip)
+        ours = shop.taught("student", None)
+        taught = shop.ready(shop.parts.teacher, seed=0) if shop.parts.teacher else None
+        assert taught is not None
+        pixels = ours.pixels
+        bare = BareLoop(
+            create(ours.request, pixels, 10, seed=0).model, taught.created.model, shop.data.source.store(),
+            torch.from_numpy(shop.data.listing.target), 128, shop.parts.trainer.precision, pixels.mean[0], pixels.std[0],
+        )  # fmt: skip
+        ratios = []
+        for number in range(rounds + 1):
+            bare.run(skip)
+            start = time.perf_counter()
+            bare.run(steps)
+            by_hand = time.perf_counter() - start
+            ours_took = loop(number)
+            if number:  # the first round warms up
+                ratios.append(by_hand / ours_took)
+                print(
+                    f"  round {number}: bare {128 * steps / by_hand:,.0f} images/s, kd_app {128 * steps / ours_took:,.0f}, ratio {ratios[-1]:.3f}",
+                    flush=True,
+                )
+        return ratios
+
+
+def main() -> int:
+    """Print a line a pair; exit code 1 when a median is below the target."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=7)
+    asked = parser.parse_args()
+    missed = False
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    for teacher, student in PAIRS:
+        ratios = compare(teacher, student, steps=asked.steps, rounds=asked.rounds)
+        median = statistics.median(ratios)
+        missed |= median < TARGET
+        print(
+            f"{teacher} -> {student}, 28x28, batch 128: {median:.3f} of the bare loop (min {min(ratios):.3f}, max {max(ratios):.3f}; target {TARGET})",
+            flush=True,
+        )
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
