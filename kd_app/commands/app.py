@@ -7,22 +7,25 @@ import hashlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from kd_app.config.compose import explained, opened, plain
+from kd_app.config.compose import COMPOSING, explained, opened, plain
 from kd_app.config.errors import RequestError, RunError
 from kd_app.config.paths import CONF
 
 Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
+
+_STOPPED = {130, 143}
 
 
 def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], None] | None = None) -> NoReturn:
@@ -35,9 +38,9 @@ def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], Non
     def main(config: DictConfig) -> None:
         settings = HydraConfig.get()
         trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
-        ended.codes.append(guarded(lambda: task(plain(config), trial)))
+        ended.codes.append(guarded(lambda: task(plain(config), trial), about="" if trial is None else f"Trial {trial}: "))
         ended.config = config
-        if ended.codes[-1] in (130, 143):
+        if ended.codes[-1] in _STOPPED:
             raise _Stopped
 
     sys.argv[1:] = _words(sys.argv[1:])
@@ -45,17 +48,26 @@ def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], Non
         main()
     except _Stopped:
         pass
-    except (HydraException, OmegaConfBaseException) as error:
-        if ended.codes:
-            raise
-        _tell(explained(error, primary))
-        sys.exit(2)
+    except COMPOSING as error:
+        _tell(explained(error, primary, [word for word in sys.argv[1:] if not word.startswith("-")]))
+        ended.codes.append(2)
     except KeyboardInterrupt:
         ended.codes.append(130)
-    config = ended.config
-    if after_sweep and config is not None and {"-m", "--multirun"} & set(sys.argv) and not {130, 143} & set(ended.codes):
-        ended.codes.append(guarded(lambda: after_sweep(plain(config))))
+    if {"-m", "--multirun"} & set(sys.argv):
+        _end_sweep(ended, after_sweep)
     sys.exit(_code(ended.codes))
+
+
+def _end_sweep(ended: "_Ended", after_sweep: Callable[[dict[str, Any]], None] | None) -> None:
+    """Leave nothing of Hydra's own behind, and conclude if there is something to conclude."""
+    out = Path(next(word.removeprefix("out=") for word in sys.argv[1:] if word.startswith("out=")))
+    (out / "multirun.yaml").unlink(missing_ok=True)
+    for folder in [*out.glob("[0-9]*"), out]:
+        with suppress(OSError):  # it holds something, or is not there
+            folder.rmdir()
+    config = ended.config
+    if after_sweep and config is not None and set(ended.codes) - {2} and not _STOPPED & set(ended.codes):
+        ended.codes.append(guarded(lambda: after_sweep(plain(config))))
 
 
 class _Ended:
@@ -68,15 +80,15 @@ class _Stopped(BaseException):
     """Somebody stopped a trial: no more trials."""
 
 
-def guarded(body: Callable[[], None]) -> int:
-    """Run `body`; its ending as an exit code, with one paragraph on stderr where it did not go well."""
+def guarded(body: Callable[[], None], *, about: str = "") -> int:
+    """Run `body`; its ending as an exit code, with one paragraph on stderr where it did not go well, that begins with what it is `about`."""
     try:
         body()
     except RequestError as error:
-        _tell(str(error))
+        _tell(f"{about}{error}")
         return 2
     except RunError as error:
-        _tell(f"The run failed: {error}")
+        _tell(f"{about}The run failed: {error}")
         return 1
     except KeyboardInterrupt:
         _tell("Stopped by Ctrl-C. What was done is kept: the same command goes on from here.")
@@ -87,9 +99,12 @@ def guarded(body: Callable[[], None]) -> int:
             return 143
         raise
     except OSError as error:
-        _tell(
-            f"The run failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}. What was done is kept: the same command goes on."
-        )
+        where = f" ({error.filename})" if error.filename else ""
+        _tell(f"{about}The run failed: {error.strerror or error}{where}. What was done is kept: the same command goes on.")
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        _tell(f"{about}The run failed, and not as it should: {type(error).__name__}. What was done is kept: the same command goes on.")
         return 1
     return 0
 

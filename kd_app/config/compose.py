@@ -6,14 +6,19 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_app.config.errors import RequestError, closest
 from kd_app.config.paths import CONF
 
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
+"""What Hydra raises for words that it can't compose."""
+
 _FREE = re.compile(r"^(?:[\w]+\.)*kwargs\.[\w.]+=")
+_NO_KEY = re.compile(r"Key '[^']+' is not in struct.*?full_key: (\S+)")
+_NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
 def opened(overrides: Iterable[str]) -> list[str]:
@@ -37,33 +42,78 @@ def composed(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
         GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return plain(compose(primary, overrides=opened(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(explained(error, primary)) from None
+            config = compose(primary, overrides=opened(overrides))
+    except COMPOSING as error:
+        raise RequestError(explained(error, primary, overrides)) from None
+    return plain(config)
 
 
-def explained(error: BaseException, primary: str) -> str:
-    """One paragraph for what Hydra or OmegaConf refused, with the closest key or choice where one is near."""
+def explained(error: BaseException, primary: str, words: Sequence[str]) -> str:
+    """One paragraph for what Hydra or OmegaConf refused in `words`, with the closest key or choice where one is near."""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} can't be read. Expected <setting>=<value>, for example seed=1; quote for the shell what has brackets, spaces or "
+            "commas in it: 'loss=[cross_entropy,soft_target]'."
+        )
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    text = " ".join(str(chain[0]).split("\nSet the environment")[0].split())
-    key = re.search(r"Key '([^']+)' is not in struct.*?full_key: ([\w.]+)", " ".join(" ".join(str(each).split()) for each in chain))
-    if key:
-        full, known = key.group(2), known_keys(primary)
-        return f"There is no setting {full!r}. {closest(full, known) or closest(key.group(1), known)}'--cfg job' prints all settings."
-    choice = re.search(r"(?:Could not find '|In '[^']+': Could not find ')([\w.]+)/([\w.]+)'", text)
-    if choice:
-        group, asked = choice.groups()
-        known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return f"There is no {group} {asked!r}. {closest(asked, known)}Choices of {group}=: {', '.join(known) or 'none'}."
-    return text
+    text = " ".join(" ".join(str(each).split("\nSet the environment")[0].split()) for each in chain)
+    if key := _NO_KEY.search(text):
+        return _no_key(key[1], primary, words)
+    if choice := _NO_CHOICE.search(text):
+        return _no_choice(*choice.groups())
+    if "Config group override must be" in text:
+        return _no_group_choice(words)
+    return text.split(" Config search path:")[0]
 
 
-def known_keys(primary: str) -> list[str]:
-    """Every dotted key of a primary configuration as it is by default, and the names of its groups."""
+def _no_key(key: str, primary: str, words: Sequence[str]) -> str:
+    group, _, name = key.partition(".")
+    if is_choice(group, name):
+        return not_chosen(group, name)
+    return f"There is no setting {key!r}. {closest(key, known_keys(primary, words))}'--cfg job' prints all settings."
+
+
+def _no_choice(group: str, asked: str) -> str:
+    none = "null (written so) chooses none. " if asked == "None" else ""
+    known = choices(group)
+    return f"There is no {group} {asked!r}. {none or closest(asked, known)}Choices of {group}=: {', '.join(known) or 'none'}."
+
+
+def _no_group_choice(words: Sequence[str]) -> str:
+    """A group was given null or a number, where it takes a name or a list of names."""
+    asked = [word for word in words if choices(word.partition("=")[0])]
+    wrong = next((word for word in asked if re.search(r"=(?:null|[\d.]+|true|false)?$", word, re.IGNORECASE)), " ".join(words))
+    group = wrong.partition("=")[0]
+    names = choices(group)
+    hint = f"Expected the name of a choice, or a list of some. Choices of {group}=: {', '.join(names)}." if names else ""
+    return f"{wrong!r} chooses nothing. {hint or 'Expected <setting>=<value>, for example seed=1.'}"
+
+
+def choices(group: str) -> list[str]:
+    """The names that ``<group>=`` takes; empty where there is no such group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
+
+
+def is_choice(group: str, name: str) -> bool:
+    """Whether ``<group>=[<name>]`` would be understood."""
+    return bool(name) and name in choices(group)
+
+
+def not_chosen(group: str, name: str) -> str:
+    """The paragraph for a setting of a choice that was not made."""
+    return f"{group}.{name} is set, but {name} is not among the choices of {group}=. Add it: '{group}=[...,{name}]'."
+
+
+def known_keys(primary: str, words: Sequence[str] = ()) -> list[str]:
+    """Every dotted key of a primary configuration with the choices in `words`, and the names of its groups."""
+    chosen = [word for word in words if choices(word.partition("=")[0])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose(primary), resolve=False)
+        try:
+            config = compose(primary, overrides=chosen)
+        except COMPOSING:
+            config = compose(primary)
     found: list[str] = [path.name for path in CONF.iterdir() if path.is_dir()]
 
     def walk(node: Any, prefix: str) -> None:
@@ -71,7 +121,7 @@ def known_keys(primary: str) -> list[str]:
             found.append(f"{prefix}{key}")
             walk(value, f"{prefix}{key}.")
 
-    walk(config, "")
+    walk(OmegaConf.to_container(config, resolve=False), "")
     return found
 
 

@@ -1,8 +1,9 @@
 """Somebody's own LightningDataModule, served like ours."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ class ForeignData(LightningDataModule):
     """Wraps a data module whose batches are (image, target), float images that are ready for the student, or `Batch`.
 
     Splits are its train, validation and test loaders; class names are its `classes` or `class_names`, else the numbers that its labels show.
-    The images' order in a loader is their number, so validation and test must not be shuffled. It has no views: a resumed training starts
-    its epoch again, and other sizes or normalizations than the batches' are not to be had.
+    The images' order in a loader is their number, so validation and test must not be shuffled. The order of an epoch of training follows from
+    (order seed, epoch) where it comes from torch's default generator, as that of ``DataLoader(shuffle=True)`` does. It has no views: a resumed
+    training starts its epoch again, and other sizes or normalizations than the batches' are not to be had.
     """
 
     def __init__(self, module: LightningDataModule) -> None:
@@ -31,6 +33,7 @@ class ForeignData(LightningDataModule):
         self.needs_scan = False
         self.batch_size: int | None = getattr(module, "batch_size", None)
         self.classes: tuple[str, ...] = ()
+        self._order_seed = 0
         self._first: Batch | None = None
         self._targets: dict[str, Int64[np.ndarray, " images"]] = {}
 
@@ -88,7 +91,8 @@ class ForeignData(LightningDataModule):
         return (0.0,) * self.channels, (1.0,) * self.channels
 
     def bind(self, pixels: Pixels, *, order_seed: int) -> None:
-        """The same batches for every model: refuses another size."""
+        """The same batches for every model, in an order that follows from `order_seed`: refuses another size."""
+        self._order_seed = order_seed
         if (pixels.channels, pixels.height) != (self.channels, self.size):
             raise RequestError(
                 f"The data module gives {self.channels}x{self.size}x{self.size} images, "
@@ -96,9 +100,12 @@ class ForeignData(LightningDataModule):
                 "Set image_size of the model, or make the data module give that size."
             )
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> "Ordered":
         """The module's own."""
-        return self.module.train_dataloader()
+        return Ordered(self.module.train_dataloader(), self._epoch_seed)
+
+    def _epoch_seed(self) -> int:
+        return self._order_seed * 1_000_003 + (self.trainer.current_epoch if self.trainer is not None else 0)
 
     def val_dataloader(self) -> Any:
         """The module's own, with the images numbered."""
@@ -118,6 +125,30 @@ class ForeignData(LightningDataModule):
 
 
 @dataclass
+class Ordered:
+    """Batches of a loader, in the order that follows from a seed, which is asked for when an iteration starts."""
+
+    loader: Iterable[Any]
+    seed: Callable[[], int]
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from _started(self.loader, self.seed())
+
+
+def _started(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+    """The loader's items. It draws what it shuffles by before its first one: then torch's generator is in the state of `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        iterator = iter(loader)
+        first = list(islice(iterator, 1))
+    yield from first
+    yield from iterator
+
+
+@dataclass
 class Numbered:
     """Batches of a loader as `Batch`, the images numbered in their order."""
 
@@ -128,7 +159,7 @@ class Numbered:
 
     def __iter__(self) -> Iterator[Batch]:
         start = 0
-        for item in self.loader:
+        for item in _started(self.loader, seed=0):
             batch = item if isinstance(item, Batch) else Batch(*_pair(item), index=torch.arange(start, start + len(item[0])))
             start += len(batch)
             yield batch

@@ -45,6 +45,11 @@ class AttentionRelation(LossTerm):
         self.relations = relations
         self.teacher_block = teacher_block
 
+    @property
+    def attention_blocks(self) -> int:
+        """As many as `teacher_block` counts."""
+        return -self.teacher_block
+
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when a model has no queries, keys and values, when tokens differ in number, or when the heads divide no width."""
         for name, outputs in (("student", student), ("teacher", teacher)):

@@ -24,6 +24,11 @@ class LossTerm(Typed, nn.Module):
     """Names of the fields of `Outputs` that the term needs, of student and teacher alike."""
     needs_teacher: ClassVar[bool] = True
 
+    @property
+    def attention_blocks(self) -> int:
+        """Where it reads attention: of how many of the teacher's last blocks. Of the student's it is given the last one."""
+        return 1
+
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Make the adapters from one measured pass of both models (shapes and values of a real batch, any device).
 

@@ -1,6 +1,8 @@
 """Make the model that was asked for, with its weights and the pixels it expects."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from kd_app.stages import file_sha256
 
 SMALL = 64
 """Up to this side (pixels) an image is used whole: no centre crop."""
+_PATIENCE = 5.0
+"""Seconds to wait for a hub's first answer."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,30 @@ def _config(origin: Origin) -> dict[str, Any]:
 def _fetched(origin: Origin, fetch: Any, *args: Any, **kwargs: Any) -> Any:
     """Call what may go to a hub; a hub out of reach becomes one paragraph."""
     try:
-        return fetch(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
+        with _asked_once():
+            return fetch(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise RequestError(
             f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get online, or put them in a folder and use "
             "name=local-dir:<folder> or checkpoint=<file>; pretrained=false starts from random weights."
         ) from None
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Ask the hub once whether it is there. If it is not, only its cache is read: its client would try every file for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # the client's errors have no common base: no network, no name, no answer, offline by choice
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:

@@ -14,16 +14,17 @@ _SEPARATE = ("q_proj", "k_proj", "v_proj")
 
 
 def attention_modules(model: nn.Module, count: int) -> list[nn.Module]:
-    """The self-attention of the last `count` blocks, shallow to deep, where all of them project tokens to query, key and value; else an empty list.
+    """The self-attention of the last `count` blocks (of all, where there are fewer), shallow to deep, where each of them projects tokens to query,
+    key and value; else an empty list.
 
     Cross-covariance attention (XCiT) relates channels, not tokens, and does not count.
     """
     blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or len(blocks) < count:
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
         return []
     modules = [getattr(block, "attn", None) for block in list(blocks)[-count:]]
     able = [m for m in modules if isinstance(m, nn.Module) and _projects(m) and not isinstance(m, XCA)]
-    return able if len(able) == count else []
+    return able if len(able) == len(modules) else []
 
 
 def token_shape(seen: Recorder, module: nn.Module) -> tuple[int, ...]:

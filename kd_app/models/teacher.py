@@ -19,14 +19,14 @@ class FrozenTeacher(nn.Module):
 
     It follows ``.to()`` and owns no parameter, buffer, state or mode: nothing of it reaches the optimizer, checkpoints, DDP, an average of weights
     or the parameter count. The image comes normalized as the student `sees` it and is turned into the pixels the teacher expects: channels,
-    then ``x * std_s / std_t + (mean_s - mean_t) / std_t``, then size.
+    then ``x * std_s / std_t + (mean_s - mean_t) / std_t``, then size. `reads` and `attention_blocks`: see `Taps`.
     """
 
-    def __init__(self, model: nn.Module, *, reads: frozenset[str], pixels: Pixels, sees: Pixels) -> None:
+    def __init__(self, model: nn.Module, *, reads: frozenset[str], pixels: Pixels, sees: Pixels, attention_blocks: int = 1) -> None:
         super().__init__()
         model.requires_grad_(False).eval()
         self._held = (model, _Repainted(sees, pixels).eval())  # a tuple: nn.Module registers nothing in it
-        self._taps = Taps(model, reads)
+        self._taps = Taps(model, reads, attention_blocks=attention_blocks)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Outputs:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kd_app.config import RequestError
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read
-from kd_app.stages import write_atomically
+from kd_app.stages import file_sha256, write_atomically
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -23,6 +24,7 @@ __all__ = ["Run", "load_run", "load_runs", "write_curves", "write_predictions"]
 RESULTS = "results.json"
 PREDICTIONS = "predictions.parquet"
 CURVES = "metrics.csv"
+REFERENCE = "teacher/reference.json"
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,30 @@ class Run:
 
     def student(self) -> "nn.Module":
         """The student that ships, with its weights, in eval mode, as timm loads it."""
-        import timm
+        return _loaded(self._file("student"))
 
-        import kd_app.models  # noqa: F401  (registers its small nets with timm)
+    def teacher(self) -> "nn.Module":
+        """The teacher that this run learned from, with its weights, in eval mode, as timm loads it from the folder that it was kept in.
 
-        model: nn.Module = timm.create_model(f"local-dir:{self._file('student')}", pretrained=True).eval()
-        return model
+        Raises `RequestError`: the run has no teacher, or one that came by name or from a file; its folder is gone, or holds other weights by now.
+        """
+        if self.results.status == "finished" and "teacher" not in self.results.models:
+            raise RequestError(f"The run {str(self.path)!r} has no teacher: it was trained on the labels alone.")
+        reference = json.loads(self._file(REFERENCE).read_text(encoding="utf-8"))
+        folder = Path(reference["path"] or "")
+        if reference["path"] is None or folder.is_file():
+            raise RequestError(
+                f"The run {str(self.path)!r} did not keep its teacher in a folder: {reference['name']} came from {reference['source']}. "
+                "Make it as the run did, with timm.create_model or your own factory."
+            )
+        weights = folder / "model.safetensors"
+        if not weights.is_file() or file_sha256(weights) != reference["sha256"]:
+            what = "holds other weights now" if weights.is_file() else f"is not there, seen from {str(Path.cwd())!r}"
+            raise RequestError(
+                f"The teacher {reference['name']} of the run {str(self.path)!r} was in {str(folder)!r}, which {what}. "
+                "Read the run from the folder it was made in; if the teacher was removed, run the same command again with overwrite=true."
+            )
+        return _loaded(folder)
 
     def _file(self, name: str) -> Path:
         path = self.path / name
@@ -67,6 +87,15 @@ class Run:
                 f"The run {str(self.path)!r} has no {name}: its status is {self.results.status!r}. Run the same command again to let it go on."
             )
         return path
+
+
+def _loaded(folder: Path) -> "nn.Module":
+    import timm
+
+    import kd_app.models  # noqa: F401  (registers its small nets with timm)
+
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return model
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

@@ -1,7 +1,11 @@
 """What happens around a training: it is saved so that it can go on, its best weights are kept, and it says where it is."""
 
+import os
+import signal
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
@@ -13,30 +17,73 @@ from torch import Tensor
 
 from kd_app.config import Typed
 
+_BETWEEN_EPOCHS = 3.0
+"""Seconds between the lines of two epochs where lines can't be replaced."""
 LAST = "last.ckpt"
 BEST = "best.safetensors"
 
 
+_AGREE = 16
+"""Ranks, whose clocks differ, agree every so many steps on whether it is time to save."""
+
+
+class Stopped(BaseException):
+    """Somebody stopped the training by a signal; where it was is saved."""
+
+
 class Keep(Checkpoint):
-    """Write a state to go on from every `minutes`, at each epoch's end and when the training is interrupted; keep the student's best weights.
+    """Write a state to go on from every `minutes` (None: never in mid-epoch), at each epoch's end and when the training is stopped; keep the
+    student's best weights.
 
     The best epoch is the one with the highest validation top1 (the earliest of equals); the weights are those that were validated, which is the
-    average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that validation.
+    average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that validation; nor between
+    two optimizer steps: gradients that were accumulated would be lost.
+    Ctrl-C and SIGTERM end the training after its present step, or after the validation that is under way, with `Stopped`; a second one at once. Of
+    several ranks each ends at once.
     """
 
-    def __init__(self, folder: Path, *, minutes: float) -> None:
+    def __init__(self, folder: Path, *, minutes: float | None) -> None:
         super().__init__()
         self.folder = folder
         self.best: dict[str, float] = {}
-        self._every = minutes * 60
+        self.stopped_by: int | None = None
+        self._minutes = minutes
         self._saved = time.monotonic()
         self._validated: dict[str, Tensor] = {}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning; whoever calls ``fit`` puts back what was there before."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._asked if trainer.world_size == 1 else signal.SIG_DFL)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by is not None:
+            raise Stopped
+        self.stopped_by = number
+        os.write(2, b"Stopping as soon as nothing is lost; once more to stop at once.\n")
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save in mid-epoch when it is time."""
-        due = time.monotonic() - self._saved >= self._every
-        if due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        """Save in mid-epoch when it is time, or when somebody asks to stop."""
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not stepped or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        if self._minutes is not None and (self.stopped_by is not None or self._is_time(trainer)):
             self._save(trainer)
+        self._stop_if_asked()
+
+    def _is_time(self, trainer: pl.Trainer) -> bool:
+        assert self._minutes is not None
+        late = time.monotonic() - self._saved >= self._minutes * 60
+        if trainer.world_size == 1:
+            return late
+        return trainer.global_step % _AGREE == 0 and bool(trainer.strategy.reduce_boolean_decision(late, all=False))
+
+    def _stop_if_asked(self) -> None:
+        if self.stopped_by is not None:
+            raise Stopped
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the weights that are about to be validated."""
@@ -57,13 +104,7 @@ class Keep(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of every epoch."""
         self._save(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what is there when somebody stops the training; a failure leaves the last good state alone."""
-        stopped = isinstance(exception, KeyboardInterrupt | SystemExit) or type(exception).__name__ == "SIGTERMException"
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        if stopped and trainer.world_size == 1 and progress.current.ready == progress.current.completed:
-            self._save(trainer)
+        self._stop_if_asked()
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
@@ -91,7 +132,7 @@ class EMA(Typed, WeightAveraging):
 
 
 class Progress(Callback):
-    """Say where the training is: a live line on a terminal, else one line an epoch and at most one every `quiet` seconds between."""
+    """Say where the training is: on a terminal in one live line, else in a line every few seconds; the last epoch's line stays."""
 
     def __init__(self, name: str, console: Any, *, quiet: float = 15.0) -> None:
         self.name = name
@@ -128,8 +169,13 @@ class Progress(Callback):
         """One line an epoch, with what was measured."""
         metrics = {k.removeprefix("validation/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("validation/")}
         shown = "  ".join(f"{key} {metrics[key]:.4f}" for key in ("top1", "nll", "agreement") if key in metrics)
-        self._told = time.monotonic()
-        self.console.say(f"{self._line(trainer, int(trainer.num_training_batches))}  validation: {shown}")
+        line = f"{self._line(trainer, int(trainer.num_training_batches))}  validation: {shown}"
+        now, last = time.monotonic(), trainer.current_epoch + 1 == trainer.max_epochs
+        if last:
+            self.console.say(line)
+        elif self.console.live or now - self._told >= _BETWEEN_EPOCHS:
+            self._told = now
+            self.console.line(line)
 
     def _line(self, trainer: pl.Trainer, batch: int) -> str:
         epochs, batches = trainer.max_epochs or 1, int(trainer.num_training_batches)

@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from kd_app.stages import write_atomically
+
 FILE = "curves.jsonl"
 Row = dict[str, float]
 
@@ -42,11 +44,10 @@ class CurveLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The configuration is kept elsewhere."""
 
-    def forget_after(self, step: int) -> None:
-        """Drop the points behind `step`: the training goes on from there and will write them again."""
-        if self.path.is_file():
-            kept = [row for row in read_curves(self.path) if row["step"] <= step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the points behind `step`: the training goes on from there and will write them again."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_curves(path) if row["step"] <= step))
 
 
 def read_curves(path: Path) -> Iterator[Row]:

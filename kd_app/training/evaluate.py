@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from kd_app.config import RequestError
+from kd_app.config.compose import first_line
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
@@ -17,9 +18,8 @@ from kd_app.training.fit import MODEL
 from kd_app.training.parts import TIMM, Config, parts
 from kd_app.training.proof import Proof
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
+from kd_app.training.settings import Evaluation
 from kd_app.training.workshop import Member, Workshop
-
-_SPLITS = ("auto", "train", "validation", "test", "all")
 
 
 def evaluate(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
@@ -27,10 +27,9 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
 
     Raises `RequestError`: no finished run, classes that are not the run's, an unknown split.
     """
+    Evaluation(**config)
     console = console or Console()
     run, out = Path(config["run"]), Path(config["out"]) / ("" if trial is None else str(trial))
-    if config["split"] not in _SPLITS:
-        raise RequestError(f"split={config['split']!r} is none. Choose one of {', '.join(_SPLITS)}.")
     before = read(run / RESULTS)
     if before.status != "finished":
         raise RequestError(f"The run {str(run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it, then evaluate.")
@@ -51,7 +50,10 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
 
 def _as_run(run: Path, config: Config) -> Config:
     """The run's own configuration, with what is asked for now, for this machine."""
-    found: Config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    try:
+        found: Config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RequestError(f"The run's configuration {str(run / CONFIG)!r} can't be read: {first_line(error)}. Name a whole run folder.") from None
     found.pop("own", None)
     found["data"] = config["data"] or found["data"]
     found["stages"] = config["stages"] or found["stages"]

@@ -3,9 +3,11 @@
 import json
 import logging
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from kd_app.config import Pixels
 from kd_app.data.batch import Batch
+from kd_app.data.module import ImageData
 from kd_app.data.normalize import normalize
 from kd_app.models.create import Created, create
 from kd_app.models.outputs import Outputs
@@ -24,8 +27,8 @@ from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
-from kd_app.training.callbacks import BEST, LAST, Keep, Progress
-from kd_app.training.curves import CurveLogger
+from kd_app.training.callbacks import BEST, LAST, Keep, Progress, Stopped
+from kd_app.training.curves import FILE, CurveLogger, forget_after
 from kd_app.training.module import Answers, Distillation
 from kd_app.training.parts import Recipe
 from kd_app.training.terms import WeightedTerms
@@ -50,37 +53,49 @@ class Taught:
 
 def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, console: Console, listen: Callable[..., None] | None = None) -> None:
     """Train `taught` on `data` in `folder`: ``model/`` (what ships), ``training.json``, ``curves.jsonl``; ``last.ckpt`` while it is under way."""
-    if (folder / RECORD).is_file():
-        return  # an earlier attempt was stopped after its last line
+    if (folder / RECORD).is_file():  # an earlier attempt was stopped after its last line
+        _tidy(folder)
+        return
     classes = list(data.classes)
     created = create(taught.request, taught.pixels, len(classes), seed=taught.recipe.seed)
     data.bind(taught.pixels, order_seed=taught.recipe.seed)
     module = build(taught, created, data, settings)
-    keep, progress = Keep(folder, minutes=settings.checkpoint_minutes), Progress(taught.role, console)
-    curves = CurveLogger(folder, listen)
+    keep = Keep(folder, minutes=settings.checkpoint_minutes if isinstance(data, ImageData) else None)
+    progress = Progress(taught.role, console)
     callbacks = [*taught.recipe.make_callbacks(), progress, keep]
-    trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=callbacks, loggers=[curves])
+    with quiet():
+        trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder, listen)])
     if settings.compile:
         module.student.compile()
-    last = folder / LAST
-    if last.is_file():
-        step = int(torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-        curves.forget_after(step)
+    step = resumed(folder)
+    if step is not None:
         console.say(f"  {taught.role}: goes on at step {step}")
-    _run(trainer, module, data, last if last.is_file() else None)
+    _run(trainer, module, data, keep, None if step is None else folder / LAST)
     if trainer.is_global_zero:
-        best = folder / BEST
-        created.model.load_state_dict(load_file(best))
+        created.model.load_state_dict(load_file(folder / BEST))
         save_model(created.model.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license)
         record = {
             "best": keep.best,
-            "images_per_second": progress.images_per_second,
+            "images_per_second": progress.images_per_second or None,
             "weights": vars(created.weights),
             "precision": settings.precision,
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
-        best.unlink()
-        last.unlink(missing_ok=True)
+        _tidy(folder)
+
+
+def resumed(folder: Path) -> int | None:
+    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut off there; None where there was none."""
+    if not (folder / LAST).is_file():
+        return None
+    step = int(torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    forget_after(folder / FILE, step)
+    return step
+
+
+def _tidy(folder: Path) -> None:
+    for name in (BEST, LAST):
+        (folder / name).unlink(missing_ok=True)
 
 
 def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings) -> Distillation:
@@ -88,7 +103,11 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     terms = taught.recipe.terms()
     teacher = None
     if taught.teacher is not None and terms.needs_teacher:
-        teacher = FrozenTeacher(taught.teacher.model, reads=terms.teacher_reads, pixels=taught.teacher.pixels, sees=taught.pixels)
+        casts = settings.precision not in ("32-true", "16-mixed", "bf16-mixed")
+        model = deepcopy(taught.teacher.model) if casts else taught.teacher.model  # the run goes on to use it as it is
+        teacher = FrozenTeacher(
+            model, reads=terms.teacher_reads, pixels=taught.teacher.pixels, sees=taught.pixels, attention_blocks=terms.attention_blocks
+        )
     _adapt(terms, created, teacher, data, taught.recipe.seed)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     for each in (created.model, teacher):
@@ -111,8 +130,11 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
 
 
 def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: Any, seed: int) -> None:
-    """Measure both models on a few real images and let the terms build their adapters from what they saw."""
+    """Measure both models on a few real images and let the terms build their adapters from what they saw; without a teacher, on a gray one."""
     if teacher is None:
+        pixels = created.pixels
+        with torch.no_grad():
+            terms.build(Taps(created.model.eval(), terms.reads)(torch.zeros(1, pixels.channels, pixels.height, pixels.width)), Outputs())
         return
     batch: Batch = next(iter(data.evaluation("train", created.pixels, batch_size=8)))
     image = normalize(batch.image, created.pixels, torch.contiguous_format) if batch.image.dtype == torch.uint8 else batch.image
@@ -122,21 +144,24 @@ def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None
         terms.build(outputs, teacher(image))
 
 
-def _run(trainer: Any, module: Distillation, data: Any, checkpoint: Path | None) -> None:
-    """Fit; Ctrl-C comes out as KeyboardInterrupt and SIGTERM as exit code 143, where Lightning makes both something else."""
+def _run(trainer: Any, module: Distillation, data: Any, keep: Keep, checkpoint: Path | None) -> None:
+    """Fit; then Ctrl-C and SIGTERM do what they did before, where Lightning makes both something else."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with quiet():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Stopped:
+        pass
     except SystemExit as stop:
-        raise KeyboardInterrupt from stop
-    except BaseException as error:
-        if type(error).__name__ == "SIGTERMException":
-            raise SystemExit(143) from None
-        raise
+        if stop.code != 1:
+            raise
+        raise KeyboardInterrupt from None  # Ctrl-C before the first step
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if threading.current_thread() is threading.main_thread() else ():
             signal.signal(number, handler)
+    if keep.stopped_by is not None:
+        signal.raise_signal(keep.stopped_by)
+        raise SystemExit(128 + keep.stopped_by)
 
 
 @contextmanager

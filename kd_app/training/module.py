@@ -79,8 +79,11 @@ class Distillation(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over the student and the adapters; the learning rate is set before every step."""
+        if self.dtype in (torch.float16, torch.bfloat16):
+            self.terms.float()  # a 'true' half precision is the models'; losses and their adapters stay in float32
         trained = nn.ModuleDict({"student": self.student, "terms": self.terms})
-        return self._make_optimizer.make(trained, from_random=self._from_random)
+        clips = self.trainer.gradient_clip_val is not None and "mixed" in str(self.trainer.precision)  # Lightning clips no fused optimizer then
+        return self._make_optimizer.make(trained, from_random=self._from_random, fused=not clips)
 
     def on_train_start(self) -> None:
         """Know how many optimizer steps there will be."""
@@ -132,13 +135,26 @@ class Distillation(pl.LightningModule):
                 f"The loss term {broken[0]} is not finite at step {self.trainer.global_step}. Lower optimizer.lr, or set trainer.gradient_clip."
             )
         values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
-        values["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._tell({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+
+    def _tell(self, values: dict[str, float]) -> None:
+        """One point of the curves. Not by Lightning, which numbers the steps of a validation otherwise than those of the training."""
         for logger in self.loggers:
-            logger.log_metrics(values, step=self.trainer.global_step)
+            logger.log_metrics({**values, "epoch": float(self.trainer.current_epoch)}, step=self.trainer.global_step)
 
     def on_train_epoch_end(self) -> None:
         """Log what is left of the window."""
         self._flush()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was not logged yet; a loss that is not finite ends the run instead, and leaves the last good state alone."""
+        if not all(bool(row.isfinite().all()) for row in self._window):
+            self._flush()
+        checkpoint["window"] = list(self._window)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with what was not logged yet."""
+        self._window = [row.to(self.device) for row in checkpoint["window"]]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure the student, and how it agrees with the teacher, on one batch."""
@@ -157,12 +173,14 @@ class Distillation(pl.LightningModule):
         if self.pair is not None:
             values.update({f"validation/{name}": value for name, value in self.pair.compute().items()})
             self.pair.reset()
-        self.log_dict(values)
+        self.log_dict(values, logger=False)
+        if not self.trainer.sanity_checking:
+            self._tell({name: float(value) for name, value in values.items()})
 
     def prepared(self, given: Any) -> Batch:
         """A batch of any data module as a `Batch` of normalized float pixels in the right memory format."""
         batch: Batch = given if isinstance(given, Batch) else Batch(given[0], given[1], torch.full((len(given[0]),), -1, device=given[0].device))
         if batch.image.dtype == torch.uint8:
             assert self.pixels is not None, "uint8 images need the student's pixels"
-            return replace(batch, image=normalize(batch.image, self.pixels, self._memory_format))
-        return replace(batch, image=batch.image.contiguous(memory_format=self._memory_format))
+            return replace(batch, image=normalize(batch.image, self.pixels, self._memory_format).to(self.dtype))
+        return replace(batch, image=batch.image.to(self.dtype, memory_format=self._memory_format))

@@ -43,7 +43,8 @@ class Optimizer(Typed):
         self.weight_decay = weight_decay
         self.momentum = momentum
         self.kwargs = kwargs
-        self.make(nn.Linear(1, 1), from_random=True)  # refuses arguments that this optimizer does not take
+        with torch.random.fork_rng(devices=[]):
+            self.make(nn.Linear(1, 1), from_random=True, fused=True)  # refuses arguments that this optimizer does not take
 
     def rate(self, *, from_random: bool) -> float:
         """The learning rate at the top of the schedule."""
@@ -51,9 +52,12 @@ class Optimizer(Typed):
             return self.scratch_lr if from_random else self.finetune_lr
         return self.lr
 
-    def make(self, model: nn.Module, *, from_random: bool) -> torch.optim.Optimizer:
-        """The optimizer over everything in `model` that has a gradient; each group remembers the top of its schedule as 'initial_lr'."""
-        kwargs = {"fused": True, **self.kwargs} if self.name in _TAKES_FUSED else self.kwargs
+    def make(self, model: nn.Module, *, from_random: bool, fused: bool) -> torch.optim.Optimizer:
+        """The optimizer over everything in `model` that has a gradient; each group remembers the top of its schedule as 'initial_lr'.
+
+        fused: in one kernel, where this optimizer has one.
+        """
+        kwargs = {"fused": fused, **self.kwargs} if self.name in _TAKES_FUSED else self.kwargs
         rate = self.rate(from_random=from_random)
         try:
             made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(

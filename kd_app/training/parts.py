@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
+from pkgutil import resolve_name
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from torch import nn
@@ -16,11 +18,13 @@ from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
 from kd_app.models.request import ModelRequest
 from kd_app.training.optimizer import Optimizer, Schedule
+from kd_app.training.settings import Job, TeacherTraining
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
 TIMM = "timm.create_model"
+OURS = f"{ImageData.__module__}.{ImageData.__qualname__}"
 _TOLD = ("name", "suggested")
 """Keys of the data group that other groups refer to."""
 
@@ -91,7 +95,7 @@ def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, RequestError):
             raise error.__cause__ from None
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = " ".join(str(error.__cause__ or error).split())
         raise RequestError(
             f"The part {target} can't be made: {reason} Its settings: { {k: v for k, v in node.items() if k != '_target_'}!r}."
         ) from None
@@ -103,6 +107,7 @@ def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
 def parts(config: Config, own: OwnParts | None = None) -> Parts:
     """Make and check every part of a run's configuration; nothing is read, fetched or written."""
     own = own or OwnParts()
+    Job(**config)
     trainer = make(config["trainer"], TrainerSettings)
     if trainer.world_size > 1 and own != OwnParts():
         raise RequestError("Parts handed over as objects live in this process alone: use trainer.devices=1, or name them by _target_.")
@@ -114,9 +119,14 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
     teacher, teacher_recipe = _teacher(config, own)
     if teacher is None:
         controls = {}
+    data = _data(config["data"], own)
+    if trainer.world_size > 1 and isinstance(data, ForeignData):
+        raise RequestError(
+            f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every process the same batches. Use trainer.devices=1."
+        )
     made = Parts(
         config=config,
-        data=_data(config["data"], own),
+        data=data,
         trainer=trainer,
         student=_request("student", config["student"], own.student),
         recipe=recipe,
@@ -133,8 +143,18 @@ def _data(node: Config, own: OwnParts) -> Any:
     """Our data module, or somebody's own behind the same face."""
     if own.data is not None:
         return ForeignData(own.data)
-    made = make({key: value for key, value in node.items() if key not in _TOLD}, LightningDataModule)
+    settings = {key: value for key, value in node.items() if key not in _TOLD}
+    if node["_target_"] != OURS:
+        settings = _taken(settings)
+    made = make(settings, LightningDataModule)
     return made if isinstance(made, ImageData) else ForeignData(made)
+
+
+def _taken(settings: Config) -> Config:
+    """For somebody's own module: of the settings that are there for ours those that it takes, and all others."""
+    ours = signature(ImageData).parameters
+    taken = signature(_found("data", settings["_target_"])).parameters
+    return {key: value for key, value in settings.items() if key not in ours or key in taken}
 
 
 def _check(made: Parts) -> None:
@@ -161,17 +181,9 @@ def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe
         return _request("teacher", {"_target_": TIMM, **(node or {})}, own.teacher), None
     if not node or node.get("_target_") is None:
         return None, None
-    recipe = Recipe(
-        loss=node["loss"],
-        optimizer=node["optimizer"],
-        scheduler=node["scheduler"],
-        callbacks={},
-        max_epochs=node["max_epochs"],
-        seed=node["seed"],
-    )
-    if not isinstance(recipe.max_epochs, int) or recipe.max_epochs < 0:
-        raise RequestError(f"teacher.max_epochs={recipe.max_epochs!r}: expected a whole number, 0 or more (0: the teacher is used as it is).")
-    return _request("teacher", node, None), recipe
+    training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
+    groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}
+    return _request("teacher", node, None), Recipe(**groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed)
 
 
 def _request(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
@@ -183,13 +195,14 @@ def _request(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
         return ModelRequest(role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}})
     if target == TIMM:
         return ModelRequest(role=role, factory=None, **asked)
+    return ModelRequest(role=role, factory=_found(role, target), **asked)
+
+
+def _found(group: str, target: str) -> Any:
     try:
-        factory = get_method(target)
+        return resolve_name(target)
     except (ImportError, ValueError, AttributeError) as error:
-        raise RequestError(
-            f"{role}._target_={target!r} can't be found: {str(error).splitlines()[0]} Expected the dotted name of a factory of a module."
-        ) from None
-    return ModelRequest(role=role, factory=factory, **asked)
+        raise RequestError(f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a factory of a module.") from None
 
 
 class _Copies:

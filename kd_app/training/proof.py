@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import kd_app
+from kd_app.config import RequestError
 from kd_app.deployment.measure import Predictions, images_per_second
 from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
@@ -20,9 +21,9 @@ from kd_app.metrics.verdict import Verdict
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import WEIGHTS
 from kd_app.reporting.predictions import write_predictions
-from kd_app.reporting.results import Results, write
+from kd_app.reporting.results import Results, read, write
 from kd_app.reporting.runs import write_curves
-from kd_app.stages import write_atomically
+from kd_app.stages import Stage, write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
 from kd_app.training.run_folder import RESULTS
@@ -37,6 +38,7 @@ class Proof:
         self.out = out
         self.verdict = verdict
         self.found: dict[str, Any] = {}
+        self._made = _made_before(out / RESULTS)
 
     def write(self, status: str, *, reason: str | None = None) -> Results:
         """results.json as far as it is known."""
@@ -49,13 +51,16 @@ class Proof:
                 "config": config,
                 "environment": environment(self.shop),
                 **self.found,
-                "stages": [
-                    {"name": s.name, "path": str(s.path), "seconds": s.seconds, "made": "made" if s.made else "found"} for s in self.shop.used
-                ],
+                "stages": [self._recorded(stage) for stage in self.shop.used],
             }
         )
         write(self.out / RESULTS, results)
         return results
+
+    def _recorded(self, stage: Stage) -> dict[str, Any]:
+        """What an earlier attempt at this run made, this run made."""
+        made = stage.made or str(stage.path) in self._made
+        return {"name": stage.name, "path": str(stage.path), "seconds": stage.seconds, "made": "made" if made else "found"}
 
     def measure(self, members: Mapping[str, Member], splits: Mapping[str, str]) -> None:
         """Measure all members: for each place in the results ('validation', 'test') on the split of the data that is named for it."""
@@ -74,8 +79,7 @@ class Proof:
         """The figures of a split; the verdict is about the last one, which is test where test is read."""
         logits = {role: found.logits for role, found in answers.items() if role in ("teacher", "labels_only", "student")}
         target = answers["student"].target
-        confidence = self.verdict.confidence
-        self.found[split] = {"num_images": len(target), "confidence": confidence, **figures(logits, target, seed=0, confidence=confidence)}
+        self.found[split] = figures(logits, target, seed=0, confidence=self.verdict.confidence)
         if "teacher" in answers:
             judged = self.verdict.judge(logits, target, seed=0)
             self.found["verdict"] = {**vars(judged), "split": split}
@@ -106,6 +110,14 @@ class Proof:
         if "teacher" in members:
             (self.out / "teacher").mkdir(exist_ok=True)
             write_atomically(self.out / "teacher" / "reference.json", json.dumps(told(members["teacher"]), indent=1))
+
+
+def _made_before(results: Path) -> frozenset[str]:
+    """The stages that earlier attempts at a run made."""
+    try:
+        return frozenset(stage.path for stage in read(results).stages if stage.made == "made")
+    except RequestError:
+        return frozenset()
 
 
 def _copied(source: Path, target: Path) -> None:

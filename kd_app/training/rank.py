@@ -1,34 +1,56 @@
-"""One of several processes that train a model together: ``python -m kd_app.training.rank job.json``, with the ranks in the environment."""
+"""One of several processes that train a model together: ``python -m kd_app.training.rank job.json``, with the ranks in the environment.
+
+It ends when its standard input does: whoever started it holds the other end.
+"""
 
 import json
 import os
+import signal
 import sys
+import threading
+import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 from kd_app.config import RequestError, RunError
 
+FAILED, REFUSED = 1, 2
+"""Exit codes: the training failed; the request is wrong."""
 
-def main() -> int:
+
+def main() -> None:
     """Do one rank's part of the job; what goes wrong is the last line on stderr."""
-    rank = int(os.environ["LOCAL_RANK"])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank)
+        _train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank=int(os.environ["LOCAL_RANK"]))
     except (RequestError, RunError) as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        print(error, file=sys.stderr)
+        _leave(REFUSED if isinstance(error, RequestError) else FAILED)
+    except Exception:
+        traceback.print_exc()
+        _leave(FAILED)
 
 
-def _train(job: dict[str, object], rank: int) -> None:
+def _leave(code: int) -> NoReturn:
+    """Without the last words of torch.distributed, which would hide ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(job: dict[str, Any], rank: int) -> None:
     from kd_app.reporting.console import Console
     from kd_app.stages import Stages
     from kd_app.training.fit import fit, trained
     from kd_app.training.parts import parts
     from kd_app.training.workshop import Member, Workshop
 
-    made = parts(job["config"])  # type: ignore[arg-type]
+    made = parts(job["config"])
     console = Console(silent=rank != 0)
     shop = Workshop(made, Stages(Path(str(job["stages"]))), console, tracker=None)
     shop.load_data(Path(str(job["data"])) if job["data"] else None)
@@ -41,4 +63,4 @@ def _train(job: dict[str, object], rank: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

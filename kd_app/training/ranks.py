@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from kd_app.config import RunError
+from kd_app.config import RequestError, RunError
+from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE, read_curves
+from kd_app.training.fit import resumed
+from kd_app.training.rank import REFUSED
 
 JOB = "job.json"
 _POLL = 0.3
@@ -22,27 +25,38 @@ def fit_on_ranks(job: dict[str, Any], folder: Path, world_size: int, *, listen: 
 
     The curves that rank 0 writes are handed to `listen` as they come.
     """
-    (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
+    write_atomically(folder / JOB, json.dumps(job))
     port = _free_port()
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
-    ranks = [_start(folder / JOB, rank, world_size, port, log) for rank, log in enumerate(logs)]
+    resumed(folder)
     told = len(list(read_curves(folder / FILE)))
+    ranks = [_start(folder / JOB, rank, world_size, port, log) for rank, log in enumerate(logs)]
     try:
-        while any(rank.poll() is None for rank in ranks):
-            failed = next((number for number, rank in enumerate(ranks) if rank.poll() not in (None, 0)), None)
-            if failed is not None:
-                break
+        while any(rank.poll() is None for rank in ranks) and not _failed(ranks):
             time.sleep(_POLL)
             told = _tell(folder, told, listen)
+        failed = _failed(ranks)
     finally:
         _end(ranks)
     _tell(folder, told, listen)
-    failed = next((number for number, rank in enumerate(ranks) if rank.returncode > 0), None)
-    failed = failed if failed is not None else next((number for number, rank in enumerate(ranks) if rank.returncode), None)
-    if failed is not None:
-        raise RunError(f"Process {failed} of {world_size} failed: {_last_words(logs[failed])} Its whole log: {logs[failed]}.")
+    if failed:
+        _explain(failed, ranks, logs)
     for path in (folder / JOB, *logs):
         path.unlink(missing_ok=True)
+
+
+def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    return [number for number, rank in enumerate(ranks) if rank.poll() not in (None, 0)]
+
+
+def _explain(failed: Sequence[int], ranks: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> NoReturn:
+    """Raise in the words of the rank that failed first: the one whose log ended first. The others only lost their peer."""
+    first = min(failed, key=lambda number: logs[number].stat().st_mtime_ns)
+    words = _last_words(logs[first])
+    if ranks[first].returncode == REFUSED:
+        raise RequestError(words)
+    ended = f"was killed by signal {-ranks[first].returncode}" if ranks[first].returncode < 0 else "failed"
+    raise RunError(f"Process {first} of {len(ranks)} {ended}: {words} Its whole log: {logs[first]}.")
 
 
 def _start(job: Path, rank: int, world_size: int, port: int, log: Path) -> subprocess.Popen[bytes]:
@@ -57,7 +71,8 @@ def _start(job: Path, rank: int, world_size: int, port: int, log: Path) -> subpr
     }
     with log.open("wb") as file:
         output = None if rank == 0 else file
-        return subprocess.Popen([sys.executable, "-m", "kd_app.training.rank", str(job)], env=env, stdout=output, stderr=file)
+        command = [sys.executable, "-m", "kd_app.training.rank", str(job)]
+        return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=file)
 
 
 def _end(ranks: list[subprocess.Popen[bytes]]) -> None:

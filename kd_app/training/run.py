@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kd_app.config import RequestError, RunError
+from kd_app.config import RequestError
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
@@ -27,7 +27,8 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     """
     console = console or Console()
     made = parts(config, own)
-    Verdict(**config["verdict"])
+    judge = Verdict(**config["verdict"])
+    backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     out = _folder(config, trial)
     marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
     with claimed(out, marked, overwrite=config["overwrite"]):
@@ -37,7 +38,9 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
         else:
-            _go(made, out, console, read_test=read_test, trial=trial)
+            name = (out.name,) if trial is None else (out.parent.name, out.name)
+            tracker = Tracker(backends, out=out, name="-".join(name), group=name[0], tags=config["tags"], config=config, say=console.say)
+            _go(made, out, console, tracker, judge, read_test=read_test)
     return out
 
 
@@ -57,15 +60,10 @@ def _finished(out: Path, *, read_test: bool) -> Results | None:
     return found if found.status == "finished" and (found.test or not read_test) else None
 
 
-def _go(made: Parts, out: Path, console: Console, *, read_test: bool, trial: int | None) -> None:
-    config = made.config
-    backends = {name: make(node, Backend) for name, node in config["logger"].items()}
-    name = out.name if trial is None else f"{out.parent.name}-{trial}"
-    group = out.name if trial is None else out.parent.name
-    tracker = Tracker(backends, out=out, name=name, group=group, tags=config["tags"], config=config, say=console.say)
-    stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.say)
+def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, read_test: bool) -> None:
+    stages = Stages(Path(made.config["stages"]), remake=made.config["remake"], say=console.say)
     shop = Workshop(made, stages, console, tracker)
-    proof = Proof(shop, out, Verdict(**config["verdict"]))
+    proof = Proof(shop, out, judge)
     code = 1
     try:
         proof.write("running")
@@ -81,8 +79,8 @@ def _go(made: Parts, out: Path, console: Console, *, read_test: bool, trial: int
     except SystemExit as stop:
         code = int(stop.code or 0)
         raise
-    except (RequestError, RunError) as error:
-        proof.write("failed", reason=str(error))
+    except Exception as error:
+        proof.write("failed", reason=str(error) or type(error).__name__)
         raise
     finally:
         tracker.close(exit_code=code)

@@ -1,8 +1,9 @@
-"""The folder of one run: who may write there, and whether it is the same run."""
+"""The folder of one run: who may write there, whether it is the same run, and what a refused request leaves behind: nothing."""
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kd_app.stages import write_atomically
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
+_LOCK, _BEFORE = ".lock", ".before"
 _FREE = ("out", "stages", "remake", "overwrite", "logger", "tags", "test", "data.num_workers", "data.cache")
 """Keys that may differ when a run goes on: they say where and how, not what."""
 
@@ -23,35 +25,96 @@ def claimed(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterato
     """Hold `out` for this configuration: made if it is new, taken up if it is the same run, emptied first with `overwrite`.
 
     Raises `RequestError`: another process works in it, it belongs to another configuration (what differs is listed), or it is no run's folder.
+    When the body raises one, the folder is again as it was, and one that was made here is gone.
     """
+    _check_owner(out, overwrite=overwrite)
+    made = _made(out)
+    lock = FileLock(out / _LOCK)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise RequestError(f"Another process works in {str(out)!r}. Wait for it, or choose another folder with out=.") from None
     except OSError as error:
         raise RequestError(f"The folder out={str(out)!r} can't be written: {error.strerror or error}. Choose another one with out=.") from None
     try:
-        if overwrite:
-            _empty(out)
-        _same(out, config)
-        write_atomically(out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        yield
+        with _withdrawn(out, made, overwrite=overwrite):
+            _same(out, config)
+            write_atomically(out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            yield
     finally:
         lock.release()
 
 
-def _empty(out: Path) -> None:
-    """Remove what a run left there; refuses a folder that holds something and is no run's."""
-    inside = [path for path in out.iterdir() if path.name != ".lock"]
+def _made(out: Path) -> list[Path]:
+    """Make the folder; those of its path that were not there, innermost first."""
+    new = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"The folder out={str(out)!r} can't be made: {error.strerror or error}. Choose another one with out=.") from None
+    return new
+
+
+@contextmanager
+def _withdrawn(out: Path, made: Iterable[Path], *, overwrite: bool) -> Iterator[None]:
+    """Undo what the body did to the folder when it raises `RequestError`; with `overwrite` the body finds it empty."""
+    before = out / _BEFORE
+    shutil.rmtree(before, ignore_errors=True)
+    fresh = overwrite or not (out / CONFIG).is_file()
+    kept = {path: path.read_bytes() for path in (out / CONFIG, out / RESULTS) if path.is_file()}
+    if overwrite:
+        before.mkdir()
+        _move(_visible(out), before)
+    try:
+        yield
+    except RequestError:
+        if fresh:
+            _remove(_visible(out))
+        if overwrite:
+            _move(_visible(before), out)
+        for path, content in kept.items():
+            if not path.is_file() or path.read_bytes() != content:
+                path.write_bytes(content)
+        shutil.rmtree(before, ignore_errors=True)
+        _forget(out, made)
+        raise
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _check_owner(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something and is no run's."""
+    inside = _visible(out) if out.is_dir() else []
     if inside and not (out / CONFIG).is_file():
+        asked = "overwrite=true, but " if overwrite else ""
         raise RequestError(
-            f"overwrite=true, but {str(out)!r} is no run's folder ({inside[0].name} is there, {CONFIG} is not). Nothing was removed. "
+            f"{asked}{str(out)!r} is no run's folder: {inside[0].name} is there, {CONFIG} is not. Nothing was removed or written. "
             "Choose another out=."
         )
-    for path in inside:
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a run leaves there: nothing of it that stays is hidden."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _move(paths: Iterable[Path], folder: Path) -> None:
+    for path in paths:
+        os.replace(path, folder / path.name)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _forget(out: Path, made: Iterable[Path]) -> None:
+    """Remove what was made for a run that never was, as far as it is empty."""
+    if not (out / CONFIG).is_file():
+        (out / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def _same(out: Path, config: Mapping[str, Any]) -> None:

@@ -21,15 +21,16 @@ def conclude(config: Mapping[str, Any]) -> None:
     winner = _winner(trials)
     if winner is not None and config["test"] == "auto":
         console.say(f"Trial {winner} is the best on validation; testing it")
-        distill({**_config(out / str(winner)), "test": "always"}, console=Console(silent=True), trial=winner)
+        again = {"test": "always", "remake": [], "overwrite": False}
+        distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
         trials = _trials(out)
     console.show(sweep(trials, winner=winner))
     console.say(f"Every trial is in {out}")
 
 
 def _trials(out: Path) -> list[Trial]:
-    """The numbered folders of a sweep, each with what it says differently from the others."""
-    folders = sorted((path for path in out.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    """The numbered folders of a sweep that hold a run, each with what it says differently from the others."""
+    folders = sorted((path for path in out.iterdir() if path.name.isdecimal() and (path / CONFIG).is_file()), key=lambda path: int(path.name))
     configs = [_config(folder) for folder in folders]
     varied = sorted({key for each in configs for key, _, _ in differences(configs[0], each)})
     return [Trial(int(folder.name), _said(each, varied), _results(folder)) for folder, each in zip(folders, configs, strict=True)]
@@ -45,7 +46,7 @@ def _config(folder: Path) -> dict[str, Any]:
         found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {key: value for key, value in found.items() if key != "own"} if isinstance(found, dict) else {}
 
 
 def _results(folder: Path) -> Results | None:

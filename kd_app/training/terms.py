@@ -35,6 +35,11 @@ class WeightedTerms(nn.Module):
         return frozenset[str]().union(*(term.reads for term in self._all().values() if term.needs_teacher))
 
     @property
+    def attention_blocks(self) -> int:
+        """Of how many of the teacher's last blocks the attention is read."""
+        return max(term.attention_blocks for term in self._all().values())
+
+    @property
     def needs_teacher(self) -> bool:
         """At least one term is distillation."""
         return any(term.needs_teacher for term in self._all().values())

@@ -1,5 +1,6 @@
 """The settings of a training that are not the model's, the data's or the loss's, checked early; and Lightning's Trainer from them."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,6 +64,10 @@ class TrainerSettings(Typed):
         self.max_epochs = max_epochs
         self.accelerator = _accelerator(accelerator)
         self.devices = _devices(self.accelerator, devices)
+        if num_nodes > 1:
+            raise RequestError(
+                f"trainer.num_nodes={num_nodes}, but the processes of a training are started on this machine alone. Use trainer.num_nodes=1."
+            )
         self.num_nodes = num_nodes
         self.precision = _precision(self.accelerator, precision)
         self.limits = {
@@ -214,5 +219,9 @@ def _precision(accelerator: str, asked: Precision) -> str:
     if chosen in lacking.get(accelerator, ()):
         raise RequestError(
             f"trainer.precision={asked} is not to be had on this device ({accelerator}). Use trainer.precision=auto, 32-true or bf16-mixed."
+        )
+    if chosen.startswith("transformer-engine") and find_spec("transformer_engine") is None:
+        raise RequestError(
+            f"trainer.precision={asked} needs NVIDIA's transformer_engine, which is not installed. Install it, or use trainer.precision=auto."
         )
     return chosen

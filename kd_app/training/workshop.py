@@ -13,6 +13,7 @@ from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.models.create import Created, Seen, create, expected_pixels
+from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, fingerprint
@@ -49,7 +50,7 @@ class Workshop:
         self.data_folder: Path | None = None
 
     def prepare_data(self) -> None:
-        """List the images, look at each once where they are files, and split them."""
+        """List the images, look at each once where they are files, and split them; the labels' own loss terms have to suit the classes."""
         self.data.list()
         if self.data.needs_scan:
             decode_size = self._decode_size()
@@ -57,6 +58,15 @@ class Workshop:
             stage = self._stage("data", self.data.scan_config(decode_size), inputs, lambda folder: self._scan(folder, decode_size))
             self.data_folder = stage.path
         self.data.load(self.data_folder)
+        self._check_terms()
+
+    def _check_terms(self) -> None:
+        """Terms that read logits alone can be checked before anything is trained."""
+        answer = Outputs(logits=torch.zeros(1, len(self.classes)))
+        for recipe in (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values()):
+            for term in recipe.terms().terms.values() if recipe else ():
+                if term.reads == {"logits"}:
+                    term.build(answer, answer)  # type: ignore[operator]
 
     def load_data(self, folder: Path | None) -> None:
         """Take the data as another process prepared them."""

@@ -64,18 +64,18 @@ def test_the_percentile_interval_of_a_mean_holds_the_truth_as_often_as_it_says()
 @given(point=st.floats(0, 2), resampled=st.lists(st.floats(0, 2), min_size=1, max_size=50), nothing=st.floats(0, 2))
 def test_every_interval_holds_its_point(point: float, resampled: list[float], nothing: float) -> None:
     drawn = np.array(resampled)
-    for low, high in (percentile(point, drawn, 0.95), reflected(point, drawn, np.array([nothing]), 0.95)):
+    for low, high in (percentile(point, drawn, 0.95), reflected(point, drawn, np.full(len(drawn), nothing), 0.95)):
         assert low <= point <= high
 
 
 def test_the_interval_of_a_figure_that_sampling_pushes_up_is_mirrored_at_the_point() -> None:
-    low, high = reflected(0.02, np.linspace(0.015, 0.035, 101), np.array([0.01]), 0.9)
+    low, high = reflected(0.02, np.linspace(0.015, 0.035, 101), np.full(101, 0.01), 0.9)
     assert low == pytest.approx(0.04 - 0.034)
     assert high == pytest.approx(0.04 - 0.016)
 
 
 def test_it_begins_at_0_where_chance_alone_gives_as_much() -> None:
-    assert reflected(0.02, np.linspace(0.015, 0.035, 101), np.array([0.025]), 0.9)[0] == 0
+    assert reflected(0.02, np.linspace(0.015, 0.035, 101), np.full(101, 0.025), 0.9)[0] == 0
 
 
 def test_resamples_in_which_a_ratio_has_no_value_are_left_out_and_without_any_the_interval_is_nan() -> None:

@@ -1,0 +1,104 @@
+"""The settings of a job that are no part's own, checked before anything is read: types, ranges, and keys that nobody knows."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, StrictBool
+
+from kd_app.config import RequestError, Typed, unknown
+from kd_app.config.compose import choices, is_choice, not_chosen
+
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Place = Annotated[str, Field(min_length=1)]
+Group = dict[str, Any]
+
+_MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size")
+_TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed")
+
+
+class Job(Typed, called="kd-distill"):
+    """The top level of ``conf/distill.yaml``."""
+
+    def __init__(
+        self,
+        *,
+        out: Place | None,
+        stages: Place,
+        remake: list[str],
+        overwrite: StrictBool,
+        seed: Seed,
+        tags: list[str],
+        test: Literal["auto", "always", "never"],
+        verdict: Group,
+        data: Group,
+        teacher: Group | None,
+        student: Group,
+        loss: Group,
+        optimizer: Group,
+        scheduler: Group,
+        trainer: Group,
+        callbacks: Group,
+        logger: Group,
+        controls: Group,
+    ) -> None:
+        for group, chosen in (("loss", loss), ("callbacks", callbacks), ("logger", logger)):
+            _check_chosen(group, chosen)
+        for name, control in controls.items():
+            _check_known(f"controls.{name}", control, ("loss",))
+        _check_known("student", student, _MODEL)
+        if teacher is not None:
+            _check_known("teacher", teacher, (*_MODEL, *_TAUGHT))
+        for name in remake:
+            _check_stage(name, controls)
+
+
+class TeacherTraining(Typed, called="teacher"):
+    """The teacher's own training; ``max_epochs=0`` leaves it as it is."""
+
+    def __init__(self, *, max_epochs: NonNegativeInt, seed: Seed) -> None:
+        self.max_epochs = max_epochs
+        self.seed = seed
+
+
+class Evaluation(Typed, called="kd-evaluate"):
+    """The top level of ``conf/evaluate.yaml``."""
+
+    def __init__(
+        self,
+        *,
+        run: Place,
+        out: Place,
+        overwrite: StrictBool,
+        split: Literal["auto", "train", "validation", "test", "all"],
+        limit: float | None,
+        stages: Place | None,
+        data: Group | None,
+    ) -> None:
+        pass
+
+
+def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
+    """Each choice of a select-many group is a part with a ``_target_``."""
+    for name, node in chosen.items():
+        if not isinstance(node, Mapping):
+            raise RequestError(f"{group}.{name}={node!r} is no part. What is not wanted is not chosen: '{group}=[...]' lists what is.")
+        if "_target_" in node:
+            continue
+        if is_choice(group, name):
+            raise RequestError(not_chosen(group, name))
+        raise unknown(f"choice of {group}=", name, choices(group))
+
+
+def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
+    if not isinstance(node, Mapping) or not set(node) & set(known):
+        raise RequestError(f"{path}={node!r} does not fit: expected the settings {', '.join(known)}.")
+    for key in node:
+        if key not in known:
+            raise unknown("setting", f"{path}.{key}", [f"{path}.{each}" for each in known])
+
+
+def _check_stage(name: str, controls: Iterable[str]) -> None:
+    roles = ("teacher", "student", *controls)
+    known = ["data", *roles, *(f"answers-{role}-{split}" for role in roles for split in ("validation", "test"))]
+    if name not in known:
+        raise unknown("stage to remake", name, known)
