@@ -26,6 +26,7 @@ Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
 
 _STOPPED = {130, 143}
+_SWEEP = {"-m", "--multirun"}
 
 
 def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], None] | None = None) -> NoReturn:
@@ -49,11 +50,10 @@ def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], Non
     except _Stopped:
         pass
     except COMPOSING as error:
-        _tell(explained(error, primary, [word for word in sys.argv[1:] if not word.startswith("-")]))
-        ended.codes.append(2)
+        ended.codes.append(_told(2, explained(error, primary, [word for word in sys.argv[1:] if not word.startswith("-")])))
     except KeyboardInterrupt:
         ended.codes.append(130)
-    if {"-m", "--multirun"} & set(sys.argv):
+    if _SWEEP & set(sys.argv):
         _end_sweep(ended, after_sweep)
     sys.exit(_code(ended.codes))
 
@@ -82,37 +82,36 @@ class _Stopped(BaseException):
 
 def guarded(body: Callable[[], None], *, about: str = "") -> int:
     """Run `body`; its ending as an exit code, with one paragraph on stderr where it did not go well, that begins with what it is `about`."""
+    goes_on = "What was done is kept: the same command goes on from here."
     try:
         body()
     except RequestError as error:
-        _tell(f"{about}{error}")
-        return 2
+        return _told(2, f"{about}{error}")
     except RunError as error:
-        _tell(f"{about}The run failed: {error}")
-        return 1
+        return _told(1, f"{about}The run failed: {error}")
     except KeyboardInterrupt:
-        _tell("Stopped by Ctrl-C. What was done is kept: the same command goes on from here.")
-        return 130
+        return _told(130, f"Stopped by Ctrl-C. {goes_on}")
     except SystemExit as stop:
-        if stop.code == 143:
-            _tell("Stopped by SIGTERM. What was done is kept: the same command goes on from here.")
-            return 143
-        raise
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        _tell(f"{about}The run failed: {error.strerror or error}{where}. What was done is kept: the same command goes on.")
-        return 1
+        if stop.code != 143:
+            raise
+        return _told(143, f"Stopped by SIGTERM. {goes_on}")
     except Exception as error:
-        traceback.print_exc()
-        _tell(f"{about}The run failed, and not as it should: {type(error).__name__}. What was done is kept: the same command goes on.")
-        return 1
+        return _told(1, f"{about}{_failure(error)}. {goes_on}")
     return 0
 
 
+def _failure(error: Exception) -> str:
+    """What the system refused (disk full, no right to write) in words; all else is a fault of the program, with its traceback."""
+    if isinstance(error, OSError):
+        return f"The run failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    traceback.print_exception(error)
+    return f"The run failed by a fault of the program, told above ({type(error).__name__})"
+
+
 def _words(argv: list[str]) -> list[str]:
-    """The command line for Hydra: kwargs opened, and a folder for a sweep that names none (the same words find the same folder)."""
-    words = opened(argv)
-    if {"-m", "--multirun"} & set(words) and not any(word.startswith("out=") for word in words):
+    """The command line for Hydra: kwargs opened, ``-m`` first, and a folder for a sweep that names none (the same words find the same folder)."""
+    words = sorted(opened(argv), key=lambda word: word not in _SWEEP)
+    if _SWEEP & set(words) and not any(word.startswith("out=") for word in words):
         name = hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:8]
         words.append(f"out=runs/sweep-{name}")
     return words
@@ -123,8 +122,9 @@ def _code(codes: list[int]) -> int:
     return next((code for code in (143, 130, 1, 2) if code in codes), 0)
 
 
-def _tell(text: str) -> None:
+def _told(code: int, text: str) -> int:
     print(text, file=sys.stderr, flush=True)
+    return code
 
 
 def _terminated(number: int, frame: Any) -> NoReturn:

@@ -67,8 +67,9 @@ def _where(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
     """The dotted name of a value, without what pydantic adds to tell the members of a union apart."""
     found, inside = [str(part) for part in location[:1]], values.get(str(location[0])) if location else None
     for part in location[1:]:
-        if not (isinstance(inside, Mapping) and part in inside or isinstance(inside, list) and isinstance(part, int)):
+        try:
+            inside = inside[part]  # type: ignore[index]
+        except (TypeError, KeyError, IndexError):
             break
-        inside = inside[part]
         found.append(str(part))
     return ".".join(found)

@@ -92,7 +92,7 @@ class Run:
 def _loaded(folder: Path) -> "nn.Module":
     import timm
 
-    import kd_app.models  # noqa: F401  (registers its small nets with timm)
+    import kd_app.models.small  # noqa: F401  (registers its small nets with timm)
 
     model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return model

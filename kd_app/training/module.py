@@ -119,11 +119,11 @@ class Distillation(pl.LightningModule):
             self.terms.check(values, self.student)
         self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
         if len(self._window) >= self._log_every:
-            self._flush()
+            self._flush(step=self.trainer.global_step + 1)
         return total
 
-    def _flush(self) -> None:
-        """Log the window's means; a loss that is not finite ends the run by name."""
+    def _flush(self, step: int) -> None:
+        """Log the window's means as of optimizer step `step`; a loss that is not finite ends the run by name."""
         if not self._window:
             return
         means = torch.stack(self._window).mean(dim=0).tolist()
@@ -132,24 +132,24 @@ class Distillation(pl.LightningModule):
         broken = [name for name, mean in zip(names[1:], means[1:], strict=True) if not math.isfinite(mean)]
         if broken:
             raise RunError(
-                f"The loss term {broken[0]} is not finite at step {self.trainer.global_step}. Lower optimizer.lr, or set trainer.gradient_clip."
+                f"The loss term {broken[0]} is not finite at step {step}. Lower optimizer.lr, or set trainer.gradient_clip."
             )
         values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
-        self._tell({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        self._tell({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
 
-    def _tell(self, values: dict[str, float]) -> None:
+    def _tell(self, values: dict[str, float], step: int) -> None:
         """One point of the curves. Not by Lightning, which numbers the steps of a validation otherwise than those of the training."""
         for logger in self.loggers:
-            logger.log_metrics({**values, "epoch": float(self.trainer.current_epoch)}, step=self.trainer.global_step)
+            logger.log_metrics({**values, "epoch": float(self.trainer.current_epoch)}, step=step)
 
     def on_train_epoch_end(self) -> None:
         """Log what is left of the window."""
-        self._flush()
+        self._flush(self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was not logged yet; a loss that is not finite ends the run instead, and leaves the last good state alone."""
         if not all(bool(row.isfinite().all()) for row in self._window):
-            self._flush()
+            self._flush(self.trainer.global_step)
         checkpoint["window"] = list(self._window)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ class Distillation(pl.LightningModule):
             self.pair.reset()
         self.log_dict(values, logger=False)
         if not self.trainer.sanity_checking:
-            self._tell({name: float(value) for name, value in values.items()})
+            self._tell({name: float(value) for name, value in values.items()}, self.trainer.global_step)
 
     def prepared(self, given: Any) -> Batch:
         """A batch of any data module as a `Batch` of normalized float pixels in the right memory format."""

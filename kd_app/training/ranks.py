@@ -87,6 +87,8 @@ def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             rank.kill()
             rank.wait()
+        assert rank.stdin is not None
+        rank.stdin.close()
 
 
 def _tell(folder: Path, told: int, listen: Callable[..., None] | None) -> int:

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import pytest
 import timm
 import torch
 from runs_made import THREE, logits_and_target, made
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
 from kd_app.config import Pixels, RequestError
 from kd_app.models.ship import save_model
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import load_run, load_runs, write_curves, write_predictions
+from kd_app.stages import file_sha256
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_curves_of_all_stages_are_one_table_empty_where_nothing_was_logged(folde
 def test_what_a_run_has_not_is_said_with_its_status(tmp_path: Path) -> None:
     write(tmp_path / "results.json", made(status="running"))
     run = load_run(tmp_path)
-    for read in (lambda: run.predictions, lambda: run.curves, run.student):
+    for read in (lambda: run.predictions, lambda: run.curves, run.student, run.teacher):
         with pytest.raises(RequestError, match="its status is 'running'"):
             read()
 
@@ -85,6 +88,70 @@ def test_the_student_is_the_one_that_was_shipped(tmp_path: Path) -> None:
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(load_run(tmp_path).student()(image), shipped(image))
+
+
+def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> None:
+    import kd_app.models.small  # noqa: F401  (registers it here; the fresh process has to do so by itself)
+
+    write(tmp_path / "results.json", made())
+    pixels = Pixels(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
+    shipped = timm.create_model("resnet8", num_classes=10, in_chans=1)
+    save_model(shipped, tmp_path / "student", pixels=pixels, classes=list("abcdefghij"), license="apache-2.0")
+    code = f"import kd_app; print(kd_app.load_run({str(tmp_path)!r}).student().num_classes)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "10\n"
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Path:
+    """A run whose teacher was kept in a stage."""
+    stage, run = tmp_path / ".stages" / "teacher-12", tmp_path / "run"
+    pixels = Pixels(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    (run / "teacher").mkdir(parents=True)
+    save_model(timm.create_model("test_resnet", num_classes=10), stage / "model", pixels=pixels, classes=list("abcdefghij"), license="apache-2.0")
+    write(run / "results.json", made())
+    told(run, path=str(stage / "model"), sha256=file_sha256(stage / "model" / "model.safetensors"))
+    return run
+
+
+def told(run: Path, *, path: str | None, sha256: str = "ab", source: str = "folder model") -> None:
+    reference = {"name": "test_resnet", "source": source, "sha256": sha256, "stage": None, "path": path}
+    (run / "teacher" / "reference.json").write_text(json.dumps(reference))
+
+
+def test_the_teacher_is_the_one_that_the_stage_kept(taught: Path) -> None:
+    teacher = load_run(taught).teacher()
+    kept = load_file(taught.parent / ".stages" / "teacher-12" / "model" / "model.safetensors")
+    assert not teacher.training
+    assert teacher.state_dict().keys() == kept.keys()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_a_teacher_that_was_trained_anew_since_is_not_taken_for_the_runs_own(taught: Path) -> None:
+    weights = taught.parent / ".stages" / "teacher-12" / "model" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(RequestError, match="holds other weights now"):
+        load_run(taught).teacher()
+
+
+def test_a_teacher_whose_stage_is_gone_is_told_with_its_place(taught: Path) -> None:
+    shutil.rmtree(taught.parent / ".stages")
+    with pytest.raises(RequestError, match=r"teacher-12/model', which is not there"):
+        load_run(taught).teacher()
+
+
+@pytest.mark.parametrize(("path", "source"), [(None, "hub test_resnet.r160_in1k"), ("weights.pth", "file weights.pth")])
+def test_a_teacher_that_came_by_name_or_from_a_file_is_told_with_its_source(taught: Path, path: str | None, source: str) -> None:
+    (taught.parent / "weights.pth").touch()
+    told(taught, path=path and str(taught.parent / path), source=source)
+    with pytest.raises(RequestError, match=f"test_resnet came from {source}"):
+        load_run(taught).teacher()
+
+
+def test_a_run_on_labels_alone_has_no_teacher(tmp_path: Path) -> None:
+    write(tmp_path / "results.json", made({"student": 2.0}))
+    with pytest.raises(RequestError, match="has no teacher: it was trained on the labels alone"):
+        load_run(tmp_path).teacher()
 
 
 def test_runs_are_found_in_nested_folders_one_row_each_and_stages_are_none(folder: Path) -> None:

@@ -1,0 +1,35 @@
+"""A finished run that many tests look at, and a working directory of one's own."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands.call import TINY, done
+from tests.training.made import image_folder
+
+
+@pytest.fixture(autouse=True)
+def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run in ``run`` and its stages in ``stages``; nobody writes there."""
+    folder = tmp_path_factory.mktemp("made")
+    done(*TINY, f"out={folder / 'run'}", f"stages={folder / 'stages'}")
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to do something to; its stages are where they were."""
+    return Path(shutil.copytree(made / "run", tmp_path / "here" / "run"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of color images; nobody writes there."""
+    return image_folder(tmp_path_factory.mktemp("photos") / "photos", images=12, classes=3, side=16)

@@ -1,0 +1,143 @@
+"""A sweep: what trials share is made once, the winner by validation alone is tested, and the same words repeat nothing."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kd_app
+from tests.commands.call import TINY, Ended, call, done, paragraph, refused, snapshot
+from tests.training.made import results
+
+SWEEP = ("-m", "loss.soft_target.temperature=1,2", "seed=0,1")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished sweep of four trials, and what it said; nobody writes there."""
+    folder = tmp_path_factory.mktemp("swept")
+    return folder, done(*TINY, *SWEEP, f"out={folder / 'sweep'}", f"stages={folder / 'stages'}")
+
+
+def trials(sweep: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: results(path) for path in sorted(sweep.iterdir())}
+
+
+def test_trials_lie_in_numbered_folders_and_nothing_else_does(swept: tuple[Path, str]) -> None:
+    found = trials(swept[0] / "sweep")
+    assert list(found) == ["0", "1", "2", "3"]
+    asked = [(each["config"]["loss"]["soft_target"]["temperature"], each["seed"]) for each in found.values()]
+    assert asked == [(1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+def test_trials_share_the_teacher_and_those_of_one_seed_the_control(swept: tuple[Path, str]) -> None:
+    stages = [stage for each in trials(swept[0] / "sweep").values() for stage in each["stages"] if stage["name"] in ("teacher", "labels_only", "student")]
+    assert Counter((stage["name"], stage["made"]) for stage in stages) == {
+        ("teacher", "made"): 1,
+        ("teacher", "found"): 3,
+        ("labels_only", "made"): 2,
+        ("labels_only", "found"): 2,
+        ("student", "made"): 4,
+    }
+    assert len({stage["path"] for stage in stages}) == 1 + 2 + 4
+
+
+def test_only_the_winner_by_validation_is_tested(swept: tuple[Path, str]) -> None:
+    found = trials(swept[0] / "sweep")
+    scores = {number: each["validation"]["student"]["top1"] for number, each in found.items()}
+    winner = max(scores, key=lambda number: (scores[number], -int(number)))
+    assert [number for number, each in found.items() if each["test"]] == [winner]
+    assert found[winner]["verdict"]["split"] == "test"
+
+
+def test_the_table_lists_the_trials_best_first_by_what_they_differ_in(swept: tuple[Path, str]) -> None:
+    folder, out = swept
+    table = out[out.index("Validation top-1 of each trial") :]
+    rows = re.findall(r"^ *(\*?) *(\d) +(loss\.\S+=\d)\D.* finished +([\d.]+) %", table, re.MULTILINE)
+    assert len(rows) == 4
+    shown = [float(top1) for *_, top1 in rows]
+    assert shown == sorted(shown, reverse=True)
+    assert [bool(star) for star, *_ in rows] == [True, False, False, False]
+    assert "seed=1" in table
+    assert f"Trial {rows[0][1]} won on validation. Its test top-1 is" in table
+    assert str(folder / "sweep") in table
+
+
+def test_the_same_sweep_again_repeats_nothing(swept: tuple[Path, str]) -> None:
+    folder, first = swept
+    before = snapshot(folder)
+    out = done(*TINY, *SWEEP, f"out={folder / 'sweep'}", f"stages={folder / 'stages'}")
+    after = snapshot(folder)
+    assert {name for name in {**before, **after} if before.get(name) != after.get(name)} <= {f"sweep/{number}/config.yaml" for number in range(4)}
+    assert out[out.index("Validation top-1") :] == first[first.index("Validation top-1") :]
+    assert "epoch" not in out
+
+
+def test_the_runs_of_a_sweep_are_read_as_one_table(swept: tuple[Path, str], run: Path) -> None:
+    folder, _ = swept
+    runs = kd_app.load_runs(folder)  # the stages beside them are no runs
+    assert len(runs) == 4
+    assert set(runs["status"]) == {"finished"}
+    assert sorted(runs["config.seed"]) == [0, 0, 1, 1]
+    assert runs["test.student.top1"].notna().sum() == 1
+    assert len(kd_app.load_runs(run.parent)) == 1
+    assert (runs["models.teacher.sha256"] == runs["models.teacher.sha256"][0]).all()
+
+
+def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_code(swept: tuple[Path, str]) -> None:
+    ended = call(*TINY, "-m", "loss.soft_target.temperature=-1,1", "out=sweep", f"stages={swept[0] / 'stages'}")
+    assert ended.code == 2
+    assert paragraph(ended.err).startswith("Trial 0: SoftTarget: temperature=-1 does not fit")
+    assert list(trials(Path("sweep"))) == ["1"]
+    assert "Trial 1 won on validation" in ended.out
+
+
+def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(swept: tuple[Path, str]) -> None:
+    ended = call(*TINY, "-m", "optimizer.lr=1e30,0.003", "teacher.optimizer.lr=0.003", "out=sweep", f"stages={swept[0] / 'stages'}")
+    assert ended.code == 1
+    assert paragraph(ended.err).startswith("Trial 0: The run failed: The loss term ")
+    assert [each["status"] for each in trials(Path("sweep")).values()] == ["failed", "finished"]
+    assert "failed" in ended.out
+    assert "Trial 1 won on validation" in ended.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "loss.soft_target.temperature=-1,-2",
+        "seed=0,1 loss.soft_target.temprature=1",
+        "loss=[cross_entropy,soft_target],[cross_entropy,soft_targt]",
+        "seed=0,1 data=folder data.root=/nonexistent",
+    ],
+)
+def test_a_sweep_that_is_wrong_in_all_trials_leaves_nothing(words: str) -> None:
+    ended: Ended = call("-m", *words.split(), "out=sweep")
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) in (1, 2)  # one a trial, or one for all
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_sweep_without_a_folder_finds_its_own_again(swept: tuple[Path, str]) -> None:
+    words = (*TINY, "-m", "seed=0,1", f"stages={swept[0] / 'stages'}")
+    done(*words)
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("sweep-")
+    assert "holds this run, finished" in done(*words)
+    assert [path.name for path in Path("runs").iterdir()] == [folder.name]
+
+
+def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(swept: tuple[Path, str]) -> None:
+    sweep = swept[0] / "sweep"
+    before = snapshot(sweep)
+    ended = call(*TINY, "-m", "loss.soft_target.temperature=3,4", f"out={sweep}", f"stages={swept[0] / 'stages'}")
+    assert ended.code == 2
+    assert [line[:9] for line in ended.err.splitlines()] == ["Trial 0: ", "Trial 1: "]
+    assert "loss.soft_target.temperature was 1, now 3" in ended.err
+    assert snapshot(sweep) == before
+
+
+def test_words_for_one_run_and_a_sweeps_folder_do_not_go_together(swept: tuple[Path, str]) -> None:
+    assert "is no run's folder: 0 is there, config.yaml is not" in refused(*TINY, f"out={swept[0] / 'sweep'}")

@@ -1,0 +1,93 @@
+"""Runs in processes of their own that start within a moment: forked from one that has imported everything, and ended by real signals."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing import get_context, set_start_method
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from kd_app.commands.app import guarded
+
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["kd_app.training.run", "kd_app.training.notebook", "torchvision", "torch._dynamo"])
+
+Moment = tuple[str, int]
+"""``('module:Class.method', n)``: the n-th call of that function in the process."""
+
+
+def start(body: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """`body(*arguments)` in a new process, which can have children of its own."""
+    process = _CONTEXT.Process(target=body, args=arguments)
+    process.start()
+    return process
+
+
+def ended(process: BaseProcess, seconds: float = 120) -> int:
+    """Its exit code; minus the signal's number where one killed it."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError(f"still alive after {seconds} s")
+    return process.exitcode
+
+
+def begun(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL) -> BaseProcess:
+    """``kd-distill <overrides>`` in a new process, the first of a group of its own, that gets the signal `sign` just before each of `moments`."""
+    return start(_distill, tuple(overrides), log, moments, sign)
+
+
+def distilled(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL) -> int:
+    """The exit code of such a process. What it says is appended to `log`."""
+    process = begun(overrides, log, *moments, sign=sign)
+    code = ended(process)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid or 0, signal.SIGKILL)  # its DataLoader workers, which would notice its death within 5 s, and hold its lock so long
+    return code
+
+
+def _distill(overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int) -> None:
+    from kd_app.config.compose import composed
+    from kd_app.training.run import distill
+
+    os.setsid()
+    set_start_method("fork", force=True)  # as in a process that nobody forked
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, count in moments:
+        _strike(name, count, sign)
+    sys.exit(guarded(lambda: distill(composed("distill", overrides))))
+
+
+def _strike(name: str, count: int, sign: int) -> None:
+    module, _, path = name.partition(":")
+    *parents, attribute = path.split(".")
+    owner = resolve_name(f"{module}:{'.'.join(parents)}") if parents else import_module(module)
+    plain, calls = getattr(owner, attribute), 0
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), sign)
+        return plain(*args, **kwargs)
+
+    setattr(owner, attribute, struck)
+
+
+def wait_for(folder: Path, pattern: str, seconds: float = 60) -> Path:
+    """The first path in `folder` of this pattern, as soon as it is there."""
+    deadline = time.monotonic() + seconds
+    while not (found := next(folder.glob(pattern), None)):
+        assert time.monotonic() < deadline, f"no {folder}/{pattern} after {seconds} s"
+        time.sleep(0.02)
+    return found

@@ -1,0 +1,134 @@
+"""A training that is stopped at any moment goes on, and ends with the very same model, bit by bit."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from kd_app.training.curves import read_curves
+from tests.training.made import image_folder, results, stage, student_sha256, teacher_folder
+from tests.training.processes import Moment, begun, distilled
+
+MODULE = "kd_app.training.module:Distillation"
+KEEP = "kd_app.training.callbacks:Keep"
+EPOCHS, STEPS = 3, 9
+"""Optimizer steps of an epoch: 19 batches of 64, two a step; the last step has one batch."""
+
+KILLS: Sequence[Moment] = (
+    (f"{MODULE}.training_step", 1),
+    (f"{MODULE}.training_step", 6),
+    (f"{MODULE}.training_step", 7),  # between two batches of one step
+    (f"{MODULE}.validation_step", 1),
+    (f"{MODULE}.validation_step", 2),
+    (f"{MODULE}.on_train_epoch_end", 1),  # the last batch and its validation are done, nothing is saved
+    ("os:replace", 5),  # a file is written and not yet in its place
+    ("kd_app.training.callbacks:save_file", 1),
+    (f"{KEEP}.on_train_epoch_end", 2),
+    (f"{MODULE}.training_step", 13),
+    ("kd_app.training.fit:save_model", 1),  # all is trained, nothing ships
+    ("kd_app.training.fit:_tidy", 1),
+    ("kd_app.training.proof:Proof.ship", 1),
+    ("kd_app.reporting.results:write_atomically", 2),
+)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[str], Path, str]]:
+    """(overrides, out, log) of a run in a place of its own; the runs differ in nothing else."""
+    teacher = teacher_folder(tmp_path_factory.mktemp("teacher"))
+
+    def made(name: str, *more: str) -> tuple[list[str], Path, str]:
+        folder = tmp_path_factory.mktemp(name)
+        fixed = [f"out={folder / 'out'}", f"stages={folder / 'stages'}", f"teacher.checkpoint={teacher}", "controls=[]", "logger=[]", "trainer=cpu"]
+        hard = ["student.name=test_resnet", "student.kwargs.drop_rate=0.2", "student.kwargs.drop_path_rate=0.2", "loss=[cross_entropy,feature_hint]"]
+        steps = [f"trainer.max_epochs={EPOCHS}", "data.batch_size=64", "trainer.accumulate=2", "trainer.log_every=4"]
+        every = ["+callbacks=ema", "callbacks.ema.decay=0.9", "scheduler=cosine", "trainer.checkpoint_minutes=1e-9", "trainer.precision=32-true"]
+        return [*fixed, *hard, *steps, *every, *more], folder / "out", str(folder / "log")
+
+    return made
+
+
+def curves(out: Path) -> list[dict[str, float]]:
+    return list(read_curves(stage(out, "student") / "curves.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(words: Callable[..., tuple[list[str], Path, str]]) -> Path:
+    """A run that nobody stopped."""
+    overrides, out, log = words("undisturbed")
+    assert distilled(overrides, log) == 0, Path(log).read_text()
+    return out
+
+
+def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path) -> None:
+    overrides, out, log = words("killed")
+    for moment in KILLS:
+        assert distilled(overrides, log, moment) == -signal.SIGKILL, (moment, Path(log).read_text())
+    assert distilled(overrides, log) == 0, Path(log).read_text()
+    assert student_sha256(out) == student_sha256(undisturbed)
+    assert curves(out) == curves(undisturbed)
+    assert results(out)["test"] == results(undisturbed)["test"]
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
+    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path, sign: int, code: int
+) -> None:
+    overrides, out, log = words("stopped", "trainer.checkpoint_minutes=60")
+    steps = {
+        (f"{MODULE}.training_step", 7): 4,  # the first batch of the fourth step; it is finished first
+        (f"{MODULE}.validation_step", 1): STEPS + 1,
+        (f"{MODULE}.training_step", 19): 2 * (STEPS + 1),  # an epoch's last batch; its validation is finished first
+        (f"{MODULE}.training_step", 2): 2 * (STEPS + 1) + 1,
+    }
+    for moment, step in steps.items():
+        assert distilled(overrides, log, moment, sign=sign) == code, Path(log).read_text()
+        assert distilled(overrides, log, (f"{MODULE}.training_step", 1)) == -signal.SIGKILL
+        assert f"goes on at step {step}\n" in Path(log).read_text()
+    assert distilled(overrides, log) == 0
+    assert student_sha256(out) == student_sha256(undisturbed)
+    assert curves(out) == curves(undisturbed)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(words: Callable[..., tuple[list[str], Path, str]]) -> None:
+    overrides, _, log = words("impatient", "trainer.checkpoint_minutes=60")
+    both = ((f"{MODULE}.training_step", 3), ("kd_app.training.terms:WeightedTerms.forward", 3))
+    assert distilled(overrides, log, *both, sign=signal.SIGINT) == 130
+    assert "once more to stop at once" in Path(log).read_text()
+    assert not list(Path(log).parent.rglob("last.ckpt"))
+
+
+def test_images_that_worker_processes_read_are_the_same_after_a_kill(
+    words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path
+) -> None:
+    images = image_folder(tmp_path / "images", images=60)
+    folder = [f"data.root={images}", "data=folder", "data.num_workers=2", "data.cache=none", "data.batch_size=8", "teacher=none", "trainer.max_epochs=2"]
+    whole, out, log = words("whole")
+    whole = [word for word in whole if not word.startswith(("teacher", "loss", "trainer.max_epochs", "data."))] + [*folder, "loss=[cross_entropy]"]
+    assert distilled(whole, log) == 0, Path(log).read_text()
+    killed = [word.replace("whole", "half") for word in whole]
+    for moment in ((f"{MODULE}.training_step", 5), (f"{MODULE}.validation_step", 2)):
+        assert distilled(killed, log, moment) == -signal.SIGKILL, Path(log).read_text()
+    assert distilled(killed, log) == 0, Path(log).read_text()
+    other = Path(str(out).replace("whole", "half"))
+    assert student_sha256(other) == student_sha256(out)
+    assert curves(other) == curves(out)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_at_twenty_random_moments_ends_bit_identical(
+    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+) -> None:
+    overrides, out, log = words("random")
+    draw = random.Random(0)
+    for _ in range(20):
+        process = begun(overrides, log)
+        time.sleep(draw.uniform(0.2, 2.0))
+        process.kill()
+        process.join()
+    assert distilled(overrides, log) == 0, Path(log).read_text()
+    assert student_sha256(out) == student_sha256(undisturbed)
+    assert curves(out) == curves(undisturbed)
