@@ -13,6 +13,7 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401  (registers the small-image nets with timm)
 from kd_app.config import RequestError, Typed, unknown
+from kd_app.models.ship import WEIGHTS
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
 
@@ -77,13 +78,14 @@ class ModelRequest(Typed):
 def _own(factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]) -> Origin:
     """A factory may load its weights by itself; ``pretrained=false`` says that it does not."""
     kind: Kind = "file" if checkpoint else "random" if pretrained is False else "own"
+    if checkpoint is not None and checkpoint.is_dir():
+        checkpoint = _shipped(checkpoint) / WEIGHTS
     return Origin(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint)
 
 
 def _timm(role: str, name: str | None, pretrained: bool | Literal["auto"], checkpoint: Path | None) -> Origin:
     if checkpoint is not None and checkpoint.is_dir():
-        shipped = checkpoint / "student" if (checkpoint / "results.json").is_file() else checkpoint
-        return _folder(role, shipped)
+        return _folder(role, _shipped(checkpoint))
     if name is None:
         raise RequestError(f"No {role} is named. Give {role}.name=<a timm model>, for example {role}.name=resnet18.")
     if name.startswith("local-dir:"):
@@ -115,23 +117,34 @@ def _registered(role: str, name: str) -> dict[str, Any]:
     return cfg.to_dict() if cfg else {}
 
 
+def _shipped(folder: Path) -> Path:
+    """A run's student, or the folder itself."""
+    return folder / "student" if (folder / "results.json").is_file() else folder
+
+
 def _folder(role: str, folder: Path) -> Origin:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cfg = config["pretrained_cfg"]
         labels = config.get("label_names") or cfg.get("label_names")
         names = tuple(labels.values() if isinstance(labels, dict) else labels) if labels else None
-        return Origin("folder", config["architecture"], folder, cfg.get("license") or "unknown", config["num_classes"], names)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        origin = Origin("folder", config["architecture"], folder, cfg.get("license") or "unknown", config["num_classes"], names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
             f"{str(folder)!r} is no model folder for the {role} ({type(error).__name__}: {error}). Expected a run's folder, or a folder in timm's "
             "local-dir layout: config.json (architecture, num_classes, pretrained_cfg) and model.safetensors."
         ) from None
+    if not timm.is_model(origin.name):
+        raise RequestError(
+            f"The model in {str(folder)!r} is a {origin.name}, which timm does not know: it came from a factory of somebody's own. "
+            f"Name that factory with {role}._target_ and give {role}.checkpoint={folder}."
+        )
+    return origin
 
 
 def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
     """Refuse arguments that the model does not take, without making its weights."""
-    if origin.kind not in ("random", "hub") or origin.name.startswith("hf-hub:"):
+    if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
         return
     try:
         with torch.device("meta"):

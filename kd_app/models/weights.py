@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
-_PREFIXES = ("student.", "_orig_mod.", "module.")
+_PREFIXES = ("student.", "_orig_mod.", "module.", "model.")
 
 
 @dataclass(frozen=True)

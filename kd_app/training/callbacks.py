@@ -35,8 +35,8 @@ class Keep(Checkpoint):
     """Write a state to go on from every `minutes` (None: never in mid-epoch), at each epoch's end and when the training is stopped; keep the
     student's best weights.
 
-    The best epoch is the one with the highest validation top1 (the earliest of equals); the weights are those that were validated, which is the
-    average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that validation; nor between
+    The best epoch is the one with the highest validation top1, of equals the one with the lowest nll; the weights are those that were validated,
+    which is the average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that validation; nor between
     two optimizer steps: gradients that were accumulated would be lost.
     Ctrl-C and SIGTERM end the training after its present step, or after the validation that is under way, with `Stopped`; a second one at once. Of
     several ranks each ends at once.
@@ -92,10 +92,10 @@ class Keep(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the validated weights when they are the best so far."""
-        score = trainer.callback_metrics.get("validation/top1")
-        if score is None or float(score) <= self.best.get("top1", -1.0):
+        found = {name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("top1", "nll")}
+        if self.best and (found["top1"], -found["nll"]) <= (self.best["top1"], -self.best["nll"]):
             return
-        self.best = {"top1": float(score), "epoch": float(trainer.current_epoch)}
+        self.best = {**found, "epoch": float(trainer.current_epoch)}
         if trainer.is_global_zero:
             partial = self.folder / f".{BEST}.partial"
             save_file(self._validated, partial)

@@ -32,7 +32,7 @@ from kd_app.training.curves import FILE, CurveLogger, forget_after
 from kd_app.training.module import Answers, Distillation
 from kd_app.training.parts import Recipe
 from kd_app.training.terms import WeightedTerms
-from kd_app.training.trainer import TrainerSettings
+from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
 RECORD = "training.json"
@@ -71,6 +71,8 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     if step is not None:
         console.say(f"  {taught.role}: goes on at step {step}")
     _run(trainer, module, data, keep, None if step is None else folder / LAST)
+    if settings.profiler:
+        console.say("\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*{PROFILE}*.txt"))))
     if trainer.is_global_zero:
         created.model.load_state_dict(load_file(folder / BEST))
         save_model(created.model.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license)
@@ -130,11 +132,8 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
 
 
 def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: Any, seed: int) -> None:
-    """Measure both models on a few real images and let the terms build their adapters from what they saw; without a teacher, on a gray one."""
+    """Measure both models on a few real images and let the terms build their adapters from what they saw."""
     if teacher is None:
-        pixels = created.pixels
-        with torch.no_grad():
-            terms.build(Taps(created.model.eval(), terms.reads)(torch.zeros(1, pixels.channels, pixels.height, pixels.width)), Outputs())
         return
     batch: Batch = next(iter(data.evaluation("train", created.pixels, batch_size=8)))
     image = normalize(batch.image, created.pixels, torch.contiguous_format) if batch.image.dtype == torch.uint8 else batch.image

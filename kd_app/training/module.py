@@ -16,7 +16,7 @@ from kd_app.metrics.pair import pair_measures
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
-from kd_app.training.optimizer import Optimizer, Schedule
+from kd_app.training.optimizer import Optimizer, Schedule, Trained
 from kd_app.training.terms import WeightedTerms
 
 CHECKED_STEPS = 3
@@ -81,7 +81,7 @@ class Distillation(pl.LightningModule):
         """One optimizer over the student and the adapters; the learning rate is set before every step."""
         if self.dtype in (torch.float16, torch.bfloat16):
             self.terms.float()  # a 'true' half precision is the models'; losses and their adapters stay in float32
-        trained = nn.ModuleDict({"student": self.student, "terms": self.terms})
+        trained = Trained({"student": self.student, "terms": self.terms})
         clips = self.trainer.gradient_clip_val is not None and "mixed" in str(self.trainer.precision)  # Lightning clips no fused optimizer then
         return self._make_optimizer.make(trained, from_random=self._from_random, fused=not clips)
 

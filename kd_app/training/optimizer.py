@@ -19,7 +19,8 @@ class Optimizer(Typed):
     """One of timm's optimizers (`name`, see timm.optim.list_optimizers).
 
     lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for one that has learned before. Weight decay leaves biases and
-    norms alone, as timm does. `kwargs` go to the optimizer as they are.
+    norms alone, and what ``no_weight_decay()`` of the model names (position embeddings, class tokens), as timm does. `kwargs` go to the
+    optimizer as they are.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Optimizer(Typed):
         known = [str(each) for each in timm.optim.list_optimizers()]
         if name.lower() not in known:
             raise unknown("optimizer", name, known)
+        if "layer_decay" in kwargs:
+            raise RequestError("optimizer.kwargs.layer_decay is not to be had: all layers share one learning rate here. Leave it out.")
         self.name = name.lower()
         self.lr = lr
         self.scratch_lr = scratch_lr
@@ -57,19 +60,33 @@ class Optimizer(Typed):
 
         fused: in one kernel, where this optimizer has one.
         """
-        kwargs = {"fused": fused, **self.kwargs} if self.name in _TAKES_FUSED else self.kwargs
+        kwargs = {"fused": fused, **self.kwargs} if self.name in _TAKES_FUSED and "foreach" not in self.kwargs else self.kwargs
         rate = self.rate(from_random=from_random)
         try:
             made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
                 model, opt=self.name, lr=rate, weight_decay=self.weight_decay, momentum=self.momentum, **kwargs
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
             raise RequestError(
                 f"The optimizer {self.name} can't be made with kwargs={self.kwargs!r}: {error}. See timm.optim for its arguments."
             ) from None
         for group in made.param_groups:
-            group["initial_lr"] = rate * group.get("lr_scale", 1.0)
+            group["initial_lr"] = rate
         return made
+
+
+class Trained(nn.ModuleDict):
+    """Modules that are trained by one optimizer; spares from weight decay what any of them, or a part of it, names in its ``no_weight_decay()``."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters, as timm asks for them."""
+        return {
+            ".".join(filter(None, (key, where, name)))
+            for key, module in self.items()
+            for where, part in module.named_modules()
+            if hasattr(part, "no_weight_decay")
+            for name in part.no_weight_decay()
+        }
 
 
 class Schedule(Typed):

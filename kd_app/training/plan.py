@@ -20,8 +20,8 @@ def plan(shop: Workshop) -> str:
         f"{sizes['test']:,} to test on"
     ]
     steps = max(1, sizes["train"] // ((shop.data.batch_size or 1) * made.trainer.world_size))
-    if isinstance(made.trainer.limits["limit_train_batches"], int):
-        steps = min(steps, int(made.trainer.limits["limit_train_batches"]))
+    limit = made.trainer.limits["overfit_batches"] or made.trainer.limits["limit_train_batches"]
+    steps = min(steps, limit) if isinstance(limit, int) else max(1, int(steps * (limit or 1)))
     total = 0.0
     answers = 0.0
     if made.teacher is not None:

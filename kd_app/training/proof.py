@@ -146,9 +146,11 @@ def described(member: Member, shop: Workshop) -> dict[str, Any]:
 
 
 def _size(member: Member) -> int:
-    """Bytes on disk: the file's, or what the weights take where there is no file."""
-    file = member.folder / "model" / WEIGHTS if member.folder else None
-    if file and file.is_file():
+    """Bytes on disk: the file's, or what the weights take where there is no file of weights alone."""
+    path = member.request.origin.path
+    files = [path / WEIGHTS, path] if path else []
+    file = next((file for file in files if file.suffix == ".safetensors" and file.is_file()), None)
+    if file:
         return file.stat().st_size
     return sum(tensor.numel() * tensor.element_size() for tensor in member.created.model.state_dict().values())
 

@@ -96,6 +96,7 @@ def _members(shop: Workshop, console: Console) -> dict[str, Member]:
     for note in shop.data.notes:
         console.say(f"Note: {note}")
     console.say(plan(shop))
+    shop.check_pair()
     members: dict[str, Member] = {}
     teacher: Member | None = None
     if made.teacher is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from kd_app.config import RequestError, Typed
@@ -27,6 +28,8 @@ Precision = Literal[
     "bf16",
 ]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+PROFILE = "profile"
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 Limit = Annotated[float, Field(gt=0, le=1)] | PositiveInt | None
 
 
@@ -128,8 +131,8 @@ class TrainerSettings(Typed):
             accumulate_grad_batches=self.accumulate,
             gradient_clip_val=self.gradient_clip,
             detect_anomaly=self.detect_anomaly,
-            profiler=self.profiler,
-            callbacks=callbacks,
+            profiler=PROFILERS[self.profiler](dirpath=folder, filename=PROFILE) if self.profiler else None,
+            callbacks=[*callbacks, AtLeastOne()],
             logger=loggers or False,
             default_root_dir=folder,
             plugins=[AtomicCheckpoints()],
@@ -142,6 +145,18 @@ class TrainerSettings(Typed):
             limit_val_batches=self.limits["limit_val_batches"],
             overfit_batches=self.limits["overfit_batches"] or 0.0,
         )
+
+
+class AtLeastOne(pl.Callback):
+    """A share of the batches is at least one of them; Lightning refuses less, when the training has begun."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Turn shares into numbers of this process's batches."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for name, loader in (("limit_train_batches", "train_dataloader"), ("limit_val_batches", "val_dataloader"), ("overfit_batches", "train_dataloader")):
+            share = getattr(trainer, name)
+            if isinstance(share, float) and 0 < share < 1:
+                setattr(trainer, name, max(1, int(share * len(getattr(data, loader)()))))
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

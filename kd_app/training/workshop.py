@@ -17,7 +17,7 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, fingerprint
-from kd_app.training.fit import RECORD, Taught, fit, trained
+from kd_app.training.fit import RECORD, Taught, build, fit, trained
 from kd_app.training.module import Answers
 from kd_app.training.parts import Parts
 from kd_app.training.ranks import fit_on_ranks
@@ -68,6 +68,15 @@ class Workshop:
                 if term.reads == {"logits"}:
                     term.build(answer, answer)  # type: ignore[operator]
 
+    def check_pair(self) -> None:
+        """Let the student's terms look at both models before either is trained. Raises `RequestError` where a term can't compare them."""
+        if self.parts.teacher is not None:
+            teacher, student = (
+                create(request, expected_pixels(request, self.seen()), len(self.classes), seed=0) for request in (self.parts.teacher, self.parts.student)
+            )
+            taught = Taught("student", self.parts.student, student.pixels, self.parts.recipe, teacher)
+            build(taught, student, self.data, self.parts.trainer)
+
     def load_data(self, folder: Path | None) -> None:
         """Take the data as another process prepared them."""
         self.data.list()
@@ -75,7 +84,11 @@ class Workshop:
         self.data.load(folder)
 
     def _scan(self, folder: Path, decode_size: int) -> None:
-        self.data.scan(folder, decode_size=decode_size, progress=lambda done, of: self.console.line(f"  data: {done:,} of {of:,} images looked at"))
+        def progress(done: int, of: int) -> None:
+            if self.console.live or done == of or done % max(1, of // 10) == 0:
+                self.console.line(f"  data: {done:,} of {of:,} images looked at")
+
+        self.data.scan(folder, decode_size=decode_size, progress=progress)
 
     def _decode_size(self) -> int:
         """Shorter side up to which images are kept: enough for both models' crops, whatever the images' own size."""

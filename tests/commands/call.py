@@ -89,13 +89,13 @@ def script(command: str) -> str:
 
 
 def process(*words: str, cwd: Path, command: str = "kd-distill", **environment: str) -> Ended:
-    """The installed command in a process of its own, at home in `cwd`, with nobody at the keyboard."""
+    """The installed command in a process of its own in `cwd`, with nobody at the keyboard."""
     ended = subprocess.run([script(command), *words], cwd=cwd, env=surroundings(cwd, **environment), stdin=subprocess.DEVNULL, capture_output=True,
                            text=True, check=False)  # fmt: skip
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
-def surroundings(home: Path, **environment: str) -> dict[str, str]:
-    """The environment of somebody who has set nothing and is logged in nowhere."""
+def surroundings(cwd: Path, **environment: str) -> dict[str, str]:
+    """The environment of somebody who has set nothing, is logged in nowhere, and is at home above `cwd`."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HF_", "KD_", "HYDRA_", "PYTEST_"))}
-    return {**plain, "HOME": str(home), "OMP_NUM_THREADS": "1", **environment}
+    return {**plain, "HOME": str(cwd.parent), "OMP_NUM_THREADS": "1", **environment}

@@ -1,0 +1,122 @@
+"""The installed commands in processes of their own: exit codes, what goes to stdout and what to stderr, signals, and how fast they answer."""
+
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands.call import TINY, call, paragraph, process, script, surroundings
+from tests.training.made import results
+
+ALONE = ("teacher=none", "loss=[cross_entropy]", "logger=[csv]", "trainer.max_epochs=40", "out=run", "stages=stages")
+"""One training of a few seconds."""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty working directory, which is not the home directory."""
+    return tmp_path / "here"
+
+
+def test_help_lists_the_groups_in_less_than_a_second(home: Path) -> None:
+    times = []
+    for _ in range(3):
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        ended = process("--help", cwd=home)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall, work = time.perf_counter() - start, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+        times.append(min(wall, work))  # its own work where others keep the machine busy
+        assert (ended.code, ended.err) == (0, "")
+    assert min(times) < 1, times
+    for group in ("data: csv, digits, fashion_mnist, folder, timm", "loss: attention_relation", "debug:", "experiment:", "trainer: auto, cpu"):
+        assert group in ended.out
+
+
+@pytest.mark.parametrize("module", ["torch", "lightning", "timm", "wandb", "pandas", "sklearn", "matplotlib", "scipy"])
+def test_nothing_heavy_is_imported_before_there_is_work(module: str) -> None:
+    program = f"import sys, kd_app, kd_app.commands.distill, kd_app.commands.evaluate; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_configuration_is_printed_and_nothing_is_done(home: Path) -> None:
+    ended = process("--cfg", "job", "seed=3", cwd=home)
+    assert (ended.code, ended.err) == (0, "")
+    assert yaml.safe_load(ended.out)["seed"] == 3
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["kd-distill", "kd-evaluate"])
+def test_tab_completion_can_be_installed(home: Path, command: str) -> None:
+    ended = process("--shell-completion", "install=bash", cwd=home, command=command)
+    assert (ended.code, ended.err) == (0, "")
+    assert "complete -o nospace" in ended.out
+    assert command in ended.out
+
+
+def test_a_wrong_request_is_one_line_on_stderr_and_exit_code_2(home: Path) -> None:
+    ended = process("loss.soft_target.temprature=2", cwd=home)
+    assert (ended.code, ended.out) == (2, "")
+    assert "Did you mean 'loss.soft_target.temperature'?" in paragraph(ended.err)
+    ended = process("loss.soft_target.temperature=-2", cwd=home)
+    assert (ended.code, ended.out) == (2, "")
+    assert "temperature=-2 does not fit" in paragraph(ended.err)
+    assert list(home.iterdir()) == []
+
+
+def test_as_it_comes_a_run_follows_itself_offline_and_asks_nobody(home: Path) -> None:
+    ended = process("debug=fdr", "teacher.name=resnet8", "out=run", "stages=stages", cwd=home)
+    assert (ended.code, ended.err) == (0, "")
+    (line,) = [line for line in ended.out.splitlines() if "wandb sync" in line]
+    assert "offline" in line
+    assert len(list((home / "run" / "wandb").glob("offline-run-*"))) == 3
+    assert ended.out.splitlines()[0].startswith("Data: 10 classes")
+    assert ended.out.splitlines()[-1] == "Everything is in run"
+    assert {path.name for path in home.iterdir() if not path.name.startswith(".")} == {"run", "stages"}
+    assert {path.name for path in (home / "run").iterdir()} >= {"config.yaml", "results.json", "predictions.parquet", "metrics.csv", "student", "teacher"}
+
+
+def test_a_hub_out_of_reach_is_told_soon_and_once(home: Path) -> None:
+    start = time.perf_counter()
+    ended = process(*TINY[:2], "teacher.name=resnet18.a1_in1k", "out=run", cwd=home, HF_ENDPOINT="http://127.0.0.1:9")
+    assert time.perf_counter() - start < 60  # most of it imports; the hub's client alone would try again for a minute
+    assert ended.code == 2
+    said = paragraph(ended.err)
+    assert "The weights of 'resnet18.a1_in1k' could not be fetched from their hub" in said
+    assert "name=local-dir:<folder> or checkpoint=<file>" in said
+    assert not (home / "run").exists()
+
+
+def test_a_run_that_is_stopped_says_so_and_the_same_words_go_on(home: Path) -> None:
+    said, code = stopped(home, signal.SIGINT, epochs=2)
+    assert code == 130
+    assert said == "Stopped by Ctrl-C. What was done is kept: the same command goes on from here."
+    assert results(home / "run")["status"] == "running"
+    said, code = stopped(home, signal.SIGTERM, epochs=8)
+    assert code == 143
+    assert said == "Stopped by SIGTERM. What was done is kept: the same command goes on from here."
+    ended = call(*ALONE)
+    assert (ended.code, ended.err) == (0, "")
+    assert int(re.findall(r"goes on at step (\d+)", ended.out)[0]) >= 80  # ten steps an epoch
+    assert results(home / "run")["status"] == "finished"
+
+
+def stopped(folder: Path, number: signal.Signals, *, epochs: int) -> tuple[str, int]:
+    """Start the command, send it the signal when it has validated so many epochs; its paragraph and exit code."""
+    running = subprocess.Popen([script("kd-distill"), *ALONE], cwd=folder, env=surroundings(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    while validated(folder) < epochs:
+        assert running.poll() is None, "it ended before it was stopped"
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, err = running.communicate(timeout=120)
+    return err.splitlines()[-1], running.returncode
+
+
+def validated(folder: Path) -> int:
+    return sum(path.read_text(encoding="utf-8").count("validation/top1") for path in folder.glob("stages/student-*.partial/curves.jsonl"))

@@ -1,0 +1,139 @@
+"""Every YAML under conf/ composes and makes what it names; a new file is tested by being there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_app.config import RequestError
+from kd_app.config.compose import choices, composed, explained, known_keys, opened
+from kd_app.config.paths import CONF
+from kd_app.tracking import Backend
+from kd_app.training.parts import make, parts
+
+PRIMARY = {"distill": (), "evaluate": ("run=a", "out=b")}
+CHOICES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
+DEFAULTS = yaml.safe_load((CONF / "distill.yaml").read_text(encoding="utf-8"))["defaults"]
+MANY = {group for default in DEFAULTS if isinstance(default, dict) for group, chosen in default.items() if isinstance(chosen, list)}
+NEEDS = {"teacher/none": ("loss=[cross_entropy]",), "loss/cross_entropy": ("teacher=none",)}
+"""What a choice can't do without."""
+
+
+def chosen(choice: str) -> list[str]:
+    group, _, name = choice.rpartition("/")
+    return [f"{group}=[{name}]" if group in MANY else f"{group}={name}", *NEEDS.get(choice, ())]
+
+
+def content(choice: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CONF / f"{choice}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def test_all_of_conf_is_covered() -> None:
+    assert {path.stem for path in CONF.glob("*.yaml")} == set(PRIMARY)
+    assert MANY == {"loss", "callbacks", "logger", "controls"}
+    assert len(CHOICES) == len(list(CONF.rglob("*.yaml"))) - len(PRIMARY)
+    assert {choice.split("/")[0] for choice in CHOICES} == {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("primary", PRIMARY)
+def test_every_primary_configuration_composes_without_hydras_own_part(primary: str) -> None:
+    config = composed(primary, PRIMARY[primary])
+    assert "hydra" not in config
+    assert "defaults" not in config
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_its_parts_can_be_made(choice: str) -> None:
+    config = composed("distill", chosen(choice))
+    assert held(content(choice), at(config, choice))
+    try:
+        parts(config)
+        for node in config["logger"].values():
+            make(node, Backend)
+    except RequestError as error:
+        assert choice in ("trainer/gpu", "trainer/ddp", "trainer/mps", "trainer/ddp_sim", "logger/mlflow", "logger/tensorboard"), error
+        assert any(text in str(error) for text in ("this machine has", "is not installed")), error
+
+
+def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
+    """The part of a configuration that a choice stands for."""
+    group = choice.split("/")[0]
+    return config if (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith("# @package _global_") else config[group]
+
+
+def held(part: Any, whole: Any) -> bool:
+    """Whether all that `part` says stands in `whole`, interpolations aside."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(held(value, whole.get(key)) for key, value in part.items() if key != "defaults")
+    return part == whole or (isinstance(part, str) and "${" in part)
+
+
+@pytest.mark.parametrize("name", choices("data"))
+def test_every_data_may_be_evaluated_on(name: str) -> None:
+    assert composed("evaluate", ["run=a", "out=b", f"data={name}"])["data"]["name"] == name
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_file_says_what_it_is_or_is_plain(choice: str) -> None:
+    text = (CONF / f"{choice}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("#") or len(text.splitlines()) <= 3
+
+
+def test_words_later_on_the_line_win_and_experiments_lose_to_both() -> None:
+    assert composed("distill", ["seed=1", "seed=2"])["seed"] == 2
+    assert composed("distill", ["experiment=attention", "student.name=resnet8"])["student"]["name"] == "resnet8"
+    assert composed("distill", ["experiment=attention"])["student"]["name"] == "vit_tiny_patch16_224"
+    assert composed("distill", ["debug=fdr", "trainer.max_epochs=3"])["trainer"]["max_epochs"] == 3
+
+
+def test_what_data_suggest_is_taken_where_nobody_says_otherwise() -> None:
+    config = composed("distill", ["data=fashion_mnist"])
+    assert (config["teacher"]["name"], config["student"]["name"], config["trainer"]["max_epochs"]) == ("wrn_16_2", "resnet8", 8)
+    assert config["teacher"]["max_epochs"] == 8
+    assert composed("distill", ["data=fashion_mnist", "trainer.max_epochs=2"])["teacher"]["max_epochs"] == 2
+
+
+def test_the_control_takes_smoothing_and_class_weights_from_the_students_loss() -> None:
+    config = composed("distill", ["loss.cross_entropy.smoothing=0.1"])
+    assert config["controls"]["labels_only"]["loss"]["cross_entropy"]["smoothing"] == 0.1
+    assert composed("distill", ["loss=[soft_target]"])["controls"]["labels_only"]["loss"]["cross_entropy"]["smoothing"] == 0.0
+
+
+def test_arguments_of_a_model_or_an_optimizer_need_no_plus() -> None:
+    config = composed("distill", ["teacher.kwargs.drop_rate=0.1", "optimizer.kwargs.betas=[0.9,0.95]", "teacher.optimizer.kwargs.eps=1e-6"])
+    assert config["teacher"]["kwargs"] == {"drop_rate": 0.1}
+    assert config["optimizer"]["kwargs"] == {"betas": [0.9, 0.95]}
+    assert config["teacher"]["optimizer"]["kwargs"] == {"eps": 1e-6}
+    assert opened(["student.kwargs.a.b=1", "seed=1", "+x=1"]) == ["++student.kwargs.a.b=1", "seed=1", "+x=1"]
+
+
+def test_null_is_null_and_none_is_a_text() -> None:
+    assert composed("distill", ["out=null"])["out"] is None
+    assert composed("distill", ["out=None"])["out"] == "None"
+
+
+def test_known_keys_are_those_of_the_choices_made() -> None:
+    assert {"loss.soft_target.temperature", "teacher.optimizer.lr", "verdict.margin", "loss"} <= set(known_keys("distill"))
+    assert "loss.decoupled.beta" not in known_keys("distill")
+    assert "loss.decoupled.beta" in known_keys("distill", ["loss=[decoupled]", "sed=1"])
+
+
+@given(st.text(alphabet="abcdefgst_.=,[]{}'\"$+~@/:0123456789 -", max_size=20))
+def test_no_word_gets_past_as_anything_but_a_configuration_or_a_refusal(word: str) -> None:
+    try:
+        composed("distill", [word])
+    except RequestError as error:
+        assert "\n" not in str(error).strip()
+        assert str(error).strip()
+
+
+def test_an_error_that_nobody_knows_is_told_as_it_is_in_one_line() -> None:
+    assert explained(ValueError("first\n second"), "distill", []) == "first second"
+
+
+def test_conf_lies_where_it_is_looked_for() -> None:
+    assert Path(CONF, "distill.yaml").is_file()

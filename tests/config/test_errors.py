@@ -1,0 +1,24 @@
+"""The closest right word."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_app.config import closest, unknown
+
+WORDS = ["temperature", "weight", "smoothing"]
+
+
+def test_the_closest_choice_is_named_and_none_where_none_is_near() -> None:
+    assert closest("temprature", WORDS) == "Did you mean 'temperature'? "
+    assert closest("qqq", WORDS) == ""
+    assert closest("x", []) == ""
+
+
+def test_few_choices_are_listed_in_order_and_many_are_counted() -> None:
+    assert str(unknown("knob", "wieght", WORDS)) == "There is no knob 'wieght'. Did you mean 'weight'? Known: smoothing, temperature, weight."
+    assert str(unknown("knob", "qqq", (str(number) for number in range(41)))) == "There is no knob 'qqq'. 41 are known."
+
+
+@given(st.text(min_size=1), st.lists(st.text(min_size=1)))
+def test_a_choice_that_is_right_is_its_own_closest(word: str, others: list[str]) -> None:
+    assert closest(word, [*others, word]) == f"Did you mean {word!r}? "

@@ -1,0 +1,106 @@
+"""The signature is the schema: types, ranges and unknown keys, each told in one sentence."""
+
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from kd_app.config import RequestError, Typed
+
+
+@dataclass(frozen=True)
+class Shares:
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Part(Typed):
+    def __init__(self, *, size: PositiveInt, rate: Annotated[float, Field(gt=0, le=1)] | PositiveInt | None, split: Shares | None = None) -> None:
+        self.size = size
+        self.rate = rate
+        self.split = split
+
+
+class Named(Typed, called="the oven"):
+    def __init__(self, *, mode: Literal["bake", "grill"] | Literal["auto"], trays: list[PositiveInt]) -> None:
+        self.mode = mode
+        self.trays = trays
+
+
+def refused(kind: type[Typed], **values: Any) -> str:
+    with pytest.raises(RequestError) as raised:
+        kind(**values)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_what_fits_is_taken_and_made_the_type_that_it_is_to_be() -> None:
+    part = Part(size="3", rate=1, split={"validation": 0.1, "test": 0.5})  # type: ignore[arg-type]
+    assert part.size == 3
+    assert part.split == Shares(0.1, 0.5)
+    assert Part(size=1, rate=None).rate is None
+
+
+def test_a_value_of_another_type_or_range_is_named_with_what_is_expected() -> None:
+    assert refused(Part, size=0, rate=1) == "Part: size=0 does not fit: expected greater than 0."
+    assert refused(Named, mode="boil", trays=[1]) == "the oven: mode='boil' does not fit: expected 'bake' or 'grill' or 'auto'."
+
+
+def test_a_value_that_may_be_of_several_types_is_told_once() -> None:
+    assert refused(Part, size=1, rate=0) == "Part: rate=0 does not fit: expected greater than 0."
+    said = refused(Part, size=1, rate="fast")
+    assert said.count("rate='fast'") == 1
+    assert "constrained" not in said
+
+
+def test_the_place_of_a_value_is_told_by_its_keys_and_numbers() -> None:
+    assert refused(Part, size=1, rate=1, split={"validation": 2, "test": 0.5}).startswith("Part: split.validation=2 does not fit")
+    assert refused(Named, mode="bake", trays=[1, 0]).startswith("the oven: trays.1=0 does not fit")
+
+
+def test_an_unknown_setting_is_named_with_the_closest_one_and_all_there_are() -> None:
+    assert refused(Part, size=1, rate=1, siz=2) == "Part has no setting 'siz'. Did you mean 'size'? Known: size, rate, split."
+    assert refused(Named, mode="bake", trays=[], heat=1) == "the oven has no setting 'heat'. Known: mode, trays."
+
+
+def test_a_missing_setting_and_everything_else_that_is_wrong_is_told_at_once() -> None:
+    assert refused(Part, rate=1) == "Part needs a value for 'size'."
+    said = refused(Part, size=-1, rate=-1, foo=1)
+    assert "size=-1" in said
+    assert "rate=-1" in said
+    assert "'foo'" in said
+
+
+def test_the_text_none_is_told_from_null() -> None:
+    assert refused(Part, size="None", rate=1).endswith("None is a text here; nothing is written null.")
+
+
+@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()), st.dictionaries(st.text(), st.integers())))
+def test_whatever_comes_is_taken_or_refused_by_name(value: Any) -> None:
+    try:
+        part = Part(size=value, rate=1)
+    except RequestError as error:
+        assert str(error).startswith("Part: size")
+    else:
+        assert isinstance(part.size, int)
+        assert part.size > 0
+
+
+class Child(Part):
+    pass
+
+
+class Grandchild(Part):
+    def __init__(self, *, size: PositiveInt, depth: int) -> None:
+        super().__init__(size=size, rate=1)
+        self.depth = depth
+
+
+def test_a_subclass_without_a_signature_has_its_parents_and_one_with_has_its_own() -> None:
+    assert Child(size=1, rate=1).size == 1
+    assert refused(Child, size=0, rate=1).startswith("Part: size=0")
+    assert Grandchild(size=1, depth=2).depth == 2
+    assert refused(Grandchild, size=1, depth="x").startswith("Grandchild: depth='x'")

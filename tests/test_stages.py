@@ -1,0 +1,189 @@
+"""What takes long is done once: by one process, from where the last attempt was, and kept."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_app.stages import Stage, Stages, file_sha256, fingerprint, write_atomically
+
+PROCESSES = multiprocessing.get_context("spawn")
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def make(stages: Stages, build: Callable[[Path], None], name: str = "teacher", lr: float = 0.1, data: str = "abc") -> Stage:
+    return stages.make(name, config={"lr": lr}, inputs={"data": data}, build=build)
+
+
+def writes(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "result").write_text(text) and None
+
+
+def refuses(folder: Path) -> None:
+    raise AssertionError("built again")
+
+
+def test_a_stage_is_found_instead_of_built_again(tmp_path: Path) -> None:
+    first = make(Stages(tmp_path), writes("one"))
+    again = make(Stages(tmp_path), refuses)
+    assert (first.made, again.made) == (True, False)
+    assert first.path == again.path
+    assert (again.path / "result").read_text() == "one"
+    assert again.seconds == first.seconds
+
+
+@pytest.mark.parametrize("other", [{"name": "student"}, {"lr": 0.2}, {"data": "abd"}])
+def test_another_name_configuration_or_input_is_another_stage(tmp_path: Path, other: dict[str, Any]) -> None:
+    stages = Stages(tmp_path)
+    first, second = make(stages, writes("one")), make(stages, writes("two"), **other)
+    assert second.made
+    assert (first.path / "result").read_text() == "one"
+    assert (second.path / "result").read_text() == "two"
+
+
+@given(PLAIN)
+def test_a_fingerprint_depends_on_the_content_and_not_on_the_order_of_keys(value: Any) -> None:
+    turned = {key: value for key in ("b", "a")}
+    assert fingerprint({"a": value, "b": value}) == fingerprint(turned)
+    assert fingerprint([value]) != fingerprint([value, None])
+    assert fingerprint(json.loads(json.dumps(value))) == fingerprint(value)
+
+
+def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_is_there(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError("disk full")
+
+    def rest(folder: Path) -> None:
+        assert (folder / "half").exists()
+
+    with pytest.raises(OSError, match="disk full"):
+        make(Stages(tmp_path), half)
+    assert [path.suffix for path in tmp_path.glob("teacher-*")] == [".partial"]
+    assert make(Stages(tmp_path), rest).made
+    assert make(Stages(tmp_path), refuses).path.joinpath("half").exists()
+    assert [path.suffix for path in tmp_path.glob("teacher-*")] == [""]
+
+
+def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
+    def takes(seconds: float, *, fails: bool) -> Callable[[Path], None]:
+        def build(folder: Path) -> None:
+            time.sleep(seconds)
+            if fails:
+                raise RuntimeError
+
+        return build
+
+    with pytest.raises(RuntimeError):
+        make(Stages(tmp_path), takes(0.2, fails=True))
+    made = make(Stages(tmp_path), takes(0.1, fails=False))
+    assert 0.3 <= made.seconds < 5
+    assert make(Stages(tmp_path), refuses).seconds == pytest.approx(made.seconds)
+
+
+def test_remaking_happens_once_in_a_run_and_leaves_other_stages_alone(tmp_path: Path) -> None:
+    for name in ("teacher", "student"):
+        make(Stages(tmp_path), writes("old"), name=name)
+    stages = Stages(tmp_path, remake=["student"])
+    assert not make(stages, refuses, name="teacher").made
+    assert make(stages, writes("new"), name="student").made
+    assert not make(stages, refuses, name="student").made
+    assert (make(Stages(tmp_path), refuses, name="student").path / "result").read_text() == "new"
+
+
+def test_remaking_forgets_an_unfinished_attempt_too(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    def fresh(folder: Path) -> None:
+        assert not (folder / "half").exists()
+
+    with pytest.raises(KeyboardInterrupt):
+        make(Stages(tmp_path), half)
+    make(Stages(tmp_path, remake=["teacher"]), fresh)
+
+
+@given(st.text(max_size=30))
+def test_an_atomic_write_gives_back_what_was_written_and_leaves_nothing_else(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.mktemp("atomic")
+    for content in ("before", text):
+        write_atomically(folder / "file", content)
+    assert (folder / "file").read_bytes() == text.encode().replace(b"\n", os.linesep.encode())
+    assert list(folder.iterdir()) == [folder / "file"]
+
+
+def test_a_files_sha256_is_that_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# -- several processes -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _child(root: Path, number: int, slow: float) -> None:
+    """Make the stage; each attempt leaves a line in ``attempts``, and whoever had to wait one in ``waited``."""
+
+    def build(folder: Path) -> None:
+        with (root / "attempts").open("a") as file:
+            file.write(f"{number}\n")
+        (folder / f"by{number}").touch()
+        time.sleep(slow)
+
+    def say(text: str) -> None:
+        with (root / "waited").open("a") as file:
+            file.write(f"{number} {text}\n")
+
+    stage = make(Stages(root / "stages", say=say), build)
+    (root / f"found{number}").write_text(f"{stage.made} {sorted(path.name for path in stage.path.glob('by*'))}")
+
+
+def child(root: Path, number: int, slow: float) -> BaseProcess:
+    process = PROCESSES.Process(target=_child, args=(root, number, slow))
+    process.start()
+    return process
+
+
+def until(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+
+
+def test_of_processes_that_want_the_same_stage_one_makes_it_and_the_others_find_it(tmp_path: Path) -> None:
+    children = [child(tmp_path, number, slow=1.0) for number in range(3)]
+    for each in children:
+        each.join(60)
+        assert each.exitcode == 0
+    maker = (tmp_path / "attempts").read_text().strip()
+    assert maker in ("0", "1", "2")
+    found = {str(number): (tmp_path / f"found{number}").read_text() for number in range(3)}
+    assert found == {number: f"{number == maker} ['by{maker}']" for number in found}
+    waited = (tmp_path / "waited").read_text().splitlines() if (tmp_path / "waited").exists() else []
+    assert all("another process is making it" in line and line[0] != maker for line in waited)
+
+
+def test_after_a_kill_in_mid_build_the_lock_is_free_and_what_was_written_is_there(tmp_path: Path) -> None:
+    first = child(tmp_path, 0, slow=60)
+    until(tmp_path / "attempts")
+    waiting = child(tmp_path, 1, slow=0)
+    until(tmp_path / "waited")
+    os.kill(first.pid or 0, signal.SIGKILL)
+    waiting.join(30)
+    assert waiting.exitcode == 0
+    assert (tmp_path / "found1").read_text() == "True ['by0', 'by1']"
+    assert not make(Stages(tmp_path / "stages"), refuses).made

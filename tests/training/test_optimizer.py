@@ -1,0 +1,155 @@
+"""Optimizers by timm's names, and the schedule as a function of the share of training that is done."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from kd_app.config import RequestError
+from kd_app.training.optimizer import Constant, Cosine, Linear, MultiStep, Optimizer, Schedule
+
+CONF = Path(__file__).parents[2] / "conf"
+SHARE = st.floats(0, 1)
+SCHEDULES = st.one_of(
+    st.builds(Cosine, warmup=SHARE, final=SHARE),
+    st.builds(Linear, warmup=SHARE, final=SHARE),
+    st.builds(MultiStep, warmup=SHARE, milestones=st.lists(SHARE, max_size=3), gamma=SHARE),
+    st.builds(Constant, warmup=SHARE),
+)
+
+
+def optimizer(file: str = "adamw", **changed: Any) -> Optimizer:
+    settings = yaml.safe_load((CONF / "optimizer" / f"{file}.yaml").read_text())
+    del settings["_target_"]
+    return Optimizer(**{**settings, **changed})
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum", "adam", "lamb", "lion", "muon", "adopt", "rmsproptf", "nadamw"])
+def test_timms_optimizers_lower_a_loss(name: str) -> None:
+    torch.manual_seed(0)
+    model, image = net(), torch.randn(8, 1, 4, 4)
+    made = optimizer(name=name, lr=0.01).make(model, from_random=True, fused=True)
+    losses = []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model(image), torch.arange(8) % 2)
+        made.zero_grad()
+        loss.backward()
+        made.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion"])
+def test_biases_and_norms_have_no_weight_decay_and_every_group_knows_its_top_rate(name: str) -> None:
+    model = net()
+    made = optimizer(name=name, lr=0.25, weight_decay=0.1).make(model, from_random=True, fused=True)
+    decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert {name: decays[id(p)] for name, p in model.named_parameters()} == {
+        name: 0.1 if p.dim() > 1 else 0.0 for name, p in model.named_parameters()
+    }
+    assert {group["initial_lr"] for group in made.param_groups} == {0.25}
+
+
+def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> None:
+    auto = optimizer(scratch_lr=0.5, finetune_lr=0.125)
+    assert (auto.rate(from_random=True), auto.rate(from_random=False)) == (0.5, 0.125)
+    assert {group["lr"] for group in auto.make(net(), from_random=False, fused=True).param_groups} == {0.125}
+    fixed = optimizer(lr=0.25)
+    assert fixed.rate(from_random=True) == fixed.rate(from_random=False) == 0.25
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_kernel_is_used_where_there_is_one_and_it_may(fused: bool) -> None:
+    assert {group["fused"] for group in optimizer().make(net(), from_random=True, fused=fused).param_groups} == {fused}
+    assert {group["fused"] for group in optimizer(kwargs={"fused": False}).make(net(), from_random=True, fused=fused).param_groups} == {False}
+
+
+def test_arguments_reach_the_optimizer() -> None:
+    made = optimizer(kwargs={"betas": [0.5, 0.75]}).make(net(), from_random=True, fused=True)
+    assert {tuple(group["betas"]) for group in made.param_groups} == {(0.5, 0.75)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "adamv"}, "There is no optimizer 'adamv'. Did you mean 'adam"),
+        ({"lr": 0}, "lr"),
+        ({"lr": "fast"}, "lr"),
+        ({"weight_decay": -1}, "weight_decay=-1 does not fit"),
+        ({"momentum": 1.5}, "momentum=1.5 does not fit"),
+        ({"kwargs": {"bets": 1}}, r"The optimizer adamw can't be made with kwargs=\{'bets': 1\}"),
+        ({"kwargs": {"betas": [2, 2]}}, "The optimizer adamw can't be made"),
+        ({"speed": 1}, "Optimizer has no setting 'speed'"),
+    ],
+)
+def test_wrong_settings_are_refused_when_it_is_asked_for(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        optimizer(**wrong)
+
+
+def test_asking_for_one_leaves_the_global_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    optimizer()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_optimizers_share_no_settings() -> None:
+    """Fault 9 of other toolkits: settings kept on the class, shared by two instances."""
+    one, other = optimizer(lr=0.5, kwargs={"eps": 1e-3}), optimizer(lr=0.125)
+    assert (one.lr, other.lr, other.kwargs) == (0.5, 0.125, {})
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(SCHEDULES, SHARE)
+def test_a_factor_lies_between_0_and_1(schedule: Schedule, progress: float) -> None:
+    assert 0 <= schedule.factor(progress) <= 1 + 1e-12
+
+
+@given(SCHEDULES, SHARE, SHARE)
+def test_it_rises_in_a_straight_line_over_the_warm_up_and_never_rises_after_it(schedule: Schedule, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    if high < schedule.warmup:
+        assert schedule.factor(high) == pytest.approx(high / schedule.warmup)
+    if low >= schedule.warmup:
+        assert schedule.factor(high) <= schedule.factor(low) + 1e-9
+
+
+@given(SHARE.filter(lambda warmup: warmup < 0.99), SHARE, SHARE)
+def test_the_formulas(warmup: float, final: float, progress: float) -> None:
+    at = warmup + (1 - warmup) * progress
+    assert Cosine(warmup=warmup, final=final).factor(at) == pytest.approx(final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2, abs=1e-6)
+    assert Linear(warmup=warmup, final=final).factor(at) == pytest.approx(1 - (1 - final) * progress, abs=1e-6)
+    assert Constant(warmup=warmup).factor(at) == 1
+
+
+@given(st.lists(SHARE, max_size=4), SHARE, SHARE)
+def test_a_step_down_at_each_milestone(milestones: list[float], gamma: float, progress: float) -> None:
+    found = MultiStep(warmup=0.0, milestones=milestones, gamma=gamma).factor(progress)
+    assert found == pytest.approx(gamma ** len([each for each in milestones if each <= progress]))
+
+
+@pytest.mark.parametrize("file", sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml")))
+def test_every_schedule_in_conf_ends_where_it_says(file: str) -> None:
+    settings = yaml.safe_load((CONF / "scheduler" / f"{file}.yaml").read_text())
+    kind = {"cosine": Cosine, "linear": Linear, "multistep": MultiStep, "constant": Constant}[file]
+    assert settings.pop("_target_") == f"kd_app.training.optimizer.{kind.__name__}"
+    end = {"cosine": settings.get("final"), "linear": settings.get("final"), "multistep": 0.1**3, "constant": 1.0}[file]
+    assert kind(**settings).factor(1.0) == pytest.approx(end)
+
+
+@pytest.mark.parametrize("wrong", [{"warmup": -0.1}, {"warmup": 1.5}, {"warmup": 0.1, "final": 2}, {"warmup": 0.1, "finale": 0.5}])
+def test_schedules_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=list(wrong)[-1]):
+        Cosine(**{"final": 0.0, **wrong})
