@@ -29,7 +29,10 @@ def make(stages: Stages, build: Callable[[Path], None], name: str = "teacher", l
 
 
 def writes(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "result").write_text(text) and None
+    def build(folder: Path) -> None:
+        (folder / "result").write_text(text)
+
+    return build
 
 
 def refuses(folder: Path) -> None:
@@ -56,7 +59,7 @@ def test_another_name_configuration_or_input_is_another_stage(tmp_path: Path, ot
 
 @given(PLAIN)
 def test_a_fingerprint_depends_on_the_content_and_not_on_the_order_of_keys(value: Any) -> None:
-    turned = {key: value for key in ("b", "a")}
+    turned = dict.fromkeys(("b", "a"), value)
     assert fingerprint({"a": value, "b": value}) == fingerprint(turned)
     assert fingerprint([value]) != fingerprint([value, None])
     assert fingerprint(json.loads(json.dumps(value))) == fingerprint(value)

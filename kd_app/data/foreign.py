@@ -51,7 +51,8 @@ class ForeignData(LightningDataModule):
             raise RequestError(f"The data module gives images of {shape}, {kind}. Expected float images [B, C, H, W], normalized for the student.")
         self._targets = {name: np.concatenate([b.hard_target().numpy() for b in self.evaluation(name, None)]) for name in ("validation", "test")}
         named = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
-        counted = range(1 + max(int(self._first.hard_target().max()), *(int(t.max()) for t in self._targets.values())))
+        shown = 1 + max(int(self._first.hard_target().max()), *(int(t.max()) for t in self._targets.values()))
+        counted = range(shown if self._first.target.dim() == 1 else self._first.target.shape[1])
         self.classes = tuple(str(name) for name in (named or counted))
 
     @property

@@ -16,6 +16,8 @@ from kd_app.config import RequestError, Typed, unknown
 from kd_app.models.ship import WEIGHTS
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
+_SAID_ELSEWHERE = {"pretrained": "{role}.pretrained", "checkpoint_path": "{role}.checkpoint", "num_classes": "the number of the data's classes"}
+"""Arguments of timm.create_model that follow from other settings."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,9 @@ def _folder(role: str, folder: Path) -> Origin:
 
 def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
     """Refuse arguments that the model does not take, without making its weights."""
+    for key, said_by in _SAID_ELSEWHERE.items():
+        if key in kwargs:
+            raise RequestError(f"{role}.kwargs.{key}={kwargs[key]!r} is not to be set: {said_by.format(role=role)} says it. Leave it out.")
     if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
         return
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -57,12 +58,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # of torch, about pickles that it goes on to refuse
             content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise RequestError(
-            f"The checkpoint {str(path)!r} can't be read as weights: {reason} It is truncated, of another format, or a pickle that would run code, "
-            "which is never done. Expected a state dict of tensors; save it again with safetensors or torch.save(model.state_dict(), ...)."
+            f"The checkpoint {str(path)!r} can't be read as weights: {_reason(error)} It is truncated, of another format, or a pickle that "
+            "would run code, which is never done. Expected a state dict of tensors; save it again with safetensors or "
+            "torch.save(model.state_dict(), ...)."
         ) from None
     return _unwrapped(content, path)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file; not in torch's words for a pickle, which advise to run it all the same."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it holds {found[1]}, which is no tensor." if found else "it is no file of tensors."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:

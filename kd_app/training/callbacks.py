@@ -128,7 +128,18 @@ class EMA(Typed, WeightAveraging):
     def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
         from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+        move = get_ema_multi_avg_fn(decay)
+
+        def average(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+            move(averages, [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)], count)
+
+        super().__init__(multi_avg_fn=average)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The average was made before the model got its precision; one of less than float32 would stand still."""
+        if pl_module.dtype == torch.float64:
+            assert self._average_model is not None
+            self._average_model.double()
 
 
 class Progress(Callback):

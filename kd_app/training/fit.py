@@ -116,7 +116,7 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
         if each is not None:
             each.to(memory_format=memory_format)
     return Distillation(
-        created.model.train(),
+        created.model,
         terms=terms,
         teacher=teacher,
         pixels=taught.pixels,

@@ -62,7 +62,7 @@ class Distillation(pl.LightningModule):
         log_every: int = 50,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student = student.train()
         self.terms = terms
         self.teacher = teacher
         self.pixels = pixels
@@ -126,16 +126,20 @@ class Distillation(pl.LightningModule):
         """Log the window's means as of optimizer step `step`; a loss that is not finite ends the run by name."""
         if not self._window:
             return
-        means = torch.stack(self._window).mean(dim=0).tolist()
+        window = torch.stack(self._window)
         self._window.clear()
-        names = ["loss", *self.terms.weights]
-        broken = [name for name, mean in zip(names[1:], means[1:], strict=True) if not math.isfinite(mean)]
-        if broken:
-            raise RunError(
-                f"The loss term {broken[0]} is not finite at step {step}. Lower optimizer.lr, or set trainer.gradient_clip."
-            )
+        names, means = ["loss", *self.terms.weights], window.mean(dim=0).tolist()
+        if not all(map(math.isfinite, means)):
+            self._blame(window, step)
         values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         self._tell({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
+
+    def _blame(self, window: Tensor, step: int) -> None:
+        """Raise `RunError` for the term that broke first: what comes after it is broken too."""
+        batch, term = next(iter((~window[:, 1:].isfinite()).nonzero().tolist()), (0, 0))
+        step -= (len(window) - 1 - batch) // self.trainer.accumulate_grad_batches
+        name = list(self.terms.weights)[term]
+        raise RunError(f"The loss term {name} is not finite at step {step}. Lower optimizer.lr, or set trainer.gradient_clip.")
 
     def _tell(self, values: dict[str, float], step: int) -> None:
         """One point of the curves. Not by Lightning, which numbers the steps of a validation otherwise than those of the training."""

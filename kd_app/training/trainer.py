@@ -26,6 +26,9 @@ Precision = Literal[
     "64",
     "16",
     "bf16",
+    32,
+    64,
+    16,
 ]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 PROFILE = "profile"
@@ -153,7 +156,11 @@ class AtLeastOne(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Turn shares into numbers of this process's batches."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        for name, loader in (("limit_train_batches", "train_dataloader"), ("limit_val_batches", "val_dataloader"), ("overfit_batches", "train_dataloader")):
+        for name, loader in (
+            ("limit_train_batches", "train_dataloader"),
+            ("limit_val_batches", "val_dataloader"),
+            ("overfit_batches", "train_dataloader"),
+        ):
             share = getattr(trainer, name)
             if isinstance(share, float) and 0 < share < 1:
                 setattr(trainer, name, max(1, int(share * len(getattr(data, loader)()))))
@@ -226,7 +233,7 @@ def _precision(accelerator: str, asked: Precision) -> str:
             return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"
         fast = accelerator == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"}
         return "bf16-mixed" if fast else "32-true"
-    chosen = names.get(asked, asked)
+    chosen = names.get(str(asked), str(asked))
     lacking = {
         "cpu": ("16-mixed", "16-true", "transformer-engine", "transformer-engine-float16"),
         "mps": ("64-true", "bf16-true", "bf16-mixed", "transformer-engine", "transformer-engine-float16"),

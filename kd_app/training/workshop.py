@@ -72,7 +72,8 @@ class Workshop:
         """Let the student's terms look at both models before either is trained. Raises `RequestError` where a term can't compare them."""
         if self.parts.teacher is not None:
             teacher, student = (
-                create(request, expected_pixels(request, self.seen()), len(self.classes), seed=0) for request in (self.parts.teacher, self.parts.student)
+                create(request, expected_pixels(request, self.seen()), len(self.classes), seed=0)
+                for request in (self.parts.teacher, self.parts.student)
             )
             taught = Taught("student", self.parts.student, student.pixels, self.parts.recipe, teacher)
             build(taught, student, self.data, self.parts.trainer)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
 from tests.training.made import results, teacher_folder

@@ -78,7 +78,14 @@ def test_as_it_comes_a_run_follows_itself_offline_and_asks_nobody(home: Path) ->
     assert ended.out.splitlines()[0].startswith("Data: 10 classes")
     assert ended.out.splitlines()[-1] == "Everything is in run"
     assert {path.name for path in home.iterdir() if not path.name.startswith(".")} == {"run", "stages"}
-    assert {path.name for path in (home / "run").iterdir()} >= {"config.yaml", "results.json", "predictions.parquet", "metrics.csv", "student", "teacher"}
+    assert {path.name for path in (home / "run").iterdir()} >= {
+        "config.yaml",
+        "results.json",
+        "predictions.parquet",
+        "metrics.csv",
+        "student",
+        "teacher",
+    }
 
 
 def test_a_hub_out_of_reach_is_told_soon_and_once(home: Path) -> None:
@@ -108,8 +115,8 @@ def test_a_run_that_is_stopped_says_so_and_the_same_words_go_on(home: Path) -> N
 
 def stopped(folder: Path, number: signal.Signals, *, epochs: int) -> tuple[str, int]:
     """Start the command, send it the signal when it has validated so many epochs; its paragraph and exit code."""
-    running = subprocess.Popen([script("kd-distill"), *ALONE], cwd=folder, env=surroundings(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               text=True)  # fmt: skip
+    command, quiet, told = [script("kd-distill"), *ALONE], subprocess.DEVNULL, subprocess.PIPE
+    running = subprocess.Popen(command, cwd=folder, env=surroundings(folder), stdout=quiet, stderr=told, text=True)
     while validated(folder) < epochs:
         assert running.poll() is None, "it ended before it was stopped"
         time.sleep(0.02)

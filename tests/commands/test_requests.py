@@ -1,8 +1,13 @@
 """A wrong request is one paragraph that names the nearest right one; nothing is read, and nothing is left behind."""
 
+from pathlib import Path
+
 import pytest
 
+from kd_app.config import RequestError
+from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
+from kd_app.training.run import distill
 from kd_app.training.workshop import Workshop
 from tests.commands.call import refused
 
@@ -87,13 +92,21 @@ WRONG = [
     # words that are none
     ("seed", "'seed' can't be read. Expected <setting>=<value>"),
     ("loss=[soft_target", "can't be read. Expected <setting>=<value>"),
-    ("seed=0,1", "To sweep over it, add --multirun"),
     ("seed=${nowhere}", "can't be resolved: Interpolation key 'nowhere' not found"),
 ]
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG, ids=[words for words, _ in WRONG])
 def test_a_wrong_request_is_answered_with_what_is_wrong_and_what_is_right(words: str, said: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        distill(composed("distill", words.split()))
+    assert said in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "said"), [*WRONG[::10], ("seed=0,1", "To sweep over it, add --multirun")])
+def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -> None:
     assert said in refused(*words.split())
 
 

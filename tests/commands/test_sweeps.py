@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -33,7 +34,9 @@ def test_trials_lie_in_numbered_folders_and_nothing_else_does(swept: tuple[Path,
 
 
 def test_trials_share_the_teacher_and_those_of_one_seed_the_control(swept: tuple[Path, str]) -> None:
-    stages = [stage for each in trials(swept[0] / "sweep").values() for stage in each["stages"] if stage["name"] in ("teacher", "labels_only", "student")]
+    stages = [
+        stage for each in trials(swept[0] / "sweep").values() for stage in each["stages"] if stage["name"] in ("teacher", "labels_only", "student")
+    ]
     assert Counter((stage["name"], stage["made"]) for stage in stages) == {
         ("teacher", "made"): 1,
         ("teacher", "found"): 3,
@@ -121,7 +124,7 @@ def test_a_sweep_that_is_wrong_in_all_trials_leaves_nothing(words: str) -> None:
 
 
 def test_a_sweep_without_a_folder_finds_its_own_again(swept: tuple[Path, str]) -> None:
-    words = (*TINY, "-m", "seed=0,1", f"stages={swept[0] / 'stages'}")
+    words = (*TINY, "-m", "loss.soft_target.temperature=1", "seed=0,1", f"stages={swept[0] / 'stages'}")
     done(*words)
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("sweep-")
@@ -137,6 +140,16 @@ def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(swept:
     assert [line[:9] for line in ended.err.splitlines()] == ["Trial 0: ", "Trial 1: "]
     assert "loss.soft_target.temperature was 1, now 3" in ended.err
     assert snapshot(sweep) == before
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code: int) -> None:
+    with patch("kd_app.training.run.distill", side_effect=stop) as started, patch("kd_app.training.sweep.conclude") as concluded:
+        ended = call("-m", "seed=0,1,2", "out=sweep")
+    assert ended.code == code
+    assert "the same command goes on from here" in paragraph(ended.err)
+    assert started.call_count == 1
+    assert not concluded.called
 
 
 def test_words_for_one_run_and_a_sweeps_folder_do_not_go_together(swept: tuple[Path, str]) -> None:

@@ -1,11 +1,13 @@
 """Every YAML under conf/ composes and makes what it names; a new file is tested by being there."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_app.config import RequestError
@@ -34,7 +36,7 @@ def content(choice: str) -> dict[str, Any]:
 
 def test_all_of_conf_is_covered() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} == set(PRIMARY)
-    assert MANY == {"loss", "callbacks", "logger", "controls"}
+    assert sorted(MANY) == ["callbacks", "controls", "logger", "loss"]
     assert len(CHOICES) == len(list(CONF.rglob("*.yaml"))) - len(PRIMARY)
     assert {choice.split("/")[0] for choice in CHOICES} == {path.name for path in CONF.iterdir() if path.is_dir()}
 
@@ -50,18 +52,17 @@ def test_every_primary_configuration_composes_without_hydras_own_part(primary: s
 def test_every_choice_composes_and_its_parts_can_be_made(choice: str) -> None:
     config = composed("distill", chosen(choice))
     assert held(content(choice), at(config, choice))
-    try:
+    for node in config["logger"].values():
+        make(node, Backend)
+    if choice.startswith("trainer/"):  # a machine need not have every device
+        assert re.match(r"^$|.*this machine has", refusal(lambda: parts(config)))
+    else:
         parts(config)
-        for node in config["logger"].values():
-            make(node, Backend)
-    except RequestError as error:
-        assert choice in ("trainer/gpu", "trainer/ddp", "trainer/mps", "trainer/ddp_sim", "logger/mlflow", "logger/tensorboard"), error
-        assert any(text in str(error) for text in ("this machine has", "is not installed")), error
 
 
 def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
     """The part of a configuration that a choice stands for."""
-    group = choice.split("/")[0]
+    group = choice.split("/", maxsplit=1)[0]
     return config if (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith("# @package _global_") else config[group]
 
 
@@ -122,13 +123,20 @@ def test_known_keys_are_those_of_the_choices_made() -> None:
     assert "loss.decoupled.beta" in known_keys("distill", ["loss=[decoupled]", "sed=1"])
 
 
+def refusal(body: Callable[[], Any]) -> str:
+    """What was wrong; nothing where all was right."""
+    try:
+        body()
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=30)
 @given(st.text(alphabet="abcdefgst_.=,[]{}'\"$+~@/:0123456789 -", max_size=20))
 def test_no_word_gets_past_as_anything_but_a_configuration_or_a_refusal(word: str) -> None:
-    try:
-        composed("distill", [word])
-    except RequestError as error:
-        assert "\n" not in str(error).strip()
-        assert str(error).strip()
+    said = refusal(lambda: composed("distill", [word]))
+    assert len(said.splitlines()) < 2
 
 
 def test_an_error_that_nobody_knows_is_told_as_it_is_in_one_line() -> None:

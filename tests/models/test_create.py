@@ -64,7 +64,9 @@ def test_size_and_channels_that_were_asked_for_win_over_the_datas() -> None:
 
 
 def test_small_images_are_used_whole_and_large_ones_cropped_as_timm_crops() -> None:
-    assert expected_pixels(request(name="resnet18"), COLOR).crop == timm.get_pretrained_cfg("resnet18").crop_pct
+    timms = timm.get_pretrained_cfg("resnet18")
+    assert timms is not None
+    assert expected_pixels(request(name="resnet18"), COLOR).crop == timms.crop_pct
     assert expected_pixels(request(name="resnet18"), SEEN).crop == 1.0
 
 
@@ -86,7 +88,7 @@ def test_a_checkpoint_file_gives_its_weights(tmp_path: Path, suffix: str) -> Non
 
 def test_a_folder_gives_weights_arguments_and_pixels_and_a_new_head_for_other_classes(tmp_path: Path) -> None:
     pixels = Pixels(3, 24, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic")
-    shape = {"img_size": (24, 16), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    shape: dict[str, Any] = {"img_size": (24, 16), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     folder = teacher_folder(tmp_path / "model", "vit_tiny_patch16_224", pixels=pixels, **shape)
     same, other = made(checkpoint=folder), made(4, checkpoint=folder)
     assert same.pixels == other.pixels == pixels
@@ -137,7 +139,9 @@ def test_color_weights_serve_gray_images_as_timm_adapts_them(tagged: nn.Module) 
 
 
 def test_a_hub_out_of_reach_is_one_paragraph() -> None:
-    with pytest.raises(RequestError, match=r"The weights of 'test_resnet.r160_in1k' could not be fetched from their hub.*pretrained=false starts") as told:
+    with pytest.raises(
+        RequestError, match=r"The weights of 'test_resnet.r160_in1k' could not be fetched from their hub.*pretrained=false starts"
+    ) as told:
         made(name=TAG)
     assert "\n" not in str(told.value)
 
@@ -175,7 +179,7 @@ def test_weights_that_a_run_left_go_back_into_ones_own_module(tmp_path: Path) ->
     ("asked", "message"),
     [
         ({"factory": lambda: 3}, "gave a int, expected a torch.nn.Module"),
-        ({"factory": lambda: nn.Flatten()}, r"answers two images with \(2, 64\), expected logits of shape \(2, 10\)"),
+        ({"factory": nn.Flatten}, r"answers two images with \(2, 64\), expected logits of shape \(2, 10\)"),
         ({"factory": lambda: Own(3)}, r"answers two images with \(2, 3\), expected logits of shape \(2, 10\)"),
         ({"factory": lambda: nn.Linear(5, 10)}, "can't take images of 1x8x8"),
         ({"factory": lambda num_classes, mood: Own(num_classes)}, "can't be made .*mood"),

@@ -15,7 +15,15 @@ from tests.training.made import GRAY, teacher_folder
 
 
 def request(**asked: Any) -> ModelRequest:
-    plain = {"role": "student", "name": None, "pretrained": "auto", "checkpoint": None, "kwargs": {}, "image_size": None, "factory": None}
+    plain: dict[str, Any] = {
+        "role": "student",
+        "name": None,
+        "pretrained": "auto",
+        "checkpoint": None,
+        "kwargs": {},
+        "image_size": None,
+        "factory": None,
+    }
     return ModelRequest(**{**plain, **asked})
 
 
@@ -46,6 +54,9 @@ def test_where_the_weights_come_from(asked: dict[str, Any], kind: str) -> None:
         ({"name": "resnet8", "pretrained": True}, "timm has no weights for 'resnet8'. Use student.pretrained=false"),
         ({"name": "resnet18", "kwargs": {"blok_size": 2}}, r"student.kwargs=\{'blok_size': 2\} do not fit resnet18: .*blok_size"),
         ({"name": "resnet18", "kwargs": {"blok_size": 2}, "checkpoint": Path("x.pth")}, r"student.kwargs=.* do not fit resnet18: .*blok_size"),
+        ({"name": "resnet18", "kwargs": {"num_classes": 3}}, "student.kwargs.num_classes=3 is not to be set"),
+        ({"name": "resnet18", "kwargs": {"checkpoint_path": "x.pth"}}, "checkpoint_path='x.pth' is not to be set: student.checkpoint says it"),
+        ({"name": "resnet18", "kwargs": {"pretrained": True}}, "student.pretrained says it"),
         ({"name": "local-dir:nowhere"}, "'nowhere' is no model folder for the student"),
         ({"name": "resnet18", "image_size": 0}, "image_size=0 does not fit"),
         ({"name": "resnet18", "pretrained": "maybe"}, "pretrained.*'maybe' does not fit"),
@@ -78,7 +89,9 @@ def test_a_run_stands_for_its_student(tmp_path: Path) -> None:
     assert request(checkpoint=tmp_path).origin.path == tmp_path / "student"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"architecture": "resnet8"}', '{"architecture": "resnet8", "num_classes": 3, "pretrained_cfg": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"architecture": "resnet8"}', '{"architecture": "resnet8", "num_classes": 3, "pretrained_cfg": 1}']
+)
 def test_a_folder_with_another_config_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(RequestError, match="is no model folder for the teacher"):
@@ -89,7 +102,7 @@ def test_a_folder_of_a_module_that_timm_does_not_know_needs_its_factory(tmp_path
     folder = tmp_path / "student"
     save_model(nn.Linear(2, 3), folder, pixels=GRAY, classes=("a", "b", "c"), license="none")
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(RequestError, match="is a Linear, which timm does not know.*Name that factory with student._target_"):
+    with pytest.raises(RequestError, match=r"is a Linear, which timm does not know.*Name that factory with student._target_"):
         request(checkpoint=tmp_path)
     assert request(checkpoint=tmp_path, factory=nn.Linear).origin.path == folder / "model.safetensors"
 

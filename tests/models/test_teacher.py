@@ -42,7 +42,9 @@ def pixels(channels: int = 3, side: int = 8, mean: float = 0.5, std: float = 0.5
 def any_pixels(draw: st.DrawFn) -> Pixels:
     channels = draw(st.sampled_from((1, 3)))
     mean, std = (tuple(draw(SHARES) for _ in range(channels)) for _ in range(2))
-    return Pixels(channels, draw(st.integers(4, 12)), draw(st.integers(4, 12)), mean, std, interpolation=draw(st.sampled_from(("bilinear", "bicubic"))))
+    return Pixels(
+        channels, draw(st.integers(4, 12)), draw(st.integers(4, 12)), mean, std, interpolation=draw(st.sampled_from(("bilinear", "bicubic")))
+    )
 
 
 def raw(channels: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -1,6 +1,8 @@
 """Small runs that are made again and again: a teacher that is there already, data that take no time, and where a run left what."""
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,13 @@ from PIL import Image
 
 import kd_app.models.small  # noqa: F401  (registers the small nets with timm)
 from kd_app.config import Pixels
+from kd_app.config.compose import composed
 from kd_app.models.ship import save_model
-from kd_app.stages import file_sha256
+from kd_app.reporting.console import Console
+from kd_app.stages import Stages, file_sha256
+from kd_app.training.curves import read_curves
+from kd_app.training.parts import parts
+from kd_app.training.workshop import Member, Workshop
 
 DIGITS = tuple("0123456789")
 GRAY = Pixels(1, 8, 8, (0.3,), (0.4,))
@@ -36,6 +43,45 @@ def image_folder(folder: Path, *, images: int, classes: int = 2, side: int = 16)
             pixels = random.integers(0, 128 + 120 * label // max(classes - 1, 1), (side, side, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"class{label}" / f"{number:03d}.png")
     return folder
+
+
+class Listening:
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, float]] = []
+        self.codes: list[int] = []
+
+    def start(self, stage: str, lineage: Mapping[str, Any] | None = None) -> Callable[[dict[str, float], int], None]:
+        return lambda row, step: self.heard.append({"step": step, **row})
+
+    def end(self, stage: str, *, exit_code: int) -> None:
+        self.codes.append(exit_code)
+
+
+@dataclass
+class Trained:
+    """A student that was trained without what comes before and after it: the stage's folder, its curves, what a tracker heard, the model,
+    and the data."""
+
+    folder: Path
+    curves: list[dict[str, float]]
+    heard: list[dict[str, float]]
+    member: Member
+    data: Any
+
+
+def trained(teacher: Path | None, folder: Path, *overrides: str) -> Trained:
+    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, or without any."""
+    taught = ["teacher=none", "loss=[cross_entropy]"] if teacher is None else [f"teacher.checkpoint={teacher}"]
+    fixed = [*taught, f"stages={folder / 'stages'}", "controls=[]", "logger=[]", "trainer=cpu", "trainer.precision=32-true"]
+    config = composed("distill", [*fixed, *overrides])
+    made, listening = parts(config), Listening()
+    shop = Workshop(made, Stages(Path(config["stages"])), Console(silent=True), tracker=listening)
+    shop.prepare_data()
+    student = shop.train("student", shop.ready(made.teacher, seed=0) if made.teacher else None)
+    assert student.folder is not None
+    return Trained(student.folder, list(read_curves(student.folder / "curves.jsonl")), listening.heard, student, shop.data)
 
 
 def student_sha256(out: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.training.optimizer import Constant, Cosine, Linear, MultiStep, Optimizer, Schedule
+from kd_app.training.optimizer import Constant, Cosine, Linear, MultiStep, Optimizer, Schedule, Trained
 
 CONF = Path(__file__).parents[2] / "conf"
 SHARE = st.floats(0, 1)
@@ -60,6 +61,45 @@ def test_biases_and_norms_have_no_weight_decay_and_every_group_knows_its_top_rat
     assert {group["initial_lr"] for group in made.param_groups} == {0.25}
 
 
+def test_weight_decay_leaves_the_position_embedding_of_a_vit_alone_as_timm_does() -> None:
+    vit = timm.create_model("test_vit", num_classes=2, img_size=32)
+    ours = optimizer().make(Trained({"student": vit, "terms": nn.Linear(2, 2)}), from_random=True, fused=False)
+    timms = timm.optim.create_optimizer_v2(vit, opt="adamw", lr=0.1, weight_decay=0.05)
+    names = {id(p): name for name, p in vit.named_parameters()}
+    decayed, expected = (
+        {names[id(p)] for group in each.param_groups if group["weight_decay"] for p in group["params"] if id(p) in names} for each in (ours, timms)
+    )
+    assert decayed == expected
+    assert decayed.isdisjoint({"pos_embed", "cls_token", "head.bias", "norm.weight"})
+    assert "head.weight" in decayed
+
+
+def test_what_is_frozen_is_left_out_and_the_rest_is_trained_once() -> None:
+    model = net()
+    model[0].requires_grad_(False)  # type: ignore[index]
+    made = optimizer().make(model, from_random=True, fused=False)
+    trained = [id(p) for group in made.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def attempted(name: str) -> torch.optim.Optimizer | str:
+    try:
+        return optimizer(name=name, lr=0.25).make(net(), from_random=True, fused=False)
+    except RequestError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", sorted(str(each) for each in timm.optim.list_optimizers()))
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum':UserWarning")
+def test_every_name_of_timms_is_made_or_refused_in_a_paragraph(name: str) -> None:
+    found = attempted(name)
+    if isinstance(found, str):
+        assert name.startswith(("bnb", "fused")), found  # these need a package and a GPU of their own
+        assert f"The optimizer {name} can't be made" in found
+    else:
+        assert {group["initial_lr"] for group in found.param_groups} == {0.25}
+
+
 def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> None:
     auto = optimizer(scratch_lr=0.5, finetune_lr=0.125)
     assert (auto.rate(from_random=True), auto.rate(from_random=False)) == (0.5, 0.125)
@@ -72,6 +112,7 @@ def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> N
 def test_one_kernel_is_used_where_there_is_one_and_it_may(fused: bool) -> None:
     assert {group["fused"] for group in optimizer().make(net(), from_random=True, fused=fused).param_groups} == {fused}
     assert {group["fused"] for group in optimizer(kwargs={"fused": False}).make(net(), from_random=True, fused=fused).param_groups} == {False}
+    assert not any(group["fused"] for group in optimizer(kwargs={"foreach": True}).make(net(), from_random=True, fused=fused).param_groups)
 
 
 def test_arguments_reach_the_optimizer() -> None:
@@ -89,6 +130,9 @@ def test_arguments_reach_the_optimizer() -> None:
         ({"momentum": 1.5}, "momentum=1.5 does not fit"),
         ({"kwargs": {"bets": 1}}, r"The optimizer adamw can't be made with kwargs=\{'bets': 1\}"),
         ({"kwargs": {"betas": [2, 2]}}, "The optimizer adamw can't be made"),
+        ({"kwargs": {"fused": True, "foreach": True}}, "The optimizer adamw can't be made"),
+        ({"kwargs": {"lr": 3}}, "The optimizer adamw can't be made"),
+        ({"kwargs": {"layer_decay": 0.7}}, "optimizer.kwargs.layer_decay is not to be had"),
         ({"speed": 1}, "Optimizer has no setting 'speed'"),
     ],
 )

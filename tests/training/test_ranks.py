@@ -3,41 +3,19 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from kd_app.commands.app import guarded
 from kd_app.config import RequestError
 from kd_app.config.compose import composed
-from kd_app.reporting.console import Console
-from kd_app.stages import Stages
-from kd_app.training.curves import read_curves
-from kd_app.training.parts import parts
 from kd_app.training.ranks import fit_on_ranks
-from kd_app.training.workshop import Workshop
-from tests.training.made import teacher_folder
+from tests.training.made import teacher_folder, trained
 from tests.training.processes import begun, ended, wait_for
 
 VIT = [f"student.kwargs.{key}={value}" for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()]
-
-
-class Listening:
-    """A tracker that remembers."""
-
-    def __init__(self) -> None:
-        self.heard: list[dict[str, float]] = []
-        self.codes: list[int] = []
-
-    def start(self, stage: str, lineage: Mapping[str, Any] | None = None) -> Callable[[dict[str, float], int], None]:
-        return lambda row, step: self.heard.append({"step": step, **row})
-
-    def end(self, stage: str, *, exit_code: int) -> None:
-        self.codes.append(exit_code)
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +28,23 @@ def words(teacher: Path, folder: Path, *more: str) -> list[str]:
     return [*fixed, "trainer.precision=32-true", *more]
 
 
-def trained(teacher: Path, folder: Path, *more: str) -> tuple[Path, list[dict[str, float]], list[dict[str, float]]]:
-    """Train the student; its folder, the curves that were written, and those that were heard of."""
-    config = composed("distill", words(teacher, folder, *more))
-    made, listening = parts(config), Listening()
-    shop = Workshop(made, Stages(Path(config["stages"])), Console(silent=True), tracker=listening)
-    shop.prepare_data()
-    assert made.teacher is not None
-    student = shop.train("student", shop.ready(made.teacher, seed=0))
-    assert student.folder is not None
-    return student.folder, list(read_curves(student.folder / "curves.jsonl")), listening.heard
-
-
 def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(teacher: Path, tmp_path: Path) -> None:
     same = ["student.name=vit_tiny_patch16_224", *VIT, "loss=[cross_entropy,soft_target,attention_transfer]", "optimizer=sgd", "optimizer.lr=0.05"]
     same += ["loss.soft_target.weight=0.1", "loss.attention_transfer.weight=10", "trainer.max_epochs=3", "data.split.validation=0.072"]  # 103 images to validate on: 52 and 51
-    one, curve, _ = trained(teacher, tmp_path / "one", *same, "trainer=cpu", "data.batch_size=64")
-    two, other, heard = trained(teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32")
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
+    one = trained(teacher, tmp_path / "one", *same, "data.batch_size=64")
+    two = trained(teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32")
+    ours, theirs = (each.member.created.model.state_dict() for each in (one, two))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
-    assert heard == other
-    assert [row["step"] for row in other] == [row["step"] for row in curve]
-    validated = [(ours, theirs) for ours, theirs in zip(curve, other, strict=True) if "validation/top1" in ours]
+    assert two.heard == two.curves
+    assert [row["step"] for row in two.curves] == [row["step"] for row in one.curves]
+    validated = [(ours, theirs) for ours, theirs in zip(one.curves, two.curves, strict=True) if "validation/top1" in ours]
     assert len(validated) == 3
-    for ours, theirs in validated:
-        assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-6)
-        for share in ("top1", "agreement"):
-            assert ours[f"validation/{share}"] == theirs[f"validation/{share}"]
-            assert (ours[f"validation/{share}"] * 103) == pytest.approx(round(ours[f"validation/{share}"] * 103), abs=1e-4)
+    for first, second in validated:
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-6)
+        for share in ("validation/top1", "validation/agreement"):
+            assert first[share] == second[share]
+            assert first[share] * 103 == pytest.approx(round(first[share] * 103), abs=1e-4)
 
 
 def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_goes_on(teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -92,10 +58,10 @@ def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_go
     said = capfd.readouterr().err
     assert "Process 1 of 2 failed: ValueError: rank 1 has a fault of its own" in said
     flag.unlink()
-    folder, curve, heard = trained(teacher, tmp_path, *adapted, *broken)
-    assert [row["validation/top1"] >= 0 for row in curve if "validation/top1" in row] == [True, True]
-    assert heard == [row for row in curve if row["epoch"] == 1]
-    assert sorted(path.name for path in folder.iterdir()) == ["curves.jsonl", "model", "stage.json", "training.json"]
+    again = trained(teacher, tmp_path, *adapted, *broken)
+    assert [row["epoch"] for row in again.curves if "validation/top1" in row] == [0, 1]
+    assert again.heard == [row for row in again.curves if row["epoch"] == 1]
+    assert sorted(path.name for path in again.folder.iterdir()) == ["curves.jsonl", "model", "stage.json", "training.json"]
 
 
 def test_a_request_that_only_the_ranks_find_wrong_is_still_a_wrong_request(teacher: Path, tmp_path: Path) -> None:

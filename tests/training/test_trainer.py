@@ -35,7 +35,8 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"), [({"avx512_bf16"}, "bf16-mixed"), ({"amx_bf16", "avx2"}, "bf16-mixed"), (AVX2, "32-true"), ({"avx512f"}, "32-true"), ((), "32-true")]
+    ("flags", "precision"),
+    [({"avx512_bf16"}, "bf16-mixed"), ({"amx_bf16", "avx2"}, "bf16-mixed"), (AVX2, "32-true"), ({"avx512f"}, "32-true"), ((), "32-true")],
 )
 def test_a_cpu_without_bf16_hardware_trains_in_float32(monkeypatch: pytest.MonkeyPatch, flags: Any, precision: str) -> None:
     monkeypatch.setattr("kd_app.training.trainer.cpu_flags", lambda: frozenset(flags))
@@ -99,7 +100,10 @@ def test_what_this_machine_has_not_and_what_is_out_of_range_is_refused(gpus: Any
 def test_an_mps_machine_has_one_device_and_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert settings(accelerator="mps", precision="auto").precision == "32-true"
-    for wrong, message in (({"devices": 2}, "an mps machine has one device"), ({"precision": "bf16"}, r"bf16 is not to be had on this device \(mps\)")):
+    for wrong, message in (
+        ({"devices": 2}, "an mps machine has one device"),
+        ({"precision": "bf16"}, r"bf16 is not to be had on this device \(mps\)"),
+    ):
         with pytest.raises(RequestError, match=message):
             settings(accelerator="mps", **wrong)
 
@@ -121,7 +125,14 @@ def test_a_share_a_number_and_all_are_told_apart(tmp_path: Path) -> None:
 def test_what_does_not_change_the_weights_is_no_part_of_the_identity() -> None:
     plain = settings().identity()
     assert settings(log_every=1, checkpoint_minutes=1, timeout=3, profiler="simple", detect_anomaly=True).identity() == plain
-    for other in ({"max_epochs": 2}, {"precision": "64"}, {"accumulate": 2}, {"gradient_clip": 1.0}, {"limit_train_batches": 3}, {"overfit_batches": 1}):
+    for other in (
+        {"max_epochs": 2},
+        {"precision": "64"},
+        {"accumulate": 2},
+        {"gradient_clip": 1.0},
+        {"limit_train_batches": 3},
+        {"overfit_batches": 1},
+    ):
         assert settings(**other).identity() != plain
 
 

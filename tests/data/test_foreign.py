@@ -1,0 +1,223 @@
+"""Somebody's own data module, served like ours."""
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from kd_app.config import Pixels, RequestError
+from kd_app.data.batch import Batch
+from kd_app.data.foreign import ForeignData
+
+SIZES = {"train": 12, "validation": 7, "test": 5}
+
+
+def images(number: int, channels: int = 3, side: int = 8) -> Tensor:
+    """Image i is i everywhere."""
+    return torch.arange(number, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, channels, side, side).contiguous()
+
+
+class Loader:
+    """Gives these batches."""
+
+    def __init__(self, *batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+class Module(LightningDataModule):
+    """Batches of (image, target), as anybody would write it; `loaders` replaces those of a split."""
+
+    def __init__(self, *, classes: int = 3, channels: int = 3, batch_size: int = 4, **loaders: Any) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.diary: list[str] = []
+        self.sets = {name: TensorDataset(images(n, channels), torch.arange(n) % classes) for name, n in SIZES.items()}
+        self.loaders = loaders
+
+    def prepare_data(self) -> None:
+        self.diary.append("prepare")
+
+    def setup(self, stage: str) -> None:
+        self.diary.append(stage)
+
+    def loader(self, split: str, **more: Any) -> Any:
+        return self.loaders[split] if split in self.loaders else DataLoader(self.sets[split], self.batch_size, **more)
+
+    def train_dataloader(self) -> Any:
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return self.loader("validation")
+
+    def test_dataloader(self) -> Any:
+        return self.loader("test")
+
+
+def served(module: LightningDataModule | None = None, **kwargs: Any) -> ForeignData:
+    data = ForeignData(module or Module(**kwargs))
+    data.list()
+    data.load(None)
+    return data
+
+
+def gathered(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    found = list(batches)
+    assert all(isinstance(batch, Batch) for batch in found)
+    return torch.cat([b.image for b in found]), torch.cat([b.target for b in found]), torch.cat([b.index for b in found])
+
+
+def order(data: ForeignData) -> list[float]:
+    """The images of an epoch of training, in its order."""
+    return [value for image, _ in data.train_dataloader() for value in image[:, 0, 0, 0].tolist()]
+
+
+def test_it_is_prepared_and_set_up_before_anything_is_read() -> None:
+    module = Module()
+    served(module)
+    assert module.diary == ["prepare", "fit", "test"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_splits_images_are_numbered_in_their_order(split: str) -> None:
+    data = served()
+    for _ in range(2):
+        image, target, index = gathered(data.evaluation(split, None))
+        assert index.tolist() == list(range(SIZES[split]))
+        assert torch.equal(image[:, 0, 0, 0], index.float())
+        assert torch.equal(target, index % 3)
+    assert torch.equal(gathered(data.val_dataloader())[2], gathered(data.evaluation("validation", None))[2])
+    assert [data.files[number] for number in (0, 3)] == ["0", "3"]
+
+
+def test_what_it_holds_is_known() -> None:
+    data = served(channels=1)
+    assert (data.channels, data.size, data.batch_size, data.sizes) == (1, 8, 4, SIZES)
+    assert data.pixel_statistics() == ((0.0,), (1.0,))
+    assert len(data.evaluation("validation", None)) == 2
+    assert len(data.train_dataloader()) == 3
+
+
+@pytest.mark.parametrize("attribute", ["classes", "class_names"])
+def test_class_names_are_the_modules_own(attribute: str) -> None:
+    module = Module()
+    setattr(module, attribute, ["cat", "dog", "eel"])
+    assert served(module).classes == ("cat", "dog", "eel")
+
+
+def test_without_names_the_classes_are_counted() -> None:
+    assert served(classes=5).classes == ("0", "1", "2", "3", "4")
+    assert len(served(test=Loader((images(2), torch.tensor([0, 6])))).classes) == 7
+
+
+def test_shares_of_classes_are_counted_by_their_columns() -> None:
+    """The last class may lead in no image that is looked at."""
+    shares = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.1, 0.8, 0.1, 0.0]])
+    measured = Loader((images(2), torch.tensor([0, 1])))
+    assert len(served(train=Loader((images(2), shares)), validation=measured, test=measured).classes) == 4
+
+
+def test_batches_of_our_kind_are_taken_as_they_are() -> None:
+    own = Batch(images(2), torch.tensor([1, 0]), torch.tensor([41, 17]), labeled=torch.tensor([True, False]))
+    _, _, index = gathered(served(validation=Loader(own)).evaluation("validation", None))
+    assert index.tolist() == [41, 17]
+
+
+# -- the order of an epoch ---------------------------------------------------------------------------------------------------------------------------
+
+
+def bound(seed: int, epoch: int = 0) -> ForeignData:
+    data = served()
+    data.bind(Pixels(3, 8, 8, (0.0,) * 3, (1.0,) * 3), order_seed=seed)
+    trainer: Any = SimpleNamespace(current_epoch=epoch)
+    data.trainer = trainer
+    return data
+
+
+def test_the_order_of_an_epoch_follows_from_its_seed_and_its_number_alone() -> None:
+    torch.manual_seed(1)
+    first = order(bound(3))
+    torch.manual_seed(2)
+    assert order(bound(3)) == first
+    assert sorted(first) == list(range(SIZES["train"]))
+    assert len({tuple(order(bound(seed, epoch))) for seed in (3, 4) for epoch in (0, 1)}) == 4
+
+
+def test_reading_it_leaves_the_global_random_state_alone() -> None:
+    data = bound(3)
+    before = torch.get_rng_state()
+    order(data)
+    gathered(data.evaluation("train", None))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ((images(2).to(torch.uint8), torch.tensor([0, 1])), r"\(2, 3, 8, 8\), torch.uint8. Expected float images"),
+        ((images(2)[:, 0], torch.tensor([0, 1])), r"\(2, 8, 8\), torch.float32. Expected float images \[B, C, H, W\]"),
+        ({"image": images(2), "label": torch.tensor([0, 1])}, "is a dict. Expected"),
+        ((images(2), torch.tensor([0, 1]), torch.tensor([0, 1])), r"is a tuple. Expected \(image, target\), two tensors"),
+        ((images(2), [0, 1]), "two tensors"),
+        (images(2), "is a Tensor. Expected"),
+    ],
+)
+def test_batches_of_another_kind_are_refused(batch: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        served(train=Loader(batch))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(("loader", "said"), [(None, "NoneType"), ([DataLoader([1]), DataLoader([1])], "list"), ({"a": DataLoader([1])}, "dict")])  # type: ignore[arg-type]
+def test_none_or_several_loaders_are_refused(split: str, loader: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=f"gives {said} as its {split} loader. Expected one loader"):
+        served(**{split: loader})
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16)])
+def test_a_model_that_wants_another_size_is_refused(channels: int, side: int) -> None:
+    with pytest.raises(RequestError, match=f"gives 3x8x8 images, and this model wants {channels}x{side}x{side}"):
+        served().bind(Pixels(channels, side, side, (0.0,) * channels, (1.0,) * channels), order_seed=0)
+
+
+# -- what it is --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def changed(split: str, what: int) -> Module:
+    module = Module()
+    tensors = [tensor.clone() for tensor in module.sets[split].tensors]
+    tensors[what][0] += 1
+    module.sets[split] = TensorDataset(*tensors)
+    return module
+
+
+def test_the_fingerprint_is_that_of_the_data_and_not_of_the_moment() -> None:
+    first = served().fingerprint
+    torch.manual_seed(9)
+    assert served().fingerprint == first
+    others = [served(changed(split, what)).fingerprint for split, what in (("validation", 1), ("test", 1))]
+    whole = Module(batch_size=SIZES["train"])
+    shown = Module(batch_size=SIZES["train"])
+    shown.sets["train"] = changed("train", 0).sets["train"]
+    assert len({first, *others, served(whole).fingerprint, served(shown).fingerprint}) == 5
+
+
+def test_targets_of_the_measured_splits_are_known_after_loading() -> None:
+    data = served()
+    for split in ("validation", "test"):
+        assert np.array_equal(gathered(data.evaluation(split, None))[1].numpy(), np.arange(SIZES[split]) % 3)
+        assert data.sizes[split] == SIZES[split]

@@ -1,0 +1,121 @@
+"""A net, terms and a data module of nobody's in particular, for trainings of a moment."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kd_app.config import Pixels
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.cross_entropy import CrossEntropy
+from kd_app.losses.soft_target import SoftTarget
+from kd_app.models.outputs import Outputs
+from kd_app.models.teacher import FrozenTeacher
+from kd_app.training.module import Distillation
+from kd_app.training.optimizer import Constant, Optimizer, Schedule
+from kd_app.training.terms import WeightedTerms
+
+CLASSES = 3
+PIXELS = Pixels(1, 6, 6, (0.0,), (1.0,))
+
+
+class Net(nn.Module):
+    """Dropout, BatchNorm and a head over 6x6 images."""
+
+    def __init__(self, num_classes: int = CLASSES, width: int = 8, drop: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, width, 3, stride=2)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(drop)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.drop(self.norm(self.conv(image)).relu().mean(dim=(2, 3))))  # type: ignore[no-any-return]
+
+
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+class OwnData(pl.LightningDataModule):
+    """Somebody's own images, (image, target), float and ready: squares whose brightness is their class."""
+
+    def __init__(self, batch_size: int = 8, images: int = 40, shuffle: bool = True) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        draw = torch.Generator().manual_seed(0)
+        target = torch.arange(images) % CLASSES
+        image = target.view(-1, 1, 1, 1) - 1 + 0.3 * torch.randn(images, 1, 6, 6, generator=draw)
+        self.sets = {name: TensorDataset(image + shift, target) for name, shift in (("train", 0.0), ("validation", 0.1), ("test", 0.2))}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.sets["train"], self.batch_size, shuffle=self.shuffle, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.sets["validation"], self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.sets["test"], self.batch_size)
+
+
+class Given(LossTerm):
+    """What a function says of student, teacher and batch."""
+
+    level: ClassVar[Level] = "output"
+
+    def __init__(self, function: Callable[[Outputs, Outputs, Batch], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return self.function(student, teacher, batch)
+
+
+def terms(weight: float = 2.0, **more: LossTerm) -> WeightedTerms:
+    """Cross-entropy, soft targets times `weight`, and `more`."""
+    chosen = {"cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None), "soft_target": SoftTarget(temperature=4.0), **more}
+    return WeightedTerms(chosen, {name: weight if name == "soft_target" else 1.0 for name in chosen})
+
+
+def optimizer(**changed: Any) -> Optimizer:
+    plain = {"name": "momentum", "lr": 0.1, "scratch_lr": 0.1, "finetune_lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "kwargs": {}}
+    return Optimizer(**{**plain, **changed})
+
+
+def distillation(student: nn.Module | None = None, teacher: nn.Module | None = None, **changed: Any) -> Distillation:
+    """A module of `Net`s that learns from a net with other weights."""
+    chosen: WeightedTerms = changed.pop("terms", None) or terms()
+    held = FrozenTeacher(teacher or seeded(lambda: Net(width=12), 1), reads=chosen.teacher_reads, pixels=PIXELS, sees=PIXELS)
+    schedule: Schedule = changed.pop("schedule", None) or Constant(warmup=0.0)
+    made = {"teacher": held, "num_classes": CLASSES, "optimizer": optimizer(), "schedule": schedule, "log_every": 1, **changed}
+    return Distillation(student or seeded(Net), terms=chosen, **made)
+
+
+class Rows(pl.loggers.Logger):
+    """A logger that remembers."""
+
+    name = "rows"
+    version = "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.rows.append({"step": float(step or 0), **metrics})
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def plain_trainer(logger: Any = False, **more: Any) -> pl.Trainer:
+    """Lightning's own, as anybody would make it."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    return pl.Trainer(**{**quiet, "max_epochs": 2, "logger": logger, "log_every_n_steps": 1, **more})

@@ -1,0 +1,257 @@
+"""The public LightningModule, used by anybody's Trainer on anybody's data."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_app.config import RunError
+from kd_app.training.fit import quiet
+from kd_app.training.module import Answers
+from kd_app.training.optimizer import Cosine, Linear
+from kd_app.training.terms import WeightedTerms
+from tests.training.small_parts import CLASSES, Given, Net, OwnData, Rows, distillation, optimizer, plain_trainer, seeded, terms
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Lightning's advice about worker processes is no concern of these tests."""
+    with quiet():
+        yield
+
+
+def fitted(module: pl.LightningModule, data: OwnData | None = None, **more: Any) -> list[dict[str, float]]:
+    rows = Rows()
+    plain_trainer(rows, **more).fit(module, datamodule=data or OwnData())
+    return rows.rows
+
+
+def curve(rows: list[dict[str, float]], name: str) -> list[float]:
+    return [row[name] for row in rows if name in row]
+
+
+def test_a_plain_trainer_distills_on_batches_of_image_and_target() -> None:
+    module = distillation()
+    rows = fitted(module, max_epochs=6)
+    losses = curve(rows, "train/loss")
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    validated = [row for row in rows if "validation/top1" in row]
+    assert [row["step"] for row in validated] == [5, 10, 15, 20, 25, 30]
+    assert set(validated[0]) == {"step", "epoch", *(f"validation/{name}" for name in ("top1", "top5", "balanced_accuracy", "nll", "ece"))}
+    assert validated[-1]["validation/top1"] > 0.5
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms_that_are_logged_by_name() -> None:
+    for weight in (0.0, 2.0):
+        rows = fitted(distillation(terms=terms(weight)))
+        for row in rows:
+            if "train/loss" in row:
+                assert row["train/loss"] == pytest.approx(row["train/cross_entropy"] + weight * row["train/soft_target"], rel=1e-5)
+                assert row["train/soft_target"] > 0
+
+
+def test_without_a_teacher_it_is_supervised_training() -> None:
+    alone = WeightedTerms({"cross_entropy": terms().terms["cross_entropy"]}, {"cross_entropy": 1.0})  # type: ignore[dict-item]
+    module = distillation(terms=alone)
+    module.teacher = None
+    losses = curve(fitted(module, max_epochs=6), "train/loss")
+    assert losses[-1] < losses[0]
+
+
+class Modes(pl.Callback):
+    """Notes in which mode the student trains and validates."""
+
+    def __init__(self) -> None:
+        self.training: list[bool] = []
+        self.validating: list[bool] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.training += [module.training for module in pl_module.student.modules()]
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validating += [module.training for module in pl_module.student.modules()]
+
+
+def test_the_student_trains_in_train_mode_after_a_validation_too() -> None:
+    """Fault 4 of other toolkits: the student is left in eval mode after the first validation."""
+    modes = Modes()
+    fitted(distillation(), max_epochs=3, callbacks=[modes])
+    assert all(modes.training)
+    assert not any(modes.validating)
+    assert (len(modes.training), len(modes.validating)) == (3 * 5 * 5, 3 * 5 * 5 + 2 * 5)  # epochs, batches, modules; and a look before the start
+
+
+def test_the_teacher_is_neither_trained_nor_changed() -> None:
+    module = distillation(student=seeded(lambda: Net(drop=0.5)))
+    assert module.teacher is not None
+    before = deepcopy(module.teacher.model.state_dict())
+    fitted(module)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.teacher.model.state_dict().items())
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"student"}
+
+
+def test_a_checkpoint_holds_no_tensor_of_the_teacher(tmp_path: Path) -> None:
+    """Fault 10 of other toolkits: teacher weights in every checkpoint."""
+    module = distillation(teacher=seeded(lambda: Net(width=500), 1))
+    trainer = plain_trainer()
+    trainer.fit(module, datamodule=OwnData())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").stat().st_size < 20_000
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in content["state_dict"]} == {"student"}
+    shapes = [tuple(tensor.shape) for tensor in _tensors(content)]
+    assert shapes
+    assert not any(500 in shape for shape in shapes)
+
+
+def _tensors(node: Any) -> Iterator[Tensor]:
+    if isinstance(node, Tensor):
+        yield node
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from _tensors(inner)
+
+
+# -- terms that teach nothing ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_that_is_its_teacher_is_told_which_term_is_zero() -> None:
+    with pytest.raises(RunError, match="The loss term soft_target is exactly zero in the first steps: student and teacher already agree"):
+        fitted(distillation(student=seeded(linear), teacher=seeded(linear)))
+
+
+def test_a_student_that_comes_in_eval_mode_trains_all_the_same() -> None:
+    modes = Modes()
+    fitted(distillation(student=seeded(Net).eval()), callbacks=[modes])
+    assert all(modes.training)
+
+
+def test_a_term_without_a_gradient_for_the_student_stops_the_run_by_name() -> None:
+    for deaf in (lambda s, t, b: t.logits.square().mean(), lambda s, t, b: s.logits.detach().square().mean() + 0 * s.logits.sum()):
+        with pytest.raises(RunError, match="The loss term deaf gives the student no gradient in the first steps"):
+            fitted(distillation(terms=terms(deaf=Given(deaf))))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_term_that_is_not_finite_stops_the_run_by_name(value: float) -> None:
+    with pytest.raises(RunError, match=f"The loss term wild is {value} in the first steps"):
+        fitted(distillation(terms=terms(wild=Given(lambda s, t, b: s.logits.mean().abs() * value))))
+
+
+def wild_from(progress: float) -> Given:
+    return Given(lambda s, t, b: s.logits.square().mean() * (float("nan") if b.progress > progress else 1.0))
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 1000])
+def test_a_term_that_becomes_nan_later_stops_the_run_by_name(log_every: int) -> None:
+    with pytest.raises(RunError, match=r"The loss term wild is not finite at step \d+. Lower optimizer.lr, or set trainer.gradient_clip"):
+        fitted(distillation(terms=terms(wild=wild_from(0.55)), log_every=log_every))
+
+
+def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
+    class Saves(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    with pytest.raises(RunError, match="wild is not finite"):
+        fitted(distillation(terms=terms(wild=wild_from(0.55)), log_every=1000), callbacks=[Saves()])
+    for path in tmp_path.iterdir():
+        state = torch.load(path, weights_only=True)["state_dict"]
+        assert all(bool(tensor.isfinite().all()) for tensor in state.values()), path
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_term_that_weighs_nothing_is_only_watched() -> None:
+    watched = terms(zero=Given(lambda s, t, b: 0 * s.logits.sum()))
+    watched.weights["zero"] = 0.0
+    assert set(curve(fitted(distillation(terms=watched)), "train/zero")) == {0.0}
+
+
+# -- steps -------------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_learning_rate_follows_the_schedule_step_by_step(accumulate: int) -> None:
+    schedule, epochs = Cosine(warmup=0.25, final=0.1), 4
+    rows = fitted(distillation(schedule=schedule), max_epochs=epochs, accumulate_grad_batches=accumulate)
+    steps = epochs * -(-5 // accumulate)  # 5 batches an epoch; an epoch's last step may have fewer
+    found = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+    assert found == {step: pytest.approx(0.1 * schedule.factor((step - 0.5) / steps)) for step in range(1, steps + 1)}
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, CLASSES))
+
+
+def test_two_batches_a_step_are_one_batch_twice_as_large() -> None:
+    modules = [distillation(student=seeded(linear)) for _ in range(2)]
+    fitted(modules[0], OwnData(8, images=32, shuffle=False), accumulate_grad_batches=2)
+    fitted(modules[1], OwnData(16, images=32, shuffle=False))
+    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "lamb"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_with_every_optimizer_in_every_precision(name: str, precision: Any) -> None:
+    class Norms(pl.Callback):
+        largest = 0.0
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            norms = torch.stack([p.grad.norm() for p in pl_module.parameters() if p.grad is not None])
+            self.largest = max(self.largest, float(norms.norm()))
+
+    norms = Norms()
+    module = distillation(optimizer=optimizer(name=name), terms=terms(100.0))
+    fitted(module, gradient_clip_val=0.05, precision=precision, callbacks=[norms])
+    assert norms.largest > 0.05  # what comes before the clipping
+    before = seeded(Net).state_dict()
+    if name == "momentum":
+        moved = sum((tensor - before[key]).square().sum() for key, tensor in module.student.state_dict().items() if "norm." not in key)
+        assert 0 < float(moved) ** 0.5 <= 10 * 0.1 * 0.05 + 1e-6
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_the_losses_are_computed_in_float32_at_least(precision: Any) -> None:
+    seen = set()
+
+    def notes(student: Any, teacher: Any, batch: Any) -> Tensor:
+        seen.add((student.logits.dtype, teacher.logits.dtype))
+        return student.logits.square().mean()
+
+    rows = fitted(distillation(terms=terms(noted=Given(notes))), precision=precision)
+    assert seen == {(torch.float64,) * 2 if precision == "64-true" else (torch.float32,) * 2}
+    assert all(0 <= value <= 1 for value in curve(rows, "validation/top1"))
+
+
+def test_a_step_draws_its_dropout_from_seed_and_position_alone() -> None:
+    class Draws(pl.Callback):
+        def __init__(self) -> None:
+            self.found: list[float] = []
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            torch.rand(int(torch.randint(1, 9, ())))  # whoever else draws does not matter
+
+    def weights(seed: int, callbacks: list[Any]) -> list[Tensor]:
+        module = distillation(student=seeded(lambda: Net(drop=0.5)), seed=seed)
+        fitted(module, OwnData(shuffle=False), callbacks=callbacks)
+        return [p.detach() for p in module.student.parameters()]
+
+    first, same, other = weights(1, []), weights(1, [Draws()]), weights(2, [])
+    assert all(torch.equal(one, two) for one, two in zip(first, same, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+
+
+def test_a_training_without_an_end_is_refused() -> None:
+    with pytest.raises(RunError, match="The schedule needs a number of epochs"):
+        fitted(distillation(schedule=Linear(warmup=0.0, final=0.0)), max_epochs=-1, max_steps=3)
+
+
+def test_stored_answers_are_found_by_the_images_number() -> None:
+    answers = Answers(torch.tensor([2, 5, 9]), torch.tensor([[2.0], [5.0], [9.0]]))
+    assert answers.of(torch.tensor([9, 2, 2, 5])).flatten().tolist() == [9.0, 2.0, 2.0, 5.0]
