@@ -80,7 +80,7 @@ class _Stopped(BaseException):
     """Somebody stopped a trial: no more trials."""
 
 
-def guarded(body: Callable[[], None], *, about: str = "") -> int:
+def guarded(body: Callable[[], object], *, about: str = "") -> int:
     """Run `body`; its ending as an exit code, with one paragraph on stderr where it did not go well, that begins with what it is `about`."""
     goes_on = "What was done is kept: the same command goes on from here."
     try:

@@ -131,13 +131,14 @@ def _row(path: Path) -> dict[str, Any]:
         results = read(path / RESULTS)
     except RequestError as error:
         return {"path": str(path), "status": "unreadable", "reason": str(error)}
-    return {"path": str(path), **dict(_flat(results.model_dump(mode="json")))}
+    return {"path": str(path), **dict(flat(results.model_dump(mode="json")))}
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``(dotted key, value)`` of every leaf of nested mappings; an empty mapping is a leaf."""
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

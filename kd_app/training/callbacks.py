@@ -36,8 +36,8 @@ class Keep(Checkpoint):
     student's best weights.
 
     The best epoch is the one with the highest validation top1, of equals the one with the lowest nll; the weights are those that were validated,
-    which is the average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that validation; nor between
-    two optimizer steps: gradients that were accumulated would be lost.
+    which is the average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that
+    validation; nor between two optimizer steps: gradients that were accumulated would be lost.
     Ctrl-C and SIGTERM end the training after its present step, or after the validation that is under way, with `Stopped`; a second one at once. Of
     several ranks each ends at once.
     """

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kd_app.config import RequestError, RunError
-
-FAILED, REFUSED = 1, 2
-"""Exit codes: the training failed; the request is wrong."""
+from kd_app.training.ranks import FAILED, REFUSED
 
 
 def main() -> None:

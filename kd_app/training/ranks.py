@@ -14,9 +14,11 @@ from kd_app.config import RequestError, RunError
 from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import resumed
-from kd_app.training.rank import REFUSED
 
 JOB = "job.json"
+FAILED, REFUSED = 1, 2
+"""Exit codes of a rank: the training failed; the request is wrong."""
+
 _POLL = 0.3
 
 

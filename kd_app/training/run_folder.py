@@ -11,6 +11,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from kd_app.config import RequestError
+from kd_app.reporting.runs import flat
 from kd_app.stages import write_atomically
 
 CONFIG = "config.yaml"
@@ -139,14 +140,6 @@ def _same(out: Path, config: Mapping[str, Any]) -> None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """``(key, before, now)`` for every dotted key whose value decides the run and differs."""
-    first, second = dict(_flat(before)), dict(_flat(now))
+    first, second = dict(flat(before)), dict(flat(now))
     keys = [key for key in {**first, **second} if not any(key == free or key.startswith(f"{free}.") for free in _FREE)]
     return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shares import measure_a_share
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from kd_app.metrics import measures
 from kd_app.metrics.scores import ranks
+from tests.metrics.shares import measure_a_share
 
 
 def made(num_images: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def test_any_timm_model_shows_its_fields_in_one_pass_with_their_gradient(
     assert hooks_of(net) == 0
     tensors = (outputs.logits, outputs.embedding, *outputs.features, *outputs.pre_activation)
     assert all(tensor.requires_grad for tensor in tensors)
-    torch.stack([(tensor - 1).square().sum() for tensor in tensors]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([(tensor - 1).square().sum() for tensor in tensors]).sum().backward()
     first, head = next(p for p in net.parameters() if p.dim() == 4), [p for p in net.parameters() if p.dim() > 1][-1]
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in (first, head))
 
@@ -240,7 +240,7 @@ def test_training_under_bfloat16_autocast_in_channels_last_gives_finite_gradient
     parts = [wide.classifier(wide.embedding), *wide.features, *wide.pre_activation, *(part for t in wide.tokens for part in t)]
     parts += [part for a in wide.attention for part in (a.query, a.key, a.value)]
     assert all(part.dtype == torch.float32 for part in parts)
-    torch.stack([part.square().mean() for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([part.square().mean() for part in parts]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
 
 

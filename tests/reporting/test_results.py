@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from runs_made import THREE, logits_and_target, made
 
 from kd_app.config import RequestError
 from kd_app.metrics import figures
 from kd_app.reporting.results import Results, json_schema, read, write
+from tests.reporting.runs_made import THREE, logits_and_target, made
 
 
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from runs_made import THREE, logits_and_target, made
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
@@ -17,6 +16,7 @@ from kd_app.models.ship import save_model
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import load_run, load_runs, write_curves, write_predictions
 from kd_app.stages import file_sha256
+from tests.reporting.runs_made import THREE, logits_and_target, made
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import io
 
 import pytest
 from rich.console import Console, RenderableType
-from runs_made import THREE, made
 
 from kd_app.reporting.tables import Trial, summary, sweep
+from tests.reporting.runs_made import THREE, made
 
 
 def text(renderable: RenderableType, width: int = 80) -> str:

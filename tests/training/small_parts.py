@@ -70,12 +70,13 @@ class Given(LossTerm):
 
     level: ClassVar[Level] = "output"
 
-    def __init__(self, function: Callable[[Outputs, Outputs, Batch], Tensor]) -> None:
+    def __init__(self, function: Callable[[Any, Any, Batch], Any]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        return self.function(student, teacher, batch)
+        loss: Tensor = self.function(student, teacher, batch)
+        return loss
 
 
 def terms(weight: float = 2.0, **more: LossTerm) -> WeightedTerms:

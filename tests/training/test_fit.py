@@ -21,7 +21,7 @@ from tests.models.test_request import request
 from tests.training.made import GRAY, teacher_folder, trained
 
 SMALL = ("data.batch_size=256", "student.name=resnet8", "trainer.max_epochs=3")
-VIT = {"patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2}
+VIT: dict[str, Any] = {"patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ class Notes:
         monkeypatch.setattr(Distillation, "validation_step", validation)
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor], **tolerance: float) -> None:
+def same(one: dict[str, Tensor], other: dict[str, Tensor], **tolerance: Any) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, **tolerance, msg=name)
@@ -66,7 +66,12 @@ def test_the_epoch_that_validates_best_ships_and_the_test_set_is_not_looked_at(
     """Fault 8 of other toolkits: the best epoch is chosen on the test set."""
     seen: list[str] = []
     plain = ImageData.rows
-    monkeypatch.setattr(ImageData, "rows", lambda data, split: seen.append(split) or plain(data, split))
+
+    def rows(data: ImageData, split: Any) -> Any:
+        seen.append(split)
+        return plain(data, split)
+
+    monkeypatch.setattr(ImageData, "rows", rows)
     notes = Notes(monkeypatch)
     for name, values in {"Top1": [0.3, 0.9, 0.9, 0.9, 0.5], "NegativeLogLikelihood": [1.0, 2.0, 1.5, 1.5, 0.1]}.items():
         scores = iter(values)
@@ -182,7 +187,7 @@ def test_attention_relations_are_those_of_the_teachers_chosen_block(block: int, 
 def test_a_block_that_the_teacher_has_not_is_refused_by_its_number(tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "teacher", "vit_tiny_patch16_224", **VIT, img_size=8)
     student = ["student.name=vit_tiny_patch16_224", *kwargs_of("student", VIT), "loss.attention_relation.relation_heads=4"]
-    with pytest.raises(RequestError, match="teacher_block=-9 counts from the teacher's last block, and it has 4. Expected -1 to -4"):
+    with pytest.raises(RequestError, match=r"teacher_block=-9 counts from the teacher's last block, and it has 4\. Expected -1 to -4"):
         trained(folder, tmp_path, *student, "loss=[cross_entropy,attention_relation]", "loss.attention_relation.teacher_block=-9")
 
 

@@ -101,11 +101,10 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(words: Callable[..., tuple[l
     assert not list(Path(log).parent.rglob("last.ckpt"))
 
 
-def test_images_that_worker_processes_read_are_the_same_after_a_kill(
-    words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path
-) -> None:
+def test_images_that_worker_processes_read_are_the_same_after_a_kill(words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path) -> None:
     images = image_folder(tmp_path / "images", images=60)
-    folder = [f"data.root={images}", "data=folder", "data.num_workers=2", "data.cache=none", "data.batch_size=8", "teacher=none", "trainer.max_epochs=2"]
+    folder = [f"data.root={images}", "data=folder", "data.num_workers=2", "data.cache=none", "data.batch_size=8"]
+    folder += ["teacher=none", "trainer.max_epochs=2"]
     whole, out, log = words("whole")
     whole = [word for word in whole if not word.startswith(("teacher", "loss", "trainer.max_epochs", "data."))] + [*folder, "loss=[cross_entropy]"]
     assert distilled(whole, log) == 0, Path(log).read_text()

@@ -1,0 +1,171 @@
+"""Modules and data of one's own: as objects from a notebook, or by name."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import kd_app
+from kd_app.config import RequestError
+from kd_app.reporting.runs import Run
+from kd_app.training.curves import read_curves
+from tests.training.made import results, stage, student_sha256
+from tests.training.processes import distilled
+from tests.training.small_parts import CLASSES, Net, OwnData, seeded
+
+PARTS = "tests.training.small_parts"
+QUICK = ("logger=[]", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=3", "optimizer.lr=0.05")
+
+
+def places(folder: Path) -> list[str]:
+    return [f"out={folder / 'out'}", f"stages={folder / 'stages'}"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, nn.Module, Path]:
+    """A run of three objects; the student and the teacher as they were handed over."""
+    folder = tmp_path_factory.mktemp("objects")
+    teacher, student = seeded(lambda: Net(width=12), 1), seeded(lambda: Net(drop=0.3), 2)
+    run = kd_app.distill(*QUICK, *places(folder), "trainer.log_every=1", teacher=teacher, student=student, data=OwnData())
+    return run, teacher, student, folder
+
+
+def test_three_objects_make_a_run_with_its_proof(finished: Any) -> None:
+    run, teacher, *_ = finished
+    told = results(run.path)
+    assert told["status"] == "finished"
+    assert told["data"]["classes"] == [str(number) for number in range(CLASSES)]
+    assert set(told["models"]) == {"teacher", "labels_only", "student"}
+    assert told["models"]["teacher"]["params"] == sum(parameter.numel() for parameter in teacher.parameters())
+    assert {"retention", "gain", "agreement"} <= set(told["test"]["pair"])
+    assert told["test"]["num_images"] == 40
+    assert len(run.predictions) == 40
+
+
+def test_what_was_handed_over_is_left_as_it_was(finished: Any) -> None:
+    _, teacher, student, _ = finished
+    for module, fresh in ((teacher, seeded(lambda: Net(width=12), 1)), (student, seeded(lambda: Net(drop=0.3), 2))):
+        for name, tensor in fresh.state_dict().items():
+            assert torch.equal(module.state_dict()[name], tensor), name
+        assert all(parameter.requires_grad for parameter in module.parameters())
+        assert module.training
+
+
+def test_control_and_student_start_from_the_same_weights_and_end_with_others(finished: Any) -> None:
+    run, _, student, _ = finished
+    records = {role: json.loads((stage(run.path, role) / "training.json").read_text()) for role in ("labels_only", "student")}
+    assert records["labels_only"]["weights"] == records["student"]["weights"]
+    ends = [load_file(stage(run.path, role) / "model" / "model.safetensors") for role in ("labels_only", "student")]
+    assert not torch.equal(ends[0]["head.weight"], ends[1]["head.weight"])
+    for end in ends:
+        assert not torch.equal(end["head.weight"], student.state_dict()["head.weight"])
+
+
+def test_control_and_student_see_the_images_in_the_same_order(finished: Any) -> None:
+    run, *_ = finished
+    first = [next(read_curves(stage(run.path, role) / "curves.jsonl")) for role in ("labels_only", "student")]
+    assert first[0]["train/cross_entropy"] == first[1]["train/cross_entropy"]
+
+
+def test_what_ships_is_weights_and_what_they_are(finished: Any) -> None:
+    run, *_ = finished
+    shipped = run.path / "student"
+    again = Net(drop=0.3)
+    again.load_state_dict(load_file(shipped / "model.safetensors"))
+    assert json.loads((shipped / "config.json").read_text())["architecture"] == "Net"
+
+
+def test_the_same_objects_again_find_the_run_done_and_others_are_refused(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run, teacher, student, folder = finished
+    before = (run.path / "results.json").read_bytes()
+    again = kd_app.distill(*QUICK, *places(folder), "trainer.log_every=1", teacher=teacher, student=student, data=OwnData())
+    assert again.path == run.path
+    assert (run.path / "results.json").read_bytes() == before
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="another configuration"):
+        kd_app.distill(*QUICK, *places(folder), "trainer.log_every=1", student=student, data=OwnData())
+
+
+def test_the_callers_random_numbers_are_not_disturbed(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    alone = ["teacher=none", "loss=[cross_entropy]", "trainer.max_epochs=1"]
+    kd_app.distill(*QUICK, *places(tmp_path), *alone, student=Net(drop=0.3), data=OwnData())
+    drawn = torch.get_rng_state()
+    torch.manual_seed(4)
+    Net(drop=0.3)
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert not torch.equal(drawn, state)
+
+
+def test_without_a_teacher_the_results_speak_of_none(tmp_path: Path) -> None:
+    run = kd_app.distill(*QUICK, *places(tmp_path), "teacher=none", "loss=[cross_entropy]", student=Net(), data=OwnData())
+    told = results(run.path)
+    assert set(told["models"]) == {"student"}
+    for split in ("validation", "test"):
+        assert (told[split]["teacher"], told[split]["labels_only"], told[split]["pair"]) == (None, None, None)
+        assert told[split]["student"]["top1"] is not None
+    assert told["verdict"] is None
+    assert told["speed"]["teacher"] is None
+    assert not (run.path / "teacher").exists()
+    assert [each["name"] for each in told["stages"]] == ["student", "answers-student-validation", "answers-student-test"]
+
+
+def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
+    named = [f"teacher._target_={PARTS}.Net", "teacher.kwargs.width=12", f"student._target_={PARTS}.Net", f"data._target_={PARTS}.OwnData"]
+    run = kd_app.distill(*QUICK, *places(tmp_path), *named, "data.batch_size=10", "+data.images=50")
+    told = results(run.path)
+    assert told["models"]["student"]["name"] == f"{PARTS}:Net"
+    assert told["test"]["num_images"] == 50
+    assert told["data"]["sizes"] == {"train": 50, "validation": 50, "test": 50}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([f"data._target_={PARTS}.NoData"], r"data._target_='.*NoData' can't be found"),
+        ([f"data._target_={PARTS}.Net"], "gives a Net, expected a LightningDataModule"),
+        ([f"data._target_={PARTS}.OwnData", "+data.imagse=5"], "imagse"),
+        ([f"data._target_={PARTS}.OwnData", "trainer=ddp_sim"], "gives every process the same batches. Use trainer.devices=1"),
+        ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' can't be found"),
+    ],
+)
+def test_parts_that_are_none_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=message):
+        kd_app.distill(*QUICK, *places(tmp_path), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_objects_and_several_processes_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="live in this process alone"):
+        kd_app.distill("trainer=ddp_sim", *places(tmp_path), "logger=[]", student=Net())
+
+
+def test_no_secret_of_the_environment_gets_into_what_a_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "s3cr3t-of-" + name.lower())
+    alone = ["teacher=none", "loss=[cross_entropy]", "trainer.max_epochs=1"]
+    kd_app.distill(*QUICK, *places(tmp_path), *alone, student=Net(), data=OwnData())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    assert not [path for path in files if b"s3cr3t-of-" in path.read_bytes()]
+
+
+def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_path: Path) -> None:
+    """It has no position in mid-epoch, so it goes on from the last whole epoch, in the order that this epoch had."""
+    named = ["teacher=none", "loss=[cross_entropy]", f"student._target_={PARTS}.Net", "student.kwargs.drop=0.3", f"data._target_={PARTS}.OwnData"]
+    words: Callable[[str], list[str]] = lambda name: [*QUICK, *places(tmp_path / name), *named, "trainer.checkpoint_minutes=1e-9"]  # noqa: E731
+    log = str(tmp_path / "log")
+    assert distilled(words("whole"), log) == 0, Path(log).read_text()
+    for moment, sign, code in ((3, signal.SIGKILL, -9), (8, signal.SIGINT, 130), (3, signal.SIGKILL, -9)):
+        step = ("kd_app.training.module:Distillation.training_step", moment)
+        assert distilled(words("killed"), log, step, sign=sign) == code, Path(log).read_text()
+    assert distilled(words("killed"), log) == 0, Path(log).read_text()
+    assert "goes on at step 5" in Path(log).read_text()
+    assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
