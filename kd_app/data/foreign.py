@@ -45,15 +45,23 @@ class ForeignData(LightningDataModule):
         self.module.prepare_data()
         self.module.setup("fit")
         self.module.setup("test")
-        self._first = next(iter(self.evaluation("train", None)))
+        self._targets = {name: self._labels(name) for name in ("validation", "test")}
+        self._first = next(iter(self.evaluation("train", None)), None)
+        if self._first is None:
+            raise _empty("train")
         if self._first.image.dim() != 4 or self._first.image.dtype == torch.uint8:
             shape, kind = tuple(self._first.image.shape), self._first.image.dtype
             raise RequestError(f"The data module gives images of {shape}, {kind}. Expected float images [B, C, H, W], normalized for the student.")
-        self._targets = {name: np.concatenate([b.hard_target().numpy() for b in self.evaluation(name, None)]) for name in ("validation", "test")}
         named = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
         shown = 1 + max(int(self._first.hard_target().max()), *(int(t.max()) for t in self._targets.values()))
         counted = range(shown if self._first.target.dim() == 1 else self._first.target.shape[1])
         self.classes = tuple(str(name) for name in (named or counted))
+
+    def _labels(self, split: str) -> Int64[np.ndarray, " images"]:
+        labels = [batch.hard_target().numpy() for batch in self.evaluation(split, None)]
+        if not labels:
+            raise _empty(split)
+        return np.concatenate(labels)
 
     @property
     def channels(self) -> int:
@@ -164,6 +172,12 @@ class Numbered:
             batch = item if isinstance(item, Batch) else Batch(*_pair(item), index=torch.arange(start, start + len(item[0])))
             start += len(batch)
             yield batch
+
+
+def _empty(split: str) -> RequestError:
+    return RequestError(
+        f"The data module gives no batch to its {split} loader. Expected one at least; with drop_last=True the batch size must fit into the images."
+    )
 
 
 def _pair(item: Any) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The main job from Python."""
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
@@ -16,4 +17,5 @@ def distill(*overrides: str, teacher: nn.Module | None = None, student: nn.Modul
     data: a LightningDataModule of (image, target) batches. Raises `RequestError` for a wrong request and `RunError` for a run that failed.
     """
     config = composed("distill", overrides)
-    return load_run(run.distill(config, own=OwnParts(teacher, student, data)))
+    with torch.random.fork_rng(devices=[]):  # the caller draws on as if nothing had been drawn
+        return load_run(run.distill(config, own=OwnParts(teacher, student, data)))

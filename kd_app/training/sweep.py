@@ -10,7 +10,7 @@ from kd_app.config import RequestError
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import Trial, sweep
-from kd_app.training.run import distill
+from kd_app.training import run
 from kd_app.training.run_folder import CONFIG, RESULTS, differences
 
 
@@ -22,7 +22,7 @@ def conclude(config: Mapping[str, Any]) -> None:
     if winner is not None and config["test"] == "auto":
         console.say(f"Trial {winner} is the best on validation; testing it")
         again = {"test": "always", "remake": [], "overwrite": False}
-        distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
+        run.distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
         trials = _trials(out)
     console.show(sweep(trials, winner=winner))
     console.say(f"Every trial is in {out}")

@@ -132,6 +132,7 @@ def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
         ([f"data._target_={PARTS}.NoData"], r"data._target_='.*NoData' can't be found"),
         ([f"data._target_={PARTS}.Net"], "gives a Net, expected a LightningDataModule"),
         ([f"data._target_={PARTS}.OwnData", "+data.imagse=5"], "imagse"),
+        ([f"data._target_={PARTS}.OwnData", "data.batch_size=64"], "gives no batch to its train loader"),
         ([f"data._target_={PARTS}.OwnData", "trainer=ddp_sim"], "gives every process the same batches. Use trainer.devices=1"),
         ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' can't be found"),
     ],
@@ -159,7 +160,14 @@ def test_no_secret_of_the_environment_gets_into_what_a_run_leaves(tmp_path: Path
 
 def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_path: Path) -> None:
     """It has no position in mid-epoch, so it goes on from the last whole epoch, in the order that this epoch had."""
-    named = ["teacher=none", "loss=[cross_entropy]", f"student._target_={PARTS}.Net", "student.kwargs.drop=0.3", f"data._target_={PARTS}.OwnData"]
+    named = [
+        "teacher=none",
+        "loss=[cross_entropy]",
+        f"student._target_={PARTS}.Net",
+        "student.kwargs.drop=0.3",
+        f"data._target_={PARTS}.OwnData",
+        "data.batch_size=8",
+    ]
     words: Callable[[str], list[str]] = lambda name: [*QUICK, *places(tmp_path / name), *named, "trainer.checkpoint_minutes=1e-9"]  # noqa: E731
     log = str(tmp_path / "log")
     assert distilled(words("whole"), log) == 0, Path(log).read_text()
@@ -168,4 +176,5 @@ def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_p
         assert distilled(words("killed"), log, step, sign=sign) == code, Path(log).read_text()
     assert distilled(words("killed"), log) == 0, Path(log).read_text()
     assert "goes on at step 5" in Path(log).read_text()
+    assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
