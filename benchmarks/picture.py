@@ -33,6 +33,7 @@ def picture(results: Results, path: Path) -> None:
     axis.set_xlabel(f"test top-1 (%), with {100 * split.confidence:g} % intervals over {split.num_images:,} images")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", color="#DDDDDD")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 
 
