@@ -15,12 +15,14 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_app.config.compose import COMPOSING, explained, opened, plain
+from kd_app.config.compose import COMPOSING, composed, explained, opened, plain
 from kd_app.config.errors import RequestError, RunError
 from kd_app.config.paths import CONF
+from kd_app.training.torchrun import together
 
 Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
@@ -33,15 +35,20 @@ def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], Non
     """Compose ``conf/<primary>.yaml`` with the words of the command line, run `task` once, or once a trial, and exit."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _terminated)
-    ended = _Ended()
+    sys.exit(together(lambda: _run(task, primary, after_sweep)))
+
+
+def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None] | None) -> int:
+    codes: list[int] = []
+    configs: list[DictConfig] = []
 
     @hydra.main(config_path=str(CONF), config_name=primary, version_base="1.3")
     def main(config: DictConfig) -> None:
         settings = HydraConfig.get()
         trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
-        ended.codes.append(guarded(lambda: task(plain(config), trial), about="" if trial is None else f"Trial {trial}: "))
-        ended.config = config
-        if ended.codes[-1] in _STOPPED:
+        codes.append(guarded(lambda: task(plain(config), trial), about="" if trial is None else f"Trial {trial}: "))
+        configs.append(config)
+        if codes[-1] in _STOPPED:
             raise _Stopped
 
     sys.argv[1:] = _words(sys.argv[1:])
@@ -50,30 +57,29 @@ def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], Non
     except _Stopped:
         pass
     except COMPOSING as error:
-        ended.codes.append(_told(2, explained(error, primary, [word for word in sys.argv[1:] if not word.startswith("-")])))
+        codes.append(_told(2, explained(error, primary, [word for word in sys.argv[1:] if not word.startswith("-")])))
     except KeyboardInterrupt:
-        ended.codes.append(130)
+        codes.append(130)
     if _SWEEP & set(sys.argv):
-        _end_sweep(ended, after_sweep)
-    sys.exit(_code(ended.codes))
+        _end_sweep(codes, after_sweep, lambda: plain(configs[-1]) if configs else composed(primary, _without_sweeps(sys.argv[1:])))
+    return _code(codes)
 
 
-def _end_sweep(ended: "_Ended", after_sweep: Callable[[dict[str, Any]], None] | None) -> None:
+def _end_sweep(codes: list[int], after_sweep: Callable[[dict[str, Any]], None] | None, config: Callable[[], dict[str, Any]]) -> None:
     """Leave nothing of Hydra's own behind, and conclude if there is something to conclude."""
     out = Path(next(word.removeprefix("out=") for word in sys.argv[1:] if word.startswith("out=")))
     (out / "multirun.yaml").unlink(missing_ok=True)
     for folder in [*out.glob("[0-9]*"), out]:
         with suppress(OSError):  # it holds something, or is not there
             folder.rmdir()
-    config = ended.config
-    if after_sweep and config is not None and set(ended.codes) - {2} and not _STOPPED & set(ended.codes):
-        ended.codes.append(guarded(lambda: after_sweep(plain(config))))
+    ran = not codes or set(codes) - {2}  # without codes: in other processes, or earlier
+    if after_sweep and ran and not _STOPPED & set(codes) and any(out.glob("[0-9]*")):
+        codes.append(guarded(lambda: after_sweep(config())))
 
 
-class _Ended:
-    def __init__(self) -> None:
-        self.codes: list[int] = []
-        self.config: DictConfig | None = None
+def _without_sweeps(words: list[str]) -> list[str]:
+    said = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    return [str(override.input_line) for override in said if not override.is_sweep_override()]
 
 
 class _Stopped(BaseException):

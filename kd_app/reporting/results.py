@@ -145,10 +145,10 @@ class StageRecord(_Part):
 
 
 class Results(_Part):
-    """One run. `reason` says why a failed one failed; what is not known yet is null or empty."""
+    """One run. `reason` says why one failed, or was ended early in a sweep (pruned); what is not known yet is null or empty."""
 
     schema_version: Literal[1] = VERSION
-    status: Literal["running", "finished", "failed"]
+    status: Literal["running", "finished", "failed", "pruned"]
     reason: str | None = None
     seed: int
     config: dict[str, Any]

@@ -1,5 +1,6 @@
 """What happens around a training: it is saved so that it can go on, its best weights are kept, and it says where it is."""
 
+import math
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd_app.config import Typed
+from kd_app.config import RunError, Typed
 
 _BETWEEN_EPOCHS = 3.0
 """Seconds between the lines of two epochs where lines can't be replaced."""
@@ -140,6 +141,54 @@ class EMA(Typed, WeightAveraging):
         if pl_module.dtype == torch.float64:
             assert self._average_model is not None
             self._average_model.double()
+
+
+class SkipNotFinite(Callback):
+    """Leave out the optimizer steps whose gradient is not finite, and count them; more than half of an epoch's steps end the run (`RunError`)."""
+
+    def __init__(self) -> None:
+        self.skipped = 0
+        self._here = 0
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count anew."""
+        self._here = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the running statistics, which a forward pass that is not finite would spoil."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._buffers = [(buffer, buffer.clone()) for buffer in pl_module.student.buffers()]  # type: ignore[union-attr]
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """Without a gradient no parameter moves. All ranks hold the same gradient here, so all decide alike."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if torch.nn.utils.get_total_norm(gradients).isfinite():
+            return
+        optimizer.zero_grad(set_to_none=True)
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+        self.skipped += 1
+        self._here += 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the count into the curves."""
+        steps = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+        if self._here > steps / 2:
+            raise RunError(
+                f"{self._here} of {steps} steps of epoch {trainer.current_epoch + 1} had a gradient that is not finite: nothing is learned so. "
+                "Lower optimizer.lr, set trainer.gradient_clip, or use trainer.precision=32-true."
+            )
+        for logger in trainer.loggers if self._here else ():
+            logger.log_metrics({"train/skipped": float(self.skipped), "epoch": float(trainer.current_epoch)}, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count so far."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skipped = int(state_dict["skipped"])
 
 
 class Progress(Callback):

@@ -8,6 +8,7 @@ import yaml
 
 from kd_app.config import RequestError
 from kd_app.config.compose import first_line
+from kd_app.config.targets import FACTORY
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
@@ -15,7 +16,7 @@ from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import summary
 from kd_app.stages import Stages
 from kd_app.training.fit import MODEL
-from kd_app.training.parts import TIMM, Config, parts
+from kd_app.training.parts import Config, parts
 from kd_app.training.proof import Proof
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.settings import Evaluation
@@ -57,6 +58,7 @@ def _as_run(run: Path, config: Config) -> Config:
     found.pop("own", None)
     found["data"] = config["data"] or found["data"]
     found["stages"] = config["stages"] or found["stages"]
+    found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
     found["trainer"] = {**found["trainer"], "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}
     return found
 
@@ -96,7 +98,7 @@ def _own(shop: Workshop, role: str, folder: Path) -> ModelRequest | None:
     if not (folder / "config.json").is_file():
         return None
     node = shop.parts.config["teacher" if role == "teacher" else "student"]
-    if node["_target_"] == TIMM:
+    if node["_target_"] == FACTORY:
         return ModelRequest(role=role, name=None, pretrained="auto", checkpoint=folder, kwargs={}, image_size=None, factory=None)
     asked = shop.parts.teacher if role == "teacher" else shop.parts.student
     assert asked is not None

@@ -27,9 +27,10 @@ from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
-from kd_app.training.callbacks import BEST, LAST, Keep, Progress, Stopped
+from kd_app.training.agreement import Agreement
+from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNotFinite, Stopped
 from kd_app.training.curves import FILE, CurveLogger, forget_after
-from kd_app.training.module import Answers, Distillation
+from kd_app.training.module import NOT_FINITE, Answers, Distillation
 from kd_app.training.parts import Recipe
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import PROFILE, TrainerSettings
@@ -62,7 +63,8 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     module = build(taught, created, data, settings)
     keep = Keep(folder, minutes=settings.checkpoint_minutes if isinstance(data, ImageData) else None)
     progress = Progress(taught.role, console)
-    callbacks = [*taught.recipe.make_callbacks(), progress, keep]
+    skip, agreement = SkipNotFinite(), Agreement(_told(taught, created, data, settings))
+    callbacks = [*taught.recipe.make_callbacks(), progress, *([skip] if settings.on_nan == "skip" else []), agreement, keep]
     with quiet():
         trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder, listen)])
     if settings.compile:
@@ -73,6 +75,8 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     _run(trainer, module, data, keep, None if step is None else folder / LAST)
     if settings.profiler:
         console.say("\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*{PROFILE}*.txt"))))
+    if skip.skipped:
+        console.say(f"Note: {taught.role}: {skip.skipped} steps were left out because their gradient was not finite")
     if trainer.is_global_zero:
         created.model.load_state_dict(load_file(folder / BEST))
         save_model(created.model.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license)
@@ -81,9 +85,18 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
             "images_per_second": progress.images_per_second or None,
             "weights": vars(created.weights),
             "precision": settings.precision,
+            "skipped_steps": skip.skipped,
+            "ranks": agreement.ranks,
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
         _tidy(folder)
+
+
+def _told(taught: Taught, created: Created, data: Any, settings: TrainerSettings) -> dict[str, Any]:
+    """What decides a training, as plain data: ranks that differ in it must not train together."""
+    teacher = taught.teacher.weights.sha256 if taught.teacher else None
+    starts = {"student": created.weights.sha256, "teacher": teacher, "data": data.fingerprint}
+    return {"role": taught.role, "recipe": vars(taught.recipe), "trainer": settings.identity(), "pixels": vars(taught.pixels), **starts}
 
 
 def resumed(folder: Path) -> int | None:
@@ -96,7 +109,7 @@ def resumed(folder: Path) -> int | None:
 
 
 def _tidy(folder: Path) -> None:
-    for name in (BEST, LAST):
+    for name in (BEST, LAST, NOT_FINITE):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -128,6 +141,7 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
         answers=taught.answers,
         channels_last=settings.channels_last,
         log_every=settings.log_every,
+        skips=settings.on_nan == "skip",
     )
 
 

@@ -1,7 +1,9 @@
 """The one LightningModule: teacher, control and student are all trained by it."""
 
+import json
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,9 +18,11 @@ from kd_app.metrics.pair import pair_measures
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
+from kd_app.stages import write_atomically
 from kd_app.training.optimizer import Optimizer, Schedule, Trained
 from kd_app.training.terms import WeightedTerms
 
+NOT_FINITE = "not_finite.json"
 CHECKED_STEPS = 3
 """So many first steps look at every term by itself: finite, not zero, with a gradient."""
 
@@ -40,7 +44,8 @@ class Distillation(pl.LightningModule):
     """Train `student` on the weighted sum of `terms`, with what `teacher` says of the same view; without a teacher it is supervised training.
 
     pixels: what the student expects, where batches are uint8; None where they come normalized. answers: the teacher's on the validation images,
-    for agreement and KL during training. from_random: nothing was learned before (sets the learning rate where that is 'auto').
+    for agreement and KL during training. from_random: nothing was learned before (sets the learning rate where that is 'auto'). skips: somebody
+    leaves out the steps that are not finite, so they end nothing and are in no mean.
     Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or (image, target). Logs the means of the loss and of each
     term since the last time, every `log_every` steps.
     """
@@ -60,6 +65,7 @@ class Distillation(pl.LightningModule):
         answers: Answers | None = None,
         channels_last: bool = True,
         log_every: int = 50,
+        skips: bool = False,
     ) -> None:
         super().__init__()
         self.student = student.train()
@@ -75,7 +81,9 @@ class Distillation(pl.LightningModule):
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._log_every = log_every
         self._total_steps = 1
+        self._skips = skips
         self._window: list[Tensor] = []
+        self._seen: list[Tensor] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over the student and the adapters; the learning rate is set before every step."""
@@ -118,6 +126,7 @@ class Distillation(pl.LightningModule):
         if self.trainer.global_step < CHECKED_STEPS:
             self.terms.check(values, self.student)
         self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
+        self._seen.append(ready.index)
         if len(self._window) >= self._log_every:
             self._flush(step=self.trainer.global_step + 1)
         return total
@@ -126,20 +135,33 @@ class Distillation(pl.LightningModule):
         """Log the window's means as of optimizer step `step`; a loss that is not finite ends the run by name."""
         if not self._window:
             return
-        window = torch.stack(self._window)
+        window, seen = torch.stack(self._window), list(self._seen)
         self._window.clear()
+        self._seen.clear()
+        finite = window.isfinite().all(dim=1)
+        if not finite.all():
+            if not self._skips:
+                raise self._blame(window, seen, step)
+            window = window[finite]
+            if not len(window):
+                return
         names, means = ["loss", *self.terms.weights], window.mean(dim=0).tolist()
-        if not all(map(math.isfinite, means)):
-            self._blame(window, step)
         values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         self._tell({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
 
-    def _blame(self, window: Tensor, step: int) -> None:
-        """Raise `RunError` for the term that broke first: what comes after it is broken too."""
+    def _blame(self, window: Tensor, seen: list[Tensor], step: int) -> RunError:
+        """The error for the term that broke first: what comes after it is broken too. All images of that batch are in ``not_finite.json``."""
         batch, term = next(iter((~window[:, 1:].isfinite()).nonzero().tolist()), (0, 0))
         step -= (len(window) - 1 - batch) // self.trainer.accumulate_grad_batches
-        name = list(self.terms.weights)[term]
-        raise RunError(f"The loss term {name} is not finite at step {step}. Lower optimizer.lr, or set trainer.gradient_clip.")
+        name, images = list(self.terms.weights)[term], [index for index in seen[batch].tolist() if index >= 0]
+        folder = Path(self.trainer.default_root_dir)
+        write_atomically(folder / NOT_FINITE, json.dumps({"term": name, "step": step, "epoch": self.trainer.current_epoch, "images": images}))
+        listed = f" (images {', '.join(map(str, images[:5]))} ...; all {len(images)} in {folder / NOT_FINITE})" if images else ""
+        return RunError(
+            f"The loss term {name} is not finite at step {step}{listed}. The last good state is kept. "
+            "Lower optimizer.lr or set trainer.gradient_clip to train anew, or leave such steps out with trainer.on_nan=skip, "
+            "which goes on from the last good state."
+        )
 
     def _tell(self, values: dict[str, float], step: int) -> None:
         """One point of the curves. Not by Lightning, which numbers the steps of a validation otherwise than those of the training."""
@@ -152,13 +174,14 @@ class Distillation(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was not logged yet; a loss that is not finite ends the run instead, and leaves the last good state alone."""
-        if not all(bool(row.isfinite().all()) for row in self._window):
+        if not self._skips and not all(bool(row.isfinite().all()) for row in self._window):
             self._flush(self.trainer.global_step)
-        checkpoint["window"] = list(self._window)
+        checkpoint["window"], checkpoint["seen"] = list(self._window), list(self._seen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with what was not logged yet."""
         self._window = [row.to(self.device) for row in checkpoint["window"]]
+        self._seen = list(checkpoint["seen"])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Measure the student, and how it agrees with the teacher, on one batch."""

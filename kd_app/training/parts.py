@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from kd_app.config import RequestError
+from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.foreign import ForeignData
 from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
@@ -23,7 +24,6 @@ from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
-TIMM = "timm.create_model"
 OURS = f"{ImageData.__module__}.{ImageData.__qualname__}"
 _TOLD = ("name", "suggested")
 """Keys of the data group that other groups refer to."""
@@ -108,6 +108,7 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
     """Make and check every part of a run's configuration; nothing is read, fetched or written."""
     own = own or OwnParts()
     Job(**config)
+    check_targets(config, config["allow"])
     trainer = make(config["trainer"], TrainerSettings)
     if trainer.world_size > 1 and own != OwnParts():
         raise RequestError("Parts handed over as objects live in this process alone: use trainer.devices=1, or name them by _target_.")
@@ -178,7 +179,7 @@ def _check(made: Parts) -> None:
 def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe | None]:
     node = config["teacher"]
     if own.teacher is not None:
-        return _request("teacher", {"_target_": TIMM, **(node or {})}, own.teacher), None
+        return _request("teacher", {"_target_": FACTORY, **(node or {})}, own.teacher), None
     if not node or node.get("_target_") is None:
         return None, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
@@ -193,7 +194,7 @@ def _request(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
     target = node["_target_"]
     if module is not None:
         return ModelRequest(role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}})
-    if target == TIMM:
+    if target == FACTORY:
         return ModelRequest(role=role, factory=None, **asked)
     return ModelRequest(role=role, factory=_found(role, target), **asked)
 

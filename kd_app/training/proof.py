@@ -22,11 +22,12 @@ from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import WEIGHTS
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read, write
-from kd_app.reporting.runs import write_curves
+from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.stages import Stage, write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
 from kd_app.training.run_folder import RESULTS
+from kd_app.training.trainer import cpu_name
 from kd_app.training.workshop import Member, Workshop, told
 
 
@@ -104,7 +105,7 @@ class Proof:
     def ship(self, members: Mapping[str, Member]) -> None:
         """What a run leaves behind beside its results: the student, a reference to the teacher, the curves of every training."""
         student = members["student"]
-        write_curves(self.out / "metrics.csv", {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
+        write_curves(self.out / CURVES, {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
         assert student.folder is not None
         _copied(student.folder / MODEL, self.out / "student")
         if "teacher" in members:
@@ -159,7 +160,7 @@ def environment(shop: Workshop) -> dict[str, Any]:
     """Where and with what the run was made."""
     trainer = shop.parts.trainer
     names = ("torch", "lightning", "timm", "torchmetrics", "numpy")
-    device = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else cpu_name()
     return {
         "kd_app": kd_app.__version__,
         "python": platform.python_version(),

@@ -20,7 +20,7 @@ def main() -> None:
     """Do one rank's part of the job; what goes wrong is the last line on stderr."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank=int(os.environ["LOCAL_RANK"]))
+        _train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank=int(os.environ["RANK"]))
     except (RequestError, RunError) as error:
         print(error, file=sys.stderr)
         _leave(REFUSED if isinstance(error, RequestError) else FAILED)

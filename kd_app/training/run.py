@@ -6,13 +6,16 @@ from kd_app.config import RequestError
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
+from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.reporting.tables import summary
 from kd_app.stages import Stages
 from kd_app.tracking import Backend, Tracker
 from kd_app.training.parts import Config, OwnParts, Parts, make, parts
 from kd_app.training.plan import plan
 from kd_app.training.proof import Proof, evaluated
+from kd_app.training.ranks import check_places
 from kd_app.training.run_folder import RESULTS, claimed
+from kd_app.training.search import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop, run_name, teacher_is_ready
 
 _SHOWN = ("config.yaml", "results.json", "predictions.parquet", "metrics.csv", "split.csv", "student", "teacher")
@@ -27,20 +30,22 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     """
     console = console or Console()
     made = parts(config, own)
+    check_places(made.trainer)
     judge = Verdict(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     out = _folder(config, trial)
     marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
     with claimed(out, marked, overwrite=config["overwrite"]):
         read_test = config["test"] == "always" or (config["test"] == "auto" and trial is None)
-        done = None if config["remake"] else _finished(out, read_test=read_test)
+        done = None if config["remake"] else _finished(out, read_test=read_test, pruned=config["prune"] is not None)
         if done is not None:
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
         else:
             name = (out.name,) if trial is None else (out.parent.name, out.name)
             tracker = Tracker(backends, out=out, name="-".join(name), group=name[0], tags=config["tags"], config=config, say=console.say)
-            _go(made, out, console, tracker, judge, read_test=read_test)
+            watch = Watch(out.parent, trial) if config["prune"] and trial is not None else None
+            _go(made, out, console, tracker, judge, watch=watch, read_test=read_test)
     return out
 
 
@@ -49,20 +54,22 @@ def _folder(config: Config, trial: int | None) -> Path:
     return out if trial is None else out / str(trial)
 
 
-def _finished(out: Path, *, read_test: bool) -> Results | None:
-    """The results of a finished run that measured what is asked for."""
+def _finished(out: Path, *, read_test: bool, pruned: bool) -> Results | None:
+    """The results of a finished run that measured what is asked for, or of a `pruned` one where that is an end."""
     if not (out / RESULTS).is_file():
         return None
     try:
         found = read(out / RESULTS)
     except RequestError:
         return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
+    if found.status == "pruned":
+        return found if pruned else None
     return found if found.status == "finished" and (found.test or not read_test) else None
 
 
-def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, read_test: bool) -> None:
+def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, watch: Watch | None, read_test: bool) -> None:
     stages = Stages(Path(made.config["stages"]), remake=made.config["remake"], say=console.say)
-    shop = Workshop(made, stages, console, tracker)
+    shop = Workshop(made, stages, console, tracker, watch)
     proof = Proof(shop, out, judge)
     code = 1
     try:
@@ -73,6 +80,13 @@ def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdi
         results = proof.write("finished")
         tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in _SHOWN])
         code = 0
+    except PrunedError as reason:
+        assert watch is not None
+        write_curves(out / CURVES, {"student": watch.rows})
+        proof.write("pruned", reason=str(reason))
+        console.say(f"{reason} What was trained is kept; prune=null goes on with it.")
+        code = 0
+        return
     except KeyboardInterrupt:
         code = 130
         raise

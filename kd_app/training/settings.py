@@ -28,6 +28,8 @@ class Job(Typed, called="kd-distill"):
         overwrite: StrictBool,
         seed: Seed,
         tags: list[str],
+        allow: list[Place],
+        prune: Literal["median"] | None,
         test: Literal["auto", "always", "never"],
         verdict: Group,
         data: Group,
@@ -71,6 +73,7 @@ class Evaluation(Typed, called="kd-evaluate"):
         overwrite: StrictBool,
         split: Literal["auto", "train", "validation", "test", "all"],
         limit: float | None,
+        allow: list[Place],
         stages: Place | None,
         data: Group | None,
     ) -> None:

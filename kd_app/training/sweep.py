@@ -1,4 +1,4 @@
-"""The end of a sweep: its trials in one table, best by validation first, and the winner tested."""
+"""The end of a sweep: its trials in one table, best by validation first, the winner tested, and what to try next."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,26 +6,31 @@ from typing import Any
 
 import yaml
 
-from kd_app.config import RequestError
+from kd_app.config import RunError
 from kd_app.reporting.console import Console
-from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import Trial, sweep
 from kd_app.training import run
-from kd_app.training.run_folder import CONFIG, RESULTS, differences
+from kd_app.training.run_folder import CONFIG, differences
+from kd_app.training.search import advice, results
 
 
 def conclude(config: Mapping[str, Any]) -> None:
-    """Test the winner of the sweep in ``config['out']``, unless ``test=never``, and show all trials."""
+    """Test the winner of the sweep in ``config['out']``, unless ``test=never``, and show all trials. Raises `RunError` that names failed ones."""
     console, out = Console(), Path(config["out"])
     trials = _trials(out)
     winner = _winner(trials)
     if winner is not None and config["test"] == "auto":
         console.say(f"Trial {winner} is the best on validation; testing it")
-        again = {"test": "always", "remake": [], "overwrite": False}
+        again = {"test": "always", "remake": [], "overwrite": False, "allow": config["allow"]}
         run.distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
         trials = _trials(out)
     console.show(sweep(trials, winner=winner))
+    for sentence in advice(out):
+        console.say(sentence)
     console.say(f"Every trial is in {out}")
+    failed = [f"trial {each.number}: {each.results.reason}" for each in trials if each.results and each.results.status == "failed"]
+    if failed:
+        raise RunError(f"{len(failed)} of {len(trials)} trials failed ({'; '.join(failed)}). The others are whole; the same words try these again.")
 
 
 def _trials(out: Path) -> list[Trial]:
@@ -33,7 +38,7 @@ def _trials(out: Path) -> list[Trial]:
     folders = sorted((path for path in out.iterdir() if path.name.isdecimal() and (path / CONFIG).is_file()), key=lambda path: int(path.name))
     configs = [_config(folder) for folder in folders]
     varied = sorted({key for each in configs for key, _, _ in differences(configs[0], each)})
-    return [Trial(int(folder.name), _said(each, varied), _results(folder)) for folder, each in zip(folders, configs, strict=True)]
+    return [Trial(int(folder.name), _said(each, varied), results(folder)) for folder, each in zip(folders, configs, strict=True)]
 
 
 def _said(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
@@ -47,13 +52,6 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError):
         return {}
     return {key: value for key, value in found.items() if key != "own"} if isinstance(found, dict) else {}
-
-
-def _results(folder: Path) -> Results | None:
-    try:
-        return read(folder / RESULTS)
-    except RequestError:
-        return None
 
 
 def _winner(trials: Sequence[Trial]) -> int | None:

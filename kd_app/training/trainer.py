@@ -1,5 +1,6 @@
 """The settings of a training that are not the model's, the data's or the loss's, checked early; and Lightning's Trainer from them."""
 
+import platform
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,9 +9,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
+from kd_app.training.torchrun import launched
 
 Precision = Literal[
     "auto",
@@ -37,11 +39,14 @@ Limit = Annotated[float, Field(gt=0, le=1)] | PositiveInt | None
 
 
 class TrainerSettings(Typed):
-    """How to train: epochs, devices, precision. `devices` 'auto' takes all GPUs there are, else one CPU process.
+    """How to train: epochs, devices, precision. `devices` 'auto' takes what torchrun started, else all GPUs
+    there are, else one CPU process.
 
     limit_*: a share (0..1), a number of batches, or null for all; overfit_batches: train and validate on these same
-    batches in every epoch. gradient_clip: largest norm, null for none. accumulate: batches a step.
-    checkpoint_minutes: how often a resumable state is written. timeout: seconds after which a rank that does not answer ends the job.
+    batches in every epoch. on_nan: end the run at a loss that is not finite, or leave out such steps and count them.
+    sync_batchnorm: the student's BatchNorm sees the whole batch of all GPUs (torch has none for CPUs).
+    gradient_clip: largest norm, null for none. accumulate: batches a step. checkpoint_minutes: how often a resumable
+    state is written. timeout: seconds after which a rank that does not answer ends the job.
     Raises `RequestError` for a device that is not there or a precision that it lacks.
     """
 
@@ -64,17 +69,16 @@ class TrainerSettings(Typed):
         detect_anomaly: bool,
         profiler: Literal["simple", "advanced", "pytorch"] | None,
         log_every: PositiveInt,
+        on_nan: Literal["raise", "skip"],
+        sync_batchnorm: StrictBool,
         checkpoint_minutes: PositiveFloat,
         timeout: PositiveInt,
     ) -> None:
         self.max_epochs = max_epochs
         self.accelerator = _accelerator(accelerator)
-        self.devices = _devices(self.accelerator, devices)
-        if num_nodes > 1:
-            raise RequestError(
-                f"trainer.num_nodes={num_nodes}, but the processes of a training are started on this machine alone. Use trainer.num_nodes=1."
-            )
-        self.num_nodes = num_nodes
+        started = launched()
+        self.devices = _devices(self.accelerator, started.local_world_size if started and devices == "auto" else devices)
+        self.num_nodes = started.nodes if started and num_nodes == 1 and self.devices == started.local_world_size else num_nodes
         self.precision = _precision(self.accelerator, precision)
         self.limits = {
             "limit_train_batches": limit_train_batches,
@@ -89,6 +93,8 @@ class TrainerSettings(Typed):
         self.detect_anomaly = detect_anomaly
         self.profiler = profiler
         self.log_every = log_every
+        self.on_nan = on_nan
+        self.sync_batchnorm = sync_batchnorm and self.world_size > 1 and self.accelerator == "gpu"
         self.checkpoint_minutes = checkpoint_minutes
         self.timeout = timeout
 
@@ -102,6 +108,10 @@ class TrainerSettings(Typed):
         """Number of processes that train together."""
         return self.devices * self.num_nodes
 
+    def place(self) -> dict[str, Any]:
+        """Where the ranks work, settled: a rank does not ask its own machine again."""
+        return {"accelerator": self.accelerator, "devices": self.devices, "num_nodes": self.num_nodes, "precision": self.precision}
+
     def identity(self) -> dict[str, Any]:
         """What of these settings decides the trained weights."""
         return {
@@ -112,6 +122,7 @@ class TrainerSettings(Typed):
             **self.limits,
             "accumulate": self.accumulate,
             "gradient_clip": self.gradient_clip,
+            **({"sync_batchnorm": True} if self.sync_batchnorm else {}),
         }
 
     def make(self, *, max_epochs: int, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
@@ -139,6 +150,7 @@ class TrainerSettings(Typed):
             logger=loggers or False,
             default_root_dir=folder,
             plugins=[AtomicCheckpoints()],
+            sync_batchnorm=self.sync_batchnorm,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -218,11 +230,20 @@ def _cores() -> int:
 
 def cpu_flags() -> frozenset[str]:
     """The processor's instruction sets as the operating system names them; empty where it does not say."""
+    return frozenset(_cpu_says("flags", "Features").split())
+
+
+def cpu_name() -> str:
+    """The processor's name; that of its architecture where the operating system says no more."""
+    return _cpu_says("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_says(*names: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), []))
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")
 
 
 def _precision(accelerator: str, asked: Precision) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, fingerprint
+from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import RECORD, Taught, build, fit, trained
 from kd_app.training.module import Answers
 from kd_app.training.parts import Parts
@@ -40,11 +41,12 @@ class Member:
 class Workshop:
     """Makes what a run asks for, each thing once, and remembers which stages that took."""
 
-    def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any) -> None:
+    def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any, watch: Any = None) -> None:
         self.parts = parts
         self.stages = stages
         self.console = console
         self.tracker = tracker
+        self.watch = watch
         self.used: list[Stage] = []
         self.data = parts.data
         self.data_folder: Path | None = None
@@ -145,6 +147,10 @@ class Workshop:
 
     def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
         listen = self.tracker.start(taught.role, told(teacher) if teacher else None)
+        if self.watch is not None and taught.role == "student":
+            for row in read_curves(folder / FILE):
+                self.watch(row, int(row["step"]))
+            listen = _both(listen, self.watch)
         settings = self.parts.trainer
         if settings.world_size > 1:
             fit_on_ranks(self._job(taught, teacher, folder), folder, settings.world_size, listen=listen)
@@ -156,7 +162,7 @@ class Workshop:
     def _job(self, taught: Taught, teacher: Member | None, folder: Path) -> dict[str, Any]:
         """The same training as plain data, for other processes."""
         return {
-            "config": self.parts.config,
+            "config": {**self.parts.config, "trainer": {**self.parts.config["trainer"], **self.parts.trainer.place()}},
             "stages": str(self.stages.root),
             "role": taught.role,
             "folder": str(folder),
@@ -231,6 +237,15 @@ def told(member: Member) -> dict[str, Any]:
     }
 
 
+def _both(first: Callable[..., None] | None, second: Callable[..., None]) -> Callable[..., None]:
+    def listen(row: dict[str, float], step: int) -> None:
+        if first is not None:
+            first(row, step)
+        second(row, step)
+
+    return listen
+
+
 class Chained:
     """Several loaders, one after the other."""
 
@@ -260,7 +275,9 @@ def teacher_is_ready(request: ModelRequest, classes: tuple[str, ...], max_epochs
 
 def run_name(config: dict[str, Any]) -> str:
     """A folder's name for a run that names none: what it is, and a hash of what else was said."""
-    decisive = {key: value for key, value in config.items() if key not in ("out", "stages", "remake", "overwrite", "logger", "tags")}
+    decisive = {
+        key: value for key, value in config.items() if key not in ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow")
+    }
     data = str(config["data"].get("name", "data"))
     names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
     return "-".join([data, *names, fingerprint(decisive)[:6]])

@@ -97,6 +97,8 @@ def _replaced(word: str) -> str:
     key, _, value = word.partition("=")
     if value in STAND_INS:
         return f"{key}=local-dir:{value}"
+    if key == "hydra.sweeper.trials":
+        return f"{key}=2"
     swept = value.split(",") if not value.startswith("[") else [value]
     return f"{key}={','.join(swept[: 2 if key.startswith('loss') else 1])}" if len(swept) > 1 else word
 

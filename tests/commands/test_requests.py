@@ -53,7 +53,8 @@ WRONG = [
     ("teacher.name=null", "No teacher is named"),
     ("optimizer.name=adamwx", "no optimizer 'adamwx'. Did you mean 'adamw'?"),
     ("remake=[studnt]", "no stage to remake 'studnt'. Did you mean 'student'?"),
-    ("teacher._target_=nowhere.Net", "teacher._target_='nowhere.Net' can't be found"),
+    ("teacher._target_=nowhere.Net", "teacher._target_='nowhere.Net' names code that is no part of kd_app"),
+    ("data.view._target_=os.system", "data.view._target_='os.system' names code that is no part of kd_app"),
     ("loss.soft_target._target_=kd_app.losses.soft_target.SoftTargt", "'SoftTargt' is importable"),
     # types and ranges
     ("trainer.max_epochs=abc", "max_epochs='abc' does not fit: expected a valid integer"),

@@ -4,9 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution
 
 from kd_app.config.compose import choices, composed
+from kd_app.config.paths import CONF
 from kd_app.training.curves import read_curves
+from kd_app.training.parts import parts
+from kd_app.training.space import searched
 from tests.commands.call import call, done
 from tests.training.made import results, stage
 
@@ -52,3 +59,26 @@ def test_two_batches_are_two_batches_of_everything() -> None:
     assert found["validation"]["num_images"] == found["test"]["num_images"] == 32
     rows = [json.loads(line) for line in (stage(Path("run"), "student") / "curves.jsonl").read_text(encoding="utf-8").splitlines()]
     assert max(row["step"] for row in rows) == 2
+
+
+def test_a_slurm_trial_is_one_task_that_is_sent_again_when_its_time_is_over() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("distill", overrides=["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=4", "trainer=ddp"], return_hydra_config=True)
+    launcher = OmegaConf.to_container(config.hydra.launcher)
+    assert isinstance(launcher, dict)
+    assert launcher["_target_"] == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher["nodes"], launcher["tasks_per_node"], launcher["gpus_per_node"]) == (1, 1, 4)
+    assert launcher["max_num_timeout"] > 0
+    assert launcher["signal_delay_s"] > 0
+    assert config.trainer.devices == "auto"
+
+
+@pytest.mark.parametrize("name", choices("hparams_search"))
+def test_every_search_proposes_settings_that_compose(name: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("distill", overrides=[f"hparams_search={name}"], return_hydra_config=True)
+    sweeper = config.hydra.sweeper
+    assert sweeper._target_ == "hydra_plugins.kd_app_search.SearchSweeper"
+    space = searched(OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in sweeper.space.items()]))
+    first = {key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low for key, kind in space.items()}  # type: ignore[attr-defined]
+    parts(composed("distill", [f"hparams_search={name}", *(f"{key}={value}" for key, value in first.items())]))

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from kd_app.config import Typed
+from kd_app.training.agreement import Agreement
 
 
 class Breaker(Typed, Callback):
@@ -18,3 +19,12 @@ class Breaker(Typed, Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank == 1 and trainer.current_epoch == 1 and self.flag.exists():
             raise ValueError("rank 1 has a fault of its own")
+
+
+class ToldOtherwise(Typed, Callback):
+    """Rank 1 believes that it is asked for another training than rank 0."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.global_rank == 1:
+            agreement = next(callback for callback in trainer.callbacks if isinstance(callback, Agreement))  # type: ignore[attr-defined]
+            agreement._told = "something else"

@@ -1,5 +1,8 @@
 """The public LightningModule, used by anybody's Trainer on anybody's data."""
 
+import itertools
+import json
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import RunError
+from kd_app.training.callbacks import SkipNotFinite
 from kd_app.training.fit import quiet
 from kd_app.training.module import Answers
 from kd_app.training.optimizer import Cosine, Linear
@@ -148,9 +152,51 @@ def wild_from(progress: float) -> Given:
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 1000])
-def test_a_term_that_becomes_nan_later_stops_the_run_by_name(log_every: int) -> None:
-    with pytest.raises(RunError, match=r"The loss term wild is not finite at step \d+. Lower optimizer.lr, or set trainer.gradient_clip"):
-        fitted(distillation(terms=terms(wild=wild_from(0.55)), log_every=log_every))
+def test_a_term_that_becomes_nan_later_stops_the_run_with_its_name_and_the_images(log_every: int, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"The loss term wild is not finite at step 8. The last good state .* trainer.on_nan=skip"):
+        fitted(distillation(terms=terms(wild=wild_from(0.65)), log_every=log_every), default_root_dir=tmp_path)
+    written = json.loads((tmp_path / "not_finite.json").read_text(encoding="utf-8"))
+    assert written == {"term": "wild", "step": 8, "epoch": 1, "images": []}  # plain batches number no images
+
+
+def nan_at(*steps: int) -> Given:
+    calls = iter(range(1, 1000))
+    return Given(lambda s, t, b: s.logits.square().mean() * (float("nan") if next(calls) in steps else 1.0))
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_steps_that_are_not_finite_are_left_out_and_counted_where_that_is_asked_for(log_every: int) -> None:
+    class Weights(pl.Callback):
+        def __init__(self) -> None:
+            self.after: list[Tensor] = []
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.after.append(torch.cat([p.detach().flatten() for p in pl_module.student.parameters()]))
+
+    skip, weights = SkipNotFinite(), Weights()
+    module = distillation(terms=terms(wild=nan_at(5, 8)), log_every=log_every, skips=True)
+    rows = fitted(module, callbacks=[skip, weights])
+    assert skip.skipped == 2
+    assert all(bool(each.isfinite().all()) for each in weights.after)
+    still = [number for number, (one, other) in enumerate(itertools.pairwise(weights.after), start=2) if torch.equal(one, other)]
+    assert still == [5, 8]
+    assert curve(rows, "train/skipped") == [1.0, 2.0]
+    assert all(math.isfinite(value) for value in curve(rows, "train/loss"))
+
+
+def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
+    student = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, CLASSES))
+    data = OwnData(shuffle=False)
+    data.sets["train"].tensors[0][33] = float("nan")  # in an epoch's fifth batch
+    skip = SkipNotFinite()
+    fitted(distillation(student, terms=terms(), skips=True), data, callbacks=[skip], max_epochs=1)
+    assert skip.skipped == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in student.state_dict().values())
+
+
+def test_an_epoch_of_which_most_is_skipped_ends_the_run() -> None:
+    with pytest.raises(RunError, match="3 of 5 steps of epoch 2 had a gradient that is not finite"):
+        fitted(distillation(terms=terms(wild=nan_at(6, 7, 8)), skips=True), callbacks=[SkipNotFinite()])
 
 
 def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
@@ -159,11 +205,11 @@ def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
     with pytest.raises(RunError, match="wild is not finite"):
-        fitted(distillation(terms=terms(wild=wild_from(0.55)), log_every=1000), callbacks=[Saves()])
-    for path in tmp_path.iterdir():
+        fitted(distillation(terms=terms(wild=wild_from(0.55)), log_every=1000), callbacks=[Saves()], default_root_dir=tmp_path)
+    for path in tmp_path.glob("*.ckpt"):
         state = torch.load(path, weights_only=True)["state_dict"]
         assert all(bool(tensor.isfinite().all()) for tensor in state.values()), path
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.glob("*.ckpt"))) == 6
 
 
 def test_a_term_that_weighs_nothing_is_only_watched() -> None:

@@ -20,7 +20,7 @@ from tests.training.processes import distilled
 from tests.training.small_parts import CLASSES, Net, OwnData, seeded
 
 PARTS = "tests.training.small_parts"
-QUICK = ("logger=[]", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=3", "optimizer.lr=0.05")
+QUICK = ("logger=[]", "allow=[tests]", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=3", "optimizer.lr=0.05")
 
 
 def places(folder: Path) -> list[str]:

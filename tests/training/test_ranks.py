@@ -1,18 +1,23 @@
 """Several processes that train one model: what they end with, and how they end."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kd_app.commands.app import guarded
-from kd_app.config import RequestError
+from kd_app.config import RequestError, RunError
 from kd_app.config.compose import composed
 from kd_app.training.ranks import fit_on_ranks
-from tests.training.made import teacher_folder, trained
+from kd_app.training.run import distill
+from tests.training.made import stage, student_sha256, teacher_folder, trained
 from tests.training.processes import begun, ended, wait_for
 
 VIT = [f"student.kwargs.{key}={value}" for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()]
@@ -55,7 +60,7 @@ def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_go
     flag.touch()
     adapted = ["student.name=resnet8", "loss=[cross_entropy,feature_hint,soft_target]", "trainer=ddp_sim"]
     adapted += ["trainer.max_epochs=2", "data.batch_size=64"]
-    broken = ["+callbacks=ema", "+callbacks.breaker._target_=tests.training.rank_parts.Breaker", f"+callbacks.breaker.flag={flag}"]
+    broken = ["+callbacks=ema", "allow=[tests]", "+callbacks.breaker._target_=tests.training.rank_parts.Breaker", f"+callbacks.breaker.flag={flag}"]
     start = time.monotonic()
     assert guarded(lambda: trained(teacher, tmp_path, *adapted, *broken)) == 1
     assert time.monotonic() - start < 60
@@ -107,3 +112,59 @@ def test_ranks_end_with_ctrl_c_and_with_a_parent_that_is_killed(teacher: Path, t
         until_gone(tmp_path, 8)
         assert ended(process, 15) == code, Path(log).read_text()
         next(tmp_path.glob("stages/student-*/last.ckpt")).unlink()
+
+
+def torchrun(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m", "kd_app.commands.distill"]
+    env = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *words], check=False, capture_output=True, text=True, env=env, timeout=200)
+
+
+def record(out: Path) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((stage(out, "student") / "training.json").read_text(encoding="utf-8"))
+    return made
+
+
+def test_torchrun_trains_what_the_same_words_train_without_it(teacher: Path, tmp_path: Path) -> None:
+    same = ["student.name=vit_tiny_patch16_224", *VIT, "data.batch_size=32", "trainer.max_epochs=2"]
+    alone = subprocess.run(
+        [sys.executable, "-m", "kd_app.commands.distill", *words(teacher, tmp_path / "alone", *same, "trainer=ddp_sim")], check=False, timeout=200
+    )
+    together = torchrun(2, *words(teacher, tmp_path / "together", *same, "trainer.accelerator=cpu"))
+    assert (alone.returncode, together.returncode) == (0, 0), together.stderr
+    assert together.stdout.count("Everything is in") == 1
+    assert student_sha256(tmp_path / "together" / "out") == student_sha256(tmp_path / "alone" / "out")
+    ranks = record(tmp_path / "together" / "out")["ranks"]
+    assert ranks == record(tmp_path / "alone" / "out")["ranks"]
+    assert [each["rank"] for each in ranks] == [0, 1]
+    assert len({(each["told"], each["parameters"]) for each in ranks}) == 1
+    assert {each["images"] for each in ranks} == {2 * 20 * 32}
+
+
+def test_every_rank_of_a_sweep_trains_the_same_trial(teacher: Path, tmp_path: Path) -> None:
+    brief = ["student.name=vit_tiny_patch16_224", *VIT, "trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.accelerator=cpu"]
+    ended = torchrun(2, "-m", *words(teacher, tmp_path, *brief), "optimizer.lr=0.001,0.002")
+    assert ended.returncode == 0, ended.stderr
+    told = [[each["told"] for each in record(tmp_path / "out" / trial)["ranks"]] for trial in ("0", "1")]
+    assert [len(trial) for trial in told] == [2, 2]
+    assert [len(set(trial)) for trial in told] == [1, 1]
+    assert told[0][0] != told[1][0]
+    assert ended.stdout.count("is the best on validation") == 1
+
+
+def test_torchrun_and_another_number_of_devices_do_not_go_together(teacher: Path, tmp_path: Path) -> None:
+    ended = torchrun(1, *words(teacher, tmp_path, "trainer=ddp_sim"))
+    assert ended.returncode != 0
+    assert "torchrun started 1 processes, and trainer.devices=2 x trainer.num_nodes=1 asks for 2" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_machines_need_torchrun(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"torchrun --nnodes=2 --nproc-per-node=2 -m kd_app\.commands\.distill"):
+        distill(composed("distill", words(teacher, tmp_path, "trainer=ddp_sim", "trainer.num_nodes=2")))
+
+
+def test_ranks_that_were_told_different_things_do_not_train(teacher: Path, tmp_path: Path) -> None:
+    other = ["+callbacks.other._target_=tests.training.rank_parts.ToldOtherwise", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
+    with pytest.raises(RunError, match="The processes were told different trainings: 1 another than 0"):
+        trained(teacher, tmp_path, *other, "trainer.max_epochs=1")

@@ -1,139 +1,240 @@
-"""Settings of a training: what 'auto' takes, and what is refused before anything is read."""
+"""How to train is checked before anything is read, and is what the device can do."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kd_app.config import RequestError
+from kd_app.config.paths import CONF
+from kd_app.training import trainer
 from kd_app.training.trainer import AtomicCheckpoints, TrainerSettings, cpu_flags
 
-CONF = Path(__file__).parents[2] / "conf" / "trainer" / "auto.yaml"
-AVX2 = frozenset({"sse2", "avx2"})
-CORES = len(os.sched_getaffinity(0))
+DEFAULTS: dict[str, Any] = {
+    **yaml.safe_load((CONF / "trainer" / "auto.yaml").read_text(encoding="utf-8")),
+    "max_epochs": 3,
+    "accelerator": "cpu",
+    "devices": 1,
+}
+DEFAULTS.pop("_target_")
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
 
-def settings(**changed: Any) -> TrainerSettings:
-    plain = yaml.safe_load(CONF.read_text())
-    del plain["_target_"]
-    return TrainerSettings(**{**plain, "max_epochs": 1, "accelerator": "cpu", **changed})
+def settings(**changes: Any) -> TrainerSettings:
+    return TrainerSettings(**{**DEFAULTS, **changes})
+
+
+def refused(**changes: Any) -> str:
+    with pytest.raises(RequestError) as error:
+        settings(**changes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """As if there were so many GPUs of such a generation."""
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pretend another machine: its GPUs and what they can do, Apple's, its cores, its CPU's flags."""
 
-    def there(number: int, capability: tuple[int, int] = (9, 0)) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    def pretend(*, gpus: int = 0, capability: int = 9, mps: bool = False, cores: int = 2, flags: frozenset[str] = frozenset()) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(trainer, "_cores", lambda: cores)
+        monkeypatch.setattr(trainer, "cpu_flags", lambda: flags)
 
-    return there
+    pretend()
+    return pretend
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("flags", "precision"),
-    [({"avx512_bf16"}, "bf16-mixed"), ({"amx_bf16", "avx2"}, "bf16-mixed"), (AVX2, "32-true"), ({"avx512f"}, "32-true"), ((), "32-true")],
+    [({"avx512_bf16"}, "bf16-mixed"), ({"amx_bf16", "avx2"}, "bf16-mixed"), ({"avx2", "fma"}, "32-true"), ({"avx512f"}, "32-true"), ((), "32-true")],
 )
-def test_a_cpu_without_bf16_hardware_trains_in_float32(monkeypatch: pytest.MonkeyPatch, flags: Any, precision: str) -> None:
-    monkeypatch.setattr("kd_app.training.trainer.cpu_flags", lambda: frozenset(flags))
+def test_a_cpu_without_bf16_hardware_trains_in_float32(machine: Any, flags: Any, precision: str) -> None:
+    machine(flags=frozenset(flags))
     assert settings(precision="auto").precision == precision
 
 
-def test_the_flags_are_those_that_the_operating_system_tells() -> None:
-    told = Path("/proc/cpuinfo").read_text()
-    assert cpu_flags() <= set(told.split())
-    assert cpu_flags()
-
-
-@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "16-mixed"), ((8, 0), "bf16-mixed"), ((9, 0), "bf16-mixed")])
-def test_a_gpu_trains_in_the_half_precision_that_it_has(gpus: Any, capability: tuple[int, int], precision: str) -> None:
-    gpus(1, capability)
+@pytest.mark.parametrize(("capability", "precision"), [(7, "16-mixed"), (8, "bf16-mixed"), (9, "bf16-mixed")])
+def test_a_gpu_trains_in_the_half_precision_that_it_has(machine: Any, capability: int, precision: str) -> None:
+    machine(gpus=1, capability=capability)
     assert settings(accelerator="gpu", precision="auto").precision == precision
 
 
-@pytest.mark.parametrize(("number", "accelerator", "world"), [(0, "cpu", 1), (1, "gpu", 1), (4, "gpu", 4)])
-def test_auto_takes_all_gpus_there_are_else_one_process_on_the_cpu(
-    gpus: Any, monkeypatch: pytest.MonkeyPatch, number: int, accelerator: str, world: int
-) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    gpus(number)
-    found = settings(accelerator="auto", devices="auto")
-    assert (found.accelerator, found.world_size) == (accelerator, world)
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "asked", "world"), [("gpu", 2, True, True), ("gpu", 1, True, False), ("cpu", 0, True, False), ("gpu", 2, False, False)]
+)
+def test_batchnorm_is_synchronized_where_several_gpus_train(machine: Any, accelerator: str, gpus: int, asked: bool, world: bool) -> None:
+    machine(gpus=gpus)
+    found = settings(accelerator=accelerator, devices="auto", sync_batchnorm=asked)
+    assert found.sync_batchnorm is world
+    assert found.identity().get("sync_batchnorm", False) is world
 
 
 @pytest.mark.parametrize(
-    ("there", "wrong", "message"),
+    ("asked", "meant"), [(32, "32-true"), ("32", "32-true"), (64, "64-true"), ("bf16", "bf16-mixed"), ("bf16-true", "bf16-true")]
+)
+def test_lightnings_short_names_are_understood_quoted_or_not(machine: Any, asked: str | int, meant: str) -> None:
+    assert settings(precision=asked).precision == meant
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "precision"),
     [
-        (0, {"accelerator": "gpu"}, "trainer.accelerator=gpu, but this machine has none that torch can use. Use trainer=cpu"),
-        (0, {"accelerator": "cuda"}, "trainer.accelerator=cuda, but"),
-        (0, {"accelerator": "mps"}, "trainer.accelerator=mps, but"),
-        (2, {"accelerator": "gpu", "devices": 3}, "trainer.devices=3, but there are 2 GPUs here. Use trainer.devices=2"),
-        (0, {"devices": CORES + 1}, f"trainer.devices={CORES + 1}, but this machine has {CORES} cores"),
-        (0, {"num_nodes": 2}, "trainer.num_nodes=2, but the processes of a training are started on this machine alone"),
-        (0, {"precision": "16-mixed"}, r"trainer.precision=16-mixed is not to be had on this device \(cpu\)"),
-        (0, {"precision": "16"}, r"trainer.precision=16 is not to be had on this device \(cpu\)"),
-        (0, {"precision": "16-true"}, r"trainer.precision=16-true is not to be had on this device \(cpu\)"),
-        (0, {"precision": "transformer-engine"}, r"trainer.precision=transformer-engine is not to be had on this device \(cpu\)"),
-        (1, {"accelerator": "gpu", "precision": "transformer-engine"}, "transformer_engine, which is not installed"),
-        (0, {"precision": "bf8"}, "precision='bf8' does not fit"),
-        (0, {"devices": 0}, "devices"),
-        (0, {"max_epochs": 0}, "max_epochs=0 does not fit"),
-        (0, {"gradient_clip": -1}, "gradient_clip=-1 does not fit"),
-        (0, {"limit_train_batches": 0}, "limit_train_batches"),
-        (0, {"limit_train_batches": 1.5}, "limit_train_batches"),
-        (0, {"limit_val_batches": -3}, "limit_val_batches"),
-        (0, {"accumulate": 0}, "accumulate=0 does not fit"),
-        (0, {"profiler": "slow"}, "profiler='slow' does not fit"),
-        (0, {"epochs": 3}, "TrainerSettings has no setting 'epochs'. Did you mean 'max_epochs'"),
+        ("cpu", "16-mixed"),
+        ("cpu", 16),
+        ("cpu", "16-true"),
+        ("cpu", "transformer-engine"),
+        ("mps", "64-true"),
+        ("mps", "bf16-mixed"),
+        ("mps", "transformer-engine-float16"),
     ],
 )
-def test_what_this_machine_has_not_and_what_is_out_of_range_is_refused(gpus: Any, there: int, wrong: dict[str, Any], message: str) -> None:
-    gpus(there)
-    with pytest.raises(RequestError, match=message):
-        settings(**wrong)
+def test_a_precision_that_the_device_lacks_is_refused(machine: Any, accelerator: str, precision: str | int) -> None:
+    machine(mps=True)
+    said = refused(accelerator=accelerator, precision=precision)
+    assert f"trainer.precision={precision}" in said
+    assert "trainer.precision=auto" in said
 
 
-def test_an_mps_machine_has_one_device_and_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert settings(accelerator="mps", precision="auto").precision == "32-true"
-    for wrong, message in (
-        ({"devices": 2}, "an mps machine has one device"),
-        ({"precision": "bf16"}, r"bf16 is not to be had on this device \(mps\)"),
-    ):
-        with pytest.raises(RequestError, match=message):
-            settings(accelerator="mps", **wrong)
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_tile\nbugs\t\t:\n\nprocessor\t: 1\nflags\t\t: fpu\n", {"fpu", "avx512_bf16", "amx_tile"}),
+        ("processor : 0\nFeatures : fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        ("nothing of the kind\n", set()),
+    ],
+)
+def test_the_flags_are_those_that_the_operating_system_names(monkeypatch: pytest.MonkeyPatch, text: str, flags: set[str]) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: text if str(path) == "/proc/cpuinfo" else "")
+    assert cpu_flags() == flags
 
 
-@pytest.mark.parametrize(("asked", "precision"), [("32", "32-true"), ("64", "64-true"), ("bf16", "bf16-mixed"), ("bf16-true", "bf16-true")])
-def test_every_precision_of_the_device_can_be_had_by_name(asked: str, precision: str) -> None:
-    assert settings(precision=asked).precision == precision
+def test_without_such_a_file_no_flag_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path, **_: Any) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert cpu_flags() == frozenset()
 
 
-def test_a_share_a_number_and_all_are_told_apart(tmp_path: Path) -> None:
-    found = settings(limit_train_batches=1, limit_val_batches=1.0, limit_test_batches=0.5)
-    trainer = found.make(max_epochs=1, folder=tmp_path, callbacks=[], loggers=[])
-    assert (trainer.limit_train_batches, trainer.limit_val_batches) == (1, 1.0)
-    assert isinstance(trainer.limit_train_batches, int)
-    assert isinstance(trainer.limit_val_batches, float)
-    assert found.limit_test_batches == 0.5
+# -- devices -----------------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_change_the_weights_is_no_part_of_the_identity() -> None:
-    plain = settings().identity()
-    assert settings(log_every=1, checkpoint_minutes=1, timeout=3, profiler="simple", detect_anomaly=True).identity() == plain
-    for other in (
-        {"max_epochs": 2},
-        {"precision": "64"},
-        {"accumulate": 2},
-        {"gradient_clip": 1.0},
-        {"limit_train_batches": 3},
-        {"overfit_batches": 1},
-    ):
-        assert settings(**other).identity() != plain
+@pytest.mark.parametrize(
+    ("there", "accelerator", "devices", "device"),
+    [
+        ({"gpus": 4, "mps": True}, "gpu", 4, "cuda"),
+        ({"gpus": 1}, "gpu", 1, "cuda"),
+        ({"mps": True}, "mps", 1, "mps"),
+        ({"cores": 64}, "cpu", 1, "cpu"),
+    ],
+)
+def test_auto_takes_all_gpus_or_else_what_there_is(machine: Any, there: dict[str, Any], accelerator: str, devices: int, device: str) -> None:
+    machine(**there)
+    found = settings(accelerator="auto", devices="auto")
+    assert (found.accelerator, found.devices, found.world_size, found.device.type) == (accelerator, devices, devices, device)
+
+
+@pytest.mark.parametrize(
+    ("there", "accelerator", "most"),
+    [({"gpus": 2}, "gpu", 2), ({"gpus": 2}, "cuda", 2), ({"mps": True}, "mps", 1), ({"cores": 3}, "cpu", 3)],
+)
+def test_more_devices_than_there_are_are_refused(machine: Any, there: dict[str, Any], accelerator: str, most: int) -> None:
+    machine(**there)
+    assert settings(accelerator=accelerator, devices=most).world_size == most
+    said = refused(accelerator=accelerator, devices=most + 1)
+    assert f"trainer.devices={most + 1}" in said
+    assert f"trainer.devices={most}" in said.replace(f"trainer.devices={most + 1}", "")
+
+
+# -- ranges ------------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_epochs", 0),
+        ("max_epochs", 1.5),
+        ("max_epochs", None),
+        ("accelerator", "tpu"),
+        ("devices", 0),
+        ("devices", "all"),
+        ("precision", "fp8"),
+        ("precision", 8),
+        ("accumulate", 0),
+        ("gradient_clip", 0),
+        ("gradient_clip", -1.0),
+        ("channels_last", "sometimes"),
+        ("compile", 3),
+        ("profiler", "fast"),
+        ("log_every", 0),
+        ("checkpoint_minutes", 0),
+        ("timeout", -1),
+        *((name, value) for name in LIMITS for value in (0, 0.0, -0.5, 1.5, "half")),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(machine: Any, name: str, value: Any) -> None:
+    assert f"TrainerSettings: {name}={value!r} does not fit" in refused(**{name: value})
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS))
+def test_no_setting_has_a_default_in_python(machine: Any, name: str) -> None:
+    with pytest.raises(RequestError, match=f"needs a value for '{name}'"):
+        TrainerSettings(**{key: value for key, value in DEFAULTS.items() if key != name})
+
+
+@given(value=st.floats(0, 1, exclude_min=True) | st.integers(1, 10**6))
+def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> None:
+    """To Lightning 1.0 is everything, and 1 is one batch."""
+    found = settings(limit_train_batches=value, limit_test_batches=value)
+    for limit in (found.limits["limit_train_batches"], found.limit_test_batches):
+        assert (type(limit), limit) == (type(value), value)
+
+
+# -- what follows from them --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "decides"),
+    [
+        ({"max_epochs": 4}, True),
+        ({"precision": "bf16-mixed"}, True),
+        ({"accumulate": 2}, True),
+        ({"gradient_clip": 1.0}, True),
+        ({"limit_train_batches": 2}, True),
+        ({"limit_val_batches": 2}, True),
+        ({"overfit_batches": 2}, True),
+        ({"devices": 2}, True),
+        ({"limit_test_batches": 2}, False),
+        ({"log_every": 1}, False),
+        ({"checkpoint_minutes": 1.0}, False),
+        ({"profiler": "simple"}, False),
+        ({"detect_anomaly": True}, False),
+        ({"timeout": 5}, False),
+    ],
+)
+def test_what_decides_the_weights_is_part_of_the_identity_of_a_training(machine: Any, changes: dict[str, Any], decides: bool) -> None:
+    base = {"precision": "32-true"}
+    assert (settings(**base).identity() != settings(**{**base, **changes}).identity()) == decides
+
+
+def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:
+    asked = settings(precision="32-true", accumulate=3, gradient_clip=0.5, limit_train_batches=0.5, limit_val_batches=2, detect_anomaly=True)
+    made = asked.make(max_epochs=7, folder=tmp_path, callbacks=[], loggers=[])
+    assert (made.max_epochs, made.accumulate_grad_batches, made.gradient_clip_val, made.precision) == (7, 3, 0.5, "32-true")
+    assert (made.limit_train_batches, made.limit_val_batches) == (0.5, 2)
+    assert made.default_root_dir == str(tmp_path)
+    assert (made.world_size, made.loggers, made.num_sanity_val_steps) == (1, [], 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_replaces_the_one_before_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,114 @@
+"""A search by the command: killed and said again, with trials that fail, that are hopeless, and that run beside each other."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands.call import TINY, call, done, refused
+from tests.training.made import results
+
+SEARCH = ("-m", "hparams_search=temperature", "hydra.sweeper.trials=5")
+"""Five trials of the temperature and its weight."""
+
+
+def places(folder: Path) -> list[str]:
+    return [f"out={folder / 'search'}", f"stages={folder / 'stages'}"]
+
+
+def proposed(search: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((search / "search.json").read_text(encoding="utf-8"))["proposed"]
+    return found
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "kd_app.commands.distill", *words]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A search that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, done(*TINY, *SEARCH, *places(folder))
+
+
+def test_a_search_runs_what_it_proposes_and_tests_the_winner_alone(whole: tuple[Path, str]) -> None:
+    search, said = whole[0] / "search", whole[1]
+    trials = {int(path.name): results(path) for path in search.glob("[0-9]*")}
+    assert sorted(trials) == [0, 1, 2, 3, 4]
+    asked = [(trials[n]["config"]["loss"]["soft_target"]["temperature"], trials[n]["config"]["loss"]["soft_target"]["weight"]) for n in range(5)]
+    assert asked == [tuple(params.values()) for params in proposed(search)]
+    assert len(set(asked)) == 5
+    assert all(1 <= temperature <= 16 and 0.1 <= weight <= 2 for temperature, weight in asked)
+    assert sum(trial["test"] is not None for trial in trials.values()) == 1
+    assert "won on validation" in said
+    assert sorted(path.name for path in search.iterdir()) == ["0", "1", "2", "3", "4", "search.json"]
+
+
+def test_a_search_that_is_done_shows_its_table_and_repeats_nothing(whole: tuple[Path, str]) -> None:
+    search = whole[0] / "search"
+    before = {path: path.read_bytes() for path in search.rglob("*") if path.is_file()}
+    said = done(*TINY, *SEARCH, *places(whole[0]))
+    assert "won on validation" in said
+    assert "epoch" not in said
+    assert {path: path.read_bytes() for path in search.rglob("*") if path.is_file()} == before
+
+
+def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(whole: tuple[Path, str], tmp_path: Path) -> None:
+    words = command(*TINY, *SEARCH, *places(tmp_path))
+    for number in (1, 3):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "WANDB_MODE": "disabled"})
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "search" / str(number) / "config.yaml").is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "search" / "4").exists()
+    done(*TINY, *SEARCH, *places(tmp_path))
+    assert proposed(tmp_path / "search") == proposed(whole[0] / "search")
+    for number in range(5):
+        ours, theirs = (results(folder / "search" / str(number))["validation"]["student"]["top1"] for folder in (tmp_path, whole[0]))
+        assert ours == theirs
+
+
+def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_are_done(tmp_path: Path) -> None:
+    rates = ["hydra/sweeper=search", "hydra.sweeper.sampler=grid", "optimizer=sgd", "optimizer.lr=choice(0.01,1e30,0.02)", "trainer.log_every=1"]
+    ended = call("logger=[csv]", "teacher.name=resnet8", "-m", *rates, "trainer.max_epochs=1", "teacher.max_epochs=1", *places(tmp_path))
+    assert ended.code == 1
+    assert [results(tmp_path / "search" / str(n))["status"] for n in range(3)] == ["finished", "failed", "finished"]
+    assert "1 of 3 trials failed (trial 1: The loss term" in ended.err.splitlines()[-1]
+
+
+def test_two_objectives_end_with_the_trials_that_none_beats(tmp_path: Path) -> None:
+    sizes = ["hparams_search=student", "student.name=choice(resnet8,resnet14)", "hydra.sweeper.trials=2"]
+    said = done("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "-m", *sizes, *places(tmp_path))
+    assert "No other trial beats these in all of validation.student.top1, models.student.macs:" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hparams_search=temperatur"], "Did you mean 'temperature'?"),
+        (["hydra/sweeper=search"], "A search needs something to search"),
+        (["hparams_search=temperature", "hydra.sweeper.trials=0"], "trials=0 does not fit: expected greater than 0"),
+        (["hparams_search=temperature", "hydra.sweeper.sampler=cmaes"], "sampler='cmaes' does not fit"),
+        (["hparams_search=temperature", "hydra.sweeper.sampler=grid"], "has no steps"),
+        (["hydra/sweeper=search", "loss.soft_target.temprature=interval(1,2)"], "Did you mean 'loss.soft_target.temperature'?"),
+    ],
+)
+def test_a_wrong_search_is_refused_in_one_paragraph(words: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refused(*TINY, "-m", *words, *places(tmp_path))
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_trials_run_in_other_processes_and_end_with_one_table(launcher: str, tmp_path: Path) -> None:
+    words = command(*TINY, "-m", f"hydra/launcher={launcher}", "seed=0,1", *places(tmp_path))
+    ended = subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"}, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert {results(tmp_path / "search" / n)["status"] for n in "01"} == {"finished"}
+    assert ended.stdout.count("won on validation") == 1

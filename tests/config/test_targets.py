@@ -1,0 +1,76 @@
+"""A configuration from somebody else names parts of ours, or what its reader allows, and nothing else is imported or called."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_app.config import RequestError
+from kd_app.config.targets import check_targets
+
+OURS = {"_target_": "kd_app.losses.soft_target.SoftTarget", "temperature": 2.0}
+
+
+def config(target: str) -> dict[str, Any]:
+    return {"loss": {"soft_target": OURS, "other": {"_target_": target}}}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.exec",
+        "torch.load",
+        "timm.models.load_checkpoint",
+        "hydra.utils.instantiate",
+        "kd_application.Evil",
+        "kd_app.stages.os.system",
+        "kd_app.stages:os.system",
+        "kd_app.training.parts.instantiate",
+        "kd_app.training.parts.make",
+        "kd_app.commands.distill.main",
+        "kd_app.stages.Path",
+        "lightning.pytorch.callbacks.model_checkpoint.os.system",
+    ],
+)
+def test_what_is_no_part_of_ours_is_refused_with_the_place_and_the_way_out(target: str) -> None:
+    with pytest.raises(RequestError, match=r"loss\.other\._target_=.* names code that is no part of kd_app.*'allow=\["):
+        check_targets(config(target), [])
+
+
+@pytest.mark.parametrize("place", ["data.view", "teacher.kwargs.0", "callbacks.x.y.z"])
+def test_it_is_found_however_deep_it_lies(place: str) -> None:
+    node: Any = {"_target_": "os.system"}
+    for key in reversed(place.split(".")):
+        node = [node] if key == "0" else {key: node}
+    with pytest.raises(RequestError, match=place.replace(".", r"\.")):
+        check_targets(node, [])
+
+
+@pytest.mark.parametrize(
+    ("target", "allow"),
+    [
+        ("timm.create_model", []),
+        ("kd_app.losses.soft_target.SoftTarget", []),
+        ("kd_app.tracking.Csv", []),
+        ("lightning.pytorch.callbacks.LearningRateMonitor", []),
+        ("kd_app.losses.nowhere.Lost", []),
+        ("mine.Net", ["mine"]),
+        ("mine:Net", ["mine"]),
+        ("mine.deep.Net", ["other", "mine.deep"]),
+    ],
+)
+def test_ours_and_what_is_allowed_may_be_named(target: str, allow: list[str]) -> None:
+    check_targets(config(target), allow)
+
+
+def test_what_is_refused_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "mark"
+    (tmp_path / "stranger.py").write_text(f"open({str(mark)!r}, 'w')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RequestError):
+        check_targets(config("stranger.Part"), [])
+    assert not mark.exists()
+    assert "stranger" not in sys.modules
