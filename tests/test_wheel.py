@@ -30,7 +30,7 @@ def test_the_wheel_holds_all_of_conf_and_all_of_the_package(unpacked: Path) -> N
         assert len(files) > 20
         assert files == sorted(path.relative_to(unpacked / where) for path in (unpacked / where).rglob(pattern))
         assert all((unpacked / where / file).read_bytes() == (REPOSITORY / kept / file).read_bytes() for file in files)
-    assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"kd_app"}  # no tests, no benchmarks beside it
+    assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"kd_app", "hydra_plugins"}  # no tests, no benchmarks beside it
 
 
 def test_commands_and_license_are_declared(unpacked: Path) -> None:

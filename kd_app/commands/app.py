@@ -73,7 +73,7 @@ def _end_sweep(codes: list[int], after_sweep: Callable[[dict[str, Any]], None] |
         with suppress(OSError):  # it holds something, or is not there
             folder.rmdir()
     ran = not codes or set(codes) - {2}  # without codes: in other processes, or earlier
-    if after_sweep and ran and not _STOPPED & set(codes) and any(out.glob("[0-9]*")):
+    if after_sweep and ran and not _STOPPED & set(codes) and (codes or any(out.glob("[0-9]*"))):
         codes.append(guarded(lambda: after_sweep(config())))
 
 

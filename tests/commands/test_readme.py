@@ -62,6 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands are said: photos, a table of them, and Fashion-MNIST's four files; what a command leaves, the next finds."""
     folder = tmp_path_factory.mktemp("readme")
     image_folder(folder / "photos", images=12, classes=3, side=32)
+    (folder / "cifar10").symlink_to("photos")
     rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted((folder / "photos").rglob("*.png"))]
     (folder / "photos.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
     for name, architecture in STAND_INS.items():

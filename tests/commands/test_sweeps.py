@@ -100,7 +100,9 @@ def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_co
 def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(swept: tuple[Path, str]) -> None:
     ended = call(*TINY, "-m", "optimizer.lr=1e30,0.003", "teacher.optimizer.lr=0.003", "out=sweep", f"stages={swept[0] / 'stages'}")
     assert ended.code == 1
-    assert paragraph(ended.err).startswith("Trial 0: The run failed: The loss term ")
+    first, last = ended.err.splitlines()
+    assert first.startswith("Trial 0: The run failed: The loss term ")
+    assert last.startswith("The run failed: 1 of 2 trials failed (trial 0: The loss term ")
     assert [each["status"] for each in trials(Path("sweep")).values()] == ["failed", "finished"]
     assert "failed" in ended.out
     assert "Trial 1 won on validation" in ended.out

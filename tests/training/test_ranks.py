@@ -127,11 +127,9 @@ def record(out: Path) -> dict[str, Any]:
 
 def test_torchrun_trains_what_the_same_words_train_without_it(teacher: Path, tmp_path: Path) -> None:
     same = ["student.name=vit_tiny_patch16_224", *VIT, "data.batch_size=32", "trainer.max_epochs=2"]
-    alone = subprocess.run(
-        [sys.executable, "-m", "kd_app.commands.distill", *words(teacher, tmp_path / "alone", *same, "trainer=ddp_sim")], check=False, timeout=200
-    )
+    distill(composed("distill", words(teacher, tmp_path / "alone", *same, "trainer=ddp_sim")))
     together = torchrun(2, *words(teacher, tmp_path / "together", *same, "trainer.accelerator=cpu"))
-    assert (alone.returncode, together.returncode) == (0, 0), together.stderr
+    assert together.returncode == 0, together.stderr
     assert together.stdout.count("Everything is in") == 1
     assert student_sha256(tmp_path / "together" / "out") == student_sha256(tmp_path / "alone" / "out")
     ranks = record(tmp_path / "together" / "out")["ranks"]
@@ -152,10 +150,11 @@ def test_every_rank_of_a_sweep_trains_the_same_trial(teacher: Path, tmp_path: Pa
     assert ended.stdout.count("is the best on validation") == 1
 
 
-def test_torchrun_and_another_number_of_devices_do_not_go_together(teacher: Path, tmp_path: Path) -> None:
-    ended = torchrun(1, *words(teacher, tmp_path, "trainer=ddp_sim"))
-    assert ended.returncode != 0
-    assert "torchrun started 1 processes, and trainer.devices=2 x trainer.num_nodes=1 asks for 2" in ended.stderr
+def test_torchrun_and_another_number_of_devices_do_not_go_together(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(RequestError, match=r"torchrun started 3 processes, and trainer\.devices=2 x trainer\.num_nodes=1 asks for 2"):
+        distill(composed("distill", words(teacher, tmp_path, "trainer=ddp_sim")))
     assert not (tmp_path / "out").exists()
 
 
