@@ -5,6 +5,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -22,7 +23,7 @@ from omegaconf import DictConfig
 from kd_app.config.compose import COMPOSING, composed, explained, opened, plain
 from kd_app.config.errors import RequestError, RunError
 from kd_app.config.paths import CONF
-from kd_app.training.torchrun import together
+from kd_app.training.torchrun import Torchrun, is_follower
 
 Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
@@ -35,7 +36,23 @@ def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], Non
     """Compose ``conf/<primary>.yaml`` with the words of the command line, run `task` once, or once a trial, and exit."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(together(lambda: _run(task, primary, after_sweep)))
+    sys.exit(_together(lambda: _run(task, primary, after_sweep)))
+
+
+def _together(body: Callable[[], int]) -> int:
+    """Run `body` in the first of torchrun's processes, and let the others follow until it is done; its exit code. Alone it is just `body`."""
+    if is_follower():
+        from kd_app.training.ranks import follow
+
+        with suppress(KeyboardInterrupt):
+            follow()
+        return 0
+    try:
+        return body()
+    finally:
+        torchrun = Torchrun.here()
+        if torchrun is not None:
+            torchrun.dismiss()
 
 
 def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None] | None) -> int:
@@ -110,6 +127,8 @@ def _failure(error: Exception) -> str:
     """What the system refused (disk full, no right to write) in words; all else is a fault of the program, with its traceback."""
     if isinstance(error, OSError):
         return f"The run failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    if refused := re.search(r"I/O error: (.+) \(os error \d+\)", str(error)):  # safetensors wraps it
+        return f"The run failed: {refused[1]}"
     traceback.print_exception(error)
     return f"The run failed by a fault of the program, told above ({type(error).__name__})"
 

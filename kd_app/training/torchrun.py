@@ -5,8 +5,7 @@ So the command runs once, whatever it is: a run, a sweep, an evaluation. No rank
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from time import sleep
@@ -17,25 +16,9 @@ _PATIENCE = timedelta(seconds=60)
 _END = "end"
 
 
-def _is_follower() -> bool:
+def is_follower() -> bool:
     """This process is one of torchrun's, and not the first."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
-
-
-def together(body: Callable[[], int]) -> int:
-    """Run `body` in the first of torchrun's processes, and let the others follow until it is done; its exit code. Alone it is just `body`."""
-    if _is_follower():
-        from kd_app.training.ranks import follow
-
-        with suppress(KeyboardInterrupt):
-            follow()
-        return 0
-    try:
-        return body()
-    finally:
-        torchrun = Torchrun.here()
-        if torchrun is not None:
-            torchrun.dismiss()
 
 
 @dataclass(frozen=True)
