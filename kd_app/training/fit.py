@@ -68,6 +68,7 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     with quiet():
         trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder, listen)])
     if settings.compile:
+        torch._functorch.config.donated_buffer = False  # the first steps go backward through each term by itself
         module.student.compile()
     step = resumed(folder)
     if step is not None:

@@ -204,3 +204,13 @@ def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Pat
     with pytest.raises(RunError, match=r"The loss term \w+ is (not finite|nan|inf).*Lower optimizer.lr"):
         trained(teacher, tmp_path, *SMALL, "optimizer=sgd", "optimizer.lr=1e30", "trainer.log_every=1")
     assert [path.suffix for path in (tmp_path / "stages").glob("student-*")] == [".partial"]
+
+
+@pytest.mark.slow
+def test_a_compiled_student_trains_with_terms_that_look_inside_it_and_ships_like_any_other(teacher: Path, tmp_path: Path) -> None:
+    terms = ["student.name=resnet8", "loss=[cross_entropy,soft_target,feature_hint]", "trainer.precision=32-true"]
+    plain, compiled = (trained(teacher, tmp_path / name, *BRIEF, *terms, f"trainer.compile={name}") for name in ("false", "true"))
+    assert compiled.curves[0]["train/feature_hint"] > 0
+    for ours, theirs in zip(plain.curves[:4], compiled.curves[:4], strict=True):
+        assert theirs["train/loss"] == pytest.approx(ours["train/loss"], rel=1e-3)
+    same(plain.member.created.model.state_dict(), compiled.member.created.model.state_dict(), rtol=1e-2, atol=1e-3)
