@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 FORMAT = 1
 """Part of every key: raise it when a change makes what older stages hold wrong."""
-_RECORD = "stage.json"
+RECORD = "stage.json"
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class Stages:
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(exist_ok=True)
         before, start = _seconds(partial), time.monotonic()
-        write_atomically(partial / _RECORD, json.dumps({**asked, "seconds": before}, indent=1))
+        write_atomically(partial / RECORD, json.dumps({**asked, "seconds": before}, indent=1))
         try:
             build(partial)
         finally:
             seconds = before + time.monotonic() - start
-            write_atomically(partial / _RECORD, json.dumps({**asked, "seconds": seconds}, indent=1))
+            write_atomically(partial / RECORD, json.dumps({**asked, "seconds": seconds}, indent=1))
         os.replace(partial, path)
         return Stage(str(asked["name"]), path, seconds, made=True)
 
@@ -116,6 +116,6 @@ class Stages:
 
 def _seconds(folder: Path) -> float:
     try:
-        return float(json.loads((folder / _RECORD).read_text(encoding="utf-8"))["seconds"])
+        return float(json.loads((folder / RECORD).read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError):
         return 0.0

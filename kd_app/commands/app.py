@@ -20,8 +20,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from kd_app.commands.help import ASKED, helped
 from kd_app.config.compose import COMPOSING, composed, explained, opened, plain
 from kd_app.config.errors import RequestError, RunError
+from kd_app.config.foreign_files import told_apart
 from kd_app.config.paths import CONF
 from kd_app.training.torchrun import Torchrun, is_follower
 
@@ -70,7 +72,11 @@ def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None]
 
     sys.argv[1:] = _words(sys.argv[1:])
     try:
-        main()
+        if ASKED & set(sys.argv):
+            print(helped(primary, sys.argv[1:]))
+            return 0
+        with told_apart(primary):
+            main()
     except _Stopped:
         pass
     except COMPOSING as error:

@@ -5,43 +5,47 @@ from pkgutil import resolve_name
 from typing import Any
 
 from kd_app.config.errors import RequestError
+from kd_app.config.typed import Typed
 
 FACTORY = "timm.create_model"
 """The one function that may be named without asking."""
-TRUSTED = ("kd_app", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
-"""Packages whose classes may be named without asking."""
+OURS, CALLBACKS = "kd_app", "lightning.pytorch.callbacks"
+"""Packages of which parts may be named without asking: `Typed` classes of ours, and Lightning's callbacks."""
 
 
 def check_targets(config: Any, allow: Sequence[str]) -> None:
-    """Refuse a ``_target_`` of a configuration that is neither a class of `TRUSTED` nor lies in a package of `allow` (`RequestError`).
+    """Refuse a ``_target_`` of a configuration that is no part of `OURS` or `CALLBACKS` and lies in no package of `allow` (`RequestError`).
 
     A configuration may come from somebody else: a run's folder, an experiment file. What it names is called, so it could run anything
-    (``_target_: os.system``). Nothing outside the trusted packages is imported to find that out.
+    (``_target_: os.system``). Nothing outside the trusted packages is imported to find that out. Interpolations are resolved when a
+    configuration is composed; one that is still there could become a ``_target_`` later, and is refused.
     """
-    for place, target in _targets(config):
-        if not isinstance(target, str) or target == FACTORY or _within(target, allow):
+    for place, target in _leaves(config):
+        if isinstance(target, str) and "${" in target:
+            raise RequestError(f"{place}={target!r} holds an interpolation, where a value is expected. Write the value itself.")
+        if place.split(".")[-1] != "_target_" or not isinstance(target, str) or target == FACTORY or _within(target, allow):
             continue
-        if not _within(target, TRUSTED):
+        if not _within(target, (OURS, CALLBACKS)):
             raise _refused(place, target, target.partition(".")[0])
         try:
             named = resolve_name(target)
         except (ImportError, ValueError, AttributeError):
             continue  # whoever makes the part says what is missing
         home = getattr(named, "__module__", None) or "?"
-        if not isinstance(named, type) or not _within(home, TRUSTED):
+        if not isinstance(named, type) or not (_within(home, (CALLBACKS,)) or (issubclass(named, Typed) and _within(home, (OURS,)))):
             raise _refused(place, target, home.partition(".")[0])
 
 
-def _targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that holds no others, with its dotted place."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if key == "_target_":
-                yield f"{place}{key}", value
-            else:
-                yield from _targets(value, f"{place}{key}.")
+            yield from _leaves(value, f"{place}{key}.")
     elif isinstance(node, list | tuple):
         for number, value in enumerate(node):
-            yield from _targets(value, f"{place}{number}.")
+            yield from _leaves(value, f"{place}{number}.")
+    else:
+        yield place.removesuffix("."), node
 
 
 def _within(name: str, packages: Sequence[str]) -> bool:
@@ -50,6 +54,6 @@ def _within(name: str, packages: Sequence[str]) -> bool:
 
 def _refused(place: str, target: str, package: str) -> RequestError:
     return RequestError(
-        f"{place}={target!r} names code that is no part of kd_app. Expected a class of kd_app or {FACTORY}; what a configuration names is run. "
+        f"{place}={target!r} names code that is no part of kd_app. Expected a part of kd_app or {FACTORY}; what a configuration names is run. "
         f"If you trust it, say so: 'allow=[{package}]'."
     )

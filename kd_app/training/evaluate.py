@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,13 +13,16 @@ from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import summary
-from kd_app.stages import Stages
+from kd_app.stages import RECORD, Stages
 from kd_app.training.fit import MODEL
 from kd_app.training.parts import Config, parts
 from kd_app.training.proof import Proof
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.settings import Evaluation
 from kd_app.training.workshop import Member, Workshop
+
+STAGES = "runs/.stages"
+"""Where the answers are kept when the run's own stages are not here; as in ``conf/distill.yaml``."""
 
 
 def evaluate(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
@@ -34,8 +36,11 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     before = read(run / RESULTS)
     if before.status != "finished":
         raise RequestError(f"The run {str(run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it, then evaluate.")
-    asked = _as_run(run, config)
+    asked = _as_run(run, config, before)
     made = parts(asked)
+    strange = set(before.models) - {"teacher", "student", *asked["controls"]}
+    if strange:
+        raise RequestError(f"The run's results name models that its configuration does not: {', '.join(map(repr, sorted(strange)[:5]))}.")
     with claimed(out, {**config, "run": str(run)}, overwrite=config["overwrite"]):
         shop = Workshop(made, Stages(Path(asked["stages"]), say=console.say), console, tracker=None)
         shop.prepare_data()
@@ -49,18 +54,24 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     return out
 
 
-def _as_run(run: Path, config: Config) -> Config:
+def _as_run(run: Path, config: Config, before: Results) -> Config:
     """The run's own configuration, with what is asked for now, for this machine."""
     try:
         found: Config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        trainer, stages = {**found["trainer"]}, Path(found["stages"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise RequestError(f"The run's configuration {str(run / CONFIG)!r} can't be read: {first_line(error)}. Name a whole run folder.") from None
     found.pop("own", None)
-    found["data"] = config["data"] or found["data"]
-    found["stages"] = config["stages"] or found["stages"]
+    found["data"] = config["data"] or found.get("data")
+    found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
     found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
-    found["trainer"] = {**found["trainer"], "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}
+    found["trainer"] = {**trainer, "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}
     return found
+
+
+def _is_there(before: Results, stages: Path) -> bool:
+    """The folder holds a stage of this run, so the run was made with it here. Whoever else sends a run does not say where this machine writes."""
+    return any((path / RECORD).is_file() and path.parent == stages for path in (Path(stage.path) for stage in before.stages))
 
 
 def _check_classes(shop: Workshop, before: Results) -> None:
@@ -78,7 +89,8 @@ def _members(shop: Workshop, run: Path, before: Results, console: Console) -> di
     members: dict[str, Member] = {}
     stages = {stage.name: Path(stage.path) for stage in before.stages}
     for role in before.models:
-        request = _teacher(shop, run) if role == "teacher" else _own(shop, role, run / "student" if role == "student" else stages[role] / MODEL)
+        folder = run / "student" if role == "student" else stages.get(role, run) / MODEL
+        request = _teacher(shop, run) if role == "teacher" else _own(shop, role, folder)
         if request is None:
             console.say(f"Note: the {role} is not there any more ({stages.get(role, run)}); it is left out")
         else:
@@ -87,9 +99,14 @@ def _members(shop: Workshop, run: Path, before: Results, console: Console) -> di
 
 
 def _teacher(shop: Workshop, run: Path) -> ModelRequest | None:
-    reference: dict[str, Any] = json.loads((run / "teacher" / "reference.json").read_text(encoding="utf-8"))
-    if reference["stage"]:
-        return _own(shop, "teacher", Path(reference["stage"]) / MODEL)
+    path = run / "teacher" / "reference.json"
+    try:
+        stage = json.loads(path.read_text(encoding="utf-8"))["stage"]
+        folder = Path(stage) / MODEL if stage else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{str(path)!r} does not say where the teacher is ({type(error).__name__}). Name a whole run folder.") from None
+    if folder is not None:
+        return _own(shop, "teacher", folder)
     return shop.parts.teacher
 
 

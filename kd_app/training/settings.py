@@ -1,5 +1,6 @@
 """The settings of a job that are no part's own, checked before anything is read: types, ranges, and keys that nobody knows."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,8 @@ class Job(Typed, called="kd-distill"):
         for group, chosen in (("loss", loss), ("callbacks", callbacks), ("logger", logger)):
             _check_chosen(group, chosen)
         for name, control in controls.items():
+            if not re.fullmatch(r"\w+", name):
+                raise RequestError(f"controls has the name {name!r}. Expected letters, digits and underscores: folders are called by it.")
             _check_known(f"controls.{name}", control, ("loss",))
         _check_known("student", student, _MODEL)
         if teacher is not None:
