@@ -37,7 +37,7 @@ def told_apart(primary: str) -> Iterator[None]:
             _compare(config, plain(self, primary, _own(overrides), run_mode, **options))
         return config
 
-    ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -64,18 +64,22 @@ class Run:
         """
         if self.results.status == "finished" and "teacher" not in self.results.models:
             raise RequestError(f"The run {str(self.path)!r} has no teacher: it was trained on the labels alone.")
-        reference = json.loads(self._file(REFERENCE).read_text(encoding="utf-8"))
-        folder = Path(reference["path"] or "")
+        text = self._file(REFERENCE).read_text(encoding="utf-8")
+        try:
+            reference = json.loads(text)
+            name, source, sha256, folder = *(reference[key] for key in ("name", "source", "sha256")), Path(reference["path"] or "")
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"The {REFERENCE} of {str(self.path)!r} does not say where the teacher is ({type(error).__name__}).") from None
         if reference["path"] is None or folder.is_file():
             raise RequestError(
-                f"The run {str(self.path)!r} did not keep its teacher in a folder: {reference['name']} came from {reference['source']}. "
+                f"The run {str(self.path)!r} did not keep its teacher in a folder: {name} came from {source}. "
                 "Make it as the run did, with timm.create_model or your own factory."
             )
         weights = folder / "model.safetensors"
-        if not weights.is_file() or file_sha256(weights) != reference["sha256"]:
+        if not weights.is_file() or file_sha256(weights) != sha256:
             what = "holds other weights now" if weights.is_file() else f"is not there, seen from {str(Path.cwd())!r}"
             raise RequestError(
-                f"The teacher {reference['name']} of the run {str(self.path)!r} was in {str(folder)!r}, which {what}. "
+                f"The teacher {name} of the run {str(self.path)!r} was in {str(folder)!r}, which {what}. "
                 "Read the run from the folder it was made in; if the teacher was removed, run the same command again with overwrite=true."
             )
         return _loaded(folder)
@@ -91,10 +95,15 @@ class Run:
 
 def _loaded(folder: Path) -> "nn.Module":
     import timm
+    from safetensors import SafetensorError
 
     import kd_app.models.small  # noqa: F401  (registers its small nets with timm)
 
-    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise RequestError(f"The model in {str(folder)!r} can't be loaded: {reason} Expected the folder as kd-distill left it.") from None
     return model
 
 

@@ -1,0 +1,18 @@
+"""A mark that no payload may leave, and the commands' finished run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import _cwd, made, run
+
+__all__ = ["_cwd", "made", "run"]
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[Path]:
+    """The file that a payload would make; it is not there when the test ends."""
+    path = tmp_path / "mark"
+    yield path
+    assert not path.exists()

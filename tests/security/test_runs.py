@@ -1,0 +1,149 @@
+"""A run's folder from somebody else: measured, read and learned from, without running what it names or writing where it says."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kd_app
+from kd_app.config import RequestError
+from tests.commands.call import TINY, call, done, refused, snapshot
+from tests.security.payloads import PICKLES, Pickled, changed, plain, touching, zipped
+from tests.training.made import results, stage, teacher_folder
+
+
+def evaluated(run: Path, *words: str) -> str:
+    return done(f"run={run}", "out=again", "limit=2", *words, command="kd-evaluate")
+
+
+def not_evaluated(run: Path, *words: str) -> str:
+    return refused(f"run={run}", "out=again", *words, command="kd-evaluate")
+
+
+PLACES = ["callbacks.x", "loss.soft_target", "data.source", "data.view.x.y", "trainer.x", "teacher.kwargs.x", "student", "optimizer", "verdict.x"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_part_that_is_not_ours_is_refused_though_the_run_allowed_it(place: str, run: Path, mark: Path) -> None:
+    changed(run / "config.yaml", place, touching(mark))
+    changed(run / "config.yaml", "allow", ["logging"])
+    not_evaluated(run)
+
+
+def test_an_interpolation_does_not_become_a_part_later(run: Path, mark: Path) -> None:
+    hidden = '${oc.create:"{_target_: logging.FileHandler, filename: ' + str(mark) + '}"}'
+    changed(run / "config.yaml", "optimizer.lr", hidden)
+    assert "optimizer.lr=" in not_evaluated(run)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/object/apply:subprocess.check_output"])
+def test_tags_of_yaml_make_no_objects(tag: str, run: Path, mark: Path) -> None:
+    payload = f"x: {tag} [touch {mark}]\n"
+    whole = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(whole + payload, encoding="utf-8")
+    assert "config.yaml' can't be read" in not_evaluated(run)
+    assert "config.yaml' can't be read" in refused(*TINY, f"out={run}")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "text", "", "{data: 1}", "{trainer: x, stages: [1], data: 2}"])
+def test_a_configuration_that_is_none_is_refused(content: str, run: Path) -> None:
+    (run / "config.yaml").write_text(content, encoding="utf-8")
+    assert "config.yaml' can't be read" in not_evaluated(run)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_run_does_not_say_where_this_machine_writes(there: bool, run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if there:
+        elsewhere.mkdir()
+    changed(run / "config.yaml", "stages", str(elsewhere))
+    content = results(run)
+    content["stages"] = [
+        {**each, "path": str(elsewhere / each["name"])} if each["name"].startswith("answers") else each for each in content["stages"]
+    ]
+    (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    evaluated(run)
+    assert elsewhere.exists() == there
+    assert not there or not list(elsewhere.iterdir())
+    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {Path("runs/.stages")}
+
+
+def test_the_runs_own_stages_are_used_where_they_are(run: Path, made: Path) -> None:
+    evaluated(run)
+    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {made / "stages"}
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("role", ["../../evil", "/tmp/evil", "a\nb", "labels_only/../.."])
+def test_models_are_called_by_the_names_of_the_configuration(role: str, run: Path) -> None:
+    content = results(run)
+    content["models"][role] = content["models"]["student"]
+    (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "name models that its configuration does not" in not_evaluated(run)
+
+
+@pytest.mark.parametrize("pickled", PICKLES)
+def test_a_stage_or_a_teacher_that_the_run_points_at_is_no_pickle(pickled: Pickled, run: Path, tmp_path: Path, mark: Path) -> None:
+    theirs = teacher_folder(tmp_path / "theirs" / "model").parent
+    pickled(theirs / "model" / "model.safetensors", mark)
+    before = (run / "teacher" / "reference.json").read_text(encoding="utf-8")
+    changed(run / "teacher" / "reference.json", "stage", str(theirs))
+    assert "can't be read as weights" in not_evaluated(run)
+    (run / "teacher" / "reference.json").write_text(before, encoding="utf-8")
+    content = results(run)
+    content["stages"] = [{**each, "path": str(theirs)} if each["name"] == "labels_only" else each for each in content["stages"]]
+    (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "can't be read as weights" in not_evaluated(run)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "{", '{"stage": [1]}'])
+def test_a_reference_that_is_none_is_refused(content: str, run: Path) -> None:
+    (run / "teacher" / "reference.json").write_text(content, encoding="utf-8")
+    assert "does not say where the teacher is" in not_evaluated(run)
+    with pytest.raises(RequestError, match="does not say where the teacher is"):
+        kd_app.load_run(run).teacher()
+
+
+def test_tables_that_are_pickles_are_not_read(run: Path, mark: Path) -> None:
+    plain(run / "predictions.parquet", mark)
+    plain(run / "metrics.csv", mark)
+    found = kd_app.load_run(run)
+    for name in ("predictions", "curves"):
+        with pytest.raises(ValueError, match=r"magic bytes|Parquet|decode|codec"):
+            getattr(found, name)
+    assert list(kd_app.load_runs(run)["status"]) == ["finished"]
+
+
+def test_a_run_to_learn_from_is_weights_and_their_description(run: Path, mark: Path) -> None:
+    changed(run / "config.yaml", "callbacks.x", touching(mark))
+    zipped(run / "student" / "pytorch_model.bin", mark)
+    done("debug=fdr", "logger=[csv]", f"teacher.checkpoint={run}", "out=next", "stages=stages")
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_is_written(runs: bool, run: Path, tmp_path: Path, mark: Path) -> None:
+    theirs = Path(shutil.copytree(run, Path("sweep/7")))
+    content: dict[str, Any] = results(theirs)
+    content["validation"]["student"]["top1"] = 1.0
+    content["test"] = None
+    (theirs / "results.json").write_text(json.dumps(content), encoding="utf-8")
+    for key in ("out", "stages"):
+        changed(theirs / "config.yaml", key, str(tmp_path / "elsewhere"))
+    if runs:
+        changed(theirs / "config.yaml", "callbacks.x", touching(mark))
+        changed(theirs / "config.yaml", "allow", ["logging"])
+    ended = call("-m", *TINY, "seed=0", "out=sweep", "stages=stages")
+    assert "Trial 7 is the best on validation; testing it" in ended.out
+    assert not (tmp_path / "elsewhere").exists()
+    assert ended.code == (2 if runs else 0)
+    assert ("'logging.FileHandler' names code that is no part of kd_app" in ended.err) == runs
+
+
+def test_nothing_of_a_run_is_changed_by_reading_it(run: Path) -> None:
+    before = snapshot(run)
+    kd_app.load_run(run).student()
+    evaluated(run)
+    assert snapshot(run) == before
+    assert stage(run, "student").is_dir()
