@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from kd_app.config.errors import RequestError
 from kd_app.config.paths import CONF
 
-_SAID = ("allow", "out", "stages", "remake", "overwrite")
-"""Keys of ours that only the command line says: whose code is run, and which folders are written."""
+_SAID = ("allow", "out", "stages", "remake", "overwrite", "logger")
+"""Keys of ours that only the command line says: whose code is run, which folders are written, and where results are sent."""
 _SEARCH = "sweeper"
 """The one part of Hydra that a file may choose and set, if it is one of these."""
 _SWEEPERS = ("hydra_plugins.kd_app_search.SearchSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
@@ -46,8 +46,14 @@ def told_apart(primary: str) -> Iterator[None]:
 
 def _own(words: Sequence[str]) -> list[str]:
     """The words that set what only words may set."""
-    said = [(override.get_key_element().lstrip("+~"), str(override.input_line)) for override in OverridesParser.create().parse_overrides(list(words))]
-    return [word for key, word in said if (key in _SAID or key.startswith(("hydra.", "hydra/"))) and key[6:].split(".")[0] != _SEARCH]
+    said = OverridesParser.create().parse_overrides(list(words))
+    return [str(override.input_line) for override in said if _sets(override.get_key_element().lstrip("+~"), override.value())]
+
+
+def _sets(key: str, value: Any) -> bool:
+    if key == "debug":  # ours says which trackers follow
+        return (CONF / key / f"{value}.yaml").is_file()
+    return key.split(".", maxsplit=1)[0] in _SAID or (key.startswith(("hydra.", "hydra/")) and key[6:].split(".", maxsplit=1)[0] != _SEARCH)
 
 
 def _compare(config: DictConfig, said: DictConfig) -> None:

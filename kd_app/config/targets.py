@@ -1,6 +1,7 @@
 """Which parts a configuration may name: ours and timm's, and what the user allows."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
 from pkgutil import resolve_name
 from typing import Any
 
@@ -32,8 +33,17 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
         except (ImportError, ValueError, AttributeError):
             continue  # whoever makes the part says what is missing
         home = getattr(named, "__module__", None) or "?"
-        if not isinstance(named, type) or not (_within(home, (CALLBACKS,)) or (issubclass(named, Typed) and _within(home, (OURS,)))):
+        if not isinstance(named, type) or not (_is_part(named) or _is_callback(named)):
             raise _refused(place, target, home.partition(".")[0])
+
+
+def _is_part(named: type) -> bool:
+    return issubclass(named, Typed) and _within(named.__module__, (OURS,))
+
+
+def _is_callback(named: type) -> bool:
+    """One of Lightning's that writes into no folder of the configuration's choice."""
+    return _within(named.__module__, (CALLBACKS,)) and "dirpath" not in signature(named).parameters
 
 
 def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:

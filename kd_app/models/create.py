@@ -69,7 +69,7 @@ def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int
         torch.manual_seed(seed)
         try:
             created = _own(request, pixels, num_classes) if request.factory else _timm(request, pixels, num_classes)
-        except (AssertionError, TypeError, RuntimeError, ValueError) as error:
+        except (AssertionError, TypeError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
             if isinstance(error, RequestError):
                 raise
             raise RequestError(

@@ -32,6 +32,11 @@ def config(target: str) -> dict[str, Any]:
         "kd_app.training.parts.make",
         "kd_app.commands.distill.main",
         "kd_app.stages.Path",
+        "kd_app.stages.Stages",
+        "kd_app.training.ranks.Child",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.callbacks.OnExceptionCheckpoint",
+        "lightning.pytorch.loggers.CSVLogger",
         "lightning.pytorch.callbacks.model_checkpoint.os.system",
     ],
 )

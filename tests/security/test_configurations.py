@@ -74,7 +74,15 @@ def test_the_same_as_a_word_of_ones_own_does_run(key: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "value", [{"allow": ["logging"]}, {"out": "elsewhere"}, {"stages": "elsewhere"}, {"overwrite": True}, {"remake": ["teacher"]}]
+    "value",
+    [
+        {"allow": ["logging"]},
+        {"out": "elsewhere"},
+        {"stages": "elsewhere"},
+        {"overwrite": True},
+        {"remake": ["teacher"]},
+        {"logger": {"csv": {"uri": "http://127.0.0.1:9"}}},
+    ],
 )
 def test_whose_code_is_run_and_which_folders_are_written_is_refused(value: dict[str, Any], tmp_path: Path, mark: Path) -> None:
     words = experiment(tmp_path / "conf", {**value, "callbacks": {"x": touching(mark)}})
@@ -103,7 +111,7 @@ def nested(place: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-@pytest.mark.parametrize("place", ["callbacks.x", "loss.cross_entropy.x", "trainer.x", "teacher.kwargs.x.y.z", "data.view", "optimizer", "logger.x"])
+@pytest.mark.parametrize("place", ["callbacks.x", "loss.cross_entropy.x", "trainer.x", "teacher.kwargs.x.y.z", "data.view", "optimizer"])
 def test_parts_that_are_not_ours_are_refused_wherever_they_stand(place: str, tmp_path: Path, mark: Path) -> None:
     words = experiment(tmp_path / "conf", nested(place, touching(mark)))
     assert f"{place}._target_='logging.FileHandler' names code that is no part of kd_app" in refused(*words, *TINY)
@@ -142,6 +150,6 @@ def test_files_that_say_what_to_train_are_welcome_and_words_say_the_rest(tmp_pat
         "tags": ["theirs"],
     }
     words = experiment(tmp_path / "conf", theirs)
-    done("-m", *words, *TINY, "out=sweep", "stages=stages", "hydra.sweeper.sampler=grid")
+    done("-m", *words, "debug=fdr", "teacher.name=resnet8", "out=sweep", "stages=stages", "hydra.sweeper.sampler=grid")
     assert [results(Path("sweep") / number)["config"]["seed"] for number in "01"] == [0, 1]
     assert results(Path("sweep/0"))["config"]["tags"] == ["theirs"]
