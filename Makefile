@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all faults lint bench clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,9 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
+faults: setup
+	KD_FAULTS=docs/faults.md $(BIN)/python -m pytest -q -n 2 tests/faults
 
 lint: setup
 	$(BIN)/ruff check .

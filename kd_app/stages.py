@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 FORMAT = 1
 """Part of every key: raise it when a change makes what older stages hold wrong."""
 RECORD = "stage.json"
+_HASHED = 2**28
+"""Bytes up to which a file's content is compared whenever its stage is found; of a larger one only the size."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Stages:
 
         `build` fills the folder that it is given, which may hold what an earlier, killed attempt left there, and returns when it is whole;
         only then the folder gets its final name. If `build` raises, what it wrote stays for the next attempt.
-        A second process that asks for the same waits for the first; a dead holder's lock is free.
+        A second process that asks for the same waits for the first; a dead holder's lock is free. A stage of which a file is not what was
+        written is made anew.
         """
         asked = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
         path = self.root / f"{name}-{fingerprint(asked)[:16]}"
@@ -74,19 +77,24 @@ class Stages:
                 self._discard(path)
             self._fresh.add(path)
             if path.is_dir():
-                return Stage(name, path, _seconds(path), made=False)
+                damaged = _damaged(path)
+                if damaged is None:
+                    return Stage(name, path, _seconds(path), made=False)
+                self.say(f"{path.name}: {damaged} is not what was written there; the stage is made anew")
+                self._discard(path)
             return self._build(path, asked, build)
 
     def _build(self, path: Path, asked: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(exist_ok=True)
-        before, start = _seconds(partial), time.monotonic()
+        before, start, files = _seconds(partial), time.monotonic(), {}
         write_atomically(partial / RECORD, json.dumps({**asked, "seconds": before}, indent=1))
         try:
             build(partial)
+            files = {name: _content(partial / name) for name in _names(partial)}
         finally:
             seconds = before + time.monotonic() - start
-            write_atomically(partial / RECORD, json.dumps({**asked, "seconds": seconds}, indent=1))
+            write_atomically(partial / RECORD, json.dumps({**asked, "seconds": seconds, "files": files}, indent=1))
         os.replace(partial, path)
         return Stage(str(asked["name"]), path, seconds, made=True)
 
@@ -115,7 +123,27 @@ class Stages:
 
 
 def _seconds(folder: Path) -> float:
+    return float(_record(folder).get("seconds", 0.0))
+
+
+def _damaged(folder: Path) -> str | None:
+    """The first file of a finished stage that is gone or not what was written; None where all are, or nobody wrote down what they were."""
+    files = _record(folder).get("files", {})
+    return next((name for name, content in files.items() if not (folder / name).is_file() or _content(folder / name) != content), None)
+
+
+def _record(folder: Path) -> dict[str, Any]:
     try:
-        return float(json.loads((folder / RECORD).read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
+        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
+
+
+def _content(path: Path) -> str:
+    """What a file is compared by."""
+    size = path.stat().st_size
+    return file_sha256(path) if size <= _HASHED else f"{size} bytes"

@@ -81,6 +81,27 @@ def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_i
     assert [path.suffix for path in tmp_path.glob("teacher-*")] == [""]
 
 
+@pytest.mark.parametrize("damage", [b"", b"on", b"ome", None], ids=["empty", "cut off", "changed", "gone"])
+def test_a_stage_with_a_damaged_file_is_made_anew_and_that_is_said(tmp_path: Path, damage: bytes | None) -> None:
+    said: list[str] = []
+    result = make(Stages(tmp_path), writes("one")).path / "result"
+    result.unlink() if damage is None else result.write_bytes(damage)
+    again = make(Stages(tmp_path, say=said.append), writes("one"))
+    assert again.made
+    assert result.read_text() == "one"
+    assert said == [f"{again.path.name}: result is not what was written there; the stage is made anew"]
+    assert not make(Stages(tmp_path), refuses).made
+
+
+def test_of_a_very_large_file_the_size_alone_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd_app.stages._HASHED", 2)
+    result = make(Stages(tmp_path), writes("one")).path / "result"
+    result.write_text("two")
+    assert not make(Stages(tmp_path), refuses).made
+    result.write_text("longer")
+    assert make(Stages(tmp_path), writes("one")).made
+
+
 def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
     def takes(seconds: float, *, fails: bool) -> Callable[[Path], None]:
         def build(folder: Path) -> None:

@@ -144,6 +144,13 @@ class StageRecord(_Part):
     made: Literal["made", "found"]
 
 
+class FileRecord(_Part):
+    """A file beside results.json, as it was written."""
+
+    name: str
+    sha256: str
+
+
 class Results(_Part):
     """One run. `reason` says why one failed, or was ended early in a sweep (pruned); what is not known yet is null or empty."""
 
@@ -160,6 +167,7 @@ class Results(_Part):
     verdict: Verdict | None = None
     speed: Speed = Speed()
     stages: list[StageRecord] = []
+    files: list[FileRecord] = []
     notes: list[str] = []
 
 

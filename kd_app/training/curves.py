@@ -51,8 +51,8 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def read_curves(path: Path) -> Iterator[Row]:
-    """The points of a ``curves.jsonl``, without a last line that a kill cut off."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    """The points of a ``curves.jsonl``, up to a line that a kill cut off or that is damaged."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             yield json.loads(line)
         except ValueError:

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from safetensors.torch import load_file
@@ -70,7 +71,7 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     if settings.compile:
         torch._functorch.config.donated_buffer = False  # the first steps go backward through each term by itself
         module.student.compile()
-    step = resumed(folder)
+    step = resumed(folder, console.say)
     if step is not None:
         console.say(f"  {taught.role}: goes on at step {step}")
     _run(trainer, module, data, keep, None if step is None else folder / LAST)
@@ -100,13 +101,27 @@ def _told(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     return {"role": taught.role, "recipe": vars(taught.recipe), "trainer": settings.identity(), "pixels": vars(taught.pixels), **starts}
 
 
-def resumed(folder: Path) -> int | None:
-    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut off there; None where there was none."""
+def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:
+    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut off there; None where there was none, or it is damaged."""
     if not (folder / LAST).is_file():
+        return None
+    if not _whole(folder / LAST):
+        say(f"{folder / LAST} is damaged; this training starts again from its beginning")
+        (folder / LAST).unlink()
+        forget_after(folder / FILE, -1)
         return None
     step = int(torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     forget_after(folder / FILE, step)
     return step
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether it holds a step and nothing that would be run, and every entry has the checksum that torch wrote, and does not look at again."""
+    try:
+        with ZipFile(checkpoint) as file:
+            return file.testzip() is None and "global_step" in torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # damage shows in any way
+        return False
 
 
 def _tidy(folder: Path) -> None:

@@ -23,12 +23,15 @@ from kd_app.models.ship import WEIGHTS
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read, write
 from kd_app.reporting.runs import CURVES, write_curves
-from kd_app.stages import Stage, write_atomically
+from kd_app.stages import Stage, file_sha256, write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
 from kd_app.training.run_folder import RESULTS
 from kd_app.training.trainer import cpu_name
 from kd_app.training.workshop import Member, Workshop, told
+
+BESIDE = ("predictions.parquet", "metrics.csv", "split.csv", "teacher/reference.json")
+"""What a run writes beside results.json and the folder of the student."""
 
 
 class Proof:
@@ -53,10 +56,16 @@ class Proof:
                 "environment": environment(self.shop),
                 **self.found,
                 "stages": [self._recorded(stage) for stage in self.shop.used],
+                "files": self._files() if status == "finished" else [],
             }
         )
         write(self.out / RESULTS, results)
         return results
+
+    def _files(self) -> list[dict[str, str]]:
+        """What lies beside results.json."""
+        paths = [*(self.out / name for name in BESIDE), *(self.out / "student").glob("*")]
+        return [{"name": path.relative_to(self.out).as_posix(), "sha256": file_sha256(path)} for path in sorted(paths) if path.is_file()]
 
     def _recorded(self, stage: Stage) -> dict[str, Any]:
         """What an earlier attempt at this run made, this run made."""

@@ -8,7 +8,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.reporting.tables import summary
-from kd_app.stages import Stages
+from kd_app.stages import Stages, file_sha256
 from kd_app.tracking import Backend, Tracker
 from kd_app.training.parts import Config, OwnParts, Parts, make, parts
 from kd_app.training.plan import plan
@@ -37,7 +37,7 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
     with claimed(out, marked, overwrite=config["overwrite"]):
         read_test = config["test"] == "always" or (config["test"] == "auto" and trial is None)
-        done = None if config["remake"] else _finished(out, read_test=read_test, pruned=config["prune"] is not None)
+        done = None if config["remake"] else _finished(out, console, read_test=read_test, pruned=config["prune"] is not None)
         if done is not None:
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
@@ -54,7 +54,7 @@ def _folder(config: Config, trial: int | None) -> Path:
     return out if trial is None else out / str(trial)
 
 
-def _finished(out: Path, *, read_test: bool, pruned: bool) -> Results | None:
+def _finished(out: Path, console: Console, *, read_test: bool, pruned: bool) -> Results | None:
     """The results of a finished run that measured what is asked for, or of a `pruned` one where that is an end."""
     if not (out / RESULTS).is_file():
         return None
@@ -64,7 +64,10 @@ def _finished(out: Path, *, read_test: bool, pruned: bool) -> Results | None:
         return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
     if found.status == "pruned":
         return found if pruned else None
-    return found if found.status == "finished" and (found.test or not read_test) else None
+    damaged = [file.name for file in found.files if not (out / file.name).is_file() or file_sha256(out / file.name) != file.sha256]
+    if damaged:
+        console.say(f"{out / damaged[0]} is not what this run wrote; it is written again")
+    return found if found.status == "finished" and (found.test or not read_test) and not damaged else None
 
 
 def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, watch: Watch | None, read_test: bool) -> None:

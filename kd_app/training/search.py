@@ -100,6 +100,7 @@ class Search:
             if batch:
                 yield batch
             else:
+                self._params(number)  # in the record also where that was lost
                 number += 1
 
     def _done(self, number: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.models.create import Created, Seen, create, expected_pixels
@@ -221,7 +221,15 @@ class Workshop:
 
     def _stage(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Any) -> Stage:
         plain = json.loads(json.dumps(config))
-        stage = self.stages.make(name, config=plain, inputs=inputs, build=build)
+        try:
+            stage = self.stages.make(name, config=plain, inputs=inputs, build=build)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(
+                f"{str(error).strip()} It read images; a machine without memory left kills such processes. What was trained is kept: "
+                "the same command goes on from here, with data.num_workers=0 in this process alone."
+            ) from error
         self.used.append(stage)
         return stage
 

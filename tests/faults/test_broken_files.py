@@ -1,0 +1,114 @@
+"""Files that a run wrote, or reads, and that are not what they were: cut off, empty, or with other bytes in the middle."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import DEFAULT, patch
+
+import pytest
+
+from kd_app.models.ship import save_model
+from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
+from tests.faults.conftest import Fault
+from tests.faults.whole_run import WORDS, outcome, places
+from tests.training.made import student_sha256
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "changed in its middle": lambda content: (
+        content[: len(content) // 2] + bytes(byte ^ 0xFF for byte in content[len(content) // 2 :][:16]) + content[len(content) // 2 + 16 :]
+    ),
+}
+OF_STAGES = (
+    "student-*/model/model.safetensors",
+    "labels_only-*/training.json",
+    "answers-student-test-*/answers.safetensors",
+    "teacher-*/model/config.json",
+)
+OF_RUNS = ("results.json", "predictions.parquet", "metrics.csv", "student/model.safetensors")
+
+
+@pytest.fixture(params=DAMAGES)
+def damage(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def spoil(path: Path, damage: str) -> None:
+    content = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](content))
+    assert path.read_bytes() != content
+
+
+def test_files_of_stages_that_are_damaged_are_named_and_made_anew(damage: str, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    shutil.copytree(undisturbed / "stages", tmp_path / "stages")
+    files = [next((tmp_path / "stages").glob(pattern)) for pattern in OF_STAGES]
+    for file in files:
+        spoil(file, damage)
+    said = done(*WORDS, *places(tmp_path))
+    for file in files:
+        stage, _, name = file.relative_to(tmp_path / "stages").as_posix().partition("/")
+        assert f"{stage}: {name} is not what was written there; the stage is made anew" in said
+    assert outcome(tmp_path) == outcome(undisturbed)
+    for file in files:
+        happened = "a line names it; the stage was made anew, to the same student and figures"
+        fault(f"a stage's {file.name} is {damage}", happened=happened, lost="that stage's time")
+
+
+def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    words = [*WORDS, *places(tmp_path)]
+    for damage, (role, models) in zip(DAMAGES, {"teacher": 0, "labels_only": 1, "student": 1}.items(), strict=True):
+        with patch("kd_app.training.fit.save_model", wraps=save_model, side_effect=[*[DEFAULT] * models, OSError("stopped here")]):
+            ended = call(*words)
+        assert ended.code == 1
+        assert role == "teacher" or "last.ckpt is damaged; this training starts again from its beginning" in ended.out
+        checkpoint = next(tmp_path.glob(f"stages/{role}-*.partial/last.ckpt"))
+        spoil(checkpoint, damage)
+    said = done(*words)
+    assert f"{checkpoint} is damaged; this training starts again from its beginning" in said
+    assert outcome(tmp_path) == outcome(undisturbed)
+    for damage in DAMAGES:
+        happened = "a line names it; that training started again, to the same student and figures"
+        fault(f"last.ckpt is {damage}", happened=happened, lost="that training's time")
+
+
+def test_a_finished_runs_files_that_are_damaged_are_written_again(damage: str, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    shutil.copytree(undisturbed / "out", tmp_path / "out")
+    whole = snapshot(undisturbed / "out")
+    for name in OF_RUNS:
+        spoil(tmp_path / "out" / name, damage)
+        said = done(*WORDS, f"out={tmp_path / 'out'}", f"stages={undisturbed / 'stages'}")
+        assert "holds this run, finished" not in said
+        assert "images/s" not in said  # nothing was trained
+        assert outcome(tmp_path) == outcome(undisturbed)
+        assert all(content == whole[each] for each, content in snapshot(tmp_path / "out").items() if each not in ("results.json", "config.yaml"))
+        fault(f"a finished run's {name} is {damage}", happened="the same words wrote it again and trained nothing", lost="nothing")
+
+
+def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_kept(tmp_path: Path, fault: Fault) -> None:
+    words = ("-m", *TINY, "controls=[]", "hparams_search=temperature", "hydra.sweeper.trials=1", "out=search", f"stages={tmp_path / 'stages'}")
+    done(*words)
+    record, before = Path("search/search.json"), student_sha256(Path("search/0"))
+    whole = record.read_bytes()
+    for damage in DAMAGES:
+        spoil(record, damage)
+        assert "search.json' can't be read" in refused(*words)
+        record.write_bytes(whole)
+        happened = "refused in one paragraph that says what to do; moved away, it was written again, and no trial was made again"
+        fault(f"search.json is {damage}", happened=happened, lost="nothing")
+    record.unlink()
+    assert "images/s" not in done(*words)
+    assert record.read_bytes() == whole
+    assert student_sha256(Path("search/0")) == before
+
+
+def test_an_image_that_is_damaged_is_named_or_left_out(damage: str, photos: Path, tmp_path: Path, fault: Fault) -> None:
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    words = (*TINY, "data=folder", f"data.root={folder}", "data.image_size=16", "out=run", f"stages={tmp_path / 'stages'}")
+    spoil(folder / "class1" / "003.png", damage)
+    ended = call(*words)
+    assert ended.code == 2
+    assert "1 of 36 images can't be read: class1/003.png" in paragraph(ended.err)
+    assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(done(*words, "data.on_error=skip").split())
+    happened = "refused in one paragraph that names it; with data.on_error=skip the run ended and names it"
+    fault(f"an image is {damage}", happened=happened, lost="that image")

@@ -1,0 +1,90 @@
+"""A training that loses a process, or its senses."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kd_app.losses.soft_target import SoftTarget
+from kd_app.training.module import Distillation
+from tests.commands.call import TINY, call, done, paragraph
+from tests.faults.conftest import Fault
+from tests.faults.whole_run import WORDS, outcome, places
+from tests.training.made import results, student_sha256
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_the_same_words_go_on(photos: Path, tmp_path: Path, fault: Fault) -> None:
+    data = ["data=folder", f"data.root={photos}", "data.image_size=16", "data.num_workers=2", "data.cache=none", "data.batch_size=4"]
+    words = [*WORDS, *data, "student.name=resnet8", "controls=[]"]
+    plain, steps = Distillation.training_step, 0
+
+    def without_a_worker(module: Distillation, batch: Any, batch_idx: int) -> Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        return plain(module, batch, batch_idx)
+
+    with patch.object(Distillation, "training_step", without_a_worker):
+        ended = call(*words, *places(tmp_path / "killed"))
+    assert ended.code == 1
+    assert "DataLoader worker" in paragraph(ended.err)
+    assert "the same command goes on from here" in paragraph(ended.err)
+    assert results(tmp_path / "killed" / "out")["status"] == "failed"
+    assert "goes on at step" in done(*words, *places(tmp_path / "killed"))
+    done(*words, *places(tmp_path / "whole"))
+    assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
+    happened = "exit code 1 and one paragraph; the same words went on to the student of an undisturbed run"
+    fault("a process that reads images is killed", happened=happened, lost="at most the steps since the last checkpoint, which are made again")
+
+
+def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_good_state(tmp_path: Path, fault: Fault) -> None:
+    words, plain = [*WORDS, *places(tmp_path)], SoftTarget.forward
+
+    def broken(term: SoftTarget, student: Any, teacher: Any, batch: Any) -> Tensor:
+        value = plain(term, student, teacher, batch)
+        return value * float("nan") if 0.6 < batch.progress < 0.7 else value  # the sixth of eight steps
+
+    with patch.object(SoftTarget, "forward", broken):
+        ended = call(*words)
+        assert ended.code == 1
+        said = paragraph(ended.err)
+        assert "The loss term soft_target is not finite at step 6 (images " in said
+        assert "The last good state is kept." in said
+        assert call(*words).err == ended.err  # it is not forgotten either
+        out = done(*words, "trainer.on_nan=skip")
+    assert "student: goes on at step 5\n" in out
+    assert "Note: student: 1 steps were left out because their gradient was not finite" in out
+    state = load_file(tmp_path / "out" / "student" / "model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())
+    happened = "exit code 1; the paragraph names term, step and images; trainer.on_nan=skip went on at the last good step and left that one out"
+    fault("a loss term is not a number in mid-training", happened=happened, lost="the steps that are not finite")
+
+
+def test_files_from_the_future_do_not_disturb(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    """As a clock leaves them that is set back between two attempts. In mid-run nobody asks for the time of day."""
+    words = [*WORDS, *places(tmp_path)]
+    with patch("kd_app.training.fit.save_model", side_effect=OSError("stopped here")):
+        assert call(*words).code == 1
+    next_year = time.time() + 365 * 24 * 3600
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (next_year, next_year))
+    assert "teacher: goes on at step 8\n" in done(*words)
+    assert outcome(tmp_path) == outcome(undisturbed)
+    happened = "the same words went on, to the same student and figures"
+    fault("the clock is set back by a year between two attempts", happened=happened, lost="nothing")
+
+
+def test_a_learning_rate_without_measure_is_told_by_the_terms_name(tmp_path: Path, fault: Fault) -> None:
+    ended = call(*TINY, "optimizer.lr=1e30", *places(tmp_path))
+    assert ended.code == 1
+    assert paragraph(ended.err).startswith("The run failed: The loss term ")
+    assert results(tmp_path / "out")["status"] == "failed"
+    fault("the loss is not a number in the first steps", happened="exit code 1; the paragraph names the term", lost="nothing was learned")

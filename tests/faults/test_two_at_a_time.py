@@ -1,0 +1,45 @@
+"""Two commands in one folder, and a lock whose holder died."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.commands.call import done, refused
+from tests.faults.conftest import Fault
+from tests.faults.whole_run import WORDS, outcome, places
+from tests.training.processes import begun, ended, wait_for
+
+
+def test_a_second_command_in_a_runs_folder_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    words = [*WORDS, *places(tmp_path)]
+    first = begun(words, str(tmp_path / "log"))
+    wait_for(tmp_path, "out/results.json")
+    assert "Another process works in" in refused(*words)
+    assert "Another process works in" in refused(*words, "overwrite=true")
+    assert ended(first) == 0
+    assert outcome(tmp_path) == outcome(undisturbed)
+    happened = "the second is refused in one paragraph, exit code 2; the first ended as if alone"
+    fault("two commands in one run's folder", times=2, happened=happened, lost="nothing")
+
+
+@pytest.mark.slow
+def test_two_runs_of_the_same_stages_at_a_time_make_each_once(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    words = [[*WORDS, f"out={tmp_path / name / 'out'}", f"stages={tmp_path / 'stages'}"] for name in ("a", "b")]
+    both = [begun(each, str(tmp_path / f"log{number}")) for number, each in enumerate(words)]
+    assert [ended(each) for each in both] == [0, 0]
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(undisturbed)
+    assert len(list((tmp_path / "stages").glob("student-*"))) == 1
+    fault("two runs want the same stages at a time", happened="one made each stage and the other waited for it; both ended alike", lost="nothing")
+
+
+def test_a_lock_whose_holder_died_is_no_lock(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    words = [*WORDS, *places(tmp_path)]
+    first = begun(words, str(tmp_path / "log"))
+    wait_for(tmp_path, "stages/teacher-*.partial/last.ckpt")
+    first.kill()
+    assert ended(first) == -signal.SIGKILL
+    assert (tmp_path / "out" / ".lock").exists()
+    done(*words)
+    assert outcome(tmp_path) == outcome(undisturbed)
+    fault("a lock file is left by a process that died", happened="the same words went on, to the same student and figures", lost="nothing")
