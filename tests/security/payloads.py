@@ -45,8 +45,8 @@ PICKLES: list[Pickled] = [zipped, legacy, plain]
 
 
 def touching(mark: Path) -> dict[str, Any]:
-    """A part that makes the file `mark` when it is instantiated, and that Hydra has no objection to."""
-    return {"_target_": "logging.FileHandler", "filename": str(mark)}
+    """A part that makes the folder `mark` when it is instantiated, and that Hydra has no objection to."""
+    return {"_target_": "os.mkdir", "path": str(mark)}
 
 
 def changed(file: Path, place: str, value: Any) -> None:
