@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tests.faults.whole_run import WORDS, outcome, places
 from tests.training.made import results, student_sha256
 
 
-def test_a_worker_that_is_killed_ends_the_run_and_the_same_words_go_on(photos: Path, tmp_path: Path, fault: Fault) -> None:
+def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(photos: Path, tmp_path: Path, fault: Fault) -> None:
     data = ["data=folder", f"data.root={photos}", "data.image_size=16", "data.num_workers=2", "data.cache=none", "data.batch_size=4"]
     words = [*WORDS, *data, "student.name=resnet8", "controls=[]"]
     plain, steps = Distillation.training_step, 0
@@ -29,7 +28,8 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_words_go_on(photos: P
         nonlocal steps
         steps += 1
         if steps == 3:
-            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            for worker in multiprocessing.active_children():
+                worker.kill()
         return plain(module, batch, batch_idx)
 
     with patch.object(Distillation, "training_step", without_a_worker):
@@ -42,7 +42,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_same_words_go_on(photos: P
     done(*words, *places(tmp_path / "whole"))
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
     happened = "exit code 1 and one paragraph; the same words went on to the student of an undisturbed run"
-    fault("a process that reads images is killed", happened=happened, lost="at most the steps since the last checkpoint, which are made again")
+    fault("the processes that read images are killed", happened=happened, lost="at most the steps since the last checkpoint, which are made again")
 
 
 def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_good_state(tmp_path: Path, fault: Fault) -> None:
