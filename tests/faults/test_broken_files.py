@@ -26,7 +26,7 @@ OF_STAGES = (
     "answers-student-test-*/answers.safetensors",
     "teacher-*/model/config.json",
 )
-OF_RUNS = ("results.json", "predictions.parquet", "metrics.csv", "student/model.safetensors")
+OF_RUNS = (("results.json",), ("predictions.parquet", "metrics.csv", "student/model.safetensors"))
 
 
 @pytest.fixture(params=DAMAGES)
@@ -75,14 +75,16 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
 def test_a_finished_runs_files_that_are_damaged_are_written_again(damage: str, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
     shutil.copytree(undisturbed / "out", tmp_path / "out")
     whole = snapshot(undisturbed / "out")
-    for name in OF_RUNS:
-        spoil(tmp_path / "out" / name, damage)
+    for names in OF_RUNS:
+        for name in names:
+            spoil(tmp_path / "out" / name, damage)
         said = done(*WORDS, f"out={tmp_path / 'out'}", f"stages={undisturbed / 'stages'}")
         assert "holds this run, finished" not in said
         assert "images/s" not in said  # nothing was trained
         assert outcome(tmp_path) == outcome(undisturbed)
         assert all(content == whole[each] for each, content in snapshot(tmp_path / "out").items() if each not in ("results.json", "config.yaml"))
-        fault(f"a finished run's {name} is {damage}", happened="the same words wrote it again and trained nothing", lost="nothing")
+        for name in names:
+            fault(f"a finished run's {name} is {damage}", happened="the same words wrote it again and trained nothing", lost="nothing")
 
 
 def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_kept(tmp_path: Path, fault: Fault) -> None:
@@ -94,21 +96,23 @@ def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_
         spoil(record, damage)
         assert "search.json' can't be read" in refused(*words)
         record.write_bytes(whole)
-        happened = "refused in one paragraph that says what to do; moved away, it was written again, and no trial was made again"
-        fault(f"search.json is {damage}", happened=happened, lost="nothing")
+        fault(f"search.json is {damage}", happened="refused in one paragraph that says what to do", lost="nothing")
     record.unlink()
     assert "images/s" not in done(*words)
     assert record.read_bytes() == whole
     assert student_sha256(Path("search/0")) == before
+    fault("search.json is gone", happened="it was written again as it was; no trial was made again", lost="nothing")
 
 
-def test_an_image_that_is_damaged_is_named_or_left_out(damage: str, photos: Path, tmp_path: Path, fault: Fault) -> None:
-    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
-    words = (*TINY, "data=folder", f"data.root={folder}", "data.image_size=16", "out=run", f"stages={tmp_path / 'stages'}")
-    spoil(folder / "class1" / "003.png", damage)
-    ended = call(*words)
-    assert ended.code == 2
-    assert "1 of 36 images can't be read: class1/003.png" in paragraph(ended.err)
-    assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(done(*words, "data.on_error=skip").split())
-    happened = "refused in one paragraph that names it; with data.on_error=skip the run ended and names it"
-    fault(f"an image is {damage}", happened=happened, lost="that image")
+def test_an_image_that_is_damaged_is_named_or_left_out(photos: Path, tmp_path: Path, fault: Fault) -> None:
+    words = (*TINY, "student.name=resnet8", "data=folder", "data.image_size=16", f"stages={tmp_path / 'stages'}")
+    for damage in DAMAGES:
+        folder = Path(shutil.copytree(photos, tmp_path / damage))
+        spoil(folder / "class1" / "003.png", damage)
+        ended = call(*words, f"data.root={folder}", f"out={damage}")
+        assert ended.code == 2
+        assert "1 of 36 images can't be read: class1/003.png" in paragraph(ended.err)
+        said = done(*words, f"data.root={folder}", f"out={damage}", "data.on_error=skip")
+        assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(said.split())
+        happened = "refused in one paragraph that names it; with data.on_error=skip the run ended and names it"
+        fault(f"an image is {damage}", happened=happened, lost="that image")

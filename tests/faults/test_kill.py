@@ -15,9 +15,9 @@ from tests.training.processes import begun, distilled, ended
 MOMENTS = {
     "in training": ("kd_app.training.module:Distillation.training_step", EPOCHS * STEPS),
     "in validation": ("kd_app.training.module:Distillation.validation_step", EPOCHS),
-    "while a checkpoint is written": ("os:fsync", EPOCHS * STEPS),
+    "in the middle of writing a checkpoint": ("torch.serialization:_open_zipfile_writer_buffer.__exit__", EPOCHS * STEPS),
     "before a written file takes its place": ("os:replace", EPOCHS * STEPS),
-    "while the results are written": ("kd_app.reporting.results:write_atomically", 2),
+    "when the results are about to be written": ("kd_app.reporting.results:write_atomically", 2),
 }
 """Where -> a function that is called there, and the last of its calls before which the process may be killed."""
 
@@ -40,7 +40,7 @@ def killed(folder: Path, times: int, attempt: Attempt) -> list[Path]:
 
 
 HAPPENED = "the same words went on; student (sha256) and figures are those of a run that nobody killed"
-LOST = "at most the steps since the last checkpoint, which are made again"
+LOST = "what was done since the last checkpoint, which is done again"
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])

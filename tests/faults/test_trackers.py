@@ -65,7 +65,11 @@ def test_a_tracker_that_dies_in_mid_run_is_left_out_in_a_line(tmp_path: Path, un
     assert said.count("is left out from here on; the run goes on.") == 1
     assert "Traceback" not in said
     is_whole(tmp_path, undisturbed)
-    fault("W&B's process dies in mid-run", happened="a line says so; the run ended with the same student and figures", lost="what W&B had not stored")
+    fault(
+        "W&B's process dies in mid-run",
+        happened="a line says so; the run ended with the same student and figures",
+        lost="the rest of the run, in W&B",
+    )
 
 
 def test_a_server_that_refuses_the_key_means_offline(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:

@@ -42,7 +42,7 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(photos: Pa
     done(*words, *places(tmp_path / "whole"))
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
     happened = "exit code 1 and one paragraph; the same words went on to the student of an undisturbed run"
-    fault("the processes that read images are killed", happened=happened, lost="at most the steps since the last checkpoint, which are made again")
+    fault("the processes that read images are killed", happened=happened, lost="what was done since the last checkpoint, which is done again")
 
 
 def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_good_state(tmp_path: Path, fault: Fault) -> None:

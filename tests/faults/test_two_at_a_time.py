@@ -8,6 +8,7 @@ import pytest
 from tests.commands.call import done, refused
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
+from tests.training.made import results
 from tests.training.processes import begun, ended, wait_for
 
 
@@ -29,8 +30,11 @@ def test_two_runs_of_the_same_stages_at_a_time_make_each_once(tmp_path: Path, un
     both = [begun(each, str(tmp_path / f"log{number}")) for number, each in enumerate(words)]
     assert [ended(each) for each in both] == [0, 0]
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(undisturbed)
-    assert len(list((tmp_path / "stages").glob("student-*"))) == 1
-    fault("two runs want the same stages at a time", happened="one made each stage and the other waited for it; both ended alike", lost="nothing")
+    used = [stage for name in ("a", "b") for stage in results(tmp_path / name / "out")["stages"]]
+    made = [stage["path"] for stage in used if stage["made"] == "made"]
+    assert len(made) == len(set(made))
+    assert set(made) == {stage["path"] for stage in used}
+    fault("two runs want the same stages at a time", happened="each was made by one of them and found by the other; both ended alike", lost="nothing")
 
 
 def test_a_lock_whose_holder_died_is_no_lock(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
