@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from tests.commands.call import TINY, call, done, refused
@@ -88,6 +89,20 @@ def test_two_objectives_end_with_the_trials_that_none_beats(tmp_path: Path) -> N
     sizes = ["hparams_search=student", "student.name=choice(resnet8,resnet14)", "hydra.sweeper.trials=2"]
     said = done("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "-m", *sizes, *places(tmp_path))
     assert "No other trial beats these in all of validation.student.top1, models.student.macs:" in " ".join(said.split())
+
+
+def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> None:
+    rates = "optimizer.lr=choice(0.003,0.0031,0.0032,0.0033,0.0000001)"
+    words = ["-m", "hydra/sweeper=search", "hydra.sweeper.sampler=grid", rates, "prune=median", "trainer.max_epochs=4", "teacher.max_epochs=1"]
+    said = done("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
+    trials = [results(tmp_path / "search" / str(number)) for number in range(5)]
+    assert [trial["status"] for trial in trials] == ["finished"] * 4 + ["pruned"]
+    assert trials[4]["reason"].startswith("Ended after epoch 2: validation top1 ")
+    assert "Ended after epoch 2" in said
+    curve = pd.read_csv(tmp_path / "search" / "4" / "metrics.csv")
+    assert curve["validation/top1"].count() == 2
+    again = done("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
+    assert "epoch" not in again.replace("Ended after epoch", "")
 
 
 @pytest.mark.parametrize(

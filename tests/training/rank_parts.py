@@ -1,5 +1,6 @@
 """Parts that rank processes find by name."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,14 @@ class ToldOtherwise(Typed, Callback):
         if trainer.global_rank == 1:
             agreement = next(callback for callback in trainer.callbacks if isinstance(callback, Agreement))  # type: ignore[attr-defined]
             agreement._told = "something else"
+
+
+class Sleeper(Typed, Callback):
+    """Rank 1 falls asleep in its third step."""
+
+    def __init__(self) -> None:
+        pass
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == 1 and batch_idx == 2:
+            time.sleep(600)

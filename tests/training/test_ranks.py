@@ -139,9 +139,12 @@ def test_torchrun_trains_what_the_same_words_train_without_it(teacher: Path, tmp
     assert {each["images"] for each in ranks} == {2 * 20 * 32}
 
 
-def test_every_rank_of_a_sweep_trains_the_same_trial(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sweep", [["optimizer.lr=0.001,0.002"], ["hydra/sweeper=search", "hydra.sweeper.trials=2", "optimizer.lr=interval(0.001,0.002)"]]
+)
+def test_every_rank_of_a_sweep_trains_the_same_trial(sweep: list[str], teacher: Path, tmp_path: Path) -> None:
     brief = ["student.name=vit_tiny_patch16_224", *VIT, "trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.accelerator=cpu"]
-    ended = torchrun(2, "-m", *words(teacher, tmp_path, *brief), "optimizer.lr=0.001,0.002")
+    ended = torchrun(2, "-m", *words(teacher, tmp_path, *brief), *sweep)
     assert ended.returncode == 0, ended.stderr
     told = [[each["told"] for each in record(tmp_path / "out" / trial)["ranks"]] for trial in ("0", "1")]
     assert [len(trial) for trial in told] == [2, 2]
@@ -167,3 +170,11 @@ def test_ranks_that_were_told_different_things_do_not_train(teacher: Path, tmp_p
     other = ["+callbacks.other._target_=tests.training.rank_parts.ToldOtherwise", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
     with pytest.raises(RunError, match="The processes were told different trainings: 1 another than 0"):
         trained(teacher, tmp_path, *other, "trainer.max_epochs=1")
+
+
+def test_a_rank_that_does_not_answer_ends_the_job_within_the_stated_time(teacher: Path, tmp_path: Path) -> None:
+    late = ["+callbacks.sleeper._target_=tests.training.rank_parts.Sleeper", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
+    start = time.monotonic()
+    with pytest.raises(RunError, match=r"Process 0 of 2 failed: .*Timed out waiting 5000ms"):
+        trained(teacher, tmp_path, *late, "trainer.max_epochs=1", "trainer.timeout=5")
+    assert time.monotonic() - start < 60

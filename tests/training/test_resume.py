@@ -1,6 +1,7 @@
 """A training that is stopped at any moment goes on, and ends with the very same model, bit by bit."""
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -91,6 +92,18 @@ def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
     assert distilled(overrides, log) == 0
     assert student_sha256(out) == student_sha256(undisturbed)
     assert curves(out) == curves(undisturbed)
+
+
+def test_a_run_that_was_copied_goes_on_in_its_new_place(words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path) -> None:
+    overrides, out, log = words("here")
+    assert distilled(overrides, log, (f"{MODULE}.training_step", 9)) == -signal.SIGKILL
+    elsewhere, there, _ = words("there")
+    shutil.copytree(out.parent, there.parent, dirs_exist_ok=True)
+    shutil.rmtree(out.parent)
+    assert distilled(elsewhere, str(there.parent / "log")) == 0
+    assert "goes on at step" in (there.parent / "log").read_text()
+    assert student_sha256(there) == student_sha256(undisturbed)
+    assert results(there)["test"] == results(undisturbed)["test"]
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(words: Callable[..., tuple[list[str], Path, str]]) -> None:
