@@ -120,6 +120,7 @@ def test_a_wrong_search_is_refused_in_one_paragraph(words: list[str], message: s
     assert message in refused(*TINY, "-m", *words, *places(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "seeds"), [("joblib", "01"), ("submitit_local", "0")])
 def test_trials_run_in_other_processes_and_end_with_one_table(launcher: str, seeds: str, tmp_path: Path) -> None:
     words = command(*TINY, "-m", f"hydra/launcher={launcher}", f"seed={','.join(seeds)}", *places(tmp_path))

@@ -100,6 +100,7 @@ def until_gone(folder: Path, seconds: float) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ranks_end_with_ctrl_c_and_with_a_parent_that_is_killed(teacher: Path, tmp_path: Path) -> None:
     long = words(teacher, tmp_path, "student.name=resnet8", "trainer=ddp_sim", "trainer.max_epochs=100000")
     log = str(tmp_path / "log")
@@ -139,6 +140,7 @@ def test_torchrun_trains_what_the_same_words_train_without_it(teacher: Path, tmp
     assert {each["images"] for each in ranks} == {2 * 20 * 32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sweep", [["optimizer.lr=0.001,0.002"], ["hydra/sweeper=search", "hydra.sweeper.trials=2", "optimizer.lr=interval(0.001,0.002)"]]
 )
