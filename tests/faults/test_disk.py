@@ -4,6 +4,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.commands.call import call, done, paragraph, refused
 from tests.faults.conftest import Fault
 from tests.faults.disk import Disk
@@ -27,6 +29,7 @@ WRITES = (
 """What is being written, and the call before which the disk gets full, in the order in which a run comes to them."""
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_paragraph_and_with_room_the_same_words_end_alike(disk: Disk, undisturbed: Path, fault: Fault) -> None:
     words = [*WORDS, *places(disk.folder)]
     for written, moment, call_number in WRITES:
