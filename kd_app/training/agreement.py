@@ -50,8 +50,6 @@ class Agreement(Callback):
 
 
 def _gathered(trainer: pl.Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1:
-        return [mine]
     found: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(found, mine)
     return found

@@ -64,8 +64,11 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     module = build(taught, created, data, settings)
     keep = Keep(folder, minutes=settings.checkpoint_minutes if isinstance(data, ImageData) else None)
     progress = Progress(taught.role, console)
-    skip, agreement = SkipNotFinite(), Agreement(_told(taught, created, data, settings))
-    callbacks = [*taught.recipe.make_callbacks(), progress, *([skip] if settings.on_nan == "skip" else []), agreement, keep]
+    skip = SkipNotFinite()
+    agreement = Agreement(_told(taught, created, data, settings)) if settings.world_size > 1 else None
+    asked = [skip] if settings.on_nan == "skip" else []
+    together = [agreement] if agreement else []
+    callbacks = [*taught.recipe.make_callbacks(), progress, *asked, *together, keep]
     with quiet():
         trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder, listen)])
     if settings.compile:
@@ -88,7 +91,7 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
             "weights": vars(created.weights),
             "precision": settings.precision,
             "skipped_steps": skip.skipped,
-            "ranks": agreement.ranks,
+            "ranks": agreement.ranks if agreement else [],
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
         _tidy(folder)

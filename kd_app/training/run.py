@@ -12,13 +12,13 @@ from kd_app.stages import Stages, file_sha256
 from kd_app.tracking import Backend, Tracker
 from kd_app.training.parts import Config, OwnParts, Parts, make, parts
 from kd_app.training.plan import plan
-from kd_app.training.proof import Proof, evaluated
+from kd_app.training.proof import BESIDE, Proof, evaluated
 from kd_app.training.ranks import check_places
-from kd_app.training.run_folder import RESULTS, claimed
+from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.search import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop, run_name, teacher_is_ready
 
-_SHOWN = ("config.yaml", "results.json", "predictions.parquet", "metrics.csv", "split.csv", "student", "teacher")
+_SHOWN = (CONFIG, RESULTS, "student", "teacher", *BESIDE)
 """What of a run's folder the trackers are given."""
 
 
