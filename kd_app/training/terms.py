@@ -9,6 +9,7 @@ from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs
+from kd_app.training.gather import several_ranks, whole_batch, whole_outputs
 
 
 class WeightedTerms(nn.Module):
@@ -56,7 +57,11 @@ class WeightedTerms(nn.Module):
         """The weighted sum and the terms without their weights; computed in float32 or better, whatever the models' precision."""
         with torch.autocast(student.logits.device.type if student.logits is not None else "cpu", enabled=False):
             student, teacher = student.at_least_float32(), teacher.at_least_float32()
-            values = {name: term(student, teacher, batch) for name, term in self._all().items()}
+            given = {False: (student, teacher, batch)}
+            reads = frozenset[str]().union(*(term.reads for term in self._all().values() if term.whole_batch))
+            if reads and several_ranks():
+                given[True] = (whole_outputs(student, reads), whole_outputs(teacher, reads), whole_batch(batch))
+            values = {name: term(*given.get(term.whole_batch, given[False])) for name, term in self._all().items()}
         weighted = [self.weights[name] * value for name, value in values.items()]
         total = weighted[0]
         for part in weighted[1:]:

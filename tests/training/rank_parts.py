@@ -6,9 +6,36 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
 
 from kd_app.config import Typed
+from kd_app.data.batch import Batch
+from kd_app.losses.base import LossTerm
+from kd_app.models.outputs import Outputs
 from kd_app.training.agreement import Agreement
+
+
+class Likeness(LossTerm):
+    """Which images of the batch answer alike, for the student through a trained map: it compares images with each other."""
+
+    level = "output"
+    whole_batch = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        assert student.logits is not None
+        self.adapter = nn.Linear(student.logits.shape[1], student.logits.shape[1])
+        nn.init.eye_(self.adapter.weight)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        assert student.logits is not None
+        assert teacher.logits is not None
+        assert len(batch.target) == len(student.logits)
+        ours, theirs = self.adapter(student.logits), teacher.logits
+        same = (batch.target[:, None] == batch.target).float()
+        return ((ours @ ours.T).softmax(dim=1) - (theirs @ theirs.T).softmax(dim=1) - same / same.sum(dim=1)).square().sum()
 
 
 class Breaker(Typed, Callback):
