@@ -1,6 +1,6 @@
 """The batch of all ranks, for loss terms that compare images with each other."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +25,7 @@ def whole_outputs(outputs: Outputs, reads: frozenset[str]) -> Outputs:
 
 def whole_batch(batch: Batch) -> Batch:
     """The batch of all ranks but for its pixels, which stay this rank's own."""
-    return replace(
-        batch, **{field.name: _whole(getattr(batch, field.name)) for field in fields(batch) if field.name in ("target", "index", "labeled")}
-    )
+    return replace(batch, **{name: _whole(getattr(batch, name)) for name in ("target", "index", "labeled")})
 
 
 def _whole(value: Any) -> Any:

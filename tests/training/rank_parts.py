@@ -35,7 +35,8 @@ class Likeness(LossTerm):
         assert len(batch.target) == len(student.logits)
         ours, theirs = self.adapter(student.logits), teacher.logits
         same = (batch.target[:, None] == batch.target).float()
-        return ((ours @ ours.T).softmax(dim=1) - (theirs @ theirs.T).softmax(dim=1) - same / same.sum(dim=1)).square().sum()
+        distance: Tensor = ((ours @ ours.T).softmax(dim=1) - (theirs @ theirs.T).softmax(dim=1) - same / same.sum(dim=1)).square().sum()
+        return distance
 
 
 class Breaker(Typed, Callback):
