@@ -27,6 +27,16 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
+def count(number: int | None) -> str:
+    """'25.6 M'; 'unknown' where nobody counted."""
+    if number is None:
+        return "unknown"
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}" if number < 999.5 * scale else f"{number / scale:,.0f} {unit}"
+    return str(number)
+
+
 def pair_rows(split: Split) -> list[tuple[str, str, str, str]]:
     """Name, figure, interval and meaning of what compares the student with teacher and control, as far as the run has them."""
     if split.pair is None:
@@ -50,17 +60,18 @@ def _pair_row(pair: PairFigures, key: str) -> tuple[str, str, str, str]:
 
 def sentences(results: Results, split: Split) -> list[str]:
     """Undefined figures explained, the verdict, what all of it rests on, and the run's notes."""
-    found = _undefined(split)
+    found = undefined(split)
     if results.verdict:
-        found.append(_verdict(results.verdict))
-    found.append(_basis(results, split))
+        found.append(verdict_sentence(results.verdict))
+    found.append(basis(results, split))
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished":
         found.append(f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip())
     return found
 
 
-def _undefined(split: Split) -> list[str]:
+def undefined(split: Split) -> list[str]:
+    """Why figures of the pair are not there."""
     found = []
     if _applies(split, "gap_closed") and split.pair and split.pair.gap_closed is None:
         found.append("Gap closed is undefined because the teacher is not measurably better than the labels-only student on these images.")
@@ -69,7 +80,8 @@ def _undefined(split: Split) -> list[str]:
     return found
 
 
-def _verdict(verdict: Verdict) -> str:
+def verdict_sentence(verdict: Verdict) -> str:
+    """The verdict with its margin, the difference, and what it rests on."""
     metric, margin = _METRICS[verdict.metric], f"{100 * verdict.margin:g} point{'' if verdict.margin == 0.01 else 's'}"
     difference = f"{points(verdict.difference)} points, {points(verdict.low)} to {points(verdict.high)}"
     said = {
@@ -78,11 +90,12 @@ def _verdict(verdict: Verdict) -> str:
         "not shown": f"not shown. These images can't tell whether the student's {metric} is within {margin} of the teacher's",
     }[verdict.outcome]
     needed = f" About {verdict.n_needed:,} images would be needed." if verdict.n_needed else ""
-    basis = f"each end at {100 * verdict.confidence:g} %, {verdict.num_images:,} {verdict.split} images, McNemar's p {verdict.mcnemar_p:.2g}"
-    return f"Verdict: {said}: the difference is {difference} ({basis}).{needed}"
+    rests_on = f"each end at {100 * verdict.confidence:g} %, {verdict.num_images:,} {verdict.split} images, McNemar's p {verdict.mcnemar_p:.2g}"
+    return f"Verdict: {said}: the difference is {difference} ({rests_on}).{needed}"
 
 
-def _basis(results: Results, split: Split) -> str:
+def basis(results: Results, split: Split) -> str:
+    """What all figures of a split rest on, and what they leave out."""
     name = "test" if split is results.test else "validation"
     unread = "" if name == "test" else " The test set was not read."
     return (

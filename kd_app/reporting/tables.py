@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.reporting.results import Model, ModelFigures, Results, Split
-from kd_app.reporting.sentences import interval, pair_rows, percent, sentences
+from kd_app.reporting.sentences import count, interval, pair_rows, percent, sentences
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def _models(results: Results, split: Split) -> Table:
     table.add_row("model", *(model.name if model else "" for model in models.values()))
     table.add_row("top-1 accuracy", *(percent(each.top1) for each in present.values()))
     table.add_row(f"  {100 * split.confidence:g} % interval", *(interval(each.top1_low, each.top1_high) for each in present.values()))
-    table.add_row("parameters", *(_count(model.params if model else None) for model in models.values()))
-    table.add_row("multiply-adds", *(_count(model.macs if model else None) for model in models.values()))
+    table.add_row("parameters", *(count(model.params if model else None) for model in models.values()))
+    table.add_row("multiply-adds", *(count(model.macs if model else None) for model in models.values()))
     table.add_row("size on disk", *(_size(model) for model in models.values()))
     table.add_row("images per second", *(_speed(results, role) for role in present))
     return table
@@ -64,17 +64,8 @@ def _pair(rows: Sequence[tuple[str, str, str, str]], confidence: float) -> Table
     return table
 
 
-def _count(number: int | None) -> str:
-    if number is None:
-        return "unknown"
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.3g} {unit}" if number < 999.5 * scale else f"{number / scale:,.0f} {unit}"
-    return str(number)
-
-
 def _size(model: Model | None) -> str:
-    return f"{_count(model.size_bytes)}B" if model else "unknown"
+    return f"{count(model.size_bytes)}B" if model else "unknown"
 
 
 def _speed(results: Results, role: str) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_app.config.private import cleaned
 from kd_app.tracking.base import Outcome
-from kd_app.tracking.private import cleaned
 
 _SHOWN = ("test", "validation", "verdict", "speed", "models")
 _PAIR = "pair"

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kd_app.config.private import cleaned
 from kd_app.tracking.base import STUDENT, Backend, Opening, Run
 from kd_app.tracking.outcome import outcome
-from kd_app.tracking.private import cleaned
 
 Listener = Callable[[dict[str, float], int], None]
 _WHERE = ("out", "stages", "remake", "overwrite", "logger")

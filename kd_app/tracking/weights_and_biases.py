@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
+from kd_app.config.private import cleaned
 from kd_app.tracking.base import STUDENT, Backend, Opening, Outcome, Run, borrowed_environment
-from kd_app.tracking.private import cleaned
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 _MODES: dict[str, Mode] = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_app.tracking.private import cleaned
+from kd_app.config.private import cleaned
 
 
 @pytest.mark.parametrize(
