@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from kd_app.config import RequestError
 from kd_app.stages import write_atomically
@@ -49,7 +49,7 @@ class Model(_Open):
 
 
 class ModelFigures(_Part):
-    """Each in 0..1 (nll in nats), with the ends of its interval."""
+    """Each in 0..1 (nll in nats, brier in 0..2), with the ends of its interval; classwise_ece has none. f1: the mean over the classes with images."""
 
     top1: Number
     top1_low: Number
@@ -66,10 +66,22 @@ class ModelFigures(_Part):
     ece: Number
     ece_low: Number
     ece_high: Number
+    brier: Number = None
+    brier_low: Number = None
+    brier_high: Number = None
+    classwise_ece: Number = None
+    classwise_ece_low: Number = None
+    classwise_ece_high: Number = None
+    f1: Number = None
+    f1_low: Number = None
+    f1_high: Number = None
 
 
 class PairFigures(_Part):
-    """The student beside teacher and labels-only control; absent (null) is what needs a model that the run has not, or is undefined."""
+    """The student beside teacher and labels-only control; absent (null) is what needs a model that the run has not, or is undefined.
+
+    kl_to_teacher: KL(teacher || student), reverse_kl: KL(student || teacher), nats. rank_correlation: Spearman's, -1..1. cka: 0..1, without interval.
+    """
 
     retention: Number = None
     retention_low: Number = None
@@ -92,10 +104,66 @@ class PairFigures(_Part):
     kl_to_teacher: Number = None
     kl_to_teacher_low: Number = None
     kl_to_teacher_high: Number = None
+    reverse_kl: Number = None
+    reverse_kl_low: Number = None
+    reverse_kl_high: Number = None
+    rank_correlation: Number = None
+    rank_correlation_low: Number = None
+    rank_correlation_high: Number = None
+    cka: Number = None
+    cka_low: Number = None
+    cka_high: Number = None
+
+
+class Estimate(_Part):
+    """A figure and the ends of its interval."""
+
+    value: Number
+    low: Number = None
+    high: Number = None
+
+
+class Difference(Estimate):
+    """One model's figure minus another's on the same images, with the ends of the paired interval."""
+
+
+class PerClass(_Part):
+    """By class number, to 6 digits; null for a class without images. Flips are shares of the class's images; empty without a teacher."""
+
+    support: list[int]
+    accuracy: dict[str, list[Number]]
+    f1: dict[str, list[Number]]
+    negative_flips: list[Number] = []
+    positive_flips: list[Number] = []
+
+
+class Group(_Part):
+    """The images of one group of the data, such as a camera or a site: top-1 of each model, and the student's agreement with the teacher."""
+
+    num_images: int
+    accuracy: dict[str, Estimate]
+    agreement: Number = None
+
+
+class Robustness(_Part):
+    """Top-1 of each model on the same corrupted images, and the student's agreement with the teacher on them. severity: 1 to 5."""
+
+    corruption: str
+    severity: int
+    num_images: int
+    accuracy: dict[str, Number]
+    agreement: Number = None
 
 
 class Split(_Part):
-    """Figures of one split: how many images were measured, the confidence of all its intervals, the models, the pair."""
+    """Figures of one split: how many images were measured, the confidence of all its intervals, the models, the pair.
+
+    Controls beside labels_only stand under their own names, like models. gains: the student's top1 minus that of each control.
+    groups: those with the most images, up to 100; predictions.parquet has all.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ModelFigures] = Field(init=False)
 
     num_images: int
     confidence: float
@@ -103,6 +171,16 @@ class Split(_Part):
     labels_only: ModelFigures | None = None
     student: ModelFigures
     pair: PairFigures | None = None
+    gains: dict[str, Difference] = {}
+    per_class: PerClass | None = None
+    groups: dict[str, Group] = {}
+    robustness: list[Robustness] = []
+
+    @property
+    def by_model(self) -> dict[str, ModelFigures]:
+        """The models that were measured: teacher, labels_only, further controls, student."""
+        found = {"teacher": self.teacher, "labels_only": self.labels_only, **self.__pydantic_extra__, "student": self.student}
+        return {role: figures for role, figures in found.items() if figures is not None}
 
 
 class Verdict(_Part):

@@ -9,7 +9,6 @@ from kd_app.config.private import cleaned
 from kd_app.tracking.base import Outcome
 
 _SHOWN = ("test", "validation", "verdict", "speed", "models")
-_PAIR = "pair"
 
 
 def outcome(results: Mapping[str, Any], files: Sequence[Path], out: Path, lineage: Mapping[str, Any] | None) -> Outcome:
@@ -18,7 +17,7 @@ def outcome(results: Mapping[str, Any], files: Sequence[Path], out: Path, lineag
     Without a given `lineage` the teacher's reference comes from the results.
     """
     shown = cleaned({section: results.get(section) for section in _SHOWN})
-    by_model = {role: figures for role, figures in (shown["test"] or {}).items() if isinstance(figures, Mapping) and role != _PAIR}
+    by_model = {role: figures for role, figures in (shown["test"] or {}).items() if isinstance(figures, Mapping) and "top1" in figures}
     test = {role: dict(_numbers(figures)) for role, figures in by_model.items()}
     return Outcome(dict(_flat(shown)), test, cleaned(lineage or _reference(results)), dict(_named(files, out)))
 

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, StrictBool
 
 from kd_app.config import RequestError, Typed, unknown
 from kd_app.config.compose import choices, is_choice, not_chosen
+from kd_app.reporting.results import Split
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
@@ -49,6 +50,8 @@ class Job(Typed, called="kd-distill"):
         for name, control in controls.items():
             if not re.fullmatch(r"\w+", name):
                 raise RequestError(f"controls has the name {name!r}. Expected letters, digits and underscores: folders are called by it.")
+            if name != "labels_only" and (name in Split.model_fields or hasattr(Split, name)):
+                raise RequestError(f"controls has the name {name!r}, by which results.json calls something else. Call that control otherwise.")
             _check_known(f"controls.{name}", control, ("loss",))
         _check_known("student", student, _MODEL)
         if teacher is not None:

@@ -5,7 +5,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.metrics import figures
-from kd_app.reporting.results import Results, json_schema, read, write
+from kd_app.reporting.results import ModelFigures, Results, Split, json_schema, read, write
 from tests.reporting.runs_made import THREE, logits_and_target, made
 
 
@@ -19,7 +19,7 @@ def test_the_figures_of_the_metrics_room_stand_under_their_split_unchanged(tmp_p
     write(tmp_path / "results.json", made())
     content = json.loads((tmp_path / "results.json").read_text())
     logits, target = logits_and_target(THREE)
-    assert content["test"] == figures(logits, target, seed=0, confidence=0.95)
+    assert content["test"] == Split.model_validate(figures(logits, target, seed=0, confidence=0.95)).model_dump()
     assert content["schema_version"] == 1
     assert content["verdict"]["outcome"] == "lost"
 
@@ -53,6 +53,20 @@ def test_a_figure_that_nobody_declared_is_refused() -> None:
     content = made().model_dump()
     content["test"]["student"]["top_1"] = 0.5
     with pytest.raises(ValueError, match="top_1"):
+        Results.model_validate(content)
+
+
+def test_a_control_beside_labels_only_has_the_figures_of_a_model_and_nothing_else_may_stand_there(tmp_path: Path) -> None:
+    content = made().model_dump()
+    content["test"]["smoothed"] = content["test"]["labels_only"]
+    content["test"]["gains"] = {"smoothed": {"value": 0.01, "low": -0.01, "high": 0.03}}
+    write(tmp_path / "results.json", Results.model_validate(content))
+    test = read(tmp_path / "results.json").test
+    assert test is not None
+    assert list(test.by_model) == ["teacher", "labels_only", "smoothed", "student"]
+    assert isinstance(test.by_model["smoothed"], ModelFigures)
+    content["test"]["smoothed"] = 0.5
+    with pytest.raises(ValueError, match="smoothed"):
         Results.model_validate(content)
 
 

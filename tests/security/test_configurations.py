@@ -133,7 +133,7 @@ def test_classes_of_ours_that_are_no_parts_are_not_made(tmp_path: Path, mark: Pa
     assert "'kd_app.training.ranks.Child' names code that is no part" in refused(*words, *TINY)
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/b", "a\nb", ".."])
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/b", "a\nb", "..", "student", "pair", "model_dump"])
 def test_a_control_is_called_by_a_word(name: str, tmp_path: Path) -> None:
     words = experiment(tmp_path / "conf", {"controls": {name: {"loss": {}}}})
     assert refused(*words, *TINY, "out=run").startswith("controls has the name")
