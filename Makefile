@@ -32,6 +32,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.training_loop
+	$(BIN)/python -m benchmarks.sweep
 
 clean:
 	rm -rf .venv runs dist build

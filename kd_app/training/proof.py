@@ -5,6 +5,7 @@ import platform
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ BESIDE = ("predictions.parquet", "metrics.csv", "split.csv", "teacher/reference.
 class Proof:
     """Gathers a run's results in `out`: results.json, predictions.parquet, metrics.csv, split.csv, student/ and teacher/."""
 
-    def __init__(self, shop: Workshop, out: Path, verdict: Verdict) -> None:
+    def __init__(self, shop: Workshop, out: Path, verdict: Verdict, *, trial: bool = False) -> None:
         self.shop = shop
         self.out = out
         self.verdict = verdict
+        self.trial = trial
         self.found: dict[str, Any] = {}
         self._made = _made_before(out / RESULTS)
 
@@ -97,7 +99,8 @@ class Proof:
     def _speed(self, members: Mapping[str, Member]) -> None:
         self.shop.console.line("  measuring speed ...")
         models = {role: (member.created.model, member.created.pixels) for role, member in members.items() if role in ("teacher", "student")}
-        measured = images_per_second(models, device=self.shop.parts.trainer.device)
+        measure = partial(images_per_second, models, device=self.shop.parts.trainer.device)
+        measured = self.shop.speed(members, self.out.parent, measure) if self.trial else measure()
         trained = members["student"].record.get("images_per_second")
         self.found["speed"] = {**{role: {"images_per_second": value} for role, value in measured.items()}, "training_images_per_second": trained}
 

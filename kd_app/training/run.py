@@ -45,7 +45,7 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
             name = (out.name,) if trial is None else (out.parent.name, out.name)
             tracker = Tracker(backends, out=out, name="-".join(name), group=name[0], tags=config["tags"], config=config, say=console.say)
             watch = Watch(out.parent, trial) if config["prune"] and trial is not None else None
-            _go(made, out, console, tracker, judge, watch=watch, read_test=read_test)
+            _go(made, out, console, tracker, judge, watch=watch, read_test=read_test, trial=trial is not None)
     return out
 
 
@@ -70,10 +70,10 @@ def _finished(out: Path, console: Console, *, read_test: bool, pruned: bool) -> 
     return found if found.status == "finished" and (found.test or not read_test) and not damaged else None
 
 
-def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, watch: Watch | None, read_test: bool) -> None:
+def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, watch: Watch | None, read_test: bool, trial: bool) -> None:
     stages = Stages(Path(made.config["stages"]), remake=made.config["remake"], say=console.say)
     shop = Workshop(made, stages, console, tracker, watch)
-    proof = Proof(shop, out, judge)
+    proof = Proof(shop, out, judge, trial=trial)
     code = 1
     try:
         proof.write("running")

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,19 @@ import torch
 from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.deployment.measure import Predictions, predict
+from kd_app.models.cost import count_params
 from kd_app.models.create import Created, Seen, create, expected_pixels
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
-from kd_app.stages import Stage, Stages, fingerprint
+from kd_app.stages import Stage, Stages, fingerprint, write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import RECORD, Taught, build, fit, trained
 from kd_app.training.module import Answers
 from kd_app.training.parts import Parts
 from kd_app.training.ranks import fit_on_ranks
 
+SPEED = "speed.json"
 DECODED = 320
 """Shorter side (pixels) of the largest images that are kept, where no model needs more."""
 
@@ -199,6 +201,14 @@ class Workshop:
         inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
         stage = self._stage(f"answers-{member.role}-{split}", config, inputs, lambda folder: self._predict(member, split).save(folder))
         return Predictions.load(stage.path)
+
+    def speed(self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Images per second by role, measured once in a `sweep` for each pair of nets: its trials differ in weights, which are as fast as others."""
+        nets = {role: [m.request.name, m.request.kwargs, vars(m.created.pixels), count_params(m.created.model)] for role, m in members.items()}
+        config = {"sweep": str(sweep.absolute()), "nets": nets, "device": str(self.parts.trainer.device)}
+        stage = self._stage("speed", config, {}, lambda folder: write_atomically(folder / SPEED, json.dumps(measure())))
+        found: dict[str, float] = json.loads((stage.path / SPEED).read_text(encoding="utf-8"))
+        return found
 
     @property
     def limit(self) -> float | None:

@@ -33,9 +33,12 @@ def test_trials_lie_in_numbered_folders_and_nothing_else_does(swept: tuple[Path,
     assert asked == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
-def test_trials_share_the_teacher_and_those_of_one_seed_the_control(swept: tuple[Path, str]) -> None:
+def test_trials_share_the_teacher_and_its_speed_and_those_of_one_seed_the_control(swept: tuple[Path, str]) -> None:
     stages = [
-        stage for each in trials(swept[0] / "sweep").values() for stage in each["stages"] if stage["name"] in ("teacher", "labels_only", "student")
+        stage
+        for each in trials(swept[0] / "sweep").values()
+        for stage in each["stages"]
+        if stage["name"] in ("teacher", "labels_only", "student", "speed")
     ]
     assert Counter((stage["name"], stage["made"]) for stage in stages) == {
         ("teacher", "made"): 1,
@@ -43,8 +46,10 @@ def test_trials_share_the_teacher_and_those_of_one_seed_the_control(swept: tuple
         ("labels_only", "made"): 2,
         ("labels_only", "found"): 2,
         ("student", "made"): 4,
+        ("speed", "made"): 1,
+        ("speed", "found"): 3,
     }
-    assert len({stage["path"] for stage in stages}) == 1 + 2 + 4
+    assert len({stage["path"] for stage in stages}) == 1 + 2 + 4 + 1
 
 
 def test_only_the_winner_by_validation_is_tested(swept: tuple[Path, str]) -> None:
