@@ -95,6 +95,9 @@ class ForeignData(LightningDataModule):
         """Made-up names."""
         return _Numbers()
 
+    def thumbnail(self, index: int) -> bytes | None:
+        """None: its images are normalized in a way that nobody told."""
+
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Its images are normalized already."""
         return (0.0,) * self.channels, (1.0,) * self.channels

@@ -16,9 +16,10 @@ from kd_app.config import Pixels, RequestError, Typed
 from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Rank, Request, TrainingLoader
 from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
 from kd_app.data.scan import Progress, read_scan, scan, typical_size
-from kd_app.data.source import SPLITS, Listing, Source
+from kd_app.data.source import SPLITS, BadImageError, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
+from kd_app.data.thumbnail import thumbnail
 from kd_app.data.views import Plain, View
 from kd_app.stages import fingerprint
 
@@ -157,6 +158,13 @@ class ImageData(LightningDataModule, Typed):
         """The pixels of all images by number."""
         assert self._store is not None, "load() comes first"
         return self._store
+
+    def thumbnail(self, index: int) -> bytes | None:
+        """Image `index` as it was decoded, as a small PNG; None where its file can't be read any more."""
+        try:
+            return thumbnail(self.store.picture(index))
+        except BadImageError:
+            return None
 
     @property
     def classes(self) -> tuple[str, ...]:

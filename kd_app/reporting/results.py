@@ -199,6 +199,45 @@ class Verdict(_Part):
     split: str
 
 
+class Softness(_Part):
+    """How much the teacher spreads over the classes at a temperature: mean entropy (nats), that over ``log K``, and the mean probability that is
+    not on its top class."""
+
+    temperature: float
+    mean_nats: Number
+    of_uniform: Number
+    beyond_top: Number
+
+
+class SimilarPair(_Part):
+    """Two classes by name, and the mean probability of either on the images of the other."""
+
+    first: str
+    second: str
+    probability: float
+
+
+class Similarity(_Part):
+    """Classes that the teacher finds alike at a temperature: the strongest pairs, and the mean probabilities (columns) over the images of each
+    class (rows), null where a class has none; no matrix above 100 classes."""
+
+    temperature: float
+    similar: list[SimilarPair]
+    matrix: list[list[Number]] | None
+
+
+class Knowledge(_Part):
+    """What the teacher says beyond its top class, on the images of `split`. `similar` and `matrix` are at temperature 1, `softened` at those at
+    which the student was taught."""
+
+    split: str
+    num_images: int
+    entropy: list[Softness]
+    similar: list[SimilarPair]
+    matrix: list[list[Number]] | None
+    softened: list[Similarity] = []
+
+
 class ModelSpeed(_Open):
     """Throughput of one model, measured beside the others'."""
 
@@ -243,6 +282,7 @@ class Results(_Part):
     validation: Split | None = None
     test: Split | None = None
     verdict: Verdict | None = None
+    knowledge: Knowledge | None = None
     speed: Speed = Speed()
     stages: list[StageRecord] = []
     files: list[FileRecord] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_app.config import RequestError
+from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read
 from kd_app.stages import file_sha256, write_atomically
@@ -45,6 +46,20 @@ class Run:
         import pandas as pd
 
         return pd.read_parquet(self._file(PREDICTIONS))
+
+    @cached_property
+    def examples(self) -> "DataFrame":
+        """Images to look at, a list for each `why` (an image may be in several): negative_flip, positive_flip, most_different, similar_pair, typical.
+
+        Columns: index, file, target, why, classes (up to 5 numbers: the label's first, of a similar pair the other one second), png (bytes of at
+        most 96 pixels a side, None where the data can't give them), divergence (KL(teacher || student), nats), and per model <model>_top1 and
+        <model>_probabilities (of `classes`). Raises `RequestError` where there are none: the run was made with ``examples=0``.
+        """
+        import pandas as pd
+
+        if self.results.status == "finished" and not (self.path / EXAMPLES).exists():
+            raise RequestError(f"The run {str(self.path)!r} has no {EXAMPLES}: it was made with examples=0, or by an older kd_app.")
+        return pd.read_parquet(self._file(EXAMPLES))
 
     @cached_property
     def curves(self) -> "DataFrame":

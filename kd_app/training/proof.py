@@ -21,22 +21,24 @@ from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import WEIGHTS
+from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read, write
 from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.stages import Stage, file_sha256, write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
+from kd_app.training.knowledge import knowledge, show_examples
 from kd_app.training.run_folder import RESULTS
 from kd_app.training.trainer import cpu_name
 from kd_app.training.workshop import Member, Workshop, told
 
-BESIDE = ("predictions.parquet", "metrics.csv", "split.csv", "teacher/reference.json")
+BESIDE = ("predictions.parquet", EXAMPLES, "metrics.csv", "split.csv", "teacher/reference.json")
 """What a run writes beside results.json and the folder of the student."""
 
 
 class Proof:
-    """Gathers a run's results in `out`: results.json, predictions.parquet, metrics.csv, split.csv, student/ and teacher/."""
+    """Gathers a run's results in `out`: results.json, the files of `BESIDE`, student/."""
 
     def __init__(self, shop: Workshop, out: Path, verdict: Verdict, *, trial: bool = False) -> None:
         self.shop = shop
@@ -85,6 +87,9 @@ class Proof:
             answers = {role: shop.predictions(member, split) for role, member in members.items()}
             self._compare(place, answers)
             self._predictions(answers)
+            if "teacher" in answers and "knowledge" not in self.found:
+                self.found["knowledge"] = knowledge(shop, answers["teacher"], split)
+        show_examples(shop, answers, self.found.get("knowledge", {}).get("similar", []), self.out)
         self._speed(members)
 
     def _compare(self, split: str, answers: Mapping[str, Predictions]) -> None:

@@ -37,7 +37,7 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
     with claimed(out, marked, overwrite=config["overwrite"]):
         read_test = config["test"] == "always" or (config["test"] == "auto" and trial is None)
-        done = None if config["remake"] else _finished(out, console, read_test=read_test, pruned=config["prune"] is not None)
+        done = None if config["remake"] else _finished(out, console, config, read_test=read_test)
         if done is not None:
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
@@ -54,8 +54,8 @@ def _folder(config: Config, trial: int | None) -> Path:
     return out if trial is None else out / str(trial)
 
 
-def _finished(out: Path, console: Console, *, read_test: bool, pruned: bool) -> Results | None:
-    """The results of a finished run that measured what is asked for, or of a `pruned` one where that is an end."""
+def _finished(out: Path, console: Console, config: Config, *, read_test: bool) -> Results | None:
+    """The results of a finished run that measured what is asked for, or of a pruned one where that is an end."""
     if not (out / RESULTS).is_file():
         return None
     try:
@@ -63,11 +63,12 @@ def _finished(out: Path, console: Console, *, read_test: bool, pruned: bool) -> 
     except RequestError:
         return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
     if found.status == "pruned":
-        return found if pruned else None
+        return found if config["prune"] is not None else None
     damaged = [file.name for file in found.files if not (out / file.name).is_file() or file_sha256(out / file.name) != file.sha256]
     if damaged:
         console.say(f"{out / damaged[0]} is not what this run wrote; it is written again")
-    return found if found.status == "finished" and (found.test or not read_test) and not damaged else None
+    as_asked = (found.test or not read_test) and found.config.get("examples", config["examples"]) == config["examples"]
+    return found if found.status == "finished" and as_asked and not damaged else None
 
 
 def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, watch: Watch | None, read_test: bool, trial: bool) -> None:

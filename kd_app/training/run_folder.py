@@ -17,7 +17,21 @@ from kd_app.stages import write_atomically
 CONFIG = "config.yaml"
 RESULTS = "results.json"
 _LOCK, _BEFORE = ".lock", ".before"
-_FREE = ("out", "stages", "remake", "overwrite", "logger", "tags", "test", "prune", "allow", "trainer.on_nan", "data.num_workers", "data.cache")
+_FREE = (
+    "out",
+    "stages",
+    "remake",
+    "overwrite",
+    "logger",
+    "tags",
+    "test",
+    "prune",
+    "allow",
+    "examples",
+    "trainer.on_nan",
+    "data.num_workers",
+    "data.cache",
+)
 """Keys that may differ when a run goes on: they say where and how, not what."""
 
 

@@ -295,7 +295,9 @@ def teacher_is_ready(request: ModelRequest, classes: tuple[str, ...], max_epochs
 def run_name(config: dict[str, Any]) -> str:
     """A folder's name for a run that names none: what it is, and a hash of what else was said."""
     decisive = {
-        key: value for key, value in config.items() if key not in ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow")
+        key: value
+        for key, value in config.items()
+        if key not in ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples")
     }
     data = str(config["data"].get("name", "data"))
     names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
