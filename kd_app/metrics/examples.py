@@ -40,12 +40,12 @@ class Example:
 class _Answers:
     """Of each image: is it right, and how sure (the largest probability) is whoever is judged by that: the teacher, else the student."""
 
+    logits: Logits
+    target: Target
     student: Bool[np.ndarray, " images"]
     teacher: Bool[np.ndarray, " images"]
     confidence: Float[np.ndarray, " images"]
     kl: Float[np.ndarray, " images"] | None
-    logits: Logits
-    target: Target
 
 
 def examples(logits: Logits, target: Target, *, pairs: Sequence[tuple[int, int]], count: int) -> list[Example]:
@@ -77,9 +77,10 @@ def examples(logits: Logits, target: Target, *, pairs: Sequence[tuple[int, int]]
 def _answers(logits: Logits, target: Target) -> _Answers:
     if "teacher" not in logits:
         alone = per_image(logits["student"], target)
-        return _Answers(alone.hits, alone.hits, alone.confidence, None, logits, target)
+        return _Answers(logits, target, alone.hits, alone.hits, alone.confidence, None)
     parts = [_compared(*each) for block in blocks(logits["student"], logits["teacher"], target) for each in _near(*block)]
-    return _Answers(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)), logits, target)
+    student, teacher, confidence, kl = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return _Answers(logits, target, student, teacher, confidence, kl)
 
 
 def _near(student: Tensor, teacher: Tensor, label: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
