@@ -39,8 +39,8 @@ class Keep(Checkpoint):
     The best epoch is the one with the highest validation top1, of equals the one with the lowest nll; the weights are those that were validated,
     which is the average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that
     validation; nor between two optimizer steps: gradients that were accumulated would be lost.
-    Ctrl-C and SIGTERM end the training after its present step, or after the validation that is under way, with `Stopped`; a second one at once. Of
-    several ranks each ends at once.
+    Ctrl-C and SIGTERM end the training after its present step, or after the validation that is under way, with `Stopped`; a second one at once. So
+    do SIGUSR1 and SIGUSR2 where somebody listens to them (submitit, which sends its job again then). Of several ranks each ends at once.
     """
 
     def __init__(self, folder: Path, *, minutes: float | None) -> None:
@@ -59,6 +59,9 @@ class Keep(Checkpoint):
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._asked if trainer.world_size == 1 else signal.SIG_DFL)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            if callable(signal.getsignal(number)) and trainer.world_size == 1:
+                signal.signal(number, self._asked)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:

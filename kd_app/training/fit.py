@@ -177,8 +177,8 @@ def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None
 
 
 def _run(trainer: Any, module: Distillation, data: Any, keep: Keep, checkpoint: Path | None) -> None:
-    """Fit; then Ctrl-C and SIGTERM do what they did before, where Lightning makes both something else."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Fit; then signals do what they did before, where Lightning and `Keep` make them something else."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
     try:
         with quiet():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
@@ -149,7 +150,7 @@ class TrainerSettings(Typed):
             callbacks=[*callbacks, AtLeastOne()],
             logger=loggers or False,
             default_root_dir=folder,
-            plugins=[AtomicCheckpoints()],
+            plugins=[AtomicCheckpoints(), LightningEnvironment()],  # kd_app starts its ranks itself, also where SLURM or torchrun started kd_app
             sync_batchnorm=self.sync_batchnorm,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,

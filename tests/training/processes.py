@@ -38,21 +38,23 @@ def ended(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def begun(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL) -> BaseProcess:
-    """``kd-distill <overrides>`` in a new process, the first of a group of its own, that gets the signal `sign` just before each of `moments`."""
-    return start(_distill, tuple(overrides), log, moments, sign)
+def begun(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL, listens: bool = False) -> BaseProcess:
+    """``kd-distill <overrides>`` in a new process, the first of a group of its own, that gets the signal `sign` just before each of `moments`. With
+    `listens` it ends with code 144 on SIGUSR2, as a job of submitit does that is sent again.
+    """
+    return start(_distill, tuple(overrides), log, moments, sign, listens)
 
 
-def distilled(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL) -> int:
+def distilled(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL, listens: bool = False) -> int:
     """The exit code of such a process. What it says is appended to `log`."""
-    process = begun(overrides, log, *moments, sign=sign)
+    process = begun(overrides, log, *moments, sign=sign, listens=listens)
     code = ended(process)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid or 0, signal.SIGKILL)  # its DataLoader workers, which would notice its death within 5 s, and hold its lock so long
     return code
 
 
-def _distill(overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int) -> None:
+def _distill(overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool) -> None:
     from kd_app.config.compose import composed
     from kd_app.training.run import distill
 
@@ -63,6 +65,8 @@ def _distill(overrides: Sequence[str], log: str, moments: Sequence[Moment], sign
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if listens:
+        signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
     for name, count in moments:
         _strike(name, count, sign)
     sys.exit(guarded(lambda: distill(composed("distill", overrides))))

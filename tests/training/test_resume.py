@@ -94,6 +94,16 @@ def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
     assert curves(out) == curves(undisturbed)
 
 
+def test_a_run_that_a_cluster_preempts_saves_where_it_is_and_leaves_the_rest_to_whoever_listens(
+    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+) -> None:
+    overrides, out, log = words("preempted", "trainer.checkpoint_minutes=60")
+    assert distilled(overrides, log, (f"{MODULE}.training_step", 7), sign=signal.SIGUSR2, listens=True) == 144, Path(log).read_text()
+    assert distilled(overrides, log) == 0
+    assert "goes on at step 4\n" in Path(log).read_text()
+    assert student_sha256(out) == student_sha256(undisturbed)
+
+
 def test_a_run_that_was_copied_goes_on_in_its_new_place(words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path) -> None:
     overrides, out, log = words("here")
     assert distilled(overrides, log, (f"{MODULE}.training_step", 9)) == -signal.SIGKILL

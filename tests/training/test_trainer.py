@@ -8,6 +8,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
@@ -235,6 +236,15 @@ def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:
     assert made.default_root_dir == str(tmp_path)
     assert (made.world_size, made.loggers, made.num_sanity_val_steps) == (1, [], 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_job_of_slurm_nothing_but_kd_app_starts_ranks_or_sends_the_job_again(
+    machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "trial", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    made = settings(precision="32-true").make(max_epochs=1, folder=tmp_path, callbacks=[], loggers=[])
+    assert type(made._accelerator_connector.cluster_environment) is LightningEnvironment
 
 
 def test_a_checkpoint_replaces_the_one_before_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
