@@ -25,9 +25,13 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_all_of_conf_and_all_of_the_package(unpacked: Path) -> None:
-    for kept, pattern, where in (("conf", "*.yaml", "kd_app/conf"), ("kd_app", "*.py", "kd_app")):
+    for kept, pattern, where in (
+        ("conf", "*.yaml", "kd_app/conf"),
+        ("kd_app", "*.py", "kd_app"),
+        ("kd_app/reporting/page", "page.*", "kd_app/reporting/page"),
+    ):
         files = sorted(path.relative_to(REPOSITORY / kept) for path in (REPOSITORY / kept).rglob(pattern))
-        assert len(files) > 20
+        assert len(files) > (20 if pattern.startswith("*") else 1)
         assert files == sorted(path.relative_to(unpacked / where) for path in (unpacked / where).rglob(pattern))
         assert all((unpacked / where / file).read_bytes() == (REPOSITORY / kept / file).read_bytes() for file in files)
     assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"kd_app", "hydra_plugins"}  # no tests, no benchmarks beside it
@@ -37,6 +41,7 @@ def test_commands_and_license_are_declared(unpacked: Path) -> None:
     (info,) = unpacked.glob("*.dist-info")
     assert "kd-distill = kd_app.commands.distill:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
     assert "kd-evaluate = kd_app.commands.evaluate:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
+    assert "kd-report = kd_app.commands.report:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
     assert (info / "licenses" / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
     assert "License-Expression: Apache-2.0" in (info / "METADATA").read_text(encoding="utf-8")
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import nn
 
-__all__ = ["Run", "load_run", "load_runs", "write_curves", "write_predictions"]
+__all__ = ["Run", "find_runs", "load_run", "load_runs", "write_curves", "write_predictions"]
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.parquet"
@@ -141,6 +142,23 @@ def load_runs(folder: str | os.PathLike[str]) -> "DataFrame":
         raise RequestError(f"There is no folder {str(root)!r} to look for runs in.")
     rows = [_row(path) for path in sorted(_run_folders(root))]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["path", "status"])
+
+
+def find_runs(places: Sequence[str]) -> list[Path]:
+    """The folders of the runs at, or below, these places, each once; ``*`` and ``?`` in a place stand for any signs.
+
+    Raises `RequestError`: a place is not there, or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for place in places:
+        folders = [Path(place)] if Path(place).exists() else [Path(each) for each in sorted(glob(place))]
+        if not folders:
+            raise RequestError(f"There is no {place!r} to look for runs in, seen from {str(Path.cwd())!r}. Name the folder of a run or of a sweep.")
+        runs = [run for folder in folders for run in sorted(_run_folders(folder))]
+        if not runs:
+            raise RequestError(f"There is no run in {place!r}: no folder there holds a {RESULTS}. Name the folder of a run or of a sweep.")
+        found |= {run.resolve(): run for run in runs if run.resolve() not in found}
+    return list(found.values())
 
 
 def _run_folders(root: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """What the README says runs, as it stands there: every command is composed, and run for two batches."""
 
+import re
 import struct
 from pathlib import Path
 
@@ -43,7 +44,7 @@ print("it's no shell: kd-distill")
 
 
 def test_the_readme_shows_both_commands_and_what_the_issue_asks_for() -> None:
-    assert {command for command, *_ in SHOWN} == {"kd-distill", "kd-evaluate"}
+    assert {command for command, *_ in SHOWN} == {"kd-distill", "kd-evaluate", "kd-report"}
     shown = {word for words in SHOWN for word in words}
     assert shown >= {
         "data=folder",
@@ -109,11 +110,14 @@ def said(command: str, words: tuple[str, ...], place: Path) -> None:
     if any(word.startswith("--") for word in words):
         assert call(*words, command=command).code == 0
         return
-    for run in (word.removeprefix("run=") for word in words if word.startswith("run=")):
+    for run in re.findall(r"(?<=^run=).+|(?<=^runs=\[)[^,\]]+", "\n".join(words), re.MULTILINE):
         if not Path(run).exists():
             said(*next((first, tuple(rest), place) for first, *rest in SHOWN if f"out={run}" in rest))
     ended = call(*(shortened(words, place) if command == "kd-distill" else words), command=command)
     assert (ended.code, ended.err) == (0, ""), ended.out
+    if command == "kd-report":
+        assert Path(ended.out.split()[2].rstrip(",")).name == "report.html"
+        return
     out = Path(next(word.removeprefix("out=") for word in words if word.startswith("out=")))
     runs = sorted(out.glob("[0-9]*")) if "-m" in words else [out]
     assert runs
@@ -129,4 +133,4 @@ def test_every_command_of_the_readme_does_what_it_says(command: str, words: tupl
 @pytest.mark.parametrize(("command", "words"), [(command, words) for command, *words in SHOWN if "-m" not in words and "--help" not in words])
 def test_every_command_of_the_readme_composes_without_a_change(command: str, words: list[str]) -> None:
     config = composed(command.removeprefix("kd-"), [word for word in words if not word.startswith("--") and word != "job"])
-    assert config["overwrite"] is False
+    assert not config.get("overwrite")

@@ -1,0 +1,54 @@
+"""``kd-report``: runs -> one page, and the same figures as JSON, CSV and Markdown."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, StrictBool
+
+from kd_app.commands.app import run
+from kd_app.config import RequestError, Typed
+
+_Place = Annotated[str, Field(min_length=1)]
+
+
+class Asked(Typed, called="kd-report"):
+    """The top level of ``conf/report.yaml``."""
+
+    def __init__(self, *, runs: list[_Place], out: _Place | None, schema: StrictBool) -> None:
+        self.runs = runs
+        self.out = out
+        self.schema = schema
+
+
+def _task(config: dict[str, Any], trial: int | None) -> None:
+    asked = Asked(**config)
+    if asked.schema:
+        from kd_app.reporting.results import json_schema
+
+        print(json.dumps(json_schema(), indent=1))
+        return
+    if not asked.runs:
+        raise RequestError("kd-report needs to know which runs: 'runs=[runs/a,runs/b]', or a sweep's folder. Quote it for the shell.")
+    from kd_app.reporting.page import write_report
+    from kd_app.reporting.runs import find_runs
+
+    runs = find_runs(asked.runs)
+    out = Path(asked.out) if asked.out else _beside(runs)
+    page = write_report(runs, out if trial is None else out / str(trial))
+    print(f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same figures as report.json, report.csv and report.md")
+
+
+def _beside(runs: list[Path]) -> Path:
+    """A single run's own folder; ``report`` in the folder that holds all of several."""
+    return runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.absolute().parent for run in runs])) / "report"
+
+
+def main() -> NoReturn:
+    """The command."""
+    run(_task, "report")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What a report says, as plain data: ``report.json``. The page, the table and the text are views of it, and hold no figure of their own."""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kd_app.reporting.results import Estimate, Group, Number, Robustness, Verdict
+
+VERSION: Final = 1
+
+
+class _Part(BaseModel):
+    """Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelPart(_Part):
+    """One model of a run. params: entries · macs: multiply-adds of one image · size_bytes: on disk · figures: by name, as in ``results.json``."""
+
+    role: str
+    label: str
+    name: str
+    license: str
+    params: int | None
+    macs: int | None
+    size_bytes: int | None
+    images_per_second: Number
+    figures: dict[str, Estimate]
+
+
+class PairPart(_Part):
+    """What compares the student with teacher or control. unit: share of 1, points (a difference of shares), nats, or a plain number."""
+
+    key: str
+    name: str
+    meaning: str
+    unit: Literal["share", "points", "nats", "number"]
+    figure: Estimate
+
+
+class Curve(_Part):
+    """One metric of one training: a value at each epoch."""
+
+    role: str
+    metric: str
+    epochs: list[float]
+    values: list[Number]
+
+
+class ClassPart(_Part):
+    """One class. support: its images · accuracy: share of them that each model has right · change: student minus teacher, or null."""
+
+    name: str
+    support: int
+    accuracy: dict[str, Number]
+    f1: dict[str, Number] = {}
+    change: Number = None
+    negative_flips: Number = None
+    positive_flips: Number = None
+
+
+class Confused(_Part):
+    """Images of class `label` that the model takes for class `answer`; share: of the images of `label`."""
+
+    label: str
+    answer: str
+    count: int
+    share: float
+
+
+class Confusion(_Part):
+    """The student's answers. counts: row = label, column = answer, null where there are too many classes to look at · strongest: the errors."""
+
+    classes: list[str]
+    counts: list[list[int]] | None
+    strongest: list[Confused]
+
+
+class Bin(_Part):
+    """Images whose top-1 probability falls in one bin: how many, their mean probability, the share that is right."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+class Reliability(_Part):
+    """Calibration of one model."""
+
+    role: str
+    ece: Estimate
+    bins: list[Bin]
+
+
+class Answer(_Part):
+    """What one model says of one image, and how probable it finds that."""
+
+    role: str
+    said: str
+    probability: Number
+
+
+class Example(_Part):
+    """One image. image: PNG as base64, null where there is none · probabilities: of `classes`, by role · divergence: KL(teacher || student)."""
+
+    index: int
+    file: str
+    label: str
+    why: str
+    image: str | None = None
+    answers: list[Answer]
+    classes: list[str] = []
+    probabilities: dict[str, list[float]] = {}
+    divergence: Number = None
+
+
+class Point(_Part):
+    """One model in the plane of accuracy and cost."""
+
+    run: str
+    role: str
+    name: str
+    top1: Estimate
+    images_per_second: Number
+    size_bytes: int | None
+    macs: int | None
+
+
+class Made(_Part):
+    """How a run was made. settings, environment: what to look at first · config: every setting by its dotted key · stages: name, seconds, made."""
+
+    settings: dict[str, str]
+    data: dict[str, str]
+    environment: dict[str, str]
+    stages: list[tuple[str, float, str]]
+    config: dict[str, str]
+
+
+class RunPart(_Part):
+    """One run in full. missing: what the page leaves out, and why."""
+
+    name: str
+    title: str
+    status: str
+    seed: int
+    question: str
+    answer: str
+    basis: list[str]
+    split: str | None
+    num_images: int | None
+    confidence: float | None
+    verdict: Verdict | None
+    models: list[ModelPart]
+    pair: list[PairPart]
+    worth: list[str] = []
+    curves: list[Curve] = []
+    classes: list[ClassPart] = []
+    confusion: Confusion | None = None
+    reliability: list[Reliability] = []
+    examples: list[Example] = []
+    knowledge: dict[str, Any] | None = None
+    groups: dict[str, Group] = {}
+    robustness: list[Robustness] = []
+    made: Made
+    limits: list[str]
+    missing: list[str] = []
+
+
+class RunRow(_Part):
+    """One run among others. differs: its settings that not all runs share · best: chosen on validation among the runs on the same data."""
+
+    name: str
+    differs: dict[str, str]
+    seed: int | None
+    status: str
+    reason: str | None = None
+    best: bool = False
+    outcome: str | None = None
+    validation: Estimate | None = None
+    test: Estimate | None = None
+    teacher: Estimate | None = None
+    gain: Estimate | None = None
+
+
+class Report(_Part):
+    """Everything that is shown."""
+
+    schema_version: Literal[1] = VERSION
+    question: str
+    answer: str
+    basis: list[str]
+    rows: list[RunRow]
+    comparison: dict[str, Any] | None = None
+    points: list[Point]
+    runs: list[RunPart]

@@ -1,0 +1,164 @@
+"""From runs to a report."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+from kd_app.config import RequestError
+from kd_app.config.private import cleaned
+from kd_app.reporting.page.contents import Point, Report, RunRow
+from kd_app.reporting.page.evidence import figure_of
+from kd_app.reporting.page.one_run import answer, measured, points_of, question, run_part
+from kd_app.reporting.results import Estimate, Results
+from kd_app.reporting.runs import Run, flat, load_run
+
+IN_FULL = 4
+"""Runs up to which each is shown in full; of more, the best on each data set."""
+_SAME = ("out", "stages", "remake", "overwrite", "logger", "tags", "test", "prune", "allow", "seed", "own")
+"""Settings by which two runs may differ and be the same otherwise; the seed has a column of its own."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A run and what the report calls it; `run` is None, and `reason` says why, where it can't be read."""
+
+    name: str
+    run: Run | None
+    reason: str = ""
+
+
+def report(paths: Sequence[Path]) -> Report:
+    """The report about the runs in these folders. Raises `RequestError` where there is none that can be read."""
+    runs = _named(paths)
+    read = [(each.name, each.run) for each in runs if each.run is not None]
+    if not read:
+        raise RequestError(runs[0].reason if runs else "There is no run to report on.")
+    best = _best(read)
+    full = read if len(read) <= IN_FULL else [(name, run) for name, run in read if name in best][:IN_FULL]
+    parts = [run_part(run, name) for name, run in full]
+    single = len(runs) == 1
+    return Report(
+        question=parts[0].question if single else _question(read),
+        answer=parts[0].answer if single else _answer(read, best),
+        basis=parts[0].basis if single else _basis(read, best),
+        rows=_rows(runs, best),
+        points=[point for name, run in read for point in _points(name, run.results)],
+        runs=parts,
+    )
+
+
+def _named(paths: Sequence[Path]) -> list[_Named]:
+    """The runs by the part of their path that tells them apart."""
+    whole = [path.resolve() for path in paths]
+    common = Path(commonpath(whole)) if len(whole) > 1 else whole[0].parent if whole else Path()
+    found = []
+    for path, resolved in zip(paths, whole, strict=True):
+        name = resolved.relative_to(common).as_posix()
+        try:
+            found.append(_Named(name, load_run(path)))
+        except RequestError as error:
+            found.append(_Named(name, None, str(error).replace(str(path), name)))
+    return found
+
+
+def _validation_top1(results: Results) -> float | None:
+    return figure_of(results.validation, "student", "top1").value
+
+
+def _best(read: Iterable[tuple[str, Run]]) -> dict[str, str]:
+    """The best finished run on each data set, by validation accuracy: its name, and the fingerprint of the data."""
+    found: dict[str, tuple[float, str]] = {}
+    for name, run in read:
+        top1, data = _validation_top1(run.results), run.results.data
+        if run.results.status == "finished" and top1 is not None and data is not None and top1 > found.get(data.fingerprint, (-1.0, ""))[0]:
+            found[data.fingerprint] = (top1, name)
+    return {name: fingerprint for fingerprint, (_, name) in found.items()}
+
+
+def _question(read: Sequence[tuple[str, Run]]) -> str:
+    return question(read[0][1].results)
+
+
+def _answer(read: Sequence[tuple[str, Run]], best: Mapping[str, str]) -> str:
+    outcomes = [run.results.verdict.outcome for _, run in read if run.results.verdict is not None]
+    counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("kept", "lost", "not shown") if outcome in outcomes)
+    said = [f"Verdicts of {len(outcomes)} runs: {counted}." if outcomes else f"{len(read)} runs, none with a verdict."]
+    chosen = [(name, run.results) for name, run in read if name in best]
+    for name, results in chosen:
+        on = f" of the runs on {_data(results)}" if len(chosen) > 1 else ""
+        said.append(f"Best on validation{on}: {name}. {answer(results)}")
+    return " ".join(said)
+
+
+def _data(results: Results) -> str:
+    data = results.config.get("data")
+    return str(data["name"]) if isinstance(data, dict) and data.get("name") else "the same data"
+
+
+def _basis(read: Sequence[tuple[str, Run]], best: Mapping[str, str]) -> list[str]:
+    found = [
+        "Each verdict compares two models, over the images of one split. To compare two ways of training takes several seeds of each.",
+        "The best run is chosen on validation images; its test figure is the one to quote, since the best of several validation "
+        "figures is too good by chance.",
+    ]
+    if len({run.results.data.fingerprint for _, run in read if run.results.data}) > 1:
+        found.append(
+            "These runs were measured on different data: figures of different data sets are not comparable, and no best run is chosen across them."
+        )
+    return found
+
+
+def _rows(runs: Sequence[_Named], best: Mapping[str, str]) -> list[RunRow]:
+    """One row a run: the best on validation first, those without a figure last."""
+    differs = _differences([each.run.results.config if each.run else {} for each in runs])
+    rows = [_row(each, changed, each.name in best) for each, changed in zip(runs, differs, strict=True)]
+    return sorted(rows, key=lambda row: -(row.validation.value if row.validation and row.validation.value is not None else -1.0))
+
+
+def _row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
+    if each.run is None:
+        return RunRow(name=each.name, differs={}, seed=None, status="unreadable", reason=each.reason)
+    results, split = each.run.results, measured(each.run.results)
+    return RunRow(
+        name=each.name,
+        differs=differs,
+        seed=results.seed,
+        status=results.status,
+        reason=results.reason,
+        best=best,
+        outcome=results.verdict.outcome if results.verdict else None,
+        validation=_there(figure_of(results.validation, "student", "top1")),
+        test=_there(figure_of(results.test, "student", "top1")),
+        teacher=_there(figure_of(split, "teacher", "top1")),
+        gain=_there(figure_of(split, "pair", "gain")),
+    )
+
+
+def _there(figure: Estimate) -> Estimate | None:
+    return None if figure.value is None else figure
+
+
+def _differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """For each configuration the settings that not all of them share."""
+    flattened = [{key: value for key, value in flat(cleaned(config)) if key.split(".")[0] not in _SAME} for config in configs]
+    keys = dict.fromkeys(key for each in flattened for key in each)
+    known = [each for each in flattened if each]
+    varied = [key for key in keys if any(each.get(key) != known[0].get(key) for each in known)]
+    return [{key: str(each[key]) for key in varied if key in each} for each in flattened]
+
+
+def _points(name: str, results: Results) -> list[Point]:
+    return [
+        Point(
+            run=name,
+            role=model.role,
+            name=model.name,
+            top1=top1,
+            images_per_second=model.images_per_second,
+            size_bytes=model.size_bytes,
+            macs=model.macs,
+        )
+        for model, top1 in points_of(results)
+    ]

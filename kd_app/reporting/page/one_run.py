@@ -1,0 +1,216 @@
+"""One run in full: everything that its folder tells."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+from kd_app.config import RequestError
+from kd_app.reporting.page.contents import Curve, ModelPart, PairPart, RunPart
+from kd_app.reporting.page.evidence import answers, classes, confusion, figure_of, reliability, told_classes
+from kd_app.reporting.page.examples import examples, flips
+from kd_app.reporting.page.made import limits, made
+from kd_app.reporting.results import Estimate, ModelFigures, PairFigures, Results, Split
+from kd_app.reporting.runs import Run
+from kd_app.reporting.sentences import basis, undefined, verdict_sentence
+
+T = TypeVar("T")
+LABELS = {"teacher": "teacher", "labels_only": "labels only", "student": "student"}
+_REPLACE = "Can the student replace the teacher?"
+_SHORT = {"kept": "Yes.", "lost": "No.", "not shown": "These images can't tell."}
+_MOST_POINTS = 400
+_PAIR: dict[str, tuple[str, str, Literal["share", "points", "nats", "number"]]] = {
+    "retention": ("retention", "student accuracy / teacher accuracy", "share"),
+    "gain": ("gain", "points above the same net trained on the labels only", "points"),
+    "gap_closed": ("gap closed", "gain / (teacher - labels only)", "share"),
+    "agreement": ("agreement", "images on which both say the same class", "share"),
+    "negative_flips": ("negative flips", "images that the teacher has right and the student wrong", "share"),
+    "positive_flips": ("positive flips", "images that the teacher has wrong and the student right", "share"),
+    "kl_to_teacher": ("KL divergence", "KL(teacher || student), mean over the images", "nats"),
+    "reverse_kl": ("reverse KL", "KL(student || teacher), mean over the images", "nats"),
+    "rank_correlation": ("rank correlation", "of the two models' class probabilities, mean over the images", "number"),
+    "cka": ("CKA", "likeness of the embeddings (linear centered kernel alignment), 1 is the same", "number"),
+}
+
+
+def measured(results: Results) -> Split | None:
+    """The split that the figures to quote are from."""
+    return results.test or results.validation
+
+
+def labels(roles: Sequence[str]) -> dict[str, str]:
+    """What each model is called: controls by their names, with spaces."""
+    return {role: LABELS.get(role, role.replace("_", " ")) for role in roles}
+
+
+def run_part(run: Run, name: str) -> RunPart:
+    """Everything about `run`, which is called `name`; what its folder lacks is left out, and said to be."""
+    results, split, missing = run.results, measured(run.results), list[str]()
+    names = results.data.classes if results.data else []
+    part = RunPart(
+        name=name,
+        title=title(results),
+        status=results.status,
+        seed=results.seed,
+        question=question(results),
+        answer=answer(results),
+        basis=_basis(results, split),
+        split=None if split is None else "test" if split is results.test else "validation",
+        num_images=split.num_images if split else None,
+        confidence=split.confidence if split else None,
+        verdict=results.verdict,
+        models=models(results, split),
+        pair=pair(split),
+        curves=_read(lambda: _curves(run), "Curves", missing) or [],
+        classes=told_classes(split.per_class, names) if split and split.per_class else [],
+        groups=split.groups if split else {},
+        robustness=split.robustness if split else [],
+        made=made(results),
+        limits=[],
+    )
+    _read(lambda: _from_answers(run, part, split, names), "Classes, confusions, flips and calibration", missing)
+    part.limits, part.missing = limits(results, split, part.classes), [said.replace(str(run.path), name) for said in missing]
+    return part
+
+
+def _read(read: Callable[[], T], what: str, missing: list[str]) -> T | None:
+    """What a file of the run's folder holds; None, and the reason in `missing`, where it can't be read."""
+    try:
+        return read()
+    except RequestError as error:
+        missing.append(f"{what} are left out. {error}")
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        missing.append(f"{what} are left out, since their file can't be read ({type(error).__name__}: {reason}). Run the same command again.")
+    return None
+
+
+def title(results: Results) -> str:
+    """'resnet8 instead of wrn_16_2 on fashion_mnist'."""
+    student, teacher = (results.models[role].name if role in results.models else "" for role in ("student", "teacher"))
+    data = results.config.get("data")
+    on = f" on {data['name']}" if isinstance(data, dict) and data.get("name") else ""
+    return (f"{student} instead of {teacher}" if teacher else student or "a run") + on
+
+
+def question(results: Results) -> str:
+    """What somebody wants to know of this run."""
+    return _REPLACE if "teacher" in results.models or results.config.get("teacher") else "How good is the student?"
+
+
+def answer(results: Results) -> str:
+    """The verdict in a sentence, or what there is in its place."""
+    split = measured(results)
+    if split is None:
+        return f"Nothing is measured yet: the run's status is '{results.status}'. {results.reason or ''}".rstrip()
+    if results.verdict is not None:
+        return f"{_SHORT[results.verdict.outcome]} {verdict_sentence(results.verdict)}"
+    top1 = figure_of(split, "student", "top1")
+    if top1.value is None:
+        return "Its accuracy is undefined."
+    return f"It has {100 * top1.value:.2f} % of {split.num_images:,} images right; it was compared with no teacher."
+
+
+def _basis(results: Results, split: Split | None) -> list[str]:
+    found = [] if split is None else [basis(results, split), *undefined(split)]
+    found += [f"Note: {note}" for note in results.notes]
+    if results.status != "finished" and split is not None:
+        found.append(f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip())
+    return found
+
+
+def models(results: Results, split: Split | None) -> list[ModelPart]:
+    """Every model that was measured: the teacher first, the student last."""
+    order = sorted(results.models, key=lambda role: {"teacher": 0, "labels_only": 1, "student": 3}.get(role, 2))
+    called = labels(order)
+    return [
+        ModelPart(
+            role=role,
+            label=called[role],
+            name=results.models[role].name,
+            license=results.models[role].license,
+            params=results.models[role].params,
+            macs=results.models[role].macs,
+            size_bytes=results.models[role].size_bytes,
+            images_per_second=_speed(results, role),
+            figures={name: figure_of(split, role, name) for name in figure_names(ModelFigures) if _known(split, role, name)},
+        )
+        for role in order
+    ]
+
+
+def figure_names(part: type[Any]) -> list[str]:
+    """The figures of a part of ``results.json``, without the ends of their intervals."""
+    return [name for name in part.model_fields if not name.endswith(("_low", "_high"))]
+
+
+def _known(split: Split | None, role: str, name: str) -> bool:
+    return figure_of(split, role, name).value is not None
+
+
+def _speed(results: Results, role: str) -> float | None:
+    """Images a second. A control of the student's architecture is the student's net with other weights, and is not measured twice."""
+    if role not in ("teacher", "student") and results.models[role].name != results.models["student"].name:
+        return None
+    found = results.speed.teacher if role == "teacher" else results.speed.student
+    return found.images_per_second if found else None
+
+
+def pair(split: Split | None) -> list[PairPart]:
+    """What compares the student with teacher and controls, as far as it is defined."""
+    if split is None:
+        return []
+    found = []
+    for key in figure_names(PairFigures):
+        figure = figure_of(split, "pair", key)
+        if key in _PAIR and figure.value is not None:
+            name, meaning, unit = _PAIR[key]
+            found.append(PairPart(key=key, name=name, meaning=meaning, unit=unit, figure=figure))
+    called = labels(list(split.gains))
+    return found + [
+        PairPart(key=f"gain.{control}", name=f"gain over {called[control]}", meaning="points above this control", unit="points", figure=gain)
+        for control, gain in split.gains.items()
+        if control != "labels_only"
+    ]
+
+
+def _curves(run: Run) -> list[Curve]:
+    """The mean of each metric in each epoch of each training, in the order of the models."""
+    table = run.curves
+    metrics = [str(name) for name in table.columns if str(name).startswith(("validation/", "train/"))]
+    mean = table.groupby(["stage", "epoch"], sort=True)[metrics].mean()
+    roles = list(dict.fromkeys(str(stage) for stage in table["stage"]))
+    found = [Curve(role=role, metric=metric, **_points(mean.loc[role][metric].dropna())) for role in roles for metric in metrics]
+    return [curve for curve in found if curve.epochs]
+
+
+def _points(column: Any) -> dict[str, list[float]]:
+    """Not more points than can be seen."""
+    every = math.ceil(len(column) / _MOST_POINTS) or 1
+    thin = column.iloc[::every]
+    return {"epochs": [float(epoch) + 1 for epoch in thin.index], "values": [float(value) for value in thin]}
+
+
+def _from_answers(run: Run, part: RunPart, split: Split | None, names: Sequence[str]) -> None:
+    table = run.predictions
+    found = answers(table)
+    if not part.classes:
+        part.classes = classes(found, names)
+    part.confusion = confusion(found, names)
+    part.reliability = reliability(found, split)
+    part.examples = _examples(run, names) or flips(found, table, names)
+
+
+def _examples(run: Run, names: Sequence[str]) -> list[Any]:
+    path = run.path / "examples.parquet"
+    if not path.is_file():
+        return []
+    import pandas as pd
+
+    return examples(pd.read_parquet(path), names)
+
+
+def points_of(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:
+    """Every model that has an accuracy, with it."""
+    for model in models(results, measured(results)):
+        if "top1" in model.figures:
+            yield model, model.figures["top1"]

@@ -1,0 +1,125 @@
+"""The sections of a page, in their order: each with what it says, its tables, its drawings and its images. One without content is not there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from kd_app.reporting.page import drawn, tables
+from kd_app.reporting.page.charts import Chart
+from kd_app.reporting.page.contents import Example, Report, RunPart
+from kd_app.reporting.page.tables import Table
+
+_WHY = {
+    "negative_flip": "The teacher is right, the student wrong",
+    "positive_flip": "The teacher is wrong, the student right",
+    "most_different": "Where they differ most",
+    "similar_pair": "Classes that the teacher finds similar",
+    "typical": "Typical images",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image, and the drawing of what the models find probable in it."""
+
+    example: Example
+    bars: Markup
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Images that are shown for one reason."""
+
+    title: str
+    examples: list[Card]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. folded: tables that are opened by a click."""
+
+    name: str
+    title: str
+    says: list[str] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    cards: list[Cards] = field(default_factory=list)
+    folded: list[Table] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything in it."""
+        return any((self.says, self.items, self.tables, self.charts, self.cards, self.folded))
+
+
+def overview(report: Report) -> list[Section]:
+    """What several runs show together; nothing for one run."""
+    if len(report.rows) == 1:
+        return []
+    found = [
+        Section("runs", "The runs", tables=[tables.rows(report)]),
+        Section("front", "Accuracy against cost", charts=list(drawn.front(report.points))),
+    ]
+    return [section for section in found if section.holds]
+
+
+def sections(report: Report, run: RunPart) -> list[Section]:
+    """Everything about one run."""
+    return [section for section in _sections(report, run) if section.holds]
+
+
+def _sections(report: Report, run: RunPart) -> Iterator[Section]:
+    if run.models:
+        yield Section("evidence", "The evidence", tables=[tables.models(run), *([tables.pair(run)] if run.pair else [])])
+    yield Section("needed", "Was distilling needed?", says=run.worth)
+    yield Section("curves", "Curves", charts=list(drawn.curves(run)))
+    if len(report.rows) == 1:
+        yield Section("front", "Accuracy against cost", charts=list(drawn.front(report.points)))
+    yield _classes(run)
+    if run.groups:
+        yield Section("groups", "Groups of the data", tables=[tables.groups(run)])
+    if run.robustness:
+        yield Section("robustness", "Robustness", tables=[tables.robustness(run)])
+    yield _flips(run)
+    yield Section("calibration", "Calibration", charts=list(drawn.calibration(run)))
+    yield _made(run)
+    yield Section("limits", "What it is not good for", items=run.limits)
+    yield Section("missing", "What this page leaves out", items=run.missing)
+
+
+def _classes(run: RunPart) -> Section:
+    folded = [tables.classes(run)] if run.classes else []
+    if run.confusion is not None and run.confusion.strongest:
+        folded.append(tables.confusions(run))
+    whole = run.confusion is not None and run.confusion.counts is not None
+    return Section(
+        "classes",
+        "Class by class",
+        tables=[] if whole else folded[1:],
+        charts=[*drawn.classes(run), *drawn.confusion(run)],
+        folded=folded if whole else folded[:1],
+    )
+
+
+def _flips(run: RunPart) -> Section:
+    pictured = [example for example in run.examples if example.image is not None]
+    title, says = "Flips", ["A flip is an image that one of the two models has right and the other wrong."] if run.examples else []
+    if not pictured:
+        return Section("flips", title, says=says, tables=tables.flips(run, _WHY))
+    whys = dict.fromkeys(example.why for example in pictured)
+    cards = [
+        Cards(_WHY.get(why, why), [Card(example, drawn.distribution(example)) for example in pictured if example.why == why])
+        for why in sorted(whys, key=lambda why: list(_WHY).index(why) if why in _WHY else len(_WHY))
+    ]
+    return Section("flips", title, says=says, cards=cards)
+
+
+def _made(run: RunPart) -> Section:
+    return Section(
+        "made",
+        "How it was made",
+        tables=[tables.pairs("What was asked for", run.made.settings), tables.pairs("Data", run.made.data)],
+        folded=[tables.pairs("Where and with what", run.made.environment), tables.stages(run), tables.pairs("Every setting", run.made.config)],
+    )

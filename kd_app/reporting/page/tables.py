@@ -1,0 +1,224 @@
+"""The tables of a report, for the page and for the text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kd_app.reporting.page.contents import ModelPart, Report, RunPart, RunRow
+from kd_app.reporting.page.one_run import labels
+from kd_app.reporting.results import Estimate
+from kd_app.reporting.sentences import count, interval, percent, points
+
+_NAMES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1, mean over classes",
+    "nll": "negative log-likelihood, nats",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+    "classwise_ece": "classwise ECE",
+}
+_NUMBERS = ("nll", "brier")
+_OUTCOMES = {"kept": "✓ kept", "lost": "✗ lost", "not shown": "? not shown"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, and in small below it."""
+
+    text: str
+    small: str = ""
+
+    @property
+    def long(self) -> bool:
+        """Whether a word in it has to be broken where there is little room."""
+        return max(map(len, self.text.split()), default=0) > 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows begin with what they are about. words: the columns, by number, that hold words; all others hold numbers."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    words: frozenset[int] = frozenset({0})
+    marked: frozenset[int] = frozenset()
+
+
+def figure(found: Estimate | None, unit: str = "share") -> Cell:
+    """A figure with its interval."""
+    if found is None or found.value is None:
+        return Cell("")
+    if unit == "share":
+        return Cell(percent(found.value), interval(found.low, found.high))
+    write: Callable[[float], str] = points if unit == "points" else number
+    bounds = f"{write(found.low)} to {write(found.high)}" if found.low is not None and found.high is not None else ""
+    return Cell(write(found.value), bounds)
+
+
+def number(value: float) -> str:
+    """Three decimals."""
+    return f"{value:.3f}"
+
+
+def models(run: RunPart) -> Table:
+    """A column a model: what it is, what it costs, how good it is."""
+    order = run.models
+    keys = list(dict.fromkeys(key for model in order for key in model.figures))
+    rows = [
+        [Cell("model"), *(Cell(model.name) for model in order)],
+        *([Cell(_NAMES.get(key, key)), *(_model_figure(model, key) for model in order)] for key in keys),
+        [Cell("parameters"), *(Cell(count(model.params)) for model in order)],
+        [Cell("multiply-adds an image"), *(Cell(count(model.macs)) for model in order)],
+        [Cell("size on disk"), *(Cell(_bytes(model.size_bytes)) for model in order)],
+        [Cell("images per second"), *(Cell(_whole(model.images_per_second)) for model in order)],
+        [Cell("license of the weights"), *(Cell(model.license) for model in order)],
+    ]
+    about = f"{run.split} split, {run.num_images:,} images; below each figure its {100 * run.confidence:g} % interval" if run.confidence else ""
+    return Table(f"The models ({about})" if about else "The models", ["", *(model.label for model in order)], rows)
+
+
+def _model_figure(model: ModelPart, key: str) -> Cell:
+    return figure(model.figures.get(key), "number" if key in _NUMBERS else "share")
+
+
+def _bytes(size: int | None) -> str:
+    return f"{count(size)}B" if size is not None else "unknown"
+
+
+def _whole(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def pair(run: RunPart) -> Table:
+    """What compares the student with teacher and control."""
+    rows = [[Cell(each.name), figure(each.figure, each.unit), Cell(each.meaning)] for each in run.pair]
+    return Table("What was kept, what was lost", ["", "figure", "what it is"], rows, frozenset({0, 2}))
+
+
+def classes(run: RunPart, most: int | None = None) -> Table:
+    """A row a class, the largest loss first."""
+    roles = [role for role in ("teacher", "labels_only", "student") if any(role in row.accuracy for row in run.classes)]
+    called = labels(roles)
+    paired = "teacher" in roles
+    rows = [
+        [
+            Cell(row.name),
+            Cell(f"{row.support:,}"),
+            *(Cell(_percent(row.accuracy.get(role))) for role in roles),
+            *([Cell(_points(row.change)), Cell(_percent(row.negative_flips)), Cell(_percent(row.positive_flips))] if paired else []),
+        ]
+        for row in run.classes[:most]
+    ]
+    more = ["student - teacher", "negative flips", "positive flips"] if paired else []
+    return Table("Accuracy of each class", ["class", "images", *(called[role] for role in roles), *more], rows)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}"
+
+
+def confusions(run: RunPart) -> Table:
+    """The most frequent errors."""
+    strongest = run.confusion.strongest if run.confusion else []
+    rows = [[Cell(each.label), Cell(each.answer), Cell(f"{each.count:,}"), Cell(_percent(each.share))] for each in strongest]
+    return Table("The student's most frequent errors", ["label", "student says", "images", "of the label's"], rows, frozenset({0, 1}))
+
+
+def flips(run: RunPart, titles: dict[str, str]) -> list[Table]:
+    """For each reason to show images, the images."""
+    found = []
+    for why in dict.fromkeys(each.why for each in run.examples):
+        of = [each for each in run.examples if each.why == why]
+        rows = [[Cell(each.file), Cell(each.label), *(Cell(said.said, _percent(said.probability)) for said in each.answers)] for each in of]
+        heads = [f"{labels([said.role])[said.role]} says" for said in of[0].answers]
+        found.append(Table(f"{titles.get(why, why)}, the surest first", ["image", "label", *heads], rows, frozenset(range(2 + len(heads)))))
+    return found
+
+
+def rows(report: Report) -> Table:
+    """A row a run, the best on validation first."""
+    shown = report.rows
+    seeds = len({row.seed for row in shown}) > 1
+    varied = list(dict.fromkeys(key for row in shown for key in row.differs))
+    found = [
+        [
+            Cell(f"★ {row.name}" if row.best else row.name),
+            *([Cell("" if row.seed is None else str(row.seed))] if seeds else []),
+            Cell(", ".join(f"{short(key, varied)}={row.differs[key]}" for key in varied if key in row.differs)),
+            figure(row.validation),
+            figure(row.test),
+            figure(row.teacher),
+            figure(row.gain, "points"),
+            Cell(_outcome(row), row.reason or ""),
+        ]
+        for row in shown
+    ]
+    heads = ["run", *(["seed"] if seeds else []), "what differs", "validation top-1", "test top-1", "teacher", "gain", "verdict"]
+    words = frozenset({0, heads.index("what differs"), len(heads) - 1})
+    marked = frozenset(number for number, row in enumerate(shown) if row.best)
+    return Table("The runs, the best on validation first (★: the best, the one whose test figure is to be quoted)", heads, found, words, marked)
+
+
+def _outcome(row: RunRow) -> str:
+    return _OUTCOMES.get(row.outcome or "", "") if row.status == "finished" else row.status
+
+
+def short(key: str, among: Sequence[str]) -> str:
+    """The last part of a dotted key, or as many as tell it from the others."""
+    parts = key.split(".")
+    for length in range(1, len(parts) + 1):
+        end = ".".join(parts[-length:])
+        if sum(other == end or other.endswith(f".{end}") for other in among) == 1:
+            return end
+    return key
+
+
+def pairs(title: str, found: dict[str, str]) -> Table:
+    """Names and values."""
+    return Table(title, ["setting", "value"], [[Cell(key), Cell(value)] for key, value in found.items()], frozenset({0, 1}))
+
+
+def stages(run: RunPart) -> Table:
+    """What took how long."""
+    total = sum(seconds for _, seconds, _ in run.made.stages)
+    found = [[Cell(name), Cell(duration(seconds)), Cell(how)] for name, seconds, how in run.made.stages]
+    return Table(f"Stages ({duration(total)} in all)", ["stage", "time", "by this run"], found, frozenset({0, 2}))
+
+
+def duration(seconds: float) -> str:
+    """'28 min', '12 s'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def groups(run: RunPart) -> Table:
+    """A row a group of the data."""
+    roles = list(dict.fromkeys(role for group in run.groups.values() for role in group.accuracy))
+    found = [
+        [Cell(name), Cell(f"{group.num_images:,}"), *(figure(group.accuracy.get(role)) for role in roles), Cell(_percent(group.agreement))]
+        for name, group in run.groups.items()
+    ]
+    return Table("Accuracy in each group of the data", ["group", "images", *(labels(roles)[role] for role in roles), "agreement"], found)
+
+
+def robustness(run: RunPart) -> Table:
+    """A row a corruption and severity."""
+    roles = list(dict.fromkeys(role for each in run.robustness for role in each.accuracy))
+    found = [
+        [
+            Cell(f"{each.corruption.replace('_', ' ')} {each.severity}"),
+            Cell(f"{each.num_images:,}"),
+            *(Cell(_percent(each.accuracy.get(role))) for role in roles),
+            Cell(_percent(each.agreement)),
+        ]
+        for each in run.robustness
+    ]
+    heads = ["corruption, severity", "images", *(labels(roles)[role] for role in roles), "agreement"]
+    return Table("Accuracy under corruptions", heads, found)

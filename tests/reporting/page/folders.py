@@ -1,0 +1,71 @@
+"""Folders of runs as kd-distill leaves them, from made-up logits and curves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd_app.metrics import Verdict, figures
+from kd_app.reporting.results import Results, write
+from kd_app.reporting.runs import write_curves, write_predictions
+from tests.reporting.runs_made import THREE, made, model
+
+CLASSES = (
+    "T-shirt/top",
+    "<script>alert(1)</script>",
+    "Ålesund & 'Sons' \"x\"",
+    "a | b",
+    "a class of very many words, more than fit a line of a drawing",
+)
+FILES = ("a/ü ñ 日本.png", "new\nline.png", "<img src=x onerror=alert(2)>.png", "`b`|c.png", "x" * 120 + ".png")
+
+
+def answers(skill: Mapping[str, float], *, images: int, classes: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Logits of models that share what they find hard, and the labels."""
+    random = np.random.default_rng(seed)
+    target = random.integers(classes, size=images)
+    hard, found = random.standard_normal((images, classes)).astype(np.float32), {}
+    for role, lift in skill.items():
+        z = hard + 0.7 * random.standard_normal((images, classes)).astype(np.float32)
+        z[np.arange(images), target] += np.float32(lift)
+        found[role] = z
+    return found, target
+
+
+def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int = 300, seed: int = 3, names: tuple[str, ...] = CLASSES,
+               test: bool = True, **changes: Any) -> Results:  # fmt: skip
+    """A finished run in `folder`."""
+    folder.mkdir(parents=True)
+    logits, target = answers(skill, images=images, classes=len(names), seed=seed)
+    measured = figures(logits, target, seed=0, confidence=0.95)
+    split = "test" if test else "validation"
+    judgment = (
+        {**vars(Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target, seed=0)), "split": split} if "teacher" in skill else None
+    )
+    data = {"classes": names, "sizes": {"train": 1000, "validation": images, "test": images}, "fingerprint": f"f00d{len(names)}"}
+    content = {"validation": measured, "test": measured if test else None, "verdict": judgment, "data": data, "seed": seed}
+    config = {
+        "seed": seed,
+        "loss": {"soft_target": {"temperature": 4.0, "weight": 1.0}},
+        "tags": [],
+        "teacher": {"name": "resnet50"} if len(skill) > 1 else None,
+    }
+    models = {role: model("a net" if role == "teacher" else "small", 25_557_032 if role == "teacher" else 2_542_856, 4_089_184_256) for role in skill}
+    results = Results.model_validate({**made().model_dump(), "config": config, "models": models, **content, **changes})
+    write(folder / "results.json", results)
+    files = [FILES[number % len(FILES)] for number in range(images)]
+    write_predictions(folder / "predictions.parquet", index=np.arange(images), file=files, target=target, logits=logits)
+    write_curves(folder / "metrics.csv", {role: curve(number) for number, role in enumerate(skill)})
+    return results
+
+
+def curve(number: int, epochs: int = 4) -> list[dict[str, float]]:
+    """The points of a training."""
+    points = []
+    for epoch in range(epochs):
+        points += [{"epoch": epoch, "step": 10 * epoch + step, "train/loss": 3.0 / (epoch + 1) + step / 100, "train/lr": 0.1} for step in (3, 9)]
+        points.append(
+            {"epoch": epoch, "step": 10 * epoch + 9, "validation/top1": 0.5 + 0.1 * epoch + number / 50, "validation/nll": 1.0 / (epoch + 1)}
+        )
+    return points
