@@ -184,7 +184,7 @@ class Split(_Part):
 
 
 class Verdict(_Part):
-    """Outcome of the rule that was stated before the run; the fields of `kd_app.metrics.Judgment`, and the split it is about."""
+    """Outcome of the rule that was stated before the run; the fields of `kd_app.metrics.verdict.Judgment`, and the split it is about."""
 
     outcome: Literal["kept", "lost", "not shown"]
     metric: Literal["top1", "balanced_accuracy", "worst_class"]

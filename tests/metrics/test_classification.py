@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, t
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from kd_app.metrics import measures
+from kd_app.metrics.classification import measures
 from kd_app.metrics.scores import ranks
 from tests.metrics.shares import measure_a_share
 

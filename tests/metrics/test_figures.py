@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from kd_app.metrics import figures
+from kd_app.metrics.figures import figures
 
 MODEL = ("top1", "top5", "balanced_accuracy", "nll", "ece")
 Images = tuple[dict[str, np.ndarray], np.ndarray]

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from torch import Tensor
 
-from kd_app.metrics import measures, pair_measures
+from kd_app.metrics.classification import measures
+from kd_app.metrics.pair import pair_measures
 
 
 def made(seed: int, num_images: int = 40, num_classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,8 +6,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from kd_app.config import RequestError
-from kd_app.metrics import Judgment, Verdict
-from kd_app.metrics.verdict import Judged, mcnemar, paired_interval, score
+from kd_app.metrics.paired import mcnemar, paired_interval, score
+from kd_app.metrics.verdict import Judged, Judgment, Verdict
 
 
 def logits(predicted: np.ndarray, num_classes: int) -> np.ndarray:

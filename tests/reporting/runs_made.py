@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_app.metrics import Verdict, figures
+from kd_app.metrics.figures import figures
+from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.results import Results
 
 THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}

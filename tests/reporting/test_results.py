@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.metrics import figures
+from kd_app.metrics.figures import figures
 from kd_app.reporting.results import ModelFigures, Results, Split, json_schema, read, write
 from tests.reporting.runs_made import THREE, logits_and_target, made
 
