@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from kd_app.config.errors import RequestError
 from kd_app.config.paths import CONF
 
-_SAID = ("allow", "out", "stages", "remake", "overwrite", "logger")
-"""Keys of ours that only the command line says: whose code is run, which folders are written, and where results are sent."""
+_SAID = ("allow", "out", "stages", "remake", "overwrite", "logger", "license")
+"""Keys of ours that only the command line says: whose code is run, which folders are written, where results are sent, which licenses are accepted."""
 _SEARCH = "sweeper"
 """The one part of Hydra that a file may choose and set, if it is one of these."""
 _SWEEPERS = ("hydra_plugins.kd_app_search.SearchSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")

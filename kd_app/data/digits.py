@@ -15,6 +15,7 @@ class Digits(ArraySource):
 
     size = 8
     name = "digits"
+    license = "cc-by-4.0"  # https://archive.ics.uci.edu/dataset/80
     classes = tuple("0123456789")
 
     def __init__(self) -> None:

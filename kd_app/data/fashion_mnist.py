@@ -25,6 +25,7 @@ class FashionMNIST(ArraySource):
 
     size = _SIDE
     name = "fashion_mnist"
+    license = "mit"  # https://github.com/zalandoresearch/fashion-mnist/blob/master/LICENSE
     classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
     def __init__(self, *, root: Path | None) -> None:

@@ -39,6 +39,8 @@ class Source(Typed):
 
     channels: int
     """1 (grey) or 3 (colour) of what `read` and `store` give."""
+    license: str | None = None
+    """What the images are under, where the source knows it."""
     size: int | None
     """Side of the images where all are squares of the same size (known without decoding), else None."""
 

@@ -12,9 +12,9 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from kd_app.config import Pixels, RequestError
+from kd_app.models.labels import weights_sha256
 from kd_app.models.request import ModelRequest, Origin
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
-from kd_app.stages import file_sha256
 
 SMALL = 64
 """Up to this side (pixels) an image is used whole: no centre crop."""
@@ -144,12 +144,12 @@ def _state(origin: Origin, name: str, kwargs: dict[str, Any]) -> tuple[dict[str,
         return None, "random", ""
     if origin.kind == "file":
         assert origin.path is not None
-        return read_state(origin.path), f"file {origin.path.name}", file_sha256(origin.path)
+        return read_state(origin.path), f"file {origin.path.name}", weights_sha256(origin.path)
     if origin.kind == "folder":
         assert origin.path is not None
         path = origin.path / "model.safetensors"
         state = read_state(path)
-        return state, f"folder {origin.path.name}", file_sha256(path)
+        return state, f"folder {origin.path.name}", weights_sha256(path)
     full = _fetched(origin, timm.create_model, name, pretrained=True, **kwargs)
     state = full.state_dict()
     return state, f"hub {origin.name}", state_sha256(state)
@@ -166,7 +166,7 @@ def _own(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     path = request.origin.path
     if path is None:
         return Created(model.eval(), pixels, WeightsReport(f"own {request.name}", state_sha256(model.state_dict()), len(model.state_dict())))
-    report = load_into(model, read_state(path), head=(), source=f"file {path.name}", sha256=file_sha256(path))
+    report = load_into(model, read_state(path), head=(), source=f"file {path.name}", sha256=weights_sha256(path))
     return Created(model.eval(), pixels, report)
 
 

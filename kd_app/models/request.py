@@ -13,6 +13,8 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401  (registers the small-image nets with timm)
 from kd_app.config import RequestError, Typed, unknown
+from kd_app.models.labels import labels
+from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.ship import WEIGHTS
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
@@ -30,7 +32,7 @@ class Origin:
     kind: Kind
     name: str
     path: Path | None = None
-    license: str = "unknown"
+    license: str = UNKNOWN
     num_classes: int | None = None
     label_names: tuple[str, ...] | None = None
 
@@ -82,7 +84,8 @@ def _own(factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained:
     kind: Kind = "file" if checkpoint else "random" if pretrained is False else "own"
     if checkpoint is not None and checkpoint.is_dir():
         checkpoint = _shipped(checkpoint) / WEIGHTS
-    return Origin(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint)
+    license = _license_of(checkpoint) if checkpoint else NONE if kind == "random" else UNKNOWN
+    return Origin(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint, license)
 
 
 def _timm(role: str, name: str | None, pretrained: bool | Literal["auto"], checkpoint: Path | None) -> Origin:
@@ -96,15 +99,15 @@ def _timm(role: str, name: str | None, pretrained: bool | Literal["auto"], check
         return Origin("hub", name)
     cfg = _registered(role, name)
     if checkpoint is not None:
-        return Origin("file", name, checkpoint)
+        return Origin("file", name, checkpoint, _license_of(checkpoint))
     if pretrained is False or (pretrained == "auto" and "." not in name):
-        return Origin("random", name, license="none: trained here")
+        return Origin("random", name, license=NONE)
     if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
         raise RequestError(
             f"{role}.pretrained=true, but timm has no weights for {name!r}. Use {role}.pretrained=false, or a name with a tag{better_start(name)}."
         )
     labels = cfg.get("label_names")
-    return Origin("hub", name, None, cfg.get("license") or "unknown", cfg.get("num_classes"), tuple(labels) if labels else None)
+    return Origin("hub", name, None, cfg.get("license") or UNKNOWN, cfg.get("num_classes"), tuple(labels) if labels else None)
 
 
 def _registered(role: str, name: str) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def _folder(role: str, folder: Path) -> Origin:
         cfg = config["pretrained_cfg"]
         labels = config.get("label_names") or cfg.get("label_names")
         names = tuple(labels.values() if isinstance(labels, dict) else labels) if labels else None
-        origin = Origin("folder", config["architecture"], folder, cfg.get("license") or "unknown", config["num_classes"], names)
+        origin = Origin("folder", config["architecture"], folder, _licensed(config), config["num_classes"], names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
             f"{str(folder)!r} is no model folder for the {role} ({type(error).__name__}: {error}). Expected a run's folder, or a folder in timm's "
@@ -142,6 +145,21 @@ def _folder(role: str, folder: Path) -> Origin:
             f"Name that factory with {role}._target_ and give {role}.checkpoint={folder}."
         )
     return origin
+
+
+def _license_of(weights: Path) -> str:
+    """What a file of weights says of itself or, where it lies in a model's folder, the folder's config.json."""
+    if said := labels(weights).get("license"):
+        return said
+    try:
+        return _licensed(json.loads((weights.parent / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return UNKNOWN
+
+
+def _licensed(config: dict[str, Any]) -> str:
+    """The license in a config.json: ours, else timm's."""
+    return str(config.get("license") or config["pretrained_cfg"].get("license") or UNKNOWN)
 
 
 def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What ships: a folder that timm loads without kd_app."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from kd_app.config import Pixels
+from kd_app.models.labels import write_labeled
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Sequence[str], license: str) -> None:
@@ -35,4 +37,13 @@ def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Seque
         return
     save_file(dict(model.state_dict()), folder / WEIGHTS)
     config = {"architecture": type(model).__qualname__, "num_classes": len(classes), "label_names": list(classes)}
-    (folder / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**data, "license": license}}, indent=2), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps({**config, "pretrained_cfg": {**data, "license": license}}, indent=2), encoding="utf-8")
+
+
+def copy_labeled(source: Path, target: Path, *, license: str, teacher: str | None) -> None:
+    """A copy of a model's folder in the new folder `target` whose weights and config.json say under which `license` it is, and who taught it."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG))
+    write_labeled(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    config |= {"license": license, "teacher": teacher, "pretrained_cfg": {**config["pretrained_cfg"], "license": license}}
+    (target / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

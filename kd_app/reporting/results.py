@@ -36,7 +36,8 @@ class Data(_Open):
 
 
 class Model(_Open):
-    """params: entries of all parameters · macs: multiply-adds of one image · size_bytes: on disk · weights: how they were loaded."""
+    """params: entries of all parameters · macs: multiply-adds of one image · size_bytes: on disk · license: of these weights; the student's is that
+    of what ships · sha256: of the weights (of their file without what it says of itself) · weights: how they were loaded."""
 
     name: str
     params: int
@@ -252,6 +253,22 @@ class Speed(_Open):
     training_images_per_second: Number = None
 
 
+class Licenses(_Part):
+    """Licenses by name, or 'unknown' ('none': random weights): of the teacher's weights, the student's starting weights, the data, and what ships.
+
+    In sentences: what is forbidden and was not accepted, what is unknown, what was accepted (license.accept), and which notices have to be kept.
+    """
+
+    teacher: str | None = None
+    student_start: str
+    data: str
+    ships: str
+    forbidden: list[str] = []
+    unknown: list[str] = []
+    accepted: list[str] = []
+    notices: list[str] = []
+
+
 class StageRecord(_Part):
     """A stage that the run rests on: its folder, the seconds it took whoever made it, and whether this run made or found it."""
 
@@ -278,6 +295,7 @@ class Results(_Part):
     config: dict[str, Any]
     environment: dict[str, Any]
     data: Data | None = None
+    license: Licenses | None = None
     models: dict[str, Model] = {}
     validation: Split | None = None
     test: Split | None = None

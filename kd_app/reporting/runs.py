@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_app.config import RequestError
+from kd_app.models.labels import weights_sha256
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read
-from kd_app.stages import file_sha256, write_atomically
+from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -92,7 +93,7 @@ class Run:
                 "Make it as the run did, with timm.create_model or your own factory."
             )
         weights = folder / "model.safetensors"
-        if not weights.is_file() or file_sha256(weights) != sha256:
+        if not weights.is_file() or weights_sha256(weights) != sha256:
             what = "holds other weights now" if weights.is_file() else f"is not there, seen from {str(Path.cwd())!r}"
             raise RequestError(
                 f"The teacher {name} of the run {str(self.path)!r} was in {str(folder)!r}, which {what}. "

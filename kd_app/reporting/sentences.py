@@ -1,6 +1,6 @@
 """Figures in words: what a number is, what it rests on, and why one is missing."""
 
-from kd_app.reporting.results import PairFigures, Results, Split, Verdict
+from kd_app.reporting.results import Licenses, PairFigures, Results, Split, Verdict
 
 _METRICS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy", "worst_class": "recall of the worst class"}
 _PAIR = {
@@ -64,10 +64,21 @@ def sentences(results: Results, split: Split) -> list[str]:
     if results.verdict:
         found.append(verdict_sentence(results.verdict))
     found.append(basis(results, split))
+    found += license_sentences(results.license)
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished":
         found.append(f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip())
     return found
+
+
+def license_sentences(license: Licenses | None) -> list[str]:
+    """Under what the student is, why, and what that asks for."""
+    if license is None:
+        return []
+    made_of = {"the teacher's weights": license.teacher, "the student's starting weights": license.student_start, "the data": license.data}
+    listed = ", ".join(f"{what}: {name}" for what, name in made_of.items() if name not in (None, "none"))
+    found = [f"License of what ships: {license.ships}, the strictest of what it is made from ({listed}). This is no legal advice."]
+    return found + [f"Note: {sentence}" for sentence in (*license.forbidden, *license.accepted, *license.unknown)]
 
 
 def undefined(split: Split) -> list[str]:

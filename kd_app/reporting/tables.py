@@ -49,6 +49,7 @@ def _models(results: Results, split: Split) -> Table:
     table.add_row("parameters", *(count(model.params if model else None) for model in models.values()))
     table.add_row("multiply-adds", *(count(model.macs if model else None) for model in models.values()))
     table.add_row("size on disk", *(_size(model) for model in models.values()))
+    table.add_row("license", *(model.license if model else "unknown" for model in models.values()))
     table.add_row("images per second", *(_speed(results, role) for role in present))
     return table
 
@@ -97,7 +98,18 @@ def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
         number = f"* {trial.number}" if trial.number == winner else str(trial.number)
         status = trial.results.status if trial.results else "unreadable"
         table.add_row(number, Text("\n".join(trial.overrides)), status, *_top1(_student(_validation(trial))))
-    return Group(table, Text(_winner(trials, winner)))
+    return Group(table, Text(_winner(trials, winner)), *map(Text, _ships(ordered)))
+
+
+def _ships(trials: Sequence[Trial]) -> list[str]:
+    """Under what the students are that the trials made."""
+    by_license: dict[str, list[str]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if trial.results and trial.results.license:
+            by_license.setdefault(trial.results.license.ships, []).append(str(trial.number))
+    several = len(by_license) > 1
+    said = ", ".join(f"{name} (trials {', '.join(numbers)})" if several else name for name, numbers in by_license.items())
+    return [f"License of what ships: {said}."] if said else []
 
 
 def _validation(trial: Trial) -> Split | None:

@@ -8,7 +8,7 @@ from typing import Any
 from kd_app.config.private import cleaned
 from kd_app.tracking.base import Outcome
 
-_SHOWN = ("test", "validation", "verdict", "speed", "models")
+_SHOWN = ("test", "validation", "verdict", "speed", "models", "license")
 
 
 def outcome(results: Mapping[str, Any], files: Sequence[Path], out: Path, lineage: Mapping[str, Any] | None) -> Outcome:

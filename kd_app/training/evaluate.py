@@ -45,7 +45,7 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
         shop = Workshop(made, Stages(Path(asked["stages"]), say=console.say), console, tracker=None)
         shop.prepare_data()
         _check_classes(shop, before)
-        proof = Proof(shop, out, Verdict(**asked["verdict"]))
+        proof = Proof(shop, out, Verdict(**asked["verdict"]), again=before)
         split = ("all" if config["data"] else "test") if config["split"] == "auto" else config["split"]
         proof.measure(_members(shop, run, before, console), {"test": split})
         results = proof.write("finished")
@@ -65,6 +65,7 @@ def _as_run(run: Path, config: Config, before: Results) -> Config:
     found["data"] = config["data"] or found.get("data")
     found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
     found["examples"] = config["examples"]
+    found["license"] = {"accept": [], "policy": None}  # to measure is not to make
     found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
     found["trainer"] = {**trainer, "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}
     return found

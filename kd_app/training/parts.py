@@ -17,16 +17,17 @@ from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.foreign import ForeignData
 from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
+from kd_app.models.license import Licensed, Licenses, licenses
 from kd_app.models.request import ModelRequest
 from kd_app.training.optimizer import Optimizer, Schedule
-from kd_app.training.settings import Job, TeacherTraining
+from kd_app.training.settings import Job, Licensing, Said, TeacherTraining
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
 OURS = f"{ImageData.__module__}.{ImageData.__qualname__}"
-_TOLD = ("name", "suggested")
-"""Keys of the data group that other groups refer to."""
+_TOLD = ("name", "suggested", "license")
+"""Keys of the data group that are not for the data module."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Parts:
     controls: dict[str, Recipe]
     teacher: ModelRequest | None
     teacher_recipe: Recipe | None
+    licenses: Licenses
     own: OwnParts = field(default_factory=OwnParts)
 
 
@@ -125,19 +127,42 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         raise RequestError(
             f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every process the same batches. Use trainer.devices=1."
         )
+    student = _request("student", config["student"], own.student)
     made = Parts(
         config=config,
         data=data,
         trainer=trainer,
-        student=_request("student", config["student"], own.student),
+        student=student,
         recipe=recipe,
         controls=controls,
         teacher=teacher,
         teacher_recipe=teacher_recipe,
+        licenses=_licenses(config, teacher, student, data),
         own=own,
     )
     _check(made)
     return made
+
+
+def _licenses(config: Config, teacher: ModelRequest | None, student: ModelRequest, data: Any) -> Licenses:
+    """What the run's weights and images are under, as they say it or, where they don't, as the configuration does."""
+    asked = Licensing(**config["license"])
+    if isinstance(data, ImageData):
+        name, known = str(config["data"].get("name", "images")), data.source.license
+    else:
+        name, known = type(data.module).__qualname__, getattr(data.module, "license", None)
+    return licenses(
+        teacher=_weights(teacher, "teacher's weights", config) if teacher else None,
+        student_start=_weights(student, "student's starting weights", config),
+        data=Licensed(f"the data ({name})", "data.license", known, Said(license=config["data"].get("license")).license),
+        accept=asked.accept,
+        policy=asked.policy,
+    )
+
+
+def _weights(request: ModelRequest, what: str, config: Config) -> Licensed:
+    said = Said(license=(config[request.role] or {}).get("license")).license
+    return Licensed(f"the {what} ({request.name})", f"{request.role}.license", request.origin.license, said)
 
 
 def _data(node: Config, own: OwnParts) -> Any:

@@ -20,7 +20,7 @@ from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.cost import count_macs, count_params
-from kd_app.models.ship import WEIGHTS
+from kd_app.models.ship import WEIGHTS, copy_labeled
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read, write
@@ -38,14 +38,18 @@ BESIDE = ("predictions.parquet", EXAMPLES, "metrics.csv", "split.csv", "teacher/
 
 
 class Proof:
-    """Gathers a run's results in `out`: results.json, the files of `BESIDE`, student/."""
+    """Gathers a run's results in `out`: results.json, the files of `BESIDE`, student/.
 
-    def __init__(self, shop: Workshop, out: Path, verdict: Verdict, *, trial: bool = False) -> None:
+    Models that a finished run left are measured `again`: what they are under was settled then.
+    """
+
+    def __init__(self, shop: Workshop, out: Path, verdict: Verdict, *, trial: bool = False, again: Results | None = None) -> None:
         self.shop = shop
         self.out = out
         self.verdict = verdict
         self.trial = trial
-        self.found: dict[str, Any] = {}
+        self.found: dict[str, Any] = {"license": again.license if again else shop.parts.licenses.told()}
+        self._again = again
         self._made = _made_before(out / RESULTS)
 
     def write(self, status: str, *, reason: str | None = None) -> Results:
@@ -81,7 +85,7 @@ class Proof:
         shop = self.shop
         self.found["data"] = {"classes": list(shop.classes), "sizes": shop.data.sizes, "fingerprint": shop.data.fingerprint}
         self.found["notes"] = list(shop.data.notes)
-        self.found["models"] = {role: described(member, shop) for role, member in members.items()}
+        self.found["models"] = {role: described(member, shop, self._license(member)) for role, member in members.items()}
         shop.data.write_split(self.out / "split.csv")
         for place, split in splits.items():
             answers = {role: shop.predictions(member, split) for role, member in members.items()}
@@ -91,6 +95,16 @@ class Proof:
                 self.found["knowledge"] = knowledge(shop, answers["teacher"], split)
         show_examples(shop, answers, self.found.get("knowledge", {}).get("similar", []), self.out)
         self._speed(members)
+
+    def _license(self, member: Member) -> str:
+        """What the weights of a model are under."""
+        if self._again is not None:
+            return self._again.models[member.role].license
+        licenses, recipe = self.shop.parts.licenses, self.shop.parts.controls.get(member.role, self.shop.parts.recipe)
+        if member.role == "teacher" and member.folder is None:
+            assert licenses.teacher is not None
+            return licenses.teacher
+        return licenses.trained(member.role, taught=recipe.terms().needs_teacher)
 
     def _compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
         """The figures of a split; the verdict is about the last one, which is test where test is read."""
@@ -124,10 +138,20 @@ class Proof:
         student = members["student"]
         write_curves(self.out / CURVES, {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
         assert student.folder is not None
-        _copied(student.folder / MODEL, self.out / "student")
+        self._student(student.folder / MODEL, members["teacher"].request.name if "teacher" in members else None)
         if "teacher" in members:
             (self.out / "teacher").mkdir(exist_ok=True)
             write_atomically(self.out / "teacher" / "reference.json", json.dumps(told(members["teacher"]), indent=1))
+
+    def _student(self, source: Path, teacher: str | None) -> None:
+        """What ships: a copy of the trained model that says its license, whole or not there."""
+        target = self.out / "student"
+        partial = target.with_name(f".{target.name}.partial")
+        for old in (partial, target):
+            shutil.rmtree(old, ignore_errors=True)
+        copy_labeled(source, partial, license=self.shop.parts.licenses.ships, teacher=teacher)
+        partial.replace(target)
+        self.found["models"]["student"]["size_bytes"] = (target / WEIGHTS).stat().st_size
 
 
 def _made_before(results: Path) -> frozenset[str]:
@@ -138,16 +162,7 @@ def _made_before(results: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _copied(source: Path, target: Path) -> None:
-    """A copy of a folder, whole or not there."""
-    partial = target.with_name(f".{target.name}.partial")
-    for old in (partial, target):
-        shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(source, partial)
-    partial.replace(target)
-
-
-def described(member: Member, shop: Workshop) -> dict[str, Any]:
+def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
     """A model as results.json tells of it."""
     weights, model = member.created.weights, member.created.model
     start = member.record.get("weights")
@@ -156,7 +171,7 @@ def described(member: Member, shop: Workshop) -> dict[str, Any]:
         "params": count_params(model),
         "macs": count_macs(model.cpu(), member.created.pixels),
         "size_bytes": _size(member),
-        "license": member.request.origin.license,
+        "license": license,
         "source": (f"trained here from {start['source']}" if start else weights.source),
         "sha256": weights.sha256,
         "weights": start or vars(weights),

@@ -30,6 +30,7 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     """
     console = console or Console()
     made = parts(config, own)
+    made.licenses.check()
     check_places(made.trainer)
     judge = Verdict(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
@@ -37,13 +38,14 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
     with claimed(out, marked, overwrite=config["overwrite"]):
         read_test = config["test"] == "always" or (config["test"] == "auto" and trial is None)
-        done = None if config["remake"] else _finished(out, console, config, read_test=read_test)
+        done = None if config["remake"] else _finished(out, made, console, read_test=read_test)
         if done is not None:
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
         else:
             name = (out.name,) if trial is None else (out.parent.name, out.name)
-            tracker = Tracker(backends, out=out, name="-".join(name), group=name[0], tags=config["tags"], config=config, say=console.say)
+            told = {**config, "license": {**config["license"], **made.licenses.told()}}
+            tracker = Tracker(backends, out=out, name="-".join(name), group=name[0], tags=config["tags"], config=told, say=console.say)
             watch = Watch(out.parent, trial) if config["prune"] and trial is not None else None
             _go(made, out, console, tracker, judge, watch=watch, read_test=read_test, trial=trial is not None)
     return out
@@ -54,8 +56,8 @@ def _folder(config: Config, trial: int | None) -> Path:
     return out if trial is None else out / str(trial)
 
 
-def _finished(out: Path, console: Console, config: Config, *, read_test: bool) -> Results | None:
-    """The results of a finished run that measured what is asked for, or of a pruned one where that is an end."""
+def _finished(out: Path, made: Parts, console: Console, *, read_test: bool) -> Results | None:
+    """The results of a finished run that measured what is asked for under these licenses, or of a pruned one where that is an end."""
     if not (out / RESULTS).is_file():
         return None
     try:
@@ -63,12 +65,13 @@ def _finished(out: Path, console: Console, config: Config, *, read_test: bool) -
     except RequestError:
         return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
     if found.status == "pruned":
-        return found if config["prune"] is not None else None
+        return found if made.config["prune"] is not None else None
     damaged = [file.name for file in found.files if not (out / file.name).is_file() or file_sha256(out / file.name) != file.sha256]
     if damaged:
         console.say(f"{out / damaged[0]} is not what this run wrote; it is written again")
-    as_asked = (found.test or not read_test) and found.config.get("examples", config["examples"]) == config["examples"]
-    return found if found.status == "finished" and as_asked and not damaged else None
+    as_asked = (found.test or not read_test) and found.config.get("examples", made.config["examples"]) == made.config["examples"]
+    as_now = found.license is not None and found.license.model_dump() == made.licenses.told()
+    return found if found.status == "finished" and as_asked and as_now and not damaged else None
 
 
 def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, watch: Watch | None, read_test: bool, trial: bool) -> None:
@@ -111,7 +114,7 @@ def _members(shop: Workshop, console: Console) -> dict[str, Member]:
     """Teacher, controls and student, each made or found."""
     made = shop.parts
     shop.prepare_data()
-    for note in shop.data.notes:
+    for note in (*shop.data.notes, *made.licenses.unknown, *made.licenses.accepted):
         console.say(f"Note: {note}")
     console.say(plan(shop))
     shop.check_pair()

@@ -28,11 +28,15 @@ _FREE = (
     "prune",
     "allow",
     "examples",
+    "license",
+    "data.license",
+    "teacher.license",
+    "student.license",
     "trainer.on_nan",
     "data.num_workers",
     "data.cache",
 )
-"""Keys that may differ when a run goes on: they say where and how, not what."""
+"""Keys that may differ when a run goes on: they say where, how and whether, not what."""
 
 
 @contextmanager

@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, StrictBool
 
 from kd_app.config import RequestError, Typed, unknown
 from kd_app.config.compose import choices, is_choice, not_chosen
+from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
 Group = dict[str, Any]
 
-_MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size")
+_MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
 _TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed")
 
 
@@ -35,6 +37,7 @@ class Job(Typed, called="kd-distill"):
         test: Literal["auto", "always", "never"],
         examples: Annotated[int, Field(ge=0, le=1000, strict=True)],
         verdict: Group,
+        license: Group,
         data: Group,
         teacher: Group | None,
         student: Group,
@@ -59,6 +62,21 @@ class Job(Typed, called="kd-distill"):
             _check_known("teacher", teacher, (*_MODEL, *_TAUGHT))
         for name in remake:
             _check_stage(name, controls)
+
+
+class Licensing(Typed, called="license"):
+    """Which licenses are accepted whatever they forbid, and a policy to use instead of ours."""
+
+    def __init__(self, *, accept: list[Place], policy: Path | None) -> None:
+        self.accept = accept
+        self.policy = Policy() if policy is None else Policy(policy)
+
+
+class Said(Typed, called="license"):
+    """The license of weights or data that their user says, where they do not say it themselves."""
+
+    def __init__(self, *, license: Place | None) -> None:
+        self.license = license
 
 
 class TeacherTraining(Typed, called="teacher"):

@@ -21,7 +21,8 @@ def conclude(config: Mapping[str, Any]) -> None:
     winner = _winner(trials)
     if winner is not None and config["test"] == "auto":
         console.say(f"Trial {winner} is the best on validation; testing it")
-        again = {"test": "always", "remake": [], "overwrite": False, **{key: config[key] for key in ("out", "stages", "allow", "examples")}}
+        kept = {key: config[key] for key in ("out", "stages", "allow", "examples", "license")}
+        again = {"test": "always", "remake": [], "overwrite": False, **kept}
         run.distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
         trials = _trials(out)
     console.show(sweep(trials, winner=winner))

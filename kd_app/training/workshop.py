@@ -145,7 +145,7 @@ class Workshop:
             recipe=recipe,
             teacher=teacher.created if teacher else None,
             answers=self._answers(teacher) if teacher else None,
-            license=request.origin.license,
+            license=parts.licenses.trained(role, taught=teacher is not None),
         )
 
     def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
@@ -292,13 +292,15 @@ def teacher_is_ready(request: ModelRequest, classes: tuple[str, ...], max_epochs
     return fits
 
 
+def _unlicensed(node: Any) -> Any:
+    """A group without what is said of licenses: that decides whether a run may be, not what it is."""
+    return {key: value for key, value in node.items() if key != "license"} if isinstance(node, dict) else node
+
+
 def run_name(config: dict[str, Any]) -> str:
     """A folder's name for a run that names none: what it is, and a hash of what else was said."""
-    decisive = {
-        key: value
-        for key, value in config.items()
-        if key not in ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples")
-    }
+    where = ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples", "license")
+    decisive = {key: _unlicensed(value) for key, value in config.items() if key not in where}
     data = str(config["data"].get("name", "data"))
     names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
     return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, fingerprint(decisive)[:6]])).lstrip(".")

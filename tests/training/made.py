@@ -25,12 +25,14 @@ DIGITS = tuple("0123456789")
 GRAY = Pixels(1, 8, 8, (0.3,), (0.4,))
 
 
-def teacher_folder(folder: Path, name: str = "resnet8", *, pixels: Pixels = GRAY, classes: tuple[str, ...] = DIGITS, **kwargs: Any) -> Path:
+def teacher_folder(
+    folder: Path, name: str = "resnet8", *, pixels: Pixels = GRAY, classes: tuple[str, ...] = DIGITS, license: str = "none", **kwargs: Any
+) -> Path:
     """A teacher for these classes with weights that nobody trained, in timm's local-dir layout; used as it is."""
     with torch.random.fork_rng():
         torch.manual_seed(77)
         model = timm.create_model(name, num_classes=len(classes), in_chans=pixels.channels, **kwargs)
-    save_model(model, folder, pixels=pixels, classes=classes, license="none")
+    save_model(model, folder, pixels=pixels, classes=classes, license=license)
     return folder
 
 
