@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_app.metrics import Verdict, figures
+from kd_app.metrics.figures import figures
+from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import write_curves, write_predictions
 from tests.reporting.runs_made import THREE, made, model
