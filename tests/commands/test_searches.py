@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from tests.commands.call import TINY, call, done, refused
 from tests.training.made import results
+from tests.training.processes import wait_for
 
 SEARCH = ("-m", "hparams_search=temperature", "hydra.sweeper.trials=5")
 """Five trials of the temperature and its weight."""
@@ -128,3 +130,30 @@ def test_trials_run_in_other_processes_and_end_with_one_table(launcher: str, see
     assert ended.returncode == 0, ended.stderr
     assert {results(tmp_path / "search" / n)["status"] for n in seeds} == {"finished"}
     assert ended.stdout.count("won on validation") == 1
+
+
+@pytest.mark.slow
+def test_a_preempted_trial_is_sent_again_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    brief = ["controls=[]", "trainer.max_epochs=400", "trainer.checkpoint_minutes=60", "teacher.max_epochs=1"]
+    words = command(
+        "teacher.name=resnet8",
+        "logger=[csv]",
+        "-m",
+        *brief,
+        "hydra/launcher=submitit_local",
+        f"hydra.launcher.submitit_folder={tmp_path}/jobs",
+        "seed=0",
+    )
+    process = subprocess.Popen([*words, *places(tmp_path)], env={**os.environ, "WANDB_MODE": "disabled"})
+    wait_for(tmp_path, "stages/student-*/last.ckpt", 200)
+    (task,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"submitit.core._submit" in (line := path.read_bytes()) and str(tmp_path).encode() in line
+    ]
+    os.kill(task, signal.SIGUSR2)
+    assert process.wait(400) == 0
+    assert results(tmp_path / "search" / "0")["status"] == "finished"
+    (said,) = tmp_path.glob("jobs/*/*_log.out")
+    assert "Requeued job" in said.with_suffix(".err").read_text() + said.read_text()
+    assert "student: goes on at step" in said.read_text()
