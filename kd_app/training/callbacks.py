@@ -33,8 +33,8 @@ class Stopped(BaseException):
 
 
 class Keep(Checkpoint):
-    """Write a state to go on from every `minutes` (None: never in mid-epoch), at each epoch's end and when the training is stopped; keep the
-    student's best weights.
+    """Write a state to go on from every `minutes` (None: never in mid-epoch), after every `steps` optimizer steps, at each epoch's end and when the
+    training is stopped; keep the student's best weights.
 
     The best epoch is the one with the highest validation top1, of equals the one with the lowest nll; the weights are those that were validated,
     which is the average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that
@@ -43,12 +43,12 @@ class Keep(Checkpoint):
     do SIGUSR1 and SIGUSR2 where somebody listens to them (submitit, which sends its job again then). Of several ranks each ends at once.
     """
 
-    def __init__(self, folder: Path, *, minutes: float | None) -> None:
+    def __init__(self, folder: Path, *, minutes: float | None, steps: int | None = None) -> None:
         super().__init__()
         self.folder = folder
         self.best: dict[str, float] = {}
         self.stopped_by: int | None = None
-        self._minutes = minutes
+        self._minutes, self._steps = minutes, steps
         self._saved = time.monotonic()
         self._validated: dict[str, Tensor] = {}
 
@@ -80,6 +80,8 @@ class Keep(Checkpoint):
 
     def _is_time(self, trainer: pl.Trainer) -> bool:
         assert self._minutes is not None
+        if self._steps is not None and trainer.global_step % self._steps == 0:
+            return True
         late = time.monotonic() - self._saved >= self._minutes * 60
         if trainer.world_size == 1:
             return late

@@ -62,7 +62,8 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     created = create(taught.request, taught.pixels, len(classes), seed=taught.recipe.seed)
     data.bind(taught.pixels, order_seed=taught.recipe.seed)
     module = build(taught, created, data, settings)
-    keep = Keep(folder, minutes=settings.checkpoint_minutes if isinstance(data, ImageData) else None)
+    replayed = isinstance(data, ImageData)
+    keep = Keep(folder, minutes=settings.checkpoint_minutes if replayed else None, steps=settings.checkpoint_steps if replayed else None)
     progress = Progress(taught.role, console)
     skip = SkipNotFinite()
     agreement = Agreement(_told(taught, created, data, settings)) if settings.world_size > 1 else None

@@ -46,8 +46,8 @@ class TrainerSettings(Typed):
     limit_*: a share (0..1), a number of batches, or null for all; overfit_batches: train and validate on these same
     batches in every epoch. on_nan: end the run at a loss that is not finite, or leave out such steps and count them.
     sync_batchnorm: the student's BatchNorm sees the whole batch of all GPUs (torch has none for CPUs).
-    gradient_clip: largest norm, null for none. accumulate: batches a step. checkpoint_minutes: how often a resumable
-    state is written. timeout: seconds after which a rank that does not answer ends the job.
+    gradient_clip: largest norm, null for none. accumulate: batches a step. checkpoint_minutes, checkpoint_steps: how
+    often a resumable state is written. timeout: seconds after which a rank that does not answer ends the job.
     Raises `RequestError` for a device that is not there or a precision that it lacks.
     """
 
@@ -73,6 +73,7 @@ class TrainerSettings(Typed):
         on_nan: Literal["raise", "skip"],
         sync_batchnorm: StrictBool,
         checkpoint_minutes: PositiveFloat,
+        checkpoint_steps: PositiveInt | None,
         timeout: PositiveInt,
     ) -> None:
         self.max_epochs = max_epochs
@@ -97,6 +98,7 @@ class TrainerSettings(Typed):
         self.on_nan = on_nan
         self.sync_batchnorm = sync_batchnorm and self.world_size > 1 and self.accelerator == "gpu"
         self.checkpoint_minutes = checkpoint_minutes
+        self.checkpoint_steps = checkpoint_steps
         self.timeout = timeout
 
     @property

@@ -125,6 +125,14 @@ def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(teac
     assert not any("terms" in name for name in load_file(found.folder / "model" / "model.safetensors"))
 
 
+def test_a_state_is_kept_after_every_so_many_steps(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(Keep, "_save", lambda keep, trainer: steps.append(trainer.global_step))
+    monkeypatch.setattr(Keep, "on_train_epoch_end", lambda *_: None)
+    trained(teacher, tmp_path, *SMALL, "trainer.checkpoint_steps=2")
+    assert steps == [2, 4, 6, 8, 12, 14]  # step 10 ends an epoch, which keeps a state of its own
+
+
 def test_a_training_leaves_what_ships_its_record_and_its_curves(teacher: Path, tmp_path: Path) -> None:
     found = trained(teacher, tmp_path, *SMALL, "trainer.log_every=2")
     assert sorted(path.name for path in found.folder.iterdir()) == ["curves.jsonl", "model", "stage.json", "training.json"]
