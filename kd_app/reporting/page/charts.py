@@ -9,6 +9,8 @@ from markupsafe import Markup
 from kd_app.reporting.page.marks import Look
 
 WIDTH, HEIGHT = 400, 270
+_DARK = 0.7
+"""Strength of a cell's color above which the number in it is written in the other ink: there both inks of the style sheet can be read."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 10, 42
 
 
@@ -138,10 +140,10 @@ def _drawn(series: Series, x: Axis, y: Axis, *, lines: bool) -> Iterator[Markup]
             yield series.look.mark(along, up, series.titles[number] if series.titles else "")
 
 
-def dumbbells(title: str, told: str, rows: Sequence[tuple[str, dict[str, float]]], looks: dict[str, Look], label: str) -> Markup:
-    """A row for each name, with a mark for each model at its share (0..1) and a line from the least to the largest."""
+def dumbbells(title: str, told: str, rows: Sequence[tuple[str, Sequence[tuple[Look, float]]]], label: str) -> Markup:
+    """A row for each name, with marks at shares (0..1) and a line from the least to the largest."""
     step, left, width = 22, 130, WIDTH
-    values = [value for _, marks in rows for value in marks.values()]
+    values = [value for _, marks in rows for _, value in marks]
     axis = linear(label, values, percent, least=0, most=1)
     bottom = 8 + step * len(rows)
 
@@ -154,8 +156,9 @@ def dumbbells(title: str, told: str, rows: Sequence[tuple[str, dict[str, float]]
     for number, (name, marks) in enumerate(rows):
         middle = 8 + step * (number + 0.5)
         parts.append(text(left - 10, middle + 4, shortened(name), anchor="end"))
-        parts.append(line(along(min(marks.values())), middle, along(max(marks.values())), middle, "between"))
-        parts += [looks[role].mark(along(value), middle, f"{name}: {100 * value:.1f} %") for role, value in marks.items()]
+        reach = [along(value) for _, value in marks]
+        parts.append(line(min(reach), middle, max(reach), middle, "between"))
+        parts += [look.mark(along(value), middle, f"{name}: {100 * value:.1f} %") for look, value in marks]
     return frame(title, told, width, bottom + 40, Markup("").join(parts))
 
 
@@ -192,7 +195,7 @@ def _cell(at: tuple[float, float, float], share: float, strength: float | None, 
     number = f"{100 * share:.0f}"
     if size < 20 or number == "0":
         return [box]
-    return [box, text(x + size / 2, y + size / 2 + 4, number, look="in-hot" if strength is not None and strength > 0.55 else "in")]
+    return [box, text(x + size / 2, y + size / 2 + 4, number, look="in-hot" if strength is not None and strength > _DARK else "in")]
 
 
 def bars(title: str, told: str, names: Sequence[str], looks: Sequence[tuple[Look, Sequence[float]]]) -> Markup:

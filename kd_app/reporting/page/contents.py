@@ -1,10 +1,10 @@
 """What a report says, as plain data: ``report.json``. The page, the table and the text are views of it, and hold no figure of their own."""
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kd_app.reporting.results import Estimate, Group, Number, Robustness, Verdict
+from kd_app.reporting.results import Estimate, Group, Knowledge, Number, Robustness, Verdict
 
 VERSION: Final = 1
 
@@ -159,7 +159,8 @@ class RunPart(_Part):
     confusion: Confusion | None = None
     reliability: list[Reliability] = []
     examples: list[Example] = []
-    knowledge: dict[str, Any] | None = None
+    knowledge: Knowledge | None = None
+    license: list[str] = []
     groups: dict[str, Group] = {}
     robustness: list[Robustness] = []
     made: Made
@@ -183,6 +184,41 @@ class RunRow(_Part):
     gain: Estimate | None = None
 
 
+class OverSeeds(_Part):
+    """A figure of one method. values: by seed · figure: their mean and its t-interval."""
+
+    values: dict[int, float]
+    figure: Estimate
+    p: Number = None
+    corrected: Number = None
+
+
+class MethodPart(_Part):
+    """One configuration and its seeds. runs: by seed · gain, to_teacher, to_baseline: the student minus its control, its teacher, the baseline's."""
+
+    label: str
+    runs: dict[int, str]
+    verdicts: dict[int, str]
+    validation: OverSeeds | None
+    test: OverSeeds | None
+    gain: OverSeeds | None
+    to_teacher: OverSeeds | None
+    to_baseline: OverSeeds | None
+
+
+class ComparisonPart(_Part):
+    """The methods on one set of images, as `kd_app.reporting.comparison` compares them. says: each time whether of methods or of models."""
+
+    data: str
+    split: str
+    confidence: float
+    correction: str
+    baseline: str | None
+    winner: str | None
+    methods: list[MethodPart]
+    says: list[str]
+
+
 class Report(_Part):
     """Everything that is shown."""
 
@@ -191,6 +227,6 @@ class Report(_Part):
     answer: str
     basis: list[str]
     rows: list[RunRow]
-    comparison: dict[str, Any] | None = None
+    comparisons: list[ComparisonPart] = []
     points: list[Point]
     runs: list[RunPart]

@@ -6,7 +6,8 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from kd_app.reporting.page.charts import Chart, Series, bars, dumbbells, heat, line, linear, logarithmic, percent, place, plain, plane
-from kd_app.reporting.page.contents import Curve, Example, Point, RunPart
+from kd_app.reporting.page.contents import ComparisonPart, Curve, Example, Point, RunPart
+from kd_app.reporting.page.evidence import SEEN
 from kd_app.reporting.page.marks import Look, look
 from kd_app.reporting.page.one_run import LABELS, labels
 from kd_app.reporting.sentences import count
@@ -103,6 +104,18 @@ def _unbeaten(found: Sequence[tuple[float, float]], *, more_is_better: bool) -> 
     return best
 
 
+def methods(part: ComparisonPart) -> Iterator[Chart]:
+    """Each seed of each method, and their mean."""
+    shown = [(method.label, found) for method in part.methods if (found := method.test if part.split == "test" else method.validation)]
+    shown = sorted(shown, key=lambda each: -(each[1].figure.value or 0.0))[:_ROWS]
+    if not shown or all(len(found.values) == 1 for _, found in shown):
+        return
+    title, seed, mean = f"{part.split} accuracy of each seed", Look(3), Look(1)
+    told = "; ".join(f"{label}: mean {100 * (found.figure.value or 0):.2f} % of {len(found.values)}" for label, found in shown)
+    rows = [(label, [(seed, value) for value in found.values.values()] + [(mean, found.figure.value or 0.0)]) for label, found in shown]
+    yield Chart(title.capitalize(), dumbbells(title, told, rows, "top-1"), [(seed.key(), "one seed"), (mean.key(), "mean")])
+
+
 def classes(run: RunPart) -> Iterator[Chart]:
     """The classes that lost most."""
     rows = [(row.name, {role: value for role, value in row.accuracy.items() if value is not None}) for row in run.classes[:_ROWS]]
@@ -113,8 +126,8 @@ def classes(run: RunPart) -> Iterator[Chart]:
         told = "; ".join(
             f"{name}: " + ", ".join(f"{role.replace('_', ' ')} {100 * value:.1f} %" for role, value in each.items()) for name, each in rows[:5]
         )
-        shown = [(name, {role: each[role] for role in roles if role in each}) for name, each in rows]
-        yield Chart(title, dumbbells(title, f"The first: {told}.", shown, marks, "share of the class that is right"), _legend(marks))
+        shown = [(name, [(marks[role], each[role]) for role in roles if role in each]) for name, each in rows]
+        yield Chart(title, dumbbells(title, f"The first: {told}.", shown, "share of the class that is right"), _legend(marks))
 
 
 def confusion(run: RunPart) -> Iterator[Chart]:
@@ -126,6 +139,21 @@ def confusion(run: RunPart) -> Iterator[Chart]:
         title = "What the student takes for what"
         svg = heat(title, f"Most frequent: {strongest}.", found.classes, shares, rows="label", columns="student says")
         yield Chart(title, svg, note="Percent of the images of each label. Gray: right. Color: errors, the strongest color is the most frequent.")
+
+
+def soft_labels(run: RunPart) -> Iterator[Chart]:
+    """What the teacher finds probable on the images of each class: as it is, and at the temperatures that the student was taught with."""
+    known, names = run.knowledge, run.confusion.classes if run.confusion else []
+    if known is None:
+        return
+    for temperature, matrix in [(1.0, known.matrix), *((each.temperature, each.matrix) for each in known.softened)]:
+        if matrix is not None and len(matrix) == len(names) <= SEEN:
+            title = f"What the teacher finds probable, temperature {temperature:g}"
+            told = "; ".join(f"{pair.first} and {pair.second}: {100 * pair.probability:.1f} %" for pair in known.similar[:5])
+            svg = heat(
+                title, f"Most alike: {told}.", names, [[each or 0.0 for each in row] for row in matrix], rows="label", columns="teacher's mean"
+            )
+            yield Chart(title, svg, note="Mean probability in percent, by label. Gray: of the label itself. Color: of other classes.")
 
 
 def calibration(run: RunPart) -> Iterator[Chart]:

@@ -1,6 +1,6 @@
 """From runs to a report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
@@ -8,11 +8,13 @@ from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.config.private import cleaned
-from kd_app.reporting.page.contents import Point, Report, RunRow
+from kd_app.reporting.page.contents import ComparisonPart, Point, Report, RunRow
 from kd_app.reporting.page.evidence import figure_of
+from kd_app.reporting.page.methods import compared
 from kd_app.reporting.page.one_run import answer, measured, points_of, question, run_part
 from kd_app.reporting.results import Estimate, Results
 from kd_app.reporting.runs import Run, flat, load_run
+from kd_app.reporting.sentences import points
 
 IN_FULL = 4
 """Runs up to which each is shown in full; of more, the best on each data set."""
@@ -35,15 +37,18 @@ def report(paths: Sequence[Path]) -> Report:
     read = [(each.name, each.run) for each in runs if each.run is not None]
     if not read:
         raise RequestError(runs[0].reason if runs else "There is no run to report on.")
-    best = _best(read)
-    full = read if len(read) <= IN_FULL else [(name, run) for name, run in read if name in best][:IN_FULL]
+    methods = [] if len(runs) == 1 else [compared(_data(some[0][1].results), some) for some in _by_data(read)]
+    best = _best(methods)
+    chosen = {name for part in methods for name in _of_winner(part)}
+    full = read if len(read) <= IN_FULL else ([(name, run) for name, run in read if name in chosen] or read)[:IN_FULL]
     parts = [run_part(run, name) for name, run in full]
     single = len(runs) == 1
     return Report(
         question=parts[0].question if single else _question(read),
-        answer=parts[0].answer if single else _answer(read, best),
-        basis=parts[0].basis if single else _basis(read, best),
+        answer=parts[0].answer if single else _answer(dict(read), methods),
+        basis=parts[0].basis if single else _basis(methods),
         rows=_rows(runs, best),
+        comparisons=methods,
         points=[point for name, run in read for point in _points(name, run.results)],
         runs=parts,
     )
@@ -63,33 +68,53 @@ def _named(paths: Sequence[Path]) -> list[_Named]:
     return found
 
 
-def _validation_top1(results: Results) -> float | None:
-    return figure_of(results.validation, "student", "top1").value
-
-
-def _best(read: Iterable[tuple[str, Run]]) -> dict[str, str]:
-    """The best finished run on each data set, by validation accuracy: its name, and the fingerprint of the data."""
-    found: dict[str, tuple[float, str]] = {}
+def _by_data(read: Iterable[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
+    """The runs on each data set."""
+    found: dict[str, list[tuple[str, Run]]] = {}
     for name, run in read:
-        top1, data = _validation_top1(run.results), run.results.data
-        if run.results.status == "finished" and top1 is not None and data is not None and top1 > found.get(data.fingerprint, (-1.0, ""))[0]:
-            found[data.fingerprint] = (top1, name)
-    return {name: fingerprint for fingerprint, (_, name) in found.items()}
+        found.setdefault(run.results.data.fingerprint if run.results.data else "", []).append((name, run))
+    return list(found.values())
+
+
+def _of_winner(part: ComparisonPart) -> list[str]:
+    """The runs of the method that was chosen on validation, or of the only one."""
+    chosen = part.winner or (part.methods[0].label if len(part.methods) == 1 else None)
+    return [name for method in part.methods if method.label == chosen for name in method.runs.values()]
+
+
+def _best(methods: Iterable[ComparisonPart]) -> set[str]:
+    """The run that was chosen on validation, of methods with one seed each: of several seeds of a method none is better than it."""
+    return {name for part in methods if part.winner for name in _of_winner(part) if all(len(method.runs) == 1 for method in part.methods)}
 
 
 def _question(read: Sequence[tuple[str, Run]]) -> str:
     return question(read[0][1].results)
 
 
-def _answer(read: Sequence[tuple[str, Run]], best: Mapping[str, str]) -> str:
-    outcomes = [run.results.verdict.outcome for _, run in read if run.results.verdict is not None]
+def _answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) -> str:
+    outcomes = [run.results.verdict.outcome for run in runs.values() if run.results.verdict is not None]
     counted = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("kept", "lost", "not shown") if outcome in outcomes)
-    said = [f"Verdicts of {len(outcomes)} runs: {counted}." if outcomes else f"{len(read)} runs, none with a verdict."]
-    chosen = [(name, run.results) for name, run in read if name in best]
-    for name, results in chosen:
-        on = f" of the runs on {_data(results)}" if len(chosen) > 1 else ""
-        said.append(f"Best on validation{on}: {name}. {answer(results)}")
+    said = [f"Verdicts of {len(outcomes)} runs: {counted}." if outcomes else f"{len(runs)} runs, none with a verdict."]
+    for part in methods:
+        names = _of_winner(part)
+        if not names:
+            continue
+        on = f" of those on {part.data}" if len(methods) > 1 else ""
+        chosen = f"Chosen on validation{on}: {part.winner}." if part.winner else f"{part.methods[0].label}{f' on {part.data}' * (len(methods) > 1)}:"
+        said.append(f"{chosen} {answer(runs[names[0]].results) if len(names) == 1 else _over_seeds(part, names)}")
     return " ".join(said)
+
+
+def _over_seeds(part: ComparisonPart, names: Sequence[str]) -> str:
+    """What several seeds of one method show of it beside the teacher."""
+    method = next(each for each in part.methods if names[0] in each.runs.values())
+    outcomes = list(method.verdicts.values())
+    counted = ", ".join(f"{outcomes.count(each)} {each}" for each in ("kept", "lost", "not shown") if each in outcomes)
+    found = method.to_teacher
+    if found is None or found.figure.value is None:
+        return f"Its {len(names)} seeds: {counted or 'no verdict'}."
+    bounds = f", {points(found.figure.low)} to {points(found.figure.high)}" if found.figure.low is not None and found.figure.high is not None else ""
+    return f"Its {len(names)} seeds: {counted or 'no verdict'}; over them, student minus teacher: {points(found.figure.value)} points{bounds}."
 
 
 def _data(results: Results) -> str:
@@ -97,20 +122,18 @@ def _data(results: Results) -> str:
     return str(data["name"]) if isinstance(data, dict) and data.get("name") else "the same data"
 
 
-def _basis(read: Sequence[tuple[str, Run]], best: Mapping[str, str]) -> list[str]:
-    found = [
-        "Each verdict compares two models, over the images of one split. To compare two ways of training takes several seeds of each.",
-        "The best run is chosen on validation images; its test figure is the one to quote, since the best of several validation "
-        "figures is too good by chance.",
-    ]
-    if len({run.results.data.fingerprint for _, run in read if run.results.data}) > 1:
+def _basis(methods: Sequence[ComparisonPart]) -> list[str]:
+    found = ["A verdict compares two models, over the images of one split; only several seeds compare two ways of training."]
+    if any(part.winner for part in methods):
+        found.append("What is chosen is chosen on validation images; its test figure is the one to quote.")
+    if len(methods) > 1:
         found.append(
-            "These runs were measured on different data: figures of different data sets are not comparable, and no best run is chosen across them."
+            "These runs were measured on different data: figures of different data sets are not comparable, and nothing is chosen across them."
         )
     return found
 
 
-def _rows(runs: Sequence[_Named], best: Mapping[str, str]) -> list[RunRow]:
+def _rows(runs: Sequence[_Named], best: Collection[str]) -> list[RunRow]:
     """One row a run: the best on validation first, those without a figure last."""
     differs = _differences([each.run.results.config if each.run else {} for each in runs])
     rows = [_row(each, changed, each.name in best) for each, changed in zip(runs, differs, strict=True)]

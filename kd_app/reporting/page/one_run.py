@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from kd_app.config import RequestError
+from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.page.contents import Curve, ModelPart, PairPart, RunPart
 from kd_app.reporting.page.evidence import answers, classes, confusion, figure_of, reliability, told_classes
 from kd_app.reporting.page.examples import examples, flips
 from kd_app.reporting.page.made import limits, made
 from kd_app.reporting.results import Estimate, ModelFigures, PairFigures, Results, Split
 from kd_app.reporting.runs import Run
-from kd_app.reporting.sentences import basis, undefined, verdict_sentence
+from kd_app.reporting.sentences import basis, license_sentences, undefined, verdict_sentence
 
 T = TypeVar("T")
 LABELS = {"teacher": "teacher", "labels_only": "labels only", "student": "student"}
@@ -64,6 +65,8 @@ def run_part(run: Run, name: str) -> RunPart:
         classes=told_classes(split.per_class, names) if split and split.per_class else [],
         groups=split.groups if split else {},
         robustness=split.robustness if split else [],
+        license=license_sentences(results.license),
+        knowledge=results.knowledge,
         made=made(results),
         limits=[],
     )
@@ -201,7 +204,7 @@ def _from_answers(run: Run, part: RunPart, split: Split | None, names: Sequence[
 
 
 def _examples(run: Run, names: Sequence[str]) -> list[Any]:
-    path = run.path / "examples.parquet"
+    path = run.path / EXAMPLES
     if not path.is_file():
         return []
     import pandas as pd

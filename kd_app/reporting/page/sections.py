@@ -19,6 +19,10 @@ _WHY = {
 }
 
 
+_OPEN = 8
+"""Images of a kind that are shown without a click."""
+
+
 @dataclass(frozen=True)
 class Card:
     """One image, and the drawing of what the models find probable in it."""
@@ -29,10 +33,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Images that are shown for one reason."""
+    """Images that are shown for one reason. more: those that are opened by a click."""
 
     title: str
     examples: list[Card]
+    more: list[Card]
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,16 @@ def overview(report: Report) -> list[Section]:
     """What several runs show together; nothing for one run."""
     if len(report.rows) == 1:
         return []
+    several = len(report.comparisons) > 1
+    compared = Section(
+        "methods",
+        "Which method?",
+        items=[f"{part.data}: {said}" if several else said for part in report.comparisons for said in part.says],
+        tables=[tables.methods(part, several) for part in report.comparisons if part.methods],
+        charts=[chart for part in report.comparisons for chart in drawn.methods(part)],
+    )
     found = [
+        compared,
         Section("runs", "The runs", tables=[tables.rows(report)]),
         Section("front", "Accuracy against cost", charts=list(drawn.front(report.points))),
     ]
@@ -84,7 +98,13 @@ def _sections(report: Report, run: RunPart) -> Iterator[Section]:
         yield Section("robustness", "Robustness", tables=[tables.robustness(run)])
     yield _flips(run)
     yield Section("calibration", "Calibration", charts=list(drawn.calibration(run)))
+    if run.knowledge is not None:
+        alike = tables.similar(run.knowledge)
+        says = ["What the student is taught beyond the label: how probable the teacher finds the other classes."]
+        shown = [tables.softness(run.knowledge), *alike[:1]]
+        yield Section("soft-labels", "Soft labels", says, tables=shown, charts=list(drawn.soft_labels(run)), folded=alike[1:])
     yield _made(run)
+    yield Section("license", "License", items=run.license)
     yield Section("limits", "What it is not good for", items=run.limits)
     yield Section("missing", "What this page leaves out", items=run.missing)
 
@@ -109,11 +129,12 @@ def _flips(run: RunPart) -> Section:
     if not pictured:
         return Section("flips", title, says=says, tables=tables.flips(run, _WHY))
     whys = dict.fromkeys(example.why for example in pictured)
-    cards = [
-        Cards(_WHY.get(why, why), [Card(example, drawn.distribution(example)) for example in pictured if example.why == why])
-        for why in sorted(whys, key=lambda why: list(_WHY).index(why) if why in _WHY else len(_WHY))
-    ]
-    return Section("flips", title, says=says, cards=cards)
+    cards = []
+    for why in sorted(whys, key=lambda why: list(_WHY).index(why) if why in _WHY else len(_WHY)):
+        shown = [Card(example, drawn.distribution(example)) for example in pictured if example.why == why]
+        cards.append(Cards(_WHY.get(why, why), shown[:_OPEN], shown[_OPEN:]))
+    says += ["Bars: how probable each class is, in percent; of two bars the upper is the teacher's, the lower the student's."]
+    return Section("flips", "Flips, and other images to look at", says=says, cards=cards)
 
 
 def _made(run: RunPart) -> Section:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kd_app.reporting.page.contents import ModelPart, Report, RunPart, RunRow
+from kd_app.reporting.page.contents import ComparisonPart, ModelPart, OverSeeds, Report, RunPart, RunRow
 from kd_app.reporting.page.one_run import labels
-from kd_app.reporting.results import Estimate
+from kd_app.reporting.results import Estimate, Knowledge
 from kd_app.reporting.sentences import count, interval, percent, points
 
 _NAMES = {
@@ -162,7 +162,39 @@ def rows(report: Report) -> Table:
     heads = ["run", *(["seed"] if seeds else []), "what differs", "validation top-1", "test top-1", "teacher", "gain", "verdict"]
     words = frozenset({0, heads.index("what differs"), len(heads) - 1})
     marked = frozenset(number for number, row in enumerate(shown) if row.best)
-    return Table("The runs, the best on validation first (★: the best, the one whose test figure is to be quoted)", heads, found, words, marked)
+    best = " (★: chosen on validation, so the one whose test figure is to be quoted)" if marked else ""
+    return Table(f"The runs, the best on validation first{best}", heads, found, words, marked)
+
+
+def methods(part: ComparisonPart, several: bool) -> Table:
+    """A row a method, in the order of validation accuracy."""
+    ordered = sorted(part.methods, key=lambda method: -(method.validation.figure.value or 0.0) if method.validation else 1.0)
+    rows = [
+        [
+            Cell(f"★ {method.label}" if method.label == part.winner else method.label),
+            Cell(", ".join(map(str, method.runs))),
+            _over_seeds(method.validation),
+            _over_seeds(method.test),
+            _over_seeds(method.gain, "points"),
+            _over_seeds(method.to_teacher, "points"),
+            _over_seeds(method.to_baseline, "points"),
+            Cell("" if method.to_baseline is None or method.to_baseline.corrected is None else f"{method.to_baseline.corrected:.2g}"),
+        ]
+        for method in ordered
+    ]
+    heads = ["method", "seeds", "validation top-1", "test top-1", "minus labels only", "minus teacher", "minus baseline", f"p, {part.correction}"]
+    on = f" on {part.data}" if several else ""
+    title = f"The methods{on}: means over seeds, t-intervals at {100 * part.confidence:g} %, then each seed (★: chosen on validation)"
+    marked = frozenset(number for number, method in enumerate(ordered) if method.label == part.winner)
+    return Table(title, heads, rows, frozenset({0}), marked)
+
+
+def _over_seeds(found: OverSeeds | None, unit: str = "share") -> Cell:
+    if found is None:
+        return Cell("")
+    cell, many = figure(found.figure, unit), len(found.values) > 1
+    each = ", ".join((points(value) if unit == "points" else f"{100 * value:.2f}") for value in found.values.values())
+    return Cell(cell.text, ": ".join(filter(None, (cell.small, each if many else ""))))
 
 
 def _outcome(row: RunRow) -> str:
@@ -196,6 +228,35 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def softness(known: Knowledge) -> Table:
+    """How much the teacher says beyond its top class."""
+    rows = [
+        [Cell(f"{each.temperature:g}"), Cell(_three(each.mean_nats)), Cell(_percent(each.of_uniform)), Cell(_percent(each.beyond_top))]
+        for each in known.entropy
+    ]
+    title = f"How much the teacher says beyond its top class ({known.num_images:,} {known.split} images)"
+    return Table(title, ["temperature", "mean entropy, nats", "of the largest possible", "probability beside the top class"], rows)
+
+
+def _three(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def similar(known: Knowledge) -> list[Table]:
+    """The classes that the teacher finds most alike."""
+    found = [(1.0, known.similar), *((each.temperature, each.similar) for each in known.softened)]
+    return [
+        Table(
+            f"Classes that the teacher finds most alike, temperature {temperature:g}",
+            ["class", "and", "mean probability of either on the other's images"],
+            [[Cell(pair.first), Cell(pair.second), Cell(_percent(pair.probability))] for pair in pairs],
+            frozenset({0, 1}),
+        )
+        for temperature, pairs in found
+        if pairs
+    ]
 
 
 def groups(run: RunPart) -> Table:

@@ -154,16 +154,33 @@ def test_of_several_runs_the_best_on_validation_is_marked_and_what_differs_is_sa
     assert [row["best"] for row in found["rows"]] == [True, False, False]
     assert [row["differs"] for row in found["rows"]] == [{"loss.soft_target.temperature": str(number)} for number in (2, 3, 1)]
     page = Page(tmp_path / "out" / "report.html").text
-    assert "Best on validation: 1." in page
+    assert "Chosen on validation: loss.soft_target.temperature=2. No. Verdict: lost." in page
     assert "temperature=2" in page
+
+
+def test_seeds_of_a_method_are_told_by_their_mean_and_none_is_called_the_best(tmp_path: Path) -> None:
+    for number in range(4):
+        config = {"seed": number % 2, "loss": {"soft_target": {"temperature": 1 + number // 2, "weight": 1.0}}, "teacher": {"name": "a"}}
+        skill = {"teacher": 3.0, "labels_only": 1.0, "student": 1.0 + number // 2}
+        run_folder(tmp_path / str(number), skill=skill, seed=number % 2, config=config)
+    write_report([tmp_path / str(number) for number in range(4)], tmp_path / "out")
+    found = told(tmp_path / "out")
+    methods = found["comparisons"][0]["methods"]
+    assert [method["runs"] for method in methods] == [{"0": "0", "1": "1"}, {"0": "2", "1": "3"}]
+    tops = [run["models"][-1]["figures"]["top1"]["value"] for run in found["runs"]]
+    assert [method["test"]["figure"]["value"] for method in methods] == [pytest.approx(sum(pair) / 2) for pair in (tops[:2], tops[2:])]
+    assert not any(row["best"] for row in found["rows"])
+    assert "Chosen on validation: loss.soft_target.temperature=2. Its 2 seeds: 2 lost; over them, student minus teacher:" in found["answer"]
+    assert str(tmp_path) not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_runs_on_different_data_are_not_ranked_against_each_other(tmp_path: Path) -> None:
     run_folder(tmp_path / "five")
     run_folder(tmp_path / "three", names=CLASSES[:3])
     write_report([tmp_path / "five", tmp_path / "three"], tmp_path / "out")
-    assert [row["best"] for row in told(tmp_path / "out")["rows"]] == [True, True]
-    assert "figures of different data sets are not comparable" in Page(tmp_path / "out" / "report.html").text
+    assert [row["best"] for row in told(tmp_path / "out")["rows"]] == [False, False]
+    assert [len(part["methods"]) for part in told(tmp_path / "out")["comparisons"]] == [1, 1]
+    assert "figures of different data sets are not comparable, and nothing is chosen across them" in Page(tmp_path / "out" / "report.html").text
 
 
 def test_what_a_run_has_not_is_left_out_and_said(tmp_path: Path) -> None:
