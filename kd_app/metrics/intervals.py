@@ -72,6 +72,24 @@ def _middle(resampled: Float[np.ndarray, " resamples"], confidence: float) -> In
     return float(low), float(high)
 
 
+def f1s(
+    weights: Float[np.ndarray, "resamples images"],
+    hits: Bool[np.ndarray, " images"],
+    predicted: Int[np.ndarray, " images"],
+    target: Int[np.ndarray, " images"],
+) -> Float[np.ndarray, "resamples present"]:
+    """F1 of each class that is there, for images sorted by class; NaN where a resample drew none of a class."""
+    starts, order = class_starts(target), np.argsort(predicted, kind="stable")
+    present, named = target[starts], np.unique(predicted)
+    images = np.add.reduceat(weights, starts, axis=1)
+    as_named = np.add.reduceat(weights[:, order], class_starts(predicted[order]), axis=1)
+    wanted = np.isin(named, present)
+    answers = np.zeros_like(images)
+    answers[:, np.searchsorted(present, named[wanted])] = as_named[:, wanted]
+    with np.errstate(invalid="ignore"):
+        return np.where(images > 0, 2 * np.add.reduceat(weights * hits, starts, axis=1) / (images + answers), np.nan)
+
+
 def class_starts(target: Int[np.ndarray, " images"]) -> Int[np.ndarray, " present"]:
     """Where each class begins among images sorted by class."""
     assert (np.diff(target) >= 0).all(), "images must be sorted by class"

@@ -48,6 +48,12 @@ def scores(logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch
     return Scores(ranks(logits, target), -log_p.gather(1, target[:, None])[:, 0], log_p.amax(dim=1).exp())
 
 
+def squared_errors(p: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """``sum_k (p_k - [k is the label])^2`` of each image."""
+    others = p.scatter(1, target[:, None], 0.0)
+    return others.square().sum(dim=1) + others.sum(dim=1).square()
+
+
 def pair_scores(student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> PairScores:
     """How the student's answer to each image compares with the teacher's."""
     student, teacher = widen(student), widen(teacher)

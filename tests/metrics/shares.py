@@ -1,17 +1,50 @@
 """One rank of a test of two: in a module of its own, so that the processes import little."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
+from kd_app.metrics.cka import CKA
 from kd_app.metrics.classification import Tally, measures
+from kd_app.metrics.pair import pair_measures
+from kd_app.metrics.per_class import Confusion, class_flips, class_measures
+from kd_app.metrics.soft_labels import soft_label_measures
+
+Images = dict[str, Tensor]
+SHARES: dict[str, Callable[[int, int], range]] = {
+    "every second": lambda rank, n: range(rank, n, 2),
+    "uneven": lambda rank, n: range(n - 10) if rank == 0 else range(n - 10, n),
+    "one has none": lambda rank, n: range(n) if rank == 0 else range(0),
+}
 
 
-def measure_a_share(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    logits, target = torch.load(f"{folder}/images.pt")
-    metric = measures(logits.shape[1])
-    metric.update(logits[rank::2], target[rank::2])
-    found = {name: float(value) for name, value in metric.compute().items()}
-    top1 = metric["top1"]
+def all_figures(images: Images) -> tuple[dict[str, Tensor], int]:
+    """Every measure of these images, over all ranks, and how many images this rank has seen itself."""
+    student, teacher, target = images["student"], images["teacher"], images["target"]
+    classes = student.shape[1]
+    whole, by_class, pair, flips, soft = measures(classes), class_measures(classes), pair_measures(), class_flips(classes), soft_label_measures()
+    confusion, cka = Confusion(classes), CKA(images["first"].shape[1], images["second"].shape[1])
+    if len(target):
+        for metric in (whole, by_class):
+            metric.update(student, target)
+        for metric in (pair, flips):
+            metric.update(student, teacher, target)
+        soft.update(student, teacher)
+        confusion.update(student.argmax(1), target)
+        cka.update(images["first"], images["second"])
+    found = {f"{number}.{name}": value for number, each in enumerate((whole, by_class, pair, flips, soft)) for name, value in each.compute().items()}
+    top1 = whole["top1"]
     assert isinstance(top1, Tally)
-    torch.save((found, int(top1.count())), f"{folder}/{rank}.pt")
+    return {**found, "confusion": confusion.compute(), "cka": cka.compute()}, int(top1.count())
+
+
+def measure_shares(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    images = torch.load(f"{folder}/images.pt")
+    found = {}
+    for name, share in SHARES.items():
+        rows = torch.tensor(list(share(rank, len(images["target"]))), dtype=torch.int64)
+        found[name] = all_figures({key: column[rows] for key, column in images.items()})
+    torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

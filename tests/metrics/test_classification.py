@@ -1,7 +1,5 @@
 import copy
 import itertools
-import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from kd_app.metrics.classification import measures
 from kd_app.metrics.scores import ranks
-from tests.metrics.shares import measure_a_share
 
 
 def made(num_images: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -138,19 +135,3 @@ def test_after_a_reset_nothing_of_the_epoch_before_is_left_in_any_measure() -> N
     metric.reset()
     metric.update(logits, target)
     assert {name: float(value) for name, value in metric.compute().items()} == figures((logits, target))
-
-
-def test_two_ranks_with_uneven_shares_measure_what_one_does(tmp_path: Path) -> None:
-    logits, target = made(101, 7)
-    torch.save((logits, target), tmp_path / "images.pt")
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=measure_a_share, args=(rank, str(tmp_path))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(100)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    for rank in range(2):
-        found, still_own = torch.load(tmp_path / f"{rank}.pt")
-        assert found == pytest.approx(figures((logits, target)), rel=1e-5)
-        assert still_own == 51 - rank

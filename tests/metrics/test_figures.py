@@ -1,12 +1,18 @@
+import json
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from sklearn.metrics import f1_score
 
+from kd_app.metrics.cka import CKA
 from kd_app.metrics.figures import figures
 
-MODEL = ("top1", "top5", "balanced_accuracy", "nll", "ece")
+MODEL = ("top1", "top5", "balanced_accuracy", "f1", "nll", "brier", "ece", "classwise_ece")
 Images = tuple[dict[str, np.ndarray], np.ndarray]
 
 
@@ -26,17 +32,18 @@ def made(skill: dict[str, float], n: int = 300, num_classes: int = 10, seed: int
 THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
 
 
-def value(found: dict[str, float | None], name: str) -> float:
+def value(found: dict[str, Any], name: str) -> float:
     number = found[name]
-    assert number is not None
+    assert isinstance(number, float)
     return number
 
 
 def test_the_keys_are_those_of_results_json() -> None:
     found = figures(*made(THREE), seed=0, confidence=0.95)
-    assert set(found) == {"num_images", "confidence", "teacher", "labels_only", "student", "pair"}
+    assert set(found) == {"num_images", "confidence", "teacher", "labels_only", "student", "pair", "gains", "per_class", "groups"}
     assert (found["num_images"], found["confidence"]) == (300, 0.95)
-    pair = ("retention", "gain", "gap_closed", "agreement", "negative_flips", "positive_flips", "kl_to_teacher")
+    answers = ("agreement", "negative_flips", "positive_flips", "kl_to_teacher", "reverse_kl", "rank_correlation", "cka")
+    pair = ("retention", "gain", "gap_closed", *answers)
     for part, names in ((found["student"], MODEL), (found["pair"], pair)):
         assert set(part) == {f"{name}{end}" for name in names for end in ("", "_low", "_high")}
 
@@ -44,7 +51,8 @@ def test_the_keys_are_those_of_results_json() -> None:
 def test_without_a_teacher_or_a_control_nothing_is_said_that_needs_it() -> None:
     logits, target = made(THREE)
     alone = figures({"student": logits["student"]}, target, seed=0, confidence=0.95)
-    assert set(alone) == {"num_images", "confidence", "student"}
+    assert set(alone) == {"num_images", "confidence", "student", "gains", "per_class", "groups"}
+    assert (alone["gains"], alone["per_class"]["negative_flips"], alone["groups"]) == ({}, [], {})
     without_control = figures({name: logits[name] for name in ("teacher", "student")}, target, seed=0, confidence=0.95)["pair"]
     assert {"retention", "agreement"} <= set(without_control)
     assert not {"gain", "gap_closed"} & set(without_control)
@@ -78,6 +86,85 @@ def test_the_interval_of_retention_is_that_of_a_plain_bootstrap_loop() -> None:
     assert (found["retention_low"], found["retention_high"]) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.012)
 
 
+def test_the_intervals_of_f1_and_brier_are_those_of_a_plain_bootstrap_loop() -> None:
+    logits, target = made(THREE, n=150, num_classes=4)
+    z = logits["student"].astype(np.float64)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    squares, predicted = ((p - np.eye(4)[target]) ** 2).sum(1), z.argmax(1)
+    rng, f1, brier = np.random.default_rng(1), [], []
+    for _ in range(400):
+        rows = rng.integers(150, size=150)
+        f1.append(f1_score(target[rows], predicted[rows], labels=np.unique(target[rows]), average="macro", zero_division=0))
+        brier.append(squares[rows].mean())
+    found = figures(logits, target, seed=0, confidence=0.95)["student"]
+    assert (found["f1_low"], found["f1_high"]) == pytest.approx(np.quantile(f1, [0.025, 0.975]), abs=0.02)
+    assert (found["brier_low"], found["brier_high"]) == pytest.approx(np.quantile(brier, [0.025, 0.975]), abs=0.02)
+
+
+def test_every_control_has_its_figures_and_its_gain_and_only_labels_only_closes_the_gap() -> None:
+    logits, target = made({"teacher": 3.0, "smoothed": 1.5, "labels_only": 1.0, "shuffled": 1.2, "student": 2.0})
+    found = figures(logits, target, seed=0, confidence=0.95)
+    assert list(found["gains"]) == ["smoothed", "labels_only", "shuffled"]
+    for control, gain in found["gains"].items():
+        assert gain["value"] == pytest.approx(found["student"]["top1"] - found[control]["top1"])
+        assert gain["low"] <= gain["value"] <= gain["high"]
+    pair = found["pair"]
+    assert found["gains"]["labels_only"] == {"value": pair["gain"], "low": pair["gain_low"], "high": pair["gain_high"]}
+    assert found == {**figures({name: logits[name] for name in THREE}, target, seed=0, confidence=0.95), **{
+        key: found[key] for key in ("smoothed", "shuffled", "gains", "per_class")
+    }}  # fmt: skip
+    assert set(found["per_class"]["accuracy"]) == set(found["per_class"]["f1"]) == set(logits)
+
+
+def test_what_an_average_hides_is_there_by_class() -> None:
+    logits, target = made(THREE, n=400, num_classes=5)
+    target[target == 3] = 2
+    found = figures(logits, target, seed=0, confidence=0.95)
+    by_class = found["per_class"]
+    assert by_class["support"] == np.bincount(target, minlength=5).tolist()
+    assert by_class["accuracy"]["student"][3] is None
+    for k in (0, 1, 2, 4):
+        right = {name: z[target == k].argmax(1) == k for name, z in logits.items()}
+        assert by_class["accuracy"]["student"][k] == pytest.approx(right["student"].mean(), abs=1e-6)
+        assert by_class["negative_flips"][k] == pytest.approx((right["teacher"] & ~right["student"]).mean(), abs=1e-6)
+    assert found["student"]["balanced_accuracy"] == pytest.approx(np.mean([a for a in by_class["accuracy"]["student"] if a is not None]), abs=1e-6)
+    assert found["student"]["f1"] == pytest.approx(np.mean([a for a in by_class["f1"]["student"] if a is not None]), abs=1e-6)
+
+
+def test_a_group_has_the_figures_of_its_images_alone() -> None:
+    logits, target = made(THREE, n=200)
+    group = np.random.default_rng(0).choice(["", "north", "south"], p=[0.2, 0.3, 0.5], size=200).tolist()
+    found = figures(logits, target, seed=0, confidence=0.95, group=group)["groups"]
+    assert list(found) == ["south", "north"]
+    rows = np.array(group) == "north"
+    alone = figures({name: z[rows] for name, z in logits.items()}, target[rows], seed=0, confidence=0.95)
+    assert found["north"]["num_images"] == rows.sum()
+    assert found["north"]["agreement"] == alone["pair"]["agreement"]
+    for name in logits:
+        expected = [alone[name][f"top1{end}"] for end in ("", "_low", "_high")]
+        assert [found["north"]["accuracy"][name][key] for key in ("value", "low", "high")] == pytest.approx(expected)
+
+
+def test_of_many_groups_the_hundred_largest_are_listed() -> None:
+    logits, target = made({"student": 2.0}, n=500)
+    group = [f"patient {number % 160 if number < 320 else number % 40}" for number in range(500)]
+    found = figures(logits, target, seed=0, confidence=0.95, group=group)["groups"]
+    assert len(found) == 100
+    assert min(each["num_images"] for each in found.values()) >= 2
+    assert {f"patient {number}" for number in range(40)} <= set(found)
+    assert all(each["agreement"] is None for each in found.values())
+
+
+def test_embeddings_are_compared_where_they_are_given() -> None:
+    logits, target = made(THREE, n=60)
+    first, second = np.random.default_rng(0).standard_normal((2, 30, 4)).astype(np.float32)
+    metric = CKA(4, 4)
+    metric.update(torch.from_numpy(first), torch.from_numpy(second))
+    found = figures(logits, target, seed=0, confidence=0.95, embeddings=(first, second))["pair"]
+    assert found["cka"] == float(metric.compute())
+    assert figures(logits, target, seed=0, confidence=0.95)["pair"]["cka"] is None
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), n=st.integers(1, 80), num_classes=st.integers(2, 8), confidence=st.floats(0.5, 0.99))
 def test_every_interval_holds_its_point_however_few_the_images(seed: int, n: int, num_classes: int, confidence: float) -> None:
@@ -85,7 +172,8 @@ def test_every_interval_holds_its_point_however_few_the_images(seed: int, n: int
     for part in (found["teacher"], found["labels_only"], found["student"], found["pair"]):
         for name in [key for key in part if not key.endswith(("_low", "_high"))]:
             low, point, high = (part[key] for key in (f"{name}_low", name, f"{name}_high"))
-            assert (low is None) == (high is None) == (point is None) or point is not None
+            assert (low is None) == (high is None)
+            assert low is None or point is not None
             if low is not None and point is not None and high is not None:
                 assert low <= point <= high
 
@@ -114,6 +202,9 @@ def test_a_diverged_student_gives_nulls_not_nans() -> None:
     logits, target = made({"teacher": 2.0, "student": 2.0})
     found = figures({**logits, "student": np.full_like(logits["student"], np.nan)}, target, seed=0, confidence=0.95)
     assert (found["student"]["top1"], found["student"]["nll"], found["pair"]["kl_to_teacher"]) == (0, None, None)
+    assert [found["student"][f"brier{end}"] for end in ("", "_low", "_high")] == [None, None, None]
+    assert [found["pair"][f"rank_correlation{end}"] for end in ("", "_low", "_high")] == [None, None, None]
+    json.dumps(found, allow_nan=False)
 
 
 def test_equal_seeds_give_equal_figures_and_the_order_of_the_images_does_not_move_a_point() -> None:

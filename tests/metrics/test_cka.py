@@ -1,0 +1,62 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kd_app.metrics.cka import CKA
+
+
+def found_in(first: Tensor, second: Tensor) -> float:
+    metric = CKA(first.shape[1], second.shape[1])
+    metric.update(first, second)
+    return float(metric.compute())
+
+
+def by_gram_matrices(first: np.ndarray, second: np.ndarray) -> float:
+    """HSIC of the centered n x n Gram matrices: the other way to say it (Kornblith et al. 2019, equation 4)."""
+    n = len(first)
+    center = np.eye(n) - 1 / n
+    one, other = (center @ x @ x.T @ center for x in (first.astype(np.float64), second.astype(np.float64)))
+    return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum()))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), num_images=st.integers(2, 30), widths=st.tuples(st.integers(1, 12), st.integers(1, 12)), shift=st.floats(-50, 50))
+def test_it_is_the_alignment_of_the_centered_gram_matrices(seed: int, num_images: int, widths: tuple[int, int], shift: float) -> None:
+    rng = np.random.default_rng(seed)
+    shared = rng.standard_normal((num_images, 3))
+    first, second = (shared @ rng.standard_normal((3, width)) + rng.standard_normal((num_images, width)) for width in widths)
+    first += shift
+    assert found_in(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(by_gram_matrices(first, second), abs=1e-8)
+
+
+def test_rotation_scale_and_shift_change_nothing_and_noise_does() -> None:
+    x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1))).Q
+    assert found_in(x, 3 * x @ rotation + 7) == pytest.approx(1, abs=1e-6)
+    assert found_in(x, torch.randn(500, 16, generator=torch.Generator().manual_seed(2))) < 0.1
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 40), max_size=5))
+def test_how_images_fall_into_batches_empty_ones_included_changes_nothing(cuts: list[int]) -> None:
+    first, second = torch.randn(40, 5), torch.randn(40, 3)
+    metric = CKA(5, 3)
+    for a, b in itertools.pairwise([0, *sorted(cuts), 40]):
+        metric.update(first[a:b], second[a:b])
+    assert float(metric.compute()) == pytest.approx(found_in(first, second), abs=1e-10)
+
+
+def test_a_large_mean_does_not_drown_the_variation_in_half_precision_either() -> None:
+    x = torch.randn(200, 4) + 1000
+    assert found_in(x, x) == pytest.approx(1)
+    assert found_in(x.half(), x.half()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 20])
+def test_embeddings_that_do_not_vary_have_none(num_images: int) -> None:
+    assert np.isnan(found_in(torch.full((num_images, 4), 0.1), torch.randn(num_images, 4)))

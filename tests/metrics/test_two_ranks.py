@@ -1,0 +1,45 @@
+import multiprocessing
+import warnings
+from pathlib import Path
+
+import torch
+
+from tests.metrics.shares import SHARES, all_figures, measure_shares
+
+
+def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_has_no_batch(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = {
+        "student": torch.randn(101, 7, generator=generator),
+        "teacher": torch.randn(101, 7, generator=generator),
+        "target": torch.randint(6, (101,), generator=generator),
+        "first": torch.randn(101, 5, generator=generator).relu(),
+        "second": torch.randn(101, 3, generator=generator),
+    }
+    torch.save(images, tmp_path / "images.pt")
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=measure_shares, args=(rank, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(200)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    alone, _ = all_figures(images)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for share, own in zip(SHARES, ((51, 50), (91, 10), (101, 0)), strict=True):
+        for rank in range(2):
+            found, still_own = ranks[rank][share]
+            assert still_own == own[rank]
+            assert found.keys() == alone.keys()
+            for name, value in alone.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=f"{name}: {found[name]} {value}")
+
+
+def test_without_any_image_every_measure_is_nan_or_counts_nothing() -> None:
+    images = {name: torch.zeros(0, 4) for name in ("student", "teacher", "first", "second")}
+    with warnings.catch_warnings(action="ignore"):  # torchmetrics': compute before update
+        found, _ = all_figures({**images, "target": torch.zeros(0, dtype=torch.int64)})
+    counts = {name: value for name, value in found.items() if not value.is_floating_point()}
+    assert set(counts) == {"1.support", "confusion"}
+    assert not any(value.any() for value in counts.values())
+    assert all(value.isnan().all() for name, value in found.items() if name not in counts)
