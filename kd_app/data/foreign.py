@@ -91,6 +91,11 @@ class ForeignData(LightningDataModule):
         return digest.hexdigest()
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """None that we know of."""
+        return ()
+
+    @property
     def files(self) -> Sequence[str]:
         """Made-up names."""
         return _Numbers()

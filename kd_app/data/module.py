@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from kd_app.config import Pixels, RequestError, Typed
+from kd_app.data.corruptions import Corrupted, Corruption
 from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Rank, Request, TrainingLoader
 from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
 from kd_app.data.scan import Progress, read_scan, scan, typical_size
@@ -192,6 +193,11 @@ class ImageData(LightningDataModule, Typed):
         return self.listing.files
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        """Group by image number, '' for none; empty where no image has one."""
+        return self.listing.group if any(self.listing.group) else ()
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Number of images that can be read, by split."""
         return {name: len(self.rows(name)) for name in SPLITS}
@@ -253,14 +259,15 @@ class ImageData(LightningDataModule, Typed):
     def val_dataloader(self) -> EvaluationLoader:
         """This rank's share of the validation images."""
         pixels, _ = self._binding()
-        return self._evaluation("validation", pixels, self.batch_size, self._rank())
+        return self._evaluation("validation", Plain(), pixels, self.batch_size, self._rank())
 
-    def evaluation(self, split: Split, pixels: Pixels, *, batch_size: int | None = None) -> EvaluationLoader:
-        """All images of a split in order, as the model that expects `pixels` sees them, in this process."""
-        return self._evaluation(split, pixels, batch_size or self.batch_size, SINGLE)
+    def evaluation(self, split: Split, pixels: Pixels, *, batch_size: int | None = None, corruption: Corruption | None = None) -> EvaluationLoader:
+        """All images of a split in order, as the model that expects `pixels` sees them, in this process; corrupted, where that is asked for."""
+        view = Plain() if corruption is None else Corrupted(corruption)
+        return self._evaluation(split, view, pixels, batch_size or self.batch_size, SINGLE)
 
-    def _evaluation(self, split: Split, pixels: Pixels, batch_size: int, rank: Rank) -> EvaluationLoader:
-        maker = self._maker(Plain(), pixels)
+    def _evaluation(self, split: Split, view: View, pixels: Pixels, batch_size: int, rank: Rank) -> EvaluationLoader:
+        maker = self._maker(view, pixels)
         return EvaluationLoader(maker, self.rows(split), batch_size=batch_size, num_workers=self._workers(maker, rank), rank=rank)
 
     def _maker(self, view: View, pixels: Pixels) -> Maker:

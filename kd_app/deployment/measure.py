@@ -1,5 +1,6 @@
 """What a model answers on a split, and how many images it takes a second."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
@@ -15,26 +16,43 @@ from torch import nn
 from kd_app.config import Pixels
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
+from kd_app.models.taps import Taps
 
 _FILE = "answers.safetensors"
+_KEPT = 2**25
+"""So many numbers of a split's embeddings are kept at most: 128 MB, which is 16,384 images of a ResNet-50."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers of one model on one split: ``index [N]``, ``target [N]``, ``logits [N, K]`` as float32."""
+    """Answers of one model on one split: ``index [N]``, ``target [N]``, ``logits [N, K]`` as float32.
+
+    embedding: ``[M, D]`` float32, what the classifier was given, of the images in the places ``kept [M]``: all, or evenly spread ones where all would
+    take more than 128 MB. None where nobody asked, or where the model has none (no linear classifier that turns one vector into the logits).
+    """
 
     index: Int64[np.ndarray, " images"]
     target: Int64[np.ndarray, " images"]
     logits: Float[np.ndarray, "images classes"]
+    embedding: Float[np.ndarray, "kept width"] | None = None
+    kept: Int64[np.ndarray, " kept"] | None = None
 
     def save(self, folder: Path) -> None:
         """Write them into `folder`."""
-        save_file({"index": self.index, "target": self.target, "logits": self.logits}, folder / _FILE)
+        save_file({name: column for name, column in vars(self).items() if column is not None}, folder / _FILE)
 
     @staticmethod
     def load(folder: Path) -> "Predictions":
         """Read them from `folder`."""
         return Predictions(**load_file(folder / _FILE))
+
+
+def same_images(first: Predictions, second: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
+    """The embeddings ``[M, D1]`` and ``[M, D2]`` of the images of which both models' are kept; None where one has none."""
+    if first.embedding is None or second.embedding is None or first.kept is None or second.kept is None:
+        return None
+    _, ours, theirs = np.intersect1d(first.kept, second.kept, assume_unique=True, return_indices=True)
+    return first.embedding[ours], second.embedding[theirs]
 
 
 def predict(
@@ -44,20 +62,51 @@ def predict(
     *,
     device: torch.device,
     limit: float | None = None,
+    embeddings: bool = False,
     say: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """The answers of `model`, in eval mode and float32, to all batches, or to the first `limit` of them (a number, or a share below 1)."""
+    """The answers of `model`, in eval mode and float32, to all batches, or to the first `limit` of them (a number, or a share below 1).
+
+    With `embeddings`, what its classifier was given comes with them, from the same forward pass.
+    """
     model = _placed(model, device)
+    taps = Taps(model, frozenset({"logits"}))
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    seen = step = 0
     with torch.inference_mode():
         for number, raw in enumerate(_limited(batches, limit)):
             batch = raw.to(device)
             image = normalize(batch.image, pixels, torch.channels_last) if batch.image.dtype == torch.uint8 else batch.image
-            logits = model(image).float().cpu().numpy()
-            rows.append((batch.index.cpu().numpy(), batch.hard_target().cpu().numpy(), logits))
+            if embeddings and not number:
+                taps = _with_embedding(model, image) or taps
+            outputs = taps(image)
+            assert outputs.logits is not None
+            rows.append((batch.index.cpu().numpy(), batch.hard_target().cpu().numpy(), outputs.logits.float().cpu().numpy()))
+            if outputs.embedding is not None:
+                step = step or _step(batches, len(batch), outputs.embedding.shape[1])
+                first = -seen % step
+                kept.append((outputs.embedding[first::step].float().cpu().numpy(), np.arange(seen + first, seen + len(batch), step)))
+            seen += len(batch)
             if say:
                 say(number + 1)
-    return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+    return Predictions(*(np.concatenate(column) for columns in (rows, kept) for column in zip(*columns, strict=True)))
+
+
+def _with_embedding(model: nn.Module, image: torch.Tensor) -> Taps | None:
+    """What reads logits and embedding in one pass, if the model has one."""
+    taps = Taps(model, frozenset({"logits", "embedding"}))
+    try:
+        taps(image[:1])
+    except Exception:  # whatever somebody's own module does when it is looked into: its answers are wanted all the same
+        return None
+    return taps
+
+
+def _step(batches: Iterable[Batch], batch_size: int, width: int) -> int:
+    """Of so many images one embedding is kept: a power of two, so that two models' have images in common."""
+    images = len(batches) * batch_size if isinstance(batches, Sized) else 0
+    return 1 << max(0, math.ceil(math.log2(max(1, images * width) / _KEPT)))
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:

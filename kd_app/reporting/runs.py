@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, unknown
 from kd_app.models.labels import weights_sha256
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
@@ -44,10 +44,29 @@ class Run:
 
     @cached_property
     def predictions(self) -> "DataFrame":
-        """One row an image: index, file, target, and per model <model>_top1, <model>_top1_probability, <model>_target_probability."""
+        """One row an image: index, file, target, group where the data have some, and per model <model>_top1, <model>_top1_probability,
+        <model>_target_probability.
+        """
         import pandas as pd
 
         return pd.read_parquet(self._file(PREDICTIONS))
+
+    def confusion(self, model: str = "student") -> "DataFrame":
+        """How often images of each class (row) were taken for each class (column) by `model`, in numbers of images.
+
+        Raises `RequestError` for a model that the run has not.
+        """
+        import pandas as pd
+        import torch
+
+        from kd_app.metrics import Confusion
+
+        column, classes = f"{model}_top1", self.results.data.classes if self.results.data else []
+        if column not in self.predictions:
+            raise unknown("model of this run", model, [str(name).removesuffix("_top1") for name in self.predictions if str(name).endswith("_top1")])
+        metric = Confusion(len(classes))
+        metric.update(*(torch.tensor(self.predictions[name].to_numpy(), dtype=torch.int64) for name in (column, "target")))
+        return pd.DataFrame(metric.compute().numpy(), index=pd.Index(classes, name="label"), columns=pd.Index(classes, name=column))
 
     @cached_property
     def examples(self) -> "DataFrame":

@@ -64,7 +64,7 @@ def _as_run(run: Path, config: Config, before: Results) -> Config:
     found.pop("own", None)
     found["data"] = config["data"] or found.get("data")
     found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
-    found["examples"] = config["examples"]
+    found["examples"], found["robustness"] = config["examples"], config["robustness"]
     found["license"] = {"accept": [], "policy": None}  # to measure is not to make
     found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
     found["trainer"] = {**trainer, "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}

@@ -14,6 +14,7 @@ from torch import nn
 
 from kd_app.config import RequestError
 from kd_app.config.targets import FACTORY, check_targets
+from kd_app.data.corruptions import Robustness
 from kd_app.data.foreign import ForeignData
 from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
@@ -84,6 +85,7 @@ class Parts:
     teacher: ModelRequest | None
     teacher_recipe: Recipe | None
     licenses: Licenses
+    robustness: Robustness
     own: OwnParts = field(default_factory=OwnParts)
 
 
@@ -128,6 +130,12 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
             f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every process the same batches. Use trainer.devices=1."
         )
     student = _request("student", config["student"], own.student)
+    robustness = Robustness(**config["robustness"])
+    if robustness.chosen and isinstance(data, ForeignData):
+        raise RequestError(
+            "robustness.corruptions are made on images of 8 bits, and the data module of this run gives normalized ones. "
+            "Leave them out: robustness=none."
+        )
     made = Parts(
         config=config,
         data=data,
@@ -138,6 +146,7 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         teacher=teacher,
         teacher_recipe=teacher_recipe,
         licenses=_licenses(config, teacher, student, data),
+        robustness=robustness,
         own=own,
     )
     _check(made)

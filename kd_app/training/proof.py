@@ -15,7 +15,7 @@ import torch
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.deployment.measure import Predictions, images_per_second
+from kd_app.deployment.measure import Predictions, images_per_second, same_images
 from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
@@ -29,6 +29,7 @@ from kd_app.stages import Stage, file_sha256, write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
 from kd_app.training.knowledge import knowledge, show_examples
+from kd_app.training.robustness import robustness
 from kd_app.training.run_folder import RESULTS
 from kd_app.training.trainer import cpu_name
 from kd_app.training.workshop import Member, Workshop, told
@@ -81,16 +82,22 @@ class Proof:
         return {"name": stage.name, "path": str(stage.path), "seconds": stage.seconds, "made": "made" if made else "found"}
 
     def measure(self, members: Mapping[str, Member], splits: Mapping[str, str]) -> None:
-        """Measure all members: for each place in the results ('validation', 'test') on the split of the data that is named for it."""
+        """Measure all members: for each place in the results ('validation', 'test') on the split of the data that is named for it.
+
+        Corrupted images, where they are asked for, are those of the last.
+        """
         shop = self.shop
         self.found["data"] = {"classes": list(shop.classes), "sizes": shop.data.sizes, "fingerprint": shop.data.fingerprint}
         self.found["notes"] = list(shop.data.notes)
         self.found["models"] = {role: described(member, shop, self._license(member)) for role, member in members.items()}
         shop.data.write_split(self.out / "split.csv")
+        *_, last = splits.values()
         for place, split in splits.items():
             answers = {role: shop.predictions(member, split) for role, member in members.items()}
             self._compare(place, answers)
             self._predictions(answers)
+            if split == last:
+                self.found[place]["robustness"] = robustness(shop, members, split, answers["student"].target)
             if "teacher" in answers and "knowledge" not in self.found:
                 self.found["knowledge"] = knowledge(shop, answers["teacher"], split)
         show_examples(shop, answers, self.found.get("knowledge", {}).get("similar", []), self.out)
@@ -108,12 +115,17 @@ class Proof:
 
     def _compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
         """The figures of a split; the verdict is about the last one, which is test where test is read."""
-        logits = {role: found.logits for role, found in answers.items() if role in ("teacher", "labels_only", "student")}
-        target = answers["student"].target
-        self.found[split] = figures(logits, target, seed=0, confidence=self.verdict.confidence)
+        logits, student = {role: found.logits for role, found in answers.items()}, answers["student"]
+        target, embeddings = student.target, same_images(student, answers["teacher"]) if "teacher" in answers else None
+        self.found[split] = figures(logits, target, seed=0, confidence=self.verdict.confidence, group=self._groups(student), embeddings=embeddings)
         if "teacher" in answers:
             judged = self.verdict.judge(logits, target, seed=0)
             self.found["verdict"] = {**vars(judged), "split": split}
+
+    def _groups(self, answers: Predictions) -> list[str] | None:
+        """The group of each image; None where the data have none."""
+        groups = self.shop.data.groups
+        return [groups[number] for number in answers.index.tolist()] if groups else None
 
     def _speed(self, members: Mapping[str, Member]) -> None:
         self.shop.console.line("  measuring speed ...")
@@ -130,6 +142,7 @@ class Proof:
             index=first.index,
             file=[files[int(number)] for number in first.index],
             target=first.target,
+            group=self._groups(first),
             logits={role: found.logits for role, found in answers.items()},
         )
 

@@ -69,7 +69,12 @@ def _finished(out: Path, made: Parts, console: Console, *, read_test: bool) -> R
     damaged = [file.name for file in found.files if not (out / file.name).is_file() or file_sha256(out / file.name) != file.sha256]
     if damaged:
         console.say(f"{out / damaged[0]} is not what this run wrote; it is written again")
-    as_asked = (found.test or not read_test) and found.config.get("examples", made.config["examples"]) == made.config["examples"]
+    now = made.config
+    as_asked = (
+        (found.test or not read_test)
+        and found.config.get("examples", now["examples"]) == now["examples"]
+        and (not now["robustness"]["corruptions"] or found.config.get("robustness") == now["robustness"])
+    )
     as_now = found.license is not None and found.license.model_dump() == made.licenses.told()
     return found if found.status == "finished" and as_asked and as_now and not damaged else None
 

@@ -32,6 +32,7 @@ _FREE = (
     "data.license",
     "teacher.license",
     "student.license",
+    "robustness",
     "trainer.on_nan",
     "data.num_workers",
     "data.cache",

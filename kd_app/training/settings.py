@@ -45,6 +45,7 @@ class Job(Typed, called="kd-distill"):
         optimizer: Group,
         scheduler: Group,
         trainer: Group,
+        robustness: Group,
         callbacks: Group,
         logger: Group,
         controls: Group,
@@ -102,6 +103,7 @@ class Evaluation(Typed, called="kd-evaluate"):
         allow: list[Place],
         stages: Place | None,
         data: Group | None,
+        robustness: Group,
     ) -> None:
         pass
 
@@ -128,6 +130,6 @@ def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
 
 def _check_stage(name: str, controls: Iterable[str]) -> None:
     roles = ("teacher", "student", *controls)
-    known = ["data", *roles, *(f"answers-{role}-{split}" for role in roles for split in ("validation", "test"))]
+    known = ["data", *roles, *(f"{what}-{role}-{split}" for what in ("answers", "corrupted") for role in roles for split in ("validation", "test"))]
     if name not in known:
         raise unknown("stage to remake", name, known)

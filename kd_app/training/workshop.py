@@ -12,6 +12,7 @@ import torch
 
 from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
+from kd_app.data.corruptions import Corruption
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.models.cost import count_params
 from kd_app.models.create import Created, Seen, create, expected_pixels
@@ -197,10 +198,14 @@ class Workshop:
 
     def predictions(self, member: Member, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
-        config = {"model": member.request.name, "pixels": vars(member.created.pixels), "split": split, "limit": self.limit}
-        inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
-        stage = self._stage(f"answers-{member.role}-{split}", config, inputs, lambda folder: self._predict(member, split).save(folder))
+        stage = self.asked(member, split, "answers", {"embedding": True}, lambda folder: self.predict(member, split, embeddings=True).save(folder))
         return Predictions.load(stage.path)
+
+    def asked(self, member: Member, split: str, name: str, settings: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
+        """The stage ``<name>-<role>-<split>`` of what a member answers to a split under these `settings`."""
+        config = {"model": member.request.name, "pixels": vars(member.created.pixels), "split": split, "limit": self.limit, **settings}
+        inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
+        return self._stage(f"{name}-{member.role}-{split}", config, inputs, build)
 
     def speed(self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Images per second by role, measured once in a `sweep` for each pair of nets: its trials differ in weights, which are as fast as others."""
@@ -215,11 +220,15 @@ class Workshop:
         """How much of a split is looked at when a model is measured."""
         return self.parts.trainer.limit_test_batches
 
-    def _predict(self, member: Member, split: str) -> Predictions:
+    def predict(self, member: Member, split: str, *, embeddings: bool = False, corruption: Corruption | None = None) -> Predictions:
+        """A member's answers on a split, or on its images corrupted."""
+        spoiled = {"corruption": corruption} if corruption else {}
         splits = ("train", "validation", "test") if split == "all" else (split,)
-        batches = Chained([self.data.evaluation(each, member.created.pixels) for each in splits])
-        self.console.line(f"  {member.role}: {split} images ...")
-        return predict(member.created.model, batches, member.created.pixels, device=self.parts.trainer.device, limit=self.limit)
+        batches = Chained([self.data.evaluation(each, member.created.pixels, **spoiled) for each in splits])
+        if corruption is None:
+            self.console.line(f"  {member.role}: {split} images ...")
+        device = self.parts.trainer.device
+        return predict(member.created.model, batches, member.created.pixels, device=device, limit=self.limit, embeddings=embeddings)
 
     def _answers(self, teacher: Member) -> Answers | None:
         """The teacher's answers on validation; none where only a part of it was looked at."""
@@ -299,7 +308,7 @@ def _unlicensed(node: Any) -> Any:
 
 def run_name(config: dict[str, Any]) -> str:
     """A folder's name for a run that names none: what it is, and a hash of what else was said."""
-    where = ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples", "license")
+    where = ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples", "license", "robustness")
     decisive = {key: _unlicensed(value) for key, value in config.items() if key not in where}
     data = str(config["data"].get("name", "data"))
     names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
