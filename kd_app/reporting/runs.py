@@ -59,7 +59,7 @@ class Run:
         import pandas as pd
         import torch
 
-        from kd_app.metrics import Confusion
+        from kd_app.metrics.per_class import Confusion
 
         column, classes = f"{model}_top1", self.results.data.classes if self.results.data else []
         if column not in self.predictions:
