@@ -28,8 +28,10 @@ class _Open(BaseModel):
 
 
 class Data(_Open):
-    """classes: their names, in the order of the logits · sizes: images of each split · fingerprint: sha256 of names, labels and contents."""
+    """name: of the set · classes: their names, in the order of the logits · sizes: images of each split · fingerprint: sha256 of names, labels and
+    contents."""
 
+    name: str | None = None
     classes: list[str]
     sizes: dict[str, int]
     fingerprint: str

@@ -3,9 +3,10 @@
 import json
 import platform
 import shutil
+import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import WEIGHTS, copy_labeled
+from kd_app.reporting.card import write_card
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
-from kd_app.reporting.results import Results, read, write
+from kd_app.reporting.results import FileRecord, Results, read, write
 from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.stages import Stage, file_sha256, write_atomically
 from kd_app.training.curves import FILE, read_curves
@@ -56,7 +58,7 @@ class Proof:
     def write(self, status: str, *, reason: str | None = None) -> Results:
         """results.json as far as it is known."""
         config = self.shop.parts.config
-        results = Results.model_validate(
+        known = Results.model_validate(
             {
                 "status": status,
                 "reason": reason,
@@ -65,16 +67,19 @@ class Proof:
                 "environment": environment(self.shop),
                 **self.found,
                 "stages": [self._recorded(stage) for stage in self.shop.used],
-                "files": self._files() if status == "finished" else [],
             }
         )
-        write(self.out / RESULTS, results)
-        return results
+        if status == "finished":
+            if (self.out / "student").is_dir():
+                write_card(self.out / "student", known)
+            known.files = self._files()
+        write(self.out / RESULTS, known)
+        return known
 
-    def _files(self) -> list[dict[str, str]]:
+    def _files(self) -> list[FileRecord]:
         """What lies beside results.json."""
         paths = [*(self.out / name for name in BESIDE), *(self.out / "student").glob("*")]
-        return [{"name": path.relative_to(self.out).as_posix(), "sha256": file_sha256(path)} for path in sorted(paths) if path.is_file()]
+        return [FileRecord(name=path.relative_to(self.out).as_posix(), sha256=file_sha256(path)) for path in sorted(paths) if path.is_file()]
 
     def _recorded(self, stage: Stage) -> dict[str, Any]:
         """What an earlier attempt at this run made, this run made."""
@@ -87,7 +92,12 @@ class Proof:
         Corrupted images, where they are asked for, are those of the last.
         """
         shop = self.shop
-        self.found["data"] = {"classes": list(shop.classes), "sizes": shop.data.sizes, "fingerprint": shop.data.fingerprint}
+        self.found["data"] = {
+            "name": data_name(shop),
+            "classes": list(shop.classes),
+            "sizes": shop.data.sizes,
+            "fingerprint": shop.data.fingerprint,
+        }
         self.found["notes"] = list(shop.data.notes)
         self.found["models"] = {role: described(member, shop, self._license(member)) for role, member in members.items()}
         shop.data.write_split(self.out / "split.csv")
@@ -191,6 +201,15 @@ def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
     }
 
 
+def data_name(shop: Workshop) -> str:
+    """What the data are called; of data that are read from a place, with the last part of its path."""
+    own, node = shop.parts.own.data, shop.parts.config["data"]
+    if own is not None:
+        return type(own).__name__
+    name = str(node.get("name") or node["_target_"].rpartition(".")[2])
+    return f"{name} {Path(node['root']).name}" if node.get("root") else name
+
+
 def _size(member: Member) -> int:
     """Bytes on disk: the file's, or what the weights take where there is no file of weights alone."""
     path = member.request.origin.path
@@ -216,7 +235,21 @@ def environment(shop: Workshop) -> dict[str, Any]:
         "precision": trainer.precision,
         "threads": torch.get_num_threads(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
     }
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of kd_app's own files, '+changes' behind it where they differ; None where they are no checkout, or there is no git."""
+    git = ["git", "-C", str(Path(kd_app.__file__).parent)]
+    described = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        for words in (["ls-files", "--error-unmatch", "__init__.py"], described):
+            said = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.strip()
 
 
 def evaluated(found: Predictions) -> str:

@@ -48,6 +48,13 @@ def test_three_objects_make_a_run_with_its_proof(finished: Any) -> None:
     assert len(run.predictions) == 40
 
 
+def test_images_that_nobody_told_how_to_show_are_examples_without_a_picture(finished: Any) -> None:
+    run, *_ = finished
+    assert len(run.examples) > 5
+    assert run.examples["png"].isna().all()
+    assert run.results.data.name == "OwnData"
+
+
 def test_what_was_handed_over_is_left_as_it_was(finished: Any) -> None:
     _, teacher, student, _ = finished
     for module, fresh in ((teacher, seeded(lambda: Net(width=12), 1)), (student, seeded(lambda: Net(drop=0.3), 2))):

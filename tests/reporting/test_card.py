@@ -1,0 +1,155 @@
+"""The model card that ships: what the hub reads of it, and what a person does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from kd_app.config.compose import composed
+from kd_app.reporting.card import CARD, write_card
+from kd_app.reporting.results import Licenses, Results
+from kd_app.reporting.sentences import verdict_sentence
+from tests.reporting.runs_made import made
+
+
+def card_of(folder: Path, results: Results) -> ModelCard:
+    """The card as the hub's own library reads it; it refuses metadata that do not fit."""
+    write_card(folder, results)
+    return ModelCard.load(folder / CARD)
+
+
+def full(**changes: Any) -> Results:
+    results = made(**{"config": composed("distill", ["trainer.max_epochs=7"]), **changes})
+    assert results.data is not None
+    results.data.name = "digits"
+    return results
+
+
+def test_the_hub_finds_license_library_task_and_the_test_figures_in_the_metadata(tmp_path: Path) -> None:
+    results = full()
+    data = card_of(tmp_path, results).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "timm", "image-classification")
+    assert data.tags == ["image-classification", "timm", "knowledge-distillation", "kd_app"]
+    assert data.eval_results is not None
+    assert results.test is not None
+    assert {each.metric_type: each.metric_value for each in data.eval_results} == {
+        "accuracy": pytest.approx(results.test.student.top1, abs=1e-6),
+        "top_5_accuracy": pytest.approx(results.test.student.top5, abs=1e-6),
+        "nll": pytest.approx(results.test.student.nll, abs=1e-6),
+        "ece": pytest.approx(results.test.student.ece, abs=1e-6),
+    }
+    assert {(each.dataset_name, each.dataset_split) for each in data.eval_results} == {("digits", "test")}
+    assert data.model_name == "mobilenetv3_small_100.lamb_in1k for digits"
+
+
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [
+        ("CC-BY-NC-4.0", ("cc-by-nc-4.0", None)),
+        ("none: trained here", ("unknown", None)),
+        ("unknown", ("unknown", None)),
+        ("none", ("unknown", None)),
+        ("Meta: Paper v3", ("other", "meta-paper-v3")),
+        ("dinov3-license", ("other", "dinov3-license")),
+    ],
+)
+def test_a_license_that_the_hub_does_not_know_is_named_as_another(license: str, expected: tuple[str, str | None], tmp_path: Path) -> None:
+    results = full()
+    results.license = Licenses(student_start="none", data="unknown", ships=license)
+    data = card_of(tmp_path, results).data
+    assert (data.license, data.license_name) == expected
+    assert (data.license_link is None) == (license != "dinov3-license")
+
+
+def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(tmp_path: Path) -> None:
+    results = full()
+    text = card_of(tmp_path, results).text
+    assert results.test is not None
+    assert results.verdict is not None
+    for role in ("teacher", "labels_only", "student"):
+        figures = results.test.by_model[role]
+        assert figures.top1 is not None
+        assert f"{100 * figures.top1:.2f} % ({100 * (figures.top1_low or 0):.2f} to {100 * (figures.top1_high or 0):.2f})" in text
+    assert verdict_sentence(results.verdict) in text
+    for said in ("`resnet50.a1_in1k`", "`soft_target` (weight 1.0, temperature 4.0)", "7 epochs, seed 3", "fingerprint `f00d`", "torch 2.14.1"):
+        assert said in text
+    for heading in ("How to use it", "Results", "Meant for", "Not good for", "How it was made", "Licenses"):
+        assert f"\n## {heading}\n" in text
+
+
+def test_what_it_is_not_good_for_comes_from_the_figures(tmp_path: Path) -> None:
+    results = full()
+    assert results.test is not None
+    content = results.model_dump()
+    accuracy = {"teacher": [0.9] * 10, "student": [0.9, 0.5, 0.89, *[0.95] * 7]}
+    content["test"]["per_class"] = {"support": [30] * 10, "accuracy": accuracy, "f1": accuracy}
+    damaged = {"corruption": "fog", "num_images": 300, "accuracy": {"student": 0.4}}
+    content["test"]["robustness"] = [{**damaged, "severity": 2}, {**damaged, "severity": 5, "accuracy": {"student": 0.21}}]
+    content["test"]["groups"] = {
+        name: {"num_images": 150, "accuracy": {"student": {"value": right}}} for name, right in (("day", 0.9), ("night", 0.3))
+    }
+    said = card_of(tmp_path, Results.model_validate(content)).text.partition("## Not good for")[2]
+    assert "lost most against its teacher: `c1` (-40.00 points, 30 images), `c2` (-1.00 points, 30 images)." in said
+    assert "finds hardest: `c1` (50.00 % right, 30 images)" in said
+    assert "21.00 % right under fog of severity 5" in said
+    assert "group `night`: 30.00 % right, of 150" in said
+    assert f"{100 * (results.test.student.ece or 0):.2f} % (calibration error)" in said
+
+
+def test_names_that_somebody_gave_stay_text(tmp_path: Path) -> None:
+    results = full()
+    assert results.data is not None
+    results.data.classes[:3] = ["a|b", "x`\n---\n# y", "<script>alert(1)</script>"]
+    results.data.name = "evil\n---\nlicense: mit | <b>"
+    card = card_of(tmp_path, results)
+    assert card.data.license == "apache-2.0"
+    lines = card.text.splitlines()
+    assert "---" not in lines
+    assert [line for line in lines if line.startswith("# ")] == [f"# {card.data.model_name}"]
+    assert not any("<script>" in line.replace("`<script>alert(1)</script>`", "") for line in lines)
+
+
+def test_no_path_or_secret_of_the_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "hidden-away-0123")
+    results = full(
+        config=composed("distill", ["teacher.checkpoint=/home/me/secret/net", "optimizer.kwargs.note=hidden-away-0123", "tags=[/home/me]"])
+    )
+    results.models["teacher"].source = "trained here from folder /home/me/secret/net"
+    write_card(tmp_path, results)
+    text = (tmp_path / CARD).read_text(encoding="utf-8")
+    assert "/home" not in text
+    assert "hidden-away" not in text
+
+
+def test_on_labels_alone_and_before_the_test_is_read_the_card_says_so(tmp_path: Path) -> None:
+    config = composed("distill", ["teacher=none", "loss=[cross_entropy]"])
+    card = card_of(tmp_path, made({"student": 2.0}, test=False, config=config))
+    assert "The test set was not read." in card.text
+    assert "trained on labels" in card.text
+    assert "eacher" not in card.text.replace("teacher=none", "")
+    assert card.data.eval_results is not None
+    assert {each.dataset_split for each in card.data.eval_results} == {"validation"}
+    assert "knowledge-distillation" not in (card.data.tags or [])
+
+
+def test_a_module_of_ones_own_is_loaded_by_its_factory(tmp_path: Path) -> None:
+    config = composed("distill", ["student._target_=mine.nets.Net", "student.kwargs.width=8", "allow=[mine]"])
+    results = full(config=config)
+    results.models["student"].name = "mine.nets:Net"
+    card = card_of(tmp_path, results)
+    assert card.data.library_name == "pytorch"
+    assert "from mine.nets import Net" in card.text
+    assert "model = Net(width=8).eval()\n" in card.text
+
+
+def test_the_same_results_give_the_same_card(tmp_path: Path) -> None:
+    results = full()
+    write_card(tmp_path, results)
+    first = (tmp_path / CARD).read_bytes()
+    results.environment["time"] = "2030-01-01T00:00:00+00:00"
+    results.speed.training_images_per_second = 1.0
+    write_card(tmp_path, results)
+    assert (tmp_path / CARD).read_bytes() == first
+    assert yaml.safe_load(first.decode().split("---")[1])["pipeline_tag"] == "image-classification"
