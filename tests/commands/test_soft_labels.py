@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from safetensors.numpy import load_file
 from scipy.special import rel_entr, softmax
@@ -100,7 +100,8 @@ def test_the_card_ships_with_the_student_and_is_one_of_the_runs_files(made: Path
     assert {"name": "student/README.md", "sha256": file_sha256(card)} in found["files"]
     assert found["environment"]["commit"] is None or len(found["environment"]["commit"].removesuffix("+changes")) == 40
     data = ModelCard.load(card).data
-    assert data.eval_results is not None
+    assert isinstance(data, ModelCardData)
+    assert data.eval_results
     assert data.eval_results[0].metric_value == pytest.approx(found["test"]["student"]["top1"], abs=1e-6)
 
 

@@ -1,11 +1,12 @@
 """The model card that ships: what the hub reads of it, and what a person does."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from kd_app.config.compose import composed
 from kd_app.reporting.card import CARD, write_card
@@ -14,10 +15,18 @@ from kd_app.reporting.sentences import verdict_sentence
 from tests.reporting.runs_made import made
 
 
-def card_of(folder: Path, results: Results) -> ModelCard:
+@dataclass(frozen=True)
+class Card:
+    data: ModelCardData
+    text: str
+
+
+def card_of(folder: Path, results: Results) -> Card:
     """The card as the hub's own library reads it; it refuses metadata that do not fit."""
     write_card(folder, results)
-    return ModelCard.load(folder / CARD)
+    card = ModelCard.load(folder / CARD)
+    assert isinstance(card.data, ModelCardData)
+    return Card(card.data, card.text)
 
 
 def full(**changes: Any) -> Results:
