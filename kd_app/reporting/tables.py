@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.reporting.results import Model, ModelFigures, Results, Split
-from kd_app.reporting.worth import worth
 from kd_app.reporting.sentences import count, difference, interval, pair_rows, percent, sentences
+from kd_app.reporting.worth import worth
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,10 @@ def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str
         longer = " for as long" if as_good == ["as_long"] else ""
         margin = results.verdict.margin if results.verdict else None
         shown = [control for control in as_good if margin is not None and (gains[control].high or 0) < margin]
-        sure = f" (and is shown to be at most {100 * (margin or 0):g} points worse)" if shown else ", though they could not show a small difference"
-        return f"Recommendation: plain {plain} on the labels{longer}. It is as good as distilling as far as {split.num_images:,} images can tell{sure}."
+        sure = f", and at most {100 * (margin or 0):g} points worse" if shown else "; they could not show a small difference"
+        return f"Recommendation: plain {plain} on the labels{longer}. It is as good as distilling as far as {split.num_images:,} images tell{sure}."
     if "smoothed_labels" in gains and _as_good(gains["smoothed_labels"]):
-        return f"Recommendation: plain {plain} with smoothed labels, which is as good as distilling as far as {split.num_images:,} images can tell."
+        return f"Recommendation: plain {plain} with smoothed labels, which is as good as distilling as far as {split.num_images:,} images tell."
     if any(control in gains for control in PLAIN):
         unasked = [control for control in ("as_long", "smoothed_labels", "shuffled_teacher") if control not in gains]
         more = f" Not asked here: 'controls=[{','.join(unasked)}]' would show what of it is the teacher's knowledge." if unasked else ""
