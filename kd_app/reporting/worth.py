@@ -108,22 +108,20 @@ def _share(control: str, gain: Difference, gains: dict[str, Difference]) -> str:
 
 def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str:
     """Plain training where a control of that kind is as good; else the cheapest that is; else distilling."""
-    student = results.models.get("student")
-    starts = student is not None and student.weights.get("source", "random") != "random"
-    plain = "fine-tuning" if starts else "training"
     as_good = [control for control in PLAIN if control in gains and _as_good(gains[control])]
+    told = f"as far as {split.num_images:,} images tell"
     if as_good:
         longer = " for as long" if as_good == ["as_long"] else ""
         margin = results.verdict.margin if results.verdict else None
         shown = [control for control in as_good if margin is not None and (gains[control].high or 0) < margin]
         sure = f", and at most {100 * (margin or 0):g} points worse" if shown else "; they could not show a small difference"
-        return f"Recommendation: plain {plain} on the labels{longer}. It is as good as distilling as far as {split.num_images:,} images tell{sure}."
+        return f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a teacher: as good as distilling {told}{sure}."
     if "smoothed_labels" in gains and _as_good(gains["smoothed_labels"]):
-        return f"Recommendation: plain {plain} with smoothed labels, which is as good as distilling as far as {split.num_images:,} images tell."
+        return f"Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher: as good as distilling {told}."
     if any(control in gains for control in PLAIN):
         unasked = [control for control in ("as_long", "smoothed_labels", "shuffled_teacher") if control not in gains]
         more = f" Not asked here: 'controls=[{','.join(unasked)}]' would show what of it is the teacher's knowledge." if unasked else ""
-        return f"Recommendation: distill. Plain {plain} is measurably worse.{more}"
+        return f"Recommendation: distill. Plain training is measurably worse.{more}"
     return "Recommendation: none. Without the control labels_only nothing says whether plain training is as good."
 
 
