@@ -65,6 +65,7 @@ def seconds_an_epoch(trainings: Mapping[str, Taught], data: Any, settings: Train
 
     The steps are those of the training itself (`fit`): data, both forward passes, loss, backward, optimizer. `folder` is left as it was.
     """
+    data.bind(next(iter(trainings.values())).pixels, order_seed=0)
     steps, batches = batches_an_epoch(data, settings)
     wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate
     brief = copy(settings)
