@@ -179,7 +179,7 @@ def asked(name: str, **kwargs: Any) -> ModelRequest:
     return ModelRequest(role="net", name=name, pretrained="auto", checkpoint=None, kwargs=kwargs, image_size=None, factory=None)
 
 
-@pytest.mark.parametrize(("student", "size", "chosen"), [("resnet8", 8, "wrn_16_1"), ("wrn_16_1", 28, "resnet8"), ("resnet8", 28, "mobilenetv2_050")])
+@pytest.mark.parametrize(("student", "size", "chosen"), [("resnet8", 8, "wrn_16_1"), ("wrn_16_1", 8, "resnet8"), ("resnet8", 28, "mobilenetv2_050")])
 def test_the_net_of_another_family_is_the_nearest_in_cost_that_has_a_map_left(student: str, size: int, chosen: str) -> None:
     candidates = [asked("resnet8"), asked("wrn_16_1"), asked("wrn_16_2"), asked("lcnet_050"), asked("mobilenetv2_050", output_stride=8)]
     found = nearest(candidates, asked(student), Seen(1, size, (0.5,), (0.5,)), 10)
