@@ -202,7 +202,7 @@ class Workshop:
             recipe=recipe or self.settled(role, teacher),
             teacher=teacher.created if teacher else None,
             answers=self._answers(teacher) if teacher else None,
-            license=parts.licenses.trained(role, taught=teacher is not None),
+            license=self.parts.licenses.trained(role, taught=teacher is not None),
             shuffled=control is not None and control.shuffled,
         )
 
