@@ -34,8 +34,7 @@ def summary(results: Results) -> RenderableType:
         parts += [_pair(pair, split.confidence)]
     if set(split.gains) - {"labels_only"}:
         parts += [_controls(results, split)]
-    parts += [Text(" ".join(paragraph)) for paragraph in [worth(results)] if paragraph]
-    return Group(*parts, *(Text(sentence) for sentence in sentences(results, split)))
+    return Group(*parts, *(Text(sentence) for sentence in [*worth(results), *sentences(results, split)]))
 
 
 def _models(results: Results, split: Split) -> Table:
