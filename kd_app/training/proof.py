@@ -139,8 +139,7 @@ class Proof:
 
     def _speed(self, members: Mapping[str, Member]) -> None:
         self.shop.console.line("  measuring speed ...")
-        own = {role: member for role, member in members.items() if role == "student" or self.shop.request(role) is not self.shop.request("student")}
-        models = {role: (member.created.model, member.created.pixels) for role, member in own.items()}
+        models = {role: (member.created.model, member.created.pixels) for role, member in members.items() if role in ("teacher", "student")}
         measure = partial(images_per_second, models, device=self.shop.parts.trainer.device)
         measured = self.shop.speed(members, self.out.parent, measure) if self.trial else measure()
         trained = members["student"].record.get("images_per_second")
@@ -189,7 +188,7 @@ def _made_before(results: Path) -> frozenset[str]:
 def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
     """A model as results.json tells of it."""
     weights, model = member.created.weights, member.created.model
-    start, decided = member.record.get("weights"), shop.decided.get(member.role)
+    start = member.record.get("weights")
     return {
         "name": member.request.name,
         "params": count_params(model),
@@ -199,7 +198,6 @@ def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
         "source": (f"trained here from {start['source']}" if start else weights.source),
         "sha256": weights.sha256,
         "weights": start or vars(weights),
-        **({"decided": decided} if decided else {}),
     }
 
 

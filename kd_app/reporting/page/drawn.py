@@ -112,8 +112,13 @@ def methods(part: ComparisonPart) -> Iterator[Chart]:
         return
     title, seed, mean = f"{part.split} accuracy of each seed", Look(3), Look(1)
     told = "; ".join(f"{label}: mean {100 * (found.figure.value or 0):.2f} % of {len(found.values)}" for label, found in shown)
-    rows = [(label, [(seed, value) for value in found.values.values()] + [(mean, found.figure.value or 0.0)]) for label, found in shown]
+    rows = [(short_label(label), [(seed, value) for value in found.values.values()] + [(mean, found.figure.value or 0.0)]) for label, found in shown]
     yield Chart(title.capitalize(), dumbbells(title, told, rows, "top-1"), [(seed.key(), "one seed"), (mean.key(), "mean")])
+
+
+def short_label(label: str) -> str:
+    """What a method is called where there is little room: 'temperature=4' for 'loss.soft_target.temperature=4'."""
+    return ", ".join(part.split("=")[0].split(".")[-1] + part[len(part.split("=")[0]) :] for part in label.split(", "))
 
 
 def classes(run: RunPart) -> Iterator[Chart]:

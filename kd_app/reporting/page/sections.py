@@ -70,6 +70,7 @@ def overview(report: Report) -> list[Section]:
         items=[f"{part.data}: {said}" if several else said for part in report.comparisons for said in part.says],
         tables=[tables.methods(part, several) for part in report.comparisons if part.methods],
         charts=[chart for part in report.comparisons for chart in drawn.methods(part)],
+        folded=[tables.seeds(part, several) for part in report.comparisons if any(len(method.runs) > 1 for method in part.methods)],
     )
     found = [
         compared,

@@ -34,6 +34,11 @@ class Cell:
         """Whether a word in it has to be broken where there is little room."""
         return max(map(len, self.text.split()), default=0) > 20
 
+    @property
+    def short(self) -> bool:
+        """Whether it stands on one line however little room there is."""
+        return len(self.text) <= 10
+
 
 @dataclass(frozen=True)
 class Table:
@@ -155,7 +160,7 @@ def rows(report: Report) -> Table:
             figure(row.test),
             figure(row.teacher),
             figure(row.gain, "points"),
-            Cell(_outcome(row), row.reason or ""),
+            Cell(": ".join(filter(None, (_outcome(row), row.reason)))),
         ]
         for row in shown
     ]
@@ -184,17 +189,22 @@ def methods(part: ComparisonPart, several: bool) -> Table:
     ]
     heads = ["method", "seeds", "validation top-1", "test top-1", "minus labels only", "minus teacher", "minus baseline", f"p, {part.correction}"]
     on = f" on {part.data}" if several else ""
-    title = f"The methods{on}: means over seeds, t-intervals at {100 * part.confidence:g} %, then each seed (★: chosen on validation)"
+    title = f"The methods{on}: means over seeds, t-intervals at {100 * part.confidence:g} %{' (★: chosen on validation)' * (part.winner is not None)}"
     marked = frozenset(number for number, method in enumerate(ordered) if method.label == part.winner)
     return Table(title, heads, rows, frozenset({0}), marked)
 
 
 def _over_seeds(found: OverSeeds | None, unit: str = "share") -> Cell:
-    if found is None:
-        return Cell("")
-    cell, many = figure(found.figure, unit), len(found.values) > 1
-    each = ", ".join((points(value) if unit == "points" else f"{100 * value:.2f}") for value in found.values.values())
-    return Cell(cell.text, ": ".join(filter(None, (cell.small, each if many else ""))))
+    return figure(found.figure if found else None, unit)
+
+
+def seeds(part: ComparisonPart, several: bool) -> Table:
+    """A row a method, a column a seed."""
+    shown = [(method.label, found) for method in part.methods if (found := method.test if part.split == "test" else method.validation)]
+    numbers = sorted({seed for _, found in shown for seed in found.values})
+    rows = [[Cell(label), *(Cell(percent(found.values[seed]) if seed in found.values else "") for seed in numbers)] for label, found in shown]
+    on = f" on {part.data}" if several else ""
+    return Table(f"Top-1 accuracy of each seed{on}, {part.split} split", ["method", *(f"seed {seed}" for seed in numbers)], rows)
 
 
 def _outcome(row: RunRow) -> str:

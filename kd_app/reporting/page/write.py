@@ -78,7 +78,7 @@ def html(found: Report) -> str:
         runs=runs,
         overview=several,
         title=runs[0].title if not several else f"{len(found.rows)} runs",
-        outcome=None if several else runs[0].outcome,
+        outcome=outcomes.pop() if len(outcomes := {row.outcome for row in found.rows}) == 1 else None,
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )
 
