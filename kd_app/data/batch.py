@@ -16,6 +16,7 @@ class Batch:
     view: number of the view (the epoch); with ``data.seed`` and ``index`` it determines every pixel.
     labeled: ``[B]`` bool, or None when every image has a label.
     progress: share of the training that is done, 0 to 1.
+    other: like image: for each image another one of its class, which the teacher is shown in its place; None where it is shown the image itself.
     """
 
     image: Tensor
@@ -24,6 +25,7 @@ class Batch:
     view: int = 0
     labeled: Tensor | None = None
     progress: float = 0.0
+    other: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -32,9 +34,9 @@ class Batch:
         """The same batch on `device` (copies overlap with compute where the memory is pinned)."""
         if self.image.device == device:
             return self
-        labeled = None if self.labeled is None else self.labeled.to(device, non_blocking=True)
+        labeled, other = (None if part is None else part.to(device, non_blocking=True) for part in (self.labeled, self.other))
         image, target, index = (t.to(device, non_blocking=True) for t in (self.image, self.target, self.index))
-        return replace(self, image=image, target=target, index=index, labeled=labeled)
+        return replace(self, image=image, target=target, index=index, labeled=labeled, other=other)
 
     def hard_target(self) -> Tensor:
         """``[B]`` int64: the label, or the class with the largest share where labels are mixed."""

@@ -16,6 +16,11 @@ from torch import Tensor
 from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
 
+UNPAIRED = (
+    "The data module gives batches, and a control of which the teacher is shown another image of each class needs images by number. "
+    "Leave that control out of 'controls=[...]', or read the images by data=folder or data=csv."
+)
+
 
 class ForeignData(LightningDataModule):
     """Wraps a data module whose batches are (image, target), float images that are ready for the student, or `Batch`.
@@ -107,8 +112,10 @@ class ForeignData(LightningDataModule):
         """Its images are normalized already."""
         return (0.0,) * self.channels, (1.0,) * self.channels
 
-    def bind(self, pixels: Pixels, *, order_seed: int) -> None:
-        """The same batches for every model, in an order that follows from `order_seed`: refuses another size."""
+    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False) -> None:
+        """The same batches for every model, in an order that follows from `order_seed`: refuses another size, and to pair images."""
+        if shuffled:
+            raise RequestError(UNPAIRED)
         self._order_seed = order_seed
         if (pixels.channels, pixels.height) != (self.channels, self.size):
             raise RequestError(

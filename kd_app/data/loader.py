@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_app.config import Pixels, RequestError
@@ -40,21 +41,29 @@ SINGLE = Rank(0, 1)
 
 @dataclass(frozen=True)
 class Maker(Dataset[Batch]):
-    """Makes the batch of a request: a pure function of it and of these settings. target: class numbers by image number."""
+    """Makes the batch of a request: a pure function of it and of these settings.
+
+    target: class numbers by image number. partners: by image number, the image that the teacher is shown in its place, in its own view of the same
+    number; None: the image itself.
+    """
 
     store: Store
     target: Int64[np.ndarray, " images"]
     view: View
     pixels: Pixels
     seed: int
+    partners: Int64[np.ndarray, " images"] | None = None
 
     def __getitem__(self, request: Request) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
+        index, target = torch.from_numpy(request.images), torch.from_numpy(self.target[request.images])
+        other = None if self.partners is None else self._seen(Request(request.view, self.partners[request.images]))
+        return Batch(self._seen(request), target, index, view=request.view, other=other)
+
+    def _seen(self, request: Request) -> Tensor:
         keys = image_keys(self.seed, request.images, request.view)
         image = self.view(Selection(self.store, request.images), keys, self.pixels) if len(keys) else self._nothing()
-        image = _with_channels(image, self.pixels.channels)
-        index, target = torch.from_numpy(request.images), torch.from_numpy(self.target[request.images])
-        return Batch(torch.from_numpy(image).permute(0, 3, 1, 2), target, index, view=request.view)
+        return torch.from_numpy(_with_channels(image, self.pixels.channels)).permute(0, 3, 1, 2)
 
     def is_slow(self) -> bool:
         """Whether worker processes pay."""
@@ -156,7 +165,9 @@ def _start_worker(_: int) -> None:
 
 def _pinned(batch: Batch) -> Batch:
     """In memory that a GPU copies from while it computes, where there is one."""
-    return replace(batch, image=batch.image.pin_memory()) if torch.cuda.is_available() else batch
+    if not torch.cuda.is_available():
+        return batch
+    return replace(batch, image=batch.image.pin_memory(), other=None if batch.other is None else batch.other.pin_memory())
 
 
 @dataclass

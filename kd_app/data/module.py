@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from kd_app.config import Pixels, RequestError, Typed
 from kd_app.data.corruptions import Corrupted, Corruption
 from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Rank, Request, TrainingLoader
+from kd_app.data.partners import class_partners
 from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
 from kd_app.data.scan import Progress, read_scan, scan, typical_size
 from kd_app.data.source import SPLITS, BadImageError, Listing, Source
@@ -80,6 +82,7 @@ class ImageData(LightningDataModule, Typed):
         self._decode_size: int | None = None
         self._measured_size = self.source.size
         self._bound: tuple[Pixels, int] | None = None
+        self._partners: Int64[np.ndarray, " images"] | None = None
 
     def list(self) -> None:
         """Find the images and divide them. Raises `RequestError` where the source or the division does."""
@@ -229,9 +232,13 @@ class ImageData(LightningDataModule, Typed):
         sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)]
         return channel_statistics(self.store.picture(number) for number in sample.tolist())
 
-    def bind(self, pixels: Pixels, *, order_seed: int) -> None:
-        """Serve the model that expects `pixels` from now on; `order_seed` shuffles the images. Raises `RequestError` where the view can't."""
+    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False) -> None:
+        """Serve the model that expects `pixels` from now on; `order_seed` shuffles the images. Raises `RequestError` where the view can't.
+
+        shuffled: a teacher is shown another image of the same class in the place of each, see `class_partners`.
+        """
         self._bound = pixels, order_seed
+        self._partners = class_partners(self.listing.target, self.rows("train"), seed=order_seed) if shuffled else None
         self._maker(self.view, pixels)[Request(0, self.rows("train")[:1])]
 
     def setup(self, stage: str) -> None:
@@ -243,7 +250,7 @@ class ImageData(LightningDataModule, Typed):
     def train_dataloader(self) -> TrainingLoader:
         """Augmented, shuffled batches; with ``overfit_batches`` of the Trainer the same images in each epoch."""
         pixels, order_seed = self._binding()
-        maker, rank = self._maker(self.view, pixels), self._rank()
+        maker, rank = replace(self._maker(self.view, pixels), partners=self._partners), self._rank()
         reshuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
         return TrainingLoader(
             maker,

@@ -27,6 +27,12 @@ def interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
+def difference(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """A difference in percentage points and its interval: ('+0.55', '-0.10 to +1.20')."""
+    bounds = "" if low is None or high is None else f"{points(low)} to {points(high)}"
+    return "undefined" if value is None else points(value), bounds
+
+
 def count(number: int | None) -> str:
     """'25.6 M'; 'unknown' where nobody counted."""
     if number is None:
@@ -53,8 +59,7 @@ def _pair_row(pair: PairFigures, key: str) -> tuple[str, str, str, str]:
     name, meaning = _PAIR[key]
     value, low, high = (getattr(pair, f"{key}{end}") for end in ("", "_low", "_high"))
     if key == "gain" and value is not None:
-        bounds = "" if low is None or high is None else f"{points(low)} to {points(high)}"
-        return name, points(value), bounds, meaning
+        return name, *difference(value, low, high), meaning
     return name, percent(value), interval(low, high), meaning
 
 

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.reporting.results import Model, ModelFigures, Results, Split
-from kd_app.reporting.sentences import count, interval, pair_rows, percent, sentences
+from kd_app.reporting.sentences import count, difference, interval, pair_rows, percent, sentences
+from kd_app.reporting.worth import worth
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ def summary(results: Results) -> RenderableType:
     parts: list[RenderableType] = [_models(results, split)]
     if pair:
         parts += [_pair(pair, split.confidence)]
-    return Group(*parts, *(Text(sentence) for sentence in sentences(results, split)))
+    if set(split.gains) - {"labels_only"}:
+        parts += [_controls(results, split)]
+    return Group(*parts, *(Text(sentence) for sentence in [*worth(results), *sentences(results, split)]))
 
 
 def _models(results: Results, split: Split) -> Table:
@@ -51,6 +54,22 @@ def _models(results: Results, split: Split) -> Table:
     table.add_row("size on disk", *(_size(model) for model in models.values()))
     table.add_row("license", *(model.license if model else "unknown" for model in models.values()))
     table.add_row("images per second", *(_speed(results, role) for role in present))
+    return table
+
+
+def _controls(results: Results, split: Split) -> Table:
+    """Each control, and what distilling gained over it."""
+    bounds = f"{100 * split.confidence:g} % interval"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("control", overflow="fold")
+    for head in ("top-1", bounds, "gain", bounds):
+        table.add_column(head, justify="right")
+    student = results.models.get("student")
+    for control, gain in split.gains.items():
+        model, figures = results.models.get(control), split.by_model[control]
+        net = f" ({model.name})" if model and student and model.name != student.name else ""
+        own = (percent(figures.top1), interval(figures.top1_low, figures.top1_high))
+        table.add_row(f"{control.replace('_', ' ')}{net}", *own, *difference(gain.value, gain.low, gain.high))
     return table
 
 

@@ -209,8 +209,8 @@ class Progress(Callback):
         self._seconds = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; a training that was resumed starts where it is."""
-        self._start = self._told = time.monotonic()
+        """Start the clock; a training that was resumed starts where it is, which may be in mid-epoch."""
+        self._start = self._told = self._since = time.monotonic()
         self._first = self._position(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -7,7 +7,6 @@ import yaml
 
 from kd_app.config import RequestError
 from kd_app.config.compose import first_line
-from kd_app.config.targets import FACTORY
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
@@ -116,11 +115,12 @@ def _own(shop: Workshop, role: str, folder: Path) -> ModelRequest | None:
     """The request for a model that a training left in `folder`: timm's local-dir, or weights for the module that the run's factory makes."""
     if not (folder / "config.json").is_file():
         return None
-    node = shop.parts.config["teacher" if role == "teacher" else "student"]
-    if node["_target_"] == FACTORY:
-        return ModelRequest(role=role, name=None, pretrained="auto", checkpoint=folder, kwargs={}, image_size=None, factory=None)
-    asked = shop.parts.teacher if role == "teacher" else shop.parts.student
+    control = shop.parts.controls.get(role)
+    own = control.students if control else ()
+    asked = shop.parts.teacher if role == "teacher" else own[0] if own else shop.parts.student
     assert asked is not None
+    if asked.factory is None:
+        return ModelRequest(role=role, name=None, pretrained="auto", checkpoint=folder, kwargs={}, image_size=None, factory=None)
     weights = folder / "model.safetensors"
     return ModelRequest(
         role=role, name=None, pretrained="auto", checkpoint=weights, kwargs=asked.kwargs, image_size=asked.image_size, factory=asked.factory

@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from kd_app.config import Pixels
@@ -42,7 +43,10 @@ RECORD = "training.json"
 
 @dataclass(frozen=True)
 class Taught:
-    """A model to train and what it is trained on: who asks for it, its recipe, its pixels, and the teacher, if it has one."""
+    """A model to train and what it is trained on: who asks for it, its recipe, its pixels, and the teacher, if it has one.
+
+    shuffled: that is shown another image of the same class in the place of each.
+    """
 
     role: str
     request: ModelRequest
@@ -51,16 +55,29 @@ class Taught:
     teacher: Created | None = None
     answers: Answers | None = None
     license: str = "unknown"
+    shuffled: bool = False
 
 
-def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, console: Console, listen: Callable[..., None] | None = None) -> None:
-    """Train `taught` on `data` in `folder`: ``model/`` (what ships), ``training.json``, ``curves.jsonl``; ``last.ckpt`` while it is under way."""
+def fit(
+    taught: Taught,
+    data: Any,
+    settings: TrainerSettings,
+    folder: Path,
+    *,
+    console: Console,
+    listen: Callable[..., None] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train `taught` on `data` in `folder`: ``model/`` (what ships), ``training.json``, ``curves.jsonl``; ``last.ckpt`` while it is under way.
+
+    callbacks: more than the recipe's.
+    """
     if (folder / RECORD).is_file():  # an earlier attempt was stopped after its last line
         _tidy(folder)
         return
     classes = list(data.classes)
     created = create(taught.request, taught.pixels, len(classes), seed=taught.recipe.seed)
-    data.bind(taught.pixels, order_seed=taught.recipe.seed)
+    data.bind(taught.pixels, order_seed=taught.recipe.seed, shuffled=taught.shuffled)
     module = build(taught, created, data, settings)
     replayed = isinstance(data, ImageData)
     keep = Keep(folder, minutes=settings.checkpoint_minutes if replayed else None, steps=settings.checkpoint_steps if replayed else None)
@@ -69,9 +86,9 @@ def fit(taught: Taught, data: Any, settings: TrainerSettings, folder: Path, *, c
     agreement = Agreement(_told(taught, created, data, settings)) if settings.world_size > 1 else None
     asked = [skip] if settings.on_nan == "skip" else []
     together = [agreement] if agreement else []
-    callbacks = [*taught.recipe.make_callbacks(), progress, *asked, *together, keep]
+    all_of_them = [*taught.recipe.make_callbacks(), *callbacks, progress, *asked, *together, keep]
     with quiet():
-        trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder, listen)])
+        trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=all_of_them, loggers=[CurveLogger(folder, listen)])
     if settings.compile:
         torch._functorch.config.donated_buffer = False  # the first steps go backward through each term by itself
         module.student.compile()
@@ -102,7 +119,8 @@ def _told(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     """What decides a training, as plain data: ranks that differ in it must not train together."""
     teacher = taught.teacher.weights.sha256 if taught.teacher else None
     starts = {"student": created.weights.sha256, "teacher": teacher, "data": data.fingerprint}
-    return {"role": taught.role, "recipe": vars(taught.recipe), "trainer": settings.identity(), "pixels": vars(taught.pixels), **starts}
+    own = {"recipe": vars(taught.recipe), "pixels": vars(taught.pixels), "shuffled": taught.shuffled}
+    return {"role": taught.role, "trainer": settings.identity(), **own, **starts}
 
 
 def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:

@@ -13,7 +13,7 @@ from kd_app.training.workshop import Workshop
 
 def knowledge(shop: Workshop, teacher: Predictions, split: str) -> dict[str, Any]:
     """The teacher's soft labels on the images of `split`, as results.json tells of them."""
-    taught = [node["temperature"] for node in shop.parts.recipe.loss.values() if "temperature" in node]
+    taught = [float(node["temperature"]) for node in shop.parts.recipe.loss.values() if "temperature" in node]
     found = soft_labels(teacher.logits, teacher.target, taught=taught)
     plain, *softened = (_named(each, shop.classes) for each in found["alike"])
     return {

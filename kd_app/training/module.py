@@ -119,7 +119,7 @@ class Distillation(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch; in the first steps every distillation term must be finite, not zero, and teach (`RunError` otherwise)."""
         ready = replace(self.prepared(batch), progress=self.progress)
-        teacher = self.teacher(ready.image) if self.teacher is not None else Outputs()
+        teacher = self.teacher(ready.image if ready.other is None else ready.other) if self.teacher is not None else Outputs()
         student = self._taps(ready.image)
         total: Tensor
         total, values = self.terms(student, teacher, ready)
@@ -207,7 +207,10 @@ class Distillation(pl.LightningModule):
     def prepared(self, given: Any) -> Batch:
         """A batch of any data module as a `Batch` of normalized float pixels in the right memory format."""
         batch: Batch = given if isinstance(given, Batch) else Batch(given[0], given[1], torch.full((len(given[0]),), -1, device=given[0].device))
-        if batch.image.dtype == torch.uint8:
+        return replace(batch, image=self._normalized(batch.image), other=None if batch.other is None else self._normalized(batch.other))
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        if image.dtype == torch.uint8:
             assert self.pixels is not None, "uint8 images need the student's pixels"
-            return replace(batch, image=normalize(batch.image, self.pixels, self._memory_format).to(self.dtype))
-        return replace(batch, image=batch.image.to(self.dtype, memory_format=self._memory_format))
+            return normalize(image, self.pixels, self._memory_format).to(self.dtype)
+        return image.to(self.dtype, memory_format=self._memory_format)

@@ -1,7 +1,7 @@
 """From the configuration to the parts it names, each checked by its own signature. The only caller of hydra's instantiate."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from pkgutil import resolve_name
 from typing import Any
@@ -15,11 +15,13 @@ from torch import nn
 from kd_app.config import RequestError
 from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.corruptions import Robustness
-from kd_app.data.foreign import ForeignData
+from kd_app.data.foreign import UNPAIRED, ForeignData
 from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
 from kd_app.models.license import Licensed, Licenses, licenses
 from kd_app.models.request import ModelRequest
+from kd_app.training.controls import ControlSettings, smoothing_of
+from kd_app.training.controls import check as check_control
 from kd_app.training.optimizer import Optimizer, Schedule
 from kd_app.training.settings import Job, Licensing, Said, TeacherTraining
 from kd_app.training.terms import WeightedTerms
@@ -41,6 +43,11 @@ class Recipe:
     callbacks: Config
     max_epochs: int
     seed: int
+
+    @property
+    def how(self) -> str:
+        """In words, for the plan."""
+        return f"for {self.max_epochs} epochs on {' + '.join(self.loss)}"
 
     def terms(self) -> WeightedTerms:
         """Fresh terms, without adapters yet."""
@@ -64,6 +71,36 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Control(Recipe):
+    """A recipe that is settled when its turn comes; see `ControlSettings`.
+
+    students: the nets of which the one nearest in cost to the student is taken; empty: the student's own. named: the first of them is meant.
+    """
+
+    students: tuple[ModelRequest, ...] = ()
+    named: bool = True
+    as_long: bool = False
+    entropy_at: float | None = None
+    shuffled: bool = False
+
+    def plain(self, **changes: Any) -> Recipe:
+        """The recipe alone, with `changes`."""
+        return replace(Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)}), **changes)
+
+    @property
+    def how(self) -> str:
+        """As `Recipe.how`."""
+        long = "for as long as the student's training takes" if self.as_long else f"for {self.max_epochs} epochs"
+        soft = f", labels as soft as the teacher's answers at temperature {self.entropy_at:g}" if self.entropy_at is not None else ""
+        return f"{long} on {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffled else ''}"
+
+    def smoothed(self, entropy: float, num_classes: int) -> Recipe:
+        """With labels of this entropy (nats)."""
+        smoothing = smoothing_of(entropy, num_classes)
+        return self.plain(loss={name: {**node, "smoothing": smoothing} if "smoothing" in node else node for name, node in self.loss.items()})
+
+
+@dataclass(frozen=True)
 class OwnParts:
     """Objects that somebody hands over in a notebook instead of naming them in the configuration."""
 
@@ -81,7 +118,7 @@ class Parts:
     trainer: TrainerSettings
     student: ModelRequest
     recipe: Recipe
-    controls: dict[str, Recipe]
+    controls: dict[str, Control]
     teacher: ModelRequest | None
     teacher_recipe: Recipe | None
     licenses: Licenses
@@ -118,17 +155,15 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         raise RequestError("Parts handed over as objects live in this process alone: use trainer.devices=1, or name them by _target_.")
     common = {key: config[key] for key in ("optimizer", "scheduler", "callbacks")}
     recipe = Recipe(loss=config["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common)
-    controls = {
-        name: Recipe(loss=node["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common) for name, node in config["controls"].items()
-    }
     teacher, teacher_recipe = _teacher(config, own)
-    if teacher is None:
-        controls = {}
+    controls = {name: _control(name, node, recipe) for name, node in config["controls"].items()} if teacher is not None else {}
     data = _data(config["data"], own)
     if trainer.world_size > 1 and isinstance(data, ForeignData):
         raise RequestError(
             f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every process the same batches. Use trainer.devices=1."
         )
+    if isinstance(data, ForeignData) and any(control.shuffled for control in controls.values()):
+        raise RequestError(UNPAIRED)
     student = _request("student", config["student"], own.student)
     robustness = Robustness(**config["robustness"])
     if robustness.chosen and isinstance(data, ForeignData):
@@ -201,13 +236,30 @@ def _check(made: Parts) -> None:
         each.make_optimizer()
         each.make_schedule()
         each.make_callbacks()
-        if terms.needs_teacher and (made.teacher is None or each is not made.recipe):
+        if terms.needs_teacher and (made.teacher is None or each is made.teacher_recipe):
             names = [name for name, term in terms.terms.items() if term.needs_teacher]
             raise RequestError(f"The loss term {names[0]} needs a teacher and there is none here. Leave it out, or choose a teacher (teacher=timm).")
     if made.teacher is not None and not made.recipe.terms().needs_teacher:
         raise RequestError(
             "A teacher is chosen, but no loss term listens to it. Add one, for example 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
+
+
+def _control(name: str, node: Config, student: Recipe) -> Control:
+    settings = ControlSettings(**node)
+    check_control(name, settings)
+    asked, role = settings.student or {}, f"controls.{name}.student"
+    among = asked.get("among") or {}
+    named = asked.get("name") != "auto"
+    nodes = [asked] if named else [{**asked, **each} for each in among.values()]
+    return Control(
+        **{**vars(student), "loss": settings.loss},
+        students=tuple(_request(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked),
+        named=named,
+        as_long=settings.as_long,
+        entropy_at=settings.entropy_at,
+        shuffled=settings.shuffled,
+    )
 
 
 def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe | None]:

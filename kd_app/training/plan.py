@@ -31,11 +31,14 @@ def plan(shop: Workshop) -> str:
         lines.append(_line("Teacher", made.teacher, recipe, shop))
         total += recipe.max_epochs * steps * learn if recipe else 0
     learn, _ = _seconds(shop, made.student, train=True)
-    for name, recipe in made.controls.items():
-        lines.append(_line(f"Control {name}", made.student, recipe, shop))
-        total += recipe.max_epochs * steps * learn
+    student = made.recipe.max_epochs * steps * (learn + answers)
+    for name, control in made.controls.items():
+        request = shop.request(name)
+        lines.append(_line(f"Control {name}", request, control, shop) + _beside(shop, name))
+        own = learn if request is made.student else _seconds(shop, request, train=True)[0]
+        total += student if control.as_long else control.max_epochs * steps * (own + (answers if control.terms().needs_teacher else 0.0))
     lines.append(_line("Student", made.student, made.recipe, shop))
-    total += made.recipe.max_epochs * steps * (learn + answers)
+    total += student
     lines.append(
         f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {_spoken(total)} for what is not found"
     )
@@ -57,8 +60,13 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
     if recipe is None:
         return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
     verb = "fine-tuned" if origin.has_weights else "trained"
-    how = f"{verb} for {recipe.max_epochs} epochs on {' + '.join(recipe.loss)}"
-    return f"{who}: {origin.name} {how}, from {weights}, {pixels.height}x{pixels.width}{hint}"
+    return f"{who}: {origin.name} {verb} {recipe.how}, from {weights}, {pixels.height}x{pixels.width}{hint}"
+
+
+def _beside(shop: Workshop, control: str) -> str:
+    """Where the net was chosen by its cost, that."""
+    macs = shop.decided.get(control, {}).get("macs")
+    return "" if macs is None else f"; {macs / 1e6:,.2f} M multiply-adds beside the student's {shop.decided[control]['student_macs'] / 1e6:,.2f} M"
 
 
 def _seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tuple[float, float]:

@@ -139,7 +139,8 @@ class Proof:
 
     def _speed(self, members: Mapping[str, Member]) -> None:
         self.shop.console.line("  measuring speed ...")
-        models = {role: (member.created.model, member.created.pixels) for role, member in members.items() if role in ("teacher", "student")}
+        own = {role: member for role, member in members.items() if role == "student" or self.shop.request(role) is not self.shop.request("student")}
+        models = {role: (member.created.model, member.created.pixels) for role, member in own.items()}
         measure = partial(images_per_second, models, device=self.shop.parts.trainer.device)
         measured = self.shop.speed(members, self.out.parent, measure) if self.trial else measure()
         trained = members["student"].record.get("images_per_second")
@@ -188,7 +189,7 @@ def _made_before(results: Path) -> frozenset[str]:
 def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
     """A model as results.json tells of it."""
     weights, model = member.created.weights, member.created.model
-    start = member.record.get("weights")
+    start, decided = member.record.get("weights"), shop.decided.get(member.role)
     return {
         "name": member.request.name,
         "params": count_params(model),
@@ -198,6 +199,7 @@ def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
         "source": (f"trained here from {start['source']}" if start else weights.source),
         "sha256": weights.sha256,
         "weights": start or vars(weights),
+        **({"decided": decided} if decided else {}),
     }
 
 

@@ -45,7 +45,7 @@ def _train(job: dict[str, Any], rank: int) -> None:
     from kd_app.reporting.console import Console
     from kd_app.stages import Stages
     from kd_app.training.fit import fit, trained
-    from kd_app.training.parts import parts
+    from kd_app.training.parts import Recipe, parts
     from kd_app.training.workshop import Member, Workshop
 
     made = parts(job["config"])
@@ -57,7 +57,7 @@ def _train(job: dict[str, Any], rank: int) -> None:
         assert made.teacher is not None
         request = trained(made.teacher, Path(str(job["teacher"]))) if job["teacher"] else made.teacher
         teacher = shop.ready(request, seed=0)
-    fit(shop.taught(str(job["role"]), teacher), shop.data, made.trainer, Path(str(job["folder"])), console=console)
+    fit(shop.taught(str(job["role"]), teacher, Recipe(**job["recipe"])), shop.data, made.trainer, Path(str(job["folder"])), console=console)
 
 
 if __name__ == "__main__":

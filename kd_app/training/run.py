@@ -132,6 +132,6 @@ def _members(shop: Workshop, console: Console) -> dict[str, Member]:
         members["teacher"] = teacher
         console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
     for control in made.controls:
-        members[control] = shop.train(control)
+        members[control] = shop.train(control, teacher)
     members["student"] = shop.train("student", teacher)
     return members

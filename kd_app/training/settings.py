@@ -16,6 +16,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
 Group = dict[str, Any]
 
+_CONTROL = ("loss", "student", "as_long", "entropy_at", "shuffled")
 _MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
 _TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed")
 
@@ -57,7 +58,9 @@ class Job(Typed, called="kd-distill"):
                 raise RequestError(f"controls has the name {name!r}. Expected letters, digits and underscores: folders are called by it.")
             if name != "labels_only" and (name in Split.model_fields or hasattr(Split, name)):
                 raise RequestError(f"controls has the name {name!r}, by which results.json calls something else. Call that control otherwise.")
-            _check_known(f"controls.{name}", control, ("loss",))
+            _check_known(f"controls.{name}", control, _CONTROL)
+            if control.get("student") is not None:
+                _check_net(f"controls.{name}.student", control["student"])
         _check_known("student", student, _MODEL)
         if teacher is not None:
             _check_known("teacher", teacher, (*_MODEL, *_TAUGHT))
@@ -120,6 +123,18 @@ def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
         raise unknown(f"choice of {group}=", name, choices(group))
 
 
+def _check_net(path: str, node: Any) -> None:
+    """A control's own net: named, or ``name: auto`` with the nets to choose from."""
+    _check_known(path, node, (*_MODEL, "among"))
+    among = node.get("among")
+    if node.get("name") != "auto":
+        return
+    if not isinstance(among, Mapping) or not among:
+        raise RequestError(f"{path}.among={among!r} does not fit: with name=auto it lists the nets to choose from, each as <key>: {{name: ...}}.")
+    for key, each in among.items():
+        _check_known(f"{path}.among.{key}", each, ("name", "kwargs"))
+
+
 def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
     if not isinstance(node, Mapping) or not set(node) & set(known):
         raise RequestError(f"{path}={node!r} does not fit: expected the settings {', '.join(known)}.")
@@ -131,5 +146,6 @@ def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
 def _check_stage(name: str, controls: Iterable[str]) -> None:
     roles = ("teacher", "student", *controls)
     known = ["data", *roles, *(f"{what}-{role}-{split}" for what in ("answers", "corrupted") for role in roles for split in ("validation", "test"))]
+    known += ["answers-teacher-train", *(f"epochs-{control}" for control in controls)]
     if name not in known:
         raise unknown("stage to remake", name, known)

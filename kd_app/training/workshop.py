@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, fingerprint, write_atomically
+from kd_app.training.controls import mean_entropy, nearest
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import RECORD, Taught, build, fit, trained
 from kd_app.training.module import Answers
-from kd_app.training.parts import Parts
+from kd_app.training.pace import FILE as EPOCHS
+from kd_app.training.pace import as_long
+from kd_app.training.parts import Control, Parts, Recipe
 from kd_app.training.ranks import fit_on_ranks
 
 SPEED = "speed.json"
@@ -54,6 +57,9 @@ class Workshop:
         self.used: list[Stage] = []
         self.data = parts.data
         self.data_folder: Path | None = None
+        self.decided: dict[str, dict[str, Any]] = {}
+        """Of a control, what its configuration leaves open: from which figures, and how."""
+        self._chosen: dict[str, ModelRequest] = {}
 
     def prepare_data(self) -> None:
         """List the images, look at each once where they are files, and split them; the labels' own loss terms have to suit the classes."""
@@ -121,8 +127,10 @@ class Workshop:
 
     def train(self, role: str, teacher: Member | None = None) -> Member:
         """Train the teacher, a control or the student, or find the one that was trained in the same way."""
-        taught = self.taught(role, teacher)
-        request, seed = taught.request, taught.recipe.seed
+        recipe = self.settled(role, teacher)
+        teacher = teacher if recipe.terms().needs_teacher else None
+        taught = self.taught(role, teacher, recipe)
+        request, seed = taught.request, recipe.seed
         start = create(request, taught.pixels, len(self.classes), seed=seed)
         inputs = {"data": self.data.fingerprint, "start": start.weights.sha256}
         if teacher:
@@ -132,21 +140,70 @@ class Workshop:
         again = trained(request, stage.path)
         return Member(role, again, create(again, taught.pixels, len(self.classes), seed=seed), record, stage.path)
 
-    def taught(self, role: str, teacher: Member | None) -> Taught:
+    def request(self, role: str) -> ModelRequest:
+        """The model of a role. Raises `RequestError` where a control's is to be chosen and none fits."""
+        control = self.parts.controls.get(role)
+        if control is None or not control.students:
+            asked = self.parts.teacher if role == "teacher" else self.parts.student
+            assert asked is not None
+            return asked
+        if role not in self._chosen:
+            self._chosen[role] = control.students[0] if control.named else self._nearest(role, control)
+        return self._chosen[role]
+
+    def _nearest(self, role: str, control: Control) -> ModelRequest:
+        found = nearest(control.students, self.parts.student, self.seen(), len(self.classes))
+        self.decided[role] = {"macs": found.macs, "student_macs": found.student_macs}
+        return found.request
+
+    def settled(self, role: str, teacher: Member | None) -> Recipe:
+        """How a role is trained. What a control leaves open is computed once, and found again: from the teacher's answers, or from the clock."""
+        control = self.parts.controls.get(role)
+        if control is None:
+            recipe = self.parts.teacher_recipe if role == "teacher" else self.parts.recipe
+            assert recipe is not None
+            return recipe
+        assert teacher is not None
+        recipe = control.plain()
+        if control.entropy_at is not None:
+            entropy = mean_entropy(self.predictions(teacher, "train").logits, control.entropy_at)
+            recipe = control.smoothed(entropy, len(self.classes))
+            self.decided.setdefault(role, {}).update(teacher_entropy=entropy, temperature=control.entropy_at, loss=recipe.loss)
+        if control.as_long:
+            found = self._epochs(role, teacher, recipe)
+            recipe = replace(recipe, max_epochs=found["max_epochs"])
+            self.decided.setdefault(role, {}).update(found)
+        return recipe
+
+    def _epochs(self, role: str, teacher: Member, recipe: Recipe) -> dict[str, Any]:
+        """How many epochs of `recipe` last as long as the student's training. Seeds of one recipe share the answer."""
+        listening = teacher if recipe.terms().needs_teacher else None
+        student = self.taught("student", teacher, self.parts.recipe)
+        both = {"student": (student, teacher), role: (self.taught(role, listening, recipe), listening)}
+        config = {name: {key: value for key, value in self._identity(*each).items() if key != "seed"} for name, each in both.items()}
+        inputs = {"data": self.data.fingerprint, "teacher": teacher.created.weights.sha256}
+        trainings = {name: taught for name, (taught, _) in both.items()}
+        epochs = self.parts.recipe.max_epochs
+
+        def measure(folder: Path) -> None:
+            self.console.line(f"  {role}: measuring how long an epoch takes ...")
+            as_long(epochs, trainings, self.data, self.parts.trainer, folder)
+
+        stage = self._stage(f"epochs-{role}", config, inputs, measure)
+        return dict(json.loads((stage.path / EPOCHS).read_text(encoding="utf-8")))
+
+    def taught(self, role: str, teacher: Member | None, recipe: Recipe | None = None) -> Taught:
         """What a role's training is made of."""
-        parts = self.parts
-        request = parts.teacher if role == "teacher" else parts.student
-        recipe = parts.teacher_recipe if role == "teacher" else parts.controls.get(role, parts.recipe)
-        assert request is not None
-        assert recipe is not None
+        request, control = self.request(role), self.parts.controls.get(role)
         return Taught(
             role=role,
             request=request,
             pixels=expected_pixels(request, self.seen()),
-            recipe=recipe,
+            recipe=recipe or self.settled(role, teacher),
             teacher=teacher.created if teacher else None,
             answers=self._answers(teacher) if teacher else None,
-            license=parts.licenses.trained(role, taught=teacher is not None),
+            license=self.parts.licenses.trained(role, taught=teacher is not None),
+            shuffled=control is not None and control.shuffled,
         )
 
     def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
@@ -169,6 +226,7 @@ class Workshop:
             "config": {**self.parts.config, "trainer": {**self.parts.config["trainer"], **self.parts.trainer.place()}},
             "stages": str(self.stages.root),
             "role": taught.role,
+            "recipe": vars(taught.recipe),
             "folder": str(folder),
             "data": str(self.data_folder) if self.data_folder else None,
             "listens": teacher is not None,
@@ -188,6 +246,7 @@ class Workshop:
             "trainer": {**self.parts.trainer.identity(), "max_epochs": recipe.max_epochs},
             "data": self._views(),
             "teacher": {"name": teacher.request.name, "pixels": vars(teacher.created.pixels)} if teacher else None,
+            **({"shuffled": True} if taught.shuffled else {}),
         }
 
     def _views(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_trials_run_in_other_processes_and_end_with_one_table(launcher: str, see
 
 @pytest.mark.slow
 def test_a_preempted_trial_is_sent_again_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    brief = ["controls=[]", "trainer.max_epochs=400", "trainer.checkpoint_minutes=60", "teacher.max_epochs=1"]
+    brief = ["controls=[]", "trainer.max_epochs=60", "trainer.checkpoint_minutes=60", "teacher.max_epochs=1"]
     words = command(
         "teacher.name=resnet8",
         "logger=[csv]",

@@ -114,6 +114,7 @@ def test_a_run_that_was_copied_goes_on_in_its_new_place(words: Callable[..., tup
     assert "goes on at step" in (there.parent / "log").read_text()
     assert student_sha256(there) == student_sha256(undisturbed)
     assert results(there)["test"] == results(undisturbed)["test"]
+    assert results(there)["speed"]["training_images_per_second"] > results(undisturbed)["speed"]["training_images_per_second"] / 30
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(words: Callable[..., tuple[list[str], Path, str]]) -> None:

@@ -1,0 +1,132 @@
+"""Was distilling needed? What of the gain is the teacher's knowledge, and whether plain training is as good."""
+
+from kd_app.reporting.results import Difference, Results, Split
+from kd_app.reporting.sentences import points
+
+PLAIN = ("labels_only", "as_long")
+"""Controls that are plain training: no teacher, labels as they are."""
+
+
+def worth(results: Results) -> list[str]:
+    """Sentences from the differences between the student and each control on the same images; empty where no control was measured.
+
+    Every figure is the student's top1 minus a control's, with its paired interval over the images, each by itself (not corrected for their number).
+    A control counts as as good where that interval holds 0 or lies below it. All of it is about the models of one seed, and says so.
+    """
+    split = results.test or results.validation
+    if split is None or split.teacher is None:
+        return []
+    gains = {control: gain for control, gain in _gains(split).items() if gain.value is not None and gain.low is not None and gain.high is not None}
+    if not gains:
+        return []
+    found = [sentence for control, gain in gains.items() if (sentence := _said(control, gain, gains, results))]
+    return [*found, _advice(gains, results, split), _basis(results)]
+
+
+def _gains(split: Split) -> dict[str, Difference]:
+    """By control; of a run that is older than further controls, that of the labels."""
+    if split.gains or split.pair is None:
+        return split.gains
+    return {"labels_only": Difference(value=split.pair.gain, low=split.pair.gain_low, high=split.pair.gain_high)}
+
+
+def _figure(gain: Difference) -> str:
+    """'+0.55 points (-0.10 to +1.20)'."""
+    assert gain.value is not None
+    assert gain.low is not None
+    assert gain.high is not None
+    return f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
+
+
+def _as_good(gain: Difference) -> bool:
+    return gain.low is not None and gain.low <= 0
+
+
+def _said(control: str, gain: Difference, gains: dict[str, Difference], results: Results) -> str:
+    """What one control says."""
+    if control not in _SAYS:
+        return f"Distilled minus {control.replace('_', ' ')}: {_figure(gain)}."
+    name, nothing, something = _SAYS[control]
+    model = results.models.get(control)
+    decided = (model.model_extra or {}).get("decided", {}) if model else {}
+    said = f"Distilled minus {name.format(net=model.name if model else 'another net', **_details(decided))}: {_figure(gain)}: "
+    if gain.high is not None and gain.high < 0:
+        said += "distilling did worse."
+    else:
+        said += nothing if _as_good(gain) else something
+    return said + _share(control, gain, gains)
+
+
+_SAYS = {
+    "labels_only": (
+        "the same net on the labels alone",
+        "no gain that these images could show.",
+        "a gain.",
+    ),
+    "as_long": (
+        "the labels alone for as long in wall time{epochs}",
+        "no gain that longer training would not explain.",
+        "more than longer training gives.",
+    ),
+    "smoothed_labels": (
+        "labels as soft as the teacher's answers{smoothing}",
+        "no gain that softness alone would not explain.",
+        "more than softness alone gives.",
+    ),
+    "shuffled_teacher": (
+        "the teacher's answers to other images of the class",
+        "no gain from what the teacher knows about the very image.",
+        "what the teacher knows about the very image.",
+    ),
+    "other_family": (
+        "another family of about the cost ({net}{macs}) on the labels alone",
+        "another net on plain labels may do as well.",
+        "better than that net on plain labels.",
+    ),
+}
+"""Of each control: what it is; what is said where it is as good, and where it is not."""
+
+
+def _details(decided: dict[str, object]) -> dict[str, str]:
+    epochs, loss, macs, ours = (decided.get(key) for key in ("max_epochs", "loss", "macs", "student_macs"))
+    smoothing = next((node["smoothing"] for node in loss.values() if "smoothing" in node), None) if isinstance(loss, dict) else None
+    ratio = macs / ours if isinstance(macs, int) and isinstance(ours, int) and ours else None
+    return {
+        "epochs": "" if epochs is None else f" ({epochs} epochs)",
+        "smoothing": "" if smoothing is None else f" (smoothing {smoothing:.3g})",
+        "macs": "" if ratio is None else f", {ratio:.2g} times the multiply-adds",
+    }
+
+
+def _share(control: str, gain: Difference, gains: dict[str, Difference]) -> str:
+    """How much of a gain over the labels the control has, too; said only where there is such a gain."""
+    over_labels = gains.get("labels_only")
+    if control in ("labels_only", "other_family") or over_labels is None or over_labels.value is None or _as_good(over_labels) or gain.value is None:
+        return ""
+    return f" Of the {points(over_labels.value)} points over the labels alone it has {points(over_labels.value - gain.value)} itself."
+
+
+def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str:
+    """Plain training where a control of that kind is as good; else the cheapest that is; else distilling."""
+    as_good = [control for control in PLAIN if control in gains and _as_good(gains[control])]
+    told = f"as far as {split.num_images:,} images tell"
+    if as_good:
+        longer = " for as long" if as_good == ["as_long"] else ""
+        margin = results.verdict.margin if results.verdict else None
+        shown = [control for control in as_good if margin is not None and (gains[control].high or 0) < margin]
+        sure = f", and at most {100 * (margin or 0):g} points worse" if shown else "; they could not show a small difference"
+        return f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a teacher: as good as distilling {told}{sure}."
+    if "smoothed_labels" in gains and _as_good(gains["smoothed_labels"]):
+        return f"Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher: as good as distilling {told}."
+    if any(control in gains for control in PLAIN):
+        unasked = [control for control in ("as_long", "smoothed_labels", "shuffled_teacher") if control not in gains]
+        more = f" Not asked here: 'controls=[{','.join(unasked)}]' would show what of it is the teacher's knowledge." if unasked else ""
+        return f"Recommendation: distill. Plain training is measurably worse.{more}"
+    return "Recommendation: none. Without the control labels_only nothing says whether plain training is as good."
+
+
+def _basis(results: Results) -> str:
+    return (
+        f"These are differences between models of one seed ({results.seed}), not between methods: "
+        "whether distilling is worth it in general, several seeds show."
+    )
