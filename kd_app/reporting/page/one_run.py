@@ -13,6 +13,7 @@ from kd_app.reporting.page.made import limits, made
 from kd_app.reporting.results import Estimate, ModelFigures, PairFigures, Results, Split
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import basis, license_sentences, undefined, verdict_sentence
+from kd_app.reporting.worth import worth
 
 T = TypeVar("T")
 LABELS = {"teacher": "teacher", "labels_only": "labels only", "student": "student"}
@@ -61,6 +62,7 @@ def run_part(run: Run, name: str) -> RunPart:
         verdict=results.verdict,
         models=models(results, split),
         pair=pair(split),
+        worth=worth(results),
         curves=_read(lambda: _curves(run), "Curves", missing) or [],
         classes=told_classes(split.per_class, names) if split and split.per_class else [],
         groups=split.groups if split else {},
