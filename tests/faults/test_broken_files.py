@@ -26,7 +26,7 @@ OF_STAGES = (
     "answers-student-test-*/answers.safetensors",
     "teacher-*/model/config.json",
 )
-OF_RUNS = (("results.json",), ("predictions.parquet", "metrics.csv", "student/model.safetensors"))
+OF_RUNS = (("results.json",), ("predictions.parquet", "examples.parquet", "metrics.csv", "student/model.safetensors"))
 
 
 @pytest.fixture(params=DAMAGES)

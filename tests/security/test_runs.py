@@ -108,9 +108,10 @@ def test_a_reference_that_is_none_is_refused(content: str, run: Path) -> None:
 
 def test_tables_that_are_pickles_are_not_read(run: Path, mark: Path) -> None:
     plain(run / "predictions.parquet", mark)
+    plain(run / "examples.parquet", mark)
     plain(run / "metrics.csv", mark)
     found = kd_app.load_run(run)
-    for name in ("predictions", "curves"):
+    for name in ("predictions", "examples", "curves"):
         with pytest.raises(ValueError, match=r"magic bytes|Parquet|decode|codec"):
             getattr(found, name)
     assert list(kd_app.load_runs(run)["status"]) == ["finished"]
