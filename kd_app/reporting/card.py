@@ -15,6 +15,7 @@ CARD = "README.md"
 _TASK = "image-classification"
 _NAMED_CLASSES = 20
 _WORST = 3
+_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
 
 _HUB_LICENSES: Final = frozenset(
     (
@@ -232,6 +233,9 @@ def _limits(results: Results, split: Split) -> list[str]:
         f"Images of anything else: whatever it is shown it answers with one of these {len(classes)} classes. It was trained on "
         f"{results.data.sizes['train']:,} images, and measured on others of the same kind only."
     ]
+    limited = [key for key in _LIMITS if results.config["trainer"].get(key) is not None]
+    if limited:
+        found.append(f"Any use at all: it comes from a trial run that looked at a part of the images only ({', '.join(map(_code, limited))}).")
     if student.top1 is not None and student.top1 < 1:
         found.append(f"Where a wrong answer does harm: it is wrong on {percent(1 - student.top1)} of the images that it was measured on.")
     if pair and pair.negative_flips:

@@ -107,6 +107,12 @@ def test_what_it_is_not_good_for_comes_from_the_figures(tmp_path: Path) -> None:
     assert f"{100 * (results.test.student.ece or 0):.2f} % (calibration error)" in said
 
 
+def test_a_run_on_a_part_of_the_images_ships_with_a_warning(tmp_path: Path) -> None:
+    warned = card_of(tmp_path, full(config=composed("distill", ["debug=fdr"]))).text
+    assert "looked at a part of the images only (`limit_train_batches`, `limit_val_batches`, `limit_test_batches`)" in warned
+    assert "a part of the images" not in card_of(tmp_path, full()).text
+
+
 def test_names_that_somebody_gave_stay_text(tmp_path: Path) -> None:
     results = full()
     assert results.data is not None
