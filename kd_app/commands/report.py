@@ -16,10 +16,11 @@ _Place = Annotated[str, Field(min_length=1)]
 class Asked(Typed, called="kd-report"):
     """The top level of ``conf/report.yaml``."""
 
-    def __init__(self, *, runs: list[_Place], out: _Place | None, schema: StrictBool) -> None:
+    def __init__(self, *, runs: list[_Place], out: _Place | None, schema: StrictBool, logger: dict[str, dict[str, Any]]) -> None:
         self.runs = runs
         self.out = out
         self.schema = schema
+        self.logger = logger
 
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
@@ -37,6 +38,10 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
     runs = find_runs(asked.runs)
     out = Path(asked.out) if asked.out else _beside(runs)
     page = write_report(runs, out if trial is None else out / str(trial))
+    if asked.logger:
+        from kd_app.training.report_run import tell_report
+
+        tell_report(runs, page, asked.logger)
     print(f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same figures as report.json, report.csv and report.md")
 
 

@@ -1,14 +1,20 @@
 """What must not leave the machine: secrets, and the paths of its folders."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 _SECRET = re.compile(r"(?:^|[_.-])(?:api_?key|access_?key|token|secret|passw(?:or)?d|credentials?)$", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _SHORTEST_SECRET = 8
+_FILE = "file"
+"""The column of a table that names files."""
 
 
 def cleaned(value: Any) -> Any:
@@ -18,6 +24,47 @@ def cleaned(value: Any) -> Any:
     """
     secrets = [text for name, text in os.environ.items() if _SECRET.search(name) and len(text) >= _SHORTEST_SECRET]
     return _cleaned(value, secrets)
+
+
+def relative(names: Sequence[str]) -> list[str]:
+    """Names of files, those of this machine's folders as seen from the folder that all of them are in, so that each stays told apart."""
+    machine = [name for name in names if _machine_path().match(name)]
+    above = os.path.commonpath([os.path.dirname(name) for name in machine]) if len({name[0] for name in machine}) == 1 else ""
+    if not above or Path.home().is_relative_to(above):
+        return cleaned(list(names))  # type: ignore[no-any-return]
+    return cleaned([os.path.relpath(name, above) if _machine_path().match(name) else name for name in names])  # type: ignore[no-any-return]
+
+
+def to_tell(path: Path, copy: Path) -> Path:
+    """`path`, or a `copy` of it without what must not leave the machine, where it holds some of that: in JSON, YAML, and names of files in tables."""
+    if path.suffix in (".json", ".yaml"):
+        return _told_text(path, copy)
+    return _told_table(path, copy) if path.suffix in (".csv", ".parquet") else path
+
+
+def _told_text(path: Path, copy: Path) -> Path:
+    text = path.read_text(encoding="utf-8")
+    content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    clean = cleaned(content)
+    if clean == content:
+        return path
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(
+        yaml.safe_dump(clean, sort_keys=False, allow_unicode=True) if path.suffix == ".yaml" else json.dumps(clean, indent=1), encoding="utf-8"
+    )
+    return copy
+
+
+def _told_table(path: Path, copy: Path) -> Path:
+    import pandas as pd
+
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
+    if _FILE not in table or not any(_machine_path().search(name) for name in table[_FILE]):
+        return path
+    table[_FILE] = relative(table[_FILE].tolist())
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(copy, index=False) if path.suffix == ".parquet" else table.to_csv(copy, index=False, lineterminator="\n")
+    return copy
 
 
 def _cleaned(value: Any, secrets: list[str]) -> Any:

@@ -1,12 +1,12 @@
 """TensorBoard and MLflow, as the loggers that Lightning has for them."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kd_app.config import RequestError
-from kd_app.tracking.base import Backend, Opening, Outcome, Run, borrowed_environment
+from kd_app.tracking.base import Backend, Opening, Outcome, Point, Run, borrowed_environment
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -25,9 +25,12 @@ class TensorBoard(Backend):
         """Open the stage's event file."""
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        logger = TensorBoardLogger(opening.out / "tensorboard", name="", version=opening.stage, default_hp_metric=False)
+        folder = opening.out / "tensorboard"
+        begun = bool(opening.points) and (folder / opening.stage).is_dir()
+        lost = opening.points[-1][1] + 1 if begun else None  # from here on an attempt wrote what it did not get to save
+        logger = TensorBoardLogger(folder, name="", version=opening.stage, default_hp_metric=False, purge_step=lost)
         logger.log_hyperparams(dict(opening.config))
-        return _LightningRun(logger, stopped="failed")
+        return _LightningRun(logger, opening.points, stopped="failed", told=begun)
 
 
 class MLflow(Backend):
@@ -52,16 +55,18 @@ class MLflow(Backend):
             tags = {"group": opening.group, "stage": opening.stage, "tags": ",".join(opening.tags)}
             logger = MLFlowLogger(self._experiment, run_name=opening.name, tracking_uri=uri, tags=tags)
             logger.log_hyperparams(dict(opening.config))
-        return _LightningRun(logger, stopped="KILLED")
+        return _LightningRun(logger, opening.points, stopped="KILLED", told=False)
 
 
 class _LightningRun(Run):
-    """One of Lightning's loggers; `stopped` is its word for a run that somebody stopped."""
+    """One of Lightning's loggers; `stopped` is its word for a run that somebody stopped; earlier `points` are logged unless it was `told` them."""
 
-    def __init__(self, logger: "Logger", *, stopped: str) -> None:
+    def __init__(self, logger: "Logger", points: Sequence[Point], *, stopped: str, told: bool) -> None:
         self._logger = logger
         self._stopped = stopped
-        self._last = 0
+        self._last = points[-1][1] if points else 0
+        for row, step in () if told else points:
+            self.log(row, step)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         self._last = step

@@ -6,27 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config.private import cleaned
-from kd_app.tracking.base import Outcome
+from kd_app.tracking import lineage
+from kd_app.tracking.base import Artifact, Outcome
 
 _SHOWN = ("test", "validation", "verdict", "speed", "models", "license")
 
 
-def outcome(results: Mapping[str, Any], files: Sequence[Path], out: Path, lineage: Mapping[str, Any] | None) -> Outcome:
-    """What trackers get to see of `results` (the content of results.json) and of the run's `files` and folders of files.
-
-    Without a given `lineage` the teacher's reference comes from the results.
-    """
+def outcome(run: str, results: Mapping[str, Any], files: Sequence[Path], out: Path, uses: Sequence[Artifact]) -> Outcome:
+    """What trackers get to see of the `results` (the content of results.json) of the `run`, of its `files` and folders, and of what it `uses`."""
     shown = cleaned({section: results.get(section) for section in _SHOWN})
-    by_model = {role: figures for role, figures in (shown["test"] or {}).items() if isinstance(figures, Mapping) and "top1" in figures}
-    test = {role: dict(_numbers(figures)) for role, figures in by_model.items()}
-    return Outcome(dict(_flat(shown)), test, cleaned(lineage or _reference(results)), dict(_named(files, out)))
-
-
-def _reference(results: Mapping[str, Any]) -> dict[str, str]:
-    """Which weights taught: name, source, sha256, and the stage that made them, if one did; empty without a teacher."""
-    teacher = (results.get("models") or {}).get("teacher") or {}
-    made = [Path(stage["path"]).name for stage in results.get("stages") or [] if stage["name"] == "teacher"]
-    return {key: teacher[key] for key in ("name", "source", "sha256") if key in teacher} | ({"stage": made[0]} if made else {})
+    models = {role: figures for role, figures in (shown["test"] or {}).items() if isinstance(figures, Mapping) and "top1" in figures}
+    named = dict(_named(files, out))
+    return Outcome(
+        figures=dict(_flat(shown)),
+        test={role: dict(_numbers(figures)) for role, figures in models.items()},
+        classes=cleaned((results.get("data") or {}).get("classes") or []),
+        files=named,
+        makes=lineage.outcome(run, results, named, uses),
+    )
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | str]]:

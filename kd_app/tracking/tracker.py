@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from kd_app.config.private import cleaned
-from kd_app.tracking.base import STUDENT, Backend, Opening, Run
+from kd_app.tracking import lineage
+from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, Opening, Point, Run
 from kd_app.tracking.outcome import outcome
 
 Listener = Callable[[dict[str, float], int], None]
@@ -19,7 +20,8 @@ _WHERE = ("out", "stages", "remake", "overwrite", "logger")
 class Tracker:
     """Follows one run in every tracker of `kinds` (the ``logger`` group, made).
 
-    Each stage that trains is a run of its own, of the group `group`; `config` is told without secrets and machine paths.
+    Each stage is a run of its own, of the group `group`; `config` is told without secrets and machine paths. A teacher or control that was found
+    is one, too, unless a sweep's many trials would all tell of the same (`shares`).
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Tracker:
         tags: Sequence[str],
         config: Mapping[str, Any],
         say: Callable[[str], None],
+        shares: bool = False,
     ) -> None:
         self._backends = dict(kinds)
         self._failed: set[str] = set()
@@ -41,20 +44,34 @@ class Tracker:
         self._tags = tuple(tags)
         self._config = cleaned({key: value for key, value in config.items() if key not in _WHERE})
         self._say = say
+        self._shares = shares
         self._open: dict[str, dict[str, Run]] = {}
-        self._lineage: Mapping[str, Any] | None = None
+        self._data: tuple[Artifact, ...] = ()
+        self._uses: tuple[Artifact, ...] = ()
+        self._knowledge: Mapping[str, Any] = {}
 
-    def start(self, stage: str, lineage: Mapping[str, Any] | None = None) -> Listener:
-        """Open the run of `stage`; returns what is called with each row of its curves and the row's step.
+    def data(self, name: str, fingerprint: str, sizes: Mapping[str, int], split: Path) -> None:
+        """What all stages that start from here on are trained on; `split` is the CSV that says which image is where."""
+        self._data = (lineage.split(name, fingerprint, sizes, split.absolute()),)
 
-        `lineage` refers to the model that this stage learns from: name, source, sha256, stage.
+    def knowledge(self, knowledge: Mapping[str, Any]) -> None:
+        """What the teacher knows about these images, for the student's run to begin with."""
+        self._knowledge = cleaned(knowledge)
+
+    def start(self, stage: str, teacher: Mapping[str, Any] | None = None, points: Sequence[Point] = ()) -> Listener:
+        """Open the run of `stage`; returns what is called with each further row of its curves and the row's step.
+
+        teacher: the model that this stage learns from (name, source, sha256, stage) · points: the curves so far, where it goes on or is ready.
         """
         assert stage not in self._open, f"{stage} is open already"
-        config = dict(self._config)
-        if lineage:
-            self._lineage = lineage
-            config["lineage"] = {"teacher": cleaned(lineage)}
-        opening = Opening(stage, f"{self._name} {stage}", self._group, self._tags, config, self._out)
+        uses = (*self._data, *([lineage.teacher(teacher)] if teacher else ()))
+        if stage == STUDENT:
+            self._uses = uses
+        return self._begin(stage, uses, points, self._knowledge if teacher else {})
+
+    def _begin(self, stage: str, uses: tuple[Artifact, ...], points: Sequence[Point] = (), knowledge: Mapping[str, Any] | None = None) -> Listener:
+        config = {**self._config, "lineage": {each.kind: {**each.content, **each.about} for each in uses if each.content}}
+        opening = Opening(stage, f"{self._name} {stage}", self._group, self._tags, config, self._out, uses, points, knowledge or {})
         runs = self._open[stage] = {}
         for kind, backend in self._backends.items():
             if kind in self._failed:
@@ -65,6 +82,18 @@ class Tracker:
                     runs[kind] = run
         return lambda row, step: self._each(stage, lambda run: run.log(row, step))
 
+    def ready(self, stage: str, model: Mapping[str, Any], teacher: Mapping[str, Any] | None, points: Callable[[], Sequence[Point]]) -> None:
+        """The `model` of `stage` is there: trained now, which ends its run, or found, which is told with the curves of its training.
+
+        The student's run stays open for the results.
+        """
+        if stage not in self._open and (stage == STUDENT or not self._shares):
+            self.start(stage, teacher, points())
+        if stage == TEACHER:
+            self._each(stage, lambda run: run.made(lineage.teacher(model)))
+        if stage != STUDENT:
+            self.end(stage, exit_code=0)
+
     def end(self, stage: str, *, exit_code: int) -> None:
         """Close the run of `stage`, if it is open; 0 is success."""
         for kind, run in self._open.pop(stage, {}).items():
@@ -72,12 +101,16 @@ class Tracker:
                 run.close(exit_code)
 
     def results(self, results: BaseModel | Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Give the outcome to the student's run, which is opened now when the student was found rather than trained."""
-        if STUDENT not in self._open:
-            self.start(STUDENT)
+        """Give the outcome to the student's run."""
         plain = results.model_dump(mode="json") if isinstance(results, BaseModel) else results
-        told = outcome(plain, [path.absolute() for path in files], self._out, self._lineage)
+        told = outcome(self._name, plain, [path.absolute() for path in files], self._out, self._uses)
         self._each(STUDENT, lambda run: run.results(told))
+
+    def report(self, page: Path, students: Sequence[Artifact]) -> None:
+        """Tell of a `page` about `students` of finished runs, as a run of its own."""
+        self._begin("report", tuple(students))
+        self._each("report", lambda run: run.made(lineage.report(self._name, page, students)))
+        self.end("report", exit_code=0)
 
     def close(self, *, exit_code: int) -> None:
         """Close what is still open; may be called again."""

@@ -2,23 +2,32 @@
 
 import io
 import json
+import math
 import os
-import re
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from kd_app.config.private import cleaned
-from kd_app.tracking.base import STUDENT, Backend, Opening, Outcome, Run, borrowed_environment
+from kd_app.config.private import to_tell
+from kd_app.stages import write_atomically
+from kd_app.tracking.base import STUDENT, Artifact, Backend, Opening, Outcome, Run, borrowed_environment
+from kd_app.tracking.tables import Picture, Table, confusions, known, tables
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 _MODES: dict[str, Mode] = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 _BEST = {"top1": "max", "top5": "max", "balanced_accuracy": "max", "agreement": "max", "nll": "min", "ece": "min", "kl_to_teacher": "min"}
+_OBJECTIVE = "validation/top1"
+BEST = "validation/best_top1"
+"""The best so far, as a plain number: what W&B's sweeps can be told to maximize."""
+
+_FOLDER = "wandb"
+_TOLD = ".told"
+"""Hidden: a copy of a run's files is no run that somebody should find."""
+
 _SETTINGS = {
     "console": "off",
     "disable_code": True,
@@ -50,19 +59,22 @@ class Wandb(Backend):
         self._said = False
 
     def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
-        """Open the stage's run; where it can't be online, it is offline."""
+        """Open the stage's run, or go on with the one that an earlier attempt opened; where it can't be online, it is offline."""
         if self._mode == "disabled" or ("WANDB_SWEEP_ID" in os.environ and opening.stage != STUDENT):
             return None
         opening.out.mkdir(parents=True, exist_ok=True)
-        with _undisturbed():
-            run, text = self._init(opening)
+        with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(opening.out / _FOLDER)):
+            run, text = self._init(opening, _identity(opening))
             _define_metrics(run)
+            for artifact in opening.uses:
+                _use(run, artifact, opening.out / _FOLDER)
+            following = _WandbRun(run, opening)
         if not self._said:
             say(text)
             self._said = True
-        return _WandbRun(run, opening)
+        return following
 
-    def _init(self, opening: Opening) -> tuple[Any, str]:
+    def _init(self, opening: Opening, identity: str) -> tuple[Any, str]:
         """The run and what to say of it; a second stage does not wait again for a server that did not answer the first."""
         import wandb
 
@@ -70,21 +82,23 @@ class Wandb(Backend):
         if self._mode != "offline":
             try:
                 if wandb.login(prompt=False):
-                    run = self._init_as("online", opening)
+                    run = self._init_as("online", opening, identity)
                     return run, f"W&B: {run.url}"
                 why = " (nobody is logged in)"
             except Exception as error:
                 why = f" ({_first_line(error)})"
             self._mode = "offline"
-        return self._init_as("offline", opening), f"W&B: offline{why}; to upload it later: wandb sync {_shown(opening.out)}/wandb/offline-run-*"
+        run = self._init_as("offline", opening, identity)
+        return run, f"W&B: offline{why}; to upload it later: wandb sync {_shown(opening.out)}/wandb/offline-run-*"
 
-    def _init_as(self, mode: Literal["online", "offline"], opening: Opening) -> Any:
+    def _init_as(self, mode: Literal["online", "offline"], opening: Opening, identity: str) -> Any:
         import wandb
 
         return wandb.init(
             project=self._project,
             entity=self._entity,
-            id=None if opening.stage == STUDENT else uuid.uuid4().hex[:8],
+            id=identity,
+            resume="allow" if mode == "online" and opening.points else None,
             name=opening.name,
             group=opening.group,
             job_type=opening.stage,
@@ -98,26 +112,51 @@ class Wandb(Backend):
 
 
 class _WandbRun(Run):
-    """One run; `step` is a column of its own, the x axis of every curve (validation: `epoch`), so that a training that goes on loses no points."""
+    """One run; `step` is a column of its own, the x axis of every curve (validation: `epoch`).
+
+    A run that goes on is told all its points again: the server's keeps those that it has, an offline one begins a file that holds them all.
+    """
 
     def __init__(self, run: Any, opening: Opening) -> None:
         self._run = run
         self._opening = opening
+        self._known = int(run.starting_step)
+        self._best = -math.inf
+        if opening.knowledge:
+            self._tell({name: _table(table) for name, table in known(opening.knowledge).items()})
+        for row, step in opening.points:
+            self.log(row, step)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        self._run.log({**row, "step": step})
+        best = {}
+        if _OBJECTIVE in row:
+            self._best = max(self._best, row[_OBJECTIVE])
+            best[BEST] = self._best
+        self._tell({**row, **best, "step": step})
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        if self._known:
+            self._known -= 1
+        else:
+            self._run.log(dict(row))
+
+    def made(self, artifact: Artifact) -> None:
+        with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(self._folder)):
+            self._run.log_artifact(*_artifact(artifact, self._folder))
 
     def results(self, outcome: Outcome) -> None:
-        folder = self._opening.out / "wandb"
-        with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(folder)):
+        with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.summary.update(dict(outcome.figures))
-            if outcome.lineage:
-                self._run.config.update({"lineage": {"teacher": dict(outcome.lineage)}}, allow_val_change=True)
-            if outcome.test:
-                self._run.log({"test_figures": _table(outcome.test)})
-            if outcome.lineage and not self._run.offline:
-                self._run.use_artifact(_reference(outcome.lineage))
-            self._run.log_artifact(_files(outcome, self._opening.name, folder / "told"))
+            shown = {name: _table(table) for name, table in tables(outcome).items()}
+            shown |= {f"confusion/{role}": _confusion(role, table) for role, table in confusions(outcome).items()}
+            if shown:
+                self._run.log(shown)
+            for artifact in outcome.makes:
+                self._run.log_artifact(*_artifact(artifact, self._folder))
+
+    @property
+    def _folder(self) -> Path:
+        return self._opening.out / _FOLDER
 
     def close(self, exit_code: int) -> None:
         import wandb
@@ -129,6 +168,40 @@ class _WandbRun(Run):
                 with suppress(Exception):  # wandb's process is gone: else its exit hook prints a traceback
                     wandb.teardown(exit_code)
                 raise
+        _remember(self._opening, self._run.id, finished=exit_code == 0)
+
+
+def _identity(opening: Opening) -> str:
+    """The trial's, where an agent or somebody else says so for the student; else that of the earlier attempt that this one goes on with; else new.
+
+    A file of the run has to have a name of its own: within the second in which the last one was begun it waits.
+    """
+    given = os.environ.get("WANDB_RUN_ID") if opening.stage == STUDENT else None
+    before = _read(_memory(opening))
+    goes_on = "id" in before and (bool(opening.points) or not before.get("finished"))
+    identity = given or (str(before["id"]) if goes_on else uuid.uuid4().hex[:8])
+    _remember(opening, identity, finished=False)
+    while any((opening.out / _FOLDER).glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}")):
+        time.sleep(0.02)
+    return identity
+
+
+def _memory(opening: Opening) -> Path:
+    return opening.out / _FOLDER / f"{opening.stage}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(opening: Opening, identity: str, *, finished: bool) -> None:
+    path = _memory(opening)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({"id": identity, "finished": finished}))
 
 
 def _define_metrics(run: Any) -> None:
@@ -139,58 +212,57 @@ def _define_metrics(run: Any) -> None:
         run.define_metric(f"validation/{name}", step_metric="epoch", summary=best)
 
 
-def _table(test: Mapping[str, Mapping[str, float]]) -> Any:
-    """A row for each model, a column for each figure."""
+def _table(table: Table) -> Any:
     import wandb
 
-    columns = list(dict.fromkeys(name for figures in test.values() for name in figures))
-    rows: list[Iterable[Any]] = [[role, *(figures.get(name) for name in columns)] for role, figures in test.items()]
-    return wandb.Table(columns=["model", *columns], data=rows)
+    rows: list[Iterable[Any]] = [[_picture(cell) if isinstance(cell, Picture) else cell for cell in row] for row in table.rows]
+    return wandb.Table(columns=list(table.columns), data=rows)
 
 
-def _reference(lineage: Mapping[str, Any]) -> Any:
-    """The teacher as an artifact that a run used: what identifies it, not its weights."""
+def _picture(picture: Picture) -> Any:
+    import wandb
+    from PIL import Image
+
+    return wandb.Image(Image.open(io.BytesIO(picture.png))) if picture.png else None
+
+
+def _confusion(role: str, table: Table) -> Any:
+    """W&B's own heat map of a confusion matrix, with counts that are sent as they are shown."""
     import wandb
 
-    artifact = wandb.Artifact(f"teacher-{_word(str(lineage.get('sha256') or lineage.get('name')))[:16]}", type="teacher", metadata=dict(lineage))
-    with artifact.new_file("teacher.json", encoding="utf-8") as file:
-        json.dump(dict(lineage), file, indent=1)
-    return artifact
+    columns = ("Actual", "Predicted", "nPredictions")
+    fields = {name: name for name in columns}
+    return wandb.plot_table("wandb/confusion_matrix/v1", _table(Table(columns, table.rows)), fields, {"title": f"{role}: label and answer"})
 
 
-def _files(outcome: Outcome, name: str, told: Path) -> Any:
-    """The run's files as an artifact. They are uploaded from where they lie; `told` takes copies of those that need cleaning."""
+def _artifact(artifact: Artifact, folder: Path) -> tuple[Any, None, None, list[str]]:
+    """The arguments of ``log_artifact``. Files are uploaded from where they lie; below `folder` lie copies of those that need cleaning.
+
+    W&B knows a version by its files alone: what is told of it is one of them.
+    """
     import wandb
 
-    artifact = wandb.Artifact(f"run-{_word(name)}", type="run", metadata={"teacher": dict(outcome.lineage)})
-    for inside, path in outcome.files.items():
-        artifact.add_file(str(_to_tell(path, told / inside).resolve()), name=inside, policy="immutable", skip_cache=True)
-    return artifact
+    made = wandb.Artifact(artifact.name, type=artifact.kind, metadata={**artifact.content, **artifact.about, "identity": artifact.identity})
+    if artifact.content:
+        with made.new_file(f"{artifact.kind}.json", encoding="utf-8") as file:
+            json.dump(dict(artifact.content), file, indent=1, sort_keys=True)
+    for inside, path in artifact.files.items():
+        made.add_file(str(to_tell(path, folder / _TOLD / inside).resolve()), name=inside, policy="immutable", skip_cache=True)
+    return made, None, None, ["latest", artifact.identity[:12]]
 
 
-def _to_tell(path: Path, copy: Path) -> Path:
-    """`path`, or a copy without what must not leave the machine, where it holds some of that."""
-    if path.suffix not in (".json", ".yaml"):
-        return path
-    text = path.read_text(encoding="utf-8")
-    content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    clean = cleaned(content)
-    if clean == content:
-        return path
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_text(
-        yaml.safe_dump(clean, sort_keys=False, allow_unicode=True) if path.suffix == ".yaml" else json.dumps(clean, indent=1), encoding="utf-8"
-    )
-    return copy
+def _use(run: Any, artifact: Artifact, folder: Path) -> None:
+    """Say that a run uses an artifact, which the server may not know yet.
+
+    It is what ``use_artifact`` does for such a one, but without waiting for the server, so that it is queued offline, too, where ``use_artifact``
+    raises: whoever uploads the run makes the artifact, or finds it, and links both.
+    """
+    made, _, _, aliases = _artifact(artifact, folder)
+    run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=True)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _word(text: str) -> str:
-    """`text` in the letters that names of artifacts may have."""
-    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)
 
 
 def _shown(path: Path) -> Path:
@@ -203,7 +275,7 @@ def _shown(path: Path) -> Path:
 def _undisturbed() -> Iterator[None]:
     """Let wandb work without printing, without reporting its errors elsewhere, and without leaving its own `sys.exit`, hook and variables here."""
     exit_before, hook_before = sys.exit, sys.excepthook
-    with borrowed_environment(WANDB_ERROR_REPORTING="false"), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+    with borrowed_environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         try:
             yield
         finally:

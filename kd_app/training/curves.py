@@ -50,6 +50,11 @@ def forget_after(path: Path, step: int) -> None:
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_curves(path) if row["step"] <= step))
 
 
+def points(folder: Path) -> list[tuple[Row, int]]:
+    """The points of the training in `folder`: the row that was logged, and its step."""
+    return [({name: value for name, value in row.items() if name != "step"}, int(row["step"])) for row in read_curves(folder / FILE)]
+
+
 def read_curves(path: Path) -> Iterator[Row]:
     """The points of a ``curves.jsonl``, up to a line that a kill cut off or that is damaged."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:

@@ -124,8 +124,11 @@ def _told(taught: Taught, created: Created, data: Any, settings: TrainerSettings
 
 
 def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:
-    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut off there; None where there was none, or it is damaged."""
+    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut off there; None where none did, or it is damaged or whole."""
+    if (folder / RECORD).is_file():
+        return None
     if not (folder / LAST).is_file():
+        forget_after(folder / FILE, -1)
         return None
     if not _whole(folder / LAST):
         say(f"{folder / LAST} is damaged; this training starts again from its beginning")

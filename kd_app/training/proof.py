@@ -36,7 +36,8 @@ from kd_app.training.run_folder import RESULTS
 from kd_app.training.trainer import cpu_name
 from kd_app.training.workshop import Member, Workshop, told
 
-BESIDE = ("predictions.parquet", EXAMPLES, "metrics.csv", "split.csv", "teacher/reference.json")
+SPLIT = "split.csv"
+BESIDE = ("predictions.parquet", EXAMPLES, "metrics.csv", SPLIT, "teacher/reference.json")
 """What a run writes beside results.json and the folder of the student."""
 
 
@@ -100,7 +101,7 @@ class Proof:
         }
         self.found["notes"] = list(shop.data.notes)
         self.found["models"] = {role: described(member, shop, self._license(member)) for role, member in members.items()}
-        shop.data.write_split(self.out / "split.csv")
+        shop.data.write_split(self.out / SPLIT)
         *_, last = splits.values()
         for place, split in splits.items():
             answers = {role: shop.predictions(member, split) for role, member in members.items()}
@@ -108,10 +109,17 @@ class Proof:
             self._predictions(answers)
             if split == last:
                 self.found[place]["robustness"] = robustness(shop, members, split, answers["student"].target)
-            if "teacher" in answers and "knowledge" not in self.found:
-                self.found["knowledge"] = knowledge(shop, answers["teacher"], split)
+            if "teacher" in members:
+                self.knows(members["teacher"], split)
         show_examples(shop, answers, self.found.get("knowledge", {}).get("similar", []), self.out)
         self._speed(members)
+
+    def knows(self, teacher: Member, split: str) -> dict[str, Any]:
+        """What the teacher knows of the images of `split`, or of those that it was asked about first."""
+        if "knowledge" not in self.found:
+            self.found["knowledge"] = knowledge(self.shop, self.shop.predictions(teacher, split), split)
+        known: dict[str, Any] = self.found["knowledge"]
+        return known
 
     def _license(self, member: Member) -> str:
         """What the weights of a model are under."""

@@ -12,8 +12,9 @@ from kd_app.stages import Stages, file_sha256
 from kd_app.tracking import Backend, Tracker
 from kd_app.training.parts import Config, OwnParts, Parts, make, parts
 from kd_app.training.plan import plan
-from kd_app.training.proof import BESIDE, Proof, evaluated
+from kd_app.training.proof import BESIDE, SPLIT, Proof, data_name, evaluated
 from kd_app.training.ranks import check_places
+from kd_app.training.report_run import run_names
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.search import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop, run_name, teacher_is_ready
@@ -43,9 +44,10 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
             console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
             console.show(summary(done))
         else:
-            name = (out.name,) if trial is None else (out.parent.name, out.name)
+            group, name = run_names(out, trial=trial is not None)
             told = {**config, "license": {**config["license"], **made.licenses.told()}}
-            tracker = Tracker(backends, out=out, name="-".join(name), group=name[0], tags=config["tags"], config=told, say=console.say)
+            about = {"name": name, "group": group, "tags": config["tags"], "shares": trial is not None}
+            tracker = Tracker(backends, out=out, config=told, say=console.say, **about)
             watch = Watch(out.parent, trial) if config["prune"] and trial is not None else None
             _go(made, out, console, tracker, judge, watch=watch, read_test=read_test, trial=trial is not None)
     return out
@@ -86,7 +88,7 @@ def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdi
     code = 1
     try:
         proof.write("running")
-        members = _members(shop, console)
+        members = _members(shop, console, proof)
         proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
         proof.ship(members)
         results = proof.write("finished")
@@ -115,10 +117,12 @@ def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdi
     console.say(f"Everything is in {out}")
 
 
-def _members(shop: Workshop, console: Console) -> dict[str, Member]:
+def _members(shop: Workshop, console: Console, proof: Proof) -> dict[str, Member]:
     """Teacher, controls and student, each made or found."""
     made = shop.parts
     shop.prepare_data()
+    shop.data.write_split(proof.out / SPLIT)
+    shop.tracker.data(data_name(shop), shop.data.fingerprint, shop.data.sizes, proof.out / SPLIT)
     for note in (*shop.data.notes, *made.licenses.unknown, *made.licenses.accepted):
         console.say(f"Note: {note}")
     console.say(plan(shop))
@@ -131,6 +135,7 @@ def _members(shop: Workshop, console: Console) -> dict[str, Member]:
         teacher = shop.ready(made.teacher, seed=0) if ready else shop.train("teacher")
         members["teacher"] = teacher
         console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
+        shop.tracker.knowledge(proof.knows(teacher, "validation"))
     for control in made.controls:
         members[control] = shop.train(control, teacher)
     members["student"] = shop.train("student", teacher)

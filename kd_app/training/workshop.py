@@ -21,8 +21,8 @@ from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, fingerprint, write_atomically
 from kd_app.training.controls import mean_entropy, nearest
-from kd_app.training.curves import FILE, read_curves
-from kd_app.training.fit import RECORD, Taught, build, fit, trained
+from kd_app.training.curves import points
+from kd_app.training.fit import RECORD, Taught, build, fit, resumed, trained
 from kd_app.training.module import Answers
 from kd_app.training.pace import FILE as EPOCHS
 from kd_app.training.pace import as_long
@@ -138,7 +138,9 @@ class Workshop:
         stage = self._stage(role, self._identity(taught, teacher), inputs, lambda folder: self._fit(taught, teacher, folder))
         record = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
         again = trained(request, stage.path)
-        return Member(role, again, create(again, taught.pixels, len(self.classes), seed=seed), record, stage.path)
+        member = Member(role, again, create(again, taught.pixels, len(self.classes), seed=seed), record, stage.path)
+        self.tracker.ready(role, told(member), told(teacher) if teacher else None, lambda: points(stage.path))
+        return member
 
     def request(self, role: str) -> ModelRequest:
         """The model of a role. Raises `RequestError` where a control's is to be chosen and none fits."""
@@ -207,18 +209,18 @@ class Workshop:
         )
 
     def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
-        listen = self.tracker.start(taught.role, told(teacher) if teacher else None)
+        resumed(folder, self.console.say)
+        before = points(folder)
+        listen = self.tracker.start(taught.role, told(teacher) if teacher else None, before)
         if self.watch is not None and taught.role == "student":
-            for row in read_curves(folder / FILE):
-                self.watch(row, int(row["step"]))
+            for row, step in before:
+                self.watch(row, step)
             listen = _both(listen, self.watch)
         settings = self.parts.trainer
         if settings.world_size > 1:
             fit_on_ranks(self._job(taught, teacher, folder), folder, settings.world_size, listen=listen)
         else:
             fit(taught, self.data, settings, folder, console=self.console, listen=listen)
-        if taught.role != "student":  # the student's run gets the results, too
-            self.tracker.end(taught.role, exit_code=0)
 
     def _job(self, taught: Taught, teacher: Member | None, folder: Path) -> dict[str, Any]:
         """The same training as plain data, for other processes."""

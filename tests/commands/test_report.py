@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kd_app.reporting.results import json_schema
-from tests.commands.call import done, refused, snapshot
+from tests.commands.call import TINY, done, refused, snapshot
+from tests.tracking.wandb_files import offline_runs
 
 FILES = {"report.html", "report.json", "report.csv", "report.md"}
 
@@ -43,6 +44,23 @@ def test_runs_are_found_by_glob_by_folder_and_once_and_their_report_lies_beside_
 def test_the_schema_is_that_of_results_json() -> None:
     assert json.loads(report("schema=true")) == json_schema()
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_that_it_is_about(
+    run: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done(*TINY, f"stages={made / 'stages'}", "remake=[student]", "logger=[wandb]", "logger.wandb.mode=offline", f"out={run}")
+    said = report(f"runs=[{run}]", "logger=[wandb]", "logger.wandb.mode=offline")
+    assert names(run) == ["run"]  # what W&B keeps copies of is no other run
+    assert "wandb sync" in said
+    runs = offline_runs(run)
+    (ships,) = [each for each in runs["student"][0].artifacts if each.type == "student"]
+    (used,) = [each for each in runs["report"][0].artifacts if each.use_after_commit]
+    (page,) = [each for each in runs["report"][0].artifacts if not each.use_after_commit]
+    assert (used.type, used.name, used.digest) == ("student", ships.name, ships.digest)
+    assert (page.type, [entry.path for entry in page.manifest.contents]) == ("report", ["report.html"])
+    assert runs["report"][0].run.run_group == runs["student"][0].run.run_group == "run"
+    assert str(made) not in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_app.config.private import cleaned
+from kd_app.config.private import cleaned, relative
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,26 @@ def test_keys_named_like_a_secret_go(key: str) -> None:
 def test_values_of_secret_variables_go_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUB_TOKEN", "abcdefgh1234")
     assert cleaned(["x?auth=abcdefgh1234"]) == ["x?auth=***"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["/home/me/photos/cat/1.png", "/home/me/photos/dog/1.png"], ["cat/1.png", "dog/1.png"]),
+        (["/home/me/1.png"], ["1.png"]),
+        (["cat/1.png", "dog/1.png"], ["cat/1.png", "dog/1.png"]),
+        (["cat/1.png", "/home/me/photos/dog/1.png"], ["cat/1.png", "1.png"]),
+        (["/home/me/1.png", "/tmp/x/1.png"], ["1.png", "1.png"]),
+        ([], []),
+    ],
+)
+def test_names_of_files_are_told_as_seen_from_the_folder_that_all_are_in(names: list[str], told: list[str]) -> None:
+    assert relative(names) == told
+
+
+def test_names_of_files_from_the_home_folder_and_elsewhere_do_not_name_who_is_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert relative(["/home/me/photos/1.png", "/home/you/2.png"]) == ["1.png", "2.png"]
 
 
 _PLAIN = st.recursive(

@@ -1,8 +1,12 @@
-"""Weights & Biases refuses, or dies in mid-run."""
+"""Weights & Biases refuses, is slow, or dies in mid-run; a run that it follows is killed."""
 
+import csv
+import json
 import os
 import signal
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +18,10 @@ import pytest
 from kd_app.commands.app import guarded
 from tests.commands.call import snapshot
 from tests.faults.conftest import Fault
-from tests.faults.whole_run import WORDS, outcome, places
+from tests.faults.whole_run import EPOCHS, STEPS, WORDS, outcome, places
+from tests.tracking.wandb_files import offline_runs
 from tests.tracking.wandb_server import serving
-from tests.training.processes import ended, start
+from tests.training.processes import distilled, ended, start
 
 
 def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills: bool) -> None:
@@ -29,6 +34,7 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    os.environ.pop("WANDB_MODE", None)
     os.environ.update(environment)
     plain = Distillation.validation_step
 
@@ -42,10 +48,37 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
         os._exit(guarded(lambda: distill(composed("distill", words))))
 
 
+def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: Path) -> None:
+    """In a process of its own: the run with W&B; writes down the seconds of all trainings, and of each call of the trackers during those."""
+    from kd_app.tracking import Tracker
+    from kd_app.training import fit
+
+    train, tell = fit._run, Tracker._each
+    seconds: dict[str, list[float]] = {"trainings": [], "calls": []}
+    begun: list[float] = []
+
+    def timed_train(*args: Any) -> None:
+        begun.append(time.perf_counter())
+        try:
+            train(*args)
+        finally:
+            seconds["trainings"].append(time.perf_counter() - begun.pop())
+            times.write_text(json.dumps(seconds), encoding="utf-8")
+
+    def timed_tell(*args: Any) -> None:
+        start = time.perf_counter()
+        tell(*args)
+        if begun:
+            seconds["calls"].append(time.perf_counter() - start)
+
+    with patch.object(fit, "_run", timed_train), patch.object(Tracker, "_each", timed_tell):
+        _followed(words, log, environment, kills=False)
+
+
 def followed(folder: Path, *, kills: bool = False, **environment: str) -> str:
     """What such a run says."""
     words = [*(word for word in WORDS if not word.startswith("logger")), "logger=[csv,wandb]", *places(folder)]
-    clean = {"HOME": str(folder), "WANDB_MODE": "", **environment}
+    clean = {"HOME": str(folder), **environment}
     assert ended(start(_followed, words, folder / "log", clean, kills)) == 0, (folder / "log").read_text(encoding="utf-8")
     return (folder / "log").read_text(encoding="utf-8")
 
@@ -76,6 +109,60 @@ def test_a_server_that_refuses_the_key_means_offline(tmp_path: Path, undisturbed
     with serving(refuses=True) as server:
         said = followed(tmp_path, WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url)
     assert "W&B: offline (" in said
+    assert "401" in said
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*"))
     is_whole(tmp_path, undisturbed)
     fault("W&B's server refuses", happened="a line says that W&B is offline; the run ended with the same student and figures", lost="nothing")
+
+
+REAL = ("teacher=none", "loss=[cross_entropy]", "data.batch_size=16", "trainer.max_epochs=2", "trainer.log_every=50", "logger=[csv,wandb]")
+"""A small training: 81 steps an epoch, and a point of the curves after 50 of them, at the epoch's end and after its validation."""
+
+
+def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(tmp_path: Path, fault: Fault) -> None:
+    delay = 0.3
+    words, log, times = [*REAL, *places(tmp_path)], tmp_path / "log", tmp_path / "times.json"
+    with serving(delay=delay) as server:
+        environment = {"HOME": str(tmp_path), "WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": server.url}
+        assert ended(start(_timed, words, log, environment, times)) == 0, log.read_text(encoding="utf-8")
+    assert f"W&B: {server.url}" in log.read_text(encoding="utf-8")
+    seconds = json.loads(times.read_text(encoding="utf-8"))
+    assert len(seconds["calls"]) == 6
+    assert max(seconds["calls"]) < delay / 2  # nobody waited for an answer
+    assert sum(seconds["calls"]) < 0.01 * sum(seconds["trainings"]), seconds
+    with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    (history,) = server.histories.values()
+    assert len(steps) == 6
+    assert [row["step"] for row in history if "epoch" in row] == steps
+    fault(
+        "W&B's server answers every request 0.3 s late",
+        happened="the trackers took less than 1 % of the training loop's time; every point is on disk, and on the server",
+        lost="nothing",
+    )
+
+
+def test_a_run_that_is_killed_is_one_run_in_weights_and_biases(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+    words = [*(word for word in WORDS if not word.startswith("logger")), "logger=[csv,wandb]", "logger.wandb.mode=offline", *places(tmp_path)]
+    last = 3 * EPOCHS * STEPS - 1  # the student's, after those of teacher and control
+    assert distilled(words, str(tmp_path / "log"), ("kd_app.training.module:Distillation.training_step", last)) == -signal.SIGKILL
+    before = snapshot(tmp_path / "out" / "wandb")
+    assert distilled(words, str(tmp_path / "log")) == 0
+    assert outcome(tmp_path) == outcome(undisturbed)
+    after = snapshot(tmp_path / "out" / "wandb")
+    assert {name: after.get(name) for name in before if name.endswith(".wandb")} == {name: before[name] for name in before if name.endswith(".wandb")}
+    runs = offline_runs(tmp_path / "out")
+    student = runs["student"][-1]
+    begun = Counter(path.name.rsplit("-", 1)[-1] for path in (tmp_path / "out" / "wandb").glob("offline-run-*"))
+    assert begun[student.run.run_id] == 2
+    assert len(begun) == 3
+    with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == "student"]
+    points = [row for row in student.history if "epoch" in row]
+    assert [(row["step"], "train/loss" in row) for row in points] == [(int(row["step"]), row["train/loss"] != "") for row in rows]
+    assert len({(row["step"], "train/loss" in row) for row in points}) == len(points) == EPOCHS * (STEPS + 1)
+    fault(
+        "kill -9 while W&B is offline, then the same words",
+        happened="the same W&B run goes on in a second file, which holds every point once; the first file is as it was",
+        lost="nothing",
+    )

@@ -1,9 +1,13 @@
 """A run to follow: its folder, its configuration, its curves and its results."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+from PIL import Image
 
 from kd_app.tracking import Backend, Tracker, Wandb
 
@@ -16,7 +20,15 @@ CONFIG: dict[str, Any] = {
     "teacher": {"name": "wrn_16_2", "checkpoint": "local-dir:{home}/nets/teacher", "kwargs": {"hub_token": SECRET}},
     "loss": {"soft_target": {"temperature": 4.0, "weight": 1.0}},
 }
+SHA = "ab" * 32
+TEACHER = {"name": "wrn_16_2", "source": "trained here in {home}/stages/teacher-12", "sha256": SHA, "stage": "{home}/stages/teacher-12"}
+KNOWLEDGE: dict[str, Any] = {
+    "entropy": [{"temperature": 1.0, "mean_nats": 0.2, "of_uniform": 0.18}, {"temperature": 4.0, "mean_nats": 0.9, "of_uniform": 0.82}],
+    "similar": [{"first": "cat", "second": "dog", "probability": 0.2}],
+    "matrix": None,
+}
 RESULTS: dict[str, Any] = {
+    "data": {"classes": ["cat", "dog", "owl"], "fingerprint": "fe" * 32},
     "test": {
         "num_images": 360,
         "confidence": 0.95,
@@ -24,11 +36,15 @@ RESULTS: dict[str, Any] = {
         "labels_only": {"top1": 0.8, "top1_low": 0.77},
         "student": {"top1": 0.85, "top1_low": 0.82, "nll": 0.5},
         "pair": {"retention": 0.944, "gap_closed": None, "gain": float("nan")},
+        "gains": {"labels_only": {"value": 0.05, "low": 0.01, "high": 0.09}},
     },
     "validation": {"student": {"top1": 0.86}},
     "verdict": {"decision": "not shown", "margin": 0.01},
     "speed": {"student": {"images_per_second": 1234.5}},
-    "models": {"teacher": {"name": "wrn_16_2", "source": "local-dir:{home}/nets/teacher", "sha256": "ab" * 32, "params": 700_000}},
+    "models": {
+        "teacher": {"name": "wrn_16_2", "source": "local-dir:{home}/nets/teacher", "sha256": SHA, "params": 700_000},
+        "student": {"name": "resnet8", "sha256": "5e" * 32},
+    },
     "stages": [{"name": "teacher", "path": "{home}/stages/teacher-12", "seconds": 3.0, "made": "found"}],
 }
 
@@ -43,39 +59,73 @@ def wandb(**more: Any) -> Wandb:
     return Wandb(**{"project": "kd", "entity": None, "mode": "offline", **more})
 
 
-def tracker(out: Path, kinds: Mapping[str, Backend], said: list[str], *, name: str = "fm") -> Tracker:
+def tracker(out: Path, kinds: Mapping[str, Backend], said: list[str], *, name: str = "fm", shares: bool = False) -> Tracker:
     """A tracker of a run in `out`."""
-    return Tracker(kinds, out=out, name=name, group=name, tags=["first", "small"], config=with_home(CONFIG, out.parent), say=said.append)
+    config = with_home(CONFIG, out.parent)
+    return Tracker(kinds, out=out, name=name, group=name, tags=["first", "small"], config=config, say=said.append, shares=shares)
 
 
-def train(tracker: Tracker, stage: str, *, epochs: int = 3) -> None:
+def points(epochs: int = 3) -> list[tuple[dict[str, float], int]]:
     """The curves of one training: 10 steps an epoch; the second epoch is the best."""
-    listen = tracker.start(stage)
+    found: list[tuple[dict[str, float], int]] = []
     for epoch in range(epochs):
-        listen({"train/loss": 1.0 / (epoch + 1)}, 10 * epoch + 5)
-        listen(
-            {"validation/top1": 1.0 - 0.25 * abs(epoch - 1), "validation/nll": 0.5 + 0.25 * abs(epoch - 1), "epoch": float(epoch)}, 10 * epoch + 10
-        )
+        far = 0.25 * abs(epoch - 1)
+        found.append(({"train/loss": 1.0 / (epoch + 1), "train/soft_target": 0.5 / (epoch + 1)}, 10 * epoch + 5))
+        found.append(({"validation/top1": 1.0 - far, "validation/nll": 0.5 + far, "epoch": float(epoch)}, 10 * epoch + 10))
+    return found
+
+
+def train(tracker: Tracker, stage: str, *, epochs: int = 3, before: int = 0, teacher: Mapping[str, Any] | None = None) -> None:
+    """Train `stage`, going on after the first `before` points."""
+    all_points = points(epochs)
+    listen = tracker.start(stage, teacher, all_points[:before])
+    for row, step in all_points[before:]:
+        listen(row, step)
+
+
+def png(side: int = 8) -> bytes:
+    """A small picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def split(out: Path, folder: str) -> Path:
+    """A split.csv in `out` whose files lie in `folder`."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [f"{number},{folder}/{name}/{number}.png,{name},train," for number, name in enumerate(("cat", "dog"))]
+    (out / "split.csv").write_text("\n".join(["index,file,label,split,group", *rows, ""]))
+    return out / "split.csv"
 
 
 def files(out: Path) -> list[Path]:
-    """What a run left in its folder."""
-    out.mkdir(exist_ok=True)
-    (out / "config.yaml").write_text(f"data:\n  root: {out.parent}/photos\n")
+    """What a run left in its folder; its images lie in a folder of this machine."""
+    photos = f"{out.parent}/photos"
+    split(out, photos)
+    (out / "config.yaml").write_text(f"data:\n  root: {photos}\n")
     (out / "results.json").write_text(json.dumps(with_home(RESULTS, out.parent)))
-    (out / "student").mkdir()
+    (out / "student").mkdir(exist_ok=True)
     (out / "student" / "model.safetensors").write_bytes(b"weights")
-    return [out / "config.yaml", out / "results.json", out / "student"]
+    names = [f"{photos}/cat/1.png", f"{photos}/dog/1.png", f"{photos}/owl/2.png"]
+    said = {"teacher_top1": [0, 1, 2], "labels_only_top1": [0, 0, 2], "student_top1": [0, 2, 2]}
+    table = pd.DataFrame({"index": [4, 5, 6], "file": names, "target": [0, 1, 2], **said})
+    table.to_parquet(out / "predictions.parquet", index=False)
+    more: dict[str, Any] = {f"{role}_probabilities": [[0.7, 0.3], [0.6, 0.4], [0.5, 0.5]] for role in ("teacher", "student")}
+    more |= {"png": [png()] * 3, "why": ["typical", "negative_flip", "typical"], "classes": [[0, 1], [1, 2], [2, 0]], "divergence": [0.01, 1.5, 0.0]}
+    table.drop(columns="labels_only_top1").assign(**more).to_parquet(out / "examples.parquet", index=False)
+    names = ["config.yaml", "results.json", "student", "split.csv", "predictions.parquet", "examples.parquet"]
+    return [out / name for name in names]
 
 
 def whole_run(out: Path, kinds: Mapping[str, Backend]) -> list[str]:
     """Teacher, control and student, with an outcome; returns what was said."""
     said: list[str] = []
-    following = tracker(out, kinds, said)
-    for stage in ("teacher", "labels_only"):
-        train(following, stage)
-        following.end(stage, exit_code=0)
-    train(following, "student")
+    following, teacher = tracker(out, kinds, said), with_home(TEACHER, out.parent)
+    following.data("photos", "fe" * 32, {"train": 2}, split(out, f"{out.parent}/photos"))
+    following.knowledge(KNOWLEDGE)
+    for stage, model, learns_from in (("teacher", teacher, None), ("labels_only", {}, None), ("student", {}, teacher)):
+        train(following, stage, teacher=learns_from)
+        following.ready(stage, model, learns_from, list)
     following.results(with_home(RESULTS, out.parent), files(out))
     following.close(exit_code=0)
     return said

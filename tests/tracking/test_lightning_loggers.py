@@ -20,6 +20,17 @@ def test_tensorboard_has_the_curves_of_every_stage_and_the_students_figures(tmp_
     assert read.Scalars("test.student.top1")[0].value == pytest.approx(0.85)
 
 
+def test_a_training_that_goes_on_has_all_its_points_once_in_tensorboard(tmp_path: Path) -> None:
+    for before, epochs in ((0, 2), (3, 3)):  # the first attempt wrote 4 points and saved 3
+        following = tracker(tmp_path / "fm", {"tensorboard": TensorBoard()}, [])
+        train(following, "student", epochs=epochs, before=before)
+        following.close(exit_code=0)
+    read = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / "student"))
+    read.Reload()
+    assert [point.step for point in read.Scalars("train/loss")] == [5, 15, 25]
+    assert [point.step for point in read.Scalars("validation/top1")] == [10, 20, 30]
+
+
 def mlflow_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient

@@ -1,17 +1,20 @@
+from dataclasses import replace
 from pathlib import Path
 
 from kd_app.tracking.outcome import outcome
+from kd_app.tracking.tables import confusions, tables
 from tests.tracking.runs import RESULTS, files
 
 
-def test_without_a_teacher_and_without_a_test_there_is_no_lineage_and_no_table() -> None:
-    told = outcome({"test": None, "validation": {"student": {"top1": 0.5}}, "models": {"student": {"name": "resnet8"}}}, [], Path("/out"), None)
-    assert (told.lineage, told.test) == ({}, {})
+def test_without_a_teacher_a_test_and_files_there_is_nothing_to_hand_on_and_no_table() -> None:
+    results = {"test": None, "validation": {"student": {"top1": 0.5}}, "models": {"student": {"name": "resnet8"}}}
+    told = outcome("fm", results, [], Path("/out"), [])
+    assert (told.makes, told.test, tables(told), confusions(told)) == ((), {}, {}, {})
     assert told.figures == {"validation.student.top1": 0.5, "models.student.name": "resnet8"}
 
 
 def test_figures_keep_their_dotted_names_and_what_is_no_figure_is_left_out() -> None:
-    told = outcome(RESULTS, [], Path("/out"), None)
+    told = outcome("fm", RESULTS, [], Path("/out"), [])
     assert told.figures["test.labels_only.top1_low"] == 0.77
     assert told.figures["test.num_images"] == 360
     assert not any(name.startswith(("test.pair.g", "stages", "test.teacher.classes")) for name in told.figures)
@@ -21,5 +24,12 @@ def test_figures_keep_their_dotted_names_and_what_is_no_figure_is_left_out() -> 
 def test_files_are_named_as_they_lie_in_the_runs_folder_also_those_in_folders(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.txt"
     elsewhere.write_text("x")
-    told = outcome(RESULTS, [*files(tmp_path / "fm"), elsewhere], tmp_path / "fm", None)
-    assert list(told.files) == ["config.yaml", "results.json", "student/model.safetensors", "elsewhere.txt"]
+    told = outcome("fm", RESULTS, [*files(tmp_path / "fm"), elsewhere], tmp_path / "fm", [])
+    assert set(told.files) >= {"config.yaml", "results.json", "student/model.safetensors", "elsewhere.txt"}
+    assert {each.kind: list(each.files) for each in told.makes}["student"] == ["student/model.safetensors"]
+
+
+def test_more_than_a_hundred_classes_have_no_confusion_matrix(tmp_path: Path) -> None:
+    told = outcome("fm", RESULTS, files(tmp_path / "fm"), tmp_path / "fm", [])
+    assert len(confusions(told)["student"].rows) == 9
+    assert confusions(replace(told, classes=[str(number) for number in range(101)])) == {}

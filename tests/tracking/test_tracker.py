@@ -73,6 +73,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_hear_all(
     following = tracker(tmp_path, {"bad": bad, "good": good}, said)
     train(following, "teacher", epochs=1)
     following.end("teacher", exit_code=0)
+    following.ready("student", {}, None, list)
     following.results(RESULTS, [])
     following.close(exit_code=0)
     assert bad.heard == heard

@@ -29,14 +29,20 @@ class OfflineRun:
 
 
 def offline_runs(out: Path) -> dict[str, list[OfflineRun]]:
-    """The finished runs under ``out/wandb`` by job type. wandb's own process may still be writing when `finish` returns: waits for each run's end."""
+    """The runs under ``out/wandb`` by job type, oldest first; a run that went on is there as often as it was begun, unless a kill left nothing of it.
+
+    wandb's own process may still be writing when `finish` returns: waits for each run's end.
+    """
     found: dict[str, list[OfflineRun]] = {}
-    for path in sorted(out.glob("wandb/offline-run-*/*.wandb")):
+    paths = sorted(out.glob("wandb/offline-run-*/*.wandb"))
+    last = {path.name: path for path in paths}  # named by the run's id
+    for path in paths:
         deadline = time.monotonic() + 30
-        while (run := _read(path)).exit_code is None:
+        while (run := _read(path)).exit_code is None and path == last[path.name]:
             assert time.monotonic() < deadline, f"{path} has no end"
             time.sleep(0.05)
-        found.setdefault(run.run.job_type, []).append(run)
+        if run.run is not None:
+            found.setdefault(run.run.job_type, []).append(run)
     return found
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,12 +21,13 @@ class _Quiet(ThreadingHTTPServer):
 
 @dataclass
 class Server:
-    """What was sent: GraphQL operations with their variables, and everything as text."""
+    """What was sent: GraphQL operations with their variables, everything as text, and the history of each run, by its id."""
 
     url: str = ""
     refuses: bool = False
     operations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def said(self, operation: str) -> list[dict[str, Any]]:
         """The variables of every call of `operation`."""
@@ -42,7 +44,8 @@ class Server:
             "ArtifactType": {"project": {"artifact": None}},
         }
         answers = {
-            "UpsertBucket": _bucket,
+            "UpsertBucket": self._bucket,
+            "RunResumeStatus": self._resumed,
             "CreateRunFiles": self._files,
             "CreateArtifact": _created,
             "UseArtifact": _used,
@@ -55,10 +58,27 @@ class Server:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": "QnVja2V0", "uploadHeaders": [], "files": files}}
 
+    def _bucket(self, variables: dict[str, Any]) -> dict[str, Any]:
+        lines = len(self.histories.setdefault(variables["name"], []))
+        about = {"id": "QnVja2V0", "name": variables["name"], "displayName": variables.get("displayName")}
+        return {"upsertBucket": {"bucket": {**about, "project": _PROJECT, "historyLineCount": lines}, "inserted": lines == 0}}
 
-def _bucket(variables: dict[str, Any]) -> dict[str, Any]:
-    bucket = {"id": "QnVja2V0", "name": variables["name"], "displayName": variables.get("displayName"), "project": _PROJECT, "historyLineCount": 0}
-    return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+    def _resumed(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """What is known of a run that somebody wants to go on with."""
+        lines = self.histories.get(variables["name"])
+        if lines is None:
+            return {"model": {**_PROJECT, "bucket": None}}
+        empty = {"summaryMetrics": "{}", "config": "{}", "eventsTail": "[]", "tags": [], "notes": "", "wandbConfig": '{"t": 1}', "displayName": ""}
+        tail = json.dumps([json.dumps(line) for line in lines[-1:]])
+        counts = {"logLineCount": 0, "eventsLineCount": 0, "historyLineCount": len(lines), "historyTail": tail}
+        return {"model": {**_PROJECT, "bucket": {"id": "QnVja2V0", "name": variables["name"], **empty, **counts}}}
+
+    def stream(self, run: str, said: dict[str, Any]) -> None:
+        """Take lines of a run's history, from the line on that is said."""
+        history = (said.get("files") or {}).get("wandb-history.jsonl")
+        if history:
+            lines = self.histories.setdefault(run, [])
+            lines[history["offset"] :] = [json.loads(line) for line in history["content"]]
 
 
 def _created(variables: dict[str, Any]) -> dict[str, Any]:
@@ -87,8 +107,8 @@ def _artifact(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(*, refuses: bool = False) -> Iterator[Server]:
-    """A server at ``server.url`` for a while; with `refuses` it knows no key."""
+def serving(*, refuses: bool = False, delay: float = 0.0) -> Iterator[Server]:
+    """A server at ``server.url`` for a while; with `refuses` it knows no key; it answers every request after `delay` seconds."""
     server = Server(refuses=refuses)
 
     class Handler(BaseHTTPRequestHandler):
@@ -98,6 +118,9 @@ def serving(*, refuses: bool = False) -> Iterator[Server]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
             server.texts.append(f"{self.path} {body.decode(errors='replace')}")
+            time.sleep(delay)
+            if self.path.endswith("/file_stream"):
+                server.stream(self.path.split("/")[-2], json.loads(body))
             said = json.loads(body) if self.path == "/graphql" else {}
             data: dict[str, Any] = {"data": server.answer(said["query"], said.get("variables") or {})} if said else {"exitcode": None, "limits": {}}
             text = json.dumps(data).encode()

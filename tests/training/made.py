@@ -1,7 +1,7 @@
 """Small runs that are made again and again: a teacher that is there already, data that take no time, and where a run left what."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,14 +51,16 @@ class Listening:
     """A tracker that remembers."""
 
     def __init__(self) -> None:
+        self.known: list[dict[str, float]] = []
         self.heard: list[dict[str, float]] = []
-        self.codes: list[int] = []
+        self.finished: list[str] = []
 
-    def start(self, stage: str, lineage: Mapping[str, Any] | None = None) -> Callable[[dict[str, float], int], None]:
+    def start(self, stage: str, teacher: Any, points: Sequence[Any]) -> Callable[[dict[str, float], int], None]:
+        self.known += [{"step": step, **row} for row, step in points]
         return lambda row, step: self.heard.append({"step": step, **row})
 
-    def end(self, stage: str, *, exit_code: int) -> None:
-        self.codes.append(exit_code)
+    def ready(self, stage: str, *more: Any) -> None:
+        self.finished.append(stage)
 
 
 @dataclass

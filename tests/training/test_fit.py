@@ -16,6 +16,8 @@ from kd_app.data.module import ImageData
 from kd_app.deployment.measure import predict
 from kd_app.models.create import create
 from kd_app.training.callbacks import EMA, Keep
+from kd_app.training.curves import read_curves
+from kd_app.training.fit import resumed
 from kd_app.training.module import Distillation
 from tests.models.test_request import request
 from tests.training.made import GRAY, teacher_folder, trained
@@ -206,6 +208,12 @@ def test_every_precision_trains_with_adapters_and_leaves_the_teacher_as_it_was(p
     assert found.curves[0]["train/feature_hint"] > 0
     assert found.member.record["precision"] == precision
     assert {tensor.dtype for tensor in found.member.created.model.parameters()} == {torch.float32}
+
+
+def test_points_of_an_attempt_that_saved_nothing_are_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "curves.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
+    assert resumed(tmp_path) is None
+    assert list(read_curves(tmp_path / "curves.jsonl")) == []
 
 
 def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Path) -> None:
