@@ -5,6 +5,7 @@ from pathlib import Path
 from kd_app.config import RequestError
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
+from kd_app.reporting.page import PAGE, write_report
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.reporting.tables import summary
@@ -19,7 +20,7 @@ from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.search import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop, run_name, teacher_is_ready
 
-_SHOWN = (CONFIG, RESULTS, "student", "teacher", *BESIDE)
+_SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)
 """What of a run's folder the trackers are given."""
 
 
@@ -92,6 +93,8 @@ def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdi
         proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
         proof.ship(members)
         results = proof.write("finished")
+        if not trial:
+            write_report([out], out)
         tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in _SHOWN])
         code = 0
     except PrunedError as reason:

@@ -22,12 +22,20 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_single_runs_report_lies_in_its_own_folder_and_nothing_else_changes(run: Path) -> None:
+    for name in FILES:
+        (run / name).unlink()
     before = snapshot(run)
     assert "1 run: run/report.html" in report("runs=[run]")
     after = snapshot(run)
     assert set(after) - set(before) == FILES
     assert {name: after[name] for name in before} == before
     assert "Can the student replace the teacher?" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_ends_with_its_report_which_kd_report_makes_again_as_it_was(run: Path) -> None:
+    before = {name: (run / name).read_bytes() for name in FILES}
+    report("runs=[run]")
+    assert {name: (run / name).read_bytes() for name in FILES} == before
 
 
 def test_runs_are_found_by_glob_by_folder_and_once_and_their_report_lies_beside_them(run: Path) -> None:

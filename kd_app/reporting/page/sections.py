@@ -88,7 +88,7 @@ def sections(report: Report, run: RunPart) -> list[Section]:
 def _sections(report: Report, run: RunPart) -> Iterator[Section]:
     if run.models:
         yield Section("evidence", "The evidence", tables=[tables.models(run), *([tables.pair(run)] if run.pair else [])])
-    yield Section("needed", "Was distilling needed?", says=run.worth)
+    yield Section("needed", "Was distilling needed?", items=run.worth)
     yield Section("curves", "Curves", charts=list(drawn.curves(run)))
     if len(report.rows) == 1:
         yield Section("front", "Accuracy against cost", charts=list(drawn.front(report.points)))

@@ -15,7 +15,7 @@ from kd_app.reporting.sentences import interval, percent
 from tests.reporting.page.folders import run_folder
 
 LOOK = Path(__file__).with_name("browser.js").read_text(encoding="utf-8")
-ONE = ["evidence", "curves", "front", "classes", "flips", "calibration", "soft-labels", "made", "limits"]
+ONE = ["evidence", "needed", "curves", "front", "classes", "flips", "calibration", "soft-labels", "made", "limits"]
 MANY = ["methods", "runs", "front"]
 
 
