@@ -9,6 +9,7 @@ from kd_app.config.private import cleaned
 from kd_app.config.targets import FACTORY
 from kd_app.reporting.results import Model, ModelFigures, PerClass, Results, Split
 from kd_app.reporting.sentences import basis, count, interval, pair_rows, percent, points, undefined, verdict_sentence
+from kd_app.reporting.worth import worth
 from kd_app.stages import write_atomically
 
 CARD = "README.md"
@@ -73,6 +74,7 @@ def write_card(folder: Path, results: Results) -> None:
         _table(results, split),
         _pairs(split),
         *_verdict(results),
+        _items(worth(results)),
         *undefined(split),
         basis(results, split),
         "## Meant for",

@@ -12,6 +12,7 @@ from kd_app.config.compose import composed
 from kd_app.reporting.card import CARD, write_card
 from kd_app.reporting.results import Licenses, Results
 from kd_app.reporting.sentences import verdict_sentence
+from kd_app.reporting.worth import worth
 from tests.reporting.runs_made import made
 
 
@@ -82,6 +83,8 @@ def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(t
         assert figures.top1 is not None
         assert f"{100 * figures.top1:.2f} % ({100 * (figures.top1_low or 0):.2f} to {100 * (figures.top1_high or 0):.2f})" in text
     assert verdict_sentence(results.verdict) in text
+    assert all(f"- {sentence}" in text for sentence in worth(results))
+    assert worth(results)
     for said in ("`resnet50.a1_in1k`", "`soft_target` (weight 1.0, temperature 4.0)", "7 epochs, seed 3", "fingerprint `f00d`", "torch 2.14.1"):
         assert said in text
     for heading in ("How to use it", "Results", "Meant for", "Not good for", "How it was made", "Licenses"):
