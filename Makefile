@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all faults lint bench clean
+.PHONY: setup demo test test-all faults verdict lint bench clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,9 @@ test-all: setup
 
 faults: setup
 	KD_FAULTS=docs/faults.md $(BIN)/python -m pytest -q -n 2 tests/faults
+
+verdict: setup
+	$(BIN)/python -m benchmarks.error_rates > docs/verdict.md
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 Interval = tuple[float, float]
 _AT_ONCE = 2**22
@@ -19,10 +19,19 @@ def wilson(successes: int, n: int, confidence: float) -> Interval:
     """
     if n == 0:
         return 0.0, 1.0
-    z, rate = NormalDist().inv_cdf(0.5 + confidence / 2), successes / n
-    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return (0.0 if successes == 0 else middle - half), (1.0 if successes == n else middle + half)
+    low, high = wilson_bounds(np.array([successes]), np.array([n]), NormalDist().inv_cdf(0.5 + confidence / 2))
+    return float(low[0]), float(high[0])
+
+
+def wilson_bounds(
+    successes: Real[np.ndarray, " rates"], n: Real[np.ndarray, " rates"], z: float
+) -> tuple[Float[np.ndarray, " rates"], Float[np.ndarray, " rates"]]:
+    """Wilson's bounds of many rates at a time, at the normal quantile `z`; n above 0."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, n, 2 * NormalDist().cdf(-z), method="wilson")
+    rate = successes / n
+    return np.minimum(low, rate), np.maximum(high, rate)  # which they hold but for rounding
 
 
 def bootstrap(

@@ -137,7 +137,7 @@ class Proof:
         target, embeddings = student.target, same_images(student, answers["teacher"]) if "teacher" in answers else None
         self.found[split] = figures(logits, target, seed=0, confidence=self.verdict.confidence, group=self._groups(student), embeddings=embeddings)
         if "teacher" in answers:
-            judged = self.verdict.judge(logits, target, seed=0)
+            judged = self.verdict.judge(logits, target)
             self.found["verdict"] = {**vars(judged), "split": split}
 
     def _groups(self, answers: Predictions) -> list[str] | None:

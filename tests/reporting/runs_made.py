@@ -59,6 +59,6 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
         **dict.fromkeys(splits, measured),
     }
     if "teacher" in skill:
-        judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target, seed=0)
+        judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target)
         content["verdict"] = {**vars(judgment), "split": splits[-1]}
     return Results.model_validate({**content, **changes})

@@ -46,9 +46,7 @@ def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int 
     logits, target = answers(skill, images=images, classes=len(names), seed=seed)
     measured = figures(logits, target, seed=0, confidence=0.95)
     split = "test" if test else "validation"
-    judgment = (
-        {**vars(Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target, seed=0)), "split": split} if "teacher" in skill else None
-    )
+    judgment = {**vars(Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target)), "split": split} if "teacher" in skill else None
     data = {"classes": names, "sizes": {"train": 1000, "validation": images, "test": images}, "fingerprint": f"f00d{len(names)}"}
     content = {
         "validation": measured,
