@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFilter
+from PIL import Image
 from pydantic import Field
 
 from kd_app.config import Pixels, RequestError, Typed
@@ -44,12 +44,11 @@ def gaussian_noise(picture: Picture, sigma: float, key: int) -> Picture:
 
 
 def gaussian_blur(picture: Picture, scale: float, key: int) -> Picture:
-    """Convolved with a Gaussian (Pillow's: three box blurs) of standard deviation ``scale sqrt(shorter side)`` pixels.
+    """Convolved with a Gaussian of standard deviation ``scale sqrt(shorter side)`` pixels: 0.4 to 1.3 at 28 pixels, 1 to 3.6 at 224."""
+    from scipy.ndimage import gaussian_filter
 
-    That is 0.4 to 1.3 at 28 pixels, 1 to 3.6 at 224.
-    """
-    radius = scale * min(picture.shape[:2]) ** 0.5
-    return _array(_image(picture).filter(ImageFilter.GaussianBlur(radius)))
+    sigma = scale * min(picture.shape[:2]) ** 0.5
+    return _bytes(gaussian_filter(picture.astype(np.float32), (sigma, sigma, 0), mode="nearest"))
 
 
 def brightness(picture: Picture, share: float, key: int) -> Picture:

@@ -1,6 +1,11 @@
 """Figures in words: what a number is, what it rests on, and why one is missing."""
 
-from kd_app.reporting.results import Licenses, PairFigures, Results, Split, Verdict
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from kd_app.reporting.results import Difference, Licenses, PairFigures, Results, Split, Verdict
 
 _METRICS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy", "worst_class": "recall of the worst class"}
 _PAIR = {
@@ -47,12 +52,18 @@ def pair_rows(split: Split) -> list[tuple[str, str, str, str]]:
     """Name, figure, interval and meaning of what compares the student with teacher and control, as far as the run has them."""
     if split.pair is None:
         return []
-    return [_pair_row(split.pair, key) for key in _PAIR if _applies(split, key)]
+    further = {control: gain for control, gain in split.gains.items() if control != "labels_only"}
+    return [_pair_row(split.pair, key) for key in _PAIR if _applies(split, key)] + [_gain_row(control, gain) for control, gain in further.items()]
 
 
 def _applies(split: Split, key: str) -> bool:
     needs = {"gain": [split.labels_only], "gap_closed": [split.teacher, split.labels_only]}.get(key, [split.teacher])
     return all(model is not None for model in needs)
+
+
+def _gain_row(control: str, gain: Difference) -> tuple[str, str, str, str]:
+    bounds = "" if gain.low is None or gain.high is None else f"{points(gain.low)} to {points(gain.high)}"
+    return f"gain, {control}", "undefined" if gain.value is None else points(gain.value), bounds, "points above this control"
 
 
 def _pair_row(pair: PairFigures, key: str) -> tuple[str, str, str, str]:
@@ -68,12 +79,62 @@ def sentences(results: Results, split: Split) -> list[str]:
     found = undefined(split)
     if results.verdict:
         found.append(verdict_sentence(results.verdict))
+    found += weak_spots(results, split)
     found.append(basis(results, split))
     found += license_sentences(results.license)
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished":
         found.append(f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip())
     return found
+
+
+def weak_spots(results: Results, split: Split) -> list[str]:
+    """What the average hides: the class and the group that lose most from teacher to student, and how both do on corrupted images."""
+    found = []
+    if split.per_class and results.data and "teacher" in split.per_class.accuracy:
+        each = split.per_class
+        of_teacher, of_student = each.accuracy["teacher"], each.accuracy["student"]
+        by_class = [_Loss(*four) for four in zip(results.data.classes, of_teacher, of_student, each.support, strict=True)]
+        found += _most("classes", by_class)
+    by_group = [
+        _Loss(name, each.accuracy["teacher"].value, each.accuracy["student"].value, each.num_images)
+        for name, each in split.groups.items()
+        if "teacher" in each.accuracy
+    ]
+    return found + _most("groups", by_group) + _corrupted(split)
+
+
+class _Loss(NamedTuple):
+    """Accuracy of both models on a part of the images."""
+
+    name: str
+    teacher: float | None
+    student: float | None
+    num_images: int
+
+    @property
+    def size(self) -> float:
+        return -math.inf if self.teacher is None or self.student is None else self.teacher - self.student
+
+
+def _most(what: str, losses: Sequence[_Loss]) -> list[str]:
+    worst = max(losses, key=lambda loss: loss.size, default=None)
+    if worst is None or worst.size <= 0:
+        return []
+    return [
+        f"Of the {what}, {worst.name!r} loses most: the student has {percent(worst.student)} right, the teacher {percent(worst.teacher)} "
+        f"({worst.num_images:,} image{'' if worst.num_images == 1 else 's'})."
+    ]
+
+
+def _corrupted(split: Split) -> list[str]:
+    shown = split.robustness
+    if not shown:
+        return []
+    means = {role: fmean(each.accuracy.get(role) or 0.0 for each in shown) for role in ("student", "teacher") if role in shown[0].accuracy}
+    teacher = f", the teacher {percent(means['teacher'])}" if "teacher" in means else ""
+    kinds = len({each.corruption for each in shown})
+    return [f"On corrupted images ({kinds} kind{'' if kinds == 1 else 's'}) the student has on average {percent(means['student'])} right{teacher}."]
 
 
 def license_sentences(license: Licenses | None) -> list[str]:

@@ -1,16 +1,22 @@
 """A finished run's models, measured again: on its own data, on other data, and what is refused."""
 
+import io
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import kd_app
-from tests.commands.call import call, done, paragraph, refused, snapshot
+from kd_app.config import RequestError
+from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
 from tests.training.made import results
 
 
@@ -62,6 +68,79 @@ def test_other_images_of_the_same_classes_are_measured_all(made: Path, written: 
     runs = kd_app.load_runs(".")
     assert list(runs["path"]) == ["other"]
     assert runs["test.teacher.top1"].notna().all()
+
+
+def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_each_model(made: Path, written: Path) -> None:
+    files = sorted(written.rglob("*.png"))
+    table = ["path,label,group", *(f"{file.relative_to(written)},{file.parent.name},site {number % 5}" for number, file in enumerate(files))]
+    (written / "labels.csv").write_text("\n".join(table), encoding="utf-8")
+    asked = ("robustness.corruptions=[jpeg,gaussian_noise]", "robustness.severities=[2,5]")
+    words = (f"run={made / 'run'}", "out=other", "data=csv", f"data.root={written}", "data.source.channels=1", "split=all", "stages=stages")
+    out = evaluated(*words, *asked)
+    found, run = results(Path("other"))["test"], kd_app.load_run("other")
+    assert "On corrupted images (2 kinds) the student has on average" in out
+    assert all(found["student"][name] is not None for name in ("f1", "f1_low", "brier", "brier_low", "classwise_ece"))
+    assert all(found["pair"][name] is not None for name in ("reverse_kl", "rank_correlation", "rank_correlation_low"))
+    assert 0 < found["pair"]["cka"] <= 1
+    assert found["per_class"]["support"] == [12] * 10
+    assert sum(each["num_images"] for each in found["groups"].values()) == 120
+    for name, rows in run.predictions.groupby("group"):
+        for role in ("teacher", "labels_only", "student"):
+            assert found["groups"][name]["accuracy"][role]["value"] == pytest.approx((rows[f"{role}_top1"] == rows["target"]).mean())
+    confusion = run.confusion("teacher")
+    assert confusion.to_numpy().sum() == 120
+    assert np.diag(confusion) / 12 == pytest.approx(found["per_class"]["accuracy"]["teacher"], abs=1e-6)
+    with pytest.raises(RequestError, match="no model of this run 'techer'"):
+        run.confusion("techer")
+    assert [(each["corruption"], each["severity"]) for each in found["robustness"]] == [
+        ("jpeg", 2), ("jpeg", 5), ("gaussian_noise", 2), ("gaussian_noise", 5)
+    ]  # fmt: skip
+    worst, expected = found["robustness"][1], through_jpeg(made / "run", written, run.predictions["file"], quality=7)
+    assert worst["agreement"] == expected["agreement"]
+    assert [worst["accuracy"][role] for role in ("student", "teacher")] == [expected[role] for role in ("student", "teacher")]
+    assert {stage["name"]: stage["made"] for stage in results(Path("other"))["stages"]}["corrupted-student-all"] == "made"
+    evaluated(*words[:1], "out=again", *words[2:], *asked)
+    assert {stage["made"] for stage in results(Path("again"))["stages"]} == {"found"}
+    assert results(Path("again"))["test"] == found
+
+
+def through_jpeg(run: Path, folder: Path, files: Iterable[str], *, quality: int) -> dict[str, Any]:
+    """Accuracies and agreement on JPEGs of these images, by Pillow and timm alone."""
+    models: dict[str, Any] = {
+        "student": timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval(),
+        "teacher": kd_app.load_run(run).teacher().eval(),
+    }
+    top1: dict[str, list[int]] = {"student": [], "teacher": []}
+    for file in files:
+        image = io.BytesIO()
+        Image.open(folder / file).save(image, "jpeg", quality=quality)
+        value = torch.from_numpy(np.asarray(Image.open(image)) / 255).float()[None, None]
+        for role, model in models.items():
+            mean, std = model.pretrained_cfg["mean"][0], model.pretrained_cfg["std"][0]
+            with torch.no_grad():
+                top1[role].append(int(model((value - mean) / std).argmax()))
+    labels = [int(Path(file).parent.name) for file in files]
+    right = {role: pytest.approx(np.mean(np.equal(each, labels))) for role, each in top1.items()}
+    return {"student": right["student"], "teacher": right["teacher"], "agreement": pytest.approx(np.mean(np.equal(top1["student"], top1["teacher"])))}
+
+
+def test_a_finished_run_is_measured_on_corrupted_images_when_the_same_words_ask_for_it(made: Path, run: Path) -> None:
+    done(*TINY, "out=run", f"stages={made / 'stages'}", "robustness.corruptions=[contrast]", "robustness.severities=[4]")
+    again = results(run)
+    assert [(each["corruption"], each["severity"]) for each in again["test"]["robustness"]] == [("contrast", 4)]
+    assert again["validation"]["robustness"] == []
+    assert {**again["test"], "robustness": []} == results(made / "run")["test"]
+
+
+def test_a_student_that_nobody_taught_is_measured_by_all_that_needs_no_teacher() -> None:
+    done(*TINY[:2], "teacher=none", "loss=[cross_entropy]", "student.name=resnet8", "out=plain", "stages=stages")
+    evaluated("run=plain", "out=again", "limit=1", "robustness.corruptions=[pixelate]")
+    found = results(Path("again"))["test"]
+    assert found["pair"] is None
+    assert found["gains"] == {}
+    assert found["student"]["brier"] is not None
+    assert set(found["per_class"]["accuracy"]) == {"student"}
+    assert [(list(each["accuracy"]), each["agreement"]) for each in found["robustness"]] == [(["student"], None)] * 3
 
 
 def test_images_of_other_classes_are_refused_by_name(made: Path, photos: Path, written: Path, tmp_path: Path) -> None:

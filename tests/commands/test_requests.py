@@ -86,6 +86,8 @@ WRONG = [
     ("test=sometimes", "test='sometimes' does not fit: expected 'auto', 'always' or 'never'"),
     ("stages=", "stages='' does not fit"),
     ("verdict.margin=0", "margin=0 does not fit"),
+    ("robustness.corruptions=[fog]", "robustness: corruptions.0='fog' does not fit: expected 'gaussian_noise', 'gaussian_blur'"),
+    ("robustness=hard", "Did you mean 'standard'?"),
     ("verdict.metric=top5", "metric='top5' does not fit"),
     # what the parts need of each other
     ("teacher=none", "The loss term soft_target needs a teacher and there is none"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_app.config import Pixels
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.deployment.measure import Predictions, images_per_second, predict
+from kd_app.deployment.measure import Predictions, images_per_second, predict, same_images
 
 CPU = torch.device("cpu")
 PIXELS = Pixels(3, 4, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -137,3 +137,53 @@ def test_each_model_is_measured_on_its_own_pixels() -> None:
     images_per_second({"color": (models["color"], PIXELS), "gray": (models["gray"], gray)}, device=CPU, batch=3, seconds=1e-9)
     assert {tuple(image.shape) for image in models["color"].seen} == {(3, 3, 4, 4)}
     assert {tuple(image.shape) for image in models["gray"].seen} == {(3, 1, 6, 5)}
+
+
+class Headed(nn.Module):
+    """A net with a linear classifier on a vector, or without one."""
+
+    def __init__(self, width: int, *, linear: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Conv2d(3, width, 3)
+        self.head = nn.Linear(width, 3) if linear else nn.Identity()
+        self.images = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.images += len(image)
+        logits: Tensor = self.head(self.body(image).mean(dim=(2, 3)))
+        return logits
+
+
+def test_embeddings_come_from_the_pass_that_gives_the_answers_and_make_them() -> None:
+    model = Headed(5)
+    found = predict(model, batches(4, 4, 3), PIXELS, device=CPU, embeddings=True)
+    assert model.images < 2 * 11  # a few single images to look for the classifier
+    assert found.embedding is not None
+    assert found.kept is not None
+    assert found.kept.tolist() == list(range(11))
+    made = model.head(torch.from_numpy(found.embedding)).detach().numpy()
+    np.testing.assert_allclose(made, found.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(predict(model, batches(4, 4, 3), PIXELS, device=CPU).logits, found.logits)
+
+
+def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True) for width in (4, 9)}
+    monkeypatch.setattr("kd_app.deployment.measure._KEPT", 60)
+    few = {width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True) for width in (4, 9)}
+    kept = {width: found.kept.tolist() for width, found in few.items() if found.kept is not None}
+    assert kept == {4: list(range(0, 20, 2)), 9: list(range(0, 20, 4))}
+    few[4].save(tmp_path)
+    pair = same_images(Predictions.load(tmp_path), few[9])
+    assert pair is not None
+    for width, mine in zip((4, 9), pair, strict=True):
+        everything = whole[width].embedding
+        assert everything is not None
+        np.testing.assert_array_equal(mine, everything[::4])
+
+
+def test_a_model_without_a_classifier_gives_its_answers_and_no_embedding() -> None:
+    found = predict(Headed(3, linear=False), batches(4, 2), PIXELS, device=CPU, embeddings=True)
+    assert found.logits.shape == (6, 3)
+    assert found.embedding is None
+    assert same_images(found, found) is None

@@ -53,7 +53,7 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
         "config": {"seed": 3, "loss": {"soft_target": {"temperature": 4.0}}, "tags": []},
         "environment": {"torch": "2.14.1", "threads": 2},
         "data": {"classes": [f"c{k}" for k in range(10)], "sizes": {"train": 1000, "validation": 300, "test": 300}, "fingerprint": "f00d"},
-        "models": {role: known[role] for role in skill},
+        "models": {role: known[role] for role in skill if role in known},
         "speed": {"teacher": {"images_per_second": 41.6}, "student": {"images_per_second": 1234.4}, "training_images_per_second": 820.0},
         "stages": [{"name": "student", "path": "runs/.stages/student-12", "seconds": 61.5, "made": "made"}],
         **dict.fromkeys(splits, measured),

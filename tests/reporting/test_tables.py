@@ -3,6 +3,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
+from kd_app.reporting.results import Results
 from kd_app.reporting.tables import Trial, summary, sweep
 from tests.reporting.runs_made import THREE, made
 
@@ -57,6 +58,33 @@ def test_an_undefined_figure_is_explained_in_a_sentence() -> None:
     assert "undefined" not in words(summary(made()))
     hopeless = words(summary(made({"teacher": -50.0, "student": 1.5})))
     assert "Retention is undefined because the teacher is not measurably right" in hopeless
+
+
+def test_a_further_control_is_a_line_and_what_the_average_hides_a_sentence() -> None:
+    content = made({**THREE, "smoothed": 1.5}).model_dump()
+    content["test"]["groups"] = {
+        "north": {"num_images": 200, "accuracy": {"teacher": {"value": 0.8}, "student": {"value": 0.75}}},
+        "south": {"num_images": 1, "accuracy": {"teacher": {"value": 1.0}, "student": {"value": 0.0}}},
+    }
+    content["test"]["robustness"] = [
+        {"corruption": kind, "severity": 3, "num_images": 300, "accuracy": {"teacher": 0.6, "student": right}}
+        for kind, right in (("jpeg", 0.5), ("contrast", 0.3))
+    ]
+    shown = words(summary(Results.model_validate(content)))
+    assert "gain, smoothed" in shown
+    assert "points above this control" in shown
+    losses = {
+        k: t - s for k, (t, s) in enumerate(zip(*(content["test"]["per_class"]["accuracy"][role] for role in ("teacher", "student")), strict=True))
+    }
+    assert f"Of the classes, 'c{max(losses, key=losses.__getitem__)}' loses most: the student has" in shown
+    assert "Of the groups, 'south' loses most: the student has 0.00 % right, the teacher 100.00 % (1 image)." in shown
+    assert "On corrupted images (2 kinds) the student has on average 40.00 % right, the teacher 60.00 %." in shown
+
+
+def test_nothing_is_said_to_be_lost_where_nothing_is() -> None:
+    shown = words(summary(made({"student": 2.0})))
+    assert "loses most" not in shown
+    assert "corrupted" not in shown
 
 
 def test_the_verdict_is_a_sentence_with_its_margin_and_what_it_rests_on() -> None:

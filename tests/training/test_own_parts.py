@@ -140,6 +140,7 @@ def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
         ([f"data._target_={PARTS}.Net"], "gives a Net, expected a LightningDataModule"),
         ([f"data._target_={PARTS}.OwnData", "+data.imagse=5"], "imagse"),
         ([f"data._target_={PARTS}.OwnData", "data.batch_size=64"], "gives no batch to its train loader"),
+        ([f"data._target_={PARTS}.OwnData", "robustness=standard"], "Leave them out: robustness=none"),
         ([f"data._target_={PARTS}.OwnData", "trainer=ddp_sim"], "gives every process the same batches. Use trainer.devices=1"),
         ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' can't be found"),
     ],
