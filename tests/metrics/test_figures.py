@@ -157,8 +157,8 @@ def test_of_many_groups_the_hundred_largest_are_listed() -> None:
 
 def test_embeddings_are_compared_where_they_are_given() -> None:
     logits, target = made(THREE, n=60)
-    first, second = np.random.default_rng(0).standard_normal((2, 30, 4)).astype(np.float32)
-    metric = CKA(4, 4)
+    first, second = (np.random.default_rng(width).standard_normal((30, width)).astype(np.float32) for width in (4, 7))
+    metric = CKA(4, 7)
     metric.update(torch.from_numpy(first), torch.from_numpy(second))
     found = figures(logits, target, seed=0, confidence=0.95, embeddings=(first, second))["pair"]
     assert found["cka"] == float(metric.compute())
