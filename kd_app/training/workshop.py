@@ -362,15 +362,15 @@ def teacher_is_ready(request: ModelRequest, classes: tuple[str, ...], max_epochs
     return fits
 
 
-def _unlicensed(node: Any) -> Any:
-    """A group without what is said of licenses: that decides whether a run may be, not what it is."""
-    return {key: value for key, value in node.items() if key != "license"} if isinstance(node, dict) else node
+def _what(node: Any) -> Any:
+    """A group without the keys that say whether a run may be and how often its state is saved, not what it is."""
+    return {key: value for key, value in node.items() if key not in ("license", "checkpoint_steps")} if isinstance(node, dict) else node
 
 
 def run_name(config: dict[str, Any]) -> str:
     """A folder's name for a run that names none: what it is, and a hash of what else was said."""
     where = ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples", "license", "robustness")
-    decisive = {key: _unlicensed(value) for key, value in config.items() if key not in where}
+    decisive = {key: _what(value) for key, value in config.items() if key not in where}
     data = str(config["data"].get("name", "data"))
     names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
     return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, fingerprint(decisive)[:6]])).lstrip(".")

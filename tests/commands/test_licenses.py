@@ -6,11 +6,15 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import yaml
 from safetensors import safe_open
 
 import kd_app
 from kd_app.config import RequestError
+from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
+from kd_app.tracking import Tracker
+from kd_app.tracking.outcome import outcome
 from kd_app.training.workshop import Workshop, run_name
 from tests.commands.call import TINY, call, done, paragraph, refused
 from tests.training.made import results, teacher_folder
@@ -119,6 +123,34 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
     assert stages[0] == stages[1]
 
 
+def test_a_sweep_says_what_its_trials_ship(shipped: tuple[Path, str], noncommercial: Path) -> None:
+    words = (f"teacher.checkpoint={noncommercial}", f"stages={noncommercial.parent / 'stages'}", f"license.accept=[{NC}]")
+    out = done(*QUICK, *words, "-m", "seed=0", "out=sweep")
+    assert "Its test top-1 is" in " ".join(out.split())
+    assert f"License of what ships: {NC}.\n" in out
+
+
+def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_with(made: Path, run: Path) -> None:
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    del config["license"]
+    for group in ("data", "teacher", "student"):
+        del config[group]["license"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (run / "results.json").write_text(json.dumps({**results(run), "license": None}), encoding="utf-8")
+    done(f"run={run}", "out=again", "limit=2", command="kd-evaluate")
+    assert results(Path("again"))["license"] is None  # nobody knew
+    assert "epoch 1/" not in done(*TINY, f"out={run}", f"stages={made / 'stages'}")
+    assert results(run)["license"] == results(made / "run")["license"]
+
+
+def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> None:
+    words = (f"teacher.checkpoint={noncommercial}", f"stages={noncommercial.parent / 'stages'}", f"license.accept=[{NC}]")
+    with patch.object(Tracker, "__init__", autospec=True, side_effect=Tracker.__init__) as made, patch.object(Tracker, "results") as told:
+        done(*QUICK, *words, "out=run")
+    assert made.call_args.kwargs["config"]["license"] == {"accept": [NC], "policy": None, **results(shipped[0])["license"]}
+    assert outcome(told.call_args.args[0].model_dump(mode="json"), [], Path("run"), None).figures["license.ships"] == NC
+
+
 def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_is_trained() -> None:
     words = (*ALONE, "data.license=null", "out=run", "stages=stages")
     done(*words)
@@ -132,8 +164,6 @@ def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_i
 
 
 def test_what_is_said_of_licenses_changes_no_name() -> None:
-    from kd_app.config.compose import composed
-
     plain = composed("distill", [])
     said = composed("distill", [f"license.accept=[{NC}]", "data.license=mit", "teacher.license=mit", "student.license=mit"])
     old: dict[str, Any] = {key: value for key, value in plain.items() if key != "license"}

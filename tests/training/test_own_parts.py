@@ -46,6 +46,9 @@ def test_three_objects_make_a_run_with_its_proof(finished: Any) -> None:
     assert {"retention", "gain", "agreement"} <= set(told["test"]["pair"])
     assert told["test"]["num_images"] == 40
     assert len(run.predictions) == 40
+    assert {told["license"][part] for part in ("teacher", "student_start", "data", "ships")} == {"unknown"}
+    assert len(told["license"]["unknown"]) == 3
+    assert {model["license"] for model in told["models"].values()} == {"unknown"}
 
 
 def test_images_that_nobody_told_how_to_show_are_examples_without_a_picture(finished: Any) -> None:
@@ -85,7 +88,8 @@ def test_what_ships_is_weights_and_what_they_are(finished: Any) -> None:
     shipped = run.path / "student"
     again = Net(drop=0.3)
     again.load_state_dict(load_file(shipped / "model.safetensors"))
-    assert json.loads((shipped / "config.json").read_text())["architecture"] == "Net"
+    config = json.loads((shipped / "config.json").read_text())
+    assert (config["architecture"], config["license"]) == ("Net", "unknown")
 
 
 def test_the_same_objects_again_find_the_run_done_and_others_are_refused(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +119,7 @@ def test_without_a_teacher_the_results_speak_of_none(tmp_path: Path) -> None:
     run = kd_app.distill(*QUICK, *places(tmp_path), "teacher=none", "loss=[cross_entropy]", student=Net(), data=OwnData())
     told = results(run.path)
     assert set(told["models"]) == {"student"}
+    assert (told["license"]["teacher"], told["license"]["ships"], told["models"]["student"]["license"]) == (None, "unknown", "unknown")
     for split in ("validation", "test"):
         assert (told[split]["teacher"], told[split]["labels_only"], told[split]["pair"]) == (None, None, None)
         assert told[split]["student"]["top1"] is not None
@@ -126,8 +131,10 @@ def test_without_a_teacher_the_results_speak_of_none(tmp_path: Path) -> None:
 
 def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
     named = [f"teacher._target_={PARTS}.Net", "teacher.kwargs.width=12", f"student._target_={PARTS}.Net", f"data._target_={PARTS}.OwnData"]
-    run = kd_app.distill(*QUICK, *places(tmp_path), *named, "data.batch_size=10", "+data.images=50")
+    said = ["teacher.license=mit", "student.license=own", "data.license=cc-by-4.0"]
+    run = kd_app.distill(*QUICK, *places(tmp_path), *named, *said, "data.batch_size=10", "+data.images=50")
     told = results(run.path)
+    assert {role: model["license"] for role, model in told["models"].items()} == dict.fromkeys(("teacher", "labels_only", "student"), "cc-by-4.0")
     assert told["models"]["student"]["name"] == f"{PARTS}:Net"
     assert told["test"]["num_images"] == 50
     assert told["data"]["sizes"] == {"train": 50, "validation": 50, "test": 50}
