@@ -126,12 +126,16 @@ class Licenses:
         plain = {key: value for key, value in vars(self).items() if key not in ("names", "policy")}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
-    def trained(self, role: str, *, taught: bool) -> str:
-        """The license of the weights of a model that is trained in this run: `taught` ones learn from the teacher."""
+    def trained(self, role: str, *, taught: bool, start: str | None = None) -> str:
+        """The license of the weights of a model that is trained in this run: `taught` ones learn from the teacher.
+
+        start: that of the weights it starts from, where they are not the student's.
+        """
         if role == "teacher":
             assert self.teacher is not None
             return self.policy.strictest(self.teacher, self.data)
-        return self.ships if taught else self.policy.strictest(self.student_start, self.data)
+        begins = self.student_start if start is None else self.policy.named(start)
+        return self.policy.strictest(begins, self.data, *([self.teacher] if taught and self.teacher else []))
 
     def check(self) -> None:
         """Raises `RequestError` for what is forbidden and was not accepted."""

@@ -204,9 +204,15 @@ class Workshop:
             recipe=recipe or self.settled(role, teacher),
             teacher=teacher.created if teacher else None,
             answers=self._answers(teacher) if teacher else None,
-            license=self.parts.licenses.trained(role, taught=teacher is not None),
+            license=self.license(role, taught=teacher is not None),
             shuffled=control is not None and control.shuffled,
         )
+
+    def license(self, role: str, *, taught: bool) -> str:
+        """What the weights of a model are under that is trained here."""
+        control = self.parts.controls.get(role)
+        start = self.request(role).origin.license if control is not None and control.students else None
+        return self.parts.licenses.trained(role, taught=taught, start=start)
 
     def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
         resumed(folder, self.console.say)

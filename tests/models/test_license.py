@@ -81,6 +81,8 @@ def test_a_trained_teacher_and_a_control_are_under_what_they_are_made_from() -> 
     found = run("cc-by-nc-4.0", "apache-2.0", "cc-by-sa-4.0")
     assert found.trained("teacher", taught=False) == "cc-by-nc-4.0"
     assert found.trained("labels_only", taught=False) == "cc-by-sa-4.0"
+    assert found.trained("other_family", taught=False, start="FAIR noncommercial") == "fair-noncommercial-research-license"
+    assert found.trained("shuffled_teacher", taught=True) == "cc-by-nc-4.0"
     assert found.trained("student", taught=True) == found.ships == "cc-by-nc-4.0"
 
 
