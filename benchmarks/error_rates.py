@@ -1,5 +1,6 @@
 """How often verdicts and intervals are wrong where the truth is known. ``python -m benchmarks.error_rates > docs/verdict.md``, or ``make verdict``"""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, product
@@ -257,6 +258,7 @@ simulation); the rest is summed up exactly over all possible sets.
 
 
 if __name__ == "__main__":
+    gc.freeze()  # statsmodels collects garbage at every correction
     print(TEXT)
     print("| what | images | truth | claimed | measured |\n|---|---|---|---|---|")
     for rate in chain(verdicts(), intervals()):
