@@ -148,7 +148,8 @@ def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> No
     with patch.object(Tracker, "__init__", autospec=True, side_effect=Tracker.__init__) as made, patch.object(Tracker, "results") as told:
         done(*QUICK, *words, "out=run")
     assert made.call_args.kwargs["config"]["license"] == {"accept": [NC], "policy": None, **results(shipped[0])["license"]}
-    assert outcome(told.call_args.args[0].model_dump(mode="json"), [], Path("run"), None, {}).figures["license.ships"] == NC
+    figures = outcome("run", told.call_args.args[0].model_dump(mode="json"), [], Path("run"), []).figures
+    assert figures["license.ships"] == NC
 
 
 def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_is_trained() -> None:
