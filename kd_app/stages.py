@@ -69,8 +69,7 @@ class Stages:
         A second process that asks for the same waits for the first; a dead holder's lock is free. A stage of which a file is not what was
         written is made anew.
         """
-        asked = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
-        path = self.root / f"{name}-{fingerprint(asked)[:16]}"
+        asked, path = self._asked(name, config, inputs)
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock(path):
             if name in self._remake and path not in self._fresh:
@@ -83,6 +82,17 @@ class Stages:
                 self.say(f"{path.name}: {damaged} is not what was written there; the stage is made anew")
                 self._discard(path)
             return self._build(path, asked, build)
+
+    def find(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Stage | None:
+        """The stage that `make` would find; None where it would build one. Nothing is written."""
+        _, path = self._asked(name, config, inputs)
+        whole = name not in self._remake and path.is_dir() and _damaged(path) is None
+        return Stage(name, path, _seconds(path), made=False) if whole else None
+
+    def _asked(self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
+        """What a stage is made from, and its folder."""
+        asked = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
+        return asked, self.root / f"{name}-{fingerprint(asked)[:16]}"
 
     def _build(self, path: Path, asked: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
         partial = path.with_name(f"{path.name}.partial")

@@ -15,8 +15,7 @@ ASKED = {"-h", "--help"}
 
 def helped(primary: str, words: Sequence[str]) -> str:
     """The help for ``conf/<primary>.yaml`` with the choices in `words`. Raises what Hydra raises for words that it can't compose."""
-    defaults = yaml.safe_load((CONF / f"{primary}.yaml").read_text(encoding="utf-8"))["defaults"]
-    groups = [group for default in defaults if isinstance(default, dict) for group in default if choices(group)]
+    groups = _groups(primary)
     listed = [f"  {group}: {', '.join(choices(group))}" for group in [*sorted(groups), "hydra/launcher", "hydra/sweeper"]]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(primary, overrides=opened(word for word in words if not word.startswith("-")))
@@ -35,3 +34,14 @@ def helped(primary: str, words: Sequence[str]) -> str:
             OmegaConf.to_yaml(config),
         ]
     )
+
+
+def _groups(primary: str) -> list[str]:
+    """The groups of a primary configuration, and of those that it takes over."""
+    found: list[str] = []
+    for default in yaml.safe_load((CONF / f"{primary}.yaml").read_text(encoding="utf-8"))["defaults"]:
+        if isinstance(default, dict):
+            found += [group for group in default if choices(group)]
+        elif default != "_self_":
+            found += _groups(default)
+    return found

@@ -144,6 +144,19 @@ class ForeignData(LightningDataModule):
             )
         return Numbered(loader)
 
+    def sample(self, split: str, pixels: Pixels | None, images: int) -> Iterator[Batch]:
+        """The first batches of a split, up to so many images or one batch."""
+        seen = 0
+        for batch in self.evaluation(split, pixels):
+            if seen and seen + len(batch) > images:
+                return
+            seen += len(batch)
+            yield batch
+
+    def targets(self, split: str) -> Int64[np.ndarray, " images"] | None:
+        """Class numbers of validation or test; those of train are not looked at."""
+        return self._targets.get(split)
+
     def write_split(self, path: Path) -> None:
         """The split is the module's own; there is nothing to write."""
 

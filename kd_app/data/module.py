@@ -273,6 +273,11 @@ class ImageData(LightningDataModule, Typed):
         view = Plain() if corruption is None else Corrupted(corruption)
         return self._evaluation(split, view, pixels, batch_size or self.batch_size, SINGLE)
 
+    def sample(self, split: Split, pixels: Pixels, images: int) -> EvaluationLoader:
+        """So many images of a split, or all it has, drawn at random with `seed`; as `evaluation` gives them."""
+        rows = np.random.default_rng(self.seed).permutation(self.rows(split))[:images]
+        return replace(self.evaluation(split, pixels), rows=np.sort(rows), batch_size=min(self.batch_size, images))
+
     def _evaluation(self, split: Split, view: View, pixels: Pixels, batch_size: int, rank: Rank) -> EvaluationLoader:
         maker = self._maker(view, pixels)
         return EvaluationLoader(maker, self.rows(split), batch_size=batch_size, num_workers=self._workers(maker, rank), rank=rank)

@@ -144,6 +144,16 @@ class Verdict(Typed):
         p = mcnemar(better, worse)
         return Judgment(outcome, self.metric, self.margin, self.confidence, POINTS[self.metric](tally), low, high, n, needed, p)
 
+    def images_needed(self, target: Int64[np.ndarray, " images"], *, discordance: float) -> int | None:
+        """Images in these classes' proportions on which a student as good as its teacher is 'kept' with probability 0.8; None: more than a million.
+
+        `discordance`: share of the images that one of both has right and the other wrong, half of them either way; so many does each have wrong.
+        """
+        share = np.bincount(target) / len(target)
+        share = share[share > 0]
+        right, half = share * (1 - discordance), share * discordance / 2
+        return self._needed(Tally(share, right, right, half, half), 1)
+
     def _bounds(self, tally: Tally, spare: float) -> Interval:
         return BOUNDS[self.metric](tally, 1 - self.confidence, spare)
 

@@ -119,10 +119,7 @@ class Distillation(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch; in the first steps every distillation term must be finite, not zero, and teach (`RunError` otherwise)."""
         ready = replace(self.prepared(batch), progress=self.progress)
-        teacher = self.teacher(ready.image if ready.other is None else ready.other) if self.teacher is not None else Outputs()
-        student = self._taps(ready.image)
-        total: Tensor
-        total, values = self.terms(student, teacher, ready)
+        total, values = self.losses(ready)
         if self.trainer.global_step < CHECKED_STEPS:
             self.terms.check(values, self.student)
         self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
@@ -130,6 +127,13 @@ class Distillation(pl.LightningModule):
         if len(self._window) >= self._log_every:
             self._flush(step=self.trainer.global_step + 1)
         return total
+
+    def losses(self, ready: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a prepared batch, and each term of it."""
+        teacher = self.teacher(ready.image if ready.other is None else ready.other) if self.teacher is not None else Outputs()
+        total: Tensor
+        total, values = self.terms(self._taps(ready.image), teacher, ready)
+        return total, values
 
     def _flush(self, step: int) -> None:
         """Log the window's means as of optimizer step `step`; a loss that is not finite ends the run by name."""

@@ -7,43 +7,54 @@ import torch
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
 from kd_app.training.parts import Recipe
-from kd_app.training.workshop import Workshop, teacher_is_ready
+from kd_app.training.workshop import Workshop
 
 _STEPS = 3
 
 
 def plan(shop: Workshop) -> str:
     """The plan as text. Its times come from a few steps of each model on noise."""
+    made, steps = shop.parts, steps_an_epoch(shop)
+    ready = shop.as_it_is() is not None
+    total = 0.0
+    answers = 0.0
+    if made.teacher is not None:
+        learn, answers = noise_seconds(shop, made.teacher, train=not ready)
+        total += made.teacher_recipe.max_epochs * steps * learn if made.teacher_recipe and not ready else 0
+    learn, _ = noise_seconds(shop, made.student, train=True)
+    student = made.recipe.max_epochs * steps * (learn + answers)
+    for name, control in made.controls.items():
+        request = shop.request(name)
+        own = learn if request is made.student else noise_seconds(shop, request, train=True)[0]
+        total += student if control.as_long else control.max_epochs * steps * (own + (answers if control.terms().needs_teacher else 0.0))
+    total += student
+    lines = described(shop, ready=ready)
+    lines.append(
+        f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {spoken(total)} for what is not found"
+    )
+    larger = made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher)
+    return "\n".join(lines + (["Note: the student is larger than its teacher. That is allowed; the gain in cost will not be one."] if larger else []))
+
+
+def described(shop: Workshop, *, ready: bool) -> list[str]:
+    """The data, and each model with the weights it starts from and what it is trained on; `ready`: the teacher is used as it is."""
     made, sizes = shop.parts, shop.data.sizes
     lines = [
         f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on, {sizes['validation']:,} to choose by, "
         f"{sizes['test']:,} to test on"
     ]
-    steps = max(1, sizes["train"] // ((shop.data.batch_size or 1) * made.trainer.world_size))
-    limit = made.trainer.limits["overfit_batches"] or made.trainer.limits["limit_train_batches"]
-    steps = min(steps, limit) if isinstance(limit, int) else max(1, int(steps * (limit or 1)))
-    total = 0.0
-    answers = 0.0
     if made.teacher is not None:
-        ready = teacher_is_ready(made.teacher, shop.classes, made.teacher_recipe.max_epochs if made.teacher_recipe else 0)
-        learn, answers = _seconds(shop, made.teacher, train=not ready)
-        recipe = None if ready else made.teacher_recipe
-        lines.append(_line("Teacher", made.teacher, recipe, shop))
-        total += recipe.max_epochs * steps * learn if recipe else 0
-    learn, _ = _seconds(shop, made.student, train=True)
-    student = made.recipe.max_epochs * steps * (learn + answers)
-    for name, control in made.controls.items():
-        request = shop.request(name)
-        lines.append(_line(f"Control {name}", request, control, shop) + _beside(shop, name))
-        own = learn if request is made.student else _seconds(shop, request, train=True)[0]
-        total += student if control.as_long else control.max_epochs * steps * (own + (answers if control.terms().needs_teacher else 0.0))
-    lines.append(_line("Student", made.student, made.recipe, shop))
-    total += student
-    lines.append(
-        f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {_spoken(total)} for what is not found"
-    )
-    larger = made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher)
-    return "\n".join(lines + (["Note: the student is larger than its teacher. That is allowed; the gain in cost will not be one."] if larger else []))
+        lines.append(_line("Teacher", made.teacher, None if ready else made.teacher_recipe, shop))
+    lines += [_line(f"Control {name}", shop.request(name), control, shop) + _beside(shop, name) for name, control in made.controls.items()]
+    return [*lines, _line("Student", made.student, made.recipe, shop)]
+
+
+def steps_an_epoch(shop: Workshop) -> int:
+    """Batches of an epoch, within the limits that are set."""
+    trainer = shop.parts.trainer
+    steps = max(1, shop.data.sizes["train"] // ((shop.data.batch_size or 1) * trainer.world_size))
+    limit = trainer.limits["overfit_batches"] or trainer.limits["limit_train_batches"]
+    return min(steps, limit) if isinstance(limit, int) else max(1, int(steps * (limit or 1)))
 
 
 def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop) -> str:
@@ -69,8 +80,8 @@ def _beside(shop: Workshop, control: str) -> str:
     return "" if macs is None else f"; {macs / 1e6:,.2f} M multiply-adds beside the student's {shop.decided[control]['student_macs'] / 1e6:,.2f} M"
 
 
-def _seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tuple[float, float]:
-    """Seconds of a training step, and of answering a batch."""
+def noise_seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tuple[float, float]:
+    """Seconds of a training step, and of answering a batch, on noise."""
     pixels = expected_pixels(request, shop.seen())
     device, precision = shop.parts.trainer.device, shop.parts.trainer.precision
     model = create(request, pixels, len(shop.classes), seed=0).model.to(device).to(memory_format=torch.channels_last)
@@ -98,7 +109,8 @@ def _params(shop: Workshop, request: ModelRequest) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _spoken(seconds: float) -> str:
+def spoken(seconds: float) -> str:
+    """'12 s', '35 min', '3.2 h'."""
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"
     minutes = seconds / 60

@@ -18,7 +18,7 @@ from kd_app.training.ranks import check_places
 from kd_app.training.report_run import run_names
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.search import PrunedError, Watch
-from kd_app.training.workshop import Member, Workshop, run_name, teacher_is_ready
+from kd_app.training.workshop import Member, Workshop, run_name
 
 _SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)
 """What of a run's folder the trackers are given."""
@@ -133,9 +133,7 @@ def _members(shop: Workshop, console: Console, proof: Proof) -> dict[str, Member
     members: dict[str, Member] = {}
     teacher: Member | None = None
     if made.teacher is not None:
-        epochs = made.teacher_recipe.max_epochs if made.teacher_recipe else 0
-        ready = teacher_is_ready(made.teacher, shop.classes, epochs)
-        teacher = shop.ready(made.teacher, seed=0) if ready else shop.train("teacher")
+        teacher = shop.as_it_is() or shop.train("teacher")
         members["teacher"] = teacher
         console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
         shop.tracker.knowledge(proof.knows(teacher, "validation"))

@@ -1,6 +1,8 @@
 """The chosen loss terms, their weights, and their sum."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,15 @@ from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs
 from kd_app.training.gather import several_ranks, whole_batch, whole_outputs
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a term, and in which way."""
+
+    term: str
+    kind: Literal["not-finite", "zero", "no-gradient"]
+    text: str
 
 
 class WeightedTerms(nn.Module):
@@ -68,22 +79,49 @@ class WeightedTerms(nn.Module):
             total = total + part
         return total, values
 
+    def gradient_norms(self, values: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
+        """``|weight * d term / d student|_2`` of each term; 0 where it has no gradient."""
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        return {name: self.weights[name] * _norm(_gradient(values[name], parameters)) for name in values}
+
     def check(self, values: Mapping[str, Tensor], student: nn.Module) -> None:
         """Refuse a distillation term that is exactly zero, not finite, or without gradient for the student (`RunError`, by name)."""
+        for fault in self.faults(values, student):
+            raise RunError(fault.text)
+
+    def faults(self, values: Mapping[str, Tensor], student: nn.Module) -> Iterator[Fault]:
+        """What is wrong with the first values of each term: any that is not finite; of those that distill, zero ones and those that teach nothing."""
         parameters = [p for p in student.parameters() if p.requires_grad]
         for name, term in self._all().items():
             if not torch.isfinite(values[name]):
-                raise RunError(
-                    f"The loss term {name} is {values[name].item()} in the first steps. Lower optimizer.lr, or use trainer.precision=32-true."
+                yield Fault(
+                    name,
+                    "not-finite",
+                    f"The loss term {name} is {values[name].item()} in the first steps. Lower optimizer.lr, or use trainer.precision=32-true.",
                 )
+                continue
             if not term.needs_teacher or self.weights[name] == 0:
                 continue
             if values[name].item() == 0:
-                raise RunError(
-                    f"The loss term {name} is exactly zero in the first steps: student and teacher already agree on what it reads. Leave it out."
+                yield Fault(
+                    name,
+                    "zero",
+                    f"The loss term {name} is exactly zero in the first steps: student and teacher already agree on what it reads. Leave it out.",
                 )
-            grads = torch.autograd.grad(values[name], parameters, retain_graph=True, allow_unused=True) if values[name].requires_grad else []
-            if not any(grad is not None and bool(grad.any()) for grad in grads):
-                raise RunError(
-                    f"The loss term {name} gives the student no gradient in the first steps, so it teaches nothing. Leave it out, or change it."
+            elif not any(bool(grad.any()) for grad in _gradient(values[name], parameters)):
+                yield Fault(
+                    name,
+                    "no-gradient",
+                    f"The loss term {name} gives the student no gradient in the first steps, so it teaches nothing. Leave it out, or change it.",
                 )
+
+
+def _gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradients of one term, of the parameters that have any."""
+    if not value.requires_grad:
+        return []
+    return [grad for grad in torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True) if grad is not None]
+
+
+def _norm(gradient: Sequence[Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm(gradient)) if gradient else 0.0

@@ -1,6 +1,7 @@
 """The settings of a training that are not the model's, the data's or the loss's, checked early; and Lightning's Trainer from them."""
 
 import platform
+from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -110,6 +111,14 @@ class TrainerSettings(Typed):
     def world_size(self) -> int:
         """Number of processes that train together."""
         return self.devices * self.num_nodes
+
+    def short(self, *, train: int, validation: int) -> "TrainerSettings":
+        """The same for so many batches of an epoch, in one process."""
+        made = copy(self)
+        made.devices = made.num_nodes = 1
+        made.sync_batchnorm, made.profiler = False, None
+        made.limits = {"limit_train_batches": train, "limit_val_batches": validation, "overfit_batches": None}
+        return made
 
     def place(self) -> dict[str, Any]:
         """Where the ranks work, settled: a rank does not ask its own machine again."""

@@ -125,22 +125,53 @@ class Workshop:
         created = create(request, pixels, len(self.classes), seed=seed)
         return Member(request.role, request, created)
 
+    def as_it_is(self) -> Member | None:
+        """The teacher, where it answers in the data's classes and is used without any training; None where it is trained first.
+
+        Raises `RequestError` for one with a random head that nothing would train.
+        """
+        request, recipe = self.parts.teacher, self.parts.teacher_recipe
+        if request is None:
+            return None
+        member = self.ready(request, seed=0) if request.origin.fits(self.classes) else None
+        if member is not None and not member.created.weights.new_head:
+            return member
+        if recipe is None or recipe.max_epochs == 0:
+            origin = request.origin
+            has = "random weights" if not origin.has_weights else f"{origin.num_classes} classes" if origin.num_classes else "other classes"
+            raise RequestError(
+                f"The teacher {request.name} has {has}, the data have {len(self.classes)} classes, and teacher.max_epochs=0 forbids its training: "
+                "it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
+            )
+        return None
+
     def train(self, role: str, teacher: Member | None = None) -> Member:
         """Train the teacher, a control or the student, or find the one that was trained in the same way."""
         recipe = self.settled(role, teacher)
         teacher = teacher if recipe.terms().needs_teacher else None
         taught = self.taught(role, teacher, recipe)
-        request, seed = taught.request, recipe.seed
-        start = create(request, taught.pixels, len(self.classes), seed=seed)
-        inputs = {"data": self.data.fingerprint, "start": start.weights.sha256}
-        if teacher:
-            inputs["teacher"] = teacher.created.weights.sha256
-        stage = self._stage(role, self._identity(taught, teacher), inputs, lambda folder: self._fit(taught, teacher, folder))
-        record = json.loads((stage.path / RECORD).read_text(encoding="utf-8"))
-        again = trained(request, stage.path)
-        member = Member(role, again, create(again, taught.pixels, len(self.classes), seed=seed), record, stage.path)
+        stage = self._stage(role, self._identity(taught, teacher), self._inputs(taught, teacher), lambda folder: self._fit(taught, teacher, folder))
+        member = self._trained(taught, stage.path)
         self.tracker.ready(role, told(member), told(teacher) if teacher else None, lambda: points(stage.path))
         return member
+
+    def found(self, role: str) -> Member | None:
+        """The teacher, or a control that needs none, as an earlier run left it; None where `train` may have to train it."""
+        taught = self.taught(role, None, self.plain(role))
+        stage = self.stages.find(role, config=_plain(self._identity(taught, None)), inputs=self._inputs(taught, None))
+        return self._trained(taught, stage.path) if stage else None
+
+    def _inputs(self, taught: Taught, teacher: Member | None) -> dict[str, str]:
+        """Hashes of data, start and teacher."""
+        start = create(taught.request, taught.pixels, len(self.classes), seed=taught.recipe.seed)
+        inputs = {"data": self.data.fingerprint, "start": start.weights.sha256}
+        return {**inputs, "teacher": teacher.created.weights.sha256} if teacher else inputs
+
+    def _trained(self, taught: Taught, folder: Path) -> Member:
+        """What a training left in `folder`."""
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        again = trained(taught.request, folder)
+        return Member(taught.role, again, create(again, taught.pixels, len(self.classes), seed=taught.recipe.seed), record, folder)
 
     def request(self, role: str) -> ModelRequest:
         """The model of a role. Raises `RequestError` where a control's is to be chosen and none fits."""
@@ -176,6 +207,11 @@ class Workshop:
             recipe = replace(recipe, max_epochs=found["max_epochs"])
             self.decided.setdefault(role, {}).update(found)
         return recipe
+
+    def plain(self, role: str) -> Recipe:
+        """How a role is trained, as far as it is known before there is a teacher."""
+        control = self.parts.controls.get(role)
+        return control.plain() if control else self.settled(role, None)
 
     def _epochs(self, role: str, teacher: Member, recipe: Recipe) -> dict[str, Any]:
         """How many epochs of `recipe` last as long as the student's training. Seeds of one recipe share the answer."""
@@ -306,9 +342,8 @@ class Workshop:
         return Answers(torch.from_numpy(found.index[order]), torch.from_numpy(found.logits[order]))
 
     def _stage(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Any) -> Stage:
-        plain = json.loads(json.dumps(config))
         try:
-            stage = self.stages.make(name, config=plain, inputs=inputs, build=build)
+            stage = self.stages.make(name, config=_plain(config), inputs=inputs, build=build)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -318,6 +353,12 @@ class Workshop:
             ) from error
         self.used.append(stage)
         return stage
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(config))
+    return found
 
 
 def told(member: Member) -> dict[str, Any]:
@@ -353,19 +394,6 @@ class Chained:
     def __iter__(self) -> Iterator[Batch]:
         for loader in self._loaders:
             yield from loader
-
-
-def teacher_is_ready(request: ModelRequest, classes: tuple[str, ...], max_epochs: int) -> bool:
-    """Use the teacher as it is? Else it is trained first. Refuses a teacher with a random head that nothing would train."""
-    fits = request.origin.fits(classes)
-    if not fits and max_epochs == 0:
-        origin = request.origin
-        has = f"{origin.num_classes} classes" if origin.has_weights else "random weights"
-        raise RequestError(
-            f"The teacher {request.name} has {has}, the data have {len(classes)} classes, and teacher.max_epochs=0 forbids its training: "
-            "it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
-        )
-    return fits
 
 
 def _what(node: Any) -> Any:
