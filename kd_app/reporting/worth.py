@@ -114,8 +114,11 @@ def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str
         longer = " for as long" if as_good == ["as_long"] else ""
         margin = results.verdict.margin if results.verdict else None
         shown = [control for control in as_good if margin is not None and (gains[control].high or 0) < margin]
-        sure = f", and at most {100 * (margin or 0):g} points worse" if shown else "; they could not show a small difference"
-        return f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a teacher: as good as distilling {told}{sure}."
+        better = any((gains[control].high or 0) < 0 for control in as_good)
+        how = "better than distilling" if better else "as good as distilling"
+        sure = f", and less than {100 * (margin or 0):g} points worse" if shown else "; they could not show a small difference"
+        sure = "" if better else sure
+        return f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a teacher: {how} {told}{sure}."
     if "smoothed_labels" in gains and _as_good(gains["smoothed_labels"]):
         return f"Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher: as good as distilling {told}."
     if any(control in gains for control in PLAIN):
