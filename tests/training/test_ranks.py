@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,6 +140,25 @@ def test_torchrun_trains_what_the_same_words_train_without_it(teacher: Path, tmp
     assert [each["rank"] for each in ranks] == [0, 1]
     assert len({(each["told"], each["parameters"]) for each in ranks}) == 1
     assert {each["images"] for each in ranks} == {2 * 20 * 32}
+
+
+@pytest.mark.slow
+def test_two_machines_train_together(teacher: Path, tmp_path: Path) -> None:
+    """Two torchrun agents, as on two machines that share a file system."""
+    same = ["student.name=vit_tiny_patch16_224", *VIT, "trainer.limit_train_batches=3", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
+    job = ["-m", "kd_app.commands.distill", *words(teacher, tmp_path, *same)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    env = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    agents = [subprocess.Popen([*agent, f"--node-rank={number}", *job], env=env, stdout=subprocess.PIPE, text=True) for number in (0, 1)]
+    said = [each.communicate(timeout=300)[0] for each in agents]
+    assert [each.returncode for each in agents] == [0, 0]
+    assert [text.count("Everything is in") for text in said] == [1, 0]
+    ranks = record(tmp_path / "out")["ranks"]
+    assert [each["rank"] for each in ranks] == [0, 1]
+    assert len({each["parameters"] for each in ranks}) == 1
 
 
 @pytest.mark.slow
