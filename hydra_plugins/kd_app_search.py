@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 
 class SearchSweeper(Sweeper):
-    """Runs the trials that `kd_app.training.search` proposes; `space` and the sweeps on the command line say what is searched."""
+    """Runs the trials that `kd_app.training.search.study` proposes; `space` and the sweeps on the command line say what is searched."""
 
     def __init__(self, *, space: dict[str, str], **settings: Any) -> None:
         self._space = space
@@ -30,8 +30,8 @@ class SearchSweeper(Sweeper):
         """Run the search to its end."""
         from omegaconf import OmegaConf
 
-        from kd_app.training.search import Search, SearchSettings
-        from kd_app.training.space import searched
+        from kd_app.training.search.space import searched
+        from kd_app.training.search.study import Search, SearchSettings
 
         parse = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides
         said = parse(arguments)

@@ -25,7 +25,7 @@ from kd_app.config.compose import COMPOSING, composed, explained, opened, plain
 from kd_app.config.errors import RequestError, RunError
 from kd_app.config.foreign_files import told_apart
 from kd_app.config.paths import CONF
-from kd_app.training.torchrun import Torchrun, is_follower
+from kd_app.training.ranks.torchrun import Torchrun, is_follower
 
 Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
@@ -44,7 +44,7 @@ def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], Non
 def _together(body: Callable[[], int]) -> int:
     """Run `body` in the first of torchrun's processes, and let the others follow until it is done; its exit code. Alone it is just `body`."""
     if is_follower():
-        from kd_app.training.ranks import follow
+        from kd_app.training.ranks.start import follow
 
         with suppress(KeyboardInterrupt):
             follow()

@@ -12,7 +12,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
 
 
 def _after_sweep(config: dict[str, Any]) -> None:
-    from kd_app.training.sweep import conclude
+    from kd_app.training.search.sweep import conclude
 
     conclude(config)
 

@@ -14,10 +14,10 @@ from kd_app.tracking import Backend, Tracker
 from kd_app.training.parts import Config, OwnParts, Parts, make, parts
 from kd_app.training.plan import plan
 from kd_app.training.proof import BESIDE, SPLIT, Proof, data_name, evaluated
-from kd_app.training.ranks import check_places
+from kd_app.training.ranks.start import check_places
 from kd_app.training.report_run import run_names
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
-from kd_app.training.search import PrunedError, Watch
+from kd_app.training.search.study import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop, run_name
 
 _SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)

@@ -11,7 +11,7 @@ from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs
-from kd_app.training.gather import several_ranks, whole_batch, whole_outputs
+from kd_app.training.ranks.gather import several_ranks, whole_batch, whole_outputs
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
-from kd_app.training.torchrun import launched
+from kd_app.training.ranks.torchrun import launched
 
 Precision = Literal[
     "auto",

@@ -27,7 +27,7 @@ from kd_app.training.module import Answers
 from kd_app.training.pace import FILE as EPOCHS
 from kd_app.training.pace import as_long
 from kd_app.training.parts import Control, Parts, Recipe
-from kd_app.training.ranks import fit_on_ranks
+from kd_app.training.ranks.start import fit_on_ranks
 
 SPEED = "speed.json"
 DECODED = 320

@@ -49,7 +49,10 @@ def test_a_run_that_does_its_work_ends_with_0_and_says_nothing_on_stderr() -> No
 @pytest.mark.parametrize(("codes", "code"), [(("fine", "fine"), 0), (("fine", "wrong"), 2), (("wrong", "failed", "fine"), 1)])
 def test_the_worst_trial_is_the_exit_code_of_a_sweep(codes: tuple[str, ...], code: int) -> None:
     endings = {"fine": None, "wrong": RequestError("This is a request that is wrong."), "failed": RunError("The run failed.")}
-    with patch("kd_app.training.run.distill", side_effect=[endings[each] for each in codes]), patch("kd_app.training.sweep.conclude") as concluded:
+    with (
+        patch("kd_app.training.run.distill", side_effect=[endings[each] for each in codes]),
+        patch("kd_app.training.search.sweep.conclude") as concluded,
+    ):
         ended = call("-m", f"seed={','.join(str(number) for number in range(len(codes)))}", "out=sweep")
     assert ended.code == code
     assert concluded.called

@@ -151,7 +151,7 @@ def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(swept:
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
 def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code: int) -> None:
-    with patch("kd_app.training.run.distill", side_effect=stop) as started, patch("kd_app.training.sweep.conclude") as concluded:
+    with patch("kd_app.training.run.distill", side_effect=stop) as started, patch("kd_app.training.search.sweep.conclude") as concluded:
         ended = call("-m", "seed=0,1,2", "out=sweep")
     assert ended.code == code
     assert "the same command goes on from here" in paragraph(ended.err)

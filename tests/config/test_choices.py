@@ -13,7 +13,7 @@ from kd_app.config.compose import choices, composed
 from kd_app.config.paths import CONF
 from kd_app.training.curves import read_curves
 from kd_app.training.parts import parts
-from kd_app.training.space import searched
+from kd_app.training.search.space import searched
 from tests.commands.call import call, done
 from tests.training.made import results, stage
 

@@ -33,7 +33,7 @@ def config(target: str) -> dict[str, Any]:
         "kd_app.commands.distill.main",
         "kd_app.stages.Path",
         "kd_app.stages.Stages",
-        "kd_app.training.ranks.Child",
+        "kd_app.training.ranks.start.Child",
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "lightning.pytorch.callbacks.OnExceptionCheckpoint",
         "lightning.pytorch.loggers.CSVLogger",

@@ -128,9 +128,9 @@ def test_an_interpolation_does_not_become_a_part_later(tmp_path: Path, mark: Pat
 
 
 def test_classes_of_ours_that_are_no_parts_are_not_made(tmp_path: Path, mark: Path) -> None:
-    starts = {"_target_": "kd_app.training.ranks.Child", "job": "x", "place": {"RANK": 1, "WORLD_SIZE": 1, "PYTHONPATH": "x"}, "log": str(mark)}
+    starts = {"_target_": "kd_app.training.ranks.start.Child", "job": "x", "place": {"RANK": 1, "WORLD_SIZE": 1, "PYTHONPATH": "x"}, "log": str(mark)}
     words = experiment(tmp_path / "conf", {"callbacks": {"x": starts}})
-    assert "'kd_app.training.ranks.Child' names code that is no part" in refused(*words, *TINY)
+    assert "'kd_app.training.ranks.start.Child' names code that is no part" in refused(*words, *TINY)
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/b", "a\nb", "..", "student", "pair", "model_dump"])

@@ -21,7 +21,7 @@ from kd_app.training.checks.teacher import at_chance, below_published, not_deter
 from kd_app.training.checks.terms import terms
 from kd_app.training.parts import Config, OwnParts, make, parts
 from kd_app.training.plan import described
-from kd_app.training.ranks import check_places
+from kd_app.training.ranks.start import check_places
 from kd_app.training.workshop import Workshop
 
 CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (

@@ -12,7 +12,7 @@ from kd_app.config import Typed
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs
-from kd_app.training.agreement import Agreement
+from kd_app.training.ranks.agreement import Agreement
 
 
 class Likeness(LossTerm):

@@ -14,7 +14,7 @@ from kd_app.config import RequestError, RunError
 from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import resumed
-from kd_app.training.torchrun import Torchrun, launched
+from kd_app.training.ranks.torchrun import Torchrun, launched
 from kd_app.training.trainer import TrainerSettings
 
 JOB = "job.json"
@@ -122,7 +122,7 @@ class Child:
         env = {**plain, **{key: str(value) for key, value in {**place, "OMP_NUM_THREADS": threads}.items()}}
         with log.open("wb") as file:
             output = None if place["RANK"] == 0 else file
-            command = [sys.executable, "-m", "kd_app.training.rank", str(job)]
+            command = [sys.executable, "-m", "kd_app.training.ranks.rank", str(job)]
             self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=file)
 
     def poll(self) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from kd_app.commands.app import guarded
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import composed
-from kd_app.training.ranks import fit_on_ranks
+from kd_app.training.ranks.start import fit_on_ranks
 from kd_app.training.run import distill
 from tests.training.made import stage, student_sha256, teacher_folder, trained
 from tests.training.processes import begun, ended, wait_for
@@ -37,7 +37,7 @@ def words(teacher: Path, folder: Path, *more: str) -> list[str]:
 def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(teacher: Path, tmp_path: Path) -> None:
     same = ["student.name=vit_tiny_patch16_224", *VIT, "loss=[cross_entropy,soft_target,attention_transfer]", "optimizer=sgd", "optimizer.lr=0.05"]
     same += ["loss.soft_target.weight=0.1", "loss.attention_transfer.weight=10", "trainer.max_epochs=3"]
-    same += ["allow=[tests]", "+loss.likeness._target_=tests.training.rank_parts.Likeness", "+loss.likeness.weight=0.1"]
+    same += ["allow=[tests]", "+loss.likeness._target_=tests.training.ranks.parts.Likeness", "+loss.likeness.weight=0.1"]
     same += ["data.split.validation=0.072"]  # 103 images to validate on: 52 and 51
     one = trained(teacher, tmp_path / "one", *same, "data.batch_size=64")
     two = trained(teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32")
@@ -62,7 +62,7 @@ def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_go
     flag.touch()
     adapted = ["student.name=resnet8", "loss=[cross_entropy,feature_hint,soft_target]", "trainer=ddp_sim"]
     adapted += ["trainer.max_epochs=2", "data.batch_size=64"]
-    broken = ["+callbacks=ema", "allow=[tests]", "+callbacks.breaker._target_=tests.training.rank_parts.Breaker", f"+callbacks.breaker.flag={flag}"]
+    broken = ["+callbacks=ema", "allow=[tests]", "+callbacks.breaker._target_=tests.training.ranks.parts.Breaker", f"+callbacks.breaker.flag={flag}"]
     start = time.monotonic()
     assert guarded(lambda: trained(teacher, tmp_path, *adapted, *broken)) == 1
     assert time.monotonic() - start < 60
@@ -90,7 +90,7 @@ def alive(folder: Path) -> list[int]:
             line = path.read_bytes()
         except OSError:
             continue
-        if b"kd_app.training.rank" in line and str(folder).encode() in line:
+        if b"kd_app.training.ranks.rank" in line and str(folder).encode() in line:
             found.append(int(path.parent.name))
     return found
 
@@ -190,13 +190,13 @@ def test_several_machines_need_torchrun(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_ranks_that_were_told_different_things_do_not_train(teacher: Path, tmp_path: Path) -> None:
-    other = ["+callbacks.other._target_=tests.training.rank_parts.ToldOtherwise", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
+    other = ["+callbacks.other._target_=tests.training.ranks.parts.ToldOtherwise", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
     with pytest.raises(RunError, match="The processes were told different trainings: 1 another than 0"):
         trained(teacher, tmp_path, *other, "trainer.max_epochs=1")
 
 
 def test_a_rank_that_does_not_answer_ends_the_job_within_the_stated_time(teacher: Path, tmp_path: Path) -> None:
-    late = ["+callbacks.sleeper._target_=tests.training.rank_parts.Sleeper", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
+    late = ["+callbacks.sleeper._target_=tests.training.ranks.parts.Sleeper", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
     start = time.monotonic()
     with pytest.raises(RunError, match=r"Process 0 of 2 failed: .*Timed out waiting 5000ms"):
         trained(teacher, tmp_path, *late, "trainer.max_epochs=1", "trainer.timeout=5")

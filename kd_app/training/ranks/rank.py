@@ -1,4 +1,4 @@
-"""One of several processes that train a model together: ``python -m kd_app.training.rank job.json``, with the ranks in the environment.
+"""One of several processes that train a model together: ``python -m kd_app.training.ranks.rank job.json``, with the ranks in the environment.
 
 It ends when its standard input does: whoever started it holds the other end.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kd_app.config import RequestError, RunError
-from kd_app.training.ranks import FAILED, REFUSED
+from kd_app.training.ranks.start import FAILED, REFUSED
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from kd_app.config import RequestError
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import write_curves
-from kd_app.training.search import FILE, Params, PrunedError, Search, SearchSettings, Watch, advice
-from kd_app.training.space import searched
+from kd_app.training.search.space import searched
+from kd_app.training.search.study import FILE, Params, PrunedError, Search, SearchSettings, Watch, advice
 from tests.reporting.runs_made import made
 
 PLAIN = made()

@@ -11,7 +11,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.tables import Trial, sweep
 from kd_app.training import run
 from kd_app.training.run_folder import CONFIG, differences
-from kd_app.training.search import advice, results
+from kd_app.training.search.study import advice, results
 
 
 def conclude(config: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Many runs: what to try next, and what came of it."""
