@@ -27,6 +27,11 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
+def said_margin(margin: float) -> str:
+    """'1 point', '2 points'."""
+    return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+
+
 def interval(low: float | None, high: float | None) -> str:
     """'91.59 to 92.64', in percent; empty where there is none."""
     return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
@@ -159,7 +164,7 @@ def undefined(split: Split) -> list[str]:
 
 def verdict_sentence(verdict: Verdict) -> str:
     """The verdict with its margin, the difference, and what it rests on."""
-    metric, margin = _METRICS[verdict.metric], f"{100 * verdict.margin:g} point{'' if verdict.margin == 0.01 else 's'}"
+    metric, margin = _METRICS[verdict.metric], said_margin(verdict.margin)
     difference = f"{points(verdict.difference)} points, {points(verdict.low)} to {points(verdict.high)}"
     said = {
         "kept": f"kept. The student's {metric} is at most {margin} below the teacher's",

@@ -1,7 +1,7 @@
 """Was distilling needed? What of the gain is the teacher's knowledge, and whether plain training is as good."""
 
 from kd_app.reporting.results import Difference, Results, Split
-from kd_app.reporting.sentences import points
+from kd_app.reporting.sentences import points, said_margin
 
 PLAIN = ("labels_only", "as_long")
 """Controls that are plain training: no teacher, labels as they are."""
@@ -116,7 +116,7 @@ def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str
         shown = [control for control in as_good if margin is not None and (gains[control].high or 0) < margin]
         better = any((gains[control].high or 0) < 0 for control in as_good)
         how = "better than distilling" if better else "as good as distilling"
-        sure = f", and less than {100 * (margin or 0):g} points worse" if shown else "; they could not show a small difference"
+        sure = f", and less than {said_margin(margin or 0)} worse" if shown else "; they could not show a small difference"
         sure = "" if better else sure
         return f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a teacher: {how} {told}{sure}."
     if "smoothed_labels" in gains and _as_good(gains["smoothed_labels"]):

@@ -47,7 +47,7 @@ class Recipe:
     @property
     def how(self) -> str:
         """In words, for the plan."""
-        return f"for {self.max_epochs} epochs on {' + '.join(self.loss)}"
+        return f"for {_epochs(self.max_epochs)} on {' + '.join(self.loss)}"
 
     def terms(self) -> WeightedTerms:
         """Fresh terms, without adapters yet."""
@@ -90,7 +90,7 @@ class Control(Recipe):
     @property
     def how(self) -> str:
         """As `Recipe.how`."""
-        long = "for as long as the student's training takes" if self.as_long else f"for {self.max_epochs} epochs"
+        long = "for as long as the student's training takes" if self.as_long else f"for {_epochs(self.max_epochs)}"
         soft = f", labels as soft as the teacher's answers at temperature {self.entropy_at:g}" if self.entropy_at is not None else ""
         return f"{long} on {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffled else ''}"
 
@@ -98,6 +98,10 @@ class Control(Recipe):
         """With labels of this entropy (nats)."""
         smoothing = smoothing_of(entropy, num_classes)
         return self.plain(loss={name: {**node, "smoothing": smoothing} if "smoothing" in node else node for name, node in self.loss.items()})
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)

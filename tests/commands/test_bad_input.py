@@ -146,7 +146,7 @@ def test_a_teacher_of_other_classes_is_not_given_a_random_head(photos: Path, tmp
 def test_a_teacher_of_other_classes_is_fine_tuned_and_that_is_recorded(photos: Path, tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "teacher")
     out = done(*SMALL, f"data.root={photos}", f"teacher.name=local-dir:{folder}")
-    assert "Teacher: resnet8 fine-tuned for 1 epochs" in out
+    assert "Teacher: resnet8 fine-tuned for 1 epoch on" in out
     weights = results(Path("run"))["models"]["teacher"]["weights"]
     assert weights["missing"] == ["head.bias", "head.weight"] or weights["missing"] == ["fc.bias", "fc.weight"]
     assert weights["unexpected"] == []

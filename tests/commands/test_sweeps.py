@@ -23,11 +23,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def trials(sweep: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: results(path) for path in sorted(sweep.iterdir())}
+    return {path.name: results(path) for path in sorted(sweep.iterdir()) if path.name != "report"}
 
 
-def test_trials_lie_in_numbered_folders_and_nothing_else_does(swept: tuple[Path, str]) -> None:
+def test_trials_lie_in_numbered_folders_beside_a_page_about_them_and_nothing_else_does(swept: tuple[Path, str]) -> None:
     found = trials(swept[0] / "sweep")
+    assert sorted(path.name for path in (swept[0] / "sweep" / "report").iterdir()) == ["report.csv", "report.html", "report.json", "report.md"]
+    assert str(swept[0] / "sweep" / "report" / "report.html") in swept[1].replace("\n", "")
     assert list(found) == ["0", "1", "2", "3"]
     asked = [(each["config"]["loss"]["soft_target"]["temperature"], each["seed"]) for each in found.values()]
     assert asked == [(1, 0), (1, 1), (2, 0), (2, 1)]

@@ -42,7 +42,7 @@ def test_plain_training_is_recommended_where_no_gain_is_shown() -> None:
         "Recommendation: plain training (fine-tuning) on the labels, without a teacher: as good as distilling as far as 300 images"
     )
     assert "they could not show a small difference" in said
-    assert "as good as distilling as far as 300 images tell, and less than 1 points worse" in advice(labels_only=LITTLE)
+    assert "as good as distilling as far as 300 images tell, and less than 1 point worse" in advice(labels_only=LITTLE)
     assert advice(labels_only=(-0.02, -0.03, -0.01)).endswith("on the labels, without a teacher: better than distilling as far as 300 images tell.")
 
 

@@ -1,4 +1,4 @@
-"""The end of a sweep: its trials in one table, best by validation first, the winner tested, and what to try next."""
+"""The end of a sweep: its trials in one table, best by validation first, the winner tested, what to try next, and one page about all."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import Any
 import yaml
 
 from kd_app.config import RunError
+from kd_app.reporting.comparison import compare
 from kd_app.reporting.console import Console
+from kd_app.reporting.page import write_report
+from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, sweep
 from kd_app.training import run
 from kd_app.training.run_folder import CONFIG, differences
@@ -26,12 +29,19 @@ def conclude(config: Mapping[str, Any]) -> None:
         run.distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
         trials = _trials(out)
     console.show(sweep(trials, winner=winner))
-    for sentence in advice(out):
+    for sentence in [*advice(out), *_over_seeds(out, trials)]:
         console.say(sentence)
-    console.say(f"Every trial is in {out}")
+    page = write_report([out / str(trial.number) for trial in trials], out / "report") if trials else None
+    console.say(f"Every trial is in {out}{f', and what they show in {page}' if page else ''}")
     failed = [f"trial {each.number}: {each.results.reason}" for each in trials if each.results and each.results.status == "failed"]
     if failed:
         raise RunError(f"{len(failed)} of {len(trials)} trials failed ({'; '.join(failed)}). The others are whole; the same words try these again.")
+
+
+def _over_seeds(out: Path, trials: Sequence[Trial]) -> list[str]:
+    """What the trials show of methods, where some were run with several seeds."""
+    seeds = {trial.results.seed for trial in trials if trial.results}
+    return compare([load_run(out / str(trial.number)) for trial in trials if trial.results]).sentences() if len(seeds) > 1 else []
 
 
 def _trials(out: Path) -> list[Trial]:
