@@ -50,7 +50,7 @@ def test_a_search_runs_what_it_proposes_and_tests_the_winner_alone(whole: tuple[
     assert all(1 <= temperature <= 16 and 0.1 <= weight <= 2 for temperature, weight in asked)
     assert sum(trial["test"] is not None for trial in trials.values()) == 1
     assert "won on validation" in said
-    assert sorted(path.name for path in search.iterdir()) == ["0", "1", "2", "3", "4", "search.json"]
+    assert sorted(path.name for path in search.iterdir()) == ["0", "1", "2", "3", "4", "report", "search.json"]
 
 
 def test_a_search_that_is_done_shows_its_table_and_repeats_nothing(whole: tuple[Path, str]) -> None:
@@ -96,6 +96,7 @@ def test_two_objectives_end_with_the_trials_that_none_beats(tmp_path: Path) -> N
 def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> None:
     rates = "optimizer.lr=choice(0.003,0.0031,0.0032,0.0033,0.0000001)"
     words = ["-m", "hydra/sweeper=search", "hydra.sweeper.sampler=grid", rates, "prune=median", "trainer.max_epochs=4", "teacher.max_epochs=1"]
+    words += ["controls=[]", "trainer.limit_train_batches=4"]
     said = done("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
     trials = [results(tmp_path / "search" / str(number)) for number in range(5)]
     assert [trial["status"] for trial in trials] == ["finished"] * 4 + ["pruned"]

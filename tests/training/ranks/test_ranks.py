@@ -128,6 +128,7 @@ def record(out: Path) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_torchrun_trains_what_the_same_words_train_without_it(teacher: Path, tmp_path: Path) -> None:
     same = ["student.name=vit_tiny_patch16_224", *VIT, "data.batch_size=32", "trainer.max_epochs=2"]
     distill(composed("distill", words(teacher, tmp_path / "alone", *same, "trainer=ddp_sim")))
