@@ -1,7 +1,9 @@
-"""The notebook runs from a clean kernel, and what is committed is what a real run of it shows."""
+"""The notebooks run from a clean kernel, make their own runs or read somebody's, and what is committed is what real runs showed."""
 
 import base64
+import csv
 import io
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,24 +16,30 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import kd_app
+from kd_app.data.digits import Digits
+from kd_app.reporting.comparison import compare
+from kd_app.reporting.worth import worth
+from tests.commands.call import TINY, done
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "notebooks" / "first_run.ipynb"
-FIGURES = 5
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+FIGURES = {"first_run": 5, "methods_over_seeds": 3, "sweep": 3, "differences": 5}
+LIMIT = 400_000
 PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|opt|usr|var|mnt|Users|private|github)/|\b[A-Za-z]:\\|site-packages")
+every_notebook = pytest.mark.parametrize("name", FIGURES)
 
 
-def read() -> Any:
-    return nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+def read(name: str) -> Any:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
 
 
-def executed(folder: Path) -> Any:
+def executed(name: str, folder: Path, **environment: str) -> Any:
     """The notebook after a clean kernel, started in `folder`, ran it; raises where a cell does."""
-    notebook = read()
+    notebook = read(name)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**os.environ, "WANDB_MODE": "disabled", **environment})
     return notebook
 
 
@@ -53,65 +61,109 @@ def words(notebook: Any) -> str:
     return "\n".join(texts)
 
 
+def decision(notebook: Any) -> str:
+    """What the last cell says."""
+    said: str = notebook.cells[-1].outputs[0].data["text/markdown"]
+    return said
+
+
 def is_drawn(figure: np.ndarray) -> bool:
     """At least a hundredth of the figure is ink."""
     return bool((figure < 250).any(axis=2).mean() > 0.01)
 
 
+def trouble(notebook: Any) -> list[str]:
+    """Errors, warnings, and folders of this machine."""
+    loud = [str(output.get("text", output)) for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"]
+    return loud + [line for line in words(notebook).splitlines() if PATH.search(line)]
+
+
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    folder = tmp_path_factory.mktemp("runs")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the search `found`: two temperatures with two seeds each, all measured on test images of digits in groups."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    pixels, labels, _ = Digits().load()
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "group"])
+        for number in range(400):
+            Image.fromarray(pixels[number]).save(folder / f"{number}.png")
+            rows.writerow([f"{number}.png", labels[number], f"block {number // 40}"])
     with pytest.MonkeyPatch.context() as patch:
-        text = f"out='{folder}/tiny' stages='{folder}/.stages' trainer.max_epochs=2"
-        patch.setenv("KD_APP_OVERRIDES", text)
-        yield text, folder / "tiny"
+        patch.chdir(folder)
+        search = ("hparams_search=temperature", "hydra.sweeper.sampler=grid", "loss.soft_target.temperature=choice(1,4)", "seed=choice(0,1)")
+        fixed = ("loss.soft_target.weight=choice(1)", "test=always", "prune=null", "stages=.stages", "out=found")
+        done("-m", *TINY, "data=csv", "data.root=.", "data.source.channels=1", "student.name=resnet8", *search, *fixed)
+    return folder
 
 
-@pytest.fixture(scope="module")
-def first(overrides: tuple[str, Path]) -> Any:
-    return executed(NOTEBOOK.parent)
+@pytest.fixture(scope="module", params=FIGURES)
+def of_a_folder(request: pytest.FixtureRequest, folder: Path) -> tuple[str, Any]:
+    """Each notebook, executed once on the runs in `found`."""
+    return request.param, executed(request.param, folder, KD_RUNS="found")
 
 
-def test_a_clean_kernel_runs_the_notebook_and_draws_every_figure(first: Any, overrides: tuple[str, Path]) -> None:
-    drawn = figures(first)
-    assert len(drawn) == FIGURES
+def test_a_clean_kernel_reads_a_folder_of_runs_and_draws_every_figure(of_a_folder: tuple[str, Any], folder: Path) -> None:
+    name, notebook = of_a_folder
+    drawn = figures(notebook)
+    assert len(drawn) in (FIGURES[name], FIGURES[name] - 1)  # a student that is nowhere wrong where its teacher is right has no flip to show
     assert all(is_drawn(figure) for figure in drawn)
-    assert not [output for output in outputs(first) if output.get("name") == "stderr" or output.output_type == "error"]
-    assert kd_app.load_run(overrides[1]).results.status == "finished"
+    assert trouble(notebook) == []
+    assert "found" in words(notebook)
+    assert not (folder / "runs").exists()  # what is given is read, and nothing is trained
 
 
-def test_the_notebook_says_in_words_what_the_results_hold(first: Any, overrides: tuple[str, Path]) -> None:
-    results = kd_app.load_run(overrides[1]).results
-    assert results.test is not None
-    assert results.test.teacher is not None
-    said = first.cells[-1].outputs[0].data["text/markdown"]
-    for figure in (results.test.teacher, results.test.student):
-        assert f"{100 * (figure.top1 or 0):.1f} ({100 * (figure.top1_low or 0):.1f} to {100 * (figure.top1_high or 0):.1f}) percent" in said
+def test_the_decision_is_what_the_runs_hold(of_a_folder: tuple[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, notebook = of_a_folder
+    monkeypatch.chdir(folder)
+    runs = [kd_app.load_run(path) for path in kd_app.load_runs("found")["path"]]
+    said, first = decision(notebook), runs[0].results
+    assert first.test is not None
+    assert first.verdict is not None
+    if name == "first_run":
+        assert f"Measured on {first.test.num_images}" in said
+        assert f"{100 * first.verdict.difference:+.2f} points ({100 * first.verdict.low:+.2f} to {100 * first.verdict.high:+.2f})" in said
+        assert all(sentence in words(notebook) for sentence in worth(first))
+    elif name == "methods_over_seeds":
+        winner = compare(runs).winner
+        assert winner is not None
+        assert f"**{winner}** is chosen on validation among 2" in said
+        assert "over 2 seeds" in said
+    elif name == "sweep":
+        best = max(run.results.validation.student.top1 or 0 for run in runs if run.results.validation)
+        assert f"{100 * best:.2f} % (" in said
+        assert "loss.soft_target.temperature" in said
+    else:
+        answers = runs[0].predictions
+        right = {role: answers[f"{role}_top1"] == answers["target"] for role in ("teacher", "student")}
+        assert f"Of {len(answers)} test images {(right['teacher'] & ~right['student']).sum()} were right and become wrong" in said
+        assert "group" in said
 
 
-def test_run_again_from_the_repository_it_reads_the_finished_run_and_shows_the_same(first: Any, overrides: tuple[str, Path]) -> None:
-    before = (overrides[1] / "results.json").read_bytes()
-    again = executed(ROOT)
-    assert "holds this run, finished" in words(again)
-    assert (overrides[1] / "results.json").read_bytes() == before
-    assert again.cells[-1].outputs == first.cells[-1].outputs
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name != "first_run" else ()) for name in FIGURES])
+def test_without_a_folder_it_makes_small_runs_and_reads_those(name: str, tmp_path: Path) -> None:
+    notebook = executed(name, tmp_path, KD_APP_OVERRIDES="debug=fdr teacher.name=resnet8 teacher.max_epochs=1 controls=[labels_only]")
+    assert trouble(notebook) == []
+    assert decision(notebook)
+    made = kd_app.load_runs(tmp_path / "runs" / "notebooks")
+    assert len(made) >= 1
+    assert set(made["status"]) == {"finished"}
 
 
-def test_the_committed_notebook_shows_a_real_run_of_the_default_job() -> None:
-    committed = read()
+@every_notebook
+def test_the_committed_notebook_shows_real_runs_and_ends_with_a_decision(name: str) -> None:
+    committed = read(name)
     code = [cell for cell in committed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert len(figures(committed)) == FIGURES
+    assert len(figures(committed)) == FIGURES[name]
     assert all(is_drawn(figure) for figure in figures(committed))
-    assert "runs/first-run holds this run, finished" in words(committed)
-    assert "Of 359 test images" in code[-1].outputs[0].data["text/markdown"]
-    assert {output.output_type for output in outputs(committed)} <= {"stream", "display_data", "execute_result"}
-    assert not [output for output in outputs(committed) if output.get("name") == "stderr"]
+    assert "runs/notebooks/" in words(committed)
+    assert "**" in decision(committed)
 
 
-def test_the_committed_notebook_is_small_and_names_no_machine() -> None:
-    assert NOTEBOOK.stat().st_size < 1_500_000
-    committed = read()
-    assert PATH.search(words(committed)) is None
-    assert str(ROOT) not in words(committed)
+@every_notebook
+def test_the_committed_notebook_is_small_and_names_no_machine(name: str) -> None:
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < LIMIT
+    committed = read(name)
+    assert trouble(committed) == []
     assert set(committed.metadata) == {"kernelspec", "language_info"}

@@ -1,0 +1,51 @@
+"""The records of runs, fetched back from Weights & Biases."""
+
+import os
+import shutil
+from pathlib import Path
+
+from kd_app.config import RequestError
+from kd_app.reporting.runs import RESULTS, find_runs, load_run
+from kd_app.tracking.base import STUDENT
+
+
+def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
+    """Download into `folder` the records of the runs of `project` ('entity/project') that are not in or below it; their new folders.
+
+    A record is what the tracker sent beside the student's weights and the split: results.json, predictions.parquet, curves, examples, page. A run is
+    known by the sha256 of its student, wherever below `folder` it lies. Each is there whole or not at all. Raises `RequestError`: W&B can't be asked,
+    or has no such project.
+    """
+    import wandb
+
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    known, fetched = _students(root), []
+    try:
+        api = wandb.Api()
+        for name in [each.name for each in api.artifact_type("run", project).collections()]:
+            artifact = api.artifact(f"{project}/{name}:latest", type="run")
+            if artifact.metadata.get("identity") not in known and not (root / name / RESULTS).exists():
+                partial = root / f".{name}.{os.getpid()}.partial"
+                try:
+                    artifact.download(str(partial), skip_cache=True)
+                    os.replace(partial, root / name)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+                fetched.append(root / name)
+    except (wandb.Error, ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RequestError(
+            f"The runs of {project!r} could not be fetched from Weights & Biases: {reason} Expected: entity/project, and a login (wandb login). "
+            f"{len(fetched)} runs were fetched; the same call goes on."
+        ) from None
+    return fetched
+
+
+def _students(root: Path) -> set[str]:
+    """sha256 of the students of the runs in `root`."""
+    try:
+        folders = find_runs([str(root)])
+    except RequestError:
+        return set()
+    return {run.results.models[STUDENT].sha256 for run in map(load_run, folders) if STUDENT in run.results.models}
