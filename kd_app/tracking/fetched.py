@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.reporting.runs import RESULTS, find_runs, load_run
-from kd_app.tracking.base import STUDENT
+from kd_app.tracking.base import STUDENT, borrowed_environment
 
 
 def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
@@ -16,30 +17,39 @@ def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
     known by the sha256 of its student, wherever below `folder` it lies. Each is there whole or not at all. Raises `RequestError`: W&B can't be asked,
     or has no such project.
     """
-    import wandb
-
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     known, fetched = _students(root), []
-    try:
-        api = wandb.Api()
-        for name in [each.name for each in api.artifact_type("run", project).collections()]:
-            artifact = api.artifact(f"{project}/{name}:latest", type="run")
-            if artifact.metadata.get("identity") not in known and not (root / name / RESULTS).exists():
-                partial = root / f".{name}.{os.getpid()}.partial"
-                try:
-                    artifact.download(str(partial), skip_cache=True)
-                    os.replace(partial, root / name)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
-                fetched.append(root / name)
-    except (wandb.Error, ValueError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RequestError(
-            f"The runs of {project!r} could not be fetched from Weights & Biases: {reason} Expected: entity/project, and a login (wandb login). "
-            f"{len(fetched)} runs were fetched; the same call goes on."
-        ) from None
+    with borrowed_environment(WANDB_SILENT="true"):
+        import wandb
+
+        try:
+            api = wandb.Api()
+            for name in [each.name for each in api.artifact_type("run", project).collections()]:
+                artifact = api.artifact(f"{project}/{name}:latest", type="run")
+                if artifact.metadata.get("identity") not in known and not (root / name / RESULTS).exists():
+                    _download(artifact, root / name)
+                    fetched.append(root / name)
+        except (wandb.Error, ValueError, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RequestError(
+                f"The runs of {project!r} could not be fetched from Weights & Biases: {reason} Expected: entity/project, and a login (wandb login). "
+                f"{len(fetched)} runs were fetched; the same call goes on."
+            ) from None
     return fetched
+
+
+def _download(artifact: Any, folder: Path) -> None:
+    """All files of an artifact, whole or not at all."""
+    outside = [path for path in (folder.name, *artifact.manifest.entries) if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
+    if outside:
+        raise ValueError(f"{artifact.name} holds {outside[0]!r}, which would be written outside of its folder.")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        artifact.download(str(partial), skip_cache=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _students(root: Path) -> set[str]:

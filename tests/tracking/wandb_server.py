@@ -13,6 +13,9 @@ from typing import Any
 
 _PROJECT = {"id": "UHJv", "internalId": "UHJv", "name": "kd_app", "entity": {"id": "RW50", "name": "me"}}
 
+_LAST_PAGE = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+_THEN = "2026-01-01T00:00:00Z"
+
 
 class _Quiet(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -28,6 +31,14 @@ class Server:
     operations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def offer(self, name: str, kind: str, manifest: dict[str, Any], metadata: dict[str, Any], files: dict[str, bytes]) -> None:
+        """Have an artifact that can be fetched; `manifest` as W&B writes it, `files` by their names in it."""
+        self.files |= {f"/offered/{name}/{inside}": content for inside, content in files.items()}
+        self.files[f"/manifest/{name}"] = json.dumps(manifest).encode()
+        self.artifacts[name] = {"kind": kind, "metadata": json.dumps(metadata), "names": list(files)}
 
     def said(self, operation: str) -> list[dict[str, Any]]:
         """The variables of every call of `operation`."""
@@ -39,6 +50,7 @@ class Server:
         name = found[1] if found else ""
         self.operations.append((name, variables))
         known: dict[str, Any] = {
+            "GetDefaultEntity": {"viewer": {"id": "VXNlcg==", "entity": "me"}},
             "Viewer": {"viewer": {"id": "VXNlcg==", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}},
             "ServerFeaturesQuery": {"serverInfo": {"features": []}},
             "ArtifactType": {"project": {"artifact": None}},
@@ -50,9 +62,52 @@ class Server:
             "CreateArtifact": _created,
             "UseArtifact": _used,
             "ArtifactByID": _artifact,
+            "ProjectArtifactType": self._type,
+            "ArtifactTypeArtifactCollections": self._collections,
+            "ArtifactMembershipByName": self._membership,
+            "FetchArtifactManifest": self._manifest,
+            "GetArtifactMembershipFileUrls": self._urls,
         }
         answer: dict[str, Any] = answers[name](variables) if name in answers else known.get(name, {})
         return answer
+
+    def _type(self, variables: dict[str, Any]) -> dict[str, Any]:
+        about = {"__typename": "ArtifactType", "id": "VA==", "name": variables["type"], "description": None, "createdAt": _THEN}
+        return {"project": {"artifactType": about} if variables["project"] == _PROJECT["name"] else None}
+
+    def _collections(self, variables: dict[str, Any]) -> dict[str, Any]:
+        found = [self._collection(name) for name, each in self.artifacts.items() if each["kind"] == variables["type"]]
+        page = {"totalCount": len(found), "pageInfo": _LAST_PAGE, "edges": [{"node": node} for node in found]}
+        return {"project": {"artifactType": {"artifactCollections": page}}}
+
+    def _collection(self, name: str) -> dict[str, Any]:
+        about: dict[str, Any] = {"description": None, "createdAt": _THEN, "updatedAt": _THEN, "tags": {"edges": []}}
+        return {
+            "__typename": "ArtifactSequence",
+            "id": name,
+            "name": name,
+            "project": _PROJECT,
+            "type": {"name": self.artifacts[name]["kind"]},
+            **about,
+        }
+
+    def _membership(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["name"].split(":")[0]
+        made = _artifact({"id": name})["artifact"] | {"metadata": self.artifacts[name]["metadata"]}
+        made |= {"artifactSequence": _sequence(name), "artifactType": {"name": self.artifacts[name]["kind"]}}
+        found = {"id": name, "artifact": made, "artifactCollection": _sequence(name), "versionIndex": 0, "createdAt": _THEN, "aliases": []}
+        return {"project": {"artifactCollectionMembership": {"__typename": "ArtifactCollectionMembership", **found}}}
+
+    def _manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"artifact": {"currentManifest": {"file": {"directUrl": f"{self.url}/manifest/{variables['id']}"}}}}
+
+    def _urls(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["collection"]
+        nodes = [
+            {"__typename": "File", "name": inside, "directUrl": f"{self.url}/offered/{name}/{inside}"} for inside in self.artifacts[name]["names"]
+        ]
+        files = {"pageInfo": _LAST_PAGE, "edges": [{"node": node} for node in nodes]}
+        return {"project": {"artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": {"files": files}}}}
 
     def _files(self, variables: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
@@ -79,6 +134,10 @@ class Server:
         if history:
             lines = self.histories.setdefault(run, [])
             lines[history["offset"] :] = [json.loads(line) for line in history["content"]]
+
+
+def _sequence(name: str) -> dict[str, Any]:
+    return {"__typename": "ArtifactSequence", "id": name, "name": name, "project": _PROJECT}
 
 
 def _created(variables: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +182,7 @@ def serving(*, refuses: bool = False, delay: float = 0.0) -> Iterator[Server]:
                 server.stream(self.path.split("/")[-2], json.loads(body))
             said = json.loads(body) if self.path == "/graphql" else {}
             data: dict[str, Any] = {"data": server.answer(said["query"], said.get("variables") or {})} if said else {"exitcode": None, "limits": {}}
-            text = json.dumps(data).encode()
+            text = server.files.get(self.path) or json.dumps(data).encode()
             self.send_response(401 if server.refuses else 200)
             self.send_header("Content-Length", str(len(text)))
             self.send_header("Content-Type", "application/json")

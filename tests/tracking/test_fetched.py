@@ -1,0 +1,72 @@
+"""Records of runs come back from Weights & Biases: from a stand-in for its server that has what the tracker makes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kd_app.reporting.results import Results, read, write
+from kd_app.reporting.runs import load_run, load_runs
+from kd_app.tracking import lineage
+from kd_app.tracking.weights_and_biases import _artifact
+from tests.reporting.runs_made import made
+from tests.tracking.wandb_server import Server, serving
+
+
+def run_in(folder: Path, sha256: str) -> Results:
+    """The folder of a run whose student has these weights."""
+    results = made()
+    results.models["student"].sha256 = sha256
+    folder.mkdir(parents=True)
+    write(folder / "results.json", results)
+    (folder / "metrics.csv").write_text("stage,epoch,step\nstudent,0,9\n", encoding="utf-8")
+    return read(folder / "results.json")
+
+
+def offered(server: Server, folder: Path, sha256: str) -> Results:
+    """The server has the record of a run, made as the tracker makes it."""
+    results = run_in(folder, sha256)
+    (record,) = lineage.outcome(folder.name, results.model_dump(mode="json"), {path.name: path for path in folder.iterdir()}, [])
+    artifact: Any = _artifact(record, folder)[0]
+    content = {inside: Path(entry.local_path).read_bytes() for inside, entry in artifact.manifest.entries.items()}
+    server.offer(record.name, record.kind, artifact.manifest.to_manifest_json(), artifact.metadata, content)
+    return results
+
+
+def test_records_that_a_folder_has_not_are_fetched_whole_and_read_as_the_runs_they_are_of(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run_in(runs / "trained" / "here", "aa")
+    code = f"""
+from kd_app.config import RequestError
+from kd_app.tracking.fetched import fetch_runs
+print(*(path.name for path in fetch_runs("me/kd_app", {str(runs)!r})))
+print(*(path.name for path in fetch_runs("me/kd_app", {str(runs)!r})))
+for project, folder in (("me/nothing", {str(runs)!r}), ("me/kd_app", {str(tmp_path / "empty")!r})):
+    try:
+        fetch_runs(project, folder)
+    except RequestError as error:
+        print(error)
+"""
+    with serving() as server:
+        offered(server, tmp_path / "first", "aa")
+        second = offered(server, tmp_path / "second", "bb")
+        outside = {"digest": "x", "size": 4, "birthArtifactID": "x"}
+        manifest = json.loads(server.files["/manifest/run-first"])
+        server.files["/manifest/run-first"] = json.dumps({**manifest, "contents": {**manifest["contents"], "../../evil": outside}}).encode()
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        online = {"HOME": str(tmp_path), "WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": server.url, "WANDB_ERROR_REPORTING": "false"}
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, env={**clean, **online}, cwd=Path.cwd(), capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    fetched, again, refused, escaping = done.stdout.splitlines()
+    assert fetched == "run-second"  # the first lies in the folder, under another name
+    assert again == ""
+    assert refused.startswith("The runs of 'me/nothing' could not be fetched from Weights & Biases: ")
+    assert "'../../evil', which would be written outside of its folder" in escaping
+    assert not list(tmp_path.rglob("evil"))
+    assert load_run(runs / "run-second").results == second
+    assert list(load_run(runs / "run-second").curves["step"]) == [9]
+    assert len(load_runs(runs)) == 2
+    assert not list(runs.glob(".*"))
