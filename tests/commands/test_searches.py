@@ -155,6 +155,6 @@ def test_a_preempted_trial_is_sent_again_and_goes_on_where_it_was(tmp_path: Path
     os.kill(task, signal.SIGUSR2)
     assert process.wait(400) == 0
     assert results(tmp_path / "search" / "0")["status"] == "finished"
-    (said,) = tmp_path.glob("jobs/*/*_log.out")
+    (said,) = tmp_path.glob("jobs/*_log.out")
     assert "Requeued job" in said.with_suffix(".err").read_text() + said.read_text()
     assert "student: goes on at step" in said.read_text()
