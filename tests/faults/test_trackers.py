@@ -115,10 +115,19 @@ def test_a_server_that_refuses_the_key_means_offline(tmp_path: Path, undisturbed
     fault("W&B's server refuses", happened="a line says that W&B is offline; the run ended with the same student and figures", lost="nothing")
 
 
-REAL = ("teacher=none", "loss=[cross_entropy]", "data.batch_size=16", "trainer.max_epochs=2", "trainer.log_every=50", "logger=[csv,wandb]")
+REAL = (
+    "teacher=none",
+    "student.name=wrn_16_2",
+    "loss=[cross_entropy]",
+    "data.batch_size=16",
+    "trainer.max_epochs=2",
+    "trainer.log_every=50",
+    "logger=[csv,wandb]",
+)
 """A small training: 81 steps an epoch, and a point of the curves after 50 of them, at the epoch's end and after its validation."""
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(tmp_path: Path, fault: Fault) -> None:
     delay = 0.3
     words, log, times = [*REAL, *places(tmp_path)], tmp_path / "log", tmp_path / "times.json"
