@@ -99,6 +99,7 @@ def test_a_hub_out_of_reach_is_told_soon_and_once(home: Path) -> None:
     assert not (home / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_says_so_and_the_same_words_go_on(home: Path) -> None:
     said, code = stopped(home, signal.SIGINT, epochs=2)
     assert code == 130

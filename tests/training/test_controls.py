@@ -117,6 +117,7 @@ def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() 
 LONG = ("logger=[]", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=2", "trainer.limit_train_batches=4", "student.name=resnet8")
 
 
+@pytest.mark.slow
 def test_as_long_trains_the_epochs_that_were_measured_also_after_a_kill(tmp_path: Path) -> None:
     teacher = teacher_folder(tmp_path / "teacher", "wrn_16_2")
     words = [*LONG, f"teacher.checkpoint={teacher}", "controls=[as_long]", f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}"]
