@@ -39,19 +39,15 @@ def train(said: Sequence[str], trials: int) -> None:
     from kd_app.config.compose import composed
     from kd_app.reporting.console import Console
     from kd_app.stages import Stages
+    from kd_app.tracking import Tracker
     from kd_app.training.parts import parts
     from kd_app.training.workshop import Workshop
 
-    class Silent:
-        def start(self, stage: str, lineage: object = None) -> None:
-            return None
-
-        def end(self, stage: str, *, exit_code: int) -> None:
-            return None
-
     for seed in range(trials):
         made = parts(composed("distill", [*said, f"seed={seed}"]))
-        shop = Workshop(made, Stages(Path(made.config["stages"])), Console(silent=True), Silent())
+        console = Console(silent=True)
+        tracker = Tracker({}, out=Path(made.config["stages"]), name="alone", group="alone", tags=[], config={}, say=console.say)
+        shop = Workshop(made, Stages(Path(made.config["stages"])), console, tracker)
         shop.prepare_data()
         assert made.teacher is not None
         shop.train("student", shop.ready(made.teacher, seed=0))
