@@ -78,6 +78,7 @@ class ImageData(LightningDataModule, Typed):
         self._names: tuple[str, ...] = ()
         self._rows: dict[str, Int64[np.ndarray, " rows"]] = {}
         self._store: Store | None = None
+        self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._bad: dict[str, str] = {}
         self._decode_size: int | None = None
         self._measured_size = self.source.size
@@ -126,6 +127,7 @@ class ImageData(LightningDataModule, Typed):
             self._store = hold(pixels)
         else:
             self._load_scan(folder)
+        self._statistics = None
         self._check_splits()
 
     def _load_scan(self, folder: Path) -> None:
@@ -228,9 +230,11 @@ class ImageData(LightningDataModule, Typed):
 
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the train split, in 0..1, to 4 digits; from at most 10,000 images, evenly spread."""
-        rows = self.rows("train")
-        sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)]
-        return channel_statistics(self.store.picture(number) for number in sample.tolist())
+        if self._statistics is None:
+            rows = self.rows("train")
+            sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)]
+            self._statistics = channel_statistics(self.store.picture(number) for number in sample.tolist())
+        return self._statistics
 
     def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False) -> None:
         """Serve the model that expects `pixels` from now on; `order_seed` shuffles the images. Raises `RequestError` where the view can't.
