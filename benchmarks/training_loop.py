@@ -52,8 +52,13 @@ class Clock(pl.Callback):
 
 def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workshop:
     """The main job's parts for a pair at 28x28, batch 128, on noise."""
-    words = ["data=digits", "data.source._target_=benchmarks.noise.Noise", "+data.source.images=12800", "+data.source.side=28", "data.view.padding=2"]
-    words += [
+    words = [
+        "allow=[benchmarks]",
+        "data=digits",
+        "data.source._target_=benchmarks.noise.Noise",
+        "+data.source.images=12800",
+        "+data.source.side=28",
+        "data.view.padding=2",
         "data.view.flip=true",
         "data.batch_size=128",
         f"teacher.name={teacher}",

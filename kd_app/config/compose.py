@@ -10,7 +10,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_app.config.errors import RequestError, closest
+from kd_app.config.errors import RequestError, closest, first_line
 from kd_app.config.foreign_files import told_apart
 from kd_app.config.paths import CONF
 
@@ -124,8 +124,3 @@ def known_keys(primary: str, words: Sequence[str] = ()) -> list[str]:
 
     walk(OmegaConf.to_container(config, resolve=False), "")
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

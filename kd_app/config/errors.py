@@ -26,3 +26,8 @@ def unknown(what: str, got: str, choices: Iterable[str], *, listed: int = 40) ->
     names = sorted(choices)
     some = f"Known: {', '.join(names)}." if len(names) <= listed else f"{len(names)} are known."
     return RequestError(f"There is no {what} {got!r}. {closest(got, names)}{some}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

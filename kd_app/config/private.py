@@ -31,8 +31,8 @@ def relative(names: Sequence[str]) -> list[str]:
     machine = [name for name in names if _machine_path().match(name)]
     above = os.path.commonpath([os.path.dirname(name) for name in machine]) if len({name[0] for name in machine}) == 1 else ""
     if not above or Path.home().is_relative_to(above):
-        return cleaned(list(names))  # type: ignore[no-any-return]
-    return cleaned([os.path.relpath(name, above) if _machine_path().match(name) else name for name in names])  # type: ignore[no-any-return]
+        return [str(name) for name in cleaned(list(names))]
+    return [str(name) for name in cleaned([os.path.relpath(name, above) if _machine_path().match(name) else name for name in names])]
 
 
 def to_tell(path: Path, copy: Path) -> Path:

@@ -10,10 +10,9 @@ from kd_app.metrics.scores import scores, share
 BINS = 15
 
 
-def calibration_bins(confidence: Float[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-    """Number of the bin ``(b / 15, (b + 1) / 15]`` that holds each confidence."""
-    inner = torch.linspace(0, 1, BINS + 1, device=confidence.device, dtype=confidence.dtype)[1:-1]
-    return torch.bucketize(confidence, inner)
+def calibration_bins(p: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+    """Number of the bin ``(b / 15, (b + 1) / 15]`` that holds each probability; 0 lies in the first, NaN in the last."""
+    return torch.bucketize(p, torch.linspace(0, 1, BINS + 1, device=p.device, dtype=p.dtype)[1:-1])
 
 
 class Tally(Metric):

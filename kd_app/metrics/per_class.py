@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from kd_app.metrics.classification import BINS
+from kd_app.metrics.classification import BINS, calibration_bins
 from kd_app.metrics.scores import ranks, share, squared_errors, widen
 
 
@@ -50,15 +50,10 @@ def class_excess(p: Float[Tensor, "batch classes"], target: Int64[Tensor, " batc
     """Of each class and each bin of its probability, the sum over the bin's images of that probability minus [it is the label]."""
     classes = p.shape[1]
     label = p.gather(1, target[:, None])[:, 0]
-    place = class_bins(p) + BINS * torch.arange(classes, device=p.device)
+    place = calibration_bins(p) + BINS * torch.arange(classes, device=p.device)
     sums = torch.zeros(classes * BINS, device=p.device, dtype=p.dtype).index_add(0, place.flatten(), p.flatten())
-    hit = class_bins(label) + BINS * target
+    hit = calibration_bins(label) + BINS * target
     return sums.index_add(0, hit, -torch.ones_like(label)).view(classes, BINS)
-
-
-def class_bins(p: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-    """Number of the bin ``(b / 15, (b + 1) / 15]`` that holds each probability; 0 lies in the first, NaN in the last."""
-    return torch.bucketize(p, torch.linspace(0, 1, BINS + 1, device=p.device, dtype=p.dtype)[1:-1])
 
 
 class Brier(ClassTally):

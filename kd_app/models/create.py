@@ -12,6 +12,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from kd_app.config import Pixels, RequestError
+from kd_app.config.errors import first_line
 from kd_app.models.labels import weights_sha256
 from kd_app.models.request import ModelRequest, Origin
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
@@ -99,7 +100,7 @@ def _fetched(origin: Origin, fetch: Any, *args: Any, **kwargs: Any) -> Any:
         with _asked_once():
             return fetch(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise RequestError(
             f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get online, or put them in a folder and use "
             "name=local-dir:<folder> or checkpoint=<file>; pretrained=false starts from random weights."
@@ -176,7 +177,7 @@ def _check_logits(request: ModelRequest, model: nn.Module, pixels: Pixels, num_c
         try:
             logits = model(torch.zeros(2, pixels.channels, pixels.height, pixels.width))
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise RequestError(
                 f"The {request.role} {request.name} can't take images of {pixels.channels}x{pixels.height}x{pixels.width}: {reason} "
                 f"Change data.image_size, {request.role}.image_size or {request.role}.kwargs.* (patch_size, img_size, in_chans)."

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
+from kd_app.config.errors import first_line
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 _PREFIXES = ("student.", "_orig_mod.", "module.", "model.")
@@ -71,7 +72,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL (\S+)", str(error))
         return f"it holds {found[1]}, which is no tensor." if found else "it is no file of tensors."
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:

@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kd_app.config.keys import AROUND, INSIDE
 from kd_app.reporting.runs import Run, flat
 
-_NOT_THE_METHOD: Final = (
-    *("seed", "out", "stages", "remake", "overwrite", "logger", "tags", "test", "prune", "allow", "examples", "verdict", "controls", "license"),
-    *("trainer.on_nan", "data.root", "data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
-)
+_NOT_THE_METHOD: Final = (*AROUND, *INSIDE, "seed", "test", "verdict", "controls", "robustness", "data.root")
 """Keys that don't change how a student is trained: where and how it is done, by what rule it is judged, and what it is compared with."""
 _ABSENT: Final = object()
 

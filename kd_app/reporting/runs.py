@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_app.config import RequestError, unknown
+from kd_app.config.errors import first_line
 from kd_app.models.labels import weights_sha256
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
@@ -138,7 +139,7 @@ def _loaded(folder: Path) -> "nn.Module":
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise RequestError(f"The model in {str(folder)!r} can't be loaded: {reason} Expected the folder as kd-distill left it.") from None
     return model
 

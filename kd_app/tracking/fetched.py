@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kd_app.config import RequestError
+from kd_app.config.errors import first_line
 from kd_app.reporting.runs import RESULTS, find_runs, load_run
 from kd_app.tracking.base import STUDENT, borrowed_environment
 
@@ -31,7 +32,7 @@ def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
                     _download(artifact, root / name)
                     fetched.append(root / name)
         except (wandb.Error, ValueError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise RequestError(
                 f"The runs of {project!r} could not be fetched from Weights & Biases: {reason} Expected: entity/project, and a login (wandb login). "
                 f"{len(fetched)} runs were fetched; the same call goes on."

@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import Any, Literal
 
+from kd_app.config.errors import first_line
 from kd_app.config.private import to_tell
 from kd_app.stages import write_atomically
 from kd_app.tracking.base import STUDENT, Artifact, Backend, Opening, Outcome, Run, borrowed_environment
@@ -86,7 +87,7 @@ class Wandb(Backend):
                     return run, f"W&B: {run.url}"
                 why = " (nobody is logged in)"
             except Exception as error:
-                why = f" ({_first_line(error)})"
+                why = f" ({first_line(error)})"
             self._mode = "offline"
         run = self._init_as("offline", opening, identity)
         return run, f"W&B: offline{why}; to upload it later: wandb sync {_shown(opening.out)}/wandb/offline-run-*"
@@ -259,10 +260,6 @@ def _use(run: Any, artifact: Artifact, folder: Path) -> None:
     """
     made, _, _, aliases = _artifact(artifact, folder)
     run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shown(path: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from kd_app.config import RequestError
-from kd_app.config.compose import first_line
+from kd_app.config.errors import first_line
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console

@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from kd_app.models.cost import count_params
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
 from kd_app.training.parts import Recipe
@@ -12,10 +13,9 @@ from kd_app.training.workshop import Workshop
 _STEPS = 3
 
 
-def plan(shop: Workshop) -> str:
-    """The plan as text. Its times come from a few steps of each model on noise."""
+def plan(shop: Workshop, *, ready: bool) -> str:
+    """The plan as text; `ready`: the teacher is used as it is. Its times come from a few steps of each model on noise."""
     made, steps = shop.parts, steps_an_epoch(shop)
-    ready = shop.as_it_is() is not None
     total = 0.0
     answers = 0.0
     if made.teacher is not None:
@@ -105,8 +105,7 @@ def _timed(body: object, device: torch.device) -> float:
 
 
 def _params(shop: Workshop, request: ModelRequest) -> int:
-    model = create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0).model
-    return sum(p.numel() for p in model.parameters())
+    return count_params(create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0).model)
 
 
 def spoken(seconds: float) -> str:

@@ -16,9 +16,9 @@ from kd_app.training.plan import plan
 from kd_app.training.proof import BESIDE, SPLIT, Proof, data_name, evaluated
 from kd_app.training.ranks.start import check_places
 from kd_app.training.report_run import run_names
-from kd_app.training.run_folder import CONFIG, RESULTS, claimed
+from kd_app.training.run_folder import CONFIG, RESULTS, claimed, run_name
 from kd_app.training.search.study import PrunedError, Watch
-from kd_app.training.workshop import Member, Workshop, run_name
+from kd_app.training.workshop import Member, Workshop
 
 _SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)
 """What of a run's folder the trackers are given."""
@@ -128,12 +128,12 @@ def _members(shop: Workshop, console: Console, proof: Proof) -> dict[str, Member
     shop.tracker.data(data_name(shop), shop.data.fingerprint, shop.data.sizes, proof.out / SPLIT)
     for note in (*shop.data.notes, *made.licenses.unknown, *made.licenses.accepted):
         console.say(f"Note: {note}")
-    console.say(plan(shop))
+    teacher = shop.as_it_is()
+    console.say(plan(shop, ready=teacher is not None))
     shop.check_pair()
     members: dict[str, Member] = {}
-    teacher: Member | None = None
     if made.teacher is not None:
-        teacher = shop.as_it_is() or shop.train("teacher")
+        teacher = teacher or shop.train("teacher")
         members["teacher"] = teacher
         console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
         shop.tracker.knowledge(proof.knows(teacher, "validation"))

@@ -1,6 +1,7 @@
 """The folder of one run: who may write there, whether it is the same run, and what a refused request leaves behind: nothing."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,32 +12,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from kd_app.config import RequestError
+from kd_app.config.keys import AROUND, INSIDE
 from kd_app.reporting.runs import flat
-from kd_app.stages import write_atomically
+from kd_app.stages import fingerprint, write_atomically
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
 _LOCK, _BEFORE = ".lock", ".before"
-_FREE = (
-    "out",
-    "stages",
-    "remake",
-    "overwrite",
-    "logger",
-    "tags",
-    "test",
-    "prune",
-    "allow",
-    "examples",
-    "license",
-    "data.license",
-    "teacher.license",
-    "student.license",
-    "robustness",
-    "trainer.on_nan",
-    "data.num_workers",
-    "data.cache",
-)
+_FREE = (*AROUND, *INSIDE, "test", "robustness")
 """Keys that may differ when a run goes on: they say where, how and whether, not what."""
 
 
@@ -162,3 +145,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
     first, second = dict(flat(before)), dict(flat(now))
     keys = [key for key in {**first, **second} if not any(key == free or key.startswith(f"{free}.") for free in _FREE)]
     return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
+
+
+def _what(node: Any) -> Any:
+    """A group without the keys that say whether a run may be and how often its state is saved, not what it is."""
+    return {key: value for key, value in node.items() if key not in ("license", "checkpoint_steps")} if isinstance(node, dict) else node
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """A folder's name for a run that names none: what it is, and a hash of what else was said."""
+    decisive = {key: _what(value) for key, value in config.items() if key not in (*AROUND, "robustness")}
+    data = str(config["data"].get("name", "data"))
+    names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
+    return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, fingerprint(decisive)[:6]])).lstrip(".")

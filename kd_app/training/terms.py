@@ -35,6 +35,7 @@ class WeightedTerms(nn.Module):
             raise RequestError("No loss term is chosen. Choose at least one, for example 'loss=[cross_entropy,soft_target]'.")
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
+        self._together = frozenset[str]().union(*(term.reads for term in terms.values() if term.whole_batch))
 
     @property
     def reads(self) -> frozenset[str]:
@@ -69,9 +70,8 @@ class WeightedTerms(nn.Module):
         with torch.autocast(student.logits.device.type if student.logits is not None else "cpu", enabled=False):
             student, teacher = student.at_least_float32(), teacher.at_least_float32()
             given = {False: (student, teacher, batch)}
-            reads = frozenset[str]().union(*(term.reads for term in self._all().values() if term.whole_batch))
-            if reads and several_ranks():
-                given[True] = (whole_outputs(student, reads), whole_outputs(teacher, reads), whole_batch(batch))
+            if self._together and several_ranks():
+                given[True] = (whole_outputs(student, self._together), whole_outputs(teacher, self._together), whole_batch(batch))
             values = {name: term(*given.get(term.whole_batch, given[False])) for name, term in self._all().items()}
         weighted = [self.weights[name] * value for name, value in values.items()]
         total = weighted[0]

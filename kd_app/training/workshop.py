@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from kd_app.models.create import Created, Seen, create, expected_pixels
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
-from kd_app.stages import Stage, Stages, fingerprint, write_atomically
+from kd_app.stages import Stage, Stages, write_atomically
 from kd_app.training.controls import mean_entropy, nearest
 from kd_app.training.curves import points
 from kd_app.training.fit import RECORD, Taught, build, fit, resumed, trained
@@ -394,17 +393,3 @@ class Chained:
     def __iter__(self) -> Iterator[Batch]:
         for loader in self._loaders:
             yield from loader
-
-
-def _what(node: Any) -> Any:
-    """A group without the keys that say whether a run may be and how often its state is saved, not what it is."""
-    return {key: value for key, value in node.items() if key not in ("license", "checkpoint_steps")} if isinstance(node, dict) else node
-
-
-def run_name(config: dict[str, Any]) -> str:
-    """A folder's name for a run that names none: what it is, and a hash of what else was said."""
-    where = ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples", "license", "robustness")
-    decisive = {key: _what(value) for key, value in config.items() if key not in where}
-    data = str(config["data"].get("name", "data"))
-    names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
-    return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, fingerprint(decisive)[:6]])).lstrip(".")

@@ -15,7 +15,8 @@ from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
 from kd_app.tracking import Tracker
 from kd_app.tracking.outcome import outcome
-from kd_app.training.workshop import Workshop, run_name
+from kd_app.training.run_folder import run_name
+from kd_app.training.workshop import Workshop
 from tests.commands.call import TINY, call, done, paragraph, refused
 from tests.training.made import results, teacher_folder
 

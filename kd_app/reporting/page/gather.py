@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config import RequestError
+from kd_app.config.keys import AROUND
 from kd_app.config.private import cleaned
 from kd_app.reporting.page.contents import ComparisonPart, Point, Report, RunRow
 from kd_app.reporting.page.evidence import figure_of
@@ -18,7 +19,7 @@ from kd_app.reporting.sentences import points
 
 IN_FULL = 4
 """Runs up to which each is shown in full; of more, the best on each data set."""
-_SAME = ("out", "stages", "remake", "overwrite", "logger", "tags", "test", "prune", "allow", "seed", "own")
+_SAME = (*AROUND, "test", "seed", "own")
 """Settings by which two runs may differ and be the same otherwise; the seed has a column of its own."""
 
 
@@ -44,7 +45,7 @@ def report(paths: Sequence[Path]) -> Report:
     parts = [run_part(run, name) for name, run in full]
     single = len(runs) == 1
     return Report(
-        question=parts[0].question if single else _question(read),
+        question=parts[0].question if single else question(read[0][1].results),
         answer=parts[0].answer if single else _answer(dict(read), methods),
         basis=parts[0].basis if single else _basis(methods),
         rows=_rows(runs, best),
@@ -85,10 +86,6 @@ def _of_winner(part: ComparisonPart) -> list[str]:
 def _best(methods: Iterable[ComparisonPart]) -> set[str]:
     """The run that was chosen on validation, of methods with one seed each: of several seeds of a method none is better than it."""
     return {name for part in methods if part.winner for name in _of_winner(part) if all(len(method.runs) == 1 for method in part.methods)}
-
-
-def _question(read: Sequence[tuple[str, Run]]) -> str:
-    return question(read[0][1].results)
 
 
 def _answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) -> str:

@@ -63,20 +63,24 @@ class Subject:
     scratch: Path
 
     @cached_property
+    def _as_it_is(self) -> tuple[Member | None, str]:
+        """The teacher where a run would not train it; and why it would answer with a random head, where it would."""
+        try:
+            return self.shop.as_it_is(), ""
+        except RequestError as error:
+            return None, str(error)
+
+    @property
     def random_head(self) -> str:
         """Why the teacher would answer with a random head; empty where it would not."""
-        try:
-            self.shop.as_it_is()
-        except RequestError as error:
-            return str(error)
-        return ""
+        return self._as_it_is[1]
 
     @cached_property
     def teacher(self) -> Member | None:
         """The teacher as the student would hear it, if there is one by now: used as it is, or trained by an earlier run."""
         if self.shop.parts.teacher is None or self.random_head:
             return None
-        return self.shop.as_it_is() or self.shop.found("teacher")
+        return self._as_it_is[0] or self.shop.found("teacher")
 
     @cached_property
     def any_teacher(self) -> Created | None:

@@ -1,0 +1,11 @@
+"""Keys of a run's configuration that say where and how it is done, not what is trained."""
+
+from typing import Final
+
+AROUND: Final = ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "allow", "examples", "license")
+"""The same run may be said with others of these: they name places, what is followed, kept and allowed."""
+INSIDE: Final = (
+    *("data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
+    *("trainer.on_nan", "trainer.checkpoint_minutes", "trainer.checkpoint_steps"),
+)
+"""Such keys inside of groups, dotted."""
