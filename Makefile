@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all faults verdict lint bench clean
+.PHONY: setup demo test test-all faults verdict lint bench golden clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,9 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.training_loop
 	$(BIN)/python -m benchmarks.sweep
+
+golden: setup
+	$(BIN)/python -m tests.losses.golden_check $(GOLDEN)
 
 clean:
 	rm -rf .venv runs dist build
