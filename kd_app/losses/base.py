@@ -9,7 +9,7 @@ from kd_app.config import Typed
 from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
 
-Level = Literal["label", "output", "feature", "attention"]
+Level = Literal["label", "output", "feature", "attention", "relation"]
 
 
 class LossTerm(Typed, nn.Module):

@@ -1,6 +1,6 @@
 """Decoupled knowledge distillation: the target class, and the others among themselves."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,11 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.logits import LogitTerm
 from kd_app.models.outputs import Outputs
 
 
-class Decoupled(LossTerm):
+class Decoupled(LogitTerm):
     """``T^2 mean_b [alpha KL(b_t || b_s) + beta KL(p_t || p_s)]``: b = (probability of the label's class, of all others together), p = the
     probabilities of the other K-1 classes among themselves, all of logits / T.
 
@@ -22,29 +22,25 @@ class Decoupled(LossTerm):
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
     """
 
-    level: ClassVar[Level] = "output"
-
-    def __init__(self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], alpha: NonNegativeFloat, beta: NonNegativeFloat) -> None:
-        super().__init__()
+    def __init__(
+        self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], alpha: NonNegativeFloat, beta: NonNegativeFloat, standardize: bool
+    ) -> None:
+        super().__init__(standardize=standardize)
         self.temperature = temperature
         self.alpha = alpha
         self.beta = beta
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the labeled images of the batch; 0 when both models give the same probabilities, or when no image is labeled."""
-        assert student.logits is not None
-        assert teacher.logits is not None
-        z_s, z_t, target = student.logits, teacher.logits, batch.hard_target()
-        if batch.labeled is not None:
-            z_s, z_t, target = z_s[batch.labeled], z_t[batch.labeled], target[batch.labeled]
-        binary_s, others_s = _split(z_s / self.temperature, target)
-        binary_t, others_t = _split(z_t / self.temperature, target)
+        z_s, z_t, target = self.labeled_logits(student, teacher, batch)
+        binary_s, others_s = split(z_s / self.temperature, target)
+        binary_t, others_t = split(z_t / self.temperature, target)
         target_class = F.kl_div(binary_s, binary_t, reduction="sum", log_target=True)
         other_classes = F.kl_div(others_s, others_t, reduction="sum", log_target=True)
         return (self.alpha * target_class + self.beta * other_classes) * (self.temperature**2 / max(len(target), 1))
 
 
-def _split(z: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch classes"]]:
+def split(z: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch classes"]]:
     """Log-probabilities of (target, not target), and of every other class given that it is not the target (0 stands at the target itself)."""
     at = target[:, None]
     all_others = z.scatter(1, at, -torch.inf).logsumexp(dim=1, keepdim=True)

@@ -25,6 +25,22 @@ def stage_pairs(term: str, student: Outputs, teacher: Outputs) -> list[tuple[Ten
     return list(zip(reversed(student.features), reversed(teacher.features), strict=False))
 
 
+def embedding_pair(term: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    """The pooled features [B, D] of student and teacher.
+
+    Raises `RequestError`, in the name of `term`, when one of the models gives none.
+    """
+    for name, outputs in (("student", student), ("teacher", teacher)):
+        if outputs.embedding is None:
+            raise RequestError(
+                f"{term} compares the features before the classifier, and the {name} gives none that can be read. Choose another {name}, as timm's "
+                f"models are, or leave {term} out: soft_target, decoupled and dist need only the logits."
+            )
+    assert student.embedding is not None
+    assert teacher.embedding is not None
+    return student.embedding, teacher.embedding
+
+
 def common_size(a: Tensor, b: Tensor) -> tuple[int, int]:
     """The smaller height and the smaller width of two maps."""
     return min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1])

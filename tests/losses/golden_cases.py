@@ -1,11 +1,17 @@
 """The table of golden cases: what of kd_app each one is compared with, and what a reference does differently."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_app.losses.attention_transfer import attention_map
+from kd_app.losses.ctkd import strength
+from kd_app.losses.ickd import channel_likeness
+from kd_app.losses.multi_level import relation
+from kd_app.losses.sp import gram
 from kd_app.models.outputs import Attention, Outputs
 from tests.losses.samples import batch, cut, labels, logits, make, maps
 
@@ -67,6 +73,124 @@ def _transfer_of_the_paper(x: Arrays) -> Tensor:
     return gap.square().sum(1).sqrt().mean()
 
 
+def _logits(term: str, target: str | None = None, **settings: object) -> Plain:
+    made = make(term, **settings)
+
+    def compare(x: Arrays) -> Tensor:
+        value: Tensor = made(logits(x["logits_s"]), logits(x["logits_t"]), NO_LABELS if target is None else batch(x[target]))
+        return value
+
+    return compare
+
+
+def _norms_apart(temperature: float) -> Plain:
+    """torchdistill holds each norm above 1e-8, where the authors add 1e-8 to their product."""
+
+    def compare(x: Arrays) -> Tensor:
+        p, q = ((z / temperature).softmax(1) for z in (x["logits_s"], x["logits_t"]))
+        parts = ((a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim) for a, b, dim in ((p, q, 1), (p, q, 0)))
+        return temperature**2 * torch.stack([1 - F.cosine_similarity(a, b, dim=dim).mean() for a, b, dim in parts]).sum()
+
+    return compare
+
+
+def _label_among_the_others(x: Arrays) -> Tensor:
+    """The mask of SDD's copy of NKD takes nothing out."""
+    log_s, log_t = x["logits_s"].log_softmax(1), x["logits_t"].log_softmax(1)
+    at = x["target"][:, None]
+    label = log_t.exp().gather(1, at) * log_s.gather(1, at)
+    return -(label + 1.5 * (log_t.exp() * log_s).sum(1, keepdim=True)).mean()
+
+
+def _curriculum(progress: float) -> Case:
+    """Half of a rise of 0.5 is where the reference has lambda -0.5."""
+
+    def compare(x: Arrays) -> Answer:
+        term = make("ctkd", rise=0.5).double()
+        given = replace(NO_LABELS, progress=progress)
+        return Answer(term(logits(x["logits_s"]), logits(x["logits_t"]), given), {"T.global_T": term.theta})
+
+    return compare
+
+
+def _temperature_learns(x: Arrays) -> Tensor:
+    """The reference's sign stands in its lambda."""
+    return -torch.tensor([strength(epoch, 10.0) for epoch in x["epoch"].double().tolist()], dtype=torch.float64)
+
+
+def _relation(dim: int) -> Plain:
+    def compare(x: Arrays) -> Tensor:
+        p, q = ((x[name] / 4).softmax(1).transpose(0, dim) for name in ("logits_s", "logits_t"))
+        return relation(p, q, torch.ones(len(p)))
+
+    return compare
+
+
+def _multi_level_of_the_code(label: float, weight: float, first: float, *, standardize: bool) -> Plain:
+    """The code weights whole parts with the share of unsure images and classes, and has the weak view in two parts of the strong one."""
+
+    def compare(x: Arrays) -> Tensor:
+        weak, strong = (tuple(x[f"logits_{side}{view}"] for side in "st") for view in ("", "2"))
+        sure = weak[1].softmax(1)
+        images, classes = ((y <= y.quantile(0.5)).double().mean() for y in (sure.amax(1), sure.sum(0)))
+
+        def soft(view: tuple[Tensor, ...], temperature: float) -> Tensor:
+            value: Tensor = make("soft_target", temperature=temperature, standardize=standardize)(logits(view[0]), logits(view[1]), NO_LABELS)
+            return value
+
+        temperatures = (first, 3.0, 5.0, 2.0, 6.0)
+        total = torch.stack([images * soft(weak, t) + soft(strong if i < 3 else weak, t) for i, t in enumerate(temperatures)]).sum()
+        for t in temperatures:
+            p, q = ((z / t).softmax(1) for z in weak)
+            total = total + classes * relation(p.T, q.T, torch.ones(10)) + images * relation(p, q, torch.ones(8))
+        return label * (_label(x) + F.cross_entropy(strong[0], x["target"])) + weight * total
+
+    return compare
+
+
+def _similarity(x: Arrays) -> Tensor:
+    value: Tensor = make("sp")(maps(x["feat_s"]), maps(x["feat_t"]), NO_LABELS)
+    return value
+
+
+def _rows_of_sum_1(x: Arrays) -> Tensor:
+    """torchdistill hands 1 to normalize, which is the norm and not the dimension."""
+    ours, theirs = (F.normalize(gram(x[name]), p=1, dim=1) for name in ("feat_s", "feat_t"))
+    return F.mse_loss(ours, theirs)
+
+
+def _pooled(term: str, student: str, teacher: str, **settings: object) -> Plain:
+    made = make(term, **settings)
+
+    def compare(x: Arrays) -> Tensor:
+        ours, theirs = (Outputs(embedding=x[name].flatten(1)) for name in (student, teacher))
+        value: Tensor = made(ours, theirs, NO_LABELS)
+        return value
+
+    return compare
+
+
+def _not_squared(x: Arrays) -> Tensor:
+    """torchdistill has the norm of the difference over B^2, not its square."""
+    return _pooled("cc", "pool_s", "pool_t32")(x).sqrt() / 8
+
+
+def _channels(x: Arrays) -> Answer:
+    ours, theirs = maps(x["feat_s"]), maps(x["feat_t"])
+    term = make("ickd")
+    term.build(ours, theirs)
+    state, adapter = _state(x, "ickd.embed_s."), term.double().adapter
+    adapter.conv.load_state_dict({"weight": state["conv2d.weight"], "bias": torch.zeros(24)})
+    adapter.bn.load_state_dict({key.removeprefix("l2norm."): value for key, value in state.items() if key.startswith("l2norm.")})
+    trained = {"conv2d.weight": adapter.conv.weight, "l2norm.weight": adapter.bn.weight, "l2norm.bias": adapter.bn.bias}
+    return Answer(term(ours, theirs, NO_LABELS), {f"ickd.embed_s.{name}": parameter for name, parameter in trained.items()})
+
+
+def _likeness(x: Arrays, divisor: int) -> Tensor:
+    gap = channel_likeness(x["feat_s"]) - channel_likeness(x["feat_t16"])
+    return gap.square().sum() / divisor
+
+
 def _attention(x: Arrays, side: str, heads: int) -> Outputs:
     query, key, value = (cut(x[f"{part}_{side}"], 2, heads).transpose(1, 2) for part in "qkv")
     return Outputs(attention=[Attention(query, key, value, num_prefix=1)])
@@ -106,6 +230,25 @@ CASES: dict[str, Case] = {
     **dict.fromkeys(("at_official", "at_torchdistill_code", "at_mdistiller_pyramid"), _transfer),
     "minilmv2_relation_Ar4": _relations("qq", "kk", "vv"),
     "minilmv1_qk_vv": _relations("qk", "vv"),
+    "nkd_clskd_T1_g1.5": _logits("nkd", "target"),
+    "nkd_clskd_soft_target": _logits("nkd", "target_soft"),
+    "dist_hunto_tau4": _logits("dist", temperature=4.0),
+    "lskd_kd_T2": _logits("soft_target", temperature=2.0, standardize=True),
+    "lskd_torchdistill_T2": lambda x: 0.1 * _label(x) + 9 * _logits("soft_target", temperature=2.0, standardize=True)(x),
+    "ttm_g0.1": _logits("ttm"),
+    "wttm_g0.1": _logits("wttm", power=0.1),
+    "ctkd_global_lam0": _curriculum(0.0),
+    "ctkd_global_lam-0.5": _curriculum(0.25),
+    "ctkd_global_lam-1": _curriculum(0.5),
+    "ctkd_lambda_schedule": _temperature_learns,
+    "mlld_bc_loss_T4": _relation(0),
+    "mlld_cc_loss_T4": _relation(1),
+    "sp_mdistiller": _similarity,
+    "rkd_lenscloth_distance": _pooled("rkd", "pool_s", "pool_t", distance=1.0, angle=0.0),
+    "rkd_lenscloth_angle": _pooled("rkd", "pool_s", "pool_t", distance=0.0, angle=1.0),
+    "rkd_torchdistill_flat_d1_a2": _pooled("rkd", "feat_s", "feat_t", distance=1.0, angle=2.0),
+    **dict.fromkeys(("pkt_mdistiller", "pkt_repdistiller"), _pooled("pkt", "pool_s", "pool_t")),
+    "ickd_official_cifar": _channels,
     "fitnet_mdistiller_same": _hint("feat_s"),
     "fitnet_mdistiller_down2": _hint("feat_s_14"),
     "fitnet_mdistiller_crop": _hint("feat_s_9"),
@@ -115,10 +258,28 @@ DEVIATIONS: dict[str, Case] = {
     "kd_torchdistill_T4_alpha0": lambda x: _soft(4.0)(x) / 16,  # its loss without labels forgets T^2
     "kd_clskd_T4": _cross_entropy_form,
     "at_torchdistill_paper": _transfer_of_the_paper,
+    "sdd_nkd_origin_bug": _label_among_the_others,
+    "dist_torchdistill_tau1": _norms_apart(1.0),
+    "dist_torchdistill_tau4": _norms_apart(4.0),
+    "dist_torchdistill_1k_tau1": lambda x: _norms_apart(1.0)({"logits_s": x["logits_s_1k"], "logits_t": x["logits_t_1k"]}),
+    "mlld_full_cifar": _multi_level_of_the_code(0.1, 0.9, 4.0, standardize=False),
+    "lskd_mlld_full": _multi_level_of_the_code(0.1, 9.0, 2.0, standardize=True),
+    "sp_torchdistill": _rows_of_sum_1,
+    "cc_torchdistill_gaussian": _not_squared,
+    "ickd_torchdistill": lambda x: _likeness(x, 16 * 64),  # divides by the batch twice
 }
 """The reference does something else, which is made of the term here; `REGULAR` says what the term itself gives on the same inputs."""
 REGULAR: dict[str, Case] = {
     "kd_torchdistill_T4_alpha0": _soft(4.0),
     "kd_clskd_T4": _soft(4.0),
     "at_torchdistill_paper": _transfer,
+    "sdd_nkd_origin_bug": _logits("nkd", "target"),
+    "dist_torchdistill_tau1": _logits("dist", temperature=1.0),
+    "dist_torchdistill_tau4": _logits("dist", temperature=4.0),
+    "dist_torchdistill_1k_tau1": lambda x: _logits("dist")({"logits_s": x["logits_s_1k"], "logits_t": x["logits_t_1k"]}),
+    "mlld_full_cifar": _logits("multi_level"),
+    "lskd_mlld_full": _logits("multi_level", standardize=True),
+    "sp_torchdistill": _similarity,
+    "cc_torchdistill_gaussian": _pooled("cc", "pool_s", "pool_t32"),
+    "ickd_torchdistill": lambda x: _likeness(x, 16 * 8),
 }

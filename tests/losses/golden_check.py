@@ -44,7 +44,7 @@ class Golden:
         x, stored, entry = self.inputs(case), self.stored(case), self.index[case]
         found = compare(x)
         answer = found if isinstance(found, Answer) else Answer(found)
-        off = {"loss": _relative(answer.value, stored["out/loss"])}
+        off = {"loss": _relative(answer.value, stored["out/loss"] if "out/loss" in stored else stored["value"])}  # a table has no loss
         for name, norm in entry.get("grad_norm", {}).items():
             ours = gradient(answer.value, x[name])
             off[f"norm of grad/{name}"] = _relative(ours.norm(), torch.tensor(norm, dtype=torch.float64))
@@ -73,6 +73,15 @@ def _relative(ours: Tensor, stored: Tensor) -> float:
     return float("inf") if math.isnan(off) else off
 
 
+def _worst(golden: Golden, case: str, compare: Case) -> tuple[str, float]:
+    """The name and the size of the largest deviation; infinite where the case cannot be compared, by what is wrong."""
+    try:
+        off = golden.deviations(case, compare)
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}", float("inf")
+    return max(off.items(), key=lambda item: item[1])
+
+
 def report(golden: Golden) -> tuple[list[str], bool]:
     """One line a case, a line of counts, and whether one is off."""
     built = CASES | DEVIATIONS
@@ -80,8 +89,7 @@ def report(golden: Golden) -> tuple[list[str], bool]:
     for case in golden.index:
         verdict, detail = "not built", ""
         if case in built:
-            off = golden.deviations(case, built[case])
-            name, worst = max(off.items(), key=lambda item: item[1])
+            name, worst = _worst(golden, case, built[case])
             verdict = "passed" if worst <= TOLERANCE else "off"
             detail = f"  {worst:.1e} ({name})" + ("  [the reference differs from the term, as named]" if case in DEVIATIONS else "")
         counts[verdict] += 1

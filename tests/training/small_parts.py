@@ -81,7 +81,7 @@ class Given(LossTerm):
 
 def terms(weight: float = 2.0, **more: LossTerm) -> WeightedTerms:
     """Cross-entropy, soft targets times `weight`, and `more`."""
-    chosen = {"cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None), "soft_target": SoftTarget(temperature=4.0), **more}
+    chosen = {"cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None), "soft_target": SoftTarget(temperature=4.0, standardize=False), **more}
     return WeightedTerms(chosen, {name: weight if name == "soft_target" else 1.0 for name in chosen})
 
 

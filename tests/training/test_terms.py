@@ -142,7 +142,7 @@ def test_the_loss_is_the_sum_of_weight_times_term_and_each_term_has_its_name(cho
 
 def test_hintons_loss_is_what_the_paper_says() -> None:
     terms = WeightedTerms(
-        {"cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None), "soft_target": SoftTarget(temperature=4.0)},
+        {"cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None), "soft_target": SoftTarget(temperature=4.0, standardize=False)},
         {"cross_entropy": 0.1, "soft_target": 0.9},
     )
     model, images = student(), batch()
@@ -183,7 +183,7 @@ def test_adapters_are_trained_and_saved_with_the_terms() -> None:
 def test_half_precision_answers_are_compared_in_full_precision(kind: torch.dtype) -> None:
     """Fault 11 of other toolkits: gradients that are not finite at a low temperature or in half precision."""
     logits = (30 * seeded(6, 3)).to(kind).requires_grad_()
-    terms = WeightedTerms({"soft_target": SoftTarget(temperature=0.05)}, {"soft_target": 1.0})
+    terms = WeightedTerms({"soft_target": SoftTarget(temperature=0.05, standardize=False)}, {"soft_target": 1.0})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         total, values = terms(Outputs(logits=logits), Outputs(logits=(30 * seeded(6, 3, seed=1)).to(kind)), batch())
     total.backward()
@@ -233,7 +233,7 @@ def test_a_term_that_is_not_finite_ends_the_run_by_name(term: type[Labels | Dist
 
 def test_a_distillation_term_that_is_exactly_zero_ends_the_run_by_name() -> None:
     with pytest.raises(RunError, match="soft_target is exactly zero"):
-        checked(WeightedTerms({"soft_target": SoftTarget(temperature=1.0)}, {"soft_target": 1.0}), agree=True)
+        checked(WeightedTerms({"soft_target": SoftTarget(temperature=1.0, standardize=False)}, {"soft_target": 1.0}), agree=True)
 
 
 def test_a_label_term_may_be_zero() -> None:

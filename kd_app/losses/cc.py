@@ -1,0 +1,48 @@
+"""Correlation congruence: the student's kernel matrix of a batch is to be the teacher's."""
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.pairing import embedding_pair
+from kd_app.models.outputs import Outputs
+
+
+class CorrelationCongruence(LossTerm):
+    """``|K_s - K_t|^2 / B^2`` with ``K_ij = e^(-2 gamma) sum_{p <= order} (2 gamma <x_i, x_j>)^p / p!``, x [B, D] = pooled features with L2 norm 1.
+
+    The series of the Gaussian kernel ``exp(-gamma |x_i - x_j|^2)``, which it is for norm 1 alone. It needs no embedding to a common width, and so
+    none that could collapse. Other things are called CC, too: products of neighbors in the order of the batch, and the norm without its square.
+    Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, arXiv 1904.01802.
+    """
+
+    level: ClassVar[Level] = "relation"
+    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    whole_batch: ClassVar[bool] = True
+
+    def __init__(self, *, gamma: PositiveFloat, order: PositiveInt) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.order = order
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Raises `RequestError` when one of the models gives no pooled features."""
+        embedding_pair("cc", student, teacher)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the pairs of images; 0 where both have the same kernel matrix, as in a batch of one."""
+        ours, theirs = (self._kernel(x) for x in embedding_pair("cc", student, teacher))
+        return F.mse_loss(ours, theirs)
+
+    def _kernel(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
+        x = F.normalize(x, dim=1)
+        near = 2 * self.gamma * (x @ x.T)
+        series = torch.stack([near**p / math.factorial(p) for p in range(self.order + 1)])
+        return math.exp(-2 * self.gamma) * series.sum(dim=0)

@@ -1,0 +1,66 @@
+"""Curriculum temperature: soft targets at a temperature that is learned and makes them harder."""
+
+import math
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from kd_app.data.batch import Batch
+from kd_app.losses.logits import LogitTerm
+from kd_app.models.outputs import Outputs
+
+
+class CTKD(LogitTerm):
+    """``T^2 mean_b KL(softmax(z_t / T) || softmax(z_s / T))`` at a learned ``T = lowest + span sigmoid(theta)``, theta = 1 at the start.
+
+    theta climbs where the student descends: its gradient is reversed, and its strength rises with ``batch.progress`` from 0 to 1 along half a
+    cosine over the share `rise` of the training.
+    Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023, arXiv 2211.16231, with one temperature for all images.
+    """
+
+    def __init__(
+        self,
+        *,
+        lowest: Annotated[float, Field(ge=0.01, le=1000)],
+        span: PositiveFloat,
+        rise: Annotated[float, Field(gt=0, le=1)],
+        standardize: bool,
+    ) -> None:
+        super().__init__(standardize=standardize)
+        self.lowest = lowest
+        self.span = span
+        self.rise = rise
+        self.theta = nn.Parameter(torch.ones(1))
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the batch; 0 when both models give the same probabilities."""
+        theta: Tensor = _Reversed.apply(self.theta, strength(batch.progress, self.rise))
+        temperature = self.lowest + self.span * theta.sigmoid()
+        ours, theirs = (F.log_softmax(z / temperature, dim=1) for z in self.logits(student, teacher))
+        return (F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature.square() / len(ours)).sum()
+
+
+def strength(progress: float, rise: float) -> float:
+    """How strongly the temperature learns: ``(1 - cos(pi min(progress / rise, 1))) / 2``."""
+    return (1 - math.cos(math.pi * min(progress / rise, 1.0))) / 2
+
+
+class _Reversed(torch.autograd.Function):
+    """The identity; its gradient is multiplied by minus `strength`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        """The same values."""
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Against the loss."""
+        return -ctx.strength * grad, None

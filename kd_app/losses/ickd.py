@@ -1,0 +1,52 @@
+"""Inter-channel correlation: channels that are alike to the teacher are to be alike to the student, in every image."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import NegativeInt
+from torch import Tensor
+
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.feature_hint import Regressor
+from kd_app.losses.pairing import stage_pairs
+from kd_app.models.outputs import Outputs
+
+
+class ICKD(LossTerm):
+    """``sum (G_s - G_t)^2 / (B C)`` with ``G [B, C, C] = F F'``, each row with L2 norm 1, for the maps F [B, C, cells] of one stage.
+
+    The student's map first goes through a 1x1 convolution and batch norm to the C channels of the teacher's; sizes are free.
+    Liu et al., "Exploring Inter-Channel Correlation for Diversity-Preserved Knowledge Distillation", ICCV 2021, arXiv 2202.03680.
+    """
+
+    level: ClassVar[Level] = "relation"
+    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+
+    adapter: Regressor
+
+    def __init__(self, *, stage: NegativeInt) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make the convolution for the two measured widths. Raises `RequestError` when one of the models gives no feature maps."""
+        ours, theirs = self._pair(student, teacher)
+        self.adapter = Regressor(ours[..., :1, :1], theirs[..., :1, :1], relu=False).to(ours.device)  # one cell each: pointwise
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over images and channels; needs `build` first."""
+        ours, theirs = self._pair(student, teacher)
+        gap = channel_likeness(self.adapter(ours)) - channel_likeness(theirs)
+        return gap.square().sum() / (gap.shape[0] * gap.shape[1])
+
+    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        pairs = stage_pairs("ickd", student, teacher)
+        return pairs[min(-self.stage, len(pairs)) - 1]
+
+
+def channel_likeness(feature: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels others"]:
+    """The inner products of the channels of each image, with rows of L2 norm 1."""
+    flat = feature.flatten(2)
+    return F.normalize(flat @ flat.transpose(1, 2), dim=2)

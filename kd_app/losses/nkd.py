@@ -1,0 +1,36 @@
+"""Normalized knowledge distillation: the label's class, and the others normalized among themselves."""
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+
+from kd_app.data.batch import Batch
+from kd_app.losses.decoupled import split
+from kd_app.losses.logits import LogitTerm
+from kd_app.models.outputs import Outputs
+
+
+class NKD(LogitTerm):
+    """``-mean_b [p_t(y) log p_s(y) + gamma T^2 sum_{c != y} q_t,c log q_s,c]``: p at temperature 1, q = softmax of z / T over the K-1 other classes.
+
+    Cross-entropies, not divergences: the value is not 0 where student and teacher agree. Mixed labels [B, K] count as the class with the largest
+    share; rows without a label do not count.
+    Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, arXiv 2303.13005.
+    """
+
+    def __init__(self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], gamma: NonNegativeFloat, standardize: bool) -> None:
+        super().__init__(standardize=standardize)
+        self.temperature = temperature
+        self.gamma = gamma
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the labeled images of the batch; 0 when no image is labeled."""
+        z_s, z_t, target = self.labeled_logits(student, teacher, batch)
+        log_s, log_t = (F.log_softmax(z, dim=1).gather(1, target[:, None]) for z in (z_s, z_t))
+        (_, others_s), (_, others_t) = (split(z / self.temperature, target) for z in (z_s, z_t))
+        # both parts are 0 at the label itself, so the sum over all classes is that over the others
+        others = (others_t.exp() * others_s).sum()
+        return -((log_t.exp() * log_s).sum() + self.gamma * self.temperature**2 * others) / max(len(target), 1)

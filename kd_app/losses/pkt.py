@@ -1,0 +1,43 @@
+"""Probabilistic knowledge transfer: the neighbors that an image has among the images of a batch."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.pairing import embedding_pair
+from kd_app.models.outputs import Outputs
+
+
+class PKT(LossTerm):
+    """``mean_ij K_t log((K_t + epsilon) / (K_s + epsilon))``, ``K_ij = (cos(f_i, f_j) + 1) / 2`` with rows of sum 1, f [B, D] the pooled features.
+
+    `epsilon` is also added to the norms in the cosine. The mean is over B x B entries, which is why published weights are large.
+    Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv 1803.10837.
+    """
+
+    level: ClassVar[Level] = "relation"
+    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    whole_batch: ClassVar[bool] = True
+
+    def __init__(self, *, epsilon: Annotated[float, Field(gt=0, le=1e-3)]) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Raises `RequestError` when one of the models gives no pooled features."""
+        embedding_pair("pkt", student, teacher)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the pairs of images; 0 where both see the same neighbors, as in a batch of one."""
+        ours, theirs = (self._neighbors(x) for x in embedding_pair("pkt", student, teacher))
+        return (theirs * ((theirs + self.epsilon).log() - (ours + self.epsilon).log())).mean()
+
+    def _neighbors(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
+        x = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.epsilon)
+        near = (x @ x.T + 1) / 2
+        return near / near.sum(dim=1, keepdim=True)

@@ -1,0 +1,43 @@
+"""Similarity preserving: images that are alike to the teacher are to be alike to the student."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import NegativeInt
+from torch import Tensor
+
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.pairing import stage_pairs
+from kd_app.models.outputs import Outputs
+
+
+class SimilarityPreserving(LossTerm):
+    """``|G_s - G_t|^2 / B^2`` with ``G [B, B] = F F'``, each row with L2 norm 1, for the flattened maps F of one stage; sizes and widths are free.
+
+    Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
+    """
+
+    level: ClassVar[Level] = "relation"
+    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    whole_batch: ClassVar[bool] = True
+
+    def __init__(self, *, stage: NegativeInt) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Raises `RequestError` when one of the models gives no feature maps."""
+        stage_pairs("sp", student, teacher)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The mean over the pairs of images; 0 where both see the same likenesses, as in a batch of one."""
+        pairs = stage_pairs("sp", student, teacher)
+        ours, theirs = (F.normalize(gram(x), dim=1) for x in pairs[min(-self.stage, len(pairs)) - 1])
+        return F.mse_loss(ours, theirs)
+
+
+def gram(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch batch"]:
+    """The inner products of the images' maps."""
+    return x.flatten(1) @ x.flatten(1).T
