@@ -21,7 +21,7 @@ WRONG = [
     ("teacher/optimizer=sgd", "no setting 'teacher/optimizer'. Did you mean 'teacher.optimizer'?"),
     ("loss.decoupled.alpha=1", "decoupled is not among the choices of loss=. Add it: 'loss=[...,decoupled]'"),
     ("+loss.decoupled.alpha=1", "decoupled is not among the choices of loss=. Add it: 'loss=[...,decoupled]'"),
-    ("+loss.soft_target.bar=1", "SoftTarget has no setting 'bar'. Known: temperature."),
+    ("+loss.soft_target.bar=1", "SoftTarget has no setting 'bar'. Known: temperature, standardize."),
     ("+foo=1", "kd-distill has no setting 'foo'"),
     ("+sead=1", "kd-distill has no setting 'sead'. Did you mean 'seed'?"),
     ("+teacher.nam=x", "no setting 'teacher.nam'. Did you mean 'teacher.name'?"),
