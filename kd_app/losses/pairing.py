@@ -54,3 +54,19 @@ def same_size(a: Float[Tensor, "batch ca ha wa"], b: Float[Tensor, "batch cb hb 
 
 def _averaged(x: Map, size: tuple[int, int]) -> Smaller:
     return x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size)
+
+
+def embeddings(term: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    """Both embeddings, [B, D_s] and [B, D_t].
+
+    Raises `RequestError`, in the name of `term`, when one of the models gives none.
+    """
+    for name, outputs in (("student", student), ("teacher", teacher)):
+        if outputs.embedding is None:
+            raise RequestError(
+                f"{term} compares embeddings, and the {name} gives none that can be read. Expected: a model with a classifier that reads one vector "
+                f"an image, as timm's have. Choose another {name}, or another term: soft_target, decoupled or feature_hint."
+            )
+    assert student.embedding is not None
+    assert teacher.embedding is not None
+    return student.embedding, teacher.embedding

@@ -1,5 +1,6 @@
 """A model's own classifier, as a function from the embedding to the logits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ class Head:
     `widths` are those of the parts of the embedding, one for each classifier; a single width where all of them read the same vector.
     """
 
-    classifiers: tuple[nn.Module, ...]
+    classifiers: tuple[Callable[[Tensor], Tensor], ...]
     widths: tuple[int, ...]
     convolutional: bool
 

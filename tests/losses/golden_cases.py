@@ -1,11 +1,10 @@
 """The table of golden cases: what of kd_app each one is compared with, and what a reference does differently."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_app.losses.attention_transfer import attention_map
 from kd_app.losses.ctkd import strength
@@ -13,29 +12,9 @@ from kd_app.losses.ickd import channel_likeness
 from kd_app.losses.multi_level import relation
 from kd_app.losses.sp import gram
 from kd_app.models.outputs import Attention, Outputs
-from tests.losses.samples import batch, cut, labels, logits, make, maps
-
-Arrays = dict[str, Tensor]
-NO_LABELS = labels(8)
-
-
-@dataclass
-class Answer:
-    """A value, with the parameters whose gradients the reference has too, under its names for them."""
-
-    value: Tensor
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-
-
-Plain = Callable[[Arrays], Tensor]
-Case = Callable[[Arrays], Tensor | Answer]
-"""Given the shared inputs by name (with gradient) and the arrays of the case's own file (`in/...`, `sd/...`) by theirs."""
-
-
-def _state(x: Arrays, prefix: str) -> Arrays:
-    """The adapter's state in the case's file, under the names that follow `prefix`."""
-    start = f"sd/{prefix}"
-    return {key.removeprefix(start): value for key, value in x.items() if key.startswith(start)}
+from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, Plain, own_state
+from tests.losses.golden_features import FEATURES
+from tests.losses.samples import batch, cut, logits, make, maps
 
 
 def _label(x: Arrays) -> Tensor:
@@ -179,7 +158,7 @@ def _channels(x: Arrays) -> Answer:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"])
     term = make("ickd")
     term.build(ours, theirs)
-    state, adapter = _state(x, "ickd.embed_s."), term.double().adapter
+    state, adapter = own_state(x, "ickd.embed_s."), term.double().adapter
     adapter.conv.load_state_dict({"weight": state["conv2d.weight"], "bias": torch.zeros(24)})
     adapter.bn.load_state_dict({key.removeprefix("l2norm."): value for key, value in state.items() if key.startswith("l2norm.")})
     trained = {"conv2d.weight": adapter.conv.weight, "l2norm.weight": adapter.bn.weight, "l2norm.bias": adapter.bn.bias}
@@ -211,7 +190,7 @@ def _hint(student: str) -> Case:
         ours, theirs = maps(x[student]), maps(x["feat_t"].detach())
         term = make("feature_hint", activation="relu")
         term.build(ours, theirs)
-        term.double().adapter.load_state_dict(_state(x, "conv_reg."), strict=True)
+        term.double().adapter.load_state_dict(own_state(x, "conv_reg."), strict=True)
         return Answer(term(ours, theirs, NO_LABELS), {f"conv_reg.{name}": parameter for name, parameter in term.adapter.named_parameters()})
 
     return compare
@@ -252,6 +231,7 @@ CASES: dict[str, Case] = {
     "fitnet_mdistiller_same": _hint("feat_s"),
     "fitnet_mdistiller_down2": _hint("feat_s_14"),
     "fitnet_mdistiller_crop": _hint("feat_s_9"),
+    **FEATURES,
 }
 """The reference does what the term does."""
 DEVIATIONS: dict[str, Case] = {

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.losses.golden_cases import CASES, DEVIATIONS, Answer, Arrays, Case
+from tests.losses.golden_answers import Answer, Arrays, Case
+from tests.losses.golden_cases import CASES, DEVIATIONS
 from tests.losses.samples import gradient, leaf
 
 TOLERANCE = 1e-7

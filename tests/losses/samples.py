@@ -70,7 +70,7 @@ def model_outputs(*, seed: int, width: int, images: int = 5, scale: float = 1.0,
         query, key, value = (draw(images, 4, 17, width // 4) for _ in range(3))
         return Attention(query, key, value, num_prefix=1)
 
-    features = [draw(images, width // 2 ** (len(sizes) - i), size, size) for i, size in enumerate(sizes)]
+    features = [draw(images, width // 2 ** (len(sizes) - 1 - i), size, size) for i, size in enumerate(sizes)]
     classifier = nn.Linear(width, CLASSES, dtype=torch.float64).requires_grad_(False)
     return Outputs(
         logits=draw(images, CLASSES),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.losses.golden_cases import CASES, DEVIATIONS, REGULAR, Answer
+from tests.losses.golden_answers import Answer
+from tests.losses.golden_cases import CASES, DEVIATIONS, REGULAR
 from tests.losses.golden_check import TOLERANCE, Golden, main
 
 EXCERPT = Path(__file__).with_name("golden")

@@ -1,0 +1,67 @@
+"""VID: how much the student's map says of the teacher's, by a Gaussian whose mean and variance are trained."""
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.pairing import same_size, stage_pairs
+from kd_app.models.outputs import Outputs
+
+_SMALLEST_VARIANCE = 1e-5
+
+
+class VariationalInformation(LossTerm):
+    """``sum over stages of mean 1/2 [(mu(F_s) - F_t)^2 / v + log v]`` over batch, channels and cells, with one trained variance v a channel.
+
+    mu = three 1x1 convolutions without bias with ReLUs between, as wide as the teacher's map; v = softplus(rho) + 1e-5. The larger of two maps is
+    averaged down to the size of the smaller. The value may fall below 0: it is a negative log-likelihood without its constant.
+    Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835.
+    """
+
+    level: ClassVar[Level] = "feature"
+    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+
+    adapters: nn.ModuleList
+
+    def __init__(self, *, stages: PositiveInt, variance: PositiveFloat) -> None:
+        super().__init__()
+        self.stages = stages
+        self.variance = variance
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make the Gaussian of every stage. Raises `RequestError` when one of the models gives no feature maps."""
+        pairs = self._pairs(student, teacher)
+        self.adapters = nn.ModuleList(Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs).to(pairs[0][0].device)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The sum over the stages; needs `build` first."""
+        pairs = zip(self.adapters, self._pairs(student, teacher), strict=True)
+        return torch.stack([gaussian(*same_size(*pair)) for gaussian, pair in pairs]).sum()
+
+    def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        return stage_pairs("variational_information", student, teacher)[: self.stages]
+
+
+class Gaussian(nn.Module):
+    """The teacher's map given the student's: a mean by a small net, and a variance a channel."""
+
+    def __init__(self, ours: int, theirs: int, variance: float) -> None:
+        super().__init__()
+        widths = ((ours, theirs), (theirs, theirs), (theirs, theirs))
+        first, second, third = (nn.Conv2d(*width, 1, bias=False) for width in widths)
+        self.regressor = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+        above = max(variance - _SMALLEST_VARIANCE, _SMALLEST_VARIANCE)
+        self.log_scale = nn.Parameter(torch.full((theirs,), above + math.log(-math.expm1(-above))))
+
+    def forward(self, ours: Float[Tensor, "batch ours height width"], theirs: Float[Tensor, "batch theirs height width"]) -> Float[Tensor, ""]:
+        """The negative log-likelihood, as a mean."""
+        variance = (F.softplus(self.log_scale) + _SMALLEST_VARIANCE)[:, None, None]
+        value: Tensor = 0.5 * ((self.regressor(ours) - theirs).square() / variance + variance.log()).mean()
+        return value

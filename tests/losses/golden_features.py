@@ -1,0 +1,139 @@
+"""The golden cases of the terms that compare features, tokens and class maps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_app.models.outputs import Outputs
+from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, own_state
+from tests.losses.samples import batch, logits, make, maps
+
+
+def _adapted(name: str, student: Outputs, teacher: Outputs, x: Arrays, names: dict[str, str], **settings: Any) -> tuple[Any, dict[str, nn.Parameter]]:
+    """The term with the adapters of the case's file; `names` are their names there for each of ours."""
+    term = make(name, **settings)
+    term.build(student, teacher)
+    term.double()
+    for ours, theirs in names.items():
+        owner = term.get_submodule(ours)
+        state = own_state(x, f"{theirs}.")
+        owner.load_state_dict(state, strict=True)
+    parameters = {f"{theirs}.{key}": parameter for ours, theirs in names.items() for key, parameter in term.get_submodule(ours).named_parameters()}
+    return term, parameters
+
+
+def _timm_feature(x: Arrays) -> Answer:
+    ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t"].detach())
+    term, parameters = _adapted("embedding_mse", ours, theirs, x, {"adapter": "projection"})
+    label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
+    weighted = label + 5 * term(ours, theirs, NO_LABELS)
+    return Answer(weighted, parameters)
+
+
+def _variational(x: Arrays) -> Answer:
+    ours, theirs = maps(x["feat_s"]), maps(x["feat_t"].detach())
+    term, parameters = _adapted("variational_information", ours, theirs, x, {"adapters.0": "vid"})
+    return Answer(term(ours, theirs, NO_LABELS), parameters)
+
+
+def _selectivity(*students: str) -> Case:
+    def compare(x: Arrays) -> Tensor:
+        ours, theirs = maps(*(x[key] for key in students)), maps(*(x[key.replace("_s", "_t")] for key in students))
+        value: Tensor = make("neuron_selectivity")(ours, theirs, NO_LABELS)
+        return value
+
+    return compare
+
+
+def _frozen_head(x: Arrays) -> nn.Linear:
+    weight = x["sd/cls_t.weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0]).double().requires_grad_(False)
+    head.load_state_dict(own_state(x, "cls_t."))
+    return head
+
+
+def _regression_on_maps(x: Arrays) -> Answer:
+    ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
+    theirs = _teacher(x, x["feat_t"], _frozen_head(x))
+    term, parameters = _adapted("softmax_regression", ours, theirs, x, {"adapter": "connector.Connectors"}, activation="relu")
+    return Answer(term(ours, theirs, NO_LABELS), parameters)
+
+
+def _teacher(x: Arrays, feature: Tensor, classifier: Any) -> Outputs:
+    feature = feature.detach()
+    return Outputs(logits=x["logits_t"].detach(), features=[feature], embedding=feature.mean((2, 3)), classifier=classifier)
+
+
+def _regression_on_pooled(x: Arrays) -> Answer:
+    """One toolkit connects the pooled feature: a map of one cell."""
+    ours = Outputs(features=[x["pool_s"][:, :, None, None]], embedding=x["pool_s"])
+    theirs = _teacher(x, x["pool_t"][:, :, None, None], _frozen_head(x))
+    term, parameters = _adapted("softmax_regression", ours, theirs, x, {"adapter": "srrl.transfer"}, activation="relu")
+    return Answer(term(ours, theirs, NO_LABELS), parameters)
+
+
+def _regression_given_logits(x: Arrays) -> Answer:
+    """The classifier's answers are given as a tensor there."""
+    ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
+    theirs = _teacher(x, x["feat_t"], lambda _: x["logits_s"])
+    term, parameters = _adapted("softmax_regression", ours, theirs, x, {"adapter": "srrl.Connectors"}, activation="relu", regression=5.0)
+    return Answer(term(ours, theirs, NO_LABELS), parameters)
+
+
+def _masked(x: Arrays) -> Answer:
+    ours, theirs = maps(x["feat_s"]), maps(x["feat_t"].detach())
+    term, parameters = _adapted("masked_generation", ours, theirs, x, {"align": "mgd.align", "generation": "mgd.generation"})
+    term.draw = lambda batch, count: x["in/rand"].flatten(1)
+    return Answer(7e-5 * term(ours, theirs, NO_LABELS), parameters)
+
+
+def _class_maps(normalize: bool) -> Case:
+    """The class maps are given there: the classifier of a map that has one channel a class leaves it as it is."""
+
+    def compare(x: Arrays) -> Tensor:
+        head = nn.Identity()
+        ours, theirs = (Outputs(features=[cam], embedding=cam.mean((2, 3)), classifier=head) for cam in (x["cam_s"], x["cam_t"].detach()))
+        value: Tensor = make("class_attention", resolution=2, normalize=normalize)(ours, theirs, NO_LABELS)
+        return value
+
+    return compare
+
+
+def _soft(x: Arrays) -> Tensor:
+    value: Tensor = make("soft_target", temperature=1.0)(logits(x["logits_s"]), logits(x["logits_t"].detach()), NO_LABELS)
+    return value
+
+
+def _recipe(x: Arrays) -> Answer:
+    ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t"].detach())
+    term, parameters = _adapted("simple_recipe", ours, theirs, x, {"embed": "srd.embed"})
+    return Answer(term(ours, theirs, NO_LABELS) + _soft(x), parameters)
+
+
+def _orthogonal(x: Arrays) -> Tensor:
+    """The reference parametrizes the same matrix otherwise, so its gradient is not comparable; that of the student's tokens is."""
+    tokens = x["tok_s"][:, 1:].transpose(1, 2)[..., None]
+    ours, theirs = maps(tokens), maps(x["feat_t"].detach())
+    term = make("orthogonal_projection")
+    term.build(ours, theirs)
+    term.double().adapter.load_state_dict({"weight": x["out/projector_weight"]})
+    torch.testing.assert_close(term.adapter.matrix, x["out/projector_weight"], rtol=1e-7, atol=1e-12)
+    value: Tensor = term(ours, theirs, NO_LABELS)
+    return value + _soft(x)
+
+
+FEATURES: dict[str, Case] = {
+    "timm_feature_task": _timm_feature,
+    "vid_repdistiller": _variational,
+    "nst_repdistiller": _selectivity("feat_s"),
+    "nst_mdistiller_pyramid": _selectivity("pyr_s0", "pyr_s1", "pyr_s2"),
+    "srrl_official": _regression_on_maps,
+    "srrl_simkd_toolbox": _regression_on_pooled,
+    "srrl_clskd": _regression_given_logits,
+    "mgd_clskd": _masked,
+    "catkd_res2_norm": _class_maps(normalize=True),
+    "catkd_res2_raw": _class_maps(normalize=False),
+    "srd_official": _recipe,
+    "vkd_engine_s32_t24": _orthogonal,
+}

@@ -1,0 +1,171 @@
+"""What is particular to each term that compares features: bugs of references that are not repeated, and pairs that are refused."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kd_app.config import RequestError
+from kd_app.losses.adapters import classified
+from kd_app.losses.orthogonal_projection import Orthogonal
+from kd_app.models.heads import Head
+from kd_app.models.outputs import Outputs
+from tests.losses.samples import built, changed, descend, gradient, labels, leaf, make, maps, normal, pair
+
+ON_MAPS = ["variational_information", "neuron_selectivity", "softmax_regression", "masked_generation", "orthogonal_projection"]
+ON_EMBEDDINGS = ["embedding_mse", "embedding_cosine", "simple_recipe"]
+
+
+@pytest.mark.parametrize("name", [*ON_MAPS, *ON_EMBEDDINGS, "class_attention"])
+def test_a_model_that_does_not_give_what_the_term_reads_is_refused_with_terms_that_can(name: str) -> None:
+    student, teacher = pair()
+    for ours, theirs in ((Outputs(), teacher), (student, Outputs())):
+        with pytest.raises(RequestError, match=rf"(?s){name}.*(soft_target|attention_transfer).*(decoupled|feature_hint)"):
+            make(name).build(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["embedding_mse", "embedding_cosine"])
+@pytest.mark.parametrize("always", [False, True])
+def test_embeddings_of_equal_width_are_projected_only_when_asked_for(name: str, always: bool) -> None:
+    outputs = Outputs(embedding=normal(4, 6, seed=1))
+    term = make(name, always_project=always)
+    term.build(outputs, outputs)
+    assert bool(list(term.parameters())) is always
+    assert (term.double()(outputs, outputs, labels(4)).item() > 1e-9) is always
+
+
+def test_the_cosine_does_not_see_the_length_of_the_teachers_embedding() -> None:
+    ours, theirs = normal(4, 6, seed=1), normal(4, 6, seed=2)
+    term = make("embedding_cosine")
+    term.build(Outputs(embedding=ours), Outputs(embedding=theirs))
+    plain, longer = (term(Outputs(embedding=ours), Outputs(embedding=x), labels(4)) for x in (theirs, 7 * theirs))
+    torch.testing.assert_close(plain, longer)
+    torch.testing.assert_close(plain, 1 - F.cosine_similarity(ours, theirs).mean())
+
+
+def test_the_variances_are_trained_and_kept_where_one_toolkit_has_them_in_a_plain_list() -> None:
+    """mdistiller keeps them in a Python list: no parameters, not in the state, 5 forever."""
+    student, teacher = pair()
+    term = built("variational_information", student, teacher)
+    scales = [name for name, _ in term.named_parameters() if name.endswith("log_scale")]
+    assert len(scales) == 3
+    assert set(scales) <= set(term.state_dict())
+    before = term.adapters[0].log_scale.detach().clone()
+    torch.testing.assert_close(F.softplus(before) + 1e-5, torch.full_like(before, 5.0), rtol=1e-6, atol=0)
+    descend(lambda: term(student, teacher, labels(5)), term.parameters(), steps=5, lr=0.1)
+    assert (term.adapters[0].log_scale < before).all()
+
+
+def test_neuron_selectivity_is_the_mean_over_pairs_of_channels_that_one_reference_broadcasts() -> None:
+    """RepDistiller makes B x C x C x cells numbers for it."""
+    ours, theirs = normal(2, 3, 4, 4, seed=1), normal(2, 5, 4, 4, seed=2)
+    s, t = (F.normalize(x.flatten(2), dim=2) for x in (ours, theirs))
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a[:, :, None] * b[:, None]).sum(-1).square().mean()
+
+    found = make("neuron_selectivity")(maps(ours), maps(theirs), labels(2))
+    torch.testing.assert_close(found, kernel(t, t) + kernel(s, s) - 2 * kernel(s, t))
+
+
+def test_neuron_selectivity_is_zero_for_the_same_channels_in_another_order_and_refused_for_single_cells() -> None:
+    feature = leaf(normal(2, 4, 3, 3, seed=1))
+    value = make("neuron_selectivity")(maps(feature), maps(feature.detach().flip(1)), labels(2))
+    assert value.abs() < 1e-12
+    assert gradient(value, feature).abs().max() < 1e-12
+    single = maps(normal(2, 4, 1, 1, seed=1))
+    with pytest.raises(RequestError, match=r"share more than one cell.*soft_target, decoupled or feature_hint"):
+        make("neuron_selectivity").build(single, single)
+
+
+@pytest.mark.parametrize(("activation", "lowest", "relu"), [("auto", 0.0, True), ("auto", -0.1, False), ("relu", -0.1, True), ("none", 0.0, False)])
+def test_the_connector_ends_in_a_relu_where_the_teachers_embedding_has_no_negative_value(activation: str, lowest: float, relu: bool) -> None:
+    student, teacher = pair()
+    assert teacher.embedding is not None
+    teacher.embedding = teacher.embedding.clamp(min=lowest)
+    term = built("softmax_regression", student, teacher, activation=activation)
+    assert bool((term.adapter(student.features[-1]) >= 0).all()) is relu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_classifier_of_any_precision_answers_in_that_of_the_embedding(dtype: torch.dtype) -> None:
+    one, other = nn.Linear(4, 3, dtype=torch.bfloat16), nn.Linear(2, 3, dtype=torch.bfloat16)
+    embedding = normal(5, 6, seed=1, dtype=dtype)
+    expected = sum(F.linear(x, c.weight.to(dtype), c.bias.to(dtype)) for c, x in zip((one, other), embedding.split([4, 2], 1), strict=True)) / 2
+    found = classified(Head((one, other), (4, 2), convolutional=False), embedding)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected)
+
+
+def test_as_many_channels_are_hidden_as_asked_for_and_others_in_the_next_step() -> None:
+    student, teacher = pair(images=50)
+    term = built("masked_generation", student, teacher, masked=0.4)
+    now, later = labels(50), labels(50)
+    later.progress = 0.5
+    hidden = (term.draw(now, 200) < 0.4).double()
+    assert abs(hidden.mean().item() - 0.4) < 0.02
+    assert term(student, teacher, now) != term(student, teacher, later)
+    plain = built("masked_generation", student, teacher, masked=0.0)
+    assert torch.equal(plain(student, teacher, now), plain(student, teacher, later))
+
+
+def test_the_class_maps_add_up_to_the_logits_without_the_bias() -> None:
+    feature, head = normal(2, 4, 3, 3, seed=1), nn.Linear(4, 5).double()
+    outputs = Outputs(features=[feature], embedding=feature.mean((2, 3)), classifier=head)
+    still = Outputs(features=[0 * feature], embedding=0 * feature.mean((2, 3)), classifier=head)
+    found = make("class_attention", resolution=1, normalize=False)(outputs, still, labels(2))
+    torch.testing.assert_close(found, F.linear(feature.mean((2, 3)), head.weight).square().mean())
+
+
+def test_class_maps_of_other_classes_are_refused_with_terms_that_read_none() -> None:
+    student, teacher = pair()
+    teacher.classifier = nn.Linear(48, 9).double()
+    with pytest.raises(RequestError, match=r"6 classes, the teacher 9.*attention_transfer, feature_hint, embedding_mse"):
+        make("class_attention").build(student, teacher)
+
+
+def test_simple_recipe_is_finite_where_the_reference_is_minus_infinity() -> None:
+    """The logarithm of a sum that is 0 where the student has become the teacher."""
+    student = Outputs(embedding=leaf(normal(4, 3, seed=1)))
+    teacher = changed(student, torch.Tensor.detach)
+    term = make("simple_recipe")
+    term.build(student, teacher)
+    term.double().embed.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
+    value = term(student, teacher, labels(4))
+    assert value.isfinite()
+    assert student.embedding is not None
+    assert gradient(value, student.embedding).isfinite().all()
+
+
+@pytest.mark.parametrize("sizes", [(3, 7), (7, 3), (4, 4)])
+def test_the_projection_stays_orthogonal_whatever_its_weight_becomes(sizes: tuple[int, int]) -> None:
+    ours, theirs = sizes
+    adapter = Orthogonal(ours, theirs).double()
+    torch.testing.assert_close(adapter.matrix, adapter.weight.detach(), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        adapter.weight.add_(normal(theirs, ours, seed=1))
+    v = adapter.matrix
+    product = v.T @ v if theirs >= ours else v @ v.T
+    torch.testing.assert_close(product, torch.eye(min(sizes), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("variational_information", {"variance": 0.0}),
+        ("variational_information", {"stages": 0}),
+        ("neuron_selectivity", {"stages": 0}),
+        ("softmax_regression", {"regression": -1.0}),
+        ("softmax_regression", {"activation": "gelu"}),
+        ("masked_generation", {"masked": 1.0}),
+        ("class_attention", {"resolution": 0}),
+        ("simple_recipe", {"exponent": 0.0}),
+        ("orthogonal_projection", {"beta": 0.0}),
+        ("embedding_mse", {"always_project": "perhaps"}),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(wrong))):
+        make(name, **wrong)
