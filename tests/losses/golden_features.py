@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_app.losses.review import Fusion, hierarchical
 from kd_app.models.outputs import Outputs
 from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, own_state
 from tests.losses.samples import batch, logits, make, maps
@@ -123,6 +124,28 @@ def _orthogonal(x: Arrays) -> Tensor:
     return value + _soft(x)
 
 
+def _review(x: Arrays) -> Answer:
+    ours = Outputs(features=[x[f"pyr_s{k}"] for k in range(3)], embedding=x["pool_s"])
+    theirs = Outputs(features=[x[f"pyr_t_pre{k}"].detach() for k in range(3)], embedding=x["pool_t"].detach())
+    term, parameters = _adapted("review", ours, theirs, x, {f"adapters.{k}": f"abfs.{k}" for k in range(4)})
+    return Answer(term(ours, theirs, NO_LABELS), parameters)
+
+
+def _fusions(x: Arrays) -> Answer:
+    """Two levels, and the mean of the cubes of what they give."""
+    deep, shallow = Fusion(32, 16, 24, mixes=False).double(), Fusion(16, 16, 24, mixes=True).double()
+    for name, fusion in (("abf0", deep), ("abf1", shallow)):
+        fusion.load_state_dict(own_state(x, f"{name}."))
+    first, residual = deep(x["pyr_s2"], None, x["pyr_s2"].shape[2:])
+    second, _ = shallow(x["feat_s"], residual, x["feat_s"].shape[2:])
+    value = first.pow(3).mean() + second.pow(3).mean()
+    return Answer(value, {f"{name}.{key}": p for name, fusion in (("abf0", deep), ("abf1", shallow)) for key, p in fusion.named_parameters()})
+
+
+def _hierarchical(x: Arrays) -> Tensor:
+    return hierarchical(x["feat_s"], x["feat_t16"].detach())
+
+
 FEATURES: dict[str, Case] = {
     "timm_feature_task": _timm_feature,
     "vid_repdistiller": _variational,
@@ -136,4 +159,7 @@ FEATURES: dict[str, Case] = {
     "catkd_res2_raw": _class_maps(normalize=False),
     "srd_official": _recipe,
     "vkd_engine_s32_t24": _orthogonal,
+    "reviewkd_mdistiller_full": _review,
+    "reviewkd_official_abf": _fusions,
+    **dict.fromkeys(("reviewkd_hcl", "reviewkd_official_hcl"), _hierarchical),
 }

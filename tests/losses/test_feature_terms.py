@@ -10,6 +10,7 @@ from torch import nn
 from kd_app.config import RequestError
 from kd_app.losses.adapters import classified
 from kd_app.losses.orthogonal_projection import Orthogonal
+from kd_app.losses.review import hierarchical
 from kd_app.models.heads import Head
 from kd_app.models.outputs import Outputs
 from tests.losses.samples import built, changed, descend, gradient, labels, leaf, make, maps, normal, pair
@@ -18,7 +19,7 @@ ON_MAPS = ["variational_information", "neuron_selectivity", "softmax_regression"
 ON_EMBEDDINGS = ["embedding_mse", "embedding_cosine", "simple_recipe"]
 
 
-@pytest.mark.parametrize("name", [*ON_MAPS, *ON_EMBEDDINGS, "class_attention"])
+@pytest.mark.parametrize("name", [*ON_MAPS, *ON_EMBEDDINGS, "class_attention", "review"])
 def test_a_model_that_does_not_give_what_the_term_reads_is_refused_with_terms_that_can(name: str) -> None:
     student, teacher = pair()
     for ours, theirs in ((Outputs(), teacher), (student, Outputs())):
@@ -169,3 +170,33 @@ def test_the_projection_stays_orthogonal_whatever_its_weight_becomes(sizes: tupl
 def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=next(iter(wrong))):
         make(name, **wrong)
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(9, [9, 4, 2, 1]), (4, [4, 2, 1]), (3, [3, 2, 1]), (1, [1])])
+def test_maps_are_reviewed_at_the_sizes_they_exceed_and_each_weighs_half_of_the_one_before(side: int, sizes: list[int]) -> None:
+    ours, theirs = normal(2, 3, side, side, seed=1), normal(2, 3, side, side, seed=2)
+    squares = [(F.adaptive_avg_pool2d(ours, n) - F.adaptive_avg_pool2d(theirs, n)).square().mean() for n in sizes]
+    expected = sum(square * 0.5**k for k, square in enumerate(squares)) / sum(0.5**k for k in range(len(sizes)))
+    torch.testing.assert_close(hierarchical(ours, theirs), torch.as_tensor(expected))
+
+
+def test_the_width_of_the_review_is_kept_to_what_was_asked_for_where_one_toolkit_ignores_it() -> None:
+    """mdistiller reads MAX_MID_CHANNEL and does not use it."""
+    student, teacher = pair()
+    assert [built("review", student, teacher, width=width).adapters[0].conv1[0].out_channels for width in (8, 512)] == [8, 32]
+
+
+@pytest.mark.parametrize("shapes", [((6, 4), (3, 8)), ((2, 3), (5, 4)), ((4, 4), (4, 4))])
+def test_maps_that_are_not_square_and_of_any_size_are_reviewed(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """The reference knows square maps only."""
+    ours, theirs = shapes
+    student = Outputs(features=[leaf(normal(2, 4, *ours, seed=1))], embedding=normal(2, 8, seed=2))
+    teacher = Outputs(features=[normal(2, 6, *theirs, seed=3)], embedding=normal(2, 12, seed=4))
+    value = built_on(student, teacher)(student, teacher, labels(2))
+    assert gradient(value, student.features[0]).any()
+
+
+def built_on(student: Outputs, teacher: Outputs) -> Any:
+    term = make("review")
+    term.build(student, teacher)
+    return term.double()
