@@ -12,6 +12,7 @@ import torch
 from kd_app.config import RequestError
 from kd_app.losses.base import Level, LossTerm
 from kd_app.models.outputs import Outputs
+from kd_app.training.terms import WeightedTerms
 from tests.losses.samples import CONF, TERMS, built, changed, class_of, labels, leaf, make, pair, settings_of, tensors
 
 every_term = pytest.mark.parametrize("name", TERMS)
@@ -133,6 +134,15 @@ def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradi
     grads = [x.grad for x in tensors(student, term.reads) if x.grad is not None]
     assert grads
     assert all(grad.isfinite().all() and grad.any() for grad in grads)
+
+
+@every_term
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_outputs_give_what_the_same_rounded_numbers_give_in_single_precision(name: str, dtype: torch.dtype) -> None:
+    (ours, theirs), batch = (changed(outputs, lambda x: x.to(dtype)) for outputs in pair()), labels(5)
+    single = [changed(outputs, torch.Tensor.float) for outputs in (ours, theirs)]
+    terms = WeightedTerms({name: built(name, *single)}, {name: 1.0})
+    torch.testing.assert_close(terms(ours, theirs, batch)[0], terms(*single, batch)[0], rtol=1e-6, atol=0)
 
 
 @every_term
