@@ -35,10 +35,11 @@ class Golden:
         return self._load(case)
 
     def inputs(self, case: str) -> Arrays:
-        """What the case is given: shared inputs, reals with gradient, and its own arrays."""
-        shared, own = self._load("inputs"), self.stored(case)
-        names = self.index[case].get("shared_inputs", ())
-        return own | {name: leaf(shared[name]) if shared[name].is_floating_point() else shared[name] for name in names}
+        """What the case is given: shared inputs and those of its own that the student gives, reals with gradient, and its own arrays."""
+        shared, own, entry = self._load("inputs"), self.stored(case), self.index[case]
+        names = entry.get("shared_inputs", ())
+        taught = {name: leaf(own[f"in/{name}"]) for name in entry.get("grad_norm", {}) if name not in names and f"in/{name}" in own}
+        return own | taught | {name: leaf(shared[name]) if shared[name].is_floating_point() else shared[name] for name in names}
 
     def deviations(self, case: str, compare: Case) -> dict[str, float]:
         """How far value and gradients are from the stored ones, relative to these, by name."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.losses.review import Fusion, hierarchical
-from kd_app.models.outputs import Outputs
+from kd_app.models.outputs import Outputs, Tokens
 from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, own_state
 from tests.losses.samples import batch, logits, make, maps
 
@@ -146,6 +146,22 @@ def _hierarchical(x: Arrays) -> Tensor:
     return hierarchical(x["feat_s"], x["feat_t16"].detach())
 
 
+def _tokens(x: Arrays) -> Answer:
+    """The deep tokens are the last of three layers, the shallow ones the first two."""
+
+    def layers(low: Tensor, high: Tensor) -> Outputs:
+        return Outputs(tokens=[Tokens(patch, patch[:, :0]) for patch in (*low.unbind(1), high)])
+
+    ours, theirs = layers(x["low_s"], x["high_s"]), layers(x["in/low_t"], x["in/high_t"])
+    wide = x["in/low_s"].shape[-1] != x["in/low_t"].shape[-1]
+    names = {"generation": "vitkd.generation", **({"aligns": "vitkd.align2", "align": "vitkd.align"} if wide else {})}
+    term, parameters = _adapted("vit_features", ours, theirs, x, names)
+    with torch.no_grad():
+        term.mask_token.copy_(x["sd/vitkd.mask_token"])
+    term.draw = lambda batch, count: x["in/rand"]
+    return Answer(term(ours, theirs, NO_LABELS), {**parameters, "vitkd.mask_token": term.mask_token})
+
+
 FEATURES: dict[str, Case] = {
     "timm_feature_task": _timm_feature,
     "vid_repdistiller": _variational,
@@ -159,6 +175,7 @@ FEATURES: dict[str, Case] = {
     "catkd_res2_raw": _class_maps(normalize=False),
     "srd_official": _recipe,
     "vkd_engine_s32_t24": _orthogonal,
+    **dict.fromkeys(("vitkd_align", "vitkd_samedim"), _tokens),
     "reviewkd_mdistiller_full": _review,
     "reviewkd_official_abf": _fusions,
     **dict.fromkeys(("reviewkd_hcl", "reviewkd_official_hcl"), _hierarchical),

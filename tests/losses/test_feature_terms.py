@@ -12,7 +12,7 @@ from kd_app.losses.adapters import classified
 from kd_app.losses.orthogonal_projection import Orthogonal
 from kd_app.losses.review import hierarchical
 from kd_app.models.heads import Head
-from kd_app.models.outputs import Outputs
+from kd_app.models.outputs import Outputs, Tokens
 from tests.losses.samples import built, changed, descend, gradient, labels, leaf, make, maps, normal, pair
 
 ON_MAPS = ["variational_information", "neuron_selectivity", "softmax_regression", "masked_generation", "orthogonal_projection"]
@@ -163,6 +163,8 @@ def test_the_projection_stays_orthogonal_whatever_its_weight_becomes(sizes: tupl
         ("masked_generation", {"masked": 1.0}),
         ("class_attention", {"resolution": 0}),
         ("simple_recipe", {"exponent": 0.0}),
+        ("vit_features", {"masked": 0.0}),
+        ("vit_features", {"layers": 0}),
         ("orthogonal_projection", {"beta": 0.0}),
         ("embedding_mse", {"always_project": "perhaps"}),
     ],
@@ -194,6 +196,28 @@ def test_maps_that_are_not_square_and_of_any_size_are_reviewed(shapes: tuple[tup
     teacher = Outputs(features=[normal(2, 6, *theirs, seed=3)], embedding=normal(2, 12, seed=4))
     value = built_on(student, teacher)(student, teacher, labels(2))
     assert gradient(value, student.features[0]).any()
+
+
+def test_tokens_of_another_number_or_of_none_are_refused_with_terms_that_can() -> None:
+    student, teacher = pair()
+    others = [Tokens(normal(5, count, 48, seed=1), normal(5, 1, 48, seed=2)) for count in (9, 12)]
+    for ours, theirs in ((student, Outputs()), (Outputs(), teacher), *((student, Outputs(tokens=[tokens])) for tokens in others)):
+        with pytest.raises(RequestError, match=r"vit_features compares.*soft_target, feature_hint, masked_generation"):
+            make("vit_features").build(ours, theirs)
+    oblong = Outputs(tokens=[others[1]])
+    with pytest.raises(RequestError, match=r"square grid, and the student has 12 patches"):
+        make("vit_features").build(oblong, oblong)
+
+
+def test_only_the_hidden_deep_tokens_of_the_teacher_count() -> None:
+    student, teacher = pair()
+    term = built("vit_features", student, teacher, shallow=0.0, masked=0.25)
+    hidden = term.draw(labels(5), 16).argsort(1).argsort(1) >= 12
+    assert hidden.sum(1).tolist() == [4] * 5
+    last = teacher.tokens[-1]
+    moved = [last.patch + mask[..., None] for mask in (hidden, ~hidden)]
+    before, *after = (term(student, Outputs(tokens=[*teacher.tokens[:-1], Tokens(x, last.prefix)]), labels(5)) for x in (last.patch, *moved))
+    assert [bool(value == before) for value in after] == [False, True]
 
 
 def built_on(student: Outputs, teacher: Outputs) -> Any:
