@@ -1,9 +1,10 @@
 """Make the model that was asked for, with its weights and the pixels it expects."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -15,6 +16,8 @@ from kd_app.config import Pixels, RequestError
 from kd_app.config.errors import first_line
 from kd_app.models.labels import weights_sha256
 from kd_app.models.request import ModelRequest, Origin
+from kd_app.models.resized import WIDTHS, Widths, resize
+from kd_app.models.ship import CONFIG
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
 
 SMALL = 64
@@ -35,11 +38,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Created:
-    """A model, the pixels that it expects, and what is known of its weights."""
+    """A model, the pixels that it expects, what is known of its weights, and the widths of its layers that are not its architecture's."""
 
     model: nn.Module
     pixels: Pixels
     weights: WeightsReport
+    widths: Widths = field(default_factory=dict)
 
 
 def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
@@ -132,11 +136,19 @@ def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
     state, source, sha256 = _state(origin, name, kwargs)
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
+    widths = _widths(origin)
+    resize(model, widths, source=source)
     if state is None:
         return Created(model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0))
     head = cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
-    return Created(model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256))
+    return Created(model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256), widths)
+
+
+def _widths(origin: Origin) -> Widths:
+    """Those that a folder records; none of an origin that is no folder."""
+    found = json.loads((origin.path / CONFIG).read_text(encoding="utf-8")).get(WIDTHS, {}) if origin.kind == "folder" and origin.path else {}
+    return found if isinstance(found, dict) else {WIDTHS: {}}
 
 
 def _state(origin: Origin, name: str, kwargs: dict[str, Any]) -> tuple[dict[str, Tensor] | None, str, str]:

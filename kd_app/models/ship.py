@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,15 +13,19 @@ from torch import nn
 
 from kd_app.config import Pixels
 from kd_app.models.labels import write_labeled
+from kd_app.models.resized import WIDTHS
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
 
 
-def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Sequence[str], license: str) -> None:
+def save_model(
+    model: nn.Module, folder: Path, *, pixels: Pixels, classes: Sequence[str], license: str, widths: Mapping[str, Any] | None = None
+) -> None:
     """Write `model.safetensors` and `config.json` in timm's local-dir layout: architecture, arguments, normalization, size, class names, license.
 
     ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads a timm model from there; a module that is not timm's gets the same
-    files, with its class as the architecture.
+    files, with its class as the architecture. A model whose layers have other `widths` than its architecture records them, and has an exported
+    program beside it, ``torch.export.load("model.pt2").module()``, that takes batches of any size and needs neither kd_app nor timm.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)
@@ -32,12 +37,21 @@ def save_model(model: nn.Module, folder: Path, *, pixels: Pixels, classes: Seque
         "interpolation": pixels.interpolation,
     }
     if hasattr(model, "pretrained_cfg"):
-        extra = {"label_names": list(classes), "pretrained_cfg": {"license": license}}
+        extra: dict[str, Any] = {"label_names": list(classes), "pretrained_cfg": {"license": license}}
+        if widths:
+            extra[WIDTHS] = dict(widths)
+            _export(model, folder / PROGRAM, pixels)
         save_for_hf(model, str(folder), model_config=extra, data_config=data, safe_serialization=True)
         return
     save_file(dict(model.state_dict()), folder / WEIGHTS)
     config = {"architecture": type(model).__qualname__, "num_classes": len(classes), "label_names": list(classes)}
     (folder / CONFIG).write_text(json.dumps({**config, "pretrained_cfg": {**data, "license": license}}, indent=2), encoding="utf-8")
+
+
+def _export(model: nn.Module, path: Path, pixels: Pixels) -> None:
+    example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
+    program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
 
 
 def copy_labeled(source: Path, target: Path, *, license: str, teacher: str | None) -> None:

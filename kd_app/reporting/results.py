@@ -280,6 +280,19 @@ class StageRecord(_Part):
     made: Literal["made", "found"]
 
 
+class Step(_Part):
+    """One step of a compression, on validation. top1: of its model · lost: accuracy (verdict.metric) of the step before minus its own, as a paired
+    difference; null for the start · macs, params, size_bytes: as of models · told: what the step says of itself."""
+
+    name: str
+    top1: Estimate
+    lost: Difference | None = None
+    macs: int
+    params: int
+    size_bytes: int
+    told: dict[str, Any] = {}
+
+
 class FileRecord(_Part):
     """A file beside results.json, as it was written."""
 
@@ -304,6 +317,7 @@ class Results(_Part):
     verdict: Verdict | None = None
     knowledge: Knowledge | None = None
     speed: Speed = Speed()
+    steps: list[Step] = []
     stages: list[StageRecord] = []
     files: list[FileRecord] = []
     notes: list[str] = []

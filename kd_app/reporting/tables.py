@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kd_app.reporting.results import Model, ModelFigures, Results, Split
+from kd_app.reporting.results import Model, ModelFigures, Results, Split, Step
 from kd_app.reporting.sentences import count, difference, interval, pair_rows, percent, sentences
 from kd_app.reporting.worth import worth
 
@@ -54,6 +54,18 @@ def _models(results: Results, split: Split) -> Table:
     table.add_row("size on disk", *(_size(model) for model in models.values()))
     table.add_row("license", *(model.license if model else "unknown" for model in models.values()))
     table.add_row("images per second", *(_speed(results, role) for role in present))
+    return table
+
+
+def waterfall(steps: Sequence[Step]) -> Table:
+    """What each step of a compression cost in accuracy on validation, and what it saved."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("step")
+    for head in ("top-1", "lost", "multiply-adds", "parameters", "size on disk"):
+        table.add_column(head, justify="right")
+    for step in steps:
+        lost = "" if step.lost is None or step.lost.value is None else f"{100 * step.lost.value:+.2f} points"
+        table.add_row(step.name, percent(step.top1.value), lost, count(step.macs), count(step.params), f"{count(step.size_bytes)}B")
     return table
 
 

@@ -1,6 +1,7 @@
 """A finished run's models, measured again on its own or other data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,8 @@ from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.settings import Evaluation
 from kd_app.training.workshop import Member, Workshop
 
+OWN, COMPRESSED = "own", "compressed"
+"""Keys of a run's record that are none of its settings: parts handed over as objects, and how it was compressed."""
 STAGES = "runs/.stages"
 """Where the answers are kept when the run's own stages are not here; as in ``conf/distill.yaml``."""
 
@@ -35,7 +38,7 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     before = read(run / RESULTS)
     if before.status != "finished":
         raise RequestError(f"The run {str(run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it, then evaluate.")
-    asked = _as_run(run, config, before)
+    asked = to_measure(run, config, before)
     made = parts(asked)
     strange = set(before.models) - {"teacher", "student", *asked["controls"]}
     if strange:
@@ -43,30 +46,39 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     with claimed(out, {**config, "run": str(run)}, overwrite=config["overwrite"]):
         shop = Workshop(made, Stages(Path(asked["stages"]), say=console.say), console, tracker=None)
         shop.prepare_data()
-        _check_classes(shop, before)
+        check_classes(shop, before)
         proof = Proof(shop, out, Verdict(**asked["verdict"]), again=before)
         split = ("all" if config["data"] else "test") if config["split"] == "auto" else config["split"]
-        proof.measure(_members(shop, run, before, console), {"test": split})
+        proof.measure(members_of(shop, run, before, console), {"test": split})
         results = proof.write("finished")
         console.show(summary(results))
         console.say(f"Measured {split} images of {config['data']['name'] if config['data'] else 'the run'}: {out}")
     return out
 
 
-def _as_run(run: Path, config: Config, before: Results) -> Config:
+def to_measure(run: Path, config: Config, before: Results) -> Config:
     """The run's own configuration, with what is asked for now, for this machine."""
-    try:
-        found: Config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        trainer, stages = {**found["trainer"]}, Path(found["stages"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise RequestError(f"The run's configuration {str(run / CONFIG)!r} can't be read: {first_line(error)}. Name a whole run folder.") from None
-    found.pop("own", None)
-    found["data"] = config["data"] or found.get("data")
-    found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
+    found = as_run(run, config, before)
+    found["data"] = config["data"] or found["data"]
     found["examples"], found["robustness"] = config["examples"], config["robustness"]
     found["license"] = {"accept": [], "policy": None}  # to measure is not to make
+    found["trainer"] = {**found["trainer"], "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}
+    return found
+
+
+def as_run(run: Path, config: Config, before: Results) -> Config:
+    """The configuration of a finished run. Where it may write and what it may name is what is asked for now, not what the run says."""
+    try:
+        found: Config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        stages = Path(found["stages"])
+        dict(found["trainer"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"The run's configuration {str(run / CONFIG)!r} can't be read: {first_line(error)}. Name a whole run folder.") from None
+    for key in (OWN, COMPRESSED):
+        found.pop(key, None)
+    found["data"] = found.get("data")
+    found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
     found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
-    found["trainer"] = {**trainer, "accelerator": "auto", "devices": 1, "precision": "auto", "limit_test_batches": config["limit"]}
     return found
 
 
@@ -75,7 +87,8 @@ def _is_there(before: Results, stages: Path) -> bool:
     return any((path / RECORD).is_file() and path.parent == stages for path in (Path(stage.path) for stage in before.stages))
 
 
-def _check_classes(shop: Workshop, before: Results) -> None:
+def check_classes(shop: Workshop, before: Results) -> None:
+    """Refuse data whose classes are not those of the run."""
     trained = tuple(before.data.classes) if before.data else ()
     if shop.classes != trained:
         strange = [name for name in shop.classes if name not in trained] or [name for name in trained if name not in shop.classes]
@@ -85,7 +98,7 @@ def _check_classes(shop: Workshop, before: Results) -> None:
         )
 
 
-def _members(shop: Workshop, run: Path, before: Results, console: Console) -> dict[str, Member]:
+def members_of(shop: Workshop, run: Path, before: Results, console: Console) -> dict[str, Member]:
     """The models that are still there; one whose stage was removed is left out, and said to be."""
     members: dict[str, Member] = {}
     stages = {stage.name: Path(stage.path) for stage in before.stages}
@@ -95,8 +108,15 @@ def _members(shop: Workshop, run: Path, before: Results, console: Console) -> di
         if request is None:
             console.say(f"Note: the {role} is not there any more ({stages.get(role, run)}); it is left out")
         else:
-            members[role] = shop.ready(request, seed=0)
+            members[role] = replace(shop.ready(request, seed=0), folder=_stage_of(request))
     return members
+
+
+def _stage_of(request: ModelRequest) -> Path | None:
+    """The folder of the stage that left a model; None where it came from elsewhere."""
+    path = request.origin.path
+    places = (path, path.parent) if path else ()
+    return next((place.parent for place in places if place.name == MODEL and (place.parent / RECORD).is_file()), None)
 
 
 def _teacher(shop: Workshop, run: Path) -> ModelRequest | None:

@@ -102,7 +102,8 @@ def fit(
         console.say(f"Note: {taught.role}: {skip.skipped} steps were left out because their gradient was not finite")
     if trainer.is_global_zero:
         created.model.load_state_dict(load_file(folder / BEST))
-        save_model(created.model.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license)
+        net, widths = created.model.cpu().eval(), created.widths
+        save_model(net, folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license, widths=widths)
         record = {
             "best": keep.best,
             "images_per_second": progress.images_per_second or None,

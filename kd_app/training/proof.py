@@ -169,8 +169,9 @@ class Proof:
         """What a run leaves behind beside its results: the student, a reference to the teacher, the curves of every training."""
         student = members["student"]
         write_curves(self.out / CURVES, {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
-        assert student.folder is not None
-        self._student(student.folder / MODEL, members["teacher"].request.name if "teacher" in members else None)
+        source = student.folder / MODEL if student.folder else student.request.origin.path
+        assert source is not None
+        self._student(source if source.is_dir() else source.parent, members["teacher"].request.name if "teacher" in members else None)
         if "teacher" in members:
             (self.out / "teacher").mkdir(exist_ok=True)
             write_atomically(self.out / "teacher" / "reference.json", json.dumps(told(members["teacher"]), indent=1))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class Workshop:
         if self.data.needs_scan:
             decode_size = self._decode_size()
             inputs = {"listing": self.data.listing.fingerprint}
-            stage = self._stage("data", self.data.scan_config(decode_size), inputs, lambda folder: self._scan(folder, decode_size))
+            stage = self.make("data", self.data.scan_config(decode_size), inputs, lambda folder: self._scan(folder, decode_size))
             self.data_folder = stage.path
         self.data.load(self.data_folder)
         self._check_terms()
@@ -144,14 +145,21 @@ class Workshop:
             )
         return None
 
-    def train(self, role: str, teacher: Member | None = None) -> Member:
-        """Train the teacher, a control or the student, or find the one that was trained in the same way."""
+    def going_on(self, student: ModelRequest, node: Mapping[str, Any], recipe: Recipe) -> "Workshop":
+        """This workshop for the training of another student (`node` is its configuration); data, stages and what was used are shared."""
+        other = copy(self)
+        other.parts = replace(self.parts, student=student, recipe=recipe, config={**self.parts.config, "student": dict(node)})
+        return other
+
+    def train(self, role: str, teacher: Member | None = None, *, stage: str | None = None) -> Member:
+        """Train the teacher, a control or the student, or find the one that was trained in the same way; `stage` is its name if not the role."""
         recipe = self.settled(role, teacher)
         teacher = teacher if recipe.terms().needs_teacher else None
         taught = self.taught(role, teacher, recipe)
-        stage = self._stage(role, self._identity(taught, teacher), self._inputs(taught, teacher), lambda folder: self._fit(taught, teacher, folder))
-        member = self._trained(taught, stage.path)
-        self.tracker.ready(role, told(member), told(teacher) if teacher else None, lambda: points(stage.path))
+        identity, inputs = self._identity(taught, teacher), self._inputs(taught, teacher)
+        made = self.make(stage or role, identity, inputs, lambda folder: self._fit(taught, teacher, folder))
+        member = self._trained(taught, made.path)
+        self.tracker.ready(role, told(member), told(teacher) if teacher else None, lambda: points(made.path))
         return member
 
     def found(self, role: str) -> Member | None:
@@ -226,7 +234,7 @@ class Workshop:
             self.console.line(f"  {role}: measuring how long an epoch takes ...")
             as_long(epochs, trainings, self.data, self.parts.trainer, folder)
 
-        stage = self._stage(f"epochs-{role}", config, inputs, measure)
+        stage = self.make(f"epochs-{role}", config, inputs, measure)
         return dict(json.loads((stage.path / EPOCHS).read_text(encoding="utf-8")))
 
     def taught(self, role: str, teacher: Member | None, recipe: Recipe | None = None) -> Taught:
@@ -307,13 +315,13 @@ class Workshop:
         """The stage ``<name>-<role>-<split>`` of what a member answers to a split under these `settings`."""
         config = {"model": member.request.name, "pixels": vars(member.created.pixels), "split": split, "limit": self.limit, **settings}
         inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
-        return self._stage(f"{name}-{member.role}-{split}", config, inputs, build)
+        return self.make(f"{name}-{member.role}-{split}", config, inputs, build)
 
     def speed(self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """Images per second by role, measured once in a `sweep` for each pair of nets: its trials differ in weights, which are as fast as others."""
         nets = {role: [m.request.name, m.request.kwargs, vars(m.created.pixels), count_params(m.created.model)] for role, m in members.items()}
         config = {"sweep": str(sweep.absolute()), "nets": nets, "device": str(self.parts.trainer.device)}
-        stage = self._stage("speed", config, {}, lambda folder: write_atomically(folder / SPEED, json.dumps(measure())))
+        stage = self.make("speed", config, {}, lambda folder: write_atomically(folder / SPEED, json.dumps(measure())))
         found: dict[str, float] = json.loads((stage.path / SPEED).read_text(encoding="utf-8"))
         return found
 
@@ -340,7 +348,8 @@ class Workshop:
         order = found.index.argsort()
         return Answers(torch.from_numpy(found.index[order]), torch.from_numpy(found.logits[order]))
 
-    def _stage(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Any) -> Stage:
+    def make(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Callable[[Path], None]) -> Stage:
+        """The stage `name` of this configuration and these inputs, made or found, and counted as used."""
         try:
             stage = self.stages.make(name, config=_plain(config), inputs=inputs, build=build)
         except RuntimeError as error:

@@ -1,0 +1,182 @@
+"""Structured pruning: whole channels go, and a smaller plain module is left."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from kd_app.compression.step import Step
+from kd_app.config import Pixels, RequestError
+from kd_app.config.errors import first_line
+from kd_app.models.cost import count_macs, count_params
+from kd_app.models.create import Created
+from kd_app.models.resized import changed, sizes
+from kd_app.models.ship import save_model
+from kd_app.stages import write_atomically
+from kd_app.training.fit import MODEL, Taught, build, trained
+from kd_app.training.workshop import Member, Workshop
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+RECORD = "prune.json"
+_PASSES = 100
+"""Into so many passes the whole way to the smallest model is divided: how finely channels of different layers are weighed against each other."""
+_LABELS = {"cross_entropy": {"_target_": "kd_app.losses.cross_entropy.CrossEntropy", "smoothing": 0.0, "class_weights": None, "weight": 1.0}}
+_MOST = 0.95
+"""Share of a layer's channels that may go."""
+
+
+class Prune(Step):
+    """Remove the least important channels of all layers, those that depend on each other together, until a share of the cost is left.
+
+    macs, params: share of multiply-adds, or of parameters, that is kept; exactly one is set. importance: 'magnitude', the L2 norm of a channel's
+    weights (Li et al., ICLR 2017, arXiv 1608.08710); 'taylor', ``sum |w dL/dw|`` with the labels' cross-entropy on `images` of train, or
+    'distillation', the same with the run's own loss terms and teacher (Molchanov et al., CVPR 2019, arXiv 1906.10771). The groups of dependent
+    channels are those of Fang et al., CVPR 2023, arXiv 2301.12900. iterations: so often importance is measured anew on the way.
+    round_to: numbers of channels that are left are multiples of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        macs: Share | None,
+        params: Share | None,
+        importance: Literal["magnitude", "taylor", "distillation"],
+        images: PositiveInt,
+        iterations: PositiveInt,
+        round_to: PositiveInt,
+    ) -> None:
+        if (macs is None) == (params is None):
+            raise RequestError(
+                f"prune needs one target, and macs={macs}, params={params} are set. Expected exactly one share that is kept: prune.macs=0.5 "
+                "(with prune.params=null)."
+            )
+        self.target: float = macs or params or 0.0
+        self.of: Literal["macs", "params"] = "macs" if macs is not None else "params"
+        self.importance = importance
+        self.images = images
+        self.iterations = iterations
+        self.round_to = round_to
+        _library()
+
+    def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
+        """The pruned student. Raises `RequestError` for a target out of reach, or a net whose channels can't be told apart."""
+        if student.request.factory is not None:
+            raise RequestError(f"prune can't rebuild {student.request.name}, which is no model of timm. Choose a student of timm's.")
+        listens = teacher if self.importance == "distillation" else None
+        if self.importance == "distillation" and teacher is None:
+            raise RequestError("prune.importance=distillation needs a teacher, and the run has none. Use magnitude or taylor.")
+        recipe = shop.parts.recipe
+        loss = {"magnitude": {}, "taylor": _LABELS, "distillation": recipe.loss}[self.importance]
+        config = {**vars(self), "loss": loss, "pixels": vars(student.created.pixels), "model": student.request.name}
+        inputs = {"data": shop.data.fingerprint, "start": student.created.weights.sha256}
+        inputs |= {"teacher": listens.created.weights.sha256} if listens else {}
+        stage = shop.make(name, config, inputs, lambda folder: self._build(folder, shop, student, listens))
+        member = shop.ready(trained(student.request, stage.path), seed=0)
+        return replace(member, folder=stage.path)
+
+    def told(self, member: Member) -> dict[str, Any]:
+        """The target, and the shares that are left."""
+        assert member.folder is not None
+        found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
+        return found
+
+    def _build(self, folder: Path, shop: Workshop, student: Member, teacher: Member | None) -> None:
+        shop.console.line(f"  prune: removing channels until {self.target:g} of the {self.of} is left ...")
+        created = student.created
+        model = deepcopy(created.model).cpu().to(memory_format=torch.contiguous_format)
+        before = sizes(model)
+        measure = None if self.importance == "magnitude" else lambda net: self._gradients(shop, student, net, teacher)
+        kept = self.prune(model, created.pixels, measure)
+        widths = {name: dict(own) for name, own in created.widths.items()}
+        for module, own in changed(before, sizes(model)).items():
+            widths.setdefault(module, {}).update(own)
+        license = shop.license("student", taught=shop.parts.recipe.terms().needs_teacher)
+        save_model(model, folder / MODEL, pixels=created.pixels, classes=shop.classes, license=license, widths=widths)
+        write_atomically(folder / RECORD, json.dumps({"of": self.of, "target": self.target, "importance": self.importance, "kept": kept}, indent=1))
+
+    def prune(self, model: nn.Module, pixels: Pixels, measure: Callable[[nn.Module], None] | None) -> float:
+        """Prune `model` in its place until at most the target is left; the share that is left.
+
+        measure: gives the parameters gradients; None for the importance by magnitude.
+        """
+        cost = count_params if self.of == "params" else lambda net: count_macs(net, pixels)
+        whole, left = cost(model), 1.0
+        for number in range(1, self.iterations + 1):
+            target = 1 - (1 - self.target) * number / self.iterations
+            if measure is not None:
+                measure(model)
+            left = self._towards(model, pixels, target, lambda: cost(model) / whole)
+        model.zero_grad(set_to_none=True)
+        if left > self.target:
+            raise RequestError(
+                f"prune.{self.of}={self.target:g} can't be reached: with round_to={self.round_to} and at most {_MOST:.0%} of a layer's channels "
+                f"removed, {left:.3f} is left. Reachable: {left:.3f} to 1. Choose a larger share or a smaller prune.round_to."
+            )
+        return left
+
+    def _towards(self, model: nn.Module, pixels: Pixels, target: float, share: Callable[[], float]) -> float:
+        """One way down, channel group by channel group."""
+        library = _library()
+        kinds = library.pruner.importance
+        importance = kinds.GroupMagnitudeImportance(p=2) if self.importance == "magnitude" else kinds.GroupTaylorImportance()
+        classifier = getattr(model, "get_classifier", lambda: None)()
+        heads = [module for module in model.modules() if module is classifier]
+        bare = {parameter: parameter.dim() - 1 for parameter in _bare(model)}
+        example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
+        left = share()
+        try:
+            pruner = library.pruner.BasePruner(
+                model.eval(), example, importance, global_pruning=True, pruning_ratio=1.0, max_pruning_ratio=_MOST, iterative_steps=_PASSES,
+                round_to=self.round_to, ignored_layers=heads, unwrapped_parameters=bare,
+            )  # fmt: skip
+            for _ in range(_PASSES):
+                for group in pruner.step(interactive=True):
+                    if left <= target:
+                        return left
+                    if len(group[0].idxs):
+                        group.prune()
+                        left = share()
+        except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError) as error:
+            raise RequestError(
+                f"torch-pruning can't follow the channels of this {type(model).__name__}: {first_line(error)[:200]}. Choose a student of another "
+                "architecture, such as a ResNet, MobileNetV3, EfficientNet, ConvNeXt or RegNet."
+            ) from None
+        return left
+
+    def _gradients(self, shop: Workshop, student: Member, model: nn.Module, teacher: Member | None) -> None:
+        """Those of the loss, summed over `images` images of train, in eval mode."""
+        recipe = shop.parts.recipe
+        if teacher is None:
+            recipe = replace(recipe, loss=_LABELS)
+        pixels = student.created.pixels
+        if teacher is not None:
+            teacher.created.model.cpu()
+        taught = Taught("student", student.request, pixels, recipe, teacher.created if teacher else None)
+        module = build(taught, Created(model, pixels, student.created.weights), shop.data, shop.parts.trainer)
+        model.eval().zero_grad(set_to_none=True)
+        for batch in shop.data.sample("train", pixels, self.images):
+            module.losses(module.prepared(batch))[0].backward()
+        for parameter in model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        model.to(memory_format=torch.contiguous_format)
+
+
+def _bare(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that lie in no layer of a known kind, such as ConvNeXt's layer scale."""
+    layers = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    return [each for module in model.modules() if not isinstance(module, layers) for each in module.parameters(recurse=False)]
+
+
+def _library() -> Any:
+    try:
+        import torch_pruning
+    except ImportError:
+        raise RequestError("The step prune needs torch-pruning, which is not installed. Install it: pip install kd_app[deploy]") from None
+    return torch_pruning

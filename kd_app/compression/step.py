@@ -1,0 +1,25 @@
+"""What a step of a compression is: one student in, another one out."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from kd_app.config import Typed
+from kd_app.training.workshop import Member, Workshop
+
+
+class Step(Typed):
+    """A step as a block of ``conf/compress.yaml`` names it by ``_target_``; the block's other keys are the arguments of its ``__init__``."""
+
+    recovers: ClassVar[bool] = False
+    """It is there to win back what the step before it lost, so that one is judged after it."""
+
+    @abstractmethod
+    def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
+        """The student after this step, made or found as the stage `name` of `shop`: its folder holds ``model/``, in timm's layout.
+
+        Raises `RequestError` where the step can't be taken, `RunError` where it fails.
+        """
+
+    def told(self, member: Member) -> dict[str, Any]:
+        """What ``results.json`` says of the step beside its figures."""
+        return {}

@@ -1,0 +1,113 @@
+"""The whole command: a run in, a smaller run out."""
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import kd_app
+from kd_app.reporting.page import write_report
+from kd_app.training import workshop
+from tests.commands.call import call, done, paragraph, refused
+from tests.training.made import results
+
+HALF = ("'steps=[prune,finetune]'".strip("'"), "prune.macs=0.5", "finetune.max_epochs=1")
+
+
+def compressed(*words: str) -> str:
+    return done(*words, command="kd-compress")
+
+
+@pytest.fixture(scope="module")
+def small(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The made run, compressed, and what the command said."""
+    out = tmp_path_factory.mktemp("small") / "run"
+    return out, compressed(f"run={made / 'run'}", *HALF, f"out={out}", f"stages={made / 'stages'}")
+
+
+def test_what_comes_out_is_a_run_with_a_smaller_student_and_the_same_teacher(made: Path, small: tuple[Path, str]) -> None:
+    before, after = results(made / "run"), results(small[0])
+    assert after["status"] == "finished"
+    assert after["models"]["teacher"]["sha256"] == before["models"]["teacher"]["sha256"]
+    assert after["models"]["teacher"]["license"] == before["models"]["teacher"]["license"]
+    assert after["test"]["teacher"] == before["test"]["teacher"]
+    assert after["models"]["student"]["macs"] <= 0.5 * before["models"]["student"]["macs"]
+    assert (small[0] / "student" / "model.pt2").is_file()
+    assert kd_app.load_run(small[0]).config["compressed"]["prune"]["macs"] == 0.5
+    write_report([small[0]], small[0].parent / "page")
+
+
+def test_the_waterfall_has_each_step_beside_the_one_before(made: Path, small: tuple[Path, str]) -> None:
+    steps = results(small[0])["steps"]
+    assert [step["name"] for step in steps] == ["start", "prune", "finetune"]
+    assert steps[0]["lost"] is None
+    assert steps[0]["params"] == results(made / "run")["models"]["student"]["params"] > steps[1]["params"] == steps[2]["params"]
+    assert steps[1]["lost"]["value"] == pytest.approx(steps[0]["top1"]["value"] - steps[1]["top1"]["value"])
+    assert steps[1]["told"]["target"] == 0.5 >= steps[1]["told"]["kept"]
+    assert "multiply-adds" in small[1]
+
+
+def test_the_second_time_every_stage_is_found(made: Path, small: tuple[Path, str]) -> None:
+    compressed(f"run={made / 'run'}", *HALF, "out=again", f"stages={made / 'stages'}")
+    again = results(Path("again"))
+    assert {stage["made"] for stage in again["stages"]} == {"found"}
+    assert again["models"]["student"]["sha256"] == results(small[0])["models"]["student"]["sha256"]
+
+
+def test_a_command_that_was_stopped_goes_on_with_the_step_it_was_at(made: Path) -> None:
+    words = (f"run={made / 'run'}", "steps=[prune,finetune]", "prune.params=0.7", "finetune.max_epochs=1", "out=stopped", f"stages={made / 'stages'}")
+    with patch.object(workshop, "fit", side_effect=KeyboardInterrupt):
+        assert call(*words, command="kd-compress").code == 130
+    compressed(*words)
+    made_or_found = {stage["name"]: stage["made"] for stage in results(Path("stopped"))["stages"]}
+    assert made_or_found["prune"] == "found"
+    assert made_or_found["finetune"] == "made"
+
+
+def test_it_goes_on_to_evaluation_and_to_a_second_compression(made: Path, small: tuple[Path, str]) -> None:
+    done(f"run={small[0]}", "out=measured", f"stages={made / 'stages'}", "limit=2", command="kd-evaluate")
+    assert results(Path("measured"))["test"] == results(small[0])["test"]
+    compressed(f"run={small[0]}", "steps=[prune]", "prune.macs=0.7", "prune.round_to=4", "out=smaller", f"stages={made / 'stages'}")
+    assert results(Path("smaller"))["models"]["student"]["macs"] <= 0.7 * results(small[0])["models"]["student"]["macs"]
+
+
+def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path) -> None:
+    answers = workshop.Workshop.predictions
+
+    def spoiled(self: workshop.Workshop, member: workshop.Member, split: str) -> object:
+        found = answers(self, member, split)
+        if member.folder and (member.folder / "prune.json").is_file():
+            found.logits[:] = -torch.nn.functional.one_hot(torch.from_numpy(found.target), found.logits.shape[1]).numpy()
+        return found
+
+    words = (f"run={made / 'run'}", "steps=[prune]", "prune.macs=0.5", "max_loss=0.0", "out=lost", f"stages={made / 'stages'}")
+    with patch.object(workshop.Workshop, "predictions", spoiled):
+        ended = call(*words, command="kd-compress")
+    assert ended.code == 1
+    assert "The step prune lost" in paragraph(ended.err)
+    found = results(Path("lost"))
+    assert found["status"] == "failed"
+    assert found["models"]["student"]["sha256"] == results(made / "run")["models"]["student"]["sha256"]
+    assert Path("lost/student/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("importance", ["taylor", "distillation"])
+def test_importance_by_the_loss_of_the_labels_or_of_the_run(importance: str, made: Path) -> None:
+    words = ("steps=[prune]", "prune.macs=0.6", f"prune.importance={importance}", "prune.images=16", "prune.iterations=2")
+    compressed(f"run={made / 'run'}", *words, f"out={importance}", f"stages={made / 'stages'}")
+    assert results(Path(importance))["steps"][1]["told"]["importance"] == importance
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("steps=[prun]", "prune.macs=0.5"), "There is no step 'prun'. Did you mean 'prune'?"),
+        (("steps=[prune]",), "exactly one share"),
+        (("steps=[prune]", "prune.macs=2"), "macs=2"),
+        (("steps=[prune]", "prune.macs=0.0001"), "Reachable"),
+        (("steps=[prune]", "prune.macs=0.5", "max_loss=5"), "max_loss=5"),
+    ],
+)
+def test_a_wrong_request_is_one_paragraph_and_leaves_nothing(words: tuple[str, ...], said: str, made: Path) -> None:
+    assert said in refused(f"run={made / 'run'}", *words, "out=wrong", f"stages={made / 'stages'}", command="kd-compress")

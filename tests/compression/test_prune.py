@@ -1,0 +1,132 @@
+"""Pruning: what is left is smaller, answers as many classes, and comes back from its folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import timm
+import torch
+
+from kd_app.compression.prune import Prune
+from kd_app.config import Pixels, RequestError
+from kd_app.models.cost import count_macs, count_params
+from kd_app.models.create import create
+from kd_app.models.request import ModelRequest
+from kd_app.models.resized import changed, resize, sizes
+from kd_app.models.ship import save_model
+
+NETS = {"resnet8": 32, "wrn_16_1": 32, "test_resnet": 32, "test_efficientnet": 32, "test_convnext": 64, "mobilenetv3_small_050": 32}
+SLOW = {"regnetx_002": 64, "regnety_002": 64}
+CLASSES = tuple("abcde")
+
+
+def pruning(**settings: object) -> Prune:
+    return Prune(**{"macs": None, "params": None, "importance": "magnitude", "images": 8, "iterations": 1, "round_to": 8, **settings})  # type: ignore[arg-type]
+
+
+def net(name: str) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm.create_model(name, num_classes=len(CLASSES)).eval()
+
+
+def pixels(side: int) -> Pixels:
+    return Pixels(3, side, side, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(("name", "side"), [*NETS.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW.items())])
+def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(name: str, side: int, tmp_path: Path) -> None:
+    model, seen = net(name), pixels(side)
+    before, whole = sizes(model), count_macs(model, seen)
+    left = pruning(macs=0.5).prune(model, seen, None)
+    assert 0.35 <= left <= 0.5
+    assert left == count_macs(model, seen) / whole
+    save_model(model, tmp_path, pixels=seen, classes=CLASSES, license="none", widths=changed(before, sizes(model)))
+    request = ModelRequest(role="student", name=None, pretrained="auto", checkpoint=tmp_path, kwargs={}, image_size=None, factory=None)
+    again, image = create(request, seen, len(CLASSES), seed=1).model, torch.rand(3, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(again(image), model(image))
+        torch.testing.assert_close(torch.export.load(tmp_path / "model.pt2").module()(image), model(image), rtol=1e-4, atol=1e-4)
+    assert count_params(again) == count_params(model)
+
+
+def test_channels_that_are_left_are_a_multiple_of_what_is_asked() -> None:
+    for multiple in (4, 8):
+        model = net("resnet8")
+        left = pruning(params=0.6, round_to=multiple).prune(model, pixels(32), None)
+        assert left <= 0.6
+        assert {each.out_channels % multiple for each in model.modules() if isinstance(each, torch.nn.Conv2d)} == {0}
+
+
+def test_gradients_decide_which_channels_stay_where_they_are_asked() -> None:
+    def only_the_last(model: torch.nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            if name == "layer2.0.conv1.weight":
+                parameter.grad[-8:] = 1.0
+
+    model = net("resnet8")
+    wanted = model.layer2[0].conv1.weight[-8:].detach().clone()  # type: ignore[index, union-attr]
+    pruning(macs=0.4, importance="taylor").prune(model, pixels(32), only_the_last)
+    kept = model.layer2[0].conv1.weight  # type: ignore[index, union-attr]
+    assert any(torch.equal(kept[row, 0], wanted[-1, column]) for row in range(len(kept)) for column in range(wanted.shape[1]))
+
+
+def test_importance_is_measured_anew_in_each_iteration() -> None:
+    shares: list[float] = []
+    model, seen = net("resnet8"), pixels(32)
+    whole = count_macs(model, seen)
+
+    def measure(now: torch.nn.Module) -> None:
+        shares.append(count_macs(now, seen) / whole)
+        for parameter in now.parameters():
+            parameter.grad = torch.ones_like(parameter)
+
+    pruning(macs=0.3, importance="taylor", iterations=3).prune(model, seen, measure)
+    assert len(shares) == 3
+    assert shares[0] == 1 > shares[1] > shares[2] > 0.3
+
+
+def test_an_impossible_target_is_refused_with_what_can_be_reached() -> None:
+    with pytest.raises(RequestError, match=r"prune.macs=0.001 can't be reached.*Reachable: 0\.\d+ to 1"):
+        pruning(macs=0.001).prune(net("resnet8"), pixels(32), None)
+
+
+@pytest.mark.parametrize("targets", [{}, {"macs": 0.5, "params": 0.5}])
+def test_exactly_one_target_is_set(targets: dict[str, float]) -> None:
+    with pytest.raises(RequestError, match="exactly one share"):
+        pruning(**targets)
+
+
+def test_without_torch_pruning_it_says_what_to_install() -> None:
+    with patch.dict(sys.modules, {"torch_pruning": None}), pytest.raises(RequestError, match=r"pip install kd_app\[deploy\]"):
+        pruning(macs=0.5)
+
+
+def test_the_exported_program_needs_neither_kd_app_nor_timm(tmp_path: Path) -> None:
+    model, seen = net("resnet8"), pixels(16)
+    save_model(model, tmp_path, pixels=seen, classes=CLASSES, license="none", widths={"conv1": {"out_channels": 16}})
+    script = (
+        "import sys; sys.modules['kd_app'] = sys.modules['timm'] = None; import torch; "
+        "print(tuple(torch.export.load('model.pt2').module()(torch.rand(7, 3, 16, 16)).shape))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "(7, 5)", ended.stderr
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        {"conv1": {"out_channels": 10**9}},
+        {"conv1": {"out_channels": 0}},
+        {"conv1": {"out_channels": "8"}},
+        {"conv1": {"forward": 8}},
+        {"nowhere": {"out_channels": 8}},
+        {"conv1": 8},
+    ],
+)
+def test_widths_that_are_not_of_the_net_are_refused(widths: dict[str, object]) -> None:
+    with pytest.raises(RequestError, match=r"widths in the config.json of a folder"):
+        resize(net("resnet8"), widths, source="a folder")
