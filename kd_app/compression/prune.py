@@ -127,7 +127,7 @@ class Prune(Step):
         importance = kinds.GroupMagnitudeImportance(p=2) if self.importance == "magnitude" else kinds.GroupTaylorImportance()
         classifier = getattr(model, "get_classifier", lambda: None)()
         heads = [module for module in model.modules() if module is classifier]
-        bare = {parameter: parameter.dim() - 1 for parameter in _bare(model)}
+        bare = [(parameter, parameter.dim() - 1) for parameter in _bare(model)]
         example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
         left = share()
         try:

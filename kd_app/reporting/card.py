@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from kd_app.config.private import cleaned
 from kd_app.config.targets import FACTORY
+from kd_app.models.ship import PROGRAM
 from kd_app.reporting.results import Model, ModelFigures, PerClass, Results, Split
 from kd_app.reporting.sentences import basis, count, interval, pair_rows, percent, points, undefined, verdict_sentence
 from kd_app.reporting.worth import worth
@@ -42,6 +43,23 @@ with torch.inference_mode():
 label = model.pretrained_cfg["label_names"][probabilities.argmax()]
 print(label, f"{{probabilities.max():.1%}}")"""
 
+_EXPORTED = """\
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+model = torch.export.load("student/model.pt2").module()  # in the folder of this file: its layers are narrower than timm's of that name
+config = json.loads(Path("student/config.json").read_text())
+asked = {key: config["pretrained_cfg"][key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
+image = Image.open("image.png").convert("L" if asked["input_size"][0] == 1 else "RGB")
+with torch.inference_mode():
+    probabilities = model(create_transform(**asked, is_training=False)(image)[None]).softmax(dim=1)[0]
+label = config["label_names"][probabilities.argmax()]
+print(label, f"{probabilities.max():.1%}")"""
+
 _OWN = """\
 from safetensors.torch import load_file
 from {module} import {name}
@@ -69,7 +87,7 @@ def write_card(folder: Path, results: Results) -> None:
         f"# {_title(results)}",
         _what(results, student),
         "## How to use it",
-        f"```python\n{snippet(results)}\n```",
+        f"```python\n{_EXPORTED if (folder / PROGRAM).is_file() else snippet(results)}\n```",
         "## Results",
         _table(results, split),
         _pairs(split),

@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from PIL import Image
 
 import kd_app
 from kd_app.reporting.page import write_report
@@ -12,7 +13,7 @@ from kd_app.training import workshop
 from tests.commands.call import call, done, paragraph, refused
 from tests.training.made import results
 
-HALF = ("'steps=[prune,finetune]'".strip("'"), "prune.macs=0.5", "finetune.max_epochs=1")
+HALF = ("steps=[prune,finetune]", "prune.macs=0.5", "finetune.max_epochs=1")
 
 
 def compressed(*words: str) -> str:
@@ -36,6 +37,17 @@ def test_what_comes_out_is_a_run_with_a_smaller_student_and_the_same_teacher(mad
     assert (small[0] / "student" / "model.pt2").is_file()
     assert kd_app.load_run(small[0]).config["compressed"]["prune"]["macs"] == 0.5
     write_report([small[0]], small[0].parent / "page")
+
+
+def test_the_card_shows_how_to_label_an_image_with_it(
+    small: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (8, 8), 7).save(small[0] / "image.png")
+    monkeypatch.chdir(small[0])
+    exec((small[0] / "student" / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], {})
+    label, share = capsys.readouterr().out.split()
+    assert label in "0123456789"
+    assert share.endswith("%")
 
 
 def test_the_waterfall_has_each_step_beside_the_one_before(made: Path, small: tuple[Path, str]) -> None:
