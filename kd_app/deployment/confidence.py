@@ -1,0 +1,81 @@
+"""How sure a model is of an answer, from its logits; needs numpy alone."""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def log_probabilities(logits: NDArray[np.floating], temperature: float) -> Floats:
+    """``log softmax(logits / temperature)`` over the last axis, in float64."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    scaled = scaled - scaled.max(axis=-1, keepdims=True)
+    return np.asarray(scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True)))
+
+
+def _maximum(logits: NDArray[np.floating], temperature: float) -> Floats:
+    return np.asarray(np.exp(log_probabilities(logits, temperature)).max(axis=-1))
+
+
+def _margin(logits: NDArray[np.floating], temperature: float) -> Floats:
+    best = np.partition(np.exp(log_probabilities(logits, temperature)), -2, axis=-1)
+    return np.asarray(best[..., -1] - best[..., -2])
+
+
+def _entropy(logits: NDArray[np.floating], temperature: float) -> Floats:
+    logs = log_probabilities(logits, temperature)
+    return np.asarray((np.exp(logs) * logs).sum(axis=-1))
+
+
+def _energy(logits: NDArray[np.floating], temperature: float) -> Floats:
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    most = scaled.max(axis=-1)
+    return np.asarray(temperature * (most + np.log(np.exp(scaled - most[..., None]).sum(axis=-1))))
+
+
+MEASURES: Final[dict[str, Callable[[NDArray[np.floating], float], Floats]]] = {
+    "maximum": _maximum,
+    "margin": _margin,
+    "entropy": _entropy,
+    "energy": _energy,
+}
+
+
+def confidence(logits: NDArray[np.floating], measure: str, temperature: float) -> Floats:
+    """How sure each row of ``logits[images, classes]`` is, higher is surer; p = softmax(logits / temperature).
+
+    maximum: ``max p``. margin: the highest p minus the second highest. entropy: ``sum p log p``, minus the entropy in nats.
+    energy: ``T logsumexp(logits / T)``, minus the free energy (W. Liu et al., NeurIPS 2020, arXiv 2010.03759).
+
+    Raises:
+        ValueError: no such measure, a temperature that is not above zero, or fewer than two classes.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"There is no measure of confidence {measure!r}. Known: {', '.join(MEASURES)}.")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"A temperature is above 0, got {temperature}.")
+    if logits.shape[-1] < 2:
+        raise ValueError(f"Confidence needs two classes or more, got logits of shape {logits.shape}.")
+    return MEASURES[measure](logits, temperature)
+
+
+def fit_temperature(logits: NDArray[np.floating], target: NDArray[np.integer]) -> float:
+    """The T in 0.01..100 with the least ``-mean log softmax(logits / T)[target]``; for ``logits[images, classes]``, ``target[images]``.
+
+    The loss is convex in 1/T, so it has one valley in log T, which a golden-section search finds.
+    C. Guo et al., ICML 2017, arXiv 1706.04599.
+    """
+    rows, golden = np.arange(len(target)), (math.sqrt(5) - 1) / 2
+
+    def loss(log_temperature: float) -> float:
+        return -float(log_probabilities(logits, math.exp(log_temperature))[rows, target].mean())
+
+    low, high = math.log(0.01), math.log(100.0)
+    for _ in range(50):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return math.exp((low + high) / 2)
