@@ -13,7 +13,7 @@ from kd_app.losses.orthogonal_projection import Orthogonal
 from kd_app.losses.review import hierarchical
 from kd_app.models.heads import Head
 from kd_app.models.outputs import Outputs, Tokens
-from tests.losses.samples import built, changed, descend, gradient, labels, leaf, make, maps, normal, pair
+from tests.losses.samples import built, changed, descend, gradient, labels, leaf, make, maps, normal, pair, tensors
 
 ON_MAPS = ["variational_information", "neuron_selectivity", "softmax_regression", "masked_generation", "orthogonal_projection"]
 ON_EMBEDDINGS = ["embedding_mse", "embedding_cosine", "simple_recipe"]
@@ -165,6 +165,7 @@ def test_the_projection_stays_orthogonal_whatever_its_weight_becomes(sizes: tupl
         ("simple_recipe", {"exponent": 0.0}),
         ("vit_features", {"masked": 0.0}),
         ("vit_features", {"layers": 0}),
+        ("token_patch_feature", {"patch": -1.0}),
         ("orthogonal_projection", {"beta": 0.0}),
         ("embedding_mse", {"always_project": "perhaps"}),
     ],
@@ -218,6 +219,26 @@ def test_only_the_hidden_deep_tokens_of_the_teacher_count() -> None:
     moved = [last.patch + mask[..., None] for mask in (hidden, ~hidden)]
     before, *after = (term(student, Outputs(tokens=[*teacher.tokens[:-1], Tokens(x, last.prefix)]), labels(5)) for x in (last.patch, *moved))
     assert [bool(value == before) for value in after] == [False, True]
+
+
+@pytest.mark.parametrize("chosen", ["token", "patch", "feature"])
+def test_class_token_patches_and_embedding_are_weighed_apart(chosen: str) -> None:
+    student, teacher = pair()
+    term = built("token_patch_feature", student, teacher, **{name: 2.0 * (name == chosen) for name in ("token", "patch", "feature")})
+    ours, theirs = ((o.tokens[-1].prefix[:, 0], o.tokens[-1].patch, *tensors(o, frozenset({"embedding"}))) for o in (student, teacher))
+    at = ("token", "patch", "feature").index(chosen)
+    expected = 2 * F.mse_loss(term.adapters[at](tuple(ours)[at]), tuple(theirs)[at])
+    torch.testing.assert_close(term(student, teacher, labels(5)), expected)
+
+
+def test_patches_of_another_number_and_models_without_a_class_token_are_refused_with_terms_that_can() -> None:
+    student, teacher = pair()
+    last = student.tokens[-1]
+    bare, fewer = (Outputs(tokens=[tokens], embedding=student.embedding) for tokens in (Tokens(last.patch, last.prefix[:, :0]), last))
+    fewer.tokens = [Tokens(last.patch[:, :9], last.prefix)]
+    for ours in (Outputs(), bare, fewer):
+        with pytest.raises(RequestError, match=r"token_patch_feature compares.*embedding_mse, embedding_cosine, feature_hint"):
+            make("token_patch_feature").build(ours, teacher)
 
 
 def built_on(student: Outputs, teacher: Outputs) -> Any:

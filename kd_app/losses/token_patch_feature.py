@@ -1,0 +1,61 @@
+"""Class token, patches and embedding together, for teachers that were trained without labels."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+
+from kd_app.config import RequestError
+from kd_app.data.batch import Batch
+from kd_app.losses.base import Level, LossTerm
+from kd_app.losses.pairing import embeddings
+from kd_app.models.outputs import Outputs
+
+_INSTEAD = "Terms that can compare this pair: embedding_mse, embedding_cosine, feature_hint."
+
+
+class TokenPatchFeature(LossTerm):
+    """``token x mean (r_1(c_s) - c_t)^2 + patch x mean (r_2(X_s) - X_t)^2 + feature x mean (r_3(f_s) - f_t)^2`` for the class token c [B, D], the
+    patch tokens X [B, N, D] of the last layer and the embedding f [B, D] of two vision transformers with the same N; r = layer norm and a linear map.
+
+    Reads no label and no logits, so the teacher may be of any label space, or of none.
+    After Zhang et al., "Accessing Vision Foundation Models via ImageNet-1K" (Proteus), ICLR 2025, arXiv 2407.10366, whose patches are hidden from the
+    student, which would be a second pass of it; here they are all seen.
+    """
+
+    level: ClassVar[Level] = "feature"
+    reads: ClassVar[frozenset[str]] = frozenset({"tokens", "embedding"})
+
+    adapters: nn.ModuleList
+
+    def __init__(self, *, token: NonNegativeFloat, patch: NonNegativeFloat, feature: NonNegativeFloat) -> None:
+        super().__init__()
+        self.weights = (token, patch, feature)
+
+    def build(self, student: Outputs, teacher: Outputs) -> None:
+        """Make the three heads. Raises `RequestError` for models without tokens or class token, and for other numbers of patches."""
+        for name, outputs in (("student", student), ("teacher", teacher)):
+            if not outputs.tokens or not outputs.tokens[-1].prefix.shape[1]:
+                raise RequestError(f"token_patch_feature compares class token and patches of two models; the {name} has none. {_INSTEAD}")
+        counts = [outputs.tokens[-1].patch.shape[1] for outputs in (student, teacher)]
+        if counts[0] != counts[1]:
+            raise RequestError(
+                f"token_patch_feature compares patch with patch, and the student has {counts[0]}, the teacher {counts[1]}. Expected the same number: "
+                f"give both models the same image size / patch size. {_INSTEAD}"
+            )
+        pairs = self._pairs(student, teacher)
+        heads = (nn.Sequential(nn.LayerNorm(s.shape[-1]), nn.Linear(s.shape[-1], t.shape[-1])) for s, t in pairs)
+        self.adapters = nn.ModuleList(heads).to(pairs[0][0].device)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The weighted sum of the three; needs `build` first."""
+        parts = zip(self.weights, self.adapters, self._pairs(student, teacher), strict=True)
+        return torch.stack([weight * F.mse_loss(head(ours), theirs) for weight, head, (ours, theirs) in parts]).sum()
+
+    def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        ours, theirs = student.tokens[-1], teacher.tokens[-1]
+        pooled = embeddings("token_patch_feature", student, teacher)
+        return [(ours.prefix[:, 0], theirs.prefix[:, 0]), (ours.patch, theirs.patch), pooled]
