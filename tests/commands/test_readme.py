@@ -46,7 +46,7 @@ print("it's no shell: kd-distill")
 
 
 def test_the_readme_shows_both_commands_and_what_the_issue_asks_for() -> None:
-    assert {command for command, *_ in SHOWN} == {"kd-distill", "kd-check", "kd-evaluate", "kd-report"}
+    assert {command for command, *_ in SHOWN} == {"kd-distill", "kd-check", "kd-evaluate", "kd-compress", "kd-report"}
     shown = {word for words in SHOWN for word in words}
     assert shown >= {
         "data=folder",
