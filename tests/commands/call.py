@@ -9,12 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-from kd_app.deployment.measure import images_per_second
+from tests.training.made import quick_speed
 
 TINY = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8")
 """A whole run in about a second."""
@@ -45,8 +44,7 @@ def call(*words: str, command: str = "kd-distill") -> Ended:
 def _as_it_was() -> Iterator[None]:
     """What a command changes in its process is changed back."""
     handler = signal.getsignal(signal.SIGTERM)
-    quick = partial(images_per_second, batch=8, seconds=0.02)
-    with patch.dict(os.environ, {"WANDB_MODE": "disabled"}), patch("kd_app.training.proof.images_per_second", quick):
+    with patch.dict(os.environ, {"WANDB_MODE": "disabled"}), patch("kd_app.training.proof.images_per_second", quick_speed):
         try:
             yield
         finally:

@@ -93,7 +93,11 @@ def shortened(words: tuple[str, ...], place: Path) -> list[str]:
     }
     found = [_replaced(word) for word in words]
     found += [each for word in words for each in more.get(word, [])]
-    found += [default for default in ("logger=[csv]", "debug=fdr") if not any(word.startswith(default.split("=")[0] + "=") for word in words)]
+    found += [
+        default
+        for default in ("logger=[csv]", "debug=fdr", "data.batch_size=16")
+        if not any(word.startswith(default.split("=")[0] + "=") for word in words)
+    ]
     return found
 
 

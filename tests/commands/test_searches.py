@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.commands.call import TINY, call, done, refused
 from tests.training.made import results
-from tests.training.processes import wait_for
+from tests.training.processes import commanded, ended, wait_for
 
 SEARCH = ("-m", "hparams_search=temperature", "hydra.sweeper.trials=5")
 """Five trials of the temperature and its weight."""
@@ -63,14 +62,11 @@ def test_a_search_that_is_done_shows_its_table_and_repeats_nothing(whole: tuple[
 
 
 def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(whole: tuple[Path, str], tmp_path: Path) -> None:
-    words = command(*TINY, *SEARCH, *places(tmp_path))
     for number in (1, 3):
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "WANDB_MODE": "disabled"})
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "search" / str(number) / "config.yaml").is_file() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        process = commanded([*TINY, *SEARCH, *places(tmp_path)], str(tmp_path / "log"))
+        wait_for(tmp_path, f"search/{number}/config.yaml", 120)
         process.kill()
-        process.wait()
+        assert ended(process) == -signal.SIGKILL
         assert not (tmp_path / "search" / "4").exists()
     done(*TINY, *SEARCH, *places(tmp_path))
     assert proposed(tmp_path / "search") == proposed(whole[0] / "search")
@@ -81,10 +77,11 @@ def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(whole: t
 
 def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_are_done(tmp_path: Path) -> None:
     rates = ["hydra/sweeper=search", "hydra.sweeper.sampler=grid", "optimizer=sgd", "optimizer.lr=choice(0.01,1e30,0.02)", "trainer.log_every=1"]
-    ended = call("logger=[csv]", "teacher.name=resnet8", "-m", *rates, "trainer.max_epochs=1", "teacher.max_epochs=1", *places(tmp_path))
-    assert ended.code == 1
+    brief = ["trainer.max_epochs=1", "teacher.max_epochs=1", "trainer.limit_train_batches=4"]
+    failed = call("logger=[csv]", "teacher.name=resnet8", "-m", *rates, *brief, *places(tmp_path))
+    assert failed.code == 1
     assert [results(tmp_path / "search" / str(n))["status"] for n in range(3)] == ["finished", "failed", "finished"]
-    assert "1 of 3 trials failed (trial 1: The loss term" in ended.err.splitlines()[-1]
+    assert "1 of 3 trials failed (trial 1: The loss term" in failed.err.splitlines()[-1]
 
 
 def test_two_objectives_end_with_the_trials_that_none_beats(tmp_path: Path) -> None:
@@ -127,10 +124,10 @@ def test_a_wrong_search_is_refused_in_one_paragraph(words: list[str], message: s
 @pytest.mark.parametrize(("launcher", "seeds"), [("joblib", "01"), ("submitit_local", "0")])
 def test_trials_run_in_other_processes_and_end_with_one_table(launcher: str, seeds: str, tmp_path: Path) -> None:
     words = command(*TINY, "-m", f"hydra/launcher={launcher}", f"seed={','.join(seeds)}", *places(tmp_path))
-    ended = subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"}, timeout=200)
-    assert ended.returncode == 0, ended.stderr
+    finished = subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"}, timeout=200)
+    assert finished.returncode == 0, finished.stderr
     assert {results(tmp_path / "search" / n)["status"] for n in seeds} == {"finished"}
-    assert ended.stdout.count("won on validation") == 1
+    assert finished.stdout.count("won on validation") == 1
 
 
 @pytest.mark.slow

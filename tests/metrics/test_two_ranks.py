@@ -1,10 +1,10 @@
-import multiprocessing
 import warnings
 from pathlib import Path
 
 import torch
 
 from tests.metrics.shares import SHARES, all_figures, measure_shares
+from tests.training.processes import ended, start
 
 
 def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_has_no_batch(tmp_path: Path) -> None:
@@ -17,13 +17,8 @@ def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_ha
         "second": torch.randn(101, 3, generator=generator),
     }
     torch.save(images, tmp_path / "images.pt")
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=measure_shares, args=(rank, str(tmp_path))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(200)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    workers = [start(measure_shares, rank, str(tmp_path)) for rank in range(2)]
+    assert [ended(worker, 200) for worker in workers] == [0, 0]
     alone, _ = all_figures(images)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for share, own in zip(SHARES, ((51, 50), (91, 10), (101, 0)), strict=True):

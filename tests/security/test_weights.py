@@ -14,6 +14,7 @@ import torch
 
 import kd_app
 from kd_app.config import RequestError
+from kd_app.models.weights import read_state
 from kd_app.stages import file_sha256
 from tests.commands.call import TINY, call, done, refused
 from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped
@@ -29,6 +30,13 @@ def test_the_payloads_leave_their_mark_where_somebody_unpickles_them(pickled: Pi
 
 @pytest.mark.parametrize("pickled", PICKLES)
 @pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.ckpt", "x.bin", "x.safetensors", "x"])
+def test_weights_with_a_payload_are_not_read(name: str, pickled: Pickled, tmp_path: Path, mark: Path) -> None:
+    with pytest.raises(RequestError, match="can't be read as weights"):
+        read_state(pickled(tmp_path / name, mark))
+
+
+@pytest.mark.parametrize("pickled", PICKLES)
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_a_checkpoint_with_a_payload_is_refused(role: str, name: str, pickled: Pickled, tmp_path: Path, mark: Path) -> None:
     assert "can't be read as weights" in refused(*TINY, f"{role}.checkpoint={pickled(tmp_path / name, mark)}")

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
+from unittest.mock import patch
 
 from kd_app.commands.app import guarded
 
@@ -40,7 +41,7 @@ def ended(process: BaseProcess, seconds: float = 120) -> int:
 
 def begun(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL, listens: bool = False) -> BaseProcess:
     """``kd-distill <overrides>`` in a new process, the first of a group of its own, that gets the signal `sign` just before each of `moments`. With
-    `listens` it ends with code 144 on SIGUSR2, as a job of submitit does that is sent again.
+    `listens` it ends with code 144 on SIGUSR2, as a job of submitit does that is sent again. Speed is measured for a moment only.
     """
     return start(_distill, tuple(overrides), log, moments, sign, listens)
 
@@ -57,19 +58,39 @@ def distilled(overrides: Sequence[str], log: str, *moments: Moment, sign: int = 
 def _distill(overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool) -> None:
     from kd_app.config.compose import composed
     from kd_app.training.run import distill
+    from tests.training.made import quick_speed
 
-    os.setsid()
-    set_start_method("fork", force=True)  # as in a process that nobody forked
-    with open(log, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    _alone(log)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if listens:
         signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
     for name, count in moments:
         _strike(name, count, sign)
-    sys.exit(guarded(lambda: distill(composed("distill", overrides))))
+    with patch("kd_app.training.proof.images_per_second", quick_speed):
+        sys.exit(guarded(lambda: distill(composed("distill", overrides))))
+
+
+def commanded(words: Sequence[str], log: str) -> BaseProcess:
+    """``kd-distill <words>`` from its own main, sweeps and searches too, in such a process."""
+    return start(_command, tuple(words), log)
+
+
+def _command(words: Sequence[str], log: str) -> None:
+    from kd_app.commands.distill import main
+
+    _alone(log)
+    sys.argv = ["kd-distill", *words]
+    main()
+
+
+def _alone(log: str) -> None:
+    """The first process of a group of its own, as if nobody had forked it; what it says is appended to `log`."""
+    os.setsid()
+    set_start_method("fork", force=True)
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _strike(name: str, count: int, sign: int) -> None:
