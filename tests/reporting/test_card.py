@@ -85,7 +85,13 @@ def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(t
     assert verdict_sentence(results.verdict) in text
     assert all(f"- {sentence}" in text for sentence in worth(results))
     assert worth(results)
-    for said in ("`resnet50.a1_in1k`", "`soft_target` (weight 1.0, temperature 4.0, standardize False)", "7 epochs, seed 3", "fingerprint `f00d`", "torch 2.14.1"):
+    for said in (
+        "`resnet50.a1_in1k`",
+        "`soft_target` (weight 1.0, temperature 4.0, standardize False)",
+        "7 epochs, seed 3",
+        "fingerprint `f00d`",
+        "torch 2.14.1",
+    ):
         assert said in text
     for heading in ("How to use it", "Results", "Meant for", "Not good for", "How it was made", "Licenses"):
         assert f"\n## {heading}\n" in text
