@@ -8,10 +8,9 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import common_size, same_size, stage_pairs
+from kd_app.losses.pairing import pairs_of_cells, same_size
 from kd_app.models.outputs import Outputs
 
 
@@ -33,13 +32,7 @@ class AttentionTransfer(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when a model gives no feature maps, or none that share more than one cell."""
-        if not self._pairs(student, teacher):
-            ours, theirs = ([tuple(x.shape[-2:]) for x in outputs.features] for outputs in (student, teacher))
-            raise RequestError(
-                f"attention_transfer compares where in the image the activation is, and no stages of student and teacher share more than one cell: "
-                f"the student's maps have {ours} cells, the teacher's {theirs}. Use larger images or models with a smaller stride, or another "
-                f"term: soft_target, decoupled or feature_hint."
-            )
+        self._pairs(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the stages; 0 when both look at the same places."""
@@ -47,8 +40,7 @@ class AttentionTransfer(LossTerm):
         return torch.stack([F.mse_loss(attention_map(ours), attention_map(theirs)) for ours, theirs in pairs]).sum()
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        pairs = stage_pairs("attention_transfer", student, teacher)
-        return [pair for pair in pairs if common_size(*pair) != (1, 1)][: self.stages]
+        return pairs_of_cells("attention_transfer", "where in the image the activation is", student, teacher, self.stages)
 
 
 def attention_map(feature: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch cells"]:

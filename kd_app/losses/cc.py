@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embedding_pair
+from kd_app.losses.pairing import embeddings
 from kd_app.models.outputs import Outputs
 
 
@@ -34,11 +34,11 @@ class CorrelationCongruence(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no pooled features."""
-        embedding_pair("cc", student, teacher)
+        embeddings("cc", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the pairs of images; 0 where both have the same kernel matrix, as in a batch of one."""
-        ours, theirs = (self._kernel(x) for x in embedding_pair("cc", student, teacher))
+        ours, theirs = (self._kernel(x) for x in embeddings("cc", student, teacher))
         return F.mse_loss(ours, theirs)
 
     def _kernel(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:

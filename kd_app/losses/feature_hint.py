@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import same_size, stage_pairs
+from kd_app.losses.pairing import same_size, stage_pair
 from kd_app.models.outputs import Outputs
 
 _LARGEST_KERNEL = 5
@@ -39,20 +39,16 @@ class FeatureHint(LossTerm):
 
         Raises `RequestError` when one of the models gives no feature maps.
         """
-        ours, theirs = self._pair(student, teacher)
+        ours, theirs = stage_pair("feature_hint", student, teacher, self.stage)
         relu = bool((theirs >= 0).all()) if self.activation == "auto" else self.activation == "relu"
         self.adapter = Regressor(ours, theirs, relu=relu).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean squared difference; needs `build` first."""
-        ours, theirs = self._pair(student, teacher)
+        ours, theirs = stage_pair("feature_hint", student, teacher, self.stage)
         if self.adapter.pointwise:
             ours, theirs = same_size(ours, theirs)
         return F.mse_loss(self.adapter(ours), theirs)
-
-    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        pairs = stage_pairs("feature_hint", student, teacher)
-        return pairs[min(-self.stage, len(pairs)) - 1]
 
 
 class Regressor(nn.Module):

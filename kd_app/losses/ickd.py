@@ -10,7 +10,7 @@ from torch import Tensor
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.feature_hint import Regressor
-from kd_app.losses.pairing import stage_pairs
+from kd_app.losses.pairing import stage_pair
 from kd_app.models.outputs import Outputs
 
 
@@ -32,18 +32,14 @@ class ICKD(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Make the convolution for the two measured widths. Raises `RequestError` when one of the models gives no feature maps."""
-        ours, theirs = self._pair(student, teacher)
+        ours, theirs = stage_pair("ickd", student, teacher, self.stage)
         self.adapter = Regressor(ours[..., :1, :1], theirs[..., :1, :1], relu=False).to(ours.device)  # one cell each: pointwise
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over images and channels; needs `build` first."""
-        ours, theirs = self._pair(student, teacher)
+        ours, theirs = stage_pair("ickd", student, teacher, self.stage)
         gap = channel_likeness(self.adapter(ours)) - channel_likeness(theirs)
         return gap.square().sum() / (gap.shape[0] * gap.shape[1])
-
-    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        pairs = stage_pairs("ickd", student, teacher)
-        return pairs[min(-self.stage, len(pairs)) - 1]
 
 
 def channel_likeness(feature: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels others"]:

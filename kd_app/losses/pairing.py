@@ -25,20 +25,25 @@ def stage_pairs(term: str, student: Outputs, teacher: Outputs) -> list[tuple[Ten
     return list(zip(reversed(student.features), reversed(teacher.features), strict=False))
 
 
-def embedding_pair(term: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-    """The pooled features [B, D] of student and teacher.
+def stage_pair(term: str, student: Outputs, teacher: Outputs, stage: int) -> tuple[Tensor, Tensor]:
+    """The maps of one stage, -1 the deepest; the shallowest there is where `stage` lies further up. Errors as `stage_pairs`."""
+    pairs = stage_pairs(term, student, teacher)
+    return pairs[min(-stage, len(pairs)) - 1]
 
-    Raises `RequestError`, in the name of `term`, when one of the models gives none.
+
+def pairs_of_cells(term: str, compares: str, student: Outputs, teacher: Outputs, stages: int) -> list[tuple[Tensor, Tensor]]:
+    """As `stage_pairs`, the `stages` deepest of those that share more than one cell.
+
+    Raises `RequestError`, in the name of `term` which `compares` something, when there are none.
     """
-    for name, outputs in (("student", student), ("teacher", teacher)):
-        if outputs.embedding is None:
-            raise RequestError(
-                f"{term} compares the features before the classifier, and the {name} gives none that can be read. Choose another {name}, as timm's "
-                f"models are, or leave {term} out: soft_target, decoupled and dist need only the logits."
-            )
-    assert student.embedding is not None
-    assert teacher.embedding is not None
-    return student.embedding, teacher.embedding
+    pairs = [pair for pair in stage_pairs(term, student, teacher) if common_size(*pair) != (1, 1)][:stages]
+    if not pairs:
+        ours, theirs = ([tuple(x.shape[-2:]) for x in outputs.features] for outputs in (student, teacher))
+        raise RequestError(
+            f"{term} compares {compares}, and no stages of student and teacher share more than one cell: the student's maps have {ours} cells, the "
+            f"teacher's {theirs}. Use larger images or models with a smaller stride, or another term: soft_target, decoupled or feature_hint."
+        )
+    return pairs
 
 
 def common_size(a: Tensor, b: Tensor) -> tuple[int, int]:

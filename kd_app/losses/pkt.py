@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embedding_pair
+from kd_app.losses.pairing import embeddings
 from kd_app.models.outputs import Outputs
 
 
@@ -30,11 +30,11 @@ class PKT(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no pooled features."""
-        embedding_pair("pkt", student, teacher)
+        embeddings("pkt", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the pairs of images; 0 where both see the same neighbors, as in a batch of one."""
-        ours, theirs = (self._neighbors(x) for x in embedding_pair("pkt", student, teacher))
+        ours, theirs = (self._neighbors(x) for x in embeddings("pkt", student, teacher))
         return (theirs * ((theirs + self.epsilon).log() - (ours + self.epsilon).log())).mean()
 
     def _neighbors(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embedding_pair
+from kd_app.losses.pairing import embeddings
 from kd_app.models.outputs import Outputs
 
 
@@ -33,11 +33,11 @@ class RKD(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no pooled features."""
-        embedding_pair("rkd", student, teacher)
+        embeddings("rkd", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of both parts; 0 where the features of one model are those of the other but for size, shift and rotation."""
-        ours, theirs = (x[:, None] - x[None] for x in embedding_pair("rkd", student, teacher))
+        ours, theirs = (x[:, None] - x[None] for x in embeddings("rkd", student, teacher))
         distances = F.smooth_l1_loss(_distances(ours), _distances(theirs))
         return self.distance * distances + self.angle * F.smooth_l1_loss(_angles(ours), _angles(theirs))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import stage_pairs
+from kd_app.losses.pairing import stage_pair
 from kd_app.models.outputs import Outputs
 
 
@@ -29,12 +29,11 @@ class SimilarityPreserving(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no feature maps."""
-        stage_pairs("sp", student, teacher)
+        stage_pair("sp", student, teacher, self.stage)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the pairs of images; 0 where both see the same likenesses, as in a batch of one."""
-        pairs = stage_pairs("sp", student, teacher)
-        ours, theirs = (F.normalize(gram(x), dim=1) for x in pairs[min(-self.stage, len(pairs)) - 1])
+        ours, theirs = (F.normalize(gram(x), dim=1) for x in stage_pair("sp", student, teacher, self.stage))
         return F.mse_loss(ours, theirs)
 
 
