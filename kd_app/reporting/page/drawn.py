@@ -14,6 +14,8 @@ from kd_app.reporting.sentences import count
 
 _ROWS = 20
 _CURVES = (("validation/top1", "Validation accuracy", "top-1"), ("validation/nll", "Validation loss", "negative log-likelihood, nats"))
+_TERMS = (1, 3, 4, 5, 0, 2)
+"""Looks of the loss and of the terms that are drawn beside it."""
 
 
 def looks(roles: Sequence[str]) -> dict[str, Look]:
@@ -34,12 +36,12 @@ def curves(run: RunPart) -> Iterator[Chart]:
         if found:
             marks = looks([curve.role for curve in found])
             yield Chart(title, _lines(title, label, [(labels([each.role])[each.role], marks[each.role], each) for each in found]), _legend(marks))
-    terms = [curve for curve in run.curves if curve.role == "student" and curve.metric.startswith("train/") and curve.metric != "train/lr"][:6]
+    found = [curve for curve in run.curves if curve.role == "student" and curve.metric.startswith("train/") and curve.metric != "train/lr"]
+    terms = sorted(found, key=lambda curve: curve.metric != "train/loss")[: len(_TERMS)]
     if terms:
-        others = iter((3, 4, 5, 0, 2))
-        numbers = [1 if curve.metric == "train/loss" else next(others) for curve in terms]
-        named = [(curve.metric.removeprefix("train/").replace("_", " "), Look(number), curve) for number, curve in zip(numbers, terms, strict=True)]
-        title = "The student's training loss"
+        named = [(curve.metric.removeprefix("train/").replace("_", " "), Look(number), curve) for number, curve in zip(_TERMS, terms, strict=False)]
+        more = f" and {len(terms) - 1} of its {len(found) - 1} terms" if len(found) > len(terms) else ""
+        title = f"The student's training loss{more}"
         yield Chart(title, _lines(title, "mean of the epoch", named), [(each.key(), name) for name, each, _ in named])
 
 
