@@ -14,6 +14,8 @@ The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64
 are the identity, or a 1x1 projection where the width or the size changes (option B), as all code of the distillation literature has it.
 """
 
+from itertools import accumulate
+from operator import mul
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -70,7 +72,8 @@ class SmallNet(nn.Module):
     """Stem, three stages of `num_blocks` blocks, pooling and a linear classifier, with the interface of timm's models.
 
     `widths` are those of the stem and the three stages. `forward_intermediates` and ``features_only`` give four maps: stem, layer1, layer2, layer3 at
-    strides 1, 1, 2, 4. `drop_rate` is the dropout before the classifier in training.
+    strides 1, 1, 2, 4. `drop_rate` is the dropout before the classifier in training. `stem_kernel`, `stem_stride` and `strides` (of the stages) are for
+    a net that is cheaper still: 5, 2 and (2, 2, 2) take a twelfth of resnet8's multiply-adds.
     """
 
     block: ClassVar[type[nn.Module]]
@@ -87,16 +90,20 @@ class SmallNet(nn.Module):
         num_classes: int = 100,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        stem_kernel: int = 3,
+        stem_stride: int = 1,
+        strides: tuple[int, int, int] = (1, 2, 2),
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, widths[-1]
-        self.conv1, self.stem = _conv(in_chans, widths[0]), self._norm_act(first=True, width=widths[0])
-        self.layer1 = self._stage(widths[0], widths[1], 1, num_blocks)
-        self.layer2 = self._stage(widths[1], widths[2], 2, num_blocks)
-        self.layer3 = self._stage(widths[2], widths[3], 2, num_blocks)
+        self.conv1, self.stem = _conv(in_chans, widths[0], stem_stride, stem_kernel), self._norm_act(first=True, width=widths[0])
+        self.layer1 = self._stage(widths[0], widths[1], strides[0], num_blocks)
+        self.layer2 = self._stage(widths[1], widths[2], strides[1], num_blocks)
+        self.layer3 = self._stage(widths[2], widths[3], strides[2], num_blocks)
         self.norm = self._norm_act(first=False, width=widths[-1])
         names = ("stem", "layer1", "layer2", "layer3")
-        self.feature_info = [{"num_chs": c, "reduction": r, "module": m} for c, r, m in zip(widths, (1, 1, 2, 4), names, strict=True)]
+        reductions = accumulate((stem_stride, *strides), mul)
+        self.feature_info = [{"num_chs": c, "reduction": r, "module": m} for c, r, m in zip(widths, reductions, names, strict=True)]
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         for module in self.modules():
