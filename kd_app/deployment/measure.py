@@ -1,9 +1,9 @@
 """What a model answers on a split, and how many images it takes a second."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import nn
 from kd_app.config import Pixels
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
+from kd_app.deployment.clock import in_turns
 from kd_app.models.taps import Taps
 
 _FILE = "answers.safetensors"
@@ -129,14 +130,16 @@ def images_per_second(
     on a machine whose speed drifts. `seconds` is about what each model gets.
     """
     ready = {name: (_placed(model, device), _noise(pixels, batch, device)) for name, (model, pixels) in models.items()}
-    once = {name: _seconds(model, image, 1, device) for name, (model, image) in ready.items()}  # also the warm-up
+
+    def calls(repeats: Mapping[str, int]) -> dict[str, Callable[[], None]]:
+        return {name: partial(_answer, model, image, repeats[name], device) for name, (model, image) in ready.items()}
+
+    single = dict.fromkeys(ready, 1)
+    once = in_turns(calls(single), rounds=1, repeats=single)  # also the warm-up
     rounds = 5
-    repeats = {name: max(1, int(seconds / rounds / max(once[name], 1e-6))) for name in ready}
-    times: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(rounds):
-        for name, (model, image) in ready.items():
-            times[name].append(_seconds(model, image, repeats[name], device) / repeats[name])
-    return {name: batch / float(np.median(taken)) for name, taken in times.items()}
+    repeats = {name: max(1, int(seconds / rounds / max(once[name].item(), 1e-6))) for name in ready}
+    times = in_turns(calls(repeats), rounds=rounds, repeats=single)
+    return {name: batch * repeats[name] / float(np.median(taken)) for name, taken in times.items()}
 
 
 def _noise(pixels: Pixels, batch: int, device: torch.device) -> torch.Tensor:
@@ -144,10 +147,8 @@ def _noise(pixels: Pixels, batch: int, device: torch.device) -> torch.Tensor:
     return image.to(device, memory_format=torch.channels_last)
 
 
-def _seconds(model: nn.Module, image: torch.Tensor, repeats: int, device: torch.device) -> float:
-    start = time.perf_counter()
+def _answer(model: nn.Module, image: torch.Tensor, repeats: int, device: torch.device) -> None:
     for _ in range(repeats):
         model(image)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start

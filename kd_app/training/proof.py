@@ -16,6 +16,7 @@ import torch
 
 import kd_app
 from kd_app.config import RequestError
+from kd_app.deployment.machine import cpu_name
 from kd_app.deployment.measure import Predictions, images_per_second, same_images
 from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
@@ -33,7 +34,6 @@ from kd_app.training.fit import MODEL
 from kd_app.training.knowledge import knowledge, show_examples
 from kd_app.training.robustness import robustness
 from kd_app.training.run_folder import RESULTS
-from kd_app.training.trainer import cpu_name
 from kd_app.training.workshop import Member, Workshop, told
 
 SPLIT = "split.csv"

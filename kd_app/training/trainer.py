@@ -1,6 +1,5 @@
 """The settings of a training that are not the model's, the data's or the loss's, checked early; and Lightning's Trainer from them."""
 
-import platform
 from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
+from kd_app.deployment.machine import cpu_flags
 from kd_app.training.ranks.torchrun import launched
 
 Precision = Literal[
@@ -238,24 +238,6 @@ def _cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's instruction sets as the operating system names them; empty where it does not say."""
-    return frozenset(_cpu_says("flags", "Features").split())
-
-
-def cpu_name() -> str:
-    """The processor's name; that of its architecture where the operating system says no more."""
-    return _cpu_says("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_says(*names: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")
 
 
 def _precision(accelerator: str, asked: Precision) -> str:

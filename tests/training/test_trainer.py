@@ -12,8 +12,9 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
+from kd_app.deployment.machine import cpu_flags
 from kd_app.training import trainer
-from kd_app.training.trainer import AtomicCheckpoints, TrainerSettings, cpu_flags
+from kd_app.training.trainer import AtomicCheckpoints, TrainerSettings
 
 DEFAULTS: dict[str, Any] = {
     **yaml.safe_load((CONF / "trainer" / "auto.yaml").read_text(encoding="utf-8")),

@@ -1,0 +1,28 @@
+"""The processor that figures are measured on; standard library only."""
+
+import platform
+from pathlib import Path
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's instruction sets as the operating system names them; empty where it does not say."""
+    return frozenset(_cpu_says("flags", "Features").split())
+
+
+def cpu_name() -> str:
+    """The processor's name; that of its architecture where the operating system says no more."""
+    return _cpu_says("model name") or platform.processor() or platform.machine()
+
+
+def measured_on() -> str:
+    """'Intel(R) Xeon(R) Processor, x86_64': what figures of this machine are called."""
+    name, architecture = cpu_name(), platform.machine()
+    return name if architecture in name else f"{name}, {architecture}"
+
+
+def _cpu_says(*names: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")
