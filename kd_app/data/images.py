@@ -1,4 +1,4 @@
-"""From a file to 8-bit gray or color pixels, whatever the file holds."""
+"""From a file to 8-bit gray or color pixels, whatever the file holds; needs numpy and Pillow alone."""
 
 import warnings
 from functools import cache
@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from kd_app.data.source import BadImageError
+from kd_app.config.errors import RequestError
 
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow knows by name and can't decode by itself (EPS would run Ghostscript on the file)."""
@@ -23,6 +23,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what turns the stored pixels upright."""
+
+
+class BadImageError(RequestError):
+    """An image that can't be read: which file, why, and that ``data.on_error=skip`` leaves such files out."""
 
 
 @cache

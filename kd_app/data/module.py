@@ -15,11 +15,12 @@ from pydantic.dataclasses import dataclass
 
 from kd_app.config import Pixels, RequestError, Typed
 from kd_app.data.corruptions import Corrupted, Corruption
+from kd_app.data.images import BadImageError
 from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Rank, Request, TrainingLoader
 from kd_app.data.partners import class_partners
 from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
 from kd_app.data.scan import Progress, read_scan, scan, typical_size
-from kd_app.data.source import SPLITS, BadImageError, Listing, Source
+from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
 from kd_app.data.thumbnail import thumbnail

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from kd_app.data.source import BadImageError, Source
+from kd_app.data.images import BadImageError
+from kd_app.data.source import Source
 from kd_app.stages import write_atomically
 
 PIXELS, SIZES, SHAPES, RECORD = "pixels.bin", "sizes.npy", "shapes.npy", "scan.json"

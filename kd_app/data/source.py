@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from kd_app.config import RequestError, Typed
+from kd_app.config import Typed
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,10 +28,6 @@ class Listing:
     split: tuple[str, ...]
     group: tuple[str, ...]
     fingerprint: str
-
-
-class BadImageError(RequestError):
-    """An image that can't be read: which file, why, and that ``data.on_error=skip`` leaves such files out."""
 
 
 class Source(Typed):

@@ -16,7 +16,8 @@ from jaxtyping import Int64, UInt8, UInt64
 from PIL import Image, ImageEnhance
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
-from kd_app.config import Pixels, RequestError, Typed, unknown
+from kd_app.config import Pixels, RequestError, Typed
+from kd_app.data.crop import center, resampling
 
 Keys = UInt64[np.ndarray, " batch"]
 Pictures = UInt8[np.ndarray, "batch height width channels"]
@@ -26,9 +27,6 @@ EVALUATION = -1
 
 _WORD = 2**64
 _ATTEMPTS = 10
-_STRIP = 4
-"""From this ratio of the sides on an image is a strip."""
-_RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")}
 
 
 class Images(Protocol):
@@ -61,13 +59,6 @@ def _mix(state: Keys) -> Keys:
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: Keys = state ^ (state >> np.uint64(31))
     return mixed
-
-
-def resampling(name: str) -> Image.Resampling:
-    """PIL's filter of that name. Raises `RequestError` for one that PIL has not."""
-    if name not in _RESAMPLING:
-        raise unknown("interpolation", name, _RESAMPLING)
-    return _RESAMPLING[name]
 
 
 class View(Typed):
@@ -119,10 +110,7 @@ def _checked(view: View, image: Image.Image, pixels: Pixels) -> UInt8[np.ndarray
 
 
 class Plain(ImageView):
-    """No augmentation, and the transform of every evaluation, as timm's: the shorter side becomes ``floor(side / crop)``, the center is cropped.
-
-    An image that has the model's size already is left as it is.
-    """
+    """No augmentation: `kd_app.data.crop.center`, the transform of every evaluation."""
 
     def __init__(self) -> None:
         """Takes no settings."""
@@ -132,32 +120,12 @@ class Plain(ImageView):
         return super().__call__(images, keys, pixels) if self.is_slow(images.size, pixels) else images.array()
 
     def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
-        """See `ImageView`. Of a long strip only what the crop keeps is computed, which may round otherwise by a level or so."""
-        size = (pixels.width, pixels.height)
-        if image.size == size:
-            return image
-        resized = _resized(image.size, pixels)
-        left, top = (round((whole - part) / 2) for whole, part in zip(resized, size, strict=True))
-        box = (left, top, left + pixels.width, top + pixels.height)
-        if max(image.size) <= _STRIP * min(image.size):
-            return image.resize(resized, resampling(pixels.interpolation)).crop(box)
-        across, down = (stored / whole for stored, whole in zip(image.size, resized, strict=True))
-        return image.resize(size, resampling(pixels.interpolation), box=(box[0] * across, box[1] * down, box[2] * across, box[3] * down))
+        """See `ImageView`."""
+        return center(image, pixels)
 
     def is_slow(self, size: tuple[int, int] | None, pixels: Pixels) -> bool:
         """See `View`."""
         return size != (pixels.height, pixels.width)
-
-
-def _resized(size: tuple[int, int], pixels: Pixels) -> tuple[int, int]:
-    """(width, height) of the whole image at the scale of the crop, rounded as timm rounds."""
-    width, height = size
-    wanted = (math.floor(pixels.width / pixels.crop), math.floor(pixels.height / pixels.crop))
-    if wanted[0] != wanted[1]:
-        ratio = min(width / wanted[0], height / wanted[1])
-        return round(width / ratio), round(height / ratio)
-    side = wanted[0]
-    return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
 
 
 class CropFlip(View):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from kd_app.config import RequestError
 from kd_app.data.folder import Folder
-from kd_app.data.source import BadImageError, Listing
+from kd_app.data.images import BadImageError
+from kd_app.data.source import Listing
 
 
 def put(root: Path, names: Iterable[str]) -> Path:

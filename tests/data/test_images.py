@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from kd_app.config import RequestError
-from kd_app.data.images import decode_image, image_extensions, is_image_name, open_image, plain_mode
-from kd_app.data.source import BadImageError
+from kd_app.data.images import BadImageError, decode_image, image_extensions, is_image_name, open_image, plain_mode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
+from kd_app.data.images import BadImageError
 from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Position, Rank, TrainingLoader
 from kd_app.data.pixel_store import HeldStore, Store, hold
-from kd_app.data.source import BadImageError
 from kd_app.data.views import EVALUATION, CropFlip, Plain, ResizedCrop, View
 
 GRAY = Pixels(1, 6, 6, (0.5,), (0.5,))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
+from kd_app.data.images import BadImageError
 from kd_app.data.module import ImageData
-from kd_app.data.source import BadImageError, Listing, Source
+from kd_app.data.source import Listing, Source
 from kd_app.data.views import CropFlip, Plain, ResizedCrop
 
 CONF = Path(__file__).parents[2] / "conf" / "data"

@@ -12,9 +12,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kd_app.data import pixel_store
+from kd_app.data.images import BadImageError
 from kd_app.data.pixel_store import Cache, HeldStore, Selection, channel_statistics, hold, open_store
 from kd_app.data.scan import PIXELS, read_scan, scan, typical_size
-from kd_app.data.source import BadImageError, Listing, Source
+from kd_app.data.source import Listing, Source
 
 CACHES: list[Cache] = ["ram", "disk", "none"]
 SIZES = [(40, 30), (30, 64), (7, 9), (100, 33), (31, 31)]

@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data.readers import reader_factory
 
 from kd_app.config import RequestError
-from kd_app.data.source import BadImageError
+from kd_app.data.images import BadImageError
 from kd_app.data.timm_reader import TimmReader
 
 

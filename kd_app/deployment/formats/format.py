@@ -1,0 +1,59 @@
+"""What a format is, and the module that every one of them writes: uint8 images in, logits out."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kd_app.config import Pixels, Typed
+
+
+class Format(Typed):
+    """A format as ``conf/formats/<name>.yaml`` names it by ``_target_``; the other keys are the arguments of its ``__init__``."""
+
+    name: ClassVar[str]
+    ending: ClassVar[str]
+    """Behind the stem of the file's name: '.onnx', '_int8.onnx'."""
+    runtime: ClassVar[str]
+    """The package that runs it."""
+    tolerance: float | None
+    """What the logits may be off from torch's: a share of the largest one, absolute where that is below 1. None: other weights are what it is for."""
+
+    @abstractmethod
+    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+        """Write `model` to `path`; what the manifest says of the file beside the rest. `calibration`: batches ``[B, C, H, W]`` of training images.
+
+        Raises `RequestError` for a package that is missing, `RunError` where the model can't be written in this format.
+        """
+
+
+class Deployed(nn.Module):
+    """``model((images / 255 - mean) / std)`` in float32 and eval mode, of uint8 images ``[B, C, H, W]``; a copy on the CPU."""
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, model: nn.Module, pixels: Pixels) -> None:
+        super().__init__()
+        self.model = deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)
+        deviation = torch.tensor(pixels.std, dtype=torch.float64).view(1, -1, 1, 1)
+        self.register_buffer("scale", (1 / (255 * deviation)).float())
+        self.register_buffer("bias", (-torch.tensor(pixels.mean, dtype=torch.float64).view(1, -1, 1, 1) / deviation).float())
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch classes"]:
+        """The logits."""
+        logits: Tensor = self.model(images.float() * self.scale + self.bias)
+        return logits
+
+
+def blank(pixels: Pixels, batch: int) -> Tensor:
+    """Images of zeros, to trace a model with."""
+    return torch.zeros(batch, pixels.channels, pixels.height, pixels.width, dtype=torch.uint8)

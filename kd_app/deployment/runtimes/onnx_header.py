@@ -1,0 +1,109 @@
+"""What an ONNX file needs, read from its bytes without running anything of it, and without a package: protobuf's wire format."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_IR_VERSION, _GRAPH, _OPSET, _FUNCTIONS = 1, 7, 8, 25
+_DOMAIN, _VERSION = 1, 2
+_NODE, _INITIALIZER = 1, 5
+_NODE_DOMAIN, _ATTRIBUTE = 7, 5
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_DEPTH = 32
+"""Graphs inside graphs, as those of If and Loop, go no deeper in any real model."""
+
+
+@dataclass
+class Header:
+    """opsets: version by domain ('' is ONNX's own) · domains: those of all operators and functions · external: weights lie in other files."""
+
+    opsets: dict[str, int] = field(default_factory=dict)
+    domains: set[str] = field(default_factory=set)
+    external: bool = False
+
+
+def read_header(content: bytes) -> Header:
+    """The header of a file's `content`. Raises `ValueError` where that is cut off or no ONNX model."""
+    header, seen = Header(), set()
+    try:
+        for number, value in _fields(memoryview(content)):
+            seen.add(number)
+            if number == _OPSET and isinstance(value, memoryview):
+                said = dict(_fields(value))
+                header.opsets[_text(said.get(_DOMAIN, b""))] = int(said.get(_VERSION, 0))
+            elif number == _GRAPH and isinstance(value, memoryview):
+                _graph(value, header, 0)
+            elif number == _FUNCTIONS:
+                header.domains.add("functions of its own")
+    except (IndexError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"it is cut off or no ONNX model ({type(error).__name__})") from None
+    if not {_IR_VERSION, _GRAPH, _OPSET} <= seen:
+        raise ValueError("it is cut off or no ONNX model (it has no graph, or says no operator set)")
+    return header
+
+
+def _graph(graph: memoryview, header: Header, depth: int) -> None:
+    if depth > _DEPTH:
+        raise ValueError("its graphs lie in each other too deeply")
+    for number, value in _fields(graph):
+        if number == _NODE and isinstance(value, memoryview):
+            _node(value, header, depth)
+        elif number == _INITIALIZER and isinstance(value, memoryview):
+            _tensor(value, header)
+
+
+def _node(node: memoryview, header: Header, depth: int) -> None:
+    domain = ""
+    for number, value in _fields(node):
+        if number == _NODE_DOMAIN:
+            domain = _text(value)
+        elif number == _ATTRIBUTE and isinstance(value, memoryview):
+            for kind, inner in _fields(value):
+                if kind in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) and isinstance(inner, memoryview):
+                    _graph(inner, header, depth + 1)
+                elif kind in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS) and isinstance(inner, memoryview):
+                    _tensor(inner, header)
+    header.domains.add(domain)
+
+
+def _tensor(tensor: memoryview, header: Header) -> None:
+    header.external |= any(number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value) for number, value in _fields(tensor))
+
+
+def _text(value: object) -> str:
+    return bytes(value).decode("utf-8")  # type: ignore[call-overload, no-any-return]
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Number and value of each field: an integer, or the bytes of what holds more."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind, size = tag & 7, 0
+        if kind == 0:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(message, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError("it is no ONNX model (an unknown kind of field)")
+        if at + size > len(message):
+            raise IndexError("a field ends behind its message")
+        yield tag >> 3, message[at : at + size]
+        at += size
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("it is no ONNX model (a number that is too long)")

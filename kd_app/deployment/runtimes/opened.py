@@ -1,0 +1,45 @@
+"""What all opened files share: the picture that they see, and the check of what they are given; needs numpy and Pillow alone."""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kd_app.data.crop import center
+from kd_app.data.images import plain_mode
+from kd_app.deployment.manifest import Entry
+
+
+class Opened(ABC):
+    """An `Artefact` by its manifest's entry; a subclass computes."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.classes = entry.classes
+        self.pixels = entry.pixels
+
+    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
+        """See `Artefact`."""
+        seen = np.asarray(center(plain_mode(image, self.pixels.channels), self.pixels))
+        return np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1))
+
+    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """See `Artefact`. Raises `ValueError` for images of another shape or type."""
+        shape = (self.pixels.channels, self.pixels.height, self.pixels.width)
+        if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
+            raise ValueError(
+                f"{self.entry.path.name} takes uint8 images of shape (batch, {', '.join(map(str, shape))}), got {images.dtype} of shape "
+                f"{images.shape}. picture() makes them from any image."
+            )
+        found = self.run(np.ascontiguousarray(images))
+        if found.shape != (len(images), len(self.classes)):
+            raise ValueError(
+                f"{self.entry.path.name} answered {len(images)} images with an array of shape {found.shape}, and its manifest names "
+                f"{len(self.classes)} classes. Export the run again."
+            )
+        return found.astype(np.float32, copy=False)
+
+    @abstractmethod
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The logits of images of the right shape."""
