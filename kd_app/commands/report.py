@@ -16,9 +16,18 @@ _Place = Annotated[str, Field(min_length=1)]
 class Asked(Typed, called="kd-report"):
     """The top level of ``conf/report.yaml``."""
 
-    def __init__(self, *, runs: list[_Place], out: _Place | None, schema: StrictBool, logger: dict[str, dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        *,
+        runs: list[_Place],
+        out: _Place | None,
+        latency_ms: list[Annotated[float, Field(gt=0)]],
+        schema: StrictBool,
+        logger: dict[str, dict[str, Any]],
+    ) -> None:
         self.runs = runs
         self.out = out
+        self.latency_ms = latency_ms
         self.schema = schema
         self.logger = logger
 
@@ -37,7 +46,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
 
     runs = find_runs(asked.runs)
     out = Path(asked.out) if asked.out else _beside(runs)
-    page = write_report(runs, out if trial is None else out / str(trial))
+    page = write_report(runs, out if trial is None else out / str(trial), asked.latency_ms)
     if asked.logger:
         from kd_app.training.report_run import tell_report
 

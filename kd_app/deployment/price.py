@@ -14,7 +14,7 @@ class Price(Typed):
 
     def __init__(self, *, per_core_hour: _Paid, per_device_hour: _Paid | None, currency: str) -> None:
         self._per_hour, self._unit = (per_core_hour, "core") if per_device_hour is None else (per_device_hour, "device")
-        self._currency = currency
+        self.currency = currency
 
     def per_million(self, images_per_second: float, *, cores: float = 1.0) -> float:
         """``1e6 / images_per_second / 3600 * price of an hour``, in the price's currency; at a price per core, times the cores that were in use."""
@@ -25,8 +25,8 @@ class Price(Typed):
         used = self._cores(cores)
         times = "" if used == 1 else f" x {used:.2f} cores"
         return (
-            f"1e6 images / {images_per_second:,.1f} images/s / 3600 s/h{times} x {self._per_hour:g} {self._currency} per {self._unit}-hour"
-            f" = {self.per_million(images_per_second, cores=cores):.4g} {self._currency} per million images"
+            f"1e6 images / {images_per_second:,.1f} images/s / 3600 s/h{times} x {self._per_hour:g} {self.currency} per {self._unit}-hour"
+            f" = {self.per_million(images_per_second, cores=cores):.4g} {self.currency} per million images"
         )
 
     def _cores(self, cores: float) -> float:

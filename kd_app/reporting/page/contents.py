@@ -219,6 +219,60 @@ class ComparisonPart(_Part):
     says: list[str]
 
 
+class FilePart(_Part):
+    """What a run was exported to, or its teacher in torch (file: empty). label: of the run and the file · tier: its number among the unbeaten of
+    validation accuracy and cost, from 1 for the cheapest · outcome, negative_flips: of the split that the figures are from · ship: the run's choice
+    · latency: milliseconds of one image, one thread."""
+
+    run: str
+    file: str
+    label: str
+    format: str
+    license: str
+    size_bytes: int | None
+    validation: Estimate | None
+    test: Estimate | None
+    outcome_validation: str | None = None
+    outcome: str | None = None
+    margin: float | None = None
+    negative_flips: Number = None
+    latency_p50: Number = None
+    latency_p95: Number = None
+    latency_p99: Number = None
+    images_per_second: Number = None
+    batch_size: int | None = None
+    cost_per_million: Number = None
+    start_seconds: Number = None
+    peak_memory_bytes: int | None = None
+    tier: int | None = None
+    ship: bool = False
+
+    @property
+    def figure(self) -> Estimate | None:
+        """The accuracy to quote."""
+        return self.test or self.validation
+
+
+class Choice(_Part):
+    """A question about a family, the file that answers it (null: none does), and the answer in a sentence."""
+
+    asked: str
+    run: str | None
+    file: str | None
+    says: str
+
+
+class FamilyPart(_Part):
+    """All files for one data set that were measured on one device. choices: made on validation, with the figures of test."""
+
+    data: str
+    device: str
+    currency: str
+    files: list[FilePart]
+    choices: list[Choice]
+    basis: list[str]
+
+
 class Report(_Part):
     """Everything that is shown."""
 
@@ -229,4 +283,5 @@ class Report(_Part):
     rows: list[RunRow]
     comparisons: list[ComparisonPart] = []
     points: list[Point]
+    families: list[FamilyPart] = []
     runs: list[RunPart]

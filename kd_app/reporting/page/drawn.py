@@ -10,6 +10,7 @@ from kd_app.reporting.page.contents import ComparisonPart, Curve, Example, Point
 from kd_app.reporting.page.evidence import SEEN
 from kd_app.reporting.page.marks import Look, look
 from kd_app.reporting.page.one_run import LABELS, labels
+from kd_app.reporting.pareto import unbeaten
 from kd_app.reporting.sentences import count
 
 _ROWS = 20
@@ -87,7 +88,8 @@ def _front(title: str, label: str, found: Sequence[tuple[Point, float]], *, more
     ends = [value for each in series for value in (*each.y, *each.lows, *each.highs) if value is not None]
     x = logarithmic(label, [cost for _, cost in found], lambda value: count(round(value)) if value >= 1 else plain(value))
     y = linear("top-1", ends, percent, least=0, most=1)
-    best = _unbeaten([(cost, point.top1.value or 0.0) for point, cost in found], more_is_better=more_is_better)
+    sign = -1 if more_is_better else 1
+    best = unbeaten([(cost, point.top1.value or 0.0) for point, cost in found], cost=lambda each: sign * each[0], value=lambda each: each[1])
     steps = [(place(x, y, *a), place(x, y, *b)) for a, b in pairwise(best)]
     below = Markup("").join(line(*a, *b, "front") for a, b in steps)
     counted = "; ".join(f"{each.name}: {len(each.x)}" for each in series)
@@ -95,15 +97,6 @@ def _front(title: str, label: str, found: Sequence[tuple[Point, float]], *, more
     names = {role: {point.name for point, _ in found if point.role == role} for role in marks}
     called = {role: f"{labels([role])[role]}{f' ({next(iter(names[role]))})' if len(names[role]) == 1 else ''}" for role in marks}
     return Chart(title, svg, _legend(marks, called), "More is better on both axes." if more_is_better else "Up and left is better.")
-
-
-def _unbeaten(found: Sequence[tuple[float, float]], *, more_is_better: bool) -> list[tuple[float, float]]:
-    """The points of which no other costs less (or, of images a second, gives more) and is as good, in the order of the cost."""
-    best: list[tuple[float, float]] = []
-    for cost, value in sorted(set(found), key=lambda each: (-each[0] if more_is_better else each[0], -each[1])):
-        if not best or value > best[-1][1]:
-            best.append((cost, value))
-    return best
 
 
 def methods(part: ComparisonPart) -> Iterator[Chart]:

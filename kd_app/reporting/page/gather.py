@@ -11,6 +11,7 @@ from kd_app.config.keys import AROUND
 from kd_app.config.private import cleaned
 from kd_app.reporting.page.contents import ComparisonPart, Point, Report, RunRow
 from kd_app.reporting.page.evidence import figure_of
+from kd_app.reporting.page.family import families
 from kd_app.reporting.page.methods import compared
 from kd_app.reporting.page.one_run import answer, measured, points_of, question, run_part
 from kd_app.reporting.results import Estimate, Results
@@ -32,8 +33,11 @@ class _Named:
     reason: str = ""
 
 
-def report(paths: Sequence[Path]) -> Report:
-    """The report about the runs in these folders. Raises `RequestError` where there is none that can be read."""
+def report(paths: Sequence[Path], budgets: Sequence[float] = ()) -> Report:
+    """The report about the runs in these folders; budgets: of latency, milliseconds, for which the best file is named.
+
+    Raises `RequestError` where there is no run that can be read.
+    """
     runs = _named(paths)
     read = [(each.name, each.run) for each in runs if each.run is not None]
     if not read:
@@ -51,6 +55,7 @@ def report(paths: Sequence[Path]) -> Report:
         rows=_rows(runs, best),
         comparisons=methods,
         points=[point for name, run in read for point in _points(name, run.results)],
+        families=families(read, lambda run: _data(run.results), budgets),
         runs=parts,
     )
 

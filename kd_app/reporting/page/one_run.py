@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from kd_app.config import RequestError
 from kd_app.reporting.examples import EXAMPLES
+from kd_app.reporting.exports import read_exports
 from kd_app.reporting.page.contents import Curve, ModelPart, PairPart, RunPart
 from kd_app.reporting.page.evidence import answers, classes, confusion, figure_of, reliability, told_classes
 from kd_app.reporting.page.examples import examples, flips
@@ -73,6 +74,7 @@ def run_part(run: Run, name: str) -> RunPart:
         limits=[],
     )
     _read(lambda: _from_answers(run, part, split, names), "Classes, confusions, flips and calibration", missing)
+    _read(lambda: read_exports(run.path), "Exported files", missing)
     part.limits, part.missing = limits(results, split, part.classes), [said.replace(str(run.path), name) for said in missing]
     return part
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from kd_app.reporting.page import drawn, tables
+from kd_app.reporting.page import drawn, family_shown, tables
 from kd_app.reporting.page.charts import Chart
 from kd_app.reporting.page.contents import Example, Report, RunPart
 from kd_app.reporting.page.tables import Table
@@ -76,8 +76,24 @@ def overview(report: Report) -> list[Section]:
         compared,
         Section("runs", "The runs", tables=[tables.rows(report)]),
         Section("front", "Accuracy against cost", charts=list(drawn.front(report.points))),
+        *_families(report),
     ]
     return [section for section in found if section.holds]
+
+
+def _families(report: Report) -> Iterator[Section]:
+    """What ships, one section for each family."""
+    for number, family in enumerate(report.families, 1):
+        several = len(report.families) > 1
+        yield Section(
+            f"family-{number}" if several else "family",
+            f"What ships: {family.data}, {family.device}" if several else "What ships",
+            says=[choice.says for choice in family.choices],
+            items=family.basis,
+            tables=[family_shown.tiers(family)] if any(part.tier for part in family.files) else [],
+            charts=list(family_shown.front(family)),
+            folded=[family_shown.files(family)],
+        )
 
 
 def sections(report: Report, run: RunPart) -> list[Section]:
@@ -92,6 +108,7 @@ def _sections(report: Report, run: RunPart) -> Iterator[Section]:
     yield Section("curves", "Curves", charts=list(drawn.curves(run)))
     if len(report.rows) == 1:
         yield Section("front", "Accuracy against cost", charts=list(drawn.front(report.points)))
+        yield from _families(report)
     yield _classes(run)
     if run.groups:
         yield Section("groups", "Groups of the data", tables=[tables.groups(run)])

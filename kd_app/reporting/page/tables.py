@@ -19,7 +19,7 @@ _NAMES = {
     "classwise_ece": "classwise ECE",
 }
 _NUMBERS = ("nll", "brier")
-_OUTCOMES = {"kept": "✓ kept", "lost": "✗ lost", "not shown": "? not shown"}
+OUTCOMES = {"kept": "✓ kept", "lost": "✗ lost", "not shown": "? not shown"}
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def seeds(part: ComparisonPart, several: bool) -> Table:
 
 
 def _outcome(row: RunRow) -> str:
-    return _OUTCOMES.get(row.outcome or "", "") if row.status == "finished" else row.status
+    return OUTCOMES.get(row.outcome or "", "") if row.status == "finished" else row.status
 
 
 def short(key: str, among: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_app.config import RequestError
-from kd_app.reporting.page.contents import Report, RunPart
+from kd_app.reporting.page.contents import FilePart, Report, RunPart
 from kd_app.reporting.page.gather import report
 from kd_app.reporting.page.one_run import labels
 from kd_app.reporting.page.sections import Section, overview, sections
@@ -18,6 +18,10 @@ from kd_app.stages import write_atomically
 
 PAGE = "report.html"
 FILES = (PAGE, "report.json", "report.csv", "report.md")
+_OF_FILE = (
+    *("negative_flips", "size_bytes", "latency_p50", "latency_p95", "latency_p99", "images_per_second", "cost_per_million"),
+    *("start_seconds", "peak_memory_bytes", "tier"),
+)
 _HERE = Path(__file__).parent
 
 
@@ -34,12 +38,14 @@ class _Shown:
     parts: list[Section]
 
 
-def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
+def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], budgets: Sequence[float] = ()) -> Path:
     """Write what the runs in these folders show into the folder `out`: report.html, report.json, report.csv and report.md; the path of the page.
+
+    budgets: of latency (95 of 100 images, one at a time), milliseconds: for each the best exported file is named.
 
     Raises `RequestError`: none of the runs can be read, or `out` can't be made.
     """
-    found, folder = report([Path(run) for run in runs]), Path(out)
+    found, folder = report([Path(run) for run in runs], budgets), Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,6 +100,8 @@ def table(found: Report) -> str:
                 writer.writerow([row.name, split, "student", "top1", *_ends(figure)])
     for run in found.runs:
         writer.writerows([run.name, run.split, *cells] for cells in _figures(run))
+    for family in found.families:
+        writer.writerows(cells for part in family.files for cells in _file_figures(part))
     return text.getvalue()
 
 
@@ -120,6 +128,15 @@ def _figures(run: RunPart) -> Iterator[list[object]]:
     for corrupted in run.robustness:
         for role, value in corrupted.accuracy.items():
             yield [role, f"accuracy under {corrupted.corruption} {corrupted.severity}", value, None, None]
+
+
+def _file_figures(part: FilePart) -> Iterator[list[object]]:
+    about = part.label.removeprefix(part.run).lstrip("/: ")
+    for split, found in (("validation", part.validation), ("test", part.test)):
+        if found is not None:
+            yield [part.run, split, about, "top1", *_ends(found)]
+    split = "test" if part.test else "validation"
+    yield from ([part.run, split, about, name, getattr(part, name), None, None] for name in _OF_FILE if getattr(part, name) is not None)
 
 
 def markdown(found: Report) -> str:

@@ -12,11 +12,17 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from kd_app.reporting.page import write_report
 from kd_app.reporting.results import Results
 from kd_app.reporting.sentences import interval, percent
+from tests.reporting.manifests import entry, exported
 from tests.reporting.page.folders import run_folder
 
 LOOK = Path(__file__).with_name("browser.js").read_text(encoding="utf-8")
-ONE = ["evidence", "needed", "curves", "front", "classes", "flips", "calibration", "soft-labels", "made", "limits"]
-MANY = ["methods", "runs", "front"]
+ONE = ["evidence", "needed", "curves", "front", "family", "classes", "flips", "calibration", "soft-labels", "made", "limits"]
+MANY = ["methods", "runs", "front", "family"]
+
+FAMILY = {
+    "model.onnx": entry(0.95, 0.02, 2.0),
+    "a file <b> of very many words, more than fit a cell of a table.pte": entry(0.96, 0.03, 3.0, format="executorch"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     """The report of one run with all that a run can have, and names that mean harm."""
     folder = tmp_path_factory.mktemp("one") / "run"
     results = run_folder(folder, examples=True)
+    exported(folder, FAMILY, teacher=entry(0.97, 0.8, 40.0, outcome=None), ship="model.onnx")
     return write_report([folder], folder), results
 
 
@@ -47,7 +54,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = {"seed": number % 2, "loss": {"soft_target": {"temperature": 2 ** (number // 2), "weight": 1.0}}, "teacher": {"name": "a"}}
         skill = {"teacher": 3.0, "labels_only": 1.0, "student": 1.0 + number / 4}
         run_folder(folder / str(number), skill=skill, seed=number % 2, config=config, names=tuple(f"class {name}" for name in range(60)))
-    return write_report(sorted(folder.iterdir()), folder / "report")
+        exported(folder / str(number), {"model.onnx": entry(0.9 + number / 100, 0.01 * 2**number, 1.0 + number)})
+    return write_report(sorted(folder.iterdir()), folder / "report", [5])
 
 
 @contextmanager
