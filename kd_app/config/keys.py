@@ -6,6 +6,7 @@ AROUND: Final = ("out", "stages", "remake", "overwrite", "logger", "tags", "prun
 """The same run may be said with others of these: they name places, what is followed, kept and allowed."""
 INSIDE: Final = (
     *("data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
+    "teacher.answers",
     *("trainer.on_nan", "trainer.checkpoint_minutes", "trainer.checkpoint_steps"),
 )
 """Such keys inside of groups, dotted."""

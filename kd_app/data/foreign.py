@@ -112,8 +112,11 @@ class ForeignData(LightningDataModule):
         """Its images are normalized already."""
         return (0.0,) * self.channels, (1.0,) * self.channels
 
-    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False) -> None:
-        """The same batches for every model, in an order that follows from `order_seed`: refuses another size, and to pair images."""
+    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False, on_labels: bool = False, fresh: bool = False) -> None:
+        """The same batches for every model, in an order that follows from `order_seed`: refuses another size, and to pair images.
+
+        Which images have a label, and what is done to them, is the module's own affair: on_labels and fresh change nothing.
+        """
         if shuffled:
             raise RequestError(UNPAIRED)
         self._order_seed = order_seed

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -44,7 +44,7 @@ class Maker(Dataset[Batch]):
     """Makes the batch of a request: a pure function of it and of these settings.
 
     target: class numbers by image number. partners: by image number, the image that the teacher is shown in its place, in its own view of the same
-    number; None: the image itself.
+    number; None: the image itself. labeled: by image number, whether its label may be used; None: every one. Of the others the batch's target is -1.
     """
 
     store: Store
@@ -53,12 +53,18 @@ class Maker(Dataset[Batch]):
     pixels: Pixels
     seed: int
     partners: Int64[np.ndarray, " images"] | None = None
+    labeled: Bool[np.ndarray, " images"] | None = None
 
     def __getitem__(self, request: Request) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
-        index, target = torch.from_numpy(request.images), torch.from_numpy(self.target[request.images])
-        other = None if self.partners is None else self._seen(Request(request.view, self.partners[request.images]))
-        return Batch(self._seen(request), target, index, view=request.view, other=other)
+        index, target, more = torch.from_numpy(request.images), self.target[request.images], dict[str, Tensor]()
+        if self.labeled is not None:
+            labeled = self.labeled[request.images]
+            target, more = np.where(labeled, target, -1), {"labeled": torch.from_numpy(labeled)}
+        if self.partners is not None:
+            others = Request(request.view, self.partners[request.images])
+            more |= {"other": self._seen(others), "other_index": torch.from_numpy(others.images)}
+        return Batch(self._seen(request), torch.from_numpy(target), index, view=request.view, **more)
 
     def _seen(self, request: Request) -> Tensor:
         keys = image_keys(self.seed, request.images, request.view)
@@ -174,10 +180,11 @@ def _pinned(batch: Batch) -> Batch:
 class TrainingLoader:
     """The shuffled batches of the images `rows`, from the position on.
 
-    The order of an epoch is a permutation that depends on (order_seed, epoch) alone, with `reshuffle` off that of epoch 0 always; the view's number
-    is the epoch. Of each ``batch_size * rank.world`` images in that order rank r takes every ``rank.world``-th from the r-th on, so that
-    1 rank x 64 and 2 ranks x 32 see the same images in each step. What is left at an epoch's end is dropped; a set that is smaller than one such
-    batch is one smaller batch, equal on all ranks.
+    A pass over them is a permutation that depends on (order_seed, number of the pass) alone, with `reshuffle` off that of pass 0 always; the view's
+    number is that of the pass, modulo `views` where there are so many. Of each ``batch_size * rank.world`` images in that order rank r takes every
+    ``rank.world``-th from the r-th on, so that 1 rank x 64 and 2 ranks x 32 see the same images in each step. What is left at the end of a pass is
+    dropped; a set that is smaller than one such batch is one smaller batch, equal on all ranks. An epoch is one pass, or as many batches as one over
+    `images_an_epoch` images has, in as many passes as that takes.
     """
 
     maker: Maker
@@ -188,6 +195,8 @@ class TrainingLoader:
     position: Position
     rank: Rank = SINGLE
     reshuffle: bool = True
+    views: int | None = None
+    images_an_epoch: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.rows) < self.rank.world:
@@ -195,7 +204,10 @@ class TrainingLoader:
         self._stream = _Stream(self.maker, self.num_workers)
 
     def __len__(self) -> int:
-        return max(1, len(self.rows) // (self.batch_size * self.rank.world))
+        return self._steps(self.images_an_epoch or len(self.rows))
+
+    def _steps(self, images: int) -> int:
+        return max(1, images // (self.batch_size * self.rank.world))
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, seen = self.position()
@@ -203,7 +215,9 @@ class TrainingLoader:
 
     def state_dict(self) -> dict[str, int]:
         """What the position in an epoch depends on. Nothing is restored from it: the position is asked for."""
-        return {"images": len(self.rows), "images_a_step": self.batch_size * self.rank.world, "order_seed": self.order_seed}
+        own = {"images": len(self.rows), "images_a_step": self.batch_size * self.rank.world, "order_seed": self.order_seed}
+        more = {"images_an_epoch": self.images_an_epoch, "views": self.views}
+        return {**own, **{name: value for name, value in more.items() if value is not None}}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Raises `RequestError` where the checkpoint's epochs were other ones: the images seen would not be those counted."""
@@ -214,17 +228,23 @@ class TrainingLoader:
             )
 
     def _epoch(self, epoch: int) -> list[Request]:
-        random = np.random.default_rng([self.order_seed, epoch if self.reshuffle else 0])
+        steps = range(epoch * len(self), (epoch + 1) * len(self))
+        a_pass = self._steps(len(self.rows))
+        passes = {number: self._pass(number) for number in range(steps.start // a_pass, (steps.stop - 1) // a_pass + 1)}
+        return [passes[step // a_pass][step % a_pass] for step in steps]
+
+    def _pass(self, number: int) -> list[Request]:
+        random = np.random.default_rng([self.order_seed, number if self.reshuffle else 0])
         order = self.rows[random.permutation(len(self.rows))]
         together = min(self.batch_size, len(order) // self.rank.world) * self.rank.world
-        return [
-            Request(epoch, order[start + self.rank.number : start + together : self.rank.world]) for start in range(0, len(self) * together, together)
-        ]
+        view = number if self.views is None else number % self.views
+        starts = range(0, self._steps(len(order)) * together, together)
+        return [Request(view, order[start + self.rank.number : start + together : self.rank.world]) for start in starts]
 
 
 @dataclass
 class EvaluationLoader:
-    """Every image of `rows` once over all ranks, in order: rank r has every ``rank.world``-th from the r-th on.
+    """Every image of `rows` once over all ranks, in order, in the view of that number: rank r has every ``rank.world``-th from the r-th on.
 
     All ranks give the same number of batches; the last one of a rank may have fewer rows than those of others, or none.
     """
@@ -234,6 +254,7 @@ class EvaluationLoader:
     batch_size: int
     num_workers: int
     rank: Rank = SINGLE
+    view: int = EVALUATION
 
     def __post_init__(self) -> None:
         self._stream = _Stream(self.maker, self.num_workers)
@@ -243,4 +264,4 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         own = self.rows[self.rank.number :: self.rank.world]
-        yield from self._stream([Request(EVALUATION, own[step * self.batch_size : (step + 1) * self.batch_size]) for step in range(len(self))])
+        yield from self._stream([Request(self.view, own[step * self.batch_size : (step + 1) * self.batch_size]) for step in range(len(self))])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from lightning.pytorch import LightningDataModule
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from kd_app.config import Pixels, RequestError, Typed
 from kd_app.data.corruptions import Corrupted, Corruption
 from kd_app.data.images import BadImageError
+from kd_app.data.labels import labeled_images
 from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Rank, Request, TrainingLoader
 from kd_app.data.partners import class_partners
 from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
@@ -48,6 +49,8 @@ class ImageData(LightningDataModule, Typed):
     ``list()`` is cheap; where `needs_scan`, ``scan(folder, ...)`` decodes everything once; ``load(folder)`` makes the pixels readable;
     ``bind(pixels, order_seed=...)`` says for which model `train_dataloader` and `val_dataloader` serve; `evaluation` needs no Trainer.
     Batches are `Batch` with uint8 images. The trainer says rank, world and position, so that a resumed run goes on in mid-epoch.
+    views: so many views of each image, one an epoch in turn; None: a fresh one every epoch. labels: the share of the images to train on whose label
+    is used in training, see `labeled_images`; None: all. What is measured, on train as well, is measured by all labels.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class ImageData(LightningDataModule, Typed):
         seed: NonNegativeInt,
         image_size: PositiveInt | None,
         split: Shares,
+        views: PositiveInt | None,
+        labels: Annotated[float, Field(gt=0, le=1)] | None,
     ) -> None:
         super().__init__()
         self.source = _made(source, root)
@@ -74,6 +79,8 @@ class ImageData(LightningDataModule, Typed):
         self.seed = seed
         self.image_size = image_size
         self.shares = split
+        self.views = views
+        self.labels = None if labels == 1 else labels
         self.notes: tuple[str, ...] = ()
         self._listing: Listing | None = None
         self._names: tuple[str, ...] = ()
@@ -85,6 +92,8 @@ class ImageData(LightningDataModule, Typed):
         self._measured_size = self.source.size
         self._bound: tuple[Pixels, int] | None = None
         self._partners: Int64[np.ndarray, " images"] | None = None
+        self._labeled: Bool[np.ndarray, " images"] | None = None
+        self._on_labels = self._fresh = False
 
     def list(self) -> None:
         """Find the images and divide them. Raises `RequestError` where the source or the division does."""
@@ -98,6 +107,7 @@ class ImageData(LightningDataModule, Typed):
         names = np.array(self._names)
         names[[int(number) for number in self._bad]] = ""
         self._rows = {name: np.flatnonzero(names == name) for name in SPLITS}
+        self._labeled = None if self.labels is None else labeled_images(self.listing, self._rows["train"], self.labels, seed=self.seed)
 
     @property
     def listing(self) -> Listing:
@@ -130,6 +140,9 @@ class ImageData(LightningDataModule, Typed):
             self._load_scan(folder)
         self._statistics = None
         self._check_splits()
+        if self.labels is not None:
+            kept, images = len(self.labeled_rows), len(self.training_rows)
+            self.notes += (f"{kept:,} of {images:,} images to train on keep their label (data.labels={self.labels:g}); the others are seen without",)
 
     def _load_scan(self, folder: Path) -> None:
         found = read_scan(folder)
@@ -237,12 +250,24 @@ class ImageData(LightningDataModule, Typed):
             self._statistics = channel_statistics(self.store.picture(number) for number in sample.tolist())
         return self._statistics
 
-    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False) -> None:
+    @property
+    def training_rows(self) -> Int64[np.ndarray, " rows"]:
+        """Numbers of the images of one epoch, ascending: with and without a label."""
+        return self.rows("train")
+
+    @property
+    def labeled_rows(self) -> Int64[np.ndarray, " rows"]:
+        """Those of which the label is used."""
+        rows = self.training_rows
+        return rows if self._labeled is None else rows[self._labeled[rows]]
+
+    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False, on_labels: bool = False, fresh: bool = False) -> None:
         """Serve the model that expects `pixels` from now on; `order_seed` shuffles the images. Raises `RequestError` where the view can't.
 
-        shuffled: a teacher is shown another image of the same class in the place of each, see `class_partners`.
+        shuffled: a teacher is shown another image of the same class in the place of each, see `class_partners`. on_labels: the images with a label
+        alone, in as many steps an epoch as all of them take. fresh: a fresh view in every pass, whatever `views` says.
         """
-        self._bound = pixels, order_seed
+        self._bound, self._on_labels, self._fresh = (pixels, order_seed), on_labels, fresh
         self._partners = class_partners(self.listing.target, self.rows("train"), seed=order_seed) if shuffled else None
         self._maker(self.view, pixels)[Request(0, self.rows("train")[:1])]
 
@@ -255,18 +280,26 @@ class ImageData(LightningDataModule, Typed):
     def train_dataloader(self) -> TrainingLoader:
         """Augmented, shuffled batches; with ``overfit_batches`` of the Trainer the same images in each epoch."""
         pixels, order_seed = self._binding()
-        maker, rank = replace(self._maker(self.view, pixels), partners=self._partners), self._rank()
+        maker, rank = replace(self._maker(self.view, pixels), partners=self._partners, labeled=self._labeled), self._rank()
         reshuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
+        rows, all_rows = self.labeled_rows if self._on_labels else self.training_rows, self.training_rows
         return TrainingLoader(
             maker,
-            self.rows("train"),
+            rows,
             batch_size=self.batch_size,
             num_workers=self._workers(maker, rank),
             order_seed=order_seed,
             position=self._position,
             rank=rank,
             reshuffle=reshuffle,
+            views=None if self._fresh else self.views,
+            images_an_epoch=None if len(rows) == len(all_rows) else len(all_rows),
         )
+
+    def seen_in(self, view: int, pixels: Pixels) -> EvaluationLoader:
+        """The images of an epoch in order, in the view of that number, as the model that expects `pixels` is shown them in training."""
+        maker = self._maker(self.view, pixels)
+        return EvaluationLoader(maker, self.training_rows, self.batch_size, num_workers=self._workers(maker, SINGLE), view=view)
 
     def val_dataloader(self) -> EvaluationLoader:
         """This rank's share of the validation images."""
@@ -279,8 +312,8 @@ class ImageData(LightningDataModule, Typed):
         return self._evaluation(split, view, pixels, batch_size or self.batch_size, SINGLE)
 
     def sample(self, split: Split, pixels: Pixels, images: int) -> EvaluationLoader:
-        """So many images of a split, or all it has, drawn at random with `seed`; as `evaluation` gives them."""
-        rows = np.random.default_rng(self.seed).permutation(self.rows(split))[:images]
+        """So many images of a split, or all it has, drawn at random with `seed`; as `evaluation` gives them. Of train those whose label is used."""
+        rows = np.random.default_rng(self.seed).permutation(self.labeled_rows if split == "train" else self.rows(split))[:images]
         return replace(self.evaluation(split, pixels), rows=np.sort(rows), batch_size=min(self.batch_size, images))
 
     def _evaluation(self, split: Split, view: View, pixels: Pixels, batch_size: int, rank: Rank) -> EvaluationLoader:

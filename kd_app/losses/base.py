@@ -23,6 +23,9 @@ class LossTerm(Typed, nn.Module):
     reads: ClassVar[frozenset[str]] = frozenset({"logits"})
     """Names of the fields of `Outputs` that the term needs, of student and teacher alike."""
     needs_teacher: ClassVar[bool] = True
+    uses_labels: ClassVar[bool] = False
+    """Whether it reads labels: it is then the mean over the images that have one, and 0 where none has, still joined to the graph. Every other term
+    is the mean over all images."""
     whole_batch: ClassVar[bool] = False
     """Where it compares images with each other: it is given the images of all ranks then, so that two ranks of 32 images say what one of 64 says.
     A term that is a mean over images leaves it False."""

@@ -25,6 +25,7 @@ class CrossEntropy(LossTerm):
 
     level: ClassVar[Level] = "label"
     needs_teacher: ClassVar[bool] = False
+    uses_labels: ClassVar[bool] = True
 
     class_weights: Tensor | None
 

@@ -1,6 +1,6 @@
 """Decoupled knowledge distillation: the target class, and the others among themselves."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ class Decoupled(LogitTerm):
     Mixed labels [B, K] count as the class with the largest share; rows without a label do not count.
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
     """
+
+    uses_labels: ClassVar[bool] = True
 
     def __init__(
         self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], alpha: NonNegativeFloat, beta: NonNegativeFloat, standardize: bool

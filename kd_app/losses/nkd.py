@@ -1,6 +1,6 @@
 """Normalized knowledge distillation: the label's class, and the others normalized among themselves."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,6 +20,8 @@ class NKD(LogitTerm):
     share; rows without a label do not count.
     Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, arXiv 2303.13005.
     """
+
+    uses_labels: ClassVar[bool] = True
 
     def __init__(self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], gamma: NonNegativeFloat, standardize: bool) -> None:
         super().__init__(standardize=standardize)

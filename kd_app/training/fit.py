@@ -34,6 +34,7 @@ from kd_app.training.curves import FILE, CurveLogger, forget_after
 from kd_app.training.module import NOT_FINITE, Answers, Distillation
 from kd_app.training.parts import Recipe
 from kd_app.training.ranks.agreement import Agreement
+from kd_app.training.stored import StoredAnswers
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import PROFILE, TrainerSettings
 
@@ -45,7 +46,7 @@ RECORD = "training.json"
 class Taught:
     """A model to train and what it is trained on: who asks for it, its recipe, its pixels, and the teacher, if it has one.
 
-    shuffled: that is shown another image of the same class in the place of each.
+    stored: the teacher's answers, read in the place of asking it. shuffled: it is shown another image of the same class in the place of each.
     """
 
     role: str
@@ -56,6 +57,7 @@ class Taught:
     answers: Answers | None = None
     license: str = "unknown"
     shuffled: bool = False
+    stored: StoredAnswers | None = None
 
 
 def fit(
@@ -77,7 +79,8 @@ def fit(
         return
     classes = list(data.classes)
     created = create(taught.request, taught.pixels, len(classes), seed=taught.recipe.seed)
-    data.bind(taught.pixels, order_seed=taught.recipe.seed, shuffled=taught.shuffled)
+    on_labels = not taught.recipe.terms().needs_teacher
+    data.bind(taught.pixels, order_seed=taught.recipe.seed, shuffled=taught.shuffled, on_labels=on_labels, fresh=taught.role == "teacher")
     module = build(taught, created, data, settings)
     replayed = isinstance(data, ImageData)
     keep = Keep(folder, minutes=settings.checkpoint_minutes if replayed else None, steps=settings.checkpoint_steps if replayed else None)
@@ -120,7 +123,7 @@ def _told(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     """What decides a training, as plain data: ranks that differ in it must not train together."""
     teacher = taught.teacher.weights.sha256 if taught.teacher else None
     starts = {"student": created.weights.sha256, "teacher": teacher, "data": data.fingerprint}
-    own = {"recipe": vars(taught.recipe), "pixels": vars(taught.pixels), "shuffled": taught.shuffled}
+    own = {"recipe": vars(taught.recipe), "pixels": vars(taught.pixels), "shuffled": taught.shuffled, "stored": taught.stored is not None}
     return {"role": taught.role, "trainer": settings.identity(), **own, **starts}
 
 
@@ -173,7 +176,7 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     return Distillation(
         created.model,
         terms=terms,
-        teacher=teacher,
+        teacher=None if taught.stored else teacher,
         pixels=taught.pixels,
         num_classes=len(data.classes),
         optimizer=taught.recipe.make_optimizer(),
@@ -184,6 +187,7 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
         channels_last=settings.channels_last,
         log_every=settings.log_every,
         skips=settings.on_nan == "skip",
+        stored=taught.stored,
     )
 
 

@@ -20,6 +20,7 @@ from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.stages import write_atomically
 from kd_app.training.optimizer import Optimizer, Schedule, Trained
+from kd_app.training.stored import StoredAnswers
 from kd_app.training.terms import WeightedTerms
 
 NOT_FINITE = "not_finite.json"
@@ -45,7 +46,7 @@ class Distillation(pl.LightningModule):
 
     pixels: what the student expects, where batches are uint8; None where they come normalized. answers: the teacher's on the validation images,
     for agreement and KL during training. from_random: nothing was learned before (sets the learning rate where that is 'auto'). skips: somebody
-    leaves out the steps that are not finite, so they end nothing and are in no mean.
+    leaves out the steps that are not finite, so they end nothing and are in no mean. stored: what a teacher says of every view, in its place.
     Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or (image, target). Logs the means of the loss and of each
     term since the last time, every `log_every` steps.
     """
@@ -66,6 +67,7 @@ class Distillation(pl.LightningModule):
         channels_last: bool = True,
         log_every: int = 50,
         skips: bool = False,
+        stored: StoredAnswers | None = None,
     ) -> None:
         super().__init__()
         self.student = student.train()
@@ -82,6 +84,7 @@ class Distillation(pl.LightningModule):
         self._log_every = log_every
         self._total_steps = 1
         self._skips = skips
+        self._stored = stored
         self._window: list[Tensor] = []
         self._seen: list[Tensor] = []
 
@@ -121,7 +124,7 @@ class Distillation(pl.LightningModule):
         ready = replace(self.prepared(batch), progress=self.progress)
         total, values = self.losses(ready)
         if self.trainer.global_step < CHECKED_STEPS:
-            self.terms.check(values, self.student)
+            self.terms.check(values, self.student, ready)
         self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
         self._seen.append(ready.index)
         if len(self._window) >= self._log_every:
@@ -130,10 +133,18 @@ class Distillation(pl.LightningModule):
 
     def losses(self, ready: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a prepared batch, and each term of it."""
-        teacher = self.teacher(ready.image if ready.other is None else ready.other) if self.teacher is not None else Outputs()
         total: Tensor
-        total, values = self.terms(self._taps(ready.image), teacher, ready)
+        total, values = self.terms(self._taps(ready.image), self._said(ready), ready)
         return total, values
+
+    def _said(self, ready: Batch) -> Outputs:
+        """What the teacher says of the batch; nothing where there is none."""
+        if self._stored is not None:
+            return Outputs(logits=self._stored.of(ready).to(torch.promote_types(self.dtype, torch.float32)))
+        if self.teacher is None:
+            return Outputs()
+        said: Outputs = self.teacher(ready.image if ready.other is None else ready.other)
+        return said
 
     def _flush(self, step: int) -> None:
         """Log the window's means as of optimizer step `step`; a loss that is not finite ends the run by name."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -22,8 +22,9 @@ from kd_app.models.license import Licensed, Licenses, licenses
 from kd_app.models.request import ModelRequest
 from kd_app.training.controls import ControlSettings, smoothing_of
 from kd_app.training.controls import check as check_control
+from kd_app.training.fed import check_fed
 from kd_app.training.optimizer import Optimizer, Schedule
-from kd_app.training.settings import Job, Licensing, Said, TeacherTraining
+from kd_app.training.settings import Asking, Job, Licensing, Said, TeacherTraining
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
@@ -127,6 +128,7 @@ class Parts:
     teacher_recipe: Recipe | None
     licenses: Licenses
     robustness: Robustness
+    answers: Literal["live", "stored"] = "live"
     own: OwnParts = field(default_factory=OwnParts)
 
 
@@ -186,9 +188,13 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         teacher_recipe=teacher_recipe,
         licenses=_licenses(config, teacher, student, data),
         robustness=robustness,
+        answers=Asking(answers=(config["teacher"] or {}).get("answers", "live")).answers,
         own=own,
     )
     _check(made)
+    listening = {name: each.terms() for name, each in {**controls, "student": recipe}.items()} if teacher is not None else {}
+    shuffled = [name for name, control in controls.items() if control.shuffled]
+    check_fed(config["data"], data, made.answers, {name: terms for name, terms in listening.items() if terms.needs_teacher}, shuffled)
     return made
 
 

@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from kd_app.data.module import ImageData
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
@@ -41,12 +42,23 @@ def described(shop: Workshop, *, ready: bool) -> list[str]:
     made, sizes = shop.parts, shop.data.sizes
     lines = [
         f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on, {sizes['validation']:,} to choose by, "
-        f"{sizes['test']:,} to test on"
+        f"{sizes['test']:,} to test on{_fed(shop)}"
     ]
     if made.teacher is not None:
         lines.append(_line("Teacher", made.teacher, None if ready else made.teacher_recipe, shop))
     lines += [_line(f"Control {name}", shop.request(name), control, shop) + _beside(shop, name) for name, control in made.controls.items()]
     return [*lines, _line("Student", made.student, made.recipe, shop)]
+
+
+def _fed(shop: Workshop) -> str:
+    """Of how many images the label is used, and how often an image is seen anew, where that is not the usual."""
+    data = shop.data
+    if not isinstance(data, ImageData):
+        return ""
+    labeled = f"; {len(data.labeled_rows):,} of the images to train on have a label" if len(data.labeled_rows) < len(data.training_rows) else ""
+    views = f"; {data.views} views of each in turn" if data.views else ""
+    stored = ", to which the teacher's answers are stored" if shop.parts.answers == "stored" else ""
+    return f"{labeled}{views}{stored}"
 
 
 def steps_an_epoch(shop: Workshop) -> int:
@@ -71,7 +83,10 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
     if recipe is None:
         return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
     verb = "fine-tuned" if origin.has_weights else "trained"
-    return f"{who}: {origin.name} {verb} {recipe.how}, from {weights}, {pixels.height}x{pixels.width}{hint}"
+    data, few = shop.data, ""
+    if isinstance(data, ImageData) and not recipe.terms().needs_teacher and len(data.labeled_rows) < len(data.training_rows):
+        few = f", on the {len(data.labeled_rows):,} images with a label in as many steps"
+    return f"{who}: {origin.name} {verb} {recipe.how}{few}, from {weights}, {pixels.height}x{pixels.width}{hint}"
 
 
 def _beside(shop: Workshop, control: str) -> str:

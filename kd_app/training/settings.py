@@ -18,7 +18,7 @@ Group = dict[str, Any]
 
 _CONTROL = ("loss", "student", "as_long", "entropy_at", "shuffled")
 _MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
-_TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed")
+_TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "answers")
 
 
 class Job(Typed, called="kd-distill"):
@@ -91,6 +91,13 @@ class TeacherTraining(Typed, called="teacher"):
         self.seed = seed
 
 
+class Asking(Typed, called="teacher"):
+    """How a teacher is asked: live, at every step, or once for every view, its answers stored."""
+
+    def __init__(self, *, answers: Literal["live", "stored"]) -> None:
+        self.answers: Literal["live", "stored"] = answers
+
+
 class Evaluation(Typed, called="kd-evaluate"):
     """The top level of ``conf/evaluate.yaml``."""
 
@@ -146,6 +153,6 @@ def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
 def _check_stage(name: str, controls: Iterable[str]) -> None:
     roles = ("teacher", "student", *controls)
     known = ["data", *roles, *(f"{what}-{role}-{split}" for what in ("answers", "corrupted") for role in roles for split in ("validation", "test"))]
-    known += ["answers-teacher-train", *(f"epochs-{control}" for control in controls)]
+    known += ["answers-teacher-train", "answers-teacher-views", *(f"epochs-{control}" for control in controls)]
     if name not in known:
         raise unknown("stage to remake", name, known)

@@ -35,64 +35,71 @@ class WeightedTerms(nn.Module):
             raise RequestError("No loss term is chosen. Choose at least one, for example 'loss=[cross_entropy,soft_target]'.")
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
-        self._together = frozenset[str]().union(*(term.reads for term in terms.values() if term.whole_batch))
 
     @property
     def reads(self) -> frozenset[str]:
         """What the terms read of student and teacher; logits always, for the metrics."""
-        return frozenset({"logits"}).union(*(term.reads for term in self._all().values()))
+        return frozenset({"logits"}).union(*(term.reads for term in self.chosen.values()))
 
     @property
     def teacher_reads(self) -> frozenset[str]:
         """What the terms read of the teacher; empty where none needs one."""
-        return frozenset[str]().union(*(term.reads for term in self._all().values() if term.needs_teacher))
+        return frozenset[str]().union(*(term.reads for term in self.chosen.values() if term.needs_teacher))
 
     @property
     def attention_blocks(self) -> int:
         """Of how many of the teacher's last blocks the attention is read."""
-        return max(term.attention_blocks for term in self._all().values())
+        return max(term.attention_blocks for term in self.chosen.values())
 
     @property
     def needs_teacher(self) -> bool:
         """At least one term is distillation."""
-        return any(term.needs_teacher for term in self._all().values())
+        return any(term.needs_teacher for term in self.chosen.values())
 
-    def _all(self) -> dict[str, LossTerm]:
+    @property
+    def chosen(self) -> dict[str, LossTerm]:
+        """The terms by name."""
         return dict(self.terms.items())  # type: ignore[arg-type]
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Make the adapters of every term from one measured pass."""
-        for term in self._all().values():
+        for term in self.chosen.values():
             term.build(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum and the terms without their weights; computed in float32 or better, whatever the models' precision."""
         with torch.autocast(student.logits.device.type if student.logits is not None else "cpu", enabled=False):
             student, teacher = student.at_least_float32(), teacher.at_least_float32()
-            given = {False: (student, teacher, batch)}
-            if self._together and several_ranks():
-                given[True] = (whole_outputs(student, self._together), whole_outputs(teacher, self._together), whole_batch(batch))
-            values = {name: term(*given.get(term.whole_batch, given[False])) for name, term in self._all().items()}
+            own, together = (student, teacher, batch), self._together(batch) if several_ranks() else frozenset[str]()
+            reads = frozenset[str]().union(*(self.chosen[name].reads for name in together))
+            all_ranks = (whole_outputs(student, reads), whole_outputs(teacher, reads), whole_batch(batch)) if together else own
+            values = {name: term(*(all_ranks if name in together else own)) for name, term in self.chosen.items()}
         weighted = [self.weights[name] * value for name, value in values.items()]
         total = weighted[0]
         for part in weighted[1:]:
             total = total + part
         return total, values
 
+    def _together(self, batch: Batch) -> frozenset[str]:
+        """The terms that are given the images of all ranks: those that compare images, and where some have no label those that read it. How many
+        have one differs from rank to rank, and a mean of means would count the images of one more than those of another."""
+        return frozenset(name for name, term in self.chosen.items() if term.whole_batch or (term.uses_labels and batch.labeled is not None))
+
     def gradient_norms(self, values: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
         """``|weight * d term / d student|_2`` of each term; 0 where it has no gradient."""
         parameters = [p for p in student.parameters() if p.requires_grad]
         return {name: self.weights[name] * _norm(_gradient(values[name], parameters)) for name in values}
 
-    def check(self, values: Mapping[str, Tensor], student: nn.Module) -> None:
+    def check(self, values: Mapping[str, Tensor], student: nn.Module, batch: Batch) -> None:
         """Refuse a distillation term that is exactly zero, not finite, or without gradient for the student (`RunError`, by name)."""
-        for fault in self.faults(values, student):
+        for fault in self.faults(values, student, batch):
             raise RunError(fault.text)
 
-    def faults(self, values: Mapping[str, Tensor], student: nn.Module) -> Iterator[Fault]:
-        """What is wrong with the first values of each term: any that is not finite; of those that distill, zero ones and those that teach nothing."""
+    def faults(self, values: Mapping[str, Tensor], student: nn.Module, batch: Batch) -> Iterator[Fault]:
+        """What is wrong with the values of each term for one of the first batches: any that is not finite; of those that distill, zero ones and those
+        that teach nothing, unless they read labels and some image has none."""
         parameters = [p for p in student.parameters() if p.requires_grad]
-        for name, term in self._all().items():
+        for name, term in self.chosen.items():
             if not torch.isfinite(values[name]):
                 yield Fault(
                     name,
@@ -100,7 +107,7 @@ class WeightedTerms(nn.Module):
                     f"The loss term {name} is {values[name].item()} in the first steps. Lower optimizer.lr, or use trainer.precision=32-true.",
                 )
                 continue
-            if not term.needs_teacher or self.weights[name] == 0:
+            if not term.needs_teacher or self.weights[name] == 0 or (term.uses_labels and batch.labeled is not None):
                 continue
             if values[name].item() == 0:
                 yield Fault(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kd_app.config import RequestError, RunError
+from kd_app.config import Pixels, RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.deployment.measure import Predictions, predict
@@ -28,6 +28,7 @@ from kd_app.training.pace import FILE as EPOCHS
 from kd_app.training.pace import as_long
 from kd_app.training.parts import Control, Parts, Recipe
 from kd_app.training.ranks.start import fit_on_ranks
+from kd_app.training.stored import STORED, StoredAnswers, store
 
 SPEED = "speed.json"
 DECODED = 320
@@ -249,6 +250,7 @@ class Workshop:
             answers=self._answers(teacher) if teacher else None,
             license=self.license(role, taught=teacher is not None),
             shuffled=control is not None and control.shuffled,
+            stored=self._stored(teacher, expected_pixels(request, self.seen())) if teacher and self.parts.answers == "stored" else None,
         )
 
     def license(self, role: str, *, taught: bool) -> str:
@@ -295,16 +297,19 @@ class Workshop:
             "callbacks": recipe.callbacks,
             "seed": recipe.seed,
             "trainer": {**self.parts.trainer.identity(), "max_epochs": recipe.max_epochs},
-            "data": self._views(),
+            "data": self._views(taught.role),
             "teacher": {"name": teacher.request.name, "pixels": vars(teacher.created.pixels)} if teacher else None,
             **({"shuffled": True} if taught.shuffled else {}),
+            **({"answers": "stored"} if taught.stored else {}),
         }
 
-    def _views(self) -> dict[str, Any]:
+    def _views(self, role: str) -> dict[str, Any]:
         """What decides the batches beside the data."""
         if self.parts.own.data is not None:
             return {"module": type(self.parts.own.data).__qualname__, "batch_size": self.data.batch_size}
-        return {key: self.parts.config["data"].get(key) for key in ("view", "batch_size")}
+        node = self.parts.config["data"]
+        more = {"labels": getattr(self.data, "labels", None), "views": node.get("views") if role != "teacher" else None}
+        return {"view": node.get("view"), "batch_size": node.get("batch_size"), **{key: value for key, value in more.items() if value is not None}}
 
     def predictions(self, member: Member, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
@@ -347,6 +352,21 @@ class Workshop:
         found = self.predictions(teacher, "validation")
         order = found.index.argsort()
         return Answers(torch.from_numpy(found.index[order]), torch.from_numpy(found.logits[order]))
+
+    def _stored(self, teacher: Member, sees: Pixels) -> StoredAnswers:
+        """The teacher's answers to every view that a student who expects these pixels is shown, computed once."""
+        config = {
+            "model": teacher.request.name,
+            "pixels": vars(teacher.created.pixels),
+            "sees": vars(sees),
+            "view": self.parts.config["data"]["view"],
+            "views": self.data.views,
+        }
+        inputs = {"data": self.data.fingerprint, "weights": teacher.created.weights.sha256}
+        trainer = self.parts.trainer
+        place: dict[str, Any] = {"device": trainer.device, "channels_last": trainer.channels_last, "say": self.console.line}
+        stage = self.make(STORED, config, inputs, lambda folder: store(teacher.created, self.data, sees, folder, **place))
+        return StoredAnswers.load(stage.path)
 
     def make(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Callable[[Path], None]) -> Stage:
         """The stage `name` of this configuration and these inputs, made or found, and counted as used."""

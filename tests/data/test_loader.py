@@ -3,6 +3,8 @@ import gc
 import multiprocessing
 import pickle
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch import Tensor
 from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
-from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Position, Rank, TrainingLoader
+from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Position, Rank, Request, TrainingLoader
 from kd_app.data.pixel_store import HeldStore, Store, hold
 from kd_app.data.views import EVALUATION, CropFlip, Plain, ResizedCrop, View
 
@@ -46,11 +48,11 @@ def training(
     rank: Rank = SINGLE,
     workers: int = 0,
     view: View = CROP,
-    reshuffle: bool = True,
+    **more: Any,
 ) -> TrainingLoader:
     made = maker(images, view)
     rows = np.arange(images)
-    return TrainingLoader(made, rows, batch_size, num_workers=workers, order_seed=5, position=position, rank=rank, reshuffle=reshuffle)
+    return TrainingLoader(made, rows, batch_size, num_workers=workers, order_seed=5, position=position, rank=rank, **more)
 
 
 def indices(batches: TrainingLoader | EvaluationLoader) -> list[list[int]]:
@@ -108,6 +110,45 @@ def test_without_reshuffling_each_epoch_has_the_same_images_in_another_view() ->
     assert [batch.index.tolist() for batch in first] == [batch.index.tolist() for batch in second]
     assert [batch.view for batch in second] == [1] * 5
     assert not torch.equal(first[0].image, second[0].image)
+
+
+def test_so_many_views_return_in_turn() -> None:
+    epochs = [list(training(40, 8, position=start_of(epoch), views=3)) for epoch in range(7)]
+    assert [epoch[0].view for epoch in epochs] == [0, 1, 2, 0, 1, 2, 0]
+    first, again = ({n: x for b in epochs[e] for n, x in zip(b.index.tolist(), b.image, strict=True)} for e in (1, 4))
+    assert all(torch.equal(image, first[number]) for number, image in again.items())
+    assert [b.index.tolist() for b in epochs[1]] != [b.index.tolist() for b in epochs[4]]
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 3), st.integers(1, 2))
+def test_an_epoch_over_fewer_images_has_as_many_batches_in_passes_that_each_show_all(images: int, batch_size: int, epoch: int, world: int) -> None:
+    if images < world:
+        return
+    few, whole = ({"position": start_of(epoch), "rank": Rank(0, world)} for _ in range(2))
+    batches = list(training(images, batch_size, **few, images_an_epoch=100))
+    assert len(batches) == len(training(100, batch_size, **whole))
+    a_pass = max(1, images // (batch_size * world))
+    first = epoch * len(batches)
+    for view in {batch.view for batch in batches}:
+        seen = [n for number, batch in enumerate(batches) if batch.view == (first + number) // a_pass == view for n in batch.index.tolist()]
+        assert len(seen) == len(set(seen))
+    assert {batch.view for batch in batches} == {(first + number) // a_pass for number in range(len(batches))}
+
+
+def test_passes_over_few_images_go_on_from_epoch_to_epoch() -> None:
+    epochs = [list(training(12, 4, position=start_of(epoch), images_an_epoch=40)) for epoch in range(2)]
+    assert [batch.view for epoch in epochs for batch in epoch] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6]
+    middle = list(training(12, 4, position=lambda: (1, 4), images_an_epoch=40))
+    assert same(middle, epochs[1][4:])
+
+
+def test_a_label_that_may_not_be_used_is_not_in_the_batch() -> None:
+    labeled = np.arange(20) % 3 == 0
+    made = replace(maker(20), labeled=labeled)
+    batch = made[Request(0, np.array([3, 4, 0, 19]))]
+    assert batch.labeled is not None
+    assert batch.labeled.tolist() == [True, False, True, False]
+    assert batch.target.tolist() == [3, -1, 0, -1]
 
 
 def test_the_global_generators_have_no_say_in_the_order() -> None:

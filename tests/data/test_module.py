@@ -79,6 +79,8 @@ def made(source: Callable[..., Source], **changes: Any) -> ImageData:
         "seed": 0,
         "image_size": None,
         "split": {"validation": 0.1, "test": 0.2},
+        "views": None,
+        "labels": None,
     }
     return ImageData(**{**settings, **changes})
 
@@ -286,3 +288,42 @@ def test_the_digits_are_served_from_their_yaml() -> None:
     data.bind(Pixels(1, 8, 8, (0.5,), (0.5,)), order_seed=0)
     batch = next(iter(data.train_dataloader()))
     assert (tuple(batch.image.shape), sum(data.sizes.values())) == ((128, 1, 8, 8), 1797)
+
+
+def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_part_of_a_larger_one() -> None:
+    few, some, other = (arrays(labels=share, seed=seed) for share, seed in ((0.1, 0), (0.4, 0), (0.4, 1)))
+    target = few.listing.target
+    assert np.bincount(target[few.labeled_rows]).tolist() == [1, 1, 1]
+    assert np.bincount(target[some.labeled_rows]).tolist() == [round(0.4 * n) for n in np.bincount(some.targets("train"))]
+    assert set(few.labeled_rows) < set(some.labeled_rows) < set(some.training_rows)
+    assert set(some.labeled_rows) != set(other.labeled_rows)
+    assert few.fingerprint == some.fingerprint == arrays().fingerprint  # the pixels are the same
+
+
+def test_the_smallest_share_leaves_every_class_one_label_and_all_is_all() -> None:
+    assert len(arrays(labels=1e-6).labeled_rows) == 3
+    whole = arrays(labels=1)
+    whole.bind(GRAY, order_seed=0)
+    assert len(whole.labeled_rows) == len(whole.training_rows)
+    assert next(iter(whole.train_dataloader())).labeled is None
+    assert whole.notes == arrays().notes
+
+
+def test_what_is_measured_is_measured_by_all_labels_and_a_sample_to_learn_from_has_the_labeled_ones_alone() -> None:
+    data = arrays(labels=0.2)
+    measured = list(data.evaluation("train", GRAY))
+    assert all(batch.labeled is None and bool((batch.target >= 0).all()) for batch in measured)
+    sampled = torch.cat([batch.index for batch in data.sample("train", GRAY, 1000)])
+    assert sampled.tolist() == data.labeled_rows.tolist()
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_views_return_after_so_many_epochs_and_what_is_shown_can_be_asked_for(epoch: int) -> None:
+    data = arrays(views=2)
+    data.bind(GRAY, order_seed=4)
+    loader = data.train_dataloader()
+    loader.position = lambda: (epoch, 0)
+    shown = {number: image for batch in loader for number, image in zip(batch.index.tolist(), batch.image, strict=True)}
+    asked = {n: image for batch in data.seen_in(epoch % 2, GRAY) for n, image in zip(batch.index.tolist(), batch.image, strict=True)}
+    assert list(asked) == data.training_rows.tolist()
+    assert all(torch.equal(image, asked[number]) for number, image in shown.items())

@@ -28,6 +28,8 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
         seed=0,
         image_size=None,
         split=Shares(validation=0.1, test=0.2),
+        views=None,
+        labels=None,
     )
     data.setup("fit")
     return data

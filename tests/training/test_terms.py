@@ -119,7 +119,7 @@ def checked(terms: WeightedTerms, model: nn.Linear | None = None, *, agree: bool
         teacher.logits = own.logits.detach()
     terms.build(own, teacher)
     total, values = terms(own, teacher, images)
-    terms.check(values, model)
+    terms.check(values, model, images)
     assert isinstance(total, Tensor)
     return total
 

@@ -45,7 +45,7 @@ class Looking(Callback):
         ready = replace(pl_module.prepared(batch), progress=pl_module.progress)
         with trainer.precision_plugin.train_step_context():
             total, values = pl_module.losses(ready)
-        self.faults.update({(fault.term, fault.kind): fault for fault in pl_module.terms.faults(values, pl_module.student)})
+        self.faults.update({(fault.term, fault.kind): fault for fault in pl_module.terms.faults(values, pl_module.student, ready)})
         self.norms.append(pl_module.terms.gradient_norms(values, pl_module.student))
         if self._first is None:
             self._first, self.before = ready, float(total.detach())

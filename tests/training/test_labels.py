@@ -1,0 +1,92 @@
+"""Trainings of which only a part of the images has a label: who sees which images, and for how many steps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_app.config.compose import composed
+from kd_app.data.batch import Batch
+from kd_app.reporting.console import Console
+from kd_app.stages import Stages
+from kd_app.training.module import Distillation
+from kd_app.training.parts import parts
+from kd_app.training.plan import described
+from kd_app.training.workshop import Workshop
+from tests.commands.call import call
+from tests.training.made import Listening, teacher_folder
+
+FEW = ("data.labels=0.1", "data.batch_size=64", "student.name=resnet8", "trainer.max_epochs=2", "trainer=cpu", "trainer.precision=32-true")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teacher_folder(tmp_path_factory.mktemp("teacher"))
+
+
+def shop(folder: Path, *words: str) -> Workshop:
+    config = composed("distill", [f"stages={folder}", "logger=[]", *FEW, *words])
+    made = Workshop(parts(config), Stages(folder), Console(silent=True), tracker=Listening())
+    made.prepare_data()
+    return made
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """Those that are trained on, as they come."""
+    seen: list[Batch] = []
+    plain = Distillation.training_step
+
+    def step(module: Distillation, batch: Any, batch_idx: int) -> Any:
+        seen.append(batch)
+        return plain(module, batch, batch_idx)
+
+    monkeypatch.setattr(Distillation, "training_step", step)
+    return seen
+
+
+def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_as_many_steps(
+    teacher: Path, tmp_path: Path, batches: list[Batch]
+) -> None:
+    made = shop(tmp_path, f"teacher.checkpoint={teacher}")
+    labeled = set(made.data.labeled_rows.tolist())
+    assert len(labeled) == 129
+    known = made.as_it_is()
+    made.train("student", known)
+    student = list(batches)
+    batches.clear()
+    made.train("labels_only", known)
+    assert len(batches) == len(student) == 2 * (1295 // 64)
+    assert set(torch.cat([batch.index for batch in batches]).tolist()) == labeled
+    assert len(set(torch.cat([batch.index for batch in student]).tolist())) > 1200
+    for batch in student:
+        assert batch.labeled is not None
+        assert batch.labeled.tolist() == [number in labeled for number in batch.index.tolist()]
+        assert torch.equal(batch.target >= 0, batch.labeled)
+    assert all(batch.labeled is not None and bool(batch.labeled.all()) for batch in batches)
+
+
+def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(tmp_path: Path, batches: list[Batch]) -> None:
+    made = shop(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
+    made.train("teacher")
+    assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(made.data.labeled_rows.tolist())
+    assert len(batches) == 1295 // 64
+
+
+def test_the_plan_says_how_many_are_labeled_and_who_sees_them(teacher: Path, tmp_path: Path) -> None:
+    lines = described(shop(tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.answers=stored"), ready=True)
+    data, _, control, student = lines
+    assert "129 of the images to train on have a label; 4 views of each in turn, to which the teacher's answers are stored" in data
+    assert "on cross_entropy, on the 129 images with a label in as many steps, from" in control
+    assert "with a label" not in student
+
+
+def test_a_whole_run_says_in_its_results_how_many_are_labeled(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"teacher.checkpoint={teacher}", "debug=fdr", "logger=[csv]", "out=run", "data.labels=0.01", "loss=[nkd,soft_target]"]
+    said = "10 of 1,295 images to train on keep their label (data.labels=0.01); the others are seen without"
+    assert said in call(*words, command="kd-check").out
+    ended = call(*words)
+    assert (ended.code, ended.err) == (0, "")
+    assert said in (tmp_path / "run" / "results.json").read_text(encoding="utf-8")

@@ -1,0 +1,186 @@
+"""A teacher's stored answers: the student that they make is the one that the teacher makes, and no other view is answered by them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kd_app.config import RequestError, RunError
+from kd_app.config.compose import composed
+from kd_app.data.batch import Batch
+from kd_app.models.teacher import FrozenTeacher
+from kd_app.reporting.console import Console
+from kd_app.stages import Stages, file_sha256
+from kd_app.training import stored
+from kd_app.training.parts import parts
+from kd_app.training.stored import StoredAnswers
+from kd_app.training.workshop import Workshop
+from tests.commands.call import call
+from tests.training.made import Trained, teacher_folder, trained
+
+VIEWS = ("data.batch_size=256", "student.name=resnet8", "trainer.max_epochs=3", "data.views=2")
+VIT = [f"student.kwargs.{key}={value}" for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()]
+STORED = (*VIEWS, "teacher.answers=stored")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teacher_folder(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the stages of many tests are, each of which would make the same."""
+    return tmp_path_factory.mktemp("stored")
+
+
+def weights(found: Trained) -> str:
+    return file_sha256(found.folder / "model" / "model.safetensors")
+
+
+def files(place: Path) -> list[Path]:
+    return sorted((place / "stages").glob("answers-teacher-views-*/logits.npy"))
+
+
+class Asked:
+    """Counts the batches that the teacher answers, and stops it where it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches = 0
+        self.ends_at: int | None = None
+        plain = FrozenTeacher.forward
+
+        def forward(teacher: FrozenTeacher, image: torch.Tensor) -> Any:
+            if self.batches == self.ends_at:
+                raise RunError("pulled the plug")
+            self.batches += 1
+            return plain(teacher, image)
+
+        monkeypatch.setattr(FrozenTeacher, "forward", forward)
+
+
+def test_stored_answers_make_the_very_same_student_as_the_teacher_itself(teacher: Path, place: Path, tmp_path: Path) -> None:
+    live = trained(teacher, tmp_path, *VIEWS)
+    read = trained(teacher, place, *STORED)
+    assert weights(read) == weights(live)
+    assert [row["train/soft_target"] for row in read.curves if "train/soft_target" in row] == [
+        row["train/soft_target"] for row in live.curves if "train/soft_target" in row
+    ]
+
+
+def test_another_seed_and_another_share_of_labels_read_the_same_answers_and_do_not_run_the_teacher(
+    teacher: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(teacher, place, *STORED)
+    asked = Asked(monkeypatch)
+    found = [trained(teacher, place, *STORED, *more) for more in (["seed=1"], ["data.labels=0.1"], ["data.labels=0.1", "seed=1"])]
+    assert len({weights(each) for each in found}) == 3
+    assert len(files(place)) == 1
+    assert asked.batches == len(found)  # once each, for the shapes of what the terms compare
+
+
+@pytest.mark.parametrize("other", ["data.seed=1", "data.view.padding=0", "data.views=3", "student.image_size=10"])
+def test_answers_to_other_views_are_never_read(teacher: Path, place: Path, tmp_path: Path, other: str) -> None:
+    """Fault 6 of other toolkits: stored answers are used again under another crop."""
+    trained(teacher, place, *STORED)
+    first = np.load(files(place)[0])
+    trained(teacher, tmp_path, *STORED, "trainer.max_epochs=1", other)
+    second = np.load(files(tmp_path)[0])
+    assert files(tmp_path)[0].parent.name != files(place)[0].parent.name
+    assert first.shape != second.shape or not np.allclose(first, second, atol=1e-2)
+
+
+def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
+    trained(teacher, place, *STORED)
+    answers = StoredAnswers.load(files(place)[0].parent)
+    assert answers.logits.shape == (2, len(answers.index), 10)
+    assert answers.logits.dtype == np.float32
+    one, two = (answers.of(Batch(torch.zeros(3), torch.zeros(3), torch.from_numpy(answers.index[[5, 0, 7]].copy()), view=view)) for view in (0, 1))
+    assert torch.equal(one, torch.from_numpy(answers.logits[0, [5, 0, 7]]))
+    assert not torch.allclose(one, two, atol=1e-2)
+
+
+def test_a_control_that_pairs_images_reads_the_partners_answer(teacher: Path, place: Path) -> None:
+    trained(teacher, place, *STORED)
+    answers = StoredAnswers.load(files(place)[0].parent)
+    index, other = (torch.from_numpy(answers.index[rows].copy()) for rows in ([0, 1], [8, 9]))
+    shown = answers.of(Batch(torch.zeros(2), torch.zeros(2), index, view=1, other_index=other))
+    assert torch.equal(shown, torch.from_numpy(answers.logits[1, [8, 9]]))
+
+
+def test_an_interrupted_attempt_is_gone_on_with(teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(teacher, place, *STORED)
+    monkeypatch.setattr(stored, "_SECURED", 2)
+    asked = Asked(monkeypatch)
+    asked.ends_at = 9  # 6 batches are a view: 8 are secured, one was answered after them
+    with pytest.raises(RunError):
+        trained(teacher, tmp_path, *STORED)
+    asked.batches, asked.ends_at = 0, None
+    trained(teacher, tmp_path, *STORED)
+    assert asked.batches == 12 - 8 + 1
+    assert np.array_equal(np.load(files(tmp_path)[0]), np.load(files(place)[0]))
+    assert sorted(path.name for path in files(tmp_path)[0].parent.iterdir()) == ["index.npy", "logits.npy", "stage.json"]
+
+
+def test_a_disk_without_place_for_them_is_said_before_the_teacher_is_asked(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd_app.training.stored.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    asked = Asked(monkeypatch)
+    with pytest.raises(RunError, match=r"2 views of 1,295 images take .* lower data\.views"):
+        trained(teacher, tmp_path, *STORED)
+    assert not asked.batches
+
+
+@pytest.mark.slow
+def test_two_ranks_read_what_one_process_stored(teacher: Path, place: Path, tmp_path: Path) -> None:
+    two = ("trainer=ddp_sim", "data.batch_size=128", "data.labels=0.5", "trainer.max_epochs=2", "student.name=vit_tiny_patch16_224", *VIT)
+    read = trained(teacher, place, *STORED, *two)
+    live = trained(teacher, tmp_path, *VIEWS, *two)
+    one = trained(teacher, place, *STORED, *two, "trainer=cpu", "data.batch_size=256")
+    assert len(files(place)) == 1
+    assert weights(read) == weights(live)
+    ours, theirs = (each.member.created.model.state_dict() for each in (one, read))  # no BatchNorm, which sees half as many
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_many_share_it(tmp_path: Path) -> None:
+    found = []
+    for words in ([], ["data.views=4"]):
+        made = Workshop(parts(composed("distill", words)), Stages(tmp_path), Console(silent=True), tracker=None)
+        made.prepare_data()
+        found.append({role: made._identity(made.taught(role, None, made.plain(role)), None) for role in ("teacher", "student")})
+    assert found[0]["teacher"] == found[1]["teacher"]
+    assert found[0]["student"] != found[1]["student"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["teacher.answers=stored"], "data.views=null"),
+        (
+            ["teacher.answers=stored", "data.views=2", "loss=[cross_entropy,feature_hint]"],
+            "feature_hint of the student reads its features",
+        ),
+        (["teacher.answers=sometimes"], "'live' or 'stored'"),
+        (["data.views=0"], "views=0"),
+        (["data.labels=0"], "labels=0"),
+        (["data.labels=1.5"], "labels=1.5"),
+        (["data.labels=0.1", "controls=[labels_only,shuffled_teacher]"], "the control shuffled_teacher"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(words: list[str], said: str, tmp_path: Path) -> None:
+    ended = call(f"out={tmp_path / 'out'}", f"stages={tmp_path / 'stages'}", *words)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own() -> None:
+    own = ["allow=[tests]", "data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
+    for word in ("data.labels=0.5", "data.views=2"):
+        with pytest.raises(RequestError, match=f"{word} is for the images that kd_app reads"):
+            parts(composed("distill", [*own, word]))
+    with pytest.raises(RequestError, match="gives batches without views"):
+        parts(composed("distill", [*own, "teacher.answers=stored"]))
