@@ -57,14 +57,14 @@ class Maker(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
-        index, target, more = torch.from_numpy(request.images), self.target[request.images], dict[str, Tensor]()
+        batch = Batch(self._seen(request), torch.from_numpy(self.target[request.images]), torch.from_numpy(request.images), view=request.view)
         if self.labeled is not None:
-            labeled = self.labeled[request.images]
-            target, more = np.where(labeled, target, -1), {"labeled": torch.from_numpy(labeled)}
+            batch.labeled = torch.from_numpy(self.labeled[request.images])
+            batch.target = torch.where(batch.labeled, batch.target, -1)
         if self.partners is not None:
             others = Request(request.view, self.partners[request.images])
-            more |= {"other": self._seen(others), "other_index": torch.from_numpy(others.images)}
-        return Batch(self._seen(request), torch.from_numpy(target), index, view=request.view, **more)
+            batch.other, batch.other_index = self._seen(others), torch.from_numpy(others.images)
+        return batch
 
     def _seen(self, request: Request) -> Tensor:
         keys = image_keys(self.seed, request.images, request.view)

@@ -140,7 +140,7 @@ class Distillation(pl.LightningModule):
     def _said(self, ready: Batch) -> Outputs:
         """What the teacher says of the batch; nothing where there is none."""
         if self._stored is not None:
-            return Outputs(logits=self._stored.of(ready).to(torch.promote_types(self.dtype, torch.float32)))
+            return Outputs(logits=self._stored.of(ready).to(torch.float64 if self.dtype == torch.float64 else torch.float32))
         if self.teacher is None:
             return Outputs()
         said: Outputs = self.teacher(ready.image if ready.other is None else ready.other)

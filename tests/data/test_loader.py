@@ -124,9 +124,8 @@ def test_so_many_views_return_in_turn() -> None:
 def test_an_epoch_over_fewer_images_has_as_many_batches_in_passes_that_each_show_all(images: int, batch_size: int, epoch: int, world: int) -> None:
     if images < world:
         return
-    few, whole = ({"position": start_of(epoch), "rank": Rank(0, world)} for _ in range(2))
-    batches = list(training(images, batch_size, **few, images_an_epoch=100))
-    assert len(batches) == len(training(100, batch_size, **whole))
+    batches = list(training(images, batch_size, position=start_of(epoch), rank=Rank(0, world), images_an_epoch=100))
+    assert len(batches) == len(training(100, batch_size, rank=Rank(0, world)))
     a_pass = max(1, images // (batch_size * world))
     first = epoch * len(batches)
     for view in {batch.view for batch in batches}:

@@ -1,0 +1,61 @@
+"""A loss term of somebody's own: one .py and one .yaml in a folder outside the package, as the README shows it."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands.call import TINY, call
+
+MODULE = '''
+from kd_app.losses.logits import LogitTerm
+
+
+class LogitGap(LogitTerm):
+    """``mean_b max_c |z_s - z_t|^power``: the largest difference of two logits."""
+
+    def __init__(self, *, power: float, standardize: bool) -> None:
+        super().__init__(standardize=standardize)
+        self.power = power
+
+    def forward(self, student, teacher, batch):
+        ours, theirs = self.logits(student, teacher)
+        return (ours - theirs).abs().amax(dim=1).pow(self.power).mean()
+'''
+
+CHOICE = """
+# The largest difference of two logits
+logit_gap:
+  _target_: mine.logit_gap.LogitGap
+  weight: 0.5
+  power: 2.0 # of the difference
+  standardize: false # compare the shape of the logits alone
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``mine/logit_gap.py`` and ``conf/loss/logit_gap.yaml`` below a folder that Python looks into."""
+    for path, text in (("mine/__init__.py", ""), ("mine/logit_gap.py", MODULE), ("conf/loss/logit_gap.yaml", CHOICE)):
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        monkeypatch.delitem(sys.modules, name)
+    return tmp_path
+
+
+def test_kd_distill_trains_with_it_by_name_and_its_settings_are_checked_like_ours(mine: Path) -> None:
+    found = [f"hydra.searchpath=[file://{mine / 'conf'}]", "loss=[cross_entropy,logit_gap]", *TINY, "out=run"]
+    ended = call(*found, "allow=[mine]", "loss.logit_gap.power=1")
+    assert (ended.code, ended.err) == (0, "")
+    rows = list(csv.DictReader(Path("run/metrics.csv").read_text(encoding="utf-8").splitlines()))
+    assert any(float(row["train/logit_gap"] or 0) > 0 for row in rows)
+    strange = call(*found)
+    assert strange.code == 2
+    assert "allow" in strange.err
+    wrong = call(*found, "allow=[mine]", "loss.logit_gap.power=much")
+    assert wrong.code == 2
+    assert "power='much'" in wrong.err
