@@ -49,8 +49,8 @@ class FileSource(Source):
         return fingerprinted(listing, digest_files([self.base / file for file in files]))
 
 
-def existing(root: Path | None) -> Path:
-    """`root` with ``~`` expanded. Raises `RequestError` where it is None, or where nothing is there, naming what is called alike."""
+def existing(root: Path | None, key: str = "data.root") -> Path:
+    """`root` with ``~`` expanded. Raises `RequestError` where it is None, or where nothing is there, naming `key` and what is called alike."""
     if root is None:
         raise RequestError("This data needs the place of its images: data.root is not set. Set it, for example data.root=photos.")
     path = root.expanduser()
@@ -58,7 +58,7 @@ def existing(root: Path | None) -> Path:
         return path
     parent = path.parent
     near = closest(path.name, os.listdir(parent)) if parent.is_dir() else f"There is no folder {str(parent)!r} either. "
-    raise RequestError(f"There is no {str(path)!r}. {near}Expected: the folder that holds the images. Set data.root to it.")
+    raise RequestError(f"There is no {str(path)!r}. {near}Expected: the folder that holds the images. Set {key} to it.")
 
 
 def need_two(classes: Sequence[str], where: Path) -> None:

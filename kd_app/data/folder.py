@@ -51,7 +51,7 @@ class Folder(FileSource):
     def _images(self, part: Path, name: str) -> list[str]:
         """Images of one class, relative to the root. Raises `RequestError` where there is none."""
         seen = {os.path.realpath(folder) for folder in (self.base, part)}
-        below = list(_walk(part / name, seen))
+        below = list(walk(part / name, seen))
         images = [os.path.relpath(path, self.base).replace(os.sep, "/") for path in below if is_image_name(path)]
         self.ignored += len(below) - len(images)
         if not images:
@@ -93,7 +93,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[str]:
+def walk(folder: Path, seen: set[str]) -> Iterator[str]:
     """Paths of all files below, links followed; `seen` holds the real paths of folders that are not entered (again)."""
     real = os.path.realpath(folder)
     if real in seen:
@@ -101,7 +101,7 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[str]:
     seen.add(real)
     for entry in _visible(folder):
         if _is_folder(entry):
-            yield from _walk(Path(entry.path), seen)
+            yield from walk(Path(entry.path), seen)
         elif entry.is_symlink() or entry.is_file():  # a broken link is told by name when it is read
             yield entry.path
 

@@ -25,6 +25,7 @@ from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
 from kd_app.data.thumbnail import thumbnail
+from kd_app.data.unlabeled import UNLABELED, WithUnlabeled, labeled_part
 from kd_app.data.views import Plain, View
 from kd_app.stages import fingerprint
 
@@ -50,7 +51,8 @@ class ImageData(LightningDataModule, Typed):
     ``bind(pixels, order_seed=...)`` says for which model `train_dataloader` and `val_dataloader` serve; `evaluation` needs no Trainer.
     Batches are `Batch` with uint8 images. The trainer says rank, world and position, so that a resumed run goes on in mid-epoch.
     views: so many views of each image, one an epoch in turn; None: a fresh one every epoch. labels: the share of the images to train on whose label
-    is used in training, see `labeled_images`; None: all. What is measured, on train as well, is measured by all labels.
+    is used in training, see `labeled_images`; None: all. What is measured, on train as well, is measured by all labels. unlabeled: a folder of
+    images that have none and are trained on as well, see `WithUnlabeled`.
     """
 
     def __init__(
@@ -68,9 +70,13 @@ class ImageData(LightningDataModule, Typed):
         split: Shares,
         views: PositiveInt | None,
         labels: Annotated[float, Field(gt=0, le=1)] | None,
+        unlabeled: Path | None,
     ) -> None:
         super().__init__()
         self.source = _made(source, root)
+        if unlabeled is not None:
+            self.source = WithUnlabeled(self.source, unlabeled)
+        self.unlabeled = unlabeled
         self.view = view
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -99,15 +105,18 @@ class ImageData(LightningDataModule, Typed):
         """Find the images and divide them. Raises `RequestError` where the source or the division does."""
         if self._listing is None:
             listing = self.source.listing()
-            found = divide(listing, seed=self.seed, validation=self.shares.validation, test=self.shares.test)
-            self._listing, self._names, self.notes = listing, found.names, found.notes
+            labeled = labeled_part(listing)
+            found = divide(labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test)
+            names = (*found.names, *(UNLABELED,) * (len(listing.files) - len(labeled.files)))
+            self._listing, self._names, self.notes = listing, names, found.notes
             self._divide()
 
     def _divide(self) -> None:
         names = np.array(self._names)
         names[[int(number) for number in self._bad]] = ""
-        self._rows = {name: np.flatnonzero(names == name) for name in SPLITS}
-        self._labeled = None if self.labels is None else labeled_images(self.listing, self._rows["train"], self.labels, seed=self.seed)
+        self._rows = {name: np.flatnonzero(names == name) for name in (*SPLITS, UNLABELED)}
+        few = self.labels is not None or len(self._rows[UNLABELED])
+        self._labeled = labeled_images(self.listing, self._rows["train"], self.labels or 1.0, seed=self.seed) if few else None
 
     @property
     def listing(self) -> Listing:
@@ -140,9 +149,16 @@ class ImageData(LightningDataModule, Typed):
             self._load_scan(folder)
         self._statistics = None
         self._check_splits()
+        self._note_labels()
+
+    def _note_labels(self) -> None:
+        kept, images, beside = (len(rows) for rows in (self.labeled_rows, self.rows("train"), self.rows(UNLABELED)))
         if self.labels is not None:
-            kept, images = len(self.labeled_rows), len(self.training_rows)
             self.notes += (f"{kept:,} of {images:,} images to train on keep their label (data.labels={self.labels:g}); the others are seen without",)
+        if beside:
+            self.notes += (
+                f"{beside:,} images without a label (data.unlabeled={self.unlabeled}) are trained on as well, by the terms that read none",
+            )
 
     def _load_scan(self, folder: Path) -> None:
         found = read_scan(folder)
@@ -155,7 +171,7 @@ class ImageData(LightningDataModule, Typed):
         self._store, notes = open_store(self.source, folder, self.cache)
         self._decode_size = found.summary.decode_size
         self._divide()
-        self._measured_size = typical_size(found.sizes)
+        self._measured_size = typical_size(found.sizes[self.listing.target >= 0])
         skipped = (f"{len(self._bad)} image(s) can't be read and are left out: {self._named_bad()}",) if self._bad else ()
         self.notes = (*self.notes, *notes, *skipped)
 
@@ -218,8 +234,8 @@ class ImageData(LightningDataModule, Typed):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images that can be read, by split."""
-        return {name: len(self.rows(name)) for name in SPLITS}
+        """Number of images that can be read, by split; of those without a label where there are any."""
+        return {name: len(self.rows(name)) for name in (*SPLITS, UNLABELED) if name in SPLITS or len(self.rows(name))}
 
     @property
     def fingerprint(self) -> str:
@@ -253,7 +269,7 @@ class ImageData(LightningDataModule, Typed):
     @property
     def training_rows(self) -> Int64[np.ndarray, " rows"]:
         """Numbers of the images of one epoch, ascending: with and without a label."""
-        return self.rows("train")
+        return np.concatenate((self.rows("train"), self.rows(UNLABELED)))
 
     @property
     def labeled_rows(self) -> Int64[np.ndarray, " rows"]:

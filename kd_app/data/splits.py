@@ -60,11 +60,11 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Spl
 
 
 def write_split(path: Path, listing: Listing, names: Sequence[str]) -> None:
-    """Write a CSV with the columns index, file, label, split, group: one row an image, in the listing's order."""
+    """Write a CSV with the columns index, file, label ('' for none), split, group: one row an image, in the listing's order."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("index", "file", "label", "split", "group"))
-    labels = (listing.classes[number] for number in listing.target.tolist())
+    labels = (listing.classes[number] if number >= 0 else "" for number in listing.target.tolist())
     writer.writerows(zip(range(len(names)), listing.files, labels, names, listing.group, strict=True))
     write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
 

@@ -5,6 +5,7 @@ import time
 import torch
 
 from kd_app.data.module import ImageData
+from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
@@ -55,7 +56,9 @@ def _fed(shop: Workshop) -> str:
     data = shop.data
     if not isinstance(data, ImageData):
         return ""
-    labeled = f"; {len(data.labeled_rows):,} of the images to train on have a label" if len(data.labeled_rows) < len(data.training_rows) else ""
+    few, beside = len(data.labeled_rows) < len(data.training_rows), len(data.rows(UNLABELED))
+    more = f" and {beside:,} more beside them have none" if beside else ""
+    labeled = f"; {len(data.labeled_rows):,} of the images to train on have a label{more}" if few else ""
     views = f"; {data.views} views of each in turn" if data.views else ""
     stored = ", to which the teacher's answers are stored" if shop.parts.answers == "stored" else ""
     return f"{labeled}{views}{stored}"
@@ -64,7 +67,8 @@ def _fed(shop: Workshop) -> str:
 def steps_an_epoch(shop: Workshop) -> int:
     """Batches of an epoch, within the limits that are set."""
     trainer = shop.parts.trainer
-    steps = max(1, shop.data.sizes["train"] // ((shop.data.batch_size or 1) * trainer.world_size))
+    images = len(shop.data.training_rows) if isinstance(shop.data, ImageData) else shop.data.sizes["train"]
+    steps = max(1, images // ((shop.data.batch_size or 1) * trainer.world_size))
     limit = trainer.limits["overfit_batches"] or trainer.limits["limit_train_batches"]
     return min(steps, limit) if isinstance(limit, int) else max(1, int(steps * (limit or 1)))
 

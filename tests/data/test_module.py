@@ -81,6 +81,7 @@ def made(source: Callable[..., Source], **changes: Any) -> ImageData:
         "split": {"validation": 0.1, "test": 0.2},
         "views": None,
         "labels": None,
+        "unlabeled": None,
     }
     return ImageData(**{**settings, **changes})
 

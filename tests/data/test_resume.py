@@ -30,6 +30,7 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
         split=Shares(validation=0.1, test=0.2),
         views=None,
         labels=None,
+        unlabeled=None,
     )
     data.setup("fit")
     return data

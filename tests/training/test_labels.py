@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from kd_app.config import Pixels
 from kd_app.config.compose import composed
 from kd_app.data.batch import Batch
 from kd_app.reporting.console import Console
@@ -15,7 +17,7 @@ from kd_app.training.parts import parts
 from kd_app.training.plan import described
 from kd_app.training.workshop import Workshop
 from tests.commands.call import call
-from tests.training.made import Listening, teacher_folder
+from tests.training.made import Listening, image_folder, results, stage, teacher_folder
 
 FEW = ("data.labels=0.1", "data.batch_size=64", "student.name=resnet8", "trainer.max_epochs=2", "trainer=cpu", "trainer.precision=32-true")
 
@@ -90,3 +92,27 @@ def test_a_whole_run_says_in_its_results_how_many_are_labeled(teacher: Path, tmp
     ended = call(*words)
     assert (ended.code, ended.err) == (0, "")
     assert said in (tmp_path / "run" / "results.json").read_text(encoding="utf-8")
+
+
+def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_check_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "photos", images=20)
+    image_folder(tmp_path / "more", images=10)
+    known = teacher_folder(tmp_path / "teacher", pixels=Pixels(3, 16, 16, (0.5,) * 3, (0.25,) * 3), classes=("class0", "class1"))
+    words = [
+        "data=folder",
+        "data.root=photos",
+        "data.unlabeled=more",
+        f"teacher.checkpoint={known}",
+        "student.name=resnet8",
+        "debug=fdr",
+        "logger=[csv]",
+    ]
+    ended = call(*words, "data.batch_size=16", "data.views=2", "teacher.answers=stored", "out=run")
+    assert (ended.code, ended.err) == (0, "")
+    assert "28 of the images to train on have a label and 20 more beside them have none" in ended.out
+    assert results(tmp_path / "run")["data"]["sizes"]["unlabeled"] == 20
+    stored = stage(tmp_path / "run", "answers-teacher-views")
+    assert np.load(stored / "logits.npy", mmap_mode="r").shape == (2, 48, 2)
+    checked = call(*words, command="kd-check")
+    assert "Note: data: 20 images without a label (data.unlabeled=more) are trained on as well" in checked.out

@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from kd_app.data.module import ImageData
 from kd_app.data.source import SPLITS
+from kd_app.data.unlabeled import UNLABELED
 from kd_app.training.checks.finding import Finding, note, refusal, warning
 from kd_app.training.checks.subject import Subject
 
@@ -23,6 +24,8 @@ _MEASURED = 1000
 _BUDGET = 5
 """Images are looked at for so many times the limits' seconds."""
 _RARE = 0.001
+_TRAINED = ("train", UNLABELED)
+"""Splits that may have images in common."""
 _NAMED = 3
 
 
@@ -39,8 +42,8 @@ class Looked:
 
     seen: dict[str, int]
     same: list[tuple[Place, Place]] = field(default_factory=list)
-    places: dict[str, list[Place]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    thumbnails: dict[str, list[Tensor]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    places: dict[str, list[Place]] = field(default_factory=lambda: {split: [] for split in (*SPLITS, UNLABELED)})
+    thumbnails: dict[str, list[Tensor]] = field(default_factory=lambda: {split: [] for split in (*SPLITS, UNLABELED)})
 
 
 def class_missing(subject: Subject) -> Iterator[Finding]:
@@ -88,16 +91,17 @@ def _pairs(data: Any, pairs: list[tuple[Place, Place]]) -> str:
 
 def _look(subject: Subject) -> Looked:
     """Test and validation whole, then train, as far as the time allows."""
-    data, looked = subject.shop.data, Looked(dict.fromkeys(("test", "validation", "train"), 0))
+    data = subject.shop.data
+    looked = Looked(dict.fromkeys(("test", "validation", *(split for split in data.sizes if split in _TRAINED)), 0))
     first: dict[bytes, Place] = {}
     end = time.monotonic() + _BUDGET * subject.limits.seconds
     for split in looked.seen:
-        wanted = subject.limits.compared if split == "train" else _MEASURED
+        wanted = subject.limits.compared if split in _TRAINED else _MEASURED
         for index, picture in _pictures(data, split):
             place = Place(split, index)
             key = blake2b(repr(picture.shape).encode() + picture.tobytes()).digest()
             before = first.setdefault(key, place)
-            if before.split != split:
+            if before.split != split and not {before.split, split} <= set(_TRAINED):
                 looked.same.append((before, place))
             if looked.seen[split] < wanted:
                 looked.places[split].append(place)
@@ -135,7 +139,7 @@ def _contrasts(thumbnails: Tensor) -> Tensor:
 
 def _near(subject: Subject, looked: Looked) -> Iterator[tuple[Place, Place]]:
     """Pairs over two splits whose thumbnails differ in less than `limits.near` of their contrast: ``1 - correlation``."""
-    for split, others in (("test", ("train", "validation")), ("validation", ("train",))):
+    for split, others in (("test", (*_TRAINED, "validation")), ("validation", _TRAINED)):
         places = [place for other in others for place in looked.places[other]]
         if not places or not looked.places[split]:
             continue

@@ -1,0 +1,71 @@
+"""Images without labels, in a folder beside the labeled ones."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kd_app.config import RequestError
+from kd_app.data.files import existing
+from kd_app.data.fingerprint import digest_files
+from kd_app.data.folder import Folder, walk
+from kd_app.data.images import is_image_name, open_image
+from kd_app.data.source import Listing, Source
+
+UNLABELED = "unlabeled"
+"""What these images' split is called; each file's name begins with it."""
+
+
+class WithUnlabeled(Source):
+    """The images of `labeled`, and behind them all that lie in `folder`, at any depth, without a class (number -1)."""
+
+    size = None
+
+    def __init__(self, labeled: Source, folder: Path) -> None:
+        self.labeled = labeled
+        self.folder = existing(folder, "data.unlabeled")
+        self.channels = labeled.channels
+        self.license = labeled.license
+        self._files: tuple[str, ...] = ()
+
+    def listing(self) -> Listing:
+        """See `Source`. Raises `RequestError`: no folder, no image in it, or one that would be read as a class."""
+        first = self.labeled.listing()
+        if isinstance(self.labeled, Folder) and self.labeled.base.resolve() in (self.folder.resolve(), *self.folder.resolve().parents):
+            raise RequestError(
+                f"data.unlabeled={str(self.folder)!r} lies in data.root={str(self.labeled.base)!r}, where every folder is a class. "
+                "Move it beside data.root."
+            )
+        if not self._files:
+            below = (Path(path) for path in walk(self.folder, set())) if self.folder.is_dir() else ()
+            self._files = tuple(sorted(path.relative_to(self.folder).as_posix() for path in below if is_image_name(str(path))))
+        if not self._files:
+            raise RequestError(f"data.unlabeled={str(self.folder)!r} holds no image. Expected: a folder of images, at any depth. Name another one.")
+        contents = digest_files([self.folder / file for file in self._files])
+        total = hashlib.sha256(first.fingerprint.encode())
+        for file, content in zip(self._files, contents, strict=True):
+            total.update(f"{file}\n{content.hex()}\n".encode("utf-8", "surrogateescape"))
+        count = len(self._files)
+        return Listing(
+            classes=first.classes,
+            files=(*first.files, *(f"{UNLABELED}/{file}" for file in self._files)),
+            target=np.concatenate((first.target, np.full(count, -1, dtype=np.int64))),
+            split=(*first.split, *(UNLABELED,) * count),
+            group=(*first.group, *("",) * count),
+            fingerprint=total.hexdigest(),
+        )
+
+    def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
+        """See `Source`."""
+        first = len(self.labeled.listing().files)
+        if index < first:
+            return self.labeled.read(index, shorter_side=shorter_side)
+        return open_image(self.folder / self._files[index - first], self.channels, shorter_side=shorter_side)
+
+
+def labeled_part(listing: Listing) -> Listing:
+    """The images with a class, which come first."""
+    count = int((listing.target >= 0).sum())
+    return replace(listing, files=listing.files[:count], target=listing.target[:count], split=listing.split[:count], group=listing.group[:count])

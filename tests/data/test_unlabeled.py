@@ -1,0 +1,105 @@
+"""A folder of images without labels beside the labeled ones."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kd_app.config import Pixels, RequestError
+from kd_app.data.folder import Folder
+from kd_app.data.module import ImageData
+from kd_app.data.views import ResizedCrop
+from tests.data.test_module import made
+from tests.training.made import image_folder
+
+COLOR = Pixels(3, 16, 16, (0.5,) * 3, (0.5,) * 3)
+VIEW = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``labeled/class0``, ``labeled/class1`` with 20 images each; 9 images at two depths below ``more``."""
+    place = tmp_path_factory.mktemp("photos")
+    image_folder(place / "labeled", images=20)
+    image_folder(place / "more", images=4)
+    (place / "more" / "class0" / "000.png").rename(place / "more" / "top.png")
+    (place / "more" / "notes.txt").write_text("not an image")
+    return place
+
+
+def served(photos: Path, folder: Path, **changed: object) -> ImageData:
+    settings = {"root": photos / "labeled", "view": VIEW, "unlabeled": photos / "more", **changed}
+    data = made(partial(Folder, channels=3), **settings)
+    data.list()
+    if not (folder / "scan.json").exists():
+        data.scan(folder, decode_size=32, progress=lambda done, of: None)
+    data.load(folder)
+    data.bind(COLOR, order_seed=0)
+    return data
+
+
+def test_they_are_trained_on_without_a_label_and_in_no_other_set(photos: Path, tmp_path: Path) -> None:
+    data = served(photos, tmp_path)
+    assert data.sizes == {"train": 28, "validation": 4, "test": 8, "unlabeled": 8}
+    names = [data.files[number] for number in data.rows("unlabeled")]
+    assert names[-1] == "unlabeled/top.png"
+    assert names[0] == "unlabeled/class0/001.png"
+    batches = list(data.train_dataloader())
+    assert len(batches) == 36 // 8
+    for batch in batches:
+        assert batch.labeled is not None
+        assert torch.equal(batch.labeled, batch.index < 40)
+        assert torch.equal(batch.target >= 0, batch.labeled)
+    assert any(not bool(batch.labeled.all()) for batch in batches if batch.labeled is not None)
+    for split in ("train", "validation", "test"):
+        assert all(bool((batch.target >= 0).all()) for batch in data.evaluation(split, COLOR))  # type: ignore[arg-type]
+
+
+def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(photos: Path, tmp_path: Path) -> None:
+    data = served(photos, tmp_path, labels=0.5)
+    data.bind(COLOR, order_seed=0, on_labels=True)
+    batches = list(data.train_dataloader())
+    assert len(batches) == 36 // 8
+    assert len(data.labeled_rows) == 14
+    assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(data.labeled_rows.tolist())
+    assert [note.partition(" (")[0] for note in data.notes] == ["14 of 28 images to train on keep their label", "8 images without a label"]
+
+
+def test_the_split_of_the_labeled_images_is_as_it_was_and_the_data_are_others(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    data, without = served(photos, tmp_path), served(photos, tmp_path / "without", unlabeled=None)
+    for split in ("train", "validation", "test"):
+        assert np.array_equal(data.rows(split), without.rows(split))
+    assert data.pixel_statistics() == without.pixel_statistics()
+    assert data.fingerprint != without.fingerprint
+    data.write_split(tmp_path / "split.csv")
+    rows = (tmp_path / "split.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[-1] == "47,unlabeled/top.png,,unlabeled,"
+
+
+def test_other_images_or_other_names_are_other_data(photos: Path, tmp_path: Path) -> None:
+    def fingerprint(folder: Path) -> str:
+        data = made(partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=folder)
+        data.list()
+        return data.listing.fingerprint
+
+    image = (photos / "more" / "top.png").read_bytes()
+    for name, files in {"a": {"x.png": image}, "b": {"x.png": image}, "c": {"y.png": image}, "d": {"x.png": image + b"0"}}.items():
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            (tmp_path / name / file).write_bytes(content)
+    found = [fingerprint(tmp_path / name) for name in "abcd"]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("nowhere", "Set data.unlabeled to it"), ("empty", "holds no image"), ("labeled/class0", "where every folder is a class")]
+)
+def test_a_folder_that_can_not_be_meant_is_refused(photos: Path, tmp_path: Path, folder: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    place = tmp_path / folder if folder == "empty" else photos / folder
+    with pytest.raises(RequestError, match=said):
+        made(partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=place).list()
