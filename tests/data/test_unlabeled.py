@@ -54,7 +54,7 @@ def test_they_are_trained_on_without_a_label_and_in_no_other_set(photos: Path, t
         assert torch.equal(batch.target >= 0, batch.labeled)
     assert any(not bool(batch.labeled.all()) for batch in batches if batch.labeled is not None)
     for split in ("train", "validation", "test"):
-        assert all(bool((batch.target >= 0).all()) for batch in data.evaluation(split, COLOR))  # type: ignore[arg-type]
+        assert all(bool((batch.target >= 0).all()) for batch in data.evaluation(split, COLOR))
 
 
 def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(photos: Path, tmp_path: Path) -> None:
