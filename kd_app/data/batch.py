@@ -11,7 +11,7 @@ class Batch:
     """One batch of one view of the images.
 
     image: ``[B, C, H, W]``, uint8 as the loader gives it, float and normalized as the *student* expects once it is on the device.
-    target: ``[B]`` int64 class numbers, -1 where there is none, or ``[B, K]`` float shares of classes (mixed or smoothed labels).
+    target: ``[B]`` int64 class numbers, -1 where there is none, or ``[B, K]`` float shares of classes (mixed labels), NaN where there are none.
     index: ``[B]`` int64, the image's number in its source: names the image for ever.
     view: number of the view (the epoch); with ``data.seed`` and ``index`` it determines every pixel.
     labeled: ``[B]`` bool, or None when every image has a label.

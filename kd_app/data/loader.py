@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
+from kd_app.data.mix import Mixing, mixed, shares
 from kd_app.data.pixel_store import Selection, Store
-from kd_app.data.views import EVALUATION, View, image_keys
+from kd_app.data.views import EVALUATION, Keys, View, image_keys
 
 Position = Callable[[], tuple[int, int]]
 """(epoch, batches of it that were already seen), asked whenever an iteration starts."""
@@ -45,6 +46,7 @@ class Maker(Dataset[Batch]):
 
     target: class numbers by image number. partners: by image number, the image that the teacher is shown in its place, in its own view of the same
     number; None: the image itself. labeled: by image number, whether its label may be used; None: every one. Of the others the batch's target is -1.
+    mixing: how images are mixed, None: not at all; the target is shares of classes then.
     """
 
     store: Store
@@ -54,22 +56,37 @@ class Maker(Dataset[Batch]):
     seed: int
     partners: Int64[np.ndarray, " images"] | None = None
     labeled: Bool[np.ndarray, " images"] | None = None
+    mixing: Mixing | None = None
 
     def __getitem__(self, request: Request) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
-        batch = Batch(self._seen(request), torch.from_numpy(self.target[request.images]), torch.from_numpy(request.images), view=request.view)
+        image, target = self._seen(request)
+        batch = Batch(image, torch.from_numpy(target), torch.from_numpy(request.images), view=request.view)
         if self.labeled is not None:
             batch.labeled = torch.from_numpy(self.labeled[request.images])
-            batch.target = torch.where(batch.labeled, batch.target, -1)
         if self.partners is not None:
             others = Request(request.view, self.partners[request.images])
-            batch.other, batch.other_index = self._seen(others), torch.from_numpy(others.images)
+            batch.other, batch.other_index = self._seen(others)[0], torch.from_numpy(others.images)
         return batch
 
-    def _seen(self, request: Request) -> Tensor:
-        keys = image_keys(self.seed, request.images, request.view)
+    def _seen(self, request: Request) -> tuple[Tensor, Int64[np.ndarray, " batch"] | Float32[np.ndarray, "batch classes"]]:
+        """Images and labels of a request, mixed where they are to be."""
+        keys, target = image_keys(self.seed, request.images, request.view), self._labels(request.images)
+        image = self._view(request, keys)
+        if self.mixing is None or not len(keys):
+            return _channels_first(image), target
+        drawn = self.mixing.drawn(keys, request.images, (self.pixels.height, self.pixels.width))
+        partner = Request(request.view, drawn.partner)
+        image = mixed(image, self._view(partner, image_keys(self.seed, partner.images, partner.view)), drawn)
+        return _channels_first(image), shares(target, self._labels(partner.images), drawn, self.mixing.classes)
+
+    def _labels(self, images: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
+        found: Int64[np.ndarray, " batch"] = self.target[images]
+        return found if self.labeled is None else np.where(self.labeled[images], found, -1)
+
+    def _view(self, request: Request, keys: Keys) -> UInt8[np.ndarray, "batch height width channels"]:
         image = self.view(Selection(self.store, request.images), keys, self.pixels) if len(keys) else self._nothing()
-        return torch.from_numpy(_with_channels(image, self.pixels.channels)).permute(0, 3, 1, 2)
+        return _with_channels(image, self.pixels.channels)
 
     def is_slow(self) -> bool:
         """Whether worker processes pay."""
@@ -77,6 +94,10 @@ class Maker(Dataset[Batch]):
 
     def _nothing(self) -> UInt8[np.ndarray, "0 height width channels"]:
         return np.zeros((0, self.pixels.height, self.pixels.width, self.pixels.channels), dtype=np.uint8)
+
+
+def _channels_first(image: UInt8[np.ndarray, "batch height width channels"]) -> Tensor:
+    return torch.from_numpy(image).permute(0, 3, 1, 2)
 
 
 def _with_channels(image: UInt8[np.ndarray, "batch height width stored"], channels: int) -> UInt8[np.ndarray, "batch height width channels"]:

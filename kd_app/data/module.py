@@ -18,6 +18,7 @@ from kd_app.data.corruptions import Corrupted, Corruption
 from kd_app.data.images import BadImageError
 from kd_app.data.labels import labeled_images
 from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Rank, Request, TrainingLoader
+from kd_app.data.mix import Mix, Mixing
 from kd_app.data.partners import class_partners
 from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
 from kd_app.data.scan import Progress, read_scan, scan, typical_size
@@ -52,7 +53,7 @@ class ImageData(LightningDataModule, Typed):
     Batches are `Batch` with uint8 images. The trainer says rank, world and position, so that a resumed run goes on in mid-epoch.
     views: so many views of each image, one an epoch in turn; None: a fresh one every epoch. labels: the share of the images to train on whose label
     is used in training, see `labeled_images`; None: all. What is measured, on train as well, is measured by all labels. unlabeled: a folder of
-    images that have none and are trained on as well, see `WithUnlabeled`.
+    images that have none and are trained on as well, see `WithUnlabeled`. mix: how images to train on are mixed with each other.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class ImageData(LightningDataModule, Typed):
         views: PositiveInt | None,
         labels: Annotated[float, Field(gt=0, le=1)] | None,
         unlabeled: Path | None,
+        mix: Mix | None,
     ) -> None:
         super().__init__()
         self.source = _made(source, root)
         if unlabeled is not None:
             self.source = WithUnlabeled(self.source, unlabeled)
         self.unlabeled = unlabeled
+        self.mix = mix if mix is not None and mix.active else None
         self.view = view
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -296,7 +299,7 @@ class ImageData(LightningDataModule, Typed):
     def train_dataloader(self) -> TrainingLoader:
         """Augmented, shuffled batches; with ``overfit_batches`` of the Trainer the same images in each epoch."""
         pixels, order_seed = self._binding()
-        maker, rank = replace(self._maker(self.view, pixels), partners=self._partners, labeled=self._labeled), self._rank()
+        maker, rank = replace(self._training_maker(pixels), partners=self._partners), self._rank()
         reshuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
         rows, all_rows = self.labeled_rows if self._on_labels else self.training_rows, self.training_rows
         return TrainingLoader(
@@ -314,7 +317,7 @@ class ImageData(LightningDataModule, Typed):
 
     def seen_in(self, view: int, pixels: Pixels) -> EvaluationLoader:
         """The images of an epoch in order, in the view of that number, as the model that expects `pixels` is shown them in training."""
-        maker = self._maker(self.view, pixels)
+        maker = self._training_maker(pixels)
         return EvaluationLoader(maker, self.training_rows, self.batch_size, num_workers=self._workers(maker, SINGLE), view=view)
 
     def val_dataloader(self) -> EvaluationLoader:
@@ -335,6 +338,10 @@ class ImageData(LightningDataModule, Typed):
     def _evaluation(self, split: Split, view: View, pixels: Pixels, batch_size: int, rank: Rank) -> EvaluationLoader:
         maker = self._maker(view, pixels)
         return EvaluationLoader(maker, self.rows(split), batch_size=batch_size, num_workers=self._workers(maker, rank), rank=rank)
+
+    def _training_maker(self, pixels: Pixels) -> Maker:
+        mixing = None if self.mix is None else Mixing(self.mix, len(self.classes), self.training_rows, self._labeled)
+        return replace(self._maker(self.view, pixels), labeled=self._labeled, mixing=mixing)
 
     def _maker(self, view: View, pixels: Pixels) -> Maker:
         return Maker(self.store, self.listing.target, view, pixels, self.seed)

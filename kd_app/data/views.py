@@ -61,6 +61,11 @@ def _mix(state: Keys) -> Keys:
     return mixed
 
 
+def remixed(keys: Keys, number: int) -> Keys:
+    """Other 64 random bits for each key: ``mix(key + mix(number))``."""
+    return _mix(keys + _mix(np.array([number], dtype=np.uint64)))
+
+
 class View(Typed):
     """What happens to the images of a batch before the model sees them."""
 

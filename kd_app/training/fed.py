@@ -8,7 +8,7 @@ from kd_app.config import RequestError
 from kd_app.data.module import ImageData
 from kd_app.training.terms import WeightedTerms
 
-OURS_ALONE = ("views", "labels")
+OURS_ALONE = ("views", "labels", "unlabeled", "mix")
 """Settings of the data group, null where nobody asks, that a data module of somebody's own need not know."""
 
 
@@ -21,18 +21,19 @@ def check_fed(
     """
     theirs = () if isinstance(data, ImageData) else signature(type(data.module)).parameters
     for key in () if isinstance(data, ImageData) else OURS_ALONE:
-        if node.get(key) is not None and key not in theirs:
+        asked = node.get(key) is not None and (key != "mix" or node[key].get("mixup") or node[key].get("cutmix"))
+        if asked and key not in theirs:
             raise RequestError(
                 f"data.{key}={node[key]} is for the images that kd_app reads, and a data module of your own gives the batches here. "
                 f"Leave it out, or read the images by data=folder or data=csv."
             )
     if answers == "stored":
         _check_stored(node, data, taught)
-    if getattr(data, "labels", None) is not None:
-        for name in shuffled:
+    for key in ("labels", "unlabeled"):
+        for name in shuffled if getattr(data, key, None) is not None else ():
             raise RequestError(
-                f"data.labels={data.labels}, and the control {name} shows the teacher another image of each one's class, for which every image needs "
-                "its label. Leave that control out of 'controls=[...]', or use data.labels=null."
+                f"data.{key}={getattr(data, key)}, and the control {name} shows the teacher another image of each one's class, for which every "
+                f"image needs its label. Leave that control out of 'controls=[...]', or use data.{key}=null."
             )
 
 

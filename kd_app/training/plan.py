@@ -61,7 +61,9 @@ def _fed(shop: Workshop) -> str:
     labeled = f"; {len(data.labeled_rows):,} of the images to train on have a label{more}" if few else ""
     views = f"; {data.views} views of each in turn" if data.views else ""
     stored = ", to which the teacher's answers are stored" if shop.parts.answers == "stored" else ""
-    return f"{labeled}{views}{stored}"
+    ways = [name for name in ("mixup", "cutmix") if data.mix is not None and getattr(data.mix, name) is not None]
+    by = f"; mixed by {' and '.join(ways)}" if ways else ""
+    return f"{labeled}{views}{stored}{by}"
 
 
 def steps_an_epoch(shop: Workshop) -> int:

@@ -308,7 +308,8 @@ class Workshop:
         if self.parts.own.data is not None:
             return {"module": type(self.parts.own.data).__qualname__, "batch_size": self.data.batch_size}
         node = self.parts.config["data"]
-        more = {"labels": getattr(self.data, "labels", None), "views": node.get("views") if role != "teacher" else None}
+        views, mixed = node.get("views") if role != "teacher" else None, getattr(self.data, "mix", None)
+        more = {"labels": getattr(self.data, "labels", None), "views": views, "mix": vars(mixed) if mixed else None}
         return {"view": node.get("view"), "batch_size": node.get("batch_size"), **{key: value for key, value in more.items() if value is not None}}
 
     def predictions(self, member: Member, split: str) -> Predictions:
@@ -361,6 +362,7 @@ class Workshop:
             "sees": vars(sees),
             "view": self.parts.config["data"]["view"],
             "views": self.data.views,
+            **({"mix": vars(self.data.mix), "labels": self.data.labels} if self.data.mix else {}),
         }
         inputs = {"data": self.data.fingerprint, "weights": teacher.created.weights.sha256}
         trainer = self.parts.trainer

@@ -82,6 +82,7 @@ def made(source: Callable[..., Source], **changes: Any) -> ImageData:
         "views": None,
         "labels": None,
         "unlabeled": None,
+        "mix": None,
     }
     return ImageData(**{**settings, **changes})
 

@@ -31,6 +31,7 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
         views=None,
         labels=None,
         unlabeled=None,
+        mix=None,
     )
     data.setup("fit")
     return data

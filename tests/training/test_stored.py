@@ -92,6 +92,15 @@ def test_answers_to_other_views_are_never_read(teacher: Path, place: Path, tmp_p
     assert first.shape != second.shape or not np.allclose(first, second, atol=1e-2)
 
 
+def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(teacher: Path, place: Path, tmp_path: Path) -> None:
+    trained(teacher, place, *STORED)
+    short = ("trainer.max_epochs=2", "data.mix.mixup=1.0", "data.mix.cutmix=1.0", "data.labels=0.5", "loss=[cross_entropy,nkd,soft_target]")
+    live = trained(teacher, tmp_path / "live", *VIEWS, *short)
+    read = trained(teacher, tmp_path / "read", *STORED, *short)
+    assert weights(read) == weights(live)
+    assert files(tmp_path / "read")[0].parent.name not in {path.parent.name for path in files(place)}
+
+
 def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
     trained(teacher, place, *STORED)
     answers = StoredAnswers.load(files(place)[0].parent)
@@ -168,6 +177,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         (["data.labels=0"], "labels=0"),
         (["data.labels=1.5"], "labels=1.5"),
         (["data.labels=0.1", "controls=[labels_only,shuffled_teacher]"], "the control shuffled_teacher"),
+        (["data.mix.mixup=0"], "mixup=0"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(words: list[str], said: str, tmp_path: Path) -> None:
@@ -179,8 +189,8 @@ def test_what_does_not_go_together_is_refused_by_name(words: list[str], said: st
 
 def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own() -> None:
     own = ["allow=[tests]", "data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
-    for word in ("data.labels=0.5", "data.views=2"):
-        with pytest.raises(RequestError, match=f"{word} is for the images that kd_app reads"):
+    for word in ("data.labels=0.5", "data.views=2", "data.unlabeled=more", "data.mix.cutmix=1.0"):
+        with pytest.raises(RequestError, match=f"{word.partition('.mix')[0].partition('=')[0]}.* is for the images that kd_app reads"):
             parts(composed("distill", [*own, word]))
     with pytest.raises(RequestError, match="gives batches without views"):
         parts(composed("distill", [*own, "teacher.answers=stored"]))
