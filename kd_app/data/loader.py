@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_app.config import Pixels, RequestError
+from kd_app.data.augment import Augment
 from kd_app.data.batch import Batch
 from kd_app.data.mix import Mixing, mixed, shares
 from kd_app.data.pixel_store import Selection, Store
@@ -46,7 +47,7 @@ class Maker(Dataset[Batch]):
 
     target: class numbers by image number. partners: by image number, the image that the teacher is shown in its place, in its own view of the same
     number; None: the image itself. labeled: by image number, whether its label may be used; None: every one. Of the others the batch's target is -1.
-    mixing: how images are mixed, None: not at all; the target is shares of classes then.
+    augment: what is done to an image after its view. mixing: how images are mixed, None: not at all; the target is shares of classes then.
     """
 
     store: Store
@@ -57,6 +58,7 @@ class Maker(Dataset[Batch]):
     partners: Int64[np.ndarray, " images"] | None = None
     labeled: Bool[np.ndarray, " images"] | None = None
     mixing: Mixing | None = None
+    augment: Augment | None = None
 
     def __getitem__(self, request: Request) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
@@ -86,11 +88,12 @@ class Maker(Dataset[Batch]):
 
     def _view(self, request: Request, keys: Keys) -> UInt8[np.ndarray, "batch height width channels"]:
         image = self.view(Selection(self.store, request.images), keys, self.pixels) if len(keys) else self._nothing()
-        return _with_channels(image, self.pixels.channels)
+        image = _with_channels(image, self.pixels.channels)
+        return image if self.augment is None else self.augment(image, keys)
 
     def is_slow(self) -> bool:
         """Whether worker processes pay."""
-        return not self.store.in_memory or self.view.is_slow(self.store.size, self.pixels)
+        return self.augment is not None or not self.store.in_memory or self.view.is_slow(self.store.size, self.pixels)
 
     def _nothing(self) -> UInt8[np.ndarray, "0 height width channels"]:
         return np.zeros((0, self.pixels.height, self.pixels.width, self.pixels.channels), dtype=np.uint8)

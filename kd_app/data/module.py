@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from kd_app.config import Pixels, RequestError, Typed
+from kd_app.data.augment import Augment
 from kd_app.data.corruptions import Corrupted, Corruption
 from kd_app.data.images import BadImageError
 from kd_app.data.labels import labeled_images
@@ -53,7 +54,8 @@ class ImageData(LightningDataModule, Typed):
     Batches are `Batch` with uint8 images. The trainer says rank, world and position, so that a resumed run goes on in mid-epoch.
     views: so many views of each image, one an epoch in turn; None: a fresh one every epoch. labels: the share of the images to train on whose label
     is used in training, see `labeled_images`; None: all. What is measured, on train as well, is measured by all labels. unlabeled: a folder of
-    images that have none and are trained on as well, see `WithUnlabeled`. mix: how images to train on are mixed with each other.
+    images that have none and are trained on as well, see `WithUnlabeled`. augment, mix: what is done to each image to train on after its
+    view, and how they are mixed with each other.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ImageData(LightningDataModule, Typed):
         labels: Annotated[float, Field(gt=0, le=1)] | None,
         unlabeled: Path | None,
         mix: Mix | None,
+        augment: Augment | None,
     ) -> None:
         super().__init__()
         self.source = _made(source, root)
@@ -80,6 +83,7 @@ class ImageData(LightningDataModule, Typed):
             self.source = WithUnlabeled(self.source, unlabeled)
         self.unlabeled = unlabeled
         self.mix = mix if mix is not None and mix.active else None
+        self.augment = augment if augment is not None and augment.active else None
         self.view = view
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -341,7 +345,7 @@ class ImageData(LightningDataModule, Typed):
 
     def _training_maker(self, pixels: Pixels) -> Maker:
         mixing = None if self.mix is None else Mixing(self.mix, len(self.classes), self.training_rows, self._labeled)
-        return replace(self._maker(self.view, pixels), labeled=self._labeled, mixing=mixing)
+        return replace(self._maker(self.view, pixels), labeled=self._labeled, mixing=mixing, augment=self.augment)
 
     def _maker(self, view: View, pixels: Pixels) -> Maker:
         return Maker(self.store, self.listing.target, view, pixels, self.seed)

@@ -88,7 +88,7 @@ class ImageView(View):
     def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
         """See `View`."""
         made = []
-        with _own_generators():
+        with own_generators():
             for picture, key in zip(images.pictures(), keys.tolist(), strict=True):
                 random.seed(key)
                 torch.default_generator.manual_seed(key >> 1)
@@ -97,7 +97,8 @@ class ImageView(View):
 
 
 @contextmanager
-def _own_generators() -> Iterator[None]:
+def own_generators() -> Iterator[None]:
+    """Python's and torch's generators are afterwards as they were."""
     state: tuple[Any, ...] = random.getstate()
     torch_state = torch.get_rng_state()
     try:

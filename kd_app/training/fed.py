@@ -8,8 +8,10 @@ from kd_app.config import RequestError
 from kd_app.data.module import ImageData
 from kd_app.training.terms import WeightedTerms
 
-OURS_ALONE = ("views", "labels", "unlabeled", "mix")
-"""Settings of the data group, null where nobody asks, that a data module of somebody's own need not know."""
+OURS_ALONE = ("views", "labels", "unlabeled", "mix", "augment")
+_DOES = {"mix": ("mixup", "cutmix"), "augment": ("operations", "erasing")}
+"""Of settings that are groups: the keys of which one has to be set for anything to be done."""
+"""Settings of the data group, that a data module of somebody's own need not know."""
 
 
 def check_fed(
@@ -21,7 +23,7 @@ def check_fed(
     """
     theirs = () if isinstance(data, ImageData) else signature(type(data.module)).parameters
     for key in () if isinstance(data, ImageData) else OURS_ALONE:
-        asked = node.get(key) is not None and (key != "mix" or node[key].get("mixup") or node[key].get("cutmix"))
+        asked = node.get(key) is not None and (key not in _DOES or any(node[key].get(each) for each in _DOES[key]))
         if asked and key not in theirs:
             raise RequestError(
                 f"data.{key}={node[key]} is for the images that kd_app reads, and a data module of your own gives the batches here. "

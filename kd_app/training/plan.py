@@ -63,7 +63,8 @@ def _fed(shop: Workshop) -> str:
     stored = ", to which the teacher's answers are stored" if shop.parts.answers == "stored" else ""
     ways = [name for name in ("mixup", "cutmix") if data.mix is not None and getattr(data.mix, name) is not None]
     by = f"; mixed by {' and '.join(ways)}" if ways else ""
-    return f"{labeled}{views}{stored}{by}"
+    augment = f"; RandAugment {data.augment.operations} x {data.augment.magnitude}, erasing {data.augment.erasing:g}" if data.augment else ""
+    return f"{labeled}{views}{stored}{augment}{by}"
 
 
 def steps_an_epoch(shop: Workshop) -> int:

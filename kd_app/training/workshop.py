@@ -308,9 +308,13 @@ class Workshop:
         if self.parts.own.data is not None:
             return {"module": type(self.parts.own.data).__qualname__, "batch_size": self.data.batch_size}
         node = self.parts.config["data"]
-        views, mixed = node.get("views") if role != "teacher" else None, getattr(self.data, "mix", None)
-        more = {"labels": getattr(self.data, "labels", None), "views": views, "mix": vars(mixed) if mixed else None}
+        more = {**self._changes(), "views": node.get("views") if role != "teacher" else None, "labels": getattr(self.data, "labels", None)}
         return {"view": node.get("view"), "batch_size": node.get("batch_size"), **{key: value for key, value in more.items() if value is not None}}
+
+    def _changes(self) -> dict[str, Any]:
+        """What is done to images after their view, where anything is."""
+        done = {key: getattr(self.data, key, None) for key in ("mix", "augment")}
+        return {key: vars(part) for key, part in done.items() if part is not None}
 
     def predictions(self, member: Member, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
@@ -362,7 +366,8 @@ class Workshop:
             "sees": vars(sees),
             "view": self.parts.config["data"]["view"],
             "views": self.data.views,
-            **({"mix": vars(self.data.mix), "labels": self.data.labels} if self.data.mix else {}),
+            **self._changes(),
+            **({"labels": self.data.labels} if self.data.mix else {}),
         }
         inputs = {"data": self.data.fingerprint, "weights": teacher.created.weights.sha256}
         trainer = self.parts.trainer

@@ -38,6 +38,33 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
         assert all(value > 0 for value in values)
 
 
+@pytest.mark.parametrize("name", choices("recipe"))
+def test_every_recipe_runs_for_two_batches(name: str) -> None:
+    done(f"recipe={name}", "debug=fdr", *SMALL)
+    found = results(Path("run"))
+    assert found["status"] == "finished"
+    assert set(found["config"]["loss"]) == ({"soft_target"} if name == "patient" else {"cross_entropy", "soft_target"})
+
+
+def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> None:
+    made = {name: composed("distill", [f"recipe={name}"]) for name in ("smoke", "quick", "standard", "patient")}
+    assert sorted(made) == choices("recipe")
+    epochs = [made[name]["trainer"]["max_epochs"] for name in made]
+    assert epochs == sorted(set(epochs))
+    assert made["standard"] == composed("distill", [])
+    patient = parts(made["patient"])
+    assert not any(term.uses_labels for term in patient.recipe.terms().chosen.values())
+    assert made["patient"]["loss"]["soft_target"]["temperature"] == 1.0
+    assert patient.data.mix.mixup == 1.0  # a share that is uniform from 0 to 1
+    assert patient.teacher_recipe is not None
+    assert patient.teacher_recipe.max_epochs == made["standard"]["trainer"]["max_epochs"]
+
+
+def test_words_win_over_a_recipe() -> None:
+    config = composed("distill", ["recipe=patient", "trainer.max_epochs=30", "loss=[soft_target,dist]", "data.mix.mixup=null"])
+    assert (config["trainer"]["max_epochs"], set(config["loss"]), config["data"]["mix"]["mixup"]) == (30, {"soft_target", "dist"}, None)
+
+
 @pytest.mark.parametrize("name", choices("debug"))
 def test_every_way_to_debug_runs(name: str) -> None:
     few = {"overfit": ("trainer.max_epochs=8",), "default": ("trainer.limit_train_batches=3",), "profiler": ("trainer.limit_train_batches=3",)}

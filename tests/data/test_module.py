@@ -83,6 +83,7 @@ def made(source: Callable[..., Source], **changes: Any) -> ImageData:
         "labels": None,
         "unlabeled": None,
         "mix": None,
+        "augment": None,
     }
     return ImageData(**{**settings, **changes})
 

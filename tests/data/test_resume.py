@@ -32,6 +32,7 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
         labels=None,
         unlabeled=None,
         mix=None,
+        augment=None,
     )
     data.setup("fit")
     return data

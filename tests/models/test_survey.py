@@ -13,7 +13,7 @@ from timm.models.volo import VOLO
 from timm.models.xcit import Xcit
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock as TorchvisionBlock  # type: ignore[import-untyped]
+from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 import kd_app.models.small  # noqa: F401  (registers the small nets)

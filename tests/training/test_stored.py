@@ -94,7 +94,16 @@ def test_answers_to_other_views_are_never_read(teacher: Path, place: Path, tmp_p
 
 def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(teacher: Path, place: Path, tmp_path: Path) -> None:
     trained(teacher, place, *STORED)
-    short = ("trainer.max_epochs=2", "data.mix.mixup=1.0", "data.mix.cutmix=1.0", "data.labels=0.5", "loss=[cross_entropy,nkd,soft_target]")
+    short = (
+        "trainer.max_epochs=2",
+        "data.augment.operations=1",
+        "data.augment.erasing=0.5",
+        "data.num_workers=0",
+        "data.mix.mixup=1.0",
+        "data.mix.cutmix=1.0",
+        "data.labels=0.5",
+        "loss=[cross_entropy,nkd,soft_target]",
+    )
     live = trained(teacher, tmp_path / "live", *VIEWS, *short)
     read = trained(teacher, tmp_path / "read", *STORED, *short)
     assert weights(read) == weights(live)
@@ -178,6 +187,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         (["data.labels=1.5"], "labels=1.5"),
         (["data.labels=0.1", "controls=[labels_only,shuffled_teacher]"], "the control shuffled_teacher"),
         (["data.mix.mixup=0"], "mixup=0"),
+        (["data.augment.magnitude=31"], "magnitude=31"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(words: list[str], said: str, tmp_path: Path) -> None:
