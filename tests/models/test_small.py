@@ -183,4 +183,4 @@ def test_wide_nets_are_pre_activation_and_the_others_post_activation() -> None:
 
 
 def test_the_names_are_listed_by_timm() -> None:
-    assert set(LITERATURE) == set(timm.list_models(module="small")) == set(kd_app.models.small.default_cfgs)
+    assert set(LITERATURE) == set(timm.list_models(module="residual")) == set(kd_app.models.small.residual.default_cfgs)

@@ -1,4 +1,4 @@
-"""The small-image nets of the distillation literature, registered with timm: ``import kd_app.models.small``, then ``timm.create_model("resnet8")``.
+"""Residual nets of small images.
 
 ================================  ==========================================  =====================================================================
 names                             widths (stem, stages)                       paper
@@ -14,23 +14,15 @@ The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64
 are the identity, or a 1x1 projection where the width or the size changes (option B), as all code of the distillation literature has it.
 """
 
+from collections.abc import Callable
 from itertools import accumulate
 from operator import mul
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from jaxtyping import Float
-from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
-from timm.layers.classifier import create_classifier
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
+from timm.models import register_model
 from torch import Tensor, nn
 
-Images = Float[Tensor, "batch channels height width"]
-Maps = Float[Tensor, "batch filters rows columns"]
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+from kd_app.models.small.staged import Images, Maps, StagedNet, built, conv, default_cfgs_of
 
 
 class PostBlock(nn.Module):
@@ -38,10 +30,10 @@ class PostBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.act1 = _conv(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-        self.conv2, self.bn2 = _conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.conv1, self.bn1, self.act1 = conv(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = conv(outputs, outputs), nn.BatchNorm2d(outputs)
         projects = stride != 1 or inputs != outputs
-        self.shortcut = nn.Sequential(_conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs)) if projects else nn.Identity()
+        self.shortcut = nn.Sequential(conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs)) if projects else nn.Identity()
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Images) -> Maps:
@@ -56,9 +48,9 @@ class PreBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), _conv(inputs, outputs, stride)
-        self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), _conv(outputs, outputs)
-        self.shortcut = _conv(inputs, outputs, stride, kernel=1) if stride != 1 or inputs != outputs else None
+        self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), conv(inputs, outputs, stride)
+        self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), conv(outputs, outputs)
+        self.shortcut = conv(inputs, outputs, stride, kernel=1) if stride != 1 or inputs != outputs else None
 
     def forward(self, x: Images) -> Maps:
         """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
@@ -68,18 +60,15 @@ class PreBlock(nn.Module):
         return y
 
 
-class SmallNet(nn.Module):
+class SmallNet(StagedNet):
     """Stem, three stages of `num_blocks` blocks, pooling and a linear classifier, with the interface of timm's models.
 
     `widths` are those of the stem and the three stages. `forward_intermediates` and ``features_only`` give four maps: stem, layer1, layer2, layer3 at
-    strides 1, 1, 2, 4. `drop_rate` is the dropout before the classifier in training. `stem_kernel`, `stem_stride` and `strides` (of the stages) are for
-    a net that is cheaper still: 5, 2 and (2, 2, 2) take a twelfth of resnet8's multiply-adds.
+    strides 1, 1, 2, 4. `drop_rate` is the dropout before the classifier in training. `stem_kernel`, `stem_stride` and `strides` (of the stages) are
+    for a net that is cheaper still: 5, 2 and (2, 2, 2) take a twelfth of resnet8's multiply-adds.
     """
 
     block: ClassVar[type[nn.Module]]
-
-    global_pool: SelectAdaptivePool2d
-    fc: nn.Module
 
     def __init__(
         self,
@@ -95,8 +84,8 @@ class SmallNet(nn.Module):
         strides: tuple[int, int, int] = (1, 2, 2),
     ) -> None:
         super().__init__()
-        self.num_classes, self.in_chans, self.num_features = num_classes, in_chans, widths[-1]
-        self.conv1, self.stem = _conv(in_chans, widths[0], stem_stride, stem_kernel), self._norm_act(first=True, width=widths[0])
+        self.num_features = widths[-1]
+        self.conv1, self.stem = conv(in_chans, widths[0], stem_stride, stem_kernel), self._norm_act(first=True, width=widths[0])
         self.layer1 = self._stage(widths[0], widths[1], strides[0], num_blocks)
         self.layer2 = self._stage(widths[1], widths[2], strides[1], num_blocks)
         self.layer3 = self._stage(widths[2], widths[3], strides[2], num_blocks)
@@ -104,11 +93,7 @@ class SmallNet(nn.Module):
         names = ("stem", "layer1", "layer2", "layer3")
         reductions = accumulate((stem_stride, *strides), mul)
         self.feature_info = [{"num_chs": c, "reduction": r, "module": m} for c, r, m in zip(widths, reductions, names, strict=True)]
-        self.head_drop = nn.Dropout(drop_rate)
-        self.reset_classifier(num_classes, global_pool)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.finish(num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
 
     def _stage(self, inputs: int, outputs: int, stride: int, num_blocks: int) -> nn.Sequential:
         return nn.Sequential(self.block(inputs, outputs, stride), *(self.block(outputs, outputs, 1) for _ in range(num_blocks - 1)))
@@ -117,61 +102,16 @@ class SmallNet(nn.Module):
         """What stands between the first convolution and the stages (`first`), or between the stages and the head."""
         raise NotImplementedError
 
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.stem(self.conv1(x))  # type: ignore[no-any-return]
+
+    def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """Stem and layers."""
+        return (self._stem, self.layer1, self.layer2, self.layer3)
+
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Regular expressions of the layers, for timm's layer-wise learning-rate decay."""
         return {"stem": r"^conv1|^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
-
-    def get_classifier(self) -> nn.Module:
-        """The linear layer (or identity, with no classes) that gives the logits."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new, random classifier of `num_classes` (0: none); `global_pool` is 'avg', 'max', 'avgmax', 'catavgmax', or None for the one it has."""
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        self.num_classes = num_classes
-        where = self.conv1.weight
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool, device=where.device, dtype=where.dtype)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
-    def forward_intermediates(
-        self,
-        x: Images,
-        indices: int | list[int] | tuple[int, ...] | None = None,
-        *,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: Literal["NCHW"] = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map as the head wants it, and the maps after stem, layer1, layer2, layer3 that `indices` names (an int: the last n; None: all).
-
-        `norm` sends layer3's map through the final norm; `stop_early` computes no stage behind the last index; `intermediates_only` gives the list
-        of maps alone. In a pre-activation net the maps are the raw sums.
-        """
-        assert output_fmt == "NCHW", "Convolutional maps come as NCHW."
-        wanted, deepest = feature_take_indices(len(self.feature_info), list(indices) if isinstance(indices, tuple) else indices)
-        x = self.stem(self.conv1(x))
-        maps = [x] if 0 in wanted else []
-        stages = (self.layer1, self.layer2, self.layer3)
-        for number, stage in enumerate(stages[:deepest] if stop_early else stages, start=1):
-            x = stage(x)
-            if number in wanted:
-                maps.append(self.norm(x) if norm and number == 3 else x)
-        return maps if intermediates_only else (self.norm(x), maps)
-
-    def forward_features(self, x: Images) -> Maps:
-        """The last map, as the pooling wants it: ``[B, num_features, H / 4, W / 4]``."""
-        x = self.layer3(self.layer2(self.layer1(self.stem(self.conv1(x)))))
-        return self.norm(x)  # type: ignore[no-any-return]
-
-    def forward_head(self, x: Maps, pre_logits: bool = False) -> Float[Tensor, "batch ..."]:
-        """Pool and classify the last map; with `pre_logits` the classifier's input, ``[B, head_hidden_size]``."""
-        x = self.head_drop(self.global_pool(x))
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Images) -> Float[Tensor, "batch ..."]:
-        """Logits ``[B, num_classes]`` of normalized images ``[B, in_chans, H, W]``."""
-        return self.forward_head(self.forward_features(x))
 
 
 class SmallResNet(SmallNet):
@@ -198,27 +138,12 @@ _ARCHITECTURES: dict[str, tuple[type[SmallNet], int, tuple[int, int, int, int]]]
     **{f"wrn_{6 * n + 4}_{k}": (WideResNet, n, (16, 16 * k, 32 * k, 64 * k)) for n in (2, 6) for k in (1, 2)},
 }
 
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "num_classes": 100,
-            "input_size": (3, 32, 32),
-            "pool_size": (8, 8),
-            "crop_pct": 1.0,
-            "interpolation": "bilinear",
-            "first_conv": "conv1",
-            "classifier": "fc",
-        }
-        for name in _ARCHITECTURES
-    }
-)
+default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"))
 
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     net, num_blocks, widths = _ARCHITECTURES[name]
-    feature_cfg = {"out_indices": (1, 2, 3)}
-    built: nn.Module = build_model_with_cfg(net, name, pretrained, feature_cfg=feature_cfg, num_blocks=num_blocks, widths=widths, **kwargs)
-    return built
+    return built(net, name, pretrained, (1, 2, 3), num_blocks=num_blocks, widths=widths, **kwargs)
 
 
 @register_model
