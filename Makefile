@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all faults verdict lint bench golden clean
+.PHONY: setup demo test test-all faults models verdict lint bench golden clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,10 @@ test-all: setup
 
 faults: setup
 	KD_FAULTS=docs/faults.md $(BIN)/python -m pytest -q -n 2 tests/faults
+
+models: setup
+	$(BIN)/python -m benchmarks.models > docs/models.md.new
+	mv docs/models.md.new docs/models.md
 
 verdict: setup
 	$(BIN)/python -m benchmarks.error_rates > docs/verdict.md

@@ -39,7 +39,8 @@ def picture(results: Results, path: Path) -> None:
 
 def _label(role: str, model: Model) -> str:
     macs = f", {model.macs / 1e6:,.1f} M multiply-adds" if model.macs else ""
-    return f"{NAMES[role]}: {model.name}\n{model.params / 1e3:,.0f} k parameters{macs}"
+    params = f"\n{model.params / 1e3:,.0f} k parameters" if model.params else ""
+    return f"{NAMES[role]}: {model.name}{params}{macs}"
 
 
 if __name__ == "__main__":

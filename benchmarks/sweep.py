@@ -24,8 +24,8 @@ def words(teacher: Path, stages: Path, epochs: int) -> list[str]:
 def make_teacher(folder: Path) -> None:
     """A wrn_16_2 for digits as a model folder. How well it knows them does not matter here."""
     from kd_app.config import Pixels
-    from kd_app.models.create import Seen, create, expected_pixels
-    from kd_app.models.request import ModelRequest
+    from kd_app.models.create import create, expected_pixels
+    from kd_app.models.request import ModelRequest, Seen
     from kd_app.models.ship import save_model
 
     request = ModelRequest(role="teacher", name="wrn_16_2", pretrained=False, checkpoint=None, kwargs={}, image_size=None, factory=None)

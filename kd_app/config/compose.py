@@ -17,13 +17,13 @@ from kd_app.config.paths import CONF
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises for words that it can't compose."""
 
-_FREE = re.compile(r"^(?:[\w]+\.)*kwargs\.[\w.]+=")
+_FREE = re.compile(r"^(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+=")
 _NO_KEY = re.compile(r"Key '[^']+' is not in struct.*?full_key: (\S+)")
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
 def opened(overrides: Iterable[str]) -> list[str]:
-    """Let ``<part>.kwargs.<anything>=`` be said without Hydra's '++': the keys of kwargs are the part's own."""
+    """Let ``<part>.kwargs.<anything>=`` and ``teacher.members.<name>...=`` be said without Hydra's '++': their keys are who writes them's own."""
     return [f"++{word}" if _FREE.match(word) else word for word in overrides]
 
 

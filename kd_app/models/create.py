@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kd_app.config import Pixels, RequestError
 from kd_app.config.errors import first_line
 from kd_app.models.labels import weights_sha256
-from kd_app.models.request import ModelRequest, Origin
+from kd_app.models.request import Composed, ModelRequest, Origin, Seen
 from kd_app.models.resized import WIDTHS, Widths, resize
 from kd_app.models.ship import CONFIG
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
@@ -24,16 +24,6 @@ SMALL = 64
 """Up to this side (pixels) an image is used whole: no centre crop."""
 _PATIENCE = 5.0
 """Seconds to wait for a hub's first answer."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The images that a model made from random weights will see: channels, side, and the mean and std of their pixels (0..1)."""
-
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,8 @@ def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
 
     Raises `RequestError` for a hub that can't be reached (the weights' own configuration lies there).
     """
+    if isinstance(request, Composed):
+        return request.pixels(seen)
     cfg = _config(request.origin)
     data: dict[str, Any] = resolve_data_config(pretrained_cfg=cfg) if cfg else {"crop_pct": 1.0, "interpolation": "bilinear"}
     if request.origin.kind in ("hub", "folder"):
@@ -73,7 +65,7 @@ def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            created = _own(request, pixels, num_classes) if request.factory else _timm(request, pixels, num_classes)
+            created = _made(request, pixels, num_classes, seed)
         except (AssertionError, TypeError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
             if isinstance(error, RequestError):
                 raise
@@ -83,6 +75,12 @@ def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int
             ) from None
     _check_logits(request, created.model, pixels, num_classes)
     return created
+
+
+def _made(request: ModelRequest, pixels: Pixels, num_classes: int, seed: int) -> Created:
+    if isinstance(request, Composed):
+        return request.made(pixels, num_classes, seed=seed)
+    return _own(request, pixels, num_classes) if request.factory else _timm(request, pixels, num_classes)
 
 
 def _config(origin: Origin) -> dict[str, Any]:

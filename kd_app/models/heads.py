@@ -1,12 +1,13 @@
 """A model's own classifier, as a function from the embedding to the logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from timm.layers.classifier import ClassifierHead, NormMlpClassifierHead
+from timm.models.efficientvim import EfficientViM, EfficientViMDistilled
 from torch import Tensor, nn
 
 from kd_app.models.hooks import Recorder
@@ -17,20 +18,24 @@ Logits = Float[Tensor, "batch classes"]
 
 @dataclass(frozen=True)
 class Head:
-    """The mean of several classifiers (distilled DeiT, LeViT, CrossViT), or one that is a 1x1 convolution.
+    """The mean of several classifiers (distilled DeiT, LeViT, CrossViT), or their sum by `shares` (EfficientViM), or one that is a 1x1 convolution.
 
-    `widths` are those of the parts of the embedding, one for each classifier; a single width where all of them read the same vector.
+    `widths` are those of the parts of the embedding, one for each classifier; a single width where all of them read the same vector. `shares` gives
+    what each classifier counts, ``[classifiers]``; None: all the same.
     """
 
     classifiers: tuple[Callable[[Tensor], Tensor], ...]
     widths: tuple[int, ...]
     convolutional: bool
+    shares: Callable[[], Tensor] | None = None
 
     def __call__(self, embedding: Embedding) -> Logits:
         """Logits ``[B, K]`` of an embedding ``[B, sum(widths)]``."""
         shaped = embedding[:, :, None, None] if self.convolutional else embedding
         parts = torch.split(shaped, list(self.widths), dim=1) if len(self.widths) > 1 else (shaped,) * len(self.classifiers)
         logits = [classifier(part).flatten(1) for classifier, part in zip(self.classifiers, parts, strict=True)]
+        if self.shares is not None:
+            return torch.einsum("n,nbk->bk", self.shares().to(logits[0].dtype), torch.stack(logits))
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
 
 
@@ -39,8 +44,22 @@ def own_classifiers(model: Any) -> tuple[nn.Module, ...]:
     if not hasattr(model, "get_classifier"):
         return ()
     found = model.get_classifier()
-    heads = tuple(found) if isinstance(found, tuple | list | nn.ModuleList) else (found,)
-    return tuple(head.fc if isinstance(head, ClassifierHead | NormMlpClassifierHead) else head for head in heads)
+    return tuple(head.fc if isinstance(head, ClassifierHead | NormMlpClassifierHead) else head for head in _flat(found))
+
+
+def _flat(found: Any) -> Iterator[nn.Module]:
+    if isinstance(found, tuple | list | nn.ModuleList):
+        for each in found:
+            yield from _flat(each)
+    else:
+        yield found
+
+
+def shares_of(model: nn.Module) -> Callable[[], Tensor] | None:
+    """What each of `own_classifiers` counts in the logits, where the model has learned it; None where all count the same."""
+    if isinstance(model, EfficientViMDistilled):
+        return lambda: torch.cat([model.weights.softmax(-1), model.weights_dist.softmax(-1)]) / 2
+    return (lambda: model.weights.softmax(-1)) if isinstance(model, EfficientViM) else None
 
 
 def last_linear(seen: Recorder, logits: Tensor) -> tuple[nn.Module, ...]:
@@ -49,7 +68,9 @@ def last_linear(seen: Recorder, logits: Tensor) -> tuple[nn.Module, ...]:
     return tuple(same[-1:])
 
 
-def read_head(classifiers: tuple[nn.Module, ...], seen: Recorder) -> tuple[Tensor, nn.Module | Head] | None:
+def read_head(
+    classifiers: tuple[nn.Module, ...], seen: Recorder, shares: Callable[[], Tensor] | None = None
+) -> tuple[Tensor, nn.Module | Head] | None:
     """Embedding ``[B, D]`` and the function that makes the logits of it, or None where the classifiers were not run on one vector an image."""
     inputs = [seen.entered.get(classifier) for classifier in classifiers]
     vectors = [x for x in inputs if x is not None and x[0].numel() == x.shape[1]]
@@ -61,4 +82,4 @@ def read_head(classifiers: tuple[nn.Module, ...], seen: Recorder) -> tuple[Tenso
     convolutional = vectors[0].dim() > 2
     if len(classifiers) == 1 and not convolutional:
         return embedding, classifiers[0]
-    return embedding, Head(classifiers, tuple(x.shape[1] for x in vectors), convolutional)
+    return embedding, Head(classifiers, tuple(x.shape[1] for x in vectors), convolutional, shares)

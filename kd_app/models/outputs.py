@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -18,12 +18,30 @@ class Tokens(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Query, key and value of one block, each ``[B, heads, N, d]``; the first `num_prefix` of the N tokens are no patches."""
+    """Query, key and value of one block, each ``[B, heads, N, d]``; the first `num_prefix` of the N tokens are no patches.
+
+    bias: what the model adds to the scores (relative positions), ``[1 or B, 1 or heads, N, N]`` or less; None where it adds nothing.
+    """
 
     query: Tensor
     key: Tensor
     value: Tensor
     num_prefix: int
+    bias: Tensor | None = None
+
+    def weights(self) -> Tensor:
+        """What the model attends to: ``softmax(q k^T / sqrt(d) + bias)``, ``[B, heads, N, N]``, rows summing to 1."""
+        scores = self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5
+        weights: Tensor = (scores if self.bias is None else scores + self.bias).softmax(dim=-1)
+        return weights
+
+
+class LogitsOnly(nn.Module):
+    """A model of which nothing but its logits can be read; `why`: the reason, for who asks for more."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.why = why
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """Which model is asked for, and where its weights come from: checked before anything is read or fetched."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import timm
 import torch
@@ -12,10 +13,13 @@ from pydantic import Field
 from torch import nn
 
 import kd_app.models.small  # noqa: F401  (registers the small-image nets with timm)
-from kd_app.config import RequestError, Typed, unknown
+from kd_app.config import Pixels, RequestError, Typed, unknown
 from kd_app.models.labels import labels
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.ship import WEIGHTS
+
+if TYPE_CHECKING:
+    from kd_app.models.create import Created
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
 _SAID_ELSEWHERE = {"pretrained": "{role}.pretrained", "checkpoint_path": "{role}.checkpoint", "num_classes": "the number of the data's classes"}
@@ -44,6 +48,16 @@ class Origin:
     def fits(self, classes: tuple[str, ...]) -> bool:
         """The weights answer in these classes: as many, and of these names where the weights name theirs."""
         return self.has_weights and self.num_classes in (None, len(classes)) and self.label_names in (None, classes)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images that a model made from random weights will see: channels, side, and the mean and std of their pixels (0..1)."""
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class ModelRequest(Typed):
@@ -77,6 +91,33 @@ class ModelRequest(Typed):
     def name(self) -> str:
         """The model's name as tables print it."""
         return self.origin.name
+
+
+class Composed(ModelRequest):
+    """A model that is made of other things than one set of weights. It is used as it is, and told first of the data: `know`."""
+
+    seen: Seen
+
+    def __init__(self, role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
+        self.role, self.origin, self.kwargs = role, origin, kwargs
+        self.image_size = self.factory = None
+
+    def know(self, classes: tuple[str, ...], seen: Seen) -> None:
+        """What it has to answer in and will be shown. Raises `RequestError` where it can't answer in these classes."""
+        self.seen = seen
+        if self.origin.num_classes is not None and not self.origin.fits(classes):
+            raise RequestError(
+                f"The {self.role} {self.name} answers in {self.origin.num_classes} classes that are not the data's {len(classes)}, and can't be "
+                f"trained here. Map them: {self.role}.classes=<a CSV file with the columns teacher,class>."
+            )
+
+    @abstractmethod
+    def pixels(self, seen: Seen) -> Pixels:
+        """What it expects to be fed."""
+
+    @abstractmethod
+    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> "Created":
+        """It, on the CPU, in eval mode."""
 
 
 def _own(factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]) -> Origin:

@@ -2,15 +2,17 @@
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.models.heads import last_linear, own_classifiers, read_head
+from kd_app.models.attended import Attended, last_calls
+from kd_app.models.heads import last_linear, own_classifiers, read_head, shares_of
 from kd_app.models.hooks import Recorder, at_rest, eager
-from kd_app.models.projections import attention_modules, token_shape, watch
+from kd_app.models.outputs import LogitsOnly, Outputs
 
 NUM_STAGES = 4
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
@@ -18,7 +20,7 @@ _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.
 
 @dataclass
 class Survey:
-    """Where the fields of `Outputs` are found in one model; modules by name, stages shallow to deep.
+    """Where the fields of `Outputs` are found in one model; modules by name, calls of attention by number, stages shallow to deep.
 
     indices: what to ask of ``forward_intermediates``; empty where the model has none to rely on, and `maps` names modules to hook instead.
     lacks: fields that the model can't give, and why.
@@ -28,7 +30,7 @@ class Survey:
     maps: tuple[str, ...] = ()
     pre_activation: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
-    attention: tuple[str, ...] = ()
+    attention: tuple[int, ...] = ()
     num_prefix: int = 0
     gives_prefix: bool = False
     lacks: dict[str, str] = field(default_factory=dict)
@@ -66,6 +68,8 @@ def survey(model: nn.Module, image: Tensor, attention_blocks: int) -> Survey:
 
     Raises `RequestError` where the model gives no logits ``[1, K]``.
     """
+    if isinstance(model, LogitsOnly):
+        return Survey(lacks=dict.fromkeys((each.name for each in fields(Outputs) if each.name != "logits"), model.why))
     names = {module: name for name, module in model.named_modules()}
     found = Survey()
     with at_rest(model):
@@ -88,7 +92,7 @@ def _find_head(found: Survey, run: _Pass) -> None:
     if not classifiers:
         classifiers = last_linear(run.seen, run.logits)
         found.heads = tuple(run.names[module] for module in classifiers)
-    read = read_head(classifiers, run.seen)
+    read = read_head(classifiers, run.seen, shares_of(run.model))
     if read is None:
         found.lacks |= dict.fromkeys(("embedding", "classifier"), "no linear classifier that turns one vector an image into the logits was found")
     elif not _equal(read[1](read[0]), run.logits):
@@ -104,11 +108,8 @@ def _find_intermediates(found: Survey, run: _Pass, attention_blocks: int) -> boo
     model = run.model
     if not (hasattr(model, "forward_intermediates") and hasattr(model, "forward_head") and hasattr(model, "feature_info")):
         return False
-    attention = attention_modules(model, attention_blocks)
-    with Recorder() as seen:
+    with Recorder() as seen, Attended() as attended:
         seen.watch_output(module for module in run.names if type(module).__module__ in _ACTIVATIONS)
-        for module in attention:
-            watch(seen, module)
         last, maps = model.forward_intermediates(run.image, output_fmt="NCHW")
         same = _equal(model.forward_head(last), run.logits)
     if not same:
@@ -118,7 +119,7 @@ def _find_intermediates(found: Survey, run: _Pass, attention_blocks: int) -> boo
     chosen = [maps[index] for index in found.indices]
     found.pre_activation = _activations_of(chosen, seen, run.names)
     _find_tokens(found, run, chosen)
-    _find_attention(found, attention, seen, run.names, chosen[-1])
+    _find_attention(found, run, attended, attention_blocks, chosen[-1])
     return True
 
 
@@ -144,14 +145,23 @@ def _gives_rows(model: Any, image: Tensor) -> bool:
     return True
 
 
-def _find_attention(found: Survey, attention: list[nn.Module], seen: Recorder, names: dict[nn.Module, str], last: Tensor) -> None:
+def _find_attention(found: Survey, run: _Pass, attended: Attended, blocks: int, last: Tensor) -> None:
     patches = last.shape[-2] * last.shape[-1]
-    shapes = [token_shape(seen, module) for module in attention]
-    if not shapes or any(len(shape) != 3 or shape[0] != 1 or shape[1] < patches for shape in shapes):
-        found.lacks["attention"] = "its last blocks have no global self-attention with query, key and value projections"
+    prefix = getattr(run.model, "num_prefix_tokens", getattr(run.model, "num_tokens", 0))  # PiT has the older name
+    if any(isinstance(module, XCA) for module in run.names):
+        found.lacks["attention"] = "it attends to channels, not to tokens (cross-covariance attention)"
         return
-    found.attention = tuple(names[module] for module in attention)
-    found.num_prefix = shapes[-1][1] - patches
+    found.attention = last_calls(attended.calls, blocks, patches=patches, prefixes={0, prefix})
+    if not found.attention:
+        found.lacks["attention"] = _no_attention(attended)
+        return
+    found.num_prefix = attended.calls[found.attention[-1]].query.shape[2] - patches
+
+
+def _no_attention(attended: Attended) -> str:
+    if not attended.calls:
+        return "it calls no scaled_dot_product_attention, by which torch's fused attention shows query, key and value"
+    return "its last blocks have no global self-attention, where every token attends to every other (windows, fewer or shared keys, folded heads)"
 
 
 def _find_maps(found: Survey, run: _Pass) -> None:

@@ -1,18 +1,21 @@
 """Read what the chosen loss terms need from one forward pass of any model."""
 
-from dataclasses import fields
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, unknown
-from kd_app.models.heads import own_classifiers, read_head
+from kd_app.models.attended import Attended
+from kd_app.models.class_map import Mapped
+from kd_app.models.heads import own_classifiers, read_head, shares_of
 from kd_app.models.hooks import Recorder, eager
 from kd_app.models.outputs import Outputs, Tokens
-from kd_app.models.projections import read, watch
 from kd_app.models.survey import Survey, survey
 
+_INSTEAD = "Terms that read no more: soft_target, decoupled, dist."
 _FIELDS = frozenset(f.name for f in fields(Outputs))
 _HEAD = frozenset({"embedding", "classifier"})
 _MAPS = frozenset({"features", "tokens"})
@@ -35,8 +38,8 @@ class Taps:
                      grid, behind the blocks at the ends of four equal parts of the depth. Not normalized
     pre_activation   for each of these maps that an activation made (post-activation nets): what went into it; for other nets the list is empty
     tokens           the tokens behind the same blocks, where one row of tokens runs through the net
-    attention        query, key and value of the last `attention_blocks` blocks, shallow to deep, before q/k norms and rotary embeddings. ``[-1]`` is
-                     the last block. The model's fused attention stays on
+    attention        query, key and value of the last `attention_blocks` blocks, shallow to deep, as the model's fused attention is called on them (so
+                     behind q/k norms and rotary embeddings), and what it adds to the scores. ``[-1]`` is the last block
     ===============  ============================================================================================================================
 
     For a module that is not of timm, `features` are 4-d outputs of its modules, the last of each size, and the classifier is the last ``nn.Linear``,
@@ -48,13 +51,18 @@ class Taps:
     def __init__(self, model: nn.Module, reads: frozenset[str], *, attention_blocks: int = 1) -> None:
         for name in reads - _FIELDS:
             raise unknown("field of Outputs", name, _FIELDS)
-        self.model = model
+        self.model = model.inner if isinstance(model, Mapped) else model
+        self._mapping = model.mapping if isinstance(model, Mapped) else None
         self.reads = reads
         self.attention_blocks = attention_blocks
         self._survey: Survey | None = None
 
     def __call__(self, image: Float[Tensor, "batch channels height width"]) -> Outputs:
         """`Outputs` of normalized images, as the model expects them."""
+        outputs = self._outputs(image)
+        return outputs if self._mapping is None else _mapped(outputs, self._mapping)
+
+    def _outputs(self, image: Tensor) -> Outputs:
         if self.reads == {"logits"}:
             return Outputs(logits=self.model(image))
         if self._survey is None:
@@ -66,10 +74,9 @@ class Taps:
         missing = {name: why for name, why in found.lacks.items() if name in self.reads}
         if missing:
             given = ", ".join(sorted(_FIELDS - found.lacks.keys()))
+            instead = _INSTEAD if given == "logits" else "Choose terms that read these."
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
-            raise RequestError(
-                f"{type(self.model).__name__} can't give what a loss term reads ({reasons}). It can give: {given}. Choose terms that read these."
-            )
+            raise RequestError(f"{type(self.model).__name__} can't give what a loss term reads ({reasons}). It can give: {given}. {instead}")
         return found
 
     def _read(self, image: Tensor, found: Survey) -> Outputs:
@@ -80,14 +87,13 @@ class Taps:
                 seen.watch_input(classifiers)
             before = self._modules(found.pre_activation) if "pre_activation" in self.reads else ()
             seen.watch_input(before, clone=True)
-            attention = self._modules(found.attention) if "attention" in self.reads else ()
-            for module in attention:
-                watch(seen, module)
-            self._run(image, found, seen, outputs)
+            with Attended(found.attention) if "attention" in self.reads else nullcontext() as attended:
+                self._run(image, found, seen, outputs)
         outputs.pre_activation = [seen.entered[module] for module in before]
-        outputs.attention = [read(seen, module, found.num_prefix) for module in attention]
+        if attended is not None:
+            outputs.attention = [attended.calls[number]._replace(num_prefix=found.num_prefix) for number in found.attention]
         if self.reads & _HEAD:
-            head = read_head(classifiers, seen)
+            head = read_head(classifiers, seen, shares_of(self.model))
             assert head is not None, "The classifier ran in the measured pass and not in this one."
             outputs.embedding = head[0] if "embedding" in self.reads else None
             outputs.classifier = head[1] if "classifier" in self.reads else None
@@ -121,6 +127,16 @@ class Taps:
 
     def _modules(self, names: tuple[str, ...]) -> tuple[nn.Module, ...]:
         return tuple(self.model.get_submodule(name) for name in names)
+
+
+def _mapped(outputs: Outputs, mapping: nn.Module) -> Outputs:
+    """With logits, and a classifier, of the classes that the model's own are mapped to."""
+    classifier = outputs.classifier
+    return replace(
+        outputs,
+        logits=None if outputs.logits is None else mapping(outputs.logits),
+        classifier=None if classifier is None else lambda embedding: mapping(classifier(embedding)),
+    )
 
 
 def _tokens(grid: Tensor, prefix: Tensor | None) -> Tokens:

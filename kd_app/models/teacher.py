@@ -25,7 +25,7 @@ class FrozenTeacher(nn.Module):
     def __init__(self, model: nn.Module, *, reads: frozenset[str], pixels: Pixels, sees: Pixels, attention_blocks: int = 1) -> None:
         super().__init__()
         model.requires_grad_(False).eval()
-        self._held = (model, _Repainted(sees, pixels).eval())  # a tuple: nn.Module registers nothing in it
+        self._held = (model, Repainted(sees, pixels).eval())  # a tuple: nn.Module registers nothing in it
         self._taps = Taps(model, reads, attention_blocks=attention_blocks)
 
     @torch.no_grad()
@@ -53,7 +53,7 @@ class FrozenTeacher(nn.Module):
         return self
 
 
-class _Repainted(nn.Module):
+class Repainted(nn.Module):
     """From pixels normalized for one model to pixels normalized for another."""
 
     luma: Tensor
@@ -79,6 +79,7 @@ class _Repainted(nn.Module):
         self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """The same image as the other model wants it."""
         if self.to_gray:
             image = (image * self.luma).sum(dim=1, keepdim=True)
         elif image.shape[1] != self.wants.channels:

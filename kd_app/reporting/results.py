@@ -42,7 +42,7 @@ class Model(_Open):
     of what ships · sha256: of the weights (of their file without what it says of itself) · weights: how they were loaded."""
 
     name: str
-    params: int
+    params: int | None
     macs: int | None
     size_bytes: int
     license: str

@@ -13,8 +13,8 @@ from pydantic import Field, StrictBool
 
 from kd_app.config import RequestError, Typed
 from kd_app.models.cost import count_macs
-from kd_app.models.create import Seen, create, expected_pixels
-from kd_app.models.request import ModelRequest, better_start
+from kd_app.models.create import create, expected_pixels
+from kd_app.models.request import ModelRequest, Seen, better_start
 
 Config = dict[str, Any]
 _LARGEST = 0.999999

@@ -1,9 +1,8 @@
 """From the configuration to the parts it names, each checked by its own signature. The only caller of hydra's instantiate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from inspect import signature
-from pkgutil import resolve_name
 from typing import Any, Literal
 
 from hydra.errors import InstantiationException
@@ -18,8 +17,9 @@ from kd_app.data.corruptions import Robustness
 from kd_app.data.foreign import UNPAIRED, ForeignData
 from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
-from kd_app.models.license import Licensed, Licenses, licenses
+from kd_app.models.license import Licensed, Licenses, Policy, licenses
 from kd_app.models.request import ModelRequest
+from kd_app.training.asked import Link, composed, found, links_of, requested
 from kd_app.training.controls import ControlSettings, smoothing_of
 from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
@@ -129,6 +129,7 @@ class Parts:
     licenses: Licenses
     robustness: Robustness
     answers: Literal["live", "stored"] = "live"
+    links: tuple[Link, ...] = ()
     own: OwnParts = field(default_factory=OwnParts)
 
 
@@ -170,7 +171,10 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         )
     if isinstance(data, ForeignData) and any(control.shuffled for control in controls.values()):
         raise RequestError(UNPAIRED)
-    student = _request("student", config["student"], own.student)
+    student = requested("student", config["student"], own.student)
+    links = links_of(config["teacher"])
+    if links and (teacher is None or own.teacher is not None):
+        raise RequestError("teacher.chain names nets between a teacher and the student, and there is no teacher that a configuration names.")
     robustness = Robustness(**config["robustness"])
     if robustness.chosen and isinstance(data, ForeignData):
         raise RequestError(
@@ -186,9 +190,10 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         controls=controls,
         teacher=teacher,
         teacher_recipe=teacher_recipe,
-        licenses=_licenses(config, teacher, student, data),
+        licenses=_licenses(config, teacher, links, student, data),
         robustness=robustness,
         answers=Asking(answers=(config["teacher"] or {}).get("answers", "live")).answers,
+        links=links,
         own=own,
     )
     _check(made)
@@ -198,7 +203,7 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
     return made
 
 
-def _licenses(config: Config, teacher: ModelRequest | None, student: ModelRequest, data: Any) -> Licenses:
+def _licenses(config: Config, teacher: ModelRequest | None, links: Sequence[Link], student: ModelRequest, data: Any) -> Licenses:
     """What the run's weights and images are under, as they say it or, where they don't, as the configuration does."""
     asked = Licensing(**config["license"])
     if isinstance(data, ImageData):
@@ -206,7 +211,7 @@ def _licenses(config: Config, teacher: ModelRequest | None, student: ModelReques
     else:
         name, known = type(data.module).__qualname__, getattr(data.module, "license", None)
     return licenses(
-        teacher=_weights(teacher, "teacher's weights", config) if teacher else None,
+        teacher=_weights(teacher, "teacher's weights", config, links) if teacher else None,
         student_start=_weights(student, "student's starting weights", config),
         data=Licensed(f"the data ({name})", "data.license", known, Said(license=config["data"].get("license")).license),
         accept=asked.accept,
@@ -214,9 +219,10 @@ def _licenses(config: Config, teacher: ModelRequest | None, student: ModelReques
     )
 
 
-def _weights(request: ModelRequest, what: str, config: Config) -> Licensed:
+def _weights(request: ModelRequest, what: str, config: Config, links: Sequence[Link] = ()) -> Licensed:
     said = Said(license=(config[request.role] or {}).get("license")).license
-    return Licensed(f"the {what} ({request.name})", f"{request.role}.license", request.origin.license, said)
+    known = Policy().strictest(request.origin.license, *(link.request.origin.license for link in links)) if links else request.origin.license
+    return Licensed(f"the {what} ({request.name})", f"{request.role}.license", known, said)
 
 
 def _data(node: Config, own: OwnParts) -> Any:
@@ -233,7 +239,7 @@ def _data(node: Config, own: OwnParts) -> Any:
 def _taken(settings: Config) -> Config:
     """For somebody's own module: of the settings that are there for ours those that it takes, and all others."""
     ours = signature(ImageData).parameters
-    taken = signature(_found("data", settings["_target_"])).parameters
+    taken = signature(found("data", settings["_target_"])).parameters
     return {key: value for key, value in settings.items() if key not in ours or key in taken}
 
 
@@ -264,7 +270,7 @@ def _control(name: str, node: Config, student: Recipe) -> Control:
     nodes = [asked] if named else [{**asked, **each} for each in among.values()]
     return Control(
         **{**vars(student), "loss": settings.loss},
-        students=tuple(_request(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked),
+        students=tuple(requested(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked),
         named=named,
         as_long=settings.as_long,
         entropy_at=settings.entropy_at,
@@ -275,45 +281,15 @@ def _control(name: str, node: Config, student: Recipe) -> Control:
 def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe | None]:
     node = config["teacher"]
     if own.teacher is not None:
-        return _request("teacher", {"_target_": FACTORY, **(node or {})}, own.teacher), None
+        return requested("teacher", {"_target_": FACTORY, **(node or {})}, own.teacher), None
     if not node or node.get("_target_") is None:
         return None, None
+    made = composed(node)
+    if made is not None:
+        return made, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
     groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}
-    return _request("teacher", node, None), Recipe(**groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed)
-
-
-def _request(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
-    asked: Config = {key: node.get(key) for key in ("name", "pretrained", "checkpoint", "kwargs", "image_size")}
-    asked["kwargs"] = asked["kwargs"] or {}
-    asked["pretrained"] = "auto" if asked["pretrained"] is None else asked["pretrained"]
-    target = node["_target_"]
-    if module is not None:
-        return ModelRequest(role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}})
-    if target == FACTORY:
-        return ModelRequest(role=role, factory=None, **asked)
-    return ModelRequest(role=role, factory=_found(role, target), **asked)
-
-
-def _found(group: str, target: str) -> Any:
-    try:
-        return resolve_name(target)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise RequestError(f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a factory of a module.") from None
-
-
-class _Copies:
-    """A factory that gives copies of one module, so that control and student start from the same weights."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self.__module__ = type(module).__module__
-        self.__qualname__ = type(module).__qualname__
-
-    def __call__(self) -> nn.Module:
-        from copy import deepcopy
-
-        return deepcopy(self._module)
+    return requested("teacher", node, None), Recipe(**groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed)
 
 
 def _weight(name: str, node: Config) -> float:

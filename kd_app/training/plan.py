@@ -29,12 +29,12 @@ def plan(shop: Workshop, *, ready: bool) -> str:
         request = shop.request(name)
         own = learn if request is made.student else noise_seconds(shop, request, train=True)[0]
         total += student if control.as_long else control.max_epochs * steps * (own + (answers if control.terms().needs_teacher else 0.0))
-    total += student
+    total += student * (1 + len(made.links))
     lines = described(shop, ready=ready)
     lines.append(
         f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {spoken(total)} for what is not found"
     )
-    larger = made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher)
+    larger = made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher) > 0
     return "\n".join(lines + (["Note: the student is larger than its teacher. That is allowed; the gain in cost will not be one."] if larger else []))
 
 
@@ -48,6 +48,7 @@ def described(shop: Workshop, *, ready: bool) -> list[str]:
     if made.teacher is not None:
         lines.append(_line("Teacher", made.teacher, None if ready else made.teacher_recipe, shop))
     lines += [_line(f"Control {name}", shop.request(name), control, shop) + _beside(shop, name) for name, control in made.controls.items()]
+    lines += [_line(f"Link {number}", link.request, made.recipe, shop) for number, link in enumerate(made.links, start=1)]
     return [*lines, _line("Student", made.student, made.recipe, shop)]
 
 

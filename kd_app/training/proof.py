@@ -21,6 +21,7 @@ from kd_app.deployment.measure import Predictions, images_per_second, same_image
 from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
+from kd_app.models.composed import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import WEIGHTS, copy_labeled
 from kd_app.reporting.card import write_card
@@ -198,11 +199,12 @@ def _made_before(results: Path) -> frozenset[str]:
 def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
     """A model as results.json tells of it."""
     weights, model = member.created.weights, member.created.model
+    foreign = isinstance(model, RuntimeModel)  # another runtime's: nothing of it can be counted
     start, decided = member.record.get("weights"), shop.decided.get(member.role)
     return {
         "name": member.request.name,
-        "params": count_params(model),
-        "macs": count_macs(model.cpu(), member.created.pixels),
+        "params": None if foreign else count_params(model),
+        "macs": None if foreign else count_macs(model.cpu(), member.created.pixels),
         "size_bytes": _size(member),
         "license": license,
         "source": (f"trained here from {start['source']}" if start else weights.source),
@@ -225,7 +227,7 @@ def _size(member: Member) -> int:
     """Bytes on disk: the file's, or what the weights take where there is no file of weights alone."""
     path = member.request.origin.path
     files = [path / WEIGHTS, path] if path else []
-    file = next((file for file in files if file.suffix == ".safetensors" and file.is_file()), None)
+    file = next((file for file in files if file.suffix in (".safetensors", ".onnx") and file.is_file()), None)
     if file:
         return file.stat().st_size
     return sum(tensor.numel() * tensor.element_size() for tensor in member.created.model.state_dict().values())

@@ -11,6 +11,7 @@ from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.reporting.tables import summary
 from kd_app.stages import Stages, file_sha256
 from kd_app.tracking import Backend, Tracker
+from kd_app.training.chain import chained
 from kd_app.training.parts import Config, OwnParts, Parts, make, parts
 from kd_app.training.plan import plan
 from kd_app.training.proof import BESIDE, SPLIT, Proof, data_name, evaluated
@@ -137,7 +138,8 @@ def _members(shop: Workshop, console: Console, proof: Proof) -> dict[str, Member
         members["teacher"] = teacher
         console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
         shop.tracker.knowledge(proof.knows(teacher, "validation"))
+    teaches = chained(shop, teacher) if teacher is not None and made.links else teacher
     for control in made.controls:
-        members[control] = shop.train(control, teacher)
-    members["student"] = shop.train("student", teacher)
+        members[control] = shop.train(control, teaches)
+    members["student"] = shop.train("student", teaches)
     return members

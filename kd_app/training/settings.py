@@ -19,6 +19,7 @@ Group = dict[str, Any]
 _CONTROL = ("loss", "student", "as_long", "entropy_at", "shuffled")
 _MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
 _TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "answers")
+_MADE_OF = ("classes", "chain", "members", "by")
 
 
 class Job(Typed, called="kd-distill"):
@@ -63,9 +64,9 @@ class Job(Typed, called="kd-distill"):
                 _check_net(f"controls.{name}.student", control["student"])
         _check_known("student", student, _MODEL)
         if teacher is not None:
-            _check_known("teacher", teacher, (*_MODEL, *_TAUGHT))
+            _check_known("teacher", teacher, (*_MODEL, *_TAUGHT, *_MADE_OF))
         for name in remake:
-            _check_stage(name, controls)
+            _check_stage(name, controls, len((teacher or {}).get("chain") or ()))
 
 
 class Licensing(Typed, called="license"):
@@ -96,6 +97,34 @@ class Asking(Typed, called="teacher"):
 
     def __init__(self, *, answers: Literal["live", "stored"]) -> None:
         self.answers: Literal["live", "stored"] = answers
+
+
+class SeveralTeachers(Typed, called="teacher"):
+    """Several teachers that answer as one. members: by name, each as a single teacher, and its `weight` (1 where it says none)."""
+
+    def __init__(self, *, members: dict[str, Group], by: Literal["mean", "confidence"], classes: None) -> None:
+        if len(members) < 2:
+            raise RequestError(
+                f"teacher.members holds {len(members)} teachers, expected 2 or more: teacher.members.a.checkpoint=runs/a "
+                "teacher.members.b.checkpoint=runs/b. A single one is teacher=timm."
+            )
+        for name, member in members.items():
+            _check_known(f"teacher.members.{name}", member, (*_MODEL, "classes", "weight"))
+        self.members = {name: {key: value for key, value in member.items() if key != "weight"} for name, member in members.items()}
+        self.weights = {name: Share(weight=member.get("weight", 1.0)).weight for name, member in members.items()}
+        self.by = by
+
+
+class Share(Typed, called="teacher.members"):
+    """What one of several teachers counts."""
+
+    def __init__(self, *, weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]) -> None:
+        self.weight = weight
+
+
+def check_link(node: Any) -> None:
+    """Refuse what is no net of a chain."""
+    _check_known("teacher.chain", node, _MODEL[1:-1])
 
 
 class Evaluation(Typed, called="kd-evaluate"):
@@ -150,9 +179,10 @@ def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
             raise unknown("setting", f"{path}.{key}", [f"{path}.{each}" for each in known])
 
 
-def _check_stage(name: str, controls: Iterable[str]) -> None:
+def _check_stage(name: str, controls: Iterable[str], links: int) -> None:
     roles = ("teacher", "student", *controls)
     known = ["data", *roles, *(f"{what}-{role}-{split}" for what in ("answers", "corrupted") for role in roles for split in ("validation", "test"))]
+    known += [f"link-{number}" for number in range(1, 1 + links)]
     known += ["answers-teacher-train", "answers-teacher-views", *(f"epochs-{control}" for control in controls)]
     if name not in known:
         raise unknown("stage to remake", name, known)

@@ -15,9 +15,9 @@ from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.models.cost import count_params
-from kd_app.models.create import Created, Seen, create, expected_pixels
+from kd_app.models.create import Created, create, expected_pixels
 from kd_app.models.outputs import Outputs
-from kd_app.models.request import ModelRequest
+from kd_app.models.request import Composed, ModelRequest, Seen
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, write_atomically
 from kd_app.training.controls import mean_entropy, nearest
@@ -71,6 +71,7 @@ class Workshop:
             stage = self.make("data", self.data.scan_config(decode_size), inputs, lambda folder: self._scan(folder, decode_size))
             self.data_folder = stage.path
         self.data.load(self.data_folder)
+        self._tell_teacher()
         self._check_terms()
 
     def _check_terms(self) -> None:
@@ -96,6 +97,12 @@ class Workshop:
         self.data.list()
         self.data_folder = folder
         self.data.load(folder)
+        self._tell_teacher()
+
+    def _tell_teacher(self) -> None:
+        """A teacher that is made of other things has to know what it answers in and sees."""
+        if isinstance(self.parts.teacher, Composed):
+            self.parts.teacher.know(self.classes, self.seen())
 
     def _scan(self, folder: Path, decode_size: int) -> None:
         def progress(done: int, of: int) -> None:
@@ -134,6 +141,8 @@ class Workshop:
         request, recipe = self.parts.teacher, self.parts.teacher_recipe
         if request is None:
             return None
+        if isinstance(request, Composed):
+            return self.ready(request, seed=0)
         member = self.ready(request, seed=0) if request.origin.fits(self.classes) else None
         if member is not None and not member.created.weights.new_head:
             return member

@@ -22,7 +22,8 @@ CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_sea
 """What a run is made of; how trials are made has tests of its own."""
 DEFAULTS = yaml.safe_load((CONF / "distill.yaml").read_text(encoding="utf-8"))["defaults"]
 MANY = {group for default in DEFAULTS if isinstance(default, dict) for group, chosen in default.items() if isinstance(chosen, list)}
-NEEDS = {"teacher/none": ("loss=[cross_entropy]",), "loss/cross_entropy": ("teacher=none",)}
+NEEDS = {"teacher/none": ("loss=[cross_entropy]",), "loss/cross_entropy": ("teacher=none",),
+         "teacher/several": ("teacher.members.a.name=resnet8", "teacher.members.b.name=resnet14")}  # fmt: skip
 """What a choice can't do without."""
 
 

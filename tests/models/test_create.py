@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_app.config import Pixels, RequestError
-from kd_app.models.create import Created, Seen, create, expected_pixels
+from kd_app.models.create import Created, create, expected_pixels
+from kd_app.models.request import Seen
 from kd_app.models.ship import save_model
 from kd_app.models.weights import state_sha256
 from kd_app.stages import file_sha256

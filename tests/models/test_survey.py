@@ -37,18 +37,18 @@ def images(side: int) -> Tensor:
 @pytest.mark.parametrize(
     ("what", "kwargs", "side", "read", "why", "other"),
     [
-        ("resnet8", {}, 16, "attention", "no global self-attention", "pre_activation"),
+        ("resnet8", {}, 16, "attention", "no scaled_dot_product", "pre_activation"),
         ("resnet8", {}, 16, "tokens", "CNN or a pyramid", "features"),
         (
             SwinTransformer,
-            {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)},
+            {"img_size": 32, "window_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)},
             32,
             "attention",
-            "no global self-attention",
+            "no scaled_dot_product",
             "features",
         ),
-        (MlpMixer, {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}, 32, "attention", "no global self-attention", "tokens"),
-        (Xcit, {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32, "attention", "no global self-attention", "tokens"),
+        (MlpMixer, {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}, 32, "attention", "no scaled_dot_product", "tokens"),
+        (Xcit, {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32, "attention", "attends to channels", "tokens"),
         (
             VOLO,
             {"img_size": 32, "layers": (1, 1, 1, 1), "embed_dims": (32, 32, 32, 32), "num_heads": (2, 2, 2, 2)},

@@ -1,0 +1,104 @@
+"""Teachers that are made of other things than one set of weights, through the real command, two batches each."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+
+from kd_app.deployment.export import export
+from kd_app.deployment.formats.onnx import Onnx
+from tests.commands.call import done, refused
+from tests.training.made import DIGITS, GRAY, results, teacher_folder
+
+OTHERS = tuple(f"kind{number}" for number in range(12))
+RUN = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Teachers: ``a`` and ``b`` of the data's classes, ``other`` of twelve others with a map, ``onnx/model.onnx`` the same as a."""
+    folder = tmp_path_factory.mktemp("teachers")
+    teacher_folder(folder / "a")
+    teacher_folder(folder / "b", "resnet14")
+    teacher_folder(folder / "other", classes=OTHERS)
+    rows = [f"{OTHERS[number]},{number}" for number in range(10)] + ["10,9", "11,9"]
+    (folder / "map.csv").write_text("\n".join(["teacher,class", *rows]), encoding="utf-8")
+    net = timm.create_model(f"local-dir:{folder / 'a'}", pretrained=True).eval()
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), dtype=np.uint8)
+    form = Onnx(opset=18, tolerance=1e-3)
+    (folder / "onnx").mkdir()
+    export(net, form, folder / "onnx", stem="model", pixels=GRAY, classes=DIGITS, license="mit", calibration=[], images=images)
+    return folder
+
+
+@pytest.fixture
+def finished(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> dict[str, Any]:
+        done(*RUN, *words, "out=run")
+        return results(tmp_path / "run")
+
+    return run
+
+
+def test_several_teachers_answer_as_one(made: Path, finished: Any) -> None:
+    found = finished("teacher=several", f"teacher.members.a.checkpoint={made / 'a'}", f"teacher.members.b.checkpoint={made / 'b'}",
+                     "teacher.members.b.weight=2", "teacher.by=confidence")  # fmt: skip
+    assert found["status"] == "finished"
+    assert found["models"]["teacher"]["source"] == "a: folder a; b: folder b"
+    assert found["models"]["teacher"]["params"] == sum(
+        p.numel() for name in ("resnet8", "resnet14") for p in timm.create_model(name, in_chans=1, num_classes=10).parameters()
+    )
+
+
+def test_a_teacher_of_other_classes_answers_in_the_data_s_by_a_map(made: Path, finished: Any) -> None:
+    found = finished(f"teacher.checkpoint={made / 'other'}", f"teacher.classes={made / 'map.csv'}", "loss=[cross_entropy,soft_target,feature_hint]")
+    assert found["models"]["teacher"]["source"] == "folder other, classes by map.csv"
+    assert [stage["name"] for stage in found["stages"] if stage["name"] == "teacher"] == []
+
+
+def test_a_file_for_another_runtime_teaches_by_its_logits(made: Path, finished: Any) -> None:
+    found = finished(f"teacher.checkpoint={made / 'onnx' / 'model.onnx'}")
+    assert found["models"]["teacher"]["source"] == "file model.onnx"
+    assert found["models"]["teacher"]["params"] is None
+    assert found["models"]["teacher"]["license"] == "mit"
+
+
+def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(made: Path, finished: Any) -> None:
+    words = (f"teacher.checkpoint={made / 'a'}", "teacher.chain=[resnet14,resnet8]")
+    first = {stage["name"]: stage for stage in finished(*words)["stages"]}
+    again = {stage["name"]: stage for stage in finished(*words, "seed=1", "overwrite=true")["stages"]}
+    for link in ("link-1", "link-2"):
+        assert again[link] == {**first[link], "made": "found", "seconds": again[link]["seconds"]}
+    assert first["link-1"]["made"] == first["link-2"]["made"] == "made"
+    assert again["student"]["path"] != first["student"]["path"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("teacher=several teacher.members.a.checkpoint={}/a", "holds 1 teachers, expected 2 or more"),
+        (
+            "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.name=resnet8 teacher.members.b.wieght=2",
+            "Did you mean 'teacher.members.b.weight'",
+        ),
+        ("teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.checkpoint={0}/b teacher.members.b.weight=0", "weight=0"),
+        ("teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.name=resnet8", "member b (resnet8) does not answer in the data's"),
+        (
+            "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.checkpoint={0}/b loss=[cross_entropy,feature_hint]",
+            "several teachers have one answer together",
+        ),
+        ("teacher.checkpoint={0}/onnx/model.onnx loss=[cross_entropy,feature_hint]", "Terms that read no more: soft_target, decoupled, dist"),
+        ("teacher.checkpoint={0}/a.onnx", "There is no file"),
+        ("teacher.checkpoint={0}/other teacher.classes={0}/none.csv", "can't be read"),
+        ("teacher.classes={0}/map.csv", "has random weights"),
+        ("teacher=none loss=[cross_entropy] +teacher.chain=[resnet8]", "there is no teacher"),
+        ("teacher.checkpoint={0}/a teacher.chain=[resnet9]", "no student model 'resnet9'"),
+    ],
+)
+def test_what_can_t_teach_is_refused_by_name(words: str, said: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(*RUN, *words.format(made).split())

@@ -1,0 +1,44 @@
+"""docs/models.md says of each of timm's model modules what can be read of it, and it is so."""
+
+import pytest
+import timm
+
+from benchmarks.models import TABLE, listed, prove, written
+from benchmarks.variants import modules, smallest
+
+FEW = ("byobnet", "convnext", "efficientnet", "efficientvim", "eva", "maxxvit", "mlp_mixer", "mobilenetv3", "pit", "regnet", "resnet",
+       "vision_transformer", "xcit")  # fmt: skip
+"""Unlike each other, and small."""
+
+
+def test_every_module_of_timm_has_a_line() -> None:
+    assert set(listed()) == set(modules())
+    assert len(listed()) == 98
+
+
+def test_every_no_has_its_reason() -> None:
+    reasons = TABLE.read_text(encoding="utf-8").partition("## Why not")[2].splitlines()
+    for module, (_, line) in listed().items():
+        missing = line.split("|")[5:-1].count(" no ")
+        assert sum(module in reason.rpartition(": ")[2].split(", ") for reason in reasons) == missing, module
+
+
+@pytest.mark.parametrize("module", FEW)
+def test_what_the_table_says_of_a_model_is_what_can_be_read_of_it(module: str) -> None:
+    variant, line = listed()[module]
+    assert prove(variant).line() == line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_the_variant_is_the_smallest_and_its_line_is_true(module: str) -> None:
+    if module in listed():  # nets of our own are modules of timm's registry, too
+        variant, line = listed()[module]
+        assert smallest(module) == variant
+        assert prove(variant).line() == line
+
+
+def test_the_page_groups_the_modules_by_what_they_lack() -> None:
+    page = written([prove(listed()["resnet"][0])])
+    assert "| resnet | `test_resnet` |" in page
+    assert "attention: it calls no scaled_dot_product_attention" in page
