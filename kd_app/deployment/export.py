@@ -69,7 +69,7 @@ def difference(model: nn.Module, pixels: Pixels, opened: Artefact, images: NDArr
     return float(np.abs(opened.logits(images) - expected).max() / max(1.0, float(np.abs(expected).max())))
 
 
-def write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]], **about: str) -> None:
+def write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]], **about: Any) -> None:
     """Write ``manifest.json`` whole or not at all: an entry for each of the `files`, and what else it is to say of all of them."""
     told = {"schema_version": VERSION, **about, "files": files}
     write_atomically(folder / MANIFEST, json.dumps(told, indent=1, allow_nan=False) + "\n")

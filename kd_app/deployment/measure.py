@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from kd_app.config import Pixels
+from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
+from kd_app.deployment.artefact import Artefact
 from kd_app.deployment.clock import in_turns
 from kd_app.models.taps import Taps
 
@@ -76,7 +77,7 @@ def predict(
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     seen = step = 0
     with torch.inference_mode():
-        for number, raw in enumerate(_limited(batches, limit)):
+        for number, raw in enumerate(limited(batches, limit)):
             batch = raw.to(device)
             image = normalize(batch.image, pixels, torch.channels_last) if batch.image.dtype == torch.uint8 else batch.image
             if embeddings and not number:
@@ -92,6 +93,26 @@ def predict(
             if say:
                 say(number + 1)
     return Predictions(*(np.concatenate(column) for columns in (rows, kept) for column in zip(*columns, strict=True)))
+
+
+def answers(model: Artefact, batches: Iterable[Batch], *, limit: float | None = None) -> Predictions:
+    """The answers of an exported file to all batches, or to the first `limit` of them, in its own runtime. Raises `RequestError` as `as_fed`."""
+    rows = [(batch.index.numpy(), batch.hard_target().numpy(), model.logits(as_fed(batch.image, model.pixels))) for batch in limited(batches, limit)]
+    return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+
+
+def as_fed(image: torch.Tensor, pixels: Pixels) -> UInt8[np.ndarray, "batch channels height width"]:
+    """The images of a batch as an exported file takes them: a gray one is repeated where the model wants color.
+
+    Raises `RequestError` for images that are not 8-bit ones any more, such as those that somebody's own data module has normalized.
+    """
+    if image.dtype != torch.uint8:
+        raise RequestError(
+            f"The data give images of {image.dtype}; exported files normalize by themselves and take uint8 images. Let data give uint8 images "
+            "(0 to 255)."
+        )
+    found: np.ndarray = image.expand(-1, pixels.channels, -1, -1).contiguous().numpy()
+    return found
 
 
 def _with_embedding(model: nn.Module, image: torch.Tensor) -> Taps | None:
@@ -114,7 +135,8 @@ def _placed(model: nn.Module, device: torch.device) -> nn.Module:
     return model.eval().to(device).to(memory_format=torch.channels_last)
 
 
-def _limited(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
+def limited(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
+    """All batches, or the first `limit` of them (a number, or a share below 1)."""
     if limit is None:
         return batches
     size = len(batches) if isinstance(batches, Sized) else 0

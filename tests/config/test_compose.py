@@ -16,7 +16,7 @@ from kd_app.config.paths import CONF
 from kd_app.tracking import Backend
 from kd_app.training.parts import make, parts
 
-PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",)}
+PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",)}
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
 CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_search/"))]
 """What a run is made of; how trials are made has tests of its own."""

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kd_app.config import Pixels, Typed
+from kd_app.config import Pixels, RequestError, Typed
 
 
 class Format(Typed):
@@ -57,3 +57,16 @@ class Deployed(nn.Module):
 def blank(pixels: Pixels, batch: int) -> Tensor:
     """Images of zeros, to trace a model with."""
     return torch.zeros(batch, pixels.channels, pixels.height, pixels.width, dtype=torch.uint8)
+
+
+def check_calibration(calibration: Sequence[NDArray[np.uint8]], pixels: Pixels) -> None:
+    """Raises `RequestError` where there are no calibration images, or some are none that the model sees."""
+    shape = (pixels.channels, pixels.height, pixels.width)
+    wrong = next((batch for batch in calibration if batch.shape[1:] != shape or batch.dtype != np.uint8), None)
+    if wrong is not None:
+        raise RequestError(
+            f"The images to calibrate with are {wrong.dtype} of shape {wrong.shape}; the model takes uint8 images of shape (batch, "
+            f"{', '.join(map(str, shape))}). Ranges found on other images are wrong for these: calibrate with training images as the model sees them."
+        )
+    if not sum(len(batch) for batch in calibration):
+        raise RequestError("An int8 file needs images to find its ranges with, and there are none. Set calibration_images to 1 or more.")

@@ -6,9 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kd_app.config.pixels import Pixels
 from kd_app.data.crop import center
 from kd_app.data.images import plain_mode
 from kd_app.deployment.manifest import Entry
+
+
+def picture(image: Image.Image, pixels: Pixels) -> NDArray[np.uint8]:
+    """``[C, H, W]``: the part of an image that a model sees which expects `pixels`."""
+    seen = np.asarray(center(plain_mode(image, pixels.channels), pixels))
+    return np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1))
 
 
 class Opened(ABC):
@@ -21,8 +28,7 @@ class Opened(ABC):
 
     def picture(self, image: Image.Image) -> NDArray[np.uint8]:
         """See `Artefact`."""
-        seen = np.asarray(center(plain_mode(image, self.pixels.channels), self.pixels))
-        return np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1))
+        return picture(image, self.pixels)
 
     def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """See `Artefact`. Raises `ValueError` for images of another shape or type."""

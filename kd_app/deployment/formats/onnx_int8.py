@@ -1,0 +1,124 @@
+"""ONNX in int8: quantize and dequantize pairs (QDQ) around what onnxruntime computes in int8, ranges from training images."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, StrictBool
+from torch import nn
+
+from kd_app.config import Pixels, RunError
+from kd_app.config.errors import first_line
+from kd_app.deployment.formats.format import Format, check_calibration
+from kd_app.deployment.formats.onnx import write_onnx
+from kd_app.deployment.machine import cpu_flags
+
+_NORMALIZATION = frozenset({"Cast", "Mul", "Add"})
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+
+
+class OnnxInt8(Format):
+    """Static quantization: int8 weights with a scale for each channel, uint8 activations with ranges from calibration images.
+
+    reduce_range: weights of 7 bits. x86 without VNNI adds pairs of products in 16 bits, which 8 bits overflow: 'auto' reduces on such a CPU.
+    calibration: how ranges are found (onnxruntime's MinMax, Entropy, Percentile). opset: see `Onnx`.
+    """
+
+    name: ClassVar[str] = "onnx_int8"
+    ending: ClassVar[str] = "_int8.onnx"
+    runtime: ClassVar[str] = "onnxruntime"
+    tolerance = None
+
+    def __init__(
+        self,
+        *,
+        opset: Annotated[int, Field(ge=18, le=25, strict=True)],
+        reduce_range: StrictBool | Literal["auto"],
+        calibration: Literal["MinMax", "Entropy", "Percentile"],
+    ) -> None:
+        self.opset = opset
+        self.reduce_range = lacks_vnni(cpu_flags()) if reduce_range == "auto" else reduce_range
+        self.calibration = calibration
+
+    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+        """See `Format`. Raises `RequestError` for calibration images of another shape, or none."""
+        check_calibration(calibration, pixels)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
+            plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
+            write_onnx(model, pixels, plain, opset=self.opset)
+            try:
+                self._quantize(plain, prepared, calibration, path)
+            except Exception as error:  # of many kinds: what a model may hold has no bounds
+                raise RunError(f"onnxruntime can't quantize the model: {first_line(error)}") from error
+        return {"opset": self.opset, "reduce_range": self.reduce_range, "calibration_images": sum(len(batch) for batch in calibration)}
+
+    def _quantize(self, plain: Path, prepared: Path, calibration: Sequence[NDArray[np.uint8]], path: Path) -> None:
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        quant_pre_process(str(plain), str(prepared), auto_merge=True)
+        quantize_static(
+            str(prepared),
+            str(path),
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=self.reduce_range,
+            calibrate_method=CalibrationMethod[self.calibration],
+            nodes_to_exclude=_normalization(onnx.load(prepared).graph),
+        )
+        made = onnx.load(path)
+        used = {node.domain for node in made.graph.node}
+        for opset in [each for each in made.opset_import if each.domain not in used]:  # onnxruntime names all that it knows
+            made.opset_import.remove(opset)
+        onnx.save(made, path)
+
+
+class _Reader:
+    """Batches, as onnxruntime asks for them."""
+
+    def __init__(self, batches: Sequence[NDArray[np.uint8]]) -> None:
+        self._left: Iterator[NDArray[np.uint8]] = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {"images": batch}
+
+
+def lacks_vnni(flags: frozenset[str]) -> bool:
+    """Whether these are the flags of an x86 CPU that has no instruction for sums of int8 products in 32 bits."""
+    return "sse2" in flags and not flags & _VNNI
+
+
+def _normalization(graph: Any) -> list[str]:
+    """The nodes that turn bytes into normalized numbers: they stay in float, so that a pixel is rounded once."""
+    found: list[str] = []
+    value = graph.input[0].name
+    while True:
+        readers = [node for node in graph.node if value in node.input]
+        if len(readers) != 1 or readers[0].op_type not in _NORMALIZATION or len(found) == len(_NORMALIZATION):
+            return found
+        found.append(readers[0].name)
+        value = readers[0].output[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what onnxruntime logs and warns about while it quantizes."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        root.setLevel(before)

@@ -1,0 +1,84 @@
+"""Which file to ship, chosen by what was measured, and what int8 did that nobody would want."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kd_app.reporting.exports import Exports, File
+
+_FLOAT = {"onnx_int8": "onnx", "executorch_int8": "executorch"}
+"""The float format of the same runtime."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The file to ship, None where there is none, and why."""
+
+    file: str | None
+    says: tuple[str, ...]
+
+
+def to_ship(told: Exports) -> Choice:
+    """Of the student's files (the teacher's, where there are none of a student) the cheapest whose loss beside the model in torch is within
+    ``verdict.margin`` on validation; where none is, the one that lost least.
+    """
+    roles = {_more(file)["role"] for file in told.files.values()}
+    role = "student" if "student" in roles else "teacher"
+    files = {name: file for name, file in told.files.items() if _more(file)["role"] == role}
+    margin = _margin(files)
+    within = [name for name, file in files.items() if lost(file) <= margin]
+    if not within:
+        least = min(files, key=lambda name: lost(files[name]))
+        return Choice(
+            least,
+            (f"Ship {least}: every file lost more than the margin of {100 * margin:g} points beside the {role} in torch, this one least "
+             f"({_points(files[least])} on validation).",),
+        )  # fmt: skip
+    chosen = min(within, key=lambda name: (_cost(files[name]), lost(files[name])))
+    file = files[chosen]
+    return Choice(
+        chosen,
+        (f"Ship {chosen}: of the files that lost at most {100 * margin:g} points beside the {role} in torch on validation (this one "
+         f"{_points(file)}) it costs least.",),
+    )  # fmt: skip
+
+
+def remarks(told: Exports) -> Iterator[str]:
+    """A sentence for each int8 file that is slower, or worse, than the float one of its runtime."""
+    by = {(_more(file)["role"], file.format): name for name, file in told.files.items()}
+    for name, file in told.files.items():
+        other = by.get((_more(file)["role"], _FLOAT.get(file.format, "")))
+        if other is None:
+            continue
+        ratio = _more(file)["times_cheaper"][other]
+        if ratio["high"] < 1:
+            yield f"{name} is slower than {other}: {ratio['value']:.2f} times as many images a second ({ratio['low']:.2f} to {ratio['high']:.2f})."
+        elif ratio["low"] <= 1:
+            yield f"{name} is not shown to be faster than {other}: {ratio['value']:.2f} times ({ratio['low']:.2f} to {ratio['high']:.2f})."
+        if lost(file) > _margin(told.files) and lost(file) > lost(told.files[other]):
+            yield f"{name} is worse than {other}: it lost {_points(file)} on validation, {other} {_points(told.files[other])}."
+
+
+def lost(file: File) -> float:
+    """Accuracy on validation that the model in torch has and the file has not, in 0..1."""
+    assert file.validation is not None
+    return float((file.validation.model_extra or {})["beside_torch"]["lost"])
+
+
+def _points(file: File) -> str:
+    return f"{100 * lost(file):.2f} points"
+
+
+def _margin(files: dict[str, File]) -> float:
+    told = next(iter(files.values())).validation
+    assert told is not None
+    return float((told.model_extra or {})["beside_torch"]["margin"])
+
+
+def _cost(file: File) -> float:
+    return float("inf") if file.cost_per_million is None else file.cost_per_million
+
+
+def _more(file: File) -> dict[str, Any]:
+    """What the manifest says beside what a report reads."""
+    return file.model_extra or {}

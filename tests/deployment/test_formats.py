@@ -1,0 +1,88 @@
+"""Formats beside plain ONNX: each file answers nearly as the model does, and says how it was made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kd_app.config import RequestError, RunError
+from kd_app.deployment.artefact import open_artefact
+from kd_app.deployment.export import export
+from kd_app.deployment.formats.onnx_int8 import OnnxInt8, lacks_vnni
+from kd_app.deployment.manifest import MANIFEST
+from tests.deployment.conftest import CLASSES, PIXELS
+
+ABOUT: Any = {"stem": "model", "pixels": PIXELS, "classes": CLASSES, "license": "mit"}
+
+
+def int8(**changed: Any) -> OnnxInt8:
+    return OnnxInt8(**{"opset": 18, "reduce_range": True, "calibration": "MinMax", **changed})
+
+
+@pytest.fixture(scope="module")
+def quantized(net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(net, int8(), tmp_path_factory.mktemp("int8"), calibration=[images[:4], images[4:]], images=images, **ABOUT)
+
+
+def test_an_int8_file_answers_nearly_as_the_float_one_with_weights_of_seven_bits_a_scale_for_each_channel(
+    quantized: Path, exported: Path, images: NDArray[np.uint8]
+) -> None:
+    expected, found = open_artefact(exported).logits(images), open_artefact(quantized).logits(images)
+    assert 0 < np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
+    told = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"]["model_int8.onnx"]
+    assert told["reduce_range"] is True
+    assert told["calibration_images"] == 8
+    assert told["largest_difference"] > 0
+    weights = [tensor for tensor in onnx.load(quantized).graph.initializer if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4]
+    assert len(weights) >= 7
+    for tensor in weights:
+        values = onnx.numpy_helper.to_array(tensor)
+        assert (np.abs(values).reshape(len(values), -1).max(axis=1) == 64).all()
+
+
+def test_pixels_are_normalized_in_float(quantized: Path) -> None:
+    graph = onnx.load(quantized).graph
+    producers = {name: node.op_type for node in graph.node for name in node.output}
+    first = next(node for node in graph.node if node.op_type == "Mul")
+    assert [producers[name] for name in first.input if name in producers] == ["Cast"]
+
+
+def test_the_range_is_reduced_where_the_processor_has_no_vnni() -> None:
+    assert lacks_vnni(frozenset({"sse2", "avx2"}))
+    assert not lacks_vnni(frozenset({"sse2", "avx512_vnni"}))
+    assert not lacks_vnni(frozenset({"sse2", "avx_vnni"}))
+    assert not lacks_vnni(frozenset({"asimd", "asimddp"}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([np.zeros((2, 3, 16, 18), np.uint8)], r"uint8 of shape \(2, 3, 16, 18\); the model takes uint8 images of shape \(batch, 3, 16, 16\)"),
+        ([np.zeros((2, 3, 16, 16), np.float32)], "float32 of shape"),
+        ([], "needs images to find its ranges with"),
+    ],
+)
+def test_calibration_images_that_the_model_never_sees_are_refused_and_nothing_is_written(
+    net: nn.Module, images: NDArray[np.uint8], tmp_path: Path, wrong: list[NDArray[Any]], reason: str
+) -> None:
+    with pytest.raises(RequestError, match=reason):
+        export(net, int8(), tmp_path, calibration=wrong, images=images, **ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
+class Odd(nn.Module):
+    """What no exporter can follow: how it goes on depends on the pixels."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.mean(dim=(2, 3)) if image.sum() > 0 else image.amax(dim=(2, 3))
+
+
+def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="The model can't be written as ONNX: "):
+        export(Odd(), int8(), tmp_path, calibration=[images], images=images, **ABOUT)

@@ -1,0 +1,122 @@
+"""The whole command: a run in, files, a manifest and the file to ship out."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from kd_app.deployment.artefact import open_artefact
+from kd_app.deployment.measure import Predictions
+from kd_app.reporting.exports import read_exports
+from kd_app.stages import file_sha256
+from tests.commands.call import call, done, paragraph, refused
+from tests.training.made import results
+
+QUICK = ("clock.seconds=0.02", "clock.rounds=6", "clock.batch_sizes=[1,4]", "calibration_images=8", "compared_images=8")
+
+
+def exported(*words: str) -> str:
+    return done(*words, *QUICK, command="kd-export")
+
+
+@pytest.fixture(scope="module")
+def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Student and teacher of the made run as ONNX files, and what the command said."""
+    out = tmp_path_factory.mktemp("both") / "export"
+    return out, exported(f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={out}", "role=both")
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def test_each_file_has_its_own_figures_speed_and_cost_under_the_names_of_results_json(made: Path, both: tuple[Path, str]) -> None:
+    told, run = manifest(both[0]), results(made / "run")
+    assert list(told["files"]) == ["model.onnx", "model_int8.onnx", "teacher.onnx", "teacher_int8.onnx"]
+    for name, file in told["files"].items():
+        assert file["sha256"] == file_sha256(both[0] / name)
+        assert file["size_bytes"] == (both[0] / name).stat().st_size
+        assert file["classes"] == run["data"]["classes"]
+        assert file["runtime"]["name"] == "onnxruntime"
+        assert 0 < file["latency_ms"]["p50"] <= file["latency_ms"]["p95"] <= file["latency_ms"]["p99"]
+        assert file["cost_per_million"] == pytest.approx(1e6 / file["images_per_second"] / 3600 * 0.04 * max(1.0, file["cores"]))
+        assert file["peak_memory_bytes"] > 10_000_000
+        assert 0 < file["start_seconds"] < file["cold_start_seconds"]
+        for split in ("validation", "test"):
+            assert 0 <= file[split]["top1_low"] <= file[split]["top1"] <= file[split]["top1_high"] <= 1
+            assert {"negative_flips", "agreement", "nll", "verdict", "beside_torch"} <= set(file[split])
+    assert told["files"]["model.onnx"]["license"] == run["models"]["student"]["license"]
+    assert told["torch"]["teacher"]["test"]["top1"] == run["test"]["teacher"]["top1"]
+    assert told["torch"]["student"]["test"]["top1"] == run["test"]["student"]["top1"]
+
+
+def test_a_float_file_has_the_answers_of_the_model_in_torch(both: tuple[Path, str]) -> None:
+    told = manifest(both[0])
+    for role, name in (("student", "model.onnx"), ("teacher", "teacher.onnx")):
+        file = told["files"][name]
+        assert file["test"]["top1"] == told["torch"][role]["test"]["top1"]
+        assert file["test"]["beside_torch"]["agreement"] == 1
+        assert file["test"]["beside_torch"]["negative_flips"] == 0
+        assert file["largest_difference"] < 1e-3
+
+
+def test_the_figures_are_those_of_the_file(made: Path, both: tuple[Path, str]) -> None:
+    """Its answers, given again by the file in its folder, have the accuracy that the manifest says."""
+    stage = next((made / "stages").glob("answers-model_int8.onnx-test-*"))
+    told, kept = manifest(both[0])["files"]["model_int8.onnx"], Predictions.load(stage)
+    assert told["test"]["num_images"] == len(kept.target)
+    assert told["test"]["top1"] == float((kept.logits.argmax(axis=1) == kept.target).mean())
+    opened = open_artefact(both[0] / "model_int8.onnx")
+    assert opened.logits(np.zeros((3, opened.pixels.channels, opened.pixels.height, opened.pixels.width), np.uint8)).shape == (3, 10)
+
+
+def test_the_file_to_ship_is_the_students_that_costs_least_within_the_margin(both: tuple[Path, str]) -> None:
+    told = manifest(both[0])
+    files = {name: file for name, file in told["files"].items() if file["role"] == "student"}
+    within = [name for name, file in files.items() if file["validation"]["beside_torch"]["lost"] <= 0.01]
+    assert told["ship"] == min(within, key=lambda name: files[name]["cost_per_million"])
+    assert f"Ship {told['ship']}" in both[1]
+    assert "images/s" in both[1]
+    assert "USD per core-hour" in both[1]
+
+
+def test_a_report_reads_the_manifest(both: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "export").symlink_to(both[0])
+    found = read_exports(tmp_path)
+    assert found is not None
+    assert found.ship == manifest(both[0])["ship"]
+    assert found.torch["teacher"].latency_ms is not None
+
+
+def test_said_again_it_finds_the_files_and_their_answers_and_without_test_reads_none(made: Path, both: tuple[Path, str], tmp_path: Path) -> None:
+    before = {path.name for path in (made / "stages").iterdir()}
+    with patch("kd_app.shipping.measured.first_answer", lambda *_: {}):
+        exported(f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={tmp_path / 'again'}", "formats=[onnx]", "test=never")
+    assert {path.name for path in (made / "stages").iterdir()} == before
+    told = manifest(tmp_path / "again")["files"]["model.onnx"]
+    assert "test" not in told
+    assert told["sha256"] == manifest(both[0])["files"]["model.onnx"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("formats=[onnx]", "formats.onnx.opset=12"), "opset=12 does not fit"),
+        (("formats=[onnxx]",), "There is no formats 'onnxx'. Did you mean 'onnx'?"),
+        (("remake=[export-teacher-onnx]",), "There is no stage to remake 'export-teacher-onnx'"),
+        (("formats=[onnx]", "+formats.evil._target_=os.system"), "names code that is no part of kd_app"),
+    ],
+)
+def test_a_wrong_word_is_refused(made: Path, words: tuple[str, ...], reason: str) -> None:
+    assert reason in refused(f"run={made / 'run'}", f"stages={made / 'stages'}", "out=export", *words, command="kd-export")
+
+
+def test_a_model_that_differs_from_its_file_fails_the_run_and_leaves_no_manifest(made: Path) -> None:
+    words = (f"run={made / 'run'}", f"stages={made / 'stages'}", "out=export", "formats=[onnx]", "formats.onnx.tolerance=1e-12", *QUICK)
+    ended = call(*words, command="kd-export")
+    assert ended.code == 1
+    assert "does not answer as the model does" in paragraph(ended.err)
+    assert not (Path("export") / "manifest.json").exists()
