@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from kd_app.config import RequestError
 from kd_app.config.compose import choices, composed, explained, known_keys, opened
 from kd_app.config.paths import CONF
+from kd_app.shipping.export import Export
 from kd_app.tracking import Backend
 from kd_app.training.parts import make, parts
 
 PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",)}
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
-CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_search/"))]
-"""What a run is made of; how trials are made has tests of its own."""
+CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_search/", "formats/"))]
+"""What a run is made of; how trials are made, and what it is exported to, have tests of their own."""
 DEFAULTS = yaml.safe_load((CONF / "distill.yaml").read_text(encoding="utf-8"))["defaults"]
 MANY = {group for default in DEFAULTS if isinstance(default, dict) for group, chosen in default.items() if isinstance(chosen, list)}
 NEEDS = {"teacher/none": ("loss=[cross_entropy]",), "loss/cross_entropy": ("teacher=none",),
@@ -61,6 +62,13 @@ def test_every_choice_composes_and_its_parts_can_be_made(choice: str) -> None:
         assert re.match(r"^$|.*this machine has", refusal(lambda: parts(config)))
     else:
         parts(config)
+
+
+@pytest.mark.parametrize("name", choices("formats"))
+def test_every_format_composes_and_can_be_made(name: str) -> None:
+    config = composed("export", ["run=a", f"formats=[{name}]"])
+    assert held(content(f"formats/{name}"), config["formats"])
+    assert Export(**config).formats[name].name == name
 
 
 def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
