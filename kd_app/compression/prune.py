@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
+from kd_app.compression.latency import latency_share
 from kd_app.compression.step import Step
 from kd_app.config import Pixels, RequestError
 from kd_app.config.errors import first_line
@@ -27,6 +28,8 @@ RECORD = "prune.json"
 _PASSES = 100
 """Into so many passes the whole way to the smallest model is divided: how finely channels of different layers are weighed against each other."""
 _LABELS = {"cross_entropy": {"_target_": "kd_app.losses.cross_entropy.CrossEntropy", "smoothing": 0.0, "class_weights": None, "weight": 1.0}}
+_TRIES = 5
+"""So many nets are measured on the way to a latency."""
 _MOST = 0.95
 """Share of a layer's channels that may go."""
 
@@ -34,10 +37,12 @@ _MOST = 0.95
 class Prune(Step):
     """Remove the least important channels of all layers, those that depend on each other together, until a share of the cost is left.
 
-    macs, params: share of multiply-adds, or of parameters, that is kept; exactly one is set. importance: 'magnitude', the L2 norm of a channel's
-    weights (Li et al., ICLR 2017, arXiv 1608.08710); 'taylor', ``sum |w dL/dw|`` with the labels' cross-entropy on `images` of train, or
-    'distillation', the same with the run's own loss terms and teacher (Molchanov et al., CVPR 2019, arXiv 1906.10771). The groups of dependent
-    channels are those of Fang et al., CVPR 2023, arXiv 2301.12900. iterations: so often importance is measured anew on the way.
+    macs, params, latency: share of multiply-adds, of parameters, or of the time that one image takes (with one thread, as an XNNPACK program, both
+    measured here in turns) that is kept; exactly one is set. By latency, shares of multiply-adds are tried, halving the interval.
+    importance: 'magnitude', the L2 norm of a channel's weights (Li et al., ICLR 2017, arXiv 1608.08710); 'taylor', ``sum |w dL/dw|`` with the labels'
+    cross-entropy on `images` of train, or 'distillation', the same with the run's own loss terms and teacher (Molchanov et al., CVPR 2019, arXiv
+    1906.10771). The groups of dependent channels are those of Fang et al., CVPR 2023, arXiv 2301.12900. iterations: so often importance is measured
+    anew on the way.
     round_to: numbers of channels that are left are multiples of it.
     """
 
@@ -46,18 +51,20 @@ class Prune(Step):
         *,
         macs: Share | None,
         params: Share | None,
+        latency: Share | None,
         importance: Literal["magnitude", "taylor", "distillation"],
         images: PositiveInt,
         iterations: PositiveInt,
         round_to: PositiveInt,
     ) -> None:
-        if (macs is None) == (params is None):
+        targets: dict[Literal["macs", "params", "latency"], float | None] = {"macs": macs, "params": params, "latency": latency}
+        chosen = [(name, share) for name, share in targets.items() if share is not None]
+        if len(chosen) != 1:
             raise RequestError(
-                f"prune needs one target, and macs={macs}, params={params} are set. Expected exactly one share that is kept: prune.macs=0.5 "
-                "(with prune.params=null)."
+                f"prune needs one target, and macs={macs}, params={params}, latency={latency} are set. Expected exactly one share that is kept: "
+                "prune.macs=0.5 (with the others null)."
             )
-        self.target: float = macs or params or 0.0
-        self.of: Literal["macs", "params"] = "macs" if macs is not None else "params"
+        self.of, self.target = chosen[0]
         self.importance = importance
         self.images = images
         self.iterations = iterations
@@ -92,30 +99,70 @@ class Prune(Step):
         model = deepcopy(created.model).cpu().to(memory_format=torch.contiguous_format)
         before = sizes(model)
         measure = None if self.importance == "magnitude" else lambda net: self._gradients(shop, student, net, teacher)
-        kept = self.prune(model, created.pixels, measure)
+        told: dict[str, Any] = {}
+        if self.of == "latency":
+            whole = deepcopy(model)
+            model, told = self.by_latency(model, created.pixels, measure, lambda net: latency_share(net, whole, created.pixels, folder))
+            kept = told["kept"]
+        else:
+            kept = self.prune(model, created.pixels, measure, target=self.target)
         widths = {name: dict(own) for name, own in created.widths.items()}
         for module, own in changed(before, sizes(model)).items():
             widths.setdefault(module, {}).update(own)
         license = shop.license("student", taught=shop.parts.recipe.terms().needs_teacher)
         save_model(model, folder / MODEL, pixels=created.pixels, classes=shop.classes, license=license, widths=widths)
-        write_atomically(folder / RECORD, json.dumps({"of": self.of, "target": self.target, "importance": self.importance, "kept": kept}, indent=1))
+        write_atomically(
+            folder / RECORD, json.dumps({"of": self.of, "target": self.target, "importance": self.importance, "kept": kept, **told}, indent=1)
+        )
 
-    def prune(self, model: nn.Module, pixels: Pixels, measure: Callable[[nn.Module], None] | None) -> float:
-        """Prune `model` in its place until at most the target is left; the share that is left.
+    def by_latency(
+        self, model: nn.Module, pixels: Pixels, measure: Callable[[nn.Module], None] | None, share: Callable[[nn.Module], float]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The largest of some pruned copies of `model` whose `share` of its latency is at most the target; that share, and all that were tried.
+
+        Raises `RequestError` where none of them is that fast.
+        """
+        low, high, macs = 0.0, 1.0, self.target
+        tried: list[dict[str, float]] = []
+        best: tuple[nn.Module, float] | None = None
+        for _ in range(_TRIES):
+            net = deepcopy(model)
+            try:
+                left = self.prune(net, pixels, measure, target=macs)
+            except RequestError:
+                low = macs
+            else:
+                found = share(net)
+                tried.append({"macs": left, "latency": found})
+                if found <= self.target:
+                    best, low = (net, found), macs
+                else:
+                    high = macs
+            macs = (low + high) / 2
+        if best is None:
+            fastest = min((each["latency"] for each in tried), default=1.0)
+            raise RequestError(
+                f"prune.latency={self.target:g} can't be reached with round_to={self.round_to}: the fastest net that was tried takes {fastest:.3f} "
+                "of the time. Choose a larger share, or a student that is smaller by design."
+            )
+        return best[0], {"kept": best[1], "tried": tried}
+
+    def prune(self, model: nn.Module, pixels: Pixels, measure: Callable[[nn.Module], None] | None, *, target: float) -> float:
+        """Prune `model` in its place until at most the share `target` is left (of parameters, or else of multiply-adds); the share that is left.
 
         measure: gives the parameters gradients; None for the importance by magnitude.
         """
         cost = count_params if self.of == "params" else lambda net: count_macs(net, pixels)
         whole, left = cost(model), 1.0
         for number in range(1, self.iterations + 1):
-            target = 1 - (1 - self.target) * number / self.iterations
+            now = 1 - (1 - target) * number / self.iterations
             if measure is not None:
                 measure(model)
-            left = self._towards(model, pixels, target, lambda: cost(model) / whole)
+            left = self._towards(model, pixels, now, lambda: cost(model) / whole)
         model.zero_grad(set_to_none=True)
-        if left > self.target:
+        if left > target:
             raise RequestError(
-                f"prune.{self.of}={self.target:g} can't be reached: with round_to={self.round_to} and at most {_MOST:.0%} of a layer's channels "
+                f"prune.{self.of}={target:g} can't be reached: with round_to={self.round_to} and at most {_MOST:.0%} of a layer's channels "
                 f"removed, {left:.3f} is left. Reachable: {left:.3f} to 1. Choose a larger share or a smaller prune.round_to."
             )
         return left

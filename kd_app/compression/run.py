@@ -1,12 +1,18 @@
 """The ordered list of steps, what each lost, and the run's folder that they end in."""
 
+import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool
 
+from kd_app.compression.alternative import STAGE as ALTERNATIVE
+from kd_app.compression.alternative import Alternative
+from kd_app.compression.latency import latencies
 from kd_app.compression.step import Step
 from kd_app.config import RequestError, RunError, Typed, unknown
 from kd_app.config.targets import check_targets
@@ -18,16 +24,17 @@ from kd_app.reporting.page import write_report
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import summary, waterfall
 from kd_app.stages import Stages
-from kd_app.tracking import Tracker
+from kd_app.tracking import Backend, Tracker
+from kd_app.tracking.base import STUDENT
 from kd_app.training.evaluate import COMPRESSED, as_run, check_classes, members_of
 from kd_app.training.parts import Config, make, parts
-from kd_app.training.proof import SPLIT, Proof, described, evaluated
+from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, described, evaluated
 from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.settings import Group, Place
-from kd_app.training.workshop import Member, Workshop
+from kd_app.training.workshop import Member, Workshop, told
 
 _ROLES = ("teacher", "student")
-_AROUND = ("out", "stages", "remake", "overwrite", "allow", "test", "license")
+_AROUND = ("out", "stages", "remake", "overwrite", "allow", "test", "logger", "tags", "license")
 
 
 class Compression(Typed, called="kd-compress"):
@@ -45,6 +52,10 @@ class Compression(Typed, called="kd-compress"):
         overwrite: StrictBool,
         allow: list[Place],
         test: Literal["auto", "always", "never"],
+        alternative: Place | None,
+        among: Annotated[list[Group], Field(min_length=1)],
+        logger: Group,
+        tags: list[str],
         license: Group,
         **blocks: Group,
     ) -> None:
@@ -57,6 +68,7 @@ class Compression(Typed, called="kd-compress"):
         self.max_loss = max_loss
         self.out = Path(out) if out else self.run / "compressed"
         self.test = test
+        self.alternative = Alternative(alternative, tuple(among)) if alternative else None
 
 
 @dataclass(frozen=True)
@@ -76,24 +88,55 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
     asked, console = Compression(**config), console or Console()
     check_targets(asked.blocks, config["allow"])
     steps: list[tuple[str, Step]] = [(name, make(asked.blocks[name], Step)) for name in asked.steps]
+    _check_order(steps)
     before = read(asked.run / RESULTS)
     if before.status != "finished":
         raise RequestError(f"The run {str(asked.run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it.")
     taken_up = {**as_run(asked.run, config, before), "license": config["license"], "controls": {}, "remake": []}
     made = parts(taken_up)
     made.licenses.check()
-    told = {key: value for key, value in config.items() if key not in _AROUND and (key not in asked.blocks or key in asked.steps)}
-    record = {**taken_up, COMPRESSED: told}
+    backends = {name: make(node, Backend) for name, node in config["logger"].items()}
+    words = {key: value for key, value in config.items() if key not in _AROUND and (key not in asked.blocks or key in asked.steps)}
+    record = {**taken_up, COMPRESSED: words}
     out = asked.out if trial is None else asked.out / str(trial)
     with claimed(out, record, overwrite=config["overwrite"]):
         stages = Stages(Path(taken_up["stages"]), remake=config["remake"], say=console.say)
-        tracker = Tracker({}, out=out, config=record, say=console.say, name=out.name, group=out.parent.name, tags=[])
+        about = {"name": out.name, "group": out.parent.name, "tags": config["tags"], "shares": trial is not None}
+        tracker = Tracker(backends, out=out, config=record, say=console.say, **about)
         shop = Workshop(made, stages, console, tracker)
         proof = Proof(shop, out, Verdict(**taken_up["verdict"]))
         proof.found["config"] = record
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
-        _go(asked, steps, proof, before, read_test=read_test, report=trial is None)
+        with _followed(tracker):
+            _go(asked, steps, proof, before, read_test=read_test, report=trial is None)
     return out
+
+
+@contextmanager
+def _followed(tracker: Tracker) -> Iterator[None]:
+    """Close what the trackers have open, with the exit code that the command ends with."""
+    code = 1
+    try:
+        yield
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+        raise
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+        raise
+    finally:
+        tracker.close(exit_code=code)
+
+
+def _check_order(steps: list[tuple[str, Step]]) -> None:
+    for (name, step), (after, _) in itertools.pairwise(steps):
+        if step.ends:
+            order = [other for other, each in steps if not each.ends]
+            raise RequestError(
+                f"steps=[{','.join(other for other, _ in steps)}]: {after} can't go on from a student that {name} made, which answers in int8. "
+                f"Put {name} last: 'steps=[{','.join([*order, name])}]'."
+            )
 
 
 def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before: Results, *, read_test: bool, report: bool) -> None:
@@ -103,16 +146,27 @@ def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before:
     members = members_of(shop, asked.run, before.model_copy(update={"models": {r: m for r, m in before.models.items() if r in _ROLES}}), shop.console)
     if "teacher" in before.models and "teacher" not in members:
         raise RequestError(f"The teacher of {str(asked.run)!r} is not there any more. Say the run's kd-distill command again to make it.")
-    teacher = members.get("teacher")
-    reached, stopped = _taken(asked, steps, proof, members["student"], teacher)
-    members["student"] = reached.member
+    if members["student"].program is not None:
+        raise RequestError(
+            f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name the run that it was made from, with all steps: "
+            f"'steps=[{','.join(asked.steps)},quantize]'."
+        )
+    shop.data.write_split(proof.out / SPLIT)
+    shop.tracker.data(data_name(shop), shop.data.fingerprint, shop.data.sizes, proof.out / SPLIT)
+    way, kept, stopped = _taken(asked, steps, proof, members["student"], members.get("teacher"))
+    if not stopped and asked.alternative:
+        way.append(_instead(asked.alternative, proof, way, members.get("teacher"), read_test=read_test))
+    _timed(proof, way)
+    members["student"] = kept.member
     proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
     proof.ship(members)
     results = proof.write("failed" if stopped else "finished", reason=stopped)
+    if not stopped and report:
+        write_report([proof.out], proof.out)
+    shop.tracker.start(STUDENT, told(members["teacher"]) if "teacher" in members else None)
+    shop.tracker.results(results, [path for path in sorted(proof.out.iterdir()) if path.name in SHOWN])
     shop.console.say()
     if not stopped:
-        if report:
-            write_report([proof.out], proof.out)
         shop.console.show(summary(results))
     shop.console.show(waterfall(results.steps))
     shop.console.say(f"Everything is in {proof.out}")
@@ -120,28 +174,54 @@ def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before:
         raise RunError(stopped)
 
 
-def _taken(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, student: Member, teacher: Member | None) -> tuple[_Reached, str | None]:
-    """All steps, or those before the first that lost too much; and why it stopped there."""
+def _taken(
+    asked: Compression, steps: list[tuple[str, Step]], proof: Proof, student: Member, teacher: Member | None
+) -> tuple[list[_Reached], _Reached, str | None]:
+    """All steps, or those before the first that lost too much; the one that is kept; and why it stopped there."""
     shop = proof.shop
-    shop.data.write_split(proof.out / SPLIT)
     kept = now = _measured("start", proof, student, None)
-    lines = [now.line]
+    way = [now]
     for number, (name, step) in enumerate(steps):
         after = step.take(name, shop, now.member, teacher)
         now = _measured(name, proof, after, now, told=step.told(after))
-        lines.append(now.line)
-        proof.found["steps"] = lines
+        way.append(now)
         if number + 1 < len(steps) and steps[number + 1][1].recovers:
             continue  # what it lost is judged when that was tried
         lost = _difference(proof.verdict, kept.answers, now.answers)["value"]
         if asked.max_loss is not None and lost > asked.max_loss:
-            return kept, (
-                f"The step {name} lost {100 * lost:.2f} points of {proof.verdict.metric} on validation beside {kept.line['name']}, more than "
-                f"max_loss={asked.max_loss:g} ({100 * asked.max_loss:g} points). {proof.out / 'student'} is the student of the step before: "
-                f"{kept.line['name']}. Ask for less (a larger share, more epochs), or for a larger max_loss."
+            return (
+                way,
+                kept,
+                (
+                    f"The step {name} lost {100 * lost:.2f} points of {proof.verdict.metric} on validation beside {kept.line['name']}, more than "
+                    f"max_loss={asked.max_loss:g} ({100 * asked.max_loss:g} points). {proof.out / 'student'} is the student of the step before: "
+                    f"{kept.line['name']}. Ask for less (a larger share, more epochs), or for a larger max_loss."
+                ),
             )
         kept = now
-    return kept, None
+    return way, kept, None
+
+
+def _instead(alternative: Alternative, proof: Proof, way: list[_Reached], teacher: Member | None, *, read_test: bool) -> _Reached:
+    """The alternative: a net of the cost that was reached. What int8 saves is in its latency, so that counts as if it were multiply-adds."""
+    shop, last = proof.shop, way[-1]
+    macs = float(last.line["macs"])
+    if last.member.program is not None:
+        found = latencies(shop, {"float": way[-2].member, "int8": last.member})
+        macs *= found["int8"] / found["float"] if found else 1.0
+    member = alternative.train(shop, teacher, round(macs))
+    told: dict[str, Any] = {"instead": True, "macs": round(macs)}
+    if read_test:
+        answers = shop.predictions(member, "test")
+        told["test_top1"] = float((answers.logits.argmax(axis=1) == answers.target).mean())
+    return _measured(f"{ALTERNATIVE}: {member.request.name}", proof, member, last, told=told)
+
+
+def _timed(proof: Proof, way: list[_Reached]) -> None:
+    """The waterfall, with latencies that were measured in turns."""
+    named = {str(number): reached.member for number, reached in enumerate(way)}
+    found = latencies(proof.shop, named)
+    proof.found["steps"] = [{**reached.line, "latency_ms": found.get(number)} for number, reached in zip(named, way, strict=True)]
 
 
 def _measured(name: str, proof: Proof, member: Member, before: _Reached | None, *, told: dict[str, Any] | None = None) -> _Reached:

@@ -13,6 +13,9 @@ class Step(Typed):
     recovers: ClassVar[bool] = False
     """It is there to win back what the step before it lost, so that one is judged after it."""
 
+    ends: ClassVar[bool] = False
+    """No other step can go on from its student."""
+
     @abstractmethod
     def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
         """The student after this step, made or found as the stage `name` of `shop`: its folder holds ``model/``, in timm's layout.

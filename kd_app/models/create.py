@@ -37,12 +37,15 @@ class Created:
 
 
 def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
-    """What the model is to be fed: as its weights were trained; from random weights, the data as they are.
+    """What the model is to be fed: as its weights were trained, or a factory's attribute `pixels` says; from random weights, the data as they are.
 
     Raises `RequestError` for a hub that can't be reached (the weights' own configuration lies there).
     """
     if isinstance(request, Composed):
         return request.pixels(seen)
+    own = getattr(request.factory, "pixels", None)
+    if isinstance(own, Pixels):
+        return own
     cfg = _config(request.origin)
     data: dict[str, Any] = resolve_data_config(pretrained_cfg=cfg) if cfg else {"crop_pct": 1.0, "interpolation": "bilinear"}
     if request.origin.kind in ("hub", "folder"):

@@ -16,6 +16,8 @@ from kd_app.models.labels import write_labeled
 from kd_app.models.resized import WIDTHS
 
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
+CONVERTED, INT8 = "quantized.pt2", "quantized.pte"
+"""Of a quantized student: the int8 graph as an exported program, and the same lowered to the runtime that it is measured in."""
 
 
 def save_model(
@@ -43,7 +45,7 @@ def save_model(
             _export(model, folder / PROGRAM, pixels)
         save_for_hf(model, str(folder), model_config=extra, data_config=data, safe_serialization=True)
         return
-    save_file(dict(model.state_dict()), folder / WEIGHTS)
+    save_file({name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     config = {"architecture": type(model).__qualname__, "num_classes": len(classes), "label_names": list(classes)}
     (folder / CONFIG).write_text(json.dumps({**config, "pretrained_cfg": {**data, "license": license}}, indent=2), encoding="utf-8")
 

@@ -93,26 +93,38 @@ def nearest(candidates: Sequence[ModelRequest], student: ModelRequest, seen: See
     or that leave a map of less than 2x2 of them where the student leaves more: their cost is wasted on images of this size. Where the student starts
     from weights, so does the net, and one for which timm has none is left out. Raises `RequestError` where nothing is left.
     """
-    ours, deepest = _cost(student, seen, num_classes)
-    found = []
-    for each in candidates:
-        used = _asked(each, pretrained=True) if student.origin.has_weights and better_start(each.name) else each
-        if family(each.name) == family(student.name) or used.origin.has_weights != student.origin.has_weights:
-            continue
-        try:
-            macs, left = _cost(used, seen, num_classes)
-        except RequestError:
-            continue
-        if left >= min(2, deepest):
-            found.append((abs(math.log(max(macs, 1) / max(ours, 1))), macs, used))
+    ours, _ = _cost(student, seen, num_classes)
+    found = costs([each for each in candidates if family(each.name) != family(student.name)], student, seen, num_classes)
     if not found:
         role = candidates[0].role
         raise RequestError(
             f"None of the nets in {role}.among is of another family than {student.name}, can take images of {seen.size}x{seen.size}, and starts "
             f"from {'weights of timm' if student.origin.has_weights else 'random weights'} as the student does. Name one: {role}.name=<a timm model>."
         )
-    _, macs, chosen = min(found, key=lambda one: one[0])
-    return Nearest(chosen, macs, ours)
+    return closest(found, ours)
+
+
+def costs(candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int) -> list[tuple[ModelRequest, int]]:
+    """The candidates that could stand in the student's place, and their multiply-adds; see `nearest` for those that are left out."""
+    _, deepest = _cost(student, seen, num_classes)
+    found = []
+    for each in candidates:
+        used = _asked(each, pretrained=True) if student.origin.has_weights and better_start(each.name) else each
+        if used.origin.has_weights != student.origin.has_weights:
+            continue
+        try:
+            macs, left = _cost(used, seen, num_classes)
+        except RequestError:
+            continue
+        if left >= min(2, deepest):
+            found.append((used, macs))
+    return found
+
+
+def closest(found: Sequence[tuple[ModelRequest, int]], macs: int) -> Nearest:
+    """Of some nets and their multiply-adds the one nearest to `macs` in ratio; of equals the first."""
+    request, own = min(found, key=lambda one: abs(math.log(max(one[1], 1) / max(macs, 1))))
+    return Nearest(request, own, macs)
 
 
 def family(name: str) -> str:

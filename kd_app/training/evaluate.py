@@ -11,6 +11,7 @@ from kd_app.config import RequestError
 from kd_app.config.errors import first_line
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.request import ModelRequest
+from kd_app.models.ship import INT8
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import summary
@@ -116,7 +117,9 @@ def members_of(shop: Workshop, run: Path, before: Results, console: Console) -> 
         if request is None:
             console.say(f"Note: the {role} is not there any more ({stages.get(role, run)}); it is left out")
         else:
-            members[role] = replace(shop.ready(request, seed=0), folder=_stage_of(request))
+            program = folder / INT8
+            int8 = program if role == "student" and program.is_file() else None
+            members[role] = replace(shop.ready(request, seed=0), folder=_stage_of(request), program=int8)
     return members
 
 

@@ -23,9 +23,10 @@ from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.composed import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
-from kd_app.models.ship import WEIGHTS, copy_labeled
+from kd_app.models.ship import INT8, WEIGHTS, copy_labeled
 from kd_app.reporting.card import write_card
 from kd_app.reporting.examples import EXAMPLES
+from kd_app.reporting.page import PAGE
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import FileRecord, Results, read, write
 from kd_app.reporting.runs import CURVES, write_curves
@@ -34,12 +35,14 @@ from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
 from kd_app.training.knowledge import knowledge, show_examples
 from kd_app.training.robustness import robustness
-from kd_app.training.run_folder import RESULTS
+from kd_app.training.run_folder import CONFIG, RESULTS
 from kd_app.training.workshop import Member, Workshop, told
 
 SPLIT = "split.csv"
 BESIDE = ("predictions.parquet", EXAMPLES, "metrics.csv", SPLIT, "teacher/reference.json")
 """What a run writes beside results.json and the folder of the student."""
+SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)
+"""What of a run's folder the trackers are given."""
 
 
 class Proof:
@@ -149,7 +152,7 @@ class Proof:
     def _speed(self, members: Mapping[str, Member]) -> None:
         self.shop.console.line("  measuring speed ...")
         own = {role: member for role, member in members.items() if role == "student" or self.shop.request(role) is not self.shop.request("student")}
-        models = {role: (member.created.model, member.created.pixels) for role, member in own.items()}
+        models = {role: (member.answering(), member.created.pixels) for role, member in own.items()}
         measure = partial(images_per_second, models, device=self.shop.parts.trainer.device)
         measured = self.shop.speed(members, self.out.parent, measure) if self.trial else measure()
         trained = members["student"].record.get("images_per_second")
@@ -185,7 +188,8 @@ class Proof:
             shutil.rmtree(old, ignore_errors=True)
         copy_labeled(source, partial, license=self.shop.parts.licenses.ships, teacher=teacher)
         partial.replace(target)
-        self.found["models"]["student"]["size_bytes"] = (target / WEIGHTS).stat().st_size
+        file = target / INT8
+        self.found["models"]["student"]["size_bytes"] = (file if file.is_file() else target / WEIGHTS).stat().st_size
 
 
 def _made_before(results: Path) -> frozenset[str]:
@@ -225,6 +229,8 @@ def data_name(shop: Workshop) -> str:
 
 def _size(member: Member) -> int:
     """Bytes on disk: the file's, or what the weights take where there is no file of weights alone."""
+    if member.program:
+        return member.program.stat().st_size
     path = member.request.origin.path
     files = [path / WEIGHTS, path] if path else []
     file = next((file for file in files if file.suffix in (".safetensors", ".onnx") and file.is_file()), None)

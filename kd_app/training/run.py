@@ -5,7 +5,7 @@ from pathlib import Path
 from kd_app.config import RequestError
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
-from kd_app.reporting.page import PAGE, write_report
+from kd_app.reporting.page import write_report
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.reporting.tables import summary
@@ -14,15 +14,12 @@ from kd_app.tracking import Backend, Tracker
 from kd_app.training.chain import chained
 from kd_app.training.parts import Config, OwnParts, Parts, make, parts
 from kd_app.training.plan import plan
-from kd_app.training.proof import BESIDE, SPLIT, Proof, data_name, evaluated
+from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, evaluated
 from kd_app.training.ranks.start import check_places
 from kd_app.training.report_run import run_names
-from kd_app.training.run_folder import CONFIG, RESULTS, claimed, run_name
+from kd_app.training.run_folder import RESULTS, claimed, run_name
 from kd_app.training.search.study import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop
-
-_SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)
-"""What of a run's folder the trackers are given."""
 
 
 def distill(config: Config, *, own: OwnParts | None = None, console: Console | None = None, trial: int | None = None) -> Path:
@@ -96,7 +93,7 @@ def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdi
         results = proof.write("finished")
         if not trial:
             write_report([out], out)
-        tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in _SHOWN])
+        tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in SHOWN])
         code = 0
     except PrunedError as reason:
         assert watch is not None

@@ -120,6 +120,13 @@ class TrainerSettings(Typed):
         made.limits = {"limit_train_batches": train, "limit_val_batches": validation, "overfit_batches": None}
         return made
 
+    def graph(self) -> "TrainerSettings":
+        """The same for a traced graph: in one process, in float32, and in the memory format that it was traced in."""
+        made = copy(self)
+        made.devices = made.num_nodes = 1
+        made.sync_batchnorm, made.compile, made.channels_last, made.precision = False, False, False, "32-true"
+        return made
+
     def place(self) -> dict[str, Any]:
         """Where the ranks work, settled: a rank does not ask its own machine again."""
         return {"accelerator": self.accelerator, "devices": self.devices, "num_nodes": self.num_nodes, "precision": self.precision}

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kd_app.config import Pixels, RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.deployment.measure import Predictions, predict
+from kd_app.deployment.xnnpack import Lowered
 from kd_app.models.cost import count_params
 from kd_app.models.create import Created, create, expected_pixels
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import Composed, ModelRequest, Seen
 from kd_app.reporting.console import Console
-from kd_app.stages import Stage, Stages, write_atomically
+from kd_app.stages import Stage, Stages, file_sha256, write_atomically
 from kd_app.training.controls import mean_entropy, nearest
 from kd_app.training.curves import points
 from kd_app.training.fit import RECORD, Taught, build, fit, resumed, trained
@@ -37,13 +39,21 @@ DECODED = 320
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the run that is ready to answer: its role, how to make it again, what it expects, and the record of its training, if it had one."""
+    """A model of the run that is ready to answer: its role, how to make it again, what it expects, and the record of its training, if it had one.
+
+    program: where it is quantized, the file that answers in the place of the module.
+    """
 
     role: str
     request: ModelRequest
     created: Created
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    program: Path | None = None
+
+    def answering(self) -> nn.Module:
+        """What answers: an int8 program in its own runtime, or the module."""
+        return Lowered(self.program) if self.program else self.created.model
 
 
 class Workshop:
@@ -167,9 +177,9 @@ class Workshop:
         teacher = teacher if recipe.terms().needs_teacher else None
         taught = self.taught(role, teacher, recipe)
         identity, inputs = self._identity(taught, teacher), self._inputs(taught, teacher)
-        made = self.make(stage or role, identity, inputs, lambda folder: self._fit(taught, teacher, folder))
+        made = self.make(stage or role, identity, inputs, lambda folder: self._fit(taught, teacher, folder, stage or role))
         member = self._trained(taught, made.path)
-        self.tracker.ready(role, told(member), told(teacher) if teacher else None, lambda: points(made.path))
+        self.tracker.ready(stage or role, told(member), told(teacher) if teacher else None, lambda: points(made.path))
         return member
 
     def found(self, role: str) -> Member | None:
@@ -268,10 +278,10 @@ class Workshop:
         start = self.request(role).origin.license if control is not None and control.students else None
         return self.parts.licenses.trained(role, taught=taught, start=start)
 
-    def _fit(self, taught: Taught, teacher: Member | None, folder: Path) -> None:
+    def _fit(self, taught: Taught, teacher: Member | None, folder: Path, stage: str) -> None:
         resumed(folder, self.console.say)
         before = points(folder)
-        listen = self.tracker.start(taught.role, told(teacher) if teacher else None, before)
+        listen = self.tracker.start(stage, told(teacher) if teacher else None, before)
         if self.watch is not None and taught.role == "student":
             for row, step in before:
                 self.watch(row, step)
@@ -334,6 +344,7 @@ class Workshop:
         """The stage ``<name>-<role>-<split>`` of what a member answers to a split under these `settings`."""
         config = {"model": member.request.name, "pixels": vars(member.created.pixels), "split": split, "limit": self.limit, **settings}
         inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
+        inputs |= {"program": file_sha256(member.program)} if member.program else {}
         return self.make(f"{name}-{member.role}-{split}", config, inputs, build)
 
     def speed(self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
@@ -357,7 +368,7 @@ class Workshop:
         if corruption is None:
             self.console.line(f"  {member.role}: {split} images ...")
         device = self.parts.trainer.device
-        return predict(member.created.model, batches, member.created.pixels, device=device, limit=self.limit, embeddings=embeddings)
+        return predict(member.answering(), batches, member.created.pixels, device=device, limit=self.limit, embeddings=embeddings)
 
     def _answers(self, teacher: Member) -> Answers | None:
         """The teacher's answers on validation; none where only a part of it was looked at."""

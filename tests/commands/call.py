@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.training.made import quick_speed
+from tests.training.made import quick_latency, quick_speed
 
 TINY = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8")
 """A whole run in about a second."""
@@ -44,7 +44,11 @@ def call(*words: str, command: str = "kd-distill") -> Ended:
 def _as_it_was() -> Iterator[None]:
     """What a command changes in its process is changed back."""
     handler = signal.getsignal(signal.SIGTERM)
-    with patch.dict(os.environ, {"WANDB_MODE": "disabled"}), patch("kd_app.training.proof.images_per_second", quick_speed):
+    with (
+        patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
+        patch("kd_app.training.proof.images_per_second", quick_speed),
+        patch("kd_app.compression.run.latencies", quick_latency),
+    ):
         try:
             yield
         finally:

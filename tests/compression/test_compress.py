@@ -1,5 +1,6 @@
 """The whole command: a run in, a smaller run out."""
 
+import json
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ import kd_app
 from kd_app.reporting.page import write_report
 from kd_app.training import workshop
 from tests.commands.call import call, done, paragraph, refused
+from tests.tracking.wandb_files import offline_runs
 from tests.training.made import results
 
 HALF = ("steps=[prune,finetune]", "prune.macs=0.5", "finetune.max_epochs=1")
@@ -52,12 +54,37 @@ def test_the_card_shows_how_to_label_an_image_with_it(
 
 def test_the_waterfall_has_each_step_beside_the_one_before(made: Path, small: tuple[Path, str]) -> None:
     steps = results(small[0])["steps"]
-    assert [step["name"] for step in steps] == ["start", "prune", "finetune"]
+    assert [step["name"] for step in steps] == ["start", "prune", "finetune", f"alternative: {steps[-1]['name'].split()[1]}"]
     assert steps[0]["lost"] is None
     assert steps[0]["params"] == results(made / "run")["models"]["student"]["params"] > steps[1]["params"] == steps[2]["params"]
     assert steps[1]["lost"]["value"] == pytest.approx(steps[0]["top1"]["value"] - steps[1]["top1"]["value"])
     assert steps[1]["told"]["target"] == 0.5 >= steps[1]["told"]["kept"]
     assert "multiply-adds" in small[1]
+    assert "latency" in small[1]
+    assert [step["latency_ms"] for step in steps] == [2.0] * 4
+
+
+def test_the_alternative_is_a_net_of_the_cost_that_was_reached_trained_on_the_runs_recipe(made: Path, small: tuple[Path, str]) -> None:
+    found = results(small[0])
+    *_, last, instead = found["steps"]
+    assert instead["told"]["instead"]
+    assert 1 / 3 < instead["macs"] / last["macs"] < 3
+    assert instead["lost"]["value"] == pytest.approx(last["top1"]["value"] - instead["top1"]["value"])
+    assert 0 <= instead["told"]["test_top1"] <= 1
+    (stage,) = [Path(stage["path"]) for stage in found["stages"] if stage["name"] == "alternative"]
+    (trained,) = [Path(stage["path"]) for stage in results(made / "run")["stages"] if stage["name"] == "student"]
+    asked, student = (json.loads((folder / "stage.json").read_text())["config"] for folder in (stage, trained))
+    assert {key: asked[key] for key in asked if key != "model"} == {key: student[key] for key in student if key != "model"}
+
+
+def test_trackers_follow_every_training_and_get_the_figures_of_what_ships(made: Path) -> None:
+    words = (*HALF, "alternative=null", "remake=[finetune]", "logger=[csv,wandb]", "logger.wandb.mode=offline", f"stages={made / 'stages'}")
+    compressed(f"run={made / 'run'}", *words, "out=followed")
+    runs = {stage: found[-1] for stage, found in offline_runs(Path("followed")).items()}
+    assert set(runs) == {"finetune", "student"}
+    assert {run.exit_code for run in runs.values()} == {0}
+    assert any("train/loss" in row for row in runs["finetune"].history)
+    assert runs["student"].summary["test.student.top1"] == results(Path("followed"))["test"]["student"]["top1"]
 
 
 def test_the_second_time_every_stage_is_found(made: Path, small: tuple[Path, str]) -> None:

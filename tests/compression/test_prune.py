@@ -23,7 +23,8 @@ CLASSES = tuple("abcde")
 
 
 def pruning(**settings: object) -> Prune:
-    return Prune(**{"macs": None, "params": None, "importance": "magnitude", "images": 8, "iterations": 1, "round_to": 8, **settings})  # type: ignore[arg-type]
+    known = {"macs": None, "params": None, "latency": None, "importance": "magnitude", "images": 8, "iterations": 1, "round_to": 8}
+    return Prune(**{**known, **settings})  # type: ignore[arg-type]
 
 
 def net(name: str) -> torch.nn.Module:
@@ -40,7 +41,7 @@ def pixels(side: int) -> Pixels:
 def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(name: str, side: int, tmp_path: Path) -> None:
     model, seen = net(name), pixels(side)
     before, whole = sizes(model), count_macs(model, seen)
-    left = pruning(macs=0.5).prune(model, seen, None)
+    left = pruning(macs=0.5).prune(model, seen, None, target=0.5)
     assert 0.35 <= left <= 0.5
     assert left == count_macs(model, seen) / whole
     save_model(model, tmp_path, pixels=seen, classes=CLASSES, license="none", widths=changed(before, sizes(model)))
@@ -55,7 +56,7 @@ def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(nam
 def test_channels_that_are_left_are_a_multiple_of_what_is_asked() -> None:
     for multiple in (4, 8):
         model = net("resnet8")
-        left = pruning(params=0.6, round_to=multiple).prune(model, pixels(32), None)
+        left = pruning(params=0.6, round_to=multiple).prune(model, pixels(32), None, target=0.6)
         assert left <= 0.6
         assert {each.out_channels % multiple for each in model.modules() if isinstance(each, torch.nn.Conv2d)} == {0}
 
@@ -71,7 +72,7 @@ def test_gradients_decide_which_channels_stay_where_they_are_asked() -> None:
     wanted = model.get_submodule("layer2.0.bn1")
     assert isinstance(wanted, torch.nn.BatchNorm2d)
     wanted.bias.data[:] = torch.arange(32)  # names the channels
-    pruning(macs=0.4, importance="taylor").prune(model, pixels(32), only_the_last)
+    pruning(macs=0.4, importance="taylor").prune(model, pixels(32), only_the_last, target=0.4)
     kept = model.get_submodule("layer2.0.bn1").bias
     assert isinstance(kept, torch.Tensor)
     assert len(kept) < 32
@@ -88,17 +89,17 @@ def test_importance_is_measured_anew_in_each_iteration() -> None:
         for parameter in now.parameters():
             parameter.grad = torch.ones_like(parameter)
 
-    pruning(macs=0.3, importance="taylor", iterations=3).prune(model, seen, measure)
+    pruning(macs=0.3, importance="taylor", iterations=3).prune(model, seen, measure, target=0.3)
     assert len(shares) == 3
     assert shares[0] == 1 > shares[1] > shares[2] > 0.3
 
 
 def test_an_impossible_target_is_refused_with_what_can_be_reached() -> None:
     with pytest.raises(RequestError, match=r"prune.macs=0.001 can't be reached.*Reachable: 0\.\d+ to 1"):
-        pruning(macs=0.001).prune(net("resnet8"), pixels(32), None)
+        pruning(macs=0.001).prune(net("resnet8"), pixels(32), None, target=0.001)
 
 
-@pytest.mark.parametrize("targets", [{}, {"macs": 0.5, "params": 0.5}])
+@pytest.mark.parametrize("targets", [{}, {"macs": 0.5, "params": 0.5}, {"macs": 0.5, "latency": 0.5}])
 def test_exactly_one_target_is_set(targets: dict[str, float]) -> None:
     with pytest.raises(RequestError, match="exactly one share"):
         pruning(**targets)
@@ -134,3 +135,18 @@ def test_the_exported_program_needs_neither_kd_app_nor_timm(tmp_path: Path) -> N
 def test_widths_that_are_not_of_the_net_are_refused(widths: dict[str, object]) -> None:
     with pytest.raises(RequestError, match=r"widths in the config.json of a folder"):
         resize(net("resnet8"), widths, source="a folder")
+
+
+def test_by_latency_the_largest_net_that_is_fast_enough_is_taken_whatever_its_multiply_adds() -> None:
+    model, seen = net("resnet8"), pixels(16)
+    whole = count_macs(model, seen)
+
+    def slow(pruned: torch.nn.Module) -> float:
+        return 0.3 + 0.7 * count_macs(pruned, seen) / whole  # a third of the time is no multiply-adds
+
+    pruned, told = pruning(latency=0.6, round_to=2).by_latency(model, seen, None, slow)
+    assert slow(pruned) == told["kept"] <= 0.6
+    assert told["kept"] == max(each["latency"] for each in told["tried"] if each["latency"] <= 0.6)
+    assert told["kept"] > 0.5
+    with pytest.raises(RequestError, match=r"prune.latency=0.2 can't be reached.*the fastest net that was tried takes 0\.3"):
+        pruning(latency=0.2, round_to=2).by_latency(model, seen, None, slow)

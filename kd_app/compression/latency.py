@@ -1,0 +1,65 @@
+"""How long one image takes, of every student of a compression, in one runtime."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kd_app.config import Pixels, RequestError, RunError
+from kd_app.deployment.clock import Floats, in_turns
+from kd_app.deployment.xnnpack import Lowered, lower
+from kd_app.training.workshop import Member, Workshop
+
+PROGRAM = "program.pte"
+_ROUNDS = 20
+_SECONDS = 1.0
+"""About as long is each measured."""
+
+
+def latencies(shop: Workshop, members: Mapping[str, Member]) -> dict[str, float]:
+    """Milliseconds of one image with one thread, by the members' names: the median of calls that they take in turns, each as its XNNPACK program.
+
+    Empty, and the console says why, where ExecuTorch is not installed or can't take one of them.
+    """
+    try:
+        programs = {name: _program(shop, member) for name, member in members.items()}
+        taken = timed({name: (Lowered(path), members[name].created.pixels) for name, path in programs.items()})
+    except (RequestError, RunError) as reason:
+        shop.console.say(f"Note: latency is not measured: {reason}")
+        return {}
+    return {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
+
+
+def _program(shop: Workshop, member: Member) -> Path:
+    if member.program is not None:
+        return member.program
+    created = member.created
+    config, inputs = {"model": member.request.name, "pixels": vars(created.pixels)}, {"weights": created.weights.sha256}
+    stage = shop.make("program", config, inputs, lambda folder: lower(created.model.cpu().eval(), created.pixels, folder / PROGRAM))
+    return stage.path / PROGRAM
+
+
+def timed(models: Mapping[str, tuple[nn.Module, Pixels]]) -> dict[str, Floats]:
+    """Seconds of each call with one image of noise, ``[rounds, calls]``."""
+    with torch.inference_mode():
+        calls = {name: partial(model, torch.rand(1, each.channels, each.height, each.width)) for name, (model, each) in models.items()}
+        once = {name: _quickest(call) for name, call in calls.items()}
+        repeats = {name: max(1, int(_SECONDS / _ROUNDS / seconds)) for name, seconds in once.items()}
+        return in_turns(calls, rounds=_ROUNDS, repeats=repeats, warm=1)
+
+
+def _quickest(call: Callable[[], object]) -> float:
+    return max(1e-6, float(in_turns({"": call}, rounds=3, repeats={"": 1}, warm=1)[""].min()))
+
+
+def latency_share(model: nn.Module, whole: nn.Module, pixels: Pixels, folder: Path) -> float:
+    """The median latency of `model` over that of `whole`; their programs are written into `folder`, that of `whole` once."""
+    paths = {"model": folder / f"model-{PROGRAM}", "whole": folder / f"whole-{PROGRAM}"}
+    lower(model, pixels, paths["model"])
+    if not paths["whole"].is_file():
+        lower(whole, pixels, paths["whole"])
+    taken = timed({name: (Lowered(path), pixels) for name, path in paths.items()})
+    return float(np.median(taken["model"]) / np.median(taken["whole"]))
