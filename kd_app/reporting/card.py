@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from kd_app.config.private import cleaned
 from kd_app.config.targets import FACTORY
-from kd_app.models.ship import PROGRAM
+from kd_app.models.ship import CONVERTED, INT8, PROGRAM
 from kd_app.reporting.results import Model, ModelFigures, PerClass, Results, Split
 from kd_app.reporting.sentences import basis, count, interval, pair_rows, percent, points, undefined, verdict_sentence
 from kd_app.reporting.worth import worth
@@ -68,6 +68,10 @@ model = {name}({arguments}).eval(){handed_over}
 model.load_state_dict(load_file("student/model.safetensors"))  # in the folder of this file; config.json says how its images are normalized"""
 
 
+_INT8 = f"""\
+It is quantized: the figures are those of `{INT8}`, its int8 program for ExecuTorch (one normalized image in, logits out). The code above runs the
+float weights that it was made from; `torch.export.load("student/{CONVERTED}").module()` rounds as the program does, for any number of images."""
+
 _FIGURES: Final[dict[str, tuple[str, Callable[[float | None], str]]]] = {
     "top1": ("top-1 accuracy", percent),
     "top5": ("top-5 accuracy", percent),
@@ -88,6 +92,7 @@ def write_card(folder: Path, results: Results) -> None:
         _what(results, student),
         "## How to use it",
         f"```python\n{_EXPORTED if (folder / PROGRAM).is_file() else snippet(results)}\n```",
+        _INT8 if (folder / INT8).is_file() else "",
         "## Results",
         _table(results, split),
         _pairs(split),

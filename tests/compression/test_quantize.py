@@ -1,6 +1,8 @@
 """Int8: what it does to a tiny net, where it is measured, and the step from a run to a run."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +15,9 @@ from kd_app.compression.graph import Learning, Probe, calibrate, convert, prepar
 from kd_app.compression.latency import timed
 from kd_app.compression.quantize import Quantize
 from kd_app.config import Pixels, RequestError
+from kd_app.config.compose import composed
 from kd_app.deployment.xnnpack import Lowered, lower
+from kd_app.training.parts import parts
 from tests.commands.call import done, refused
 from tests.training.made import results
 
@@ -192,6 +196,13 @@ def test_without_torchao_it_says_what_to_install() -> None:
         step()
 
 
+def test_terms_that_read_more_than_logits_are_refused_by_name_with_those_that_can_teach_a_graph() -> None:
+    shop: Any = SimpleNamespace(parts=parts(composed("distill", ["loss=[cross_entropy,soft_target,feature_hint]"])))
+    member: Any = SimpleNamespace(created=None)
+    with pytest.raises(RequestError, match=r"term feature_hint reads more \(features\). quantize.terms=\[cross_entropy,soft_target\]"):
+        step(epochs=1).take("quantize", shop, member, None)
+
+
 WORDS = ("quantize.images=32",)
 
 
@@ -214,6 +225,7 @@ def test_what_comes_out_is_a_run_whose_student_is_measured_as_the_program_that_i
     assert line["told"]["epochs"] == 1
     assert line["params"] == before["models"]["student"]["params"]
     assert (made_int8[0] / "student" / "quantized.pt2").is_file()
+    assert "the figures are those of `quantized.pte`" in (made_int8[0] / "student" / "README.md").read_text(encoding="utf-8")
     assert (made_int8[0] / "student" / "model.safetensors").is_file()
     assert after["models"]["student"]["sha256"] != before["models"]["student"]["sha256"]  # it was trained on
     done(f"run={made_int8[0]}", "out=measured", f"stages={made / 'stages'}", "limit=2", command="kd-evaluate")
