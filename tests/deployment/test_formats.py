@@ -14,6 +14,7 @@ from torch import nn
 from kd_app.config import RequestError, RunError
 from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.export import export
+from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8, lacks_vnni
 from kd_app.deployment.manifest import MANIFEST
 from tests.deployment.conftest import CLASSES, PIXELS
@@ -86,3 +87,24 @@ class Odd(nn.Module):
 def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(images: NDArray[np.uint8], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="The model can't be written as ONNX: "):
         export(Odd(), int8(), tmp_path, calibration=[images], images=images, **ABOUT)
+
+
+@pytest.mark.slow
+def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
+    net: nn.Module, exported: Path, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """Batches beyond what the program takes at once go through it in parts; a file whose manifest is another's, or cut off, is refused."""
+    plain = export(net, ExecuTorch(max_batch=4, tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
+    expected = open_artefact(exported).logits(images)
+    for threads in (None, 1):
+        np.testing.assert_allclose(open_artefact(plain, threads=threads).logits(images[:7]), expected[:7], atol=1e-4)
+    (tmp_path / "int8").mkdir()
+    small = export(net, ExecuTorchInt8(max_batch=4), tmp_path / "int8", calibration=[images[:4], images[4:]], images=images, **ABOUT)
+    assert 0 < np.abs(open_artefact(small).logits(images) - expected).max() < 0.3 * np.abs(expected).max()
+    assert small.stat().st_size < plain.stat().st_size / 2
+    plain.rename(tmp_path / "stranger.pte")
+    with pytest.raises(ValueError, match=r"is not in the manifest\.json beside it"):
+        open_artefact(tmp_path / "stranger.pte")
+    small.write_bytes(small.read_bytes()[:-64])
+    with pytest.raises(ValueError, match="is not the file that was exported"):
+        open_artefact(small)

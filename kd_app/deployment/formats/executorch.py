@@ -1,0 +1,100 @@
+"""ExecuTorch, computed by XNNPACK: in float32, and in int8 by torchao's PT2E."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat
+from torch import nn
+
+from kd_app.config import Pixels, RequestError, RunError
+from kd_app.config.errors import first_line
+from kd_app.deployment.formats.format import Deployed, Format, blank, check_calibration
+
+Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]
+
+
+class ExecuTorch(Format):
+    """A program in float32 for batches of up to `max_batch` images, its memory planned for so many; what XNNPACK has no kernel for stays portable."""
+
+    name: ClassVar[str] = "executorch"
+    ending: ClassVar[str] = ".pte"
+    runtime: ClassVar[str] = "executorch"
+
+    def __init__(self, *, max_batch: Batch, tolerance: PositiveFloat) -> None:
+        self.max_batch = max_batch
+        self.tolerance = tolerance
+
+    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+        """See `Format`."""
+        _lower(Deployed(model, pixels), pixels, self.max_batch, path)
+        return {"max_batch": self.max_batch}
+
+
+class ExecuTorchInt8(Format):
+    """As `ExecuTorch`, in int8: weights with a scale for each channel, activations with ranges from calibration images."""
+
+    name: ClassVar[str] = "executorch_int8"
+    ending: ClassVar[str] = "_int8.pte"
+    runtime: ClassVar[str] = "executorch"
+    tolerance = None
+
+    def __init__(self, *, max_batch: Batch) -> None:
+        self.max_batch = max_batch
+
+    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+        """See `Format`. Raises `RequestError` for calibration images of another shape, or none."""
+        check_calibration(calibration, pixels)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+                from torchao.quantization.pt2e import quantize_pt2e
+        except ModuleNotFoundError as error:
+            raise _missing(error) from None
+        config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+        quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config).set_filter_function(_of_the_model)
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.no_grad():
+                prepared = quantize_pt2e.prepare_pt2e(_traced(Deployed(model, pixels), pixels, self.max_batch).module(), quantizer)
+                for batch in calibration:
+                    prepared(torch.from_numpy(batch[: self.max_batch]))
+                converted = quantize_pt2e.convert_pt2e(prepared)
+        except Exception as error:  # of many kinds: what a model may hold has no bounds
+            raise RunError(f"The model can't be quantized for ExecuTorch: {first_line(error)}") from error
+        _lower(converted, pixels, self.max_batch, path)
+        return {"max_batch": self.max_batch, "calibration_images": sum(len(batch[: self.max_batch]) for batch in calibration)}
+
+
+def _of_the_model(node: Any) -> bool:
+    """Whether an operation is the model's own: those around it normalize, and stay in float, so that a pixel is rounded once."""
+    return node.op != "call_function" or len(node.meta.get("nn_module_stack") or {}) > 1
+
+
+def _traced(module: nn.Module, pixels: Pixels, max_batch: int) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=max_batch)
+    return torch.export.export(module, (blank(pixels, 2),), dynamic_shapes=({0: batch},))
+
+
+def _lower(module: nn.Module, pixels: Pixels, max_batch: int, path: Path) -> None:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = to_edge_transform_and_lower(_traced(module, pixels, max_batch), partitioner=[XnnpackPartitioner()])
+            path.write_bytes(program.to_executorch().buffer)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds: what a model may hold has no bounds
+        raise RunError(f"The model can't be written for ExecuTorch: {first_line(error)}") from error
+
+
+def _missing(error: ModuleNotFoundError) -> RequestError:
+    return RequestError(f"ExecuTorch's files are written with the package {error.name}, which is not installed. pip install kd_app[deploy]")
