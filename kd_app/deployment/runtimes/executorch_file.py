@@ -22,11 +22,13 @@ class ExecuTorchFile(Opened):
         super().__init__(entry)
         self._program = program  # the method lives as long as it does
         self._method = program.load_method("forward")
-        self._max_batch = max_batch
+        planned = self._method.metadata.input_tensor_meta(0).sizes()[0]  # less, where a kernel of the program takes no more
+        self._max_batch = min(max_batch, planned)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Opened`."""
-        parts = torch.from_numpy(images).split(self._max_batch)
+        flat = torch.from_numpy(images.reshape(-1))  # of one channel there are several strides, of which the runtime takes one
+        parts = flat.view(images.shape).split(self._max_batch)
         found: NDArray[np.float32] = torch.cat([self._method.execute([part])[0].clone() for part in parts]).numpy()
         return found
 
