@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all faults models verdict lint bench golden clean
+.PHONY: setup demo test test-all faults models verdict lint bench headline golden clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.training_loop
 	$(BIN)/python -m benchmarks.sweep
+
+headline: setup
+	$(BIN)/python -m benchmarks.headline
 
 golden: setup
 	$(BIN)/python -m tests.losses.golden_check $(GOLDEN)

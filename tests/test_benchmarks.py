@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from benchmarks.headline import Figures, Ratio, headline, honest, make
 from benchmarks.sweep import make_teacher, train, words
 from benchmarks.training_loop import compare
 
@@ -15,3 +18,27 @@ def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
     make_teacher(tmp_path / "teacher")
     train([*words(tmp_path / "teacher", tmp_path / "stages", 1), "trainer.limit_train_batches=2"], trials=2)
     assert len(list((tmp_path / "stages").glob("student-*/model/model.safetensors"))) == 2
+
+
+def test_a_headline_is_reached_when_all_three_targets_are() -> None:
+    good = Figures(Ratio(0.97, 0.96, 0.98), Ratio(10, 9, 11), Ratio(50, 49, 51))
+    assert good.reached
+    assert str(good) == "97.0 % of the teacher's accuracy (96.0 to 98.0), latency lower by 10.0x (9.0 to 11.0), cost lower by 50.0x (49.0 to 51.0)"
+    for worse in (
+        Figures(Ratio(0.9699, 0.96, 0.98), good.faster, good.cheaper),
+        Figures(good.retention, Ratio(9.9, 9, 11), good.cheaper),
+        Figures(good.retention, good.faster, Ratio(49.9, 49, 51)),
+    ):
+        assert not worse.reached
+
+
+@pytest.mark.slow
+def test_the_headline_is_measured_on_the_files_that_were_exported(tmp_path: Path) -> None:
+    make(tmp_path, tmp_path / "stages", smoke=True)
+    found = headline(tmp_path)
+    assert found.faster.low <= found.faster.value <= found.faster.high
+    assert found.retention.value >= 0
+    full, tenth, modest = honest(tmp_path)
+    assert full.startswith("With all labels: ")
+    assert tenth.startswith("With a tenth of the labels: ")
+    assert "taught by the same teacher" in modest

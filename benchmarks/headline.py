@@ -1,0 +1,182 @@
+"""What is distilling worth, on the files that ship? ``python -m benchmarks.headline`` (``make headline``)
+
+Fashion-MNIST. The teacher, a resnet18 that sees the images enlarged to 64 pixels, is trained once and kept, as is a smaller net taught by it, for
+the question how much of the bill a more modest choice would have saved. Then: the student (a resnet8 with a strided stem) with all labels and with a
+tenth of them, each beside the same net trained on those labels alone; teacher and student as files, timed in turns in one process. Everything is a
+stage of kd-distill and kd-export: what is there is found.
+
+The last line holds three figures of the student's file beside the teacher's files: accuracy kept (of the teacher in torch, on test), and by how many
+times latency and cost are lower than those of the teacher's best file. Targets: 97 %, 10 and 50; exit code 1 when one is missed.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kd_app.config import RequestError
+from kd_app.reporting.exports import Exports, File, read_exports
+from kd_app.reporting.results import Results, read
+
+RETENTION, FASTER, CHEAPER = 0.97, 10.0, 50.0
+ALONE = ["teacher=none", "loss=[cross_entropy]", "controls=[]", "logger=[csv]"]
+DATA = ["data=fashion_mnist"]
+TEACHER = ["student.name=resnet18", "student.image_size=64", "trainer.max_epochs=4"]
+TEACHER_ON = ["trainer.max_epochs=3", "optimizer.lr=0.0007"]
+TAUGHT = ["loss=[cross_entropy,soft_target]", "loss.soft_target.temperature=4", "data.views=2", "teacher.answers=stored", "logger=[csv]"]
+STUDENT = ["student.name=resnet8", "student.kwargs.stem_kernel=5", "student.kwargs.stem_stride=2", "student.kwargs.strides=[2,2,2]"]
+EPOCHS = "trainer.max_epochs=24"
+MODEST = ["student.name=resnet14", "trainer.max_epochs=8", "controls=[]"]
+SMOKE = ["data=digits", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+FORMATS = "formats=[onnx,onnx_int8,executorch,executorch_int8]"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio with the ends of its interval at 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}x ({self.low:.1f} to {self.high:.1f})"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The headline: the share of the teacher's accuracy, and by how many times latency and cost are lower."""
+
+    retention: Ratio
+    faster: Ratio
+    cheaper: Ratio
+
+    @property
+    def reached(self) -> bool:
+        """All three targets, by their values."""
+        return self.retention.value >= RETENTION and self.faster.value >= FASTER and self.cheaper.value >= CHEAPER
+
+    def __str__(self) -> str:
+        kept = self.retention
+        return (
+            f"{100 * kept.value:.1f} % of the teacher's accuracy ({100 * kept.low:.1f} to {100 * kept.high:.1f}), latency lower by {self.faster}, "
+            f"cost lower by {self.cheaper}"
+        )
+
+
+def said(command: str, words: Sequence[str]) -> None:
+    """Run a command of kd_app as a user would; its output goes on."""
+    print(f"\n$ kd-{command} {' '.join(words)}", flush=True)
+    subprocess.run([sys.executable, "-m", f"kd_app.commands.{command}", *words], check=True)
+
+
+def make(folder: Path, stages: Path, *, smoke: bool) -> None:
+    """Train and export everything, or find it."""
+    data, at = SMOKE if smoke else DATA, f"stages={stages}"
+
+    def distill(name: str, *words: str) -> None:
+        kept = [word for word in words if not (smoke and word.startswith(("trainer.max_epochs", "student.image_size")))]
+        said("distill", [*data, *kept, at, f"out={folder / name}"])
+
+    distill("teacher_begun", *ALONE, *TEACHER)
+    distill("teacher", *ALONE, *TEACHER_ON, f"student.checkpoint={folder / 'teacher_begun'}")
+    teacher = f"teacher.checkpoint={folder / 'teacher'}"
+    distill("modest", teacher, *TAUGHT, *MODEST)
+    distill("student", teacher, *TAUGHT, *STUDENT, EPOCHS)
+    distill("tenth", teacher, *TAUGHT, *STUDENT, EPOCHS, "data.labels=0.1")
+    quick = ["clock.seconds=0.2", "clock.rounds=6"] if smoke else []
+    formats = "formats=[onnx]" if smoke else FORMATS
+    for name, role in (("student", "both"), ("modest", "both")):
+        said("export", [f"run={folder / name}", f"role={role}", formats, at, *quick])
+
+
+def headline(folder: Path) -> Figures:
+    """The figures of what `make` left."""
+    exports = exported(folder / "student")
+    assert exports.ship is not None
+    told = exports.files[exports.ship].model_extra or {}
+    test = exports.files[exports.ship].test
+    assert test is not None
+    kept = test.model_extra or {}
+    best = {what: _least(told[what], exports) for what in ("times_faster", "times_cheaper")}
+    return Figures(Ratio(kept["retention"], kept["retention_low"], kept["retention_high"]), best["times_faster"], best["times_cheaper"])
+
+
+def _least(ratios: dict[str, dict[str, float]], exports: Exports) -> Ratio:
+    """Beside the teacher's best file: the one beside which the ratio is least."""
+    teachers = [name for name, file in exports.files.items() if _role(file) == "teacher"]
+    return min((Ratio(**ratios[name]) for name in teachers), key=lambda ratio: ratio.value)
+
+
+def _role(file: File) -> str:
+    return str((file.model_extra or {})["role"])
+
+
+def exported(run: Path) -> Exports:
+    """What a run was exported to."""
+    found = read_exports(run)
+    if found is None:
+        raise RequestError(f"The run {str(run)!r} has no export. Make it: kd-export run={run}.")
+    return found
+
+
+def honest(folder: Path) -> list[str]:
+    """What keeps the headline honest."""
+    student, tenth, modest = (read(folder / name / "results.json") for name in ("student", "tenth", "modest"))
+    files = {name: exported(folder / name) for name in ("student", "modest")}
+    return [_worth("all labels", student), _worth("a tenth of the labels", tenth), _modest(modest, files["modest"], files["student"])]
+
+
+def _worth(what: str, results: Results) -> str:
+    assert results.test is not None
+    assert results.test.pair is not None
+    assert results.test.labels_only is not None
+    pair, alone = results.test.pair, results.test.labels_only
+    assert pair.gain is not None
+    assert alone.top1 is not None
+    assert results.test.student.top1 is not None
+    return (
+        f"With {what}: distilled {100 * results.test.student.top1:.2f} %, the same net on those labels alone {100 * alone.top1:.2f} %: distilling "
+        f"was worth {100 * pair.gain:+.2f} points ({100 * (pair.gain_low or 0):+.2f} to {100 * (pair.gain_high or 0):+.2f})."
+    )
+
+
+def _modest(results: Results, modest: Exports, student: Exports) -> str:
+    """How much of the bill a net that is as good as the teacher would have saved, and the student beside that one."""
+    assert results.verdict is not None
+    assert modest.ship is not None
+    assert student.ship is not None
+    there, ours = modest.files[modest.ship], student.files[student.ship]
+    assert there.cost_per_million is not None
+    assert ours.cost_per_million is not None
+    told = there.model_extra or {}
+    saved = _least(told["times_cheaper"], modest)
+    return (
+        f"A {results.models['student'].name} taught by the same teacher is {results.verdict.outcome} within {100 * results.verdict.margin:g} point "
+        f"of it ({100 * results.verdict.difference:+.2f} points), at a cost lower by {saved}: beside that net the student costs "
+        f"{there.cost_per_million / ours.cost_per_million:.1f} times less."
+    )
+
+
+def main() -> int:
+    """Print what was made, the figures that keep it honest, and the headline; exit code 1 where a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/headline"))
+    parser.add_argument("--stages", type=Path, default=Path("runs/.stages"))
+    parser.add_argument("--smoke", action="store_true", help="digits, two batches each: does it run")
+    asked = parser.parse_args()
+    start = time.perf_counter()
+    make(asked.out, asked.stages, smoke=asked.smoke)
+    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes for what was not there yet")
+    print("\n".join(honest(asked.out)))
+    found = headline(asked.out)
+    print(f"Targets: {100 * RETENTION:g} %, {FASTER:g}x, {CHEAPER:g}x: {'reached' if found.reached else 'missed'}")
+    print(found, flush=True)
+    return int(not found.reached)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
