@@ -1,4 +1,4 @@
-"""``kd-evaluate``: a finished run's models, measured again."""
+"""``kd-evaluate``: a finished run's models measured again, or what a cascade of models is worth."""
 
 from typing import Any, NoReturn
 
@@ -6,6 +6,11 @@ from kd_app.commands.app import run
 
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
+    if config["cascade"] is not None:
+        from kd_app.shipping.route import evaluate_cascade
+
+        evaluate_cascade(config, trial=trial)
+        return
     from kd_app.training.evaluate import evaluate
 
     evaluate(config, trial=trial)

@@ -60,6 +60,11 @@ class Folder(FileSource):
         return images
 
 
+def images_below(folder: Path) -> list[str]:
+    """Names of all images in a folder and below it, relative to it and '/'-separated; left out is what `Folder` leaves out."""
+    return [os.path.relpath(path, folder).replace(os.sep, "/") for path in walk(folder, set()) if is_image_name(path)]
+
+
 def _folder(root: Path | None) -> Path:
     path = existing(root)
     if path.is_dir():

@@ -26,7 +26,9 @@ _UPRIGHT = {
 
 
 class BadImageError(RequestError):
-    """An image that can't be read: which file, why, and that ``data.on_error=skip`` leaves such files out."""
+    """An image that can't be read: which file, why, and that ``data.on_error=skip`` leaves such files out. reason: why, alone."""
+
+    reason: str = ""
 
 
 @cache
@@ -145,10 +147,13 @@ def _quiet() -> None:
 
 
 def _bad(name: str, error: Exception) -> BadImageError:
-    return BadImageError(
-        f"The image {name!r} can't be read: {_reason(error)}. Expected: a whole file of a format that Pillow reads (JPEG, PNG, WebP, TIFF ...). "
+    reason = _reason(error)
+    told = BadImageError(
+        f"The image {name!r} can't be read: {reason}. Expected: a whole file of a format that Pillow reads (JPEG, PNG, WebP, TIFF ...). "
         "To fix it, replace or remove the file, or set data.on_error=skip, which leaves such files out and counts them."
     )
+    told.reason = reason
+    return told
 
 
 def _reason(error: Exception) -> str:

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_app.deployment.confidence import confidence, log_probabilities
+from kd_app.deployment.confidence import MEASURES, confidence, log_probabilities
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Stage(Protocol):
@@ -21,6 +24,17 @@ class Stage(Protocol):
         """The logits of a batch."""
 
 
+class SeeingStage(Stage, Protocol):
+    """A stage that makes its own input of an image."""
+
+    def picture(self, image: "Image", /) -> NDArray[np.uint8]:
+        """``[C, H, W]``, resized and cropped as the model expects it."""
+
+
+Images = NDArray[np.uint8] | Sequence["Image"]
+"""``[B, C, H, W]`` as all stages expect them, or images that each stage resizes and crops itself."""
+
+
 @dataclass(frozen=True)
 class Cascade:
     """Models from cheap to dear; an image goes on to the next while its confidence is below the threshold.
@@ -28,7 +42,7 @@ class Cascade:
     thresholds: one for each stage but the last, finite. temperatures: one for each stage, for its confidence and its probability.
     """
 
-    stages: Sequence[Stage]
+    stages: Sequence[SeeingStage]
     thresholds: tuple[float, ...]
     measure: str
     temperatures: tuple[float, ...]
@@ -42,20 +56,26 @@ class Cascade:
                 f"got {len(self.stages)} stages, thresholds {self.thresholds}, temperatures {self.temperatures}."
             )
 
-    def predict(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-        """Of each image: the class index, its probability, and the index of the stage that answered."""
-        label, stage = np.zeros(len(images), dtype=np.int64), np.zeros(len(images), dtype=np.int64)
-        probability = np.zeros(len(images), dtype=np.float64)
-        left = np.arange(len(images))
+    def answers(self, images: Images) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Of each image: ``log softmax(logits / temperature)`` of the stage that answered, ``[B, classes]``, and the index of that stage."""
+        left, stage = np.arange(len(images)), np.zeros(len(images), dtype=np.int64)
+        answers: NDArray[np.float64] | None = None
         for index, model in enumerate(self.stages):
-            if not len(left):
+            if index and not len(left):
                 break
-            logits = model.logits(images[left])
-            probabilities = np.exp(log_probabilities(logits, self.temperatures[index]))
-            label[left], probability[left], stage[left] = logits.argmax(axis=-1), probabilities.max(axis=-1), index
+            logits = model.logits(taken(images, left, model))
+            if answers is None:
+                answers = np.zeros(logits.shape)
+            answers[left], stage[left] = log_probabilities(logits, self.temperatures[index]), index
             if index < len(self.thresholds):
                 left = left[confidence(logits, self.measure, self.temperatures[index]) < self.thresholds[index]]
-        return label, probability, stage
+        assert answers is not None
+        return answers, stage
+
+    def predict(self, images: Images) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+        """Of each image: the class index, its probability, and the index of the stage that answered."""
+        answers, stage = self.answers(images)
+        return answers.argmax(axis=-1), np.exp(answers.max(axis=-1)), stage
 
     def save(self, path: Path, files: Sequence[Path]) -> None:
         """Write cascade.json: the file of each stage relative to it with its sha256, and the settings."""
@@ -69,21 +89,45 @@ class Cascade:
         partial.replace(path)
 
     @classmethod
-    def load(cls, path: Path, open_stage: Callable[[Path], Stage]) -> "Cascade":
-        """The cascade of a cascade.json, its stages opened by `open_stage`.
+    def load(cls, path: Path, open_stage: "Callable[[Path], SeeingStage]") -> "Cascade":
+        """The cascade of a cascade.json, its stages opened by `open_stage`, such as `kd_app.deployment.artefact.open_artefact`.
 
         Raises:
-            ValueError: a stage's file is not the one the thresholds were chosen for.
+            ValueError: it is no cascade.json, or a stage's file is not there or not the one the thresholds were chosen for.
         """
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = _read(path)
         files = [path.resolve().parent / each["file"] for each in told["stages"]]
         for file, each in zip(files, told["stages"], strict=True):
+            if not file.is_file():
+                raise ValueError(f"{str(path)!r} names the stage {each['file']!r}, and there is no {str(file)!r}. Put that file back.")
             if (got := _sha256(file)) != each["sha256"]:
                 raise ValueError(
                     f"{file} has the sha256 {got}, and the thresholds of {path} were chosen for {each['sha256']}. "
                     "Put that file back, or choose the thresholds anew."
                 )
         return cls([open_stage(file) for file in files], tuple(told["thresholds"]), told["measure"], tuple(told["temperatures"]))
+
+
+def taken(images: Images, rows: NDArray[np.int64], model: SeeingStage) -> NDArray[np.uint8]:
+    """The images `rows` as `model` expects them, ``uint8 [B, C, H, W]``."""
+    return images[rows] if isinstance(images, np.ndarray) else np.stack([model.picture(images[row]) for row in rows.tolist()])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a cascade.json says, as far as its shape goes."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        for each in told["stages"]:
+            _ = str(each["file"]), str(each["sha256"])
+        numbers = [float(number) for number in (*told["thresholds"], *told["temperatures"])]
+        if told["measure"] not in MEASURES or not np.isfinite(numbers).all():
+            raise ValueError(f"measure {told['measure']!r}, thresholds and temperatures {numbers}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no cascade that can be read ({type(error).__name__}: {error}). Expected: a cascade.json as kd-evaluate writes it, "
+            "with stages, thresholds, temperatures and a known measure. Write it anew with kd-evaluate."
+        ) from None
+    return dict(told)
 
 
 def _sha256(file: Path) -> str:

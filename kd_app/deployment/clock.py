@@ -133,7 +133,7 @@ class Clock(Typed):
         A model with threads of its own is to be opened with one; torch's are set to one here, and back at the end. How many cores were in use
         is measured, so that one that has more threads can't hide it.
         """
-        with _one_thread():
+        with one_thread():
             single = {name: partial(model.logits, _batch(images[name], 1)) for name, model in models.items()}
             latency = self._timed(single)
             chosen = {name: self._best_batch(model, images[name]) for name, model in models.items()}
@@ -180,7 +180,7 @@ def _cores_used(call: Callable[[], object], seconds: float) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """torch with one thread, where there is a torch."""
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 1

@@ -71,6 +71,20 @@ def routing_curve(
     return tuple(_rung(tuple(_threshold(each, level) for each in sure), sure, right, costs) for level in levels)
 
 
+def rung_at(
+    thresholds: Sequence[float],
+    logits: Sequence[NDArray[np.floating]],
+    target: NDArray[np.integer],
+    costs: Sequence[float],
+    *,
+    measure: str,
+    temperatures: Sequence[float],
+) -> Rung:
+    """The rung of thresholds that were chosen on other images; else as `routing_curve`."""
+    sure = [confidence(each, measure, heat) for each, heat in zip(logits[:-1], temperatures[:-1], strict=True)]
+    return _rung(tuple(thresholds), sure, np.stack([each.argmax(axis=-1) == target for each in logits]), costs)
+
+
 def _threshold(sure: NDArray[np.float64], level: float) -> float:
     if level in (0.0, 1.0):
         return float("inf") if level else float("-inf")

@@ -18,13 +18,15 @@ def write_predictions(
     target: Int64[np.ndarray, " images"],
     logits: Mapping[str, Float[np.ndarray, "images classes"]],
     group: Sequence[str] | None = None,
+    stage: Int64[np.ndarray, " images"] | None = None,
 ) -> None:
-    """Write ``predictions.parquet``: index, file, target, group where the data have some, and for each model <model>_top1,
-    <model>_top1_probability, <model>_target_probability.
+    """Write ``predictions.parquet``: index, file, target, group where the data have some, of a cascade the stage that answered, and for each model
+    <model>_top1, <model>_top1_probability, <model>_target_probability.
     """
     import pandas as pd
 
     columns = {"index": index, "file": list(file), "target": target} | ({} if group is None else {"group": list(group)})
+    columns |= {} if stage is None else {"stage": stage}
     for model, each in logits.items():
         columns |= {f"{model}_{name}": column for name, column in _answers(each, target).items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -295,6 +295,72 @@ class Step(_Part):
     told: dict[str, Any] = {}
 
 
+class Latency(_Part):
+    """Milliseconds of one image on one thread, end to end: resizing and cropping, all stages that it went through; of `num_images` images."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    num_images: int
+
+
+class CascadeStage(_Part):
+    """One stage. file: as it was named · sha256: of its file · temperature: fitted on validation · validation, test: top-1 alone · cost_ms: mean
+    time of an image, measured on validation images, by which the costs of rungs are computed · latency: on test images."""
+
+    file: str
+    sha256: str
+    temperature: float
+    validation: Estimate
+    test: Estimate
+    cost_ms: float
+    latency: Latency
+
+
+class Rung(_Part):
+    """A cascade at one set of thresholds. thresholds: null where all or nothing is sent on · shares: of the images that reach each stage ·
+    better, worse: images that only the cascade, or only the last stage, has right · cost_ms: expected time of an image · proven: shown to lose no
+    more than the margin."""
+
+    thresholds: list[Number]
+    shares: list[float]
+    accuracy: float
+    better: int
+    worse: int
+    cost_ms: float
+    proven: bool | None = None
+
+
+class RoutingCurve(_Part):
+    """All rungs of one measure of confidence on validation, from 'everything is sent on' down to 'nothing is'. chosen: the number of its cheapest
+    proven rung, or null where none is cheaper than the last stage alone."""
+
+    measure: str
+    rungs: list[Rung]
+    chosen: int | None
+
+
+class Cascade(_Part):
+    """What routing was worth. answer: ship the cascade, or the first ('student') or the last stage ('teacher') alone. Under `validation` and `test`
+    of the results 'student' is the cascade (the first stage, where the answer is one model) and 'teacher' the last stage.
+
+    margin: of top-1 against the last stage · confidence: at which it is shown for all measures together · measure, thresholds: what was chosen, on
+    `num_images` validation images · test: the same thresholds on test · latency: of the cascade, measured; null where it is not to be used.
+    """
+
+    answer: Literal["cascade", "student", "teacher"]
+    margin: float
+    confidence: float
+    num_images: int
+    measure: str
+    thresholds: list[Number]
+    stages: list[CascadeStage]
+    curves: list[RoutingCurve]
+    test: Rung
+    latency: Latency | None = None
+
+
 class FileRecord(_Part):
     """A file beside results.json, as it was written."""
 
@@ -320,6 +386,7 @@ class Results(_Part):
     knowledge: Knowledge | None = None
     speed: Speed = Speed()
     steps: list[Step] = []
+    cascade: Cascade | None = None
     stages: list[StageRecord] = []
     files: list[FileRecord] = []
     notes: list[str] = []

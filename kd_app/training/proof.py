@@ -97,26 +97,31 @@ class Proof:
         Corrupted images, where they are asked for, are those of the last.
         """
         shop = self.shop
-        self.found["data"] = {
-            "name": data_name(shop),
-            "classes": list(shop.classes),
-            "sizes": shop.data.sizes,
-            "fingerprint": shop.data.fingerprint,
-        }
-        self.found["notes"] = list(shop.data.notes)
+        self.about_data()
         self.found["models"] = {role: described(member, shop, self._license(member)) for role, member in members.items()}
-        shop.data.write_split(self.out / SPLIT)
         *_, last = splits.values()
         for place, split in splits.items():
             answers = {role: shop.predictions(member, split) for role, member in members.items()}
-            self._compare(place, answers)
-            self._predictions(answers)
+            self.compare(place, answers)
+            self.write_answers(answers)
             if split == last:
                 self.found[place]["robustness"] = robustness(shop, members, split, answers["student"].target)
             if "teacher" in members:
                 self.knows(members["teacher"], split)
         show_examples(shop, answers, self.found.get("knowledge", {}).get("similar", []), self.out)
         self._speed(members)
+
+    def about_data(self) -> None:
+        """What was measured on, and which image was in which split."""
+        data = self.shop.data
+        self.found["data"] = {
+            "name": data_name(self.shop),
+            "classes": list(self.shop.classes),
+            "sizes": data.sizes,
+            "fingerprint": data.fingerprint,
+        }
+        self.found["notes"] = list(data.notes)
+        data.write_split(self.out / SPLIT)
 
     def knows(self, teacher: Member, split: str) -> dict[str, Any]:
         """What the teacher knows of the images of `split`, or of those that it was asked about first."""
@@ -135,7 +140,7 @@ class Proof:
             return licenses.teacher
         return self.shop.license(member.role, taught=recipe.terms().needs_teacher)
 
-    def _compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
+    def compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
         """The figures of a split; the verdict is about the last one, which is test where test is read."""
         logits, student = {role: found.logits for role, found in answers.items()}, answers["student"]
         target, embeddings = student.target, same_images(student, answers["teacher"]) if "teacher" in answers else None
@@ -158,7 +163,8 @@ class Proof:
         trained = members["student"].record.get("images_per_second")
         self.found["speed"] = {**{role: {"images_per_second": value} for role, value in measured.items()}, "training_images_per_second": trained}
 
-    def _predictions(self, answers: Mapping[str, Predictions]) -> None:
+    def write_answers(self, answers: Mapping[str, Predictions], stage: np.ndarray | None = None) -> None:
+        """predictions.parquet; of a cascade with the `stage` that answered each image."""
         first, files = answers["student"], self.shop.data.files
         write_predictions(
             self.out / "predictions.parquet",
@@ -167,6 +173,7 @@ class Proof:
             target=first.target,
             group=self._groups(first),
             logits={role: found.logits for role, found in answers.items()},
+            stage=stage,
         )
 
     def ship(self, members: Mapping[str, Member]) -> None:

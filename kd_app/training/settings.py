@@ -133,7 +133,8 @@ class Evaluation(Typed, called="kd-evaluate"):
     def __init__(
         self,
         *,
-        run: Place,
+        run: Place | None,
+        cascade: Annotated[list[Place], Field(min_length=1)] | None,
         out: Place,
         overwrite: StrictBool,
         split: Literal["auto", "train", "validation", "test", "all"],
@@ -143,8 +144,10 @@ class Evaluation(Typed, called="kd-evaluate"):
         stages: Place | None,
         data: Group | None,
         robustness: Group,
+        routing: Group,
     ) -> None:
-        pass
+        if cascade is None and run is None:
+            raise RequestError("kd-evaluate needs to know what to measure: run=<folder of a run>, or 'cascade=[<cheap model>,<dear model>]'.")
 
 
 def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:

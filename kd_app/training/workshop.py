@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,11 @@ from kd_app.training.stored import STORED, StoredAnswers, store
 SPEED = "speed.json"
 DECODED = 320
 """Shorter side (pixels) of the largest images that are kept, where no model needs more."""
+
+
+def decode_size(heights: Sequence[int]) -> int:
+    """Shorter side up to which the pixels of an image file are kept for models of these input heights."""
+    return max(DECODED, math.ceil(1.15 * max(heights)))
 
 
 @dataclass(frozen=True)
@@ -122,10 +127,10 @@ class Workshop:
         self.data.scan(folder, decode_size=decode_size, progress=progress)
 
     def _decode_size(self) -> int:
-        """Shorter side up to which images are kept: enough for both models' crops, whatever the images' own size."""
+        """Enough for both models' crops, whatever the images' own size."""
         asked = [self.parts.config["data"].get("image_size") or 0]
         asked += [expected_pixels(request, Seen(3, 1, (0.0,), (1.0,))).height for request in (self.parts.teacher, self.parts.student) if request]
-        return max(DECODED, math.ceil(1.15 * max(asked)))
+        return decode_size(asked)
 
     @property
     def classes(self) -> tuple[str, ...]:

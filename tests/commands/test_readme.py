@@ -46,7 +46,7 @@ print("it's no shell: kd-distill")
 
 
 def test_the_readme_shows_both_commands_and_what_the_issue_asks_for() -> None:
-    assert {command for command, *_ in SHOWN} == {"kd-distill", "kd-check", "kd-evaluate", "kd-compress", "kd-export", "kd-report"}
+    assert {command for command, *_ in SHOWN} == {"kd-distill", "kd-check", "kd-evaluate", "kd-compress", "kd-export", "kd-predict", "kd-report"}
     shown = {word for words in SHOWN for word in words}
     assert shown >= {
         "data=folder",
@@ -122,11 +122,14 @@ def said(command: str, words: tuple[str, ...], place: Path) -> None:
     for run in re.findall(r"(?<=^run=).+|(?<=^runs=\[)[^,\]]+", "\n".join(words), re.MULTILINE):
         if not Path(run).exists():
             said(*next((first, tuple(rest), place) for first, *rest in SHOWN if f"out={run}" in rest))
-    quick = ("clock.seconds=0.05", "clock.rounds=6") if command == "kd-export" else ()
+    exports = {run for run in re.findall(r"([^,=\[\]]+)/export/", "\n".join(words)) if not (Path(run) / "export").exists()}
+    for run in exports:
+        said(*next((first, tuple(rest), place) for first, *rest in SHOWN if first == "kd-export" and f"run={run}" in rest))
+    quick = {"kd-export": ("clock.seconds=0.05", "clock.rounds=6"), "kd-predict": ("overwrite=true",)}.get(command, ())
     ended = call(*(shortened(words, place) if command == "kd-distill" else words), *quick, command=command)
     assert (ended.code, ended.err) == (0, ""), ended.out
-    if command == "kd-export":
-        assert len(ended.out.split("Everything is in ")) == 2
+    if command in ("kd-export", "kd-predict"):
+        assert "Everything is in " in ended.out or " images labeled in " in ended.out
         return
     if command == "kd-report":
         assert Path(ended.out.split()[2].rstrip(",")).name == "report.html"

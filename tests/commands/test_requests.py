@@ -140,7 +140,8 @@ def test_the_request_is_checked_before_data_or_weights_are_looked_for(wrong: str
 
 
 def test_a_missing_or_wrong_setting_of_kd_evaluate_is_named() -> None:
-    assert "Missing mandatory value: run" in refused(command="kd-evaluate")
+    assert "Missing mandatory value: out" in refused("run=x", command="kd-evaluate")
+    assert "needs to know what to measure: run=" in refused("out=y", command="kd-evaluate")
     assert "no setting 'rnu'. Did you mean 'run'?" in refused("rnu=x", "out=y", command="kd-evaluate")
     assert "split='tests' does not fit: expected 'auto', 'train'" in refused("run=x", "out=y", "split=tests", command="kd-evaluate")
     assert "There is no 'nowhere/results.json'" in refused("run=nowhere", "out=y", command="kd-evaluate")

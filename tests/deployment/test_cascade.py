@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from kd_app.deployment.cascade import Cascade
 from kd_app.deployment.confidence import MEASURES, confidence, fit_temperature, log_probabilities
@@ -26,6 +27,9 @@ class Table:
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(self.table[images[:, 0, 0, 0]])
+
+    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
+        return np.asarray(image)[None]
 
 
 def drawn(seed: int, stages: int, n: int = 40) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
@@ -62,6 +66,8 @@ def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, s
         assert (label[i], stage[i]) == (logits[at][i].argmax(), at)
         assert probability[i] == pytest.approx(np.exp(log_probabilities(logits[at][i], 1.5)).max())
     assert (label == target).mean() == rung.accuracy
+    again = cascade.predict([Image.fromarray(image[0]) for image in images])
+    assert all((first == second).all() for first, second in zip((label, probability, stage), again, strict=True))
 
 
 def test_the_temperature_found_is_the_one_the_labels_were_drawn_with() -> None:
@@ -82,6 +88,16 @@ def test_a_cascade_is_loaded_as_it_was_saved_and_refuses_another_file(tmp_path: 
     files[1].write_bytes(b"another")
     with pytest.raises(ValueError, match="chosen for"):
         Cascade.load(tmp_path / "cascade.json", lambda _: stage)
+    files[1].unlink()
+    with pytest.raises(ValueError, match="Put that file back"):
+        Cascade.load(tmp_path / "cascade.json", lambda _: stage)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"stages": []}', '{"stages": [], "thresholds": [], "temperatures": [], "measure": "luck"}'])
+def test_what_is_no_cascade_is_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "cascade.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="is no cascade that can be read"):
+        Cascade.load(tmp_path / "cascade.json", lambda _: Table(np.zeros((1, 2), np.float32)))
 
 
 def chosen(rng: np.random.Generator, n: int, wrong: float, costs: tuple[float, float] = COSTS) -> tuple[Choice, float]:

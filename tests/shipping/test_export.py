@@ -12,21 +12,9 @@ from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.measure import Predictions
 from kd_app.reporting.exports import read_exports
 from kd_app.stages import file_sha256
-from tests.commands.call import call, done, paragraph, refused
+from tests.commands.call import call, paragraph, refused
+from tests.shipping.conftest import QUICK, exported
 from tests.training.made import results
-
-QUICK = ("clock.seconds=0.02", "clock.rounds=6", "clock.batch_sizes=[1,4]", "calibration_images=8", "compared_images=8")
-
-
-def exported(*words: str) -> str:
-    return done(*words, *QUICK, command="kd-export")
-
-
-@pytest.fixture(scope="module")
-def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Student and teacher of the made run as ONNX files, and what the command said."""
-    out = tmp_path_factory.mktemp("both") / "export"
-    return out, exported(f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={out}", "role=both")
 
 
 def manifest(folder: Path) -> dict[str, Any]:

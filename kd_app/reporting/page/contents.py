@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kd_app.reporting.results import Estimate, Group, Knowledge, Number, Robustness, Verdict
+from kd_app.reporting.results import Cascade, Estimate, Group, Knowledge, Number, Robustness, Verdict
 
 VERSION: Final = 1
 
@@ -163,6 +163,8 @@ class RunPart(_Part):
     license: list[str] = []
     groups: dict[str, Group] = {}
     robustness: list[Robustness] = []
+    cascade: Cascade | None = None
+    cascade_says: list[str] = []
     made: Made
     limits: list[str]
     missing: list[str] = []

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from kd_app.config import RequestError
+from kd_app.reporting.cascade import answer as routed
+from kd_app.reporting.cascade import details
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.page.contents import Curve, ModelPart, PairPart, RunPart
@@ -68,6 +70,8 @@ def run_part(run: Run, name: str) -> RunPart:
         classes=told_classes(split.per_class, names) if split and split.per_class else [],
         groups=split.groups if split else {},
         robustness=split.robustness if split else [],
+        cascade=results.cascade,
+        cascade_says=details(results, results.cascade) if results.cascade else [],
         license=license_sentences(results.license),
         knowledge=results.knowledge,
         made=made(results),
@@ -92,20 +96,29 @@ def _read(read: Callable[[], T], what: str, missing: list[str]) -> T | None:
 
 
 def title(results: Results) -> str:
-    """'resnet8 instead of wrn_16_2 on fashion_mnist'."""
+    """'resnet8 instead of wrn_16_2 on fashion_mnist', 'a cascade of runs/a and runs/a/teacher on fashion_mnist'."""
+    if results.cascade is not None:
+        return f"a cascade of {' and '.join(each.file for each in results.cascade.stages)}{_on(results)}"
     student, teacher = (results.models[role].name if role in results.models else "" for role in ("student", "teacher"))
+    return (f"{student} instead of {teacher}" if teacher else student or "a run") + _on(results)
+
+
+def _on(results: Results) -> str:
     data = results.config.get("data")
-    on = f" on {data['name']}" if isinstance(data, dict) and data.get("name") else ""
-    return (f"{student} instead of {teacher}" if teacher else student or "a run") + on
+    return f" on {data['name']}" if isinstance(data, dict) and data.get("name") else ""
 
 
 def question(results: Results) -> str:
     """What somebody wants to know of this run."""
+    if results.cascade is not None:
+        return "Does it pay to keep a dearer model for the hard images?"
     return _REPLACE if "teacher" in results.models or results.config.get("teacher") else "How good is the student?"
 
 
 def answer(results: Results) -> str:
     """The verdict in a sentence, or what there is in its place."""
+    if results.cascade is not None:
+        return routed(results.cascade)
     split = measured(results)
     if split is None:
         return f"Nothing is measured yet: the run's status is '{results.status}'. {results.reason or ''}".rstrip()

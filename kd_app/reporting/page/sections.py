@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from kd_app.reporting.page import drawn, family_shown, tables
+from kd_app.reporting.page import cascade, drawn, family_shown, tables
 from kd_app.reporting.page.charts import Chart
 from kd_app.reporting.page.contents import Example, Report, RunPart
 from kd_app.reporting.page.tables import Table
@@ -102,6 +102,8 @@ def sections(report: Report, run: RunPart) -> list[Section]:
 
 
 def _sections(report: Report, run: RunPart) -> Iterator[Section]:
+    if run.cascade is not None:
+        yield Section("cascade", "The cascade", run.cascade_says, tables=cascade.tables(run.cascade), charts=list(cascade.charts(run.cascade)))
     if run.models:
         yield Section("evidence", "The evidence", tables=[tables.models(run), *([tables.pair(run)] if run.pair else [])])
     yield Section("needed", "Was distilling needed?", items=run.worth)

@@ -125,9 +125,17 @@ def _figures(run: RunPart) -> Iterator[list[object]]:
     for name, group in run.groups.items():
         for role, estimate in group.accuracy.items():
             yield [role, f"accuracy of group {name}", *_ends(estimate)]
+    yield from _routing_figures(run)
     for corrupted in run.robustness:
         for role, value in corrupted.accuracy.items():
             yield [role, f"accuracy under {corrupted.corruption} {corrupted.severity}", value, None, None]
+
+
+def _routing_figures(run: RunPart) -> Iterator[list[object]]:
+    for curve in run.cascade.curves if run.cascade else []:
+        for rung in curve.rungs:
+            yield [f"cascade by {curve.measure}", f"accuracy where {rung.shares[1]:.4g} is sent on", rung.accuracy, None, None]
+            yield [f"cascade by {curve.measure}", f"milliseconds where {rung.shares[1]:.4g} is sent on", rung.cost_ms, None, None]
 
 
 def _file_figures(part: FilePart) -> Iterator[list[object]]:

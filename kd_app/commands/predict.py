@@ -1,0 +1,23 @@
+"""``kd-predict``: images labeled by an artefact, a run or a cascade."""
+
+from typing import Any, NoReturn
+
+from kd_app.commands.app import run
+from kd_app.config import RequestError
+
+
+def _task(config: dict[str, Any], trial: int | None) -> None:
+    if trial is not None:
+        raise RequestError("kd-predict writes one file, and -m asks for several. Say it once for each, with an out= of its own.")
+    from kd_app.shipping.predict import predict
+
+    predict(config)
+
+
+def main() -> NoReturn:
+    """The command."""
+    run(_task, "predict")
+
+
+if __name__ == "__main__":
+    main()
