@@ -18,6 +18,7 @@ from kd_app.config.errors import first_line
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.create import Created
 from kd_app.models.resized import changed, sizes
+from kd_app.models.reused import Reused
 from kd_app.models.ship import save_model
 from kd_app.stages import write_atomically
 from kd_app.training.fit import MODEL, Taught, build, trained
@@ -75,6 +76,11 @@ class Prune(Step):
         """The pruned student. Raises `RequestError` for a target out of reach, or a net whose channels can't be told apart."""
         if student.request.factory is not None:
             raise RequestError(f"prune can't rebuild {student.request.name}, which is no model of timm. Choose a student of timm's.")
+        if isinstance(student.created.model, Reused):
+            raise RequestError(
+                "prune can't tell the channels of a student apart that answers by its teacher's classifier (simkd). Leave prune out, or choose a "
+                "student that was taught otherwise."
+            )
         listens = teacher if self.importance == "distillation" else None
         if self.importance == "distillation" and teacher is None:
             raise RequestError("prune.importance=distillation needs a teacher, and the run has none. Use magnitude or taylor.")

@@ -24,9 +24,12 @@ class BatchNorm(nn.BatchNorm2d):
 
 def classified(classifier: Callable[[Tensor], Tensor], embedding: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
     """The logits of an embedding, by a classifier whose weights are used in the precision of the embedding."""
-    if isinstance(classifier, Head):
-        return replace(classifier, classifiers=tuple(partial(_in_its_precision, one) for one in classifier.classifiers))(embedding)
-    return _in_its_precision(classifier, embedding)
+    return in_float(classifier)(embedding) if isinstance(classifier, Head) else _in_its_precision(classifier, embedding)
+
+
+def in_float(head: Head) -> Head:
+    """The same head, whose weights are used in the precision of what it reads."""
+    return replace(head, classifiers=tuple(partial(_in_its_precision, one) for one in head.classifiers))
 
 
 def _in_its_precision(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from kd_app.config import Typed
@@ -21,7 +22,7 @@ class LossTerm(Typed, nn.Module):
 
     level: ClassVar[Level]
     reads: ClassVar[frozenset[str]] = frozenset({"logits"})
-    """Names of the fields of `Outputs` that the term needs, of student and teacher alike."""
+    """Names of the fields of `Outputs` that the term needs, of the student and, where `teacher_reads` says nothing else, of the teacher."""
     needs_teacher: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = False
     """Whether it reads labels: it is then the mean over the images that have one, and 0 where none has, still joined to the graph. Every other term
@@ -29,6 +30,14 @@ class LossTerm(Typed, nn.Module):
     whole_batch: ClassVar[bool] = False
     """Where it compares images with each other: it is given the images of all ranks then, so that two ranks of 32 images say what one of 64 says.
     A term that is a mean over images leaves it False."""
+
+    images: Int64[Tensor, " images"] | None = None
+    """The numbers of the images to train on, ascending, as in `Batch.index`; None where nobody numbers them. Known when `build` is called."""
+
+    @property
+    def teacher_reads(self) -> frozenset[str]:
+        """The fields that it needs of the teacher."""
+        return self.reads
 
     @property
     def attention_blocks(self) -> int:
@@ -40,6 +49,10 @@ class LossTerm(Typed, nn.Module):
 
         Raises `RequestError` when the term can't apply to this pair: why, and which terms can. The default has no adapter.
         """
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        """The model that is trained, validated and shipped: the student itself, unless an adapter of the term is a part of it. After `build`."""
+        return student
 
     @abstractmethod
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

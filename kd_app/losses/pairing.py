@@ -20,7 +20,7 @@ def stage_pairs(term: str, student: Outputs, teacher: Outputs) -> list[tuple[Ten
         if not outputs.features:
             raise RequestError(
                 f"{term} compares feature maps, and the {name} gives none that can be read. Expected: a model whose stages give maps or tokens, as "
-                f"timm's do. Choose another {name}, or leave {term} out: soft_target and decoupled need only the logits."
+                f"timm's do. Choose another {name}, or another term: soft_target, decoupled and dist need only the logits."
             )
     return list(zip(reversed(student.features), reversed(teacher.features), strict=False))
 

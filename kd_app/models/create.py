@@ -17,6 +17,7 @@ from kd_app.config.errors import first_line
 from kd_app.models.labels import weights_sha256
 from kd_app.models.request import Composed, ModelRequest, Origin, Seen
 from kd_app.models.resized import WIDTHS, Widths, resize
+from kd_app.models.reused import REUSED, with_projector
 from kd_app.models.ship import CONFIG
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
 
@@ -137,19 +138,22 @@ def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
     state, source, sha256 = _state(origin, name, kwargs)
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
-    widths = _widths(origin)
+    recorded = _recorded(origin)
+    widths = recorded.get(WIDTHS, {})
     resize(model, widths, source=source)
     if state is None:
         return Created(model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0))
     head = cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
+    if REUSED in recorded:
+        model, heads = with_projector(model, recorded[REUSED], state, num_classes, source=source), ("classifier",)
     return Created(model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256), widths)
 
 
-def _widths(origin: Origin) -> Widths:
-    """Those that a folder records; none of an origin that is no folder."""
-    found = json.loads((origin.path / CONFIG).read_text(encoding="utf-8")).get(WIDTHS, {}) if origin.kind == "folder" and origin.path else {}
-    return found if isinstance(found, dict) else {WIDTHS: {}}
+def _recorded(origin: Origin) -> dict[str, Any]:
+    """What a folder says beside the architecture; nothing of an origin that is no folder."""
+    found = json.loads((origin.path / CONFIG).read_text(encoding="utf-8")) if origin.kind == "folder" and origin.path else {}
+    return found if isinstance(found.get(WIDTHS, {}), dict) else {WIDTHS: {WIDTHS: {}}}
 
 
 def _state(origin: Origin, name: str, kwargs: dict[str, Any]) -> tuple[dict[str, Tensor] | None, str, str]:

@@ -31,12 +31,16 @@ class Head:
 
     def __call__(self, embedding: Embedding) -> Logits:
         """Logits ``[B, K]`` of an embedding ``[B, sum(widths)]``."""
-        shaped = embedding[:, :, None, None] if self.convolutional else embedding
-        parts = torch.split(shaped, list(self.widths), dim=1) if len(self.widths) > 1 else (shaped,) * len(self.classifiers)
-        logits = [classifier(part).flatten(1) for classifier, part in zip(self.classifiers, parts, strict=True)]
+        logits = self.each(embedding)
         if self.shares is not None:
             return torch.einsum("n,nbk->bk", self.shares().to(logits[0].dtype), torch.stack(logits))
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+
+    def each(self, embedding: Embedding) -> list[Logits]:
+        """The logits of every classifier by itself."""
+        shaped = embedding[:, :, None, None] if self.convolutional else embedding
+        parts = torch.split(shaped, list(self.widths), dim=1) if len(self.widths) > 1 else (shaped,) * len(self.classifiers)
+        return [classifier(part).flatten(1) for classifier, part in zip(self.classifiers, parts, strict=True)]
 
 
 def own_classifiers(model: Any) -> tuple[nn.Module, ...]:

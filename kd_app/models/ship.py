@@ -14,6 +14,7 @@ from torch import nn
 from kd_app.config import Pixels
 from kd_app.models.labels import write_labeled
 from kd_app.models.resized import WIDTHS
+from kd_app.models.reused import REUSED, Reused
 
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
 CONVERTED, INT8 = "quantized.pt2", "quantized.pte"
@@ -26,8 +27,9 @@ def save_model(
     """Write `model.safetensors` and `config.json` in timm's local-dir layout: architecture, arguments, normalization, size, class names, license.
 
     ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads a timm model from there; a module that is not timm's gets the same
-    files, with its class as the architecture. A model whose layers have other `widths` than its architecture records them, and has an exported
-    program beside it, ``torch.export.load("model.pt2").module()``, that takes batches of any size and needs neither kd_app nor timm.
+    files, with its class as the architecture. A model whose layers have other `widths` than its architecture, or whose classifier stands behind a
+    projector, records that, and has an exported program beside it, ``torch.export.load("model.pt2").module()``, that takes batches of any size and
+    needs neither kd_app nor timm.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)
@@ -42,6 +44,9 @@ def save_model(
         extra: dict[str, Any] = {"label_names": list(classes), "pretrained_cfg": {"license": license}}
         if widths:
             extra[WIDTHS] = dict(widths)
+        if isinstance(model, Reused):
+            extra[REUSED] = model.projector.made_of
+        if widths or isinstance(model, Reused):
             _export(model, folder / PROGRAM, pixels)
         save_for_hf(model, str(folder), model_config=extra, data_config=data, safe_serialization=True)
         return

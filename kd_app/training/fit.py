@@ -104,9 +104,9 @@ def fit(
     if skip.skipped:
         console.say(f"Note: {taught.role}: {skip.skipped} steps were left out because their gradient was not finite")
     if trainer.is_global_zero:
-        created.model.load_state_dict(load_file(folder / BEST))
-        net, widths = created.model.cpu().eval(), created.widths
-        save_model(net, folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license, widths=widths)
+        net, widths = module.student, created.widths
+        net.load_state_dict(load_file(folder / BEST))
+        save_model(net.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license, widths=widths)
         record = {
             "best": keep.best,
             "images_per_second": progress.images_per_second or None,
@@ -169,12 +169,13 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
             model, reads=terms.teacher_reads, pixels=taught.teacher.pixels, sees=taught.pixels, attention_blocks=terms.attention_blocks
         )
     _adapt(terms, created, teacher, data, taught.recipe.seed)
+    student = terms.deployed(created.model)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    for each in (created.model, teacher):
+    for each in (student, teacher):
         if each is not None:
             each.to(memory_format=memory_format)
     return Distillation(
-        created.model,
+        student,
         terms=terms,
         teacher=None if taught.stored else teacher,
         pixels=taught.pixels,
@@ -200,7 +201,8 @@ def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
-        terms.build(outputs, teacher(image))
+        images = torch.from_numpy(data.rows("train")) if isinstance(data, ImageData) else None
+        terms.build(outputs, teacher(image), images)
 
 
 def _run(trainer: Any, module: Distillation, data: Any, keep: Keep, checkpoint: Path | None) -> None:

@@ -44,7 +44,7 @@ class WeightedTerms(nn.Module):
     @property
     def teacher_reads(self) -> frozenset[str]:
         """What the terms read of the teacher; empty where none needs one."""
-        return frozenset[str]().union(*(term.reads for term in self.chosen.values() if term.needs_teacher))
+        return frozenset[str]().union(*(term.teacher_reads for term in self.chosen.values() if term.needs_teacher))
 
     @property
     def attention_blocks(self) -> int:
@@ -61,10 +61,17 @@ class WeightedTerms(nn.Module):
         """The terms by name."""
         return dict(self.terms.items())  # type: ignore[arg-type]
 
-    def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the adapters of every term from one measured pass."""
+    def build(self, student: Outputs, teacher: Outputs, images: Tensor | None = None) -> None:
+        """Make the adapters of every term from one measured pass; `images`: see `LossTerm`."""
         for term in self.chosen.values():
+            term.images = images
             term.build(student, teacher)
+
+    def deployed(self, student: nn.Module) -> nn.Module:
+        """The student with the adapters that are a part of it."""
+        for term in self.chosen.values():
+            student = term.deployed(student)
+        return student
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum and the terms without their weights; computed in float32 or better, whatever the models' precision."""

@@ -12,6 +12,7 @@ from kd_app.losses.ickd import channel_likeness
 from kd_app.losses.multi_level import relation
 from kd_app.losses.sp import gram
 from kd_app.models.outputs import Attention, Outputs
+from tests.losses.golden_adapted import ADAPTED, ADAPTED_DEVIATIONS, ADAPTED_REGULAR
 from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, Plain, own_state
 from tests.losses.golden_features import FEATURES
 from tests.losses.samples import batch, cut, logits, make, maps
@@ -232,6 +233,7 @@ CASES: dict[str, Case] = {
     "fitnet_mdistiller_down2": _hint("feat_s_14"),
     "fitnet_mdistiller_crop": _hint("feat_s_9"),
     **FEATURES,
+    **ADAPTED,
 }
 """The reference does what the term does."""
 DEVIATIONS: dict[str, Case] = {
@@ -247,6 +249,7 @@ DEVIATIONS: dict[str, Case] = {
     "sp_torchdistill": _rows_of_sum_1,
     "cc_torchdistill_gaussian": _not_squared,
     "ickd_torchdistill": lambda x: _likeness(x, 16 * 64),  # divides by the batch twice
+    **ADAPTED_DEVIATIONS,
 }
 """The reference does something else, which is made of the term here; `REGULAR` says what the term itself gives on the same inputs."""
 REGULAR: dict[str, Case] = {
@@ -262,4 +265,5 @@ REGULAR: dict[str, Case] = {
     "sp_torchdistill": _similarity,
     "cc_torchdistill_gaussian": _pooled("cc", "pool_s", "pool_t32"),
     "ickd_torchdistill": lambda x: _likeness(x, 16 * 8),
+    **ADAPTED_REGULAR,
 }

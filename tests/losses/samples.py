@@ -1,6 +1,7 @@
 """What the tests of all terms share: the YAML files, terms made from them, and outputs of two unlike models."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
+from kd_app.models.heads import Head
 from kd_app.models.outputs import Attention, Outputs, Tokens
 
 CONF = Path(__file__).parents[2] / "conf" / "loss"
 TERMS = sorted(path.stem for path in CONF.glob("*.yaml"))
 CLASSES = 6
+TOKENS = {"hard_token", "soft_token"}
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -83,19 +86,32 @@ def model_outputs(*, seed: int, width: int, images: int = 5, scale: float = 1.0,
     )
 
 
-def pair(images: int = 5, scale: float = 1.0) -> tuple[Outputs, Outputs]:
-    """Outputs of a student and of a wider teacher with maps of other sizes."""
+def pair(images: int = 5, scale: float = 1.0, *, term: str = "") -> tuple[Outputs, Outputs]:
+    """Outputs of a student and of a wider teacher with maps of other sizes, such as `term` can teach."""
     student = model_outputs(seed=100, width=32, images=images, scale=scale)
-    return student, model_outputs(seed=200, width=48, images=images, scale=scale, sizes=(9, 4, 3))
+    teacher = model_outputs(seed=200, width=48, images=images, scale=scale, sizes=(9, 4, 3))
+    return fit_for(term, student), fit_for(term, teacher)
+
+
+def fit_for(term: str, outputs: Outputs) -> Outputs:
+    """The outputs of a model that is as those are that `term` can use: with two heads, or a classifier that reads the averaged map."""
+    assert outputs.embedding is not None
+    width = outputs.embedding.shape[1]
+    if term in TOKENS:
+        heads = [nn.Linear(width // 2, CLASSES, dtype=torch.float64).requires_grad_(False) for _ in range(2)]
+        head = Head(tuple(heads), (width // 2, width // 2), convolutional=False)
+        return replace(outputs, classifier=head, logits=head(outputs.embedding))
+    return replace(outputs, embedding=outputs.features[-1].mean((2, 3))) if term == "simkd" else outputs
 
 
 def built(name: str, student: Outputs, teacher: Outputs, **changed: Any) -> Any:
     """The term with its adapters, which are the same for every call and have the precision of the outputs."""
     term = make(name, **changed)
+    assert student.logits is not None
+    term.images = torch.arange(len(student.logits))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         term.build(student, teacher)
-    assert student.logits is not None
     return term.to(student.logits.dtype)
 
 

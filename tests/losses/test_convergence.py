@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_app.models.outputs import Outputs
-from tests.losses.samples import TERMS, built, changed, class_of, labels, leaf, model_outputs, pair, tensors
+from tests.losses.samples import TERMS, batch, built, changed, class_of, fit_for, leaf, model_outputs, pair, tensors
 
 IMAGES = 5
 STEPS = 600
@@ -18,17 +18,18 @@ LOGARITHMS = {"simple_recipe", "variational_information"}
 @pytest.mark.parametrize("name", [name for name in TERMS if class_of(name).needs_teacher and name not in LOGARITHMS])
 def test_it_pulls_a_student_onto_its_teacher(name: str) -> None:
     """It comes within 10 % of what it says of a student that is the teacher; with a wrong sign it would go away from there."""
-    teacher = pair(IMAGES)[1]
+    teacher = pair(IMAGES, term=name)[1]
     sizes = tuple(x.shape[-1] for x in teacher.features)  # maps of fewer cells could not be like the teacher's
-    student = model_outputs(seed=100, width=32, images=IMAGES, sizes=sizes)
-    batch = labels(IMAGES)
+    student = fit_for(name, model_outputs(seed=100, width=32, images=IMAGES, sizes=sizes))
+    assert teacher.logits is not None
+    right = batch(teacher.logits.argmax(dim=1))
     copied = built(name, teacher, teacher)
-    aim = _lowest(lambda: copied(teacher, teacher, batch), list(copied.parameters()))
+    aim = _lowest(lambda: copied(teacher, teacher, right), list(copied.parameters()))
     free = changed(student, leaf)
     term = built(name, free, teacher)
-    start = term(free, teacher, batch).item()
+    start = term(free, teacher, right).item()
     assert start > aim > -1e-9  # a distance: where the sign is wrong, adapters lower the aim below 0
-    assert _comes_within(lambda: term(free, teacher, batch), _trained(free, term), aim=aim, gap=0.1 * (start - aim))
+    assert _comes_within(lambda: term(free, teacher, right), _trained(free, term), aim=aim, gap=0.1 * (start - aim))
 
 
 def _trained(outputs: Outputs, term: torch.nn.Module) -> list[Tensor]:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import re
 from dataclasses import fields
 from typing import get_args
 
@@ -13,7 +14,7 @@ from kd_app.config import RequestError
 from kd_app.losses.base import Level, LossTerm
 from kd_app.models.outputs import Outputs
 from kd_app.training.terms import WeightedTerms
-from tests.losses.samples import CONF, TERMS, built, changed, class_of, labels, leaf, make, pair, settings_of, tensors
+from tests.losses.samples import CLASSES, CONF, TERMS, built, changed, class_of, labels, leaf, make, pair, settings_of, tensors
 
 every_term = pytest.mark.parametrize("name", TERMS)
 
@@ -74,7 +75,7 @@ def test_settings_belong_to_the_instance_and_not_to_the_class(name: str) -> None
 
 @every_term
 def test_it_gives_one_number_and_a_gradient_to_the_student_and_to_every_adapter(name: str) -> None:
-    student, teacher = pair()
+    student, teacher = pair(term=name)
     student = trained(student)
     term = built(name, student, teacher)
     value = term(student, teacher, labels(5))
@@ -89,10 +90,10 @@ def test_it_gives_one_number_and_a_gradient_to_the_student_and_to_every_adapter(
 
 @every_term
 def test_a_small_step_of_the_student_down_the_gradient_lowers_it(name: str) -> None:
-    student, teacher = pair()
+    student, teacher = pair(term=name)
     student = trained(student)
     term = built(name, student, teacher)
-    value = term(student, teacher, labels(5))
+    value = copy.deepcopy(term)(student, teacher, labels(5))
     value.backward()
     length = math.sqrt(sum(x.grad.square().sum().item() for x in tensors(student, term.reads) if x.grad is not None))
     stepped = changed(student, lambda x: x if x.grad is None else (x - 1e-3 / length * x.grad).detach())
@@ -101,18 +102,18 @@ def test_a_small_step_of_the_student_down_the_gradient_lowers_it(name: str) -> N
 
 @every_term
 def test_the_order_of_the_images_does_not_matter(name: str) -> None:
-    student, teacher = pair()
+    student, teacher = pair(term=name)
     term = built(name, student, teacher)
     order = torch.tensor([3, 0, 4, 1, 2])
     batch, moved = labels(5), labels(5)
     moved.target, moved.index = batch.target[order], batch.index[order]
     ours, theirs = (changed(outputs, lambda x: x[order]) for outputs in (student, teacher))
-    torch.testing.assert_close(term(ours, theirs, moved), term(student, teacher, batch), rtol=1e-10, atol=0)
+    torch.testing.assert_close(copy.deepcopy(term)(ours, theirs, moved), term(student, teacher, batch), rtol=1e-10, atol=0)
 
 
 @every_term
 def test_single_precision_agrees_with_double(name: str) -> None:
-    student, teacher = pair()
+    student, teacher = pair(term=name)
     double = built(name, student, teacher)(student, teacher, labels(5))
     ours, theirs = (changed(outputs, torch.Tensor.float) for outputs in (student, teacher))
     single = built(name, ours, theirs)(ours, theirs, labels(5))
@@ -124,7 +125,7 @@ def test_single_precision_agrees_with_double(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradient(name: str, dtype: torch.dtype) -> None:
     """Fault 11 of other toolkits: NaN gradients, or none, in half precision."""
-    halves = [changed(outputs, lambda x: x.to(dtype)) for outputs in pair()]
+    halves = [changed(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)]
     student = trained(halves[0])
     ours, theirs = student.at_least_float32(), halves[1].at_least_float32()
     term = built(name, ours, theirs)
@@ -139,18 +140,18 @@ def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradi
 @every_term
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_outputs_give_what_the_same_rounded_numbers_give_in_single_precision(name: str, dtype: torch.dtype) -> None:
-    (ours, theirs), batch = (changed(outputs, lambda x: x.to(dtype)) for outputs in pair()), labels(5)
+    (ours, theirs), batch = (changed(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)), labels(5)
     single = [changed(outputs, torch.Tensor.float) for outputs in (ours, theirs)]
     terms = WeightedTerms({name: built(name, *single)}, {name: 1.0})
-    torch.testing.assert_close(terms(ours, theirs, batch)[0], terms(*single, batch)[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(copy.deepcopy(terms)(ours, theirs, batch)[0], terms(*single, batch)[0], rtol=1e-6, atol=0)
 
 
 @every_term
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
 @pytest.mark.parametrize("images", [1, 5])
 def test_value_and_gradient_are_finite_for_extreme_outputs(name: str, scale: float, images: int) -> None:
-    usual, extreme = (changed(outputs, torch.Tensor.float) for outputs in (pair(images)[0], pair(images, scale)[0]))
-    teacher = changed(pair(images, scale)[1], torch.Tensor.float)
+    usual, extreme = (changed(outputs, torch.Tensor.float) for outputs in (pair(images, term=name)[0], pair(images, scale, term=name)[0]))
+    teacher = changed(pair(images, scale, term=name)[1], torch.Tensor.float)
     for ours, theirs in ((extreme, teacher), (usual, teacher), (extreme, changed(teacher, torch.neg))):
         student = trained(ours)
         term = built(name, student, theirs)
@@ -161,8 +162,19 @@ def test_value_and_gradient_are_finite_for_extreme_outputs(name: str, scale: flo
 
 
 @every_term
+def test_where_it_cannot_apply_it_says_why_and_names_three_terms_that_can(name: str) -> None:
+    term, bare = make(name), Outputs(logits=torch.randn(2, CLASSES))
+    if term.reads != {"logits"}:
+        with pytest.raises(RequestError, match=f"^{name}") as refused:
+            term.build(bare, bare)
+        assert len(set(re.findall(r"\w+", str(refused.value))) & set(TERMS) - {name}) >= 3
+    else:
+        term.build(bare, bare)
+
+
+@every_term
 def test_its_state_holds_its_adapters_and_gives_them_back(name: str) -> None:
-    student, teacher = pair()
+    student, teacher = pair(term=name)
     term = built(name, student, teacher)
     assert {key for key, _ in term.named_parameters()} <= set(term.state_dict())
     other = copy.deepcopy(term)

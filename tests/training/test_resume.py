@@ -44,7 +44,12 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[
     def made(name: str, *more: str) -> tuple[list[str], Path, str]:
         folder = tmp_path_factory.mktemp(name)
         fixed = [f"out={folder / 'out'}", f"stages={folder / 'stages'}", f"teacher.checkpoint={teacher}", "controls=[]", "logger=[]", "trainer=cpu"]
-        hard = ["student.name=test_resnet", "student.kwargs.drop_rate=0.2", "student.kwargs.drop_path_rate=0.2", "loss=[cross_entropy,feature_hint]"]
+        hard = [
+            "student.name=test_resnet",
+            "student.kwargs.drop_rate=0.2",
+            "student.kwargs.drop_path_rate=0.2",
+            "loss=[cross_entropy,feature_hint,crd]",
+        ]
         steps = [f"trainer.max_epochs={EPOCHS}", "data.batch_size=64", "trainer.accumulate=2", "trainer.log_every=4"]
         every = ["+callbacks=ema", "callbacks.ema.decay=0.9", "scheduler=cosine", "trainer.checkpoint_minutes=1e-9", "trainer.precision=32-true"]
         return [*fixed, *hard, *steps, *every, *more], folder / "out", str(folder / "log")

@@ -35,8 +35,14 @@ def words(teacher: Path, folder: Path, *more: str) -> list[str]:
 
 
 def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(teacher: Path, tmp_path: Path) -> None:
-    same = ["student.name=vit_tiny_patch16_224", *VIT, "loss=[cross_entropy,soft_target,attention_transfer]", "optimizer=sgd", "optimizer.lr=0.05"]
-    same += ["loss.soft_target.weight=0.1", "loss.attention_transfer.weight=10", "trainer.max_epochs=3"]
+    same = [
+        "student.name=vit_tiny_patch16_224",
+        *VIT,
+        "loss=[cross_entropy,soft_target,attention_transfer,crd]",
+        "optimizer=sgd",
+        "optimizer.lr=0.05",
+    ]
+    same += ["loss.soft_target.weight=0.1", "loss.attention_transfer.weight=10", "loss.crd.weight=0.05", "trainer.max_epochs=3"]
     same += ["allow=[tests]", "+loss.likeness._target_=tests.training.ranks.parts.Likeness", "+loss.likeness.weight=0.1"]
     same += ["data.split.validation=0.072"]  # 103 images to validate on: 52 and 51
     one = trained(teacher, tmp_path / "one", *same, "data.batch_size=64")

@@ -1,0 +1,28 @@
+"""DeiT: a distillation token learns which class the teacher names."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kd_app.data.batch import Batch
+from kd_app.losses.two_heads import TwoHeads
+from kd_app.models.outputs import Outputs
+
+
+class HardToken(TwoHeads):
+    """``label x CE(z_class, y) + (1 - label) x CE(z_distilled, argmax z_t)``, means over the batch.
+
+    The teacher names a class of the very image that the student sees, mixed or not; the label may be mixed. It holds the labels' part: leave
+    cross_entropy out beside it.
+    Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021, arXiv 2012.12877.
+    """
+
+    name: ClassVar[str] = "hard_token"
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The weighted mean of both parts."""
+        assert teacher.logits is not None
+        ours, distilled = self.heads(student)
+        return self.label * self.on_labels(ours, batch) + (1 - self.label) * F.cross_entropy(distilled, teacher.logits.argmax(dim=1))

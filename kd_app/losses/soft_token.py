@@ -1,0 +1,34 @@
+"""DeiT with soft targets: a distillation token learns the teacher's probabilities."""
+
+from typing import Annotated, ClassVar
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from kd_app.data.batch import Batch
+from kd_app.losses.soft_target import SoftTarget
+from kd_app.losses.two_heads import Share, TwoHeads
+from kd_app.models.outputs import Outputs
+
+
+class SoftToken(TwoHeads):
+    """``label x CE(z_class, y) + (1 - label) x T^2 mean_b KL(softmax(z_t / T) || softmax(z_distilled / T))``.
+
+    The authors' code divides the second part by batch x classes, which makes it K times smaller than the formula; here it is divided by the batch.
+    It holds the labels' part: leave cross_entropy out beside it.
+    Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021, arXiv 2012.12877.
+    """
+
+    name: ClassVar[str] = "soft_token"
+
+    def __init__(self, *, label: Share, temperature: Annotated[float, Field(ge=0.01, le=1000)]) -> None:
+        super().__init__(label=label)
+        self.temperature = temperature
+        self._answers = SoftTarget(temperature=temperature, standardize=False)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
+        """The weighted mean of both parts."""
+        ours, distilled = self.heads(student)
+        answers: Tensor = self._answers(Outputs(logits=distilled), teacher, batch)
+        return self.label * self.on_labels(ours, batch) + (1 - self.label) * answers
