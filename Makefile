@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all faults models verdict lint bench headline golden clean
+.PHONY: setup demo test test-all faults models exports verdict lint bench headline golden clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ faults: setup
 models: setup
 	$(BIN)/python -m benchmarks.models > docs/models.md.new
 	mv docs/models.md.new docs/models.md
+
+exports: setup
+	$(BIN)/python -m benchmarks.exports
 
 verdict: setup
 	$(BIN)/python -m benchmarks.error_rates > docs/verdict.md

@@ -63,11 +63,7 @@ class _Witness(TorchFunctionMode):
 
 def prove(variant: Variant) -> Row:
     """Read all of a variant that can be read, and check it. Raises AssertionError where something is not what it is said to be."""
-    model, image = variant.make(), images(variant.side)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        for parameter in model.parameters():
-            parameter.add_(_NOISE * torch.randn_like(parameter))
+    model, image = noised(variant), images(variant.side)
     reasons = {name: why for name, why in survey(model, image[:1], 1).lacks.items() if name in FIELDS}
     reads = frozenset(name for name in FIELDS if name not in reasons)
     with _Witness() as witness:
@@ -78,6 +74,16 @@ def prove(variant: Variant) -> Row:
         reasons["pre_activation"] = "no activation is the last step of a stage"
     _check(model, image, outputs, witness.gave)
     return Row(variant, read, reasons)
+
+
+def noised(variant: Variant) -> nn.Module:
+    """The variant's model, with noise on all of its parameters."""
+    model = variant.make()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            parameter.add_(_NOISE * torch.randn_like(parameter))
+    return model
 
 
 def _told(value: Any) -> str:

@@ -1,10 +1,13 @@
 """What the README measures can be measured."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from benchmarks.exports import TOLERANCE, Row, limited, prove, rows, written
 from benchmarks.headline import Figures, Ratio, headline, honest, make
+from benchmarks.models import listed
 from benchmarks.sweep import make_teacher, train, words
 from benchmarks.training_loop import compare
 
@@ -12,6 +15,31 @@ from benchmarks.training_loop import compare
 def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
     (ratio,) = compare("resnet8", "resnet8", steps=2, rounds=1, skip=1)
     assert ratio > 0
+
+
+def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_proven_again(tmp_path: Path) -> None:
+    known = {module: variant for module, (variant, _) in listed().items()}
+    small, other = prove(known["byobnet"]), Row(known["resnet"], None, "It is not written and compared after 1 s.")
+    assert small.off is not None
+    assert small.off <= TOLERANCE
+    found = {row.variant.module: row for row in [small, other]}
+    with patch("benchmarks.exports.listed", lambda: {name: (known[name], "") for name in found}):
+        with patch("benchmarks.exports.limited", lambda variant, _: found[variant.module]):
+            assert list(rows(tmp_path / "journal")) == [small, other]
+        with (tmp_path / "journal").open("a", encoding="utf-8") as file:
+            file.write('\n{"variant": {"mod')  # killed while it wrote
+        with patch("benchmarks.exports.limited", side_effect=AssertionError("proven again")):
+            assert list(rows(tmp_path / "journal")) == [small, other]
+    page = written([small, other])
+    assert f"{small.line()}\n{other.line()}" in page
+    assert "1 of 2 are" in page
+    assert "- resnet: It is not written and compared after 1 s." in page
+
+
+@pytest.mark.slow
+def test_a_model_that_takes_too_long_is_stopped_and_told() -> None:
+    variant = listed()["byobnet"][0]
+    assert limited(variant, 0.01) == Row(variant, None, "It is not written and compared after 0.01 s.")
 
 
 def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
