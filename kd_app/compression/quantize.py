@@ -15,9 +15,10 @@ from kd_app.compression.graph import Learning, Probe, calibrate, convert, librar
 from kd_app.compression.step import Step
 from kd_app.config import Pixels, RequestError, unknown
 from kd_app.data.normalize import normalize
+from kd_app.deployment.formats.format import Deployed
 from kd_app.deployment.xnnpack import lower
 from kd_app.models.request import ModelRequest
-from kd_app.models.ship import CONVERTED, INT8, save_model
+from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, save_model
 from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE as CURVES
 from kd_app.training.fit import MODEL, trained
@@ -26,6 +27,8 @@ from kd_app.training.workshop import Member, Workshop
 
 RECORD = "quantize.json"
 _OF_THE_RATE = 0.1
+_BATCH = 32
+"""Images that the program takes at once which kd-export ships."""
 
 
 class Quantize(Step):
@@ -39,9 +42,9 @@ class Quantize(Step):
     out, one by one, until the mean ``KL(float || int8)`` over `images` is at most `divergence` nats. per_channel: a scale for each output channel.
 
     What comes out is a student's folder as ever, with float weights (trained on, where there were epochs; batch norms folded into the convolutions)
-    and two files more: ``quantized.pt2``, the converted graph with its scales as an exported program, for any number of normalized images, and
-    ``quantized.pte``, the same lowered to XNNPACK for one image at a time. What is said of the student's accuracy, size and speed is that of the
-    latter, run in its own integer arithmetic.
+    and three files more: ``quantized.pt2``, the converted graph with its scales as an exported program, for any number of normalized images,
+    ``quantized.pte``, the same lowered to XNNPACK for one image at a time, and ``quantized_uint8.pte``, which kd-export ships. What is said of the
+    student's accuracy, size and speed is that of the second, run in its own integer arithmetic.
     """
 
     ends = True
@@ -126,6 +129,7 @@ class Quantize(Step):
         save(converted, pixels, folder / MODEL / CONVERTED)
         shop.console.line("  quantize: lowering to XNNPACK ...")
         lower(converted, pixels, folder / MODEL / INT8)
+        lower(Deployed(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH)
         write_atomically(folder / RECORD, json.dumps({"epochs": self.epochs, "per_channel": self.per_channel, **found}, indent=1))
 
     def keep(self, probe: Probe) -> tuple[list[str], dict[str, Any]]:

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from kd_app.config import Pixels, RequestError, RunError
 from kd_app.config.errors import first_line
+from kd_app.deployment.formats.format import blank
 
 
-def lower(model: nn.Module, pixels: Pixels, path: Path) -> None:
-    """Write `model` (normalized images -> logits, in eval mode) as a program for one image at a time; what XNNPACK has no kernel for stays portable.
+def lower(model: nn.Module, pixels: Pixels, path: Path, *, max_batch: int | None = None) -> None:
+    """Write `model` (in eval mode) as a program; what XNNPACK has no kernel for stays portable.
 
-    A graph that PT2E converted is computed in int8: XNNPACK's kernels take the place of its quantize and dequantize pairs. Raises `RequestError`
-    where ExecuTorch is not installed, `RunError` where it can't take the model.
+    Without `max_batch` it takes one normalized image at a time; with it up to so many uint8 ones, as `Deployed` does. A graph that PT2E converted is
+    computed in int8: XNNPACK's kernels take the place of its quantize and dequantize pairs. Raises `RequestError` where ExecuTorch is not installed,
+    `RunError` where it can't take the model.
     """
     with quiet():
         try:
@@ -29,13 +31,20 @@ def lower(model: nn.Module, pixels: Pixels, path: Path) -> None:
             from executorch.exir import to_edge_transform_and_lower
         except ImportError:
             raise _missing() from None
-        example = torch.zeros(1, pixels.channels, pixels.height, pixels.width)
         try:
-            program = torch.export.export(model, (example,))
+            program = traced(model, pixels, max_batch=max_batch)
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
         except Exception as error:  # of many kinds: what a model may hold has no bounds
             raise RunError(f"The model can't be lowered to XNNPACK: {first_line(error)}") from error
     path.write_bytes(lowered.buffer)
+
+
+def traced(model: nn.Module, pixels: Pixels, *, max_batch: int | None) -> torch.export.ExportedProgram:
+    """`model` as a graph of what `lower` says it takes."""
+    if max_batch is None:
+        return torch.export.export(model, (torch.zeros(1, pixels.channels, pixels.height, pixels.width),))
+    batch = torch.export.Dim("batch", min=1, max=max_batch)
+    return torch.export.export(model, (blank(pixels, 2),), dynamic_shapes=({0: batch},))
 
 
 class Lowered(nn.Module):
@@ -78,7 +87,7 @@ def _runtime() -> Any:
 
 
 def _missing() -> RequestError:
-    return RequestError("int8 programs need ExecuTorch, which is not installed. Install it: pip install kd_app[deploy]")
+    return RequestError("ExecuTorch's programs need the package executorch, which is not installed. Install it: pip install kd_app[deploy]")
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from kd_app.models.resized import WIDTHS
 from kd_app.models.reused import REUSED, Reused
 
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
-CONVERTED, INT8 = "quantized.pt2", "quantized.pte"
-"""Of a quantized student: the int8 graph as an exported program, and the same lowered to the runtime that it is measured in."""
+CONVERTED, INT8, INT8_OF_BYTES = "quantized.pt2", "quantized.pte", "quantized_uint8.pte"
+"""Of a quantized student: the int8 graph as an exported program, the same lowered to the runtime that it is measured in,
+and lowered to what kd-export ships: batches of uint8 images in, which it normalizes itself."""
 
 
 def save_model(

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from kd_app.config.private import cleaned
 from kd_app.config.targets import FACTORY
-from kd_app.models.ship import CONVERTED, INT8, PROGRAM
+from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
 from kd_app.reporting.results import Model, ModelFigures, PerClass, Results, Split
 from kd_app.reporting.sentences import basis, count, interval, pair_rows, percent, points, undefined, verdict_sentence
 from kd_app.reporting.worth import worth
@@ -70,7 +70,8 @@ model.load_state_dict(load_file("student/model.safetensors"))  # in the folder o
 
 _INT8 = f"""\
 It is quantized: the figures are those of `{INT8}`, its int8 program for ExecuTorch (one normalized image in, logits out). The code above runs the
-float weights that it was made from; `torch.export.load("student/{CONVERTED}").module()` rounds as the program does, for any number of images."""
+float weights that it was made from; `torch.export.load("student/{CONVERTED}").module()` rounds as the program does, for any number of images.
+`{INT8_OF_BYTES}` is what kd-export ships: the program for uint8 images, which it normalizes itself."""
 
 _FIGURES: Final[dict[str, tuple[str, Callable[[float | None], str]]]] = {
     "top1": ("top-1 accuracy", percent),

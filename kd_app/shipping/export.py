@@ -138,6 +138,8 @@ def _go(job: _Job, out: Path) -> None:
     console.show(cost_table(told))
     for sentence in (*ship.says, *remarks(told), *timed.says):
         console.say(sentence)
+    if any(member.program for member in job.members.values()):
+        console.say("The student is quantized: its figures in torch are those of its int8 program, its speed there is that of its float weights.")
     console.say(f"Everything is in {out}")
 
 

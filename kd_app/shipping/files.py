@@ -11,17 +11,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_app.config import Pixels
+from kd_app.config import Pixels, RequestError
 from kd_app.deployment.export import export
+from kd_app.deployment.formats.executorch import ExecuTorchInt8, Quantized
 from kd_app.deployment.formats.format import Format
 from kd_app.deployment.manifest import read_manifest
 from kd_app.deployment.measure import as_fed
+from kd_app.models.ship import INT8_OF_BYTES
 from kd_app.reporting.results import Results
-from kd_app.stages import RECORD
+from kd_app.stages import RECORD, file_sha256
 from kd_app.training.workshop import Member, Workshop
 
 STEMS = {"student": "model", "teacher": "teacher"}
 """The beginning of the names of a role's files."""
+_LEARNED = "the int8 program of a quantized student, as kd-compress wrote it"
+_FLOAT = "from the float weights of a quantized student, not from its int8 program; int8 has ranges of its own"
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao")
 
 
@@ -51,8 +55,25 @@ def written(shop: Workshop, before: Results, members: Mapping[str, Member], aske
     for role in asked.roles:
         for name in asked.formats:
             path = _stage(shop, members[role], name, asked, before.models[role].license)
-            found[path.name] = Written(role, name, path, {**read_manifest(path.parent)["files"][path.name], "role": role})
+            told = {**read_manifest(path.parent)["files"][path.name], "role": role}
+            if members[role].program is not None:
+                told["weights"] = _LEARNED if isinstance(asked.formats[name], ExecuTorchInt8) else _FLOAT
+                shop.console.say(f"{path.name}: {told['weights']}")
+            found[path.name] = Written(role, name, path, told)
     return found
+
+
+def _of_quantized(form: Format, member: Member) -> Format:
+    """The format, or of a quantized student what ships its program. Raises `RequestError` where that program is not there."""
+    if member.program is None or not isinstance(form, ExecuTorchInt8):
+        return form
+    program = member.program.with_name(INT8_OF_BYTES)
+    if not program.is_file():
+        raise RequestError(
+            f"The student is quantized, and {str(program)!r}, its int8 program, is not there: it was removed, or an earlier kd_app quantized it. "
+            "Say its kd-compress command again with remake=[quantize] and overwrite=true, or export its float weights: 'formats=[onnx,executorch]'."
+        )
+    return Quantized(program=program, max_batch=form.max_batch)
 
 
 def images_of(shop: Workshop, split: Any, pixels: Pixels, number: int) -> list[NDArray[np.uint8]]:
@@ -62,7 +83,8 @@ def images_of(shop: Workshop, split: Any, pixels: Pixels, number: int) -> list[N
 
 
 def _stage(shop: Workshop, member: Member, name: str, asked: Asked, license: str) -> Path:
-    form, pixels, role = asked.formats[name], member.created.pixels, member.role
+    pixels, role = member.created.pixels, member.role
+    form = _of_quantized(asked.formats[name], member)
 
     def build(folder: Path) -> None:
         for old in (path for path in folder.iterdir() if path.name != RECORD):  # of an attempt that was killed
@@ -82,12 +104,13 @@ def _stage(shop: Workshop, member: Member, name: str, asked: Asked, license: str
 
     config = {
         "format": asked.nodes[name],
-        "settled": vars(form),
+        "settled": vars(asked.formats[name]),
         "model": {"name": member.request.name, "pixels": vars(pixels), "classes": list(shop.classes), "license": license},
         "images": [asked.calibration_images, asked.compared_images],
         "packages": _versions(),
     }
     inputs = {"data": shop.data.fingerprint, "weights": member.created.weights.sha256}
+    inputs |= {"program": file_sha256(form.program)} if isinstance(form, Quantized) else {}
     return shop.make(f"export-{role}-{name}", config, inputs, build).path / f"{STEMS[role]}{form.ending}"
 
 

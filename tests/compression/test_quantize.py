@@ -1,5 +1,7 @@
 """Int8: what it does to a tiny net, where it is measured, and the step from a run to a run."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,10 @@ from kd_app.compression.quantize import Quantize
 from kd_app.config import Pixels, RequestError
 from kd_app.config.compose import composed
 from kd_app.deployment.xnnpack import Lowered, lower
+from kd_app.stages import file_sha256
 from kd_app.training.parts import parts
 from tests.commands.call import done, refused
+from tests.shipping.test_export import QUICK
 from tests.training.made import results
 
 PIXELS = Pixels(1, 8, 8, (0.0,), (1.0,))
@@ -257,3 +261,25 @@ def test_no_step_goes_on_from_int8(made: Path, made_int8: tuple[Path, str]) -> N
 )
 def test_a_wrong_request_is_one_paragraph(words: tuple[str, ...], said: str, made: Path) -> None:
     assert said in refused(f"run={made / 'run'}", "steps=[quantize]", *words, "out=wrong", f"stages={made / 'stages'}", command="kd-compress")
+
+
+@pytest.mark.slow
+def test_a_quantized_student_is_exported_as_the_program_that_it_is_or_said_to_be_its_float_weights(
+    made: Path, made_int8: tuple[Path, str], tmp_path: Path
+) -> None:
+    words = (f"run={made_int8[0]}", f"stages={made / 'stages'}", *QUICK)
+    out = tmp_path / "export"
+    said = " ".join(done(*words, f"out={out}", "formats=[onnx,executorch_int8]", command="kd-export").split())
+    assert "model_int8.pte: the int8 program of a quantized student, as kd-compress wrote it" in said
+    assert "model.onnx: from the float weights of a quantized student, not from its int8 program" in said
+    assert "The student is quantized: its figures in torch are those of its int8 program" in said
+    files = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["files"]
+    program = made_int8[0] / "student" / "quantized_uint8.pte"
+    assert files["model_int8.pte"]["sha256"] == file_sha256(program)
+    assert files["model_int8.pte"]["input"]["dtype"] == "uint8"
+    assert files["model_int8.pte"]["test"]["beside_torch"]["agreement"] > 0.99
+    assert "float weights" in files["model.onnx"]["weights"]
+    (tmp_path / "run").mkdir()
+    shutil.copytree(made_int8[0], tmp_path / "run", dirs_exist_ok=True, ignore=shutil.ignore_patterns(program.name))
+    moved = (f"run={tmp_path / 'run'}", f"stages={made / 'stages'}", "out=refused", "formats=[executorch_int8]", *QUICK)
+    assert "remake=[quantize] and overwrite=true" in refused(*moved, command="kd-export")

@@ -17,6 +17,7 @@ from kd_app.deployment.export import export
 from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8, lacks_vnni
 from kd_app.deployment.manifest import MANIFEST
+from kd_app.stages import file_sha256
 from tests.deployment.conftest import CLASSES, PIXELS
 
 ABOUT: Any = {"stem": "model", "pixels": PIXELS, "classes": CLASSES, "license": "mit"}
@@ -107,4 +108,10 @@ def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
         open_artefact(tmp_path / "stranger.pte")
     small.write_bytes(small.read_bytes()[:-64])
     with pytest.raises(ValueError, match="is not the file that was exported"):
+        open_artefact(small)
+    small.write_bytes(small.read_bytes()[:1000])  # and a manifest that agrees with it
+    told = json.loads((small.parent / MANIFEST).read_text(encoding="utf-8"))
+    told["files"][small.name]["sha256"] = file_sha256(small)
+    (small.parent / MANIFEST).write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(ValueError, match="is not run: ExecuTorch does not take it"):
         open_artefact(small)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from kd_app.deployment.artefact import open_artefact
+from kd_app.deployment.formats.onnx import Onnx
+from kd_app.deployment.formats.onnx_int8 import OnnxInt8
 from kd_app.deployment.measure import Predictions
 from kd_app.reporting.exports import read_exports
 from kd_app.stages import file_sha256
@@ -108,3 +110,21 @@ def test_a_model_that_differs_from_its_file_fails_the_run_and_leaves_no_manifest
     assert ended.code == 1
     assert "does not answer as the model does" in paragraph(ended.err)
     assert not (Path("export") / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError("No space left on device")], ids=["interrupted", "disk full"])
+def test_a_command_that_was_stopped_at_its_second_file_finds_the_first(made: Path, tmp_path: Path, stop: Any) -> None:
+    words = (f"run={made / 'run'}", f"stages={tmp_path / 'stages'}", f"out={tmp_path / 'export'}", "test=never", *QUICK)
+
+    def half_written(self: OnnxInt8, model: Any, pixels: Any, calibration: Any, path: Path) -> dict[str, Any]:
+        path.write_bytes(b"half")
+        raise stop
+
+    with patch.object(OnnxInt8, "write", half_written):
+        assert call(*words, command="kd-export").code != 0
+    assert not (tmp_path / "export" / "manifest.json").exists()
+    with patch("kd_app.shipping.measured.first_answer", lambda *_: {}), patch.object(Onnx, "write", side_effect=AssertionError("made anew")):
+        exported(*words)
+    assert list(manifest(tmp_path / "export")["files"]) == ["model.onnx", "model_int8.onnx"]
+    assert open_artefact(tmp_path / "export" / "model_int8.onnx").classes

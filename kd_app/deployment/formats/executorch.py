@@ -1,5 +1,6 @@
 """ExecuTorch, computed by XNNPACK: in float32, and in int8 by torchao's PT2E."""
 
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import nn
 
 from kd_app.config import Pixels, RequestError, RunError
 from kd_app.config.errors import first_line
-from kd_app.deployment.formats.format import Deployed, Format, blank, check_calibration
+from kd_app.deployment.formats.format import Deployed, Format, check_calibration
+from kd_app.deployment.xnnpack import lower, traced
 
 Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]
 
@@ -31,7 +33,7 @@ class ExecuTorch(Format):
 
     def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
         """See `Format`."""
-        _lower(Deployed(model, pixels), pixels, self.max_batch, path)
+        lower(Deployed(model, pixels), pixels, path, max_batch=self.max_batch)
         return {"max_batch": self.max_batch}
 
 
@@ -59,41 +61,35 @@ class ExecuTorchInt8(Format):
         quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config).set_filter_function(_of_the_model)
         try:
             with warnings.catch_warnings(action="ignore"), torch.no_grad():
-                prepared = quantize_pt2e.prepare_pt2e(_traced(Deployed(model, pixels), pixels, self.max_batch).module(), quantizer)
+                prepared = quantize_pt2e.prepare_pt2e(traced(Deployed(model, pixels), pixels, max_batch=self.max_batch).module(), quantizer)
                 for batch in calibration:
                     prepared(torch.from_numpy(batch[: self.max_batch]))
                 converted = quantize_pt2e.convert_pt2e(prepared)
         except Exception as error:  # of many kinds: what a model may hold has no bounds
             raise RunError(f"The model can't be quantized for ExecuTorch: {first_line(error)}") from error
-        _lower(converted, pixels, self.max_batch, path)
+        lower(converted, pixels, path, max_batch=self.max_batch)
         return {"max_batch": self.max_batch, "calibration_images": sum(len(batch[: self.max_batch]) for batch in calibration)}
+
+
+class Quantized(ExecuTorchInt8):
+    """`ExecuTorchInt8` of a student that kd-compress quantized: the program that it wrote then, with the ranges that were learned, not found anew.
+
+    program: that file. max_batch: images given to it at once, where it was planned for as many.
+    """
+
+    def __init__(self, *, program: Path, max_batch: Batch) -> None:
+        super().__init__(max_batch=max_batch)
+        self.program = program
+
+    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+        """See `Format`."""
+        shutil.copyfile(self.program, path)
+        return {"max_batch": self.max_batch}
 
 
 def _of_the_model(node: Any) -> bool:
     """Whether an operation is the model's own: those around it normalize, and stay in float, so that a pixel is rounded once."""
     return node.op != "call_function" or len(node.meta.get("nn_module_stack") or {}) > 1
-
-
-def _traced(module: nn.Module, pixels: Pixels, max_batch: int) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=max_batch)
-    return torch.export.export(module, (blank(pixels, 2),), dynamic_shapes=({0: batch},))
-
-
-def _lower(module: nn.Module, pixels: Pixels, max_batch: int, path: Path) -> None:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            program = to_edge_transform_and_lower(_traced(module, pixels, max_batch), partitioner=[XnnpackPartitioner()])
-            path.write_bytes(program.to_executorch().buffer)
-    except OSError:
-        raise
-    except Exception as error:  # of many kinds: what a model may hold has no bounds
-        raise RunError(f"The model can't be written for ExecuTorch: {first_line(error)}") from error
 
 
 def _missing(error: ModuleNotFoundError) -> RequestError:

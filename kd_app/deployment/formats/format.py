@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from kd_app.config import Pixels, RequestError, Typed
 
@@ -46,7 +46,9 @@ class Deployed(nn.Module):
         deviation = torch.tensor(pixels.std, dtype=torch.float64).view(1, -1, 1, 1)
         self.register_buffer("scale", (1 / (255 * deviation)).float())
         self.register_buffer("bias", (-torch.tensor(pixels.mean, dtype=torch.float64).view(1, -1, 1, 1) / deviation).float())
-        self.eval().requires_grad_(False)
+        self.requires_grad_(False)
+        if not isinstance(model, fx.GraphModule):  # which is of one mode for good, and refuses to be told
+            self.eval()
 
     def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> Float32[Tensor, "batch classes"]:
         """The logits."""
