@@ -12,6 +12,7 @@ import kd_app
 from kd_app.reporting.page import write_report
 from kd_app.training import workshop
 from tests.commands.call import call, done, paragraph, refused
+from tests.shipping.test_export import QUICK
 from tests.tracking.wandb_files import offline_runs
 from tests.training.made import results
 
@@ -109,6 +110,16 @@ def test_it_goes_on_to_evaluation_and_to_a_second_compression(made: Path, small:
     assert results(Path("measured"))["test"] == results(small[0])["test"]
     compressed(f"run={small[0]}", "steps=[prune]", "prune.macs=0.7", "prune.round_to=4", "out=smaller", f"stages={made / 'stages'}")
     assert results(Path("smaller"))["models"]["student"]["macs"] <= 0.7 * results(small[0])["models"]["student"]["macs"]
+
+
+def test_a_pruned_student_is_exported_with_the_widths_that_it_has(made: Path, small: tuple[Path, str]) -> None:
+    words = (f"run={small[0]}", f"stages={made / 'stages'}", "out=export", "formats=[onnx]", *QUICK)
+    with patch("kd_app.shipping.measured.first_answer", lambda *_: {}):
+        done(*words, command="kd-export")
+    file = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"]["model.onnx"]
+    assert file["test"]["top1"] == results(small[0])["test"]["student"]["top1"]
+    assert file["largest_difference"] < 1e-3
+    assert "weights" not in file
 
 
 def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path) -> None:
