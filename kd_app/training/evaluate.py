@@ -80,6 +80,7 @@ def as_run(run: Path, config: Config, before: Results) -> Config:
     for key in (OWN, COMPRESSED):
         found.pop(key, None)
     found["data"] = _with_newer(found.get("data"))
+    found["budget"] = None  # it is trained already
     found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
     found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
     return found

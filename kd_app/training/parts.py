@@ -20,6 +20,7 @@ from kd_app.losses.base import LossTerm
 from kd_app.models.license import Licensed, Licenses, Policy, licenses
 from kd_app.models.request import ModelRequest
 from kd_app.training.asked import Link, composed, found, links_of, requested
+from kd_app.training.budget import LatencyBudget
 from kd_app.training.controls import ControlSettings, smoothing_of
 from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
@@ -130,6 +131,7 @@ class Parts:
     robustness: Robustness
     answers: Literal["live", "stored"] = "live"
     links: tuple[Link, ...] = ()
+    budget: LatencyBudget | None = None
     own: OwnParts = field(default_factory=OwnParts)
 
 
@@ -194,6 +196,7 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         robustness=robustness,
         answers=Asking(answers=(config["teacher"] or {}).get("answers", "live")).answers,
         links=links,
+        budget=make(config["budget"], LatencyBudget) if config["budget"] is not None else None,
         own=own,
     )
     _check(made)

@@ -66,7 +66,8 @@ def _finished(out: Path, made: Parts, console: Console, *, read_test: bool) -> R
     except RequestError:
         return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
     if found.status == "pruned":
-        return found if made.config["prune"] is not None else None
+        same = found.config.get("budget") == made.config["budget"]
+        return found if same and (made.config["prune"] is not None or made.config["budget"] is not None) else None
     damaged = [file.name for file in found.files if not (out / file.name).is_file() or file_sha256(out / file.name) != file.sha256]
     if damaged:
         console.say(f"{out / damaged[0]} is not what this run wrote; it is written again")
@@ -80,14 +81,24 @@ def _finished(out: Path, made: Parts, console: Console, *, read_test: bool) -> R
     return found if found.status == "finished" and as_asked and as_now and not damaged else None
 
 
-def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdict, *, watch: Watch | None, read_test: bool, trial: bool) -> None:
+def _go(
+    made: Parts,
+    out: Path,
+    console: Console,
+    tracker: Tracker,
+    judge: Verdict,
+    *,
+    watch: Watch | None,
+    read_test: bool,
+    trial: bool,
+) -> None:
     stages = Stages(Path(made.config["stages"]), remake=made.config["remake"], say=console.say)
     shop = Workshop(made, stages, console, tracker, watch)
     proof = Proof(shop, out, judge, trial=trial)
     code = 1
     try:
         proof.write("running")
-        members = _members(shop, console, proof)
+        members = _members(shop, console, proof, trial=trial)
         proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
         proof.ship(members)
         results = proof.write("finished")
@@ -96,10 +107,10 @@ def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdi
         tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in SHOWN])
         code = 0
     except PrunedError as reason:
-        assert watch is not None
-        write_curves(out / CURVES, {"student": watch.rows})
+        if watch is not None:
+            write_curves(out / CURVES, {"student": watch.rows})
         proof.write("pruned", reason=str(reason))
-        console.say(f"{reason} What was trained is kept; prune=null goes on with it.")
+        console.say(f"{reason} {reason.hint}")
         code = 0
         return
     except KeyboardInterrupt:
@@ -118,7 +129,7 @@ def _go(made: Parts, out: Path, console: Console, tracker: Tracker, judge: Verdi
     console.say(f"Everything is in {out}")
 
 
-def _members(shop: Workshop, console: Console, proof: Proof) -> dict[str, Member]:
+def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> dict[str, Member]:
     """Teacher, controls and student, each made or found."""
     made = shop.parts
     shop.prepare_data()
@@ -129,6 +140,8 @@ def _members(shop: Workshop, console: Console, proof: Proof) -> dict[str, Member
     teacher = shop.as_it_is()
     console.say(plan(shop, ready=teacher is not None))
     shop.check_pair()
+    if made.budget is not None:
+        shop.decided["student"] = {"latency_ms": made.budget.check(shop, trial=trial)}
     members: dict[str, Member] = {}
     if made.teacher is not None:
         teacher = teacher or shop.train("teacher")

@@ -48,6 +48,7 @@ class Job(Typed, called="kd-distill"):
         scheduler: Group,
         trainer: Group,
         robustness: Group,
+        budget: Group | None,
         callbacks: Group,
         logger: Group,
         controls: Group,

@@ -17,7 +17,8 @@ from kd_app.shipping.export import Export
 from kd_app.tracking import Backend
 from kd_app.training.parts import make, parts
 
-PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",)}
+PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
+           "predict": ("model=a", "images=b", "out=c")}  # fmt: skip
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
 CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_search/", "formats/"))]
 """What a run is made of; how trials are made, and what it is exported to, have tests of their own."""
@@ -80,7 +81,7 @@ def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
 def held(part: Any, whole: Any) -> bool:
     """Whether all that `part` says stands in `whole`, interpolations aside."""
     if isinstance(part, dict):
-        return isinstance(whole, dict) and all(held(value, whole.get(key)) for key, value in part.items() if key != "defaults")
+        return isinstance(whole, dict) and all(held(value, whole.get(key)) for key, value in part.items() if key not in ("defaults", "hydra"))
     return part == whole or (isinstance(part, str) and "${" in part)
 
 

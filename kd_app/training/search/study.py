@@ -39,7 +39,11 @@ Space = Mapping[str, BaseDistribution]
 
 
 class PrunedError(RunError):
-    """The trial was ended early: the earlier trials were better at the same epoch."""
+    """The trial was ended early, for example since the earlier trials were better at the same epoch; `hint` says how to go on all the same."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class SearchSettings(Typed, called="hydra.sweeper"):
@@ -207,7 +211,10 @@ class Watch:
         epoch = int(row["epoch"])
         self._trial.report(row[CURVE], epoch)
         if self._trial.should_prune():
-            raise PrunedError(f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median of the other trials was better.")
+            raise PrunedError(
+                f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median of the other trials was better.",
+                "What was trained is kept; prune=null goes on with it.",
+            )
 
 
 def advice(out: Path) -> list[str]:
