@@ -12,7 +12,7 @@ import kd_app
 from kd_app.reporting.page import write_report
 from kd_app.training import workshop
 from tests.commands.call import call, done, paragraph, refused
-from tests.shipping.test_export import QUICK
+from tests.shipping.conftest import QUICK
 from tests.tracking.wandb_files import offline_runs
 from tests.training.made import results
 

@@ -22,7 +22,7 @@ from kd_app.deployment.xnnpack import Lowered, lower
 from kd_app.stages import file_sha256
 from kd_app.training.parts import parts
 from tests.commands.call import done, refused
-from tests.shipping.test_export import QUICK
+from tests.shipping.conftest import QUICK
 from tests.training.made import results
 
 PIXELS = Pixels(1, 8, 8, (0.0,), (1.0,))
