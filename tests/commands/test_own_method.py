@@ -1,6 +1,7 @@
 """A loss term of somebody's own: one .py and one .yaml in a folder outside the package, as the README shows it."""
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -8,30 +9,9 @@ import pytest
 
 from tests.commands.call import TINY, call
 
-MODULE = '''
-from kd_app.losses.logits import LogitTerm
-
-
-class LogitGap(LogitTerm):
-    """``mean_b max_c |z_s - z_t|^power``: the largest difference of two logits."""
-
-    def __init__(self, *, power: float, standardize: bool) -> None:
-        super().__init__(standardize=standardize)
-        self.power = power
-
-    def forward(self, student, teacher, batch):
-        ours, theirs = self.logits(student, teacher)
-        return (ours - theirs).abs().amax(dim=1).pow(self.power).mean()
-'''
-
-CHOICE = """
-# The largest difference of two logits
-logit_gap:
-  _target_: mine.logit_gap.LogitGap
-  weight: 0.5
-  power: 2.0 # of the difference
-  standardize: false # compare the shape of the logits alone
-"""
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+(MODULE,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class LogitGap" in block)
+(CHOICE,) = (block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "mine.logit_gap.LogitGap" in block)
 
 
 @pytest.fixture
