@@ -93,7 +93,8 @@ class Cascade:
         """The cascade of a cascade.json, its stages opened by `open_stage`, such as `kd_app.deployment.artefact.open_artefact`.
 
         Raises:
-            ValueError: it is no cascade.json, or a stage's file is not there or not the one the thresholds were chosen for.
+            ValueError: it is no cascade.json, a stage's file is not there or not the one the thresholds were chosen for, or the stages have other
+                classes, or the same in another order.
         """
         told = _read(path)
         files = [path.resolve().parent / each["file"] for each in told["stages"]]
@@ -105,7 +106,11 @@ class Cascade:
                     f"{file} has the sha256 {got}, and the thresholds of {path} were chosen for {each['sha256']}. "
                     "Put that file back, or choose the thresholds anew."
                 )
-        return cls([open_stage(file) for file in files], tuple(told["thresholds"]), told["measure"], tuple(told["temperatures"]))
+        stages = [open_stage(file) for file in files]
+        classes = [getattr(stage, "classes", None) for stage in stages]
+        if any(each != classes[0] for each in classes):
+            raise ValueError(f"The stages of {str(path)!r} do not know the same classes in the same order. Choose the cascade anew with kd-evaluate.")
+        return cls(stages, tuple(told["thresholds"]), told["measure"], tuple(told["temperatures"]))
 
 
 def taken(images: Images, rows: NDArray[np.int64], model: SeeingStage) -> NDArray[np.uint8]:

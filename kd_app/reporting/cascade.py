@@ -22,8 +22,14 @@ def answer(cascade: Cascade) -> str:
         return f"Do not route: no threshold is {shown} of top-1 against {last.file} and to cost less than it alone. Use {last.file}."
     if cascade.answer == "student":
         return f"Do not route: {first.file} alone is {shown} of top-1 against {last.file}, and nothing else that is costs less. Use {first.file}."
-    chosen = chosen_rung(cascade)
+    chosen, took = chosen_rung(cascade), cascade.latency
     assert chosen is not None
+    if took is not None and took.mean is not None and took.mean >= last.latency.mean:
+        return (
+            f"Do not route: sending {percent(chosen.shares[1])} of the images on is {shown} of top-1, and should cost "
+            f"{times(last.cost_ms, chosen.cost_ms)} less than {last.file}, but measured end to end an image takes {took.mean:.3g} ms, and "
+            f"{last.file} alone {last.latency.mean:.3g} ms."
+        )
     return (
         f"Route: {first.file} answers {percent(1 - chosen.shares[1])} of the images alone, at {times(last.cost_ms, chosen.cost_ms)} less than "
         f"{last.file} costs, {shown} of top-1."
@@ -33,6 +39,11 @@ def answer(cascade: Cascade) -> str:
 def times(more: float, less: float) -> str:
     """'3.4 times'."""
     return f"{more / less:.3g} times"
+
+
+def _beside(theirs: float, ours: float) -> str:
+    """'3.4 times less than', '1.2 times as much as'."""
+    return f"{times(theirs, ours)} less than" if ours < theirs else f"{times(ours, theirs)} as much as"
 
 
 def curve_of(cascade: Cascade) -> RoutingCurve:
@@ -62,7 +73,7 @@ def details(results: Results, cascade: Cascade) -> list[str]:
         whole = cascade.latency
         found.append(
             f"Of {whole.num_images:,} test images, one at a time on one thread, resizing and cropping included, one takes {whole.mean:.3g} ms "
-            f"(mean, measured end to end; expected from the stages: {alike.cost_ms:.3g} ms): {times(last.latency.mean, whole.mean)} less than "
+            f"(mean, measured end to end; expected from the stages: {alike.cost_ms:.3g} ms): {_beside(last.latency.mean, whole.mean)} "
             f"{last.file}. p50 {whole.p50:.3g} ms, p99 {whole.p99:.3g} ms; {last.file}: p50 {last.latency.p50:.3g} ms, p99 {last.latency.p99:.3g} ms."
         )
     if cascade.answer == "teacher":

@@ -58,7 +58,12 @@ def _listed(table: Path) -> tuple[str, ...]:
             f"Expected: one column {_COLUMN!r}, with paths relative to the table's folder."
         )
     place = heads.index(_COLUMN)
-    names = tuple(row[place].strip() for row in rows[1:] if len(row) > place and row[place].strip())
+    names = tuple(row[place].strip() if len(row) > place else "" for row in rows[1:] if any(row))
     if not names:
         raise RequestError(f"The table {str(table)!r} lists no image. Expected: a row for each, with its path.")
+    if "" in names:
+        raise RequestError(
+            f"In the table {str(table)!r} {names.count(''):,} of {len(names):,} rows have no path, the first is row {names.index('') + 1}. "
+            "Expected: a path in every row. Fill them in, or remove the rows."
+        )
     return names

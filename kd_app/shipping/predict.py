@@ -109,7 +109,7 @@ def _check_out(asked: Prediction) -> None:
         raise RequestError(f"out={str(out)!r} ends in {out.suffix!r}. Expected: a file that ends in {' or '.join(_WRITERS)}.")
     if out.is_dir():
         raise RequestError(f"out={str(out)!r} is a folder. Expected: the path of a file, for example out={out / 'labels.csv'}.")
-    if out.exists() and out.samefile(asked.images):
+    if out.exists() and Path(asked.images).exists() and out.samefile(asked.images):
         raise RequestError(f"out={str(out)!r} is the list of images itself. Choose another out=.")
     if out.exists() and not asked.overwrite:
         raise RequestError(f"There is a file out={str(out)!r} already, and it was left as it is. Choose another out=, or say overwrite=true.")

@@ -93,6 +93,17 @@ def test_a_cascade_is_loaded_as_it_was_saved_and_refuses_another_file(tmp_path: 
         Cascade.load(tmp_path / "cascade.json", lambda _: stage)
 
 
+def test_stages_that_know_the_classes_in_another_order_make_no_cascade(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    stages = [Table(np.zeros((1, 2), np.float32)) for _ in files]
+    for file, stage, classes in zip(files, stages, (("cat", "dog"), ("dog", "cat")), strict=True):
+        file.write_bytes(b"x")
+        stage.classes = classes  # type: ignore[attr-defined]
+    Cascade(stages, (0.5,), "maximum", (1.0, 1.0)).save(tmp_path / "cascade.json", files)
+    with pytest.raises(ValueError, match="the same classes in the same order"):
+        Cascade.load(tmp_path / "cascade.json", lambda file: stages[files.index(file)])
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"stages": []}', '{"stages": [], "thresholds": [], "temperatures": [], "measure": "luck"}'])
 def test_what_is_no_cascade_is_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "cascade.json").write_text(content, encoding="utf-8")

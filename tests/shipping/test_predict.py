@@ -64,7 +64,9 @@ def test_images_that_cannot_be_read_are_all_named_and_nothing_is_written_or_left
     ("words", "reason"),
     [
         (("model=nothing.onnx",), "There is no 'nothing.onnx'"),
-        (("images=nowhere",), "nowhere"),
+        (("images=nowhere",), "There is no images='nowhere'"),
+        (("images=nowhere", "out=there.csv"), "There is no images='nowhere'"),
+        (("images=gaps.csv",), "1 of 2 rows have no path, the first is row 2"),
         (("out=labels.txt",), "Expected: a file that ends in .csv or .parquet"),
         (("top=11",), "the model knows 10 classes"),
         (("batch_size=0",), "batch_size=0 does not fit"),
@@ -73,6 +75,10 @@ def test_images_that_cannot_be_read_are_all_named_and_nothing_is_written_or_left
 def test_a_wrong_request_is_refused_in_words(both: tuple[Path, str], photos: Path, words: tuple[str, ...], reason: str) -> None:
     asked = {"model": f"model={both[0] / 'model.onnx'}", "images": f"images={photos}", "out": "out=labels.csv"}
     asked |= {word.partition("=")[0]: word for word in words}
+    Path("there.csv").write_text("mine")
+    Path("gaps.csv").write_text("path,label\n2.png,a\n,b\n")
+    if "out=there.csv" in words:
+        asked["overwrite"] = "overwrite=true"
     assert reason in refused(*asked.values(), command="kd-predict")
 
 
