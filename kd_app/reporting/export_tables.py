@@ -4,13 +4,13 @@ from rich import box
 from rich.table import Table
 
 from kd_app.reporting.exports import Answering, Exports, Figures
-from kd_app.reporting.sentences import count, percent
+from kd_app.reporting.sentences import count, percent, points
 
 
 def accuracy_table(told: Exports, split: str) -> Table:
     """Each file and the models in torch on one split: its accuracy, the verdict beside the teacher, what being written as a file changed."""
     table = Table(title=f"On {split}, each file in its own runtime", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
     for head in ("top-1", "beside the teacher", "negative flips", "lost beside torch", "agreement with torch"):
         table.add_column(head, justify="right")
     for role, model in told.torch.items():
@@ -19,7 +19,7 @@ def accuracy_table(told: Exports, split: str) -> Table:
         found: Figures = getattr(file, split)
         changed = (found.model_extra or {})["beside_torch"]
         table.add_row(
-            f"{name} ←" if name == told.ship else name, *_own(found, False), f"{100 * changed['lost']:+.2f} points", percent(changed["agreement"])
+            f"{name} ←" if name == told.ship else name, *_own(found, False), f"{points(changed['lost'])} points", percent(changed["agreement"])
         )
     return table
 
@@ -33,7 +33,7 @@ def _own(found: Figures, is_teacher: bool) -> tuple[str, str, str]:
 def cost_table(told: Exports) -> Table:
     """Latency, throughput, cost, size, start and memory of each file and of the models in torch."""
     table = Table(title="One thread, in turns", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
     for head in ("ms p50", "p95", "p99", "images/s", "a million", "size", "start", "memory"):
         table.add_column(head, justify="right")
     for role, model in told.torch.items():

@@ -24,7 +24,7 @@ def percent(value: float | None) -> str:
 
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return f"{100 * value:+.2f}"
+    return f"{round(100 * value, 2) or 0.0:+.2f}"
 
 
 def said_margin(margin: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_app.reporting.exports import Exports, File
+from kd_app.reporting.sentences import points
 
 _FLOAT = {"onnx_int8": "onnx", "executorch_int8": "executorch"}
 """The float format of the same runtime."""
@@ -66,7 +67,7 @@ def lost(file: File) -> float:
 
 
 def _points(file: File) -> str:
-    return f"{100 * lost(file):.2f} points"
+    return f"{points(lost(file))} points"
 
 
 def _margin(files: dict[str, File]) -> float:

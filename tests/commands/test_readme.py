@@ -16,7 +16,7 @@ from tests.training.made import image_folder, results, teacher_folder
 README = Path(__file__).parents[2] / "README.md"
 SHOWN = commands(README.read_text(encoding="utf-8"))
 COLOR = Pixels(3, 32, 32, (0.5,) * 3, (0.25,) * 3)
-LONG = {"trainer=ddp_sim", "robustness=standard"}
+LONG = {"trainer=ddp_sim", "robustness=standard", "role=both"}
 """Words of commands that take half a minute."""
 STAND_INS = {"resnet50.a1_in1k": "resnet10t", "mobilenetv3_small_100.lamb_in1k": "mobilenetv3_small_050"}
 """Names with weights on the hub -> smaller nets whose folders stand in for them."""
@@ -143,7 +143,9 @@ def said(command: str, words: tuple[str, ...], place: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        pytest.param(command, tuple(words), id=" ".join(words)[:60], marks=[pytest.mark.slow] if LONG & set(words) else [])
+        pytest.param(
+            command, tuple(words), id=" ".join(words)[:60], marks=[pytest.mark.slow] if LONG & set(words) or "/export/" in " ".join(words) else []
+        )
         for command, *words in SHOWN
     ],
 )

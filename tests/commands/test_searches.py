@@ -61,6 +61,7 @@ def test_a_search_that_is_done_shows_its_table_and_repeats_nothing(whole: tuple[
     assert {path: path.read_bytes() for path in search.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(whole: tuple[Path, str], tmp_path: Path) -> None:
     for number in (1, 3):
         process = commanded([*TINY, *SEARCH, *places(tmp_path)], str(tmp_path / "log"))
@@ -84,12 +85,14 @@ def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_are_done(tmp_
     assert "1 of 3 trials failed (trial 1: The loss term" in failed.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_two_objectives_end_with_the_trials_that_none_beats(tmp_path: Path) -> None:
     sizes = ["hparams_search=student", "student.name=choice(resnet8,resnet14)", "hydra.sweeper.trials=2"]
     said = done("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "-m", *sizes, *places(tmp_path))
     assert "No other trial beats these in all of validation.student.top1, models.student.macs:" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> None:
     rates = "optimizer.lr=choice(0.003,0.0031,0.0032,0.0033,0.0000001)"
     words = ["-m", "hydra/sweeper=search", "hydra.sweeper.sampler=grid", rates, "prune=median", "trainer.max_epochs=4", "teacher.max_epochs=1"]

@@ -162,6 +162,7 @@ def test_in_eval_mode_the_ranges_stay_as_they_are(teacher: nn.Module, digits: tu
     assert not all(map(torch.equal, before, largest()))
 
 
+@pytest.mark.slow
 def test_the_program_computes_in_integers_what_the_graph_says(teacher: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     converted, image = after_training(teacher, digits, keep=["conv1"], per_channel=True), digits[0][1200:]
     int8.save(converted, PIXELS, tmp_path / "q.pt2")
@@ -218,6 +219,7 @@ def made_int8(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, done(f"run={made / 'run'}", *words, f"out={out}", f"stages={made / 'stages'}", command="kd-compress")
 
 
+@pytest.mark.slow
 def test_what_comes_out_is_a_run_whose_student_is_measured_as_the_program_that_it_is(made: Path, made_int8: tuple[Path, str]) -> None:
     before, after = results(made / "run"), results(made_int8[0])
     assert after["status"] == "finished"
@@ -236,6 +238,7 @@ def test_what_comes_out_is_a_run_whose_student_is_measured_as_the_program_that_i
     assert results(Path("measured"))["test"]["student"] == after["test"]["student"]
 
 
+@pytest.mark.slow
 def test_the_second_time_the_stage_is_found_and_the_program_answers_as_before(made: Path, made_int8: tuple[Path, str]) -> None:
     words = ("steps=[quantize]", "quantize.epochs=1", *WORDS)
     done(f"run={made / 'run'}", *words, "out=again", f"stages={made / 'stages'}", command="kd-compress")
@@ -244,6 +247,7 @@ def test_the_second_time_the_stage_is_found_and_the_program_answers_as_before(ma
     assert again["test"]["student"] == results(made_int8[0])["test"]["student"]
 
 
+@pytest.mark.slow
 def test_no_step_goes_on_from_int8(made: Path, made_int8: tuple[Path, str]) -> None:
     said = refused(f"run={made_int8[0]}", "steps=[prune]", "prune.macs=0.5", "out=wrong", f"stages={made / 'stages'}", command="kd-compress")
     assert "is quantized, and no step can go on from int8" in said

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from kd_app.reporting.results import Results
+from kd_app.reporting.sentences import points
 from kd_app.reporting.tables import Trial, summary, sweep
 from tests.reporting.runs_made import THREE, made
 
@@ -136,3 +137,7 @@ def test_a_sweep_whose_test_set_was_not_read_or_that_nobody_won_says_so() -> Non
 
 def test_brackets_in_overrides_are_shown_not_taken_for_markup() -> None:
     assert "loss=[cross_entropy,soft_target]" in text(sweep(trials(), winner=1), 120)
+
+
+def test_nothing_has_no_sign_to_worry_about() -> None:
+    assert [points(value) for value in (0.0, -0.0, -1e-9, 0.00001, -0.0042)] == ["+0.00", "+0.00", "+0.00", "+0.00", "-0.42"]

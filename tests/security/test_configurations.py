@@ -64,8 +64,9 @@ def test_in_a_sweep_it_is_refused_too_however_it_is_chosen(key: str, tmp_path: P
 
 @pytest.mark.filterwarnings("ignore:Callback NoneType")
 @pytest.mark.parametrize("key", ["hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging"])
-def test_the_same_as_a_word_of_ones_own_does_run(key: str, tmp_path: Path) -> None:
+def test_the_same_as_a_word_of_ones_own_does_run(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the payloads are real."""
+    monkeypatch.setattr(logging, "_handlerList", [])  # dictConfig closes all handlers there are, and some of them close the streams of others
     left = tmp_path / "left"
     experiment(tmp_path / "conf", {})
     value = {"x": touching(left)} if key == "hydra.callbacks" else logging_of(left)

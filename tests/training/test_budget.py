@@ -22,6 +22,7 @@ def latency(self: LatencyBudget, shop: Workshop) -> dict[str, float]:
     return {"p50": 1.0, "p95": _LATENCY[shop.parts.student.name], "p99": 9.0, "calls": 100}
 
 
+@pytest.mark.slow
 def test_a_search_ends_trials_over_the_budget_before_they_are_trained_and_says_the_figure(tmp_path: Path) -> None:
     words = [*TINY, "-m", "hparams_search=student_under_budget", "student.name=choice(resnet14,resnet8)", "controls=[]", "budget.latency_ms=5"]
     words += [f"out={tmp_path / 'search'}", f"stages={tmp_path / 'stages'}"]

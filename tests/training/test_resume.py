@@ -69,6 +69,7 @@ def undisturbed(words: Callable[..., tuple[list[str], Path, str]]) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path) -> None:
     overrides, out, log = words("killed")
     for moment in KILLS:
@@ -79,7 +80,9 @@ def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(words: Callabl
     assert results(out)["test"] == results(undisturbed)["test"]
 
 
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("sign", "code"), [pytest.param(signal.SIGTERM, 143, id="SIGTERM"), pytest.param(signal.SIGINT, 130, id="Ctrl-C", marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path, sign: int, code: int
 ) -> None:

@@ -61,6 +61,7 @@ def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(t
             assert first[share] * 103 == pytest.approx(round(first[share] * 103), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_goes_on(
     teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +203,7 @@ def test_ranks_that_were_told_different_things_do_not_train(teacher: Path, tmp_p
         trained(teacher, tmp_path, *other, "trainer.max_epochs=1")
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_answer_ends_the_job_within_the_stated_time(teacher: Path, tmp_path: Path) -> None:
     late = ["+callbacks.sleeper._target_=tests.training.ranks.parts.Sleeper", "allow=[tests]", "student.name=resnet8", "trainer=ddp_sim"]
     start = time.monotonic()
