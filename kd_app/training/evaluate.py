@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from kd_app.training.fit import MODEL
 from kd_app.training.parts import OURS, Config, parts
 from kd_app.training.proof import Proof
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
-from kd_app.training.settings import Evaluation, Job
+from kd_app.training.settings import Evaluation
 from kd_app.training.workshop import Member, Workshop
 
 OWN, COMPRESSED = "own", "compressed"
@@ -80,22 +79,11 @@ def as_run(run: Path, config: Config, before: Results) -> Config:
         raise RequestError(f"The run's configuration {str(run / CONFIG)!r} can't be read: {first_line(error)}. Name a whole run folder.") from None
     for key in (OWN, COMPRESSED):
         found.pop(key, None)
-    _check_settings(run, found)
     found["data"] = _with_newer(found.get("data"))
     found["budget"] = None  # it is trained already
     found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
     found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
     return found
-
-
-def _check_settings(run: Path, found: Config) -> None:
-    """Refuse the configuration of a run that was made when kd-distill had fewer settings."""
-    missing = [name for name in signature(Job).parameters if name not in found and name != "budget"]
-    if missing:
-        raise RequestError(
-            f"The run {str(run)!r} was made by a kd_app with other settings: its {CONFIG} has none of {', '.join(missing)}. "
-            "Say its kd-distill command again with overwrite=true: what was trained in the same way is found, not trained anew."
-        )
 
 
 def _with_newer(data: Any) -> Any:

@@ -166,13 +166,6 @@ def test_a_run_without_its_configuration_is_refused(run: Path) -> None:
     assert "config.yaml' can't be read" in not_evaluated(f"run={run}", "out=again")
 
 
-def test_a_run_of_a_kd_app_with_other_settings_is_told_to_be_one(run: Path) -> None:
-    path = run / "config.yaml"
-    path.write_text("\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(("prune:", "examples:"))))
-    message = not_evaluated(f"run={run}", "out=again")
-    assert "was made by a kd_app with other settings: its config.yaml has none of examples, prune" in message
-
-
 def test_the_results_of_something_else_are_not_written_over(made: Path, run: Path) -> None:
     before = snapshot(run)
     ended = call(f"run={made / 'run'}", f"out={run}", command="kd-evaluate")
