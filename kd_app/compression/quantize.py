@@ -96,13 +96,14 @@ class Quantize(Step):
             if name not in loss:
                 raise unknown("loss term of the run", name, loss)
         recipe = replace(shop.parts.recipe, loss={name: node for name, node in loss.items() if self.terms is None or name in self.terms})
-        deaf = [name for name, term in recipe.terms().terms.items() if not term.reads <= {"logits"}]  # type: ignore[operator]
+        chosen = recipe.terms().chosen
+        deaf = [name for name, term in chosen.items() if not term.reads <= {"logits"}]
         if deaf:
             others = [name for name in recipe.loss if name not in deaf]
             fix = f"quantize.terms=[{','.join(others)}] trains on the others" if others else "quantize.epochs=0 quantizes without training"
             raise RequestError(
                 f"quantize.epochs={self.epochs} trains a graph that gives logits alone, and the run's loss term {deaf[0]} reads more "
-                f"({', '.join(sorted(recipe.terms().terms[deaf[0]].reads - {'logits'}))}). {fix}."  # type: ignore[operator]
+                f"({', '.join(sorted(chosen[deaf[0]].reads - {'logits'}))}). {fix}."
             )
         lr = self.lr or _OF_THE_RATE * recipe.make_optimizer().rate(from_random=not shop.parts.student.origin.has_weights)
         return replace(recipe, max_epochs=self.epochs, callbacks={}, optimizer={**recipe.optimizer, "lr": lr})

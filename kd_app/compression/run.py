@@ -2,8 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -107,26 +105,9 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
         proof = Proof(shop, out, Verdict(**taken_up["verdict"]))
         proof.found["config"] = record
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
-        with _followed(tracker):
+        with tracker.followed():
             _go(asked, steps, proof, before, read_test=read_test, report=trial is None)
     return out
-
-
-@contextmanager
-def _followed(tracker: Tracker) -> Iterator[None]:
-    """Close what the trackers have open, with the exit code that the command ends with."""
-    code = 1
-    try:
-        yield
-        code = 0
-    except KeyboardInterrupt:
-        code = 130
-        raise
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-        raise
-    finally:
-        tracker.close(exit_code=code)
 
 
 def _check_order(steps: list[tuple[str, Step]]) -> None:

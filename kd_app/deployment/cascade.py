@@ -1,6 +1,5 @@
 """Student first, teacher for the images it is not sure of; predicting needs numpy alone."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_app.deployment.confidence import MEASURES, confidence, log_probabilities
+from kd_app.deployment.manifest import sha256_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,7 +82,7 @@ class Cascade:
         if len(files) != len(self.stages):
             raise ValueError(f"A cascade of {len(self.stages)} stages is saved with a file for each, got {len(files)}.")
         root = path.resolve().parent
-        stages = [{"file": Path(os.path.relpath(file.resolve(), root)).as_posix(), "sha256": _sha256(file)} for file in files]
+        stages = [{"file": Path(os.path.relpath(file.resolve(), root)).as_posix(), "sha256": sha256_of(file)} for file in files]
         settings = {"measure": self.measure, "thresholds": list(self.thresholds), "temperatures": list(self.temperatures)}
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_text(json.dumps({"stages": stages, **settings}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -101,7 +101,7 @@ class Cascade:
         for file, each in zip(files, told["stages"], strict=True):
             if not file.is_file():
                 raise ValueError(f"{str(path)!r} names the stage {each['file']!r}, and there is no {str(file)!r}. Put that file back.")
-            if (got := _sha256(file)) != each["sha256"]:
+            if (got := sha256_of(file)) != each["sha256"]:
                 raise ValueError(
                     f"{file} has the sha256 {got}, and the thresholds of {path} were chosen for {each['sha256']}. "
                     "Put that file back, or choose the thresholds anew."
@@ -133,8 +133,3 @@ def _read(path: Path) -> dict[str, Any]:
             "with stages, thresholds, temperatures and a known measure. Write it anew with kd-evaluate."
         ) from None
     return dict(told)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -50,7 +50,7 @@ def entry(path: Path) -> Entry:
             f"The {MANIFEST} beside {str(path)!r} does not say what that file is ({type(error).__name__}: {error}). Expected format, input, classes, "
             f"license and sha256. {_AGAIN}"
         ) from None
-    if (got := _sha256(path)) != sha256:
+    if (got := sha256_of(path)) != sha256:
         raise ValueError(
             f"{str(path)!r} is not the file that was exported: its sha256 is {got[:16]}..., the {MANIFEST} beside it says {sha256[:16]}.... It was "
             f"cut off, damaged or exchanged, and is not run. {_AGAIN}"
@@ -108,6 +108,7 @@ def _positive(size: Any) -> int:
     return size
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file's contents; `kd_app.stages.file_sha256` for where the standard library is all there is."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

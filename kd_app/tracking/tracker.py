@@ -112,6 +112,22 @@ class Tracker:
         self._each("report", lambda run: run.made(lineage.report(self._name, page, students)))
         self.end("report", exit_code=0)
 
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Close what is still open at the end, with the exit code that the command ends with."""
+        code = 1
+        try:
+            yield
+            code = 0
+        except KeyboardInterrupt:
+            code = 130
+            raise
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+            raise
+        finally:
+            self.close(exit_code=code)
+
     def close(self, *, exit_code: int) -> None:
         """Close what is still open; may be called again."""
         for stage in list(self._open):

@@ -256,7 +256,7 @@ def _check(made: Parts) -> None:
         each.make_schedule()
         each.make_callbacks()
         if terms.needs_teacher and (made.teacher is None or each is made.teacher_recipe):
-            names = [name for name, term in terms.terms.items() if term.needs_teacher]
+            names = [name for name, term in terms.chosen.items() if term.needs_teacher]
             raise RequestError(f"The loss term {names[0]} needs a teacher and there is none here. Leave it out, or choose a teacher (teacher=timm).")
     if made.teacher is not None and not made.recipe.terms().needs_teacher:
         raise RequestError(

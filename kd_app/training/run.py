@@ -95,35 +95,25 @@ def _go(
     stages = Stages(Path(made.config["stages"]), remake=made.config["remake"], say=console.say)
     shop = Workshop(made, stages, console, tracker, watch)
     proof = Proof(shop, out, judge, trial=trial)
-    code = 1
-    try:
-        proof.write("running")
-        members = _members(shop, console, proof, trial=trial)
-        proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
-        proof.ship(members)
-        results = proof.write("finished")
-        if not trial:
-            write_report([out], out)
-        tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in SHOWN])
-        code = 0
-    except PrunedError as reason:
-        if watch is not None:
-            write_curves(out / CURVES, {"student": watch.rows})
-        proof.write("pruned", reason=str(reason))
-        console.say(f"{reason} {reason.hint}")
-        code = 0
-        return
-    except KeyboardInterrupt:
-        code = 130
-        raise
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-        raise
-    except Exception as error:
-        proof.write("failed", reason=str(error) or type(error).__name__)
-        raise
-    finally:
-        tracker.close(exit_code=code)
+    with tracker.followed():
+        try:
+            proof.write("running")
+            members = _members(shop, console, proof, trial=trial)
+            proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
+            proof.ship(members)
+            results = proof.write("finished")
+            if not trial:
+                write_report([out], out)
+            tracker.results(results, [path for path in sorted(out.iterdir()) if path.name in SHOWN])
+        except PrunedError as reason:
+            if watch is not None:
+                write_curves(out / CURVES, {"student": watch.rows})
+            proof.write("pruned", reason=str(reason))
+            console.say(f"{reason} {reason.hint}")
+            return
+        except Exception as error:
+            proof.write("failed", reason=str(error) or type(error).__name__)
+            raise
     console.say()
     console.show(summary(results))
     console.say(f"Everything is in {out}")

@@ -93,9 +93,9 @@ class Workshop:
         """Terms that read logits alone can be checked before anything is trained."""
         answer = Outputs(logits=torch.zeros(1, len(self.classes)))
         for recipe in (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values()):
-            for term in recipe.terms().terms.values() if recipe else ():
+            for term in recipe.terms().chosen.values() if recipe else ():
                 if term.reads == {"logits"}:
-                    term.build(answer, answer)  # type: ignore[operator]
+                    term.build(answer, answer)
 
     def check_pair(self) -> None:
         """Let the student's terms look at both models before either is trained. Raises `RequestError` where a term can't compare them."""
