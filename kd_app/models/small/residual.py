@@ -6,8 +6,8 @@ names                             widths (stem, stages)                       pa
 resnet8 14 20 32 44 56 110        16, 16 32 64                                He et al., "Deep residual learning", CVPR 2016, arXiv 1512.03385
 resnet8x4 resnet32x4              32, 64 128 256                              Tian et al., "Contrastive representation distillation", ICLR 2020,
                                                                               arXiv 1910.10699
-wrn_{16,40}_{1,2} (depth, width)  16, 16k 32k 64k                             Zagoruyko & Komodakis, "Wide residual networks", BMVC 2016,
-                                                                              arXiv 1605.07146
+wrn_{16,40}_{1,2}, wrn_28_2       16, 16k 32k 64k                             Zagoruyko & Komodakis, "Wide residual networks", BMVC 2016,
+(depth, width k)                                                              arXiv 1605.07146
 ================================  ==========================================  =====================================================================
 
 The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64 pixels keep a map worth reading (8x8 -> 2x2, 32x32 -> 8x8). Shortcuts
@@ -135,7 +135,7 @@ class WideResNet(SmallNet):
 _ARCHITECTURES: dict[str, tuple[type[SmallNet], int, tuple[int, int, int, int]]] = {
     **{f"resnet{6 * n + 2}": (SmallResNet, n, (16, 16, 32, 64)) for n in (1, 2, 3, 5, 7, 9, 18)},
     **{f"resnet{6 * n + 2}x4": (SmallResNet, n, (32, 64, 128, 256)) for n in (1, 5)},
-    **{f"wrn_{6 * n + 4}_{k}": (WideResNet, n, (16, 16 * k, 32 * k, 64 * k)) for n in (2, 6) for k in (1, 2)},
+    **{f"wrn_{6 * n + 4}_{k}": (WideResNet, n, (16, 16 * k, 32 * k, 64 * k)) for n, k in ((2, 1), (2, 2), (4, 2), (6, 1), (6, 2))},
 }
 
 default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"))
@@ -210,6 +210,12 @@ def wrn_16_1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def wrn_16_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """wrn_16_2 for images of 8 to 64 pixels, see the table above."""
     return _build("wrn_16_2", pretrained, **kwargs)
+
+
+@register_model
+def wrn_28_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """wrn_28_2 for images of 8 to 64 pixels, see the table above."""
+    return _build("wrn_28_2", pretrained, **kwargs)
 
 
 @register_model
