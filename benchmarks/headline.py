@@ -1,9 +1,9 @@
 """What is distilling worth, on the files that ship? ``python -m benchmarks.headline`` (``make headline``)
 
-Fashion-MNIST. The teacher, a wrn_28_2, is trained once and kept, as is a smaller net taught by it, for the question how much of the bill a more modest
-choice would have saved. Then: the student (a resnet8 with a strided stem) with all labels and with a tenth of them, each beside the same net trained on
-those labels alone; teacher and student as files, timed in turns in one process. Everything is a stage of kd-distill and kd-export: what is there is
-found.
+Fashion-MNIST. The teacher, a wrn_28_2, is trained once and kept, as is a smaller net taught by it, for the question how much of the bill a more
+modest choice would have saved. Then: the student (a resnet8 with a strided stem) with all labels and with a tenth of them, each beside the same net
+trained on those labels alone; teacher and student as files, timed in turns in one process. Everything is a stage of kd-distill and kd-export: what is
+there is found.
 
 The last line holds three figures of the student's file beside the teacher's files: accuracy kept (of the teacher in torch, on test), and by how many
 times latency and cost are lower than those of the teacher's best file. Targets: 97 %, 10 and 50; exit code 1 when one is missed.
