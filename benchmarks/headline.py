@@ -24,7 +24,7 @@ from kd_app.reporting.results import Results, read
 RETENTION, FASTER, CHEAPER = 0.97, 10.0, 50.0
 ALONE = ["teacher=none", "loss=[cross_entropy]", "controls=[]", "logger=[csv]"]
 DATA = ["data=fashion_mnist"]
-TEACHER = ["student.name=wrn_28_2", "trainer.max_epochs=8"]
+TEACHER = ["student.name=wrn_28_2", "trainer.max_epochs=6"]
 TAUGHT = ["loss=[cross_entropy,soft_target]", "loss.soft_target.temperature=4", "data.views=2", "teacher.answers=stored", "logger=[csv]"]
 STUDENT = ["student.name=resnet8", "student.kwargs.stem_kernel=5", "student.kwargs.stem_stride=2", "student.kwargs.strides=[2,2,2]"]
 EPOCHS = "trainer.max_epochs=24"
