@@ -6,10 +6,11 @@ from unittest.mock import patch
 import pytest
 
 from benchmarks.exports import TOLERANCE, Row, limited, prove, rows, written
-from benchmarks.headline import Figures, Ratio, headline, honest, make
+from benchmarks.headline import Figures, headline, honest, make
 from benchmarks.models import listed
 from benchmarks.sweep import make_teacher, train, words
 from benchmarks.training_loop import compare
+from kd_app.reporting.exports import Ratio
 
 
 def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
@@ -48,14 +49,18 @@ def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
     assert len(list((tmp_path / "stages").glob("student-*/model/model.safetensors"))) == 2
 
 
+def times(value: float, low: float, high: float) -> Ratio:
+    return Ratio(value=value, low=low, high=high)
+
+
 def test_a_headline_is_reached_when_all_three_targets_are() -> None:
-    good = Figures(Ratio(0.97, 0.96, 0.98), Ratio(10, 9, 11), Ratio(50, 49, 51))
+    good = Figures(times(0.97, 0.96, 0.98), times(10, 9, 11), times(50, 49, 51))
     assert good.reached
     assert str(good) == "97.0 % of the teacher's accuracy (96.0 to 98.0), latency lower by 10.0x (9.0 to 11.0), cost lower by 50.0x (49.0 to 51.0)"
     for worse in (
-        Figures(Ratio(0.9699, 0.96, 0.98), good.faster, good.cheaper),
-        Figures(good.retention, Ratio(9.9, 9, 11), good.cheaper),
-        Figures(good.retention, good.faster, Ratio(49.9, 49, 51)),
+        Figures(times(0.9699, 0.96, 0.98), good.faster, good.cheaper),
+        Figures(good.retention, times(9.9, 9, 11), good.cheaper),
+        Figures(good.retention, good.faster, times(49.9, 49, 51)),
     ):
         assert not worse.reached
 
@@ -66,7 +71,7 @@ def test_the_headline_is_measured_on_the_files_that_were_exported(tmp_path: Path
     found = headline(tmp_path)
     assert found.faster.low <= found.faster.value <= found.faster.high
     assert found.retention.value >= 0
-    full, tenth, modest = honest(tmp_path)
+    full, tenth, as_good = honest(tmp_path)
     assert full.startswith("With all labels: ")
     assert tenth.startswith("With a tenth of the labels: ")
-    assert "taught by the same teacher" in modest
+    assert "as good as the teacher" in as_good

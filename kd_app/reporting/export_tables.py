@@ -17,10 +17,9 @@ def accuracy_table(told: Exports, split: str) -> Table:
         table.add_row(f"{role} in torch", *_own(getattr(model, split), role == "teacher"), "", "")
     for name, file in told.files.items():
         found: Figures = getattr(file, split)
-        changed = (found.model_extra or {})["beside_torch"]
-        table.add_row(
-            f"{name} ←" if name == told.ship else name, *_own(found, False), f"{points(changed['lost'])} points", percent(changed["agreement"])
-        )
+        changed = found.beside_torch
+        assert changed is not None
+        table.add_row(f"{name} ←" if name == told.ship else name, *_own(found, False), f"{points(changed.lost)} points", percent(changed.agreement))
     return table
 
 

@@ -19,14 +19,26 @@ class _Open(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class BesideTorch(_Open):
+    """A file and the model in torch that it was written from, on the same images; lost: accuracy of the model minus that of the file, in 0..1."""
+
+    lost: float
+    margin: float
+    agreement: float
+
+
 class Figures(_Open):
     """Of one file on one split, under the names of ``results.json``; the verdict compares the file with the teacher."""
 
     top1: Number = None
     top1_low: Number = None
     top1_high: Number = None
+    retention: Number = None
+    retention_low: Number = None
+    retention_high: Number = None
     negative_flips: Number = None
     verdict: Verdict | None = None
+    beside_torch: BesideTorch | None = None
 
 
 class Latency(_Open):
@@ -55,6 +67,19 @@ class Answering(_Open):
     peak_memory_bytes: int | None = None
 
 
+class Ratio(BaseModel):
+    """How many times, with the ends of its interval at 95 %."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}x ({self.low:.1f} to {self.high:.1f})"
+
+
 class InTorch(Answering):
     """A model in torch that was measured beside the files."""
 
@@ -62,11 +87,14 @@ class InTorch(Answering):
 
 
 class File(Answering):
-    """One file. runtime: its name and version."""
+    """One file. runtime: its name and version · times_faster, times_cheaper: than each model and file that was timed in turns with it, by name."""
 
     format: str
     size_bytes: int
+    role: str = "student"
     runtime: dict[str, Any] = {}
+    times_faster: dict[str, Ratio] = {}
+    times_cheaper: dict[str, Ratio] = {}
 
 
 class Exports(_Open):

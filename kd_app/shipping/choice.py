@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from kd_app.reporting.exports import Exports, File
+from kd_app.reporting.exports import BesideTorch, Exports, File
 from kd_app.reporting.sentences import points
 
 _FLOAT = {"onnx_int8": "onnx", "executorch_int8": "executorch"}
@@ -23,9 +22,9 @@ def to_ship(told: Exports) -> Choice:
     """Of the student's files (the teacher's, where there are none of a student) the cheapest whose loss beside the model in torch is within
     ``verdict.margin`` on validation; where none is, the one that lost least.
     """
-    roles = {_more(file)["role"] for file in told.files.values()}
+    roles = {file.role for file in told.files.values()}
     role = "student" if "student" in roles else "teacher"
-    files = {name: file for name, file in told.files.items() if _more(file)["role"] == role}
+    files = {name: file for name, file in told.files.items() if file.role == role}
     margin = _margin(files)
     within = [name for name, file in files.items() if lost(file) <= margin]
     if not within:
@@ -46,24 +45,23 @@ def to_ship(told: Exports) -> Choice:
 
 def remarks(told: Exports) -> Iterator[str]:
     """A sentence for each int8 file that is slower, or worse, than the float one of its runtime."""
-    by = {(_more(file)["role"], file.format): name for name, file in told.files.items()}
+    by = {(file.role, file.format): name for name, file in told.files.items()}
     for name, file in told.files.items():
-        other = by.get((_more(file)["role"], _FLOAT.get(file.format, "")))
+        other = by.get((file.role, _FLOAT.get(file.format, "")))
         if other is None:
             continue
-        ratio = _more(file)["times_cheaper"][other]
-        if ratio["high"] < 1:
-            yield f"{name} is slower than {other}: {ratio['value']:.2f} times as many images a second ({ratio['low']:.2f} to {ratio['high']:.2f})."
-        elif ratio["low"] <= 1:
-            yield f"{name} is not shown to be faster than {other}: {ratio['value']:.2f} times ({ratio['low']:.2f} to {ratio['high']:.2f})."
+        ratio = file.times_cheaper[other]
+        if ratio.high < 1:
+            yield f"{name} is slower than {other}: {ratio.value:.2f} times as many images a second ({ratio.low:.2f} to {ratio.high:.2f})."
+        elif ratio.low <= 1:
+            yield f"{name} is not shown to be faster than {other}: {ratio.value:.2f} times ({ratio.low:.2f} to {ratio.high:.2f})."
         if lost(file) > _margin(told.files) and lost(file) > lost(told.files[other]):
             yield f"{name} is worse than {other}: it lost {_points(file)} on validation, {other} {_points(told.files[other])}."
 
 
 def lost(file: File) -> float:
     """Accuracy on validation that the model in torch has and the file has not, in 0..1."""
-    assert file.validation is not None
-    return float((file.validation.model_extra or {})["beside_torch"]["lost"])
+    return _beside_torch(file).lost
 
 
 def _points(file: File) -> str:
@@ -71,15 +69,14 @@ def _points(file: File) -> str:
 
 
 def _margin(files: dict[str, File]) -> float:
-    told = next(iter(files.values())).validation
-    assert told is not None
-    return float((told.model_extra or {})["beside_torch"]["margin"])
+    return _beside_torch(next(iter(files.values()))).margin
+
+
+def _beside_torch(file: File) -> BesideTorch:
+    assert file.validation is not None
+    assert file.validation.beside_torch is not None
+    return file.validation.beside_torch
 
 
 def _cost(file: File) -> float:
     return float("inf") if file.cost_per_million is None else file.cost_per_million
-
-
-def _more(file: File) -> dict[str, Any]:
-    """What the manifest says beside what a report reads."""
-    return file.model_extra or {}

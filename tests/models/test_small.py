@@ -74,6 +74,11 @@ def test_resnet8_for_ten_classes_has_78_thousand_parameters() -> None:
     assert count_params(make("resnet8", num_classes=10)) == 78_042
 
 
+def test_depth_and_widths_can_be_said() -> None:
+    assert count_params(make("resnet8", num_blocks=2)) == count_params(make("resnet14"))
+    assert count_params(make("wrn_16_1", widths=(16, 32, 64, 128))) == count_params(make("wrn_16_2"))
+
+
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
 @pytest.mark.parametrize("side", [8, 28])
 def test_gray_images_of_8_and_28_pixels_work(name: str, side: int) -> None:

@@ -143,7 +143,7 @@ default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"))
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     net, num_blocks, widths = _ARCHITECTURES[name]
-    return built(net, name, pretrained, (1, 2, 3), num_blocks=num_blocks, widths=widths, **kwargs)
+    return built(net, name, pretrained, (1, 2, 3), **{"num_blocks": num_blocks, "widths": widths, **kwargs})
 
 
 @register_model
