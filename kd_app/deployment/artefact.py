@@ -11,7 +11,13 @@ from PIL import Image
 from kd_app.config.pixels import Pixels
 from kd_app.deployment.manifest import entry
 
-RUNTIMES: Final = {"onnx": "onnxruntime", "onnx_int8": "onnxruntime", "executorch": "executorch", "executorch_int8": "executorch"}
+RUNTIMES: Final = {
+    "onnx": "onnxruntime",
+    "onnx_int8": "onnxruntime",
+    "executorch": "executorch",
+    "executorch_int8": "executorch",
+    "program": "torch",
+}
 """Format -> the runtime that it is for, and the package that has to be installed for it; each is opened by the module of that name in `runtimes`."""
 
 

@@ -39,9 +39,8 @@ def cost_table(told: Exports) -> Table:
         table.add_row(f"{role} in torch", *_speed(model), "", "", "")
     for name, file in told.files.items():
         start = "" if file.start_seconds is None else f"{1000 * file.start_seconds:.0f} ms"
-        table.add_row(
-            f"{name} ←" if name == told.ship else name, *_speed(file), f"{count(file.size_bytes)}B", start, f"{count(file.peak_memory_bytes)}B"
-        )
+        memory = "" if file.peak_memory_bytes is None else f"{count(file.peak_memory_bytes)}B"
+        table.add_row(f"{name} ←" if name == told.ship else name, *_speed(file), f"{count(file.size_bytes)}B", start, memory)
     return table
 
 

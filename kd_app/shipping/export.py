@@ -101,7 +101,8 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
     made.licenses.check()
     out = asked.out if trial is None else asked.out / str(trial)
     with claimed(out, config, overwrite=config["overwrite"]):
-        shop = Workshop(made, Stages(Path(taken_up["stages"]), remake=config["remake"], say=console.say), console, tracker=None)
+        anew = [f"export-{role}-{name}" for role in asked.roles for name, form in asked.formats.items() if not form.found_again]
+        shop = Workshop(made, Stages(Path(taken_up["stages"]), remake=[*config["remake"], *anew], say=console.say), console, tracker=None)
         shop.prepare_data()
         check_classes(shop, before)
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)

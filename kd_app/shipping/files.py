@@ -41,12 +41,13 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Written:
-    """A file in its stage: whose it is, where, and its entry in the manifest there."""
+    """A file in its stage: whose it is, where, and its entry in the manifest there; `found_again` as of its format."""
 
     role: str
     format: str
     path: Path
     told: dict[str, Any]
+    found_again: bool
 
 
 def written(shop: Workshop, before: Results, members: Mapping[str, Member], asked: Asked) -> dict[str, Written]:
@@ -59,7 +60,7 @@ def written(shop: Workshop, before: Results, members: Mapping[str, Member], aske
             if members[role].program is not None:
                 told["weights"] = _LEARNED if isinstance(asked.formats[name], ExecuTorchInt8) else _FLOAT
                 shop.console.say(f"{path.name}: {told['weights']}")
-            found[path.name] = Written(role, name, path, told)
+            found[path.name] = Written(role, name, path, told, asked.formats[name].found_again)
     return found
 
 

@@ -78,10 +78,10 @@ def timings(asked: Asked, shop: Workshop, before: Results, members: Mapping[str,
     images = {role: np.concatenate(images_of(shop, "validation", each.created.pixels, TIMED)) for role, each in members.items()}
     images |= {name: images[file.role] for name, file in files.items()}
     timed = asked.clock.measure(models, images)
-    start = {name: first_answer(file.path, (1, *images[name].shape[1:]), open_artefact) for name, file in files.items()}
+    start = {name: first_answer(file.path, (1, *images[name].shape[1:]), open_artefact) for name, file in files.items() if file.found_again}
     fastest = max(files, key=lambda name: timed[name].images_per_second)
     return Timed(
-        {name: {**_paid(timed[name], asked.price), **start[name], **_ratios(timed, name)} for name in files},
+        {name: {**_paid(timed[name], asked.price), **start.get(name, {}), **_ratios(timed, name)} for name in files},
         {role: {"name": before.models[role].name, "license": before.models[role].license, **_paid(timed[role], asked.price)} for role in members},
         [
             f"Measured on {measured_on()}, one thread each, in turns.",

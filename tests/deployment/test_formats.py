@@ -16,7 +16,9 @@ from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8, lacks_vnni
+from kd_app.deployment.formats.program import Program
 from kd_app.deployment.manifest import MANIFEST
+from kd_app.deployment.runtimes import torch_file
 from kd_app.stages import file_sha256
 from tests.deployment.conftest import CLASSES, PIXELS
 
@@ -83,6 +85,19 @@ class Odd(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.mean(dim=(2, 3)) if image.sum() > 0 else image.amax(dim=(2, 3))
+
+
+def test_a_program_of_torch_loads_without_kd_app_and_is_opened_here_by_the_process_that_wrote_it_alone(
+    net: nn.Module, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = export(net, Program(tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
+    loaded = torch.export.load(file).module()
+    np.testing.assert_allclose(open_artefact(file).logits(images[:3]), loaded(torch.from_numpy(images[:3])).detach().numpy(), atol=1e-5)
+    assert open_artefact(file).logits(images[:1]).shape == (1, len(CLASSES))
+    monkeypatch.setattr(torch_file, "_WRITTEN", set())  # as in any other process
+    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match="is not opened: loading one runs what it holds"):
+        open_artefact(file)
 
 
 def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(images: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8
 from kd_app.deployment.measure import Predictions
+from kd_app.deployment.runtimes import torch_file
 from kd_app.reporting.exports import read_exports
 from kd_app.stages import file_sha256
 from tests.commands.call import call, paragraph, refused
@@ -89,6 +90,17 @@ def test_said_again_it_finds_the_files_and_their_answers_and_without_test_reads_
     told = manifest(tmp_path / "again")["files"]["model.onnx"]
     assert "test" not in told
     assert told["sha256"] == manifest(both[0])["files"]["model.onnx"]["sha256"]
+
+
+def test_a_program_of_torch_is_written_and_measured_by_each_command_anew(made: Path, tmp_path: Path) -> None:
+    words = (f"run={made / 'run'}", f"stages={tmp_path / 'stages'}", "formats=[program]", "test=never")
+    for name in ("first", "second"):
+        exported(*words, f"out={tmp_path / name}")
+        told = manifest(tmp_path / name)["files"]["model.pt2"]
+        assert told["validation"]["beside_torch"]["agreement"] == 1
+        assert told["images_per_second"] > 0
+        assert told["runtime"]["name"] == "torch"
+        torch_file._WRITTEN.clear()  # as in a new process
 
 
 @pytest.mark.parametrize(

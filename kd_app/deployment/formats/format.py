@@ -23,6 +23,8 @@ class Format(Typed):
     """Behind the stem of the file's name: '.onnx', '_int8.onnx'."""
     runtime: ClassVar[str]
     """The package that runs it."""
+    found_again: ClassVar[bool] = True
+    """Whether a file of an earlier command, or another process, is opened; where not, each command writes its own and opens it itself."""
     tolerance: float | None
     """What the logits may be off from torch's: a share of the largest one, absolute where that is below 1. None: other weights are what it is for."""
 
