@@ -26,8 +26,14 @@ ALONE = ["teacher=none", "loss=[cross_entropy]", "controls=[]", "logger=[csv]"]
 DATA = ["data=fashion_mnist"]
 TEACHER = ["student.name=wrn_28_2", "trainer.max_epochs=6"]
 TAUGHT = ["loss=[cross_entropy,soft_target]", "loss.soft_target.temperature=4", "data.views=2", "teacher.answers=stored", "logger=[csv]"]
-STUDENT = ["student.name=resnet8", "student.kwargs.stem_kernel=5", "student.kwargs.stem_stride=2", "student.kwargs.strides=[2,2,2]"]
-EPOCHS = "trainer.max_epochs=24"
+STUDENT = [
+    "student.name=resnet8",
+    "student.kwargs.stem_kernel=5",
+    "student.kwargs.stem_stride=2",
+    "student.kwargs.strides=[2,2,2]",
+    "student.kwargs.widths=[16,16,40,80]",
+]
+EPOCHS = "trainer.max_epochs=20"
 MODEST = ["student.name=resnet14", "trainer.max_epochs=8", "controls=[]"]
 SMOKE = ["data=digits", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 FORMATS = "formats=[onnx,onnx_int8,executorch,executorch_int8]"
