@@ -15,7 +15,7 @@ from kd_app.models.hooks import Recorder, eager
 from kd_app.models.outputs import Outputs, Tokens
 from kd_app.models.survey import Survey, survey
 
-_INSTEAD = "Terms that read no more: soft_target, decoupled, dist."
+_INSTEAD = "Terms that read logits alone: soft_target, decoupled, dist."
 _FIELDS = frozenset(f.name for f in fields(Outputs))
 _HEAD = frozenset({"embedding", "classifier"})
 _MAPS = frozenset({"features", "tokens"})
@@ -74,9 +74,8 @@ class Taps:
         missing = {name: why for name, why in found.lacks.items() if name in self.reads}
         if missing:
             given = ", ".join(sorted(_FIELDS - found.lacks.keys()))
-            instead = _INSTEAD if given == "logits" else "Choose terms that read these."
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
-            raise RequestError(f"{type(self.model).__name__} can't give what a loss term reads ({reasons}). It can give: {given}. {instead}")
+            raise RequestError(f"{type(self.model).__name__} can't give what a loss term reads ({reasons}). It can give: {given}. {_INSTEAD}")
         return found
 
     def _read(self, image: Tensor, found: Survey) -> Outputs:

@@ -91,7 +91,10 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(mad
             "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.checkpoint={0}/b loss=[cross_entropy,feature_hint]",
             "several teachers have one answer together",
         ),
-        ("teacher.checkpoint={0}/onnx/model.onnx loss=[cross_entropy,feature_hint]", "Terms that read no more: soft_target, decoupled, dist"),
+        (
+            "teacher.checkpoint={0}/onnx/model.onnx loss=[cross_entropy,feature_hint]",
+            "Terms that read logits alone: soft_target, decoupled, dist",
+        ),
         ("teacher.checkpoint={0}/a.onnx", "There is no file"),
         ("teacher.checkpoint={0}/other teacher.classes={0}/none.csv", "can't be read"),
         ("teacher.classes={0}/map.csv", "has random weights"),

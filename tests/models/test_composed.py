@@ -96,7 +96,7 @@ def test_a_file_is_given_back_the_bytes_that_were_normalized() -> None:
 
 @pytest.mark.parametrize("model", [RuntimeModel(File()), SeveralModels([(Says(0.5, 0.5), PIXELS)], [1.0], "mean", PIXELS)])
 def test_what_gives_logits_alone_says_why_and_which_terms_can(model: nn.Module) -> None:
-    with pytest.raises(RequestError, match=r"features: (a file|several teachers).*It can give: logits. Terms that read no more: soft_target"):
+    with pytest.raises(RequestError, match=r"features: (a file|several teachers).*It can give: logits. Terms that read logits alone: soft_target"):
         Taps(model, frozenset({"logits", "features"}))(torch.zeros(2, 1, 8, 8))
 
 
