@@ -37,13 +37,13 @@ def entry(top1: float, cost: float, p95: float, *, outcome: str | None = "kept",
     }
 
 
-def exported(run: Path, files: Mapping[str, Mapping[str, Any]], *, teacher: Mapping[str, Any] | None = None, ship: str | None = None) -> None:
-    """Write the manifest of the run in the folder `run`."""
+def exported(run: Path, files: Mapping[str, Mapping[str, Any]], *, ship: str | None = None, **torch: Mapping[str, Any]) -> None:
+    """Write the manifest of the run in the folder `run`; `torch`: the models of it in torch, by role."""
     told = {
         "schema_version": 1,
         "kd_app": "0.1.0",
         "files": files,
-        "torch": {"teacher": {"name": "a net", **teacher}} if teacher else {},
+        "torch": {role: {"name": "a net", **model} for role, model in torch.items()},
         "ship": ship,
     }
     (run / "export").mkdir()

@@ -31,9 +31,9 @@ def families(runs: _Named, data: Callable[[Run], str], budgets: Sequence[float])
 
 def _parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
     for role, model in exports.torch.items():
-        yield (*_about(model), _part(run, "", f"{run}: {role} in torch ({model.name})", "torch", model))
+        yield (*_about(model), _part(run, "", role, f"{run}: {role} in torch ({model.name})", "torch", model))
     for name, file in exports.files.items():
-        part = _part(run, name, f"{run}/{name}", file.format, file)
+        part = _part(run, name, file.role, f"{run}/{name}", file.format, file)
         yield (*_about(file), part.model_copy(update={"size_bytes": file.size_bytes, "ship": name == exports.ship}))
 
 
@@ -41,12 +41,13 @@ def _about(of: Answering) -> tuple[str, str]:
     return of.device or "an unknown device", of.currency or ""
 
 
-def _part(run: str, file: str, label: str, form: str, of: Answering) -> FilePart:
+def _part(run: str, file: str, role: str, label: str, form: str, of: Answering) -> FilePart:
     told, latency, chosen_by = of.test or of.validation, of.latency_ms, of.validation.verdict if of.validation else None
     verdict = told.verdict if told else None
     return FilePart(
         run=run,
         file=file,
+        role=role,
         label=label,
         format=form,
         license=of.license,

@@ -17,7 +17,7 @@ _LOOKS = 6
 
 def tiers(family: FamilyPart) -> Table:
     """A row a tier, from cheap to dear, and the teachers in torch."""
-    teachers = [part for part in family.files if not part.file and part.cost_per_million]
+    teachers = [part for part in family.files if part.role == "teacher" and not part.file and part.cost_per_million]
     chosen = [part for part in family.files if part.tier is not None]
     rows = [
         [

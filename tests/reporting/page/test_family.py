@@ -37,7 +37,8 @@ def family(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model_int8.onnx": entry(0.94, 0.02, 2.0, format="onnx_int8", outcome="not shown"),
         "model.pte": entry(0.94, 0.03, 9.0, format="executorch"),
     }
-    exported(folder / "large", large, teacher=entry(0.97, 0.8, 40.0, outcome=None), ship="model_int8.onnx")
+    torch = {"student": entry(0.95, 0.4, 20.0), "teacher": entry(0.97, 0.8, 40.0, outcome=None)}
+    exported(folder / "large", large, ship="model_int8.onnx", **torch)
     exported(folder / "small", {"model.onnx": entry(0.85, 0.01, 1.0, outcome="lost", test=0.99, license="cc-by-nc-4.0")})
     write_report([folder / "large", folder / "small"], folder / "out", [3, 0.5])
     return folder / "out"
@@ -52,8 +53,10 @@ def test_a_tier_is_a_file_that_no_other_beats_in_validation_accuracy_and_cost(fa
         ("large", "model.pte", None),
         ("large", "model.onnx", 3),
         ("large", "", None),
+        ("large", "", None),
     ]
-    assert [part["ship"] for part in found["files"]] == [False, True, False, False, False]
+    assert [part["role"] for part in found["files"]] == ["student"] * 5 + ["teacher"]
+    assert [part["ship"] for part in found["files"]] == [False, True, False, False, False, False]
     assert found["device"] == DEVICE
 
 
@@ -95,6 +98,16 @@ def test_page_text_and_table_show_every_file_with_its_figures(family: Path) -> N
     assert rows["large", "test", "model.onnx", "top1"]["low"] == str(0.90 - 0.02)
     assert rows["large", "test", "model.pte", "cost_per_million"]["value"] == "0.03"
     assert rows["large", "test", "teacher in torch (a net)", "latency_p95"]["value"] == "40.0"
+
+
+def test_the_price_of_a_teacher_is_told_beside_files_and_not_beside_other_models_in_torch(family: Path) -> None:
+    shown = (family / "report.md").read_text(encoding="utf-8").partition("Tiers on")[2].partition("Every file of")[0]
+    assert [line.split(" | ")[4].strip() for line in shown.splitlines() if line.startswith("| tier") or "in torch (" in line] == [
+        "",  # the run 'small' has no teacher that was measured
+        "40 x",
+        "20 x",
+        "",
+    ]
 
 
 def test_files_measured_on_different_devices_are_not_compared(finished: Path, tmp_path: Path) -> None:
