@@ -222,9 +222,9 @@ class ComparisonPart(_Part):
 
 
 class FilePart(_Part):
-    """What a run was exported to, or a model of it in torch (file: empty). role: whose it is · label: of the run and the file · tier: its number among
-    the unbeaten of validation accuracy and cost, from 1 for the cheapest · outcome, negative_flips: of the split that the figures are from · ship: the
-    run's choice · latency: milliseconds of one image, one thread."""
+    """What a run was exported to, or a model of it in torch (file: empty). role: whose it is · label: of the run and the file · tier: its number
+    among the unbeaten of validation accuracy and cost, from 1 for the cheapest · outcome, negative_flips: of the split that the figures are from
+    · ship: the run's choice · latency: milliseconds of one image, one thread."""
 
     run: str
     file: str

@@ -31,9 +31,9 @@ def families(runs: _Named, data: Callable[[Run], str], budgets: Sequence[float])
 
 def _parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
     for role, model in exports.torch.items():
-        yield (*_about(model), _part(run, "", role, f"{run}: {role} in torch ({model.name})", "torch", model))
+        yield (*_about(model), _part(model, run=run, file="", role=role, label=f"{run}: {role} in torch ({model.name})", format="torch"))
     for name, file in exports.files.items():
-        part = _part(run, name, file.role, f"{run}/{name}", file.format, file)
+        part = _part(file, run=run, file=name, role=file.role, label=f"{run}/{name}", format=file.format)
         yield (*_about(file), part.model_copy(update={"size_bytes": file.size_bytes, "ship": name == exports.ship}))
 
 
@@ -41,15 +41,11 @@ def _about(of: Answering) -> tuple[str, str]:
     return of.device or "an unknown device", of.currency or ""
 
 
-def _part(run: str, file: str, role: str, label: str, form: str, of: Answering) -> FilePart:
+def _part(of: Answering, **known: str) -> FilePart:
     told, latency, chosen_by = of.test or of.validation, of.latency_ms, of.validation.verdict if of.validation else None
     verdict = told.verdict if told else None
     return FilePart(
-        run=run,
-        file=file,
-        role=role,
-        label=label,
-        format=form,
+        **known,
         license=of.license,
         size_bytes=None,
         validation=_estimate(of.validation),
