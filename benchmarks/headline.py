@@ -34,7 +34,7 @@ STUDENT = [
     "student.kwargs.widths=[16,16,40,80]",
 ]
 EPOCHS = "trainer.max_epochs=20"
-MODEST = ["student.name=resnet14", "trainer.max_epochs=8", "controls=[]"]
+MODEST = ["student.name=resnet14", "trainer.max_epochs=6", "controls=[]"]
 SMOKE = ["data=digits", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 FORMATS = "formats=[onnx,onnx_int8,executorch,executorch_int8]"
 
@@ -76,9 +76,9 @@ def make(folder: Path, stages: Path, *, smoke: bool) -> None:
 
     distill("teacher", *ALONE, *TEACHER)
     teacher = f"teacher.checkpoint={folder / 'teacher'}"
-    distill("modest", teacher, *TAUGHT, *MODEST)
     distill("student", teacher, *TAUGHT, *STUDENT, EPOCHS)
     distill("tenth", teacher, *TAUGHT, *STUDENT, EPOCHS, "data.labels=0.1")
+    distill("modest", teacher, *TAUGHT, *MODEST)
     quick = ["clock.seconds=0.2", "clock.rounds=6"] if smoke else []
     formats = "formats=[onnx]" if smoke else FORMATS
     for name, role in (("student", "both"), ("modest", "student")):
