@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import resource
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from kd_app.config import Pixels, RunError
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.manifest import read_manifest
+from kd_app.stages import write_atomically
 
 TABLE = Path(__file__).parents[1] / "docs" / "exports.md"
 JOURNAL = TABLE.with_name(".exports.jsonl")
@@ -24,24 +27,20 @@ JOURNAL = TABLE.with_name(".exports.jsonl")
 OPSET, TOLERANCE = 18, 0.001
 """As conf/formats/onnx.yaml has them."""
 SECONDS = 300
-"""So long may a model take."""
+"""So long may a model take, of one core's time: other work on the machine takes nothing of it."""
+_WAITS = 3600
+"""Seconds by the clock, for one that waits and computes nothing."""
 _HEAD = ("module", "variant", "parameters", "pixels", "ONNX")
 _LENGTH = 160
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; `off` is how far its file is from torch, `why` why there is none that equals it: one of the two is there."""
+    """What was found of a variant; `off` is how far its file is from torch, `why` why there is none that equals it: one of the two is there."""
 
     variant: Variant
     off: float | None
     why: str | None
-
-    def line(self) -> str:
-        """In Markdown."""
-        known = self.variant
-        cells = (known.module, f"`{known.name}`", f"{known.params:,}", str(known.side), "no" if self.why else "yes")
-        return f"| {' | '.join(cells)} |"
 
 
 def prove(variant: Variant) -> Row:
@@ -60,53 +59,56 @@ def prove(variant: Variant) -> Row:
         return Row(variant, read_manifest(path.parent)["files"][path.name]["largest_difference"], None)
 
 
-def _prove_there(variant: Variant, answer: Connection) -> None:
+def _prove_there(variant: Variant, seconds: int, answer: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))
     answer.send(prove(variant))
 
 
-def limited(variant: Variant, seconds: float) -> Row:
-    """`prove` in a process of its own: one that does not come to an end, or dies, is a 'no', too."""
+def limited(variant: Variant, seconds: int) -> Row:
+    """`prove` in a process of its own: one that does not come to an end in so many seconds of a core, or dies, is a 'no', too."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.models", "kd_app.deployment.formats.onnx", "onnx", "onnxscript", "onnxruntime"])
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_prove_there, args=(variant, there))
+    child = context.Process(target=_prove_there, args=(variant, seconds, there))
     child.start()
     there.close()
     try:
-        if not here.poll(seconds):
-            return Row(variant, None, f"It is not written and compared after {seconds:g} s.")
+        if not here.poll(_WAITS):
+            return Row(variant, None, f"It is not written and compared after {_WAITS} s.")
         found: Row = here.recv()
         return found
     except EOFError:
         child.join()
-        return Row(variant, None, f"Its process died ({child.exitcode}).")
+        slow = child.exitcode == -signal.SIGXCPU
+        return Row(variant, None, f"It is not written and compared after {seconds} s of a core." if slow else f"Its process died ({child.exitcode}).")
     finally:
         child.kill()
         child.join()
 
 
 def rows(journal: Path) -> Iterator[Row]:
-    """Of every module of docs/models.md, in its order: from the journal, or found now and written there. A line that is cut off is found anew."""
+    """Of every module of docs/models.md: those in the journal, then the others, found now and written there; small models first."""
     journal.touch()
-    known: dict[str, Row] = {}
-    for line in journal.read_text(encoding="utf-8").splitlines():
+    known: dict[Variant, Row] = {}
+    for told in journal.read_text(encoding="utf-8").splitlines():
         try:
-            told = json.loads(line)
+            said = json.loads(told)
         except ValueError:
             continue
-        row = Row(Variant(**told["variant"]), told["off"], told["why"])
-        known[row.variant.module] = row
-    for module, (variant, _) in listed().items():
-        if module not in known or known[module].variant != variant:
-            known[module] = limited(variant, SECONDS)
+        variant = Variant(**said["variant"])
+        known[variant] = Row(variant, said["off"], said["why"])
+    for variant in sorted((variant for variant, _ in listed().values()), key=lambda each: (each not in known, each.params)):
+        row = known.get(variant)
+        if row is None:
+            row = limited(variant, SECONDS)
             with journal.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(asdict(known[module])))
-        yield known[module]
+                file.write("\n" + json.dumps(asdict(row)))
+        yield row
 
 
-def written(found: list[Row]) -> str:
-    """The page."""
-    equal = [row.off for row in found if row.off is not None]
+def written(found: dict[str, Row]) -> str:
+    """The page, of what is found of each module."""
+    equal = [row.off for row in found.values() if row.off is not None]
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "onnxscript", "onnxruntime"))
     title = f"""# Which model can be an ONNX file
 
@@ -114,18 +116,28 @@ One small model of each of timm's modules (those of docs/models.md, with noise o
 compared with torch on four images: 'yes' means that no logit is off by more than {TOLERANCE:g} of the largest one. {len(equal)} of {len(found)} are;
 the furthest is off by {max(equal, default=0.0):.1g}. 'no' has its reason below. `make exports` writes this page; it was written with {packages}.
 """
-    table = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD), *(row.line() for row in found)]
-    why = [f"- {row.variant.module}: {row.why}" for row in found if row.why] or ["Every one is equal."]
-    return "\n".join([title, *table, "", "## Why not", "", *why, ""])
+    table, why, left = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)], [], []
+    for module, (variant, _) in listed().items():
+        row = found.get(module)
+        table.append(line(variant, "not tried" if row is None else "no" if row.why else "yes"))
+        left += [] if row else [module]
+        why += [f"- {module}: {row.why}"] if row and row.why else []
+    more = ["", "## Not tried", "", f"The command was stopped before: {', '.join(left)}."] if left else []
+    return "\n".join([title, *table, "", "## Why not", "", *(why or ["Every one is equal."]), *more, ""])
+
+
+def line(variant: Variant, answer: str) -> str:
+    """Of the table."""
+    return f"| {variant.module} | `{variant.name}` | {variant.params:,} | {variant.side} | {answer} |"
 
 
 def main() -> None:
     """Write the page, and say what is found as it is."""
-    found = []
+    found: dict[str, Row] = {}
     for row in rows(JOURNAL):
-        print(row.line(), row.why or f"{row.off:.1g}", flush=True)
-        found.append(row)
-    TABLE.write_text(written(found), encoding="utf-8")
+        found[row.variant.module] = row
+        print(line(row.variant, "no" if row.why else "yes"), row.why or f"{row.off:.1g}", flush=True)
+        write_atomically(TABLE, written(found))
     JOURNAL.unlink()
 
 

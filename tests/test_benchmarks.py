@@ -10,6 +10,7 @@ from benchmarks.headline import Figures, headline, honest, make
 from benchmarks.models import listed
 from benchmarks.sweep import make_teacher, train, words
 from benchmarks.training_loop import compare
+from kd_app.config import RunError
 from kd_app.reporting.exports import Ratio
 
 
@@ -20,27 +21,37 @@ def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
 
 def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_proven_again(tmp_path: Path) -> None:
     known = {module: variant for module, (variant, _) in listed().items()}
-    small, other = prove(known["byobnet"]), Row(known["resnet"], None, "It is not written and compared after 1 s.")
+    small, other = prove(known["byobnet"]), Row(known["resnet"], None, "It is not written and compared after 1 s of a core.")
     assert small.off is not None
     assert small.off <= TOLERANCE
-    found = {row.variant.module: row for row in [small, other]}
+    found = {row.variant.module: row for row in (other, small)}
     with patch("benchmarks.exports.listed", lambda: {name: (known[name], "") for name in found}):
         with patch("benchmarks.exports.limited", lambda variant, _: found[variant.module]):
-            assert list(rows(tmp_path / "journal")) == [small, other]
+            assert list(rows(tmp_path / "journal")) == [small, other]  # the smaller one first
         with (tmp_path / "journal").open("a", encoding="utf-8") as file:
             file.write('\n{"variant": {"mod')  # killed while it wrote
         with patch("benchmarks.exports.limited", side_effect=AssertionError("proven again")):
             assert list(rows(tmp_path / "journal")) == [small, other]
-    page = written([small, other])
-    assert f"{small.line()}\n{other.line()}" in page
+    page = written(found)
+    assert "| byobnet | `test_byobnet` | 456,856 | 64 | yes |" in page
+    assert "| resnet | `test_resnet` | 469,688 | 64 | no |" in page
     assert "1 of 2 are" in page
-    assert "- resnet: It is not written and compared after 1 s." in page
+    assert "- resnet: It is not written and compared after 1 s of a core." in page
+    assert page.count(" | not tried |") == len(known) - 2
+    assert "The command was stopped before: beit, byoanet, cait," in page
+    assert "Not tried" not in written(dict.fromkeys(known, other))
+
+
+def test_a_model_that_can_not_be_an_onnx_file_is_a_no_with_its_reason_in_one_line() -> None:
+    variant = listed()["byobnet"][0]
+    with patch("benchmarks.exports.export", side_effect=RunError("It can't be\nwritten.")):
+        assert prove(variant) == Row(variant, None, "It can't be written.")
 
 
 @pytest.mark.slow
 def test_a_model_that_takes_too_long_is_stopped_and_told() -> None:
     variant = listed()["byobnet"][0]
-    assert limited(variant, 0.01) == Row(variant, None, "It is not written and compared after 0.01 s.")
+    assert limited(variant, 1) == Row(variant, None, "It is not written and compared after 1 s of a core.")
 
 
 def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
