@@ -15,7 +15,7 @@ from kd_app.deployment.measure import Predictions
 from kd_app.deployment.runtimes import torch_file
 from kd_app.reporting.exports import read_exports
 from kd_app.stages import file_sha256
-from tests.commands.call import call, paragraph, refused
+from tests.commands.call import TINY, call, done, paragraph, refused
 from tests.shipping.conftest import QUICK, exported
 from tests.training.made import results
 
@@ -101,6 +101,19 @@ def test_a_program_of_torch_is_written_and_measured_by_each_command_anew(made: P
         assert told["images_per_second"] > 0
         assert told["runtime"]["name"] == "torch"
         torch_file._WRITTEN.clear()  # as in a new process
+
+
+def test_another_run_with_the_same_teacher_finds_the_teachers_files_and_their_answers(made: Path, both: tuple[Path, str], tmp_path: Path) -> None:
+    stages = f"stages={made / 'stages'}"
+    done(*TINY, "seed=1", f"out={tmp_path / 'other'}", stages)
+    before = {path.name for path in (made / "stages").iterdir()}
+    with patch("kd_app.shipping.measured.first_answer", lambda *_: {}):
+        exported(f"run={tmp_path / 'other'}", stages, f"out={tmp_path / 'export'}", "role=teacher")
+    assert {path.name for path in (made / "stages").iterdir()} == before
+    assert results(tmp_path / "other")["models"]["student"]["sha256"] != results(made / "run")["models"]["student"]["sha256"]
+    for name in ("teacher.onnx", "teacher_int8.onnx"):
+        told, known = (manifest(folder)["files"][name] for folder in (tmp_path / "export", both[0]))
+        assert all(told[key] == known[key] for key in ("sha256", "largest_difference", "validation", "test"))
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
+from kd_app.config import Pixels
 from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.cascade import Cascade
-from tests.commands.call import done, refused
+from kd_app.deployment.confidence import confidence
+from kd_app.deployment.export import export
+from kd_app.deployment.formats.onnx import Onnx
+from tests.commands.call import TINY, done, refused
 from tests.deployment.test_artefact import ALONE
-from tests.shipping.conftest import exported
-from tests.training.made import results
+from tests.training.made import DIGITS, results
 
 ROUTING = ("routing.images=8", "routing.steps=10")
 
@@ -54,41 +61,76 @@ def test_what_is_said_is_what_was_found_and_the_page_shows_it(judged: tuple[Path
     assert "Accuracy by the share that is sent on" in page
 
 
+def fitted(body: nn.Module, images: Tensor, target: Tensor) -> nn.Module:
+    """A classifier on what `body` makes of the images, by least squares: no training."""
+    with torch.no_grad():
+        seen = body(images)
+        seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1).double()
+        wanted = 10 * nn.functional.one_hot(target, 10).double()
+        found = torch.linalg.solve(seen.mT @ seen + 0.1 * torch.eye(seen.shape[1]), seen.mT @ wanted).float()
+        head = nn.Linear(seen.shape[1] - 1, 10)
+        head.weight.copy_(found[:-1].mT)
+        head.bias.copy_(found[-1])
+    return nn.Sequential(body, head).eval()
+
+
+@pytest.fixture
+def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
+    """Two files: one that saw a few digits and looks at pixels, and one that saw all and looks at many random features of them."""
+    known = load_digits()
+    images, target = torch.tensor(known.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(known.target)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide = [layer for width in (1, 64, 64, 64) for layer in (nn.Conv2d(width, 64, 3, padding=1), nn.ReLU())]
+        good = fitted(nn.Sequential(*wide, nn.MaxPool2d(2), nn.Flatten()), images, target)
+    nets = {"weak": fitted(nn.Flatten(), images[:80], target[:80]), "good": good}
+    pixels, some = Pixels(1, 8, 8, (0.0,), (1.0,)), (images[:8] * 255).round().to(torch.uint8).numpy()
+    asked: dict[str, Any] = {"pixels": pixels, "classes": DIGITS, "license": "none", "calibration": [], "images": some}
+    for name in nets:
+        (tmp_path / name).mkdir()
+    first, second = (export(net, Onnx(opset=18, tolerance=1e-3), tmp_path / name, stem=name, **asked) for name, net in nets.items())
+    return first, second
+
+
 @pytest.mark.slow
-def test_a_weak_student_and_a_good_teacher_make_a_cascade_that_runs_without_torch(tmp_path: Path) -> None:
-    stages = f"stages={tmp_path / 'stages'}"
-    more = ("teacher.name=resnet8", "teacher.max_epochs=20", "trainer.max_epochs=3", "verdict.margin=0.1", "controls=[]", "logger=[csv]")
-    done(*more, stages, f"out={tmp_path / 'run'}")
-    exported(f"run={tmp_path / 'run'}", stages, "role=both", "formats=[onnx]")
-    files = [tmp_path / "run" / "export" / name for name in ("model.onnx", "teacher.onnx")]
-    out = tmp_path / "cascade"
-    done(f"cascade=[{files[0]},{tmp_path / 'run' / 'teacher'}]", stages, f"out={out}", *ROUTING, command="kd-evaluate")
+def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_its_stages_do(
+    made: Path, weak_and_good: tuple[Path, Path], tmp_path: Path
+) -> None:
+    stages, out = f"stages={made / 'stages'}", tmp_path / "cascade"
+    done(*TINY, "verdict.margin=0.1", stages, f"out={tmp_path / 'run'}")
+    words = (f"cascade=[{','.join(map(str, weak_and_good))}]", f"run={tmp_path / 'run'}", stages, f"out={out}")
+    done(*words, *ROUTING, command="kd-evaluate")
     found = results(out)["cascade"]
-    assert found["answer"] in ("cascade", "student")
-    cascade = Cascade([open_artefact(each) for each in files], (0.9,), "maximum", (1.0, 1.0))
-    cascade.save(tmp_path / "cascade.json", files)
-    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
+    assert found["answer"] == "cascade"
+    weak, good = (stage["test"]["value"] for stage in found["stages"])
+    assert good - weak > 0.1 > good - found["test"]["accuracy"]
+    (tmp_path / "photos").mkdir()
+    images = (load_digits().images[-40:] * 255 / 16).round().astype(np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{number:02d}.png")
+    done(f"model={out / 'cascade.json'}", f"images={tmp_path / 'photos'}", f"out={tmp_path / 'labels.csv'}", command="kd-predict")
+    labels = pd.read_csv(tmp_path / "labels.csv")
+    logits = [open_artefact(each).logits(images[:, None]) for each in weak_and_good]
+    sent = confidence(logits[0], found["measure"], found["stages"][0]["temperature"]) < found["thresholds"][0]
+    assert 0 < sent.sum() < len(sent)
+    assert labels["stage"].tolist() == sent.astype(int).tolist()
+    assert labels["label"].tolist() == np.where(sent, logits[1].argmax(axis=1), logits[0].argmax(axis=1)).tolist()
     program = ALONE.partition("opened = ")[0] + (
         "from kd_app.deployment.cascade import Cascade\n"
-        "label, probability, stage = Cascade.load(Path(sys.argv[1]), open_artefact).predict(np.load(sys.argv[2]))\n"
+        "images = [Image.open(each) for each in sorted(Path(sys.argv[2]).iterdir())]\n"
+        "label, probability, stage = Cascade.load(Path(sys.argv[1]), open_artefact).predict(images)\n"
         "np.savez(sys.argv[3], label=label, probability=probability, stage=stage)\n"
     )
-    words = [str(tmp_path / "cascade.json"), str(tmp_path / "images.npy"), str(tmp_path / "out.npz")]
-    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    alone = [str(out / "cascade.json"), str(tmp_path / "photos"), str(tmp_path / "alone.npz")]
+    ended = subprocess.run([sys.executable, "-c", program, *alone], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    for name, expected in zip(("label", "probability", "stage"), cascade.predict(images), strict=True):
-        np.testing.assert_allclose(np.load(tmp_path / "out.npz")[name], expected, rtol=1e-5)
-    (tmp_path / "photos").mkdir()
-    Image.fromarray(images[0, 0]).save(tmp_path / "photos" / "0.png")
-    labels = tmp_path / "labels.csv"
-    assert "Answered by stage 0" in done(f"model={tmp_path / 'cascade.json'}", f"images={tmp_path / 'photos'}", f"out={labels}", command="kd-predict")
-    assert pd.read_csv(labels)["stage"][0] in (0, 1)
-    told = json.loads((tmp_path / "cascade.json").read_text())
+    for name, answers in np.load(tmp_path / "alone.npz").items():
+        np.testing.assert_allclose(answers, labels[name], rtol=1e-5)
+    told = json.loads((out / "cascade.json").read_text())
     told["stages"][0]["sha256"] = "0" * 64
-    (tmp_path / "cascade.json").write_text(json.dumps(told))
+    (out / "cascade.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"thresholds of .* were chosen for"):
-        Cascade.load(tmp_path / "cascade.json", open_artefact)
+        Cascade.load(out / "cascade.json", open_artefact)
 
 
 @pytest.mark.parametrize(
