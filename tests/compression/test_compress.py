@@ -122,6 +122,20 @@ def test_a_pruned_student_is_exported_with_the_widths_that_it_has(made: Path, sm
     assert "weights" not in file
 
 
+@pytest.mark.slow
+def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(made: Path, small: tuple[Path, str]) -> None:
+    words = (f"run={small[0]}", f"stages={made / 'stages'}", "out=export", "formats=[onnx_int8,executorch_int8]", *QUICK)
+    with patch("kd_app.shipping.measured.first_answer", lambda *_: {}):
+        done(*words, command="kd-export")
+    files = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"]
+    assert list(files) == ["model_int8.onnx", "model_int8.pte"]
+    for name, file in files.items():
+        assert file["calibration_images"] == 8
+        assert file["test"]["beside_torch"]["agreement"] > 0.5, name
+        assert file["latency_ms"]["p50"] > 0
+        assert "weights" not in file
+
+
 def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path) -> None:
     answers = workshop.Workshop.predictions
 

@@ -273,7 +273,9 @@ def test_a_quantized_student_is_exported_as_the_program_that_it_is_or_said_to_be
 ) -> None:
     words = (f"run={made_int8[0]}", f"stages={made / 'stages'}", *QUICK)
     out = tmp_path / "export"
-    said = " ".join(done(*words, f"out={out}", "formats=[onnx,executorch_int8]", command="kd-export").split())
+    with patch("kd_app.shipping.measured.first_answer", lambda *_: {}):
+        told = done(*words, f"out={out}", "formats=[onnx,onnx_int8,executorch,executorch_int8]", command="kd-export")
+    said = " ".join(told.split())
     assert "model_int8.pte: the int8 program of a quantized student, as kd-compress wrote it" in said
     assert "model.onnx: from the float weights of a quantized student, not from its int8 program" in said
     assert "The student is quantized: its figures in torch are those of its int8 program" in said
@@ -282,7 +284,13 @@ def test_a_quantized_student_is_exported_as_the_program_that_it_is_or_said_to_be
     assert files["model_int8.pte"]["sha256"] == file_sha256(program)
     assert files["model_int8.pte"]["input"]["dtype"] == "uint8"
     assert files["model_int8.pte"]["test"]["beside_torch"]["agreement"] > 0.99
-    assert "float weights" in files["model.onnx"]["weights"]
+    floats = ["model.onnx", "model_int8.onnx", "model.pte"]
+    assert list(files) == [*floats, "model_int8.pte"]
+    for name in floats:
+        assert files[name]["weights"] == "from the float weights of a quantized student, not from its int8 program; int8 has ranges of its own"
+        assert files[name]["sha256"] != file_sha256(program)
+        assert files[name]["test"]["beside_torch"]["agreement"] > 0.5, name
+        assert files[name]["latency_ms"]["p50"] > 0
     (tmp_path / "run").mkdir()
     shutil.copytree(made_int8[0], tmp_path / "run", dirs_exist_ok=True, ignore=shutil.ignore_patterns(program.name))
     moved = (f"run={tmp_path / 'run'}", f"stages={made / 'stages'}", "out=refused", "formats=[executorch_int8]", *QUICK)
