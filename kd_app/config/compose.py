@@ -17,14 +17,19 @@ from kd_app.config.paths import CONF
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises for words that it can't compose."""
 
+_SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
 _FREE = re.compile(r"^(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+=")
 _NO_KEY = re.compile(r"Key '[^']+' is not in struct.*?full_key: (\S+)")
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
 def opened(overrides: Iterable[str]) -> list[str]:
-    """Let ``<part>.kwargs.<anything>=`` and ``teacher.members.<name>...=`` be said without Hydra's '++': their keys are who writes them's own."""
-    return [f"++{word}" if _FREE.match(word) else word for word in overrides]
+    """Let ``<part>.kwargs.<anything>=`` and ``teacher.members.<name>...=`` be said without Hydra's '++': their keys are who writes them's own.
+
+    ``loss.<term>.schedule=<name>`` is one of scheduler's choices: Hydra's ``+scheduler@loss.<term>.schedule=<name>``.
+    """
+    words = (_SCHEDULE.sub(r"+scheduler@\1=\2", word) if word.partition("=")[2] != "null" else word for word in overrides)
+    return [f"++{word}" if _FREE.match(word) else word for word in words]
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

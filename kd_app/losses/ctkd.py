@@ -1,6 +1,5 @@
 """Curriculum temperature: soft targets at a temperature that is learned and makes them harder."""
 
-import math
 from typing import Annotated, Any
 
 import torch
@@ -10,6 +9,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kd_app.config.schedule import Ramp
 from kd_app.data.batch import Batch
 from kd_app.losses.logits import LogitTerm
 from kd_app.models.outputs import Outputs
@@ -34,20 +34,15 @@ class CTKD(LogitTerm):
         super().__init__(standardize=standardize)
         self.lowest = lowest
         self.span = span
-        self.rise = rise
+        self.strength = Ramp(first=0.0, last=1.0, begin=0.0, end=rise, curve="cosine")
         self.theta = nn.Parameter(torch.ones(1))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch; 0 when both models give the same probabilities."""
-        theta: Tensor = _Reversed.apply(self.theta, strength(batch.progress, self.rise))
+        theta: Tensor = _Reversed.apply(self.theta, self.strength.factor(batch.progress))
         temperature = self.lowest + self.span * theta.sigmoid()
         ours, theirs = (F.log_softmax(z / temperature, dim=1) for z in self.logits(student, teacher))
         return (F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature.square() / len(ours)).sum()
-
-
-def strength(progress: float, rise: float) -> float:
-    """How strongly the temperature learns: ``(1 - cos(pi min(progress / rise, 1))) / 2``."""
-    return (1 - math.cos(math.pi * min(progress / rise, 1.0))) / 2
 
 
 class _Reversed(torch.autograd.Function):

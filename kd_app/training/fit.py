@@ -187,6 +187,7 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
         answers=taught.answers,
         channels_last=settings.channels_last,
         log_every=settings.log_every,
+        gradient_share=settings.gradient_share,
         skips=settings.on_nan == "skip",
         stored=taught.stored,
     )

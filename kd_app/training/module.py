@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import Pixels, RunError
+from kd_app.config.schedule import Schedule
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.metrics.classification import measures
@@ -19,7 +20,7 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.stages import write_atomically
-from kd_app.training.optimizer import Optimizer, Schedule, Trained
+from kd_app.training.optimizer import Optimizer, Trained
 from kd_app.training.stored import StoredAnswers
 from kd_app.training.terms import WeightedTerms
 
@@ -48,7 +49,8 @@ class Distillation(pl.LightningModule):
     for agreement and KL during training. from_random: nothing was learned before (sets the learning rate where that is 'auto'). skips: somebody
     leaves out the steps that are not finite, so they end nothing and are in no mean. stored: what a teacher says of every view, in its place.
     Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or (image, target). Logs the means of the loss and of each
-    term since the last time, every `log_every` steps.
+    term since the last time, every `log_every` steps, and the present weight of each term that has a schedule; every `gradient_share` steps, in the
+    first batch of the step, what `WeightedTerms.gradients` says.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Distillation(pl.LightningModule):
         answers: Answers | None = None,
         channels_last: bool = True,
         log_every: int = 50,
+        gradient_share: int | None = None,
         skips: bool = False,
         stored: StoredAnswers | None = None,
     ) -> None:
@@ -82,6 +85,7 @@ class Distillation(pl.LightningModule):
         self._seed, self._from_random = seed, from_random
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._log_every = log_every
+        self._gradient_share = gradient_share
         self._total_steps = 1
         self._skips = skips
         self._stored = stored
@@ -117,7 +121,11 @@ class Distillation(pl.LightningModule):
     @property
     def progress(self) -> float:
         """Share of the training that is done, in the middle of the present step."""
-        return min((self.trainer.global_step + 0.5) / self._total_steps, 1.0)
+        return self._progress_at(self.trainer.global_step + 1)
+
+    def _progress_at(self, step: int) -> float:
+        """In the middle of optimizer step `step`, of which the first is 1."""
+        return min((step - 0.5) / self._total_steps, 1.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch; in the first steps every distillation term must be finite, not zero, and teach (`RunError` otherwise)."""
@@ -125,6 +133,9 @@ class Distillation(pl.LightningModule):
         total, values = self.losses(ready)
         if self.trainer.global_step < CHECKED_STEPS:
             self.terms.check(values, self.student, ready)
+        if self._gradient_share and self.trainer.global_step % self._gradient_share == 0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            seen = self.terms.gradients(values, self.student, ready.progress)
+            self._tell({f"train/{name}": value for name, value in seen.items()}, self.trainer.global_step + 1)
         self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
         self._seen.append(ready.index)
         if len(self._window) >= self._log_every:
@@ -162,6 +173,8 @@ class Distillation(pl.LightningModule):
                 return
         names, means = ["loss", *self.terms.weights], window.mean(dim=0).tolist()
         values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        progress = self._progress_at(step)
+        values.update({f"train/{name}_weight": self.terms.weight(name, progress) for name in self.terms.schedules})
         self._tell({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
 
     def _blame(self, window: Tensor, seen: list[Tensor], step: int) -> RunError:

@@ -1,17 +1,16 @@
 """The optimizer, by any of timm's names, and the schedule of its learning rate."""
 
-import math
-from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import timm.optim
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from kd_app.config import RequestError, Typed, unknown
+from kd_app.config.schedule import Constant, Cosine, Linear, MultiStep, Ramp, Schedule, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
+__all__ = ["Constant", "Cosine", "Linear", "MultiStep", "Optimizer", "Ramp", "Schedule", "Trained"]
 _TAKES_FUSED = {"adam", "adamw", "sgd", "momentum"}
 
 
@@ -87,68 +86,3 @@ class Trained(nn.ModuleDict):
             if hasattr(part, "no_weight_decay")
             for name in part.no_weight_decay()
         }
-
-
-class Schedule(Typed):
-    """The learning rate as a factor of its top, a function of the share of training that is done."""
-
-    def __init__(self, *, warmup: Share) -> None:
-        self.warmup = warmup
-
-    def factor(self, progress: float) -> float:
-        """Linear from 0 to 1 over the warm-up (a share of the training), then the shape of the schedule over the rest."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        return self.shape((progress - self.warmup) / max(1 - self.warmup, 1e-12))
-
-    @abstractmethod
-    def shape(self, progress: float) -> float:
-        """The factor after `progress` (0..1) of the training without its warm-up."""
-
-
-class Cosine(Schedule):
-    """``final + (1 - final) * (1 + cos(pi * progress)) / 2`` (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983)."""
-
-    def __init__(self, *, warmup: Share, final: Share) -> None:
-        super().__init__(warmup=warmup)
-        self.final = final
-
-    def shape(self, progress: float) -> float:
-        """Half a cosine from 1 to `final`."""
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-
-
-class Linear(Schedule):
-    """``1 - (1 - final) * progress``."""
-
-    def __init__(self, *, warmup: Share, final: Share) -> None:
-        super().__init__(warmup=warmup)
-        self.final = final
-
-    def shape(self, progress: float) -> float:
-        """A straight line from 1 to `final`."""
-        return 1 - (1 - self.final) * min(progress, 1.0)
-
-
-class MultiStep(Schedule):
-    """``gamma`` to the power of the milestones passed; milestones are shares of the training after its warm-up."""
-
-    def __init__(self, *, warmup: Share, milestones: list[Share], gamma: Share) -> None:
-        super().__init__(warmup=warmup)
-        self.milestones = milestones
-        self.gamma = gamma
-
-    def shape(self, progress: float) -> float:
-        """A step down at each milestone."""
-        return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
-
-
-class Constant(Schedule):
-    """1 after the warm-up."""
-
-    def __init__(self, *, warmup: Share) -> None:
-        super().__init__(warmup=warmup)
-
-    def shape(self, progress: float) -> float:
-        """Always 1."""
-        return 1.0

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from kd_app.config import RequestError
+from kd_app.config.schedule import Schedule
 from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.corruptions import Robustness
 from kd_app.data.foreign import UNPAIRED, ForeignData
@@ -24,7 +25,7 @@ from kd_app.training.budget import LatencyBudget
 from kd_app.training.controls import ControlSettings, smoothing_of
 from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
-from kd_app.training.optimizer import Optimizer, Schedule
+from kd_app.training.optimizer import Optimizer
 from kd_app.training.settings import Asking, Job, Licensing, Said, TeacherTraining
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
@@ -33,6 +34,8 @@ Config = dict[str, Any]
 OURS = f"{ImageData.__module__}.{ImageData.__qualname__}"
 _TOLD = ("name", "suggested", "license")
 """Keys of the data group that are not for the data module."""
+_OF_THE_SUM = ("weight", "schedule")
+"""Keys of a loss term that are not for the term."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class Recipe:
 
     def terms(self) -> WeightedTerms:
         """Fresh terms, without adapters yet."""
-        parts = {name: {k: v for k, v in node.items() if k != "weight"} for name, node in self.loss.items()}
+        parts = {name: {k: v for k, v in node.items() if k not in _OF_THE_SUM} for name, node in self.loss.items()}
         weights = {name: _weight(name, node) for name, node in self.loss.items()}
-        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights)
+        schedules = {name: _schedule(name, node["schedule"]) for name, node in self.loss.items() if node.get("schedule") is not None}
+        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights, schedules)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer's settings."""
@@ -300,3 +304,13 @@ def _weight(name: str, node: Config) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
         raise RequestError(f"loss.{name}.weight={weight!r} does not fit: expected a number, 0 or more.")
     return float(weight)
+
+
+def _schedule(name: str, node: Any) -> Schedule:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise RequestError(
+            f"loss.{name}.schedule={node!r} does not fit: expected one of scheduler's choices, for example loss.{name}.schedule=warmup, and then "
+            f"its settings, for example loss.{name}.schedule.end=0.2."
+        )
+    made: Schedule = make(node, Schedule)
+    return made

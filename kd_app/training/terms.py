@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, RunError
+from kd_app.config.schedule import Schedule
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs
@@ -24,17 +25,18 @@ class Fault:
 
 
 class WeightedTerms(nn.Module):
-    """``sum_i weight_i * term_i(student, teacher, batch)``, each term also by name.
+    """``sum_i weight_i * schedule_i(batch.progress) * term_i(student, teacher, batch)``, each term also by name; without a schedule it is 1.
 
     Adapters of the terms are parameters of this module: trained with the student and saved in training checkpoints.
     """
 
-    def __init__(self, terms: Mapping[str, LossTerm], weights: Mapping[str, float]) -> None:
+    def __init__(self, terms: Mapping[str, LossTerm], weights: Mapping[str, float], schedules: Mapping[str, Schedule] | None = None) -> None:
         super().__init__()
         if not terms:
             raise RequestError("No loss term is chosen. Choose at least one, for example 'loss=[cross_entropy,soft_target]'.")
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
+        self.schedules = dict(schedules or {})
 
     @property
     def reads(self) -> frozenset[str]:
@@ -81,11 +83,16 @@ class WeightedTerms(nn.Module):
             reads = frozenset[str]().union(*(self.chosen[name].reads for name in together))
             all_ranks = (whole_outputs(student, reads), whole_outputs(teacher, reads), whole_batch(batch)) if together else own
             values = {name: term(*(all_ranks if name in together else own)) for name, term in self.chosen.items()}
-        weighted = [self.weights[name] * value for name, value in values.items()]
+        weighted = [self.weight(name, batch.progress) * value for name, value in values.items()]
         total = weighted[0]
         for part in weighted[1:]:
             total = total + part
         return total, values
+
+    def weight(self, name: str, progress: float) -> float:
+        """What a term is multiplied with when this share of the training is done."""
+        schedule = self.schedules.get(name)
+        return self.weights[name] if schedule is None else self.weights[name] * schedule.factor(progress)
 
     def _together(self, batch: Batch) -> frozenset[str]:
         """The terms that are given the images of all ranks: those that compare images, and where some have no label those that read it. How many
@@ -93,9 +100,27 @@ class WeightedTerms(nn.Module):
         return frozenset(name for name, term in self.chosen.items() if term.whole_batch or (term.uses_labels and batch.labeled is not None))
 
     def gradient_norms(self, values: Mapping[str, Tensor], student: nn.Module) -> dict[str, float]:
-        """``|weight * d term / d student|_2`` of each term; 0 where it has no gradient."""
+        """``|weight * d term / d student|_2`` of each term, at the top of its schedule; 0 where it has no gradient."""
         parameters = [p for p in student.parameters() if p.requires_grad]
         return {name: self.weights[name] * _norm(_gradient(values[name], parameters)) for name in values}
+
+    def gradients(self, values: Mapping[str, Tensor], student: nn.Module, progress: float) -> dict[str, float]:
+        """``<term>_share``, ``|g_i|_2 / sum_j |g_j|_2`` for the gradients g_i of the weighted terms for the student (all 0 where none has any), and
+        of each term that distills ``<term>_cosine``: that of g_i and the sum of the gradients of terms that read no teacher, 0 where one is zero.
+
+        Of the images of this process. The graph is still there afterwards, and no parameter has a gradient by it.
+        """
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        found = {name: self.weight(name, progress) * _flat(values[name], parameters) for name in values}
+        norms = {name: float(gradient.norm()) for name, gradient in found.items()}
+        total = sum(norms.values())
+        shares = {f"{name}_share": norm / total if total else 0.0 for name, norm in norms.items()}
+        labels = [gradient for name, gradient in found.items() if not self.chosen[name].needs_teacher]
+        if not labels:
+            return shares
+        task = torch.stack(labels).sum(dim=0)
+        distills = [name for name, term in self.chosen.items() if term.needs_teacher]
+        return {**shares, **{f"{name}_cosine": float(torch.cosine_similarity(found[name], task, dim=0)) for name in distills}}
 
     def check(self, values: Mapping[str, Tensor], student: nn.Module, batch: Batch) -> None:
         """Refuse a distillation term that is exactly zero, not finite, or without gradient for the student (`RunError`, by name)."""
@@ -135,6 +160,13 @@ def _gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]
     if not value.requires_grad:
         return []
     return [grad for grad in torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True) if grad is not None]
+
+
+def _flat(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """``[P]``: the gradient of one term of all parameters, 0 where there is none, in float32 or better."""
+    asked = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True) if value.requires_grad else [None] * len(parameters)
+    parts = [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, asked, strict=True)]
+    return torch.cat([part.flatten().to(torch.promote_types(part.dtype, torch.float32)) for part in parts])
 
 
 def _norm(gradient: Sequence[Tensor]) -> float:

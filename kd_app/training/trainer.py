@@ -46,6 +46,7 @@ class TrainerSettings(Typed):
 
     limit_*: a share (0..1), a number of batches, or null for all; overfit_batches: train and validate on these same
     batches in every epoch. on_nan: end the run at a loss that is not finite, or leave out such steps and count them.
+    gradient_share: optimizer steps between two looks at what each term has of the gradient, null for none.
     sync_batchnorm: the student's BatchNorm sees the whole batch of all GPUs (torch has none for CPUs).
     gradient_clip: largest norm, null for none. accumulate: batches a step. checkpoint_minutes, checkpoint_steps: how
     often a resumable state is written. timeout: seconds after which a rank that does not answer ends the job.
@@ -71,6 +72,7 @@ class TrainerSettings(Typed):
         detect_anomaly: bool,
         profiler: Literal["simple", "advanced", "pytorch"] | None,
         log_every: PositiveInt,
+        gradient_share: PositiveInt | None,
         on_nan: Literal["raise", "skip"],
         sync_batchnorm: StrictBool,
         checkpoint_minutes: PositiveFloat,
@@ -96,6 +98,7 @@ class TrainerSettings(Typed):
         self.detect_anomaly = detect_anomaly
         self.profiler = profiler
         self.log_every = log_every
+        self.gradient_share = gradient_share
         self.on_nan = on_nan
         self.sync_batchnorm = sync_batchnorm and self.world_size > 1 and self.accelerator == "gpu"
         self.checkpoint_minutes = checkpoint_minutes

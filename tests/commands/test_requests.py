@@ -62,6 +62,8 @@ WRONG = [
     ("trainer.max_epochs=0", "max_epochs=0 does not fit: expected greater than 0"),
     ("trainer.limit_train_batches=0", "limit_train_batches=0 does not fit: expected greater than 0"),
     ("loss.soft_target.temperature=-1", "temperature=-1 does not fit: expected greater than or equal to 0.01"),
+    ("loss.soft_target.schedule=warmpu", "no scheduler 'warmpu'. Did you mean 'warmup'?"),
+    ("+loss.soft_target.schedule=0.5", "loss.soft_target.schedule=0.5 does not fit: expected one of scheduler's choices"),
     ("loss.soft_target.weight=-1", "loss.soft_target.weight=-1 does not fit"),
     ("loss.cross_entropy.smoothing=1", "smoothing=1 does not fit: expected less than 1"),
     ("loss.cross_entropy.class_weights=[1,2]", "class_weights has 2 entries and there are 10 classes"),

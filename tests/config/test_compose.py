@@ -121,6 +121,7 @@ def test_arguments_of_a_model_or_an_optimizer_need_no_plus() -> None:
     assert config["teacher"]["kwargs"] == {"drop_rate": 0.1}
     assert config["optimizer"]["kwargs"] == {"betas": [0.9, 0.95]}
     assert config["teacher"]["optimizer"]["kwargs"] == {"eps": 1e-6}
+    assert opened(["loss.a.schedule=warmup", "loss.a.schedule=null"]) == ["+scheduler@loss.a.schedule=warmup", "loss.a.schedule=null"]
     assert opened(["student.kwargs.a.b=1", "seed=1", "+x=1"]) == ["++student.kwargs.a.b=1", "seed=1", "+x=1"]
 
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_app.losses.attention_transfer import attention_map
-from kd_app.losses.ctkd import strength
 from kd_app.losses.ickd import channel_likeness
 from kd_app.losses.multi_level import relation
 from kd_app.losses.sp import gram
@@ -95,7 +94,7 @@ def _curriculum(progress: float) -> Case:
 
 def _temperature_learns(x: Arrays) -> Tensor:
     """The reference's sign stands in its lambda."""
-    return -torch.tensor([strength(epoch, 10.0) for epoch in x["epoch"].double().tolist()], dtype=torch.float64)
+    return -torch.tensor([make("ctkd", rise=1.0).strength.factor(epoch / 10) for epoch in x["epoch"].double().tolist()], dtype=torch.float64)
 
 
 def _relation(dim: int) -> Plain:

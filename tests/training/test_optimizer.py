@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.training.optimizer import Constant, Cosine, Linear, MultiStep, Optimizer, Schedule, Trained
+from kd_app.training.optimizer import Constant, Cosine, Linear, MultiStep, Optimizer, Ramp, Schedule, Trained
 
 CONF = Path(__file__).parents[2] / "conf"
 SHARE = st.floats(0, 1)
@@ -187,9 +187,9 @@ def test_a_step_down_at_each_milestone(milestones: list[float], gamma: float, pr
 @pytest.mark.parametrize("file", sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml")))
 def test_every_schedule_in_conf_ends_where_it_says(file: str) -> None:
     settings = yaml.safe_load((CONF / "scheduler" / f"{file}.yaml").read_text())
-    kind = {"cosine": Cosine, "linear": Linear, "multistep": MultiStep, "constant": Constant}[file]
+    kind = {"cosine": Cosine, "linear": Linear, "multistep": MultiStep, "constant": Constant, "warmup": Ramp, "ramp": Ramp}[file]
     assert settings.pop("_target_") == f"kd_app.training.optimizer.{kind.__name__}"
-    end = {"cosine": settings.get("final"), "linear": settings.get("final"), "multistep": 0.1**3, "constant": 1.0}[file]
+    end = {"cosine": settings.get("final"), "linear": settings.get("final"), "multistep": 0.1**3}.get(file, 1.0)
     assert kind(**settings).factor(1.0) == pytest.approx(end)
 
 

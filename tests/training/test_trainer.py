@@ -219,6 +219,7 @@ def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> No
         ({"devices": 2}, True),
         ({"limit_test_batches": 2}, False),
         ({"log_every": 1}, False),
+        ({"gradient_share": 1}, False),
         ({"checkpoint_minutes": 1.0}, False),
         ({"checkpoint_steps": 5}, False),
         ({"profiler": "simple"}, False),

@@ -59,6 +59,9 @@ def _at(node: Any, *keys: str) -> Any:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        own = ", ".join(f"{key}={_said(inner)}" for key, inner in value.items() if key != "_target_")
+        return f"{str(value.get('_target_', '')).rpartition('.')[2]}({own})"
     return "none" if value is None else str(value)
 
 
