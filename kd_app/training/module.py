@@ -20,6 +20,7 @@ from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.stages import write_atomically
+from kd_app.training.dot import TwoMomenta
 from kd_app.training.optimizer import Optimizer, Trained
 from kd_app.training.stored import StoredAnswers
 from kd_app.training.terms import WeightedTerms
@@ -89,6 +90,7 @@ class Distillation(pl.LightningModule):
         self._total_steps = 1
         self._skips = skips
         self._stored = stored
+        self._labels: Tensor | None = None
         self._window: list[Tensor] = []
         self._seen: list[Tensor] = []
 
@@ -136,11 +138,29 @@ class Distillation(pl.LightningModule):
         if self._gradient_share and self.trainer.global_step % self._gradient_share == 0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
             seen = self.terms.gradients(values, self.student, ready.progress)
             self._tell({f"train/{name}": value for name, value in seen.items()}, self.trainer.global_step + 1)
+        if isinstance(self.trainer.optimizers[0], TwoMomenta):
+            self._labels = self.terms.from_labels(values, ready.progress)
         self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
         self._seen.append(ready.index)
         if len(self._window) >= self._log_every:
             self._flush(step=self.trainer.global_step + 1)
         return total
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Through the loss; before that, for an optimizer that keeps it apart, through the part of it that reads no teacher."""
+        optimizer, labels = self.trainer.optimizers[0], self._labels
+        self._labels = None
+        if isinstance(optimizer, TwoMomenta) and labels is not None:
+            optimizer.keep_apart(labels / self.trainer.accumulate_grad_batches)
+        super().backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None) -> None:
+        """Clip the gradient by its norm, what is kept apart of it with it."""
+        apart = self.trainer.optimizers[0]
+        if isinstance(apart, TwoMomenta) and gradient_clip_val is not None:
+            apart.clip(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def losses(self, ready: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a prepared batch, and each term of it."""

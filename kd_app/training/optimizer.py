@@ -54,6 +54,9 @@ class Optimizer(Typed):
             return self.scratch_lr if from_random else self.finetune_lr
         return self.lr
 
+    def check_place(self, world_size: int, precision: str) -> None:
+        """Raise `RequestError` where it can't work in so many processes, or at this precision. timm's can."""
+
     def make(self, model: nn.Module, *, from_random: bool, fused: bool) -> torch.optim.Optimizer:
         """The optimizer over everything in `model` that has a gradient; each group remembers the top of its schedule as 'initial_lr'.
 

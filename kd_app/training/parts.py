@@ -256,7 +256,7 @@ def _check(made: Parts) -> None:
         if each is None:
             continue
         terms = each.terms()
-        each.make_optimizer()
+        each.make_optimizer().check_place(made.trainer.world_size, made.trainer.precision)
         each.make_schedule()
         each.make_callbacks()
         if terms.needs_teacher and (made.teacher is None or each is made.teacher_recipe):

@@ -94,6 +94,11 @@ class WeightedTerms(nn.Module):
         schedule = self.schedules.get(name)
         return self.weights[name] if schedule is None else self.weights[name] * schedule.factor(progress)
 
+    def from_labels(self, values: Mapping[str, Tensor], progress: float) -> Tensor | None:
+        """The weighted sum of the terms that read no teacher; None where there is none of these, or no other."""
+        own = [self.weight(name, progress) * value for name, value in values.items() if not self.chosen[name].needs_teacher]
+        return torch.stack(own).sum() if 0 < len(own) < len(values) else None
+
     def _together(self, batch: Batch) -> frozenset[str]:
         """The terms that are given the images of all ranks: those that compare images, and where some have no label those that read it. How many
         have one differs from rank to rank, and a mean of means would count the images of one more than those of another."""

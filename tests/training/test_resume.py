@@ -49,7 +49,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[
             "student.kwargs.drop_rate=0.2",
             "student.kwargs.drop_path_rate=0.2",
             "loss=[cross_entropy,feature_hint,crd]",
-            "loss.crd.schedule=ramp",
         ]
         steps = [f"trainer.max_epochs={EPOCHS}", "data.batch_size=64", "trainer.accumulate=2", "trainer.log_every=4"]
         every = ["+callbacks=ema", "callbacks.ema.decay=0.9", "scheduler=cosine", "trainer.checkpoint_minutes=1e-9", "trainer.precision=32-true"]

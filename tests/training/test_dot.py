@@ -1,0 +1,161 @@
+"""DOT: separate momenta for what the labels and what the teacher say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_app.config import RequestError
+from kd_app.config.compose import composed
+from kd_app.training.dot import TwoMomenta
+from kd_app.training.fit import quiet
+from kd_app.training.module import Distillation
+from kd_app.training.parts import parts
+from kd_app.training.terms import WeightedTerms
+from tests.training.made import teacher_folder, trained
+from tests.training.small_parts import OwnData, distillation, plain_trainer, terms
+
+
+def losses(p: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """What the labels and what the teacher say of parameters at a step, with gradients that depend on both."""
+    return (p * (step + 1)).square().sum(), (p - torch.linspace(-1, 1, len(p))).abs().pow(1.5).sum()
+
+
+def walked(made: Any, p: nn.Parameter, *, steps: int = 5, apart: bool = True, clip: float | None = None) -> Tensor:
+    for step in range(steps):
+        made.zero_grad()
+        ours, theirs = losses(p, step)
+        if apart:
+            made.keep_apart(ours)
+        (ours + theirs).backward()
+        if clip is not None:
+            made.clip(clip)
+        made.step()
+    return p.detach()
+
+
+def parameter() -> nn.Parameter:
+    return nn.Parameter(torch.linspace(0.5, 2, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_it_moves_as_the_paper_says(clip: float | None) -> None:
+    rate, momentum, delta, decay = 0.01, 0.9, 0.075, 0.1
+    group = {"params": [parameter()], "weight_decay": decay}
+    found = walked(TwoMomenta([group], lr=rate, momentum=momentum, delta=delta), group["params"][0], clip=clip)  # type: ignore[index]
+    p, labels, teacher = parameter().detach(), torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for step in range(5):
+        own = p.clone().requires_grad_()
+        ours, theirs = (torch.autograd.grad(loss, own)[0] for loss in losses(own, step))
+        scale = 1.0 if clip is None else min(1.0, clip / float((ours + theirs).norm() + 1e-6))
+        labels = (momentum - delta) * labels + scale * ours + decay * p
+        teacher = (momentum + delta) * teacher + scale * theirs
+        p = p - rate * (labels + teacher)
+    torch.testing.assert_close(found, p)
+
+
+@pytest.mark.parametrize(("delta", "apart"), [(0.0, True), (0.09, False)])
+def test_with_equal_momenta_or_one_gradient_it_is_sgd(delta: float, apart: bool) -> None:
+    one, other = parameter(), parameter()
+    found = walked(TwoMomenta([{"params": [one], "weight_decay": 0.1}], lr=0.01, momentum=0.9, delta=delta), one, apart=apart)
+    plain = torch.optim.SGD([other], lr=0.01, momentum=0.9, weight_decay=0.1)
+    torch.testing.assert_close(found, walked(plain, other, apart=False))
+
+
+class Made:
+    """In the place of the settings of an optimizer."""
+
+    def __init__(self, delta: float) -> None:
+        self.delta = delta
+
+    def make(self, model: nn.Module, **more: Any) -> torch.optim.Optimizer:
+        made = TwoMomenta(model.parameters(), lr=0.1, momentum=0.5, delta=self.delta)
+        made.param_groups[0]["initial_lr"] = 0.1
+        return made
+
+
+def ended(delta: float, chosen: WeightedTerms | None = None, **more: Any) -> dict[str, Tensor]:
+    module: Distillation = distillation(terms=chosen, optimizer=Made(delta))
+    with quiet():
+        plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
+    return dict(module.student.state_dict())
+
+
+def test_in_a_training_the_labels_momentum_is_the_smaller_one() -> None:
+    """A teacher's term of weight 0 leaves the labels alone, so that their momentum is seen; and the other way round."""
+    labels, teacher = terms(weight=0.0), terms(weight=1.0)
+    teacher.weights["cross_entropy"] = 0.0
+    for chosen, momentum in ((labels, 0.3), (teacher, 0.7)):
+        alone = WeightedTerms(chosen.chosen, chosen.weights)
+        module = distillation(terms=alone, optimizer=Made(0.0))
+        plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=momentum)
+        plain.param_groups[0]["initial_lr"] = 0.1
+        module.configure_optimizers = lambda plain=plain: plain  # type: ignore[method-assign]
+        with quiet():
+            plain_trainer(max_epochs=2).fit(module, datamodule=OwnData(shuffle=False))
+        same(ended(0.2, chosen), dict(module.student.state_dict()))
+
+
+def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does() -> None:
+    for more in ({"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.05}, {"precision": "bf16-mixed"}):
+        module = distillation(optimizer=Made(0.0))
+        plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=0.5)
+        plain.param_groups[0]["initial_lr"] = 0.1
+        module.configure_optimizers = lambda plain=plain: plain  # type: ignore[method-assign]
+        with quiet():
+            plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
+        same(ended(0.0, **more), dict(module.student.state_dict()), atol=1e-3 if "precision" in more else 1e-6)
+        assert not all(torch.equal(tensor, ended(0.2, **more)[name]) for name, tensor in module.student.state_dict().items())
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-6) -> None:
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=atol)
+
+
+def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_folder(tmp_path / "teacher")
+    words = [
+        "optimizer=dot",
+        "student.name=resnet8",
+        "data.batch_size=256",
+        "trainer.max_epochs=2",
+        "trainer.accumulate=2",
+        "trainer.checkpoint_steps=1",
+    ]
+    whole = trained(teacher, tmp_path / "whole", *words)
+    plain, steps = Distillation.training_step, iter(range(100))
+
+    def cut(module: Distillation, batch: Any, batch_idx: int) -> Tensor:
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return plain(module, batch, batch_idx)
+
+    monkeypatch.setattr(Distillation, "training_step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        trained(teacher, tmp_path / "cut", *words)
+    again = trained(teacher, tmp_path / "cut", *words)
+    weights = again.member.created.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.member.created.model.state_dict().items())
+    assert again.curves == whole.curves
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer=ddp_sim"], "keeps the labels' gradient apart in one process, and trainer.devices=2"),
+        (["optimizer.delta=0.2"], "optimizer.delta=0.2 takes the momenta to 0.7 and 1.1"),
+        (["optimizer.delta=1"], "delta=1 does not fit"),
+    ],
+)
+def test_what_it_can_not_do_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        parts(composed("distill", ["optimizer=dot", *words]))
+
+
+def test_a_scaled_loss_is_refused() -> None:
+    settings = parts(composed("distill", ["optimizer=dot"])).recipe.make_optimizer()
+    with pytest.raises(RequestError, match="precision=16-mixed scales one of them"):
+        settings.check_place(1, "16-mixed")
