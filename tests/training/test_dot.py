@@ -119,6 +119,7 @@ def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path, monkeypatch
     teacher = teacher_folder(tmp_path / "teacher")
     words = [
         "optimizer=dot",
+        "loss.soft_target.schedule=ramp",
         "student.name=resnet8",
         "data.batch_size=256",
         "trainer.max_epochs=2",
@@ -145,7 +146,6 @@ def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trainer=ddp_sim"], "keeps the labels' gradient apart in one process, and trainer.devices=2"),
         (["optimizer.delta=0.2"], "optimizer.delta=0.2 takes the momenta to 0.7 and 1.1"),
         (["optimizer.delta=1"], "delta=1 does not fit"),
     ],
@@ -155,7 +155,9 @@ def test_what_it_can_not_do_is_refused(words: list[str], said: str) -> None:
         parts(composed("distill", ["optimizer=dot", *words]))
 
 
-def test_a_scaled_loss_is_refused() -> None:
+def test_a_scaled_loss_and_several_processes_are_refused() -> None:
     settings = parts(composed("distill", ["optimizer=dot"])).recipe.make_optimizer()
+    with pytest.raises(RequestError, match=r"apart in one process, and trainer.devices=2"):
+        settings.check_place(2, "32-true")
     with pytest.raises(RequestError, match="precision=16-mixed scales one of them"):
         settings.check_place(1, "16-mixed")
