@@ -127,6 +127,11 @@ def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before:
     members = members_of(shop, asked.run, before.model_copy(update={"models": {r: m for r, m in before.models.items() if r in _ROLES}}), shop.console)
     if "teacher" in before.models and "teacher" not in members:
         raise RequestError(f"The teacher of {str(asked.run)!r} is not there any more. Say the run's kd-distill command again to make it.")
+    if "teacher" not in members and shop.parts.recipe.terms().needs_teacher:
+        raise RequestError(
+            f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its own average, or one of other classes), and no step "
+            "of kd-compress can ask it. Name a run whose teacher answers in the data's classes."
+        )
     if members["student"].program is not None:
         raise RequestError(
             f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name the run that it was made from, with all steps: "

@@ -18,13 +18,14 @@ COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises for words that it can't compose."""
 
 _SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
-_FREE = re.compile(r"^(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+=")
+_FREE = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+|loss\.\w+\.teacher)=")
 _NO_KEY = re.compile(r"Key '[^']+' is not in struct.*?full_key: (\S+)")
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
 def opened(overrides: Iterable[str]) -> list[str]:
-    """Let ``<part>.kwargs.<anything>=`` and ``teacher.members.<name>...=`` be said without Hydra's '++': their keys are who writes them's own.
+    """Let ``<part>.kwargs.<anything>=``, ``teacher.members.<name>...=`` and ``loss.<term>.teacher=`` be said without Hydra's '++': their keys are who
+    writes them's own, or seldom said.
 
     ``loss.<term>.schedule=<name>`` is one of scheduler's choices: Hydra's ``+scheduler@loss.<term>.schedule=<name>``.
     """

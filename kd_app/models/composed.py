@@ -4,7 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -73,6 +73,28 @@ def _imagenet_names(origin: Origin) -> tuple[str, ...]:
     return tuple(ImageNetInfo(sets[origin.num_classes]).label_names())
 
 
+class OwnAverage(Composed):
+    """The average of a student's own weights, which moves with it: at first it is the student. There is none to measure before the training.
+
+    Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv 1703.01780.
+    """
+
+    measured: ClassVar[bool] = False
+
+    def __init__(self, student: ModelRequest, decay: float) -> None:
+        origin = Origin("own", f"average of {student.name} (decay {decay:g})", license=student.origin.license)
+        super().__init__("teacher", origin, {})
+        self.student, self.decay = student, decay
+
+    def pixels(self, seen: Seen) -> Pixels:
+        """The student's."""
+        return expected_pixels(self.student, seen)
+
+    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
+        """A net like the student; a training replaces its weights by its own student's first ones."""
+        return create(self.student, pixels, num_classes, seed=seed)
+
+
 class Several(Composed):
     """Several teachers that answer as one: ``log sum_m w_m p_m`` of their probabilities.
 
@@ -109,7 +131,7 @@ class Several(Composed):
         told = "; ".join(f"{name}: {each.weights.source}" for name, each in created.items())
         identity = [(each.weights.sha256, self.weights[name]) for name, each in created.items()]
         sha256 = hashlib.sha256(f"{self.by}:{identity}".encode()).hexdigest()
-        model = SeveralModels([(each.model, each.pixels) for each in created.values()], list(self.weights.values()), self.by, pixels)
+        model = SeveralModels({name: (each.model, each.pixels) for name, each in created.items()}, list(self.weights.values()), self.by, pixels)
         return Created(model.eval(), pixels, WeightsReport(told, sha256, sum(each.weights.matched for each in created.values())))
 
 
@@ -126,16 +148,30 @@ class SeveralModels(LogitsOnly):
 
     shares: Tensor
 
-    def __init__(self, members: list[tuple[nn.Module, Pixels]], shares: list[float], by: By, pixels: Pixels) -> None:
-        super().__init__("several teachers have one answer together and nothing else in common")
-        self.models = nn.ModuleList(model for model, _ in members)
-        self.views = nn.ModuleList(Repainted(pixels, wants) for _, wants in members)
+    def __init__(self, members: Mapping[str, tuple[nn.Module, Pixels]], shares: list[float], by: By, pixels: Pixels) -> None:
+        super().__init__(
+            "several teachers have one answer together and nothing else in common; loss.<term>.teacher=<member> names the one that a term reads"
+        )
+        self.names = tuple(members)
+        self.models = nn.ModuleList(model for model, _ in members.values())
+        self.views = nn.ModuleList(Repainted(pixels, wants) for _, wants in members.values())
         self.by = by
         self.register_buffer("shares", torch.tensor(shares) / sum(shares))
 
     def forward(self, image: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Log-probabilities ``[B, K]``; their softmax is the weighted mean of the members' probabilities."""
-        answers = [model(view(image)).float().log_softmax(dim=-1) for model, view in zip(self.models, self.views, strict=True)]
+        return self.together(image, {})
+
+    def member(self, name: str) -> tuple[nn.Module, nn.Module]:
+        """What turns an image into what this member expects, and the member."""
+        number = self.names.index(name)
+        return self.views[number], self.models[number]
+
+    def together(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """As `forward`; `known`: the logits of members that were asked already."""
+        each = zip(self.names, self.models, self.views, strict=True)
+        logits = [known[name] if name in known else model(view(image)) for name, model, view in each]
+        answers = [answer.float().log_softmax(dim=-1) for answer in logits]
         log_p = torch.stack(answers)
         shares = self.shares[:, None].expand(log_p.shape[:2])
         if self.by == "confidence":

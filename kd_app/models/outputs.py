@@ -67,9 +67,18 @@ class Outputs:
         return replace(self, **changes)
 
 
+@dataclass
+class Panel(Outputs):
+    """What several models say together, and, of those that are read by name, what each says by itself."""
+
+    members: dict[str, Outputs] = field(default_factory=dict)
+
+
 def _widen(value: T) -> T:
     if isinstance(value, Tensor):
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {name: said.at_least_float32() for name, said in value.items()}  # type: ignore[return-value]
     if isinstance(value, tuple):
         return type(value)(*(_widen(part) for part in value))
     return [_widen(part) for part in value] if isinstance(value, list) else value  # type: ignore[return-value]

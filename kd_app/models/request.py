@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import timm
 import torch
@@ -94,9 +94,13 @@ class ModelRequest(Typed):
 
 
 class Composed(ModelRequest):
-    """A model that is made of other things than one set of weights. It is used as it is, and told first of the data: `know`."""
+    """A model that is made of other things than one set of weights. It is used as it is, and told first of the data: `know`.
+
+    measured: its answers to the data's images have figures.
+    """
 
     seen: Seen
+    measured: ClassVar[bool] = True
 
     def __init__(self, role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs

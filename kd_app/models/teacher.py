@@ -1,17 +1,31 @@
 """The teacher: frozen, and invisible to everything that trains, saves, copies or counts the student."""
 
-from collections.abc import Callable
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_app.config import Pixels
-from kd_app.models.outputs import Outputs
+from kd_app.models.outputs import Outputs, Panel
 from kd_app.models.taps import Taps
 
 _LUMA = (0.299, 0.587, 0.114)
+
+
+@runtime_checkable
+class Together(Protocol):
+    """Several models that answer as one."""
+
+    @abstractmethod
+    def member(self, name: str) -> tuple[nn.Module, nn.Module]:
+        """What turns an image into what that model expects, and the model."""
+
+    @abstractmethod
+    def together(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+        """Their one answer ``[B, K]``; `known`: the logits of those that were asked already."""
 
 
 class FrozenTeacher(nn.Module):
@@ -19,20 +33,42 @@ class FrozenTeacher(nn.Module):
 
     It follows ``.to()`` and owns no parameter, buffer, state or mode: nothing of it reaches the optimizer, checkpoints, DDP, an average of weights
     or the parameter count. The image comes normalized as the student `sees` it and is turned into the pixels the teacher expects: channels,
-    then ``x * std_s / std_t + (mean_s - mean_t) / std_t``, then size. `reads` and `attention_blocks`: see `Taps`.
+    then ``x * std_s / std_t + (mean_s - mean_t) / std_t``, then size. `reads` and `attention_blocks`: see `Taps`. members: what is read of each
+    of several models by itself, by its name (a model that is `Together`); the answer is a `Panel` then, and a member runs once a batch.
     """
 
-    def __init__(self, model: nn.Module, *, reads: frozenset[str], pixels: Pixels, sees: Pixels, attention_blocks: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reads: frozenset[str],
+        pixels: Pixels,
+        sees: Pixels,
+        attention_blocks: int = 1,
+        members: Mapping[str, frozenset[str]] | None = None,
+    ) -> None:
         super().__init__()
         model.requires_grad_(False).eval()
         self._held = (model, Repainted(sees, pixels).eval())  # a tuple: nn.Module registers nothing in it
         self._taps = Taps(model, reads, attention_blocks=attention_blocks)
+        self._members: dict[str, tuple[nn.Module, Taps]] = {}
+        for name, of_member in (members or {}).items():
+            assert isinstance(model, Together)
+            view, member = model.member(name)
+            self._members[name] = (view, Taps(member, of_member | (reads & {"logits"}), attention_blocks=attention_blocks))
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Outputs:
         """All that the chosen terms read of the teacher, for a batch ``[B, C, H, W]`` normalized for the student."""
-        outputs: Outputs = self._taps(self._held[1](image))
-        return outputs
+        seen = self._held[1](image)
+        if not self._members:
+            outputs: Outputs = self._taps(seen)
+            return outputs
+        said = {name: taps(view(seen)) for name, (view, taps) in self._members.items()}
+        known = {name: each.logits for name, each in said.items() if each.logits is not None}
+        model = self._held[0]
+        assert isinstance(model, Together)
+        return Panel(logits=model.together(seen, known) if "logits" in self._taps.reads else None, members=said)
 
     @property
     def model(self) -> nn.Module:

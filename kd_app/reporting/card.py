@@ -200,11 +200,17 @@ def _dataset(results: Results) -> str:
 def _what(results: Results, student: Model) -> str:
     assert results.data is not None
     teacher = results.models.get("teacher")
-    taught = f"distilled from {_code(teacher.name)} ({count(teacher.params)} parameters)" if teacher else "trained on labels"
+    taught = f"distilled from {_code(teacher.name)} ({count(teacher.params)} parameters)" if teacher else _unmeasured(results)
     return (
         f"An image classifier: {_code(student.name)}, {count(student.params)} parameters, {count(student.macs)} multiply-adds an image, {taught} "
         f"on {results.data.sizes['train']:,} images. It answers with one of {_classes(results.data.classes)}."
     )
+
+
+def _unmeasured(results: Results) -> str:
+    """What it was trained on, where no teacher was measured; whose license is known was there."""
+    taught = results.license is not None and results.license.teacher is not None
+    return "distilled from a teacher that was not measured beside it," if taught else "trained on labels"
 
 
 def _classes(names: list[str]) -> str:

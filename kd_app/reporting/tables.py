@@ -40,7 +40,7 @@ def summary(results: Results) -> RenderableType:
 def _models(results: Results, split: Split) -> Table:
     figures = {"teacher": split.teacher, "labels_only": split.labels_only, "student": split.student}
     present = {role: each for role, each in figures.items() if each is not None}
-    heads = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled" if split.teacher else "student"}
+    heads = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled" if split.teacher or split.labels_only else "student"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for role in present:

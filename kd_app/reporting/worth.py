@@ -14,7 +14,7 @@ def worth(results: Results) -> list[str]:
     A control counts as as good where that interval holds 0 or lies below it. All of it is about the models of one seed, and says so.
     """
     split = results.test or results.validation
-    if split is None or split.teacher is None:
+    if split is None:
         return []
     gains = {control: gain for control, gain in _gains(split).items() if gain.value is not None and gain.low is not None and gain.high is not None}
     if not gains:

@@ -109,17 +109,17 @@ class TwoMomenta(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.sub_(self._moved(p, group), alpha=group["lr"])
+                    p.sub_(self._moved(p, p.grad, group), alpha=group["lr"])
         self._apart = None
         return loss
 
-    def _moved(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+    def _moved(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         """``v_l + v_t`` after this step."""
         decay = group["weight_decay"] * p
         if self._apart is None:
-            return self._averaged(p, "all", group["momentum"], p.grad + decay)
+            return self._averaged(p, "all", group["momentum"], gradient + decay)
         labels = self._apart.get(p)
-        teacher = p.grad if labels is None else p.grad - labels
+        teacher = gradient if labels is None else gradient - labels
         own = self._averaged(p, "labels", group["momentum"] - group["delta"], decay if labels is None else labels + decay)
         return own + self._averaged(p, "teacher", group["momentum"] + group["delta"], teacher)
 

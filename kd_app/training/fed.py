@@ -53,6 +53,11 @@ def _check_stored(node: Mapping[str, Any], data: Any, taught: Mapping[str, Weigh
     for role, terms in taught.items():
         for name, term in terms.chosen.items():
             more = sorted(term.reads - {"logits"}) if term.needs_teacher else []
+            if name in terms.members:
+                raise RequestError(
+                    f"teacher.answers=stored keeps what several teachers say together, and the loss term {name} of the {role} reads "
+                    f"{terms.members[name]} by itself. Use teacher.answers=live."
+                )
             if more:
                 raise RequestError(
                     f"teacher.answers=stored keeps the teacher's logits, and the loss term {name} of the {role} reads its {', '.join(more)} as well. "

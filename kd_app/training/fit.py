@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from kd_app.config import Pixels
+from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.module import ImageData
 from kd_app.data.normalize import normalize
@@ -46,7 +46,8 @@ RECORD = "training.json"
 class Taught:
     """A model to train and what it is trained on: who asks for it, its recipe, its pixels, and the teacher, if it has one.
 
-    stored: the teacher's answers, read in the place of asking it. shuffled: it is shown another image of the same class in the place of each.
+    decay: the teacher is the student's own average, which moves so. stored: the teacher's answers, read in the place of asking it. shuffled: it is
+    shown another image of the same class in the place of each.
     """
 
     role: str
@@ -58,6 +59,7 @@ class Taught:
     license: str = "unknown"
     shuffled: bool = False
     stored: StoredAnswers | None = None
+    decay: float | None = None
 
 
 def fit(
@@ -164,12 +166,23 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     teacher = None
     if taught.teacher is not None and terms.needs_teacher:
         casts = settings.precision not in ("32-true", "16-mixed", "bf16-mixed")
-        model = deepcopy(taught.teacher.model) if casts else taught.teacher.model  # the run goes on to use it as it is
+        start = taught.teacher.model if taught.decay is None else created.model
+        model = deepcopy(start) if casts or taught.decay is not None else start  # the run goes on to use it as it is
         teacher = FrozenTeacher(
-            model, reads=terms.teacher_reads, pixels=taught.teacher.pixels, sees=taught.pixels, attention_blocks=terms.attention_blocks
+            model,
+            reads=terms.teacher_reads,
+            pixels=taught.teacher.pixels,
+            sees=taught.pixels,
+            attention_blocks=terms.attention_blocks,
+            members=terms.member_reads,
         )
     _adapt(terms, created, teacher, data, taught.recipe.seed)
     student = terms.deployed(created.model)
+    decay = None if teacher is None else taught.decay
+    if decay is not None and student is not created.model:
+        raise RequestError(
+            "teacher=ema averages the student, and the loss makes another net of it (simkd). Leave that term out: soft_target, dist, sp."
+        )
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     for each in (student, teacher):
         if each is not None:
@@ -190,6 +203,7 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
         gradient_share=settings.gradient_share,
         skips=settings.on_nan == "skip",
         stored=taught.stored,
+        decay=decay,
     )
 
 

@@ -49,6 +49,7 @@ class Distillation(pl.LightningModule):
     pixels: what the student expects, where batches are uint8; None where they come normalized. answers: the teacher's on the validation images,
     for agreement and KL during training. from_random: nothing was learned before (sets the learning rate where that is 'auto'). skips: somebody
     leaves out the steps that are not finite, so they end nothing and are in no mean. stored: what a teacher says of every view, in its place.
+    decay: `teacher` is a copy of the student, and moves with it.
     Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or (image, target). Logs the means of the loss and of each
     term since the last time, every `log_every` steps, and the present weight of each term that has a schedule; every `gradient_share` steps, in the
     first batch of the step, what `WeightedTerms.gradients` says.
@@ -72,6 +73,7 @@ class Distillation(pl.LightningModule):
         gradient_share: int | None = None,
         skips: bool = False,
         stored: StoredAnswers | None = None,
+        decay: float | None = None,
     ) -> None:
         super().__init__()
         self.student = student.train()
@@ -90,6 +92,7 @@ class Distillation(pl.LightningModule):
         self._total_steps = 1
         self._skips = skips
         self._stored = stored
+        self._decay = decay
         self._labels: Tensor | None = None
         self._window: list[Tensor] = []
         self._seen: list[Tensor] = []
@@ -133,7 +136,7 @@ class Distillation(pl.LightningModule):
         """The loss of one batch; in the first steps every distillation term must be finite, not zero, and teach (`RunError` otherwise)."""
         ready = replace(self.prepared(batch), progress=self.progress)
         total, values = self.losses(ready)
-        if self.trainer.global_step < CHECKED_STEPS:
+        if self.is_checked(self.trainer.global_step):
             self.terms.check(values, self.student, ready)
         if self._gradient_share and self.trainer.global_step % self._gradient_share == 0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
             seen = self.terms.gradients(values, self.student, ready.progress)
@@ -145,6 +148,27 @@ class Distillation(pl.LightningModule):
         if len(self._window) >= self._log_every:
             self._flush(step=self.trainer.global_step + 1)
         return total
+
+    def is_checked(self, step: int) -> bool:
+        """Whether every term is looked at by itself in the step after `step` others. A teacher that is the student's average is the student at 0."""
+        return (0 if self._decay is None else 1) <= step < CHECKED_STEPS
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step of the student, and of the teacher that is its average."""
+        super().optimizer_step(*args, **kwargs)
+        if self._decay is not None:
+            self._follow(min(self._decay, 1 - 1 / (self.trainer.global_step + 2)))
+
+    @torch.no_grad()
+    def _follow(self, decay: float) -> None:
+        """``average = decay * average + (1 - decay) * state``; what counts is copied."""
+        assert self.teacher is not None
+        state = self.student.state_dict()
+        for name, average in self.teacher.model.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(state[name].to(average.dtype), 1 - decay)
+            else:
+                average.copy_(state[name])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Through the loss; before that, for an optimizer that keeps it apart, through the part of it that reads no teacher."""
@@ -224,10 +248,14 @@ class Distillation(pl.LightningModule):
         """Keep what was not logged yet; a loss that is not finite ends the run instead, and leaves the last good state alone."""
         if not self._skips and not all(bool(row.isfinite().all()) for row in self._window):
             self._flush(self.trainer.global_step)
+        if self._decay is not None and self.teacher is not None:
+            checkpoint["average"] = self.teacher.model.state_dict()
         checkpoint["window"], checkpoint["seen"] = list(self._window), list(self._seen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with what was not logged yet."""
+        """Go on with what was not logged yet, and with the average."""
+        if self._decay is not None and self.teacher is not None:
+            self.teacher.model.load_state_dict(checkpoint["average"])
         self._window = [row.to(self.device) for row in checkpoint["window"]]
         self._seen = list(checkpoint["seen"])
 

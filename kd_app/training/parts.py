@@ -11,13 +11,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from kd_app.config import RequestError
+from kd_app.config import RequestError, unknown
 from kd_app.config.schedule import Schedule
 from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.corruptions import Robustness
 from kd_app.data.foreign import UNPAIRED, ForeignData
 from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
+from kd_app.models.composed import OwnAverage, Several
 from kd_app.models.license import Licensed, Licenses, Policy, licenses
 from kd_app.models.request import ModelRequest
 from kd_app.training.asked import Link, composed, found, links_of, requested
@@ -26,7 +27,7 @@ from kd_app.training.controls import ControlSettings, smoothing_of
 from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
 from kd_app.training.optimizer import Optimizer
-from kd_app.training.settings import Asking, Job, Licensing, Said, TeacherTraining
+from kd_app.training.settings import Asking, Job, Licensing, OwnAverageTeacher, Said, TeacherTraining
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
@@ -34,7 +35,7 @@ Config = dict[str, Any]
 OURS = f"{ImageData.__module__}.{ImageData.__qualname__}"
 _TOLD = ("name", "suggested", "license")
 """Keys of the data group that are not for the data module."""
-_OF_THE_SUM = ("weight", "schedule")
+_OF_THE_SUM = ("weight", "schedule", "teacher")
 """Keys of a loss term that are not for the term."""
 
 
@@ -59,7 +60,8 @@ class Recipe:
         parts = {name: {k: v for k, v in node.items() if k not in _OF_THE_SUM} for name, node in self.loss.items()}
         weights = {name: _weight(name, node) for name, node in self.loss.items()}
         schedules = {name: _schedule(name, node["schedule"]) for name, node in self.loss.items() if node.get("schedule") is not None}
-        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights, schedules)
+        members = {name: str(node["teacher"]) for name, node in self.loss.items() if node.get("teacher") is not None}
+        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights, schedules, members)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer's settings."""
@@ -259,13 +261,28 @@ def _check(made: Parts) -> None:
         each.make_optimizer().check_place(made.trainer.world_size, made.trainer.precision)
         each.make_schedule()
         each.make_callbacks()
+        _check_members(terms, made)
         if terms.needs_teacher and (made.teacher is None or each is made.teacher_recipe):
             names = [name for name, term in terms.chosen.items() if term.needs_teacher]
             raise RequestError(f"The loss term {names[0]} needs a teacher and there is none here. Leave it out, or choose a teacher (teacher=timm).")
+    if isinstance(made.teacher, OwnAverage) and made.trainer.world_size > 1:
+        raise RequestError(f"teacher=ema follows the student of one process, and trainer.devices={made.trainer.world_size}. Use trainer.devices=1.")
     if made.teacher is not None and not made.recipe.terms().needs_teacher:
         raise RequestError(
             "A teacher is chosen, but no loss term listens to it. Add one, for example 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
+
+
+def _check_members(terms: WeightedTerms, made: Parts) -> None:
+    """Refuse terms that read one of several teachers where it is none of them, or needs no teacher, or links of a chain stand between."""
+    for name, member in terms.members.items():
+        if not isinstance(made.teacher, Several) or made.links or not terms.chosen[name].needs_teacher:
+            raise RequestError(
+                f"loss.{name}.teacher={member} names one of several teachers for a term to read. It is for terms that read a teacher, with "
+                "teacher=several and without teacher.chain. Leave it out."
+            )
+        if member not in made.teacher.members:
+            raise unknown("member of the teacher", member, list(made.teacher.members))
 
 
 def _control(name: str, node: Config, student: Recipe) -> Control:
@@ -291,6 +308,8 @@ def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe
         return requested("teacher", {"_target_": FACTORY, **(node or {})}, own.teacher), None
     if not node or node.get("_target_") is None:
         return None, None
+    if node.get("decay") is not None:
+        return OwnAverage(requested("student", config["student"], own.student), OwnAverageTeacher(decay=node["decay"]).decay), None
     made = composed(node)
     if made is not None:
         return made, None

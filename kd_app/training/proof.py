@@ -21,7 +21,7 @@ from kd_app.deployment.measure import Predictions, images_per_second, same_image
 from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
-from kd_app.models.composed import RuntimeModel
+from kd_app.models.composed import OwnAverage, RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import INT8, WEIGHTS, copy_labeled
 from kd_app.reporting.card import write_card
@@ -58,6 +58,7 @@ class Proof:
         self.trial = trial
         self.found: dict[str, Any] = {"license": again.license if again else shop.parts.licenses.told()}
         self._again = again
+        self._note = ""
         self._made = _made_before(out / RESULTS)
 
     def write(self, status: str, *, reason: str | None = None) -> Results:
@@ -120,8 +121,16 @@ class Proof:
             "sizes": data.sizes,
             "fingerprint": data.fingerprint,
         }
-        self.found["notes"] = list(data.notes)
+        self.found["notes"] = [*data.notes, *([self._note] if self._note else [])]
         data.write_split(self.out / SPLIT)
+
+    def unmeasured(self, teacher: Member) -> str:
+        """Put down, and say, that the student is compared with its controls alone."""
+        known = teacher.created.weights
+        own = isinstance(teacher.request, OwnAverage)
+        why = "is the student's own" if own else f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the data's"
+        self._note = f"The teacher, {teacher.request.name}, {why}, so no figure compares the student with it; the controls say what it was worth."
+        return self._note
 
     def knows(self, teacher: Member, split: str) -> dict[str, Any]:
         """What the teacher knows of the images of `split`, or of those that it was asked about first."""
@@ -182,7 +191,8 @@ class Proof:
         write_curves(self.out / CURVES, {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
         source = student.folder / MODEL if student.folder else student.request.origin.path
         assert source is not None
-        self._student(source if source.is_dir() else source.parent, members["teacher"].request.name if "teacher" in members else None)
+        teacher = self.shop.parts.teacher
+        self._student(source if source.is_dir() else source.parent, teacher.name if teacher is not None else None)
         if "teacher" in members:
             (self.out / "teacher").mkdir(exist_ok=True)
             write_atomically(self.out / "teacher" / "reference.json", json.dumps(told(members["teacher"]), indent=1))

@@ -19,7 +19,7 @@ Group = dict[str, Any]
 _CONTROL = ("loss", "student", "as_long", "entropy_at", "shuffled")
 _MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
 _TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "answers")
-_MADE_OF = ("classes", "chain", "members", "by")
+_MADE_OF = ("classes", "chain", "members", "by", "decay")
 
 
 class Job(Typed, called="kd-distill"):
@@ -114,6 +114,13 @@ class SeveralTeachers(Typed, called="teacher"):
         self.members = {name: {key: value for key, value in member.items() if key != "weight"} for name, member in members.items()}
         self.weights = {name: Share(weight=member.get("weight", 1.0)).weight for name, member in members.items()}
         self.by = by
+
+
+class OwnAverageTeacher(Typed, called="teacher"):
+    """The student's own average as its teacher: ``average = decay * average + (1 - decay) * weights`` after every step."""
+
+    def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
+        self.decay = decay
 
 
 class Share(Typed, called="teacher.members"):

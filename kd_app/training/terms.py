@@ -11,7 +11,7 @@ from kd_app.config import RequestError, RunError
 from kd_app.config.schedule import Schedule
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
-from kd_app.models.outputs import Outputs
+from kd_app.models.outputs import Outputs, Panel
 from kd_app.training.ranks.gather import several_ranks, whole_batch, whole_outputs
 
 
@@ -30,13 +30,21 @@ class WeightedTerms(nn.Module):
     Adapters of the terms are parameters of this module: trained with the student and saved in training checkpoints.
     """
 
-    def __init__(self, terms: Mapping[str, LossTerm], weights: Mapping[str, float], schedules: Mapping[str, Schedule] | None = None) -> None:
+    def __init__(
+        self,
+        terms: Mapping[str, LossTerm],
+        weights: Mapping[str, float],
+        schedules: Mapping[str, Schedule] | None = None,
+        members: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         if not terms:
             raise RequestError("No loss term is chosen. Choose at least one, for example 'loss=[cross_entropy,soft_target]'.")
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
         self.schedules = dict(schedules or {})
+        self.members = dict(members or {})
+        """Of several teachers the one that a term reads, by the term's name; the others read what all say together."""
 
     @property
     def reads(self) -> frozenset[str]:
@@ -45,8 +53,17 @@ class WeightedTerms(nn.Module):
 
     @property
     def teacher_reads(self) -> frozenset[str]:
-        """What the terms read of the teacher; empty where none needs one."""
-        return frozenset[str]().union(*(term.teacher_reads for term in self.chosen.values() if term.needs_teacher))
+        """What the terms read of the teacher, of several of all together; empty where none needs one."""
+        return self._read_of(None)
+
+    @property
+    def member_reads(self) -> dict[str, frozenset[str]]:
+        """What the terms read of each of several teachers by itself."""
+        return {member: self._read_of(member) for member in dict.fromkeys(self.members.values())}
+
+    def _read_of(self, member: str | None) -> frozenset[str]:
+        reading = (term for name, term in self.chosen.items() if term.needs_teacher and self.members.get(name) == member)
+        return frozenset[str]().union(*(term.teacher_reads for term in reading))
 
     @property
     def attention_blocks(self) -> int:
@@ -65,9 +82,9 @@ class WeightedTerms(nn.Module):
 
     def build(self, student: Outputs, teacher: Outputs, images: Tensor | None = None) -> None:
         """Make the adapters of every term from one measured pass; `images`: see `LossTerm`."""
-        for term in self.chosen.values():
+        for name, term in self.chosen.items():
             term.images = images
-            term.build(student, teacher)
+            term.build(student, _heard(self.members.get(name), teacher))
 
     def deployed(self, student: nn.Module) -> nn.Module:
         """The student with the adapters that are a part of it."""
@@ -79,10 +96,16 @@ class WeightedTerms(nn.Module):
         """The weighted sum and the terms without their weights; computed in float32 or better, whatever the models' precision."""
         with torch.autocast(student.logits.device.type if student.logits is not None else "cpu", enabled=False):
             student, teacher = student.at_least_float32(), teacher.at_least_float32()
-            own, together = (student, teacher, batch), self._together(batch) if several_ranks() else frozenset[str]()
+            together = self._together(batch) if several_ranks() else frozenset[str]()
             reads = frozenset[str]().union(*(self.chosen[name].reads for name in together))
-            all_ranks = (whole_outputs(student, reads), whole_outputs(teacher, reads), whole_batch(batch)) if together else own
-            values = {name: term(*(all_ranks if name in together else own)) for name, term in self.chosen.items()}
+            own = {member: _heard(member, teacher) for member in (None, *self.members.values())}
+            gathered = dict.fromkeys(self.members.get(name) for name in self.chosen if name in together)
+            theirs = {member: whole_outputs(own[member], reads) for member in gathered}
+            ours, whole = (whole_outputs(student, reads), whole_batch(batch)) if together else (student, batch)
+            values = {
+                name: term(ours, theirs[self.members.get(name)], whole) if name in together else term(student, own[self.members.get(name)], batch)
+                for name, term in self.chosen.items()
+            }
         weighted = [self.weight(name, batch.progress) * value for name, value in values.items()]
         total = weighted[0]
         for part in weighted[1:]:
@@ -158,6 +181,14 @@ class WeightedTerms(nn.Module):
                     "no-gradient",
                     f"The loss term {name} gives the student no gradient in the first steps, so it teaches nothing. Leave it out, or change it.",
                 )
+
+
+def _heard(member: str | None, teacher: Outputs) -> Outputs:
+    """What a term hears: all teachers together, or one of them."""
+    if member is None:
+        return teacher
+    assert isinstance(teacher, Panel)
+    return teacher.members[member]
 
 
 def _gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:

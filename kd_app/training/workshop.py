@@ -16,6 +16,7 @@ from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.deployment.xnnpack import Lowered
+from kd_app.models.composed import OwnAverage
 from kd_app.models.cost import count_params
 from kd_app.models.create import Created, create, expected_pixels
 from kd_app.models.outputs import Outputs
@@ -46,6 +47,7 @@ def decode_size(heights: Sequence[int]) -> int:
 class Member:
     """A model of the run that is ready to answer: its role, how to make it again, what it expects, and the record of its training, if it had one.
 
+    measured: its answers have figures; not so a teacher that answers in other classes, or is made by the training itself.
     program: where it is quantized, the file that answers in the place of the module.
     """
 
@@ -55,6 +57,7 @@ class Member:
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     program: Path | None = None
+    measured: bool = True
 
     def answering(self) -> nn.Module:
         """What answers: an int8 program in its own runtime, or the module."""
@@ -146,13 +149,25 @@ class Workshop:
         """A model that is used as it is."""
         pixels = expected_pixels(request, self.seen())
         created = create(request, pixels, len(self.classes), seed=seed)
-        return Member(request.role, request, created)
+        return Member(request.role, request, created, measured=not isinstance(request, Composed) or request.measured)
 
     def as_it_is(self) -> Member | None:
-        """The teacher, where it answers in the data's classes and is used without any training; None where it is trained first.
+        """The teacher, where it is used without any training; None where it is trained first. One that answers in other classes is not measured.
 
-        Raises `RequestError` for one with a random head that nothing would train.
+        Raises `RequestError` for one with a random head that nothing would train and some term reads.
         """
+        found = self._as_it_is()
+        if found is None or found.measured:
+            return found
+        for name, control in self.parts.controls.items():
+            if control.entropy_at is not None:
+                raise RequestError(
+                    f"The control {name} has labels as soft as the teacher's answers, and the teacher {found.request.name} has none in the data's "
+                    "classes before the training. Leave that control out of 'controls=[...]'."
+                )
+        return found
+
+    def _as_it_is(self) -> Member | None:
         request, recipe = self.parts.teacher, self.parts.teacher_recipe
         if request is None:
             return None
@@ -163,12 +178,26 @@ class Workshop:
             return member
         if recipe is None or recipe.max_epochs == 0:
             origin = request.origin
-            has = "random weights" if not origin.has_weights else f"{origin.num_classes} classes" if origin.num_classes else "other classes"
+            if origin.has_weights:
+                self._check_reads_no_answers(request)
+                return replace(member or self.ready(request, seed=0), measured=False)
             raise RequestError(
-                f"The teacher {request.name} has {has}, the data have {len(self.classes)} classes, and teacher.max_epochs=0 forbids its training: "
-                "it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
+                f"The teacher {request.name} has random weights, the data have {len(self.classes)} classes, and teacher.max_epochs=0 forbids its "
+                "training: it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
             )
         return None
+
+    def _check_reads_no_answers(self, teacher: ModelRequest) -> None:
+        """Refuse terms that read the answers of a teacher which has none in the data's classes."""
+        for recipe in (self.parts.recipe, *self.parts.controls.values()):
+            for name, term in recipe.terms().chosen.items():
+                if term.needs_teacher and term.teacher_reads & {"logits", "classifier"}:
+                    raise RequestError(
+                        f"The teacher {teacher.name} has {teacher.origin.num_classes or 'other'} classes, the data have {len(self.classes)} classes, "
+                        "and teacher.max_epochs=0 forbids its training: it would answer with a random head, which the loss term "
+                        f"{name} reads. Choose terms that read no answers (embedding_mse, review, sp), map its classes "
+                        "(teacher.classes=<a CSV file>), or set teacher.max_epochs to 1 or more."
+                    )
 
     def going_on(self, student: ModelRequest, node: Mapping[str, Any], recipe: Recipe) -> "Workshop":
         """This workshop for the training of another student (`node` is its configuration); data, stages and what was used are shared."""
@@ -271,7 +300,8 @@ class Workshop:
             pixels=expected_pixels(request, self.seen()),
             recipe=recipe or self.settled(role, teacher),
             teacher=teacher.created if teacher else None,
-            answers=self._answers(teacher) if teacher else None,
+            answers=self._answers(teacher) if teacher and teacher.measured else None,
+            decay=self.parts.teacher.decay if isinstance(self.parts.teacher, OwnAverage) else None,
             license=self.license(role, taught=teacher is not None),
             shuffled=control is not None and control.shuffled,
             stored=self._stored(teacher, expected_pixels(request, self.seen())) if teacher and self.parts.answers == "stored" else None,
@@ -308,6 +338,7 @@ class Workshop:
             "data": str(self.data_folder) if self.data_folder else None,
             "listens": teacher is not None,
             "teacher": str(teacher.folder) if teacher and teacher.folder else None,
+            "measured": teacher is None or teacher.measured,
         }
 
     def _identity(self, taught: Taught, teacher: Member | None) -> dict[str, Any]:

@@ -44,7 +44,7 @@ WRONG = [
     ("controls=[labels]", "Did you mean 'labels_only'?"),
     ("experiment=None", "no experiment 'None'. null (written so) chooses none"),
     ("loss=null", "'loss=null' chooses nothing. Expected the name of a choice"),
-    ("teacher=null", "Choices of teacher=: none, several, timm"),
+    ("teacher=null", "Choices of teacher=: ema, none, several, timm"),
     ("loss=[]", "No loss term is chosen"),
     ("loss.soft_target=null", "loss.soft_target=None is no part"),
     # names of models, optimizers, stages

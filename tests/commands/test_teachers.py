@@ -54,10 +54,46 @@ def test_several_teachers_answer_as_one(made: Path, finished: Any) -> None:
     )
 
 
+def test_of_several_teachers_a_term_reads_the_one_that_it_names(made: Path, finished: Any) -> None:
+    words = ("teacher=several", f"teacher.members.a.checkpoint={made / 'a'}", f"teacher.members.b.checkpoint={made / 'b'}")
+    terms = ("loss=[cross_entropy,soft_target,embedding_mse,sp]", "loss.embedding_mse.teacher=b", "loss.sp.teacher=a")
+    assert finished(*words, *terms)["status"] == "finished"
+    for wrong, said in (
+        (("loss.embedding_mse.teacher=c",), "no member of the teacher 'c'"),
+        (("loss.cross_entropy.teacher=a",), "It is for terms that read a teacher"),
+        (("loss.sp.teacher=a", "teacher.chain=[resnet8]"), "without teacher.chain"),
+    ):
+        assert said in refused(*RUN, *words, terms[0], *wrong, "out=refused")
+
+
 def test_a_teacher_of_other_classes_answers_in_the_data_s_by_a_map(made: Path, finished: Any) -> None:
     found = finished(f"teacher.checkpoint={made / 'other'}", f"teacher.classes={made / 'map.csv'}", "loss=[cross_entropy,soft_target,feature_hint]")
     assert found["models"]["teacher"]["source"] == "folder other, classes by map.csv"
     assert [stage["name"] for stage in found["stages"] if stage["name"] == "teacher"] == []
+
+
+def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compared_with_nothing(made: Path, finished: Any) -> None:
+    words = (f"teacher.checkpoint={made / 'other'}", "teacher.max_epochs=0", "loss=[cross_entropy,embedding_mse,sp]")
+    found = finished(*words, "controls=[labels_only]", "test=always")
+    assert list(found["models"]) == ["labels_only", "student"]
+    assert found["verdict"] is None
+    assert found["test"]["teacher"] is None
+    assert found["test"]["pair"]["gain"] is not None
+    assert found["test"]["pair"]["retention"] is None
+    assert any("The teacher, resnet8, from folder other" in note and "answers in other classes than the data's" in note for note in found["notes"])
+    assert "distilled from a teacher that was not measured beside it, on" in Path("run/student/README.md").read_text()
+    said = refused(*RUN, *words[:2], "loss=[cross_entropy,embedding_mse,dist]", "out=refused")
+    assert "has 12 classes, the data have 10 classes" in said
+    assert "which the loss term dist reads. Choose terms that read no answers (embedding_mse, review, sp)" in said
+
+
+def test_the_student_s_own_average_teaches_it_and_is_compared_with_the_labels_alone(finished: Any) -> None:
+    found = finished("teacher=ema", "teacher.decay=0.9", "controls=[labels_only]", "test=always")
+    assert list(found["models"]) == ["labels_only", "student"]
+    assert found["test"]["gains"]["labels_only"]["value"] is not None
+    assert any("is the student's own, so no figure" in note for note in found["notes"])
+    assert not Path("run/teacher").exists()
+    assert "smoothed_labels has labels as soft as the teacher's answers" in refused(*RUN[:2], "teacher=ema", "controls=[smoothed_labels]")
 
 
 def test_a_file_for_another_runtime_teaches_by_its_logits(made: Path, finished: Any) -> None:

@@ -17,6 +17,7 @@ from kd_app.models.class_map import ClassMap, KnownClasses, Mapped, SummedClasse
 from kd_app.models.composed import By, RuntimeModel, SeveralModels, known_classes
 from kd_app.models.request import Origin
 from kd_app.models.taps import Taps
+from kd_app.models.teacher import FrozenTeacher
 from tests.models.test_request import request
 
 PIXELS = Pixels(1, 8, 8, (0.25,), (0.5,))
@@ -34,7 +35,7 @@ class Says(nn.Module):
 
 
 def together(by: By, shares: list[float], *members: nn.Module) -> Tensor:
-    model = SeveralModels([(member, PIXELS) for member in members], shares, by, PIXELS)
+    model = SeveralModels({str(number): (member, PIXELS) for number, member in enumerate(members)}, shares, by, PIXELS)
     answer: Tensor = model(torch.zeros(2, 1, 8, 8)).exp()
     return answer
 
@@ -52,6 +53,31 @@ def test_by_confidence_the_surer_member_counts_more() -> None:
 
 def test_members_that_know_nothing_still_answer() -> None:
     torch.testing.assert_close(together("confidence", [1.0, 1.0], Says(0.5, 0.5), Says(0.5, 0.5)), torch.full((2, 2), 0.5))
+
+
+class Counted(nn.Sequential):
+    """A net that counts how often it is asked."""
+
+    asked = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.asked += 1
+        answer: Tensor = super().forward(image)  # type: ignore[no-untyped-call]
+        return answer
+
+
+def test_one_of_several_teachers_is_read_by_itself_and_runs_once_for_both() -> None:
+    one, other = (Counted(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 2)) for width in (3, 5))
+    model = SeveralModels({"one": (one, PIXELS), "other": (other, PIXELS)}, [1.0, 3.0], "mean", PIXELS)
+    image = torch.randn(4, 1, 8, 8)
+    teacher = FrozenTeacher(model, reads=frozenset({"logits"}), pixels=PIXELS, sees=PIXELS, members={"other": frozenset({"embedding"})})
+    teacher(image)  # measures
+    before = one.asked, other.asked
+    said = teacher(image)
+    assert (one.asked - before[0], other.asked - before[1]) == (1, 1)
+    torch.testing.assert_close(said.logits, model(image))
+    torch.testing.assert_close(said.members["other"].embedding, other[1](image.flatten(1)))
+    assert list(said.members) == ["other"]
 
 
 def test_mapped_logits_are_summed_probabilities() -> None:
@@ -94,7 +120,7 @@ def test_a_file_is_given_back_the_bytes_that_were_normalized() -> None:
     torch.testing.assert_close(RuntimeModel(File())(image), raw.flatten(1)[:, :2].float())
 
 
-@pytest.mark.parametrize("model", [RuntimeModel(File()), SeveralModels([(Says(0.5, 0.5), PIXELS)], [1.0], "mean", PIXELS)])
+@pytest.mark.parametrize("model", [RuntimeModel(File()), SeveralModels({"a": (Says(0.5, 0.5), PIXELS)}, [1.0], "mean", PIXELS)])
 def test_what_gives_logits_alone_says_why_and_which_terms_can(model: nn.Module) -> None:
     with pytest.raises(RequestError, match=r"features: (a file|several teachers).*It can give: logits. Terms that read logits alone: soft_target"):
         Taps(model, frozenset({"logits", "features"}))(torch.zeros(2, 1, 8, 8))

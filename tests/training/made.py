@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -85,9 +85,10 @@ class Trained:
     data: Any
 
 
-def trained(teacher: Path | None, folder: Path, *overrides: str) -> Trained:
-    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, or without any."""
-    taught = ["teacher=none", "loss=[cross_entropy]"] if teacher is None else [f"teacher.checkpoint={teacher}"]
+def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str) -> Trained:
+    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, the student's average, or none."""
+    named = f"teacher={teacher}" if isinstance(teacher, str) else f"teacher.checkpoint={teacher}"
+    taught = ["teacher=none", "loss=[cross_entropy]"] if teacher is None else [named]
     fixed = [*taught, f"stages={folder / 'stages'}", "controls=[]", "logger=[]", "trainer=cpu", "trainer.precision=32-true"]
     config = composed("distill", [*fixed, *overrides])
     made, listening = parts(config), Listening()

@@ -1,5 +1,6 @@
 """DOT: separate momenta for what the labels and what the teacher say."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,11 @@ def ended(delta: float, chosen: WeightedTerms | None = None, **more: Any) -> dic
     return dict(module.student.state_dict())
 
 
-def test_in_a_training_the_labels_momentum_is_the_smaller_one() -> None:
+def _given(made: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    return made
+
+
+def test_in_a_training_the_labels_momentum_is_the_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher's term of weight 0 leaves the labels alone, so that their momentum is seen; and the other way round."""
     labels, teacher = terms(weight=0.0), terms(weight=1.0)
     teacher.weights["cross_entropy"] = 0.0
@@ -92,18 +97,18 @@ def test_in_a_training_the_labels_momentum_is_the_smaller_one() -> None:
         module = distillation(terms=alone, optimizer=Made(0.0))
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=momentum)
         plain.param_groups[0]["initial_lr"] = 0.1
-        module.configure_optimizers = lambda plain=plain: plain  # type: ignore[method-assign]
+        monkeypatch.setattr(module, "configure_optimizers", partial(_given, plain))
         with quiet():
             plain_trainer(max_epochs=2).fit(module, datamodule=OwnData(shuffle=False))
         same(ended(0.2, chosen), dict(module.student.state_dict()))
 
 
-def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does() -> None:
+def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does(monkeypatch: pytest.MonkeyPatch) -> None:
     for more in ({"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.05}, {"precision": "bf16-mixed"}):
         module = distillation(optimizer=Made(0.0))
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=0.5)
         plain.param_groups[0]["initial_lr"] = 0.1
-        module.configure_optimizers = lambda plain=plain: plain  # type: ignore[method-assign]
+        monkeypatch.setattr(module, "configure_optimizers", partial(_given, plain))
         with quiet():
             plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
         same(ended(0.0, **more), dict(module.student.state_dict()), atol=1e-3 if "precision" in more else 1e-6)

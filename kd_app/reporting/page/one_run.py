@@ -112,7 +112,8 @@ def question(results: Results) -> str:
     """What somebody wants to know of this run."""
     if results.cascade is not None:
         return "Does it pay to keep a dearer model for the hard images?"
-    return _REPLACE if "teacher" in results.models or results.config.get("teacher") else "How good is the student?"
+    has_teacher = "teacher" in results.models or (not results.models and results.config.get("teacher"))
+    return _REPLACE if has_teacher else "How good is the student?"
 
 
 def answer(results: Results) -> str:

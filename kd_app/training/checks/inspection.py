@@ -100,7 +100,7 @@ def inspected(config: Config, *, own: OwnParts | None = None, console: Console) 
 def _rehearsals(subject: Subject, console: Console) -> list[Rehearsal]:
     """Of all that a run would train; a teacher or control that was trained before is left out."""
     shop, seen, teacher = subject.shop, [], subject.any_teacher
-    if shop.parts.teacher is not None and subject.teacher is None and not subject.random_head:
+    if shop.parts.teacher is not None and subject.teacher is None and not subject.random_head and not subject.unmeasured:
         console.line("  teacher: a few steps ...")
         seen.append(rehearse(subject, "teacher", None))
         teacher = seen[0].created

@@ -77,10 +77,16 @@ class Subject:
 
     @cached_property
     def teacher(self) -> Member | None:
-        """The teacher as the student would hear it, if there is one by now: used as it is, or trained by an earlier run."""
-        if self.shop.parts.teacher is None or self.random_head:
+        """The teacher as the student would hear it, if there is one by now that has figures: used as it is, or trained by an earlier run."""
+        if self.shop.parts.teacher is None or self.random_head or self.unmeasured:
             return None
         return self._as_it_is[0] or self.shop.found("teacher")
+
+    @property
+    def unmeasured(self) -> bool:
+        """The teacher is used as it is, and its answers have no figures."""
+        found = self._as_it_is[0]
+        return found is not None and not found.measured
 
     @cached_property
     def any_teacher(self) -> Created | None:

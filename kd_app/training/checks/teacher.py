@@ -27,7 +27,7 @@ def random_head(subject: Subject) -> Iterator[Finding]:
     """A teacher whose classifier nobody has trained, or would train."""
     if subject.random_head:
         yield refusal("random-head", subject.random_head)
-    elif subject.teacher is None and subject.shop.parts.teacher is not None:
+    elif subject.teacher is None and subject.shop.parts.teacher is not None and not subject.unmeasured:
         yield note(
             "teacher-not-there",
             f"The teacher {subject.shop.parts.teacher.name} is trained by the run itself first, so what it knows can't be judged yet. "

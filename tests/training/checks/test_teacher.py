@@ -56,6 +56,10 @@ def test_a_head_of_other_classes_that_nothing_would_train_is_refused(tmp_path: P
         (found,) = random_head(looked_at)
         assert (found.name, found.weight) == ("random-head", "refusal")
         assert looked_at.teacher is None
+    unread = subject(tmp_path, *seven, "teacher.max_epochs=0", "loss=[cross_entropy,sp]")
+    assert not names(random_head(unread))
+    assert unread.unmeasured
+    assert not names(at_chance(unread))
     (told,) = random_head(subject(tmp_path, *seven))
     assert (told.name, told.weight) == ("teacher-not-there", "note")
 
