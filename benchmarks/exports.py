@@ -113,8 +113,9 @@ def written(found: dict[str, Row]) -> str:
     title = f"""# Which model can be an ONNX file
 
 One small model of each of timm's modules (those of docs/models.md, with noise on their parameters) written as the format `onnx` does, opened, and
-compared with torch on four images: 'yes' means that no logit is off by more than {TOLERANCE:g} of the largest one. {len(equal)} of {len(found)} are;
-the furthest is off by {max(equal, default=0.0):.1g}. 'no' has its reason below. `make exports` writes this page; it was written with {packages}.
+compared with torch on four images: 'yes' means that no logit is off by more than {TOLERANCE:g} of the largest one. Of {len(found)} that were tried
+{len(equal)} are; the furthest is off by {max(equal, default=0.0):.1g}. 'no' has its reason below. `make exports` writes this page.
+It was written with {packages}.
 """
     table, why, left = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)], [], []
     for module, (variant, _) in listed().items():
@@ -123,7 +124,7 @@ the furthest is off by {max(equal, default=0.0):.1g}. 'no' has its reason below.
         left += [] if row else [module]
         why += [f"- {module}: {row.why}"] if row and row.why else []
     more = ["", "## Not tried", "", f"The command was stopped before: {', '.join(left)}."] if left else []
-    return "\n".join([title, *table, "", "## Why not", "", *(why or ["Every one is equal."]), *more, ""])
+    return "\n".join([title, *table, "", "## Why not", "", *(why or ["Every one that was tried is equal."]), *more, ""])
 
 
 def line(variant: Variant, answer: str) -> str:
