@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all faults models exports verdict lint bench headline golden clean
+.PHONY: setup demo test test-all faults models methods exports verdict lint bench headline golden clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ models: setup
 	$(BIN)/python -m benchmarks.models > docs/models.md.new
 	mv docs/models.md.new docs/models.md
 
+methods: setup
+	$(BIN)/python -m benchmarks.methods > docs/methods.md.new
+	mv docs/methods.md.new docs/methods.md
+
 exports: setup
 	$(BIN)/python -m benchmarks.exports
 
@@ -43,6 +47,7 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.training_loop
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.methods_cost
 
 headline: setup
 	$(BIN)/python -m benchmarks.headline
