@@ -157,7 +157,7 @@ def _near(subject: Subject, looked: Looked) -> Iterator[tuple[Place, Place]]:
 def test_too_small(subject: Subject) -> Iterator[Finding]:
     """A test set on which even a student that is as good as its teacher would rarely be shown to be."""
     judge, targets, assumed = subject.judge, subject.shop.data.targets("test"), subject.limits.discordance
-    if subject.shop.parts.teacher is None:
+    if subject.shop.parts.teacher is None or subject.unmeasured:
         return
     needed = judge.images_needed(targets, discordance=assumed)
     if needed is None or needed > len(targets):

@@ -30,7 +30,7 @@ def _without_weight(subject: Subject) -> Iterator[Finding]:
 def _dominates(subject: Subject, seen: Rehearsal) -> Iterator[Finding]:
     if len(seen.shares) < 2:
         return
-    if seen.role == "student" and subject.teacher is None and subject.shop.parts.teacher is not None:
+    if seen.role == "student" and subject.teacher is None and subject.shop.parts.teacher is not None and not subject.unmeasured:
         yield note("term-dominates", "How much each term weighs is seen when the teacher is trained.")
         return
     name, share = max(seen.shares.items(), key=lambda item: item[1])
