@@ -11,9 +11,15 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
     compress(config, trial=trial)
 
 
+def _after_sweep(config: dict[str, Any]) -> None:
+    from kd_app.training.search.sweep import set_side_by_side
+
+    set_side_by_side(config)
+
+
 def main() -> NoReturn:
     """The command."""
-    run(_task, "compress")
+    run(_task, "compress", after_sweep=_after_sweep)
 
 
 if __name__ == "__main__":

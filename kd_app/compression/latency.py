@@ -38,8 +38,13 @@ def _program(shop: Workshop, member: Member) -> Path:
         return member.program
     created = member.created
     config, inputs = {"model": member.request.name, "pixels": vars(created.pixels)}, {"weights": created.weights.sha256}
-    stage = shop.make("program", config, inputs, lambda folder: lower(created.model.cpu().eval(), created.pixels, folder / PROGRAM))
+    stage = shop.make("program", config, inputs, lambda folder: lower(_plain(created.model), created.pixels, folder / PROGRAM))
     return stage.path / PROGRAM
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """As it is lowered: ExecuTorch can't take weights of one channel in the order that measuring left them in, channels last."""
+    return model.cpu().eval().to(memory_format=torch.contiguous_format)
 
 
 def timed(models: Mapping[str, tuple[nn.Module, Pixels]]) -> dict[str, Floats]:

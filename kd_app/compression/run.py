@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +32,6 @@ from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.settings import Group, Place
 from kd_app.training.workshop import Member, Workshop, told
 
-_ROLES = ("teacher", "student")
 _AROUND = ("out", "stages", "remake", "overwrite", "allow", "test", "logger", "tags", "license")
 
 
@@ -42,6 +42,7 @@ class Compression(Typed, called="kd-compress"):
         self,
         *,
         run: Place,
+        role: Place,
         steps: Annotated[list[Place], Field(min_length=1)],
         max_loss: Annotated[float, Field(ge=0, le=1)] | None,
         out: Place | None,
@@ -61,6 +62,7 @@ class Compression(Typed, called="kd-compress"):
             if name not in blocks:
                 raise unknown("step", name, blocks)
         self.run = Path(run)
+        self.role = role
         self.steps = steps
         self.blocks = blocks
         self.max_loss = max_loss
@@ -124,14 +126,7 @@ def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before:
     shop = proof.shop
     shop.prepare_data()
     check_classes(shop, before)
-    members = members_of(shop, asked.run, before.model_copy(update={"models": {r: m for r, m in before.models.items() if r in _ROLES}}), shop.console)
-    if "teacher" in before.models and "teacher" not in members:
-        raise RequestError(f"The teacher of {str(asked.run)!r} is not there any more. Say the run's kd-distill command again to make it.")
-    if "teacher" not in members and shop.parts.recipe.terms().needs_teacher:
-        raise RequestError(
-            f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its own average, or one of other classes), and no step "
-            "of kd-compress can ask it. Name a run whose teacher answers in the data's classes."
-        )
+    members = _members(asked, shop, before)
     if members["student"].program is not None:
         raise RequestError(
             f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name the run that it was made from, with all steps: "
@@ -158,6 +153,27 @@ def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before:
     shop.console.say(f"Everything is in {proof.out}")
     if stopped:
         raise RunError(stopped)
+
+
+def _members(asked: Compression, shop: Workshop, before: Results) -> dict[str, Member]:
+    """The teacher, where the run has one, and as the student the model that is compressed."""
+    roles = [role for role in before.models if role != "teacher"]
+    if asked.role not in roles:
+        raise unknown(f"model to compress in {str(asked.run)!r}", asked.role, roles)
+    wanted = {role: model for role, model in before.models.items() if role in ("teacher", asked.role)}
+    members = members_of(shop, asked.run, before.model_copy(update={"models": wanted}), shop.console)
+    for role in wanted:
+        if role not in members:
+            raise RequestError(f"The {role} of {str(asked.run)!r} is not there any more. Say the run's kd-distill command again to make it.")
+    if "teacher" not in members and shop.parts.recipe.terms().needs_teacher:
+        raise RequestError(
+            f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its own average, or one of other classes), and no step "
+            "of kd-compress can ask it. Name a run whose teacher answers in the data's classes."
+        )
+    student = members.pop(asked.role)
+    request = copy(student.request)
+    request.role = "student"
+    return {**members, "student": replace(student, role=request.role, request=request)}
 
 
 def _taken(

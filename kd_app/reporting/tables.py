@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.reporting.results import Model, ModelFigures, Results, Split, Step
-from kd_app.reporting.sentences import count, difference, interval, pair_rows, percent, sentences
+from kd_app.reporting.sentences import count, difference, interval, pair_rows, percent, points, sentences
 from kd_app.reporting.worth import worth
 
 
@@ -58,16 +58,16 @@ def _models(results: Results, split: Split) -> Table:
 
 
 def waterfall(steps: Sequence[Step]) -> Table:
-    """What each step of a compression cost in accuracy on validation, and what it saved; and the alternative beside what came out."""
+    """What each step of a compression cost in accuracy on validation (points), and what it saved; and the alternative beside what came out."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("step")
-    for head in ("top-1", "lost", "multiply-adds", "parameters", "size on disk", "latency"):
+    for head in ("top-1", "95 % interval", "lost", "multiply-adds", "parameters", "size", "latency"):
         table.add_column(head, justify="right")
     for step in steps:
-        lost = "" if step.lost is None or step.lost.value is None else f"{100 * step.lost.value:+.2f} points"
+        lost = "" if step.lost is None or step.lost.value is None else points(step.lost.value)
         latency = "unknown" if step.latency_ms is None else f"{step.latency_ms:.3g} ms"
         sizes = (count(step.macs), count(step.params), f"{count(step.size_bytes)}B", latency)
-        table.add_row(step.name, percent(step.top1.value), lost, *sizes)
+        table.add_row(step.name, percent(step.top1.value), interval(step.top1.low, step.top1.high), lost, *sizes)
     return table
 
 

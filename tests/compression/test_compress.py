@@ -175,3 +175,42 @@ def test_importance_by_the_loss_of_the_labels_or_of_the_run(importance: str, mad
 )
 def test_a_wrong_request_is_one_paragraph_and_leaves_nothing(words: tuple[str, ...], said: str, made: Path) -> None:
     assert said in refused(f"run={made / 'run'}", *words, "out=wrong", f"stages={made / 'stages'}", command="kd-compress")
+
+
+def test_a_model_that_the_run_has_not_is_refused_with_those_that_it_has(made: Path) -> None:
+    said = refused(f"run={made / 'run'}", "role=labels", *HALF, "out=wrong", f"stages={made / 'stages'}", command="kd-compress")
+    assert "There is no model to compress in" in said
+    assert "Did you mean 'labels_only'?" in said
+    assert "There is no model" in refused(f"run={made / 'run'}", "role=teacher", *HALF, "out=wrong", command="kd-compress")
+
+
+@pytest.mark.slow
+def test_pruned_and_quantized_in_one_command_or_in_two_is_the_same_student(made: Path, small: tuple[Path, str]) -> None:
+    words = (f"stages={made / 'stages'}", "quantize.images=16", "alternative=null")
+    compressed(f"run={made / 'run'}", "steps=[prune,finetune,quantize]", *HALF[1:], *words, "out=one")
+    compressed(f"run={small[0]}", "steps=[quantize]", *words, "out=two")
+    one, two = results(Path("one")), results(Path("two"))
+    assert [step["name"] for step in one["steps"]] == ["start", "prune", "finetune", "quantize"]
+    assert {stage["name"]: stage["made"] for stage in two["stages"]}["quantize"] == "found"
+    assert one["models"]["student"]["sha256"] == two["models"]["student"]["sha256"]
+    assert one["models"]["student"]["params"] == results(small[0])["models"]["student"]["params"]
+    assert one["models"]["student"]["size_bytes"] == (Path("one") / "student" / "quantized.pte").stat().st_size
+    assert one["test"]["student"] == two["test"]["student"]
+    page = (Path("one") / "report.md").read_text(encoding="utf-8")
+    for step in one["steps"]:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {step['name']} |")]
+        assert f"{100 * step['top1']['value']:.2f} % ({100 * step['top1']['low']:.2f} to {100 * step['top1']['high']:.2f})" in row
+
+
+@pytest.mark.slow
+def test_distilled_or_not_and_quantized_after_training_or_in_it_is_one_command_with_one_page(made: Path) -> None:
+    said = compressed("-m", "comparison=quantization", f"run={made / 'run'}", "quantize.images=16", "out=int8", f"stages={made / 'stages'}")
+    trials = {number: results(Path(f"int8/{number}")) for number in range(4)}
+    told = [(found["config"]["compressed"]["role"], found["steps"][-1]["told"]["epochs"]) for found in trials.values()]
+    assert told == [("student", 0), ("student", 2), ("labels_only", 0), ("labels_only", 2)]
+    assert all(found["test"]["student"]["top1"] is not None for found in trials.values())
+    assert trials[2]["steps"][0]["top1"]["value"] == results(made / "run")["validation"]["labels_only"]["top1"]
+    flat = " ".join(said.split())
+    assert flat.count("About two models, not two methods") == 3
+    assert "minus that of compressed.role=student, compressed.quantize.epochs=0" in flat
+    assert (Path("int8/report") / "report.html").is_file()

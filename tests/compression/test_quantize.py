@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from kd_app.compression import graph as int8
 from kd_app.compression.graph import Learning, Probe, calibrate, convert, prepare, put, trace
-from kd_app.compression.latency import timed
+from kd_app.compression.latency import latencies, timed
 from kd_app.compression.quantize import Quantize
 from kd_app.config import Pixels, RequestError
 from kd_app.config.compose import composed
@@ -179,6 +181,19 @@ def test_the_program_computes_in_integers_what_the_graph_says(teacher: nn.Module
     (tmp_path / "broken.pte").write_bytes((tmp_path / "q.pte").read_bytes()[:1000])
     with pytest.raises(RequestError, match=r"broken.pte' can't be run"):
         Lowered(tmp_path / "broken.pte")
+
+
+@pytest.mark.slow
+def test_latency_is_measured_of_a_model_that_measuring_left_with_channels_last(teacher: nn.Module, tmp_path: Path) -> None:
+    def build(name: str, config: object, inputs: object, write: Callable[[Path], None]) -> SimpleNamespace:
+        write(tmp_path)
+        return SimpleNamespace(path=tmp_path)
+
+    created = SimpleNamespace(model=deepcopy(teacher).to(memory_format=torch.channels_last), pixels=PIXELS, weights=SimpleNamespace(sha256=""))
+    shop: Any = SimpleNamespace(make=build, console=SimpleNamespace(say=pytest.fail))
+    member: Any = SimpleNamespace(created=created, request=SimpleNamespace(name="tiny"), program=None)
+    with patch("kd_app.compression.latency._SECONDS", 0.02):
+        assert latencies(shop, {"student": member})["student"] > 0
 
 
 def test_layers_are_kept_by_their_name_or_that_of_what_they_lie_in() -> None:

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kd_app.reporting.results import Cascade, Estimate, Group, Knowledge, Number, Robustness, Verdict
+from kd_app.reporting.results import Cascade, Estimate, Group, Knowledge, Number, Robustness, Step, Verdict
 
 VERSION: Final = 1
 
@@ -163,6 +163,7 @@ class RunPart(_Part):
     license: list[str] = []
     groups: dict[str, Group] = {}
     robustness: list[Robustness] = []
+    steps: list[Step] = []
     cascade: Cascade | None = None
     cascade_says: list[str] = []
     made: Made

@@ -70,6 +70,7 @@ def run_part(run: Run, name: str) -> RunPart:
         classes=told_classes(split.per_class, names) if split and split.per_class else [],
         groups=split.groups if split else {},
         robustness=split.robustness if split else [],
+        steps=results.steps,
         cascade=results.cascade,
         cascade_says=details(results, results.cascade) if results.cascade else [],
         license=license_sentences(results.license),

@@ -106,6 +106,8 @@ def _sections(report: Report, run: RunPart) -> Iterator[Section]:
         yield Section("cascade", "The cascade", run.cascade_says, tables=cascade.tables(run.cascade), charts=list(cascade.charts(run.cascade)))
     if run.models:
         yield Section("evidence", "The evidence", tables=[tables.models(run), *([tables.pair(run)] if run.pair else [])])
+    if run.steps:
+        yield Section("steps", "Step by step", [tables.LOST], tables=[tables.steps(run)])
     yield Section("needed", "Was distilling needed?", items=run.worth)
     yield Section("curves", "Curves", charts=list(drawn.curves(run)))
     if len(report.rows) == 1:

@@ -19,6 +19,10 @@ _NAMES = {
     "classwise_ece": "classwise ECE",
 }
 _NUMBERS = ("nll", "brier")
+LOST = (
+    "What each step lost beside the one before it, on the same validation images; a minus is a gain. Latency: the median of one image with one "
+    "thread, all in turns, so that its ratios hold on a busy machine."
+)
 OUTCOMES = {"kept": "✓ kept", "lost": "✗ lost", "not shown": "? not shown"}
 
 
@@ -100,6 +104,24 @@ def pair(run: RunPart) -> Table:
     """What compares the student with teacher and control."""
     rows = [[Cell(each.name), figure(each.figure, each.unit), Cell(each.meaning)] for each in run.pair]
     return Table("What was kept, what was lost", ["", "figure", "what it is"], rows, frozenset({0, 2}))
+
+
+def steps(run: RunPart) -> Table:
+    """A row a step of a compression, and one for the alternative."""
+    rows = [
+        [
+            Cell(step.name),
+            figure(step.top1),
+            figure(step.lost, "points"),
+            Cell(count(step.macs)),
+            Cell(count(step.params)),
+            Cell(_bytes(step.size_bytes)),
+            Cell("unknown" if step.latency_ms is None else f"{step.latency_ms:.3g} ms"),
+        ]
+        for step in run.steps
+    ]
+    heads = ["step", "top-1 accuracy", "points lost", "multiply-adds", "parameters", "size on disk", "latency"]
+    return Table("The steps; below each figure its 95 % interval", heads, rows)
 
 
 def classes(run: RunPart, most: int | None = None) -> Table:

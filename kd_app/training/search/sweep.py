@@ -28,8 +28,20 @@ def conclude(config: Mapping[str, Any]) -> None:
         again = {"test": "always", "remake": [], "overwrite": False, **kept}
         run.distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
         trials = _trials(out)
+    _shown(console, out, trials, winner=winner, says=[*advice(out), *_over_seeds(out, trials)])
+
+
+def set_side_by_side(config: Mapping[str, Any]) -> None:
+    """Show all trials of the sweep in ``config['out']``, and what they show beside the first. Raises `RunError` that names failed ones."""
+    out = Path(config["out"])
+    trials = _trials(out)
+    says = compare([load_run(out / str(trial.number)) for trial in trials if trial.results]).sentences()
+    _shown(Console(), out, trials, winner=_winner(trials), says=says)
+
+
+def _shown(console: Console, out: Path, trials: Sequence[Trial], *, winner: int | None, says: Sequence[str]) -> None:
     console.show(sweep(trials, winner=winner))
-    for sentence in [*advice(out), *_over_seeds(out, trials)]:
+    for sentence in says:
         console.say(sentence)
     page = write_report([out / str(trial.number) for trial in trials], out / "report") if trials else None
     console.say(f"Every trial is in {out}{f', and what they show in {page}' if page else ''}")
