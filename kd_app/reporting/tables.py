@@ -59,7 +59,7 @@ def _models(results: Results, split: Split) -> Table:
 
 def waterfall(steps: Sequence[Step]) -> Table:
     """What each step of a compression cost in accuracy on validation (points), and what it saved; and the alternative beside what came out."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("step")
     for head in ("top-1", "95 % interval", "lost", "multiply-adds", "parameters", "size", "latency"):
         table.add_column(head, justify="right")
