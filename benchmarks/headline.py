@@ -33,7 +33,7 @@ STUDENT = [
     "student.kwargs.strides=[2,2,2]",
     "student.kwargs.widths=[16,16,40,80]",
 ]
-EPOCHS = "trainer.max_epochs=20"
+EPOCHS = "trainer.max_epochs=10"
 MODEST = ["student.name=resnet14", "trainer.max_epochs=6", "controls=[]"]
 SMOKE = ["data=digits", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 FORMATS = "formats=[onnx,onnx_int8,executorch,executorch_int8]"
