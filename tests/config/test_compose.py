@@ -20,8 +20,8 @@ from kd_app.training.parts import make, parts
 PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
            "predict": ("model=a", "images=b", "out=c")}  # fmt: skip
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
-CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_search/", "formats/"))]
-"""What a run is made of; how trials are made, and what it is exported to, have tests of their own."""
+CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_search/", "formats/", "comparison/"))]
+"""What a run is made of; how trials are made, what it is exported to and how it is compressed have tests of their own."""
 DEFAULTS = yaml.safe_load((CONF / "distill.yaml").read_text(encoding="utf-8"))["defaults"]
 MANY = {group for default in DEFAULTS if isinstance(default, dict) for group, chosen in default.items() if isinstance(chosen, list)}
 NEEDS = {"teacher/none": ("loss=[cross_entropy]",), "loss/cross_entropy": ("teacher=none",),
@@ -70,6 +70,11 @@ def test_every_format_composes_and_can_be_made(name: str) -> None:
     config = composed("export", ["run=a", f"formats=[{name}]"])
     assert held(content(f"formats/{name}"), config["formats"])
     assert Export(**config).formats[name].name == name
+
+
+@pytest.mark.parametrize("name", choices("comparison"))
+def test_every_comparison_of_compressed_students_composes(name: str) -> None:
+    assert held(content(f"comparison/{name}"), composed("compress", ["run=a", f"comparison={name}"]))
 
 
 def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
