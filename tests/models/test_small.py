@@ -76,7 +76,7 @@ def test_resnet8_for_ten_classes_has_78_thousand_parameters() -> None:
 
 def test_depth_and_widths_can_be_said() -> None:
     assert count_params(make("resnet8", num_blocks=2)) == count_params(make("resnet14"))
-    assert count_params(make("wrn_16_1", widths=(16, 32, 64, 128))) == count_params(make("wrn_16_2"))
+    assert count_params(make("wrn_16_1", widths=[16, 32, 64, 128])) == count_params(make("wrn_16_2"))
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])

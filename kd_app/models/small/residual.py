@@ -14,7 +14,7 @@ The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64
 are the identity, or a 1x1 projection where the width or the size changes (option B), as all code of the distillation literature has it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import Any, ClassVar
@@ -74,14 +74,14 @@ class SmallNet(StagedNet):
         self,
         *,
         num_blocks: int,
-        widths: tuple[int, int, int, int],
+        widths: Sequence[int],
         in_chans: int = 3,
         num_classes: int = 100,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         stem_kernel: int = 3,
         stem_stride: int = 1,
-        strides: tuple[int, int, int] = (1, 2, 2),
+        strides: Sequence[int] = (1, 2, 2),
     ) -> None:
         super().__init__()
         self.num_features = widths[-1]
