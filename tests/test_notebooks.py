@@ -140,7 +140,8 @@ def test_the_decision_is_what_the_runs_hold(of_a_folder: tuple[str, Any], folder
         assert "group" in said
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name != "first_run" else ()) for name in FIGURES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
 def test_without_a_folder_it_makes_small_runs_and_reads_those(name: str, tmp_path: Path) -> None:
     notebook = executed(name, tmp_path, KD_APP_OVERRIDES="debug=fdr teacher.name=resnet8 teacher.max_epochs=1 controls=[labels_only]")
     assert trouble(notebook) == []

@@ -160,6 +160,7 @@ def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path
     assert Path("lost/student/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", ["taylor", "distillation"])
 def test_importance_by_the_loss_of_the_labels_or_of_the_run(importance: str, made: Path) -> None:
     words = ("steps=[prune]", "prune.macs=0.6", f"prune.importance={importance}", "prune.images=16", "prune.iterations=2")

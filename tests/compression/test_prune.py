@@ -137,6 +137,7 @@ def test_widths_that_are_not_of_the_net_are_refused(widths: dict[str, object]) -
         resize(net("resnet8"), widths, source="a folder")
 
 
+@pytest.mark.slow
 def test_by_latency_the_largest_net_that_is_fast_enough_is_taken_whatever_its_multiply_adds() -> None:
     model, seen = net("resnet8"), pixels(16)
     whole = count_macs(model, seen)
