@@ -31,7 +31,7 @@ SECONDS = 300
 _WAITS = 3600
 """Seconds by the clock, for one that waits and computes nothing."""
 _HEAD = ("module", "variant", "parameters", "pixels", "ONNX")
-_LENGTH = 160
+_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def prove(variant: Variant) -> Row:
                 noised(variant), form, Path(folder), stem="model", pixels=pixels, classes=classes, license="none", calibration=[], images=images
             )
         except RunError as error:
-            return Row(variant, None, " ".join(str(error).split())[:_LENGTH])
+            return Row(variant, None, " ".join(str(error).replace(f"{folder}/", "").split())[:_LENGTH])
         return Row(variant, read_manifest(path.parent)["files"][path.name]["largest_difference"], None)
 
 
