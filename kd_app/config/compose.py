@@ -10,7 +10,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_app.config.errors import RequestError, closest, first_line
+from kd_app.config.errors import RequestError, causes, closest, first_line
 from kd_app.config.foreign_files import told_apart
 from kd_app.config.paths import CONF
 
@@ -62,10 +62,7 @@ def explained(error: BaseException, primary: str, words: Sequence[str]) -> str:
             f"{error.override!r} can't be read. Expected <setting>=<value>, for example seed=1; quote for the shell what has brackets, spaces or "
             "commas in it: 'loss=[cross_entropy,soft_target]'."
         )
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    text = " ".join(" ".join(str(each).split("\nSet the environment")[0].split()) for each in chain)
+    text = " ".join(" ".join(str(each).split("\nSet the environment")[0].split()) for each in causes(error))
     if key := _NO_KEY.search(text):
         return _no_key(key[1], primary, words)
     if choice := _NO_CHOICE.search(text):

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 import timm
 import torch
 from PIL import Image
@@ -20,6 +22,7 @@ from kd_app.models.ship import save_model
 from kd_app.reporting.console import Console
 from kd_app.stages import Stages, file_sha256
 from kd_app.training.curves import read_curves
+from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
 from kd_app.training.workshop import Member, Workshop
 
@@ -97,6 +100,26 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
     student = shop.train("student", shop.ready(made.teacher, seed=0) if made.teacher else None)
     assert student.folder is not None
     return Trained(student.folder, list(read_curves(student.folder / "curves.jsonl")), listening.heard, student, shop.data)
+
+
+def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Trained:
+    """A training, after one that was cut off before its fourth batch and said again has ended with its weights and curves, bit by bit."""
+    whole = trained(teacher, folder / "whole", *overrides)
+    plain, steps = Distillation.training_step, iter(range(100))
+
+    def cut(module: Distillation, batch: Any, batch_idx: int) -> torch.Tensor:
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return plain(module, batch, batch_idx)
+
+    with patch.object(Distillation, "training_step", cut):
+        with pytest.raises(KeyboardInterrupt):
+            trained(teacher, folder / "cut", *overrides)
+        again = trained(teacher, folder / "cut", *overrides)
+    weights = again.member.created.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.member.created.model.state_dict().items())
+    assert again.curves == whole.curves
+    return whole
 
 
 def student_sha256(out: Path) -> str:

@@ -13,7 +13,7 @@ from kd_app.config.compose import composed
 from kd_app.training.fit import quiet
 from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
-from tests.training.made import trained
+from tests.training.made import gone_on
 from tests.training.small_parts import Net, OwnData, distillation, plain_trainer, seeded
 
 
@@ -51,23 +51,9 @@ def test_after_every_step_the_teacher_moves_toward_the_student(net: type[nn.Modu
     assert not any(parameter.requires_grad for parameter in module.teacher.model.parameters())
 
 
-def test_a_run_with_it_goes_on_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
     words = ["teacher.decay=0.9", "student.name=resnet8", "data.batch_size=256", "trainer.max_epochs=2", "trainer.checkpoint_steps=1"]
-    whole = trained("ema", tmp_path / "whole", *words)
-    plain, steps = Distillation.training_step, iter(range(100))
-
-    def cut(module: Distillation, batch: Any, batch_idx: int) -> Tensor:
-        if next(steps) == 3:
-            raise KeyboardInterrupt
-        return plain(module, batch, batch_idx)
-
-    monkeypatch.setattr(Distillation, "training_step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        trained("ema", tmp_path / "cut", *words)
-    again = trained("ema", tmp_path / "cut", *words)
-    weights = again.member.created.model.state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.member.created.model.state_dict().items())
-    assert again.curves == whole.curves
+    whole = gone_on("ema", tmp_path, *words)
     assert all(row["train/soft_target"] > 0 for row in whole.curves if "train/soft_target" in row)
 
 

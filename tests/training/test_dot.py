@@ -15,7 +15,7 @@ from kd_app.training.fit import quiet
 from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
 from kd_app.training.terms import WeightedTerms
-from tests.training.made import teacher_folder, trained
+from tests.training.made import gone_on, teacher_folder
 from tests.training.small_parts import OwnData, distillation, plain_trainer, terms
 
 
@@ -120,7 +120,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-6) -
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=atol)
 
 
-def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
     teacher = teacher_folder(tmp_path / "teacher")
     words = [
         "optimizer=dot",
@@ -131,21 +131,7 @@ def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path, monkeypatch
         "trainer.accumulate=2",
         "trainer.checkpoint_steps=1",
     ]
-    whole = trained(teacher, tmp_path / "whole", *words)
-    plain, steps = Distillation.training_step, iter(range(100))
-
-    def cut(module: Distillation, batch: Any, batch_idx: int) -> Tensor:
-        if next(steps) == 3:
-            raise KeyboardInterrupt
-        return plain(module, batch, batch_idx)
-
-    monkeypatch.setattr(Distillation, "training_step", cut)
-    with pytest.raises(KeyboardInterrupt):
-        trained(teacher, tmp_path / "cut", *words)
-    again = trained(teacher, tmp_path / "cut", *words)
-    weights = again.member.created.model.state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.member.created.model.state_dict().items())
-    assert again.curves == whole.curves
+    gone_on(teacher, tmp_path, *words)
 
 
 @pytest.mark.parametrize(

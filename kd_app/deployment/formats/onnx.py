@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat
 from torch import nn
 
 from kd_app.config import Pixels, RequestError, RunError
-from kd_app.config.errors import first_line
+from kd_app.config.errors import causes, first_line
 from kd_app.deployment.formats.format import Deployed, Format, blank
 
 
@@ -59,15 +59,10 @@ def write_onnx(model: nn.Module, pixels: Pixels, path: Path, *, opset: int) -> N
                 external_data=False,
             )
         except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(f"The model can't be written as ONNX: {first_line(_first(error))}") from error
+            raise RunError(f"The model can't be written as ONNX: {first_line(causes(error)[-1])}") from error
     assert program is not None
     proto = program.model_proto
     for holder in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
         del holder.metadata_props[:]  # stack traces
         holder.doc_string = ""
     onnx.save(proto, path)
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error that the exporter wrapped into its own, which say how to report it."""
-    return error if error.__cause__ is None else _first(error.__cause__)
