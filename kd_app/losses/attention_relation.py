@@ -31,7 +31,7 @@ class AttentionRelation(LossTerm):
     """
 
     level: ClassVar[Level] = "attention"
-    reads: ClassVar[frozenset[str]] = frozenset({"attention"})
+    reads: frozenset[str] = frozenset({"attention"})
 
     def __init__(
         self,

@@ -21,8 +21,9 @@ class LossTerm(Typed, nn.Module):
     """
 
     level: ClassVar[Level]
-    reads: ClassVar[frozenset[str]] = frozenset({"logits"})
-    """Names of the fields of `Outputs` that the term needs, of the student and, where `teacher_reads` says nothing else, of the teacher."""
+    reads: frozenset[str] = frozenset({"logits"})
+    """Names of the fields of `Outputs` that the term needs, of the student and, where `teacher_reads` says nothing else, of the teacher. A setting
+    that changes them sets them on the term."""
     needs_teacher: ClassVar[bool] = True
     uses_labels: ClassVar[bool] = False
     """Whether it reads labels: it is then the mean over the images that have one, and 0 where none has, still joined to the graph. Every other term

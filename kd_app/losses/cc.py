@@ -24,7 +24,7 @@ class CorrelationCongruence(LossTerm):
     """
 
     level: ClassVar[Level] = "relation"
-    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    reads: frozenset[str] = frozenset({"embedding"})
     whole_batch: ClassVar[bool] = True
 
     def __init__(self, *, gamma: PositiveFloat, order: PositiveInt) -> None:

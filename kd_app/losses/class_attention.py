@@ -24,7 +24,7 @@ class ClassAttention(LossTerm):
     """
 
     level: ClassVar[Level] = "attention"
-    reads: ClassVar[frozenset[str]] = frozenset({"features", "embedding", "classifier"})
+    reads: frozenset[str] = frozenset({"features", "embedding", "classifier"})
 
     def __init__(self, *, resolution: PositiveInt, normalize: bool) -> None:
         super().__init__()

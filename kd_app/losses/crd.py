@@ -33,7 +33,7 @@ class CRD(LossTerm):
     """
 
     level: ClassVar[Level] = "relation"
-    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    reads: frozenset[str] = frozenset({"embedding"})
     whole_batch: ClassVar[bool] = True
 
     embed_s: nn.Linear

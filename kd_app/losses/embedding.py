@@ -15,7 +15,7 @@ class EmbeddingTerm(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    reads: frozenset[str] = frozenset({"embedding"})
     name: ClassVar[str]
     """As in ``loss=[...]``."""
 

@@ -25,7 +25,7 @@ class FeatureHint(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
 
     adapter: "Regressor"
 

@@ -22,7 +22,7 @@ class ICKD(LossTerm):
     """
 
     level: ClassVar[Level] = "relation"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
 
     adapter: Regressor
 

@@ -24,7 +24,7 @@ class MaskedGeneration(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
 
     align: nn.Conv2d
     generation: nn.Sequential

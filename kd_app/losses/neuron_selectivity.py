@@ -24,7 +24,7 @@ class NeuronSelectivity(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
 
     def __init__(self, *, stages: PositiveInt) -> None:
         super().__init__()

@@ -26,19 +26,23 @@ class OFA(LossTerm):
 
     A branch takes one stage of the student to the classes. Maps of several strides: the deepest by a 1x1 convolution, one that lies k stages further
     up by k separable blocks of stride 2, then the average over the cells and a linear map. Maps of one size (the tokens of a ViT or a Mixer): as many
-    transformer blocks, one at least, then the same. Exponent 1 is plain soft cross-entropy. The branches are trained and do not ship. Of mixed
-    labels the largest share counts; without a label y = 0. The class token takes no part in the branches here.
+    transformer blocks, one at least, then the same; with `class_token` the student's class token runs through these blocks beside the patches, and
+    the linear map reads it in place of the average, as the authors have it. Exponent 1 is plain soft cross-entropy. The branches are trained and do
+    not ship. Of mixed labels the largest share counts; without a label y = 0.
     Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation", NeurIPS 2023, arXiv 2310.19444.
     """
 
     level: ClassVar[Level] = "output"
-    reads: ClassVar[frozenset[str]] = frozenset({"logits", "features"})
+    reads: frozenset[str] = frozenset({"logits", "features"})
 
     branches: nn.ModuleList
 
-    def __init__(self, *, exponent: Annotated[float, Field(ge=0.5, le=4)], stages: PositiveInt, width: PositiveInt) -> None:
+    def __init__(self, *, exponent: Annotated[float, Field(ge=0.5, le=4)], stages: PositiveInt, width: PositiveInt, class_token: bool) -> None:
         super().__init__()
         self.exponent = exponent
+        self.class_token = class_token
+        if class_token:
+            self.reads = self.reads | {"tokens"}
         self.stages = stages
         self.width = width
 
@@ -48,7 +52,7 @@ class OFA(LossTerm):
         return frozenset({"logits"})
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the branches. Raises `RequestError` when the student gives no feature maps."""
+        """Make the branches. Raises `RequestError` when the student gives no feature maps, or has no class token where one is asked for."""
         assert student.logits is not None
         maps = self._maps(student)
         if not maps:
@@ -56,16 +60,27 @@ class OFA(LossTerm):
                 "ofa leads every stage of the student to the classes, and the student gives no feature maps that can be read. Choose another "
                 "student, or another term: soft_target, dist or nkd."
             )
-        alike = len({x.shape for x in maps}) < len(maps)
+        tokens = self._class_tokens(student)
+        if self.class_token and not (tokens and tokens[0].shape[1]):
+            raise RequestError(
+                "ofa.class_token=true lets the student's class token answer, and the student has none. Give loss.ofa.class_token=false (the average over "
+                "the cells answers), or choose another term: soft_target, dist or nkd."
+            )
+        alike = self.class_token or len({x.shape for x in maps}) < len(maps)
         classes, width = student.logits.shape[1], max(self.width, maps[0].shape[1])
-        made = (grid_branch(x, k, classes) if alike else map_branch(x.shape[1], k, width, classes) for k, x in enumerate(maps))
+        made = (GridBranch(x, k, classes) if alike else map_branch(x.shape[1], k, width, classes) for k, x in enumerate(maps))
         self.branches = nn.ModuleList(made).to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the student's answer and the branches; needs `build` first."""
         assert student.logits is not None
         assert teacher.logits is not None
-        answers = [student.logits, *(branch(x) for branch, x in zip(self.branches, self._maps(student), strict=True))]
+        maps = self._maps(student)
+        if self.class_token:
+            of_branches = [branch(x, token) for branch, x, token in zip(self.branches, maps, self._class_tokens(student), strict=True)]
+        else:
+            of_branches = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        answers = [student.logits, *of_branches]
         p = teacher.logits.softmax(dim=1)
         label = F.one_hot(batch.hard_target().clamp(min=0), p.shape[1]).to(p.dtype)
         if batch.labeled is not None:
@@ -76,6 +91,10 @@ class OFA(LossTerm):
     def _maps(self, student: Outputs) -> list[Tensor]:
         """From the deepest upward."""
         return student.features[::-1][: self.stages]
+
+    def _class_tokens(self, student: Outputs) -> list[Tensor]:
+        """Those of the same stages, [B, 1, D]; of no width where the student has no class token."""
+        return [tokens.prefix[:, :1] for tokens in student.tokens[::-1][: self.stages]]
 
 
 def map_branch(channels: int, blocks: int, width: int, classes: int) -> nn.Sequential:
@@ -96,13 +115,28 @@ def separable(ours: int, theirs: int) -> nn.Sequential:
     return nn.Sequential(*(layer for some in layers for layer in some))
 
 
-def grid_branch(x: Tensor, blocks: int, classes: int) -> nn.Sequential:
-    """From tokens on their grid [B, D, H, W] to logits."""
-    width = x.shape[1]
-    heads = _HEADS if width % _HEADS == 0 else 1
-    merging = [PatchMerging(width, width)] if max(x.shape[2:]) > _GRID else []
-    rows = [Block(width, num_heads=heads) for _ in range(max(blocks, 1))]
-    return nn.Sequential(*merging, _Rows(), *rows, _Mean(), nn.Linear(width, classes))
+class GridBranch(nn.Module):
+    """From tokens on their grid [B, D, H, W], and a class token [B, 1, D] where that is to answer, to logits: `blocks` transformer blocks, one at
+    least.
+    """
+
+    def __init__(self, x: Tensor, blocks: int, classes: int) -> None:
+        super().__init__()
+        width = x.shape[1]
+        heads = _HEADS if width % _HEADS == 0 else 1
+        self.merging = PatchMerging(width, width) if max(x.shape[2:]) > _GRID else nn.Identity()
+        self.blocks = nn.Sequential(*(Block(width, num_heads=heads) for _ in range(max(blocks, 1))))
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, grid: Float[Tensor, "batch width height columns"], token: Float[Tensor, "batch 1 width"] | None = None) -> Tensor:
+        """The logits."""
+        patches = self.merging(grid).flatten(2).transpose(1, 2)
+        if token is None:
+            answer = self.blocks(patches).mean(dim=1)
+        else:
+            answer = self.blocks(torch.cat((token, patches), dim=1))[:, 0]
+        logits: Tensor = self.classifier(answer)
+        return logits
 
 
 class PatchMerging(nn.Module):
@@ -120,13 +154,3 @@ class PatchMerging(nn.Module):
         corners = [x[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         merged: Tensor = self.act(self.reduction(self.norm(torch.cat(corners, dim=1).permute(0, 2, 3, 1))))
         return merged.permute(0, 3, 1, 2)
-
-
-class _Rows(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
-
-
-class _Mean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=1)

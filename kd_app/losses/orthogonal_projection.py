@@ -24,7 +24,7 @@ class OrthogonalProjection(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
 
     adapter: "Orthogonal"
 

@@ -29,7 +29,7 @@ class Review(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"features", "embedding"})
+    reads: frozenset[str] = frozenset({"features", "embedding"})
 
     adapters: nn.ModuleList
 

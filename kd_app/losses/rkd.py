@@ -23,7 +23,7 @@ class RKD(LossTerm):
     """
 
     level: ClassVar[Level] = "relation"
-    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    reads: frozenset[str] = frozenset({"embedding"})
     whole_batch: ClassVar[bool] = True
 
     def __init__(self, *, distance: NonNegativeFloat, angle: NonNegativeFloat) -> None:

@@ -28,7 +28,7 @@ class SimKD(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
 
     projector: Projector
 

@@ -26,7 +26,7 @@ class SimpleRecipe(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    reads: frozenset[str] = frozenset({"embedding"})
 
     embed: nn.Linear
     norms: nn.ModuleList

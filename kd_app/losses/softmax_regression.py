@@ -25,7 +25,7 @@ class SoftmaxRegression(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"logits", "features", "embedding", "classifier"})
+    reads: frozenset[str] = frozenset({"logits", "features", "embedding", "classifier"})
 
     adapter: nn.Sequential
 

@@ -20,7 +20,7 @@ class SimilarityPreserving(LossTerm):
     """
 
     level: ClassVar[Level] = "relation"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
     whole_batch: ClassVar[bool] = True
 
     def __init__(self, *, stage: NegativeInt) -> None:

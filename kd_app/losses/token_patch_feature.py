@@ -27,7 +27,7 @@ class TokenPatchFeature(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"tokens", "embedding"})
+    reads: frozenset[str] = frozenset({"tokens", "embedding"})
 
     adapters: nn.ModuleList
 

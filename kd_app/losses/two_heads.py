@@ -23,7 +23,7 @@ class TwoHeads(LossTerm):
     """
 
     level: ClassVar[Level] = "output"
-    reads: ClassVar[frozenset[str]] = frozenset({"embedding", "classifier"})
+    reads: frozenset[str] = frozenset({"embedding", "classifier"})
     name: ClassVar[str]
     """As in ``loss=[...]``."""
 

@@ -26,7 +26,7 @@ class VariationalInformation(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"features"})
+    reads: frozenset[str] = frozenset({"features"})
 
     adapters: nn.ModuleList
 

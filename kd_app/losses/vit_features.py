@@ -29,7 +29,7 @@ class VitFeatures(LossTerm):
     """
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    reads: frozenset[str] = frozenset({"tokens"})
 
     aligns: nn.ModuleList
     align: nn.Module

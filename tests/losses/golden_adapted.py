@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kd_app.losses.ofa import PatchMerging
 from kd_app.models.heads import Head
-from kd_app.models.outputs import Outputs
+from kd_app.models.outputs import Outputs, Tokens
 from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, Plain, own_state
 from tests.losses.samples import batch, logits, make, maps
 
@@ -69,6 +69,28 @@ def _in_order(key: str) -> tuple[tuple[int, ...], int]:
     return tuple(map(int, modules)), ("weight", "bias", "running_mean", "running_var", "num_batches_tracked").index(tensor)
 
 
+def _branches_of_tokens(x: Arrays) -> Answer:
+    """A ViT of 4 x 4 patches whose class token answers."""
+    stages = [x[f"stage{number}"] for number in range(1, 5)]
+    student = Outputs(
+        logits=x["logits_s"],
+        features=[stage[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for stage in stages],
+        tokens=[Tokens(stage[:, 1:], stage[:, :1]) for stage in stages],
+    )
+    term, teacher = make("ofa", class_token=True), logits(x["logits_t"].detach())
+    term.build(student, teacher)
+    term.double()
+    parameters: dict[str, nn.Parameter] = {}
+    for number, branch in zip(range(4, 0, -1), term.branches, strict=True):
+        names = {"blocks.": f"projector.{number}.1.", "classifier.": f"projector.{number}.3."}
+        state = {ours + key: value for ours, theirs in names.items() for key, value in own_state(x, theirs).items()}
+        branch.load_state_dict(state, strict=True)
+        for ours, theirs in names.items():
+            parameters |= {key.replace(ours, theirs, 1): p for key, p in branch.named_parameters() if key.startswith(ours)}
+    label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
+    return Answer(label + term(student, teacher, batch(x["target"])), parameters)
+
+
 def _merging(x: Arrays) -> Answer:
     merging = PatchMerging(32, 24).double()
     merging.load_state_dict(own_state(x, "pm."))
@@ -123,6 +145,7 @@ ADAPTED: dict[str, Case] = {
     "timm_token_task_soft": _token("soft_token"),
     "ofa_loss_eps1": _one_answer,
     "ofa_full_cnn_student": _branches,
+    "ofa_full_vit_student": _branches_of_tokens,
     "ofa_patch_merging": _merging,
     "crd_repdistiller": _contrast,
     "simkd_same": _reused,

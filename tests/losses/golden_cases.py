@@ -1,10 +1,11 @@
 """The table of golden cases: what of kd_app each one is compared with, and what a reference does differently."""
 
+import math
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_app.losses.attention_transfer import attention_map
 from kd_app.losses.ickd import channel_likeness
@@ -154,6 +155,23 @@ def _not_squared(x: Arrays) -> Tensor:
     return _pooled("cc", "pool_s", "pool_t32")(x).sqrt() / 8
 
 
+def _first_order(x: Arrays) -> Tensor:
+    """torchdistill's bilinear kernel is what the series has at order 1, but for a factor; it takes the norm without its square there, too."""
+    factor = 2 * 0.4 * math.exp(-2 * 0.4)
+    return _pooled("cc", "pool_s", "pool_t32", gamma=0.4, order=1)(x).sqrt() / 8 / factor
+
+
+def _neighbors(x: Arrays) -> Answer:
+    """RepDistiller multiplies the differences of neighbors in the batch, and trains the teacher's map, too."""
+    embed = {side: nn.Linear(x[f"pool_{side}"].shape[1], 16).double() for side in "st"}
+    for side, layer in embed.items():
+        layer.load_state_dict(own_state(x, f"embed_{side}.linear."))
+    ours, theirs = embed["s"](x["pool_s"].flatten(1)), embed["t"](x["pool_t"].detach().flatten(1))
+    gap = (ours - theirs).abs()
+    trained = {f"embed_{side}.linear.{name}": p for side, layer in embed.items() for name, p in layer.named_parameters()}
+    return Answer((gap[:-1] * gap[1:]).sum(1).mean(), trained)
+
+
 def _channels(x: Arrays) -> Answer:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"])
     term = make("ickd")
@@ -247,6 +265,8 @@ DEVIATIONS: dict[str, Case] = {
     "lskd_mlld_full": _multi_level_of_the_code(0.1, 9.0, 2.0, standardize=True),
     "sp_torchdistill": _rows_of_sum_1,
     "cc_torchdistill_gaussian": _not_squared,
+    "cc_torchdistill_bilinear": _first_order,
+    "cc_repdistiller": _neighbors,
     "ickd_torchdistill": lambda x: _likeness(x, 16 * 64),  # divides by the batch twice
     **ADAPTED_DEVIATIONS,
 }
@@ -262,7 +282,8 @@ REGULAR: dict[str, Case] = {
     "mlld_full_cifar": _logits("multi_level"),
     "lskd_mlld_full": _logits("multi_level", standardize=True),
     "sp_torchdistill": _similarity,
-    "cc_torchdistill_gaussian": _pooled("cc", "pool_s", "pool_t32"),
+    **dict.fromkeys(("cc_torchdistill_gaussian", "cc_torchdistill_bilinear"), _pooled("cc", "pool_s", "pool_t32")),
+    "cc_repdistiller": _pooled("cc", "pool_s", "pool_t"),
     "ickd_torchdistill": lambda x: _likeness(x, 16 * 8),
     **ADAPTED_REGULAR,
 }

@@ -112,6 +112,15 @@ def _recipe(x: Arrays) -> Answer:
     return Answer(term(ours, theirs, NO_LABELS) + _soft(x), parameters)
 
 
+def _recipe_of_normalized(x: Arrays) -> Tensor:
+    """torchdistill leaves projection and norms to its caller."""
+    ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t32"].detach())
+    term = make("simple_recipe")
+    term.embed, term.norms = nn.Identity(), nn.ModuleList([nn.Flatten(), nn.Flatten()])
+    value: Tensor = term(ours, theirs, NO_LABELS)
+    return value + _soft(x)
+
+
 def _orthogonal(x: Arrays) -> Tensor:
     """The reference parametrizes the same matrix otherwise, so its gradient is not comparable; that of the student's tokens is."""
     tokens = x["tok_s"][:, 1:].transpose(1, 2)[..., None]
@@ -174,6 +183,7 @@ FEATURES: dict[str, Case] = {
     "catkd_res2_norm": _class_maps(normalize=True),
     "catkd_res2_raw": _class_maps(normalize=False),
     "srd_official": _recipe,
+    "srd_torchdistill": _recipe_of_normalized,
     "vkd_engine_s32_t24": _orthogonal,
     **dict.fromkeys(("vitkd_align", "vitkd_samedim"), _tokens),
     "reviewkd_mdistiller_full": _review,

@@ -61,7 +61,7 @@ class Adapted(LossTerm):
     """Compares adapted embeddings; `reaches` says whether the student gets a gradient, or the adapter alone."""
 
     level: ClassVar[Level] = "feature"
-    reads: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    reads: frozenset[str] = frozenset({"embedding"})
 
     def __init__(self, *, reaches: bool) -> None:
         super().__init__()
