@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: setup demo test test-all faults models methods exports verdict lint bench headline golden clean
+.PHONY: setup demo test test-all faults models methods exports verdict lint bench headline cifar golden clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,9 @@ bench: setup
 
 headline: setup
 	$(BIN)/python -m benchmarks.headline
+
+cifar: setup
+	$(BIN)/python -m benchmarks.cifar $(DATA)
 
 golden: setup
 	$(BIN)/python -m tests.losses.golden_check $(GOLDEN)

@@ -3,8 +3,11 @@
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from benchmarks import cifar
 from benchmarks.exports import TOLERANCE, Row, limited, prove, rows, written
 from benchmarks.headline import Figures, headline, honest, make
 from benchmarks.models import listed
@@ -86,3 +89,26 @@ def test_the_headline_is_measured_on_the_files_that_were_exported(tmp_path: Path
     assert full.startswith("With all labels: ")
     assert tenth.startswith("With a tenth of the labels: ")
     assert "as good as the teacher" in as_good
+
+
+@pytest.mark.slow
+def test_unlike_pairs_and_few_labels_are_measured_on_any_folder_of_small_images(tmp_path: Path) -> None:
+    colors = np.random.default_rng(0)
+    for name, count in {"train": 20, "test": 4}.items():
+        for label in range(10):
+            (folder := tmp_path / "images" / name / str(label)).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(colors.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+    smoke = [f"stages={tmp_path / 'stages'}", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+    names = [*(pair.name for pair in cifar.PAIRS), cifar.FEW]
+    cifar.make(tmp_path / "images", tmp_path / "runs", smoke, names)
+    table = cifar.tables(tmp_path / "runs")
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == [
+        "cnn -> vit",
+        "vit -> mixer",
+        "swin -> mobilenet",
+        "1 % of the labels",
+        "10 % of the labels",
+        "100 % of the labels",
+    ]
+    assert all(" points (" in line for line in table[2:])

@@ -1,0 +1,126 @@
+"""What is distilling worth between unlike families, and where labels are few? ``python -m benchmarks.cifar cifar10`` (``make cifar DATA=cifar10``)
+
+CIFAR-10 as JPEG files in class folders, or any such folder of images of 32x32 pixels. A CNN teaches a ViT, that ViT an MLP-Mixer, a Swin a MobileNet,
+each by terms that read more than logits; the same CNN teaches a small one that is given 1, 10 and 100 % of the labels, and the other images without.
+Small nets and few epochs, so that it ends on two cores: a student is compared with the same net after the same epochs on its labels alone, not with
+the best that can be had of it. Everything is a stage of kd-distill: what is there is found.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.models.mlp_mixer import MlpMixer
+from torch import nn
+
+from benchmarks.headline import STUDENT, said
+from kd_app.reporting.results import ModelFigures, Results, read
+
+SIDE, PATCH = 32, 4
+
+
+def small_mixer(**kwargs: Any) -> nn.Module:
+    """A Mixer for small images: timm's functions fix the size of the patches, its class does not."""
+    return MlpMixer(img_size=SIDE, patch_size=PATCH, num_blocks=4, embed_dim=64, **kwargs)
+
+
+def _model(name: str, **kwargs: object) -> list[str]:
+    return [f"student.name={name}", *(f"student.kwargs.{key}={value}".replace(" ", "") for key, value in kwargs.items())]
+
+
+CNN = _model("resnet8")
+VIT = _model("vit_tiny_patch16_224", img_size=SIDE, patch_size=PATCH, depth=4, embed_dim=64, num_heads=4)
+SWIN = _model("swin_tiny_patch4_window7_224", img_size=SIDE, patch_size=PATCH, window_size=4, depths=[2, 2], embed_dim=64, num_heads=[2, 4])
+MIXER = [*_model("small_mixer", num_classes=10), "student._target_=benchmarks.cifar.small_mixer", "allow=[benchmarks]"]
+MOBILE = _model("mobilenetv2_half")
+ALONE = ["teacher=none", "loss=[cross_entropy]", "controls=[]"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Who teaches whom by what: `teacher` is the name of a run whose student teaches."""
+
+    name: str
+    teacher: str
+    words: tuple[str, ...]
+
+
+TEACHERS = {"cnn": (*CNN, "trainer.max_epochs=10"), "swin": (*SWIN, "trainer.max_epochs=8")}
+PAIRS = (
+    Pair(
+        "cnn-vit", "cnn", (*VIT, "trainer.max_epochs=8", "loss=[cross_entropy,soft_target,orthogonal_projection]", "loss.soft_target.temperature=1")
+    ),
+    Pair("vit-mixer", "cnn-vit", (*MIXER, "trainer.max_epochs=4", "loss=[cross_entropy,dist,softmax_regression]")),
+    Pair("swin-mobilenet", "swin", (*MOBILE, "trainer.max_epochs=5", "loss=[cross_entropy,dist,softmax_regression]")),
+)
+
+
+SHARES = ("0.01", "0.1", "1.0")
+FEW = "labels"
+
+
+def make(data: Path, folder: Path, words: Sequence[str], only: Sequence[str]) -> None:
+    """Train what lacks of the pairs named in `only`, and of the students of few labels, one after the other."""
+    common = ["data=folder", f"data.root={data}", "data.view.scale=[0.6,1.0]", "logger=[csv]", *words]
+
+    def distill(name: str, *more: str) -> None:
+        said("distill", [*common, *more, f"out={folder / name}"])
+
+    for name, teacher in TEACHERS.items():
+        if any(pair.teacher == name and pair.name in only for pair in PAIRS):
+            distill(name, *ALONE, *teacher)
+    for pair in PAIRS:
+        if pair.name in only:
+            distill(pair.name, f"teacher.checkpoint={folder / pair.teacher}", *pair.words)
+    if FEW in only:
+        few = (
+            f"teacher.checkpoint={folder / 'cnn'}",
+            "loss=[cross_entropy,soft_target]",
+            "loss.soft_target.temperature=4",
+            *STUDENT,
+            "trainer.max_epochs=8",
+        )
+        distill(FEW, *few, "-m", f"data.labels={','.join(SHARES)}", "test=always")
+
+
+def tables(folder: Path) -> list[str]:
+    """Markdown tables of what is there: test top-1 with 95 % intervals, and what distilling was worth."""
+    pairs = [(pair.name.replace("-", " -> "), folder / pair.name) for pair in PAIRS]
+    shares = [(f"{100 * float(share):g} % of the labels", folder / FEW / str(number)) for number, share in enumerate(SHARES)]
+    return ["| | loss | teacher | labels only | distilled | distilling was worth |", "|---|---|---|---|---|---|"] + [
+        f"| {name} | {' | '.join(_line(read(path)))} |" for name, run in (*pairs, *shares) if (path := run / "results.json").is_file()
+    ]
+
+
+def _line(results: Results) -> list[str]:
+    test = results.test
+    assert test is not None
+    assert test.teacher is not None
+    assert test.labels_only is not None
+    assert test.pair is not None
+    gain = test.pair
+    worth = f"{100 * (gain.gain or 0):+.2f} points ({100 * (gain.gain_low or 0):+.2f} to {100 * (gain.gain_high or 0):+.2f})"
+    return [", ".join(results.config["loss"]), *(_accuracy(each) for each in (test.teacher, test.labels_only, test.student)), worth]
+
+
+def _accuracy(figures: ModelFigures) -> str:
+    assert figures.top1 is not None
+    return f"{100 * figures.top1:.2f} ({100 * (figures.top1_low or 0):.2f} to {100 * (figures.top1_high or 0):.2f})"
+
+
+def main() -> None:
+    """Train what lacks and print the table."""
+    everything = [*(pair.name for pair in PAIRS), FEW]
+    parser = argparse.ArgumentParser(description="Unlike pairs, and few labels")
+    parser.add_argument("data", type=Path, help="folder with train/<class>/ and test/<class>/")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/cifar"))
+    parser.add_argument("--only", default=",".join(everything), help="which, separated by commas; one that is taught by another comes behind it")
+    asked, words = parser.parse_known_args()
+    make(asked.data, asked.folder, words, asked.only.split(","))
+    print("\n" + "\n".join(tables(asked.folder)))
+
+
+if __name__ == "__main__":
+    main()
