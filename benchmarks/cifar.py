@@ -15,7 +15,7 @@ from typing import Any
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
-from benchmarks.headline import STUDENT, said
+from benchmarks.headline import STUDENT, TAUGHT, said
 from kd_app.reporting.results import ModelFigures, Results, read
 
 SIDE, PATCH = 32, 4
@@ -68,20 +68,14 @@ def make(data: Path, folder: Path, words: Sequence[str], only: Sequence[str]) ->
     def distill(name: str, *more: str) -> None:
         said("distill", [*common, *more, f"out={folder / name}"])
 
-    for name, teacher in TEACHERS.items():
-        if any(pair.teacher == name and pair.name in only for pair in PAIRS):
-            distill(name, *ALONE, *teacher)
+    needed = {pair.teacher for pair in PAIRS if pair.name in only} | ({"cnn"} if FEW in only else set())
+    for name in TEACHERS.keys() & needed:
+        distill(name, *ALONE, *TEACHERS[name])
     for pair in PAIRS:
         if pair.name in only:
             distill(pair.name, f"teacher.checkpoint={folder / pair.teacher}", *pair.words)
     if FEW in only:
-        few = (
-            f"teacher.checkpoint={folder / 'cnn'}",
-            "loss=[cross_entropy,soft_target]",
-            "loss.soft_target.temperature=4",
-            *STUDENT,
-            "trainer.max_epochs=8",
-        )
+        few = (f"teacher.checkpoint={folder / 'cnn'}", *TAUGHT, *STUDENT, "trainer.max_epochs=6")
         distill(FEW, *few, "-m", f"data.labels={','.join(SHARES)}", "test=always")
 
 
