@@ -79,7 +79,7 @@ class OwnAverage(Composed):
     Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv 1703.01780.
     """
 
-    measured: ClassVar[bool] = False
+    unmeasured: ClassVar[str] = "is the student's own"
 
     def __init__(self, student: ModelRequest, decay: float) -> None:
         origin = Origin("own", f"average of {student.name} (decay {decay:g})", license=student.origin.license)

@@ -68,6 +68,9 @@ class ModelRequest(Typed):
     factory: a callable of our user's own that makes the module instead of timm; `kwargs` go to whichever makes it. image_size: side of its input.
     """
 
+    unmeasured: ClassVar[str] = ""
+    """Why its answers to the data's images have no figures, whatever the data are; empty where they may have."""
+
     def __init__(
         self,
         *,
@@ -94,13 +97,9 @@ class ModelRequest(Typed):
 
 
 class Composed(ModelRequest):
-    """A model that is made of other things than one set of weights. It is used as it is, and told first of the data: `know`.
-
-    measured: its answers to the data's images have figures.
-    """
+    """A model that is made of other things than one set of weights. It is used as it is, and told first of the data: `know`."""
 
     seen: Seen
-    measured: ClassVar[bool] = True
 
     def __init__(self, role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs

@@ -21,7 +21,7 @@ from kd_app.deployment.measure import Predictions, images_per_second, same_image
 from kd_app.metrics.figures import figures
 from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
-from kd_app.models.composed import OwnAverage, RuntimeModel
+from kd_app.models.composed import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.ship import INT8, WEIGHTS, copy_labeled
 from kd_app.reporting.card import write_card
@@ -126,10 +126,8 @@ class Proof:
 
     def unmeasured(self, teacher: Member) -> str:
         """Put down, and say, that the student is compared with its controls alone."""
-        known = teacher.created.weights
-        own = isinstance(teacher.request, OwnAverage)
-        why = "is the student's own" if own else f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the data's"
-        self._note = f"The teacher, {teacher.request.name}, {why}, so no figure compares the student with it; the controls say what it was worth."
+        name, why = teacher.request.name, teacher.unmeasured
+        self._note = f"The teacher, {name}, {why}, so no figure compares the student with it; the controls say what it was worth."
         return self._note
 
     def knows(self, teacher: Member, split: str) -> dict[str, Any]:

@@ -135,12 +135,12 @@ def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> 
     members: dict[str, Member] = {}
     if made.teacher is not None:
         teacher = teacher or shop.train("teacher")
-        if teacher.measured:
+        if teacher.unmeasured:
+            console.say(f"Note: {proof.unmeasured(teacher)}")
+        else:
             members["teacher"] = teacher
             console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
             shop.tracker.knowledge(proof.knows(teacher, "validation"))
-        else:
-            console.say(f"Note: {proof.unmeasured(teacher)}")
     teaches = chained(shop, teacher) if teacher is not None and made.links else teacher
     for control in made.controls:
         members[control] = shop.train(control, teaches)

@@ -47,8 +47,9 @@ def decode_size(heights: Sequence[int]) -> int:
 class Member:
     """A model of the run that is ready to answer: its role, how to make it again, what it expects, and the record of its training, if it had one.
 
-    measured: its answers have figures; not so a teacher that answers in other classes, or is made by the training itself.
     program: where it is quantized, the file that answers in the place of the module.
+    unmeasured: why its answers have no figures, for a sentence whose subject it is; empty where they have. A teacher that answers in other classes
+    has none, nor has one that is made by the training itself.
     """
 
     role: str
@@ -57,7 +58,7 @@ class Member:
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     program: Path | None = None
-    measured: bool = True
+    unmeasured: str = ""
 
     def answering(self) -> nn.Module:
         """What answers: an int8 program in its own runtime, or the module."""
@@ -149,7 +150,7 @@ class Workshop:
         """A model that is used as it is."""
         pixels = expected_pixels(request, self.seen())
         created = create(request, pixels, len(self.classes), seed=seed)
-        return Member(request.role, request, created, measured=not isinstance(request, Composed) or request.measured)
+        return Member(request.role, request, created, unmeasured=request.unmeasured)
 
     def as_it_is(self) -> Member | None:
         """The teacher, where it is used without any training; None where it is trained first. One that answers in other classes is not measured.
@@ -157,7 +158,7 @@ class Workshop:
         Raises `RequestError` for one with a random head that nothing would train and some term reads.
         """
         found = self._as_it_is()
-        if found is None or found.measured:
+        if found is None or not found.unmeasured:
             return found
         for name, control in self.parts.controls.items():
             if control.entropy_at is not None:
@@ -180,7 +181,7 @@ class Workshop:
             origin = request.origin
             if origin.has_weights:
                 self._check_reads_no_answers(request)
-                return replace(member or self.ready(request, seed=0), measured=False)
+                return _of_other_classes(member or self.ready(request, seed=0))
             raise RequestError(
                 f"The teacher {request.name} has random weights, the data have {len(self.classes)} classes, and teacher.max_epochs=0 forbids its "
                 "training: it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
@@ -300,7 +301,7 @@ class Workshop:
             pixels=expected_pixels(request, self.seen()),
             recipe=recipe or self.settled(role, teacher),
             teacher=teacher.created if teacher else None,
-            answers=self._answers(teacher) if teacher and teacher.measured else None,
+            answers=self._answers(teacher) if teacher and not teacher.unmeasured else None,
             decay=self.parts.teacher.decay if isinstance(self.parts.teacher, OwnAverage) else None,
             license=self.license(role, taught=teacher is not None),
             shuffled=control is not None and control.shuffled,
@@ -338,7 +339,7 @@ class Workshop:
             "data": str(self.data_folder) if self.data_folder else None,
             "listens": teacher is not None,
             "teacher": str(teacher.folder) if teacher and teacher.folder else None,
-            "measured": teacher is None or teacher.measured,
+            "unmeasured": teacher.unmeasured if teacher else "",
         }
 
     def _identity(self, taught: Taught, teacher: Member | None) -> dict[str, Any]:
@@ -450,6 +451,11 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(config))
     return found
+
+
+def _of_other_classes(teacher: Member) -> Member:
+    known = teacher.created.weights
+    return replace(teacher, unmeasured=f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the data's")
 
 
 def told(member: Member) -> dict[str, Any]:

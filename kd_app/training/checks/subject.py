@@ -86,7 +86,7 @@ class Subject:
     def unmeasured(self) -> bool:
         """The teacher is used as it is, and its answers have no figures."""
         found = self._as_it_is[0]
-        return found is not None and not found.measured
+        return found is not None and found.unmeasured != ""
 
     @cached_property
     def any_teacher(self) -> Created | None:

@@ -57,7 +57,7 @@ def _train(job: dict[str, Any], rank: int) -> None:
     if job["listens"]:
         assert made.teacher is not None
         request = trained(made.teacher, Path(str(job["teacher"]))) if job["teacher"] else made.teacher
-        teacher = replace(shop.ready(request, seed=0), measured=bool(job["measured"]))
+        teacher = replace(shop.ready(request, seed=0), unmeasured=str(job["unmeasured"]))
     fit(shop.taught(str(job["role"]), teacher, Recipe(**job["recipe"])), shop.data, made.trainer, Path(str(job["folder"])), console=console)
 
 
