@@ -41,6 +41,7 @@ def train(said: Sequence[str], trials: int) -> None:
     from kd_app.stages import Stages
     from kd_app.tracking import Tracker
     from kd_app.training.parts import parts
+    from kd_app.training.roles import train as train_role
     from kd_app.training.workshop import Workshop
 
     for seed in range(trials):
@@ -50,7 +51,7 @@ def train(said: Sequence[str], trials: int) -> None:
         shop = Workshop(made, Stages(Path(made.config["stages"])), console, tracker)
         shop.prepare_data()
         assert made.teacher is not None
-        shop.train("student", shop.ready(made.teacher, seed=0))
+        train_role(shop, "student", shop.ready(made.teacher, seed=0))
 
 
 def seconds(command: Sequence[str]) -> tuple[float, float]:

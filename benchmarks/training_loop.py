@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kd_app.training.curves import CurveLogger
 from kd_app.training.fit import build, quiet
 from kd_app.training.module import Distillation
 from kd_app.training.parts import Parts, parts
+from kd_app.training.roles import taught
 from kd_app.training.workshop import Workshop
 
 TARGET = 0.97
@@ -77,13 +79,12 @@ def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
     """A function that trains by the main job's loop, with its callbacks and curves, and gives the seconds of the steps behind the first `skip`."""
     assert shop.parts.teacher is not None
     teacher = shop.ready(shop.parts.teacher, seed=0)
-    taught = shop.taught("student", None)
-    taught = type(taught)(**{**vars(taught), "teacher": teacher.created})
+    own = replace(taught(shop, "student", None), teacher=teacher.created)
 
     def run(number: int) -> float:
-        created = create(taught.request, taught.pixels, 10, seed=0)
-        shop.data.bind(taught.pixels, order_seed=number)
-        module: Distillation = build(taught, created, shop.data, shop.parts.trainer)
+        created = create(own.request, own.pixels, 10, seed=0)
+        shop.data.bind(own.pixels, order_seed=number)
+        module: Distillation = build(own, created, shop.data, shop.parts.trainer)
         assert isinstance(module.teacher, FrozenTeacher)
         clock = Clock(skip)
         callbacks = [Progress("student", Console(silent=True)), Keep(folder, minutes=5), clock]
@@ -101,12 +102,12 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         folder = Path(name)
         shop = workshop(teacher, student, folder, steps + skip)
         loop = trained(shop, folder, skip)
-        ours = shop.taught("student", None)
-        taught = shop.ready(shop.parts.teacher, seed=0) if shop.parts.teacher else None
-        assert taught is not None
+        ours = taught(shop, "student", None)
+        teaches = shop.ready(shop.parts.teacher, seed=0) if shop.parts.teacher else None
+        assert teaches is not None
         pixels = ours.pixels
         bare = BareLoop(
-            create(ours.request, pixels, 10, seed=0).model, taught.created.model, shop.data.source.store(),
+            create(ours.request, pixels, 10, seed=0).model, teaches.created.model, shop.data.source.store(),
             torch.from_numpy(shop.data.listing.target), 128, shop.parts.trainer.precision, pixels.mean[0], pixels.std[0],
         )  # fmt: skip
         ratios = []

@@ -6,6 +6,7 @@ from typing import Any
 from kd_app.config import RequestError
 from kd_app.models.request import ModelRequest
 from kd_app.training.controls import closest, costs
+from kd_app.training.roles import train
 from kd_app.training.workshop import Member, Workshop
 
 STAGE = "alternative"
@@ -28,7 +29,7 @@ class Alternative:
         request = self._request(shop, macs)
         node = {**shop.parts.config["student"], "name": request.name, "checkpoint": None, "kwargs": request.kwargs, "pretrained": "auto"}
         shop.console.say(f"The alternative: {request.name}, trained on the run's recipe")
-        return shop.going_on(request, node, shop.parts.recipe).train("student", teacher, stage=STAGE)
+        return train(shop.going_on(request, node, shop.parts.recipe), "student", teacher, stage=STAGE)
 
     def _request(self, shop: Workshop, macs: int) -> ModelRequest:
         if self.name != "auto":

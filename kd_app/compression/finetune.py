@@ -5,6 +5,7 @@ from dataclasses import replace
 from pydantic import PositiveFloat, PositiveInt
 
 from kd_app.compression.step import Step
+from kd_app.training.roles import train
 from kd_app.training.workshop import Member, Workshop
 
 
@@ -25,4 +26,4 @@ class Finetune(Step):
         path = student.request.origin.path
         kwargs = student.request.kwargs
         node = {**node, "pretrained": "auto", "checkpoint": str(path), "kwargs": kwargs}
-        return shop.going_on(student.request, node, recipe).train("student", teacher, stage=name)
+        return train(shop.going_on(student.request, node, recipe), "student", teacher, stage=name)

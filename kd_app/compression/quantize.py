@@ -23,6 +23,7 @@ from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE as CURVES
 from kd_app.training.fit import MODEL, trained
 from kd_app.training.parts import Recipe
+from kd_app.training.roles import train
 from kd_app.training.workshop import Member, Workshop
 
 RECORD = "quantize.json"
@@ -168,7 +169,7 @@ def _learned(name: str, shop: Workshop, start: Start, recipe: Recipe, teacher: M
     request = ModelRequest(role="student", name=None, pretrained="auto", checkpoint=None, kwargs={}, image_size=None, factory=start)
     other = shop.going_on(request, shop.parts.config["student"], recipe)
     other.parts = replace(other.parts, trainer=shop.parts.trainer.graph())
-    return other.train("student", teacher, stage=name)
+    return train(other, "student", teacher, stage=name)
 
 
 def _within(unit: str, name: str) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kd_app.training.proof import evaluated
+from kd_app.training.roles import train
 from kd_app.training.workshop import Member, Workshop
 
 
@@ -32,6 +33,6 @@ def chained(shop: Workshop, teacher: Member) -> Member:
         recipe = replace(shop.parts.recipe, seed=said + number, callbacks={})
         other = shop.going_on(link.request, link.node, recipe)
         other.tracker, other.watch = _Unheard(), None
-        teacher = replace(other.train("student", teacher, stage=f"link-{number}"), role="teacher")
+        teacher = replace(train(other, "student", teacher, stage=f"link-{number}"), role="teacher")
         shop.console.say(f"Link {number} of the chain, {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
     return teacher

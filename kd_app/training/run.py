@@ -17,6 +17,7 @@ from kd_app.training.plan import plan
 from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, evaluated
 from kd_app.training.ranks.start import check_places
 from kd_app.training.report_run import run_names
+from kd_app.training.roles import check_pair, train
 from kd_app.training.run_folder import RESULTS, claimed, run_name
 from kd_app.training.search.study import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop
@@ -129,12 +130,12 @@ def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> 
         console.say(f"Note: {note}")
     teacher = shop.as_it_is()
     console.say(plan(shop, ready=teacher is not None))
-    shop.check_pair()
+    check_pair(shop)
     if made.budget is not None:
         shop.decided["student"] = {"latency_ms": made.budget.check(shop, trial=trial)}
     members: dict[str, Member] = {}
     if made.teacher is not None:
-        teacher = teacher or shop.train("teacher")
+        teacher = teacher or train(shop, "teacher")
         if teacher.unmeasured:
             console.say(f"Note: {proof.unmeasured(teacher)}")
         else:
@@ -143,6 +144,6 @@ def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> 
             shop.tracker.knowledge(proof.knows(teacher, "validation"))
     teaches = chained(shop, teacher) if teacher is not None and made.links else teacher
     for control in made.controls:
-        members[control] = shop.train(control, teaches)
-    members["student"] = shop.train("student", teaches)
+        members[control] = train(shop, control, teaches)
+    members["student"] = train(shop, "student", teaches)
     return members

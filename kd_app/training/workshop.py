@@ -1,4 +1,4 @@
-"""The stages of a run: what each is made of, which earlier ones it needs, and what it leaves behind."""
+"""What a run works on: its data, its models and their answers, each made once, as stages."""
 
 import json
 import math
@@ -11,27 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_app.config import Pixels, RequestError, RunError
+from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.deployment.xnnpack import Lowered
-from kd_app.models.composed import OwnAverage
 from kd_app.models.cost import count_params
 from kd_app.models.create import Created, create, expected_pixels
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import Composed, ModelRequest, Seen
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, file_sha256, write_atomically
-from kd_app.training.controls import mean_entropy, nearest
-from kd_app.training.curves import points
-from kd_app.training.fit import RECORD, Taught, build, fit, resumed, trained
-from kd_app.training.module import Answers
-from kd_app.training.pace import FILE as EPOCHS
-from kd_app.training.pace import as_long
+from kd_app.training.controls import nearest
 from kd_app.training.parts import Control, Parts, Recipe
-from kd_app.training.ranks.start import fit_on_ranks
-from kd_app.training.stored import STORED, StoredAnswers, store
 
 SPEED = "speed.json"
 DECODED = 320
@@ -66,7 +58,10 @@ class Member:
 
 
 class Workshop:
-    """Makes what a run asks for, each thing once, and remembers which stages that took."""
+    """The data and the models that a run's configuration names, what the models answer, and the stages that this took.
+
+    How a role's model is trained is in `kd_app.training.roles`; `tracker` and `watch` hear of it there.
+    """
 
     def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any, watch: Any = None) -> None:
         self.parts = parts
@@ -100,16 +95,6 @@ class Workshop:
             for term in recipe.terms().chosen.values() if recipe else ():
                 if term.reads == {"logits"}:
                     term.build(answer, answer)
-
-    def check_pair(self) -> None:
-        """Let the student's terms look at both models before either is trained. Raises `RequestError` where a term can't compare them."""
-        if self.parts.teacher is not None:
-            teacher, student = (
-                create(request, expected_pixels(request, self.seen()), len(self.classes), seed=0)
-                for request in (self.parts.teacher, self.parts.student)
-            )
-            taught = Taught("student", self.parts.student, student.pixels, self.parts.recipe, teacher)
-            build(taught, student, self.data, self.parts.trainer)
 
     def load_data(self, folder: Path | None) -> None:
         """Take the data as another process prepared them."""
@@ -206,35 +191,6 @@ class Workshop:
         other.parts = replace(self.parts, student=student, recipe=recipe, config={**self.parts.config, "student": dict(node)})
         return other
 
-    def train(self, role: str, teacher: Member | None = None, *, stage: str | None = None) -> Member:
-        """Train the teacher, a control or the student, or find the one that was trained in the same way; `stage` is its name if not the role."""
-        recipe = self.settled(role, teacher)
-        teacher = teacher if recipe.terms().needs_teacher else None
-        taught = self.taught(role, teacher, recipe)
-        identity, inputs = self._identity(taught, teacher), self._inputs(taught, teacher)
-        made = self.make(stage or role, identity, inputs, lambda folder: self._fit(taught, teacher, folder, stage or role))
-        member = self._trained(taught, made.path)
-        self.tracker.ready(stage or role, told(member), told(teacher) if teacher else None, lambda: points(made.path))
-        return member
-
-    def found(self, role: str) -> Member | None:
-        """The teacher, or a control that needs none, as an earlier run left it; None where `train` may have to train it."""
-        taught = self.taught(role, None, self.plain(role))
-        stage = self.stages.find(role, config=_plain(self._identity(taught, None)), inputs=self._inputs(taught, None))
-        return self._trained(taught, stage.path) if stage else None
-
-    def _inputs(self, taught: Taught, teacher: Member | None) -> dict[str, str]:
-        """Hashes of data, start and teacher."""
-        start = create(taught.request, taught.pixels, len(self.classes), seed=taught.recipe.seed)
-        inputs = {"data": self.data.fingerprint, "start": start.weights.sha256}
-        return {**inputs, "teacher": teacher.created.weights.sha256} if teacher else inputs
-
-    def _trained(self, taught: Taught, folder: Path) -> Member:
-        """What a training left in `folder`."""
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        again = trained(taught.request, folder)
-        return Member(taught.role, again, create(again, taught.pixels, len(self.classes), seed=taught.recipe.seed), record, folder)
-
     def request(self, role: str) -> ModelRequest:
         """The model of a role. Raises `RequestError` where a control's is to be chosen and none fits."""
         control = self.parts.controls.get(role)
@@ -251,126 +207,11 @@ class Workshop:
         self.decided[role] = {"macs": found.macs, "student_macs": found.student_macs}
         return found.request
 
-    def settled(self, role: str, teacher: Member | None) -> Recipe:
-        """How a role is trained. What a control leaves open is computed once, and found again: from the teacher's answers, or from the clock."""
-        control = self.parts.controls.get(role)
-        if control is None:
-            recipe = self.parts.teacher_recipe if role == "teacher" else self.parts.recipe
-            assert recipe is not None
-            return recipe
-        assert teacher is not None
-        recipe = control.plain()
-        if control.entropy_at is not None:
-            entropy = mean_entropy(self.predictions(teacher, "train").logits, control.entropy_at)
-            recipe = control.smoothed(entropy, len(self.classes))
-            self.decided.setdefault(role, {}).update(teacher_entropy=entropy, temperature=control.entropy_at, loss=recipe.loss)
-        if control.as_long:
-            found = self._epochs(role, teacher, recipe)
-            recipe = replace(recipe, max_epochs=found["max_epochs"])
-            self.decided.setdefault(role, {}).update(found)
-        return recipe
-
-    def plain(self, role: str) -> Recipe:
-        """How a role is trained, as far as it is known before there is a teacher."""
-        control = self.parts.controls.get(role)
-        return control.plain() if control else self.settled(role, None)
-
-    def _epochs(self, role: str, teacher: Member, recipe: Recipe) -> dict[str, Any]:
-        """How many epochs of `recipe` last as long as the student's training. Seeds of one recipe share the answer."""
-        listening = teacher if recipe.terms().needs_teacher else None
-        student = self.taught("student", teacher, self.parts.recipe)
-        both = {"student": (student, teacher), role: (self.taught(role, listening, recipe), listening)}
-        config = {name: {key: value for key, value in self._identity(*each).items() if key != "seed"} for name, each in both.items()}
-        inputs = {"data": self.data.fingerprint, "teacher": teacher.created.weights.sha256}
-        trainings = {name: taught for name, (taught, _) in both.items()}
-        epochs = self.parts.recipe.max_epochs
-
-        def measure(folder: Path) -> None:
-            self.console.line(f"  {role}: measuring how long an epoch takes ...")
-            as_long(epochs, trainings, self.data, self.parts.trainer, folder)
-
-        stage = self.make(f"epochs-{role}", config, inputs, measure)
-        return dict(json.loads((stage.path / EPOCHS).read_text(encoding="utf-8")))
-
-    def taught(self, role: str, teacher: Member | None, recipe: Recipe | None = None) -> Taught:
-        """What a role's training is made of."""
-        request, control = self.request(role), self.parts.controls.get(role)
-        return Taught(
-            role=role,
-            request=request,
-            pixels=expected_pixels(request, self.seen()),
-            recipe=recipe or self.settled(role, teacher),
-            teacher=teacher.created if teacher else None,
-            answers=self._answers(teacher) if teacher and not teacher.unmeasured else None,
-            decay=self.parts.teacher.decay if isinstance(self.parts.teacher, OwnAverage) else None,
-            license=self.license(role, taught=teacher is not None),
-            shuffled=control is not None and control.shuffled,
-            stored=self._stored(teacher, expected_pixels(request, self.seen())) if teacher and self.parts.answers == "stored" else None,
-        )
-
     def license(self, role: str, *, taught: bool) -> str:
         """What the weights of a model are under that is trained here."""
         control = self.parts.controls.get(role)
         start = self.request(role).origin.license if control is not None and control.students else None
         return self.parts.licenses.trained(role, taught=taught, start=start)
-
-    def _fit(self, taught: Taught, teacher: Member | None, folder: Path, stage: str) -> None:
-        resumed(folder, self.console.say)
-        before = points(folder)
-        listen = self.tracker.start(stage, told(teacher) if teacher else None, before)
-        if self.watch is not None and taught.role == "student":
-            for row, step in before:
-                self.watch(row, step)
-            listen = _both(listen, self.watch)
-        settings = self.parts.trainer
-        if settings.world_size > 1:
-            fit_on_ranks(self._job(taught, teacher, folder), folder, settings.world_size, listen=listen)
-        else:
-            fit(taught, self.data, settings, folder, console=self.console, listen=listen)
-
-    def _job(self, taught: Taught, teacher: Member | None, folder: Path) -> dict[str, Any]:
-        """The same training as plain data, for other processes."""
-        return {
-            "config": {**self.parts.config, "trainer": {**self.parts.config["trainer"], **self.parts.trainer.place()}},
-            "stages": str(self.stages.root),
-            "role": taught.role,
-            "recipe": vars(taught.recipe),
-            "folder": str(folder),
-            "data": str(self.data_folder) if self.data_folder else None,
-            "listens": teacher is not None,
-            "teacher": str(teacher.folder) if teacher and teacher.folder else None,
-            "unmeasured": teacher.unmeasured if teacher else "",
-        }
-
-    def _identity(self, taught: Taught, teacher: Member | None) -> dict[str, Any]:
-        """All that decides the trained weights, beside the hashes of data, teacher and start."""
-        recipe = taught.recipe
-        return {
-            "model": {"name": taught.request.name, "kwargs": taught.request.kwargs, "pixels": vars(taught.pixels), "classes": list(self.classes)},
-            "loss": recipe.loss,
-            "optimizer": recipe.optimizer,
-            "scheduler": recipe.scheduler,
-            "callbacks": recipe.callbacks,
-            "seed": recipe.seed,
-            "trainer": {**self.parts.trainer.identity(), "max_epochs": recipe.max_epochs},
-            "data": self._views(taught.role),
-            "teacher": {"name": teacher.request.name, "pixels": vars(teacher.created.pixels)} if teacher else None,
-            **({"shuffled": True} if taught.shuffled else {}),
-            **({"answers": "stored"} if taught.stored else {}),
-        }
-
-    def _views(self, role: str) -> dict[str, Any]:
-        """What decides the batches beside the data."""
-        if self.parts.own.data is not None:
-            return {"module": type(self.parts.own.data).__qualname__, "batch_size": self.data.batch_size}
-        node = self.parts.config["data"]
-        more = {**self._changes(), "views": node.get("views") if role != "teacher" else None, "labels": getattr(self.data, "labels", None)}
-        return {"view": node.get("view"), "batch_size": node.get("batch_size"), **{key: value for key, value in more.items() if value is not None}}
-
-    def _changes(self) -> dict[str, Any]:
-        """What is done to images after their view, where anything is."""
-        done = {key: getattr(self.data, key, None) for key in ("mix", "augment")}
-        return {key: vars(part) for key, part in done.items() if part is not None}
 
     def predictions(self, member: Member, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
@@ -407,30 +248,9 @@ class Workshop:
         device = self.parts.trainer.device
         return predict(member.answering(), batches, member.created.pixels, device=device, limit=self.limit, embeddings=embeddings)
 
-    def _answers(self, teacher: Member) -> Answers | None:
-        """The teacher's answers on validation; none where only a part of it was looked at."""
-        if self.limit is not None:
-            return None
-        found = self.predictions(teacher, "validation")
-        order = found.index.argsort()
-        return Answers(torch.from_numpy(found.index[order]), torch.from_numpy(found.logits[order]))
-
-    def _stored(self, teacher: Member, sees: Pixels) -> StoredAnswers:
-        """The teacher's answers to every view that a student who expects these pixels is shown, computed once."""
-        config = {
-            "model": teacher.request.name,
-            "pixels": vars(teacher.created.pixels),
-            "sees": vars(sees),
-            "view": self.parts.config["data"]["view"],
-            "views": self.data.views,
-            **self._changes(),
-            **({"labels": self.data.labels} if self.data.mix else {}),
-        }
-        inputs = {"data": self.data.fingerprint, "weights": teacher.created.weights.sha256}
-        trainer = self.parts.trainer
-        place: dict[str, Any] = {"device": trainer.device, "channels_last": trainer.channels_last, "say": self.console.line}
-        stage = self.make(STORED, config, inputs, lambda folder: store(teacher.created, self.data, sees, folder, **place))
-        return StoredAnswers.load(stage.path)
+    def find(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage | None:
+        """The stage `name` of this configuration and these inputs, if it was made; it is not counted as used."""
+        return self.stages.find(name, config=_plain(config), inputs=inputs)
 
     def make(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Callable[[Path], None]) -> Stage:
         """The stage `name` of this configuration and these inputs, made or found, and counted as used."""
@@ -468,15 +288,6 @@ def told(member: Member) -> dict[str, Any]:
         "stage": str(member.folder) if member.folder else None,
         "path": str(path) if path else None,
     }
-
-
-def _both(first: Callable[..., None] | None, second: Callable[..., None]) -> Callable[..., None]:
-    def listen(row: dict[str, float], step: int) -> None:
-        if first is not None:
-            first(row, step)
-        second(row, step)
-
-    return listen
 
 
 class Chained:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import kd_app
 from kd_app.reporting.page import write_report
-from kd_app.training import workshop
+from kd_app.training import roles, workshop
 from tests.commands.call import call, done, paragraph, refused
 from tests.shipping.conftest import QUICK
 from tests.tracking.wandb_files import offline_runs
@@ -101,7 +101,7 @@ def test_the_second_time_every_stage_is_found(made: Path, small: tuple[Path, str
 
 def test_a_command_that_was_stopped_goes_on_with_the_step_it_was_at(made: Path) -> None:
     words = (f"run={made / 'run'}", "steps=[prune,finetune]", "prune.params=0.7", "finetune.max_epochs=1", "out=stopped", f"stages={made / 'stages'}")
-    with patch.object(workshop, "fit", side_effect=KeyboardInterrupt):
+    with patch.object(roles, "fit", side_effect=KeyboardInterrupt):
         assert call(*words, command="kd-compress").code == 130
     compressed(*words)
     made_or_found = {stage["name"]: stage["made"] for stage in results(Path("stopped"))["stages"]}

@@ -24,6 +24,7 @@ from kd_app.stages import Stages, file_sha256
 from kd_app.training.curves import read_curves
 from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
+from kd_app.training.roles import train
 from kd_app.training.workshop import Member, Workshop
 
 DIGITS = tuple("0123456789")
@@ -97,7 +98,7 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
     made, listening = parts(config), Listening()
     shop = Workshop(made, Stages(Path(config["stages"])), Console(silent=True), tracker=listening)
     shop.prepare_data()
-    student = shop.train("student", shop.ready(made.teacher, seed=0) if made.teacher else None)
+    student = train(shop, "student", shop.ready(made.teacher, seed=0) if made.teacher else None)
     assert student.folder is not None
     return Trained(student.folder, list(read_curves(student.folder / "curves.jsonl")), listening.heard, student, shop.data)
 

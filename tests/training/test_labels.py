@@ -15,6 +15,7 @@ from kd_app.stages import Stages
 from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
 from kd_app.training.plan import described
+from kd_app.training.roles import train
 from kd_app.training.workshop import Workshop
 from tests.commands.call import call
 from tests.training.made import Listening, image_folder, results, stage, teacher_folder
@@ -55,10 +56,10 @@ def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_a
     labeled = set(made.data.labeled_rows.tolist())
     assert len(labeled) == 129
     known = made.as_it_is()
-    made.train("student", known)
+    train(made, "student", known)
     student = list(batches)
     batches.clear()
-    made.train("labels_only", known)
+    train(made, "labels_only", known)
     assert len(batches) == len(student) == 2 * (1295 // 64)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) == labeled
     assert len(set(torch.cat([batch.index for batch in student]).tolist())) > 1200
@@ -71,7 +72,7 @@ def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_a
 
 def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(tmp_path: Path, batches: list[Batch]) -> None:
     made = shop(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
-    made.train("teacher")
+    train(made, "teacher")
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(made.data.labeled_rows.tolist())
     assert len(batches) == 1295 // 64
 

@@ -15,6 +15,7 @@ from kd_app.reporting.console import Console
 from kd_app.stages import Stages, file_sha256
 from kd_app.training import stored
 from kd_app.training.parts import parts
+from kd_app.training.roles import identity, plain_recipe, taught
 from kd_app.training.stored import StoredAnswers
 from kd_app.training.workshop import Workshop
 from tests.commands.call import call
@@ -168,7 +169,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
     for words in ([], ["data.views=4"]):
         made = Workshop(parts(composed("distill", words)), Stages(tmp_path), Console(silent=True), tracker=None)
         made.prepare_data()
-        found.append({role: made._identity(made.taught(role, None, made.plain(role)), None) for role in ("teacher", "student")})
+        found.append({role: identity(made, taught(made, role, None, plain_recipe(made, role)), None) for role in ("teacher", "student")})
     assert found[0]["teacher"] == found[1]["teacher"]
     assert found[0]["student"] != found[1]["student"]
 

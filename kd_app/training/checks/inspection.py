@@ -22,6 +22,7 @@ from kd_app.training.checks.terms import terms
 from kd_app.training.parts import Config, OwnParts, make, parts
 from kd_app.training.plan import described
 from kd_app.training.ranks.start import check_places
+from kd_app.training.roles import already_trained, plain_recipe
 from kd_app.training.workshop import Workshop
 
 CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
@@ -105,7 +106,7 @@ def _rehearsals(subject: Subject, console: Console) -> list[Rehearsal]:
         seen.append(rehearse(subject, "teacher", None))
         teacher = seen[0].created
     for role in (*shop.parts.controls, "student"):
-        if role == "student" or shop.found(role) is None:
+        if role == "student" or already_trained(shop, role) is None:
             console.line(f"  {role}: a few steps ...")
-            seen.append(rehearse(subject, role, teacher if shop.plain(role).terms().needs_teacher else None))
+            seen.append(rehearse(subject, role, teacher if plain_recipe(shop, role).terms().needs_teacher else None))
     return seen

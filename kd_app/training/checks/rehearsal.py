@@ -21,6 +21,7 @@ from kd_app.training.checks.subject import Subject
 from kd_app.training.fit import MODEL, fit, trained
 from kd_app.training.module import CHECKED_STEPS, Answers, Distillation
 from kd_app.training.plan import noise_seconds, steps_an_epoch
+from kd_app.training.roles import plain_recipe, taught
 from kd_app.training.terms import Fault
 
 _STEPS = 40
@@ -138,11 +139,11 @@ class Rehearsal:
 def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     """Train the teacher, a control or the student for a few seconds in a folder that is thrown away."""
     shop, trainer = subject.shop, subject.shop.parts.trainer
-    plain = shop.taught(role, None, shop.plain(role))
+    plain = taught(shop, role, None, plain_recipe(shop, role))
     batches, validation = steps_an_epoch(shop), _validation_batches(subject)
     steps, epochs = _length(subject, role, teacher, batches)
     measured = min(validation, _VALIDATION)
-    taught = replace(
+    short = replace(
         plain,
         recipe=replace(plain.recipe, max_epochs=epochs),
         teacher=teacher,
@@ -154,7 +155,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     folder.mkdir(parents=True)
     start, error = time.perf_counter(), ""
     try:
-        fit(taught, shop.data, trainer.short(train=steps, validation=measured), folder, console=Console(silent=True),
+        fit(short, shop.data, trainer.short(train=steps, validation=measured), folder, console=Console(silent=True),
             callbacks=(looking, watch, checkpoint))  # fmt: skip
     except (RequestError, RunError) as reason:
         error = str(reason)
@@ -167,7 +168,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     evaluated = float(np.median(watch.validations)) / measured
     epoch = float(np.median(watch.epochs))
     rest = max(0.0, epoch - steps * step - measured * evaluated)
-    again = trained(taught.request, folder)
+    again = trained(plain.request, folder)
     return replace(
         seen,
         seconds_an_epoch=batches * step + validation * evaluated + rest,
@@ -175,7 +176,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
         answer_seconds=evaluated / (shop.data.batch_size or 1),
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
         checkpoint_bytes=checkpoint.size,
-        created=create(again, taught.pixels, len(shop.classes), seed=0),
+        created=create(again, plain.pixels, len(shop.classes), seed=0),
     )
 
 

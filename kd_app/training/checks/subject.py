@@ -16,6 +16,7 @@ from kd_app.data.batch import Batch
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.create import Created, create, expected_pixels
+from kd_app.training.roles import already_trained
 from kd_app.training.workshop import Member, Workshop
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -80,7 +81,7 @@ class Subject:
         """The teacher as the student would hear it, if there is one by now that has figures: used as it is, or trained by an earlier run."""
         if self.shop.parts.teacher is None or self.random_head or self.unmeasured:
             return None
-        return self._as_it_is[0] or self.shop.found("teacher")
+        return self._as_it_is[0] or already_trained(self.shop, "teacher")
 
     @property
     def unmeasured(self) -> bool:

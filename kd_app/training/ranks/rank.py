@@ -47,6 +47,7 @@ def _train(job: dict[str, Any], rank: int) -> None:
     from kd_app.stages import Stages
     from kd_app.training.fit import fit, trained
     from kd_app.training.parts import Recipe, parts
+    from kd_app.training.roles import taught
     from kd_app.training.workshop import Member, Workshop
 
     made = parts(job["config"])
@@ -58,7 +59,7 @@ def _train(job: dict[str, Any], rank: int) -> None:
         assert made.teacher is not None
         request = trained(made.teacher, Path(str(job["teacher"]))) if job["teacher"] else made.teacher
         teacher = replace(shop.ready(request, seed=0), unmeasured=str(job["unmeasured"]))
-    fit(shop.taught(str(job["role"]), teacher, Recipe(**job["recipe"])), shop.data, made.trainer, Path(str(job["folder"])), console=console)
+    fit(taught(shop, str(job["role"]), teacher, Recipe(**job["recipe"])), shop.data, made.trainer, Path(str(job["folder"])), console=console)
 
 
 if __name__ == "__main__":
