@@ -11,14 +11,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from kd_app.config import RequestError, unknown
+from kd_app.config import RequestError
 from kd_app.config.schedule import Schedule
 from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.corruptions import Robustness
 from kd_app.data.foreign import UNPAIRED, ForeignData
 from kd_app.data.module import ImageData
 from kd_app.losses.base import LossTerm
-from kd_app.models.composed import OwnAverage, Several
+from kd_app.models.composed import OwnAverage
 from kd_app.models.license import Licensed, Licenses, Policy, licenses
 from kd_app.models.request import ModelRequest
 from kd_app.training.asked import Link, composed, found, links_of, requested
@@ -28,6 +28,7 @@ from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
 from kd_app.training.optimizer import Optimizer
 from kd_app.training.settings import Asking, Job, Licensing, OwnAverageTeacher, Said, TeacherTraining
+from kd_app.training.suited import check_teacher
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
@@ -261,28 +262,13 @@ def _check(made: Parts) -> None:
         each.make_optimizer().check_place(made.trainer.world_size, made.trainer.precision)
         each.make_schedule()
         each.make_callbacks()
-        _check_members(terms, made)
-        if terms.needs_teacher and (made.teacher is None or each is made.teacher_recipe):
-            names = [name for name, term in terms.chosen.items() if term.needs_teacher]
-            raise RequestError(f"The loss term {names[0]} needs a teacher and there is none here. Leave it out, or choose a teacher (teacher=timm).")
+        check_teacher(terms, None if each is made.teacher_recipe else made.teacher, chained=bool(made.links))
     if isinstance(made.teacher, OwnAverage) and made.trainer.world_size > 1:
         raise RequestError(f"teacher=ema follows the student of one process, and trainer.devices={made.trainer.world_size}. Use trainer.devices=1.")
     if made.teacher is not None and not made.recipe.terms().needs_teacher:
         raise RequestError(
             "A teacher is chosen, but no loss term listens to it. Add one, for example 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
-
-
-def _check_members(terms: WeightedTerms, made: Parts) -> None:
-    """Refuse terms that read one of several teachers where it is none of them, or needs no teacher, or links of a chain stand between."""
-    for name, member in terms.members.items():
-        if not isinstance(made.teacher, Several) or made.links or not terms.chosen[name].needs_teacher:
-            raise RequestError(
-                f"loss.{name}.teacher={member} names one of several teachers for a term to read. It is for terms that read a teacher, with "
-                "teacher=several and without teacher.chain. Leave it out."
-            )
-        if member not in made.teacher.members:
-            raise unknown("member of the teacher", member, list(made.teacher.members))
 
 
 def _control(name: str, node: Config, student: Recipe) -> Control:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kd_app.config import RequestError, RunError
@@ -18,12 +17,12 @@ from kd_app.deployment.measure import Predictions, predict
 from kd_app.deployment.xnnpack import Lowered
 from kd_app.models.cost import count_params
 from kd_app.models.create import Created, create, expected_pixels
-from kd_app.models.outputs import Outputs
 from kd_app.models.request import Composed, ModelRequest, Seen
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, file_sha256, write_atomically
 from kd_app.training.controls import nearest
 from kd_app.training.parts import Control, Parts, Recipe
+from kd_app.training.suited import check_answers, check_classes
 
 SPEED = "speed.json"
 DECODED = 320
@@ -86,15 +85,8 @@ class Workshop:
             self.data_folder = stage.path
         self.data.load(self.data_folder)
         self._tell_teacher()
-        self._check_terms()
-
-    def _check_terms(self) -> None:
-        """Terms that read logits alone can be checked before anything is trained."""
-        answer = Outputs(logits=torch.zeros(1, len(self.classes)))
-        for recipe in (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values()):
-            for term in recipe.terms().chosen.values() if recipe else ():
-                if term.reads == {"logits"}:
-                    term.build(answer, answer)
+        recipes = (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values())
+        check_classes((recipe.terms() for recipe in recipes if recipe), len(self.classes))
 
     def load_data(self, folder: Path | None) -> None:
         """Take the data as another process prepared them."""
@@ -165,25 +157,14 @@ class Workshop:
         if recipe is None or recipe.max_epochs == 0:
             origin = request.origin
             if origin.has_weights:
-                self._check_reads_no_answers(request)
+                recipes = (self.parts.recipe, *self.parts.controls.values())
+                check_answers((recipe.terms() for recipe in recipes), request, len(self.classes))
                 return _of_other_classes(member or self.ready(request, seed=0))
             raise RequestError(
                 f"The teacher {request.name} has random weights, the data have {len(self.classes)} classes, and teacher.max_epochs=0 forbids its "
                 "training: it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
             )
         return None
-
-    def _check_reads_no_answers(self, teacher: ModelRequest) -> None:
-        """Refuse terms that read the answers of a teacher which has none in the data's classes."""
-        for recipe in (self.parts.recipe, *self.parts.controls.values()):
-            for name, term in recipe.terms().chosen.items():
-                if term.needs_teacher and term.teacher_reads & {"logits", "classifier"}:
-                    raise RequestError(
-                        f"The teacher {teacher.name} has {teacher.origin.num_classes or 'other'} classes, the data have {len(self.classes)} classes, "
-                        "and teacher.max_epochs=0 forbids its training: it would answer with a random head, which the loss term "
-                        f"{name} reads. Choose terms that read no answers (embedding_mse, review, sp), map its classes "
-                        "(teacher.classes=<a CSV file>), or set teacher.max_epochs to 1 or more."
-                    )
 
     def going_on(self, student: ModelRequest, node: Mapping[str, Any], recipe: Recipe) -> "Workshop":
         """This workshop for the training of another student (`node` is its configuration); data, stages and what was used are shared."""
