@@ -22,7 +22,7 @@ from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, save_model
 from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE as CURVES
 from kd_app.training.fit import MODEL, trained
-from kd_app.training.parts import Recipe
+from kd_app.training.recipe import Recipe
 from kd_app.training.roles import train
 from kd_app.training.workshop import Member, Workshop
 

@@ -14,6 +14,7 @@ from kd_app.compression.alternative import Alternative
 from kd_app.compression.latency import latencies
 from kd_app.compression.step import Step
 from kd_app.config import RequestError, RunError, Typed, unknown
+from kd_app.config.make import make
 from kd_app.config.targets import check_targets
 from kd_app.deployment.measure import Predictions
 from kd_app.metrics.intervals import wilson
@@ -26,7 +27,7 @@ from kd_app.stages import Stages
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.base import STUDENT
 from kd_app.training.evaluate import COMPRESSED, as_run, check_classes, members_of
-from kd_app.training.parts import Config, make, parts
+from kd_app.training.parts import Config, parts
 from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, described, evaluated
 from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.settings import Group, Place

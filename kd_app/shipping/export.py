@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, StrictBool
 
 import kd_app
 from kd_app.config import RequestError, RunError, Typed, unknown
+from kd_app.config.make import make
 from kd_app.config.targets import check_targets
 from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.clock import Clock
@@ -28,7 +29,7 @@ from kd_app.shipping.files import Written, written
 from kd_app.shipping.measured import beside, timings
 from kd_app.stages import Stages, file_sha256
 from kd_app.training.evaluate import as_run, check_classes, members_of
-from kd_app.training.parts import Config, make, parts
+from kd_app.training.parts import Config, parts
 from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.settings import Group, Place
 from kd_app.training.workshop import Chained, Member, Workshop

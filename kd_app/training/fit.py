@@ -32,8 +32,8 @@ from kd_app.stages import write_atomically
 from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNotFinite, Stopped
 from kd_app.training.curves import FILE, CurveLogger, forget_after
 from kd_app.training.module import NOT_FINITE, Answers, Distillation
-from kd_app.training.parts import Recipe
 from kd_app.training.ranks.agreement import Agreement
+from kd_app.training.recipe import Recipe
 from kd_app.training.stored import StoredAnswers
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import PROFILE, TrainerSettings

@@ -1,116 +1,36 @@
-"""From the configuration to the parts it names, each checked by its own signature. The only caller of hydra's instantiate."""
+"""From the configuration to the parts that a run is made of, each checked by its own signature, and what they allow of each other."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Literal
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.config.schedule import Schedule
+from kd_app.config.make import make
 from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.corruptions import Robustness
 from kd_app.data.foreign import UNPAIRED, ForeignData
 from kd_app.data.module import ImageData
-from kd_app.losses.base import LossTerm
 from kd_app.models.composed import OwnAverage
 from kd_app.models.license import Licensed, Licenses, Policy, licenses
 from kd_app.models.request import ModelRequest
 from kd_app.training.asked import Link, composed, found, links_of, requested
 from kd_app.training.budget import LatencyBudget
-from kd_app.training.controls import ControlSettings, smoothing_of
+from kd_app.training.controls import ControlSettings
 from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
-from kd_app.training.optimizer import Optimizer
+from kd_app.training.recipe import Control, Recipe
 from kd_app.training.settings import Asking, Job, Licensing, OwnAverageTeacher, Said, TeacherTraining
 from kd_app.training.suited import check_teacher
-from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
 OURS = f"{ImageData.__module__}.{ImageData.__qualname__}"
 _TOLD = ("name", "suggested", "license")
 """Keys of the data group that are not for the data module."""
-_OF_THE_SUM = ("weight", "schedule", "teacher")
-"""Keys of a loss term that are not for the term."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one model is trained, as plain configuration: loss terms, optimizer, schedule, callbacks, epochs, seed."""
-
-    loss: Config
-    optimizer: Config
-    scheduler: Config
-    callbacks: Config
-    max_epochs: int
-    seed: int
-
-    @property
-    def how(self) -> str:
-        """In words, for the plan."""
-        return f"for {_epochs(self.max_epochs)} on {' + '.join(self.loss)}"
-
-    def terms(self) -> WeightedTerms:
-        """Fresh terms, without adapters yet."""
-        parts = {name: {k: v for k, v in node.items() if k not in _OF_THE_SUM} for name, node in self.loss.items()}
-        weights = {name: _weight(name, node) for name, node in self.loss.items()}
-        schedules = {name: _schedule(name, node["schedule"]) for name, node in self.loss.items() if node.get("schedule") is not None}
-        members = {name: str(node["teacher"]) for name, node in self.loss.items() if node.get("teacher") is not None}
-        return WeightedTerms({name: make(part, LossTerm) for name, part in parts.items()}, weights, schedules, members)
-
-    def make_optimizer(self) -> Optimizer:
-        """The optimizer's settings."""
-        made: Optimizer = make(self.optimizer, Optimizer)
-        return made
-
-    def make_schedule(self) -> Schedule:
-        """The schedule of the learning rate."""
-        made: Schedule = make(self.scheduler, Schedule)
-        return made
-
-    def make_callbacks(self) -> list[Callback]:
-        """Fresh callbacks."""
-        return [make(node, Callback) for node in self.callbacks.values()]
-
-
-@dataclass(frozen=True)
-class Control(Recipe):
-    """A recipe that is settled when its turn comes; see `ControlSettings`.
-
-    students: the nets of which the one nearest in cost to the student is taken; empty: the student's own. named: the first of them is meant.
-    """
-
-    students: tuple[ModelRequest, ...] = ()
-    named: bool = True
-    as_long: bool = False
-    entropy_at: float | None = None
-    shuffled: bool = False
-
-    def plain(self, **changes: Any) -> Recipe:
-        """The recipe alone, with `changes`."""
-        return replace(Recipe(**{each.name: getattr(self, each.name) for each in fields(Recipe)}), **changes)
-
-    @property
-    def how(self) -> str:
-        """As `Recipe.how`."""
-        long = "for as long as the student's training takes" if self.as_long else f"for {_epochs(self.max_epochs)}"
-        soft = f", labels as soft as the teacher's answers at temperature {self.entropy_at:g}" if self.entropy_at is not None else ""
-        return f"{long} on {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffled else ''}"
-
-    def smoothed(self, entropy: float, num_classes: int) -> Recipe:
-        """With labels of this entropy (nats)."""
-        smoothing = smoothing_of(entropy, num_classes)
-        return self.plain(loss={name: {**node, "smoothing": smoothing} if "smoothing" in node else node for name, node in self.loss.items()})
-
-
-def _epochs(number: int) -> str:
-    return f"{number} epoch{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -140,25 +60,6 @@ class Parts:
     links: tuple[Link, ...] = ()
     budget: LatencyBudget | None = None
     own: OwnParts = field(default_factory=OwnParts)
-
-
-def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
-    """The object that ``_target_`` names, with the node's other keys as arguments; `RequestError` when that can't be."""
-    target = node.get("_target_")
-    if not isinstance(target, str):
-        raise RequestError(f"{dict(node)!r} names no part: it has no _target_. Expected the dotted name of a {kind.__name__}.")
-    try:
-        made = instantiate(dict(node), **more, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, RequestError):
-            raise error.__cause__ from None
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise RequestError(
-            f"The part {target} can't be made: {reason} Its settings: { {k: v for k, v in node.items() if k != '_target_'}!r}."
-        ) from None
-    if not isinstance(made, kind):
-        raise RequestError(f"{target} gives a {type(made).__name__}, expected a {kind.__name__}.")
-    return made
 
 
 def parts(config: Config, own: OwnParts | None = None) -> Parts:
@@ -302,20 +203,3 @@ def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
     groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}
     return requested("teacher", node, None), Recipe(**groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed)
-
-
-def _weight(name: str, node: Config) -> float:
-    weight = node.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-        raise RequestError(f"loss.{name}.weight={weight!r} does not fit: expected a number, 0 or more.")
-    return float(weight)
-
-
-def _schedule(name: str, node: Any) -> Schedule:
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        raise RequestError(
-            f"loss.{name}.schedule={node!r} does not fit: expected one of scheduler's choices, for example loss.{name}.schedule=warmup, and then "
-            f"its settings, for example loss.{name}.schedule.end=0.2."
-        )
-    made: Schedule = make(node, Schedule)
-    return made

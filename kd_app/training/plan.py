@@ -9,7 +9,7 @@ from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
-from kd_app.training.parts import Recipe
+from kd_app.training.recipe import Recipe
 from kd_app.training.workshop import Workshop
 
 _STEPS = 3

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_app.config.make import make
 from kd_app.reporting.results import read
 from kd_app.tracking import Artifact, Backend, Tracker, lineage
-from kd_app.training.parts import make
 from kd_app.training.run_folder import RESULTS
 
 

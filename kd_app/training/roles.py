@@ -17,8 +17,8 @@ from kd_app.training.fit import RECORD, Taught, build, fit, resumed, trained
 from kd_app.training.module import Answers
 from kd_app.training.pace import FILE as EPOCHS
 from kd_app.training.pace import as_long
-from kd_app.training.parts import Recipe
 from kd_app.training.ranks.start import fit_on_ranks
+from kd_app.training.recipe import Recipe
 from kd_app.training.stored import STORED, StoredAnswers, store
 from kd_app.training.workshop import Member, Workshop, told
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kd_app.config import RequestError
+from kd_app.config.make import make
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
@@ -12,7 +13,7 @@ from kd_app.reporting.tables import summary
 from kd_app.stages import Stages, file_sha256
 from kd_app.tracking import Backend, Tracker
 from kd_app.training.chain import chained
-from kd_app.training.parts import Config, OwnParts, Parts, make, parts
+from kd_app.training.parts import Config, OwnParts, Parts, parts
 from kd_app.training.plan import plan
 from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, evaluated
 from kd_app.training.ranks.start import check_places

@@ -21,7 +21,8 @@ from kd_app.models.request import Composed, ModelRequest, Seen
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, file_sha256, write_atomically
 from kd_app.training.controls import nearest
-from kd_app.training.parts import Control, Parts, Recipe
+from kd_app.training.parts import Parts
+from kd_app.training.recipe import Control, Recipe
 from kd_app.training.suited import check_answers, check_classes
 
 SPEED = "speed.json"

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from kd_app.config import RequestError
 from kd_app.config.compose import choices, composed, explained, known_keys, opened
+from kd_app.config.make import make
 from kd_app.config.paths import CONF
 from kd_app.shipping.export import Export
 from kd_app.tracking import Backend
-from kd_app.training.parts import make, parts
+from kd_app.training.parts import parts
 
 PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
            "predict": ("model=a", "images=b", "out=c")}  # fmt: skip

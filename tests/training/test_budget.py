@@ -6,10 +6,11 @@ from unittest.mock import patch
 import pytest
 
 from kd_app.config.compose import composed
+from kd_app.config.make import make
 from kd_app.reporting.console import Console
 from kd_app.stages import Stages
 from kd_app.training.budget import LatencyBudget
-from kd_app.training.parts import make, parts
+from kd_app.training.parts import parts
 from kd_app.training.workshop import Workshop
 from tests.commands.call import TINY, done, refused
 from tests.training.made import results

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kd_app.config import RequestError
+from kd_app.config.make import make
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.stages import Stages
@@ -19,7 +20,7 @@ from kd_app.training.checks.rehearsal import Rehearsal, rehearse
 from kd_app.training.checks.subject import Limits, Subject
 from kd_app.training.checks.teacher import at_chance, below_published, not_deterministic, random_head
 from kd_app.training.checks.terms import terms
-from kd_app.training.parts import Config, OwnParts, make, parts
+from kd_app.training.parts import Config, OwnParts, parts
 from kd_app.training.plan import described
 from kd_app.training.ranks.start import check_places
 from kd_app.training.roles import already_trained, plain_recipe

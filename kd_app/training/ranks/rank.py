@@ -46,7 +46,8 @@ def _train(job: dict[str, Any], rank: int) -> None:
     from kd_app.reporting.console import Console
     from kd_app.stages import Stages
     from kd_app.training.fit import fit, trained
-    from kd_app.training.parts import Recipe, parts
+    from kd_app.training.parts import parts
+    from kd_app.training.recipe import Recipe
     from kd_app.training.roles import taught
     from kd_app.training.workshop import Member, Workshop
 
