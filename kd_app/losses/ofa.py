@@ -63,8 +63,8 @@ class OFA(LossTerm):
         tokens = self._class_tokens(student)
         if self.class_token and not (tokens and tokens[0].shape[1]):
             raise RequestError(
-                "ofa.class_token=true lets the student's class token answer, and the student has none. Give loss.ofa.class_token=false (the average over "
-                "the cells answers), or choose another term: soft_target, dist or nkd."
+                "ofa.class_token=true lets the student's class token answer, and the student has none. Give loss.ofa.class_token=false (the average "
+                "over the cells answers), or choose another term: soft_target, dist or nkd."
             )
         alike = self.class_token or len({x.shape for x in maps}) < len(maps)
         classes, width = student.logits.shape[1], max(self.width, maps[0].shape[1])
@@ -131,11 +131,8 @@ class GridBranch(nn.Module):
     def forward(self, grid: Float[Tensor, "batch width height columns"], token: Float[Tensor, "batch 1 width"] | None = None) -> Tensor:
         """The logits."""
         patches = self.merging(grid).flatten(2).transpose(1, 2)
-        if token is None:
-            answer = self.blocks(patches).mean(dim=1)
-        else:
-            answer = self.blocks(torch.cat((token, patches), dim=1))[:, 0]
-        logits: Tensor = self.classifier(answer)
+        rows = self.blocks(patches if token is None else torch.cat((token, patches), dim=1))
+        logits: Tensor = self.classifier(rows.mean(dim=1) if token is None else rows[:, 0])
         return logits
 
 

@@ -22,9 +22,9 @@ class TokenPatchFeature(LossTerm):
     patch tokens X [B, N, D] of the last layer and the embedding f [B, D] of two vision transformers with the same N; r = layer norm and a linear map.
 
     Reads no label and no logits, so the teacher may be of any label space, or of none.
-    After Zhang et al., "Accessing Vision Foundation Models via ImageNet-1K" (Proteus), ICLR 2025, arXiv 2407.10366. Their code differs: its tokens are
-    those behind the final norm, where the taps read them before it; its `feature` is all tokens once more, here the embedding, which is what is used
-    of a foundation model; and its patches are hidden from the student, which is a second pass of it, here they are all seen.
+    After Zhang et al., "Accessing Vision Foundation Models via ImageNet-1K" (Proteus), ICLR 2025, arXiv 2407.10366. Their code differs: its tokens
+    are those behind the final norm, where the taps read them before it; its `feature` is all tokens once more, here the embedding, which is what is
+    used of a foundation model; and its patches are hidden from the student, which is a second pass of it, here they are all seen.
     """
 
     level: ClassVar[Level] = "feature"
