@@ -18,7 +18,13 @@ TOKENS = (
 )
 
 
-@pytest.mark.parametrize(("methods", "models"), [(OF_MAPS, ("student.name=resnet8",)), (OF_TOKENS, TOKENS)], ids=["CNNs", "ViTs"])
+@pytest.mark.parametrize(
+    ("methods", "models"),
+    [
+        pytest.param(OF_MAPS, ("student.name=resnet8",), id="CNNs", marks=pytest.mark.slow),
+        pytest.param(OF_TOKENS, TOKENS, id="ViTs"),
+    ],
+)
 def test_each_method_trains_a_student_of_a_sweep(methods: list[str], models: tuple[str, ...], tmp_path: Path) -> None:
     sweep = f"loss={','.join(f'[cross_entropy,{name}]' for name in methods)}"
     said = done(*TINY, *models, "controls=[]", "test=never", "examples=0", "-m", sweep, f"out={tmp_path / 'all'}", f"stages={tmp_path / 'stages'}")

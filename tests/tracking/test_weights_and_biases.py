@@ -306,6 +306,7 @@ def test_without_an_agent_a_given_identity_is_the_students(tmp_path: Path) -> No
 
 def test_ctrl_c_ends_the_run_with_its_exit_code_and_all_points(tmp_path: Path) -> None:
     body = """
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
         try:
             train(following, "teacher")
             os.killpg(0, signal.SIGINT)
