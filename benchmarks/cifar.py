@@ -16,8 +16,9 @@ from typing import Any
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
-from benchmarks.headline import STUDENT, TAUGHT, said
-from kd_app.reporting.results import ModelFigures, Split, read
+from benchmarks.headline import ALONE, STUDENT, TAUGHT, said
+from kd_app.reporting.results import Split, read
+from kd_app.reporting.sentences import difference, interval, percent
 
 SIDE, PATCH = 32, 4
 
@@ -36,7 +37,6 @@ VIT = _model("vit_tiny_patch16_224", img_size=SIDE, patch_size=PATCH, depth=4, e
 SWIN = _model("swin_tiny_patch4_window7_224", img_size=SIDE, patch_size=PATCH, window_size=4, depths=[2, 2], embed_dim=64, num_heads=[2, 4])
 MIXER = [*_model("small_mixer", num_classes=10), "student._target_=benchmarks.cifar.small_mixer", "allow=[benchmarks]"]
 MOBILE = _model("mobilenetv2_half")
-ALONE = ["teacher=none", "loss=[cross_entropy]", "controls=[]"]
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,9 @@ def _line(config: dict[str, Any], test: Split) -> list[str]:
     assert test.teacher is not None
     assert test.labels_only is not None
     assert test.pair is not None
-    gain = test.pair
-    worth = f"{100 * (gain.gain or 0):+.2f} points ({100 * (gain.gain_low or 0):+.2f} to {100 * (gain.gain_high or 0):+.2f})"
-    return [", ".join(config["loss"]), *(_accuracy(each) for each in (test.teacher, test.labels_only, test.student)), worth]
-
-
-def _accuracy(figures: ModelFigures) -> str:
-    assert figures.top1 is not None
-    return f"{100 * figures.top1:.2f} ({100 * (figures.top1_low or 0):.2f} to {100 * (figures.top1_high or 0):.2f})"
+    gained, bounds = difference(test.pair.gain, test.pair.gain_low, test.pair.gain_high)
+    figures = (f"{percent(each.top1)} ({interval(each.top1_low, each.top1_high)})" for each in (test.teacher, test.labels_only, test.student))
+    return [", ".join(config["loss"]), *figures, f"{gained} points ({bounds})"]
 
 
 def main() -> None:

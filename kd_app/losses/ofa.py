@@ -75,12 +75,8 @@ class OFA(LossTerm):
         """The sum over the student's answer and the branches; needs `build` first."""
         assert student.logits is not None
         assert teacher.logits is not None
-        maps = self._maps(student)
-        if self.class_token:
-            of_branches = [branch(x, token) for branch, x, token in zip(self.branches, maps, self._class_tokens(student), strict=True)]
-        else:
-            of_branches = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
-        answers = [student.logits, *of_branches]
+        read = (self._maps(student), self._class_tokens(student)) if self.class_token else (self._maps(student),)
+        answers = [student.logits, *(branch(*x) for branch, *x in zip(self.branches, *read, strict=True))]
         p = teacher.logits.softmax(dim=1)
         label = F.one_hot(batch.hard_target().clamp(min=0), p.shape[1]).to(p.dtype)
         if batch.labeled is not None:
