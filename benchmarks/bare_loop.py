@@ -1,4 +1,6 @@
-"""The least that a distillation on images in memory can be: what a person writes by hand, and what the training loop is measured against."""
+"""The least that a distillation on images in memory can be: what a person writes by
+hand, and what the training loop is measured against.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +14,8 @@ TEMPERATURE = 4.0
 
 @dataclass
 class BareLoop:
-    """AdamW on cross-entropy plus soft targets; batched crop and flip; autocast as `precision` says; channels-last; no logging, no validation.
+    """AdamW on cross-entropy plus soft targets; batched crop and flip; autocast as
+    `precision` says; channels-last; no logging, no validation.
 
     images: uint8 ``[N, 1, H, W]``; mean and std of their pixels in 0..1.
     """
@@ -28,8 +31,12 @@ class BareLoop:
 
     def __post_init__(self) -> None:
         self.student = self.student.train().to(memory_format=torch.channels_last)
-        self.teacher = self.teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+        self.teacher = (
+            self.teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=1e-3, weight_decay=0.05, fused=True
+        )
         self.side = self.images.shape[-1]
         padded = F.pad(self.images[:, 0], (PADDING,) * 4)
         number, wide = len(padded), padded.shape[-1]
@@ -42,22 +49,33 @@ class BareLoop:
         """A random batch, cropped, flipped and normalized."""
         size = (self.batch_size,)
         index = torch.randint(0, len(self.images), size, generator=self.generator)
-        top, left = (torch.randint(0, 2 * PADDING + 1, size, generator=self.generator) for _ in range(2))
+        top, left = (
+            torch.randint(0, 2 * PADDING + 1, size, generator=self.generator) for _ in range(2)
+        )
         image = self.windows[index, top, left]
         flip = torch.rand(size, generator=self.generator) < 0.5
         image[flip] = image[flip].flip(-1)
-        return ((image.float() / 255 - self.mean) / self.std).unsqueeze(1).contiguous(memory_format=torch.channels_last), self.target[index]
+        return ((image.float() / 255 - self.mean) / self.std).unsqueeze(1).contiguous(
+            memory_format=torch.channels_last
+        ), self.target[index]
 
     def run(self, steps: int) -> None:
         """Train for so many steps."""
         for _ in range(steps):
             image, target = self.batch()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            with torch.autocast(
+                "cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16-mixed"
+            ):
                 with torch.no_grad():
                     teacher = self.teacher(image)
                 student = self.student(image)
             student, teacher = student.float(), teacher.float()
-            soft = F.kl_div(F.log_softmax(student / TEMPERATURE, 1), F.log_softmax(teacher / TEMPERATURE, 1), reduction="batchmean", log_target=True)
+            soft = F.kl_div(
+                F.log_softmax(student / TEMPERATURE, 1),
+                F.log_softmax(teacher / TEMPERATURE, 1),
+                reduction="batchmean",
+                log_target=True,
+            )
             loss = F.cross_entropy(student, target) + TEMPERATURE**2 * soft
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

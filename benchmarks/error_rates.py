@@ -1,4 +1,6 @@
-"""How often verdicts and intervals are wrong where the truth is known. ``python -m benchmarks.error_rates > docs/verdict.md``, or ``make verdict``"""
+"""How often verdicts and intervals are wrong where the truth is known. ``python -m
+benchmarks.error_rates > docs/verdict.md``, or ``make verdict``
+"""
 
 import gc
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ SIDES: tuple[Side, ...] = ("kept", "lost")
 
 @dataclass(frozen=True)
 class Rate:
-    """claim: 'at most' for errors, 'about' for coverage, 'at least' for power · sets: that were drawn; None where the rate is summed up exactly."""
+    """claim: 'at most' for errors, 'about' for coverage, 'at least' for power · sets:
+    that were drawn; None where the rate is summed up exactly.
+    """
 
     what: str
     n: str
@@ -38,22 +42,39 @@ class Rate:
     @property
     def error(self) -> float:
         """Three standard errors of the simulation."""
-        return 3 * float(np.sqrt(self.claimed * (1 - self.claimed) / self.sets)) if self.sets else 0.0
+        return (
+            3 * float(np.sqrt(self.claimed * (1 - self.claimed) / self.sets)) if self.sets else 0.0
+        )
 
     def row(self) -> str:
         """In Markdown."""
         plus = f" ± {100 * self.error:.1f}" if self.sets else ""
-        return f"| {self.what} | {self.n} | {self.truth} | {self.claim} {100 * self.claimed:g} % | {100 * self.measured:.2f}{plus} % |"
+        return (
+            f"| {self.what} | {self.n} | {self.truth} | {self.claim} {100 * self.claimed:g} % |"
+            f" {100 * self.measured:.2f}{plus} % |"
+        )
 
 
 def wrong_verdict(side: Side, n: int, margin: float, worse: float) -> Rate:
-    """'kept' (or 'lost') by top1 of a student that loses exactly the margin: `worse` is the rate of images that the teacher alone has right."""
+    """'kept' (or 'lost') by top1 of a student that loses exactly the margin: `worse` is
+    the rate of images that the teacher alone has right.
+    """
     truth = f"loses {100 * margin:g} points, {100 * (2 * worse - margin):g} % discordant"
-    return Rate(f"top1: wrongly '{side}'", f"{n:,}", truth, "at most", 1 - CONFIDENCE, _called(side, n, margin, (worse - margin, worse)), None)
+    return Rate(
+        f"top1: wrongly '{side}'",
+        f"{n:,}",
+        truth,
+        "at most",
+        1 - CONFIDENCE,
+        _called(side, n, margin, (worse - margin, worse)),
+        None,
+    )
 
 
 def _called(side: Side, n: int, margin: float, rates: tuple[float, float]) -> float:
-    """The probability of that verdict where better and worse have these rates: for each number of 'worse' the verdict turns at one of 'better'."""
+    """The probability of that verdict where better and worse have these rates: for each
+    number of 'worse' the verdict turns at one of 'better'.
+    """
     better, worse = rates
     total = 0.0
     for c in range(int(binom.ppf(1e-7, n, worse)), int(binom.ppf(1 - 1e-7, n, worse)) + 1):
@@ -61,20 +82,36 @@ def _called(side: Side, n: int, margin: float, rates: tuple[float, float]) -> fl
         low, high = int(binom.ppf(1e-7, rest, rate)) - 1, int(binom.ppf(1 - 1e-7, rest, rate)) + 1
         while high - low > 1:
             b = (low + high) // 2
-            kept = shown_above(b, c, n, -margin, CONFIDENCE) if side == "kept" else not shown_above(c, b, n, margin, CONFIDENCE)
+            kept = (
+                shown_above(b, c, n, -margin, CONFIDENCE)
+                if side == "kept"
+                else not shown_above(c, b, n, margin, CONFIDENCE)
+            )
             low, high = (low, b) if kept else (b, high)
-        total += binom.pmf(c, n, worse) * (binom.sf(low, rest, rate) if side == "kept" else binom.cdf(low, rest, rate))
+        total += binom.pmf(c, n, worse) * (
+            binom.sf(low, rest, rate) if side == "kept" else binom.cdf(low, rest, rate)
+        )
     return float(total)
 
 
 def power(better: int, worse: int, n: int) -> Rate:
-    """That the verdict on n_needed images is the one that a set with these counts did not show, if its rates are the truth."""
+    """That the verdict on n_needed images is the one that a set with these counts did
+    not show, if its rates are the truth.
+    """
     tally = Tally(*(np.array([count]) for count in (n, n - worse, n - better, better, worse)))
     needed = Verdict(metric="top1", margin=0.01, confidence=CONFIDENCE).of(tally).n_needed
     assert needed is not None
     side: Side = "kept" if (better - worse) / n > -0.01 else "lost"
     measured = _called(side, needed, 0.01, (better / n, worse / n))
-    return Rate(f"n_needed of top1: '{side}'", f"{needed:,}", f"{better} better, {worse} worse of {n}", "about", 0.8, measured, None)
+    return Rate(
+        f"n_needed of top1: '{side}'",
+        f"{needed:,}",
+        f"{better} better, {worse} worse of {n}",
+        "about",
+        0.8,
+        measured,
+        None,
+    )
 
 
 def wilson_coverage(n: int, rate: float) -> Rate:
@@ -82,7 +119,9 @@ def wilson_coverage(n: int, rate: float) -> Rate:
     hits = np.arange(n + 1)
     low, high = wilson_bounds(hits, np.full(n + 1, n), TWO_SIDED)
     held = float(binom.pmf(hits, n, rate) @ ((low <= rate) & (rate <= high)))
-    return Rate("Wilson: holds the accuracy", f"{n:,}", f"{100 * rate:g} %", "about", CONFIDENCE, held, None)
+    return Rate(
+        "Wilson: holds the accuracy", f"{n:,}", f"{100 * rate:g} %", "about", CONFIDENCE, held, None
+    )
 
 
 def tango_coverage(n: int, better: float, worse: float) -> Rate:
@@ -95,12 +134,22 @@ def tango_coverage(n: int, better: float, worse: float) -> Rate:
     weight = binom.pmf(c, n, worse) * binom.pmf(b, n - c, better / (1 - worse))
     held = float(weight @ ((low <= better - worse) & (better - worse <= high)))
     truth = f"{100 * better:g} % better, {100 * worse:g} % worse"
-    return Rate("Tango: holds the difference of two models", f"{n:,}", truth, "about", CONFIDENCE, held, None)
+    return Rate(
+        "Tango: holds the difference of two models",
+        f"{n:,}",
+        truth,
+        "about",
+        CONFIDENCE,
+        held,
+        None,
+    )
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Recalls of teacher and student in each class; images a class; `extra`: rate of 'worse' beyond what the difference takes."""
+    """Recalls of teacher and student in each class; images a class; `extra`: rate of
+    'worse' beyond what the difference takes.
+    """
 
     name: str
     teacher: tuple[float, ...]
@@ -118,17 +167,39 @@ class Classes:
         for t, s in zip(self.teacher, self.student, strict=True):
             worse = max(0.0, t - s) + self.extra
             better = worse + s - t
-            yield rng.multinomial(self.images, np.clip([t - worse, better, worse, 1 - t - better], 0, 1), size=sets)
+            yield rng.multinomial(
+                self.images, np.clip([t - worse, better, worse, 1 - t - better], 0, 1), size=sets
+            )
 
 
 def by_classes(metric: Judged, classes: Classes, *, sets: int) -> Iterator[Rate]:
-    """The verdicts of a student that loses exactly the margin, by balanced accuracy or by its worst class."""
+    """The verdicts of a student that loses exactly the margin, by balanced accuracy or
+    by its worst class.
+    """
     teacher, student = np.array(classes.teacher), np.array(classes.student)
-    margin = float(teacher.mean() - student.mean() if metric == "balanced_accuracy" else teacher.min() - student.min())
-    bounds = [BOUNDS[metric](tally, 1 - CONFIDENCE, 0.0) for tally in classes.draw(np.random.default_rng(0), sets)]
+    margin = float(
+        teacher.mean() - student.mean()
+        if metric == "balanced_accuracy"
+        else teacher.min() - student.min()
+    )
+    bounds = [
+        BOUNDS[metric](tally, 1 - CONFIDENCE, 0.0)
+        for tally in classes.draw(np.random.default_rng(0), sets)
+    ]
     n = f"{len(teacher)} x {classes.images:,}"
-    for side, wrong in (("kept", sum(low >= -margin for low, _ in bounds)), ("lost", sum(high <= -margin for _, high in bounds))):
-        yield Rate(f"{metric}: wrongly '{side}'", n, classes.name, "at most", 1 - CONFIDENCE, wrong / sets, sets)
+    for side, wrong in (
+        ("kept", sum(low >= -margin for low, _ in bounds)),
+        ("lost", sum(high <= -margin for _, high in bounds)),
+    ):
+        yield Rate(
+            f"{metric}: wrongly '{side}'",
+            n,
+            classes.name,
+            "at most",
+            1 - CONFIDENCE,
+            wrong / sets,
+            sets,
+        )
 
 
 SAME, LESS = (0.9,) * 10, (0.88,) * 10
@@ -144,16 +215,26 @@ CLASSES: tuple[tuple[Judged, Classes], ...] = (
 )  # fmt: skip
 
 
-def bootstrap_coverage(n: int, accuracy: tuple[float, float, float], *, sets: int, resamples: int = 1000) -> Iterator[Rate]:
-    """The percentile interval of gain, retention and gap closed; teacher, student and control agree as models of hard and easy images do.
+def bootstrap_coverage(
+    n: int, accuracy: tuple[float, float, float], *, sets: int, resamples: int = 1000
+) -> Iterator[Rate]:
+    """The percentile interval of gain, retention and gap closed; teacher, student and
+    control agree as models of hard and easy images do.
 
-    Drawing counts of the eight patterns of right and wrong is drawing images with replacement.
+    Drawing counts of the eight patterns of right and wrong is drawing images with
+    replacement.
     """
     rng = np.random.default_rng(0)
     cells = _patterns(accuracy)
-    signs = np.array([[pattern >> role & 1 for pattern in range(8)] for role in range(3)])  # teacher, student, control
+    signs = np.array(
+        [[pattern >> role & 1 for pattern in range(8)] for role in range(3)]
+    )  # teacher, student, control
     teacher, student, control = accuracy
-    truths = {"gain": student - control, "retention": student / teacher, "gap closed": (student - control) / (teacher - control)}
+    truths = {
+        "gain": student - control,
+        "retention": student / teacher,
+        "gap closed": (student - control) / (teacher - control),
+    }
     held, known = dict.fromkeys(truths, 0), dict.fromkeys(truths, 0)
     for counts in rng.multinomial(n, cells, size=sets):
         drawn = rng.multinomial(n, counts / n, size=resamples)
@@ -162,23 +243,45 @@ def bootstrap_coverage(n: int, accuracy: tuple[float, float, float], *, sets: in
             known[name] += 1
             held[name] += low <= truths[name] <= high
     for name in truths:
-        told = "" if known[name] == sets else f" (told in {100 * known[name] / sets:.0f} % of the sets)"
-        truth = f"teacher {100 * teacher:g}, student {100 * student:g}, control {100 * control:g} %{told}"
-        yield Rate(f"bootstrap: holds the {name}", f"{n:,}", truth, "about", CONFIDENCE, held[name] / max(known[name], 1), known[name])
+        told = (
+            ""
+            if known[name] == sets
+            else f" (told in {100 * known[name] / sets:.0f} % of the sets)"
+        )
+        truth = (
+            f"teacher {100 * teacher:g}, student {100 * student:g}, control {100 * control:g}"
+            f" %{told}"
+        )
+        yield Rate(
+            f"bootstrap: holds the {name}",
+            f"{n:,}",
+            truth,
+            "about",
+            CONFIDENCE,
+            held[name] / max(known[name], 1),
+            known[name],
+        )
 
 
 def _patterns(accuracy: tuple[float, float, float]) -> Float[np.ndarray, " 8"]:
-    """Probabilities of the patterns: bit 0 the teacher is right, 1 the student, 2 the control. An image is easy or hard for all alike."""
+    """Probabilities of the patterns: bit 0 the teacher is right, 1 the student, 2 the
+    control. An image is easy or hard for all alike.
+    """
     hard = 3 * (1 - min(accuracy))
     found = np.zeros(8)
     for pattern in range(8):
-        right = [(1 - (1 - a) / hard) if pattern >> role & 1 else (1 - a) / hard for role, a in enumerate(accuracy)]
+        right = [
+            (1 - (1 - a) / hard) if pattern >> role & 1 else (1 - a) / hard
+            for role, a in enumerate(accuracy)
+        ]
         found[pattern] = hard * np.prod(right)
     found[7] += 1 - hard
     return found
 
 
-def _figures(accuracy: Float[np.ndarray, "draws 3"]) -> Iterator[tuple[str, float, Float[np.ndarray, " resamples"]]]:
+def _figures(
+    accuracy: Float[np.ndarray, "draws 3"],
+) -> Iterator[tuple[str, float, Float[np.ndarray, " resamples"]]]:
     teacher, student, control = accuracy.T
     gain, gap = student - control, teacher - control
     yield "gain", float(gain[-1]), gain[:-1]
@@ -190,14 +293,24 @@ def _figures(accuracy: Float[np.ndarray, "draws 3"]) -> Iterator[tuple[str, floa
 
 
 def seeds_coverage(seeds: int, *, sets: int) -> Rate:
-    """Student's interval of a method's mean accuracy, as accuracies on 10,000 images scatter over seeds."""
+    """Student's interval of a method's mean accuracy, as accuracies on 10,000 images
+    scatter over seeds.
+    """
     rng, held, told = np.random.default_rng(0), 0, 0
     for values in np.round(rng.normal(0.92, 0.002, size=(sets, seeds)), 4):
         found = over_seeds(dict(enumerate(values.tolist())), CONFIDENCE)
         if found.low is not None and found.high is not None:
             told += 1
             held += found.low <= 0.92 <= found.high
-    return Rate("t-interval: holds the mean over seeds", f"{seeds} seeds", "deviation 0.2 points", "about", CONFIDENCE, held / told, told)
+    return Rate(
+        "t-interval: holds the mean over seeds",
+        f"{seeds} seeds",
+        "deviation 0.2 points",
+        "about",
+        CONFIDENCE,
+        held / told,
+        told,
+    )
 
 
 def holm_error(methods: int, seeds: int, *, sets: int) -> Rate:
@@ -208,7 +321,15 @@ def holm_error(methods: int, seeds: int, *, sets: int) -> Rate:
         family = [found for other in others if (found := paired_by_seed(other, base, CONFIDENCE))]
         wrong += any(_shown(each) for each in corrected(family))
     what = f"Holm: any of {methods} methods wrongly shown to differ"
-    return Rate(what, f"{seeds} seeds", "all equal the baseline", "at most", 1 - CONFIDENCE, wrong / sets, sets)
+    return Rate(
+        what,
+        f"{seeds} seeds",
+        "all equal the baseline",
+        "at most",
+        1 - CONFIDENCE,
+        wrong / sets,
+        sets,
+    )
 
 
 def _shown(difference: SeedDifference) -> bool:
@@ -216,8 +337,12 @@ def _shown(difference: SeedDifference) -> bool:
 
 
 def verdicts() -> Iterator[Rate]:
-    """Of students that lose exactly the margin, and on as many images as are said to be needed."""
-    for n, margin, extra, side in product((100, 359, 1000, 10_000), (0.01, 0.05), (0.0, 0.003, 0.02), SIDES):
+    """Of students that lose exactly the margin, and on as many images as are said to be
+    needed.
+    """
+    for n, margin, extra, side in product(
+        (100, 359, 1000, 10_000), (0.01, 0.05), (0.0, 0.003, 0.02), SIDES
+    ):
         if n < 10_000 or margin < 0.05:
             yield wrong_verdict(side, n, margin, margin + extra)
     for metric, classes in CLASSES:
@@ -232,7 +357,11 @@ def intervals() -> Iterator[Rate]:
         yield wilson_coverage(n, rate)
     for n, (better, worse) in product((100, 359, 1000), ((0.0, 0.01), (0.01, 0.02), (0.05, 0.05))):
         yield tango_coverage(n, better, worse)
-    for n, accuracy in ((359, (0.95, 0.93, 0.9)), (2000, (0.93, 0.92, 0.91)), (10_000, (0.933, 0.915, 0.912))):
+    for n, accuracy in (
+        (359, (0.95, 0.93, 0.9)),
+        (2000, (0.93, 0.92, 0.91)),
+        (10_000, (0.933, 0.915, 0.912)),
+    ):
         yield from bootstrap_coverage(n, accuracy, sets=1000)
     for seeds in (2, 3, 5):
         yield seeds_coverage(seeds, sets=2000)

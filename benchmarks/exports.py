@@ -1,4 +1,6 @@
-"""Which of timm's modules can be ONNX files, one small model each. ``python -m benchmarks.exports``, or ``make exports``, writes docs/exports.md"""
+"""Which of timm's modules can be ONNX files, one small model each. ``python -m
+benchmarks.exports``, or ``make exports``, writes docs/exports.md
+"""
 
 import json
 import multiprocessing
@@ -27,7 +29,9 @@ JOURNAL = TABLE.with_name(".exports.jsonl")
 OPSET, TOLERANCE = 18, 0.001
 """As conf/formats/onnx.yaml has them."""
 SECONDS = 300
-"""So long may a model take, of one core's time: other work on the machine takes nothing of it."""
+"""So long may a model take, of one core's time: other work on the machine takes nothing
+of it.
+"""
 _WAITS = 3600
 """Seconds by the clock, for one that waits and computes nothing."""
 _HEAD = ("module", "variant", "parameters", "pixels", "ONNX")
@@ -36,7 +40,9 @@ _LENGTH = 300
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a variant; `off` is how far its file is from torch, `why` why there is none that equals it: one of the two is there."""
+    """What was found of a variant; `off` is how far its file is from torch, `why` why
+    there is none that equals it: one of the two is there.
+    """
 
     variant: Variant
     off: float | None
@@ -44,19 +50,35 @@ class Row:
 
 
 def prove(variant: Variant) -> Row:
-    """Write a variant's model as `Onnx` does for anyone, open the file as anyone does, and compare its logits of four images of noise."""
+    """Write a variant's model as `Onnx` does for anyone, open the file as anyone does,
+    and compare its logits of four images of noise.
+    """
     pixels = Pixels(3, variant.side, variant.side, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    images = np.random.default_rng(0).integers(0, 256, (4, 3, variant.side, variant.side), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (4, 3, variant.side, variant.side), dtype=np.uint8
+    )
     classes = [str(number) for number in range(CLASSES)]
     form = Onnx(opset=OPSET, tolerance=TOLERANCE)
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = export(
-                noised(variant), form, Path(folder), stem="model", pixels=pixels, classes=classes, license="none", calibration=[], images=images
+                noised(variant),
+                form,
+                Path(folder),
+                stem="model",
+                pixels=pixels,
+                classes=classes,
+                license="none",
+                calibration=[],
+                images=images,
             )
         except RunError as error:
-            return Row(variant, None, " ".join(str(error).replace(f"{folder}/", "").split())[:_LENGTH])
-        return Row(variant, read_manifest(path.parent)["files"][path.name]["largest_difference"], None)
+            return Row(
+                variant, None, " ".join(str(error).replace(f"{folder}/", "").split())[:_LENGTH]
+            )
+        return Row(
+            variant, read_manifest(path.parent)["files"][path.name]["largest_difference"], None
+        )
 
 
 def _prove_there(variant: Variant, seconds: int, answer: Connection) -> None:
@@ -65,9 +87,13 @@ def _prove_there(variant: Variant, seconds: int, answer: Connection) -> None:
 
 
 def limited(variant: Variant, seconds: int) -> Row:
-    """`prove` in a process of its own: one that does not come to an end in so many seconds of a core, or dies, is a 'no', too."""
+    """`prove` in a process of its own: one that does not come to an end in so many
+    seconds of a core, or dies, is a 'no', too.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.models", "kd_app.deployment.formats.onnx", "onnx", "onnxscript", "onnxruntime"])
+    context.set_forkserver_preload(
+        ["benchmarks.models", "kd_app.deployment.formats.onnx", "onnx", "onnxscript", "onnxruntime"]
+    )
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_prove_there, args=(variant, seconds, there))
     child.start()
@@ -80,14 +106,24 @@ def limited(variant: Variant, seconds: int) -> Row:
     except EOFError:
         child.join()
         slow = child.exitcode == -signal.SIGXCPU
-        return Row(variant, None, f"It is not written and compared after {seconds} s of a core." if slow else f"Its process died ({child.exitcode}).")
+        return Row(
+            variant,
+            None,
+            (
+                f"It is not written and compared after {seconds} s of a core."
+                if slow
+                else f"Its process died ({child.exitcode})."
+            ),
+        )
     finally:
         child.kill()
         child.join()
 
 
 def rows(journal: Path) -> Iterator[Row]:
-    """Of every module of docs/models.md: those in the journal, then the others, found now and written there; small models first."""
+    """Of every module of docs/models.md: those in the journal, then the others, found
+    now and written there; small models first.
+    """
     journal.touch()
     known: dict[Variant, Row] = {}
     for told in journal.read_text(encoding="utf-8").splitlines():
@@ -97,7 +133,10 @@ def rows(journal: Path) -> Iterator[Row]:
             continue
         variant = Variant(**said["variant"])
         known[variant] = Row(variant, said["off"], said["why"])
-    for variant in sorted((variant for variant, _ in listed().values()), key=lambda each: (each not in known, each.params)):
+    for variant in sorted(
+        (variant for variant, _ in listed().values()),
+        key=lambda each: (each not in known, each.params),
+    ):
         row = known.get(variant)
         if row is None:
             row = limited(variant, SECONDS)
@@ -109,7 +148,9 @@ def rows(journal: Path) -> Iterator[Row]:
 def written(found: dict[str, Row]) -> str:
     """The page, of what is found of each module."""
     equal = [row.off for row in found.values() if row.off is not None]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "onnxscript", "onnxruntime"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "timm", "onnxscript", "onnxruntime")
+    )
     title = f"""# Which model can be an ONNX file
 
 One small model of each of timm's modules (those of docs/models.md, with noise on their parameters) written as the format `onnx` does, opened, and
@@ -123,13 +164,30 @@ It was written with {packages}.
         table.append(line(variant, "not tried" if row is None else "no" if row.why else "yes"))
         left += [] if row else [module]
         why += [f"- {module}: {row.why}"] if row and row.why else []
-    more = ["", "## Not tried", "", f"The command was stopped before: {', '.join(left)}."] if left else []
-    return "\n".join([title, *table, "", "## Why not", "", *(why or ["Every one that was tried is equal."]), *more, ""])
+    more = (
+        ["", "## Not tried", "", f"The command was stopped before: {', '.join(left)}."]
+        if left
+        else []
+    )
+    return "\n".join(
+        [
+            title,
+            *table,
+            "",
+            "## Why not",
+            "",
+            *(why or ["Every one that was tried is equal."]),
+            *more,
+            "",
+        ]
+    )
 
 
 def line(variant: Variant, answer: str) -> str:
     """Of the table."""
-    return f"| {variant.module} | `{variant.name}` | {variant.params:,} | {variant.side} | {answer} |"
+    return (
+        f"| {variant.module} | `{variant.name}` | {variant.params:,} | {variant.side} | {answer} |"
+    )
 
 
 def main() -> None:
@@ -137,7 +195,9 @@ def main() -> None:
     found: dict[str, Row] = {}
     for row in rows(JOURNAL):
         found[row.variant.module] = row
-        print(line(row.variant, "no" if row.why else "yes"), row.why or f"{row.off:.1g}", flush=True)
+        print(
+            line(row.variant, "no" if row.why else "yes"), row.why or f"{row.off:.1g}", flush=True
+        )
         write_atomically(TABLE, written(found))
     JOURNAL.unlink()
 

@@ -1,12 +1,17 @@
-"""What is distilling worth, on the files that ship? ``python -m benchmarks.headline`` (``make headline``)
+"""What is distilling worth, on the files that ship? ``python -m benchmarks.headline``
+(``make headline``)
 
-Fashion-MNIST. The teacher, a wrn_28_2, is trained once and kept, as is a smaller net taught by it, for the question how much of the bill a more
-modest choice would have saved. Then: the student (a resnet8 with a strided stem) with all labels and with a tenth of them, each beside the same net
-trained on those labels alone; teacher and student as files, timed in turns in one process. Everything is a stage of kd-distill and kd-export: what is
-there is found.
+Fashion-MNIST. The teacher, a wrn_28_2, is trained once and kept, as is a smaller net
+taught by it, for the question how much of the bill a more modest choice would have
+saved. Then: the student (a resnet8 with a strided stem) with all labels and with a
+tenth of them, each beside the same net trained on those labels alone; teacher and
+student as files, timed in turns in one process. Everything is a stage of kd-distill and
+kd-export: what is there is found.
 
-The last line holds three figures of the student's file beside the teacher's files: accuracy kept (of the teacher in torch, on test), and by how many
-times latency and cost are lower than those of the teacher's best file. Targets: 97 %, 10 and 50; exit code 1 when one is missed.
+The last line holds three figures of the student's file beside the teacher's files:
+accuracy kept (of the teacher in torch, on test), and by how many times latency and cost
+are lower than those of the teacher's best file. Targets: 97 %, 10 and 50; exit code 1
+when one is missed.
 """
 
 import argparse
@@ -25,7 +30,13 @@ RETENTION, FASTER, CHEAPER = 0.97, 10.0, 50.0
 ALONE = ["teacher=none", "loss=[cross_entropy]", "controls=[]", "logger=[csv]"]
 DATA = ["data=fashion_mnist"]
 TEACHER = ["student.name=wrn_28_2", "trainer.max_epochs=6"]
-TAUGHT = ["loss=[cross_entropy,soft_target]", "loss.soft_target.temperature=4", "data.views=2", "teacher.answers=stored", "logger=[csv]"]
+TAUGHT = [
+    "loss=[cross_entropy,soft_target]",
+    "loss.soft_target.temperature=4",
+    "data.views=2",
+    "teacher.answers=stored",
+    "logger=[csv]",
+]
 STUDENT = [
     "student.name=resnet8",
     "student.kwargs.stem_kernel=5",
@@ -41,7 +52,9 @@ FORMATS = "formats=[onnx,onnx_int8,executorch,executorch_int8]"
 
 @dataclass(frozen=True)
 class Figures:
-    """The headline: the share of the teacher's accuracy, and by how many times latency and cost are lower."""
+    """The headline: the share of the teacher's accuracy, and by how many times latency
+    and cost are lower.
+    """
 
     retention: Ratio
     faster: Ratio
@@ -50,13 +63,17 @@ class Figures:
     @property
     def reached(self) -> bool:
         """All three targets, by their values."""
-        return self.retention.value >= RETENTION and self.faster.value >= FASTER and self.cheaper.value >= CHEAPER
+        return (
+            self.retention.value >= RETENTION
+            and self.faster.value >= FASTER
+            and self.cheaper.value >= CHEAPER
+        )
 
     def __str__(self) -> str:
         kept = self.retention
         return (
-            f"{100 * kept.value:.1f} % of the teacher's accuracy ({100 * kept.low:.1f} to {100 * kept.high:.1f}), latency lower by {self.faster}, "
-            f"cost lower by {self.cheaper}"
+            f"{100 * kept.value:.1f} % of the teacher's accuracy ({100 * kept.low:.1f} to"
+            f" {100 * kept.high:.1f}), latency lower by {self.faster}, cost lower by {self.cheaper}"
         )
 
 
@@ -92,13 +109,22 @@ def headline(folder: Path) -> Figures:
     shipped = ship(exports)
     assert shipped.test is not None
     assert shipped.test.retention is not None
-    kept = Ratio(value=shipped.test.retention, low=shipped.test.retention_low or 0.0, high=shipped.test.retention_high or 0.0)
-    return Figures(kept, _least(shipped.times_faster, exports), _least(shipped.times_cheaper, exports))
+    kept = Ratio(
+        value=shipped.test.retention,
+        low=shipped.test.retention_low or 0.0,
+        high=shipped.test.retention_high or 0.0,
+    )
+    return Figures(
+        kept, _least(shipped.times_faster, exports), _least(shipped.times_cheaper, exports)
+    )
 
 
 def _least(ratios: dict[str, Ratio], exports: Exports) -> Ratio:
     """Beside the teacher's best file: the one beside which the ratio is least."""
-    return min((ratios[name] for name, file in exports.files.items() if file.role == "teacher"), key=lambda ratio: ratio.value)
+    return min(
+        (ratios[name] for name, file in exports.files.items() if file.role == "teacher"),
+        key=lambda ratio: ratio.value,
+    )
 
 
 def exported(run: Path) -> Exports:
@@ -119,7 +145,11 @@ def honest(folder: Path) -> list[str]:
     """What keeps the headline honest."""
     student, tenth = (read(folder / name / "results.json") for name in ("student", "tenth"))
     all_files = {name: exported(folder / name) for name in ("student", "modest")}
-    return [_worth("all labels", student), _worth("a tenth of the labels", tenth), _as_good(all_files)]
+    return [
+        _worth("all labels", student),
+        _worth("a tenth of the labels", tenth),
+        _as_good(all_files),
+    ]
 
 
 def _worth(what: str, results: Results) -> str:
@@ -131,15 +161,22 @@ def _worth(what: str, results: Results) -> str:
     assert alone.top1 is not None
     assert results.test.student.top1 is not None
     return (
-        f"With {what}: distilled {100 * results.test.student.top1:.2f} %, the same net on those labels alone {100 * alone.top1:.2f} %: distilling "
-        f"was worth {100 * pair.gain:+.2f} points ({100 * (pair.gain_low or 0):+.2f} to {100 * (pair.gain_high or 0):+.2f})."
+        f"With {what}: distilled {100 * results.test.student.top1:.2f} %, the same net on those"
+        f" labels alone {100 * alone.top1:.2f} %: distilling was worth {100 * pair.gain:+.2f}"
+        f" points ({100 * (pair.gain_low or 0):+.2f} to {100 * (pair.gain_high or 0):+.2f})."
     )
 
 
 def _as_good(exports: dict[str, Exports]) -> str:
-    """The student beside the cheapest file that keeps the margin. All were timed in turns with the teacher in torch, so by that the costs compare."""
+    """The student beside the cheapest file that keeps the margin. All were timed in
+    turns with the teacher in torch, so by that the costs compare.
+    """
     kept = [
-        (file.times_cheaper["teacher"], f"{file.role if run == 'student' else run}'s {name}", file.test.verdict)
+        (
+            file.times_cheaper["teacher"],
+            f"{file.role if run == 'student' else run}'s {name}",
+            file.test.verdict,
+        )
         for run, found in exports.items()
         for name, file in found.files.items()
         if file.test and file.test.verdict and file.test.verdict.outcome == "kept"
@@ -149,24 +186,34 @@ def _as_good(exports: dict[str, Exports]) -> str:
     times, name, verdict = max(kept, key=lambda found: found[0].value)
     ours = ship(exports["student"]).times_cheaper["teacher"]
     return (
-        f"The cheapest file that is as good as the teacher (within {100 * verdict.margin:g} point; {100 * verdict.difference:+.2f} points on test) "
-        f"is the {name}: the student's costs {ours.value / times.value:.1f} times less."
+        f"The cheapest file that is as good as the teacher (within {100 * verdict.margin:g} point;"
+        f" {100 * verdict.difference:+.2f} points on test) is the {name}: the student's costs"
+        f" {ours.value / times.value:.1f} times less."
     )
 
 
 def main() -> int:
-    """Print what was made, the figures that keep it honest, and the headline; exit code 1 where a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print what was made, the figures that keep it honest, and the headline; exit code
+    1 where a target is missed.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/headline"))
     parser.add_argument("--stages", type=Path, default=Path("runs/.stages"))
-    parser.add_argument("--smoke", action="store_true", help="digits, two batches each: does it run")
+    parser.add_argument(
+        "--smoke", action="store_true", help="digits, two batches each: does it run"
+    )
     asked = parser.parse_args()
     start = time.perf_counter()
     make(asked.out, asked.stages, smoke=asked.smoke)
     print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes for what was not there yet")
     print("\n".join(honest(asked.out)))
     found = headline(asked.out)
-    print(f"Targets: {100 * RETENTION:g} %, {FASTER:g}x, {CHEAPER:g}x: {'reached' if found.reached else 'missed'}")
+    print(
+        f"Targets: {100 * RETENTION:g} %, {FASTER:g}x, {CHEAPER:g}x:"
+        f" {'reached' if found.reached else 'missed'}"
+    )
     print(found, flush=True)
     return int(not found.reached)
 

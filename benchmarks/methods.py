@@ -1,7 +1,9 @@
-"""Each method of conf/loss, what it reads, costs and needs. ``python -m benchmarks.methods > docs/methods.md``, or ``make methods``
+"""Each method of conf/loss, what it reads, costs and needs. ``python -m
+benchmarks.methods > docs/methods.md``, or ``make methods``
 
-Nothing is trained for it. What the code knows is asked of the terms; what it can't know (paper, published settings, when it hurts) stands in the head
-of each YAML; what a step costs was measured by `benchmarks.methods_cost`.
+Nothing is trained for it. What the code knows is asked of the terms; what it can't know
+(paper, published settings, when it hurts) stands in the head of each YAML; what a step
+costs was measured by `benchmarks.methods_cost`.
 """
 
 import inspect
@@ -21,20 +23,31 @@ from tests.losses.samples import TERMS, built, class_of, labels, make, pair, set
 
 TABLE = Path(__file__).parents[1] / "docs" / "methods.md"
 KEYS = ("Paper", "Published", "Hurts")
-_HEAD = ("term", "level", "reads of the student", "reads of the teacher", "labels", "compares images", *(f"step, {each.name}" for each in PAIRS))
+_HEAD = (
+    "term",
+    "level",
+    "reads of the student",
+    "reads of the teacher",
+    "labels",
+    "compares images",
+    *(f"step, {each.name}" for each in PAIRS),
+)
 _LINE = re.compile(rf"({'|'.join(KEYS)}): (.*)")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the head of a YAML says: what the student is asked for, and for each of `KEYS` what there is to say."""
+    """What the head of a YAML says: what the student is asked for, and for each of
+    `KEYS` what there is to say.
+    """
 
     asked: str
     said: dict[str, str]
 
 
 def facts(path: Path) -> Facts:
-    """The head of ``conf/loss/<term>.yaml``: comments, of which one begins with each of `KEYS`; what stands before them says what the term asks for.
+    """The head of ``conf/loss/<term>.yaml``: comments, of which one begins with each of
+    `KEYS`; what stands before them says what the term asks for.
 
     Raises ValueError when one lacks.
     """
@@ -51,8 +64,10 @@ def facts(path: Path) -> Facts:
     lacking = [key for key in KEYS if not said.get(key)]
     if lacking or not said[""]:
         raise ValueError(
-            f"The head of {path.name} does not say {', '.join(lacking) or 'what the term asks for'}. Expected comments before the first key: what "
-            f"the student is asked for, then '# Paper: ...', '# Published: ...' (settings, or none) and '# Hurts: ...' (or that nothing is known)."
+            f"The head of {path.name} does not say"
+            f" {', '.join(lacking) or 'what the term asks for'}. Expected comments before the first"
+            " key: what the student is asked for, then '# Paper: ...', '# Published: ...'"
+            " (settings, or none) and '# Hurts: ...' (or that nothing is known)."
         )
     return Facts(said.pop(""), said)
 
@@ -61,7 +76,9 @@ def reads_labels(name: str) -> bool:
     """Whether other labels give another value, for made-up outputs."""
     student, teacher = pair(term=name)
     term = built(name, student, teacher)
-    values: list[float] = [deepcopy(term)(student, teacher, labels(5, seed=seed)).item() for seed in (0, 1)]
+    values: list[float] = [
+        deepcopy(term)(student, teacher, labels(5, seed=seed)).item() for seed in (0, 1)
+    ]
     return values[0] != values[1]
 
 
@@ -80,8 +97,14 @@ def section(name: str, costs: Sequence[Cost]) -> str:
     settings = {key: value for key, value in settings_of(name).items() if key != "_target_"}
     told = inspect.cleandoc(cls.__doc__ or "").replace("``", "`")
     lines = [f"### {name}", "", known.asked, "", told, ""]
-    lines += [f"- Paper: {_linked(known.said['Paper'])}", f"- Settings here ([what they are](../conf/loss/{name}.yaml)): {_settings(settings)}"]
-    lines += [f"- As published, not run here: {_linked(known.said['Published'])}", f"- Hurts: {known.said['Hurts']}"]
+    lines += [
+        f"- Paper: {_linked(known.said['Paper'])}",
+        f"- Settings here ([what they are](../conf/loss/{name}.yaml)): {_settings(settings)}",
+    ]
+    lines += [
+        f"- As published, not run here: {_linked(known.said['Published'])}",
+        f"- Hurts: {known.said['Hurts']}",
+    ]
     lines += [f"- {_cost(cost)}" for cost in costs]
     return "\n".join([*lines, ""])
 
@@ -91,7 +114,9 @@ def _cost(cost: Cost) -> str:
         return f"{cost.pair}: does not apply. {cost.why}"
     adapters = f"; adapters of {cost.adapters:,} parameters" if cost.adapters else ""
     spread = f"{cost.low:.2f} to {cost.high:.2f} in {cost.rounds} rounds"
-    return f"{cost.pair}: a step takes {cost.ratio:.2f} of one with soft targets ({spread}){adapters}"
+    return (
+        f"{cost.pair}: a step takes {cost.ratio:.2f} of one with soft targets ({spread}){adapters}"
+    )
 
 
 def _listed(fields: frozenset[str]) -> str:
@@ -99,7 +124,10 @@ def _listed(fields: frozenset[str]) -> str:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    return ", ".join(f"`{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`" for key, value in settings.items())
+    return ", ".join(
+        f"`{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`"
+        for key, value in settings.items()
+    )
 
 
 def _linked(text: str) -> str:
@@ -107,21 +135,42 @@ def _linked(text: str) -> str:
 
 
 def written() -> str:
-    """The page. Raises ValueError for a term whose YAML lacks something, or whose cost is not measured."""
+    """The page. Raises ValueError for a term whose YAML lacks something, or whose cost
+    is not measured.
+    """
     measured = read()
-    if lacking := [name for name in TERMS if any((each.name, name) not in measured for each in PAIRS)]:
-        raise ValueError(f"{FILE.name} has no cost of {', '.join(lacking)}: python -m benchmarks.methods_cost --terms {' '.join(lacking)}")
+    if lacking := [
+        name for name in TERMS if any((each.name, name) not in measured for each in PAIRS)
+    ]:
+        raise ValueError(
+            f"{FILE.name} has no cost of {', '.join(lacking)}: python -m benchmarks.methods_cost"
+            f" --terms {' '.join(lacking)}"
+        )
     costs = {name: [measured[each.name, name] for each in PAIRS] for name in TERMS}
-    names = {level: [name for name in TERMS if class_of(name).level == level] for level in get_args(Level)}
+    names = {
+        level: [name for name in TERMS if class_of(name).level == level]
+        for level in get_args(Level)
+    }
     ordered = [name for level in names for name in names[level]]
-    table = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD), *(line(name, costs[name]) for name in ordered)]
-    parts = [f"## Level {level}\n\n" + "\n".join(section(name, costs[name]) for name in names[level]) for level in names]
-    return "\n".join([_title([cost for each in costs.values() for cost in each]), *table, "", *parts])
+    table = [
+        f"| {' | '.join(_HEAD)} |",
+        "|" + "---|" * len(_HEAD),
+        *(line(name, costs[name]) for name in ordered),
+    ]
+    parts = [
+        f"## Level {level}\n\n" + "\n".join(section(name, costs[name]) for name in names[level])
+        for level in names
+    ]
+    return "\n".join(
+        [_title([cost for each in costs.values() for cost in each]), *table, "", *parts]
+    )
 
 
 def _title(costs: Sequence[Cost]) -> str:
     pairs = "\n".join(f"- {each.name}: {each.told}" for each in PAIRS)
-    where = "; ".join(sorted({f"{cost.device}, torch {cost.torch}, timm {cost.timm}" for cost in costs}))
+    where = "; ".join(
+        sorted({f"{cost.device}, torch {cost.torch}, timm {cost.timm}" for cost in costs})
+    )
     return f"""# Methods
 
 Every term of `loss=[...]`, written by `make methods`. What a term reads and how it compares is asked of the term itself: `logits`, `embedding` and

@@ -1,9 +1,13 @@
-"""What does each method add to a step of training, beside plain soft targets? ``python -m benchmarks.methods_cost``, part of ``make bench``
+"""What does each method add to a step of training, beside plain soft targets? ``python
+-m benchmarks.methods_cost``, part of ``make bench``
 
-For every term of conf/loss two students of one teacher take turns at single steps, one on cross_entropy and soft_target, the other on cross_entropy
-and the term; what is told is the ratio of their times. Both pass the teacher, the student and back, and take a step of AdamW. It is processor time of
-one thread, so that other work on the machine counts little. The figures go to docs/methods-cost.csv, from which docs/methods.md is made (``make
-methods``). ``--terms`` measures some of them and leaves the others as they are.
+For every term of conf/loss two students of one teacher take turns at single steps, one
+on cross_entropy and soft_target, the other on cross_entropy and the term; what is told
+is the ratio of their times. Both pass the teacher, the student and back, and take a
+step of AdamW. It is processor time of one thread, so that other work on the machine
+counts little. The figures go to docs/methods-cost.csv, from which docs/methods.md is
+made (``make methods``). ``--terms`` measures some of them and leaves the others as they
+are.
 """
 
 import argparse
@@ -22,7 +26,7 @@ import timm
 import torch
 from torch import nn
 
-import kd_app.models.small  # noqa: F401  (registers resnet20 and resnet56 with timm)
+import kd_app.models.small
 from kd_app.config import Pixels, RequestError
 from kd_app.config.compose import choices, composed
 from kd_app.data.batch import Batch
@@ -41,7 +45,9 @@ _LABELS, _PLAIN = "cross_entropy", "soft_target"
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher and a student, as name and arguments of `timm.create_model`, and what to call them."""
+    """A teacher and a student, as name and arguments of `timm.create_model`, and what
+    to call them.
+    """
 
     name: str
     told: str
@@ -53,7 +59,8 @@ PAIRS = (
     Pair("CNN", "resnet56 to resnet20", ("resnet56", {}), ("resnet20", {})),
     Pair(
         "ViT",
-        "vit_tiny of 6 blocks to deit_tiny_distilled of 4 blocks of 96 features, patches of 4 pixels",
+        "vit_tiny of 6 blocks to deit_tiny_distilled of 4 blocks of 96 features, patches of 4"
+        " pixels",
         ("vit_tiny_patch16_224", {**_GRID, "depth": 6}),
         ("deit_tiny_distilled_patch16_224", {**_GRID, "depth": 4, "embed_dim": 96, "num_heads": 3}),
     ),
@@ -62,8 +69,9 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """A line of the file: a step with the term over one with soft_target (median of so many rounds, and their quartiles), and the parameters of its
-    adapters; or `why` it does not apply to the pair. With where it was measured.
+    """A line of the file: a step with the term over one with soft_target (median of so
+    many rounds, and their quartiles), and the parameters of its adapters; or `why` it
+    does not apply to the pair. With where it was measured.
     """
 
     pair: str
@@ -80,24 +88,41 @@ class Cost:
 
 
 class Training:
-    """A student of a pair that learns one batch of noise by some terms. Raises `RequestError` where one can't apply to the pair."""
+    """A student of a pair that learns one batch of noise by some terms. Raises
+    `RequestError` where one can't apply to the pair.
+    """
 
     def __init__(self, pair: Pair, names: Sequence[str]) -> None:
         torch.manual_seed(0)
-        self.terms = Recipe(**{**_recipe(), "loss": {name: _recipe()["loss"][name] for name in names}}).terms()
+        self.terms = Recipe(
+            **{**_recipe(), "loss": {name: _recipe()["loss"][name] for name in names}}
+        ).terms()
         image = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
         self.batch = Batch(image, torch.arange(BATCH) % CLASSES, torch.arange(BATCH), progress=0.5)
         self.teacher = FrozenTeacher(
-            _made(pair.teacher), reads=self.terms.teacher_reads, pixels=_PIXELS, sees=_PIXELS, attention_blocks=self.terms.attention_blocks
+            _made(pair.teacher),
+            reads=self.terms.teacher_reads,
+            pixels=_PIXELS,
+            sees=_PIXELS,
+            attention_blocks=self.terms.attention_blocks,
         )
         student = _made(pair.student)
         if self.terms.needs_teacher:
             with torch.no_grad():
                 few = image[:8]
-                self.terms.build(Taps(student.eval(), self.terms.reads)(few), self.teacher(few), torch.arange(IMAGES))
+                self.terms.build(
+                    Taps(student.eval(), self.terms.reads)(few),
+                    self.teacher(few),
+                    torch.arange(IMAGES),
+                )
         self.student = self.terms.deployed(student).to(memory_format=torch.channels_last).train()
         self.taps = Taps(self.student, self.terms.reads)
-        trained = {id(p): p for part in (self.student, self.terms) for p in part.parameters() if p.requires_grad}
+        trained = {
+            id(p): p
+            for part in (self.student, self.terms)
+            for p in part.parameters()
+            if p.requires_grad
+        }
         self.optimizer = torch.optim.AdamW(trained.values(), lr=1e-4, fused=True)
 
     def step(self) -> float:
@@ -113,9 +138,15 @@ class Training:
 
 @cache
 def _recipe() -> dict[str, Any]:
-    """Every term with the settings of its YAML; the parts of a recipe that have no say here are those of the main job."""
+    """Every term with the settings of its YAML; the parts of a recipe that have no say
+    here are those of the main job.
+    """
     config = composed("distill", [f"loss=[{','.join(choices('loss'))}]"])
-    return {"max_epochs": 1, "seed": 0, **{key: config[key] for key in ("loss", "optimizer", "scheduler", "callbacks")}}
+    return {
+        "max_epochs": 1,
+        "seed": 0,
+        **{key: config[key] for key in ("loss", "optimizer", "scheduler", "callbacks")},
+    }
 
 
 def _made(model: tuple[str, Mapping[str, Any]]) -> nn.Module:
@@ -138,9 +169,21 @@ def cost(pair: Pair, term: str, *, rounds: int) -> Cost:
         seconds = {first: first.step(), second: second.step()}
         if number:
             ratios.append(seconds[own] / seconds[plain])
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+    low, median, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+    )
     adapters = sum(p.numel() for p in own.terms.parameters())
-    return Cost(pair.name, term, round(median, 3), round(low, 3), round(high, 3), rounds, adapters, "", **where)
+    return Cost(
+        pair.name,
+        term,
+        round(median, 3),
+        round(low, 3),
+        round(high, 3),
+        rounds,
+        adapters,
+        "",
+        **where,
+    )
 
 
 @cache
@@ -160,7 +203,19 @@ def read() -> dict[tuple[str, str], Cost]:
 def _cost(line: Mapping[str, str]) -> Cost:
     ratio, low, high = (float(line[key]) if line[key] else None for key in ("ratio", "low", "high"))
     rounds, adapters = (int(line[key]) if line[key] else None for key in ("rounds", "adapters"))
-    return Cost(line["pair"], line["term"], ratio, low, high, rounds, adapters, line["why"], line["device"], line["torch"], line["timm"])
+    return Cost(
+        line["pair"],
+        line["term"],
+        ratio,
+        low,
+        high,
+        rounds,
+        adapters,
+        line["why"],
+        line["device"],
+        line["torch"],
+        line["timm"],
+    )
 
 
 def write(costs: Mapping[tuple[str, str], Cost]) -> None:
@@ -168,23 +223,37 @@ def write(costs: Mapping[tuple[str, str], Cost]) -> None:
     with FILE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Cost)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(costs[pair.name, term]) for pair in PAIRS for term in choices("loss") if (pair.name, term) in costs)
+        writer.writerows(
+            asdict(costs[pair.name, term])
+            for pair in PAIRS
+            for term in choices("loss")
+            if (pair.name, term) in costs
+        )
 
 
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--terms", nargs="*", default=choices("loss"), choices=choices("loss"), metavar="TERM")
+    parser.add_argument(
+        "--terms", nargs="*", default=choices("loss"), choices=choices("loss"), metavar="TERM"
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     known = read()
-    print(f"A step with each term over one with {_PLAIN}, {SIDE}x{SIDE}, batch {BATCH}, 1 thread, torch {torch.__version__}")
+    print(
+        f"A step with each term over one with {_PLAIN}, {SIDE}x{SIDE}, batch {BATCH}, 1 thread,"
+        f" torch {torch.__version__}"
+    )
     for pair in PAIRS:
         print(f"{pair.name}: {pair.told}")
         for term in asked.terms:
             found = known[pair.name, term] = cost(pair, term, rounds=asked.rounds)
-            told = f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})" if found.ratio is not None else f"does not apply: {found.why}"
+            told = (
+                f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
+                if found.ratio is not None
+                else f"does not apply: {found.why}"
+            )
             print(f"  {term}: {told}", flush=True)
             write(known)
     return 0

@@ -16,13 +16,26 @@ class Noise(Source):
     def __init__(self, *, images: int, side: int) -> None:
         self.size = side
         self._images = images
-        self._pixels = torch.randint(0, 256, (images, 1, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        self._pixels = torch.randint(
+            0,
+            256,
+            (images, 1, side, side),
+            dtype=torch.uint8,
+            generator=torch.Generator().manual_seed(0),
+        )
 
     def listing(self) -> Listing:
         """Made-up names, labels in turn."""
         files = tuple(f"noise/{number:06d}" for number in range(self._images))
         empty = ("",) * self._images
-        return Listing(tuple("0123456789"), files, np.arange(self._images, dtype=np.int64) % 10, empty, empty, f"noise-{self._images}-{self.size}")
+        return Listing(
+            tuple("0123456789"),
+            files,
+            np.arange(self._images, dtype=np.int64) % 10,
+            empty,
+            empty,
+            f"noise-{self._images}-{self.size}",
+        )
 
     def store(self) -> Tensor:
         """All pixels."""

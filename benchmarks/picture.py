@@ -1,4 +1,6 @@
-"""The README's picture of a finished run: accuracy beside cost. ``python -m benchmarks.picture runs/fm docs/result.svg``"""
+"""The README's picture of a finished run: accuracy beside cost. ``python -m
+benchmarks.picture runs/fm docs/result.svg``
+"""
 
 import sys
 from pathlib import Path
@@ -20,17 +22,40 @@ def picture(results: Results, path: Path) -> None:
     split = results.test
     assert split is not None, "the run has not read its test set"
     shown: list[tuple[str, ModelFigures, Model]] = [
-        (role, figures, results.models[role]) for role in NAMES if (figures := getattr(split, role)) is not None and role in results.models
+        (role, figures, results.models[role])
+        for role in NAMES
+        if (figures := getattr(split, role)) is not None and role in results.models
     ]
     mpl.rcParams.update({"svg.hashsalt": "kd_app", "font.size": 11, "font.family": "DejaVu Sans"})
     figure, axis = plt.subplots(figsize=(8, 2.6), facecolor="white", layout="constrained")
     for place, (role, figures, _) in enumerate(shown):
-        top1, low, high = (100 * (value or 0.0) for value in (figures.top1, figures.top1_low, figures.top1_high))
-        axis.errorbar(top1, -place, xerr=[[top1 - low], [high - top1]], fmt="o", color=COLORS[role], capsize=4, markersize=8, linewidth=2)
-        axis.annotate(f"{top1:.2f} %", (top1, -place), xytext=(0, 9), textcoords="offset points", ha="center", color=COLORS[role])
+        top1, low, high = (
+            100 * (value or 0.0) for value in (figures.top1, figures.top1_low, figures.top1_high)
+        )
+        axis.errorbar(
+            top1,
+            -place,
+            xerr=[[top1 - low], [high - top1]],
+            fmt="o",
+            color=COLORS[role],
+            capsize=4,
+            markersize=8,
+            linewidth=2,
+        )
+        axis.annotate(
+            f"{top1:.2f} %",
+            (top1, -place),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            color=COLORS[role],
+        )
     axis.set_yticks(range(0, -len(shown), -1), [_label(role, model) for role, _, model in shown])
     axis.set_ylim(-len(shown) + 0.5, 0.7)
-    axis.set_xlabel(f"test top-1 (%), with {100 * split.confidence:g} % intervals over {split.num_images:,} images")
+    axis.set_xlabel(
+        f"test top-1 (%), with {100 * split.confidence:g} % intervals over {split.num_images:,}"
+        " images"
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", color="#DDDDDD")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 """What does a sweep cost beside the trainings in it? ``python -m benchmarks.sweep``
 
-A sweep of 12 trials (12 students of one teacher, through kd-distill, with everything that a trial measures and writes) beside the same 12 trainings,
-one after the other in one process, with nothing else. Both are commands of their own and begin with nothing but the teacher. Target: 1.1.
+A sweep of 12 trials (12 students of one teacher, through kd-distill, with everything
+that a trial measures and writes) beside the same 12 trainings, one after the other in
+one process, with nothing else. Both are commands of their own and begin with nothing
+but the teacher. Target: 1.1.
 """
 
 import argparse
@@ -18,20 +20,43 @@ TARGET = 1.1
 
 def words(teacher: Path, stages: Path, epochs: int) -> list[str]:
     """The main job on digits with a teacher that is there."""
-    return ["data=digits", f"teacher.checkpoint={teacher}", "controls=[]", "logger=[csv]", f"stages={stages}", f"trainer.max_epochs={epochs}"]
+    return [
+        "data=digits",
+        f"teacher.checkpoint={teacher}",
+        "controls=[]",
+        "logger=[csv]",
+        f"stages={stages}",
+        f"trainer.max_epochs={epochs}",
+    ]
 
 
 def make_teacher(folder: Path) -> None:
-    """A wrn_16_2 for digits as a model folder. How well it knows them does not matter here."""
+    """A wrn_16_2 for digits as a model folder. How well it knows them does not matter
+    here.
+    """
     from kd_app.config import Pixels
     from kd_app.models.create import create, expected_pixels
     from kd_app.models.request import ModelRequest, Seen
     from kd_app.models.ship import save_model
 
-    request = ModelRequest(role="teacher", name="wrn_16_2", pretrained=False, checkpoint=None, kwargs={}, image_size=None, factory=None)
+    request = ModelRequest(
+        role="teacher",
+        name="wrn_16_2",
+        pretrained=False,
+        checkpoint=None,
+        kwargs={},
+        image_size=None,
+        factory=None,
+    )
     pixels: Pixels = expected_pixels(request, Seen(1, 8, (0.3,), (0.4,)))
     created = create(request, pixels, 10, seed=0)
-    save_model(created.model, folder, pixels=pixels, classes=[str(digit) for digit in range(10)], license="none")
+    save_model(
+        created.model,
+        folder,
+        pixels=pixels,
+        classes=[str(digit) for digit in range(10)],
+        license="none",
+    )
 
 
 def train(said: Sequence[str], trials: int) -> None:
@@ -47,7 +72,15 @@ def train(said: Sequence[str], trials: int) -> None:
     for seed in range(trials):
         made = parts(composed("distill", [*said, f"seed={seed}"]))
         console = Console(silent=True)
-        tracker = Tracker({}, out=Path(made.config["stages"]), name="alone", group="alone", tags=[], config={}, say=console.say)
+        tracker = Tracker(
+            {},
+            out=Path(made.config["stages"]),
+            name="alone",
+            group="alone",
+            tags=[],
+            config={},
+            say=console.say,
+        )
         shop = Workshop(made, Stages(Path(made.config["stages"])), console, tracker)
         shop.prepare_data()
         assert made.teacher is not None
@@ -59,19 +92,31 @@ def seconds(command: Sequence[str]) -> tuple[float, float]:
     start, before = time.perf_counter(), os.times()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = os.times()
-    return time.perf_counter() - start, after.children_user + after.children_system - before.children_user - before.children_system
+    return (
+        time.perf_counter() - start,
+        after.children_user + after.children_system - before.children_user - before.children_system,
+    )
 
 
 def compare(trials: int, epochs: int) -> tuple[float, float]:
-    """The sweep's cost over the trainings': of wall time, and of time on processors, which other work on the machine does not change."""
+    """The sweep's cost over the trainings': of wall time, and of time on processors,
+    which other work on the machine does not change.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_teacher(folder / "teacher")
         plain = [sys.executable, "-m", "benchmarks.sweep", "--trials", str(trials), "--only"]
         alone = seconds([*plain, *words(folder / "teacher", folder / "alone", epochs)])
-        sweep = [f"seed={','.join(map(str, range(trials)))}", f"out={folder / 'sweep'}", *words(folder / "teacher", folder / "stages", epochs)]
+        sweep = [
+            f"seed={','.join(map(str, range(trials)))}",
+            f"out={folder / 'sweep'}",
+            *words(folder / "teacher", folder / "stages", epochs),
+        ]
         together = seconds([sys.executable, "-m", "kd_app.commands.distill", "-m", *sweep])
-        print(f"{trials} trainings of {epochs} epochs: {alone[0]:.1f} s ({alone[1]:.1f} s of processors)")
+        print(
+            f"{trials} trainings of {epochs} epochs: {alone[0]:.1f} s ({alone[1]:.1f} s of"
+            " processors)"
+        )
         print(f"a sweep of them: {together[0]:.1f} s ({together[1]:.1f} s of processors)")
         return together[0] / alone[0], together[1] / alone[1]
 
@@ -87,7 +132,11 @@ def main() -> int:
         train(asked.only, asked.trials)
         return 0
     wall, processors = compare(asked.trials, asked.epochs)
-    print(f"A sweep costs {wall:.3f} of its trainings (of time on processors {processors:.3f}); target {TARGET}", flush=True)
+    print(
+        f"A sweep costs {wall:.3f} of its trainings (of time on processors {processors:.3f});"
+        f" target {TARGET}",
+        flush=True,
+    )
     return int(wall > TARGET)
 
 

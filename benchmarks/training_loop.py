@@ -1,6 +1,8 @@
-"""How fast is the training loop, logging included, beside the same training as a bare loop? ``python -m benchmarks.training_loop``
+"""How fast is the training loop, logging included, beside the same training as a bare
+loop? ``python -m benchmarks.training_loop``
 
-Both train in one process and take turns, so that the ratio holds on a machine whose speed drifts. Target: 0.97.
+Both train in one process and take turns, so that the ratio holds on a machine whose
+speed drifts. Target: 0.97.
 """
 
 import argparse
@@ -42,12 +44,21 @@ class Clock(pl.Callback):
         self.seconds = 0.0
         self._start = 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Start behind the warm-up."""
         if batch_idx == self.skip:
             self._start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Stop at the end of each step."""
         self.seconds = time.perf_counter() - self._start
 
@@ -76,7 +87,9 @@ def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workshop:
 
 
 def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
-    """A function that trains by the main job's loop, with its callbacks and curves, and gives the seconds of the steps behind the first `skip`."""
+    """A function that trains by the main job's loop, with its callbacks and curves, and
+    gives the seconds of the steps behind the first `skip`.
+    """
     assert shop.parts.teacher is not None
     teacher = shop.ready(shop.parts.teacher, seed=0)
     own = replace(taught(shop, "student", None), teacher=teacher.created)
@@ -88,7 +101,9 @@ def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
         assert isinstance(module.teacher, FrozenTeacher)
         clock = Clock(skip)
         callbacks = [Progress("student", Console(silent=True)), Keep(folder, minutes=5), clock]
-        trainer = shop.parts.trainer.make(max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)])
+        trainer = shop.parts.trainer.make(
+            max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
+        )
         with quiet():
             trainer.fit(module, datamodule=shop.data)
         return clock.seconds
@@ -97,7 +112,9 @@ def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
 
 
 def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 5) -> list[float]:
-    """Images per second of the training loop over those of the bare loop, one ratio a round."""
+    """Images per second of the training loop over those of the bare loop, one ratio a
+    round.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shop = workshop(teacher, student, folder, steps + skip)
@@ -120,7 +137,8 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
             if number:  # the first round warms up
                 ratios.append(by_hand / ours_took)
                 print(
-                    f"  round {number}: bare {128 * steps / by_hand:,.0f} images/s, kd_app {128 * steps / ours_took:,.0f}, ratio {ratios[-1]:.3f}",
+                    f"  round {number}: bare {128 * steps / by_hand:,.0f} images/s, kd_app"
+                    f" {128 * steps / ours_took:,.0f}, ratio {ratios[-1]:.3f}",
                     flush=True,
                 )
         return ratios
@@ -139,7 +157,10 @@ def main() -> int:
         median = statistics.median(ratios)
         missed |= median < TARGET
         spread = f"min {min(ratios):.3f}, max {max(ratios):.3f}; target {TARGET}"
-        print(f"{teacher} -> {student}, 28x28, batch 128: {median:.3f} of the bare loop ({spread})", flush=True)
+        print(
+            f"{teacher} -> {student}, 28x28, batch 128: {median:.3f} of the bare loop ({spread})",
+            flush=True,
+        )
     return int(missed)
 
 

@@ -1,4 +1,6 @@
-"""One small variant of each of timm's model modules, chosen by a rule: the fewest parameters that take an image of at most 224 pixels."""
+"""One small variant of each of timm's model modules, chosen by a rule: the fewest
+parameters that take an image of at most 224 pixels.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -12,13 +14,17 @@ from torch import nn
 from kd_app.models.cost import count_params
 
 SIDES = (64, 96, 120, 128, 160, 192, 224)
-"""Sides (pixels) that are tried, in this order; at 64 a net of stride 32 keeps a map of 2x2."""
+"""Sides (pixels) that are tried, in this order; at 64 a net of stride 32 keeps a map of
+2x2.
+"""
 CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The variant that stands for a module: its name, parameters as timm makes it, and the side of the images that it takes."""
+    """The variant that stands for a module: its name, parameters as timm makes it, and
+    the side of the images that it takes.
+    """
 
     module: str
     name: str
@@ -32,11 +38,16 @@ class Variant:
 
 def modules() -> list[str]:
     """timm's model modules; nets that others registered with it are not in one."""
-    return [module for module in timm.list_modules() if timm.models.model_entrypoint(_variants(module)[0]).__module__.startswith("timm.")]
+    return [
+        module
+        for module in timm.list_modules()
+        if timm.models.model_entrypoint(_variants(module)[0]).__module__.startswith("timm.")
+    ]
 
 
 def smallest(module: str) -> Variant:
-    """The variant of a module with the fewest parameters (by name where there are several) that takes images of one of `SIDES`, the first it takes.
+    """The variant of a module with the fewest parameters (by name where there are
+    several) that takes images of one of `SIDES`, the first it takes.
 
     Raises LookupError where none does.
     """

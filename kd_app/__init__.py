@@ -1,6 +1,7 @@
 """Distill any timm model into any other, prove what was kept, and ship what is small.
 
-`distill` does in a notebook what kd-distill does on a command line; `load_run` and `load_runs` read what either left.
+`distill` does in a notebook what kd-distill does on a command line; `load_run` and
+`load_runs` read what either left.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,11 @@ if TYPE_CHECKING:
     from kd_app.reporting.runs import load_run, load_runs
     from kd_app.training.notebook import distill
 
-_LAZY = {"distill": "kd_app.training.notebook", "load_run": "kd_app.reporting.runs", "load_runs": "kd_app.reporting.runs"}
+_LAZY = {
+    "distill": "kd_app.training.notebook",
+    "load_run": "kd_app.reporting.runs",
+    "load_runs": "kd_app.reporting.runs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,6 @@
-"""What takes long, done once: found again by whoever asks for the same, gone on with after a kill, made by one process at a time."""
+"""What takes long, done once: found again by whoever asks for the same, gone on with
+after a kill, made by one process at a time.
+"""
 
 import hashlib
 import json
@@ -17,12 +19,16 @@ FORMAT = 1
 """Part of every key: raise it when a change makes what older stages hold wrong."""
 RECORD = "stage.json"
 _HASHED = 2**28
-"""Bytes up to which a file's content is compared whenever its stage is found; of a larger one only the size."""
+"""Bytes up to which a file's content is compared whenever its stage is found; of a
+larger one only the size.
+"""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished stage: its folder, how long it took to make (seconds, over all attempts), and whether this call made it."""
+    """One finished stage: its folder, how long it took to make (seconds, over all
+    attempts), and whether this call made it.
+    """
 
     name: str
     path: Path
@@ -31,7 +37,9 @@ class Stage:
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 of plain data (dicts, lists, strings, numbers, None), independent of the order of keys."""
+    """sha256 of plain data (dicts, lists, strings, numbers, None), independent of the
+    order of keys.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -43,7 +51,9 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a kill at any moment, finds the old content or the new one, never a part."""
+    """Write `text` so that a reader, or a kill at any moment, finds the old content or
+    the new one, never a part.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -53,21 +63,35 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Stages:
-    """The folder of stages (``stages=``); `remake` names the stages to make anew, once in this run."""
+    """The folder of stages (``stages=``); `remake` names the stages to make anew, once
+    in this run.
+    """
 
-    def __init__(self, root: Path, *, remake: Collection[str] = (), say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, root: Path, *, remake: Collection[str] = (), say: Callable[[str], None] = print
+    ) -> None:
         self.root = root
         self.say = say
         self._remake = set(remake)
         self._fresh: set[Path] = set()
 
-    def make(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str], build: Callable[[Path], None]) -> Stage:
-        """The stage `name` of this configuration and these inputs (hashes): found, or built.
+    def make(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        build: Callable[[Path], None],
+    ) -> Stage:
+        """The stage `name` of this configuration and these inputs (hashes): found, or
+        built.
 
-        `build` fills the folder that it is given, which may hold what an earlier, killed attempt left there, and returns when it is whole;
-        only then the folder gets its final name. If `build` raises, what it wrote stays for the next attempt.
-        A second process that asks for the same waits for the first; a dead holder's lock is free. A stage of which a file is not what was
-        written is made anew.
+        `build` fills the folder that it is given, which may hold what an earlier,
+        killed attempt left there, and returns when it is whole; only then the folder
+        gets its final name. If `build` raises, what it wrote stays for the next
+        attempt. A second process that asks for the same waits for the first; a dead
+        holder's lock is free. A stage of which a file is not what was written is made
+        anew.
         """
         asked, path = self._asked(name, config, inputs)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -79,17 +103,25 @@ class Stages:
                 damaged = _damaged(path)
                 if damaged is None:
                     return Stage(name, path, _seconds(path), made=False)
-                self.say(f"{path.name}: {damaged} is not what was written there; the stage is made anew")
+                self.say(
+                    f"{path.name}: {damaged} is not what was written there; the stage is made anew"
+                )
                 self._discard(path)
             return self._build(path, asked, build)
 
-    def find(self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Stage | None:
-        """The stage that `make` would find; None where it would build one. Nothing is written."""
+    def find(
+        self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> Stage | None:
+        """The stage that `make` would find; None where it would build one. Nothing is
+        written.
+        """
         _, path = self._asked(name, config, inputs)
         whole = name not in self._remake and path.is_dir() and _damaged(path) is None
         return Stage(name, path, _seconds(path), made=False) if whole else None
 
-    def _asked(self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[dict[str, Any], Path]:
+    def _asked(
+        self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> tuple[dict[str, Any], Path]:
         """What a stage is made from, and its folder."""
         asked = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
         return asked, self.root / f"{name}-{fingerprint(asked)[:16]}"
@@ -104,13 +136,18 @@ class Stages:
             files = {name: _content(partial / name) for name in _names(partial)}
         finally:
             seconds = before + time.monotonic() - start
-            write_atomically(partial / RECORD, json.dumps({**asked, "seconds": seconds, "files": files}, indent=1))
+            write_atomically(
+                partial / RECORD,
+                json.dumps({**asked, "seconds": seconds, "files": files}, indent=1),
+            )
         os.replace(partial, path)
         return Stage(str(asked["name"]), path, seconds, made=True)
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        """The operating system's lock on a file beside the stage: it ends with its holder, however that dies."""
+        """The operating system's lock on a file beside the stage: it ends with its
+        holder, however that dies.
+        """
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=0)
@@ -123,7 +160,9 @@ class Stages:
             lock.release()
 
     def _discard(self, path: Path) -> None:
-        """Remove a stage and its unfinished attempt; the folder is renamed first, so that no half-removed stage is ever found."""
+        """Remove a stage and its unfinished attempt; the folder is renamed first, so
+        that no half-removed stage is ever found.
+        """
         for old in (path, path.with_name(f"{path.name}.partial")):
             if old.is_dir():
                 doomed = old.with_name(f".{old.name}.removed")
@@ -137,9 +176,18 @@ def _seconds(folder: Path) -> float:
 
 
 def _damaged(folder: Path) -> str | None:
-    """The first file of a finished stage that is gone or not what was written; None where all are, or nobody wrote down what they were."""
+    """The first file of a finished stage that is gone or not what was written; None
+    where all are, or nobody wrote down what they were.
+    """
     files = _record(folder).get("files", {})
-    return next((name for name, content in files.items() if not (folder / name).is_file() or _content(folder / name) != content), None)
+    return next(
+        (
+            name
+            for name, content in files.items()
+            if not (folder / name).is_file() or _content(folder / name) != content
+        ),
+        None,
+    )
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -150,7 +198,11 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / RECORD
+    )
 
 
 def _content(path: Path) -> str:

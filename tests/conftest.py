@@ -1,4 +1,6 @@
-"""One thread a test process: the tests share their cores with each other, and what they assert does not depend on it."""
+"""One thread a test process: the tests share their cores with each other, and what they
+assert does not depend on it.
+"""
 
 import os
 
@@ -10,10 +12,24 @@ import torch
 
 torch.set_num_threads(1)
 
-LONG = ("test_ranks", "test_searches", "test_readme", "test_processes", "test_resume", "test_notebooks", "faults")
-"""Files that take long begin first, so that no process is left alone with one at the end."""
+LONG = (
+    "test_ranks",
+    "test_searches",
+    "test_readme",
+    "test_processes",
+    "test_resume",
+    "test_notebooks",
+    "faults",
+)
+"""Files that take long begin first, so that no process is left alone with one at the
+end.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the long ones to the front."""
-    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
+    items.sort(
+        key=lambda item: next(
+            (place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)
+        )
+    )

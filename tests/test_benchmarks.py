@@ -22,9 +22,14 @@ def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
     assert ratio > 0
 
 
-def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_proven_again(tmp_path: Path) -> None:
+def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_proven_again(
+    tmp_path: Path,
+) -> None:
     known = {module: variant for module, (variant, _) in listed().items()}
-    small, other = prove(known["byobnet"]), Row(known["resnet"], None, "It is not written and compared after 1 s of a core.")
+    small, other = (
+        prove(known["byobnet"]),
+        Row(known["resnet"], None, "It is not written and compared after 1 s of a core."),
+    )
     assert small.off is not None
     assert small.off <= TOLERANCE
     found = {row.variant.module: row for row in (other, small)}
@@ -54,12 +59,17 @@ def test_a_model_that_can_not_be_an_onnx_file_is_a_no_with_its_reason_in_one_lin
 @pytest.mark.slow
 def test_a_model_that_takes_too_long_is_stopped_and_told() -> None:
     variant = listed()["byobnet"][0]
-    assert limited(variant, 1) == Row(variant, None, "It is not written and compared after 1 s of a core.")
+    assert limited(variant, 1) == Row(
+        variant, None, "It is not written and compared after 1 s of a core."
+    )
 
 
 def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
     make_teacher(tmp_path / "teacher")
-    train([*words(tmp_path / "teacher", tmp_path / "stages", 1), "trainer.limit_train_batches=2"], trials=2)
+    train(
+        [*words(tmp_path / "teacher", tmp_path / "stages", 1), "trainer.limit_train_batches=2"],
+        trials=2,
+    )
     assert len(list((tmp_path / "stages").glob("student-*/model/model.safetensors"))) == 2
 
 
@@ -70,7 +80,11 @@ def times(value: float, low: float, high: float) -> Ratio:
 def test_a_headline_is_reached_when_all_three_targets_are() -> None:
     good = Figures(times(0.97, 0.96, 0.98), times(10, 9, 11), times(50, 49, 51))
     assert good.reached
-    assert str(good) == "97.0 % of the teacher's accuracy (96.0 to 98.0), latency lower by 10.0x (9.0 to 11.0), cost lower by 50.0x (49.0 to 51.0)"
+    assert (
+        str(good)
+        == "97.0 % of the teacher's accuracy (96.0 to 98.0), latency lower by 10.0x (9.0 to 11.0),"
+        " cost lower by 50.0x (49.0 to 51.0)"
+    )
     for worse in (
         Figures(times(0.9699, 0.96, 0.98), good.faster, good.cheaper),
         Figures(good.retention, times(9.9, 9, 11), good.cheaper),
@@ -92,14 +106,22 @@ def test_the_headline_is_measured_on_the_files_that_were_exported(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_unlike_pairs_and_few_labels_are_measured_on_any_folder_of_small_images(tmp_path: Path) -> None:
+def test_unlike_pairs_and_few_labels_are_measured_on_any_folder_of_small_images(
+    tmp_path: Path,
+) -> None:
     colors = np.random.default_rng(0)
     for name, count in {"train": 20, "test": 4}.items():
         for label in range(10):
             (folder := tmp_path / "images" / name / str(label)).mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(colors.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
-    smoke = [f"stages={tmp_path / 'stages'}", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+                Image.fromarray(colors.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
+                    folder / f"{number}.jpg"
+                )
+    smoke = [
+        f"stages={tmp_path / 'stages'}",
+        "trainer.limit_train_batches=1",
+        "trainer.limit_val_batches=1",
+    ]
     names = [*(pair.name for pair in cifar.PAIRS), cifar.FEW]
     cifar.make(tmp_path / "images", tmp_path / "runs", smoke, names)
     table = cifar.tables(tmp_path / "runs")

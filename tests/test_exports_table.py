@@ -1,4 +1,6 @@
-"""docs/exports.md says of each of timm's modules whether a small model of it can be an ONNX file, and it is so."""
+"""docs/exports.md says of each of timm's modules whether a small model of it can be an
+ONNX file, and it is so.
+"""
 
 import pytest
 import timm
@@ -11,10 +13,18 @@ FEW = ("starnet", "vision_transformer")
 
 
 def answers() -> dict[str, str]:
-    """Of each module: yes, no, or not tried; every line of the table is of a variant of the other page."""
+    """Of each module: yes, no, or not tried; every line of the table is of a variant of
+    the other page.
+    """
     page = TABLE.read_text(encoding="utf-8").splitlines()
-    lines = {line(variant, answer): (module, answer) for module, (variant, _) in listed().items() for answer in ("yes", "no", "not tried")}
-    return dict(lines[each] for each in page if each.startswith("| ") and not each.startswith("| module"))
+    lines = {
+        line(variant, answer): (module, answer)
+        for module, (variant, _) in listed().items()
+        for answer in ("yes", "no", "not tried")
+    }
+    return dict(
+        lines[each] for each in page if each.startswith("| ") and not each.startswith("| module")
+    )
 
 
 def test_it_has_the_modules_and_the_variants_of_the_page_about_what_can_be_read() -> None:
@@ -22,12 +32,20 @@ def test_it_has_the_modules_and_the_variants_of_the_page_about_what_can_be_read(
 
 
 def test_every_no_has_its_reason_and_what_was_not_tried_is_named() -> None:
-    why, _, left = TABLE.read_text(encoding="utf-8").partition("## Why not")[2].partition("## Not tried")
-    reasons = {each.removeprefix("- ").partition(": ")[0]: each.partition(": ")[2] for each in why.splitlines() if each.startswith("- ")}
+    why, _, left = (
+        TABLE.read_text(encoding="utf-8").partition("## Why not")[2].partition("## Not tried")
+    )
+    reasons = {
+        each.removeprefix("- ").partition(": ")[0]: each.partition(": ")[2]
+        for each in why.splitlines()
+        if each.startswith("- ")
+    }
     assert list(reasons) == [module for module, answer in answers().items() if answer == "no"]
     assert all(len(reason) > 20 for reason in reasons.values())
     named = left.partition(": ")[2].strip().rstrip(".")
-    assert named == ", ".join(module for module, answer in answers().items() if answer == "not tried")
+    assert named == ", ".join(
+        module for module, answer in answers().items() if answer == "not tried"
+    )
 
 
 @pytest.mark.parametrize("module", FEW)

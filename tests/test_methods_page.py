@@ -17,7 +17,9 @@ every_pair = pytest.mark.parametrize("number", range(len(PAIRS)), ids=[pair.name
 
 
 def test_the_page_is_what_terms_and_yamls_say_now() -> None:
-    assert TABLE.read_text(encoding="utf-8") == written(), "docs/methods.md is out of date: make methods"
+    assert TABLE.read_text(encoding="utf-8") == written(), (
+        "docs/methods.md is out of date: make methods"
+    )
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -30,7 +32,11 @@ def test_a_yaml_that_lacks_what_the_code_cannot_know_is_refused(key: str, tmp_pa
 
 def test_what_is_said_on_several_lines_is_one_sentence() -> None:
     known = facts(CONF / "decoupled.yaml")
-    assert known.asked == "The teacher's probabilities, the label's class and the other classes weighted apart (DKD)."
+    assert (
+        known.asked
+        == "The teacher's probabilities, the label's class and the other classes weighted apart"
+        " (DKD)."
+    )
     assert "ResNet56 to 20), warmed up over" in known.said["Published"]
 
 
@@ -64,6 +70,11 @@ def test_a_step_of_what_applies_is_measured_beside_one_of_soft_targets(number: i
 
 
 def test_the_readme_sends_its_readers_to_terms_that_are_there() -> None:
-    linked = re.findall(r"\[`(\w+)`\]\(docs/methods\.md#(\w+)\)", README.read_text(encoding="utf-8"))
+    linked = re.findall(
+        r"\[`(\w+)`\]\(docs/methods\.md#(\w+)\)", README.read_text(encoding="utf-8")
+    )
     assert len(linked) > 10
-    assert all(shown == anchor and f"\n### {anchor}\n" in TABLE.read_text(encoding="utf-8") for shown, anchor in linked)
+    assert all(
+        shown == anchor and f"\n### {anchor}\n" in TABLE.read_text(encoding="utf-8")
+        for shown, anchor in linked
+    )

@@ -1,4 +1,6 @@
-"""docs/models.md says of each of timm's model modules what can be read of it, and it is so."""
+"""docs/models.md says of each of timm's model modules what can be read of it, and it is
+so.
+"""
 
 import pytest
 import timm
@@ -20,7 +22,9 @@ def test_every_no_has_its_reason() -> None:
     reasons = TABLE.read_text(encoding="utf-8").partition("## Why not")[2].splitlines()
     for module, (_, line) in listed().items():
         missing = line.split("|")[5:-1].count(" no ")
-        assert sum(module in reason.rpartition(": ")[2].split(", ") for reason in reasons) == missing, module
+        assert (
+            sum(module in reason.rpartition(": ")[2].split(", ") for reason in reasons) == missing
+        ), module
 
 
 @pytest.mark.parametrize("module", FEW)

@@ -1,4 +1,6 @@
-"""The notebooks run from a clean kernel, make their own runs or read somebody's, and what is committed is what real runs showed."""
+"""The notebooks run from a clean kernel, make their own runs or read somebody's, and
+what is committed is what real runs showed.
+"""
 
 import base64
 import csv
@@ -24,7 +26,9 @@ from tests.commands.call import TINY, done
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 FIGURES = {"first_run": 5, "methods_over_seeds": 3, "sweep": 3, "differences": 5}
 LIMIT = 400_000
-PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|opt|usr|var|mnt|Users|private|github)/|\b[A-Za-z]:\\|site-packages")
+PATH = re.compile(
+    r"(?<![\w.])/(?:home|root|tmp|work|opt|usr|var|mnt|Users|private|github)/|\b[A-Za-z]:\\|site-packages"
+)
 every_notebook = pytest.mark.parametrize("name", FIGURES)
 
 
@@ -33,12 +37,16 @@ def read(name: str) -> Any:
 
 
 def executed(name: str, folder: Path, **environment: str) -> Any:
-    """The notebook after a clean kernel, started in `folder`, ran it; raises where a cell does."""
+    """The notebook after a clean kernel, started in `folder`, ran it; raises where a
+    cell does.
+    """
     notebook = read(name)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
     client.execute(env={**os.environ, "WANDB_MODE": "disabled", **environment})
     return notebook
 
@@ -49,15 +57,29 @@ def outputs(notebook: Any) -> Iterator[Any]:
 
 
 def figures(notebook: Any) -> list[np.ndarray]:
-    encoded = [output.data["image/png"] for output in outputs(notebook) if "image/png" in output.get("data", {})]
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB")) for each in encoded]
+    encoded = [
+        output.data["image/png"]
+        for output in outputs(notebook)
+        if "image/png" in output.get("data", {})
+    ]
+    return [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB"))
+        for each in encoded
+    ]
 
 
 def words(notebook: Any) -> str:
     """Everything that is text: sources, and outputs without their images."""
     texts = [cell.source for cell in notebook.cells]
     for output in outputs(notebook):
-        texts += [output.get("text", ""), *(str(data) for kind, data in output.get("data", {}).items() if not kind.startswith("image/"))]
+        texts += [
+            output.get("text", ""),
+            *(
+                str(data)
+                for kind, data in output.get("data", {}).items()
+                if not kind.startswith("image/")
+            ),
+        ]
     return "\n".join(texts)
 
 
@@ -74,13 +96,19 @@ def is_drawn(figure: np.ndarray) -> bool:
 
 def trouble(notebook: Any) -> list[str]:
     """Errors, warnings, and folders of this machine."""
-    loud = [str(output.get("text", output)) for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"]
+    loud = [
+        str(output.get("text", output))
+        for output in outputs(notebook)
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
     return loud + [line for line in words(notebook).splitlines() if PATH.search(line)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the search `found`: two temperatures with two seeds each, all measured on test images of digits in groups."""
+    """Holds the search `found`: two temperatures with two seeds each, all measured on
+    test images of digits in groups.
+    """
     folder = tmp_path_factory.mktemp("notebooks")
     pixels, labels, _ = Digits().load()
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
@@ -91,9 +119,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.writerow([f"{number}.png", labels[number], f"block {number // 40}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        search = ("hparams_search=temperature", "hydra.sweeper.sampler=grid", "loss.soft_target.temperature=choice(1,4)", "seed=choice(0,1)")
-        fixed = ("loss.soft_target.weight=choice(1)", "test=always", "prune=null", "stages=.stages", "out=found")
-        done("-m", *TINY, "data=csv", "data.root=.", "data.source.channels=1", "student.name=resnet8", *search, *fixed)
+        search = (
+            "hparams_search=temperature",
+            "hydra.sweeper.sampler=grid",
+            "loss.soft_target.temperature=choice(1,4)",
+            "seed=choice(0,1)",
+        )
+        fixed = (
+            "loss.soft_target.weight=choice(1)",
+            "test=always",
+            "prune=null",
+            "stages=.stages",
+            "out=found",
+        )
+        done(
+            "-m",
+            *TINY,
+            "data=csv",
+            "data.root=.",
+            "data.source.channels=1",
+            "student.name=resnet8",
+            *search,
+            *fixed,
+        )
     return folder
 
 
@@ -103,17 +151,24 @@ def of_a_folder(request: pytest.FixtureRequest, folder: Path) -> tuple[str, Any]
     return request.param, executed(request.param, folder, KD_RUNS="found")
 
 
-def test_a_clean_kernel_reads_a_folder_of_runs_and_draws_every_figure(of_a_folder: tuple[str, Any], folder: Path) -> None:
+def test_a_clean_kernel_reads_a_folder_of_runs_and_draws_every_figure(
+    of_a_folder: tuple[str, Any], folder: Path
+) -> None:
     name, notebook = of_a_folder
     drawn = figures(notebook)
-    assert len(drawn) in (FIGURES[name], FIGURES[name] - 1)  # a student that is nowhere wrong where its teacher is right has no flip to show
+    assert len(drawn) in (
+        FIGURES[name],
+        FIGURES[name] - 1,
+    )  # a student that is nowhere wrong where its teacher is right has no flip to show
     assert all(is_drawn(figure) for figure in drawn)
     assert trouble(notebook) == []
     assert "found" in words(notebook)
     assert not (folder / "runs").exists()  # what is given is read, and nothing is trained
 
 
-def test_the_decision_is_what_the_runs_hold(of_a_folder: tuple[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decision_is_what_the_runs_hold(
+    of_a_folder: tuple[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, notebook = of_a_folder
     monkeypatch.chdir(folder)
     runs = [kd_app.load_run(path) for path in kd_app.load_runs("found")["path"]]
@@ -122,7 +177,10 @@ def test_the_decision_is_what_the_runs_hold(of_a_folder: tuple[str, Any], folder
     assert first.verdict is not None
     if name == "first_run":
         assert f"Measured on {first.test.num_images}" in said
-        assert f"{100 * first.verdict.difference:+.2f} points ({100 * first.verdict.low:+.2f} to {100 * first.verdict.high:+.2f})" in said
+        assert (
+            f"{100 * first.verdict.difference:+.2f} points ({100 * first.verdict.low:+.2f} to"
+            f" {100 * first.verdict.high:+.2f})" in said
+        )
         assert all(sentence in words(notebook) for sentence in worth(first))
     elif name == "methods_over_seeds":
         winner = compare(runs).winner
@@ -130,20 +188,33 @@ def test_the_decision_is_what_the_runs_hold(of_a_folder: tuple[str, Any], folder
         assert f"**{winner}** is chosen on validation among 2" in said
         assert "over 2 seeds" in said
     elif name == "sweep":
-        best = max(run.results.validation.student.top1 or 0 for run in runs if run.results.validation)
+        best = max(
+            run.results.validation.student.top1 or 0 for run in runs if run.results.validation
+        )
         assert f"{100 * best:.2f} % (" in said
         assert "loss.soft_target.temperature" in said
     else:
         answers = runs[0].predictions
-        right = {role: answers[f"{role}_top1"] == answers["target"] for role in ("teacher", "student")}
-        assert f"Of {len(answers)} test images {(right['teacher'] & ~right['student']).sum()} were right and become wrong" in said
+        right = {
+            role: answers[f"{role}_top1"] == answers["target"] for role in ("teacher", "student")
+        }
+        assert (
+            f"Of {len(answers)} test images {(right['teacher'] & ~right['student']).sum()} were"
+            " right and become wrong" in said
+        )
         assert "group" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_without_a_folder_it_makes_small_runs_and_reads_those(name: str, tmp_path: Path) -> None:
-    notebook = executed(name, tmp_path, KD_APP_OVERRIDES="debug=fdr teacher.name=resnet8 teacher.max_epochs=1 controls=[labels_only]")
+    notebook = executed(
+        name,
+        tmp_path,
+        KD_APP_OVERRIDES=(
+            "debug=fdr teacher.name=resnet8 teacher.max_epochs=1 controls=[labels_only]"
+        ),
+    )
     assert trouble(notebook) == []
     assert decision(notebook)
     made = kd_app.load_runs(tmp_path / "runs" / "notebooks")

@@ -1,4 +1,6 @@
-"""What takes long is done once: by one process, from where the last attempt was, and kept."""
+"""What takes long is done once: by one process, from where the last attempt was, and
+kept.
+"""
 
 import json
 import multiprocessing
@@ -18,13 +20,25 @@ from kd_app.stages import Stage, Stages, file_sha256, fingerprint, write_atomica
 
 PROCESSES = multiprocessing.get_context("spawn")
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
-def make(stages: Stages, build: Callable[[Path], None], name: str = "teacher", lr: float = 0.1, data: str = "abc") -> Stage:
+def make(
+    stages: Stages,
+    build: Callable[[Path], None],
+    name: str = "teacher",
+    lr: float = 0.1,
+    data: str = "abc",
+) -> Stage:
     return stages.make(name, config={"lr": lr}, inputs={"data": data}, build=build)
 
 
@@ -49,7 +63,9 @@ def test_a_stage_is_found_instead_of_built_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", [{"name": "student"}, {"lr": 0.2}, {"data": "abd"}])
-def test_another_name_configuration_or_input_is_another_stage(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_another_name_configuration_or_input_is_another_stage(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
     stages = Stages(tmp_path)
     first, second = make(stages, writes("one")), make(stages, writes("two"), **other)
     assert second.made
@@ -65,7 +81,9 @@ def test_a_fingerprint_depends_on_the_content_and_not_on_the_order_of_keys(value
     assert fingerprint(json.loads(json.dumps(value))) == fingerprint(value)
 
 
-def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_is_there(tmp_path: Path) -> None:
+def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_is_there(
+    tmp_path: Path,
+) -> None:
     def half(folder: Path) -> None:
         (folder / "half").touch()
         raise OSError("disk full")
@@ -81,19 +99,27 @@ def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_i
     assert [path.suffix for path in tmp_path.glob("teacher-*")] == [""]
 
 
-@pytest.mark.parametrize("damage", [b"", b"on", b"ome", None], ids=["empty", "cut off", "changed", "gone"])
-def test_a_stage_with_a_damaged_file_is_made_anew_and_that_is_said(tmp_path: Path, damage: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "damage", [b"", b"on", b"ome", None], ids=["empty", "cut off", "changed", "gone"]
+)
+def test_a_stage_with_a_damaged_file_is_made_anew_and_that_is_said(
+    tmp_path: Path, damage: bytes | None
+) -> None:
     said: list[str] = []
     result = make(Stages(tmp_path), writes("one")).path / "result"
     result.unlink() if damage is None else result.write_bytes(damage)
     again = make(Stages(tmp_path, say=said.append), writes("one"))
     assert again.made
     assert result.read_text() == "one"
-    assert said == [f"{again.path.name}: result is not what was written there; the stage is made anew"]
+    assert said == [
+        f"{again.path.name}: result is not what was written there; the stage is made anew"
+    ]
     assert not make(Stages(tmp_path), refuses).made
 
 
-def test_of_a_very_large_file_the_size_alone_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_very_large_file_the_size_alone_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kd_app.stages._HASHED", 2)
     result = make(Stages(tmp_path), writes("one")).path / "result"
     result.write_text("two")
@@ -142,7 +168,9 @@ def test_remaking_forgets_an_unfinished_attempt_too(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=30))
-def test_an_atomic_write_gives_back_what_was_written_and_leaves_nothing_else(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_an_atomic_write_gives_back_what_was_written_and_leaves_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     folder = tmp_path_factory.mktemp("atomic")
     for content in ("before", text):
         write_atomically(folder / "file", content)
@@ -152,14 +180,20 @@ def test_an_atomic_write_gives_back_what_was_written_and_leaves_nothing_else(tmp
 
 def test_a_files_sha256_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        file_sha256(tmp_path / "file")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
-# -- several processes -------------------------------------------------------------------------------------------------------------------------------
+# -- several processes
+# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def _child(root: Path, number: int, slow: float) -> None:
-    """Make the stage; each attempt leaves a line in ``attempts``, and whoever had to wait one in ``waited``."""
+    """Make the stage; each attempt leaves a line in ``attempts``, and whoever had to
+    wait one in ``waited``.
+    """
 
     def build(folder: Path) -> None:
         with (root / "attempts").open("a") as file:
@@ -172,7 +206,9 @@ def _child(root: Path, number: int, slow: float) -> None:
             file.write(f"{number} {text}\n")
 
     stage = make(Stages(root / "stages", say=say), build)
-    (root / f"found{number}").write_text(f"{stage.made} {sorted(path.name for path in stage.path.glob('by*'))}")
+    (root / f"found{number}").write_text(
+        f"{stage.made} {sorted(path.name for path in stage.path.glob('by*'))}"
+    )
 
 
 def child(root: Path, number: int, slow: float) -> BaseProcess:
@@ -188,7 +224,9 @@ def until(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_of_processes_that_want_the_same_stage_one_makes_it_and_the_others_find_it(tmp_path: Path) -> None:
+def test_of_processes_that_want_the_same_stage_one_makes_it_and_the_others_find_it(
+    tmp_path: Path,
+) -> None:
     children = [child(tmp_path, number, slow=1.0) for number in range(3)]
     for each in children:
         each.join(60)
@@ -197,11 +235,15 @@ def test_of_processes_that_want_the_same_stage_one_makes_it_and_the_others_find_
     assert maker in ("0", "1", "2")
     found = {str(number): (tmp_path / f"found{number}").read_text() for number in range(3)}
     assert found == {number: f"{number == maker} ['by{maker}']" for number in found}
-    waited = (tmp_path / "waited").read_text().splitlines() if (tmp_path / "waited").exists() else []
+    waited = (
+        (tmp_path / "waited").read_text().splitlines() if (tmp_path / "waited").exists() else []
+    )
     assert all("another process is making it" in line and line[0] != maker for line in waited)
 
 
-def test_after_a_kill_in_mid_build_the_lock_is_free_and_what_was_written_is_there(tmp_path: Path) -> None:
+def test_after_a_kill_in_mid_build_the_lock_is_free_and_what_was_written_is_there(
+    tmp_path: Path,
+) -> None:
     first = child(tmp_path, 0, slow=60)
     until(tmp_path / "attempts")
     waiting = child(tmp_path, 1, slow=0)

@@ -1,6 +1,8 @@
-"""What all commands share: Hydra around a task, one paragraph for a wrong request, and an exit code that says how it ended.
+"""What all commands share: Hydra around a task, one paragraph for a wrong request, and
+an exit code that says how it ended.
 
-0 done, 1 the run failed, 2 the request was wrong, 130 Ctrl-C, 143 SIGTERM. torch is imported inside the task.
+0 done, 1 the run failed, 2 the request was wrong, 130 Ctrl-C, 143 SIGTERM. torch is
+imported inside the task.
 """
 
 import hashlib
@@ -34,15 +36,21 @@ _STOPPED = {130, 143}
 _SWEEP = {"-m", "--multirun"}
 
 
-def run(task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], None] | None = None) -> NoReturn:
-    """Compose ``conf/<primary>.yaml`` with the words of the command line, run `task` once, or once a trial, and exit."""
+def run(
+    task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], None] | None = None
+) -> NoReturn:
+    """Compose ``conf/<primary>.yaml`` with the words of the command line, run `task`
+    once, or once a trial, and exit.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(_together(lambda: _run(task, primary, after_sweep)))
 
 
 def _together(body: Callable[[], int]) -> int:
-    """Run `body` in the first of torchrun's processes, and let the others follow until it is done; its exit code. Alone it is just `body`."""
+    """Run `body` in the first of torchrun's processes, and let the others follow until
+    it is done; its exit code. Alone it is just `body`.
+    """
     if is_follower():
         from kd_app.training.ranks.start import follow
 
@@ -65,7 +73,12 @@ def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None]
     def main(config: DictConfig) -> None:
         settings = HydraConfig.get()
         trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
-        codes.append(guarded(lambda: task(plain(config), trial), about="" if trial is None else f"Trial {trial}: "))
+        codes.append(
+            guarded(
+                lambda: task(plain(config), trial),
+                about="" if trial is None else f"Trial {trial}: ",
+            )
+        )
         configs.append(config)
         if codes[-1] in _STOPPED:
             raise _Stopped
@@ -80,16 +93,35 @@ def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None]
     except _Stopped:
         pass
     except COMPOSING as error:
-        codes.append(_told(2, explained(error, primary, [word for word in sys.argv[1:] if not word.startswith("-")])))
+        codes.append(
+            _told(
+                2,
+                explained(
+                    error, primary, [word for word in sys.argv[1:] if not word.startswith("-")]
+                ),
+            )
+        )
     except KeyboardInterrupt:
         codes.append(130)
     if _SWEEP & set(sys.argv):
-        _end_sweep(codes, after_sweep, lambda: plain(configs[-1]) if configs else composed(primary, _without_sweeps(sys.argv[1:])))
+        _end_sweep(
+            codes,
+            after_sweep,
+            lambda: (
+                plain(configs[-1]) if configs else composed(primary, _without_sweeps(sys.argv[1:]))
+            ),
+        )
     return _code(codes)
 
 
-def _end_sweep(codes: list[int], after_sweep: Callable[[dict[str, Any]], None] | None, config: Callable[[], dict[str, Any]]) -> None:
-    """Leave nothing of Hydra's own behind, and conclude if there is something to conclude."""
+def _end_sweep(
+    codes: list[int],
+    after_sweep: Callable[[dict[str, Any]], None] | None,
+    config: Callable[[], dict[str, Any]],
+) -> None:
+    """Leave nothing of Hydra's own behind, and conclude if there is something to
+    conclude.
+    """
     out = Path(next(word.removeprefix("out=") for word in sys.argv[1:] if word.startswith("out=")))
     (out / "multirun.yaml").unlink(missing_ok=True)
     for folder in [*out.glob("[0-9]*"), out]:
@@ -101,7 +133,9 @@ def _end_sweep(codes: list[int], after_sweep: Callable[[dict[str, Any]], None] |
 
 
 def _without_sweeps(words: list[str]) -> list[str]:
-    said = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+    said = OverridesParser.create().parse_overrides(
+        [word for word in words if not word.startswith("-")]
+    )
     return [str(override.input_line) for override in said if not override.is_sweep_override()]
 
 
@@ -110,7 +144,9 @@ class _Stopped(BaseException):
 
 
 def guarded(body: Callable[[], object], *, about: str = "") -> int:
-    """Run `body`; its ending as an exit code, with one paragraph on stderr where it did not go well, that begins with what it is `about`."""
+    """Run `body`; its ending as an exit code, with one paragraph on stderr where it did
+    not go well, that begins with what it is `about`.
+    """
     goes_on = "What was done is kept: the same command goes on from here."
     try:
         body()
@@ -130,17 +166,26 @@ def guarded(body: Callable[[], object], *, about: str = "") -> int:
 
 
 def _failure(error: Exception) -> str:
-    """What the system refused (disk full, no right to write) in words; all else is a fault of the program, with its traceback."""
+    """What the system refused (disk full, no right to write) in words; all else is a
+    fault of the program, with its traceback.
+    """
     if isinstance(error, OSError):
-        return f"The run failed: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-    if refused := re.search(r"I/O error: (.+) \(os error \d+\)", str(error)):  # safetensors wraps it
+        return (
+            "The run failed:"
+            f" {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        )
+    if refused := re.search(
+        r"I/O error: (.+) \(os error \d+\)", str(error)
+    ):  # safetensors wraps it
         return f"The run failed: {refused[1]}"
     traceback.print_exception(error)
     return f"The run failed by a fault of the program, told above ({type(error).__name__})"
 
 
 def _words(argv: list[str]) -> list[str]:
-    """The command line for Hydra: kwargs opened, ``-m`` first, and a folder for a sweep that names none (the same words find the same folder)."""
+    """The command line for Hydra: kwargs opened, ``-m`` first, and a folder for a sweep
+    that names none (the same words find the same folder).
+    """
     words = sorted(opened(argv), key=lambda word: word not in _SWEEP)
     if _SWEEP & set(words) and not any(word.startswith("out=") for word in words):
         name = hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:8]
@@ -149,7 +194,9 @@ def _words(argv: list[str]) -> list[str]:
 
 
 def _code(codes: list[int]) -> int:
-    """The exit code of several trials: a stop, else a failed run, else a wrong request, else 0."""
+    """The exit code of several trials: a stop, else a failed run, else a wrong request,
+    else 0.
+    """
     return next((code for code in (143, 130, 1, 2) if code in codes), 0)
 
 

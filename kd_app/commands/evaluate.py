@@ -1,4 +1,6 @@
-"""``kd-evaluate``: a finished run's models measured again, or what a cascade of models is worth."""
+"""``kd-evaluate``: a finished run's models measured again, or what a cascade of models
+is worth.
+"""
 
 from typing import Any, NoReturn
 

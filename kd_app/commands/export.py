@@ -1,4 +1,6 @@
-"""``kd-export``: a finished run's student as files for runtimes, each measured as it is."""
+"""``kd-export``: a finished run's student as files for runtimes, each measured as it
+is.
+"""
 
 from typing import Any, NoReturn
 

@@ -8,7 +8,10 @@ from kd_app.config import RequestError
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
     if trial is not None:
-        raise RequestError("kd-predict writes one file, and -m asks for several. Say it once for each, with an out= of its own.")
+        raise RequestError(
+            "kd-predict writes one file, and -m asks for several. Say it once for each, with an"
+            " out= of its own."
+        )
     from kd_app.shipping.predict import predict
 
     predict(config)

@@ -40,7 +40,10 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
         print(json.dumps(json_schema(), indent=1))
         return
     if not asked.runs:
-        raise RequestError("kd-report needs to know which runs: 'runs=[runs/a,runs/b]', or a sweep's folder. Quote it for the shell.")
+        raise RequestError(
+            "kd-report needs to know which runs: 'runs=[runs/a,runs/b]', or a sweep's folder. Quote"
+            " it for the shell."
+        )
     from kd_app.reporting.page import write_report
     from kd_app.reporting.runs import find_runs
 
@@ -51,12 +54,19 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
         from kd_app.training.report_run import tell_report
 
         tell_report(runs, page, asked.logger)
-    print(f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same figures as report.json, report.csv and report.md")
+    print(
+        f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same figures as"
+        " report.json, report.csv and report.md"
+    )
 
 
 def _beside(runs: list[Path]) -> Path:
     """A single run's own folder; ``report`` in the folder that holds all of several."""
-    return runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.absolute().parent for run in runs])) / "report"
+    return (
+        runs[0]
+        if len(runs) == 1
+        else Path(os.path.commonpath([run.absolute().parent for run in runs])) / "report"
+    )
 
 
 def main() -> NoReturn:

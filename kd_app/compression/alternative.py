@@ -11,39 +11,64 @@ from kd_app.training.workshop import Member, Workshop
 
 STAGE = "alternative"
 _SLACK = 1.25
-"""So many times the multiply-adds are still 'that cost'; more only where no net has fewer."""
+"""So many times the multiply-adds are still 'that cost'; more only where no net has
+fewer.
+"""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Which net: 'auto' for the one of `among` (nodes of name and kwargs) that is nearest in multiply-adds, or a name of timm."""
+    """Which net: 'auto' for the one of `among` (nodes of name and kwargs) that is
+    nearest in multiply-adds, or a name of timm.
+    """
 
     name: str
     among: tuple[dict[str, Any], ...]
 
     def train(self, shop: Workshop, teacher: Member | None, macs: int) -> Member:
-        """The net of about `macs` multiply-adds, trained on the run's own recipe from the same teacher, or found.
+        """The net of about `macs` multiply-adds, trained on the run's own recipe from
+        the same teacher, or found.
 
-        Raises `RequestError` where none of `among` can take such images and starts as the student does.
+        Raises `RequestError` where none of `among` can take such images and starts as
+        the student does.
         """
         request = self._request(shop, macs)
-        node = {**shop.parts.config["student"], "name": request.name, "checkpoint": None, "kwargs": request.kwargs, "pretrained": "auto"}
+        node = {
+            **shop.parts.config["student"],
+            "name": request.name,
+            "checkpoint": None,
+            "kwargs": request.kwargs,
+            "pretrained": "auto",
+        }
         shop.console.say(f"The alternative: {request.name}, trained on the run's recipe")
-        return train(shop.going_on(request, node, shop.parts.recipe), "student", teacher, stage=STAGE)
+        return train(
+            shop.going_on(request, node, shop.parts.recipe), "student", teacher, stage=STAGE
+        )
 
     def _request(self, shop: Workshop, macs: int) -> ModelRequest:
         if self.name != "auto":
             return _asked({"name": self.name})
-        found = costs([_asked(node) for node in self.among], shop.parts.student, shop.seen(), len(shop.classes))
+        found = costs(
+            [_asked(node) for node in self.among],
+            shop.parts.student,
+            shop.seen(),
+            len(shop.classes),
+        )
         if not found:
             raise RequestError(
-                f"None of the nets in among can take images of {shop.seen().size}x{shop.seen().size} and starts as the run's student does. Name one: "
-                "alternative=<a timm model>, or leave it out: alternative=null."
+                "None of the nets in among can take images of"
+                f" {shop.seen().size}x{shop.seen().size} and starts as the run's student does. Name"
+                " one: alternative=<a timm model>, or leave it out: alternative=null."
             )
         cheap = [each for each in found if each[1] <= _SLACK * macs]
         return closest(cheap or found, macs).request
 
 
 def _asked(node: dict[str, Any]) -> ModelRequest:
-    more: dict[str, Any] = {"kwargs": node.get("kwargs", {}), "image_size": None, "checkpoint": None, "factory": None}
+    more: dict[str, Any] = {
+        "kwargs": node.get("kwargs", {}),
+        "image_size": None,
+        "checkpoint": None,
+        "factory": None,
+    }
     return ModelRequest(role="student", name=node["name"], pretrained="auto", **more)

@@ -10,7 +10,9 @@ from kd_app.training.workshop import Member, Workshop
 
 
 class Finetune(Step):
-    """Train the student as the run did. null is the run's own: max_epochs, and lr, the top of the schedule, as the run's student had it."""
+    """Train the student as the run did. null is the run's own: max_epochs, and lr, the
+    top of the schedule, as the run's student had it.
+    """
 
     recovers = True
 
@@ -19,10 +21,18 @@ class Finetune(Step):
         self.lr = lr
 
     def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
-        """A training like any other: found again, gone on with after a kill, on as many ranks as the run."""
+        """A training like any other: found again, gone on with after a kill, on as many
+        ranks as the run.
+        """
         recipe, node = shop.parts.recipe, shop.parts.config["student"]
-        lr = self.lr or recipe.make_optimizer().rate(from_random=not shop.parts.student.origin.has_weights)
-        recipe = replace(recipe, max_epochs=self.max_epochs or recipe.max_epochs, optimizer={**recipe.optimizer, "lr": lr})
+        lr = self.lr or recipe.make_optimizer().rate(
+            from_random=not shop.parts.student.origin.has_weights
+        )
+        recipe = replace(
+            recipe,
+            max_epochs=self.max_epochs or recipe.max_epochs,
+            optimizer={**recipe.optimizer, "lr": lr},
+        )
         path = student.request.origin.path
         kwargs = student.request.kwargs
         node = {**node, "pretrained": "auto", "checkpoint": str(path), "kwargs": kwargs}

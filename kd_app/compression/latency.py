@@ -20,13 +20,17 @@ _SECONDS = 1.0
 
 
 def latencies(shop: Workshop, members: Mapping[str, Member]) -> dict[str, float]:
-    """Milliseconds of one image with one thread, by the members' names: the median of calls that they take in turns, each as its XNNPACK program.
+    """Milliseconds of one image with one thread, by the members' names: the median of
+    calls that they take in turns, each as its XNNPACK program.
 
-    Empty, and the console says why, where ExecuTorch is not installed or can't take one of them.
+    Empty, and the console says why, where ExecuTorch is not installed or can't take one
+    of them.
     """
     try:
         programs = {name: _program(shop, member) for name, member in members.items()}
-        taken = timed({name: (Lowered(path), members[name].created.pixels) for name, path in programs.items()})
+        taken = timed(
+            {name: (Lowered(path), members[name].created.pixels) for name, path in programs.items()}
+        )
     except (RequestError, RunError) as reason:
         shop.console.say(f"Note: latency is not measured: {reason}")
         return {}
@@ -37,22 +41,37 @@ def _program(shop: Workshop, member: Member) -> Path:
     if member.program is not None:
         return member.program
     created = member.created
-    config, inputs = {"model": member.request.name, "pixels": vars(created.pixels)}, {"weights": created.weights.sha256}
-    stage = shop.make("program", config, inputs, lambda folder: lower(_plain(created.model), created.pixels, folder / PROGRAM))
+    config, inputs = (
+        {"model": member.request.name, "pixels": vars(created.pixels)},
+        {"weights": created.weights.sha256},
+    )
+    stage = shop.make(
+        "program",
+        config,
+        inputs,
+        lambda folder: lower(_plain(created.model), created.pixels, folder / PROGRAM),
+    )
     return stage.path / PROGRAM
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """As it is lowered: ExecuTorch can't take weights of one channel in the order that measuring left them in, channels last."""
+    """As it is lowered: ExecuTorch can't take weights of one channel in the order that
+    measuring left them in, channels last.
+    """
     return model.cpu().eval().to(memory_format=torch.contiguous_format)
 
 
 def timed(models: Mapping[str, tuple[nn.Module, Pixels]]) -> dict[str, Floats]:
     """Seconds of each call with one image of noise, ``[rounds, calls]``."""
     with torch.inference_mode():
-        calls = {name: partial(model, torch.rand(1, each.channels, each.height, each.width)) for name, (model, each) in models.items()}
+        calls = {
+            name: partial(model, torch.rand(1, each.channels, each.height, each.width))
+            for name, (model, each) in models.items()
+        }
         once = {name: _quickest(call) for name, call in calls.items()}
-        repeats = {name: max(1, int(_SECONDS / _ROUNDS / seconds)) for name, seconds in once.items()}
+        repeats = {
+            name: max(1, int(_SECONDS / _ROUNDS / seconds)) for name, seconds in once.items()
+        }
         return in_turns(calls, rounds=_ROUNDS, repeats=repeats, warm=1)
 
 
@@ -61,7 +80,9 @@ def _quickest(call: Callable[[], object]) -> float:
 
 
 def latency_share(model: nn.Module, whole: nn.Module, pixels: Pixels, folder: Path) -> float:
-    """The median latency of `model` over that of `whole`; their programs are written into `folder`, that of `whole` once."""
+    """The median latency of `model` over that of `whole`; their programs are written
+    into `folder`, that of `whole` once.
+    """
     paths = {"model": folder / f"model-{PROGRAM}", "whole": folder / f"whole-{PROGRAM}"}
     lower(model, pixels, paths["model"])
     if not paths["whole"].is_file():

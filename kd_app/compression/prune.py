@@ -27,8 +27,17 @@ from kd_app.training.workshop import Member, Workshop
 Share = Annotated[float, Field(gt=0, lt=1)]
 RECORD = "prune.json"
 _PASSES = 100
-"""Into so many passes the whole way to the smallest model is divided: how finely channels of different layers are weighed against each other."""
-_LABELS = {"cross_entropy": {"_target_": "kd_app.losses.cross_entropy.CrossEntropy", "smoothing": 0.0, "class_weights": None, "weight": 1.0}}
+"""Into so many passes the whole way to the smallest model is divided: how finely
+channels of different layers are weighed against each other.
+"""
+_LABELS = {
+    "cross_entropy": {
+        "_target_": "kd_app.losses.cross_entropy.CrossEntropy",
+        "smoothing": 0.0,
+        "class_weights": None,
+        "weight": 1.0,
+    }
+}
 _TRIES = 5
 """So many nets are measured on the way to a latency."""
 _MOST = 0.95
@@ -36,15 +45,19 @@ _MOST = 0.95
 
 
 class Prune(Step):
-    """Remove the least important channels of all layers, those that depend on each other together, until a share of the cost is left.
+    """Remove the least important channels of all layers, those that depend on each
+    other together, until a share of the cost is left.
 
-    macs, params, latency: share of multiply-adds, of parameters, or of the time that one image takes (with one thread, as an XNNPACK program, both
-    measured here in turns) that is kept; exactly one is set. By latency, shares of multiply-adds are tried, halving the interval.
-    importance: 'magnitude', the L2 norm of a channel's weights (Li et al., ICLR 2017, arXiv 1608.08710); 'taylor', ``sum |w dL/dw|`` with the labels'
-    cross-entropy on `images` of train, or 'distillation', the same with the run's own loss terms and teacher (Molchanov et al., CVPR 2019, arXiv
-    1906.10771). The groups of dependent channels are those of Fang et al., CVPR 2023, arXiv 2301.12900. iterations: so often importance is measured
-    anew on the way.
-    round_to: numbers of channels that are left are multiples of it.
+    macs, params, latency: share of multiply-adds, of parameters, or of the time that
+    one image takes (with one thread, as an XNNPACK program, both measured here in
+    turns) that is kept; exactly one is set. By latency, shares of multiply-adds are
+    tried, halving the interval. importance: 'magnitude', the L2 norm of a channel's
+    weights (Li et al., ICLR 2017, arXiv 1608.08710); 'taylor', ``sum |w dL/dw|`` with
+    the labels' cross-entropy on `images` of train, or 'distillation', the same with the
+    run's own loss terms and teacher (Molchanov et al., CVPR 2019, arXiv 1906.10771).
+    The groups of dependent channels are those of Fang et al., CVPR 2023, arXiv
+    2301.12900. iterations: so often importance is measured anew on the way. round_to:
+    numbers of channels that are left are multiples of it.
     """
 
     def __init__(
@@ -58,12 +71,17 @@ class Prune(Step):
         iterations: PositiveInt,
         round_to: PositiveInt,
     ) -> None:
-        targets: dict[Literal["macs", "params", "latency"], float | None] = {"macs": macs, "params": params, "latency": latency}
+        targets: dict[Literal["macs", "params", "latency"], float | None] = {
+            "macs": macs,
+            "params": params,
+            "latency": latency,
+        }
         chosen = [(name, share) for name, share in targets.items() if share is not None]
         if len(chosen) != 1:
             raise RequestError(
-                f"prune needs one target, and macs={macs}, params={params}, latency={latency} are set. Expected exactly one share that is kept: "
-                "prune.macs=0.5 (with the others null)."
+                f"prune needs one target, and macs={macs}, params={params}, latency={latency} are"
+                " set. Expected exactly one share that is kept: prune.macs=0.5 (with the others"
+                " null)."
             )
         self.of, self.target = chosen[0]
         self.importance = importance
@@ -73,23 +91,39 @@ class Prune(Step):
         _library()
 
     def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
-        """The pruned student. Raises `RequestError` for a target out of reach, or a net whose channels can't be told apart."""
+        """The pruned student. Raises `RequestError` for a target out of reach, or a net
+        whose channels can't be told apart.
+        """
         if student.request.factory is not None:
-            raise RequestError(f"prune can't rebuild {student.request.name}, which is no model of timm. Choose a student of timm's.")
+            raise RequestError(
+                f"prune can't rebuild {student.request.name}, which is no model of timm. Choose a"
+                " student of timm's."
+            )
         if isinstance(student.created.model, Reused):
             raise RequestError(
-                "prune can't tell the channels of a student apart that answers by its teacher's classifier (simkd). Leave prune out, or choose a "
-                "student that was taught otherwise."
+                "prune can't tell the channels of a student apart that answers by its teacher's"
+                " classifier (simkd). Leave prune out, or choose a student that was taught"
+                " otherwise."
             )
         listens = teacher if self.importance == "distillation" else None
         if self.importance == "distillation" and teacher is None:
-            raise RequestError("prune.importance=distillation needs a teacher, and the run has none. Use magnitude or taylor.")
+            raise RequestError(
+                "prune.importance=distillation needs a teacher, and the run has none. Use magnitude"
+                " or taylor."
+            )
         recipe = shop.parts.recipe
         loss = {"magnitude": {}, "taylor": _LABELS, "distillation": recipe.loss}[self.importance]
-        config = {**vars(self), "loss": loss, "pixels": vars(student.created.pixels), "model": student.request.name}
+        config = {
+            **vars(self),
+            "loss": loss,
+            "pixels": vars(student.created.pixels),
+            "model": student.request.name,
+        }
         inputs = {"data": shop.data.fingerprint, "start": student.created.weights.sha256}
         inputs |= {"teacher": listens.created.weights.sha256} if listens else {}
-        stage = shop.make(name, config, inputs, lambda folder: self._build(folder, shop, student, listens))
+        stage = shop.make(
+            name, config, inputs, lambda folder: self._build(folder, shop, student, listens)
+        )
         member = shop.ready(trained(student.request, stage.path), seed=0)
         return replace(member, folder=stage.path)
 
@@ -100,15 +134,26 @@ class Prune(Step):
         return found
 
     def _build(self, folder: Path, shop: Workshop, student: Member, teacher: Member | None) -> None:
-        shop.console.line(f"  prune: removing channels until {self.target:g} of the {self.of} is left ...")
+        shop.console.line(
+            f"  prune: removing channels until {self.target:g} of the {self.of} is left ..."
+        )
         created = student.created
         model = deepcopy(created.model).cpu().to(memory_format=torch.contiguous_format)
         before = sizes(model)
-        measure = None if self.importance == "magnitude" else lambda net: self._gradients(shop, student, net, teacher)
+        measure = (
+            None
+            if self.importance == "magnitude"
+            else lambda net: self._gradients(shop, student, net, teacher)
+        )
         told: dict[str, Any] = {}
         if self.of == "latency":
             whole = deepcopy(model)
-            model, told = self.by_latency(model, created.pixels, measure, lambda net: latency_share(net, whole, created.pixels, folder))
+            model, told = self.by_latency(
+                model,
+                created.pixels,
+                measure,
+                lambda net: latency_share(net, whole, created.pixels, folder),
+            )
             kept = told["kept"]
         else:
             kept = self.prune(model, created.pixels, measure, target=self.target)
@@ -116,15 +161,37 @@ class Prune(Step):
         for module, own in changed(before, sizes(model)).items():
             widths.setdefault(module, {}).update(own)
         license = shop.license("student", taught=shop.parts.recipe.terms().needs_teacher)
-        save_model(model, folder / MODEL, pixels=created.pixels, classes=shop.classes, license=license, widths=widths)
+        save_model(
+            model,
+            folder / MODEL,
+            pixels=created.pixels,
+            classes=shop.classes,
+            license=license,
+            widths=widths,
+        )
         write_atomically(
-            folder / RECORD, json.dumps({"of": self.of, "target": self.target, "importance": self.importance, "kept": kept, **told}, indent=1)
+            folder / RECORD,
+            json.dumps(
+                {
+                    "of": self.of,
+                    "target": self.target,
+                    "importance": self.importance,
+                    "kept": kept,
+                    **told,
+                },
+                indent=1,
+            ),
         )
 
     def by_latency(
-        self, model: nn.Module, pixels: Pixels, measure: Callable[[nn.Module], None] | None, share: Callable[[nn.Module], float]
+        self,
+        model: nn.Module,
+        pixels: Pixels,
+        measure: Callable[[nn.Module], None] | None,
+        share: Callable[[nn.Module], float],
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The largest of some pruned copies of `model` whose `share` of its latency is at most the target; that share, and all that were tried.
+        """The largest of some pruned copies of `model` whose `share` of its latency is
+        at most the target; that share, and all that were tried.
 
         Raises `RequestError` where none of them is that fast.
         """
@@ -148,13 +215,22 @@ class Prune(Step):
         if best is None:
             fastest = min((each["latency"] for each in tried), default=1.0)
             raise RequestError(
-                f"prune.latency={self.target:g} can't be reached with round_to={self.round_to}: the fastest net that was tried takes {fastest:.3f} "
-                "of the time. Choose a larger share, or a student that is smaller by design."
+                f"prune.latency={self.target:g} can't be reached with round_to={self.round_to}: the"
+                f" fastest net that was tried takes {fastest:.3f} of the time. Choose a larger"
+                " share, or a student that is smaller by design."
             )
         return best[0], {"kept": best[1], "tried": tried}
 
-    def prune(self, model: nn.Module, pixels: Pixels, measure: Callable[[nn.Module], None] | None, *, target: float) -> float:
-        """Prune `model` in its place until at most the share `target` is left (of parameters, or else of multiply-adds); the share that is left.
+    def prune(
+        self,
+        model: nn.Module,
+        pixels: Pixels,
+        measure: Callable[[nn.Module], None] | None,
+        *,
+        target: float,
+    ) -> float:
+        """Prune `model` in its place until at most the share `target` is left (of
+        parameters, or else of multiply-adds); the share that is left.
 
         measure: gives the parameters gradients; None for the importance by magnitude.
         """
@@ -168,16 +244,23 @@ class Prune(Step):
         model.zero_grad(set_to_none=True)
         if left > target:
             raise RequestError(
-                f"prune.{self.of}={target:g} can't be reached: with round_to={self.round_to} and at most {_MOST:.0%} of a layer's channels "
-                f"removed, {left:.3f} is left. Reachable: {left:.3f} to 1. Choose a larger share or a smaller prune.round_to."
+                f"prune.{self.of}={target:g} can't be reached: with round_to={self.round_to} and at"
+                f" most {_MOST:.0%} of a layer's channels removed, {left:.3f} is left. Reachable:"
+                f" {left:.3f} to 1. Choose a larger share or a smaller prune.round_to."
             )
         return left
 
-    def _towards(self, model: nn.Module, pixels: Pixels, target: float, share: Callable[[], float]) -> float:
+    def _towards(
+        self, model: nn.Module, pixels: Pixels, target: float, share: Callable[[], float]
+    ) -> float:
         """One way down, channel group by channel group."""
         library = _library()
         kinds = library.pruner.importance
-        importance = kinds.GroupMagnitudeImportance(p=2) if self.importance == "magnitude" else kinds.GroupTaylorImportance()
+        importance = (
+            kinds.GroupMagnitudeImportance(p=2)
+            if self.importance == "magnitude"
+            else kinds.GroupTaylorImportance()
+        )
         classifier = getattr(model, "get_classifier", lambda: None)()
         heads = [module for module in model.modules() if module is classifier]
         bare = [(parameter, parameter.dim() - 1) for parameter in _bare(model)]
@@ -195,14 +278,25 @@ class Prune(Step):
                     if len(group[0].idxs):
                         group.prune()
                         left = share()
-        except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            TypeError,
+            AssertionError,
+        ) as error:
             raise RequestError(
-                f"torch-pruning can't follow the channels of this {type(model).__name__}: {first_line(error)[:200]}. Choose a student of another "
-                "architecture, such as a ResNet, MobileNetV3, EfficientNet, ConvNeXt or RegNet."
+                f"torch-pruning can't follow the channels of this {type(model).__name__}:"
+                f" {first_line(error)[:200]}. Choose a student of another architecture, such as a"
+                " ResNet, MobileNetV3, EfficientNet, ConvNeXt or RegNet."
             ) from None
         return left
 
-    def _gradients(self, shop: Workshop, student: Member, model: nn.Module, teacher: Member | None) -> None:
+    def _gradients(
+        self, shop: Workshop, student: Member, model: nn.Module, teacher: Member | None
+    ) -> None:
         """Those of the loss, summed over `images` images of train, in eval mode."""
         recipe = shop.parts.recipe
         if teacher is None:
@@ -210,8 +304,12 @@ class Prune(Step):
         pixels = student.created.pixels
         if teacher is not None:
             teacher.created.model.cpu()
-        taught = Taught("student", student.request, pixels, recipe, teacher.created if teacher else None)
-        module = build(taught, Created(model, pixels, student.created.weights), shop.data, shop.parts.trainer)
+        taught = Taught(
+            "student", student.request, pixels, recipe, teacher.created if teacher else None
+        )
+        module = build(
+            taught, Created(model, pixels, student.created.weights), shop.data, shop.parts.trainer
+        )
         model.eval().zero_grad(set_to_none=True)
         for batch in shop.data.sample("train", pixels, self.images):
             module.losses(module.prepared(batch))[0].backward()
@@ -224,12 +322,20 @@ class Prune(Step):
 def _bare(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that lie in no layer of a known kind, such as ConvNeXt's layer scale."""
     layers = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-    return [each for module in model.modules() if not isinstance(module, layers) for each in module.parameters(recurse=False)]
+    return [
+        each
+        for module in model.modules()
+        if not isinstance(module, layers)
+        for each in module.parameters(recurse=False)
+    ]
 
 
 def _library() -> Any:
     try:
         import torch_pruning
     except ImportError:
-        raise RequestError("The step prune needs torch-pruning, which is not installed. Install it: pip install kd_app[deploy]") from None
+        raise RequestError(
+            "The step prune needs torch-pruning, which is not installed. Install it: pip install"
+            " kd_app[deploy]"
+        ) from None
     return torch_pruning

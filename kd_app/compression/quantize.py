@@ -11,7 +11,17 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, StrictBool
 from torch import Tensor, fx, nn
 
-from kd_app.compression.graph import Learning, Probe, calibrate, convert, library, prepare, put, save, trace
+from kd_app.compression.graph import (
+    Learning,
+    Probe,
+    calibrate,
+    convert,
+    library,
+    prepare,
+    put,
+    save,
+    trace,
+)
 from kd_app.compression.step import Step
 from kd_app.config import Pixels, RequestError, unknown
 from kd_app.data.normalize import normalize
@@ -35,17 +45,25 @@ _BATCH = 32
 class Quantize(Step):
     """Compute the student in int8, by PT2E of torchao for XNNPACK.
 
-    images: of train, from which the ranges are taken and the units' sensitivity. epochs: 0 quantizes after training; more train the rounded graph on
-    the run's own loss terms from the float teacher, as quantization-aware distillation (Jacob et al., CVPR 2018, arXiv 1712.05877; Mishra & Marr,
-    ICLR 2018, arXiv 1711.05852): batch norms are folded first, callbacks stay out, one process in float32. lr: null is a tenth of the student's.
-    terms: the run's terms to train on, by name; null all. A graph gives logits alone, so only terms that read nothing else can teach it.
-    keep_float: units (layers, additions, poolings, by their module's name, or all in a module) that stay in float; 'auto' takes the most sensitive
-    out, one by one, until the mean ``KL(float || int8)`` over `images` is at most `divergence` nats. per_channel: a scale for each output channel.
+    images: of train, from which the ranges are taken and the units' sensitivity.
+    epochs: 0 quantizes after training; more train the rounded graph on the run's own
+    loss terms from the float teacher, as quantization-aware distillation (Jacob et al.,
+    CVPR 2018, arXiv 1712.05877; Mishra & Marr, ICLR 2018, arXiv 1711.05852): batch
+    norms are folded first, callbacks stay out, one process in float32. lr: null is a
+    tenth of the student's. terms: the run's terms to train on, by name; null all. A
+    graph gives logits alone, so only terms that read nothing else can teach it.
+    keep_float: units (layers, additions, poolings, by their module's name, or all in a
+    module) that stay in float; 'auto' takes the most sensitive out, one by one, until
+    the mean ``KL(float || int8)`` over `images` is at most `divergence` nats.
+    per_channel: a scale for each output channel.
 
-    What comes out is a student's folder as ever, with float weights (trained on, where there were epochs; batch norms folded into the convolutions)
-    and three files more: ``quantized.pt2``, the converted graph with its scales as an exported program, for any number of normalized images,
-    ``quantized.pte``, the same lowered to XNNPACK for one image at a time, and ``quantized_uint8.pte``, which kd-export ships. What is said of the
-    student's accuracy, size and speed is that of the second, run in its own integer arithmetic.
+    What comes out is a student's folder as ever, with float weights (trained on, where
+    there were epochs; batch norms folded into the convolutions) and three files more:
+    ``quantized.pt2``, the converted graph with its scales as an exported program, for
+    any number of normalized images, ``quantized.pte``, the same lowered to XNNPACK for
+    one image at a time, and ``quantized_uint8.pte``, which kd-export ships. What is
+    said of the student's accuracy, size and speed is that of the second, run in its own
+    integer arithmetic.
     """
 
     ends = True
@@ -71,14 +89,30 @@ class Quantize(Step):
         library()
 
     def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
-        """The quantized student. Raises `RequestError` for terms that a graph can't be taught by, and for units that it has not."""
+        """The quantized student. Raises `RequestError` for terms that a graph can't be
+        taught by, and for units that it has not.
+        """
         created, recipe = student.created, self._recipe(shop)
         listens = teacher if recipe is not None and recipe.terms().needs_teacher else None
-        how = {"recipe": vars(recipe), "trainer": shop.parts.trainer.graph().identity()} if recipe else {}
-        config = {**vars(self), **how, "pixels": vars(created.pixels), "model": student.request.name}
+        how = (
+            {"recipe": vars(recipe), "trainer": shop.parts.trainer.graph().identity()}
+            if recipe
+            else {}
+        )
+        config = {
+            **vars(self),
+            **how,
+            "pixels": vars(created.pixels),
+            "model": student.request.name,
+        }
         inputs = {"data": shop.data.fingerprint, "start": created.weights.sha256}
         inputs |= {"teacher": listens.created.weights.sha256} if listens else {}
-        stage = shop.make(name, config, inputs, lambda folder: self._build(folder, name, shop, student, teacher=listens, recipe=recipe))
+        stage = shop.make(
+            name,
+            config,
+            inputs,
+            lambda folder: self._build(folder, name, shop, student, teacher=listens, recipe=recipe),
+        )
         member = shop.ready(trained(student.request, stage.path), seed=0)
         return replace(member, folder=stage.path, program=stage.path / MODEL / INT8)
 
@@ -96,46 +130,92 @@ class Quantize(Step):
         for name in self.terms or ():
             if name not in loss:
                 raise unknown("loss term of the run", name, loss)
-        recipe = replace(shop.parts.recipe, loss={name: node for name, node in loss.items() if self.terms is None or name in self.terms})
+        recipe = replace(
+            shop.parts.recipe,
+            loss={
+                name: node
+                for name, node in loss.items()
+                if self.terms is None or name in self.terms
+            },
+        )
         chosen = recipe.terms().chosen
         deaf = [name for name, term in chosen.items() if not term.reads <= {"logits"}]
         if deaf:
             others = [name for name in recipe.loss if name not in deaf]
-            fix = f"quantize.terms=[{','.join(others)}] trains on the others" if others else "quantize.epochs=0 quantizes without training"
-            raise RequestError(
-                f"quantize.epochs={self.epochs} trains a graph that gives logits alone, and the run's loss term {deaf[0]} reads more "
-                f"({', '.join(sorted(chosen[deaf[0]].reads - {'logits'}))}). {fix}."
+            fix = (
+                f"quantize.terms=[{','.join(others)}] trains on the others"
+                if others
+                else "quantize.epochs=0 quantizes without training"
             )
-        lr = self.lr or _OF_THE_RATE * recipe.make_optimizer().rate(from_random=not shop.parts.student.origin.has_weights)
-        return replace(recipe, max_epochs=self.epochs, callbacks={}, optimizer={**recipe.optimizer, "lr": lr})
+            raise RequestError(
+                f"quantize.epochs={self.epochs} trains a graph that gives logits alone, and the"
+                f" run's loss term {deaf[0]} reads more"
+                f" ({', '.join(sorted(chosen[deaf[0]].reads - {'logits'}))}). {fix}."
+            )
+        lr = self.lr or _OF_THE_RATE * recipe.make_optimizer().rate(
+            from_random=not shop.parts.student.origin.has_weights
+        )
+        return replace(
+            recipe, max_epochs=self.epochs, callbacks={}, optimizer={**recipe.optimizer, "lr": lr}
+        )
 
-    def _build(self, folder: Path, name: str, shop: Workshop, student: Member, *, teacher: Member | None, recipe: Recipe | None) -> None:
+    def _build(
+        self,
+        folder: Path,
+        name: str,
+        shop: Workshop,
+        student: Member,
+        *,
+        teacher: Member | None,
+        recipe: Recipe | None,
+    ) -> None:
         created = student.created
         pixels = created.pixels
         model = deepcopy(created.model).cpu().float().to(memory_format=torch.contiguous_format)
         graph = trace(model, pixels)
-        batches = [_normalized(batch.image, pixels) for batch in shop.data.sample("train", pixels, self.images)]
-        shop.console.line(f"  quantize: measuring on {self.images} images which layers int8 spoils ...")
+        batches = [
+            _normalized(batch.image, pixels)
+            for batch in shop.data.sample("train", pixels, self.images)
+        ]
+        shop.console.line(
+            f"  quantize: measuring on {self.images} images which layers int8 spoils ..."
+        )
         keep, found = self.keep(Probe(graph, batches, per_channel=self.per_channel))
-        prepared = prepare(graph, keep=keep, per_channel=self.per_channel, learns=recipe is not None)
+        prepared = prepare(
+            graph, keep=keep, per_channel=self.per_channel, learns=recipe is not None
+        )
         calibrate(prepared, batches)
         if recipe is not None:
-            learned = _learned(name, shop, Start(prepared, pixels, student.request.name), recipe, teacher)
+            learned = _learned(
+                name, shop, Start(prepared, pixels, student.request.name), recipe, teacher
+            )
             assert learned.folder is not None
             prepared = learned.created.model.graph  # type: ignore[assignment]
             put(model, prepared.state_dict())
             shutil.copy(learned.folder / CURVES, folder / CURVES)
         converted = convert(prepared)
         license = shop.license("student", taught=shop.parts.recipe.terms().needs_teacher)
-        save_model(model, folder / MODEL, pixels=pixels, classes=shop.classes, license=license, widths=created.widths)
+        save_model(
+            model,
+            folder / MODEL,
+            pixels=pixels,
+            classes=shop.classes,
+            license=license,
+            widths=created.widths,
+        )
         save(converted, pixels, folder / MODEL / CONVERTED)
         shop.console.line("  quantize: lowering to XNNPACK ...")
         lower(converted, pixels, folder / MODEL / INT8)
         lower(Deployed(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH)
-        write_atomically(folder / RECORD, json.dumps({"epochs": self.epochs, "per_channel": self.per_channel, **found}, indent=1))
+        write_atomically(
+            folder / RECORD,
+            json.dumps({"epochs": self.epochs, "per_channel": self.per_channel, **found}, indent=1),
+        )
 
     def keep(self, probe: Probe) -> tuple[list[str], dict[str, Any]]:
-        """The units that stay in float, and what is told of that: sensitivity (nats) of each, and the divergence that is left after training."""
+        """The units that stay in float, and what is told of that: sensitivity (nats) of
+        each, and the divergence that is left after training.
+        """
         sensitivity = {each: probe.only(each) for each in probe.units}
         if self.keep_float == "auto":
             keep: list[str] = []
@@ -146,9 +226,16 @@ class Quantize(Step):
             for name in self.keep_float:
                 if not any(_within(each, name) for each in sensitivity):
                     raise unknown("unit to keep in float", name, sensitivity)
-            keep = [each for each in sensitivity if any(_within(each, name) for name in self.keep_float)]
+            keep = [
+                each for each in sensitivity if any(_within(each, name) for name in self.keep_float)
+            ]
             left = probe.without(keep)
-        return keep, {"keep_float": keep, "units": len(sensitivity), "sensitivity": sensitivity, "divergence": left}
+        return keep, {
+            "keep_float": keep,
+            "units": len(sensitivity),
+            "sensitivity": sensitivity,
+            "divergence": left,
+        }
 
 
 class Start:
@@ -164,9 +251,19 @@ class Start:
         return Learning(deepcopy(self._prepared))
 
 
-def _learned(name: str, shop: Workshop, start: Start, recipe: Recipe, teacher: Member | None) -> Member:
+def _learned(
+    name: str, shop: Workshop, start: Start, recipe: Recipe, teacher: Member | None
+) -> Member:
     """A training like any other: gone on with after a kill, followed by the trackers."""
-    request = ModelRequest(role="student", name=None, pretrained="auto", checkpoint=None, kwargs={}, image_size=None, factory=start)
+    request = ModelRequest(
+        role="student",
+        name=None,
+        pretrained="auto",
+        checkpoint=None,
+        kwargs={},
+        image_size=None,
+        factory=start,
+    )
     other = shop.going_on(request, shop.parts.config["student"], recipe)
     other.parts = replace(other.parts, trainer=shop.parts.trainer.graph())
     return train(other, "student", teacher, stage=name)
@@ -177,4 +274,8 @@ def _within(unit: str, name: str) -> bool:
 
 
 def _normalized(image: Tensor, pixels: Pixels) -> Tensor:
-    return normalize(image, pixels, torch.contiguous_format) if image.dtype == torch.uint8 else image.float()
+    return (
+        normalize(image, pixels, torch.contiguous_format)
+        if image.dtype == torch.uint8
+        else image.float()
+    )

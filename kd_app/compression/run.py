@@ -37,7 +37,9 @@ _AROUND = ("out", "stages", "remake", "overwrite", "allow", "test", "logger", "t
 
 
 class Compression(Typed, called="kd-compress"):
-    """The top level of ``conf/compress.yaml``; whatever else is there is a block of settings that `steps` may name."""
+    """The top level of ``conf/compress.yaml``; whatever else is there is a block of
+    settings that `steps` may name.
+    """
 
     def __init__(
         self,
@@ -82,9 +84,11 @@ class _Reached:
 
 
 def compress(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
-    """Take the steps of ``config['steps']`` with the student of the finished run ``config['run']``; the folder of the compressed run.
+    """Take the steps of ``config['steps']`` with the student of the finished run
+    ``config['run']``; the folder of the compressed run.
 
-    Raises `RequestError` for a wrong request, `RunError` where a step loses more than ``max_loss``: the folder holds the student before it then.
+    Raises `RequestError` for a wrong request, `RunError` where a step loses more than
+    ``max_loss``: the folder holds the student before it then.
     """
     asked, console = Compression(**config), console or Console()
     check_targets(asked.blocks, config["allow"])
@@ -92,17 +96,34 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
     _check_order(steps)
     before = read(asked.run / RESULTS)
     if before.status != "finished":
-        raise RequestError(f"The run {str(asked.run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it.")
-    taken_up = {**as_run(asked.run, config, before), "license": config["license"], "controls": {}, "remake": []}
+        raise RequestError(
+            f"The run {str(asked.run)!r} is {before.status}, not finished. Say its kd-distill"
+            " command again to finish it."
+        )
+    taken_up = {
+        **as_run(asked.run, config, before),
+        "license": config["license"],
+        "controls": {},
+        "remake": [],
+    }
     made = parts(taken_up)
     made.licenses.check()
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
-    words = {key: value for key, value in config.items() if key not in _AROUND and (key not in asked.blocks or key in asked.steps)}
+    words = {
+        key: value
+        for key, value in config.items()
+        if key not in _AROUND and (key not in asked.blocks or key in asked.steps)
+    }
     record = {**taken_up, COMPRESSED: words}
     out = asked.out if trial is None else asked.out / str(trial)
     with claimed(out, record, overwrite=config["overwrite"]):
         stages = Stages(Path(taken_up["stages"]), remake=config["remake"], say=console.say)
-        about = {"name": out.name, "group": out.parent.name, "tags": config["tags"], "shares": trial is not None}
+        about = {
+            "name": out.name,
+            "group": out.parent.name,
+            "tags": config["tags"],
+            "shares": trial is not None,
+        }
         tracker = Tracker(backends, out=out, config=record, say=console.say, **about)
         shop = Workshop(made, stages, console, tracker)
         proof = Proof(shop, out, Verdict(**taken_up["verdict"]))
@@ -118,35 +139,51 @@ def _check_order(steps: list[tuple[str, Step]]) -> None:
         if step.ends:
             order = [other for other, each in steps if not each.ends]
             raise RequestError(
-                f"steps=[{','.join(other for other, _ in steps)}]: {after} can't go on from a student that {name} made, which answers in int8. "
-                f"Put {name} last: 'steps=[{','.join([*order, name])}]'."
+                f"steps=[{','.join(other for other, _ in steps)}]: {after} can't go on from a"
+                f" student that {name} made, which answers in int8. Put {name} last:"
+                f" 'steps=[{','.join([*order, name])}]'."
             )
 
 
-def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before: Results, *, read_test: bool, report: bool) -> None:
+def _go(
+    asked: Compression,
+    steps: list[tuple[str, Step]],
+    proof: Proof,
+    before: Results,
+    *,
+    read_test: bool,
+    report: bool,
+) -> None:
     shop = proof.shop
     shop.prepare_data()
     check_classes(shop, before)
     members = _members(asked, shop, before)
     if members["student"].program is not None:
         raise RequestError(
-            f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name the run that it was made from, with all steps: "
-            f"'steps=[{','.join(asked.steps)},quantize]'."
+            f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name"
+            " the run that it was made from, with all steps:"
+            f" 'steps=[{','.join(asked.steps)},quantize]'."
         )
     shop.data.write_split(proof.out / SPLIT)
     shop.tracker.data(data_name(shop), shop.data.fingerprint, shop.data.sizes, proof.out / SPLIT)
     way, kept, stopped = _taken(asked, steps, proof, members["student"], members.get("teacher"))
     if not stopped and asked.alternative:
-        way.append(_instead(asked.alternative, proof, way, members.get("teacher"), read_test=read_test))
+        way.append(
+            _instead(asked.alternative, proof, way, members.get("teacher"), read_test=read_test)
+        )
     _timed(proof, way)
     members["student"] = kept.member
-    proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
+    proof.measure(
+        members, {split: split for split in ("validation", "test") if split != "test" or read_test}
+    )
     proof.ship(members)
     results = proof.write("failed" if stopped else "finished", reason=stopped)
     if not stopped and report:
         write_report([proof.out], proof.out)
     shop.tracker.start(STUDENT, told(members["teacher"]) if "teacher" in members else None)
-    shop.tracker.results(results, [path for path in sorted(proof.out.iterdir()) if path.name in SHOWN])
+    shop.tracker.results(
+        results, [path for path in sorted(proof.out.iterdir()) if path.name in SHOWN]
+    )
     shop.console.say()
     if not stopped:
         shop.console.show(summary(results))
@@ -157,19 +194,29 @@ def _go(asked: Compression, steps: list[tuple[str, Step]], proof: Proof, before:
 
 
 def _members(asked: Compression, shop: Workshop, before: Results) -> dict[str, Member]:
-    """The teacher, where the run has one, and as the student the model that is compressed."""
+    """The teacher, where the run has one, and as the student the model that is
+    compressed.
+    """
     roles = [role for role in before.models if role != "teacher"]
     if asked.role not in roles:
         raise unknown(f"model to compress in {str(asked.run)!r}", asked.role, roles)
-    wanted = {role: model for role, model in before.models.items() if role in ("teacher", asked.role)}
-    members = members_of(shop, asked.run, before.model_copy(update={"models": wanted}), shop.console)
+    wanted = {
+        role: model for role, model in before.models.items() if role in ("teacher", asked.role)
+    }
+    members = members_of(
+        shop, asked.run, before.model_copy(update={"models": wanted}), shop.console
+    )
     for role in wanted:
         if role not in members:
-            raise RequestError(f"The {role} of {str(asked.run)!r} is not there any more. Say the run's kd-distill command again to make it.")
+            raise RequestError(
+                f"The {role} of {str(asked.run)!r} is not there any more. Say the run's kd-distill"
+                " command again to make it."
+            )
     if "teacher" not in members and shop.parts.recipe.terms().needs_teacher:
         raise RequestError(
-            f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its own average, or one of other classes), and no step "
-            "of kd-compress can ask it. Name a run whose teacher answers in the data's classes."
+            f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its"
+            " own average, or one of other classes), and no step of kd-compress can ask it. Name a"
+            " run whose teacher answers in the data's classes."
         )
     student = members.pop(asked.role)
     request = copy(student.request)
@@ -178,9 +225,15 @@ def _members(asked: Compression, shop: Workshop, before: Results) -> dict[str, M
 
 
 def _taken(
-    asked: Compression, steps: list[tuple[str, Step]], proof: Proof, student: Member, teacher: Member | None
+    asked: Compression,
+    steps: list[tuple[str, Step]],
+    proof: Proof,
+    student: Member,
+    teacher: Member | None,
 ) -> tuple[list[_Reached], _Reached, str | None]:
-    """All steps, or those before the first that lost too much; the one that is kept; and why it stopped there."""
+    """All steps, or those before the first that lost too much; the one that is kept;
+    and why it stopped there.
+    """
     shop = proof.shop
     kept = now = _measured("start", proof, student, None)
     way = [now]
@@ -196,17 +249,28 @@ def _taken(
                 way,
                 kept,
                 (
-                    f"The step {name} lost {100 * lost:.2f} points of {proof.verdict.metric} on validation beside {kept.line['name']}, more than "
-                    f"max_loss={asked.max_loss:g} ({100 * asked.max_loss:g} points). {proof.out / 'student'} is the student of the step before: "
-                    f"{kept.line['name']}. Ask for less (a larger share, more epochs), or for a larger max_loss."
+                    f"The step {name} lost {100 * lost:.2f} points of {proof.verdict.metric} on"
+                    f" validation beside {kept.line['name']}, more than max_loss={asked.max_loss:g}"
+                    f" ({100 * asked.max_loss:g} points). {proof.out / 'student'} is the student of"
+                    f" the step before: {kept.line['name']}. Ask for less (a larger share, more"
+                    " epochs), or for a larger max_loss."
                 ),
             )
         kept = now
     return way, kept, None
 
 
-def _instead(alternative: Alternative, proof: Proof, way: list[_Reached], teacher: Member | None, *, read_test: bool) -> _Reached:
-    """The alternative: a net of the cost that was reached. What int8 saves is in its latency, so that counts as if it were multiply-adds."""
+def _instead(
+    alternative: Alternative,
+    proof: Proof,
+    way: list[_Reached],
+    teacher: Member | None,
+    *,
+    read_test: bool,
+) -> _Reached:
+    """The alternative: a net of the cost that was reached. What int8 saves is in its
+    latency, so that counts as if it were multiply-adds.
+    """
     shop, last = proof.shop, way[-1]
     macs = float(last.line["macs"])
     if last.member.program is not None:
@@ -224,11 +288,23 @@ def _timed(proof: Proof, way: list[_Reached]) -> None:
     """The waterfall, with latencies that were measured in turns."""
     named = {str(number): reached.member for number, reached in enumerate(way)}
     found = latencies(proof.shop, named)
-    proof.found["steps"] = [{**reached.line, "latency_ms": found.get(number)} for number, reached in zip(named, way, strict=True)]
+    proof.found["steps"] = [
+        {**reached.line, "latency_ms": found.get(number)}
+        for number, reached in zip(named, way, strict=True)
+    ]
 
 
-def _measured(name: str, proof: Proof, member: Member, before: _Reached | None, *, told: dict[str, Any] | None = None) -> _Reached:
-    """A student's figures on validation, beside those of the step before; said as soon as they are known."""
+def _measured(
+    name: str,
+    proof: Proof,
+    member: Member,
+    before: _Reached | None,
+    *,
+    told: dict[str, Any] | None = None,
+) -> _Reached:
+    """A student's figures on validation, beside those of the step before; said as soon
+    as they are known.
+    """
     shop = proof.shop
     answers = shop.predictions(member, "validation")
     right = int((answers.logits.argmax(axis=1) == answers.target).sum())
@@ -241,11 +317,16 @@ def _measured(name: str, proof: Proof, member: Member, before: _Reached | None, 
         **{key: about[key] for key in ("macs", "params", "size_bytes")},
         "told": told or {},
     }
-    shop.console.say(f"{name}: {evaluated(answers)} on validation, {line['macs']:,} multiply-adds, {line['params']:,} parameters")
+    shop.console.say(
+        f"{name}: {evaluated(answers)} on validation, {line['macs']:,} multiply-adds,"
+        f" {line['params']:,} parameters"
+    )
     return _Reached(member, answers, json.loads(json.dumps(line)))
 
 
 def _difference(verdict: Verdict, before: Predictions, now: Predictions) -> dict[str, float]:
-    """What `now` lost beside `before` on the same images, in 0..1, with the ends of its interval."""
+    """What `now` lost beside `before` on the same images, in 0..1, with the ends of its
+    interval.
+    """
     judged = verdict.judge({"teacher": before.logits, "student": now.logits}, now.target)
     return {"value": -judged.difference, "low": -judged.high, "high": -judged.low}

@@ -8,17 +8,22 @@ from kd_app.training.workshop import Member, Workshop
 
 
 class Step(Typed):
-    """A step as a block of ``conf/compress.yaml`` names it by ``_target_``; the block's other keys are the arguments of its ``__init__``."""
+    """A step as a block of ``conf/compress.yaml`` names it by ``_target_``; the block's
+    other keys are the arguments of its ``__init__``.
+    """
 
     recovers: ClassVar[bool] = False
-    """It is there to win back what the step before it lost, so that one is judged after it."""
+    """It is there to win back what the step before it lost, so that one is judged after
+    it.
+    """
 
     ends: ClassVar[bool] = False
     """No other step can go on from its student."""
 
     @abstractmethod
     def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
-        """The student after this step, made or found as the stage `name` of `shop`: its folder holds ``model/``, in timm's layout.
+        """The student after this step, made or found as the stage `name` of `shop`: its
+        folder holds ``model/``, in timm's layout.
 
         Raises `RequestError` where the step can't be taken, `RunError` where it fails.
         """

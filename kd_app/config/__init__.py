@@ -1,4 +1,6 @@
-"""Where the configuration lies, the errors a wrong one gives, and the check of typed parts, which alone needs pydantic."""
+"""Where the configuration lies, the errors a wrong one gives, and the check of typed
+parts, which alone needs pydantic.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,9 @@ __all__ = ["Pixels", "RequestError", "RunError", "Typed", "closest", "unknown"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Typed` is imported when it is asked for: an exported file is run without pydantic."""
+    """`Typed` is imported when it is asked for: an exported file is run without
+    pydantic.
+    """
     if name != "Typed":
         raise AttributeError(f"module 'kd_app.config' has no attribute {name!r}")
     from kd_app.config.typed import Typed

@@ -5,24 +5,32 @@ from collections.abc import Iterable
 
 
 class RequestError(ValueError):
-    """The request is wrong: nothing was computed and nothing written over (exit code 2).
+    """The request is wrong: nothing was computed and nothing written over (exit code
+    2).
 
-    The message is one paragraph: what was asked, what was got, what is expected, and how to fix it.
+    The message is one paragraph: what was asked, what was got, what is expected, and
+    how to fix it.
     """
 
 
 class RunError(RuntimeError):
-    """The request was fine and the run failed (exit code 1); what was finished before is kept."""
+    """The request was fine and the run failed (exit code 1); what was finished before
+    is kept.
+    """
 
 
 def closest(word: str, choices: Iterable[str]) -> str:
-    """``"Did you mean 'x'? "`` for the choice most like `word`, or the empty string when none is near."""
+    """``"Did you mean 'x'? "`` for the choice most like `word`, or the empty string
+    when none is near.
+    """
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"Did you mean {found[0]!r}? " if found else ""
 
 
 def unknown(what: str, got: str, choices: Iterable[str], *, listed: int = 40) -> RequestError:
-    """The error for a name that is none of `choices`: names the closest one, lists them when they are few."""
+    """The error for a name that is none of `choices`: names the closest one, lists them
+    when they are few.
+    """
     names = sorted(choices)
     some = f"Known: {', '.join(names)}." if len(names) <= listed else f"{len(names)} are known."
     return RequestError(f"There is no {what} {got!r}. {closest(got, names)}{some}")

@@ -2,8 +2,22 @@
 
 from typing import Final
 
-AROUND: Final = ("out", "stages", "remake", "overwrite", "logger", "tags", "prune", "budget", "allow", "examples", "license")
-"""The same run may be said with others of these: they name places, what is followed, kept and allowed."""
+AROUND: Final = (
+    "out",
+    "stages",
+    "remake",
+    "overwrite",
+    "logger",
+    "tags",
+    "prune",
+    "budget",
+    "allow",
+    "examples",
+    "license",
+)
+"""The same run may be said with others of these: they name places, what is followed,
+kept and allowed.
+"""
 INSIDE: Final = (
     *("data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
     "teacher.answers",

@@ -1,4 +1,6 @@
-"""From a node of the configuration to the part that it names. The only caller of hydra's instantiate."""
+"""From a node of the configuration to the part that it names. The only caller of
+hydra's instantiate.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +12,15 @@ from kd_app.config.errors import RequestError
 
 
 def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
-    """The object that ``_target_`` names, with the node's other keys as arguments; `RequestError` when that can't be."""
+    """The object that ``_target_`` names, with the node's other keys as arguments;
+    `RequestError` when that can't be.
+    """
     target = node.get("_target_")
     if not isinstance(target, str):
-        raise RequestError(f"{dict(node)!r} names no part: it has no _target_. Expected the dotted name of a {kind.__name__}.")
+        raise RequestError(
+            f"{dict(node)!r} names no part: it has no _target_. Expected the dotted name of a"
+            f" {kind.__name__}."
+        )
     try:
         made = instantiate(dict(node), **more, _convert_="all")
     except InstantiationException as error:
@@ -21,7 +28,8 @@ def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise RequestError(
-            f"The part {target} can't be made: {reason} Its settings: { {k: v for k, v in node.items() if k != '_target_'}!r}."
+            f"The part {target} can't be made: {reason} Its settings:"
+            f" { {k: v for k, v in node.items() if k != '_target_'}!r}."
         ) from None
     if not isinstance(made, kind):
         raise RequestError(f"{target} gives a {type(made).__name__}, expected a {kind.__name__}.")

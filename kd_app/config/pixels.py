@@ -1,14 +1,18 @@
-"""What a model expects to be fed: the contract between data, which makes pixels, and models, which read them."""
+"""What a model expects to be fed: the contract between data, which makes pixels, and
+models, which read them.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Input of one model: ``(x / 255 - mean) / std`` on images of `channels` x `height` x `width`.
+    """Input of one model: ``(x / 255 - mean) / std`` on images of `channels` x `height`
+    x `width`.
 
-    `crop` is the share of the resized image's shorter side that the centre crop keeps (timm's ``crop_pct``);
-    `interpolation` is 'bilinear', 'bicubic' ... as timm names it. `mean` and `std` have `channels` entries, in 0..1.
+    `crop` is the share of the resized image's shorter side that the centre crop keeps
+    (timm's ``crop_pct``); `interpolation` is 'bilinear', 'bicubic' ... as timm names
+    it. `mean` and `std` have `channels` entries, in 0..1.
     """
 
     channels: int

@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-_SECRET = re.compile(r"(?:^|[_.-])(?:api_?key|access_?key|token|secret|passw(?:or)?d|credentials?)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(?:^|[_.-])(?:api_?key|access_?key|token|secret|passw(?:or)?d|credentials?)$", re.IGNORECASE
+)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _SHORTEST_SECRET = 8
 _FILE = "file"
@@ -18,25 +20,47 @@ _FILE = "file"
 
 
 def cleaned(value: Any) -> Any:
-    """`value` (plain data) without keys that are named like a secret, values of secret environment variables, users in URLs, and machine paths.
+    """`value` (plain data) without keys that are named like a secret, values of secret
+    environment variables, users in URLs, and machine paths.
 
-    Of a path the last part stays: ``/home/me/photos`` becomes ``photos``, ``local-dir:/home/me/net`` becomes ``local-dir:net``.
+    Of a path the last part stays: ``/home/me/photos`` becomes ``photos``,
+    ``local-dir:/home/me/net`` becomes ``local-dir:net``.
     """
-    secrets = [text for name, text in os.environ.items() if _SECRET.search(name) and len(text) >= _SHORTEST_SECRET]
+    secrets = [
+        text
+        for name, text in os.environ.items()
+        if _SECRET.search(name) and len(text) >= _SHORTEST_SECRET
+    ]
     return _cleaned(value, secrets)
 
 
 def relative(names: Sequence[str]) -> list[str]:
-    """Names of files, those of this machine's folders as seen from the folder that all of them are in, so that each stays told apart."""
+    """Names of files, those of this machine's folders as seen from the folder that all
+    of them are in, so that each stays told apart.
+    """
     machine = [name for name in names if _machine_path().match(name)]
-    above = os.path.commonpath([os.path.dirname(name) for name in machine]) if len({name[0] for name in machine}) == 1 else ""
+    above = (
+        os.path.commonpath([os.path.dirname(name) for name in machine])
+        if len({name[0] for name in machine}) == 1
+        else ""
+    )
     if not above or Path.home().is_relative_to(above):
         return [str(name) for name in cleaned(list(names))]
-    return [str(name) for name in cleaned([os.path.relpath(name, above) if _machine_path().match(name) else name for name in names])]
+    return [
+        str(name)
+        for name in cleaned(
+            [
+                os.path.relpath(name, above) if _machine_path().match(name) else name
+                for name in names
+            ]
+        )
+    ]
 
 
 def to_tell(path: Path, copy: Path) -> Path:
-    """`path`, or a `copy` of it without what must not leave the machine, where it holds some of that: in JSON, YAML, and names of files in tables."""
+    """`path`, or a `copy` of it without what must not leave the machine, where it holds
+    some of that: in JSON, YAML, and names of files in tables.
+    """
     if path.suffix in (".json", ".yaml"):
         return _told_text(path, copy)
     return _told_table(path, copy) if path.suffix in (".csv", ".parquet") else path
@@ -50,7 +74,12 @@ def _told_text(path: Path, copy: Path) -> Path:
         return path
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(
-        yaml.safe_dump(clean, sort_keys=False, allow_unicode=True) if path.suffix == ".yaml" else json.dumps(clean, indent=1), encoding="utf-8"
+        (
+            yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
+            if path.suffix == ".yaml"
+            else json.dumps(clean, indent=1)
+        ),
+        encoding="utf-8",
     )
     return copy
 
@@ -58,18 +87,30 @@ def _told_text(path: Path, copy: Path) -> Path:
 def _told_table(path: Path, copy: Path) -> Path:
     import pandas as pd
 
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = (
+        pd.read_parquet(path)
+        if path.suffix == ".parquet"
+        else pd.read_csv(path, dtype=str, keep_default_na=False)
+    )
     if _FILE not in table or not any(_machine_path().search(name) for name in table[_FILE]):
         return path
     table[_FILE] = relative(table[_FILE].tolist())
     copy.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(copy, index=False) if path.suffix == ".parquet" else table.to_csv(copy, index=False, lineterminator="\n")
+    (
+        table.to_parquet(copy, index=False)
+        if path.suffix == ".parquet"
+        else table.to_csv(copy, index=False, lineterminator="\n")
+    )
     return copy
 
 
 def _cleaned(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, Mapping):
-        return {_text(str(key), secrets): _cleaned(inner, secrets) for key, inner in value.items() if not _SECRET.search(str(key))}
+        return {
+            _text(str(key), secrets): _cleaned(inner, secrets)
+            for key, inner in value.items()
+            if not _SECRET.search(str(key))
+        }
     if isinstance(value, list | tuple):
         return [_cleaned(inner, secrets) for inner in value]
     if isinstance(value, os.PathLike):
@@ -80,14 +121,18 @@ def _cleaned(value: Any, secrets: list[str]) -> Any:
 def _text(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
-    return _machine_path().sub(lambda found: found[0].rstrip("/").rsplit("/", 1)[-1], _USER_IN_URL.sub("", text))
+    return _machine_path().sub(
+        lambda found: found[0].rstrip("/").rsplit("/", 1)[-1], _USER_IN_URL.sub("", text)
+    )
 
 
 @cache
 def _machine_path() -> re.Pattern[str]:
-    """From where a path of this machine begins (at home, or at a folder that its root holds) to the end of the text.
+    """From where a path of this machine begins (at home, or at a folder that its root
+    holds) to the end of the text.
 
-    Other texts that begin with a slash, such as the class names of Open Images (``/m/01g317``), are no paths.
+    Other texts that begin with a slash, such as the class names of Open Images
+    (``/m/01g317``), are no paths.
     """
     roots = "|".join(re.escape(name) for name in os.listdir("/"))
     return re.compile(rf"(?<![\w/.-])(?:file://)?(?:~|/(?:{roots}))/.*", re.DOTALL)

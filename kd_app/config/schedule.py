@@ -1,4 +1,6 @@
-"""What changes while a training goes on, as a function of the share of it that is done: nothing to save, nothing to lose."""
+"""What changes while a training goes on, as a function of the share of it that is done:
+nothing to save, nothing to lose.
+"""
 
 import math
 from abc import abstractmethod
@@ -12,13 +14,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Schedule(Typed):
-    """A learning rate, or the weight of a loss term, as a factor of its top: a function of the share of training that is done."""
+    """A learning rate, or the weight of a loss term, as a factor of its top: a function
+    of the share of training that is done.
+    """
 
     def __init__(self, *, warmup: Share) -> None:
         self.warmup = warmup
 
     def factor(self, progress: float) -> float:
-        """Linear from 0 to 1 over the warm-up (a share of the training), then the shape of the schedule over the rest."""
+        """Linear from 0 to 1 over the warm-up (a share of the training), then the shape
+        of the schedule over the rest.
+        """
         if progress < self.warmup:
             return progress / self.warmup
         return self.shape((progress - self.warmup) / max(1 - self.warmup, 1e-12))
@@ -29,7 +35,9 @@ class Schedule(Typed):
 
 
 class Cosine(Schedule):
-    """``final + (1 - final) * (1 + cos(pi * progress)) / 2`` (Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983)."""
+    """``final + (1 - final) * (1 + cos(pi * progress)) / 2`` (Loshchilov & Hutter, ICLR
+    2017, arXiv 1608.03983).
+    """
 
     def __init__(self, *, warmup: Share, final: Share) -> None:
         super().__init__(warmup=warmup)
@@ -53,7 +61,9 @@ class Linear(Schedule):
 
 
 class MultiStep(Schedule):
-    """``gamma`` to the power of the milestones passed; milestones are shares of the training after its warm-up."""
+    """``gamma`` to the power of the milestones passed; milestones are shares of the
+    training after its warm-up.
+    """
 
     def __init__(self, *, warmup: Share, milestones: list[Share], gamma: Share) -> None:
         super().__init__(warmup=warmup)
@@ -77,15 +87,28 @@ class Constant(Schedule):
 
 
 class Ramp(Schedule):
-    """`first` until the share `begin` of the training, `last` from the share `end` on, and between them ``first + (last - first) * rise(t)``.
+    """`first` until the share `begin` of the training, `last` from the share `end` on,
+    and between them ``first + (last - first) * rise(t)``.
 
-    t goes from 0 at `begin` to 1 at `end`; rise(t) is t itself (curve 'linear') or ``(1 - cos(pi t)) / 2`` ('cosine').
+    t goes from 0 at `begin` to 1 at `end`; rise(t) is t itself (curve 'linear') or ``(1
+    - cos(pi t)) / 2`` ('cosine').
     """
 
-    def __init__(self, *, first: Share, last: Share, begin: Share, end: Share, curve: Literal["linear", "cosine"]) -> None:
+    def __init__(
+        self,
+        *,
+        first: Share,
+        last: Share,
+        begin: Share,
+        end: Share,
+        curve: Literal["linear", "cosine"],
+    ) -> None:
         super().__init__(warmup=0.0)
         if end < begin:
-            raise RequestError(f"A ramp begins at begin={begin} and ends at end={end}, which is before that. Expected begin <= end, both 0 to 1.")
+            raise RequestError(
+                f"A ramp begins at begin={begin} and ends at end={end}, which is before that."
+                " Expected begin <= end, both 0 to 1."
+            )
         self.first, self.last = first, last
         self.begin, self.end = begin, end
         self.curve = curve
@@ -93,4 +116,6 @@ class Ramp(Schedule):
     def shape(self, progress: float) -> float:
         """From `first` to `last`."""
         t = min(max((progress - self.begin) / max(self.end - self.begin, 1e-12), 0.0), 1.0)
-        return self.first + (self.last - self.first) * (t if self.curve == "linear" else (1 - math.cos(math.pi * t)) / 2)
+        return self.first + (self.last - self.first) * (
+            t if self.curve == "linear" else (1 - math.cos(math.pi * t)) / 2
+        )

@@ -11,20 +11,33 @@ from kd_app.config.typed import Typed
 FACTORY = "timm.create_model"
 """The one function that may be named without asking."""
 OURS, CALLBACKS = "kd_app", "lightning.pytorch.callbacks"
-"""Packages of which parts may be named without asking: `Typed` classes of ours, and Lightning's callbacks."""
+"""Packages of which parts may be named without asking: `Typed` classes of ours, and
+Lightning's callbacks.
+"""
 
 
 def check_targets(config: Any, allow: Sequence[str]) -> None:
-    """Refuse a ``_target_`` of a configuration that is no part of `OURS` or `CALLBACKS` and lies in no package of `allow` (`RequestError`).
+    """Refuse a ``_target_`` of a configuration that is no part of `OURS` or `CALLBACKS`
+    and lies in no package of `allow` (`RequestError`).
 
-    A configuration may come from somebody else: a run's folder, an experiment file. What it names is called, so it could run anything
-    (``_target_: os.system``). Nothing outside the trusted packages is imported to find that out. Interpolations are resolved when a
-    configuration is composed; one that is still there could become a ``_target_`` later, and is refused.
+    A configuration may come from somebody else: a run's folder, an experiment file.
+    What it names is called, so it could run anything (``_target_: os.system``). Nothing
+    outside the trusted packages is imported to find that out. Interpolations are
+    resolved when a configuration is composed; one that is still there could become a
+    ``_target_`` later, and is refused.
     """
     for place, target in _leaves(config):
         if isinstance(target, str) and "${" in target:
-            raise RequestError(f"{place}={target!r} holds an interpolation, where a value is expected. Write the value itself.")
-        if place.split(".")[-1] != "_target_" or not isinstance(target, str) or target == FACTORY or _within(target, allow):
+            raise RequestError(
+                f"{place}={target!r} holds an interpolation, where a value is expected. Write the"
+                " value itself."
+            )
+        if (
+            place.split(".")[-1] != "_target_"
+            or not isinstance(target, str)
+            or target == FACTORY
+            or _within(target, allow)
+        ):
             continue
         if not _within(target, (OURS, CALLBACKS)):
             raise _refused(place, target, target.partition(".")[0])
@@ -59,11 +72,14 @@ def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _within(name: str, packages: Sequence[str]) -> bool:
-    return any(name == package or name.startswith((f"{package}.", f"{package}:")) for package in packages)
+    return any(
+        name == package or name.startswith((f"{package}.", f"{package}:")) for package in packages
+    )
 
 
 def _refused(place: str, target: str, package: str) -> RequestError:
     return RequestError(
-        f"{place}={target!r} names code that is no part of kd_app. Expected a part of kd_app or {FACTORY}; what a configuration names is run. "
-        f"If you trust it, say so: 'allow=[{package}]'."
+        f"{place}={target!r} names code that is no part of kd_app. Expected a part of kd_app or"
+        f" {FACTORY}; what a configuration names is run. If you trust it, say so:"
+        f" 'allow=[{package}]'."
     )

@@ -1,4 +1,6 @@
-"""Parts that check their own configuration: the signature of ``__init__`` is the schema, there is no second one."""
+"""Parts that check their own configuration: the signature of ``__init__`` is the
+schema, there is no second one.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +16,11 @@ _EXPECTED = "Input should be "
 
 
 class Typed:
-    """Base of every part that a config's ``_target_`` names: types, ranges and unknown keys are checked by its signature.
+    """Base of every part that a config's ``_target_`` names: types, ranges and unknown
+    keys are checked by its signature.
 
-    Raises `RequestError` with one paragraph that names the setting, what was got and what is expected. The part is called by its class there,
-    or by `called`.
+    Raises `RequestError` with one paragraph that names the setting, what was got and
+    what is expected. The part is called by its class there, or by `called`.
     """
 
     def __init_subclass__(cls, called: str | None = None, **kwargs: Any) -> None:
@@ -32,14 +35,21 @@ class Typed:
             try:
                 checked(self, *args, **values)
             except ValidationError as error:
-                raise RequestError(_paragraph(called or cls.__name__, signature, error.errors(), values)) from None
+                raise RequestError(
+                    _paragraph(called or cls.__name__, signature, error.errors(), values)
+                ) from None
 
         init.__doc__ = plain.__doc__
         init.__signature__ = signature  # type: ignore[attr-defined]
         cls.__init__ = init  # type: ignore[method-assign]
 
 
-def _paragraph(owner: str, signature: inspect.Signature, problems: Sequence[ErrorDetails], values: Mapping[str, Any]) -> str:
+def _paragraph(
+    owner: str,
+    signature: inspect.Signature,
+    problems: Sequence[ErrorDetails],
+    values: Mapping[str, Any],
+) -> str:
     """One sentence for each setting that is wrong: what, got, expected, how to fix."""
     known = [name for name in signature.parameters if name != "self"]
     said: list[str] = []
@@ -47,12 +57,17 @@ def _paragraph(owner: str, signature: inspect.Signature, problems: Sequence[Erro
     for problem in problems:
         where = _where(problem["loc"], values) or owner
         if problem["type"] == "unexpected_keyword_argument":
-            said.append(f"{owner} has no setting {where!r}. {closest(where, known)}Known: {', '.join(known) or 'none'}.")
+            said.append(
+                f"{owner} has no setting {where!r}. {closest(where, known)}Known:"
+                f" {', '.join(known) or 'none'}."
+            )
         elif problem["type"] in ("missing_argument", "missing_keyword_only_argument"):
             said.append(f"{owner} needs a value for {where!r}.")
         else:
             misfits.setdefault(where, (problem["input"], []))[1].append(problem["msg"])
-    return " ".join(said + [_misfit(owner, where, got, expected) for where, (got, expected) in misfits.items()])
+    return " ".join(
+        said + [_misfit(owner, where, got, expected) for where, (got, expected) in misfits.items()]
+    )
 
 
 def _misfit(owner: str, where: str, got: Any, messages: Sequence[str]) -> str:
@@ -64,8 +79,13 @@ def _misfit(owner: str, where: str, got: Any, messages: Sequence[str]) -> str:
 
 
 def _where(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
-    """The dotted name of a value, without what pydantic adds to tell the members of a union apart."""
-    found, inside = [str(part) for part in location[:1]], values.get(str(location[0])) if location else None
+    """The dotted name of a value, without what pydantic adds to tell the members of a
+    union apart.
+    """
+    found, inside = (
+        [str(part) for part in location[:1]],
+        (values.get(str(location[0])) if location else None),
+    )
     for part in location[1:]:
         try:
             inside = inside[part]  # type: ignore[index]

@@ -1,4 +1,6 @@
-"""What is done to each image after its view, the same whenever its key is the same: RandAugment and random erasing."""
+"""What is done to each image after its view, the same whenever its key is the same:
+RandAugment and random erasing.
+"""
 
 import math
 from typing import Annotated
@@ -21,9 +23,11 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Augment:
-    """operations: so many of RandAugment's 14, each drawn at random, at `magnitude` of 0 to 30 (Cubuk et al., NeurIPS 2020, arXiv 1909.13719).
+    """operations: so many of RandAugment's 14, each drawn at random, at `magnitude` of
+    0 to 30 (Cubuk et al., NeurIPS 2020, arXiv 1909.13719).
 
-    erasing: the probability that a rectangle of 2 to 33 % of the area becomes noise (Zhong et al., AAAI 2020, arXiv 1708.04896).
+    erasing: the probability that a rectangle of 2 to 33 % of the area becomes noise
+    (Zhong et al., AAAI 2020, arXiv 1708.04896).
     """
 
     operations: NonNegativeInt
@@ -39,7 +43,9 @@ class Augment:
         """The images, each changed as its key says."""
         from torchvision.transforms import v2
 
-        randomly = v2.RandAugment(num_ops=self.operations, magnitude=self.magnitude, num_magnitude_bins=31)
+        randomly = v2.RandAugment(
+            num_ops=self.operations, magnitude=self.magnitude, num_magnitude_bins=31
+        )
         made = np.empty_like(pictures)
         with own_generators():
             for row, key in enumerate(remixed(keys, _STREAM).tolist()):
@@ -62,5 +68,7 @@ def _erase(image: UInt8[Tensor, "channels height width"]) -> None:
         tall, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < tall <= height and 0 < wide <= width:
             top, left = int(down * (height - tall + 1)), int(across * (width - wide + 1))
-            image[:, top : top + tall, left : left + wide] = torch.randint(0, 256, (channels, tall, wide), dtype=torch.uint8)
+            image[:, top : top + tall, left : left + wide] = torch.randint(
+                0, 256, (channels, tall, wide), dtype=torch.uint8
+            )
             return

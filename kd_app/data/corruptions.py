@@ -1,8 +1,11 @@
-"""Images made worse on the fly: what a camera, a lens or a bad connection does to them, at five severities, the same in every run.
+"""Images made worse on the fly: what a camera, a lens or a bad connection does to them,
+at five severities, the same in every run.
 
-The kinds and their scale are those of Hendrycks, Dietterich, 'Benchmarking Neural Network Robustness to Common Corruptions and Perturbations',
-ICLR 2019, arXiv:1903.12261, between the settings that it gives for 224 and for 32 pixels, so that one scale serves sizes from 28 pixels up. The
-figures are therefore no ImageNet-C figures; they compare models that were shown the same images.
+The kinds and their scale are those of Hendrycks, Dietterich, 'Benchmarking Neural
+Network Robustness to Common Corruptions and Perturbations', ICLR 2019,
+arXiv:1903.12261, between the settings that it gives for 224 and for 32 pixels, so that
+one scale serves sizes from 28 pixels up. The figures are therefore no ImageNet-C
+figures; they compare models that were shown the same images.
 """
 
 import io
@@ -25,9 +28,21 @@ Picture = UInt8[np.ndarray, "height width channels"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SETTINGS: Final[dict[Kind, tuple[float, ...]]] = {
     "gaussian_noise": (0.04, 0.08, 0.12, 0.18, 0.26),  # standard deviation, as a share of 255
-    "gaussian_blur": (0.07, 0.10, 0.13, 0.17, 0.24),  # standard deviation in pixels, over the root of the shorter side
+    "gaussian_blur": (
+        0.07,
+        0.10,
+        0.13,
+        0.17,
+        0.24,
+    ),  # standard deviation in pixels, over the root of the shorter side
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # what is added, as a share of 255
-    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # what is left of each pixel's distance to the image's mean
+    "contrast": (
+        0.75,
+        0.5,
+        0.4,
+        0.3,
+        0.15,
+    ),  # what is left of each pixel's distance to the image's mean
     "jpeg": (65, 40, 25, 15, 7),  # quality
     "pixelate": (0.8, 0.65, 0.5, 0.4, 0.3),  # the sides become this share, and are enlarged again
 }
@@ -38,13 +53,17 @@ _SMALL = 64 * 64
 
 
 def gaussian_noise(picture: Picture, sigma: float, key: int) -> Picture:
-    """Each value plus its own draw from a normal distribution of standard deviation ``255 sigma``; `key` seeds it, at all severities alike."""
+    """Each value plus its own draw from a normal distribution of standard deviation
+    ``255 sigma``; `key` seeds it, at all severities alike.
+    """
     noise = np.random.default_rng(key).standard_normal(picture.shape, dtype=np.float32)
     return _bytes(picture + 255 * sigma * noise)
 
 
 def gaussian_blur(picture: Picture, scale: float, key: int) -> Picture:
-    """Convolved with a Gaussian of standard deviation ``scale sqrt(shorter side)`` pixels: 0.4 to 1.3 at 28 pixels, 1 to 3.6 at 224."""
+    """Convolved with a Gaussian of standard deviation ``scale sqrt(shorter side)``
+    pixels: 0.4 to 1.3 at 28 pixels, 1 to 3.6 at 224.
+    """
     from scipy.ndimage import gaussian_filter
 
     sigma = scale * min(picture.shape[:2]) ** 0.5
@@ -70,10 +89,14 @@ def jpeg(picture: Picture, quality: float, key: int) -> Picture:
 
 
 def pixelate(picture: Picture, share: float, key: int) -> Picture:
-    """Made smaller to ``share`` of its sides (box filter), and enlarged again without smoothing."""
+    """Made smaller to ``share`` of its sides (box filter), and enlarged again without
+    smoothing.
+    """
     image = _image(picture)
     small = (max(1, round(share * image.width)), max(1, round(share * image.height)))
-    return _array(image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST))
+    return _array(
+        image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
+    )
 
 
 _FUNCTIONS: Final[dict[Kind, Callable[[Picture, float, int], Picture]]] = {
@@ -113,14 +136,19 @@ class Corruption:
 
 
 class Corrupted(Plain):
-    """The transform of every evaluation, of images that are corrupted first, as they are stored: models of all sizes see the same bad image."""
+    """The transform of every evaluation, of images that are corrupted first, as they
+    are stored: models of all sizes see the same bad image.
+    """
 
     def __init__(self, corruption: Corruption) -> None:
         self.corruption = corruption
 
     def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
         """See `View`."""
-        spoiled = (self.corruption(_array(picture), key) for picture, key in zip(images.pictures(), keys.tolist(), strict=True))
+        spoiled = (
+            self.corruption(_array(picture), key)
+            for picture, key in zip(images.pictures(), keys.tolist(), strict=True)
+        )
         return np.stack([_array(self.image(_image(picture), pixels)) for picture in spoiled])
 
     def is_slow(self, size: tuple[int, int] | None, pixels: Pixels) -> bool:
@@ -129,18 +157,27 @@ class Corrupted(Plain):
 
 
 class Robustness(Typed, called="robustness"):
-    """Which corruptions the models are shown, and how severe; none where the list is empty."""
+    """Which corruptions the models are shown, and how severe; none where the list is
+    empty.
+    """
 
     def __init__(self, *, corruptions: list[Kind], severities: list[Severity]) -> None:
         for name, values in (("corruptions", corruptions), ("severities", severities)):
             if len(set(values)) < len(values):
-                raise RequestError(f"robustness.{name}={values} has one of them twice. Name each once.")
+                raise RequestError(
+                    f"robustness.{name}={values} has one of them twice. Name each once."
+                )
         if corruptions and not severities:
-            raise RequestError("robustness.corruptions are to be shown at no severity. Set robustness.severities, for example [1,3,5].")
+            raise RequestError(
+                "robustness.corruptions are to be shown at no severity. Set robustness.severities,"
+                " for example [1,3,5]."
+            )
         self.corruptions = corruptions
         self.severities = severities
 
     @property
     def chosen(self) -> tuple[Corruption, ...]:
         """Each corruption at each severity."""
-        return tuple(Corruption(kind, severity) for kind in self.corruptions for severity in self.severities)
+        return tuple(
+            Corruption(kind, severity) for kind in self.corruptions for severity in self.severities
+        )

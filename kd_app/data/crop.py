@@ -9,7 +9,10 @@ from kd_app.config.pixels import Pixels
 
 _STRIP = 4
 """From this ratio of the sides on an image is a strip."""
-_RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")}
+_RESAMPLING = {
+    name: Image.Resampling[name.upper()]
+    for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+}
 
 
 def resampling(name: str) -> Image.Resampling:
@@ -20,10 +23,11 @@ def resampling(name: str) -> Image.Resampling:
 
 
 def center(image: Image.Image, pixels: Pixels) -> Image.Image:
-    """The transform of every evaluation, as timm's: the shorter side becomes ``floor(side / crop)``, the center is cropped.
+    """The transform of every evaluation, as timm's: the shorter side becomes
+    ``floor(side / crop)``, the center is cropped.
 
-    An image that has the model's size already is left as it is. Of a long strip only what the crop keeps is computed, which may round otherwise
-    by a level or so.
+    An image that has the model's size already is left as it is. Of a long strip only
+    what the crop keeps is computed, which may round otherwise by a level or so.
     """
     size = (pixels.width, pixels.height)
     if image.size == size:
@@ -34,15 +38,25 @@ def center(image: Image.Image, pixels: Pixels) -> Image.Image:
     if max(image.size) <= _STRIP * min(image.size):
         return image.resize(resized, resampling(pixels.interpolation)).crop(box)
     across, down = (stored / whole for stored, whole in zip(image.size, resized, strict=True))
-    return image.resize(size, resampling(pixels.interpolation), box=(box[0] * across, box[1] * down, box[2] * across, box[3] * down))
+    return image.resize(
+        size,
+        resampling(pixels.interpolation),
+        box=(box[0] * across, box[1] * down, box[2] * across, box[3] * down),
+    )
 
 
 def _resized(size: tuple[int, int], pixels: Pixels) -> tuple[int, int]:
-    """(width, height) of the whole image at the scale of the crop, rounded as timm rounds."""
+    """(width, height) of the whole image at the scale of the crop, rounded as timm
+    rounds.
+    """
     width, height = size
     wanted = (math.floor(pixels.width / pixels.crop), math.floor(pixels.height / pixels.crop))
     if wanted[0] != wanted[1]:
         ratio = min(width / wanted[0], height / wanted[1])
         return round(width / ratio), round(height / ratio)
     side = wanted[0]
-    return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    return (
+        (side, int(side * height / width))
+        if width <= height
+        else (int(side * width / height), side)
+    )

@@ -1,4 +1,6 @@
-"""Images that a table lists, with their labels, and with ready splits and groups where it has them."""
+"""Images that a table lists, with their labels, and with ready splits and groups where
+it has them.
+"""
 
 import csv
 import os
@@ -27,12 +29,15 @@ class _Row(NamedTuple):
 
 
 class CsvFile(FileSource):
-    """The images of a CSV with the columns ``path`` and ``label``, and ``split`` (train, val, test or empty) and ``group`` if there.
+    """The images of a CSV with the columns ``path`` and ``label``, and ``split``
+    (train, val, test or empty) and ``group`` if there.
 
-    `root`: the .csv, or the folder that holds ``labels.csv``. Paths are relative to the folder of the .csv and stay inside it, so that the
-    whole can be moved; an absolute path that points inside is made relative. Other columns are left alone.
-    UTF-8; separated by comma, semicolon or tab, whichever the header has most of.
-    Images keep the order of the rows. Classes are ordered by code point, or as numbers where all labels are whole numbers.
+    `root`: the .csv, or the folder that holds ``labels.csv``. Paths are relative to the
+    folder of the .csv and stay inside it, so that the whole can be moved; an absolute
+    path that points inside is made relative. Other columns are left alone. UTF-8;
+    separated by comma, semicolon or tab, whichever the header has most of. Images keep
+    the order of the rows. Classes are ordered by code point, or as numbers where all
+    labels are whole numbers.
     """
 
     def __init__(self, *, root: Path | None, channels: Literal[1, 3]) -> None:
@@ -40,7 +45,9 @@ class CsvFile(FileSource):
         self.channels = channels
 
     def find(self) -> Listing:
-        """Read the table. Raises `RequestError`, naming the row: a missing column, file or label, an unknown split, a path twice or outside."""
+        """Read the table. Raises `RequestError`, naming the row: a missing column, file
+        or label, an unknown split, a path twice or outside.
+        """
         file = _table(self.root)
         self.base = file.parent
         rows = _read(file)
@@ -49,7 +56,13 @@ class CsvFile(FileSource):
         whole_numbers = all(label.isdecimal() for label in labels)
         classes = sorted(set(labels), key=lambda label: (int(label) if whole_numbers else 0, label))
         need_two(classes, file)
-        return self.made_listing(classes, [row.path for row in rows], labels, [row.split for row in rows], [row.group for row in rows])
+        return self.made_listing(
+            classes,
+            [row.path for row in rows],
+            labels,
+            [row.split for row in rows],
+            [row.group for row in rows],
+        )
 
 
 def _table(root: Path | None) -> Path:
@@ -74,13 +87,21 @@ def _read(file: Path) -> list[_Row]:
             text.seek(0)
             reader = csv.reader(text, delimiter=max(",;\t", key=header.count), strict=True)
             places = _places(file, next(reader, []))
-            rows = [_row(file, number, cells, places) for number, cells in enumerate(reader, start=2) if any(cells)]
+            rows = [
+                _row(file, number, cells, places)
+                for number, cells in enumerate(reader, start=2)
+                if any(cells)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(
-            f"{str(file)!r} can't be read: {error}. Expected: a CSV in UTF-8 with the columns path and label. Save it again as such."
+            f"{str(file)!r} can't be read: {error}. Expected: a CSV in UTF-8 with the columns path"
+            " and label. Save it again as such."
         ) from error
     if not rows:
-        raise RequestError(f"{str(file)!r} has a header and no row. Expected: one row an image, with its path and label.")
+        raise RequestError(
+            f"{str(file)!r} has a header and no row. Expected: one row an image, with its path and"
+            " label."
+        )
     return rows
 
 
@@ -92,32 +113,51 @@ def _places(file: Path, header: Sequence[str]) -> dict[str, int]:
             wrong = "twice" if column in names else "missing"
             near = "" if column in names else closest(column, names)
             raise RequestError(
-                f"The column {column!r} of {str(file)!r} is {wrong}; its header has: {', '.join(names) or 'nothing'}. {near}"
-                "Expected: path and label, and split and group if there."
+                f"The column {column!r} of {str(file)!r} is {wrong}; its header has:"
+                f" {', '.join(names) or 'nothing'}. {near}Expected: path and label, and split and"
+                " group if there."
             )
     return {column: names.index(column) for column in _COLUMNS if column in names}
 
 
 def _row(file: Path, number: int, cells: Sequence[str], places: dict[str, int]) -> _Row:
-    found = {column: cells[place].strip() if place < len(cells) else "" for column, place in places.items()}
+    found = {
+        column: cells[place].strip() if place < len(cells) else ""
+        for column, place in places.items()
+    }
     for column in _NEEDED:
         if not found[column]:
-            raise RequestError(f"Row {number} of {str(file)!r} has no {column}. Every row needs a path and a label: fill it in, or remove the row.")
+            raise RequestError(
+                f"Row {number} of {str(file)!r} has no {column}. Every row needs a path and a"
+                " label: fill it in, or remove the row."
+            )
     word = found.get("split", "").lower()
     if word and word not in SPLIT_WORDS:
         near = closest(word, SPLIT_WORDS)
-        raise RequestError(f"Row {number} of {str(file)!r} has the split {word!r}. {near}Expected: {', '.join(SPLIT_WORDS)}, or nothing.")
-    return _Row(number, _inside(file, number, found["path"]), found["label"], SPLIT_WORDS.get(word, ""), found.get("group", ""))
+        raise RequestError(
+            f"Row {number} of {str(file)!r} has the split {word!r}. {near}Expected:"
+            f" {', '.join(SPLIT_WORDS)}, or nothing."
+        )
+    return _Row(
+        number,
+        _inside(file, number, found["path"]),
+        found["label"],
+        SPLIT_WORDS.get(word, ""),
+        found.get("group", ""),
+    )
 
 
 def _inside(file: Path, number: int, path: str) -> str:
-    """The path relative to the table's folder, '/'-separated. Raises `RequestError` where it leads out of it."""
+    """The path relative to the table's folder, '/'-separated. Raises `RequestError`
+    where it leads out of it.
+    """
     base = os.path.abspath(file.parent)
     whole = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
     if not whole.startswith(os.path.join(base, "")):
         raise RequestError(
-            f"Row {number} of {str(file)!r} has the path {path!r}, which is outside of the table's folder. "
-            f"Expected: paths relative to that folder. Put the table above the images (a link to them will do) and write the paths from there."
+            f"Row {number} of {str(file)!r} has the path {path!r}, which is outside of the table's"
+            " folder. Expected: paths relative to that folder. Put the table above the images (a"
+            " link to them will do) and write the paths from there."
         )
     return os.path.relpath(whole, base).replace(os.sep, "/")
 
@@ -128,13 +168,15 @@ def _check_files(file: Path, rows: Sequence[_Row]) -> None:
     for row in rows:
         if row.path in first:
             raise RequestError(
-                f"Rows {first[row.path]} and {row.number} of {str(file)!r} both have the path {row.path!r}. Expected: one row an image. Remove one."
+                f"Rows {first[row.path]} and {row.number} of {str(file)!r} both have the path"
+                f" {row.path!r}. Expected: one row an image. Remove one."
             )
         first[row.path] = row.number
     lost = [row for row in rows if not (file.parent / row.path).is_file()]
     if lost:
         more = f" So do {len(lost) - 1} other row(s)." if len(lost) > 1 else ""
         raise RequestError(
-            f"Row {lost[0].number} of {str(file)!r} has the path {lost[0].path!r}, where there is no file.{more} "
-            f"Paths are relative to {str(file.parent)!r}. Correct them, or remove the rows."
+            f"Row {lost[0].number} of {str(file)!r} has the path {lost[0].path!r}, where there is"
+            f" no file.{more} Paths are relative to {str(file.parent)!r}. Correct them, or remove"
+            " the rows."
         )

@@ -1,4 +1,6 @@
-"""What sources that are files on a disk share: a checked root, and images by name below it."""
+"""What sources that are files on a disk share: a checked root, and images by name below
+it.
+"""
 
 import os
 from abc import abstractmethod
@@ -16,7 +18,9 @@ from kd_app.data.source import Listing, Source
 
 
 class FileSource(Source):
-    """Images that are files below `base`, which a subclass finds; `channels` (1 or 3) is what all are converted to."""
+    """Images that are files below `base`, which a subclass finds; `channels` (1 or 3)
+    is what all are converted to.
+    """
 
     size = None
     base: Path
@@ -40,28 +44,50 @@ class FileSource(Source):
         return open_image(self.base / file, self.channels, shorter_side=shorter_side)
 
     def made_listing(
-        self, classes: Sequence[str], files: Sequence[str], labels: Sequence[str], split: Sequence[str], group: Sequence[str]
+        self,
+        classes: Sequence[str],
+        files: Sequence[str],
+        labels: Sequence[str],
+        split: Sequence[str],
+        group: Sequence[str],
     ) -> Listing:
         """The listing of `files` below `base`, `labels` being class names."""
         number = {name: position for position, name in enumerate(classes)}
         target = np.array([number[label] for label in labels], dtype=np.int64)
-        listing = Listing(tuple(classes), tuple(files), target, tuple(split), tuple(group), fingerprint="")
+        listing = Listing(
+            tuple(classes), tuple(files), target, tuple(split), tuple(group), fingerprint=""
+        )
         return fingerprinted(listing, digest_files([self.base / file for file in files]))
 
 
 def existing(root: Path | None, key: str = "data.root") -> Path:
-    """`root` with ``~`` expanded. Raises `RequestError` where it is None, or where nothing is there, naming `key` and what is called alike."""
+    """`root` with ``~`` expanded. Raises `RequestError` where it is None, or where
+    nothing is there, naming `key` and what is called alike.
+    """
     if root is None:
-        raise RequestError("This data needs the place of its images: data.root is not set. Set it, for example data.root=photos.")
+        raise RequestError(
+            "This data needs the place of its images: data.root is not set. Set it, for example"
+            " data.root=photos."
+        )
     path = root.expanduser()
     if path.exists():
         return path
     parent = path.parent
-    near = closest(path.name, os.listdir(parent)) if parent.is_dir() else f"There is no folder {str(parent)!r} either. "
-    raise RequestError(f"There is no {str(path)!r}. {near}Expected: the folder that holds the images. Set {key} to it.")
+    near = (
+        closest(path.name, os.listdir(parent))
+        if parent.is_dir()
+        else f"There is no folder {str(parent)!r} either. "
+    )
+    raise RequestError(
+        f"There is no {str(path)!r}. {near}Expected: the folder that holds the images. Set {key}"
+        " to it."
+    )
 
 
 def need_two(classes: Sequence[str], where: Path) -> None:
     """Raises `RequestError` for a single class: there is nothing to tell apart."""
     if len(classes) < 2:
-        raise RequestError(f"{str(where)!r} holds a single class, {classes[0]!r}. Expected: at least two. Add the images of another class.")
+        raise RequestError(
+            f"{str(where)!r} holds a single class, {classes[0]!r}. Expected: at least two. Add the"
+            " images of another class."
+        )

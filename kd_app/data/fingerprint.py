@@ -1,4 +1,6 @@
-"""sha256 of a listing: the same for the same images anywhere, another one when a byte, a name or a label changes."""
+"""sha256 of a listing: the same for the same images anywhere, another one when a byte,
+a name or a label changes.
+"""
 
 import hashlib
 import json
@@ -12,21 +14,29 @@ from typing import BinaryIO
 from kd_app.data.source import Listing
 
 WHOLE_LIMIT = 2 * 1024**3
-"""Bytes in all up to which every byte of every file counts; above, only the size and both ends of each file."""
+"""Bytes in all up to which every byte of every file counts; above, only the size and
+both ends of each file.
+"""
 _END = 4096
 _CHUNK = 256
 
 
 def fingerprinted(listing: Listing, contents: Sequence[bytes]) -> Listing:
-    """The listing with its fingerprint: sha256 over the classes, and over each image's name, class, ready split, group and hash of its content."""
+    """The listing with its fingerprint: sha256 over the classes, and over each image's
+    name, class, ready split, group and hash of its content.
+    """
     total = hashlib.sha256(json.dumps(listing.classes).encode())
-    for *row, content in zip(listing.files, listing.target.tolist(), listing.split, listing.group, contents, strict=True):
+    for *row, content in zip(
+        listing.files, listing.target.tolist(), listing.split, listing.group, contents, strict=True
+    ):
         total.update(json.dumps([*row, content.hex()]).encode())
     return replace(listing, fingerprint=total.hexdigest())
 
 
 def digest(file: BinaryIO, *, whole: bool) -> bytes:
-    """sha256 over the size and the bytes of an open, seekable file; without `whole` over its first and last 4 KiB alone."""
+    """sha256 over the size and the bytes of an open, seekable file; without `whole`
+    over its first and last 4 KiB alone.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     found = hashlib.sha256(size.to_bytes(8, "big"))
@@ -40,11 +50,19 @@ def digest(file: BinaryIO, *, whole: bool) -> bytes:
 
 
 def digest_files(paths: Sequence[Path]) -> list[bytes]:
-    """`digest` of each file, whole unless all together hold more than `WHOLE_LIMIT` bytes; empty where a file can't be opened."""
+    """`digest` of each file, whole unless all together hold more than `WHOLE_LIMIT`
+    bytes; empty where a file can't be opened.
+    """
     whole = sum(map(_size, paths)) <= WHOLE_LIMIT
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return [found for part in pool.map(lambda chunk: [_digest_path(path, whole) for path in chunk], chunks) for found in part]
+        return [
+            found
+            for part in pool.map(
+                lambda chunk: [_digest_path(path, whole) for path in chunk], chunks
+            )
+            for found in part
+        ]
 
 
 def _size(path: Path) -> int:

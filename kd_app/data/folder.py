@@ -1,4 +1,6 @@
-"""Images in folders: one sub-folder a class, with or without ready train, validation and test folders above them."""
+"""Images in folders: one sub-folder a class, with or without ready train, validation
+and test folders above them.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,15 +19,20 @@ SPLIT_WORDS = {
 }  # fmt: skip
 """What people call the three sets."""
 
-_LAYOUT = "Expected: <root>/<class>/<image>, or <root>/train/<class>/<image> with test/ and val/ (or validation/) beside train/ where they are ready."
+_LAYOUT = (
+    "Expected: <root>/<class>/<image>, or <root>/train/<class>/<image> with test/ and val/ (or"
+    " validation/) beside train/ where they are ready."
+)
 
 
 class Folder(FileSource):
-    """``root/<class>/**/<image>``, or ``root/train/<class>/**/<image>`` with ``test`` and ``val`` (or ``validation``) beside it, or one of them.
+    """``root/<class>/**/<image>``, or ``root/train/<class>/**/<image>`` with ``test``
+    and ``val`` (or ``validation``) beside it, or one of them.
 
-    Classes and files are ordered by code point, as torchvision's ImageFolder orders them, whatever the file system and the locale.
-    Left out: names that begin with a dot, ``__MACOSX``, and files that don't end as an image does; `ignored` counts the last kind.
-    Links are followed, no folder is entered twice within a class.
+    Classes and files are ordered by code point, as torchvision's ImageFolder orders
+    them, whatever the file system and the locale. Left out: names that begin with a
+    dot, ``__MACOSX``, and files that don't end as an image does; `ignored` counts the
+    last kind. Links are followed, no folder is entered twice within a class.
     """
 
     def __init__(self, *, root: Path | None, channels: Literal[1, 3]) -> None:
@@ -34,14 +41,18 @@ class Folder(FileSource):
         self.ignored = 0
 
     def find(self) -> Listing:
-        """Walk the folder. Raises `RequestError`: not there, a file, empty, another layout, one class, an empty class, splits of other classes."""
+        """Walk the folder. Raises `RequestError`: not there, a file, empty, another
+        layout, one class, an empty class, splits of other classes.
+        """
         self.base = _folder(self.root)
         parts = _ready_splits(self.base) or {"": self.base}
         rows: list[tuple[str, str, str]] = []
         classes: dict[str, list[str]] = {}
         for split, part in parts.items():
             classes[split] = _class_names(part)
-            rows += [(file, name, split) for name in classes[split] for file in self._images(part, name)]
+            rows += [
+                (file, name, split) for name in classes[split] for file in self._images(part, name)
+            ]
         _same_classes(classes, parts)
         names = next(iter(classes.values()))
         need_two(names, next(iter(parts.values())))
@@ -49,20 +60,35 @@ class Folder(FileSource):
         return self.made_listing(names, files, labels, splits, ("",) * len(files))
 
     def _images(self, part: Path, name: str) -> list[str]:
-        """Images of one class, relative to the root. Raises `RequestError` where there is none."""
+        """Images of one class, relative to the root. Raises `RequestError` where there
+        is none.
+        """
         seen = {os.path.realpath(folder) for folder in (self.base, part)}
         below = list(walk(part / name, seen))
-        images = [os.path.relpath(path, self.base).replace(os.sep, "/") for path in below if is_image_name(path)]
+        images = [
+            os.path.relpath(path, self.base).replace(os.sep, "/")
+            for path in below
+            if is_image_name(path)
+        ]
         self.ignored += len(below) - len(images)
         if not images:
             others = f"{len(below)} file(s) of other kinds" if below else "no file"
-            raise RequestError(f"The class {name!r} in {str(part)!r} has no image ({others}). Add images to it, or remove the folder.")
+            raise RequestError(
+                f"The class {name!r} in {str(part)!r} has no image ({others}). Add images to it, or"
+                " remove the folder."
+            )
         return images
 
 
 def images_below(folder: Path) -> list[str]:
-    """Names of all images in a folder and below it, relative to it and '/'-separated; left out is what `Folder` leaves out."""
-    return [os.path.relpath(path, folder).replace(os.sep, "/") for path in walk(folder, set()) if is_image_name(path)]
+    """Names of all images in a folder and below it, relative to it and '/'-separated;
+    left out is what `Folder` leaves out.
+    """
+    return [
+        os.path.relpath(path, folder).replace(os.sep, "/")
+        for path in walk(folder, set())
+        if is_image_name(path)
+    ]
 
 
 def _folder(root: Path | None) -> Path:
@@ -80,10 +106,18 @@ def _folder(root: Path | None) -> Path:
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"), key=lambda entry: entry.name)
+            return sorted(
+                (
+                    entry
+                    for entry in entries
+                    if not entry.name.startswith(".") and entry.name != "__MACOSX"
+                ),
+                key=lambda entry: entry.name,
+            )
     except OSError as error:
         raise RequestError(
-            f"The folder {str(folder)!r} can't be listed: {error.strerror}. Give this user the right to read it, or move it away."
+            f"The folder {str(folder)!r} can't be listed: {error.strerror}. Give this user the"
+            " right to read it, or move it away."
         ) from error
 
 
@@ -99,7 +133,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def walk(folder: Path, seen: set[str]) -> Iterator[str]:
-    """Paths of all files below, links followed; `seen` holds the real paths of folders that are not entered (again)."""
+    """Paths of all files below, links followed; `seen` holds the real paths of folders
+    that are not entered (again).
+    """
     real = os.path.realpath(folder)
     if real in seen:
         return
@@ -112,7 +148,9 @@ def walk(folder: Path, seen: set[str]) -> Iterator[str]:
 
 
 def _ready_splits(root: Path) -> dict[str, Path]:
-    """The folders of ready splits, in the order train, validation, test; none where the sub-folders are classes."""
+    """The folders of ready splits, in the order train, validation, test; none where the
+    sub-folders are classes.
+    """
     folders = _folders(root)
     words = {name: SPLIT_WORDS[name.lower()] for name in folders if name.lower() in SPLIT_WORDS}
     others = [name for name in folders if name not in words]
@@ -120,12 +158,18 @@ def _ready_splits(root: Path) -> dict[str, Path]:
         return {}  # 'train' among other names, with images and no folders in it, is a class: one that runs on rails
     if others:
         raise RequestError(
-            f"{str(root)!r} holds {_some(list(words))} and beside them {_some(others)}: ready splits, or classes? {_LAYOUT} Move the others away."
+            f"{str(root)!r} holds {_some(list(words))} and beside them {_some(others)}: ready"
+            f" splits, or classes? {_LAYOUT} Move the others away."
         )
     if len(set(words.values())) < len(words):
-        raise RequestError(f"{str(root)!r} holds {_some(list(words))}: two folders for the same split. {_LAYOUT} Put them together.")
+        raise RequestError(
+            f"{str(root)!r} holds {_some(list(words))}: two folders for the same split. {_LAYOUT}"
+            " Put them together."
+        )
     if "train" not in words.values():
-        raise RequestError(f"{str(root)!r} holds {_some(list(words))} and no train folder. {_LAYOUT}")
+        raise RequestError(
+            f"{str(root)!r} holds {_some(list(words))} and no train folder. {_LAYOUT}"
+        )
     return {split: root / name for split in SPLITS for name in words if words[name] == split}
 
 
@@ -138,11 +182,16 @@ def _class_names(part: Path) -> list[str]:
     found = (
         f"{images} image(s) and no class folder"
         if images
-        else f"{len(entries)} file(s), none of them an image, and no class folder"
-        if entries
-        else "nothing"
+        else (
+            f"{len(entries)} file(s), none of them an image, and no class folder"
+            if entries
+            else "nothing"
+        )
     )
-    raise RequestError(f"{str(part)!r} holds {found}. {_LAYOUT} Put the images of each class into a folder of its own.")
+    raise RequestError(
+        f"{str(part)!r} holds {found}. {_LAYOUT} Put the images of each class into a folder of its"
+        " own."
+    )
 
 
 def _same_classes(classes: dict[str, list[str]], parts: dict[str, Path]) -> None:
@@ -151,13 +200,16 @@ def _same_classes(classes: dict[str, list[str]], parts: dict[str, Path]) -> None
         missing = [name for name in classes[first] if name not in classes[other]]
         extra = [name for name in classes[other] if name not in classes[first]]
         if missing or extra:
-            wrong = [f"{_some(missing)} only in {parts[first].name!r}"] * bool(missing) + [f"{_some(extra)} only in {parts[other].name!r}"] * bool(
-                extra
-            )
+            wrong = [f"{_some(missing)} only in {parts[first].name!r}"] * bool(missing) + [
+                f"{_some(extra)} only in {parts[other].name!r}"
+            ] * bool(extra)
             raise RequestError(
-                f"The ready splits have other classes: {', '.join(wrong)}. Expected: the same class folders in each. Rename, add or remove folders."
+                f"The ready splits have other classes: {', '.join(wrong)}. Expected: the same class"
+                " folders in each. Rename, add or remove folders."
             )
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(repr(name) for name in names[:8]) + (
+        f" and {len(names) - 8} more" if len(names) > 8 else ""
+    )

@@ -17,18 +17,23 @@ from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
 
 UNPAIRED = (
-    "The data module gives batches, and a control of which the teacher is shown another image of each class needs images by number. "
-    "Leave that control out of 'controls=[...]', or read the images by data=folder or data=csv."
+    "The data module gives batches, and a control of which the teacher is shown another image of"
+    " each class needs images by number. Leave that control out of 'controls=[...]', or read the"
+    " images by data=folder or data=csv."
 )
 
 
 class ForeignData(LightningDataModule):
-    """Wraps a data module whose batches are (image, target), float images that are ready for the student, or `Batch`.
+    """Wraps a data module whose batches are (image, target), float images that are
+    ready for the student, or `Batch`.
 
-    Splits are its train, validation and test loaders; class names are its `classes` or `class_names`, else the numbers that its labels show.
-    The images' order in a loader is their number, so validation and test must not be shuffled. The order of an epoch of training follows from
-    (order seed, epoch) where it comes from torch's default generator, as that of ``DataLoader(shuffle=True)`` does. It has no views: a resumed
-    training starts its epoch again, and other sizes or normalizations than the batches' are not to be had.
+    Splits are its train, validation and test loaders; class names are its `classes` or
+    `class_names`, else the numbers that its labels show. The images' order in a loader
+    is their number, so validation and test must not be shuffled. The order of an epoch
+    of training follows from (order seed, epoch) where it comes from torch's default
+    generator, as that of ``DataLoader(shuffle=True)`` does. It has no views: a resumed
+    training starts its epoch again, and other sizes or normalizations than the batches'
+    are not to be had.
     """
 
     def __init__(self, module: LightningDataModule) -> None:
@@ -46,7 +51,9 @@ class ForeignData(LightningDataModule):
         """Nothing is known before it is set up."""
 
     def load(self, folder: Path | None) -> None:
-        """Set it up and look at what it gives. Raises `RequestError` where that is no batch of images and labels."""
+        """Set it up and look at what it gives. Raises `RequestError` where that is no
+        batch of images and labels.
+        """
         self.module.prepare_data()
         self.module.setup("fit")
         self.module.setup("test")
@@ -56,11 +63,16 @@ class ForeignData(LightningDataModule):
             raise _empty("train")
         if self._first.image.dim() != 4 or self._first.image.dtype == torch.uint8:
             shape, kind = tuple(self._first.image.shape), self._first.image.dtype
-            raise RequestError(f"The data module gives images of {shape}, {kind}. Expected float images [B, C, H, W], normalized for the student.")
+            raise RequestError(
+                f"The data module gives images of {shape}, {kind}. Expected float images [B, C, H,"
+                " W], normalized for the student."
+            )
         named = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
-        shown = 1 + max(int(self._first.hard_target().max()), *(int(t.max()) for t in self._targets.values()))
+        shown = 1 + max(
+            int(self._first.hard_target().max()), *(int(t.max()) for t in self._targets.values())
+        )
         counted = range(shown if self._first.target.dim() == 1 else self._first.target.shape[1])
-        self.classes = tuple(str(name) for name in (named or counted))
+        self.classes = tuple(str(name) for name in named or counted)
 
     def _labels(self, split: str) -> Int64[np.ndarray, " images"]:
         labels = [batch.hard_target().numpy() for batch in self.evaluation(split, None)]
@@ -88,9 +100,13 @@ class ForeignData(LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the first batch to train on and of all labels of validation and test."""
+        """sha256 of the first batch to train on and of all labels of validation and
+        test.
+        """
         assert self._first is not None
-        digest = hashlib.sha256(self._first.image.numpy().tobytes() + self._first.target.numpy().tobytes())
+        digest = hashlib.sha256(
+            self._first.image.numpy().tobytes() + self._first.target.numpy().tobytes()
+        )
         for targets in self._targets.values():
             digest.update(targets.tobytes())
         return digest.hexdigest()
@@ -112,10 +128,20 @@ class ForeignData(LightningDataModule):
         """Its images are normalized already."""
         return (0.0,) * self.channels, (1.0,) * self.channels
 
-    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False, on_labels: bool = False, fresh: bool = False) -> None:
-        """The same batches for every model, in an order that follows from `order_seed`: refuses another size, and to pair images.
+    def bind(
+        self,
+        pixels: Pixels,
+        *,
+        order_seed: int,
+        shuffled: bool = False,
+        on_labels: bool = False,
+        fresh: bool = False,
+    ) -> None:
+        """The same batches for every model, in an order that follows from `order_seed`:
+        refuses another size, and to pair images.
 
-        Which images have a label, and what is done to them, is the module's own affair: on_labels and fresh change nothing.
+        Which images have a label, and what is done to them, is the module's own affair:
+        on_labels and fresh change nothing.
         """
         if shuffled:
             raise RequestError(UNPAIRED)
@@ -132,18 +158,27 @@ class ForeignData(LightningDataModule):
         return Ordered(self.module.train_dataloader(), self._epoch_seed)
 
     def _epoch_seed(self) -> int:
-        return self._order_seed * 1_000_003 + (self.trainer.current_epoch if self.trainer is not None else 0)
+        return self._order_seed * 1_000_003 + (
+            self.trainer.current_epoch if self.trainer is not None else 0
+        )
 
     def val_dataloader(self) -> Any:
         """The module's own, with the images numbered."""
         return self.evaluation("validation", None)
 
-    def evaluation(self, split: str, pixels: Pixels | None, *, batch_size: int | None = None) -> "Numbered":
+    def evaluation(
+        self, split: str, pixels: Pixels | None, *, batch_size: int | None = None
+    ) -> "Numbered":
         """A split's batches with the images numbered in their order."""
-        loader = {"train": self.module.train_dataloader, "validation": self.module.val_dataloader, "test": self.module.test_dataloader}[split]()
+        loader = {
+            "train": self.module.train_dataloader,
+            "validation": self.module.val_dataloader,
+            "test": self.module.test_dataloader,
+        }[split]()
         if loader is None or isinstance(loader, list | dict):
             raise RequestError(
-                f"The data module gives {type(loader).__name__} as its {split} loader. Expected one loader of (image, target) batches."
+                f"The data module gives {type(loader).__name__} as its {split} loader. Expected one"
+                " loader of (image, target) batches."
             )
         return Numbered(loader)
 
@@ -166,7 +201,9 @@ class ForeignData(LightningDataModule):
 
 @dataclass
 class Ordered:
-    """Batches of a loader, in the order that follows from a seed, which is asked for when an iteration starts."""
+    """Batches of a loader, in the order that follows from a seed, which is asked for
+    when an iteration starts.
+    """
 
     loader: Iterable[Any]
     seed: Callable[[], int]
@@ -179,7 +216,9 @@ class Ordered:
 
 
 def _started(loader: Iterable[Any], seed: int) -> Iterator[Any]:
-    """The loader's items. It draws what it shuffles by before its first one: then torch's generator is in the state of `seed`."""
+    """The loader's items. It draws what it shuffles by before its first one: then
+    torch's generator is in the state of `seed`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         iterator = iter(loader)
@@ -200,20 +239,32 @@ class Numbered:
     def __iter__(self) -> Iterator[Batch]:
         start = 0
         for item in _started(self.loader, seed=0):
-            batch = item if isinstance(item, Batch) else Batch(*_pair(item), index=torch.arange(start, start + len(item[0])))
+            batch = (
+                item
+                if isinstance(item, Batch)
+                else Batch(*_pair(item), index=torch.arange(start, start + len(item[0])))
+            )
             start += len(batch)
             yield batch
 
 
 def _empty(split: str) -> RequestError:
     return RequestError(
-        f"The data module gives no batch to its {split} loader. Expected one at least; with drop_last=True the batch size must fit into the images."
+        f"The data module gives no batch to its {split} loader. Expected one at least; with"
+        " drop_last=True the batch size must fit into the images."
     )
 
 
 def _pair(item: Any) -> tuple[Tensor, Tensor]:
-    if not (isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(part, Tensor) for part in item)):
-        raise RequestError(f"A batch of the data module is a {type(item).__name__}. Expected (image, target), two tensors.")
+    if not (
+        isinstance(item, list | tuple)
+        and len(item) == 2
+        and all(isinstance(part, Tensor) for part in item)
+    ):
+        raise RequestError(
+            f"A batch of the data module is a {type(item).__name__}. Expected (image, target), two"
+            " tensors."
+        )
     return item[0], item[1]
 
 

@@ -1,4 +1,6 @@
-"""From a file to 8-bit gray or color pixels, whatever the file holds; needs numpy and Pillow alone."""
+"""From a file to 8-bit gray or color pixels, whatever the file holds; needs numpy and
+Pillow alone.
+"""
 
 import warnings
 from functools import cache
@@ -11,7 +13,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from kd_app.config.errors import RequestError
 
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow knows by name and can't decode by itself (EPS would run Ghostscript on the file)."""
+"""Formats that Pillow knows by name and can't decode by itself (EPS would run
+Ghostscript on the file).
+"""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,7 +30,9 @@ _UPRIGHT = {
 
 
 class BadImageError(RequestError):
-    """An image that can't be read: which file, why, and that ``data.on_error=skip`` leaves such files out. reason: why, alone."""
+    """An image that can't be read: which file, why, and that ``data.on_error=skip``
+    leaves such files out. reason: why, alone.
+    """
 
     reason: str = ""
 
@@ -39,9 +45,13 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """The endings ('.jpg', '.png' ..., lower case) of the files that `open_image` reads."""
+    """The endings ('.jpg', '.png' ..., lower case) of the files that `open_image`
+    reads.
+    """
     readable = set(_formats())
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable)
+    return frozenset(
+        ending for ending, name in Image.registered_extensions().items() if name in readable
+    )
 
 
 def is_image_name(name: str) -> bool:
@@ -50,14 +60,17 @@ def is_image_name(name: str) -> bool:
 
 
 def open_image(path: Path, channels: int, *, shorter_side: int | None = None) -> Image.Image:
-    """The image in `path`, upright by its EXIF orientation, in mode 'L' (`channels` = 1) or 'RGB' (3).
+    """The image in `path`, upright by its EXIF orientation, in mode 'L' (`channels` =
+    1) or 'RGB' (3).
 
-    What is transparent lies on white, as a browser shows it. Gray of 16 bits is scaled linearly (65535 -> 255); integers of 32 bits too where
-    they fit in 16, else from their own least to their greatest value; floats by the least of the ranges 0..1, 0..255, 0..65535 that holds them,
-    else from least to greatest.
-    Of animations and many-page files the first frame counts. Color profiles are not applied.
-    `shorter_side` reduces the image until its shorter side has that many pixels; it never enlarges.
-    Raises `BadImageError`: no image, truncated, too many pixels (twice `PIL.Image.MAX_IMAGE_PIXELS`), not there. Safe to call from threads.
+    What is transparent lies on white, as a browser shows it. Gray of 16 bits is scaled
+    linearly (65535 -> 255); integers of 32 bits too where they fit in 16, else from
+    their own least to their greatest value; floats by the least of the ranges 0..1,
+    0..255, 0..65535 that holds them, else from least to greatest. Of animations and
+    many-page files the first frame counts. Color profiles are not applied.
+    `shorter_side` reduces the image until its shorter side has that many pixels; it
+    never enlarges. Raises `BadImageError`: no image, truncated, too many pixels (twice
+    `PIL.Image.MAX_IMAGE_PIXELS`), not there. Safe to call from threads.
     """
     try:
         with path.open("rb") as file:
@@ -66,7 +79,9 @@ def open_image(path: Path, channels: int, *, shorter_side: int | None = None) ->
         raise _bad(str(path), error) from error
 
 
-def decode_image(file: BinaryIO, name: str, channels: int, *, shorter_side: int | None = None) -> Image.Image:
+def decode_image(
+    file: BinaryIO, name: str, channels: int, *, shorter_side: int | None = None
+) -> Image.Image:
     """As `open_image`, from an open file; `name` is what an error calls it."""
     _quiet()
     try:
@@ -76,7 +91,9 @@ def decode_image(file: BinaryIO, name: str, channels: int, *, shorter_side: int 
 
 
 def plain_mode(image: Image.Image, channels: int) -> Image.Image:
-    """A copy in mode 'L' or 'RGB', what is transparent on white; not turned. Ranges as in `open_image`."""
+    """A copy in mode 'L' or 'RGB', what is transparent on white; not turned. Ranges as
+    in `open_image`.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image)
     if image.has_transparency_data:
@@ -89,8 +106,11 @@ def plain_mode(image: Image.Image, channels: int) -> Image.Image:
 def _decode(file: BinaryIO, channels: int, shorter_side: int | None) -> Image.Image:
     with Image.open(file, formats=_formats()) as image:
         stored = image.size
-        # JPEG alone: decodes at 1/2, 1/4 or 1/8, still twice as large as needed; the filter below does the rest
-        drafted = shorter_side and image.draft("L" if channels == 1 else "RGB", (2 * shorter_side, 2 * shorter_side))
+        # JPEG alone: decodes at 1/2, 1/4 or 1/8, still twice as large as needed; the
+        # filter below does the rest
+        drafted = shorter_side and image.draft(
+            "L" if channels == 1 else "RGB", (2 * shorter_side, 2 * shorter_side)
+        )
         image.load()
         if min(image.size) < 1:
             raise ValueError("it has no pixels")
@@ -109,7 +129,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _reduce(image: Image.Image, stored: tuple[int, int], shorter_side: int) -> Image.Image:
-    """An image that was `stored` with that size, perhaps decoded smaller, as small as asked: the shape is that of what was stored."""
+    """An image that was `stored` with that size, perhaps decoded smaller, as small as
+    asked: the shape is that of what was stored.
+    """
     shorter = min(stored)
     if shorter <= shorter_side:
         return image
@@ -118,9 +140,15 @@ def _reduce(image: Image.Image, stored: tuple[int, int], shorter_side: int) -> I
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Mode 'L' of gray with more bits; a transparent gray value (PNG's tRNS) becomes white."""
+    """Mode 'L' of gray with more bits; a transparent gray value (PNG's tRNS) becomes
+    white.
+    """
     stored = np.asarray(image)
-    values = np.nan_to_num(stored.astype(np.float32 if image.mode.startswith("I;16") else np.float64), posinf=0.0, neginf=0.0)
+    values = np.nan_to_num(
+        stored.astype(np.float32 if image.mode.startswith("I;16") else np.float64),
+        posinf=0.0,
+        neginf=0.0,
+    )
     low, high = _value_range(image.mode, float(values.min()), float(values.max()))
     gray = np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
     clear = image.info.get("transparency")
@@ -138,19 +166,25 @@ def _value_range(mode: str, least: float, greatest: float) -> tuple[float, float
 
 
 def _quiet() -> None:
-    """Turn Pillow's own warnings (large image, odd metadata) off: an image is read or it is an error.
+    """Turn Pillow's own warnings (large image, odd metadata) off: an image is read or
+    it is an error.
 
-    By a filter for the process: `warnings.catch_warnings` is not safe in threads. Whoever resets the filters finds it set again by the next image.
+    By a filter for the process: `warnings.catch_warnings` is not safe in threads.
+    Whoever resets the filters finds it set again by the next image.
     """
-    if not any(action == "ignore" and getattr(module, "pattern", None) == r"PIL\." for action, _, _, module, _ in warnings.filters):
+    if not any(
+        action == "ignore" and getattr(module, "pattern", None) == r"PIL\."
+        for action, _, _, module, _ in warnings.filters
+    ):
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _bad(name: str, error: Exception) -> BadImageError:
     reason = _reason(error)
     told = BadImageError(
-        f"The image {name!r} can't be read: {reason}. Expected: a whole file of a format that Pillow reads (JPEG, PNG, WebP, TIFF ...). "
-        "To fix it, replace or remove the file, or set data.on_error=skip, which leaves such files out and counts them."
+        f"The image {name!r} can't be read: {reason}. Expected: a whole file of a format that"
+        " Pillow reads (JPEG, PNG, WebP, TIFF ...). To fix it, replace or remove the file, or set"
+        " data.on_error=skip, which leaves such files out and counts them."
     )
     told.reason = reason
     return told
@@ -160,7 +194,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, damaged at its beginning, or no image at all"
     if isinstance(error, Image.DecompressionBombError):
-        return f"it claims more pixels than is safe to decode ({str(error).split(',', maxsplit=1)[0]})"
+        return (
+            f"it claims more pixels than is safe to decode ({str(error).split(',', maxsplit=1)[0]})"
+        )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".rstrip(". ").replace("\n", " ")

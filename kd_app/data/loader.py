@@ -1,4 +1,6 @@
-"""Batches in an order that is a function of (seed, epoch), from any position, for any number of ranks, with any number of workers."""
+"""Batches in an order that is a function of (seed, epoch), from any position, for any
+number of ranks, with any number of workers.
+"""
 
 import math
 import signal
@@ -45,9 +47,12 @@ SINGLE = Rank(0, 1)
 class Maker(Dataset[Batch]):
     """Makes the batch of a request: a pure function of it and of these settings.
 
-    target: class numbers by image number. partners: by image number, the image that the teacher is shown in its place, in its own view of the same
-    number; None: the image itself. labeled: by image number, whether its label may be used; None: every one. Of the others the batch's target is -1.
-    augment: what is done to an image after its view. mixing: how images are mixed, None: not at all; the target is shares of classes then.
+    target: class numbers by image number. partners: by image number, the image that the
+    teacher is shown in its place, in its own view of the same number; None: the image
+    itself. labeled: by image number, whether its label may be used; None: every one. Of
+    the others the batch's target is -1. augment: what is done to an image after its
+    view. mixing: how images are mixed, None: not at all; the target is shares of
+    classes then.
     """
 
     store: Store
@@ -63,7 +68,9 @@ class Maker(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
         image, target = self._seen(request)
-        batch = Batch(image, torch.from_numpy(target), torch.from_numpy(request.images), view=request.view)
+        batch = Batch(
+            image, torch.from_numpy(target), torch.from_numpy(request.images), view=request.view
+        )
         if self.labeled is not None:
             batch.labeled = torch.from_numpy(self.labeled[request.images])
         if self.partners is not None:
@@ -71,39 +78,62 @@ class Maker(Dataset[Batch]):
             batch.other, batch.other_index = self._seen(others)[0], torch.from_numpy(others.images)
         return batch
 
-    def _seen(self, request: Request) -> tuple[Tensor, Int64[np.ndarray, " batch"] | Float32[np.ndarray, "batch classes"]]:
+    def _seen(
+        self, request: Request
+    ) -> tuple[Tensor, Int64[np.ndarray, " batch"] | Float32[np.ndarray, "batch classes"]]:
         """Images and labels of a request, mixed where they are to be."""
-        keys, target = image_keys(self.seed, request.images, request.view), self._labels(request.images)
+        keys, target = (
+            image_keys(self.seed, request.images, request.view),
+            self._labels(request.images),
+        )
         image = self._view(request, keys)
         if self.mixing is None or not len(keys):
             return _channels_first(image), target
         drawn = self.mixing.drawn(keys, request.images, (self.pixels.height, self.pixels.width))
         partner = Request(request.view, drawn.partner)
-        image = mixed(image, self._view(partner, image_keys(self.seed, partner.images, partner.view)), drawn)
-        return _channels_first(image), shares(target, self._labels(partner.images), drawn, self.mixing.classes)
+        image = mixed(
+            image, self._view(partner, image_keys(self.seed, partner.images, partner.view)), drawn
+        )
+        return _channels_first(image), shares(
+            target, self._labels(partner.images), drawn, self.mixing.classes
+        )
 
     def _labels(self, images: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
         found: Int64[np.ndarray, " batch"] = self.target[images]
         return found if self.labeled is None else np.where(self.labeled[images], found, -1)
 
-    def _view(self, request: Request, keys: Keys) -> UInt8[np.ndarray, "batch height width channels"]:
-        image = self.view(Selection(self.store, request.images), keys, self.pixels) if len(keys) else self._nothing()
+    def _view(
+        self, request: Request, keys: Keys
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
+        image = (
+            self.view(Selection(self.store, request.images), keys, self.pixels)
+            if len(keys)
+            else self._nothing()
+        )
         image = _with_channels(image, self.pixels.channels)
         return image if self.augment is None else self.augment(image, keys)
 
     def is_slow(self) -> bool:
         """Whether worker processes pay."""
-        return self.augment is not None or not self.store.in_memory or self.view.is_slow(self.store.size, self.pixels)
+        return (
+            self.augment is not None
+            or not self.store.in_memory
+            or self.view.is_slow(self.store.size, self.pixels)
+        )
 
     def _nothing(self) -> UInt8[np.ndarray, "0 height width channels"]:
-        return np.zeros((0, self.pixels.height, self.pixels.width, self.pixels.channels), dtype=np.uint8)
+        return np.zeros(
+            (0, self.pixels.height, self.pixels.width, self.pixels.channels), dtype=np.uint8
+        )
 
 
 def _channels_first(image: UInt8[np.ndarray, "batch height width channels"]) -> Tensor:
     return torch.from_numpy(image).permute(0, 3, 1, 2)
 
 
-def _with_channels(image: UInt8[np.ndarray, "batch height width stored"], channels: int) -> UInt8[np.ndarray, "batch height width channels"]:
+def _with_channels(
+    image: UInt8[np.ndarray, "batch height width stored"], channels: int
+) -> UInt8[np.ndarray, "batch height width channels"]:
     """Gray repeated as color; color as its luma (ITU-R 601, rounded as PIL rounds)."""
     if image.shape[3] == channels:
         return image
@@ -114,7 +144,9 @@ def _with_channels(image: UInt8[np.ndarray, "batch height width stored"], channe
 
 
 class _Stream:
-    """Turns requests into batches in their order: in this process, or in worker processes that live as long as this object."""
+    """Turns requests into batches in their order: in this process, or in worker
+    processes that live as long as this object.
+    """
 
     def __init__(self, maker: Maker, num_workers: int) -> None:
         self._maker = maker
@@ -165,7 +197,9 @@ class _Requests(Sampler[Request]):
 
 @dataclass(frozen=True)
 class _Guarded(Dataset[Batch | RequestError]):
-    """Hands a user's error back as a value: raised in a worker it would come with that worker's traceback in its text."""
+    """Hands a user's error back as a value: raised in a worker it would come with that
+    worker's traceback in its text.
+    """
 
     maker: Maker
 
@@ -177,7 +211,9 @@ class _Guarded(Dataset[Batch | RequestError]):
 
 
 def _end_workers(loader: DataLoader[Any]) -> None:
-    """End them while their queues still work. Left to the collector of cycles, the queues go first and each worker is waited for in vain, for 5 s."""
+    """End them while their queues still work. Left to the collector of cycles, the
+    queues go first and each worker is waited for in vain, for 5 s.
+    """
     iterator = loader._iterator
     if iterator is not None:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
@@ -188,7 +224,9 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Signals are the main process's affair; a worker computes with one thread (torch's default there)."""
+    """Signals are the main process's affair; a worker computes with one thread (torch's
+    default there).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -197,17 +235,24 @@ def _pinned(batch: Batch) -> Batch:
     """In memory that a GPU copies from while it computes, where there is one."""
     if not torch.cuda.is_available():
         return batch
-    return replace(batch, image=batch.image.pin_memory(), other=None if batch.other is None else batch.other.pin_memory())
+    return replace(
+        batch,
+        image=batch.image.pin_memory(),
+        other=None if batch.other is None else batch.other.pin_memory(),
+    )
 
 
 @dataclass
 class TrainingLoader:
     """The shuffled batches of the images `rows`, from the position on.
 
-    A pass over them is a permutation that depends on (order_seed, number of the pass) alone, with `reshuffle` off that of pass 0 always; the view's
-    number is that of the pass, modulo `views` where there are so many. Of each ``batch_size * rank.world`` images in that order rank r takes every
-    ``rank.world``-th from the r-th on, so that 1 rank x 64 and 2 ranks x 32 see the same images in each step. What is left at the end of a pass is
-    dropped; a set that is smaller than one such batch is one smaller batch, equal on all ranks. An epoch is one pass, or as many batches as one over
+    A pass over them is a permutation that depends on (order_seed, number of the pass)
+    alone, with `reshuffle` off that of pass 0 always; the view's number is that of the
+    pass, modulo `views` where there are so many. Of each ``batch_size * rank.world``
+    images in that order rank r takes every ``rank.world``-th from the r-th on, so that
+    1 rank x 64 and 2 ranks x 32 see the same images in each step. What is left at the
+    end of a pass is dropped; a set that is smaller than one such batch is one smaller
+    batch, equal on all ranks. An epoch is one pass, or as many batches as one over
     `images_an_epoch` images has, in as many passes as that takes.
     """
 
@@ -224,7 +269,10 @@ class TrainingLoader:
 
     def __post_init__(self) -> None:
         if len(self.rows) < self.rank.world:
-            raise RequestError(f"{len(self.rows)} image(s) to train on are fewer than {self.rank.world} ranks. Set trainer.devices to less.")
+            raise RequestError(
+                f"{len(self.rows)} image(s) to train on are fewer than {self.rank.world} ranks. Set"
+                " trainer.devices to less."
+            )
         self._stream = _Stream(self.maker, self.num_workers)
 
     def __len__(self) -> int:
@@ -238,23 +286,35 @@ class TrainingLoader:
         yield from self._stream(self._epoch(epoch)[seen:])
 
     def state_dict(self) -> dict[str, int]:
-        """What the position in an epoch depends on. Nothing is restored from it: the position is asked for."""
-        own = {"images": len(self.rows), "images_a_step": self.batch_size * self.rank.world, "order_seed": self.order_seed}
+        """What the position in an epoch depends on. Nothing is restored from it: the
+        position is asked for.
+        """
+        own = {
+            "images": len(self.rows),
+            "images_a_step": self.batch_size * self.rank.world,
+            "order_seed": self.order_seed,
+        }
         more = {"images_an_epoch": self.images_an_epoch, "views": self.views}
         return {**own, **{name: value for name, value in more.items() if value is not None}}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises `RequestError` where the checkpoint's epochs were other ones: the images seen would not be those counted."""
+        """Raises `RequestError` where the checkpoint's epochs were other ones: the
+        images seen would not be those counted.
+        """
         if state != self.state_dict():
             raise RequestError(
-                f"The checkpoint was trained with {state}, this run has {self.state_dict()}. Expected: the same, to go on in the middle of an epoch. "
-                "Keep data.batch_size times trainer.devices, the data and the seed, or start afresh."
+                f"The checkpoint was trained with {state}, this run has {self.state_dict()}."
+                " Expected: the same, to go on in the middle of an epoch. Keep data.batch_size"
+                " times trainer.devices, the data and the seed, or start afresh."
             )
 
     def _epoch(self, epoch: int) -> list[Request]:
         steps = range(epoch * len(self), (epoch + 1) * len(self))
         a_pass = self._steps(len(self.rows))
-        passes = {number: self._pass(number) for number in range(steps.start // a_pass, (steps.stop - 1) // a_pass + 1)}
+        passes = {
+            number: self._pass(number)
+            for number in range(steps.start // a_pass, (steps.stop - 1) // a_pass + 1)
+        }
         return [passes[step // a_pass][step % a_pass] for step in steps]
 
     def _pass(self, number: int) -> list[Request]:
@@ -263,14 +323,19 @@ class TrainingLoader:
         together = min(self.batch_size, len(order) // self.rank.world) * self.rank.world
         view = number if self.views is None else number % self.views
         starts = range(0, self._steps(len(order)) * together, together)
-        return [Request(view, order[start + self.rank.number : start + together : self.rank.world]) for start in starts]
+        return [
+            Request(view, order[start + self.rank.number : start + together : self.rank.world])
+            for start in starts
+        ]
 
 
 @dataclass
 class EvaluationLoader:
-    """Every image of `rows` once over all ranks, in order, in the view of that number: rank r has every ``rank.world``-th from the r-th on.
+    """Every image of `rows` once over all ranks, in order, in the view of that number:
+    rank r has every ``rank.world``-th from the r-th on.
 
-    All ranks give the same number of batches; the last one of a rank may have fewer rows than those of others, or none.
+    All ranks give the same number of batches; the last one of a rank may have fewer
+    rows than those of others, or none.
     """
 
     maker: Maker
@@ -288,4 +353,9 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         own = self.rows[self.rank.number :: self.rank.world]
-        yield from self._stream([Request(self.view, own[step * self.batch_size : (step + 1) * self.batch_size]) for step in range(len(self))])
+        yield from self._stream(
+            [
+                Request(self.view, own[step * self.batch_size : (step + 1) * self.batch_size])
+                for step in range(len(self))
+            ]
+        )

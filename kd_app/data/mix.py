@@ -1,4 +1,6 @@
-"""Images mixed with each other, as a pure function of (data.seed, index, view): the teacher sees the student's pixels, and answers can be stored."""
+"""Images mixed with each other, as a pure function of (data.seed, index, view): the
+teacher sees the student's pixels, and answers can be stored.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -12,7 +14,9 @@ from kd_app.data.views import Keys, remixed
 
 
 class Drawn(NamedTuple):
-    """partner: with which image each one is mixed. kept: ``[B, H, W]``, the share of its own in each pixel, and `share` ``[B]``, their mean."""
+    """partner: with which image each one is mixed. kept: ``[B, H, W]``, the share of
+    its own in each pixel, and `share` ``[B]``, their mean.
+    """
 
     partner: Int64[np.ndarray, " batch"]
     kept: Float32[np.ndarray, "batch height width"]
@@ -21,14 +25,19 @@ class Drawn(NamedTuple):
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class Mix:
-    """How images are mixed: ``own * share + other * (1 - share)`` for pixels and labels alike, share from Beta(a, a).
+    """How images are mixed: ``own * share + other * (1 - share)`` for pixels and labels
+    alike, share from Beta(a, a).
 
-    mixup: a, for whole images (Zhang et al., ICLR 2018, arXiv 1710.09412). cutmix: a, for a rectangle of the area 1 - share that is the other's
-    (Yun et al., ICCV 2019, arXiv 1905.04899); what of it lies outside of the image is cut off, and the share counted anew. Of both, each is drawn for
-    half of the images. probability: that an image is mixed. None: not that way.
+    mixup: a, for whole images (Zhang et al., ICLR 2018, arXiv 1710.09412). cutmix: a,
+    for a rectangle of the area 1 - share that is the other's (Yun et al., ICCV 2019,
+    arXiv 1905.04899); what of it lies outside of the image is cut off, and the share
+    counted anew. Of both, each is drawn for half of the images. probability: that an
+    image is mixed. None: not that way.
 
-    The partner is any image to train on, in its own view of the same number; of an image with a label it is one with a label. Not another one of the
-    batch, as elsewhere: so an image is the same in every batch, on any number of ranks, at the price of making two views for each.
+    The partner is any image to train on, in its own view of the same number; of an
+    image with a label it is one with a label. Not another one of the batch, as
+    elsewhere: so an image is the same in every batch, on any number of ranks, at the
+    price of making two views for each.
     """
 
     mixup: PositiveFloat | None
@@ -43,7 +52,9 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixing:
-    """`mix` for these data: their number of classes, the images to train on (`rows`), and by image number whether it has a label, None: all have."""
+    """`mix` for these data: their number of classes, the images to train on (`rows`),
+    and by image number whether it has a label, None: all have.
+    """
 
     mix: Mix
     classes: int
@@ -53,7 +64,11 @@ class Mixing:
     def drawn(self, keys: Keys, index: Int64[np.ndarray, " batch"], size: tuple[int, int]) -> Drawn:
         """What `keys` draw for the images `index`, of (height, width) `size`."""
         mix, chance = self.mix, [_uniform(remixed(keys, number)) for number in range(6)]
-        cut = np.full(len(index), mix.mixup is None) if mix.mixup is None or mix.cutmix is None else chance[1] < 0.5
+        cut = (
+            np.full(len(index), mix.mixup is None)
+            if mix.mixup is None or mix.cutmix is None
+            else chance[1] < 0.5
+        )
         share = np.ones(len(index))
         for alpha, which in ((mix.mixup, ~cut), (mix.cutmix, cut)):
             if alpha is not None and which.any():
@@ -64,22 +79,38 @@ class Mixing:
             kept[cut] = 1.0 - _boxes(1.0 - share[cut], chance[4][cut], chance[5][cut], size)
         return Drawn(self._partners(index, chance[0]), kept, kept.mean(axis=(1, 2)))
 
-    def _partners(self, index: Int64[np.ndarray, " batch"], chance: Float64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
+    def _partners(
+        self, index: Int64[np.ndarray, " batch"], chance: Float64[np.ndarray, " batch"]
+    ) -> Int64[np.ndarray, " batch"]:
         partner = _from(self.rows, chance)
-        return partner if self.labeled is None else np.where(self.labeled[index], _from(self.rows[self.labeled[self.rows]], chance), partner)
+        return (
+            partner
+            if self.labeled is None
+            else np.where(
+                self.labeled[index], _from(self.rows[self.labeled[self.rows]], chance), partner
+            )
+        )
 
 
 def mixed(
-    own: UInt8[np.ndarray, "batch height width channels"], other: UInt8[np.ndarray, "batch height width channels"], drawn: Drawn
+    own: UInt8[np.ndarray, "batch height width channels"],
+    other: UInt8[np.ndarray, "batch height width channels"],
+    drawn: Drawn,
 ) -> UInt8[np.ndarray, "batch height width channels"]:
     """The pixels, rounded to 8 bits."""
     kept = drawn.kept[..., None]
-    blended: UInt8[np.ndarray, "batch height width channels"] = np.rint(own * kept + other * (1.0 - kept)).astype(np.uint8)
+    blended: UInt8[np.ndarray, "batch height width channels"] = np.rint(
+        own * kept + other * (1.0 - kept)
+    ).astype(np.uint8)
     return blended
 
 
-def shares(own: Int64[np.ndarray, " batch"], other: Int64[np.ndarray, " batch"], drawn: Drawn, classes: int) -> Float32[np.ndarray, "batch classes"]:
-    """``[B, K]``: the share of each class; not a number in the rows of images without a label (class -1)."""
+def shares(
+    own: Int64[np.ndarray, " batch"], other: Int64[np.ndarray, " batch"], drawn: Drawn, classes: int
+) -> Float32[np.ndarray, "batch classes"]:
+    """``[B, K]``: the share of each class; not a number in the rows of images without a
+    label (class -1).
+    """
     found = np.zeros((len(own), classes), dtype=np.float32)
     rows = np.arange(len(own))
     found[rows, own] += drawn.share
@@ -93,7 +124,9 @@ def _uniform(keys: Keys) -> Float64[np.ndarray, " batch"]:
     return (keys >> np.uint64(11)).astype(np.float64) / 2**53
 
 
-def _from(rows: Int64[np.ndarray, " rows"], chance: Float64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
+def _from(
+    rows: Int64[np.ndarray, " rows"], chance: Float64[np.ndarray, " batch"]
+) -> Int64[np.ndarray, " batch"]:
     found: Int64[np.ndarray, " batch"] = rows[(chance * len(rows)).astype(np.int64)]
     return found
 
@@ -107,14 +140,21 @@ def _beta(alpha: float, chance: Float64[np.ndarray, " drawn"]) -> Float64[np.nda
 
 
 def _boxes(
-    area: Float64[np.ndarray, " drawn"], down: Float64[np.ndarray, " drawn"], across: Float64[np.ndarray, " drawn"], size: tuple[int, int]
+    area: Float64[np.ndarray, " drawn"],
+    down: Float64[np.ndarray, " drawn"],
+    across: Float64[np.ndarray, " drawn"],
+    size: tuple[int, int],
 ) -> Float32[np.ndarray, "drawn height width"]:
-    """1 inside of a rectangle of this share of the area and the image's proportions around a random point, 0 outside."""
+    """1 inside of a rectangle of this share of the area and the image's proportions
+    around a random point, 0 outside.
+    """
     inside: list[Bool[np.ndarray, "drawn length"]] = []
     for length, center in zip(size, (down, across), strict=True):
         half, middle = np.sqrt(area) * length / 2, center * length
         start, end = np.rint(middle - half)[:, None], np.rint(middle + half)[:, None]
         place = np.arange(length)[None]
         inside.append((place >= start) & (place < end))
-    found: Float32[np.ndarray, "drawn height width"] = (inside[0][:, :, None] & inside[1][:, None, :]).astype(np.float32)
+    found: Float32[np.ndarray, "drawn height width"] = (
+        inside[0][:, :, None] & inside[1][:, None, :]
+    ).astype(np.float32)
     return found

@@ -1,4 +1,6 @@
-"""The LightningDataModule over every source: listed, scanned, loaded, bound to one model's pixels, and served."""
+"""The LightningDataModule over every source: listed, scanned, loaded, bound to one
+model's pixels, and served.
+"""
 
 import os
 from collections.abc import Callable
@@ -49,12 +51,16 @@ class Shares:
 class ImageData(LightningDataModule, Typed):
     """Images with one label each, in three splits.
 
-    ``list()`` is cheap; where `needs_scan`, ``scan(folder, ...)`` decodes everything once; ``load(folder)`` makes the pixels readable;
-    ``bind(pixels, order_seed=...)`` says for which model `train_dataloader` and `val_dataloader` serve; `evaluation` needs no Trainer.
-    Batches are `Batch` with uint8 images. The trainer says rank, world and position, so that a resumed run goes on in mid-epoch.
-    views: so many views of each image, one an epoch in turn; None: a fresh one every epoch. labels: the share of the images to train on whose label
-    is used in training, see `labeled_images`; None: all. What is measured, on train as well, is measured by all labels. unlabeled: a folder of
-    images that have none and are trained on as well, see `WithUnlabeled`. augment, mix: what is done to each image to train on after its
+    ``list()`` is cheap; where `needs_scan`, ``scan(folder, ...)`` decodes everything
+    once; ``load(folder)`` makes the pixels readable; ``bind(pixels, order_seed=...)``
+    says for which model `train_dataloader` and `val_dataloader` serve; `evaluation`
+    needs no Trainer. Batches are `Batch` with uint8 images. The trainer says rank,
+    world and position, so that a resumed run goes on in mid-epoch. views: so many views
+    of each image, one an epoch in turn; None: a fresh one every epoch. labels: the
+    share of the images to train on whose label is used in training, see
+    `labeled_images`; None: all. What is measured, on train as well, is measured by all
+    labels. unlabeled: a folder of images that have none and are trained on as well, see
+    `WithUnlabeled`. augment, mix: what is done to each image to train on after its
     view, and how they are mixed with each other.
     """
 
@@ -109,11 +115,15 @@ class ImageData(LightningDataModule, Typed):
         self._on_labels = self._fresh = False
 
     def list(self) -> None:
-        """Find the images and divide them. Raises `RequestError` where the source or the division does."""
+        """Find the images and divide them. Raises `RequestError` where the source or
+        the division does.
+        """
         if self._listing is None:
             listing = self.source.listing()
             labeled = labeled_part(listing)
-            found = divide(labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test)
+            found = divide(
+                labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
+            )
             names = (*found.names, *(UNLABELED,) * (len(listing.files) - len(labeled.files)))
             self._listing, self._names, self.notes = listing, names, found.notes
             self._divide()
@@ -123,7 +133,11 @@ class ImageData(LightningDataModule, Typed):
         names[[int(number) for number in self._bad]] = ""
         self._rows = {name: np.flatnonzero(names == name) for name in (*SPLITS, UNLABELED)}
         few = self.labels is not None or len(self._rows[UNLABELED])
-        self._labeled = labeled_images(self.listing, self._rows["train"], self.labels or 1.0, seed=self.seed) if few else None
+        self._labeled = (
+            labeled_images(self.listing, self._rows["train"], self.labels or 1.0, seed=self.seed)
+            if few
+            else None
+        )
 
     @property
     def listing(self) -> Listing:
@@ -137,20 +151,41 @@ class ImageData(LightningDataModule, Typed):
         return self.source.store() is None
 
     def scan_config(self, decode_size: int) -> dict[str, Any]:
-        """What a scan depends on beside ``listing.fingerprint``: the configuration of its stage."""
-        return {"decode_size": decode_size, "channels": self.source.channels, "keep": self.cache != "none"}
+        """What a scan depends on beside ``listing.fingerprint``: the configuration of
+        its stage.
+        """
+        return {
+            "decode_size": decode_size,
+            "channels": self.source.channels,
+            "keep": self.cache != "none",
+        }
 
     def scan(self, folder: Path, *, decode_size: int, progress: Progress) -> None:
-        """Decode every image once, shorter sides bounded by `decode_size`, and fill `folder`. Bad images are recorded; `load` raises or skips."""
+        """Decode every image once, shorter sides bounded by `decode_size`, and fill
+        `folder`. Bad images are recorded; `load` raises or skips.
+        """
         images = len(self.listing.files)
-        scan(self.source, images, folder, decode_size=decode_size, keep=self.cache != "none", threads=_cores(), progress=progress)
+        scan(
+            self.source,
+            images,
+            folder,
+            decode_size=decode_size,
+            keep=self.cache != "none",
+            threads=_cores(),
+            progress=progress,
+        )
 
     def load(self, folder: Path | None) -> None:
-        """Make the pixels readable; `folder` is what `scan` filled. Raises `RequestError`: bad images, or a split or class without any other."""
+        """Make the pixels readable; `folder` is what `scan` filled. Raises
+        `RequestError`: bad images, or a split or class without any other.
+        """
         if folder is None:
             pixels = self.source.store()
             if pixels is None:
-                raise RequestError("These images are files: call data.scan(folder, decode_size=..., progress=...) once, then data.load(folder).")
+                raise RequestError(
+                    "These images are files: call data.scan(folder, decode_size=..., progress=...)"
+                    " once, then data.load(folder)."
+                )
             self._store = hold(pixels)
         else:
             self._load_scan(folder)
@@ -159,12 +194,22 @@ class ImageData(LightningDataModule, Typed):
         self._note_labels()
 
     def _note_labels(self) -> None:
-        kept, images, beside = (len(rows) for rows in (self.labeled_rows, self.rows("train"), self.rows(UNLABELED)))
+        kept, images, beside = (
+            len(rows) for rows in (self.labeled_rows, self.rows("train"), self.rows(UNLABELED))
+        )
         if self.labels is not None:
-            self.notes += (f"{kept:,} of {images:,} images to train on keep their label (data.labels={self.labels:g}); the others are seen without",)
+            self.notes += (
+                (
+                    f"{kept:,} of {images:,} images to train on keep their label"
+                    f" (data.labels={self.labels:g}); the others are seen without"
+                ),
+            )
         if beside:
             self.notes += (
-                f"{beside:,} images without a label (data.unlabeled={self.unlabeled}) are trained on as well, by the terms that read none",
+                (
+                    f"{beside:,} images without a label (data.unlabeled={self.unlabeled}) are"
+                    " trained on as well, by the terms that read none"
+                ),
             )
 
     def _load_scan(self, folder: Path) -> None:
@@ -172,14 +217,19 @@ class ImageData(LightningDataModule, Typed):
         self._bad = found.summary.bad
         if self._bad and self.on_error == "raise":
             raise RequestError(
-                f"{len(self._bad)} of {len(self.listing.files)} images can't be read: {self._named_bad()} "
-                "Expected: every image can be read. Replace or remove the files, or set data.on_error=skip, which leaves them out and counts them."
+                f"{len(self._bad)} of {len(self.listing.files)} images can't be read:"
+                f" {self._named_bad()} Expected: every image can be read. Replace or remove the"
+                " files, or set data.on_error=skip, which leaves them out and counts them."
             )
         self._store, notes = open_store(self.source, folder, self.cache)
         self._decode_size = found.summary.decode_size
         self._divide()
         self._measured_size = typical_size(found.sizes[self.listing.target >= 0])
-        skipped = (f"{len(self._bad)} image(s) can't be read and are left out: {self._named_bad()}",) if self._bad else ()
+        skipped = (
+            (f"{len(self._bad)} image(s) can't be read and are left out: {self._named_bad()}",)
+            if self._bad
+            else ()
+        )
         self.notes = (*self.notes, *notes, *skipped)
 
     def _named_bad(self) -> str:
@@ -188,13 +238,21 @@ class ImageData(LightningDataModule, Typed):
         return f"{', '.join(some)}{more}. The first: {next(iter(self._bad.values()))}"
 
     def _check_splits(self) -> None:
-        """Raises `RequestError` where skipped images were all that a split, or a class in train, had."""
+        """Raises `RequestError` where skipped images were all that a split, or a class
+        in train, had.
+        """
         for name in SPLITS:
             if not len(self.rows(name)):
-                raise RequestError(f"No image of the {name} set can be read. Replace the files: {self._named_bad()}")
+                raise RequestError(
+                    f"No image of the {name} set can be read. Replace the files:"
+                    f" {self._named_bad()}"
+                )
         missing = sorted(set(range(len(self.classes))) - set(self.targets("train").tolist()))
         if missing:
-            raise RequestError(f"No image of the class {self.classes[missing[0]]!r} in train can be read. Replace the files: {self._named_bad()}")
+            raise RequestError(
+                f"No image of the class {self.classes[missing[0]]!r} in train can be read. Replace"
+                f" the files: {self._named_bad()}"
+            )
 
     @property
     def store(self) -> Store:
@@ -203,7 +261,9 @@ class ImageData(LightningDataModule, Typed):
         return self._store
 
     def thumbnail(self, index: int) -> bytes | None:
-        """Image `index` as it was decoded, as a small PNG; None where its file can't be read any more."""
+        """Image `index` as it was decoded, as a small PNG; None where its file can't be
+        read any more.
+        """
         try:
             return thumbnail(self.store.picture(index))
         except BadImageError:
@@ -221,9 +281,11 @@ class ImageData(LightningDataModule, Typed):
 
     @property
     def size(self) -> int:
-        """The side to make models for: `image_size`; else that of the images where all are equal squares of up to 224 pixels; else a typical one.
+        """The side to make models for: `image_size`; else that of the images where all
+        are equal squares of up to 224 pixels; else a typical one.
 
-        Typical is the median of the shorter sides, rounded to a multiple of 32, from 32 to 224.
+        Typical is the median of the shorter sides, rounded to a multiple of 32, from 32
+        to 224.
         """
         size = self.image_size or self._measured_size
         assert size is not None, "load() comes first"
@@ -241,15 +303,29 @@ class ImageData(LightningDataModule, Typed):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images that can be read, by split; of those without a label where there are any."""
-        return {name: len(self.rows(name)) for name in (*SPLITS, UNLABELED) if name in SPLITS or len(self.rows(name))}
+        """Number of images that can be read, by split; of those without a label where
+        there are any.
+        """
+        return {
+            name: len(self.rows(name))
+            for name in (*SPLITS, UNLABELED)
+            if name in SPLITS or len(self.rows(name))
+        }
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of what determines the split and the pixels before the view: contents, division, bad images, decode size; and of the views' seed."""
+        """sha256 of what determines the split and the pixels before the view: contents,
+        division, bad images, decode size; and of the views' seed.
+        """
         names = fingerprint(self._names)
         return fingerprint(
-            {"data": self.listing.fingerprint, "split": names, "bad": sorted(self._bad), "decode_size": self._decode_size, "seed": self.seed}
+            {
+                "data": self.listing.fingerprint,
+                "split": names,
+                "bad": sorted(self._bad),
+                "decode_size": self._decode_size,
+                "seed": self.seed,
+            }
         )
 
     def rows(self, split: str) -> Int64[np.ndarray, " rows"]:
@@ -266,11 +342,17 @@ class ImageData(LightningDataModule, Typed):
         write_split(path, self.listing, self._names)
 
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over the train split, in 0..1, to 4 digits; from at most 10,000 images, evenly spread."""
+        """Mean and standard deviation of each channel over the train split, in 0..1, to
+        4 digits; from at most 10,000 images, evenly spread.
+        """
         if self._statistics is None:
             rows = self.rows("train")
-            sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)]
-            self._statistics = channel_statistics(self.store.picture(number) for number in sample.tolist())
+            sample = rows[
+                np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)
+            ]
+            self._statistics = channel_statistics(
+                self.store.picture(number) for number in sample.tolist()
+            )
         return self._statistics
 
     @property
@@ -284,14 +366,29 @@ class ImageData(LightningDataModule, Typed):
         rows = self.training_rows
         return rows if self._labeled is None else rows[self._labeled[rows]]
 
-    def bind(self, pixels: Pixels, *, order_seed: int, shuffled: bool = False, on_labels: bool = False, fresh: bool = False) -> None:
-        """Serve the model that expects `pixels` from now on; `order_seed` shuffles the images. Raises `RequestError` where the view can't.
+    def bind(
+        self,
+        pixels: Pixels,
+        *,
+        order_seed: int,
+        shuffled: bool = False,
+        on_labels: bool = False,
+        fresh: bool = False,
+    ) -> None:
+        """Serve the model that expects `pixels` from now on; `order_seed` shuffles the
+        images. Raises `RequestError` where the view can't.
 
-        shuffled: a teacher is shown another image of the same class in the place of each, see `class_partners`. on_labels: the images with a label
-        alone, in as many steps an epoch as all of them take. fresh: a fresh view in every pass, whatever `views` says.
+        shuffled: a teacher is shown another image of the same class in the place of
+        each, see `class_partners`. on_labels: the images with a label alone, in as many
+        steps an epoch as all of them take. fresh: a fresh view in every pass, whatever
+        `views` says.
         """
         self._bound, self._on_labels, self._fresh = (pixels, order_seed), on_labels, fresh
-        self._partners = class_partners(self.listing.target, self.rows("train"), seed=order_seed) if shuffled else None
+        self._partners = (
+            class_partners(self.listing.target, self.rows("train"), seed=order_seed)
+            if shuffled
+            else None
+        )
         self._maker(self.view, pixels)[Request(0, self.rows("train")[:1])]
 
     def setup(self, stage: str) -> None:
@@ -301,11 +398,16 @@ class ImageData(LightningDataModule, Typed):
             self.load(None)
 
     def train_dataloader(self) -> TrainingLoader:
-        """Augmented, shuffled batches; with ``overfit_batches`` of the Trainer the same images in each epoch."""
+        """Augmented, shuffled batches; with ``overfit_batches`` of the Trainer the same
+        images in each epoch.
+        """
         pixels, order_seed = self._binding()
         maker, rank = replace(self._training_maker(pixels), partners=self._partners), self._rank()
         reshuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
-        rows, all_rows = self.labeled_rows if self._on_labels else self.training_rows, self.training_rows
+        rows, all_rows = (
+            (self.labeled_rows if self._on_labels else self.training_rows),
+            self.training_rows,
+        )
         return TrainingLoader(
             maker,
             rows,
@@ -320,43 +422,92 @@ class ImageData(LightningDataModule, Typed):
         )
 
     def seen_in(self, view: int, pixels: Pixels) -> EvaluationLoader:
-        """The images of an epoch in order, in the view of that number, as the model that expects `pixels` is shown them in training."""
+        """The images of an epoch in order, in the view of that number, as the model
+        that expects `pixels` is shown them in training.
+        """
         maker = self._training_maker(pixels)
-        return EvaluationLoader(maker, self.training_rows, self.batch_size, num_workers=self._workers(maker, SINGLE), view=view)
+        return EvaluationLoader(
+            maker,
+            self.training_rows,
+            self.batch_size,
+            num_workers=self._workers(maker, SINGLE),
+            view=view,
+        )
 
     def val_dataloader(self) -> EvaluationLoader:
         """This rank's share of the validation images."""
         pixels, _ = self._binding()
         return self._evaluation("validation", Plain(), pixels, self.batch_size, self._rank())
 
-    def evaluation(self, split: Split, pixels: Pixels, *, batch_size: int | None = None, corruption: Corruption | None = None) -> EvaluationLoader:
-        """All images of a split in order, as the model that expects `pixels` sees them, in this process; corrupted, where that is asked for."""
+    def evaluation(
+        self,
+        split: Split,
+        pixels: Pixels,
+        *,
+        batch_size: int | None = None,
+        corruption: Corruption | None = None,
+    ) -> EvaluationLoader:
+        """All images of a split in order, as the model that expects `pixels` sees them,
+        in this process; corrupted, where that is asked for.
+        """
         view = Plain() if corruption is None else Corrupted(corruption)
         return self._evaluation(split, view, pixels, batch_size or self.batch_size, SINGLE)
 
     def sample(self, split: Split, pixels: Pixels, images: int) -> EvaluationLoader:
-        """So many images of a split, or all it has, drawn at random with `seed`; as `evaluation` gives them. Of train those whose label is used."""
-        rows = np.random.default_rng(self.seed).permutation(self.labeled_rows if split == "train" else self.rows(split))[:images]
-        return replace(self.evaluation(split, pixels), rows=np.sort(rows), batch_size=min(self.batch_size, images))
+        """So many images of a split, or all it has, drawn at random with `seed`; as
+        `evaluation` gives them. Of train those whose label is used.
+        """
+        rows = np.random.default_rng(self.seed).permutation(
+            self.labeled_rows if split == "train" else self.rows(split)
+        )[:images]
+        return replace(
+            self.evaluation(split, pixels),
+            rows=np.sort(rows),
+            batch_size=min(self.batch_size, images),
+        )
 
-    def _evaluation(self, split: Split, view: View, pixels: Pixels, batch_size: int, rank: Rank) -> EvaluationLoader:
+    def _evaluation(
+        self, split: Split, view: View, pixels: Pixels, batch_size: int, rank: Rank
+    ) -> EvaluationLoader:
         maker = self._maker(view, pixels)
-        return EvaluationLoader(maker, self.rows(split), batch_size=batch_size, num_workers=self._workers(maker, rank), rank=rank)
+        return EvaluationLoader(
+            maker,
+            self.rows(split),
+            batch_size=batch_size,
+            num_workers=self._workers(maker, rank),
+            rank=rank,
+        )
 
     def _training_maker(self, pixels: Pixels) -> Maker:
-        mixing = None if self.mix is None else Mixing(self.mix, len(self.classes), self.training_rows, self._labeled)
-        return replace(self._maker(self.view, pixels), labeled=self._labeled, mixing=mixing, augment=self.augment)
+        mixing = (
+            None
+            if self.mix is None
+            else Mixing(self.mix, len(self.classes), self.training_rows, self._labeled)
+        )
+        return replace(
+            self._maker(self.view, pixels),
+            labeled=self._labeled,
+            mixing=mixing,
+            augment=self.augment,
+        )
 
     def _maker(self, view: View, pixels: Pixels) -> Maker:
         return Maker(self.store, self.listing.target, view, pixels, self.seed)
 
     def _binding(self) -> tuple[Pixels, int]:
         if self._bound is None:
-            raise RequestError("The data serves no model yet: call data.bind(pixels, order_seed=...) with what the student expects.")
+            raise RequestError(
+                "The data serves no model yet: call data.bind(pixels, order_seed=...) with what the"
+                " student expects."
+            )
         return self._bound
 
     def _rank(self) -> Rank:
-        return SINGLE if self.trainer is None else Rank(self.trainer.global_rank, self.trainer.world_size)
+        return (
+            SINGLE
+            if self.trainer is None
+            else Rank(self.trainer.global_rank, self.trainer.world_size)
+        )
 
     def _position(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -374,11 +525,16 @@ class ImageData(LightningDataModule, Typed):
 def _made(source: Callable[..., Any], root: Path | None) -> Source:
     takes_root = "root" in signature(source).parameters
     if root is not None and not takes_root:
-        raise RequestError(f"data.root={root} does nothing here: this data is not read from a folder. Remove it, or choose data=folder.")
+        raise RequestError(
+            f"data.root={root} does nothing here: this data is not read from a folder. Remove it,"
+            " or choose data=folder."
+        )
     try:
         made = source(root=root) if takes_root else source()
     except RequestError as error:
-        raise RequestError(f"{error} Set data.root to where the images are.") from None if root is None else error
+        raise RequestError(f"{error} Set data.root to where the images are.") from (
+            None if root is None else error
+        )
     assert isinstance(made, Source)
     return made
 

@@ -10,11 +10,15 @@ from kd_app.config import Pixels
 
 
 def normalize(
-    image: UInt8[Tensor, "batch in_channels height width"], pixels: Pixels, memory_format: torch.memory_format
+    image: UInt8[Tensor, "batch in_channels height width"],
+    pixels: Pixels,
+    memory_format: torch.memory_format,
 ) -> Float32[Tensor, "batch channels height width"]:
-    """``(image / 255 - mean) / std`` in one pass on the image's device, in `memory_format`. A gray image is repeated where the model wants color.
+    """``(image / 255 - mean) / std`` in one pass on the image's device, in
+    `memory_format`. A gray image is repeated where the model wants color.
 
-    Not for autograd: the result has no history. float32 under autocast too, which rounds once, inside the first layer.
+    Not for autograd: the result has no history. float32 under autocast too, which
+    rounds once, inside the first layer.
     """
     scale, bias = _affine(pixels.mean, pixels.std, image.device)
     made = torch.addcmul(bias, image.contiguous(memory_format=memory_format), scale)
@@ -22,8 +26,15 @@ def normalize(
 
 
 @lru_cache(maxsize=32)
-def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """``image * scale + bias``, computed in float64 and rounded once; ``[1, C, 1, 1]`` each."""
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """``image * scale + bias``, computed in float64 and rounded once; ``[1, C, 1, 1]``
+    each.
+    """
     deviation = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
-    scale, bias = 1 / (255 * deviation), -torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1) / deviation
+    scale, bias = (
+        1 / (255 * deviation),
+        -torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1) / deviation,
+    )
     return scale.float().to(device), bias.float().to(device)

@@ -4,11 +4,15 @@ import numpy as np
 from jaxtyping import Int64
 
 
-def class_partners(target: Int64[np.ndarray, " images"], rows: Int64[np.ndarray, " rows"], *, seed: int) -> Int64[np.ndarray, " images"]:
-    """By image number: for each of the images `rows` another one of them, of the same class.
+def class_partners(
+    target: Int64[np.ndarray, " images"], rows: Int64[np.ndarray, " rows"], *, seed: int
+) -> Int64[np.ndarray, " images"]:
+    """By image number: for each of the images `rows` another one of them, of the same
+    class.
 
-    Within a class it is one random cycle over all its images, which follows from `seed`: each image is the partner of exactly one, and its own only
-    where it is alone in its class. Images that are not among `rows` are their own partners.
+    Within a class it is one random cycle over all its images, which follows from
+    `seed`: each image is the partner of exactly one, and its own only where it is alone
+    in its class. Images that are not among `rows` are their own partners.
     """
     partners = np.arange(len(target))
     order = np.random.default_rng([seed, len(rows)]).permutation(rows)

@@ -1,4 +1,6 @@
-"""Where the pixels of all images are: in memory, in a mapped file, or still in the files they came in. The pixels are the same in all three."""
+"""Where the pixels of all images are: in memory, in a mapped file, or still in the
+files they came in. The pixels are the same in all three.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -18,16 +20,19 @@ from kd_app.data.source import Source
 Cache = Literal["ram", "disk", "none"]
 
 _LEAST_DEVIATION = 0.01
-"""Of images that are all one color, so that normalizing them does not divide by zero."""
+"""Of images that are all one color, so that normalizing them does not divide by zero.
+"""
 
 _SHARE_OF_MEMORY = 4
 """One part in so many of the available memory may hold pixels."""
 
 
 class Store(ABC):
-    """The pixels of all images by number. Nothing changes in it, so that a copy is the store itself.
+    """The pixels of all images by number. Nothing changes in it, so that a copy is the
+    store itself.
 
-    size: (height, width) where all images have the same, else None. in_memory: no read waits for a disk or a decoder.
+    size: (height, width) where all images have the same, else None. in_memory: no read
+    waits for a disk or a decoder.
     """
 
     size: tuple[int, int] | None
@@ -37,7 +42,9 @@ class Store(ABC):
     def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """Image `index`; read-only."""
 
-    def array(self, index: Int64[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
+    def array(
+        self, index: Int64[np.ndarray, " batch"]
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
         """The images `index`, copied; only where all have one size."""
         return np.stack([self.picture(number) for number in index.tolist()])
 
@@ -46,32 +53,49 @@ class Store(ABC):
 
 
 class HeldStore(Store):
-    """Pixels one behind the other in one array, or in one mapped file. Pickled, it is the path: whoever unpickles it maps the file."""
+    """Pixels one behind the other in one array, or in one mapped file. Pickled, it is
+    the path: whoever unpickles it maps the file.
+    """
 
-    def __init__(self, pixels: UInt8[np.ndarray, " bytes"], shapes: Int64[np.ndarray, "images 2"], channels: int, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        pixels: UInt8[np.ndarray, " bytes"],
+        shapes: Int64[np.ndarray, "images 2"],
+        channels: int,
+        path: Path | None = None,
+    ) -> None:
         self.in_memory = not isinstance(pixels, np.memmap)
         self.size = common_size(shapes)
         self._pixels: np.ndarray = np.asarray(pixels)
         self._shapes, self._channels, self._path = shapes, channels, path
         self._ends = np.cumsum(shapes.prod(axis=1) * channels)
         self._rows = np.cumsum(shapes[:, 0] > 0) - 1
-        """Where all have one size: the place of an image among those that are not bad."""
+        """Where all have one size: the place of an image among those that are not bad.
+        """
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """See `Store`."""
         height, width = self._shapes[index].tolist()
         end = int(self._ends[index])
-        picture: np.ndarray = self._pixels[end - height * width * self._channels : end].reshape(height, width, self._channels)
+        picture: np.ndarray = self._pixels[end - height * width * self._channels : end].reshape(
+            height, width, self._channels
+        )
         return picture
 
-    def array(self, index: Int64[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
+    def array(
+        self, index: Int64[np.ndarray, " batch"]
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
         """See `Store`; one gather."""
         assert self.size is not None
         found: np.ndarray = self._pixels.reshape(-1, *self.size, self._channels)[self._rows[index]]
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ if self._path is None else {**self.__dict__, "_pixels": None, "in_memory": False}
+        return (
+            self.__dict__
+            if self._path is None
+            else {**self.__dict__, "_pixels": None, "in_memory": False}
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -84,13 +108,19 @@ class DecodingStore(Store):
 
     in_memory = False
 
-    def __init__(self, source: Source, shapes: Int64[np.ndarray, "images 2"], decode_size: int) -> None:
+    def __init__(
+        self, source: Source, shapes: Int64[np.ndarray, "images 2"], decode_size: int
+    ) -> None:
         self.size = common_size(shapes)
         self._source, self._decode_size = source, decode_size
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """See `Store`. Raises `BadImageError` for a file that has become bad since the scan."""
-        found = np.asarray(bounded(self._source.read(index, shorter_side=self._decode_size), self._decode_size))
+        """See `Store`. Raises `BadImageError` for a file that has become bad since the
+        scan.
+        """
+        found = np.asarray(
+            bounded(self._source.read(index, shorter_side=self._decode_size), self._decode_size)
+        )
         return found.reshape(*found.shape[:2], self._source.channels)
 
 
@@ -110,8 +140,9 @@ class Selection:
         """All at once, as a copy. Raises `RequestError` where they differ in size."""
         if self.size is None:
             raise RequestError(
-                "The images differ in size, and data.view takes them as a batch of one size. Expected: a view of single images. "
-                "Set data.view to one, for example {_target_: kd_app.data.views.Plain}, or make the images one size."
+                "The images differ in size, and data.view takes them as a batch of one size."
+                " Expected: a view of single images. Set data.view to one, for example {_target_:"
+                " kd_app.data.views.Plain}, or make the images one size."
             )
         return self.store.array(self.index)
 
@@ -137,13 +168,18 @@ def hold(pixels: UInt8[Tensor, "images channels height width"]) -> HeldStore:
 
 
 def open_store(source: Source, folder: Path, cache: Cache) -> Opened:
-    """The store of a scanned source, in the mode `cache`, or in a weaker one where the pixels don't fit, which a note says.
+    """The store of a scanned source, in the mode `cache`, or in a weaker one where the
+    pixels don't fit, which a note says.
 
-    ram: at most a quarter of the available memory; disk: a scan keeps pixels only where they take at most half of the free space.
+    ram: at most a quarter of the available memory; disk: a scan keeps pixels only where
+    they take at most half of the free space.
     """
     found = read_scan(folder)
     if cache == "none" or not found.summary.kept:
-        return Opened(DecodingStore(source, found.shapes, found.summary.decode_size), _why_decoded(cache, found))
+        return Opened(
+            DecodingStore(source, found.shapes, found.summary.decode_size),
+            _why_decoded(cache, found),
+        )
     path = folder / PIXELS
     available = available_memory()
     if cache == "disk" or found.summary.size_bytes > available // _SHARE_OF_MEMORY:
@@ -152,7 +188,9 @@ def open_store(source: Source, folder: Path, cache: Cache) -> Opened:
             "they are read from a mapped file (data.cache=disk).",
         )  # fmt: skip
         return Opened(HeldStore(_mapped(path), found.shapes, source.channels, path), notes)
-    return Opened(HeldStore(np.fromfile(path, dtype=np.uint8), found.shapes, source.channels, path), ())
+    return Opened(
+        HeldStore(np.fromfile(path, dtype=np.uint8), found.shapes, source.channels, path), ()
+    )
 
 
 def _why_decoded(cache: Cache, found: Scan) -> tuple[str, ...]:
@@ -160,20 +198,29 @@ def _why_decoded(cache: Cache, found: Scan) -> tuple[str, ...]:
         return ()
     needed = _gib(found.summary.size_bytes)
     return (
-        f"data.cache={cache}: {needed} of pixels were more than half of the free disk when they were scanned; each read decodes (data.cache=none).",
+        (
+            f"data.cache={cache}: {needed} of pixels were more than half of the free disk when they"
+            " were scanned; each read decodes (data.cache=none)."
+        ),
     )
 
 
 def common_size(shapes: Int64[np.ndarray, "images 2"]) -> tuple[int, int] | None:
-    """(height, width) where all images that are not bad (0 x 0) have the same, else None."""
+    """(height, width) where all images that are not bad (0 x 0) have the same, else
+    None.
+    """
     good = shapes[shapes[:, 0] > 0]
     if not len(good) or (good != good[0]).any():
         return None
     return int(good[0, 0]), int(good[0, 1])
 
 
-def channel_statistics(pictures: Iterable[UInt8[np.ndarray, "height width channels"]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, in 0..1, to 4 digits; from exact counts of the 256 values."""
+def channel_statistics(
+    pictures: Iterable[UInt8[np.ndarray, "height width channels"]],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, in 0..1, to 4
+    digits; from exact counts of the 256 values.
+    """
     counts: np.ndarray = sum(_histogram(picture) for picture in pictures)  # type: ignore[assignment]
     shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = shares @ levels
@@ -181,15 +228,27 @@ def channel_statistics(pictures: Iterable[UInt8[np.ndarray, "height width channe
     return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist())
 
 
-def _histogram(picture: UInt8[np.ndarray, "height width channels"]) -> Int64[np.ndarray, "channels 256"]:
-    return np.stack([np.bincount(picture[:, :, channel].reshape(-1), minlength=256) for channel in range(picture.shape[2])])
+def _histogram(
+    picture: UInt8[np.ndarray, "height width channels"],
+) -> Int64[np.ndarray, "channels 256"]:
+    return np.stack(
+        [
+            np.bincount(picture[:, :, channel].reshape(-1), minlength=256)
+            for channel in range(picture.shape[2])
+        ]
+    )
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping, within the limit of the process's container where there is one."""
+    """Bytes that can be had without swapping, within the limit of the process's
+    container where there is one.
+    """
     lines = dict(line.split(":", maxsplit=1) for line in _text("/proc/meminfo").splitlines())
     found = int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else 4 * 2**30
-    limit, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
+    limit, used = (
+        _text("/sys/fs/cgroup/memory.max").strip(),
+        _text("/sys/fs/cgroup/memory.current").strip(),
+    )
     return min(found, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else found
 
 

@@ -1,4 +1,6 @@
-"""Every image of a source looked at once: which can't be read, how large they are, and their pixels, kept so that no epoch decodes them again."""
+"""Every image of a source looked at once: which can't be read, how large they are, and
+their pixels, kept so that no epoch decodes them again.
+"""
 
 import json
 import shutil
@@ -28,7 +30,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``scan.json`` holds. bad: image number -> why it can't be read. kept: the pixels are in ``pixels.bin``, `size_bytes` of them."""
+    """What ``scan.json`` holds. bad: image number -> why it can't be read. kept: the
+    pixels are in ``pixels.bin``, `size_bytes` of them.
+    """
 
     decode_size: int
     bad: dict[str, str]
@@ -37,7 +41,9 @@ class Summary:
 
 
 class Scan(NamedTuple):
-    """A finished scan. sizes, shapes: ``[N, 2]``, height and width of each image in the file and as decoded; 0 for bad images."""
+    """A finished scan. sizes, shapes: ``[N, 2]``, height and width of each image in the
+    file and as decoded; 0 for bad images.
+    """
 
     summary: Summary
     sizes: Int64[np.ndarray, "images 2"]
@@ -45,7 +51,9 @@ class Scan(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """pixels: ``[height, width, channels]``, or None and `problem`; size: height and width in the file."""
+    """pixels: ``[height, width, channels]``, or None and `problem`; size: height and
+    width in the file.
+    """
 
     pixels: UInt8[np.ndarray, "height width channels"] | None
     size: tuple[int, int]
@@ -53,7 +61,9 @@ class _Decoded(NamedTuple):
 
 
 def bounded(image: Image.Image, decode_size: int) -> Image.Image:
-    """The image with a shorter side of at most `decode_size` (bicubic, antialiased); one that is smaller stays as it is."""
+    """The image with a shorter side of at most `decode_size` (bicubic, antialiased);
+    one that is smaller stays as it is.
+    """
     shorter = min(image.size)
     if shorter <= decode_size:
         return image
@@ -61,11 +71,22 @@ def bounded(image: Image.Image, decode_size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def scan(source: Source, images: int, folder: Path, *, decode_size: int, keep: bool, threads: int, progress: Progress) -> None:
-    """Decode images 0 .. `images` - 1 with `threads` threads and write what was found into `folder`.
+def scan(
+    source: Source,
+    images: int,
+    folder: Path,
+    *,
+    decode_size: int,
+    keep: bool,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Decode images 0 .. `images` - 1 with `threads` threads and write what was found
+    into `folder`.
 
-    keep: write the pixels too, unless they take more than half of the disk's free space. Bad images are recorded, not raised: whether they end
-    the run is asked later, so that the answer can change without another scan.
+    keep: write the pixels too, unless they take more than half of the disk's free
+    space. Bad images are recorded, not raised: whether they end the run is asked later,
+    so that the answer can change without another scan.
     """
     sizes, shapes = (np.zeros((images, 2), dtype=np.int64) for _ in range(2))
     bad: dict[str, str] = {}
@@ -86,16 +107,24 @@ def scan(source: Source, images: int, folder: Path, *, decode_size: int, keep: b
         (folder / PIXELS).unlink()
     np.save(folder / SIZES, sizes)
     np.save(folder / SHAPES, shapes)
-    write_atomically(folder / RECORD, json.dumps(asdict(Summary(decode_size, bad, kept, size_bytes)), indent=1))
+    write_atomically(
+        folder / RECORD, json.dumps(asdict(Summary(decode_size, bad, kept, size_bytes)), indent=1)
+    )
 
 
 def read_scan(folder: Path) -> Scan:
     """What `scan` wrote."""
-    return Scan(Summary(**json.loads((folder / RECORD).read_text(encoding="utf-8"))), np.load(folder / SIZES), np.load(folder / SHAPES))
+    return Scan(
+        Summary(**json.loads((folder / RECORD).read_text(encoding="utf-8"))),
+        np.load(folder / SIZES),
+        np.load(folder / SHAPES),
+    )
 
 
 def typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
-    """The side of images that are all equal squares of up to 224 pixels; else the median shorter side, rounded to a multiple of 32 from 32 to 224."""
+    """The side of images that are all equal squares of up to 224 pixels; else the
+    median shorter side, rounded to a multiple of 32 from 32 to 224.
+    """
     good = sizes[sizes[:, 0] > 0]
     if not len(good) or ((good == good[0, 0]).all() and good[0, 0] <= _LARGEST):
         return int(good[0, 0]) if len(good) else _STEP
@@ -123,4 +152,8 @@ def _decode(source: Source, index: int, decode_size: int) -> _Decoded:
     except BadImageError as error:
         return _Decoded(None, (0, 0), str(error))
     pixels = np.asarray(bounded(image, decode_size))
-    return _Decoded(np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], source.channels)), (image.height, image.width), "")
+    return _Decoded(
+        np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], source.channels)),
+        (image.height, image.width),
+        "",
+    )

@@ -10,7 +10,9 @@ SIDE = 96
 
 
 def thumbnail(picture: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """A PNG of an image (1 or 3 channels), its longer side at most 96 pixels; smaller images keep every pixel."""
+    """A PNG of an image (1 or 3 channels), its longer side at most 96 pixels; smaller
+    images keep every pixel.
+    """
     image = Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

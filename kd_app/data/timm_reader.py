@@ -1,4 +1,6 @@
-"""Images through timm's readers: folders and tars as timm reads them, Hugging Face datasets, TFDS, WebDataset."""
+"""Images through timm's readers: folders and tars as timm reads them, Hugging Face
+datasets, TFDS, WebDataset.
+"""
 
 import hashlib
 import io
@@ -20,14 +22,20 @@ from kd_app.data.images import decode_image, plain_mode
 from kd_app.data.source import Listing, Source
 
 _BY_NAME = ("hfds", "hfids", "tfds", "wds")
-_SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test",)}
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+}
 _ABSENT = (ValueError, KeyError, RuntimeError, AssertionError)
 """What timm's readers raise for a split that the data set doesn't have."""
 _HELD_LIMIT = 4 * 1024**3
 
 
 class _Row(NamedTuple):
-    """One image: its ready split and number there, name, class name, hash of its content, and, from a stream, itself as PNG."""
+    """One image: its ready split and number there, name, class name, hash of its
+    content, and, from a stream, itself as PNG.
+    """
 
     split: str
     number: int
@@ -38,7 +46,9 @@ class _Row(NamedTuple):
 
 
 class _Readers(NamedTuple):
-    """timm's readers by split, for one process: a tar's open file must be shared neither by threads nor across a fork."""
+    """timm's readers by split, for one process: a tar's open file must be shared
+    neither by threads nor across a fork.
+    """
 
     process: int
     lock: threading.Lock
@@ -48,9 +58,11 @@ class _Readers(NamedTuple):
 class TimmReader(Source):
     """What ``timm.data.readers.create_reader`` reads, with one class an image.
 
-    `reader`: 'folder' for a folder or .tar of class folders at `root` (with train, validation, test beside each other where they are ready), or
-    'hfds/<name>', 'hfids/<name>', 'tfds/<name>', 'wds/<name>', where `root` is the folder that they keep their data in, or None for their default.
-    Readers of streams (hfids, tfds, wds) are read through once, and their images held in memory as PNG, up to 4 GiB.
+    `reader`: 'folder' for a folder or .tar of class folders at `root` (with train,
+    validation, test beside each other where they are ready), or 'hfds/<name>',
+    'hfids/<name>', 'tfds/<name>', 'wds/<name>', where `root` is the folder that they
+    keep their data in, or None for their default. Readers of streams (hfids, tfds, wds)
+    are read through once, and their images held in memory as PNG, up to 4 GiB.
     """
 
     size = None
@@ -65,7 +77,9 @@ class TimmReader(Source):
         return {**self.__dict__, "_opened": None}
 
     def listing(self) -> Listing:
-        """Names, labels and ready splits. Raises `RequestError`: no such folder, data set or package, several labels an image, one class."""
+        """Names, labels and ready splits. Raises `RequestError`: no such folder, data
+        set or package, several labels an image, one class.
+        """
         return self._found[0]
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
@@ -73,16 +87,22 @@ class TimmReader(Source):
         listing, places = self._found
         split, number, png = places[index]
         if png:
-            return decode_image(io.BytesIO(png), listing.files[index], self.channels, shorter_side=shorter_side)
+            return decode_image(
+                io.BytesIO(png), listing.files[index], self.channels, shorter_side=shorter_side
+            )
         opened = self._readers()
         with opened.lock, opened.by_split[split][number][0] as file:
             data = file.read()
-        return decode_image(io.BytesIO(data), listing.files[index], self.channels, shorter_side=shorter_side)
+        return decode_image(
+            io.BytesIO(data), listing.files[index], self.channels, shorter_side=shorter_side
+        )
 
     @cached_property
     def _found(self) -> tuple[Listing, list[tuple[str, int, bytes]]]:
         by_split = self._readers().by_split
-        rows = [row for split, reader in by_split.items() for row in _rows(split, reader, self.channels)]
+        rows = [
+            row for split, reader in by_split.items() for row in _rows(split, reader, self.channels)
+        ]
         classes = list(_class_names(next(iter(by_split.values()))).values()) or sorted(
             {row.label for row in rows}, key=lambda label: (len(label), label)
         )
@@ -91,13 +111,16 @@ class TimmReader(Source):
         unknown = sorted({row.label for row in rows} - set(number))
         if unknown:
             raise RequestError(
-                f"{self.reader} has classes in validation or test that its train split lacks: {', '.join(unknown[:8])}. Remove them there."
+                f"{self.reader} has classes in validation or test that its train split lacks:"
+                f" {', '.join(unknown[:8])}. Remove them there."
             )
         target = np.array([number[row.label] for row in rows], dtype=np.int64)
         files, split = [row.file for row in rows], [row.split for row in rows]
         group = ("",) * len(rows)
         listing = Listing(tuple(classes), tuple(files), target, tuple(split), group, fingerprint="")
-        return fingerprinted(listing, [row.content for row in rows]), [(row.split, row.number, row.png) for row in rows]
+        return fingerprinted(listing, [row.content for row in rows]), [
+            (row.split, row.number, row.png) for row in rows
+        ]
 
     def _readers(self) -> _Readers:
         opened = self._opened
@@ -122,35 +145,63 @@ def _open_folders(root: Path) -> dict[str, Any]:
 
     parts: dict[str, Path] = {}
     for split, names in _SPLIT_NAMES.items():
-        found = next((path for name in names for path in (root / name, root / f"{name}.tar") if path.exists()), None)
+        found = next(
+            (
+                path
+                for name in names
+                for path in (root / name, root / f"{name}.tar")
+                if path.exists()
+            ),
+            None,
+        )
         if found is not None:
             parts[split] = found
     try:
-        return {split: create_reader("", root=str(path)) for split, path in (parts if "train" in parts else {"": root}).items()}
+        return {
+            split: create_reader("", root=str(path))
+            for split, path in (parts if "train" in parts else {"": root}).items()
+        }
     except (*_ABSENT, OSError) as error:
-        raise RequestError(f"timm's reader can't read {str(root)!r}: {error}. Expected: a folder or .tar of class folders.") from error
+        raise RequestError(
+            f"timm's reader can't read {str(root)!r}: {error}. Expected: a folder or .tar of class"
+            " folders."
+        ) from error
 
 
 def _open_by_name(reader: str, root: str | None) -> dict[str, Any]:
     readers: dict[str, Any] = {}
     problems: list[str] = []
     for split, names in _SPLIT_NAMES.items():
-        found = next((opened for name in names if (opened := _try(reader, root, name, problems)) is not None), None)
+        found = next(
+            (
+                opened
+                for name in names
+                if (opened := _try(reader, root, name, problems)) is not None
+            ),
+            None,
+        )
         if found is not None:
             readers[split] = found
         elif split == "train":
-            raise RequestError(f"timm's reader {reader!r} gives no train split (data.root={root}): {problems[0]}. Correct data.reader or data.root.")
+            raise RequestError(
+                f"timm's reader {reader!r} gives no train split (data.root={root}): {problems[0]}."
+                " Correct data.reader or data.root."
+            )
     return readers
 
 
 def _try(reader: str, root: str | None, split: str, problems: list[str]) -> Any:
-    """A reader of this split, or None where there is no such split; why is added to `problems`."""
+    """A reader of this split, or None where there is no such split; why is added to
+    `problems`.
+    """
     from timm.data.readers.reader_factory import create_reader
 
     try:
         return create_reader(reader, root=root, split=split)
     except ImportError as error:
-        raise RequestError(f"timm's reader {reader!r} needs a package that is not installed: {error}. Install it.") from error
+        raise RequestError(
+            f"timm's reader {reader!r} needs a package that is not installed: {error}. Install it."
+        ) from error
     except (*_ABSENT, OSError) as error:
         problems.append(" ".join(f"{type(error).__name__}: {error}".split()))
         return None
@@ -158,18 +209,27 @@ def _try(reader: str, root: str | None, split: str, problems: list[str]) -> Any:
 
 def _class_names(reader: Any) -> dict[int, str]:
     """Class number -> name, in order; empty where the reader knows none."""
-    known = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+    known = (
+        getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+    )
     return {number: str(name) for name, number in sorted(known.items(), key=lambda item: item[1])}
 
 
 def _rows(split: str, reader: Any, channels: int) -> Iterator[_Row]:
     names = _class_names(reader)
-    one_by_one = _by_number(split, reader) if hasattr(reader, "__getitem__") else _stream(split, reader, channels)
+    one_by_one = (
+        _by_number(split, reader)
+        if hasattr(reader, "__getitem__")
+        else _stream(split, reader, channels)
+    )
     for row, target in one_by_one:
         try:
             number = operator.index(target)
         except TypeError:
-            raise RequestError(f"The image {row.file!r} has the label {target!r}. Expected: one class number an image.") from None
+            raise RequestError(
+                f"The image {row.file!r} has the label {target!r}. Expected: one class number an"
+                " image."
+            ) from None
         yield row._replace(label=names.get(number, str(number)))
 
 
@@ -183,11 +243,19 @@ def _by_number(split: str, reader: Any) -> Iterator[tuple[_Row, Any]]:
         name = reader.filename(number) or f"{number:08d}"
         if os.path.isabs(name):  # a cache of this machine
             name = f"{number:08d}-{os.path.basename(name)}"
-        yield _Row(split, number, f"{split}/{name}".lstrip("/").replace(os.sep, "/"), "", content, b""), target
+        yield (
+            _Row(
+                split, number, f"{split}/{name}".lstrip("/").replace(os.sep, "/"), "", content, b""
+            ),
+            target,
+        )
 
 
 def _stream(split: str, reader: Any, channels: int) -> Iterator[tuple[_Row, Any]]:
-    reader.dist_rank, reader.dist_num_replicas = 0, 1  # every rank reads the whole set; who sees what is decided behind the source
+    reader.dist_rank, reader.dist_num_replicas = (
+        0,
+        1,
+    )  # every rank reads the whole set; who sees what is decided behind the source
     total = 0
     for number, (image, target) in enumerate(reader):
         plain = plain_mode(image, channels)
@@ -195,6 +263,9 @@ def _stream(split: str, reader: Any, channels: int) -> Iterator[tuple[_Row, Any]
         plain.save(buffer, "png", compress_level=1)
         total += buffer.tell()
         if total > _HELD_LIMIT:
-            raise RequestError(f"The {split} split of this stream needs more than {_HELD_LIMIT >> 30} GiB. Write it to a folder and use data=folder.")
+            raise RequestError(
+                f"The {split} split of this stream needs more than {_HELD_LIMIT >> 30} GiB. Write"
+                " it to a folder and use data=folder."
+            )
         content = hashlib.sha256(repr((plain.mode, plain.size)).encode() + plain.tobytes()).digest()
         yield _Row(split, number, f"{split}/{number:08d}", "", content, buffer.getvalue()), target

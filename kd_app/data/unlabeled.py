@@ -19,7 +19,9 @@ UNLABELED = "unlabeled"
 
 
 class WithUnlabeled(Source):
-    """The images of `labeled`, and behind them all that lie in `folder`, at any depth, without a class (number -1)."""
+    """The images of `labeled`, and behind them all that lie in `folder`, at any depth,
+    without a class (number -1).
+    """
 
     size = None
 
@@ -31,18 +33,34 @@ class WithUnlabeled(Source):
         self._files: tuple[str, ...] = ()
 
     def listing(self) -> Listing:
-        """See `Source`. Raises `RequestError`: no folder, no image in it, or one that would be read as a class."""
+        """See `Source`. Raises `RequestError`: no folder, no image in it, or one that
+        would be read as a class.
+        """
         first = self.labeled.listing()
-        if isinstance(self.labeled, Folder) and self.labeled.base.resolve() in (self.folder.resolve(), *self.folder.resolve().parents):
+        if isinstance(self.labeled, Folder) and self.labeled.base.resolve() in (
+            self.folder.resolve(),
+            *self.folder.resolve().parents,
+        ):
             raise RequestError(
-                f"data.unlabeled={str(self.folder)!r} lies in data.root={str(self.labeled.base)!r}, where every folder is a class. "
-                "Move it beside data.root."
+                f"data.unlabeled={str(self.folder)!r} lies in data.root={str(self.labeled.base)!r},"
+                " where every folder is a class. Move it beside data.root."
             )
         if not self._files:
-            below = (Path(path) for path in walk(self.folder, set())) if self.folder.is_dir() else ()
-            self._files = tuple(sorted(path.relative_to(self.folder).as_posix() for path in below if is_image_name(str(path))))
+            below = (
+                (Path(path) for path in walk(self.folder, set())) if self.folder.is_dir() else ()
+            )
+            self._files = tuple(
+                sorted(
+                    path.relative_to(self.folder).as_posix()
+                    for path in below
+                    if is_image_name(str(path))
+                )
+            )
         if not self._files:
-            raise RequestError(f"data.unlabeled={str(self.folder)!r} holds no image. Expected: a folder of images, at any depth. Name another one.")
+            raise RequestError(
+                f"data.unlabeled={str(self.folder)!r} holds no image. Expected: a folder of images,"
+                " at any depth. Name another one."
+            )
         contents = digest_files([self.folder / file for file in self._files])
         total = hashlib.sha256(first.fingerprint.encode())
         for file, content in zip(self._files, contents, strict=True):
@@ -62,10 +80,18 @@ class WithUnlabeled(Source):
         first = len(self.labeled.listing().files)
         if index < first:
             return self.labeled.read(index, shorter_side=shorter_side)
-        return open_image(self.folder / self._files[index - first], self.channels, shorter_side=shorter_side)
+        return open_image(
+            self.folder / self._files[index - first], self.channels, shorter_side=shorter_side
+        )
 
 
 def labeled_part(listing: Listing) -> Listing:
     """The images with a class, which come first."""
     count = int((listing.target >= 0).sum())
-    return replace(listing, files=listing.files[:count], target=listing.target[:count], split=listing.split[:count], group=listing.group[:count])
+    return replace(
+        listing,
+        files=listing.files[:count],
+        target=listing.target[:count],
+        split=listing.split[:count],
+        group=listing.group[:count],
+    )

@@ -1,6 +1,8 @@
-"""Augmentation that can be replayed: the pixels of an image in a view are a pure function of (data.seed, index, view number).
+"""Augmentation that can be replayed: the pixels of an image in a view are a pure
+function of (data.seed, index, view number).
 
-A user's own view is a subclass of `ImageView` (one image at a time) or of `View` (a batch at once), named by ``data.view._target_``.
+A user's own view is a subclass of `ImageView` (one image at a time) or of `View` (a
+batch at once), named by ``data.view._target_``.
 """
 
 import math
@@ -44,9 +46,11 @@ class Images(Protocol):
 
 
 def image_keys(seed: int, index: Int64[np.ndarray, " batch"], number: int) -> Keys:
-    """64 random bits for each image of view `number`: ``mix(mix(mix(seed) + number) + index)``, mix being splitmix64.
+    """64 random bits for each image of view `number`: ``mix(mix(mix(seed) + number) +
+    index)``, mix being splitmix64.
 
-    G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
+    G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators, OOPSLA
+    2014.
     """
     base = _mix(np.array([seed % _WORD], dtype=np.uint64))
     base = _mix(base + np.uint64(number % _WORD))
@@ -71,19 +75,27 @@ class View(Typed):
 
     @abstractmethod
     def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
-        """The images at ``pixels.height`` x ``pixels.width`` (channels as stored); all that is random follows from `keys`, one an image."""
+        """The images at ``pixels.height`` x ``pixels.width`` (channels as stored); all
+        that is random follows from `keys`, one an image.
+        """
 
     def is_slow(self, size: tuple[int, int] | None, pixels: Pixels) -> bool:
-        """Whether an image of this stored size costs so much that worker processes pay (more than about 5 microseconds)."""
+        """Whether an image of this stored size costs so much that worker processes pay
+        (more than about 5 microseconds).
+        """
         return True
 
 
 class ImageView(View):
-    """A view that takes one PIL image at a time; torch's and Python's generators are seeded for each, and put back afterwards."""
+    """A view that takes one PIL image at a time; torch's and Python's generators are
+    seeded for each, and put back afterwards.
+    """
 
     @abstractmethod
     def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
-        """`image` at ``pixels.width`` x ``pixels.height``. Any torchvision or timm transform of PIL images may be called here."""
+        """`image` at ``pixels.width`` x ``pixels.height``. Any torchvision or timm
+        transform of PIL images may be called here.
+        """
 
     def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
         """See `View`."""
@@ -108,9 +120,14 @@ def own_generators() -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
-def _checked(view: View, image: Image.Image, pixels: Pixels) -> UInt8[np.ndarray, "height width channels"]:
+def _checked(
+    view: View, image: Image.Image, pixels: Pixels
+) -> UInt8[np.ndarray, "height width channels"]:
     if image.size != (pixels.width, pixels.height):
-        raise RequestError(f"The view {type(view).__name__} gave an image of {image.size}; (width, height) must be {(pixels.width, pixels.height)}.")
+        raise RequestError(
+            f"The view {type(view).__name__} gave an image of {image.size}; (width, height) must be"
+            f" {(pixels.width, pixels.height)}."
+        )
     found = np.asarray(image)
     return found if found.ndim == 3 else found[:, :, None]
 
@@ -123,7 +140,11 @@ class Plain(ImageView):
 
     def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
         """See `View`."""
-        return super().__call__(images, keys, pixels) if self.is_slow(images.size, pixels) else images.array()
+        return (
+            super().__call__(images, keys, pixels)
+            if self.is_slow(images.size, pixels)
+            else images.array()
+        )
 
     def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
         """See `ImageView`."""
@@ -135,9 +156,11 @@ class Plain(ImageView):
 
 
 class CropFlip(View):
-    """Zero padding of `padding` pixels on each side, a crop of the stored size at a random place, and, with `flip`, a mirror image half of the time.
+    """Zero padding of `padding` pixels on each side, a crop of the stored size at a
+    random place, and, with `flip`, a mirror image half of the time.
 
-    For images of one size. Where the model's is another, the crop is resized to it (bilinear, antialiased).
+    For images of one size. Where the model's is another, the crop is resized to it
+    (bilinear, antialiased).
     """
 
     def __init__(self, *, padding: NonNegativeInt, flip: bool) -> None:
@@ -145,13 +168,17 @@ class CropFlip(View):
         self.flip = flip
 
     def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
-        """See `View`; bits 0-20 of a key place the crop's top, 21-41 its left side, bit 63 mirrors."""
+        """See `View`; bits 0-20 of a key place the crop's top, 21-41 its left side, bit
+        63 mirrors.
+        """
         made = images.array()
         if self.padding:
             made = _moved(made, keys, self.padding)
         if self.flip:
             mirrored = np.flatnonzero(keys >> np.uint64(63))
-            for channel in range(made.shape[3]):  # plane by plane: numpy is slow at reversing pixels of several bytes
+            for channel in range(
+                made.shape[3]
+            ):  # plane by plane: numpy is slow at reversing pixels of several bytes
                 made[mirrored, :, :, channel] = made[mirrored, :, ::-1, channel]
         return made if made.shape[1:3] == (pixels.height, pixels.width) else _scaled(made, pixels)
 
@@ -165,25 +192,40 @@ def _moved(images: Pictures, keys: Keys, padding: int) -> Pictures:
     padded = np.zeros((batch, height + 2 * padding, width + 2 * padding, channels), dtype=np.uint8)
     padded[:, padding : padding + height, padding : padding + width] = images
     places = 2 * padding + 1
-    strides = (*padded.strides[:3], padded.strides[1], 1)  # an image, a row down, a pixel along; then the rows of the window, as bytes
-    windows = np.lib.stride_tricks.as_strided(padded, (batch, places, places, height, width * channels), strides, writeable=False)
-    top, left = ((((keys >> np.uint64(shift)) & np.uint64(2**21 - 1)) * np.uint64(places)) >> np.uint64(21) for shift in (0, 21))
-    moved: Pictures = windows[np.arange(batch), top.astype(np.intp), left.astype(np.intp)].reshape(images.shape)
+    strides = (
+        *padded.strides[:3],
+        padded.strides[1],
+        1,
+    )  # an image, a row down, a pixel along; then the rows of the window, as bytes
+    windows = np.lib.stride_tricks.as_strided(
+        padded, (batch, places, places, height, width * channels), strides, writeable=False
+    )
+    top, left = (
+        (((keys >> np.uint64(shift)) & np.uint64(2**21 - 1)) * np.uint64(places)) >> np.uint64(21)
+        for shift in (0, 21)
+    )
+    moved: Pictures = windows[np.arange(batch), top.astype(np.intp), left.astype(np.intp)].reshape(
+        images.shape
+    )
     return moved
 
 
 def _scaled(images: Pictures, pixels: Pixels) -> Pictures:
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-    scaled = torch.nn.functional.interpolate(tensor, (pixels.height, pixels.width), mode="bilinear", antialias=True)
+    scaled = torch.nn.functional.interpolate(
+        tensor, (pixels.height, pixels.width), mode="bilinear", antialias=True
+    )
     return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
 
 
 class ResizedCrop(ImageView):
     """A random part of the image, resized to the model's size.
 
-    The part's area is a share of the image's, uniform in `scale`; its width / height is log-uniform in `ratio`. With `flip`, a mirror image half of
-    the time; brightness, contrast and saturation are multiplied by factors from ``1 - jitter`` to ``1 + jitter``.
-    C. Szegedy et al., Going Deeper with Convolutions, CVPR 2015, arXiv:1409.4842.
+    The part's area is a share of the image's, uniform in `scale`; its width / height is
+    log-uniform in `ratio`. With `flip`, a mirror image half of the time; brightness,
+    contrast and saturation are multiplied by factors from ``1 - jitter`` to ``1 +
+    jitter``. C. Szegedy et al., Going Deeper with Convolutions, CVPR 2015,
+    arXiv:1409.4842.
     """
 
     def __init__(
@@ -196,7 +238,10 @@ class ResizedCrop(ImageView):
     ) -> None:
         for name, (low, high) in (("scale", scale), ("ratio", ratio)):
             if low > high:
-                raise RequestError(f"ResizedCrop: {name}=[{low}, {high}] is empty; expected the smaller number first.")
+                raise RequestError(
+                    f"ResizedCrop: {name}=[{low}, {high}] is empty; expected the smaller number"
+                    " first."
+                )
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
@@ -206,7 +251,9 @@ class ResizedCrop(ImageView):
         """See `ImageView`."""
         left, top, width, height = self._part(*image.size)
         size = (pixels.width, pixels.height)
-        made = image.resize(size, resampling(pixels.interpolation), box=(left, top, left + width, top + height))
+        made = image.resize(
+            size, resampling(pixels.interpolation), box=(left, top, left + width, top + height)
+        )
         if self.flip and random.random() < 0.5:
             made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.jitter:
@@ -215,14 +262,24 @@ class ResizedCrop(ImageView):
         return made
 
     def _part(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, width, height); the largest part in the middle that has a ratio in range, where ten tries find none that fits."""
+        """(left, top, width, height); the largest part in the middle that has a ratio
+        in range, where ten tries find none that fits.
+        """
         low, high = (math.log(ratio) for ratio in self.ratio)
         for _ in range(_ATTEMPTS):
             area = width * height * random.uniform(*self.scale)
             ratio = math.exp(random.uniform(low, high))
             across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < across <= width and 0 < down <= height:
-                return random.randint(0, width - across), random.randint(0, height - down), across, down
+                return (
+                    random.randint(0, width - across),
+                    random.randint(0, height - down),
+                    across,
+                    down,
+                )
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        across, down = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
+        across, down = (
+            max(1, min(width, round(height * ratio))),
+            max(1, min(height, round(width / ratio))),
+        )
         return (width - across) // 2, (height - down) // 2, across, down

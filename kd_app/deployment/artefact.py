@@ -18,7 +18,9 @@ RUNTIMES: Final = {
     "executorch_int8": "executorch",
     "program": "torch",
 }
-"""Format -> the runtime that it is for, and the package that has to be installed for it; each is opened by the module of that name in `runtimes`."""
+"""Format -> the runtime that it is for, and the package that has to be installed for
+it; each is opened by the module of that name in `runtimes`.
+"""
 
 
 class Artefact(Protocol):
@@ -28,34 +30,43 @@ class Artefact(Protocol):
     pixels: Pixels
 
     def picture(self, image: Image.Image) -> NDArray[np.uint8]:
-        """``[C, H, W]``: the part of an image that the model sees, as the manifest says: the numbers that it was evaluated on."""
+        """``[C, H, W]``: the part of an image that the model sees, as the manifest
+        says: the numbers that it was evaluated on.
+        """
 
     def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``."""
 
 
 def open_artefact(path: Path, *, threads: int | None = None) -> Artefact:
-    """Open a file that kd-export wrote; `threads` is how many it may compute with (None: as many as its runtime takes).
+    """Open a file that kd-export wrote; `threads` is how many it may compute with
+    (None: as many as its runtime takes).
 
-    What is opened is compared with the manifest beside it first; nothing of it is run before that. The file can be trusted as far as whoever sent the
-    folder: the manifest shows damage and exchanged files, it is no signature. An ONNX file needs numpy, Pillow and onnxruntime alone.
+    What is opened is compared with the manifest beside it first; nothing of it is run
+    before that. The file can be trusted as far as whoever sent the folder: the manifest
+    shows damage and exchanged files, it is no signature. An ONNX file needs numpy,
+    Pillow and onnxruntime alone.
 
     Raises:
-        ValueError: no such file, no manifest, a file that the manifest does not name, of other contents or of an unknown format, one that needs an
-            operator set or operators that are not its runtime's own, or a runtime that is not installed.
+        ValueError: no such file, no manifest, a file that the manifest does not name,
+        of other contents or of an unknown format, one that needs an
+            operator set or operators that are not its runtime's own, or a runtime that
+            is not installed.
     """
     path = Path(path)
     found = entry(path)
     if found.format not in RUNTIMES:
         raise ValueError(
-            f"{str(path)!r} has the format {found.format!r}, which this kd_app does not know. Known: {', '.join(RUNTIMES)}. Export the run again."
+            f"{str(path)!r} has the format {found.format!r}, which this kd_app does not know."
+            f" Known: {', '.join(RUNTIMES)}. Export the run again."
         )
     runtime = RUNTIMES[found.format]
     try:
         module = import_module(f"kd_app.deployment.runtimes.{runtime}_file")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{str(path)!r} is run by {runtime}, and {error.name} is not installed. Install it: pip install {runtime} (or kd_app[deploy])."
+            f"{str(path)!r} is run by {runtime}, and {error.name} is not installed. Install it: pip"
+            f" install {runtime} (or kd_app[deploy])."
         ) from None
     opened: Artefact = module.opened(found, threads=threads)
     return opened

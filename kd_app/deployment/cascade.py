@@ -1,4 +1,6 @@
-"""Student first, teacher for the images it is not sure of; predicting needs numpy alone."""
+"""Student first, teacher for the images it is not sure of; predicting needs numpy
+alone.
+"""
 
 import json
 import os
@@ -32,14 +34,18 @@ class SeeingStage(Stage, Protocol):
 
 
 Images = NDArray[np.uint8] | Sequence["Image"]
-"""``[B, C, H, W]`` as all stages expect them, or images that each stage resizes and crops itself."""
+"""``[B, C, H, W]`` as all stages expect them, or images that each stage resizes and
+crops itself.
+"""
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Models from cheap to dear; an image goes on to the next while its confidence is below the threshold.
+    """Models from cheap to dear; an image goes on to the next while its confidence is
+    below the threshold.
 
-    thresholds: one for each stage but the last, finite. temperatures: one for each stage, for its confidence and its probability.
+    thresholds: one for each stage but the last, finite. temperatures: one for each
+    stage, for its confidence and its probability.
     """
 
     stages: Sequence[SeeingStage]
@@ -52,12 +58,15 @@ class Cascade:
         got = (len(self.thresholds), len(self.temperatures))
         if len(self.stages) < 2 or got != expected or not np.isfinite(self.thresholds).all():
             raise ValueError(
-                "A cascade has two stages or more, a finite threshold for each but the last and a temperature for each; "
-                f"got {len(self.stages)} stages, thresholds {self.thresholds}, temperatures {self.temperatures}."
+                "A cascade has two stages or more, a finite threshold for each but the last and a"
+                f" temperature for each; got {len(self.stages)} stages, thresholds"
+                f" {self.thresholds}, temperatures {self.temperatures}."
             )
 
     def answers(self, images: Images) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Of each image: ``log softmax(logits / temperature)`` of the stage that answered, ``[B, classes]``, and the index of that stage."""
+        """Of each image: ``log softmax(logits / temperature)`` of the stage that
+        answered, ``[B, classes]``, and the index of that stage.
+        """
         left, stage = np.arange(len(images)), np.zeros(len(images), dtype=np.int64)
         answers: NDArray[np.float64] | None = None
         for index, model in enumerate(self.stages):
@@ -68,54 +77,91 @@ class Cascade:
                 answers = np.zeros(logits.shape)
             answers[left], stage[left] = log_probabilities(logits, self.temperatures[index]), index
             if index < len(self.thresholds):
-                left = left[confidence(logits, self.measure, self.temperatures[index]) < self.thresholds[index]]
+                left = left[
+                    confidence(logits, self.measure, self.temperatures[index])
+                    < self.thresholds[index]
+                ]
         assert answers is not None
         return answers, stage
 
-    def predict(self, images: Images) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-        """Of each image: the class index, its probability, and the index of the stage that answered."""
+    def predict(
+        self, images: Images
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+        """Of each image: the class index, its probability, and the index of the stage
+        that answered.
+        """
         answers, stage = self.answers(images)
         return answers.argmax(axis=-1), np.exp(answers.max(axis=-1)), stage
 
     def save(self, path: Path, files: Sequence[Path]) -> None:
-        """Write cascade.json: the file of each stage relative to it with its sha256, and the settings."""
+        """Write cascade.json: the file of each stage relative to it with its sha256,
+        and the settings.
+        """
         if len(files) != len(self.stages):
-            raise ValueError(f"A cascade of {len(self.stages)} stages is saved with a file for each, got {len(files)}.")
+            raise ValueError(
+                f"A cascade of {len(self.stages)} stages is saved with a file for each, got"
+                f" {len(files)}."
+            )
         root = path.resolve().parent
-        stages = [{"file": Path(os.path.relpath(file.resolve(), root)).as_posix(), "sha256": sha256_of(file)} for file in files]
-        settings = {"measure": self.measure, "thresholds": list(self.thresholds), "temperatures": list(self.temperatures)}
+        stages = [
+            {
+                "file": Path(os.path.relpath(file.resolve(), root)).as_posix(),
+                "sha256": sha256_of(file),
+            }
+            for file in files
+        ]
+        settings = {
+            "measure": self.measure,
+            "thresholds": list(self.thresholds),
+            "temperatures": list(self.temperatures),
+        }
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"stages": stages, **settings}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps({"stages": stages, **settings}, indent=2, allow_nan=False) + "\n",
+            encoding="utf-8",
+        )
         partial.replace(path)
 
     @classmethod
     def load(cls, path: Path, open_stage: "Callable[[Path], SeeingStage]") -> "Cascade":
-        """The cascade of a cascade.json, its stages opened by `open_stage`, such as `kd_app.deployment.artefact.open_artefact`.
+        """The cascade of a cascade.json, its stages opened by `open_stage`, such as
+        `kd_app.deployment.artefact.open_artefact`.
 
         Raises:
-            ValueError: it is no cascade.json, a stage's file is not there or not the one the thresholds were chosen for, or the stages have other
+            ValueError: it is no cascade.json, a stage's file is not there or not the
+            one the thresholds were chosen for, or the stages have other
                 classes, or the same in another order.
         """
         told = _read(path)
         files = [path.resolve().parent / each["file"] for each in told["stages"]]
         for file, each in zip(files, told["stages"], strict=True):
             if not file.is_file():
-                raise ValueError(f"{str(path)!r} names the stage {each['file']!r}, and there is no {str(file)!r}. Put that file back.")
+                raise ValueError(
+                    f"{str(path)!r} names the stage {each['file']!r}, and there is no"
+                    f" {str(file)!r}. Put that file back."
+                )
             if (got := sha256_of(file)) != each["sha256"]:
                 raise ValueError(
-                    f"{file} has the sha256 {got}, and the thresholds of {path} were chosen for {each['sha256']}. "
-                    "Put that file back, or choose the thresholds anew."
+                    f"{file} has the sha256 {got}, and the thresholds of {path} were chosen for"
+                    f" {each['sha256']}. Put that file back, or choose the thresholds anew."
                 )
         stages = [open_stage(file) for file in files]
         classes = [getattr(stage, "classes", None) for stage in stages]
         if any(each != classes[0] for each in classes):
-            raise ValueError(f"The stages of {str(path)!r} do not know the same classes in the same order. Choose the cascade anew with kd-evaluate.")
+            raise ValueError(
+                f"The stages of {str(path)!r} do not know the same classes in the same order."
+                " Choose the cascade anew with kd-evaluate."
+            )
         return cls(stages, tuple(told["thresholds"]), told["measure"], tuple(told["temperatures"]))
 
 
 def taken(images: Images, rows: NDArray[np.int64], model: SeeingStage) -> NDArray[np.uint8]:
     """The images `rows` as `model` expects them, ``uint8 [B, C, H, W]``."""
-    return images[rows] if isinstance(images, np.ndarray) else np.stack([model.picture(images[row]) for row in rows.tolist()])
+    return (
+        images[rows]
+        if isinstance(images, np.ndarray)
+        else np.stack([model.picture(images[row]) for row in rows.tolist()])
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -129,7 +175,8 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"measure {told['measure']!r}, thresholds and temperatures {numbers}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{str(path)!r} is no cascade that can be read ({type(error).__name__}: {error}). Expected: a cascade.json as kd-evaluate writes it, "
-            "with stages, thresholds, temperatures and a known measure. Write it anew with kd-evaluate."
+            f"{str(path)!r} is no cascade that can be read ({type(error).__name__}: {error})."
+            " Expected: a cascade.json as kd-evaluate writes it, with stages, thresholds,"
+            " temperatures and a known measure. Write it anew with kd-evaluate."
         ) from None
     return dict(told)

@@ -1,4 +1,6 @@
-"""How long models take to answer, measured in turns so that ratios hold on a machine whose speed drifts."""
+"""How long models take to answer, measured in turns so that ratios hold on a machine
+whose speed drifts.
+"""
 
 import math
 import sys
@@ -20,11 +22,19 @@ Floats = NDArray[np.float64]
 Images = NDArray[np.uint8]
 
 
-def in_turns(calls: Mapping[str, Callable[[], object]], *, rounds: int, repeats: Mapping[str, int], warm: int = 0) -> dict[str, Floats]:
+def in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    repeats: Mapping[str, int],
+    warm: int = 0,
+) -> dict[str, Floats]:
     """Seconds of each call, ``[rounds, repeats]`` of each name.
 
-    In every round each takes its turn: first `warm` calls that are not measured (the one before left the caches to itself), then its repeats.
-    What slows the machine down for longer than a round slows all of them, so that what is compared round by round is comparable.
+    In every round each takes its turn: first `warm` calls that are not measured (the
+    one before left the caches to itself), then its repeats. What slows the machine down
+    for longer than a round slows all of them, so that what is compared round by round
+    is comparable.
     """
     taken = {name: np.zeros((rounds, repeats[name])) for name in calls}
     for turn in range(rounds):
@@ -39,7 +49,9 @@ def in_turns(calls: Mapping[str, Callable[[], object]], *, rounds: int, repeats:
 
 
 def nearest_rank(values: NDArray[np.floating], share: float) -> float:
-    """The percentile that is one of the values: the smallest that at least `share` (0..1) of them do not exceed."""
+    """The percentile that is one of the values: the smallest that at least `share`
+    (0..1) of them do not exceed.
+    """
     ordered = np.sort(values, axis=None)
     return float(ordered[max(0, math.ceil(share * ordered.size - 1e-9) - 1)])
 
@@ -54,10 +66,13 @@ class Ratio:
 
 
 def median_ratio(above: Floats, below: Floats, confidence: float) -> Ratio:
-    """The median over rounds of ``above[r] / below[r]``, and its interval by order statistics.
+    """The median over rounds of ``above[r] / below[r]``, and its interval by order
+    statistics.
 
-    Of R ratios the k-th smallest and the k-th largest hold the median with ``1 - 2 P(Binomial(R, 1/2) < k)``, whatever the ratios' distribution
-    (W. R. Thompson, Annals of Mathematical Statistics 1936): k is the largest with at least `confidence`, and without one it is 0 to infinity.
+    Of R ratios the k-th smallest and the k-th largest hold the median with ``1 - 2
+    P(Binomial(R, 1/2) < k)``, whatever the ratios' distribution (W. R. Thompson, Annals
+    of Mathematical Statistics 1936): k is the largest with at least `confidence`, and
+    without one it is 0 to infinity.
     """
     ratios = np.sort(above / below)
     rounds, k, tail = len(ratios), 0, 0.5 ** len(ratios)
@@ -72,8 +87,10 @@ def median_ratio(above: Floats, below: Floats, confidence: float) -> Ratio:
 class Timing:
     """What was measured of one model.
 
-    latency: seconds of each call with one image, ``[rounds, calls]``. throughput: images a second in each round at `batch_size`, ``[rounds]``.
-    cores: how many were in use meanwhile (seconds of processor over seconds); less than 1 where other work had the core, too.
+    latency: seconds of each call with one image, ``[rounds, calls]``. throughput:
+    images a second in each round at `batch_size`, ``[rounds]``. cores: how many were in
+    use meanwhile (seconds of processor over seconds); less than 1 where other work had
+    the core, too.
     """
 
     latency: Floats
@@ -83,9 +100,14 @@ class Timing:
 
     @property
     def latency_ms(self) -> dict[str, float]:
-        """Percentiles by nearest rank over all calls, in milliseconds, and how many calls there were: of fewer than 100 the p99 is the slowest."""
+        """Percentiles by nearest rank over all calls, in milliseconds, and how many
+        calls there were: of fewer than 100 the p99 is the slowest.
+        """
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-        return {**{name: 1000 * nearest_rank(self.latency, share) for name, share in shares.items()}, "calls": self.latency.size}
+        return {
+            **{name: 1000 * nearest_rank(self.latency, share) for name, share in shares.items()},
+            "calls": self.latency.size,
+        }
 
     @property
     def images_per_second(self) -> float:
@@ -102,18 +124,26 @@ class Timing:
         }
 
     def times_faster(self, than: "Timing", confidence: float) -> Ratio:
-        """How many times shorter the latency is than the other's: the ratio of the median calls of each round."""
-        return median_ratio(np.median(than.latency, axis=1), np.median(self.latency, axis=1), confidence)
+        """How many times shorter the latency is than the other's: the ratio of the
+        median calls of each round.
+        """
+        return median_ratio(
+            np.median(than.latency, axis=1), np.median(self.latency, axis=1), confidence
+        )
 
     def times_cheaper(self, than: "Timing", confidence: float) -> Ratio:
-        """How many times as many images a second there are as of the other, which is the ratio of costs where both pay the same price."""
+        """How many times as many images a second there are as of the other, which is
+        the ratio of costs where both pay the same price.
+        """
         return median_ratio(self.throughput, than.throughput, confidence)
 
 
 class Clock(Typed):
-    """Latency with one image, throughput at the best of `batch_sizes`; both with one thread, in `rounds` in which the models take turns.
+    """Latency with one image, throughput at the best of `batch_sizes`; both with one
+    thread, in `rounds` in which the models take turns.
 
-    seconds: about as long is each model measured for its latency, and again for its throughput; a slow one at least once a round.
+    seconds: about as long is each model measured for its latency, and again for its
+    throughput; a slow one at least once a round.
     """
 
     def __init__(
@@ -127,28 +157,50 @@ class Clock(Typed):
         self._rounds = rounds
         self._batch_sizes = sorted(batch_sizes)
 
-    def measure(self, models: Mapping[str, Stage], images: Mapping[str, Images]) -> dict[str, Timing]:
-        """The timing of each model on its own `images` (``uint8 [N, C, H, W]``, repeated to fill a batch).
+    def measure(
+        self, models: Mapping[str, Stage], images: Mapping[str, Images]
+    ) -> dict[str, Timing]:
+        """The timing of each model on its own `images` (``uint8 [N, C, H, W]``,
+        repeated to fill a batch).
 
-        A model with threads of its own is to be opened with one; torch's are set to one here, and back at the end. How many cores were in use
-        is measured, so that one that has more threads can't hide it.
+        A model with threads of its own is to be opened with one; torch's are set to one
+        here, and back at the end. How many cores were in use is measured, so that one
+        that has more threads can't hide it.
         """
         with one_thread():
-            single = {name: partial(model.logits, _batch(images[name], 1)) for name, model in models.items()}
+            single = {
+                name: partial(model.logits, _batch(images[name], 1))
+                for name, model in models.items()
+            }
             latency = self._timed(single)
             chosen = {name: self._best_batch(model, images[name]) for name, model in models.items()}
-            full = {name: partial(model.logits, _batch(images[name], chosen[name])) for name, model in models.items()}
+            full = {
+                name: partial(model.logits, _batch(images[name], chosen[name]))
+                for name, model in models.items()
+            }
             taken = self._timed(full)
-            cores = {name: _cores_used(call, self._seconds / self._rounds) for name, call in full.items()}
-        return {name: Timing(latency[name], chosen[name] / taken[name].mean(axis=1), chosen[name], cores[name]) for name in models}
+            cores = {
+                name: _cores_used(call, self._seconds / self._rounds) for name, call in full.items()
+            }
+        return {
+            name: Timing(
+                latency[name], chosen[name] / taken[name].mean(axis=1), chosen[name], cores[name]
+            )
+            for name in models
+        }
 
     def _timed(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, Floats]:
         once = {name: _quickest(call) for name, call in calls.items()}
-        repeats = {name: max(1, int(self._seconds / self._rounds / seconds)) for name, seconds in once.items()}
+        repeats = {
+            name: max(1, int(self._seconds / self._rounds / seconds))
+            for name, seconds in once.items()
+        }
         return in_turns(calls, rounds=self._rounds, repeats=repeats, warm=1)
 
     def _best_batch(self, model: Stage, images: Images) -> int:
-        """The batch size with the most images a second in a short trial, from the smallest up; none after one that takes longer than `seconds`."""
+        """The batch size with the most images a second in a short trial, from the
+        smallest up; none after one that takes longer than `seconds`.
+        """
         speed: dict[int, float] = {}
         for size in self._batch_sizes:
             seconds = _quickest(partial(model.logits, _batch(images, size)))
@@ -159,7 +211,9 @@ class Clock(Typed):
 
 
 def _quickest(call: Callable[[], object], tries: int = 3) -> float:
-    """Seconds of the quickest of some calls, after one to warm up; a slow one is tried once."""
+    """Seconds of the quickest of some calls, after one to warm up; a slow one is tried
+    once.
+    """
     start = time.perf_counter()
     call()
     if (first := time.perf_counter() - start) > 1:
@@ -172,7 +226,9 @@ def _batch(images: Images, size: int) -> Images:
 
 
 def _cores_used(call: Callable[[], object], seconds: float) -> float:
-    """Seconds of processor over seconds, of all threads of this process, while calls are made for that long."""
+    """Seconds of processor over seconds, of all threads of this process, while calls
+    are made for that long.
+    """
     wall, used = time.perf_counter(), time.process_time()
     while (passed := time.perf_counter() - wall) < seconds:
         call()

@@ -46,28 +46,36 @@ MEASURES: Final[dict[str, Callable[[NDArray[np.floating], float], Floats]]] = {
 
 
 def confidence(logits: NDArray[np.floating], measure: str, temperature: float) -> Floats:
-    """How sure each row of ``logits[images, classes]`` is, higher is surer; p = softmax(logits / temperature).
+    """How sure each row of ``logits[images, classes]`` is, higher is surer; p =
+    softmax(logits / temperature).
 
-    maximum: ``max p``. margin: the highest p minus the second highest. entropy: ``sum p log p``, minus the entropy in nats.
-    energy: ``T logsumexp(logits / T)``, minus the free energy (W. Liu et al., NeurIPS 2020, arXiv 2010.03759).
+    maximum: ``max p``. margin: the highest p minus the second highest. entropy: ``sum p
+    log p``, minus the entropy in nats. energy: ``T logsumexp(logits / T)``, minus the
+    free energy (W. Liu et al., NeurIPS 2020, arXiv 2010.03759).
 
     Raises:
-        ValueError: no such measure, a temperature that is not above zero, or fewer than two classes.
+        ValueError: no such measure, a temperature that is not above zero, or fewer than
+        two classes.
     """
     if measure not in MEASURES:
-        raise ValueError(f"There is no measure of confidence {measure!r}. Known: {', '.join(MEASURES)}.")
+        raise ValueError(
+            f"There is no measure of confidence {measure!r}. Known: {', '.join(MEASURES)}."
+        )
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"A temperature is above 0, got {temperature}.")
     if logits.shape[-1] < 2:
-        raise ValueError(f"Confidence needs two classes or more, got logits of shape {logits.shape}.")
+        raise ValueError(
+            f"Confidence needs two classes or more, got logits of shape {logits.shape}."
+        )
     return MEASURES[measure](logits, temperature)
 
 
 def fit_temperature(logits: NDArray[np.floating], target: NDArray[np.integer]) -> float:
-    """The T in 0.01..100 with the least ``-mean log softmax(logits / T)[target]``; for ``logits[images, classes]``, ``target[images]``.
+    """The T in 0.01..100 with the least ``-mean log softmax(logits / T)[target]``; for
+    ``logits[images, classes]``, ``target[images]``.
 
-    The loss is convex in 1/T, so it has one valley in log T, which a golden-section search finds.
-    C. Guo et al., ICML 2017, arXiv 1706.04599.
+    The loss is convex in 1/T, so it has one valley in log T, which a golden-section
+    search finds. C. Guo et al., ICML 2017, arXiv 1706.04599.
     """
     rows, golden = np.arange(len(target)), (math.sqrt(5) - 1) / 2
 

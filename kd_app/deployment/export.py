@@ -1,4 +1,6 @@
-"""One file and its entry in the manifest, compared with the model that it was written from."""
+"""One file and its entry in the manifest, compared with the model that it was written
+from.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,9 +32,11 @@ def export(
     calibration: Sequence[NDArray[np.uint8]],
     images: NDArray[np.uint8],
 ) -> Path:
-    """Write ``<folder>/<stem><ending>`` with a manifest of this file alone, and compare its logits on real `images` ``[B, C, H, W]`` with torch's.
+    """Write ``<folder>/<stem><ending>`` with a manifest of this file alone, and compare
+    its logits on real `images` ``[B, C, H, W]`` with torch's.
 
-    Raises `RunError` where they are further apart than the format's tolerance, or the model can't be written or opened.
+    Raises `RunError` where they are further apart than the format's tolerance, or the
+    model can't be written or opened.
     """
     path = folder / f"{stem}{form.ending}"
     more = form.write(model, pixels, calibration, path)
@@ -56,20 +60,30 @@ def export(
     write_manifest(folder, {path.name: {**told, "largest_difference": off}})
     if form.tolerance is not None and not off <= form.tolerance:
         raise RunError(
-            f"{path.name} does not answer as the model does: on {len(images)} images its logits are off by up to {off:.2g} of the largest one, more "
-            f"than formats.{form.name}.tolerance={form.tolerance:g}. This model can't be trusted in this format; use another one."
+            f"{path.name} does not answer as the model does: on {len(images)} images its logits are"
+            f" off by up to {off:.2g} of the largest one, more than"
+            f" formats.{form.name}.tolerance={form.tolerance:g}. This model can't be trusted in"
+            " this format; use another one."
         )
     return path
 
 
-def difference(model: nn.Module, pixels: Pixels, opened: Artefact, images: NDArray[np.uint8]) -> float:
-    """``max |artefact - torch| / max(1, max |torch|)`` over the logits of `images`; not a number where one of them is none."""
+def difference(
+    model: nn.Module, pixels: Pixels, opened: Artefact, images: NDArray[np.uint8]
+) -> float:
+    """``max |artefact - torch| / max(1, max |torch|)`` over the logits of `images`; not
+    a number where one of them is none.
+    """
     with torch.inference_mode():
         expected = Deployed(model, pixels)(torch.from_numpy(images)).numpy()
-    return float(np.abs(opened.logits(images) - expected).max() / max(1.0, float(np.abs(expected).max())))
+    return float(
+        np.abs(opened.logits(images) - expected).max() / max(1.0, float(np.abs(expected).max()))
+    )
 
 
 def write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]], **about: Any) -> None:
-    """Write ``manifest.json`` whole or not at all: an entry for each of the `files`, and what else it is to say of all of them."""
+    """Write ``manifest.json`` whole or not at all: an entry for each of the `files`,
+    and what else it is to say of all of them.
+    """
     told = {"schema_version": VERSION, **about, "files": files}
     write_atomically(folder / MANIFEST, json.dumps(told, indent=1, allow_nan=False) + "\n")

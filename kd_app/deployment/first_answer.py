@@ -1,6 +1,8 @@
-"""Opens a file and lets it answer, in a process that imports nothing but numpy and what the file needs; prints what that took as JSON.
+"""Opens a file and lets it answer, in a process that imports nothing but numpy and what
+the file needs; prints what that took as JSON.
 
-``python -m kd_app.deployment.first_answer <module:opener> <file> <batch> <channels> <height> <width>``
+``python -m kd_app.deployment.first_answer <module:opener> <file> <batch> <channels>
+<height> <width>``
 
 ``opener(path, threads=1)`` gives what answers.
 """
@@ -13,7 +15,9 @@ _AGAIN = 5
 
 
 def main(opener: str, file: str, *shape: str) -> None:
-    """Print ``cold_start_seconds``, ``start_seconds`` and ``peak_memory_bytes``, see `kd_app.deployment.start`."""
+    """Print ``cold_start_seconds``, ``start_seconds`` and ``peak_memory_bytes``, see
+    `kd_app.deployment.start`.
+    """
     import json
     import statistics
     from pathlib import Path
@@ -30,13 +34,22 @@ def main(opener: str, file: str, *shape: str) -> None:
 
     answered()
     cold, peak = time.perf_counter() - _BEGAN, _peak_memory()
-    print(json.dumps({"cold_start_seconds": cold, "start_seconds": statistics.median(answered() for _ in range(_AGAIN)), "peak_memory_bytes": peak}))
+    print(
+        json.dumps(
+            {
+                "cold_start_seconds": cold,
+                "start_seconds": statistics.median(answered() for _ in range(_AGAIN)),
+                "peak_memory_bytes": peak,
+            }
+        )
+    )
 
 
 def _peak_memory() -> int:
     """The most memory this process has had resident, in bytes.
 
-    On Linux from /proc: what getrusage says there is at least what the process that started this one had.
+    On Linux from /proc: what getrusage says there is at least what the process that
+    started this one had.
     """
     try:
         with open("/proc/self/status", encoding="ascii") as told:
@@ -44,7 +57,9 @@ def _peak_memory() -> int:
     except OSError:
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ from pathlib import Path
 
 
 def cpu_flags() -> frozenset[str]:
-    """The processor's instruction sets as the operating system names them; empty where it does not say."""
+    """The processor's instruction sets as the operating system names them; empty where
+    it does not say.
+    """
     return frozenset(_cpu_says("flags", "Features").split())
 
 
 def cpu_name() -> str:
-    """The processor's name; that of its architecture where the operating system says no more."""
+    """The processor's name; that of its architecture where the operating system says no
+    more.
+    """
     return _cpu_says("model name") or platform.processor() or platform.machine()
 
 

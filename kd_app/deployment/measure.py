@@ -22,15 +22,20 @@ from kd_app.models.taps import Taps
 
 _FILE = "answers.safetensors"
 _KEPT = 2**25
-"""So many numbers of a split's embeddings are kept at most: 128 MB, which is 16,384 images of a ResNet-50."""
+"""So many numbers of a split's embeddings are kept at most: 128 MB, which is 16,384
+images of a ResNet-50.
+"""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers of one model on one split: ``index [N]``, ``target [N]``, ``logits [N, K]`` as float32.
+    """Answers of one model on one split: ``index [N]``, ``target [N]``, ``logits [N,
+    K]`` as float32.
 
-    embedding: ``[M, D]`` float32, what the classifier was given, of the images in the places ``kept [M]``: all, or evenly spread ones where all would
-    take more than 128 MB. None where nobody asked, or where the model has none (no linear classifier that turns one vector into the logits).
+    embedding: ``[M, D]`` float32, what the classifier was given, of the images in the
+    places ``kept [M]``: all, or evenly spread ones where all would take more than 128
+    MB. None where nobody asked, or where the model has none (no linear classifier that
+    turns one vector into the logits).
     """
 
     index: Int64[np.ndarray, " images"]
@@ -41,7 +46,10 @@ class Predictions:
 
     def save(self, folder: Path) -> None:
         """Write them into `folder`."""
-        save_file({name: column for name, column in vars(self).items() if column is not None}, folder / _FILE)
+        save_file(
+            {name: column for name, column in vars(self).items() if column is not None},
+            folder / _FILE,
+        )
 
     @staticmethod
     def load(folder: Path) -> "Predictions":
@@ -50,10 +58,19 @@ class Predictions:
 
 
 def same_images(first: Predictions, second: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
-    """The embeddings ``[M, D1]`` and ``[M, D2]`` of the images of which both models' are kept; None where one has none."""
-    if first.embedding is None or second.embedding is None or first.kept is None or second.kept is None:
+    """The embeddings ``[M, D1]`` and ``[M, D2]`` of the images of which both models'
+    are kept; None where one has none.
+    """
+    if (
+        first.embedding is None
+        or second.embedding is None
+        or first.kept is None
+        or second.kept is None
+    ):
         return None
-    _, ours, theirs = np.intersect1d(first.kept, second.kept, assume_unique=True, return_indices=True)
+    _, ours, theirs = np.intersect1d(
+        first.kept, second.kept, assume_unique=True, return_indices=True
+    )
     return first.embedding[ours], second.embedding[theirs]
 
 
@@ -67,9 +84,11 @@ def predict(
     embeddings: bool = False,
     say: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """The answers of `model`, in eval mode and float32, to all batches, or to the first `limit` of them (a number, or a share below 1).
+    """The answers of `model`, in eval mode and float32, to all batches, or to the first
+    `limit` of them (a number, or a share below 1).
 
-    With `embeddings`, what its classifier was given comes with them, from the same forward pass.
+    With `embeddings`, what its classifier was given comes with them, from the same
+    forward pass.
     """
     model = _placed(model, device)
     taps = Taps(model, frozenset({"logits"}))
@@ -79,37 +98,71 @@ def predict(
     with torch.inference_mode():
         for number, raw in enumerate(limited(batches, limit)):
             batch = raw.to(device)
-            image = normalize(batch.image, pixels, torch.channels_last) if batch.image.dtype == torch.uint8 else batch.image
+            image = (
+                normalize(batch.image, pixels, torch.channels_last)
+                if batch.image.dtype == torch.uint8
+                else batch.image
+            )
             if embeddings and not number:
                 taps = _with_embedding(model, image) or taps
             outputs = taps(image)
             assert outputs.logits is not None
-            rows.append((batch.index.cpu().numpy(), batch.hard_target().cpu().numpy(), outputs.logits.float().cpu().numpy()))
+            rows.append(
+                (
+                    batch.index.cpu().numpy(),
+                    batch.hard_target().cpu().numpy(),
+                    outputs.logits.float().cpu().numpy(),
+                )
+            )
             if outputs.embedding is not None:
                 step = step or _step(batches, len(batch), outputs.embedding.shape[1])
                 first = -seen % step
-                kept.append((outputs.embedding[first::step].float().cpu().numpy(), np.arange(seen + first, seen + len(batch), step)))
+                kept.append(
+                    (
+                        outputs.embedding[first::step].float().cpu().numpy(),
+                        np.arange(seen + first, seen + len(batch), step),
+                    )
+                )
             seen += len(batch)
             if say:
                 say(number + 1)
-    return Predictions(*(np.concatenate(column) for columns in (rows, kept) for column in zip(*columns, strict=True)))
+    return Predictions(
+        *(
+            np.concatenate(column)
+            for columns in (rows, kept)
+            for column in zip(*columns, strict=True)
+        )
+    )
 
 
-def answers(model: Artefact, batches: Iterable[Batch], *, limit: float | None = None) -> Predictions:
-    """The answers of an exported file to all batches, or to the first `limit` of them, in its own runtime. Raises `RequestError` as `as_fed`."""
-    rows = [(batch.index.numpy(), batch.hard_target().numpy(), model.logits(as_fed(batch.image, model.pixels))) for batch in limited(batches, limit)]
+def answers(
+    model: Artefact, batches: Iterable[Batch], *, limit: float | None = None
+) -> Predictions:
+    """The answers of an exported file to all batches, or to the first `limit` of them,
+    in its own runtime. Raises `RequestError` as `as_fed`.
+    """
+    rows = [
+        (
+            batch.index.numpy(),
+            batch.hard_target().numpy(),
+            model.logits(as_fed(batch.image, model.pixels)),
+        )
+        for batch in limited(batches, limit)
+    ]
     return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
 def as_fed(image: torch.Tensor, pixels: Pixels) -> UInt8[np.ndarray, "batch channels height width"]:
-    """The images of a batch as an exported file takes them: a gray one is repeated where the model wants color.
+    """The images of a batch as an exported file takes them: a gray one is repeated
+    where the model wants color.
 
-    Raises `RequestError` for images that are not 8-bit ones any more, such as those that somebody's own data module has normalized.
+    Raises `RequestError` for images that are not 8-bit ones any more, such as those
+    that somebody's own data module has normalized.
     """
     if image.dtype != torch.uint8:
         raise RequestError(
-            f"The data give images of {image.dtype}; exported files normalize by themselves and take uint8 images. Let data give uint8 images "
-            "(0 to 255)."
+            f"The data give images of {image.dtype}; exported files normalize by themselves and"
+            " take uint8 images. Let data give uint8 images (0 to 255)."
         )
     found: np.ndarray = image.expand(-1, pixels.channels, -1, -1).contiguous().numpy()
     return found
@@ -126,7 +179,9 @@ def _with_embedding(model: nn.Module, image: torch.Tensor) -> Taps | None:
 
 
 def _step(batches: Iterable[Batch], batch_size: int, width: int) -> int:
-    """Of so many images one embedding is kept: a power of two, so that two models' have images in common."""
+    """Of so many images one embedding is kept: a power of two, so that two models' have
+    images in common.
+    """
     images = len(batches) * batch_size if isinstance(batches, Sized) else 0
     return 1 << max(0, math.ceil(math.log2(max(1, images * width) / _KEPT)))
 
@@ -146,15 +201,26 @@ def limited(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
 
 @torch.inference_mode()
 def images_per_second(
-    models: Mapping[str, tuple[nn.Module, Pixels]], *, device: torch.device, batch: int = 64, seconds: float = 1.0
+    models: Mapping[str, tuple[nn.Module, Pixels]],
+    *,
+    device: torch.device,
+    batch: int = 64,
+    seconds: float = 1.0,
 ) -> dict[str, float]:
-    """Throughput of each model in float32 on random pixels: the median over rounds in which the models take turns, so that the ratios hold
-    on a machine whose speed drifts. `seconds` is about what each model gets.
+    """Throughput of each model in float32 on random pixels: the median over rounds in
+    which the models take turns, so that the ratios hold on a machine whose speed
+    drifts. `seconds` is about what each model gets.
     """
-    ready = {name: (_placed(model, device), _noise(pixels, batch, device)) for name, (model, pixels) in models.items()}
+    ready = {
+        name: (_placed(model, device), _noise(pixels, batch, device))
+        for name, (model, pixels) in models.items()
+    }
 
     def calls(repeats: Mapping[str, int]) -> dict[str, Callable[[], None]]:
-        return {name: partial(_answer, model, image, repeats[name], device) for name, (model, image) in ready.items()}
+        return {
+            name: partial(_answer, model, image, repeats[name], device)
+            for name, (model, image) in ready.items()
+        }
 
     single = dict.fromkeys(ready, 1)
     once = in_turns(calls(single), rounds=1, repeats=single)  # also the warm-up
@@ -165,7 +231,13 @@ def images_per_second(
 
 
 def _noise(pixels: Pixels, batch: int, device: torch.device) -> torch.Tensor:
-    image = torch.rand(batch, pixels.channels, pixels.height, pixels.width, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(
+        batch,
+        pixels.channels,
+        pixels.height,
+        pixels.width,
+        generator=torch.Generator().manual_seed(0),
+    )
     return image.to(device, memory_format=torch.channels_last)
 
 

@@ -1,4 +1,6 @@
-"""What a million images cost, from how many a second there are and what an hour is paid with."""
+"""What a million images cost, from how many a second there are and what an hour is paid
+with.
+"""
 
 from typing import Annotated
 
@@ -10,14 +12,22 @@ _Paid = Annotated[float, Field(gt=0)]
 
 
 class Price(Typed):
-    """per_core_hour: of one core (a cloud's vCPU), in `currency`. per_device_hour: of a machine that is rented whole; set, it is what counts."""
+    """per_core_hour: of one core (a cloud's vCPU), in `currency`. per_device_hour: of a
+    machine that is rented whole; set, it is what counts.
+    """
 
-    def __init__(self, *, per_core_hour: _Paid, per_device_hour: _Paid | None, currency: str) -> None:
-        self._per_hour, self._unit = (per_core_hour, "core") if per_device_hour is None else (per_device_hour, "device")
+    def __init__(
+        self, *, per_core_hour: _Paid, per_device_hour: _Paid | None, currency: str
+    ) -> None:
+        self._per_hour, self._unit = (
+            (per_core_hour, "core") if per_device_hour is None else (per_device_hour, "device")
+        )
         self.currency = currency
 
     def per_million(self, images_per_second: float, *, cores: float = 1.0) -> float:
-        """``1e6 / images_per_second / 3600 * price of an hour``, in the price's currency; at a price per core, times the cores that were in use."""
+        """``1e6 / images_per_second / 3600 * price of an hour``, in the price's
+        currency; at a price per core, times the cores that were in use.
+        """
         return 1e6 / images_per_second / 3600 * self._per_hour * self._cores(cores)
 
     def formula(self, images_per_second: float, *, cores: float = 1.0) -> str:
@@ -25,8 +35,10 @@ class Price(Typed):
         used = self._cores(cores)
         times = "" if used == 1 else f" x {used:.2f} cores"
         return (
-            f"1e6 images / {images_per_second:,.1f} images/s / 3600 s/h{times} x {self._per_hour:g} {self.currency} per {self._unit}-hour"
-            f" = {self.per_million(images_per_second, cores=cores):.4g} {self.currency} per million images"
+            f"1e6 images / {images_per_second:,.1f} images/s / 3600 s/h{times} x {self._per_hour:g}"
+            f" {self.currency} per {self._unit}-hour ="
+            f" {self.per_million(images_per_second, cores=cores):.4g} {self.currency} per million"
+            " images"
         )
 
     def _cores(self, cores: float) -> float:

@@ -15,7 +15,9 @@ from kd_app.deployment.runtimes.opened import picture
 
 @dataclass(frozen=True)
 class TorchModel:
-    """`module`, which answers normalized images in `classes`, fed as `pixels` say; on `device` and in eval mode from then on."""
+    """`module`, which answers normalized images in `classes`, fed as `pixels` say; on
+    `device` and in eval mode from then on.
+    """
 
     module: nn.Module
     classes: tuple[str, ...]
@@ -28,7 +30,9 @@ class TorchModel:
     def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``, in float32."""
         with torch.inference_mode():
-            seen = normalize(torch.from_numpy(images).to(self.device), self.pixels, torch.channels_last)
+            seen = normalize(
+                torch.from_numpy(images).to(self.device), self.pixels, torch.channels_last
+            )
             answered: NDArray[np.float32] = self.module(seen).float().cpu().numpy()
         return answered
 

@@ -1,4 +1,6 @@
-"""XNNPACK through ExecuTorch: a float or int8 graph lowered to a program, and the program run on this CPU."""
+"""XNNPACK through ExecuTorch: a float or int8 graph lowered to a program, and the
+program run on this CPU.
+"""
 
 import os
 import sys
@@ -19,11 +21,14 @@ from kd_app.deployment.formats.format import blank
 
 
 def lower(model: nn.Module, pixels: Pixels, path: Path, *, max_batch: int | None = None) -> None:
-    """Write `model` (in eval mode) as a program; what XNNPACK has no kernel for stays portable.
+    """Write `model` (in eval mode) as a program; what XNNPACK has no kernel for stays
+    portable.
 
-    Without `max_batch` it takes one normalized image at a time; with it up to so many uint8 ones, as `Deployed` does. A graph that PT2E converted is
-    computed in int8: XNNPACK's kernels take the place of its quantize and dequantize pairs. Raises `RequestError` where ExecuTorch is not installed,
-    `RunError` where it can't take the model.
+    Without `max_batch` it takes one normalized image at a time; with it up to so many
+    uint8 ones, as `Deployed` does. A graph that PT2E converted is computed in int8:
+    XNNPACK's kernels take the place of its quantize and dequantize pairs. Raises
+    `RequestError` where ExecuTorch is not installed, `RunError` where it can't take the
+    model.
     """
     with quiet():
         try:
@@ -33,24 +38,32 @@ def lower(model: nn.Module, pixels: Pixels, path: Path, *, max_batch: int | None
             raise _missing() from None
         try:
             program = traced(model, pixels, max_batch=max_batch)
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+            lowered = to_edge_transform_and_lower(
+                program, partitioner=[XnnpackPartitioner()]
+            ).to_executorch()
         except Exception as error:  # of many kinds: what a model may hold has no bounds
             raise RunError(f"The model can't be lowered to XNNPACK: {first_line(error)}") from error
     path.write_bytes(lowered.buffer)
 
 
-def traced(model: nn.Module, pixels: Pixels, *, max_batch: int | None) -> torch.export.ExportedProgram:
+def traced(
+    model: nn.Module, pixels: Pixels, *, max_batch: int | None
+) -> torch.export.ExportedProgram:
     """`model` as a graph of what `lower` says it takes."""
     if max_batch is None:
-        return torch.export.export(model, (torch.zeros(1, pixels.channels, pixels.height, pixels.width),))
+        return torch.export.export(
+            model, (torch.zeros(1, pixels.channels, pixels.height, pixels.width),)
+        )
     batch = torch.export.Dim("batch", min=1, max=max_batch)
     return torch.export.export(model, (blank(pixels, 2),), dynamic_shapes=({0: batch},))
 
 
 class Lowered(nn.Module):
-    """A program that `lower` wrote, on this CPU with one thread; images ``[B, C, H, W]`` go through it one after the other.
+    """A program that `lower` wrote, on this CPU with one thread; images ``[B, C, H,
+    W]`` go through it one after the other.
 
-    Raises `RequestError` for a file that is no such program, or where ExecuTorch is not installed.
+    Raises `RequestError` for a file that is no such program, or where ExecuTorch is not
+    installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,18 +75,25 @@ class Lowered(nn.Module):
                 self._method = self._program.load_method("forward")
         except RuntimeError as error:
             raise RequestError(
-                f"{str(path)!r} can't be run: {first_line(error)} It is damaged, or of another version of ExecuTorch. Make the model again."
+                f"{str(path)!r} can't be run: {first_line(error)} It is damaged, or of another"
+                " version of ExecuTorch. Make the model again."
             ) from None
 
-    def forward(self, image: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, image: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
         """The logits, where the images are."""
         images = image.detach().to("cpu", torch.float32, memory_format=torch.contiguous_format)
-        return torch.cat([self._method.execute([one.contiguous()])[0].clone() for one in images.split(1)]).to(image.device)
+        return torch.cat(
+            [self._method.execute([one.contiguous()])[0].clone() for one in images.split(1)]
+        ).to(image.device)
 
 
 @cache
 def _runtime() -> Any:
-    """ExecuTorch's runtime, whose threads are set to one before any program has taken some."""
+    """ExecuTorch's runtime, whose threads are set to one before any program has taken
+    some.
+    """
     try:
         with quiet():
             from executorch.extension.pybindings import portable_lib
@@ -87,12 +107,17 @@ def _runtime() -> Any:
 
 
 def _missing() -> RequestError:
-    return RequestError("ExecuTorch's programs need the package executorch, which is not installed. Install it: pip install kd_app[deploy]")
+    return RequestError(
+        "ExecuTorch's programs need the package executorch, which is not installed. Install it: pip"
+        " install kd_app[deploy]"
+    )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what ExecuTorch and torchao write about this machine and themselves, past Python's own streams, too."""
+    """Without what ExecuTorch and torchao write about this machine and themselves, past
+    Python's own streams, too.
+    """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,6 @@
-"""Correlation congruence: the student's kernel matrix of a batch is to be the teacher's."""
+"""Correlation congruence: the student's kernel matrix of a batch is to be the
+teacher's.
+"""
 
 import math
 from typing import ClassVar
@@ -16,11 +18,14 @@ from kd_app.models.outputs import Outputs
 
 
 class CorrelationCongruence(LossTerm):
-    """``|K_s - K_t|^2 / B^2`` with ``K_ij = e^(-2 gamma) sum_{p <= order} (2 gamma <x_i, x_j>)^p / p!``, x [B, D] = pooled features with L2 norm 1.
+    """``|K_s - K_t|^2 / B^2`` with ``K_ij = e^(-2 gamma) sum_{p <= order} (2 gamma
+    <x_i, x_j>)^p / p!``, x [B, D] = pooled features with L2 norm 1.
 
-    The series of the Gaussian kernel ``exp(-gamma |x_i - x_j|^2)``, which it is for norm 1 alone. It needs no embedding to a common width, and so
-    none that could collapse. Other things are called CC, too: products of neighbors in the order of the batch, and the norm without its square.
-    Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, arXiv 1904.01802.
+    The series of the Gaussian kernel ``exp(-gamma |x_i - x_j|^2)``, which it is for
+    norm 1 alone. It needs no embedding to a common width, and so none that could
+    collapse. Other things are called CC, too: products of neighbors in the order of the
+    batch, and the norm without its square. Peng et al., "Correlation Congruence for
+    Knowledge Distillation", ICCV 2019, arXiv 1904.01802.
     """
 
     level: ClassVar[Level] = "relation"
@@ -37,7 +42,9 @@ class CorrelationCongruence(LossTerm):
         embeddings("cc", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the pairs of images; 0 where both have the same kernel matrix, as in a batch of one."""
+        """The mean over the pairs of images; 0 where both have the same kernel matrix,
+        as in a batch of one.
+        """
         ours, theirs = (self._kernel(x) for x in embeddings("cc", student, teacher))
         return F.mse_loss(ours, theirs)
 

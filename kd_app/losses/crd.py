@@ -1,4 +1,6 @@
-"""CRD: the student's embedding of an image is to be told from those of other classes by the teacher's, and the other way round."""
+"""CRD: the student's embedding of an image is to be told from those of other classes by
+the teacher's, and the other way round.
+"""
 
 import math
 from typing import Annotated, ClassVar
@@ -20,16 +22,23 @@ _EPSILON = 1e-7
 
 
 class CRD(LossTerm):
-    """``-mean_b [log P+ / (P+ + c) + sum_k log c / (P-_k + c)]``, c = K / N, once for the student's and once for the teacher's side.
+    """``-mean_b [log P+ / (P+ + c) + sum_k log c / (P-_k + c)]``, c = K / N, once for
+    the student's and once for the teacher's side.
 
-    v = the embedding f through a linear map, with norm 1; of both models a memory M [N, D] holds one vector an image. Student's side:
-    ``P_j = exp(M_t[j] . v_s / temperature) / Z``, the positive j = the image itself, the K negatives drawn from those of other classes; teacher's
-    side with M_s and v_t. Z = N times the mean of the exponentials of the first batch. Afterwards ``M[i] <- norm(momentum M[i] + (1 - momentum) v)``.
+    v = the embedding f through a linear map, with norm 1; of both models a memory M [N,
+    D] holds one vector an image. Student's side: ``P_j = exp(M_t[j] . v_s /
+    temperature) / Z``, the positive j = the image itself, the K negatives drawn from
+    those of other classes; teacher's side with M_s and v_t. Z = N times the mean of the
+    exponentials of the first batch. Afterwards ``M[i] <- norm(momentum M[i] + (1 -
+    momentum) v)``.
 
-    The memory belongs to the term's state: it is saved with the training and goes on with it. Of several ranks each is given the batch of all, and
-    draws the same negatives, so that the memories stay the same. Negatives are drawn anew in every step, with repetition; an image that was not seen
-    yet, or has no label, counts as of a class of its own. Images that are not among those to train on are left out.
-    Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv 1910.10699.
+    The memory belongs to the term's state: it is saved with the training and goes on
+    with it. Of several ranks each is given the batch of all, and draws the same
+    negatives, so that the memories stay the same. Negatives are drawn anew in every
+    step, with repetition; an image that was not seen yet, or has no label, counts as of
+    a class of its own. Images that are not among those to train on are left out. Tian,
+    Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv
+    1910.10699.
     """
 
     level: ClassVar[Level] = "relation"
@@ -62,36 +71,49 @@ class CRD(LossTerm):
         self.draw = noise
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the linear maps and the memory. Raises `RequestError` for a model without embedding, or images without numbers or too many of them."""
+        """Make the linear maps and the memory. Raises `RequestError` for a model
+        without embedding, or images without numbers or too many of them.
+        """
         ours, theirs = embeddings("crd", student, teacher)
         if self.images is None:
             raise RequestError(
-                "crd remembers a vector of every image by its number, and these data do not number their images. Read them by data=folder or "
-                "data=csv, or choose another term: rkd, pkt or sp."
+                "crd remembers a vector of every image by its number, and these data do not number"
+                " their images. Read them by data=folder or data=csv, or choose another term: rkd,"
+                " pkt or sp."
             )
         count = len(self.images)
         if count > self.most_images:
             megabytes = 2 * 4 * count * self.width / 1e6
             raise RequestError(
-                f"crd would remember {count:,} images, which takes {megabytes:,.0f} MB, and loss.crd.most_images={self.most_images:,} forbids it. "
-                "Raise it, lower loss.crd.width, or choose another term: rkd, pkt or sp."
+                f"crd would remember {count:,} images, which takes {megabytes:,.0f} MB, and"
+                f" loss.crd.most_images={self.most_images:,} forbids it. Raise it, lower"
+                " loss.crd.width, or choose another term: rkd, pkt or sp."
             )
         device = ours.device
-        self.embed_s, self.embed_t = (nn.Linear(x.shape[1], self.width).to(device) for x in (ours, theirs))
+        self.embed_s, self.embed_t = (
+            nn.Linear(x.shape[1], self.width).to(device) for x in (ours, theirs)
+        )
         bound = 1 / math.sqrt(self.width / 3)
         for name in ("memory_s", "memory_t"):
-            self.register_buffer(name, torch.empty(count, self.width, device=device).uniform_(-bound, bound))
+            self.register_buffer(
+                name, torch.empty(count, self.width, device=device).uniform_(-bound, bound)
+            )
         self.register_buffer("partition", torch.zeros(2, device=device))
         self.register_buffer("classes", -1 - torch.arange(count, device=device))
         self.register_buffer("numbers", self.images.to(device), persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the batch, of both sides; moves the memory in training. Needs `build` first."""
+        """The mean over the batch, of both sides; moves the memory in training. Needs
+        `build` first.
+        """
         ours, theirs = embeddings("crd", student, teacher)
         rows = torch.searchsorted(self.numbers, batch.index).clamp(max=len(self.numbers) - 1)
         known = self.numbers[rows] == batch.index
         rows = rows[known]
-        s, t = (F.normalize(embed(x[known]), dim=1) for embed, x in ((self.embed_s, ours), (self.embed_t, theirs)))
+        s, t = (
+            F.normalize(embed(x[known]), dim=1)
+            for embed, x in ((self.embed_s, ours), (self.embed_t, theirs))
+        )
         labeled = known if batch.labeled is None else known & batch.labeled
         self.classes[rows[labeled[known]]] = batch.hard_target()[labeled]
         chosen = torch.cat((rows[:, None], self._others(batch, rows, known)), dim=1)
@@ -100,11 +122,15 @@ class CRD(LossTerm):
             self._remember(rows, s, t)
         return value / max(len(rows), 1)
 
-    def _others(self, batch: Batch, rows: Int64[Tensor, " batch"], known: Tensor) -> Int64[Tensor, "batch negatives"]:
+    def _others(
+        self, batch: Batch, rows: Int64[Tensor, " batch"], known: Tensor
+    ) -> Int64[Tensor, "batch negatives"]:
         """Rows of images of other classes; of any class where there is no other."""
         ordered, order = self.classes.sort(stable=True)
         own = self.classes[rows]
-        first, behind = (torch.searchsorted(ordered, own, right=right)[:, None] for right in (False, True))
+        first, behind = (
+            torch.searchsorted(ordered, own, right=right)[:, None] for right in (False, True)
+        )
         size = behind - first
         others = len(order) - size
         size = torch.where(others > 0, size, 0)
@@ -117,14 +143,20 @@ class CRD(LossTerm):
         likeness = (v @ memory.T.clone()).gather(1, chosen).div(self.temperature).exp()
         if len(v) and self.partition[number] == 0:
             self.partition[number] = likeness.detach().mean() * images
-        p = likeness / self.partition[number].clone()  # the other side sets its own in the same tensor
+        p = (
+            likeness / self.partition[number].clone()
+        )  # the other side sets its own in the same tensor
         c = (chosen.shape[1] - 1) / images
         apart = (c / (p[:, 1:] + c + _EPSILON)).log().sum()
         return -(p[:, 0] / (p[:, 0] + c + _EPSILON)).log().sum() - apart
 
     @torch.no_grad()
     def _remember(self, rows: Tensor, s: Tensor, t: Tensor) -> None:
-        """Vectors that are not finite leave no trace: such a step may be left out and the training go on."""
+        """Vectors that are not finite leave no trace: such a step may be left out and
+        the training go on.
+        """
         for memory, v in ((self.memory_s, s), (self.memory_t, t)):
             moved = F.normalize(self.momentum * memory[rows] + (1 - self.momentum) * v, dim=1)
-            memory[rows] = torch.where(moved.isfinite().all(dim=1, keepdim=True), moved, memory[rows])
+            memory[rows] = torch.where(
+                moved.isfinite().all(dim=1, keepdim=True), moved, memory[rows]
+            )

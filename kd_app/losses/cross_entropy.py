@@ -15,12 +15,15 @@ from kd_app.models.outputs import Outputs
 
 
 class CrossEntropy(LossTerm):
-    """``-sum_c y_c log softmax(z)_c``, averaged over the labeled images as `torch.nn.functional.cross_entropy` does.
+    """``-sum_c y_c log softmax(z)_c``, averaged over the labeled images as
+    `torch.nn.functional.cross_entropy` does.
 
-    Labels are class numbers [B] or shares of classes [B, K]. With class weights w and class numbers the mean is weighted, that is divided by the
-    sum of ``w[y_b]``; with shares each class's part is weighted and the sum divided by B. `smoothing` moves that share of every label evenly to
-    all K classes (Szegedy et al., CVPR 2016, arXiv 1512.00567). Rows that ``batch.labeled`` marks as unlabeled do not count; without a labeled
-    row the value is 0, still joined to the graph.
+    Labels are class numbers [B] or shares of classes [B, K]. With class weights w and
+    class numbers the mean is weighted, that is divided by the sum of ``w[y_b]``; with
+    shares each class's part is weighted and the sum divided by B. `smoothing` moves
+    that share of every label evenly to all K classes (Szegedy et al., CVPR 2016, arXiv
+    1512.00567). Rows that ``batch.labeled`` marks as unlabeled do not count; without a
+    labeled row the value is 0, still joined to the graph.
     """
 
     level: ClassVar[Level] = "label"
@@ -29,7 +32,12 @@ class CrossEntropy(LossTerm):
 
     class_weights: Tensor | None
 
-    def __init__(self, *, smoothing: Annotated[float, Field(ge=0, lt=1)], class_weights: list[PositiveFloat] | None) -> None:
+    def __init__(
+        self,
+        *,
+        smoothing: Annotated[float, Field(ge=0, lt=1)],
+        class_weights: list[PositiveFloat] | None,
+    ) -> None:
         super().__init__()
         self.smoothing = smoothing
         weights = None if class_weights is None else torch.tensor(class_weights)
@@ -41,8 +49,9 @@ class CrossEntropy(LossTerm):
         classes = student.logits.shape[1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise RequestError(
-                f"cross_entropy: class_weights has {len(self.class_weights)} entries and there are {classes} classes. "
-                f"Give one positive number a class, in the order of the classes, or null for equal weights."
+                f"cross_entropy: class_weights has {len(self.class_weights)} entries and there are"
+                f" {classes} classes. Give one positive number a class, in the order of the"
+                " classes, or null for equal weights."
             )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:

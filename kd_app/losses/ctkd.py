@@ -1,4 +1,6 @@
-"""Curriculum temperature: soft targets at a temperature that is learned and makes them harder."""
+"""Curriculum temperature: soft targets at a temperature that is learned and makes them
+harder.
+"""
 
 from typing import Annotated, Any
 
@@ -16,11 +18,13 @@ from kd_app.models.outputs import Outputs
 
 
 class CTKD(LogitTerm):
-    """``T^2 mean_b KL(softmax(z_t / T) || softmax(z_s / T))`` at a learned ``T = lowest + span sigmoid(theta)``, theta = 1 at the start.
+    """``T^2 mean_b KL(softmax(z_t / T) || softmax(z_s / T))`` at a learned ``T = lowest
+    + span sigmoid(theta)``, theta = 1 at the start.
 
-    theta climbs where the student descends: its gradient is reversed, and its strength rises with ``batch.progress`` from 0 to 1 along half a
-    cosine over the share `rise` of the training.
-    Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023, arXiv 2211.16231, with one temperature for all images.
+    theta climbs where the student descends: its gradient is reversed, and its strength
+    rises with ``batch.progress`` from 0 to 1 along half a cosine over the share `rise`
+    of the training. Li et al., "Curriculum Temperature for Knowledge Distillation",
+    AAAI 2023, arXiv 2211.16231, with one temperature for all images.
     """
 
     def __init__(
@@ -41,8 +45,14 @@ class CTKD(LogitTerm):
         """The mean over the batch; 0 when both models give the same probabilities."""
         theta: Tensor = _Reversed.apply(self.theta, self.strength.factor(batch.progress))
         temperature = self.lowest + self.span * theta.sigmoid()
-        ours, theirs = (F.log_softmax(z / temperature, dim=1) for z in self.logits(student, teacher))
-        return (F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature.square() / len(ours)).sum()
+        ours, theirs = (
+            F.log_softmax(z / temperature, dim=1) for z in self.logits(student, teacher)
+        )
+        return (
+            F.kl_div(ours, theirs, reduction="sum", log_target=True)
+            * temperature.square()
+            / len(ours)
+        ).sum()
 
 
 class _Reversed(torch.autograd.Function):

@@ -14,18 +14,25 @@ from kd_app.models.outputs import Outputs
 
 
 class Decoupled(LogitTerm):
-    """``T^2 mean_b [alpha KL(b_t || b_s) + beta KL(p_t || p_s)]``: b = (probability of the label's class, of all others together), p = the
-    probabilities of the other K-1 classes among themselves, all of logits / T.
+    """``T^2 mean_b [alpha KL(b_t || b_s) + beta KL(p_t || p_s)]``: b = (probability of
+    the label's class, of all others together), p = the probabilities of the other K-1
+    classes among themselves, all of logits / T.
 
-    KL of all K classes (`soft_target`) is the case alpha = 1, beta = 1 - b_t: there a sure teacher silences what it knows about the other classes.
-    Mixed labels [B, K] count as the class with the largest share; rows without a label do not count.
-    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
+    KL of all K classes (`soft_target`) is the case alpha = 1, beta = 1 - b_t: there a
+    sure teacher silences what it knows about the other classes. Mixed labels [B, K]
+    count as the class with the largest share; rows without a label do not count. Zhao
+    et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
     """
 
     uses_labels: ClassVar[bool] = True
 
     def __init__(
-        self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], alpha: NonNegativeFloat, beta: NonNegativeFloat, standardize: bool
+        self,
+        *,
+        temperature: Annotated[float, Field(ge=0.01, le=1000)],
+        alpha: NonNegativeFloat,
+        beta: NonNegativeFloat,
+        standardize: bool,
     ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
@@ -33,17 +40,25 @@ class Decoupled(LogitTerm):
         self.beta = beta
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the labeled images of the batch; 0 when both models give the same probabilities, or when no image is labeled."""
+        """The mean over the labeled images of the batch; 0 when both models give the
+        same probabilities, or when no image is labeled.
+        """
         z_s, z_t, target = self.labeled_logits(student, teacher, batch)
         binary_s, others_s = split(z_s / self.temperature, target)
         binary_t, others_t = split(z_t / self.temperature, target)
         target_class = F.kl_div(binary_s, binary_t, reduction="sum", log_target=True)
         other_classes = F.kl_div(others_s, others_t, reduction="sum", log_target=True)
-        return (self.alpha * target_class + self.beta * other_classes) * (self.temperature**2 / max(len(target), 1))
+        return (self.alpha * target_class + self.beta * other_classes) * (
+            self.temperature**2 / max(len(target), 1)
+        )
 
 
-def split(z: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch classes"]]:
-    """Log-probabilities of (target, not target), and of every other class given that it is not the target (0 stands at the target itself)."""
+def split(
+    z: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch classes"]]:
+    """Log-probabilities of (target, not target), and of every other class given that it
+    is not the target (0 stands at the target itself).
+    """
     at = target[:, None]
     all_others = z.scatter(1, at, -torch.inf).logsumexp(dim=1, keepdim=True)
     odds = z.gather(1, at) - all_others

@@ -1,4 +1,6 @@
-"""DIST: the student's probabilities are to be correlated with the teacher's, over classes and over images."""
+"""DIST: the student's probabilities are to be correlated with the teacher's, over
+classes and over images.
+"""
 
 from typing import Annotated, ClassVar
 
@@ -16,17 +18,24 @@ _EPSILON = 1e-8
 
 
 class DIST(LogitTerm):
-    """``T^2 [beta (1 - mean_b r(P_b, Q_b)) + gamma (1 - mean_c r(P_.c, Q_.c))]`` for P, Q [B, K] = softmax(z / T) of student and teacher.
+    """``T^2 [beta (1 - mean_b r(P_b, Q_b)) + gamma (1 - mean_c r(P_.c, Q_.c))]`` for P,
+    Q [B, K] = softmax(z / T) of student and teacher.
 
-    r is Pearson's correlation with 1e-8 added to the product of the norms, as its authors have it. The second part compares the images of a
-    batch, and says nothing about a batch of one.
-    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
+    r is Pearson's correlation with 1e-8 added to the product of the norms, as its
+    authors have it. The second part compares the images of a batch, and says nothing
+    about a batch of one. Huang et al., "Knowledge Distillation from A Stronger
+    Teacher", NeurIPS 2022, arXiv 2205.10536.
     """
 
     whole_batch: ClassVar[bool] = True
 
     def __init__(
-        self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], beta: NonNegativeFloat, gamma: NonNegativeFloat, standardize: bool
+        self,
+        *,
+        temperature: Annotated[float, Field(ge=0.01, le=1000)],
+        beta: NonNegativeFloat,
+        gamma: NonNegativeFloat,
+        standardize: bool,
     ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
@@ -40,7 +49,9 @@ class DIST(LogitTerm):
         return self.temperature**2 * (self.beta * classes + self.gamma * images)
 
 
-def _correlation(a: Float[Tensor, "batch classes"], b: Float[Tensor, "batch classes"], dim: int) -> Float[Tensor, " others"]:
+def _correlation(
+    a: Float[Tensor, "batch classes"], b: Float[Tensor, "batch classes"], dim: int
+) -> Float[Tensor, " others"]:
     a, b = (x - x.mean(dim=dim, keepdim=True) for x in (a, b))
     norms: Tensor = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
     return (a * b).sum(dim=dim) / (norms + _EPSILON)

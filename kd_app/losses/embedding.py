@@ -10,8 +10,9 @@ from kd_app.models.outputs import Outputs
 
 
 class EmbeddingTerm(LossTerm):
-    """A term on the embeddings [B, D] before the classifier, the student's through a linear map, or through nothing where the widths are equal and
-    `always_project` is false.
+    """A term on the embeddings [B, D] before the classifier, the student's through a
+    linear map, or through nothing where the widths are equal and `always_project` is
+    false.
     """
 
     level: ClassVar[Level] = "feature"
@@ -26,10 +27,14 @@ class EmbeddingTerm(LossTerm):
         self.always_project = always_project
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the linear map. Raises `RequestError` when one of the models gives no embedding."""
+        """Make the linear map. Raises `RequestError` when one of the models gives no
+        embedding.
+        """
         ours, theirs = embeddings(self.name, student, teacher)
         needed = self.always_project or ours.shape[1] != theirs.shape[1]
-        self.adapter = nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device) if needed else nn.Identity()
+        self.adapter = (
+            nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device) if needed else nn.Identity()
+        )
 
     def pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """The student's embedding behind the map, and the teacher's."""

@@ -12,10 +12,12 @@ from kd_app.models.outputs import Outputs
 
 
 class EmbeddingCosine(EmbeddingTerm):
-    """``mean_b 1 - cos(r(f_s), f_t)`` for the embeddings f [B, D] before the classifier; r = a linear map, or nothing where the widths are equal and
+    """``mean_b 1 - cos(r(f_s), f_t)`` for the embeddings f [B, D] before the
+    classifier; r = a linear map, or nothing where the widths are equal and
     `always_project` is false.
 
-    Reads no label and no logits, so the teacher may be of any label space, and its length does not matter.
+    Reads no label and no logits, so the teacher may be of any label space, and its
+    length does not matter.
     """
 
     name: ClassVar[str] = "embedding_cosine"

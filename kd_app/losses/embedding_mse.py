@@ -12,10 +12,12 @@ from kd_app.models.outputs import Outputs
 
 
 class EmbeddingMse(EmbeddingTerm):
-    """``mean (r(f_s) - f_t)^2`` over batch and features, for the embeddings f [B, D] before the classifier; r = a linear map, or nothing where the
-    widths are equal and `always_project` is false.
+    """``mean (r(f_s) - f_t)^2`` over batch and features, for the embeddings f [B, D]
+    before the classifier; r = a linear map, or nothing where the widths are equal and
+    `always_project` is false.
 
-    Reads no label and no logits, so the teacher may be of any label space. In the form of the feature task of timm's distillation (``timm/task``).
+    Reads no label and no logits, so the teacher may be of any label space. In the form
+    of the feature task of timm's distillation (``timm/task``).
     """
 
     name: ClassVar[str] = "embedding_mse"

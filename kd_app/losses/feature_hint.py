@@ -16,12 +16,16 @@ _LARGEST_KERNEL = 5
 
 
 class FeatureHint(LossTerm):
-    """``mean (r(F_s) - F_t)^2`` over batch, channels and cells, for the maps F of one stage; r = convolution, batch norm and, if asked for, ReLU.
+    """``mean (r(F_s) - F_t)^2`` over batch, channels and cells, for the maps F of one
+    stage; r = convolution, batch norm and, if asked for, ReLU.
 
-    The convolution follows from the two sizes: 1x1 for equal ones, 3x3 with stride 2 where the student's map is twice as large, a transposed 4x4
-    with stride 2 where it is half as large, and a valid one of side ``1 + s - t`` where it is larger by up to 4 cells. In every other case
-    the larger map is averaged down to the size of the smaller one, and the convolution is 1x1.
-    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550; trained jointly with the other terms, not in a phase before them.
+    The convolution follows from the two sizes: 1x1 for equal ones, 3x3 with stride 2
+    where the student's map is twice as large, a transposed 4x4 with stride 2 where it
+    is half as large, and a valid one of side ``1 + s - t`` where it is larger by up to
+    4 cells. In every other case the larger map is averaged down to the size of the
+    smaller one, and the convolution is 1x1. Romero et al., "FitNets: Hints for Thin
+    Deep Nets", ICLR 2015, arXiv 1412.6550; trained jointly with the other terms, not in
+    a phase before them.
     """
 
     level: ClassVar[Level] = "feature"
@@ -35,7 +39,8 @@ class FeatureHint(LossTerm):
         self.activation = activation
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the regressor for the two measured maps; 'auto' gives it a ReLU where the teacher's map has no negative value.
+        """Make the regressor for the two measured maps; 'auto' gives it a ReLU where
+        the teacher's map has no negative value.
 
         Raises `RequestError` when one of the models gives no feature maps.
         """
@@ -52,8 +57,9 @@ class FeatureHint(LossTerm):
 
 
 class Regressor(nn.Module):
-    """Convolution, batch norm and perhaps ReLU, from the student's measured map to the channels (and, unless it is `pointwise`, the size) of the
-    teacher's."""
+    """Convolution, batch norm and perhaps ReLU, from the student's measured map to the
+    channels (and, unless it is `pointwise`, the size) of the teacher's.
+    """
 
     def __init__(self, student: Tensor, teacher: Tensor, *, relu: bool) -> None:
         super().__init__()
@@ -66,13 +72,22 @@ class Regressor(nn.Module):
         """Whether it leaves the size of the map to the caller."""
         return self.conv.kernel_size == (1, 1)
 
-    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels out_height out_width"]:
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch out_channels out_height out_width"]:
         """The student's map as the teacher's."""
         x = self.conv(x)
         if x.numel() > x.shape[1]:
             x = self.bn(x)
         else:  # one image of one cell has no variance: the running figures serve
-            x = F.batch_norm(x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, eps=self.bn.eps)
+            x = F.batch_norm(
+                x,
+                self.bn.running_mean,
+                self.bn.running_var,
+                self.bn.weight,
+                self.bn.bias,
+                eps=self.bn.eps,
+            )
         return F.relu(x) if self.relu else x
 
 

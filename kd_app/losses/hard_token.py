@@ -12,11 +12,13 @@ from kd_app.models.outputs import Outputs
 
 
 class HardToken(TwoHeads):
-    """``label x CE(z_class, y) + (1 - label) x CE(z_distilled, argmax z_t)``, means over the batch.
+    """``label x CE(z_class, y) + (1 - label) x CE(z_distilled, argmax z_t)``, means
+    over the batch.
 
-    The teacher names a class of the very image that the student sees, mixed or not; the label may be mixed. It holds the labels' part: leave
-    cross_entropy out beside it.
-    Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021, arXiv 2012.12877.
+    The teacher names a class of the very image that the student sees, mixed or not; the
+    label may be mixed. It holds the labels' part: leave cross_entropy out beside it.
+    Touvron et al., "Training data-efficient image transformers & distillation through
+    attention", ICML 2021, arXiv 2012.12877.
     """
 
     name: ClassVar[str] = "hard_token"
@@ -25,4 +27,6 @@ class HardToken(TwoHeads):
         """The weighted mean of both parts."""
         assert teacher.logits is not None
         ours, distilled = self.heads(student)
-        return self.label * self.on_labels(ours, batch) + (1 - self.label) * F.cross_entropy(distilled, teacher.logits.argmax(dim=1))
+        return self.label * self.on_labels(ours, batch) + (1 - self.label) * F.cross_entropy(
+            distilled, teacher.logits.argmax(dim=1)
+        )

@@ -15,12 +15,14 @@ from kd_app.models.outputs import Outputs
 
 
 class MaskedGeneration(LossTerm):
-    """``sum (g(m * r(F_s)) - F_t)^2 / B`` for the deepest maps: r = a 1x1 convolution, m = 0 for a share `masked` of an image's channels, drawn anew
-    in every step, g = 3x3 convolution, ReLU, 3x3 convolution. Sum over channels and cells.
+    """``sum (g(m * r(F_s)) - F_t)^2 / B`` for the deepest maps: r = a 1x1 convolution,
+    m = 0 for a share `masked` of an image's channels, drawn anew in every step, g = 3x3
+    convolution, ReLU, 3x3 convolution. Sum over channels and cells.
 
-    The larger of two maps is averaged down to the size of the smaller. The draw belongs to the image and the step, so it is the same in any order
-    of the images and on any number of ranks.
-    Yang et al., "Masked Generative Distillation", ECCV 2022, arXiv 2205.01529, in the form of its code for classification.
+    The larger of two maps is averaged down to the size of the smaller. The draw belongs
+    to the image and the step, so it is the same in any order of the images and on any
+    number of ranks. Yang et al., "Masked Generative Distillation", ECCV 2022, arXiv
+    2205.01529, in the form of its code for classification.
     """
 
     level: ClassVar[Level] = "feature"
@@ -35,7 +37,9 @@ class MaskedGeneration(LossTerm):
         self.draw = noise
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the three convolutions. Raises `RequestError` when one of the models gives no feature maps."""
+        """Make the three convolutions. Raises `RequestError` when one of the models
+        gives no feature maps.
+        """
         (ours, theirs), *_ = stage_pairs("masked_generation", student, teacher)
         width = theirs.shape[1]
         self.align = nn.Conv2d(ours.shape[1], width, 1).to(ours.device)

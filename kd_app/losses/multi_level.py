@@ -1,4 +1,6 @@
-"""Multi-level logit distillation: images, relations among images, relations among classes, at several temperatures."""
+"""Multi-level logit distillation: images, relations among images, relations among
+classes, at several temperatures.
+"""
 
 from typing import Annotated, ClassVar
 
@@ -13,23 +15,35 @@ from kd_app.models.outputs import Outputs
 
 
 class MultiLevel(LogitTerm):
-    """``sum_T [T^2 mean_b (1 + u_b) KL_b + |u (Q Q' - P P')|^2 / B + |v (Q' Q - P' P)|^2 / K]`` for P, Q [B, K] = softmax(z / T) of student, teacher.
+    """``sum_T [T^2 mean_b (1 + u_b) KL_b + |u (Q Q' - P P')|^2 / B + |v (Q' Q - P'
+    P)|^2 / K]`` for P, Q [B, K] = softmax(z / T) of student, teacher.
 
-    u_b is 1 for the images of which the teacher is no surer than the median of the batch, v_c for the classes with no more of its probability than
-    the median of the classes, and 0 otherwise: rows of the matrices. The form of the paper, for one view of an image. Standardized logits serve
-    the first part alone.
-    Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023. Its code multiplies whole parts with the *share* of such images and classes, uses
-    the weak view in parts of the strong one, and drops two sums; none of that is here.
+    u_b is 1 for the images of which the teacher is no surer than the median of the
+    batch, v_c for the classes with no more of its probability than the median of the
+    classes, and 0 otherwise: rows of the matrices. The form of the paper, for one view
+    of an image. Standardized logits serve the first part alone. Jin, Wang, Lin,
+    "Multi-Level Logit Distillation", CVPR 2023. Its code multiplies whole parts with
+    the *share* of such images and classes, uses the weak view in parts of the strong
+    one, and drops two sums; none of that is here.
     """
 
     whole_batch: ClassVar[bool] = True
 
-    def __init__(self, *, temperatures: Annotated[list[Annotated[float, Field(ge=0.01, le=1000)]], Field(min_length=1)], standardize: bool) -> None:
+    def __init__(
+        self,
+        *,
+        temperatures: Annotated[
+            list[Annotated[float, Field(ge=0.01, le=1000)]], Field(min_length=1)
+        ],
+        standardize: bool,
+    ) -> None:
         super().__init__(standardize=standardize)
         self.temperatures = temperatures
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum over the temperatures; 0 when both models give the same probabilities."""
+        """The sum over the temperatures; 0 when both models give the same
+        probabilities.
+        """
         assert student.logits is not None
         assert teacher.logits is not None
         sure = F.softmax(teacher.logits, dim=1)
@@ -40,15 +54,26 @@ class MultiLevel(LogitTerm):
             p, q = (F.softmax(z / temperature, dim=1) for z in (student.logits, teacher.logits))
             ours, theirs = (F.log_softmax(z / temperature, dim=1) for z in (z_s, z_t))
             each = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
-            total = total + temperature**2 * ((1 + images) * each).mean() + relation(p, q, images) + relation(p.T, q.T, classes)
+            total = (
+                total
+                + temperature**2 * ((1 + images) * each).mean()
+                + relation(p, q, images)
+                + relation(p.T, q.T, classes)
+            )
         return total
 
 
-def relation(p: Float[Tensor, "rows columns"], q: Float[Tensor, "rows columns"], rows: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-    """``|rows (q q' - p p')|^2 / number of rows``: which rows are like which, of the rows that are marked 1."""
+def relation(
+    p: Float[Tensor, "rows columns"], q: Float[Tensor, "rows columns"], rows: Float[Tensor, " rows"]
+) -> Float[Tensor, ""]:
+    """``|rows (q q' - p p')|^2 / number of rows``: which rows are like which, of the
+    rows that are marked 1.
+    """
     return (rows[:, None] * (q @ q.T - p @ p.T).square()).sum() / len(p)
 
 
 def _unsure(x: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """1 where a value is at most the median (the mean of the two in the middle), else 0."""
+    """1 where a value is at most the median (the mean of the two in the middle), else
+    0.
+    """
     return (x <= x.quantile(0.5)).to(x.dtype)

@@ -15,12 +15,16 @@ from kd_app.models.outputs import Outputs
 
 
 class NeuronSelectivity(LossTerm):
-    """``sum over stages of mean k(t, t) + mean k(s, s) - 2 mean k(s, t)``: the squared maximum mean discrepancy between the channels of two maps,
-    each channel with L2 norm 1 over its cells, for the kernel ``k(x, y) = <x, y>^2``; means over batch and pairs of channels.
+    """``sum over stages of mean k(t, t) + mean k(s, s) - 2 mean k(s, t)``: the squared
+    maximum mean discrepancy between the channels of two maps, each channel with L2 norm
+    1 over its cells, for the kernel ``k(x, y) = <x, y>^2``; means over batch and pairs
+    of channels.
 
-    The larger of two maps is averaged down to the size of the smaller; widths are free. Pairs that share a single cell are left out.
-    Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219. Products of matrices take the
-    place of the reference's differences of all pairs, which need a thousand times the memory.
+    The larger of two maps is averaged down to the size of the smaller; widths are free.
+    Pairs that share a single cell are left out. Huang & Wang, "Like What You Like:
+    Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219. Products
+    of matrices take the place of the reference's differences of all pairs, which need a
+    thousand times the memory.
     """
 
     level: ClassVar[Level] = "feature"
@@ -31,7 +35,9 @@ class NeuronSelectivity(LossTerm):
         self.stages = stages
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when a model gives no feature maps, or none that share more than one cell."""
+        """Raises `RequestError` when a model gives no feature maps, or none that share
+        more than one cell.
+        """
         self._pairs(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
@@ -40,13 +46,23 @@ class NeuronSelectivity(LossTerm):
         return torch.stack([_discrepancy(ours, theirs) for ours, theirs in pairs]).sum()
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        return pairs_of_cells("neuron_selectivity", "the places that channels answer to", student, teacher, self.stages)
+        return pairs_of_cells(
+            "neuron_selectivity",
+            "the places that channels answer to",
+            student,
+            teacher,
+            self.stages,
+        )
 
 
-def _discrepancy(ours: Float[Tensor, "batch cs height width"], theirs: Float[Tensor, "batch ct height width"]) -> Float[Tensor, ""]:
+def _discrepancy(
+    ours: Float[Tensor, "batch cs height width"], theirs: Float[Tensor, "batch ct height width"]
+) -> Float[Tensor, ""]:
     s, t = (F.normalize(x.flatten(2), dim=2) for x in (ours, theirs))
     return _kernel(t, t) + _kernel(s, s) - 2 * _kernel(s, t)
 
 
-def _kernel(a: Float[Tensor, "batch ca cells"], b: Float[Tensor, "batch cb cells"]) -> Float[Tensor, ""]:
+def _kernel(
+    a: Float[Tensor, "batch ca cells"], b: Float[Tensor, "batch cb cells"]
+) -> Float[Tensor, ""]:
     return (a @ b.transpose(1, 2)).square().mean()

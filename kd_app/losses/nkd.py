@@ -1,4 +1,6 @@
-"""Normalized knowledge distillation: the label's class, and the others normalized among themselves."""
+"""Normalized knowledge distillation: the label's class, and the others normalized among
+themselves.
+"""
 
 from typing import Annotated, ClassVar
 
@@ -14,16 +16,24 @@ from kd_app.models.outputs import Outputs
 
 
 class NKD(LogitTerm):
-    """``-mean_b [p_t(y) log p_s(y) + gamma T^2 sum_{c != y} q_t,c log q_s,c]``: p at temperature 1, q = softmax of z / T over the K-1 other classes.
+    """``-mean_b [p_t(y) log p_s(y) + gamma T^2 sum_{c != y} q_t,c log q_s,c]``: p at
+    temperature 1, q = softmax of z / T over the K-1 other classes.
 
-    Cross-entropies, not divergences: the value is not 0 where student and teacher agree. Mixed labels [B, K] count as the class with the largest
-    share; rows without a label do not count.
-    Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023, arXiv 2303.13005.
+    Cross-entropies, not divergences: the value is not 0 where student and teacher
+    agree. Mixed labels [B, K] count as the class with the largest share; rows without a
+    label do not count. Yang et al., "From Knowledge Distillation to Self-Knowledge
+    Distillation", ICCV 2023, arXiv 2303.13005.
     """
 
     uses_labels: ClassVar[bool] = True
 
-    def __init__(self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], gamma: NonNegativeFloat, standardize: bool) -> None:
+    def __init__(
+        self,
+        *,
+        temperature: Annotated[float, Field(ge=0.01, le=1000)],
+        gamma: NonNegativeFloat,
+        standardize: bool,
+    ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
         self.gamma = gamma
@@ -35,4 +45,6 @@ class NKD(LogitTerm):
         (_, others_s), (_, others_t) = (split(z / self.temperature, target) for z in (z_s, z_t))
         # both parts are 0 at the label itself, so the sum over all classes is that over the others
         others = (others_t.exp() * others_s).sum()
-        return -((log_t.exp() * log_s).sum() + self.gamma * self.temperature**2 * others) / max(len(target), 1)
+        return -((log_t.exp() * log_s).sum() + self.gamma * self.temperature**2 * others) / max(
+            len(target), 1
+        )

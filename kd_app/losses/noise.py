@@ -1,4 +1,6 @@
-"""Random numbers that belong to an image and a moment of the training: the same in any order, on any rank, after a restart."""
+"""Random numbers that belong to an image and a moment of the training: the same in any
+order, on any rank, after a restart.
+"""
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,8 @@ _STEP, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293
 
 
 def noise(batch: Batch, count: int) -> Float[Tensor, "batch count"]:
-    """Uniform numbers in [0, 1), float64: a hash (splitmix64) of the image's index, the progress of the training and the column.
+    """Uniform numbers in [0, 1), float64: a hash (splitmix64) of the image's index, the
+    progress of the training and the column.
 
     Images without an index of their own share their row.
     """

@@ -1,4 +1,6 @@
-"""OFA: every stage of the student answers for itself, through a branch that leads to the classes; architectures don't matter there."""
+"""OFA: every stage of the student answers for itself, through a branch that leads to
+the classes; architectures don't matter there.
+"""
 
 from itertools import pairwise
 from typing import Annotated, ClassVar
@@ -18,18 +20,25 @@ from kd_app.models.outputs import Outputs
 
 _HEADS = 4
 _GRID = 7
-"""Token grids with more cells a side are merged two by two before the blocks of a branch."""
+"""Token grids with more cells a side are merged two by two before the blocks of a
+branch.
+"""
 
 
 class OFA(LossTerm):
-    """``l(z_s) + sum_k l(branch_k(F_k))`` with ``l(z) = -mean_b sum_c ((p_t + y)^exponent - y) log softmax(z)_c``, p_t = softmax(z_t), y one-hot.
+    """``l(z_s) + sum_k l(branch_k(F_k))`` with ``l(z) = -mean_b sum_c ((p_t +
+    y)^exponent - y) log softmax(z)_c``, p_t = softmax(z_t), y one-hot.
 
-    A branch takes one stage of the student to the classes. Maps of several strides: the deepest by a 1x1 convolution, one that lies k stages further
-    up by k separable blocks of stride 2, then the average over the cells and a linear map. Maps of one size (the tokens of a ViT or a Mixer): as many
-    transformer blocks, one at least, then the same; with `class_token` the student's class token runs through these blocks beside the patches, and
-    the linear map reads it in place of the average, as the authors have it. Exponent 1 is plain soft cross-entropy. The branches are trained and do
-    not ship. Of mixed labels the largest share counts; without a label y = 0.
-    Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge Distillation", NeurIPS 2023, arXiv 2310.19444.
+    A branch takes one stage of the student to the classes. Maps of several strides: the
+    deepest by a 1x1 convolution, one that lies k stages further up by k separable
+    blocks of stride 2, then the average over the cells and a linear map. Maps of one
+    size (the tokens of a ViT or a Mixer): as many transformer blocks, one at least,
+    then the same; with `class_token` the student's class token runs through these
+    blocks beside the patches, and the linear map reads it in place of the average, as
+    the authors have it. Exponent 1 is plain soft cross-entropy. The branches are
+    trained and do not ship. Of mixed labels the largest share counts; without a label y
+    = 0. Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in
+    Knowledge Distillation", NeurIPS 2023, arXiv 2310.19444.
     """
 
     level: ClassVar[Level] = "output"
@@ -37,7 +46,14 @@ class OFA(LossTerm):
 
     branches: nn.ModuleList
 
-    def __init__(self, *, exponent: Annotated[float, Field(ge=0.5, le=4)], stages: PositiveInt, width: PositiveInt, class_token: bool) -> None:
+    def __init__(
+        self,
+        *,
+        exponent: Annotated[float, Field(ge=0.5, le=4)],
+        stages: PositiveInt,
+        width: PositiveInt,
+        class_token: bool,
+    ) -> None:
         super().__init__()
         self.exponent = exponent
         self.class_token = class_token
@@ -52,31 +68,45 @@ class OFA(LossTerm):
         return frozenset({"logits"})
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the branches. Raises `RequestError` when the student gives no feature maps, or has no class token where one is asked for."""
+        """Make the branches. Raises `RequestError` when the student gives no feature
+        maps, or has no class token where one is asked for.
+        """
         assert student.logits is not None
         maps = self._maps(student)
         if not maps:
             raise RequestError(
-                "ofa leads every stage of the student to the classes, and the student gives no feature maps that can be read. Choose another "
-                "student, or another term: soft_target, dist or nkd."
+                "ofa leads every stage of the student to the classes, and the student gives no"
+                " feature maps that can be read. Choose another student, or another term:"
+                " soft_target, dist or nkd."
             )
         tokens = self._class_tokens(student)
         if self.class_token and not (tokens and tokens[0].shape[1]):
             raise RequestError(
-                "ofa.class_token=true lets the student's class token answer, and the student has none. Give loss.ofa.class_token=false (the average "
-                "over the cells answers), or choose another term: soft_target, dist or nkd."
+                "ofa.class_token=true lets the student's class token answer, and the student has"
+                " none. Give loss.ofa.class_token=false (the average over the cells answers), or"
+                " choose another term: soft_target, dist or nkd."
             )
         alike = self.class_token or len({x.shape for x in maps}) < len(maps)
         classes, width = student.logits.shape[1], max(self.width, maps[0].shape[1])
-        made = (GridBranch(x, k, classes) if alike else map_branch(x.shape[1], k, width, classes) for k, x in enumerate(maps))
+        made = (
+            GridBranch(x, k, classes) if alike else map_branch(x.shape[1], k, width, classes)
+            for k, x in enumerate(maps)
+        )
         self.branches = nn.ModuleList(made).to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the student's answer and the branches; needs `build` first."""
         assert student.logits is not None
         assert teacher.logits is not None
-        read = (self._maps(student), self._class_tokens(student)) if self.class_token else (self._maps(student),)
-        answers = [student.logits, *(branch(*x) for branch, *x in zip(self.branches, *read, strict=True))]
+        read = (
+            (self._maps(student), self._class_tokens(student))
+            if self.class_token
+            else (self._maps(student),)
+        )
+        answers = [
+            student.logits,
+            *(branch(*x) for branch, *x in zip(self.branches, *read, strict=True)),
+        ]
         p = teacher.logits.softmax(dim=1)
         label = F.one_hot(batch.hard_target().clamp(min=0), p.shape[1]).to(p.dtype)
         if batch.labeled is not None:
@@ -89,31 +119,43 @@ class OFA(LossTerm):
         return student.features[::-1][: self.stages]
 
     def _class_tokens(self, student: Outputs) -> list[Tensor]:
-        """Those of the same stages, [B, 1, D]; of no width where the student has no class token."""
+        """Those of the same stages, [B, 1, D]; of no width where the student has no
+        class token.
+        """
         return [tokens.prefix[:, :1] for tokens in student.tokens[::-1][: self.stages]]
 
 
 def map_branch(channels: int, blocks: int, width: int, classes: int) -> nn.Sequential:
-    """From a map [B, C, H, W] to logits: separable blocks that halve the sides and double the channels, the last one to `width`; none: a 1x1
-    convolution.
+    """From a map [B, C, H, W] to logits: separable blocks that halve the sides and
+    double the channels, the last one to `width`; none: a 1x1 convolution.
     """
     widths = [*(channels * 2**k for k in range(blocks)), width]
-    down: list[nn.Module] = [separable(*pair) for pair in pairwise(widths)] or [nn.Conv2d(channels, width, 1)]
+    down: list[nn.Module] = [separable(*pair) for pair in pairwise(widths)] or [
+        nn.Conv2d(channels, width, 1)
+    ]
     return nn.Sequential(*down, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
 def separable(ours: int, theirs: int) -> nn.Sequential:
-    """Depthwise 3x3 of stride 2 and pointwise, depthwise 3x3 and pointwise, each pair with batch norm and ReLU."""
+    """Depthwise 3x3 of stride 2 and pointwise, depthwise 3x3 and pointwise, each pair
+    with batch norm and ReLU.
+    """
     pairs = ((ours, ours, 2), (ours, theirs, 1))
     layers = [
-        (nn.Conv2d(a, a, 3, stride, 1, groups=a, bias=False), nn.Conv2d(a, b, 1, bias=False), BatchNorm(b), nn.ReLU()) for a, b, stride in pairs
+        (
+            nn.Conv2d(a, a, 3, stride, 1, groups=a, bias=False),
+            nn.Conv2d(a, b, 1, bias=False),
+            BatchNorm(b),
+            nn.ReLU(),
+        )
+        for a, b, stride in pairs
     ]
     return nn.Sequential(*(layer for some in layers for layer in some))
 
 
 class GridBranch(nn.Module):
-    """From tokens on their grid [B, D, H, W], and a class token [B, 1, D] where that is to answer, to logits: `blocks` transformer blocks, one at
-    least.
+    """From tokens on their grid [B, D, H, W], and a class token [B, 1, D] where that is
+    to answer, to logits: `blocks` transformer blocks, one at least.
     """
 
     def __init__(self, x: Tensor, blocks: int, classes: int) -> None:
@@ -124,7 +166,11 @@ class GridBranch(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, num_heads=heads) for _ in range(max(blocks, 1))))
         self.classifier = nn.Linear(width, classes)
 
-    def forward(self, grid: Float[Tensor, "batch width height columns"], token: Float[Tensor, "batch 1 width"] | None = None) -> Tensor:
+    def forward(
+        self,
+        grid: Float[Tensor, "batch width height columns"],
+        token: Float[Tensor, "batch 1 width"] | None = None,
+    ) -> Tensor:
         """The logits."""
         patches = self.merging(grid).flatten(2).transpose(1, 2)
         rows = self.blocks(patches if token is None else torch.cat((token, patches), dim=1))
@@ -133,7 +179,9 @@ class GridBranch(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Each two by two cells [B, D, H, W] side by side, normed and mapped to [B, D', H / 2, W / 2]; odd sides are filled up with zeros. As in Swin."""
+    """Each two by two cells [B, D, H, W] side by side, normed and mapped to [B, D', H /
+    2, W / 2]; odd sides are filled up with zeros. As in Swin.
+    """
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -141,9 +189,13 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, out, bias=False)
         self.act = nn.GELU()
 
-    def forward(self, x: Float[Tensor, "batch width height columns"]) -> Float[Tensor, "batch out half_height half_columns"]:
+    def forward(
+        self, x: Float[Tensor, "batch width height columns"]
+    ) -> Float[Tensor, "batch out half_height half_columns"]:
         """The merged grid."""
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         corners = [x[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        merged: Tensor = self.act(self.reduction(self.norm(torch.cat(corners, dim=1).permute(0, 2, 3, 1))))
+        merged: Tensor = self.act(
+            self.reduction(self.norm(torch.cat(corners, dim=1).permute(0, 2, 3, 1)))
+        )
         return merged.permute(0, 3, 1, 2)

@@ -1,4 +1,6 @@
-"""VkD: the student's features, turned by an orthogonal map, are to be the teacher's normalized ones."""
+"""VkD: the student's features, turned by an orthogonal map, are to be the teacher's
+normalized ones.
+"""
 
 from typing import ClassVar
 
@@ -15,12 +17,15 @@ from kd_app.models.outputs import Outputs
 
 
 class OrthogonalProjection(LossTerm):
-    """``smooth_l1(V f_s, LN(f_t))``, mean over batch and features, for the deepest maps averaged over their cells, f [B, D]; V [D_t, D_s] has
-    orthonormal columns (rows, where D_t < D_s), LN = layer norm without an affine part.
+    """``smooth_l1(V f_s, LN(f_t))``, mean over batch and features, for the deepest maps
+    averaged over their cells, f [B, D]; V [D_t, D_s] has orthonormal columns (rows,
+    where D_t < D_s), LN = layer norm without an affine part.
 
-    V is the orthonormal factor of a trained matrix, made anew in every step. An orthogonal map can't change how the student's features lie to each
-    other, so the student has to learn it, not the map. Its other part is ``soft_target`` with temperature 1.
-    Miles, Elezi, Deng, "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR 2024, arXiv 2403.06213.
+    V is the orthonormal factor of a trained matrix, made anew in every step. An
+    orthogonal map can't change how the student's features lie to each other, so the
+    student has to learn it, not the map. Its other part is ``soft_target`` with
+    temperature 1. Miles, Elezi, Deng, "VkD: Improving Knowledge Distillation using
+    Orthogonal Projections", CVPR 2024, arXiv 2403.06213.
     """
 
     level: ClassVar[Level] = "feature"
@@ -33,18 +38,26 @@ class OrthogonalProjection(LossTerm):
         self.beta = beta
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the map. Raises `RequestError` when one of the models gives no feature maps."""
+        """Make the map. Raises `RequestError` when one of the models gives no feature
+        maps.
+        """
         (ours, theirs), *_ = stage_pairs("orthogonal_projection", student, teacher)
         self.adapter = Orthogonal(ours.shape[1], theirs.shape[1]).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean smooth L1 distance; needs `build` first."""
-        ours, theirs = (x.mean((2, 3)) for x in stage_pairs("orthogonal_projection", student, teacher)[0])
-        return F.smooth_l1_loss(self.adapter(ours), F.layer_norm(theirs, theirs.shape[1:]), beta=self.beta)
+        ours, theirs = (
+            x.mean((2, 3)) for x in stage_pairs("orthogonal_projection", student, teacher)[0]
+        )
+        return F.smooth_l1_loss(
+            self.adapter(ours), F.layer_norm(theirs, theirs.shape[1:]), beta=self.beta
+        )
 
 
 class Orthogonal(nn.Module):
-    """A linear map whose matrix is the orthonormal factor Q of the QR decomposition of its weight [out, in], with R's diagonal positive."""
+    """A linear map whose matrix is the orthonormal factor Q of the QR decomposition of
+    its weight [out, in], with R's diagonal positive.
+    """
 
     def __init__(self, ours: int, theirs: int) -> None:
         super().__init__()

@@ -12,36 +12,50 @@ Smaller = Float[Tensor, "batch channels smaller_height smaller_width"]
 
 
 def stage_pairs(term: str, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """(student's map, teacher's map) from the deepest stage upward, as many as both models have.
+    """(student's map, teacher's map) from the deepest stage upward, as many as both
+    models have.
 
-    Raises `RequestError`, in the name of `term`, when one of the models gives no feature maps.
+    Raises `RequestError`, in the name of `term`, when one of the models gives no
+    feature maps.
     """
     for name, outputs in (("student", student), ("teacher", teacher)):
         if not outputs.features:
             raise RequestError(
-                f"{term} compares feature maps, and the {name} gives none that can be read. Expected: a model whose stages give maps or tokens, as "
-                f"timm's do. Choose another {name}, or another term: soft_target, decoupled and dist need only the logits."
+                f"{term} compares feature maps, and the {name} gives none that can be read."
+                " Expected: a model whose stages give maps or tokens, as timm's do. Choose another"
+                f" {name}, or another term: soft_target, decoupled and dist need only the logits."
             )
     return list(zip(reversed(student.features), reversed(teacher.features), strict=False))
 
 
 def stage_pair(term: str, student: Outputs, teacher: Outputs, stage: int) -> tuple[Tensor, Tensor]:
-    """The maps of one stage, -1 the deepest; the shallowest there is where `stage` lies further up. Errors as `stage_pairs`."""
+    """The maps of one stage, -1 the deepest; the shallowest there is where `stage` lies
+    further up. Errors as `stage_pairs`.
+    """
     pairs = stage_pairs(term, student, teacher)
     return pairs[min(-stage, len(pairs)) - 1]
 
 
-def pairs_of_cells(term: str, compares: str, student: Outputs, teacher: Outputs, stages: int) -> list[tuple[Tensor, Tensor]]:
+def pairs_of_cells(
+    term: str, compares: str, student: Outputs, teacher: Outputs, stages: int
+) -> list[tuple[Tensor, Tensor]]:
     """As `stage_pairs`, the `stages` deepest of those that share more than one cell.
 
-    Raises `RequestError`, in the name of `term` which `compares` something, when there are none.
+    Raises `RequestError`, in the name of `term` which `compares` something, when there
+    are none.
     """
-    pairs = [pair for pair in stage_pairs(term, student, teacher) if common_size(*pair) != (1, 1)][:stages]
+    pairs = [pair for pair in stage_pairs(term, student, teacher) if common_size(*pair) != (1, 1)][
+        :stages
+    ]
     if not pairs:
-        ours, theirs = ([tuple(x.shape[-2:]) for x in outputs.features] for outputs in (student, teacher))
+        ours, theirs = (
+            [tuple(x.shape[-2:]) for x in outputs.features] for outputs in (student, teacher)
+        )
         raise RequestError(
-            f"{term} compares {compares}, and no stages of student and teacher share more than one cell: the student's maps have {ours} cells, the "
-            f"teacher's {theirs}. Use larger images or models with a smaller stride, or another term: soft_target, decoupled or feature_hint."
+            f"{term} compares {compares}, and no stages of student and teacher share more than one"
+            f" cell: the student's maps have {ours} cells, the teacher's {theirs}. Use larger"
+            " images or models with a smaller stride, or another term: soft_target, decoupled or"
+            " feature_hint."
         )
     return pairs
 
@@ -51,8 +65,12 @@ def common_size(a: Tensor, b: Tensor) -> tuple[int, int]:
     return min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1])
 
 
-def same_size(a: Float[Tensor, "batch ca ha wa"], b: Float[Tensor, "batch cb hb wb"]) -> tuple[Tensor, Tensor]:
-    """Both maps at their common size: the larger is averaged over cells (whole or fractional numbers of them), the smaller stays as it is."""
+def same_size(
+    a: Float[Tensor, "batch ca ha wa"], b: Float[Tensor, "batch cb hb wb"]
+) -> tuple[Tensor, Tensor]:
+    """Both maps at their common size: the larger is averaged over cells (whole or
+    fractional numbers of them), the smaller stays as it is.
+    """
     size = common_size(a, b)
     return _averaged(a, size), _averaged(b, size)
 
@@ -69,8 +87,9 @@ def embeddings(term: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, T
     for name, outputs in (("student", student), ("teacher", teacher)):
         if outputs.embedding is None:
             raise RequestError(
-                f"{term} compares embeddings, and the {name} gives none that can be read. Expected: a model with a classifier that reads one vector "
-                f"an image, as timm's have. Choose another {name}, or another term: soft_target, decoupled or feature_hint."
+                f"{term} compares embeddings, and the {name} gives none that can be read. Expected:"
+                " a model with a classifier that reads one vector an image, as timm's have. Choose"
+                f" another {name}, or another term: soft_target, decoupled or feature_hint."
             )
     assert student.embedding is not None
     assert teacher.embedding is not None

@@ -1,4 +1,6 @@
-"""Probabilistic knowledge transfer: the neighbors that an image has among the images of a batch."""
+"""Probabilistic knowledge transfer: the neighbors that an image has among the images of
+a batch.
+"""
 
 from typing import Annotated, ClassVar
 
@@ -14,10 +16,12 @@ from kd_app.models.outputs import Outputs
 
 
 class PKT(LossTerm):
-    """``mean_ij K_t log((K_t + epsilon) / (K_s + epsilon))``, ``K_ij = (cos(f_i, f_j) + 1) / 2`` with rows of sum 1, f [B, D] the pooled features.
+    """``mean_ij K_t log((K_t + epsilon) / (K_s + epsilon))``, ``K_ij = (cos(f_i, f_j) +
+    1) / 2`` with rows of sum 1, f [B, D] the pooled features.
 
-    `epsilon` is also added to the norms in the cosine. The mean is over B x B entries, which is why published weights are large.
-    Passalis & Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv 1803.10837.
+    `epsilon` is also added to the norms in the cosine. The mean is over B x B entries,
+    which is why published weights are large. Passalis & Tefas, "Learning Deep
+    Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv 1803.10837.
     """
 
     level: ClassVar[Level] = "relation"
@@ -33,7 +37,9 @@ class PKT(LossTerm):
         embeddings("pkt", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the pairs of images; 0 where both see the same neighbors, as in a batch of one."""
+        """The mean over the pairs of images; 0 where both see the same neighbors, as in
+        a batch of one.
+        """
         ours, theirs = (self._neighbors(x) for x in embeddings("pkt", student, teacher))
         return (theirs * ((theirs + self.epsilon).log() - (ours + self.epsilon).log())).mean()
 

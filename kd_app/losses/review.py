@@ -1,4 +1,6 @@
-"""ReviewKD: each stage of the teacher is taught by all stages of the student that are as deep or deeper."""
+"""ReviewKD: each stage of the teacher is taught by all stages of the student that are
+as deep or deeper.
+"""
 
 from typing import ClassVar
 
@@ -18,14 +20,18 @@ _POOLED = (4, 2, 1)
 
 
 class Review(LossTerm):
-    """``sum over levels of H(out_k, F_t,k)``, from the deepest upward: first the embedding as a map of one cell, then the stages.
+    """``sum over levels of H(out_k, F_t,k)``, from the deepest upward: first the
+    embedding as a map of one cell, then the stages.
 
-    ``x = BN(conv1x1(F_s,k))``, from the second level on mixed with what came from deeper, enlarged to its size: ``a_1 x + a_2 y`` with
-    ``a = sigmoid(conv1x1([x, y]))``; ``out_k = BN(conv3x3(x))`` at the size of the teacher's map. H is the mean squared difference at full size
-    with weight 1 and of the maps averaged down to 4, 2 and 1 cells a side, of which each weighs half of the one before (those that are no smaller
-    than the map are left out), divided by the sum of the weights.
-    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. It takes the teacher's maps before their last activation
-    there; here they are those behind it, which every net has. The CIFAR form warms the term up over 20 epochs.
+    ``x = BN(conv1x1(F_s,k))``, from the second level on mixed with what came from
+    deeper, enlarged to its size: ``a_1 x + a_2 y`` with ``a = sigmoid(conv1x1([x,
+    y]))``; ``out_k = BN(conv3x3(x))`` at the size of the teacher's map. H is the mean
+    squared difference at full size with weight 1 and of the maps averaged down to 4, 2
+    and 1 cells a side, of which each weighs half of the one before (those that are no
+    smaller than the map are left out), divided by the sum of the weights. Chen et al.,
+    "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. It takes
+    the teacher's maps before their last activation there; here they are those behind
+    it, which every net has. The CIFAR form warms the term up over 20 epochs.
     """
 
     level: ClassVar[Level] = "feature"
@@ -39,36 +45,51 @@ class Review(LossTerm):
         self.width = width
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make one fusion a level. Raises `RequestError` when a model gives no feature maps or no embedding."""
+        """Make one fusion a level. Raises `RequestError` when a model gives no feature
+        maps or no embedding.
+        """
         levels = self._levels(student, teacher)
         width = min(self.width, levels[0][0].shape[1])
-        fusions = (Fusion(s.shape[1], width, t.shape[1], mixes=k > 0) for k, (s, t) in enumerate(levels))
+        fusions = (
+            Fusion(s.shape[1], width, t.shape[1], mixes=k > 0) for k, (s, t) in enumerate(levels)
+        )
         self.adapters = nn.ModuleList(fusions).to(levels[0][0].device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the levels; needs `build` first."""
         values: list[Tensor] = []
         residual = None
-        for fusion, (ours, theirs) in zip(self.adapters, self._levels(student, teacher), strict=True):
+        for fusion, (ours, theirs) in zip(
+            self.adapters, self._levels(student, teacher), strict=True
+        ):
             out, residual = fusion(ours, residual, theirs.shape[2:])
             values.append(hierarchical(out, theirs))
         return torch.stack(values).sum()
 
     def _levels(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         ours, theirs = embeddings("review", student, teacher)
-        return [(ours[:, :, None, None], theirs[:, :, None, None]), *stage_pairs("review", student, teacher)[: self.stages]]
+        return [
+            (ours[:, :, None, None], theirs[:, :, None, None]),
+            *stage_pairs("review", student, teacher)[: self.stages],
+        ]
 
 
 class Fusion(nn.Module):
-    """A student's map with what came from deeper levels, as the teacher's map and as the residual for the next level."""
+    """A student's map with what came from deeper levels, as the teacher's map and as
+    the residual for the next level.
+    """
 
     def __init__(self, ours: int, width: int, theirs: int, *, mixes: bool) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(nn.Conv2d(ours, width, 1, bias=False), BatchNorm(width))
-        self.conv2 = nn.Sequential(nn.Conv2d(width, theirs, 3, padding=1, bias=False), BatchNorm(theirs))
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(width, theirs, 3, padding=1, bias=False), BatchNorm(theirs)
+        )
         self.att_conv = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if mixes else None
 
-    def forward(self, x: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, deeper: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """``[B, C_t, *size]`` and ``[B, width, h, w]`` of the student's own size."""
         x = self.conv1(x)
         if self.att_conv is not None:
@@ -79,14 +100,26 @@ class Fusion(nn.Module):
         resized = x
         if x.shape[2:] != size:
             smaller = all(a >= b for a, b in zip(x.shape[2:], size, strict=True))
-            resized = F.adaptive_avg_pool2d(x, size) if smaller else F.interpolate(x, size, mode="nearest")
+            resized = (
+                F.adaptive_avg_pool2d(x, size)
+                if smaller
+                else F.interpolate(x, size, mode="nearest")
+            )
         return self.conv2(resized), x
 
 
-def hierarchical(ours: Float[Tensor, "batch channels height width"], theirs: Float[Tensor, "batch channels height width"]) -> Float[Tensor, ""]:
-    """The weighted mean of the mean squared differences at full size and at 4, 2 and 1 cells."""
+def hierarchical(
+    ours: Float[Tensor, "batch channels height width"],
+    theirs: Float[Tensor, "batch channels height width"],
+) -> Float[Tensor, ""]:
+    """The weighted mean of the mean squared differences at full size and at 4, 2 and 1
+    cells.
+    """
     sizes = [size for size in _POOLED if size < min(ours.shape[2:])]
     values = [F.mse_loss(ours, theirs)]
-    values += [F.mse_loss(F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size)) for size in sizes]
+    values += [
+        F.mse_loss(F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size))
+        for size in sizes
+    ]
     weights = ours.new_tensor([0.5**k for k in range(len(values))])
     return (torch.stack(values) * weights).sum() / weights.sum()

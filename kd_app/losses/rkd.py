@@ -15,11 +15,14 @@ from kd_app.models.outputs import Outputs
 
 
 class RKD(LossTerm):
-    """``distance mean_ij h(d_s - d_t) + angle mean_ijk h(a_s - a_t)``, h = Huber's loss with delta 1, for pooled features f [B, D] of any widths.
+    """``distance mean_ij h(d_s - d_t) + angle mean_ijk h(a_s - a_t)``, h = Huber's loss
+    with delta 1, for pooled features f [B, D] of any widths.
 
-    ``d_ij = |f_i - f_j|`` divided by the mean of those above 0; ``a_ijk = <e_ij, e_ik>`` with ``e_ij = (f_i - f_j) / |f_i - f_j|``. The differences
-    are taken before the norm: from inner products they cancel (in half precision the value is 80 % off). Memory: B^2 D + B^3 numbers a model.
-    Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
+    ``d_ij = |f_i - f_j|`` divided by the mean of those above 0; ``a_ijk = <e_ij,
+    e_ik>`` with ``e_ij = (f_i - f_j) / |f_i - f_j|``. The differences are taken before
+    the norm: from inner products they cancel (in half precision the value is 80 % off).
+    Memory: B^2 D + B^3 numbers a model. Park et al., "Relational Knowledge
+    Distillation", CVPR 2019, arXiv 1904.05068.
     """
 
     level: ClassVar[Level] = "relation"
@@ -36,10 +39,14 @@ class RKD(LossTerm):
         embeddings("rkd", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of both parts; 0 where the features of one model are those of the other but for size, shift and rotation."""
+        """The weighted sum of both parts; 0 where the features of one model are those
+        of the other but for size, shift and rotation.
+        """
         ours, theirs = (x[:, None] - x[None] for x in embeddings("rkd", student, teacher))
         distances = F.smooth_l1_loss(_distances(ours), _distances(theirs))
-        return self.distance * distances + self.angle * F.smooth_l1_loss(_angles(ours), _angles(theirs))
+        return self.distance * distances + self.angle * F.smooth_l1_loss(
+            _angles(ours), _angles(theirs)
+        )
 
 
 def _distances(gaps: Float[Tensor, "batch batch features"]) -> Float[Tensor, "batch batch"]:

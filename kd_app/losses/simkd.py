@@ -1,4 +1,6 @@
-"""SimKD: the student's map, through a projector, is to be the teacher's; then the teacher's classifier is the student's."""
+"""SimKD: the student's map, through a projector, is to be the teacher's; then the
+teacher's classifier is the student's.
+"""
 
 from typing import ClassVar
 
@@ -18,13 +20,17 @@ _INSTEAD = "Choose another term: softmax_regression, embedding_mse or feature_hi
 
 
 class SimKD(LossTerm):
-    """``mean (projector(F_s) - F_t)^2`` for the deepest maps; what is trained, measured and shipped is
-    ``W_t mean_cells projector(F_s) + b_t``: the student with the projector and the teacher's own frozen classifier in the place of its own.
+    """``mean (projector(F_s) - F_t)^2`` for the deepest maps; what is trained, measured
+    and shipped is ``W_t mean_cells projector(F_s) + b_t``: the student with the
+    projector and the teacher's own frozen classifier in the place of its own.
 
-    projector = 1x1 convolution to C_t / `reduction` channels, 3x3, 1x1 to C_t, each with batch norm and ReLU; the last ReLU is left out where the
-    teacher's map has negative values. The larger of two maps is averaged down to the size of the smaller. Projector and classifier are parts of the
-    student: its size and its multiply-adds hold them, and it ships as an exported program.
-    Chen et al., "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv 2203.14001. There it is the whole loss.
+    projector = 1x1 convolution to C_t / `reduction` channels, 3x3, 1x1 to C_t, each
+    with batch norm and ReLU; the last ReLU is left out where the teacher's map has
+    negative values. The larger of two maps is averaged down to the size of the smaller.
+    Projector and classifier are parts of the student: its size and its multiply-adds
+    hold them, and it ships as an exported program. Chen et al., "Knowledge Distillation
+    with the Reused Teacher Classifier", CVPR 2022, arXiv 2203.14001. There it is the
+    whole loss.
     """
 
     level: ClassVar[Level] = "feature"
@@ -42,16 +48,21 @@ class SimKD(LossTerm):
         return frozenset({"features", "embedding", "classifier"})
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the projector. Raises `RequestError` for a model without maps, or a teacher whose classifier reads anything but their average."""
+        """Make the projector. Raises `RequestError` for a model without maps, or a
+        teacher whose classifier reads anything but their average.
+        """
         (ours, theirs), *_ = stage_pairs("simkd", student, teacher)
         classifier = plain_classifier(teacher.classifier)
         pooled = theirs.mean((2, 3))
         if classifier is None or teacher.embedding is None or not _equal(teacher.embedding, pooled):
             raise RequestError(
-                "simkd gives the teacher's classifier to the student, and this teacher's is no linear map of its last feature map averaged over the "
-                f"cells (as that of a ResNet, a RegNet or a DenseNet is). Choose another teacher. {_INSTEAD}"
+                "simkd gives the teacher's classifier to the student, and this teacher's is no"
+                " linear map of its last feature map averaged over the cells (as that of a ResNet,"
+                f" a RegNet or a DenseNet is). Choose another teacher. {_INSTEAD}"
             )
-        self._classifier = (classifier,)  # in a tuple: the teacher's own, not to be trained, saved or moved with the term
+        self._classifier = (
+            classifier,
+        )  # in a tuple: the teacher's own, not to be trained, saved or moved with the term
         size = min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3])
         self.projector = Projector(
             ours.shape[1],
@@ -62,11 +73,14 @@ class SimKD(LossTerm):
         ).to(ours.device)
 
     def deployed(self, student: nn.Module) -> nn.Module:
-        """The student with projector and classifier. Raises `RequestError` for one that is not of timm's kind."""
+        """The student with projector and classifier. Raises `RequestError` for one that
+        is not of timm's kind.
+        """
         if not (hasattr(student, "forward_intermediates") and hasattr(student, "reset_classifier")):
             raise RequestError(
-                f"simkd puts a projector in the place of the student's classifier, and {type(student).__name__} lacks forward_intermediates or "
-                f"reset_classifier, which timm's models have. Choose one of timm's. {_INSTEAD}"
+                "simkd puts a projector in the place of the student's classifier, and"
+                f" {type(student).__name__} lacks forward_intermediates or reset_classifier, which"
+                f" timm's models have. Choose one of timm's. {_INSTEAD}"
             )
         return Reused(student, self.projector, self._classifier[0])
 
@@ -78,4 +92,6 @@ class SimKD(LossTerm):
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 0.02 * theirs.abs().max() + 1e-6)
+    return ours.shape == theirs.shape and bool(
+        (ours - theirs).abs().max() <= 0.02 * theirs.abs().max() + 1e-6
+    )

@@ -1,4 +1,6 @@
-"""SRD: the student's normalized embedding, through a linear map, is to be the teacher's; large differences count most."""
+"""SRD: the student's normalized embedding, through a linear map, is to be the
+teacher's; large differences count most.
+"""
 
 from typing import ClassVar
 
@@ -17,12 +19,14 @@ _EPS = 1e-4
 
 
 class SimpleRecipe(LossTerm):
-    """``2 log sum_bd |BN(W f_s + a) - BN(f_t)|^p`` for the embeddings f [B, D], p = `exponent`; batch norm without an affine part and with the
-    figures of the batch, for student and teacher.
+    """``2 log sum_bd |BN(W f_s + a) - BN(f_t)|^p`` for the embeddings f [B, D], p =
+    `exponent`; batch norm without an affine part and with the figures of the batch, for
+    student and teacher.
 
-    Its other part is ``soft_target`` with temperature 1. Where both are equal the logarithm stays finite (that of the smallest number). One image has
-    no variance: the running figures serve.
-    Miles & Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024, arXiv 2303.11098.
+    Its other part is ``soft_target`` with temperature 1. Where both are equal the
+    logarithm stays finite (that of the smallest number). One image has no variance: the
+    running figures serve. Miles & Mikolajczyk, "Understanding the Role of the Projector
+    in Knowledge Distillation", AAAI 2024, arXiv 2303.11098.
     """
 
     level: ClassVar[Level] = "feature"
@@ -36,14 +40,21 @@ class SimpleRecipe(LossTerm):
         self.exponent = exponent
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the linear map and the norms. Raises `RequestError` when one of the models gives no embedding."""
+        """Make the linear map and the norms. Raises `RequestError` when one of the
+        models gives no embedding.
+        """
         ours, theirs = embeddings("simple_recipe", student, teacher)
         self.embed = nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device)
-        self.norms = nn.ModuleList(BatchNorm(theirs.shape[1], eps=_EPS, affine=False) for _ in range(2)).to(ours.device)
+        self.norms = nn.ModuleList(
+            BatchNorm(theirs.shape[1], eps=_EPS, affine=False) for _ in range(2)
+        ).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The logarithm of the sum over batch and features; needs `build` first."""
         ours, theirs = embeddings("simple_recipe", student, teacher)
-        s, t = (norm(x[:, :, None, None]) for norm, x in zip(self.norms, (self.embed(ours), theirs), strict=True))
+        s, t = (
+            norm(x[:, :, None, None])
+            for norm, x in zip(self.norms, (self.embed(ours), theirs), strict=True)
+        )
         total: Tensor = (s - t).abs().pow(self.exponent).sum()
         return 2 * total.clamp(min=torch.finfo(total.dtype).tiny).log()

@@ -13,18 +13,28 @@ from kd_app.models.outputs import Outputs
 
 
 class SoftTarget(LogitTerm):
-    """``T^2 mean_b KL(softmax(z_t / T) || softmax(z_s / T))`` for logits z [B, K] of student and teacher and temperature T.
+    """``T^2 mean_b KL(softmax(z_t / T) || softmax(z_s / T))`` for logits z [B, K] of
+    student and teacher and temperature T.
 
-    The sum over classes is averaged over the batch alone, not over batch and classes; T^2 keeps the size of the gradient independent of T.
-    Hinton, Vinyals, Dean, NIPS workshop 2014, arXiv 1503.02531. At T=1 without a label term: FunMatch (Beyer et al., CVPR 2022, arXiv 2106.05237).
+    The sum over classes is averaged over the batch alone, not over batch and classes;
+    T^2 keeps the size of the gradient independent of T. Hinton, Vinyals, Dean, NIPS
+    workshop 2014, arXiv 1503.02531. At T=1 without a label term: FunMatch (Beyer et
+    al., CVPR 2022, arXiv 2106.05237).
     """
 
-    def __init__(self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], standardize: bool) -> None:
+    def __init__(
+        self, *, temperature: Annotated[float, Field(ge=0.01, le=1000)], standardize: bool
+    ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch; 0 when both models give the same probabilities."""
-        ours, theirs = (F.log_softmax(z / self.temperature, dim=1) for z in self.logits(student, teacher))
-        # log_target is finite where a probability underflows to 0; the sum is scaled here because 'batchmean' is the slower of the two.
-        return F.kl_div(ours, theirs, reduction="sum", log_target=True) * (self.temperature**2 / len(ours))
+        ours, theirs = (
+            F.log_softmax(z / self.temperature, dim=1) for z in self.logits(student, teacher)
+        )
+        # log_target is finite where a probability underflows to 0; the sum is scaled here
+        # because 'batchmean' is the slower of the two.
+        return F.kl_div(ours, theirs, reduction="sum", log_target=True) * (
+            self.temperature**2 / len(ours)
+        )

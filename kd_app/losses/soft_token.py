@@ -13,16 +13,20 @@ from kd_app.models.outputs import Outputs
 
 
 class SoftToken(TwoHeads):
-    """``label x CE(z_class, y) + (1 - label) x T^2 mean_b KL(softmax(z_t / T) || softmax(z_distilled / T))``.
+    """``label x CE(z_class, y) + (1 - label) x T^2 mean_b KL(softmax(z_t / T) ||
+    softmax(z_distilled / T))``.
 
-    The authors' code divides the second part by batch x classes, which makes it K times smaller than the formula; here it is divided by the batch.
-    It holds the labels' part: leave cross_entropy out beside it.
-    Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021, arXiv 2012.12877.
+    The authors' code divides the second part by batch x classes, which makes it K times
+    smaller than the formula; here it is divided by the batch. It holds the labels'
+    part: leave cross_entropy out beside it. Touvron et al., "Training data-efficient
+    image transformers & distillation through attention", ICML 2021, arXiv 2012.12877.
     """
 
     name: ClassVar[str] = "soft_token"
 
-    def __init__(self, *, label: Share, temperature: Annotated[float, Field(ge=0.01, le=1000)]) -> None:
+    def __init__(
+        self, *, label: Share, temperature: Annotated[float, Field(ge=0.01, le=1000)]
+    ) -> None:
         super().__init__(label=label)
         self.temperature = temperature
         self._answers = SoftTarget(temperature=temperature, standardize=False)

@@ -1,4 +1,6 @@
-"""SRRL: the teacher's classifier is to say of the student's features what it says of its own."""
+"""SRRL: the teacher's classifier is to say of the student's features what it says of
+its own.
+"""
 
 from typing import ClassVar, Literal
 
@@ -16,12 +18,16 @@ from kd_app.models.outputs import Outputs
 
 
 class SoftmaxRegression(LossTerm):
-    """``mean (f' - f_t)^2 + regression x mean (h_t(f') - z_t)^2``, means over batch and features, and batch and classes; f' [B, D_t] = the average
-    over the cells of ReLU(BN(conv1x1(F_s))) for the student's deepest map, f_t the teacher's embedding, h_t its frozen classifier.
+    """``mean (f' - f_t)^2 + regression x mean (h_t(f') - z_t)^2``, means over batch and
+    features, and batch and classes; f' [B, D_t] = the average over the cells of
+    ReLU(BN(conv1x1(F_s))) for the student's deepest map, f_t the teacher's embedding,
+    h_t its frozen classifier.
 
-    The ReLU is left out where the teacher's embedding has negative values ('auto'). The teacher's embedding takes the place of its averaged map,
-    which are the same in nets that average before the classifier, so the classifier reads what it was trained on in every other net too.
-    Yang et al., "Knowledge Distillation via Softmax Regression Representation Learning", ICLR 2021.
+    The ReLU is left out where the teacher's embedding has negative values ('auto'). The
+    teacher's embedding takes the place of its averaged map, which are the same in nets
+    that average before the classifier, so the classifier reads what it was trained on
+    in every other net too. Yang et al., "Knowledge Distillation via Softmax Regression
+    Representation Learning", ICLR 2021.
     """
 
     level: ClassVar[Level] = "feature"
@@ -29,22 +35,31 @@ class SoftmaxRegression(LossTerm):
 
     adapter: nn.Sequential
 
-    def __init__(self, *, regression: NonNegativeFloat, activation: Literal["auto", "relu", "none"]) -> None:
+    def __init__(
+        self, *, regression: NonNegativeFloat, activation: Literal["auto", "relu", "none"]
+    ) -> None:
         super().__init__()
         self.regression = regression
         self.activation = activation
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the connector. Raises `RequestError` when the student gives no maps, or the teacher no embedding or classifier."""
+        """Make the connector. Raises `RequestError` when the student gives no maps, or
+        the teacher no embedding or classifier.
+        """
         (ours, _), *_ = stage_pairs("softmax_regression", student, teacher)
         _, theirs = embeddings("softmax_regression", student, teacher)
         if teacher.classifier is None:
             raise RequestError(
-                "softmax_regression asks the teacher's classifier about the student's features, and none can be read. Choose another teacher, or "
-                "another term: soft_target, feature_hint or embedding_mse."
+                "softmax_regression asks the teacher's classifier about the student's features, and"
+                " none can be read. Choose another teacher, or another term: soft_target,"
+                " feature_hint or embedding_mse."
             )
         relu = bool((theirs >= 0).all()) if self.activation == "auto" else self.activation == "relu"
-        layers = [nn.Conv2d(ours.shape[1], theirs.shape[1], 1, bias=False), BatchNorm(theirs.shape[1]), *([nn.ReLU()] if relu else [])]
+        layers = [
+            nn.Conv2d(ours.shape[1], theirs.shape[1], 1, bias=False),
+            BatchNorm(theirs.shape[1]),
+            *([nn.ReLU()] if relu else []),
+        ]
         self.adapter = nn.Sequential(*layers).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
@@ -54,4 +69,6 @@ class SoftmaxRegression(LossTerm):
         assert teacher.classifier is not None
         connected = self.adapter(student.features[-1]).mean((2, 3))
         said = classified(teacher.classifier, connected)
-        return F.mse_loss(connected, teacher.embedding) + self.regression * F.mse_loss(said, teacher.logits)
+        return F.mse_loss(connected, teacher.embedding) + self.regression * F.mse_loss(
+            said, teacher.logits
+        )

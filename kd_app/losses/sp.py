@@ -1,4 +1,6 @@
-"""Similarity preserving: images that are alike to the teacher are to be alike to the student."""
+"""Similarity preserving: images that are alike to the teacher are to be alike to the
+student.
+"""
 
 from typing import ClassVar
 
@@ -14,9 +16,11 @@ from kd_app.models.outputs import Outputs
 
 
 class SimilarityPreserving(LossTerm):
-    """``|G_s - G_t|^2 / B^2`` with ``G [B, B] = F F'``, each row with L2 norm 1, for the flattened maps F of one stage; sizes and widths are free.
+    """``|G_s - G_t|^2 / B^2`` with ``G [B, B] = F F'``, each row with L2 norm 1, for
+    the flattened maps F of one stage; sizes and widths are free.
 
-    Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv 1907.09682.
+    Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv
+    1907.09682.
     """
 
     level: ClassVar[Level] = "relation"
@@ -32,8 +36,12 @@ class SimilarityPreserving(LossTerm):
         stage_pair("sp", student, teacher, self.stage)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the pairs of images; 0 where both see the same likenesses, as in a batch of one."""
-        ours, theirs = (F.normalize(gram(x), dim=1) for x in stage_pair("sp", student, teacher, self.stage))
+        """The mean over the pairs of images; 0 where both see the same likenesses, as
+        in a batch of one.
+        """
+        ours, theirs = (
+            F.normalize(gram(x), dim=1) for x in stage_pair("sp", student, teacher, self.stage)
+        )
         return F.mse_loss(ours, theirs)
 
 

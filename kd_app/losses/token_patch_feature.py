@@ -1,4 +1,6 @@
-"""Class token, patches and embedding together, for teachers that were trained without labels."""
+"""Class token, patches and embedding together, for teachers that were trained without
+labels.
+"""
 
 from typing import ClassVar
 
@@ -18,13 +20,18 @@ _INSTEAD = "Terms that can compare this pair: embedding_mse, embedding_cosine, f
 
 
 class TokenPatchFeature(LossTerm):
-    """``token x mean (r_1(c_s) - c_t)^2 + patch x mean (r_2(X_s) - X_t)^2 + feature x mean (r_3(f_s) - f_t)^2`` for the class token c [B, D], the
-    patch tokens X [B, N, D] of the last layer and the embedding f [B, D] of two vision transformers with the same N; r = layer norm and a linear map.
+    """``token x mean (r_1(c_s) - c_t)^2 + patch x mean (r_2(X_s) - X_t)^2 + feature x
+    mean (r_3(f_s) - f_t)^2`` for the class token c [B, D], the patch tokens X [B, N, D]
+    of the last layer and the embedding f [B, D] of two vision transformers with the
+    same N; r = layer norm and a linear map.
 
     Reads no label and no logits, so the teacher may be of any label space, or of none.
-    After Zhang et al., "Accessing Vision Foundation Models via ImageNet-1K" (Proteus), ICLR 2025, arXiv 2407.10366. Their code differs: its tokens
-    are those behind the final norm, where the taps read them before it; its `feature` is all tokens once more, here the embedding, which is what is
-    used of a foundation model; and its patches are hidden from the student, which is a second pass of it, here they are all seen.
+    After Zhang et al., "Accessing Vision Foundation Models via ImageNet-1K" (Proteus),
+    ICLR 2025, arXiv 2407.10366. Their code differs: its tokens are those behind the
+    final norm, where the taps read them before it; its `feature` is all tokens once
+    more, here the embedding, which is what is used of a foundation model; and its
+    patches are hidden from the student, which is a second pass of it, here they are all
+    seen.
     """
 
     level: ClassVar[Level] = "feature"
@@ -32,29 +39,42 @@ class TokenPatchFeature(LossTerm):
 
     adapters: nn.ModuleList
 
-    def __init__(self, *, token: NonNegativeFloat, patch: NonNegativeFloat, feature: NonNegativeFloat) -> None:
+    def __init__(
+        self, *, token: NonNegativeFloat, patch: NonNegativeFloat, feature: NonNegativeFloat
+    ) -> None:
         super().__init__()
         self.weights = (token, patch, feature)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the three heads. Raises `RequestError` for models without tokens or class token, and for other numbers of patches."""
+        """Make the three heads. Raises `RequestError` for models without tokens or
+        class token, and for other numbers of patches.
+        """
         for name, outputs in (("student", student), ("teacher", teacher)):
             if not outputs.tokens or not outputs.tokens[-1].prefix.shape[1]:
-                raise RequestError(f"token_patch_feature compares class token and patches of two models; the {name} has none. {_INSTEAD}")
+                raise RequestError(
+                    "token_patch_feature compares class token and patches of two models; the"
+                    f" {name} has none. {_INSTEAD}"
+                )
         counts = [outputs.tokens[-1].patch.shape[1] for outputs in (student, teacher)]
         if counts[0] != counts[1]:
             raise RequestError(
-                f"token_patch_feature compares patch with patch, and the student has {counts[0]}, the teacher {counts[1]}. Expected the same number: "
-                f"give both models the same image size / patch size. {_INSTEAD}"
+                f"token_patch_feature compares patch with patch, and the student has {counts[0]},"
+                f" the teacher {counts[1]}. Expected the same number: give both models the same"
+                f" image size / patch size. {_INSTEAD}"
             )
         pairs = self._pairs(student, teacher)
-        heads = (nn.Sequential(nn.LayerNorm(s.shape[-1]), nn.Linear(s.shape[-1], t.shape[-1])) for s, t in pairs)
+        heads = (
+            nn.Sequential(nn.LayerNorm(s.shape[-1]), nn.Linear(s.shape[-1], t.shape[-1]))
+            for s, t in pairs
+        )
         self.adapters = nn.ModuleList(heads).to(pairs[0][0].device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the three; needs `build` first."""
         parts = zip(self.weights, self.adapters, self._pairs(student, teacher), strict=True)
-        return torch.stack([weight * F.mse_loss(head(ours), theirs) for weight, head, (ours, theirs) in parts]).sum()
+        return torch.stack(
+            [weight * F.mse_loss(head(ours), theirs) for weight, head, (ours, theirs) in parts]
+        ).sum()
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         ours, theirs = student.tokens[-1], teacher.tokens[-1]

@@ -15,10 +15,12 @@ Power = Annotated[float, Field(ge=0.001, le=1)]
 
 
 class TTM(LogitTerm):
-    """``mean_b KL(q || softmax(z_s))`` with ``q = p_t^power / U``, ``U = sum_c p_t,c^power``, that is ``q = softmax(power z_t)``.
+    """``mean_b KL(q || softmax(z_s))`` with ``q = p_t^power / U``, ``U = sum_c
+    p_t,c^power``, that is ``q = softmax(power z_t)``.
 
-    The student has no temperature, and there is no T^2. In contrast to `soft_target` it is so rewarded for being unsure.
-    Zheng & Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv 2402.11148.
+    The student has no temperature, and there is no T^2. In contrast to `soft_target` it
+    is so rewarded for being unsure. Zheng & Yang, "Knowledge Distillation Based on
+    Transformed Teacher Matching", ICLR 2024, arXiv 2402.11148.
     """
 
     def __init__(self, *, power: Power, standardize: bool) -> None:
@@ -30,7 +32,9 @@ class TTM(LogitTerm):
         return transformed_divergence(*self.logits(student, teacher), self.power).mean()
 
 
-def transformed_divergence(z_s: Float[Tensor, "batch classes"], z_t: Float[Tensor, "batch classes"], power: float) -> Float[Tensor, " batch"]:
+def transformed_divergence(
+    z_s: Float[Tensor, "batch classes"], z_t: Float[Tensor, "batch classes"], power: float
+) -> Float[Tensor, " batch"]:
     """``KL(softmax(power z_t) || softmax(z_s))`` of every image."""
     ours, theirs = F.log_softmax(z_s, dim=1), F.log_softmax(power * z_t, dim=1)
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)

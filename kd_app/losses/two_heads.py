@@ -1,4 +1,6 @@
-"""What the terms share that teach a student with a classifier of its own for the teacher's answers."""
+"""What the terms share that teach a student with a classifier of its own for the
+teacher's answers.
+"""
 
 from typing import Annotated, ClassVar
 
@@ -18,8 +20,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TwoHeads(LossTerm):
-    """``label x CE(z_class, y) + (1 - label) x distance(z_distilled, z_t)`` for a student with two heads, of which the first learns the labels and
-    the second the teacher; the student answers with their mean.
+    """``label x CE(z_class, y) + (1 - label) x distance(z_distilled, z_t)`` for a
+    student with two heads, of which the first learns the labels and the second the
+    teacher; the student answers with their mean.
     """
 
     level: ClassVar[Level] = "output"
@@ -41,11 +44,15 @@ class TwoHeads(LossTerm):
         """Raises `RequestError` when the student has not two heads."""
         if not isinstance(student.classifier, Head) or len(student.classifier.classifiers) != 2:
             raise RequestError(
-                f"{self.name} teaches a second head beside the one for the labels, and the student has none. Choose a student with a distillation "
-                "token, such as deit_tiny_distilled_patch16_224, or another term: soft_target, dist or embedding_mse."
+                f"{self.name} teaches a second head beside the one for the labels, and the student"
+                " has none. Choose a student with a distillation token, such as"
+                " deit_tiny_distilled_patch16_224, or another term: soft_target, dist or"
+                " embedding_mse."
             )
 
-    def heads(self, student: Outputs) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
+    def heads(
+        self, student: Outputs
+    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         """Logits of the head for the labels and of that for the teacher's answers."""
         assert isinstance(student.classifier, Head)
         assert student.embedding is not None

@@ -1,4 +1,6 @@
-"""VID: how much the student's map says of the teacher's, by a Gaussian whose mean and variance are trained."""
+"""VID: how much the student's map says of the teacher's, by a Gaussian whose mean and
+variance are trained.
+"""
 
 import math
 from typing import ClassVar
@@ -18,11 +20,14 @@ _SMALLEST_VARIANCE = 1e-5
 
 
 class VariationalInformation(LossTerm):
-    """``sum over stages of mean 1/2 [(mu(F_s) - F_t)^2 / v + log v]`` over batch, channels and cells, with one trained variance v a channel.
+    """``sum over stages of mean 1/2 [(mu(F_s) - F_t)^2 / v + log v]`` over batch,
+    channels and cells, with one trained variance v a channel.
 
-    mu = three 1x1 convolutions without bias with ReLUs between, as wide as the teacher's map; v = softplus(rho) + 1e-5. The larger of two maps is
-    averaged down to the size of the smaller. The value may fall below 0: it is a negative log-likelihood without its constant.
-    Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, arXiv 1904.05835.
+    mu = three 1x1 convolutions without bias with ReLUs between, as wide as the
+    teacher's map; v = softplus(rho) + 1e-5. The larger of two maps is averaged down to
+    the size of the smaller. The value may fall below 0: it is a negative log-likelihood
+    without its constant. Ahn et al., "Variational Information Distillation for
+    Knowledge Transfer", CVPR 2019, arXiv 1904.05835.
     """
 
     level: ClassVar[Level] = "feature"
@@ -36,9 +41,13 @@ class VariationalInformation(LossTerm):
         self.variance = variance
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the Gaussian of every stage. Raises `RequestError` when one of the models gives no feature maps."""
+        """Make the Gaussian of every stage. Raises `RequestError` when one of the
+        models gives no feature maps.
+        """
         pairs = self._pairs(student, teacher)
-        self.adapters = nn.ModuleList(Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs).to(pairs[0][0].device)
+        self.adapters = nn.ModuleList(
+            Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs
+        ).to(pairs[0][0].device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the stages; needs `build` first."""
@@ -50,7 +59,9 @@ class VariationalInformation(LossTerm):
 
 
 class Gaussian(nn.Module):
-    """The teacher's map given the student's: a mean by a small net, and a variance a channel."""
+    """The teacher's map given the student's: a mean by a small net, and a variance a
+    channel.
+    """
 
     def __init__(self, ours: int, theirs: int, variance: float) -> None:
         super().__init__()
@@ -60,8 +71,14 @@ class Gaussian(nn.Module):
         above = max(variance - _SMALLEST_VARIANCE, _SMALLEST_VARIANCE)
         self.log_scale = nn.Parameter(torch.full((theirs,), above + math.log(-math.expm1(-above))))
 
-    def forward(self, ours: Float[Tensor, "batch ours height width"], theirs: Float[Tensor, "batch theirs height width"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        ours: Float[Tensor, "batch ours height width"],
+        theirs: Float[Tensor, "batch theirs height width"],
+    ) -> Float[Tensor, ""]:
         """The negative log-likelihood, as a mean."""
         variance = (F.softplus(self.log_scale) + _SMALLEST_VARIANCE)[:, None, None]
-        value: Tensor = 0.5 * ((self.regressor(ours) - theirs).square() / variance + variance.log()).mean()
+        value: Tensor = (
+            0.5 * ((self.regressor(ours) - theirs).square() / variance + variance.log()).mean()
+        )
         return value

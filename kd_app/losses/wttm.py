@@ -10,11 +10,13 @@ from kd_app.models.outputs import Outputs
 
 
 class WTTM(LogitTerm):
-    """``mean_b U KL(q || softmax(z_s))`` with ``q = p_t^power / U`` and ``U = sum_c p_t,c^power``.
+    """``mean_b U KL(q || softmax(z_s))`` with ``q = p_t^power / U`` and ``U = sum_c
+    p_t,c^power``.
 
     U is 1 for a sure teacher and K^(1 - power) for an even one.
 
-    Zheng & Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv 2402.11148.
+    Zheng & Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR
+    2024, arXiv 2402.11148.
     """
 
     def __init__(self, *, power: Power, standardize: bool) -> None:

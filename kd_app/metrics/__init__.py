@@ -1,1 +1,3 @@
-"""Teacher-versus-student measures as torchmetrics, intervals of every figure, and the verdict."""
+"""Teacher-versus-student measures as torchmetrics, intervals of every figure, and the
+verdict.
+"""

@@ -1,4 +1,6 @@
-"""One model against the labels: top-1, top-5, balanced accuracy, negative log-likelihood, calibration error."""
+"""One model against the labels: top-1, top-5, balanced accuracy, negative
+log-likelihood, calibration error.
+"""
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,15 +13,19 @@ BINS = 15
 
 
 def calibration_bins(p: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-    """Number of the bin ``(b / 15, (b + 1) / 15]`` that holds each probability; 0 lies in the first, NaN in the last."""
+    """Number of the bin ``(b / 15, (b + 1) / 15]`` that holds each probability; 0 lies
+    in the first, NaN in the last.
+    """
     return torch.bucketize(p, torch.linspace(0, 1, BINS + 1, device=p.device, dtype=p.dtype)[1:-1])
 
 
 class Tally(Metric):
-    """The sums that all five measures are made of: the collection updates them once for all, and ranks add them up exactly.
+    """The sums that all five measures are made of: the collection updates them once for
+    all, and ranks add them up exactly.
 
-    Unlike torchmetrics' own classes it takes empty batches, builds no K x K matrix, keeps no list of images, and never
-    mistakes logits that lie in 0..1 for probabilities.
+    Unlike torchmetrics' own classes it takes empty batches, builds no K x K matrix,
+    keeps no list of images, and never mistakes logits that lie in 0..1 for
+    probabilities.
     """
 
     is_differentiable = False
@@ -39,7 +45,9 @@ class Tally(Metric):
         self.add_state("nll", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("excess", torch.zeros(BINS), dist_reduce_fx="sum")
 
-    def update(self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> None:
+    def update(
+        self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
+    ) -> None:
         """Add a batch, which may be empty."""
         rank, nll, confidence = scores(logits, target)
         hit = rank == 0
@@ -47,7 +55,11 @@ class Tally(Metric):
         self.hits = self.hits.index_add(0, target, hit.long())
         self.near_hits = self.near_hits + (rank < self.num_near).sum()
         self.nll = self.nll + nll.sum().to(self.nll.dtype)
-        self.excess = self.excess.index_add(0, calibration_bins(confidence), (confidence - hit.to(confidence.dtype)).to(self.excess.dtype))
+        self.excess = self.excess.index_add(
+            0,
+            calibration_bins(confidence),
+            (confidence - hit.to(confidence.dtype)).to(self.excess.dtype),
+        )
 
     def count(self) -> Tensor:
         """Number of images seen."""
@@ -75,7 +87,9 @@ class Top5(Tally):
 
 
 class BalancedAccuracy(Tally):
-    """Mean over the classes that have images of the share of them that is right (Brodersen et al., ICPR 2010)."""
+    """Mean over the classes that have images of the share of them that is right
+    (Brodersen et al., ICPR 2010).
+    """
 
     higher_is_better = True
 
@@ -95,9 +109,11 @@ class NegativeLogLikelihood(Tally):
 
 
 class CalibrationError(Tally):
-    """``ECE = sum_b |sum_{i in bin b} (confidence_i - hit_i)| / N`` over 15 bins of equal width.
+    """``ECE = sum_b |sum_{i in bin b} (confidence_i - hit_i)| / N`` over 15 bins of
+    equal width.
 
-    Guo, Pleiss, Sun, Weinberger, 'On Calibration of Modern Neural Networks', ICML 2017, arXiv:1706.04599.
+    Guo, Pleiss, Sun, Weinberger, 'On Calibration of Modern Neural Networks', ICML 2017,
+    arXiv:1706.04599.
     """
 
     higher_is_better = False
@@ -108,9 +124,11 @@ class CalibrationError(Tally):
 
 
 def measures(num_classes: int) -> MetricCollection:
-    """top1, top5, balanced_accuracy, nll and ece of ``update(logits [B, K], target [B])``, computed in one pass.
+    """top1, top5, balanced_accuracy, nll and ece of ``update(logits [B, K], target
+    [B])``, computed in one pass.
 
-    Exact under any number of ranks (sums only); ``persistent(True)`` makes a half-finished epoch survive in a checkpoint.
+    Exact under any number of ranks (sums only); ``persistent(True)`` makes a
+    half-finished epoch survive in a checkpoint.
     """
     parts: dict[str, type[Tally]] = {
         "top1": Top1,
@@ -119,4 +137,6 @@ def measures(num_classes: int) -> MetricCollection:
         "nll": NegativeLogLikelihood,
         "ece": CalibrationError,
     }
-    return MetricCollection({name: part(num_classes) for name, part in parts.items()}, compute_groups=[list(parts)])
+    return MetricCollection(
+        {name: part(num_classes) for name, part in parts.items()}, compute_groups=[list(parts)]
+    )

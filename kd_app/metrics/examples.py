@@ -1,4 +1,6 @@
-"""Which images to look at: those that say most about what a student kept of its teacher."""
+"""Which images to look at: those that say most about what a student kept of its
+teacher.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +17,16 @@ from kd_app.metrics.per_image import blocks, per_image
 from kd_app.metrics.scores import widen
 
 Why = Literal["negative_flip", "positive_flip", "most_different", "similar_pair", "typical"]
-SHARES: Final[dict[Why, float]] = {"negative_flip": 0.25, "positive_flip": 0.125, "most_different": 0.25, "similar_pair": 0.25, "typical": 0.125}
-"""Of the rows that are asked for; what a run has too few of is not made up for by others."""
+SHARES: Final[dict[Why, float]] = {
+    "negative_flip": 0.25,
+    "positive_flip": 0.125,
+    "most_different": 0.25,
+    "similar_pair": 0.25,
+    "typical": 0.125,
+}
+"""Of the rows that are asked for; what a run has too few of is not made up for by
+others.
+"""
 
 Rows = Int64[np.ndarray, " rows"]
 _CLASSES = 5
@@ -27,8 +37,11 @@ _EACH_WAY = 2
 
 @dataclass(frozen=True)
 class Example:
-    """row: place of the image in the arrays · classes: up to 5 class numbers that matter: its label, of a similar pair the other class, the
-    top class of teacher and student, then those that either finds likely · divergence: ``KL(p_teacher || p_student)``, nats; None without teacher."""
+    """row: place of the image in the arrays · classes: up to 5 class numbers that
+    matter: its label, of a similar pair the other class, the top class of teacher and
+    student, then those that either finds likely · divergence: ``KL(p_teacher ||
+    p_student)``, nats; None without teacher.
+    """
 
     row: int
     why: Why
@@ -38,7 +51,9 @@ class Example:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Of each image: is it right, and how sure (the largest probability) is whoever is judged by that: the teacher, else the student."""
+    """Of each image: is it right, and how sure (the largest probability) is whoever is
+    judged by that: the teacher, else the student.
+    """
 
     logits: Logits
     target: Target
@@ -48,13 +63,18 @@ class _Answers:
     kl: Float[np.ndarray, " images"] | None
 
 
-def examples(logits: Logits, target: Target, *, pairs: Sequence[tuple[int, int]], count: int) -> list[Example]:
-    """At most `count` images, each list complete in itself (an image may be in several), most telling first.
+def examples(
+    logits: Logits, target: Target, *, pairs: Sequence[tuple[int, int]], count: int
+) -> list[Example]:
+    """At most `count` images, each list complete in itself (an image may be in
+    several), most telling first.
 
-    negative_flip: teacher right, student wrong; positive_flip: the other way round; both where the teacher was surest. most_different: the largest
-    KL divergence. similar_pair: for each of `pairs` (class numbers, strongest first) the images of one class to which the teacher gives most of
-    the other. typical: right by both, of the middle confidence of their class. Without a teacher only the last can be had, of the student alone.
-    Computed in blocks; nothing is drawn at random.
+    negative_flip: teacher right, student wrong; positive_flip: the other way round;
+    both where the teacher was surest. most_different: the largest KL divergence.
+    similar_pair: for each of `pairs` (class numbers, strongest first) the images of one
+    class to which the teacher gives most of the other. typical: right by both, of the
+    middle confidence of their class. Without a teacher only the last can be had, of the
+    student alone. Computed in blocks; nothing is drawn at random.
     """
     found = _answers(logits, target)
     room = {why: int(share * count) for why, share in SHARES.items()}
@@ -78,19 +98,33 @@ def _answers(logits: Logits, target: Target) -> _Answers:
     if "teacher" not in logits:
         alone = per_image(logits["student"], target)
         return _Answers(logits, target, alone.hits, alone.hits, alone.confidence, None)
-    parts = [_compared(*each) for block in blocks(logits["student"], logits["teacher"], target) for each in _near(*block)]
-    student, teacher, confidence, kl = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    parts = [
+        _compared(*each)
+        for block in blocks(logits["student"], logits["teacher"], target)
+        for each in _near(*block)
+    ]
+    student, teacher, confidence, kl = (
+        torch.cat(column).numpy() for column in zip(*parts, strict=True)
+    )
     return _Answers(logits, target, student, teacher, confidence, kl)
 
 
-def _near(student: Tensor, teacher: Tensor, label: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _near(
+    student: Tensor, teacher: Tensor, label: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The rows of a block, as many at a time as stay in the processor's cache."""
     rows = max(1, _NEAR // student.shape[1])
-    return zip(widen(student).split(rows), widen(teacher).split(rows), label.split(rows), strict=True)
+    return zip(
+        widen(student).split(rows), widen(teacher).split(rows), label.split(rows), strict=True
+    )
 
 
-def _compared(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Is the student right, is the teacher, how sure is the teacher, and the divergence."""
+def _compared(
+    student: Tensor, teacher: Tensor, label: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Is the student right, is the teacher, how sure is the teacher, and the
+    divergence.
+    """
     log_s, log_t = student.log_softmax(dim=1), teacher.log_softmax(dim=1)
     sure, top = log_t.max(dim=1)
     kl = torch.linalg.vecdot(log_t.exp(), log_t - log_s).clamp(min=0)
@@ -98,10 +132,16 @@ def _compared(student: Tensor, teacher: Tensor, label: Tensor) -> tuple[Tensor, 
 
 
 def _typical(found: _Answers, count: int) -> list[int]:
-    """One image of each class, or of `count` classes evenly spread where there are more."""
+    """One image of each class, or of `count` classes evenly spread where there are
+    more.
+    """
     right = np.flatnonzero(found.student & found.teacher)
     classes = np.unique(found.target[right])
-    some = classes if len(classes) <= count else classes[np.linspace(0, len(classes) - 1, count).round().astype(np.int64)]
+    some = (
+        classes
+        if len(classes) <= count
+        else classes[np.linspace(0, len(classes) - 1, count).round().astype(np.int64)]
+    )
     return [_middle(right[found.target[right] == each], found.confidence) for each in some]
 
 
@@ -109,7 +149,9 @@ def _middle(rows: Rows, confidence: Float[np.ndarray, " images"]) -> int:
     return int(rows[np.argsort(confidence[rows], kind="stable")[len(rows) // 2]])
 
 
-def _alike(teacher: Float[np.ndarray, "images classes"], target: Target, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _alike(
+    teacher: Float[np.ndarray, "images classes"], target: Target, pairs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
     """Image and the other class of its pair."""
     for pair in pairs:
         for label, other in (pair, pair[::-1]):
@@ -119,10 +161,18 @@ def _alike(teacher: Float[np.ndarray, "images classes"], target: Target, pairs: 
 
 
 def _example(row: int, why: Why, also: tuple[int, ...], found: _Answers) -> Example:
-    heard = [_probabilities(found.logits[name][row]) for name in ("teacher", "student") if name in found.logits]
+    heard = [
+        _probabilities(found.logits[name][row])
+        for name in ("teacher", "student")
+        if name in found.logits
+    ]
     likely = np.argsort(-np.max(heard, axis=0), kind="stable")[:_CLASSES].tolist()
-    classes = dict.fromkeys([int(found.target[row]), *also, *(int(each.argmax()) for each in heard), *likely])
-    return Example(row, why, tuple(classes)[:_CLASSES], None if found.kl is None else float(found.kl[row]))
+    classes = dict.fromkeys(
+        [int(found.target[row]), *also, *(int(each.argmax()) for each in heard), *likely]
+    )
+    return Example(
+        row, why, tuple(classes)[:_CLASSES], None if found.kl is None else float(found.kl[row])
+    )
 
 
 def _probabilities(logits: Float[np.ndarray, "... classes"]) -> Float[np.ndarray, "... classes"]:

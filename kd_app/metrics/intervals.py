@@ -13,13 +13,17 @@ _AT_ONCE = 2**22
 
 
 def wilson(successes: int, n: int, confidence: float) -> Interval:
-    """Score interval of a rate: all p with ``|successes / n - p| <= z sqrt(p (1 - p) / n)``; (0, 1) when n is 0.
+    """Score interval of a rate: all p with ``|successes / n - p| <= z sqrt(p (1 - p) /
+    n)``; (0, 1) when n is 0.
 
-    E. B. Wilson, 'Probable inference, the law of succession, and statistical inference', JASA 1927.
+    E. B. Wilson, 'Probable inference, the law of succession, and statistical
+    inference', JASA 1927.
     """
     if n == 0:
         return 0.0, 1.0
-    low, high = wilson_bounds(np.array([successes]), np.array([n]), NormalDist().inv_cdf(0.5 + confidence / 2))
+    low, high = wilson_bounds(
+        np.array([successes]), np.array([n]), NormalDist().inv_cdf(0.5 + confidence / 2)
+    )
     return float(low[0]), float(high[0])
 
 
@@ -35,12 +39,19 @@ def wilson_bounds(
 
 
 def bootstrap(
-    statistics: Callable[[Float[np.ndarray, "resamples images"]], Mapping[str, np.ndarray]], num_images: int, *, seed: int, resamples: int = 1000
+    statistics: Callable[[Float[np.ndarray, "resamples images"]], Mapping[str, np.ndarray]],
+    num_images: int,
+    *,
+    seed: int,
+    resamples: int = 1000,
 ) -> dict[str, Float[np.ndarray, " resamples"]]:
-    """`statistics` of `resamples` sets of `num_images` images, drawn with replacement (B. Efron, Annals of Statistics 1979).
+    """`statistics` of `resamples` sets of `num_images` images, drawn with replacement
+    (B. Efron, Annals of Statistics 1979).
 
-    `statistics` is given how often each image was drawn, a block of resamples at a time, and returns named columns of one number a resample.
-    All of them, hence all models, see the same draws: differences and ratios are paired. Equal seeds give equal draws.
+    `statistics` is given how often each image was drawn, a block of resamples at a
+    time, and returns named columns of one number a resample. All of them, hence all
+    models, see the same draws: differences and ratios are paired. Equal seeds give
+    equal draws.
     """
     rng = np.random.default_rng(seed)
     block = max(1, _AT_ONCE // num_images)
@@ -49,23 +60,39 @@ def bootstrap(
         rows = min(block, resamples - start)
         drawn = rng.integers(num_images, size=(rows, num_images))
         drawn += np.arange(rows)[:, None] * num_images
-        weights = np.bincount(drawn.ravel(), minlength=rows * num_images).reshape(rows, num_images).astype(np.float64)
+        weights = (
+            np.bincount(drawn.ravel(), minlength=rows * num_images)
+            .reshape(rows, num_images)
+            .astype(np.float64)
+        )
         for name, column in statistics(weights).items():
             parts.setdefault(name, []).append(column)
     return {name: np.concatenate(columns) for name, columns in parts.items()}
 
 
-def percentile(point: float, resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
-    """The middle `confidence` of the resampled figures, widened to hold the point where it does not."""
+def percentile(
+    point: float, resampled: Float[np.ndarray, " resamples"], confidence: float
+) -> Interval:
+    """The middle `confidence` of the resampled figures, widened to hold the point where
+    it does not.
+    """
     low, high = _middle(resampled, confidence)
     return min(point, low), max(point, high)
 
 
-def reflected(point: float, resampled: Float[np.ndarray, " resamples"], nothing: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
-    """``[2 point - upper, 2 point - lower]``, for a figure like ECE that is 0 at best and that drawing images pushes up, in a resample once more.
+def reflected(
+    point: float,
+    resampled: Float[np.ndarray, " resamples"],
+    nothing: Float[np.ndarray, " resamples"],
+    confidence: float,
+) -> Interval:
+    """``[2 point - upper, 2 point - lower]``, for a figure like ECE that is 0 at best
+    and that drawing images pushes up, in a resample once more.
 
-    `nothing` is what resamples would show if the truth were 0; where the point is no larger than that, the interval begins at 0. It holds the point.
-    The 'basic' interval of Davison and Hinkley, 'Bootstrap Methods and their Application', 1997, section 5.2, which alone misses a truth near 0.
+    `nothing` is what resamples would show if the truth were 0; where the point is no
+    larger than that, the interval begins at 0. It holds the point. The 'basic' interval
+    of Davison and Hinkley, 'Bootstrap Methods and their Application', 1997, section
+    5.2, which alone misses a truth near 0.
     """
     low, high = _middle(resampled, confidence)
     low, high = max(0.0, 2 * point - high), max(point, 2 * point - low)
@@ -87,7 +114,9 @@ def f1s(
     predicted: Int[np.ndarray, " images"],
     target: Int[np.ndarray, " images"],
 ) -> Float[np.ndarray, "resamples present"]:
-    """F1 of each class that is there, for images sorted by class; NaN where a resample drew none of a class."""
+    """F1 of each class that is there, for images sorted by class; NaN where a resample
+    drew none of a class.
+    """
     starts, order = class_starts(target), np.argsort(predicted, kind="stable")
     present, named = target[starts], np.unique(predicted)
     images = np.add.reduceat(weights, starts, axis=1)
@@ -96,7 +125,11 @@ def f1s(
     answers = np.zeros_like(images)
     answers[:, np.searchsorted(present, named[wanted])] = as_named[:, wanted]
     with np.errstate(invalid="ignore"):
-        return np.where(images > 0, 2 * np.add.reduceat(weights * hits, starts, axis=1) / (images + answers), np.nan)
+        return np.where(
+            images > 0,
+            2 * np.add.reduceat(weights * hits, starts, axis=1) / (images + answers),
+            np.nan,
+        )
 
 
 def class_starts(target: Int[np.ndarray, " images"]) -> Int[np.ndarray, " present"]:
@@ -106,8 +139,14 @@ def class_starts(target: Int[np.ndarray, " images"]) -> Int[np.ndarray, " presen
 
 
 def recalls(
-    weights: Float[np.ndarray, "resamples images"], hits: Bool[np.ndarray, " images"], starts: Int[np.ndarray, " present"]
+    weights: Float[np.ndarray, "resamples images"],
+    hits: Bool[np.ndarray, " images"],
+    starts: Int[np.ndarray, " present"],
 ) -> Float[np.ndarray, "resamples present"]:
-    """Share of each class that is right, for images sorted by class; NaN where a resample drew none of a class."""
+    """Share of each class that is right, for images sorted by class; NaN where a
+    resample drew none of a class.
+    """
     with np.errstate(invalid="ignore"):
-        return np.add.reduceat(weights * hits, starts, axis=1) / np.add.reduceat(weights, starts, axis=1)
+        return np.add.reduceat(weights * hits, starts, axis=1) / np.add.reduceat(
+            weights, starts, axis=1
+        )

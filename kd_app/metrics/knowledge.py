@@ -1,4 +1,6 @@
-"""What the teacher says beyond the label: which classes it finds alike, and how much it spreads over them, at each temperature."""
+"""What the teacher says beyond the label: which classes it finds alike, and how much it
+spreads over them, at each temperature.
+"""
 
 import math
 from collections.abc import Collection
@@ -18,13 +20,17 @@ _PAIRS = 20
 _LARGEST_MATRIX = 100
 _DIGITS = 6
 _NEAR = 2**19
-"""Values that are looked at together, at all temperatures, while they are in the processor's cache."""
+"""Values that are looked at together, at all temperatures, while they are in the
+processor's cache.
+"""
 
 
 class SoftLabels(Metric):
-    """Sums over the images of ``p = softmax(logits / T)`` for each temperature T; ranks add them up exactly.
+    """Sums over the images of ``p = softmax(logits / T)`` for each temperature T; ranks
+    add them up exactly.
 
-    temperatures: at which entropy is measured. alike: those among them at which p is summed by class too, ``len(alike) x K x K`` numbers.
+    temperatures: at which entropy is measured. alike: those among them at which p is
+    summed by class too, ``len(alike) x K x K`` numbers.
     """
 
     is_differentiable = False
@@ -34,16 +40,24 @@ class SoftLabels(Metric):
     beyond_top: Tensor
     probability: Tensor
 
-    def __init__(self, num_classes: int, *, temperatures: Collection[float], alike: Collection[float]) -> None:
+    def __init__(
+        self, num_classes: int, *, temperatures: Collection[float], alike: Collection[float]
+    ) -> None:
         super().__init__()
         self.temperatures = tuple(temperatures)
         self.alike = tuple(alike)
         self.add_state("seen", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("entropy", torch.zeros(len(self.temperatures)), dist_reduce_fx="sum")
         self.add_state("beyond_top", torch.zeros(len(self.temperatures)), dist_reduce_fx="sum")
-        self.add_state("probability", torch.zeros(len(self.alike), num_classes, num_classes), dist_reduce_fx="sum")
+        self.add_state(
+            "probability",
+            torch.zeros(len(self.alike), num_classes, num_classes),
+            dist_reduce_fx="sum",
+        )
 
-    def update(self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> None:
+    def update(
+        self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
+    ) -> None:
         """Add a batch, which may be empty."""
         rows = max(1, _NEAR // logits.shape[1])
         for some, labels in zip(widen(logits).split(rows), target.split(rows), strict=True):
@@ -51,16 +65,22 @@ class SoftLabels(Metric):
             for number, temperature in enumerate(self.temperatures):
                 p = (below / temperature).exp_()
                 whole = p.sum(dim=1)
-                self.entropy[number] += (whole.log() - torch.linalg.vecdot(p, below) / (temperature * whole)).sum()
+                self.entropy[number] += (
+                    whole.log() - torch.linalg.vecdot(p, below) / (temperature * whole)
+                ).sum()
                 self.beyond_top[number] += (1 - 1 / whole).sum()
                 if temperature in self.alike:
-                    self.probability[self.alike.index(temperature)].index_add_(0, labels, p / whole[:, None])
+                    self.probability[self.alike.index(temperature)].index_add_(
+                        0, labels, p / whole[:, None]
+                    )
         self.seen += torch.bincount(target, minlength=len(self.seen))
 
     def compute(self) -> dict[str, Tensor]:
-        """Of each temperature: entropy ``mean_b -sum_k p log p`` (nats) and beyond_top ``mean_b 1 - max_k p``, NaN without images.
+        """Of each temperature: entropy ``mean_b -sum_k p log p`` (nats) and beyond_top
+        ``mean_b 1 - max_k p``, NaN without images.
 
-        similarity ``[alike, K, K]``: the mean probability of class j over the images of class i; NaN for classes without images.
+        similarity ``[alike, K, K]``: the mean probability of class j over the images of
+        class i; NaN for classes without images.
         """
         images = self.seen.sum()
         return {
@@ -71,7 +91,9 @@ class SoftLabels(Metric):
 
 
 class Softness(TypedDict):
-    """mean_nats: mean entropy · of_uniform: that over ``log K``, 1 where all classes are equally likely · beyond_top: not on the top class."""
+    """mean_nats: mean entropy · of_uniform: that over ``log K``, 1 where all classes
+    are equally likely · beyond_top: not on the top class.
+    """
 
     temperature: float
     mean_nats: float
@@ -80,7 +102,9 @@ class Softness(TypedDict):
 
 
 class Pair(TypedDict):
-    """probability: mean of 'second' on images of 'first' and of 'first' on images of 'second' (class numbers)."""
+    """probability: mean of 'second' on images of 'first' and of 'first' on images of
+    'second' (class numbers).
+    """
 
     first: int
     second: int
@@ -88,7 +112,9 @@ class Pair(TypedDict):
 
 
 class Alike(TypedDict):
-    """similar: the strongest pairs, best first · matrix: row i holds the mean probabilities over the images of class i; None above 100 classes."""
+    """similar: the strongest pairs, best first · matrix: row i holds the mean
+    probabilities over the images of class i; None above 100 classes.
+    """
 
     temperature: float
     similar: list[Pair]
@@ -96,15 +122,24 @@ class Alike(TypedDict):
 
 
 class SoftLabelFigures(TypedDict):
-    """entropy: by temperature, ascending · alike: at temperature 1, then at the others that were asked for."""
+    """entropy: by temperature, ascending · alike: at temperature 1, then at the others
+    that were asked for.
+    """
 
     num_images: int
     entropy: list[Softness]
     alike: list[Alike]
 
 
-def soft_labels(logits: Float[np.ndarray, "images classes"], target: Int64[np.ndarray, " images"], *, taught: Collection[float]) -> SoftLabelFigures:
-    """What a model's answers hold beyond the top label; `taught`: the temperatures at which somebody learns from them."""
+def soft_labels(
+    logits: Float[np.ndarray, "images classes"],
+    target: Int64[np.ndarray, " images"],
+    *,
+    taught: Collection[float],
+) -> SoftLabelFigures:
+    """What a model's answers hold beyond the top label; `taught`: the temperatures at
+    which somebody learns from them.
+    """
     classes = logits.shape[1]
     alike = (1.0, *sorted(set(taught) - {1.0}))
     temperatures = sorted({*TEMPERATURES, *taught})
@@ -113,11 +148,17 @@ def soft_labels(logits: Float[np.ndarray, "images classes"], target: Int64[np.nd
         metric.update(*block)
     found = metric.compute()
     entropy = [
-        Softness(temperature=each, mean_nats=nats, of_uniform=nats / math.log(classes), beyond_top=beyond)
-        for each, nats, beyond in zip(temperatures, found["entropy"].tolist(), found["beyond_top"].tolist(), strict=True)
+        Softness(
+            temperature=each, mean_nats=nats, of_uniform=nats / math.log(classes), beyond_top=beyond
+        )
+        for each, nats, beyond in zip(
+            temperatures, found["entropy"].tolist(), found["beyond_top"].tolist(), strict=True
+        )
     ]
     return SoftLabelFigures(
-        num_images=len(target), entropy=entropy, alike=[_alike(*each) for each in zip(alike, found["similarity"].numpy(), strict=True)]
+        num_images=len(target),
+        entropy=entropy,
+        alike=[_alike(*each) for each in zip(alike, found["similarity"].numpy(), strict=True)],
     )
 
 
@@ -127,11 +168,20 @@ def _alike(temperature: float, matrix: Float[np.ndarray, "classes classes"]) -> 
 
 
 def strongest(matrix: Float[np.ndarray, "classes classes"], count: int) -> list[Pair]:
-    """The `count` pairs of classes with the largest mean of both directions, or of the one that is known (not NaN); best first."""
+    """The `count` pairs of classes with the largest mean of both directions, or of the
+    one that is known (not NaN); best first.
+    """
     known = ~np.isnan(matrix)
     sums = np.where(known, matrix, 0)
     both = np.triu((sums + sums.T) / np.maximum(known.astype(np.int8) + known.T, 1), 1).reshape(-1)
     best = np.argpartition(-both, count)[:count] if count < len(both) else np.arange(len(both))
     ordered = best[np.lexsort((best, -both[best]))]
-    pairs = ((int(place) // len(matrix), int(place) % len(matrix), float(both[place])) for place in ordered)
-    return [Pair(first=first, second=second, probability=value) for first, second, value in pairs if value > 0]
+    pairs = (
+        (int(place) // len(matrix), int(place) % len(matrix), float(both[place]))
+        for place in ordered
+    )
+    return [
+        Pair(first=first, second=second, probability=value)
+        for first, second, value in pairs
+        if value > 0
+    ]

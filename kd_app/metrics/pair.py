@@ -1,4 +1,6 @@
-"""The student against the teacher (or any model against the one before it), image by image."""
+"""The student against the teacher (or any model against the one before it), image by
+image.
+"""
 
 import torch
 from jaxtyping import Float, Int64
@@ -9,7 +11,9 @@ from kd_app.metrics.scores import pair_scores, share
 
 
 class PairTally(Metric):
-    """The sums that all pair measures are made of; the collection updates them once for all, and ranks add them up exactly."""
+    """The sums that all pair measures are made of; the collection updates them once for
+    all, and ranks add them up exactly.
+    """
 
     is_differentiable = False
     full_state_update = False
@@ -61,7 +65,9 @@ class KLToTeacher(PairTally):
 
 
 class NegativeFlips(PairTally):
-    """Share of images that the teacher has right and the student wrong (Yan et al., CVPR 2021, arXiv:2011.09161)."""
+    """Share of images that the teacher has right and the student wrong (Yan et al.,
+    CVPR 2021, arXiv:2011.09161).
+    """
 
     higher_is_better = False
 
@@ -81,11 +87,15 @@ class PositiveFlips(PairTally):
 
 
 def pair_measures() -> MetricCollection:
-    """agreement, kl_to_teacher, negative_flips and positive_flips of ``update(student_logits, teacher_logits, target)``, in one pass."""
+    """agreement, kl_to_teacher, negative_flips and positive_flips of
+    ``update(student_logits, teacher_logits, target)``, in one pass.
+    """
     parts: dict[str, type[PairTally]] = {
         "agreement": Agreement,
         "kl_to_teacher": KLToTeacher,
         "negative_flips": NegativeFlips,
         "positive_flips": PositiveFlips,
     }
-    return MetricCollection({name: part() for name, part in parts.items()}, compute_groups=[list(parts)])
+    return MetricCollection(
+        {name: part() for name, part in parts.items()}, compute_groups=[list(parts)]
+    )

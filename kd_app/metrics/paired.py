@@ -1,6 +1,7 @@
 """Two models on the same images: how far apart their accuracies could be.
 
-`better` and `worse` count the images that only the first, or only the second, model has right: the discordant pairs.
+`better` and `worse` count the images that only the first, or only the second, model has
+right: the discordant pairs.
 """
 
 from statistics import NormalDist
@@ -14,20 +15,32 @@ from kd_app.metrics.intervals import Interval
 Numbers = Real[np.ndarray, "..."] | int | float
 _STEPS: Final = 24
 _NUISANCE: Final = 24
-"""Rates of 'worse' at which the exact test looks: a quarter of a standard error apart."""
+"""Rates of 'worse' at which the exact test looks: a quarter of a standard error apart.
+"""
 _FORGONE: Final = 0.02
 """Share of the error that the exact test spends on not knowing that rate."""
 _TAIL: Final = 1e-9
 
 
-def score(better: Numbers, worse: Numbers, n: Numbers, difference: Numbers) -> Float[np.ndarray, "..."]:
-    """Tango's score statistic, standard normal if the paired rates differ by `difference`; positive where the data lie above it.
+def score(
+    better: Numbers, worse: Numbers, n: Numbers, difference: Numbers
+) -> Float[np.ndarray, "..."]:
+    """Tango's score statistic, standard normal if the paired rates differ by
+    `difference`; positive where the data lie above it.
 
-    ``z = (better - worse - n d) / sqrt(n (2 q + d (1 - d)))``, q the rate of 'worse' that is most likely under d. It keeps its level where few
-    pairs are discordant, zero included, where Wald's and McNemar's fail. T. Tango, Statistics in Medicine 17:891-908, 1998.
+    ``z = (better - worse - n d) / sqrt(n (2 q + d (1 - d)))``, q the rate of 'worse'
+    that is most likely under d. It keeps its level where few pairs are discordant, zero
+    included, where Wald's and McNemar's fail. T. Tango, Statistics in Medicine
+    17:891-908, 1998.
     """
-    better, worse, n, difference = (np.asarray(each, dtype=np.float64) for each in (better, worse, n, difference))
-    a, b, c = 2 * n, (2 * n - better + worse) * difference - better - worse, -worse * difference * (1 - difference)
+    better, worse, n, difference = (
+        np.asarray(each, dtype=np.float64) for each in (better, worse, n, difference)
+    )
+    a, b, c = (
+        2 * n,
+        (2 * n - better + worse) * difference - better - worse,
+        -worse * difference * (1 - difference),
+    )
     q = (np.sqrt(np.maximum(0.0, b * b - 4 * a * c)) - b) / (2 * a)
     over, variance = better - worse - n * difference, n * (2 * q + difference * (1 - difference))
     without = np.where(np.abs(over) > _TAIL, np.copysign(np.inf, over), 0.0)
@@ -35,17 +48,28 @@ def score(better: Numbers, worse: Numbers, n: Numbers, difference: Numbers) -> F
 
 
 def paired_bounds(
-    better: Real[np.ndarray, " pairs"], worse: Real[np.ndarray, " pairs"], n: Real[np.ndarray, " pairs"], z: float
+    better: Real[np.ndarray, " pairs"],
+    worse: Real[np.ndarray, " pairs"],
+    n: Real[np.ndarray, " pairs"],
+    z: float,
 ) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
-    """The differences at which Tango's score is `z` and ``-z``: lower and upper bounds, of many pairs of rates at a time."""
+    """The differences at which Tango's score is `z` and ``-z``: lower and upper bounds,
+    of many pairs of rates at a time.
+    """
     point = (better - worse) / n
     return -_root(worse, better, n, -point, z), _root(better, worse, n, point, z)
 
 
 def _root(
-    better: Real[np.ndarray, " pairs"], worse: Real[np.ndarray, " pairs"], n: Real[np.ndarray, " pairs"], point: Real[np.ndarray, " pairs"], z: float
+    better: Real[np.ndarray, " pairs"],
+    worse: Real[np.ndarray, " pairs"],
+    n: Real[np.ndarray, " pairs"],
+    point: Real[np.ndarray, " pairs"],
+    z: float,
 ) -> Float[np.ndarray, " pairs"]:
-    """The difference above `point` whose score is -z, by bisection: the score falls as the difference grows."""
+    """The difference above `point` whose score is -z, by bisection: the score falls as
+    the difference grows.
+    """
     low, high = point, np.ones_like(point)
     for _ in range(45):
         middle = (low + high) / 2
@@ -55,29 +79,43 @@ def _root(
 
 
 def paired_interval(better: int, worse: int, n: int, confidence: float) -> Interval:
-    """All differences of paired rates that Tango's score test does not reject; each bound is one-sided at `confidence`."""
-    low, high = paired_bounds(np.array([better]), np.array([worse]), np.array([n]), NormalDist().inv_cdf(confidence))
+    """All differences of paired rates that Tango's score test does not reject; each
+    bound is one-sided at `confidence`.
+    """
+    low, high = paired_bounds(
+        np.array([better]), np.array([worse]), np.array([n]), NormalDist().inv_cdf(confidence)
+    )
     return float(low[0]), float(high[0])
 
 
 def shown_above(better: int, worse: int, n: int, difference: float, confidence: float) -> bool:
-    """The paired rates differ by more than `difference`: said wrongly with a probability of at most ``1 - confidence``, whatever the truth."""
-    return exact_p(better, worse, n, difference, forgone=_FORGONE * (1 - confidence)) <= 1 - confidence
+    """The paired rates differ by more than `difference`: said wrongly with a
+    probability of at most ``1 - confidence``, whatever the truth.
+    """
+    return (
+        exact_p(better, worse, n, difference, forgone=_FORGONE * (1 - confidence)) <= 1 - confidence
+    )
 
 
 def exact_p(better: int, worse: int, n: int, difference: float, *, forgone: float) -> float:
-    """p of 'the paired rates differ by at most `difference`', which is right at every n and every rate of discordant pairs.
+    """p of 'the paired rates differ by at most `difference`', which is right at every n
+    and every rate of discordant pairs.
 
-    The probability of a Tango score at least as high as this one, the largest over the rates of 'worse' within their exact interval at
-    ``1 - forgone``, plus `forgone`. R. L. Berger and D. D. Boos, JASA 89:1012-1016, 1994; Tango's statistic orders the tables as Barnard asks for:
-    K. Sidik, Journal of Biopharmaceutical Statistics 13:741-754, 2003.
+    The probability of a Tango score at least as high as this one, the largest over the
+    rates of 'worse' within their exact interval at ``1 - forgone``, plus `forgone`. R.
+    L. Berger and D. D. Boos, JASA 89:1012-1016, 1994; Tango's statistic orders the
+    tables as Barnard asks for: K. Sidik, Journal of Biopharmaceutical Statistics
+    13:741-754, 2003.
     """
     if better - worse <= n * difference:
         return 1.0
     from scipy.stats import beta, binom
 
     least, most = max(0.0, -difference), (1 - difference) / 2
-    ends = [beta.ppf(forgone / 2, worse, n - worse + 1) if worse else 0.0, beta.ppf(1 - forgone / 2, worse + 1, n - worse) if worse < n else 1.0]
+    ends = [
+        beta.ppf(forgone / 2, worse, n - worse + 1) if worse else 0.0,
+        beta.ppf(1 - forgone / 2, worse + 1, n - worse) if worse < n else 1.0,
+    ]
     low, high = np.sqrt(np.clip(ends, least, most))
     q = np.clip(np.linspace(low, high, _NUISANCE) ** 2, least, most)
     tables = np.arange(int(binom.ppf(_TAIL, n, q[0])), int(binom.ppf(1 - _TAIL, n, q[-1])) + 1)
@@ -87,8 +125,12 @@ def exact_p(better: int, worse: int, n: int, difference: float, *, forgone: floa
     return float((binom.pmf(tables, n, q[:, None]) * beyond).sum(axis=1).max()) + forgone
 
 
-def _fewest(worse: Real[np.ndarray, " tables"], n: int, difference: float, z: float) -> Real[np.ndarray, " tables"]:
-    """For each number of 'worse' the smallest number of 'better' whose score is at least z; one more than there can be where none is."""
+def _fewest(
+    worse: Real[np.ndarray, " tables"], n: int, difference: float, z: float
+) -> Real[np.ndarray, " tables"]:
+    """For each number of 'worse' the smallest number of 'better' whose score is at
+    least z; one more than there can be where none is.
+    """
     low, high = np.full(len(worse), -1), n - worse + 1
     while (high - low > 1).any():
         middle = (low + high) // 2
@@ -99,24 +141,34 @@ def _fewest(worse: Real[np.ndarray, " tables"], n: int, difference: float, z: fl
 
 
 def exact_interval(better: int, worse: int, n: int, confidence: float, *, at: float) -> Interval:
-    """The differences that the exact test does not reject, each bound one-sided at `confidence`.
+    """The differences that the exact test does not reject, each bound one-sided at
+    `confidence`.
 
-    `at` is the difference that matters: a bound lies beyond it if, and only if, the test rejects that very difference.
+    `at` is the difference that matters: a bound lies beyond it if, and only if, the
+    test rejects that very difference.
     """
-    return _exact_low(better, worse, n, confidence, at), -_exact_low(worse, better, n, confidence, -at)
+    return _exact_low(better, worse, n, confidence, at), -_exact_low(
+        worse, better, n, confidence, -at
+    )
 
 
 def _exact_low(better: int, worse: int, n: int, confidence: float, at: float) -> float:
     point = (better - worse) / n
-    low, high = (at, point) if shown_above(better, worse, n, at, confidence) else (-1.0, min(at, point))
+    low, high = (
+        (at, point) if shown_above(better, worse, n, at, confidence) else (-1.0, min(at, point))
+    )
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if shown_above(better, worse, n, middle, confidence) else (low, middle)
+        low, high = (
+            (middle, high) if shown_above(better, worse, n, middle, confidence) else (low, middle)
+        )
     return low
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Two-sided exact p of McNemar's test (Q. McNemar, Psychometrika 1947): are discordant pairs split evenly?"""
+    """Two-sided exact p of McNemar's test (Q. McNemar, Psychometrika 1947): are
+    discordant pairs split evenly?
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0

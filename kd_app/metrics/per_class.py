@@ -1,4 +1,6 @@
-"""What an average hides: figures of each class, and those of a model that look at all of its probabilities."""
+"""What an average hides: figures of each class, and those of a model that look at all
+of its probabilities.
+"""
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,7 +12,9 @@ from kd_app.metrics.scores import ranks, share, squared_errors, widen
 
 
 class ClassTally(Metric):
-    """The sums that the measures below are made of: K numbers each, and K x 15 for the calibration. Ranks add them up exactly."""
+    """The sums that the measures below are made of: K numbers each, and K x 15 for the
+    calibration. Ranks add them up exactly.
+    """
 
     is_differentiable = False
     full_state_update = False
@@ -27,7 +31,9 @@ class ClassTally(Metric):
         self.add_state("squares", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("excess", torch.zeros(num_classes, BINS), dist_reduce_fx="sum")
 
-    def update(self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> None:
+    def update(
+        self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
+    ) -> None:
         """Add a batch, which may be empty."""
         p = widen(logits).softmax(dim=1)
         one = torch.ones_like(target)
@@ -42,22 +48,32 @@ class ClassTally(Metric):
         return share(self.hits, self.seen)
 
     def f1(self) -> Tensor:
-        """``[K]``: ``2 hits / (images + predictions)`` of each class; NaN for a class without images."""
+        """``[K]``: ``2 hits / (images + predictions)`` of each class; NaN for a class
+        without images.
+        """
         return share(2 * self.hits, self.seen + self.predicted).where(self.seen > 0, torch.nan)
 
 
-def class_excess(p: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> Float[Tensor, "classes bins"]:
-    """Of each class and each bin of its probability, the sum over the bin's images of that probability minus [it is the label]."""
+def class_excess(
+    p: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
+) -> Float[Tensor, "classes bins"]:
+    """Of each class and each bin of its probability, the sum over the bin's images of
+    that probability minus [it is the label].
+    """
     classes = p.shape[1]
     label = p.gather(1, target[:, None])[:, 0]
     place = calibration_bins(p) + BINS * torch.arange(classes, device=p.device)
-    sums = torch.zeros(classes * BINS, device=p.device, dtype=p.dtype).index_add(0, place.flatten(), p.flatten())
+    sums = torch.zeros(classes * BINS, device=p.device, dtype=p.dtype).index_add(
+        0, place.flatten(), p.flatten()
+    )
     hit = calibration_bins(label) + BINS * target
     return sums.index_add(0, hit, -torch.ones_like(label)).view(classes, BINS)
 
 
 class Brier(ClassTally):
-    """``mean_b sum_k (p_k - [k is the label])^2``: 0 at best, 2 at worst (G. W. Brier, Monthly Weather Review 1950)."""
+    """``mean_b sum_k (p_k - [k is the label])^2``: 0 at best, 2 at worst (G. W. Brier,
+    Monthly Weather Review 1950).
+    """
 
     higher_is_better = False
 
@@ -67,9 +83,11 @@ class Brier(ClassTally):
 
 
 class ClasswiseCalibrationError(ClassTally):
-    """``mean_k sum_b |sum_{i in bin b of class k} (p_ik - [k is i's label])| / N`` over 15 bins of equal width, of all K classes.
+    """``mean_k sum_b |sum_{i in bin b of class k} (p_ik - [k is i's label])| / N`` over
+    15 bins of equal width, of all K classes.
 
-    Kull, Perello-Nieto, Kangsepp, Silva Filho, Song, Flach, 'Beyond temperature scaling', NeurIPS 2019, arXiv:1910.12656.
+    Kull, Perello-Nieto, Kangsepp, Silva Filho, Song, Flach, 'Beyond temperature
+    scaling', NeurIPS 2019, arXiv:1910.12656.
     """
 
     higher_is_better = False
@@ -118,7 +136,9 @@ class Support(ClassTally):
 
 
 def class_measures(num_classes: int) -> MetricCollection:
-    """brier, classwise_ece and f1 (numbers), class_accuracy, class_f1 and support (``[K]``) of ``update(logits [B, K], target [B])``, in one pass."""
+    """brier, classwise_ece and f1 (numbers), class_accuracy, class_f1 and support
+    (``[K]``) of ``update(logits [B, K], target [B])``, in one pass.
+    """
     parts: dict[str, type[ClassTally]] = {
         "brier": Brier,
         "classwise_ece": ClasswiseCalibrationError,
@@ -127,11 +147,15 @@ def class_measures(num_classes: int) -> MetricCollection:
         "class_f1": ClassF1,
         "support": Support,
     }
-    return MetricCollection({name: part(num_classes) for name, part in parts.items()}, compute_groups=[list(parts)])
+    return MetricCollection(
+        {name: part(num_classes) for name, part in parts.items()}, compute_groups=[list(parts)]
+    )
 
 
 class Confusion(Metric):
-    """How often images of each class (row) were taken for each class (column). Holds K x K counts."""
+    """How often images of each class (row) were taken for each class (column). Holds K
+    x K counts.
+    """
 
     is_differentiable = False
     full_state_update = False
@@ -140,11 +164,15 @@ class Confusion(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.add_state("counts", torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state(
+            "counts", torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum"
+        )
 
     def update(self, predicted: Int64[Tensor, " batch"], target: Int64[Tensor, " batch"]) -> None:
         """Add the top-1 classes of a batch, which may be empty."""
-        self.counts = self.counts.index_add(0, self.num_classes * target + predicted, torch.ones_like(target))
+        self.counts = self.counts.index_add(
+            0, self.num_classes * target + predicted, torch.ones_like(target)
+        )
 
     def compute(self) -> Int64[Tensor, "classes classes"]:
         """``[K, K]``: row is the label, column what was predicted."""
@@ -172,7 +200,9 @@ class FlipTally(Metric):
         target: Int64[Tensor, " batch"],
     ) -> None:
         """Add a batch, which may be empty."""
-        student, teacher = (ranks(logits, target) == 0 for logits in (student_logits, teacher_logits))
+        student, teacher = (
+            ranks(logits, target) == 0 for logits in (student_logits, teacher_logits)
+        )
         self.seen = self.seen.index_add(0, target, torch.ones_like(target))
         self.worse = self.worse.index_add(0, target, (teacher & ~student).long())
         self.better = self.better.index_add(0, target, (student & ~teacher).long())
@@ -199,6 +229,13 @@ class ClassPositiveFlips(FlipTally):
 
 
 def class_flips(num_classes: int) -> MetricCollection:
-    """negative_flips and positive_flips, ``[K]`` each, of ``update(student_logits, teacher_logits, target)``, in one pass."""
-    parts: dict[str, type[FlipTally]] = {"negative_flips": ClassNegativeFlips, "positive_flips": ClassPositiveFlips}
-    return MetricCollection({name: part(num_classes) for name, part in parts.items()}, compute_groups=[list(parts)])
+    """negative_flips and positive_flips, ``[K]`` each, of ``update(student_logits,
+    teacher_logits, target)``, in one pass.
+    """
+    parts: dict[str, type[FlipTally]] = {
+        "negative_flips": ClassNegativeFlips,
+        "positive_flips": ClassPositiveFlips,
+    }
+    return MetricCollection(
+        {name: part(num_classes) for name, part in parts.items()}, compute_groups=[list(parts)]
+    )

@@ -1,4 +1,6 @@
-"""Logits in memory to a few numbers an image, a block at a time (50,000 x 1,000 logits are 200 MB; nothing of that size is made anew)."""
+"""Logits in memory to a few numbers an image, a block at a time (50,000 x 1,000 logits
+are 200 MB; nothing of that size is made anew).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ _VALUES = 2**23
 
 @dataclass(frozen=True)
 class PerImage:
-    """hits: top-1 is right · nll: ``-log p(label)``, nats · confidence: the largest probability · brier: ``sum_k (p_k - [k is the label])^2`` ·
-    predicted: the top-1 class. Each ``[N]``, in the order of the images.
+    """hits: top-1 is right · nll: ``-log p(label)``, nats · confidence: the largest
+    probability · brier: ``sum_k (p_k - [k is the label])^2`` · predicted: the top-1
+    class. Each ``[N]``, in the order of the images.
     """
 
     hits: Bool[np.ndarray, " images"]
@@ -31,13 +34,17 @@ class PerImage:
 
 
 def blocks(*arrays: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
-    """The rows of arrays of equal length as tensors, a few million values at a time; memory-mapped and read-only arrays are fine."""
+    """The rows of arrays of equal length as tensors, a few million values at a time;
+    memory-mapped and read-only arrays are fine.
+    """
     rows = max(1, _VALUES // max(1, arrays[0][0].size))
     for start in range(0, len(arrays[0]), rows):
         yield tuple(torch.from_numpy(np.array(array[start : start + rows])) for array in arrays)
 
 
-def per_image(logits: Float[np.ndarray, "images classes"], target: Int64[np.ndarray, " images"]) -> PerImage:
+def per_image(
+    logits: Float[np.ndarray, "images classes"], target: Int64[np.ndarray, " images"]
+) -> PerImage:
     """What each image says about one model."""
     found, brier, predicted = [], [], []
     for block, label in blocks(logits, target):

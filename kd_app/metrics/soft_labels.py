@@ -10,28 +10,42 @@ from kd_app.metrics.scores import share, widen
 
 
 def average_ranks(scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """Rank of each class among its image's, from 1 (the smallest) to K; equal scores share the mean of their ranks."""
+    """Rank of each class among its image's, from 1 (the smallest) to K; equal scores
+    share the mean of their ranks.
+    """
     ordered, order = scores.sort(dim=1)
-    place = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype).expand_as(scores).contiguous()
+    place = (
+        torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
+        .expand_as(scores)
+        .contiguous()
+    )
     starts = functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
     tied = ~starts.all(dim=1)
     place[tied] = _shared(place[tied], starts[tied])
     return torch.empty_like(scores).scatter_(1, order, place)
 
 
-def _shared(place: Float[Tensor, "batch classes"], starts: Bool[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """Ranks in ascending order, where those of a run of equal scores, which begins at each of `starts`, become their mean."""
+def _shared(
+    place: Float[Tensor, "batch classes"], starts: Bool[Tensor, "batch classes"]
+) -> Float[Tensor, "batch classes"]:
+    """Ranks in ascending order, where those of a run of equal scores, which begins at
+    each of `starts`, become their mean.
+    """
     first = place.where(starts, 0).cummax(dim=1).values
     ends = functional.pad(starts[:, 1:], (0, 1), value=True)
     last = place.where(ends, torch.inf).flip(1).cummin(dim=1).values.flip(1)
     return (first + last) / 2
 
 
-def rank_correlations(student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
-    """Spearman's rho between the two models' class scores on each image, -1..1 (C. Spearman, American Journal of Psychology 1904).
+def rank_correlations(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
+) -> Float[Tensor, " batch"]:
+    """Spearman's rho between the two models' class scores on each image, -1..1 (C.
+    Spearman, American Journal of Psychology 1904).
 
-    Pearson's correlation of `average_ranks`: logits and probabilities give the same. With two classes it is +1 or -1, for whether both models prefer
-    the same one. NaN where one model scores all classes alike, or has a NaN.
+    Pearson's correlation of `average_ranks`: logits and probabilities give the same.
+    With two classes it is +1 or -1, for whether both models prefer the same one. NaN
+    where one model scores all classes alike, or has a NaN.
     """
     student, teacher = widen(student), widen(teacher)
     unknown = student.isnan().any(dim=1) | teacher.isnan().any(dim=1)
@@ -41,15 +55,21 @@ def rank_correlations(student: Float[Tensor, "batch classes"], teacher: Float[Te
     return rho.clamp(-1, 1).masked_fill(unknown, torch.nan)
 
 
-def reverse_divergences(student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
+def reverse_divergences(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
+) -> Float[Tensor, " batch"]:
     """``KL(p_student || p_teacher)`` of each image at temperature 1, nats."""
     student, teacher = widen(student), widen(teacher)
-    kl = functional.kl_div(teacher.log_softmax(dim=1), student.softmax(dim=1).to(teacher.dtype), reduction="none")
+    kl = functional.kl_div(
+        teacher.log_softmax(dim=1), student.softmax(dim=1).to(teacher.dtype), reduction="none"
+    )
     return kl.sum(dim=1).clamp(min=0)
 
 
 class SoftLabelTally(Metric):
-    """The sums that both measures are made of; ranks add them up exactly. `defined` counts the images that have a rank correlation."""
+    """The sums that both measures are made of; ranks add them up exactly. `defined`
+    counts the images that have a rank correlation.
+    """
 
     is_differentiable = False
     full_state_update = False
@@ -65,17 +85,25 @@ class SoftLabelTally(Metric):
         for name in ("kl", "rho"):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
-    def update(self, student_logits: Float[Tensor, "batch classes"], teacher_logits: Float[Tensor, "batch classes"]) -> None:
+    def update(
+        self,
+        student_logits: Float[Tensor, "batch classes"],
+        teacher_logits: Float[Tensor, "batch classes"],
+    ) -> None:
         """Add a batch, which may be empty."""
         rho = rank_correlations(student_logits, teacher_logits)
         self.seen = self.seen + len(rho)
         self.defined = self.defined + rho.isfinite().sum()
-        self.kl = self.kl + reverse_divergences(student_logits, teacher_logits).sum().to(self.kl.dtype)
+        self.kl = self.kl + reverse_divergences(student_logits, teacher_logits).sum().to(
+            self.kl.dtype
+        )
         self.rho = self.rho + rho.nansum().to(self.rho.dtype)
 
 
 class ReverseKL(SoftLabelTally):
-    """``mean_b KL(p_student || p_teacher)`` at temperature 1, nats: large where the student is sure of what the teacher thinks unlikely."""
+    """``mean_b KL(p_student || p_teacher)`` at temperature 1, nats: large where the
+    student is sure of what the teacher thinks unlikely.
+    """
 
     higher_is_better = False
 
@@ -85,7 +113,9 @@ class ReverseKL(SoftLabelTally):
 
 
 class RankCorrelation(SoftLabelTally):
-    """Mean over the images of `rank_correlations`; images on which one model scores all classes alike have none and are left out."""
+    """Mean over the images of `rank_correlations`; images on which one model scores all
+    classes alike have none and are left out.
+    """
 
     higher_is_better = True
 
@@ -95,6 +125,13 @@ class RankCorrelation(SoftLabelTally):
 
 
 def soft_label_measures() -> MetricCollection:
-    """reverse_kl and rank_correlation of ``update(student_logits, teacher_logits)``, in one pass."""
-    parts: dict[str, type[SoftLabelTally]] = {"reverse_kl": ReverseKL, "rank_correlation": RankCorrelation}
-    return MetricCollection({name: part() for name, part in parts.items()}, compute_groups=[list(parts)])
+    """reverse_kl and rank_correlation of ``update(student_logits, teacher_logits)``, in
+    one pass.
+    """
+    parts: dict[str, type[SoftLabelTally]] = {
+        "reverse_kl": ReverseKL,
+        "rank_correlation": RankCorrelation,
+    }
+    return MetricCollection(
+        {name: part() for name, part in parts.items()}, compute_groups=[list(parts)]
+    )

@@ -26,9 +26,11 @@ _MOST: Final = 1e6
 class Judgment:
     """The verdict and what it rests on.
 
-    difference: student minus teacher, in 0..1; low, high: its bounds, each one-sided at `confidence`.
-    n_needed: images at which a set like this one would settle it with probability 0.8; None when it is settled, or would never be.
-    mcnemar_p: two-sided p of 'neither has more images right than the other' (exact McNemar test), whatever the metric.
+    difference: student minus teacher, in 0..1; low, high: its bounds, each one-sided at
+    `confidence`. n_needed: images at which a set like this one would settle it with
+    probability 0.8; None when it is settled, or would never be. mcnemar_p: two-sided p
+    of 'neither has more images right than the other' (exact McNemar test), whatever the
+    metric.
     """
 
     outcome: Outcome
@@ -45,8 +47,10 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Tally:
-    """What two models have right, class by class: n images, of which the student has `student` right, the teacher `teacher`, one of both alone
-    `better` (the student) and `worse` (the teacher)."""
+    """What two models have right, class by class: n images, of which the student has
+    `student` right, the teacher `teacher`, one of both alone `better` (the student) and
+    `worse` (the teacher).
+    """
 
     n: Real[np.ndarray, " present"]
     student: Real[np.ndarray, " present"]
@@ -55,9 +59,17 @@ class Tally:
     worse: Real[np.ndarray, " present"]
 
     @classmethod
-    def of(cls, student: Bool[np.ndarray, " images"], teacher: Bool[np.ndarray, " images"], classes: Int64[np.ndarray, " images"]) -> "Tally":
+    def of(
+        cls,
+        student: Bool[np.ndarray, " images"],
+        teacher: Bool[np.ndarray, " images"],
+        classes: Int64[np.ndarray, " images"],
+    ) -> "Tally":
         """Count; classes without an image are left out."""
-        counts = [np.bincount(classes[which]) for which in (slice(None), student, teacher, student & ~teacher, teacher & ~student)]
+        counts = [
+            np.bincount(classes[which])
+            for which in (slice(None), student, teacher, student & ~teacher, teacher & ~student)
+        ]
         whole = np.stack([np.pad(count, (0, len(counts[0]) - len(count))) for count in counts])
         return cls(*whole[:, whole[0] > 0])
 
@@ -74,30 +86,47 @@ def over_images(tally: Tally, error: float, spare: float) -> Interval:
 
 
 def balanced(tally: Tally, error: float, spare: float) -> Interval:
-    """Bounds of the mean over classes of the differences in recall, from each class's bounds by Tango.
+    """Bounds of the mean over classes of the differences in recall, from each class's
+    bounds by Tango.
 
-    ``D - sqrt(sum_k w^2 (d_k - low_k)^2)`` and the like above, w one over the number of classes: the method of variance estimates recovery.
-    G. Y. Zou and A. Donner, Statistics in Medicine 27:1693-1702, 2008.
+    ``D - sqrt(sum_k w^2 (d_k - low_k)^2)`` and the like above, w one over the number of
+    classes: the method of variance estimates recovery. G. Y. Zou and A. Donner,
+    Statistics in Medicine 27:1693-1702, 2008.
     """
     d = (tally.better - tally.worse) / tally.n
     low, high = paired_bounds(tally.better, tally.worse, tally.n, _z(error) + spare)
-    return float(d.mean() - np.linalg.norm(d - low) / len(d)), float(d.mean() + np.linalg.norm(high - d) / len(d))
+    return float(d.mean() - np.linalg.norm(d - low) / len(d)), float(
+        d.mean() + np.linalg.norm(high - d) / len(d)
+    )
 
 
 def worst(tally: Tally, error: float, spare: float) -> Interval:
-    """Bounds of the difference of the smallest recalls, ``min_k S_k - min_j T_j = min_k max_j (S_k - T_j)``, whichever the worst classes are.
+    """Bounds of the difference of the smallest recalls, ``min_k S_k - min_j T_j = min_k
+    max_j (S_k - T_j)``, whichever the worst classes are.
 
-    All pairs of classes have bounds that hold together: one class's student and teacher by Tango with half of the error, two classes, whose images
-    are independent, by Newcombe's hybrid of Wilson's intervals (Statistics in Medicine 17:873-890, 1998) with the other half shared among them
-    (Bonferroni). The recall of a class that came out worst is too low by chance; bounds for one class alone, or the bootstrap, do not know that.
+    All pairs of classes have bounds that hold together: one class's student and teacher
+    by Tango with half of the error, two classes, whose images are independent, by
+    Newcombe's hybrid of Wilson's intervals (Statistics in Medicine 17:873-890, 1998)
+    with the other half shared among them (Bonferroni). The recall of a class that came
+    out worst is too low by chance; bounds for one class alone, or the bootstrap, do not
+    know that.
     """
-    own, other = (error, error) if len(tally.n) == 1 else (error / 2, error / 2 / (len(tally.n) - 1))
+    own, other = (
+        (error, error) if len(tally.n) == 1 else (error / 2, error / 2 / (len(tally.n) - 1))
+    )
     s, t = tally.student / tally.n, tally.teacher / tally.n
-    (s_low, s_high), (t_low, t_high) = (wilson_bounds(right, tally.n, _z(other) + spare) for right in (tally.student, tally.teacher))
+    (s_low, s_high), (t_low, t_high) = (
+        wilson_bounds(right, tally.n, _z(other) + spare) for right in (tally.student, tally.teacher)
+    )
     d = s[:, None] - t[None, :]
-    low, high = d - np.hypot((s - s_low)[:, None], (t_high - t)[None, :]), d + np.hypot((s_high - s)[:, None], (t - t_low)[None, :])
+    low, high = (
+        d - np.hypot((s - s_low)[:, None], (t_high - t)[None, :]),
+        d + np.hypot((s_high - s)[:, None], (t - t_low)[None, :]),
+    )
     same = np.arange(len(d))
-    low[same, same], high[same, same] = paired_bounds(tally.better, tally.worse, tally.n, _z(own) + spare)
+    low[same, same], high[same, same] = paired_bounds(
+        tally.better, tally.worse, tally.n, _z(own) + spare
+    )
     return float(low.max(axis=1).min()), float(high.min(axis=0).max())
 
 
@@ -106,30 +135,51 @@ def _z(error: float) -> float:
 
 
 Bounds = Callable[[Tally, float, float], Interval]
-"""Lower and upper bound of student minus teacher, each missing the truth with the probability `error`; `spare` is added to every quantile."""
-BOUNDS: Final[Mapping[Judged, Bounds]] = {"top1": over_images, "balanced_accuracy": balanced, "worst_class": worst}
+"""Lower and upper bound of student minus teacher, each missing the truth with the
+probability `error`; `spare` is added to every quantile.
+"""
+BOUNDS: Final[Mapping[Judged, Bounds]] = {
+    "top1": over_images,
+    "balanced_accuracy": balanced,
+    "worst_class": worst,
+}
 POINTS: Final[Mapping[Judged, Callable[[Tally], float]]] = {
     "top1": lambda tally: float((tally.better - tally.worse).sum() / tally.n.sum()),
     "balanced_accuracy": lambda tally: float(((tally.better - tally.worse) / tally.n).mean()),
-    "worst_class": lambda tally: float((tally.student / tally.n).min() - (tally.teacher / tally.n).min()),
+    "worst_class": lambda tally: float(
+        (tally.student / tally.n).min() - (tally.teacher / tally.n).min()
+    ),
 }
 
 
 class Verdict(Typed):
-    """The rule, stated before the run: the student is 'kept' when its `metric` is shown to be no more than `margin` below the teacher's.
+    """The rule, stated before the run: the student is 'kept' when its `metric` is shown
+    to be no more than `margin` below the teacher's.
 
-    A paired non-inferiority test on the same images, one-sided at `confidence`: 'kept' if the lower bound of student minus teacher is above
-    -margin, 'lost' if the upper bound is below it, else 'not shown'. top1: an exact test on Tango's score, which is wrong at most as often as it
-    says; balanced_accuracy and worst_class (the smallest recall of any class): bounds made from those of every class. How often each is wrong
+    A paired non-inferiority test on the same images, one-sided at `confidence`: 'kept'
+    if the lower bound of student minus teacher is above -margin, 'lost' if the upper
+    bound is below it, else 'not shown'. top1: an exact test on Tango's score, which is
+    wrong at most as often as it says; balanced_accuracy and worst_class (the smallest
+    recall of any class): bounds made from those of every class. How often each is wrong
     when the truth is the margin is measured in docs/verdict.md.
     """
 
-    def __init__(self, *, metric: Judged, margin: Annotated[float, Field(gt=0, lt=1)], confidence: Annotated[float, Field(gt=0.5, lt=1)]) -> None:
+    def __init__(
+        self,
+        *,
+        metric: Judged,
+        margin: Annotated[float, Field(gt=0, lt=1)],
+        confidence: Annotated[float, Field(gt=0.5, lt=1)],
+    ) -> None:
         self.metric: Judged = metric
         self.margin = margin
         self.confidence = confidence
 
-    def judge(self, logits: Mapping[str, Float[np.ndarray, "images classes"]], target: Int64[np.ndarray, " images"]) -> Judgment:
+    def judge(
+        self,
+        logits: Mapping[str, Float[np.ndarray, "images classes"]],
+        target: Int64[np.ndarray, " images"],
+    ) -> Judgment:
         """Compare ``logits['student']`` with ``logits['teacher']``."""
         student, teacher = (per_image(logits[name], target).hits for name in ("student", "teacher"))
         return self.of(Tally.of(student, teacher, target))
@@ -138,16 +188,37 @@ class Verdict(Typed):
         """The verdict on what was counted."""
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
         exact = self.metric == "top1"
-        low, high = exact_interval(better, worse, n, self.confidence, at=-self.margin) if exact else self._bounds(tally, 0.0)
-        outcome: Outcome = "kept" if low >= -self.margin else "lost" if high <= -self.margin else "not shown"
+        low, high = (
+            exact_interval(better, worse, n, self.confidence, at=-self.margin)
+            if exact
+            else self._bounds(tally, 0.0)
+        )
+        outcome: Outcome = (
+            "kept" if low >= -self.margin else "lost" if high <= -self.margin else "not shown"
+        )
         needed = self._needed(tally, n) if outcome == "not shown" else None
         p = mcnemar(better, worse)
-        return Judgment(outcome, self.metric, self.margin, self.confidence, POINTS[self.metric](tally), low, high, n, needed, p)
+        return Judgment(
+            outcome,
+            self.metric,
+            self.margin,
+            self.confidence,
+            POINTS[self.metric](tally),
+            low,
+            high,
+            n,
+            needed,
+            p,
+        )
 
-    def images_needed(self, target: Int64[np.ndarray, " images"], *, discordance: float) -> int | None:
-        """Images in these classes' proportions on which a student as good as its teacher is 'kept' with probability 0.8; None: more than a million.
+    def images_needed(
+        self, target: Int64[np.ndarray, " images"], *, discordance: float
+    ) -> int | None:
+        """Images in these classes' proportions on which a student as good as its
+        teacher is 'kept' with probability 0.8; None: more than a million.
 
-        `discordance`: share of the images that one of both has right and the other wrong, half of them either way; so many does each have wrong.
+        `discordance`: share of the images that one of both has right and the other
+        wrong, half of them either way; so many does each have wrong.
         """
         share = np.bincount(target) / len(target)
         share = share[share > 0]
@@ -158,7 +229,9 @@ class Verdict(Typed):
         return BOUNDS[self.metric](tally, 1 - self.confidence, spare)
 
     def _needed(self, tally: Tally, n: int) -> int | None:
-        """Of how many images with these rates bounds that are wider by what chance takes from four of five sets would settle it."""
+        """Of how many images with these rates bounds that are wider by what chance
+        takes from four of five sets would settle it.
+        """
         spare = NormalDist().inv_cdf(POWER)
 
         def settled(factor: float) -> bool:

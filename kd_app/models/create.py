@@ -29,7 +29,9 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Created:
-    """A model, the pixels that it expects, what is known of its weights, and the widths of its layers that are not its architecture's."""
+    """A model, the pixels that it expects, what is known of its weights, and the widths
+    of its layers that are not its architecture's.
+    """
 
     model: nn.Module
     pixels: Pixels
@@ -38,9 +40,11 @@ class Created:
 
 
 def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
-    """What the model is to be fed: as its weights were trained, or a factory's attribute `pixels` says; from random weights, the data as they are.
+    """What the model is to be fed: as its weights were trained, or a factory's
+    attribute `pixels` says; from random weights, the data as they are.
 
-    Raises `RequestError` for a hub that can't be reached (the weights' own configuration lies there).
+    Raises `RequestError` for a hub that can't be reached (the weights' own
+    configuration lies there).
     """
     if isinstance(request, Composed):
         return request.pixels(seen)
@@ -48,7 +52,11 @@ def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
     if isinstance(own, Pixels):
         return own
     cfg = _config(request.origin)
-    data: dict[str, Any] = resolve_data_config(pretrained_cfg=cfg) if cfg else {"crop_pct": 1.0, "interpolation": "bilinear"}
+    data: dict[str, Any] = (
+        resolve_data_config(pretrained_cfg=cfg)
+        if cfg
+        else {"crop_pct": 1.0, "interpolation": "bilinear"}
+    )
     if request.origin.kind in ("hub", "folder"):
         channels, height, width = data["input_size"]
         channels = request.kwargs.get("in_chans", channels)
@@ -62,20 +70,31 @@ def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
 
 
 def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
-    """The model on the CPU, in eval mode; what is random in it is a function of `seed` alone.
+    """The model on the CPU, in eval mode; what is random in it is a function of `seed`
+    alone.
 
-    Raises `RequestError` for weights of another model, a module that does not give `num_classes` logits, or one that can't take such images.
+    Raises `RequestError` for weights of another model, a module that does not give
+    `num_classes` logits, or one that can't take such images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             created = _made(request, pixels, num_classes, seed)
-        except (AssertionError, TypeError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
+        except (
+            AssertionError,
+            TypeError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            FileNotFoundError,
+        ) as error:
             if isinstance(error, RequestError):
                 raise
             raise RequestError(
-                f"The {request.role} {request.name} can't be made for images of {pixels.height}x{pixels.width} with {request.kwargs!r}: {error}. "
-                f"Change {request.role}.image_size, data.image_size or {request.role}.kwargs.* (for a ViT: patch_size and img_size)."
+                f"The {request.role} {request.name} can't be made for images of"
+                f" {pixels.height}x{pixels.width} with {request.kwargs!r}: {error}. Change"
+                f" {request.role}.image_size, data.image_size or {request.role}.kwargs.* (for a"
+                " ViT: patch_size and img_size)."
             ) from None
     _check_logits(request, created.model, pixels, num_classes)
     return created
@@ -84,18 +103,28 @@ def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int
 def _made(request: ModelRequest, pixels: Pixels, num_classes: int, seed: int) -> Created:
     if isinstance(request, Composed):
         return request.made(pixels, num_classes, seed=seed)
-    return _own(request, pixels, num_classes) if request.factory else _timm(request, pixels, num_classes)
+    return (
+        _own(request, pixels, num_classes)
+        if request.factory
+        else _timm(request, pixels, num_classes)
+    )
 
 
 def _config(origin: Origin) -> dict[str, Any]:
     """timm's pretrained_cfg of an origin, without making the model."""
-    if origin.kind == "own" or (origin.kind == "file" and not timm.is_model(origin.name.split(".")[0])):
+    if origin.kind == "own" or (
+        origin.kind == "file" and not timm.is_model(origin.name.split(".")[0])
+    ):
         return {}
     if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
         from timm.models import load_model_config_from_hf
         from timm.models._hub import load_model_config_from_path
 
-        return dict(load_model_config_from_path(origin.path)[0] if origin.path else _fetched(origin, load_model_config_from_hf)[0])
+        return dict(
+            load_model_config_from_path(origin.path)[0]
+            if origin.path
+            else _fetched(origin, load_model_config_from_hf)[0]
+        )
     cfg = timm.get_pretrained_cfg(origin.name, allow_unregistered=True)
     return dict(cfg.to_dict()) if cfg else {}
 
@@ -108,20 +137,25 @@ def _fetched(origin: Origin, fetch: Any, *args: Any, **kwargs: Any) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         reason = first_line(error)[:200]
         raise RequestError(
-            f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get online, or put them in a folder and use "
-            "name=local-dir:<folder> or checkpoint=<file>; pretrained=false starts from random weights."
+            f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get"
+            " online, or put them in a folder and use name=local-dir:<folder> or"
+            " checkpoint=<file>; pretrained=false starts from random weights."
         ) from None
 
 
 @contextmanager
 def _asked_once() -> Iterator[None]:
-    """Ask the hub once whether it is there. If it is not, only its cache is read: its client would try every file for half a minute."""
+    """Ask the hub once whether it is there. If it is not, only its cache is read: its
+    client would try every file for half a minute.
+    """
     from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
-    except Exception:  # the client's errors have no common base: no network, no name, no answer, offline by choice
+    except (
+        Exception
+    ):  # the client's errors have no common base: no network, no name, no answer, offline by choice
         constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -133,7 +167,9 @@ def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     origin, kwargs = request.origin, dict(request.kwargs)
     cfg = _config(origin)
     kwargs.setdefault("in_chans", pixels.channels)
-    if cfg.get("fixed_input_size") and (pixels.height, pixels.width) != tuple(cfg["input_size"][1:]):
+    if cfg.get("fixed_input_size") and (pixels.height, pixels.width) != tuple(
+        cfg["input_size"][1:]
+    ):
         kwargs.setdefault("img_size", (pixels.height, pixels.width))
     name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
     state, source, sha256 = _state(origin, name, kwargs)
@@ -146,17 +182,30 @@ def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     head = cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
     if REUSED in recorded:
-        model, heads = with_projector(model, recorded[REUSED], state, num_classes, source=source), ("classifier",)
-    return Created(model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256), widths)
+        model, heads = (
+            with_projector(model, recorded[REUSED], state, num_classes, source=source),
+            ("classifier",),
+        )
+    return Created(
+        model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256), widths
+    )
 
 
 def _recorded(origin: Origin) -> dict[str, Any]:
-    """What a folder says beside the architecture; nothing of an origin that is no folder."""
-    found = json.loads((origin.path / CONFIG).read_text(encoding="utf-8")) if origin.kind == "folder" and origin.path else {}
+    """What a folder says beside the architecture; nothing of an origin that is no
+    folder.
+    """
+    found = (
+        json.loads((origin.path / CONFIG).read_text(encoding="utf-8"))
+        if origin.kind == "folder" and origin.path
+        else {}
+    )
     return found if isinstance(found.get(WIDTHS, {}), dict) else {WIDTHS: {WIDTHS: {}}}
 
 
-def _state(origin: Origin, name: str, kwargs: dict[str, Any]) -> tuple[dict[str, Tensor] | None, str, str]:
+def _state(
+    origin: Origin, name: str, kwargs: dict[str, Any]
+) -> tuple[dict[str, Tensor] | None, str, str]:
     """The weights with all their classes, what to call their source, and their sha256."""
     if origin.kind == "random":
         return None, "random", ""
@@ -180,34 +229,54 @@ def _own(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     kwargs = {**{k: v for k, v in offered.items() if k in accepted}, **request.kwargs}
     model = request.factory(**kwargs)
     if not isinstance(model, nn.Module):
-        raise RequestError(f"{request.role}._target_={request.name} gave a {type(model).__name__}, expected a torch.nn.Module that gives logits.")
+        raise RequestError(
+            f"{request.role}._target_={request.name} gave a {type(model).__name__}, expected a"
+            " torch.nn.Module that gives logits."
+        )
     path = request.origin.path
     if path is None:
-        return Created(model.eval(), pixels, WeightsReport(f"own {request.name}", state_sha256(model.state_dict()), len(model.state_dict())))
-    report = load_into(model, read_state(path), head=(), source=f"file {path.name}", sha256=weights_sha256(path))
+        return Created(
+            model.eval(),
+            pixels,
+            WeightsReport(
+                f"own {request.name}", state_sha256(model.state_dict()), len(model.state_dict())
+            ),
+        )
+    report = load_into(
+        model, read_state(path), head=(), source=f"file {path.name}", sha256=weights_sha256(path)
+    )
     return Created(model.eval(), pixels, report)
 
 
-def _check_logits(request: ModelRequest, model: nn.Module, pixels: Pixels, num_classes: int) -> None:
-    """One pass over two gray images: the model takes such pixels and answers in as many classes as the data have."""
+def _check_logits(
+    request: ModelRequest, model: nn.Module, pixels: Pixels, num_classes: int
+) -> None:
+    """One pass over two gray images: the model takes such pixels and answers in as many
+    classes as the data have.
+    """
     with torch.no_grad():
         try:
             logits = model(torch.zeros(2, pixels.channels, pixels.height, pixels.width))
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             reason = first_line(error)
             raise RequestError(
-                f"The {request.role} {request.name} can't take images of {pixels.channels}x{pixels.height}x{pixels.width}: {reason} "
-                f"Change data.image_size, {request.role}.image_size or {request.role}.kwargs.* (patch_size, img_size, in_chans)."
+                f"The {request.role} {request.name} can't take images of"
+                f" {pixels.channels}x{pixels.height}x{pixels.width}: {reason} Change"
+                f" data.image_size, {request.role}.image_size or {request.role}.kwargs.*"
+                " (patch_size, img_size, in_chans)."
             ) from None
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, num_classes):
         raise RequestError(
-            f"The {request.role} {request.name} answers two images with {shape}, expected logits of shape (2, {num_classes}): "
-            "the data have that many classes. A model of other classes has to be fine-tuned, or made with num_classes of the data."
+            f"The {request.role} {request.name} answers two images with {shape}, expected logits of"
+            f" shape (2, {num_classes}): the data have that many classes. A model of other classes"
+            " has to be fine-tuned, or made with num_classes of the data."
         )
 
 
 def _channels(values: Any, channels: int) -> list[float]:
-    """Statistics for `channels` channels: as they are, or their mean repeated where the number differs."""
+    """Statistics for `channels` channels: as they are, or their mean repeated where the
+    number differs.
+    """
     values = [float(v) for v in values]
     return values if len(values) == channels else [round(sum(values) / len(values), 6)] * channels

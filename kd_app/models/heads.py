@@ -18,10 +18,12 @@ Logits = Float[Tensor, "batch classes"]
 
 @dataclass(frozen=True)
 class Head:
-    """The mean of several classifiers (distilled DeiT, LeViT, CrossViT), or their sum by `shares` (EfficientViM), or one that is a 1x1 convolution.
+    """The mean of several classifiers (distilled DeiT, LeViT, CrossViT), or their sum
+    by `shares` (EfficientViM), or one that is a 1x1 convolution.
 
-    `widths` are those of the parts of the embedding, one for each classifier; a single width where all of them read the same vector. `shares` gives
-    what each classifier counts, ``[classifiers]``; None: all the same.
+    `widths` are those of the parts of the embedding, one for each classifier; a single
+    width where all of them read the same vector. `shares` gives what each classifier
+    counts, ``[classifiers]``; None: all the same.
     """
 
     classifiers: tuple[Callable[[Tensor], Tensor], ...]
@@ -39,16 +41,28 @@ class Head:
     def each(self, embedding: Embedding) -> list[Logits]:
         """The logits of every classifier by itself."""
         shaped = embedding[:, :, None, None] if self.convolutional else embedding
-        parts = torch.split(shaped, list(self.widths), dim=1) if len(self.widths) > 1 else (shaped,) * len(self.classifiers)
-        return [classifier(part).flatten(1) for classifier, part in zip(self.classifiers, parts, strict=True)]
+        parts = (
+            torch.split(shaped, list(self.widths), dim=1)
+            if len(self.widths) > 1
+            else (shaped,) * len(self.classifiers)
+        )
+        return [
+            classifier(part).flatten(1)
+            for classifier, part in zip(self.classifiers, parts, strict=True)
+        ]
 
 
 def own_classifiers(model: Any) -> tuple[nn.Module, ...]:
-    """What timm's ``get_classifier()`` names (several in distilled models), or nothing for a module without it."""
+    """What timm's ``get_classifier()`` names (several in distilled models), or nothing
+    for a module without it.
+    """
     if not hasattr(model, "get_classifier"):
         return ()
     found = model.get_classifier()
-    return tuple(head.fc if isinstance(head, ClassifierHead | NormMlpClassifierHead) else head for head in _flat(found))
+    return tuple(
+        head.fc if isinstance(head, ClassifierHead | NormMlpClassifierHead) else head
+        for head in _flat(found)
+    )
 
 
 def _flat(found: Any) -> Iterator[nn.Module]:
@@ -60,7 +74,9 @@ def _flat(found: Any) -> Iterator[nn.Module]:
 
 
 def shares_of(model: nn.Module) -> Callable[[], Tensor] | None:
-    """What each of `own_classifiers` counts in the logits, where the model has learned it; None where all count the same."""
+    """What each of `own_classifiers` counts in the logits, where the model has learned
+    it; None where all count the same.
+    """
     if isinstance(model, EfficientViMDistilled):
         return lambda: torch.cat([model.weights.softmax(-1), model.weights_dist.softmax(-1)]) / 2
     return (lambda: model.weights.softmax(-1)) if isinstance(model, EfficientViM) else None
@@ -68,14 +84,20 @@ def shares_of(model: nn.Module) -> Callable[[], Tensor] | None:
 
 def last_linear(seen: Recorder, logits: Tensor) -> tuple[nn.Module, ...]:
     """The last recorded ``nn.Linear`` whose output are the logits, or nothing."""
-    same = [module for module, output in seen.left.items() if isinstance(module, nn.Linear) and (output is logits or torch.equal(output, logits))]
+    same = [
+        module
+        for module, output in seen.left.items()
+        if isinstance(module, nn.Linear) and (output is logits or torch.equal(output, logits))
+    ]
     return tuple(same[-1:])
 
 
 def read_head(
     classifiers: tuple[nn.Module, ...], seen: Recorder, shares: Callable[[], Tensor] | None = None
 ) -> tuple[Tensor, nn.Module | Head] | None:
-    """Embedding ``[B, D]`` and the function that makes the logits of it, or None where the classifiers were not run on one vector an image."""
+    """Embedding ``[B, D]`` and the function that makes the logits of it, or None where
+    the classifiers were not run on one vector an image.
+    """
     inputs = [seen.entered.get(classifier) for classifier in classifiers]
     vectors = [x for x in inputs if x is not None and x[0].numel() == x.shape[1]]
     if not vectors or len(vectors) < len(classifiers):

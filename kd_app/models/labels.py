@@ -1,4 +1,6 @@
-"""What a file of weights says of itself: words in the header of a .safetensors file, beside the tensors."""
+"""What a file of weights says of itself: words in the header of a .safetensors file,
+beside the tensors.
+"""
 
 import hashlib
 import json
@@ -25,21 +27,36 @@ def labels(path: Path) -> dict[str, str]:
 
 
 def write_labeled(source: Path, target: Path, *, license: str, teacher: str | None) -> None:
-    """A copy of the weights in `source` that says their license, and who taught them. It has the `weights_sha256` of `source`."""
+    """A copy of the weights in `source` that says their license, and who taught them.
+    It has the `weights_sha256` of `source`.
+    """
     with source.open("rb") as old, target.open("wb") as new:
         header = _header(old)
         words = {"license": license, _MADE_WITH: _US} | ({"teacher": teacher} if teacher else {})
-        new.write(_packed({_METADATA: {**header.get(_METADATA, {}), **words}, **{k: v for k, v in header.items() if k != _METADATA}}))
+        new.write(
+            _packed(
+                {
+                    _METADATA: {**header.get(_METADATA, {}), **words},
+                    **{k: v for k, v in header.items() if k != _METADATA},
+                }
+            )
+        )
         shutil.copyfileobj(old, new)
 
 
 def weights_sha256(path: Path) -> str:
-    """sha256 of a file of weights, without what `write_labeled` wrote into it: the same weights under another license are the same weights."""
+    """sha256 of a file of weights, without what `write_labeled` wrote into it: the same
+    weights under another license are the same weights.
+    """
     if path.suffix != ".safetensors" or labels(path).get(_MADE_WITH) != _US:
         return file_sha256(path)
     with path.open("rb") as file:
         header = _header(file)
-        metadata = {key: value for key, value in header.pop(_METADATA).items() if key not in ("license", "teacher", _MADE_WITH)}
+        metadata = {
+            key: value
+            for key, value in header.pop(_METADATA).items()
+            if key not in ("license", "teacher", _MADE_WITH)
+        }
         digest = hashlib.sha256(_packed({_METADATA: metadata, **header} if metadata else header))
         while block := file.read(2**20):
             digest.update(block)
@@ -47,7 +64,9 @@ def weights_sha256(path: Path) -> str:
 
 
 def _header(file: IO[bytes]) -> dict[str, Any]:
-    """Read the header; the file stands behind it then. Raises `ValueError` where there is none."""
+    """Read the header; the file stands behind it then. Raises `ValueError` where there
+    is none.
+    """
     length = int.from_bytes(file.read(8), "little")
     if length > _LONGEST:
         raise ValueError("this is no header of safetensors")

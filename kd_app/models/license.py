@@ -1,8 +1,11 @@
-"""What the licenses of weights and data allow, and which one the student that ships is under.
+"""What the licenses of weights and data allow, and which one the student that ships is
+under.
 
-Distilling counts as derived use: the student is made from the teacher's weights, from the weights that it started from, and from the data. So what
-ships is under the strictest of their licenses, in the order that ``licenses.yaml`` explains: one that forbids derived models, one that forbids
-commercial use, one that is unknown, then the later in the file. It is a rule to act by, read from that file; it is no legal advice.
+Distilling counts as derived use: the student is made from the teacher's weights, from
+the weights that it started from, and from the data. So what ships is under the
+strictest of their licenses, in the order that ``licenses.yaml`` explains: one that
+forbids derived models, one that forbids commercial use, one that is unknown, then the
+later in the file. It is a rule to act by, read from that file; it is no legal advice.
 """
 
 import re
@@ -34,7 +37,14 @@ class _License(BaseModel):
     @property
     def forbids(self) -> str:
         """'commercial use', 'derived models', both, or nothing."""
-        return " and ".join(what for what, allowed in (("derived models", self.derived), ("commercial use", self.commercial)) if allowed is False)
+        return " and ".join(
+            what
+            for what, allowed in (
+                ("derived models", self.derived),
+                ("commercial use", self.commercial),
+            )
+            if allowed is False
+        )
 
     @property
     def is_open(self) -> bool:
@@ -43,19 +53,30 @@ class _License(BaseModel):
 
 
 class Policy:
-    """What each license allows, as `path` says it. Raises `RequestError` where that is no policy."""
+    """What each license allows, as `path` says it. Raises `RequestError` where that is
+    no policy.
+    """
 
     def __init__(self, path: Path = POLICY) -> None:
         self.path = path
         self._known = _read(path)
-        self._names = {_spelled(each): name for name, known in self._known.items() for each in (name, *known.also)}
+        self._names = {
+            _spelled(each): name
+            for name, known in self._known.items()
+            for each in (name, *known.also)
+        }
         missing = {UNKNOWN, NONE} - set(self._known)
         if missing:
-            raise RequestError(f"The policy {str(path)!r} says nothing of {', '.join(sorted(missing))}. Start from a copy of {POLICY}.")
+            raise RequestError(
+                f"The policy {str(path)!r} says nothing of {', '.join(sorted(missing))}. Start from"
+                f" a copy of {POLICY}."
+            )
         self._order = list(self._known)
 
     def named(self, text: str | None) -> str:
-        """A license by the policy's name for it: 'CC BY-NC 4.0' is 'cc-by-nc-4.0'; one that the policy does not have keeps its own."""
+        """A license by the policy's name for it: 'CC BY-NC 4.0' is 'cc-by-nc-4.0'; one
+        that the policy does not have keeps its own.
+        """
         spelled = (text or "").strip().lower() or UNKNOWN
         return self._names.get(_spelled(spelled), spelled)
 
@@ -73,11 +94,15 @@ class Policy:
 
     def _strictness(self, name: str) -> tuple[int, int]:
         known = self.of(name)
-        level = 3 if known.derived is False else 2 if known.commercial is False else int(known.is_open)
+        level = (
+            3 if known.derived is False else 2 if known.commercial is False else int(known.is_open)
+        )
         return level, self._order.index(name) if name in self._known else len(self._order)
 
     def check_known(self, names: Collection[str]) -> frozenset[str]:
-        """The policy's names for these. Raises `RequestError` for one that it does not have, with the closest."""
+        """The policy's names for these. Raises `RequestError` for one that it does not
+        have, with the closest.
+        """
         for name in names:
             if not self.knows(self.named(name)):
                 raise unknown("license", name, self._known)
@@ -86,7 +111,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class Licensed:
-    """Something that the student is made from: what it is in words, its license as its source has it, and as the setting `key` has it."""
+    """Something that the student is made from: what it is in words, its license as its
+    source has it, and as the setting `key` has it.
+    """
 
     what: str
     key: str
@@ -98,16 +125,19 @@ class Licensed:
         known, said = policy.named(self.known), policy.named(self.said)
         if UNKNOWN not in (known, said) and known != said:
             raise RequestError(
-                f"{self.key}={self.said!r}, but the license of {self.what} is {known}. The setting is for what says no license itself: leave it out."
+                f"{self.key}={self.said!r}, but the license of {self.what} is {known}. The setting"
+                " is for what says no license itself: leave it out."
             )
         return said if known == UNKNOWN else known
 
 
 @dataclass(frozen=True)
 class Licenses:
-    """The licenses of one run: of the teacher's weights (None without a teacher), the student's starting weights, the data, and what ships.
+    """The licenses of one run: of the teacher's weights (None without a teacher), the
+    student's starting weights, the data, and what ships.
 
-    What they mean for it, in sentences: forbidden (and not accepted), unknown, accepted, and notices that have to be kept.
+    What they mean for it, in sentences: forbidden (and not accepted), unknown,
+    accepted, and notices that have to be kept.
     """
 
     teacher: str | None
@@ -124,10 +154,13 @@ class Licenses:
     def told(self) -> dict[str, Any]:
         """As results.json holds it."""
         plain = {key: value for key, value in vars(self).items() if key not in ("names", "policy")}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()
+        }
 
     def trained(self, role: str, *, taught: bool, start: str | None = None) -> str:
-        """The license of the weights of a model that is trained in this run: `taught` ones learn from the teacher.
+        """The license of the weights of a model that is trained in this run: `taught`
+        ones learn from the teacher.
 
         start: that of the weights it starts from, where they are not the student's.
         """
@@ -135,37 +168,61 @@ class Licenses:
             assert self.teacher is not None
             return self.policy.strictest(self.teacher, self.data)
         begins = self.student_start if start is None else self.policy.named(start)
-        return self.policy.strictest(begins, self.data, *([self.teacher] if taught and self.teacher else []))
+        return self.policy.strictest(
+            begins, self.data, *([self.teacher] if taught and self.teacher else [])
+        )
 
     def check(self) -> None:
         """Raises `RequestError` for what is forbidden and was not accepted."""
         if self.forbidden:
             raise RequestError(
-                f"{' '.join(self.forbidden)} Distilling makes a derived model, so what ships would be under {self.ships}. Nothing was read. "
-                f"If that suits what the student is for, accept it: 'license.accept=[{','.join(self.names)}]'. Else choose other weights or data."
+                f"{' '.join(self.forbidden)} Distilling makes a derived model, so what ships would"
+                f" be under {self.ships}. Nothing was read. If that suits what the student is for,"
+                f" accept it: 'license.accept=[{','.join(self.names)}]'. Else choose other weights"
+                " or data."
             )
 
 
 def licenses(
-    *, teacher: Licensed | None, student_start: Licensed, data: Licensed, accept: Collection[str] = (), policy: Policy | None = None
+    *,
+    teacher: Licensed | None,
+    student_start: Licensed,
+    data: Licensed,
+    accept: Collection[str] = (),
+    policy: Policy | None = None,
 ) -> Licenses:
-    """What a run that is made from these three is under, and may not do. Raises `RequestError`: an unknown name is accepted, a setting is wrong."""
+    """What a run that is made from these three is under, and may not do. Raises
+    `RequestError`: an unknown name is accepted, a setting is wrong.
+    """
     policy = policy or Policy()
     accepted = policy.check_known(accept)
-    given = {part: part.license(policy) for part in (teacher, student_start, data) if part is not None}
+    given = {
+        part: part.license(policy) for part in (teacher, student_start, data) if part is not None
+    }
     said: dict[str, list[str]] = {"forbidden": [], "unknown": [], "accepted": [], "notices": []}
     for part, name in given.items():
         known = policy.of(name)
         link = f" ({known.link})" if known.link else ""
         if known.forbids and name in accepted:
-            said["accepted"].append(f"The license of {part.what}, {name}{link}, forbids {known.forbids}; license.accept names it.")
+            said["accepted"].append(
+                f"The license of {part.what}, {name}{link}, forbids {known.forbids}; license.accept"
+                " names it."
+            )
         elif known.forbids:
-            said["forbidden"].append(f"The license of {part.what}, {name}{link}, forbids {known.forbids}.")
+            said["forbidden"].append(
+                f"The license of {part.what}, {name}{link}, forbids {known.forbids}."
+            )
         elif known.is_open:
             said["unknown"].append(_unknown(part, name, policy))
         if known.notice is True:
-            said["notices"].append(f"{part.what[0].upper()}{part.what[1:]}: {name}{link} asks for a notice.")
-    refused = [name for name in dict.fromkeys(given.values()) if policy.of(name).forbids and name not in accepted]
+            said["notices"].append(
+                f"{part.what[0].upper()}{part.what[1:]}: {name}{link} asks for a notice."
+            )
+    refused = [
+        name
+        for name in dict.fromkeys(given.values())
+        if policy.of(name).forbids and name not in accepted
+    ]
     return Licenses(
         teacher=given[teacher] if teacher else None,
         student_start=given[student_start],
@@ -181,7 +238,10 @@ def _unknown(part: Licensed, name: str, policy: Policy) -> str:
     if name == UNKNOWN:
         return f"The license of {part.what} is unknown; {part.key}=<name> says it."
     if not policy.knows(name):
-        return f"The license of {part.what}, {name}, is not in the policy {policy.path.name}, so what it allows is unknown."
+        return (
+            f"The license of {part.what}, {name}, is not in the policy {policy.path.name}, so what"
+            " it allows is unknown."
+        )
     return f"What the license of {part.what}, {name}, allows is unknown."
 
 
@@ -192,7 +252,12 @@ def _spelled(text: str) -> str:
 def _read(path: Path) -> dict[str, _License]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {str(name): _License.model_validate(each) for name, each in content["licenses"].items()}
+        return {
+            str(name): _License.model_validate(each) for name, each in content["licenses"].items()
+        }
     except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RequestError(f"license.policy={str(path)!r} can't be read as a policy: {reason}. Start from a copy of {POLICY}.") from None
+        raise RequestError(
+            f"license.policy={str(path)!r} can't be read as a policy: {reason}. Start from a copy"
+            f" of {POLICY}."
+        ) from None

@@ -11,16 +11,20 @@ T = TypeVar("T")
 
 
 class Tokens(NamedTuple):
-    """``patch`` [B, N, D] in row-major order of the grid, ``prefix`` [B, P, D] (class, distillation and register tokens)."""
+    """``patch`` [B, N, D] in row-major order of the grid, ``prefix`` [B, P, D] (class,
+    distillation and register tokens).
+    """
 
     patch: Tensor
     prefix: Tensor
 
 
 class Attention(NamedTuple):
-    """Query, key and value of one block, each ``[B, heads, N, d]``; the first `num_prefix` of the N tokens are no patches.
+    """Query, key and value of one block, each ``[B, heads, N, d]``; the first
+    `num_prefix` of the N tokens are no patches.
 
-    bias: what the model adds to the scores (relative positions), ``[1 or B, 1 or heads, N, N]`` or less; None where it adds nothing.
+    bias: what the model adds to the scores (relative positions), ``[1 or B, 1 or heads,
+    N, N]`` or less; None where it adds nothing.
     """
 
     query: Tensor
@@ -30,14 +34,18 @@ class Attention(NamedTuple):
     bias: Tensor | None = None
 
     def weights(self) -> Tensor:
-        """What the model attends to: ``softmax(q k^T / sqrt(d) + bias)``, ``[B, heads, N, N]``, rows summing to 1."""
+        """What the model attends to: ``softmax(q k^T / sqrt(d) + bias)``, ``[B, heads,
+        N, N]``, rows summing to 1.
+        """
         scores = self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5
         weights: Tensor = (scores if self.bias is None else scores + self.bias).softmax(dim=-1)
         return weights
 
 
 class LogitsOnly(nn.Module):
-    """A model of which nothing but its logits can be read; `why`: the reason, for who asks for more."""
+    """A model of which nothing but its logits can be read; `why`: the reason, for who
+    asks for more.
+    """
 
     def __init__(self, why: str) -> None:
         super().__init__()
@@ -46,11 +54,14 @@ class LogitsOnly(nn.Module):
 
 @dataclass
 class Outputs:
-    """One forward pass; only the fields that the chosen terms read are filled, the others are None or empty.
+    """One forward pass; only the fields that the chosen terms read are filled, the
+    others are None or empty.
 
-    logits [B, K] · embedding [B, D], pooled, before the classifier · features, one [B, C, H, W] map a stage, shallow to deep (the tokens of a ViT
-    laid on their grid) · pre_activation, the maps before the last activation where a net has them · tokens and attention, one a block · classifier,
-    the model's own head as a callable from embedding to logits.
+    logits [B, K] · embedding [B, D], pooled, before the classifier · features, one [B,
+    C, H, W] map a stage, shallow to deep (the tokens of a ViT laid on their grid) ·
+    pre_activation, the maps before the last activation where a net has them · tokens
+    and attention, one a block · classifier, the model's own head as a callable from
+    embedding to logits.
     """
 
     logits: Tensor | None = None
@@ -62,14 +73,20 @@ class Outputs:
     classifier: Callable[[Tensor], Tensor] | None = None
 
     def at_least_float32(self) -> "Outputs":
-        """The same with half-precision tensors as float32: losses are never computed in less (float64 stays)."""
-        changes = {f.name: _widen(getattr(self, f.name)) for f in fields(self) if f.name != "classifier"}
+        """The same with half-precision tensors as float32: losses are never computed in
+        less (float64 stays).
+        """
+        changes = {
+            f.name: _widen(getattr(self, f.name)) for f in fields(self) if f.name != "classifier"
+        }
         return replace(self, **changes)
 
 
 @dataclass
 class Panel(Outputs):
-    """What several models say together, and, of those that are read by name, what each says by itself."""
+    """What several models say together, and, of those that are read by name, what each
+    says by itself.
+    """
 
     members: dict[str, Outputs] = field(default_factory=dict)
 

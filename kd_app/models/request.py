@@ -1,4 +1,6 @@
-"""Which model is asked for, and where its weights come from: checked before anything is read or fetched."""
+"""Which model is asked for, and where its weights come from: checked before anything is
+read or fetched.
+"""
 
 import json
 from abc import abstractmethod
@@ -12,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-import kd_app.models.small  # noqa: F401  (registers the small-image nets with timm)
+import kd_app.models.small
 from kd_app.config import Pixels, RequestError, Typed, unknown
 from kd_app.models.labels import labels
 from kd_app.models.license import NONE, UNKNOWN
@@ -22,15 +24,21 @@ if TYPE_CHECKING:
     from kd_app.models.create import Created
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
-_SAID_ELSEWHERE = {"pretrained": "{role}.pretrained", "checkpoint_path": "{role}.checkpoint", "num_classes": "the number of the data's classes"}
+_SAID_ELSEWHERE = {
+    "pretrained": "{role}.pretrained",
+    "checkpoint_path": "{role}.checkpoint",
+    "num_classes": "the number of the data's classes",
+}
 """Arguments of timm.create_model that follow from other settings."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights come from: 'random', 'hub' (timm's or a Hugging Face repository), 'folder' (timm's local-dir), 'file', or 'own' (a module).
+    """Where weights come from: 'random', 'hub' (timm's or a Hugging Face repository),
+    'folder' (timm's local-dir), 'file', or 'own' (a module).
 
-    num_classes and label_names are those of the weights, where known; license is the weights' own, 'unknown' where nobody says.
+    num_classes and label_names are those of the weights, where known; license is the
+    weights' own, 'unknown' where nobody says.
     """
 
     kind: Kind
@@ -46,13 +54,21 @@ class Origin:
         return self.kind != "random"
 
     def fits(self, classes: tuple[str, ...]) -> bool:
-        """The weights answer in these classes: as many, and of these names where the weights name theirs."""
-        return self.has_weights and self.num_classes in (None, len(classes)) and self.label_names in (None, classes)
+        """The weights answer in these classes: as many, and of these names where the
+        weights name theirs.
+        """
+        return (
+            self.has_weights
+            and self.num_classes in (None, len(classes))
+            and self.label_names in (None, classes)
+        )
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The images that a model made from random weights will see: channels, side, and the mean and std of their pixels (0..1)."""
+    """The images that a model made from random weights will see: channels, side, and
+    the mean and std of their pixels (0..1).
+    """
 
     channels: int
     size: int
@@ -63,13 +79,18 @@ class Seen:
 class ModelRequest(Typed):
     """A teacher or student as asked for in the config (`role` names it in messages).
 
-    name: a timm model with or without tag, ``local-dir:<folder>``, ``hf-hub:<repository>``. checkpoint: a file of weights, a local-dir folder,
-    or a run's folder (that run's student); folders bring their own name. pretrained: 'auto' is true when the name carries a tag.
-    factory: a callable of our user's own that makes the module instead of timm; `kwargs` go to whichever makes it. image_size: side of its input.
+    name: a timm model with or without tag, ``local-dir:<folder>``,
+    ``hf-hub:<repository>``. checkpoint: a file of weights, a local-dir folder, or a
+    run's folder (that run's student); folders bring their own name. pretrained: 'auto'
+    is true when the name carries a tag. factory: a callable of our user's own that
+    makes the module instead of timm; `kwargs` go to whichever makes it. image_size:
+    side of its input.
     """
 
     unmeasured: ClassVar[str] = ""
-    """Why its answers to the data's images have no figures, whatever the data are; empty where they may have."""
+    """Why its answers to the data's images have no figures, whatever the data are;
+    empty where they may have.
+    """
 
     def __init__(
         self,
@@ -86,7 +107,11 @@ class ModelRequest(Typed):
         self.kwargs = kwargs
         self.image_size = image_size
         self.factory = factory
-        self.origin = _own(factory, checkpoint, pretrained) if factory else _timm(role, name, pretrained, checkpoint)
+        self.origin = (
+            _own(factory, checkpoint, pretrained)
+            if factory
+            else _timm(role, name, pretrained, checkpoint)
+        )
         if not factory:
             _check_arguments(role, self.origin, kwargs)
 
@@ -97,7 +122,9 @@ class ModelRequest(Typed):
 
 
 class Composed(ModelRequest):
-    """A model that is made of other things than one set of weights. It is used as it is, and told first of the data: `know`."""
+    """A model that is made of other things than one set of weights. It is used as it
+    is, and told first of the data: `know`.
+    """
 
     seen: Seen
 
@@ -106,12 +133,15 @@ class Composed(ModelRequest):
         self.image_size = self.factory = None
 
     def know(self, classes: tuple[str, ...], seen: Seen) -> None:
-        """What it has to answer in and will be shown. Raises `RequestError` where it can't answer in these classes."""
+        """What it has to answer in and will be shown. Raises `RequestError` where it
+        can't answer in these classes.
+        """
         self.seen = seen
         if self.origin.num_classes is not None and not self.origin.fits(classes):
             raise RequestError(
-                f"The {self.role} {self.name} answers in {self.origin.num_classes} classes that are not the data's {len(classes)}, and can't be "
-                f"trained here. Map them: {self.role}.classes=<a CSV file with the columns teacher,class>."
+                f"The {self.role} {self.name} answers in {self.origin.num_classes} classes that are"
+                f" not the data's {len(classes)}, and can't be trained here. Map them:"
+                f" {self.role}.classes=<a CSV file with the columns teacher,class>."
             )
 
     @abstractmethod
@@ -123,8 +153,12 @@ class Composed(ModelRequest):
         """It, on the CPU, in eval mode."""
 
 
-def _own(factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]) -> Origin:
-    """A factory may load its weights by itself; ``pretrained=false`` says that it does not."""
+def _own(
+    factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]
+) -> Origin:
+    """A factory may load its weights by itself; ``pretrained=false`` says that it does
+    not.
+    """
     kind: Kind = "file" if checkpoint else "random" if pretrained is False else "own"
     if checkpoint is not None and checkpoint.is_dir():
         checkpoint = _shipped(checkpoint) / WEIGHTS
@@ -132,11 +166,16 @@ def _own(factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained:
     return Origin(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint, license)
 
 
-def _timm(role: str, name: str | None, pretrained: bool | Literal["auto"], checkpoint: Path | None) -> Origin:
+def _timm(
+    role: str, name: str | None, pretrained: bool | Literal["auto"], checkpoint: Path | None
+) -> Origin:
     if checkpoint is not None and checkpoint.is_dir():
         return _folder(role, _shipped(checkpoint))
     if name is None:
-        raise RequestError(f"No {role} is named. Give {role}.name=<a timm model>, for example {role}.name=resnet18.")
+        raise RequestError(
+            f"No {role} is named. Give {role}.name=<a timm model>, for example"
+            f" {role}.name=resnet18."
+        )
     if name.startswith("local-dir:"):
         return _folder(role, Path(name.removeprefix("local-dir:")))
     if name.startswith("hf-hub:"):
@@ -148,10 +187,18 @@ def _timm(role: str, name: str | None, pretrained: bool | Literal["auto"], check
         return Origin("random", name, license=NONE)
     if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
         raise RequestError(
-            f"{role}.pretrained=true, but timm has no weights for {name!r}. Use {role}.pretrained=false, or a name with a tag{better_start(name)}."
+            f"{role}.pretrained=true, but timm has no weights for {name!r}. Use"
+            f" {role}.pretrained=false, or a name with a tag{better_start(name)}."
         )
     labels = cfg.get("label_names")
-    return Origin("hub", name, None, cfg.get("license") or UNKNOWN, cfg.get("num_classes"), tuple(labels) if labels else None)
+    return Origin(
+        "hub",
+        name,
+        None,
+        cfg.get("license") or UNKNOWN,
+        cfg.get("num_classes"),
+        tuple(labels) if labels else None,
+    )
 
 
 def _registered(role: str, name: str) -> dict[str, Any]:
@@ -177,22 +224,33 @@ def _folder(role: str, folder: Path) -> Origin:
         cfg = config["pretrained_cfg"]
         labels = config.get("label_names") or cfg.get("label_names")
         names = tuple(labels.values() if isinstance(labels, dict) else labels) if labels else None
-        origin = Origin("folder", config["architecture"], folder, _licensed(config), config["num_classes"], names)
+        origin = Origin(
+            "folder",
+            config["architecture"],
+            folder,
+            _licensed(config),
+            config["num_classes"],
+            names,
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
-            f"{str(folder)!r} is no model folder for the {role} ({type(error).__name__}: {error}). Expected a run's folder, or a folder in timm's "
-            "local-dir layout: config.json (architecture, num_classes, pretrained_cfg) and model.safetensors."
+            f"{str(folder)!r} is no model folder for the {role} ({type(error).__name__}: {error})."
+            " Expected a run's folder, or a folder in timm's local-dir layout: config.json"
+            " (architecture, num_classes, pretrained_cfg) and model.safetensors."
         ) from None
     if not timm.is_model(origin.name):
         raise RequestError(
-            f"The model in {str(folder)!r} is a {origin.name}, which timm does not know: it came from a factory of somebody's own. "
-            f"Name that factory with {role}._target_ and give {role}.checkpoint={folder}."
+            f"The model in {str(folder)!r} is a {origin.name}, which timm does not know: it came"
+            f" from a factory of somebody's own. Name that factory with {role}._target_ and give"
+            f" {role}.checkpoint={folder}."
         )
     return origin
 
 
 def _license_of(weights: Path) -> str:
-    """What a file of weights says of itself or, where it lies in a model's folder, the folder's config.json."""
+    """What a file of weights says of itself or, where it lies in a model's folder, the
+    folder's config.json.
+    """
     if said := labels(weights).get("license"):
         return said
     try:
@@ -210,22 +268,34 @@ def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
     """Refuse arguments that the model does not take, without making its weights."""
     for key, said_by in _SAID_ELSEWHERE.items():
         if key in kwargs:
-            raise RequestError(f"{role}.kwargs.{key}={kwargs[key]!r} is not to be set: {said_by.format(role=role)} says it. Leave it out.")
+            raise RequestError(
+                f"{role}.kwargs.{key}={kwargs[key]!r} is not to be set: {said_by.format(role=role)}"
+                " says it. Leave it out."
+            )
     if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
         return
     try:
         with torch.device("meta"):
             timm.create_model(origin.name.split(".")[0], pretrained=False, **kwargs)
     except TypeError as error:
-        raise RequestError(f"{role}.kwargs={kwargs!r} do not fit {origin.name}: {error}. See timm.create_model for its arguments.") from None
+        raise RequestError(
+            f"{role}.kwargs={kwargs!r} do not fit {origin.name}: {error}. See timm.create_model for"
+            " its arguments."
+        ) from None
     except (NotImplementedError, RuntimeError, AssertionError, ValueError):
         return  # not every model can be made without memory, or without its real size; the real one is checked when it is made
 
 
 def better_start(name: str) -> str:
-    """', for example x.y' for a tag of `name` that has weights, preferring timm's default; '' where there is none."""
+    """', for example x.y' for a tag of `name` that has weights, preferring timm's
+    default; '' where there is none.
+    """
     architecture = name.split(".", maxsplit=1)[0]
-    cfg = timm.get_pretrained_cfg(architecture, allow_unregistered=True) if timm.is_model(architecture) else None
+    cfg = (
+        timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+        if timm.is_model(architecture)
+        else None
+    )
     if cfg is None or not cfg.tag or not (cfg.hf_hub_id or cfg.url):
         return ""
     return f", for example {architecture}.{cfg.tag}"

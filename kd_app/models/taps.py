@@ -22,33 +22,51 @@ _MAPS = frozenset({"features", "tokens"})
 
 
 class Taps:
-    """``taps(image)`` runs `model` once and gives `Outputs` with the fields named in `reads` filled, each with its gradient.
+    """``taps(image)`` runs `model` once and gives `Outputs` with the fields named in
+    `reads` filled, each with its gradient.
 
-    Reading the logits alone is ``model(image)`` and nothing else. For more, the first call measures the model on one image, in eval mode and without
-    a trace; hooks live only as long as a call. The model is not owned: no submodule, no state, no mode; a deep copy of both keeps them together.
+    Reading the logits alone is ``model(image)`` and nothing else. For more, the first
+    call measures the model on one image, in eval mode and without a trace; hooks live
+    only as long as a call. The model is not owned: no submodule, no state, no mode; a
+    deep copy of both keeps them together.
 
-    ===============  ============================================================================================================================
+    ===============
+    ============================================================================================================================
     field            what it holds
-    ===============  ============================================================================================================================
+    ===============
+    ============================================================================================================================
     logits           the logits, equal to ``model(image)``
-    embedding        input of the classifier (behind its dropout): ``classifier(embedding) == logits``. Where two heads read two tokens (distilled
+    embedding        input of the classifier (behind its dropout):
+    ``classifier(embedding) == logits``. Where two heads read two tokens (distilled
                      DeiT), both tokens side by side, ``[B, 2 D]``
     classifier       the classifier module itself, or the mean of the heads
-    features         maps of several strides: the last of each, of which the four deepest; all of one stride (ViT, Mixer): the tokens laid on their
-                     grid, behind the blocks at the ends of four equal parts of the depth. Not normalized
-    pre_activation   for each of these maps that an activation made (post-activation nets): what went into it; for other nets the list is empty
-    tokens           the tokens behind the same blocks, where one row of tokens runs through the net
-    attention        query, key and value of the last `attention_blocks` blocks, shallow to deep, as the model's fused attention is called on them (so
-                     behind q/k norms and rotary embeddings), and what it adds to the scores. ``[-1]`` is the last block
-    ===============  ============================================================================================================================
+    features         maps of several strides: the last of each, of which the four
+    deepest; all of one stride (ViT, Mixer): the tokens laid on their
+                     grid, behind the blocks at the ends of four equal parts of the
+                     depth. Not normalized
+    pre_activation   for each of these maps that an activation made (post-activation
+    nets): what went into it; for other nets the list is empty
+    tokens           the tokens behind the same blocks, where one row of tokens runs
+    through the net
+    attention        query, key and value of the last `attention_blocks` blocks, shallow
+    to deep, as the model's fused attention is called on them (so
+                     behind q/k norms and rotary embeddings), and what it adds to the
+                     scores. ``[-1]`` is the last block
+    ===============
+    ============================================================================================================================
 
-    For a module that is not of timm, `features` are 4-d outputs of its modules, the last of each size, and the classifier is the last ``nn.Linear``,
-    whose output are the logits. A model that was compiled by ``model.compile()`` runs as plain code when more than the logits is read.
+    For a module that is not of timm, `features` are 4-d outputs of its modules, the
+    last of each size, and the classifier is the last ``nn.Linear``, whose output are
+    the logits. A model that was compiled by ``model.compile()`` runs as plain code when
+    more than the logits is read.
 
-    Raises `RequestError` for an unknown field, and at the first call for a field that the model can't give: why, and which it can.
+    Raises `RequestError` for an unknown field, and at the first call for a field that
+    the model can't give: why, and which it can.
     """
 
-    def __init__(self, model: nn.Module, reads: frozenset[str], *, attention_blocks: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, reads: frozenset[str], *, attention_blocks: int = 1
+    ) -> None:
         for name in reads - _FIELDS:
             raise unknown("field of Outputs", name, _FIELDS)
         self.model = model.inner if isinstance(model, Mapped) else model
@@ -75,7 +93,10 @@ class Taps:
         if missing:
             given = ", ".join(sorted(_FIELDS - found.lacks.keys()))
             reasons = "; ".join(f"{name}: {why}" for name, why in missing.items())
-            raise RequestError(f"{type(self.model).__name__} can't give what a loss term reads ({reasons}). It can give: {given}. {_INSTEAD}")
+            raise RequestError(
+                f"{type(self.model).__name__} can't give what a loss term reads ({reasons}). It can"
+                f" give: {given}. {_INSTEAD}"
+            )
         return found
 
     def _read(self, image: Tensor, found: Survey) -> Outputs:
@@ -86,11 +107,16 @@ class Taps:
                 seen.watch_input(classifiers)
             before = self._modules(found.pre_activation) if "pre_activation" in self.reads else ()
             seen.watch_input(before, clone=True)
-            with Attended(found.attention) if "attention" in self.reads else nullcontext() as attended:
+            with (
+                Attended(found.attention) if "attention" in self.reads else nullcontext()
+            ) as attended:
                 self._run(image, found, seen, outputs)
         outputs.pre_activation = [seen.entered[module] for module in before]
         if attended is not None:
-            outputs.attention = [attended.calls[number]._replace(num_prefix=found.num_prefix) for number in found.attention]
+            outputs.attention = [
+                attended.calls[number]._replace(num_prefix=found.num_prefix)
+                for number in found.attention
+            ]
         if self.reads & _HEAD:
             head = read_head(classifiers, seen, shares_of(self.model))
             assert head is not None, "The classifier ran in the measured pass and not in this one."
@@ -111,11 +137,21 @@ class Taps:
             outputs.logits = logits
 
     def _run_by_stages(self, image: Tensor, found: Survey, outputs: Outputs) -> Tensor | None:
-        """The pass through ``forward_intermediates``, whose maps are NCHW for every timm model; the head only where it is needed."""
+        """The pass through ``forward_intermediates``, whose maps are NCHW for every
+        timm model; the head only where it is needed.
+        """
         model: Any = self.model
         headless = not self.reads & (_HEAD | {"logits"})
-        prefix = {"return_prefix_tokens": True} if "tokens" in self.reads and found.gives_prefix else {}
-        answer = model.forward_intermediates(image, indices=list(found.indices), output_fmt="NCHW", intermediates_only=headless, **prefix)
+        prefix = (
+            {"return_prefix_tokens": True} if "tokens" in self.reads and found.gives_prefix else {}
+        )
+        answer = model.forward_intermediates(
+            image,
+            indices=list(found.indices),
+            output_fmt="NCHW",
+            intermediates_only=headless,
+            **prefix,
+        )
         last, stages = (None, answer) if headless else answer
         pairs = [stage if isinstance(stage, tuple) else (stage, None) for stage in stages]
         if "features" in self.reads:

@@ -1,4 +1,6 @@
-"""The teacher: frozen, and invisible to everything that trains, saves, copies or counts the student."""
+"""The teacher: frozen, and invisible to everything that trains, saves, copies or counts
+the student.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -25,16 +27,22 @@ class Together(Protocol):
 
     @abstractmethod
     def together(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """Their one answer ``[B, K]``; `known`: the logits of those that were asked already."""
+        """Their one answer ``[B, K]``; `known`: the logits of those that were asked
+        already.
+        """
 
 
 class FrozenTeacher(nn.Module):
-    """Answers the student's view of an image: ``teacher(image) -> Outputs``, without gradient, in eval mode for ever.
+    """Answers the student's view of an image: ``teacher(image) -> Outputs``, without
+    gradient, in eval mode for ever.
 
-    It follows ``.to()`` and owns no parameter, buffer, state or mode: nothing of it reaches the optimizer, checkpoints, DDP, an average of weights
-    or the parameter count. The image comes normalized as the student `sees` it and is turned into the pixels the teacher expects: channels,
-    then ``x * std_s / std_t + (mean_s - mean_t) / std_t``, then size. `reads` and `attention_blocks`: see `Taps`. members: what is read of each
-    of several models by itself, by its name (a model that is `Together`); the answer is a `Panel` then, and a member runs once a batch.
+    It follows ``.to()`` and owns no parameter, buffer, state or mode: nothing of it
+    reaches the optimizer, checkpoints, DDP, an average of weights or the parameter
+    count. The image comes normalized as the student `sees` it and is turned into the
+    pixels the teacher expects: channels, then ``x * std_s / std_t + (mean_s - mean_t) /
+    std_t``, then size. `reads` and `attention_blocks`: see `Taps`. members: what is
+    read of each of several models by itself, by its name (a model that is `Together`);
+    the answer is a `Panel` then, and a member runs once a batch.
     """
 
     def __init__(
@@ -49,17 +57,25 @@ class FrozenTeacher(nn.Module):
     ) -> None:
         super().__init__()
         model.requires_grad_(False).eval()
-        self._held = (model, Repainted(sees, pixels).eval())  # a tuple: nn.Module registers nothing in it
+        self._held = (
+            model,
+            Repainted(sees, pixels).eval(),
+        )  # a tuple: nn.Module registers nothing in it
         self._taps = Taps(model, reads, attention_blocks=attention_blocks)
         self._members: dict[str, tuple[nn.Module, Taps]] = {}
         for name, of_member in (members or {}).items():
             assert isinstance(model, Together)
             view, member = model.member(name)
-            self._members[name] = (view, Taps(member, of_member | (reads & {"logits"}), attention_blocks=attention_blocks))
+            self._members[name] = (
+                view,
+                Taps(member, of_member | (reads & {"logits"}), attention_blocks=attention_blocks),
+            )
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Outputs:
-        """All that the chosen terms read of the teacher, for a batch ``[B, C, H, W]`` normalized for the student."""
+        """All that the chosen terms read of the teacher, for a batch ``[B, C, H, W]``
+        normalized for the student.
+        """
         seen = self._held[1](image)
         if not self._members:
             outputs: Outputs = self._taps(seen)
@@ -68,7 +84,10 @@ class FrozenTeacher(nn.Module):
         known = {name: each.logits for name, each in said.items() if each.logits is not None}
         model = self._held[0]
         assert isinstance(model, Together)
-        return Panel(logits=model.together(seen, known) if "logits" in self._taps.reads else None, members=said)
+        return Panel(
+            logits=model.together(seen, known) if "logits" in self._taps.reads else None,
+            members=said,
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -76,7 +95,9 @@ class FrozenTeacher(nn.Module):
         return self._held[0]
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Only remembers the flag: dropout, drop-path and BatchNorm of the teacher stay as in evaluation."""
+        """Only remembers the flag: dropout, drop-path and BatchNorm of the teacher stay
+        as in evaluation.
+        """
         self.training = mode
         return self
 

@@ -1,4 +1,6 @@
-"""Weights: read without running code, put into a model by name, and told of what was loaded."""
+"""Weights: read without running code, put into a model by name, and told of what was
+loaded.
+"""
 
 import hashlib
 import pickle
@@ -23,7 +25,9 @@ _PREFIXES = ("student.", "_orig_mod.", "module.", "model.")
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was loaded: from where, how many entries matched, which were missing or unexpected, and the sha256 of the weights."""
+    """What was loaded: from where, how many entries matched, which were missing or
+    unexpected, and the sha256 of the weights.
+    """
 
     source: str
     sha256: str
@@ -33,42 +37,70 @@ class WeightsReport:
 
     @property
     def new_head(self) -> bool:
-        """The classifier starts from random weights, so the model has to be trained before it can be used."""
+        """The classifier starts from random weights, so the model has to be trained
+        before it can be used.
+        """
         return bool(self.missing)
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of a state dict, independent of the order of its entries."""
+    """sha256 over names, types, shapes and bytes of a state dict, independent of the
+    order of its entries.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
     return digest.hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or torch file; only tensors are read, pickled code never runs.
+    """The state dict in a .safetensors or torch file; only tensors are read, pickled
+    code never runs.
 
-    Unpacks the usual wrappers ('state_dict', 'model', ...; averaged weights first) and prefixes (a Lightning checkpoint of kd_app gives its student).
-    Raises `RequestError` when the file is missing, truncated, or holds more than tensors.
+    Unpacks the usual wrappers ('state_dict', 'model', ...; averaged weights first) and
+    prefixes (a Lightning checkpoint of kd_app gives its student). Raises `RequestError`
+    when the file is missing, truncated, or holds more than tensors.
     """
     if not path.is_file():
-        raise RequestError(f"There is no checkpoint file {str(path)!r}. Expected a .safetensors or torch file of weights.")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of torch, about pickles that it goes on to refuse
-            content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise RequestError(
-            f"The checkpoint {str(path)!r} can't be read as weights: {_reason(error)} It is truncated, of another format, or a pickle that "
-            "would run code, which is never done. Expected a state dict of tensors; save it again with safetensors or "
-            "torch.save(model.state_dict(), ...)."
+            f"There is no checkpoint file {str(path)!r}. Expected a .safetensors or torch file of"
+            " weights."
+        )
+    try:
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of torch, about pickles that it goes on to refuse
+            content: Any = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+    except (
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise RequestError(
+            f"The checkpoint {str(path)!r} can't be read as weights: {_reason(error)} It is"
+            " truncated, of another format, or a pickle that would run code, which is never done."
+            " Expected a state dict of tensors; save it again with safetensors or"
+            " torch.save(model.state_dict(), ...)."
         ) from None
     return _unwrapped(content, path)
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file; not in torch's words for a pickle, which advise to run it all the same."""
+    """What is wrong with a file; not in torch's words for a pickle, which advise to run
+    it all the same.
+    """
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL (\S+)", str(error))
         return f"it holds {found[1]}, which is no tensor." if found else "it is no file of tensors."
@@ -80,10 +112,15 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    state = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    state = (
+        {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
     if not state:
         raise RequestError(
-            f"The checkpoint {str(path)!r} holds no state dict of tensors. Expected one, or a dict with it under {', '.join(_WRAPPERS)}."
+            f"The checkpoint {str(path)!r} holds no state dict of tensors. Expected one, or a dict"
+            f" with it under {', '.join(_WRAPPERS)}."
         )
     for prefix in _PREFIXES:
         chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -92,10 +129,19 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], *, head: Collection[str], source: str, sha256: str) -> WeightsReport:
-    """Put `state` into `model`, all of it or, where the number of classes differs, all but the classifiers named by `head`.
+def load_into(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    head: Collection[str],
+    source: str,
+    sha256: str,
+) -> WeightsReport:
+    """Put `state` into `model`, all of it or, where the number of classes differs, all
+    but the classifiers named by `head`.
 
-    Raises `RequestError` when anything else is missing, unexpected or of another shape: these are weights of another model.
+    Raises `RequestError` when anything else is missing, unexpected or of another shape:
+    these are weights of another model.
     """
     own = model.state_dict()
     head_keys = {key for key in own if any(key.startswith(f"{name}.") for name in head)}
@@ -103,13 +149,17 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, head: Collection
     renewed = head_keys if renewed else renewed
     missing = [k for k in own if k not in state and k not in renewed]
     unexpected = [k for k in state if k not in own]
-    reshaped = [k for k in own if k in state and k not in renewed and state[k].shape != own[k].shape]
+    reshaped = [
+        k for k in own if k in state and k not in renewed and state[k].shape != own[k].shape
+    ]
     if missing or unexpected or reshaped:
         said = [f"{len(keys)} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
                 for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)) if keys]  # fmt: skip
         raise RequestError(
-            f"The weights from {source} are not of this model: of its {len(own)} entries {', '.join(said)}. Nothing was loaded. "
-            "Name the architecture and arguments that the weights were saved from (teacher.name=, teacher.kwargs.*, or the same of the student)."
+            f"The weights from {source} are not of this model: of its {len(own)} entries"
+            f" {', '.join(said)}. Nothing was loaded. Name the architecture and arguments that the"
+            " weights were saved from (teacher.name=, teacher.kwargs.*, or the same of the"
+            " student)."
         )
     chosen = {k: v for k, v in state.items() if k not in renewed}
     model.load_state_dict(chosen, strict=False)

@@ -1,4 +1,6 @@
-"""The model card that ships with a student: what it is, how to use it, how good it is, what it is not good for, and how it was made."""
+"""The model card that ships with a student: what it is, how to use it, how good it is,
+what it is not good for, and how it was made.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +11,16 @@ from kd_app.config.private import cleaned
 from kd_app.config.targets import FACTORY
 from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
 from kd_app.reporting.results import Model, ModelFigures, PerClass, Results, Split
-from kd_app.reporting.sentences import basis, count, interval, pair_rows, percent, points, undefined, verdict_sentence
+from kd_app.reporting.sentences import (
+    basis,
+    count,
+    interval,
+    pair_rows,
+    percent,
+    points,
+    undefined,
+    verdict_sentence,
+)
 from kd_app.reporting.worth import worth
 from kd_app.stages import write_atomically
 
@@ -21,13 +32,48 @@ _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "ov
 
 _HUB_LICENSES: Final = frozenset(
     (
-        *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0"),
-        *("cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "agpl-3.0", "gpl-2.0", "gpl-3.0"),
-        *("lgpl-2.1", "lgpl-3.0", "mpl-2.0", "openrail", "odbl", "odc-by", "pddl", "unlicense", "apple-amlr", "unknown"),
+        *(
+            "apache-2.0",
+            "mit",
+            "bsd-2-clause",
+            "bsd-3-clause",
+            "cc0-1.0",
+            "cc-by-3.0",
+            "cc-by-4.0",
+            "cc-by-sa-3.0",
+            "cc-by-sa-4.0",
+            "cc-by-nc-2.0",
+        ),
+        *(
+            "cc-by-nc-3.0",
+            "cc-by-nc-4.0",
+            "cc-by-nc-sa-3.0",
+            "cc-by-nc-sa-4.0",
+            "cc-by-nc-nd-4.0",
+            "cc-by-nd-4.0",
+            "agpl-3.0",
+            "gpl-2.0",
+            "gpl-3.0",
+        ),
+        *(
+            "lgpl-2.1",
+            "lgpl-3.0",
+            "mpl-2.0",
+            "openrail",
+            "odbl",
+            "odc-by",
+            "pddl",
+            "unlicense",
+            "apple-amlr",
+            "unknown",
+        ),
         "fair-noncommercial-research-license",
     )
 )
-"""Those that the hub knows by these names (huggingface.co/docs/hub/repositories-licenses), of the ones that images and image models come under."""
+"""Those that the hub knows by these names
+(huggingface.co/docs/hub/repositories-licenses), of the ones that images and image
+models come under.
+"""
 
 _TIMM = """\
 {import_nets}import timm
@@ -77,13 +123,18 @@ _FIGURES: Final[dict[str, tuple[str, Callable[[float | None], str]]]] = {
     "top1": ("top-1 accuracy", percent),
     "top5": ("top-5 accuracy", percent),
     "balanced_accuracy": ("balanced accuracy", percent),
-    "nll": ("negative log-likelihood, nats", lambda value: "undefined" if value is None else f"{value:.4f}"),
+    "nll": (
+        "negative log-likelihood, nats",
+        lambda value: "undefined" if value is None else f"{value:.4f}",
+    ),
     "ece": ("calibration error (ECE)", percent),
 }
 
 
 def write_card(folder: Path, results: Results) -> None:
-    """Write ``README.md`` into the folder of a student; all of it comes from `results`. Machine paths and secrets are left out."""
+    """Write ``README.md`` into the folder of a student; all of it comes from `results`.
+    Machine paths and secrets are left out.
+    """
     split, student = results.test or results.validation, results.models["student"]
     assert split is not None
     assert results.data is not None
@@ -102,7 +153,10 @@ def write_card(folder: Path, results: Results) -> None:
         *undefined(split),
         basis(results, split),
         "## Meant for",
-        f"Images like those that it was measured on: {_dataset(results)}, in its {_classes(results.data.classes)}.",
+        (
+            f"Images like those that it was measured on: {_dataset(results)}, in its"
+            f" {_classes(results.data.classes)}."
+        ),
         "## Not good for",
         _items(_limits(results, split)),
         "## How it was made",
@@ -114,13 +168,21 @@ def write_card(folder: Path, results: Results) -> None:
 
 
 def metadata(results: Results, split: Split) -> str:
-    """The YAML that the Hugging Face hub reads: license, library, task, tags, and the figures as a model index."""
+    """The YAML that the Hugging Face hub reads: license, library, task, tags, and the
+    figures as a model index.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     from kd_app.models.license import Policy
 
-    figures = {"accuracy": ("top-1 accuracy", split.student.top1), "top_5_accuracy": ("top-5 accuracy", split.student.top5)}
-    figures |= {"nll": ("negative log-likelihood", split.student.nll), "ece": ("expected calibration error", split.student.ece)}
+    figures = {
+        "accuracy": ("top-1 accuracy", split.student.top1),
+        "top_5_accuracy": ("top-5 accuracy", split.student.top5),
+    }
+    figures |= {
+        "nll": ("negative log-likelihood", split.student.nll),
+        "ece": ("expected calibration error", split.student.ece),
+    }
     name = _dataset(results)
     measured = [
         EvalResult(
@@ -152,7 +214,9 @@ def metadata(results: Results, split: Split) -> str:
 
 
 def _hub_license(name: str) -> tuple[str, str | None]:
-    """``license`` and ``license_name``: the hub refuses a license that it does not know; one of another name is 'other', and named."""
+    """``license`` and ``license_name``: the hub refuses a license that it does not
+    know; one of another name is 'other', and named.
+    """
     plain = name.strip().lower()
     if plain in _HUB_LICENSES or plain.startswith("none"):
         return (plain if plain in _HUB_LICENSES else "unknown"), None
@@ -164,9 +228,18 @@ def snippet(results: Results) -> str:
     name = results.models["student"].name
     if _own(results):
         module, _, qualified = name.partition(":")
-        arguments = ", ".join(f"{key}={value!r}" for key, value in (results.config["student"].get("kwargs") or {}).items())
-        handed_over = "  # with the arguments that it was made with" if results.config["student"]["_target_"] == FACTORY else ""
-        return _OWN.format(module=module, name=qualified, arguments=arguments, handed_over=handed_over)
+        arguments = ", ".join(
+            f"{key}={value!r}"
+            for key, value in (results.config["student"].get("kwargs") or {}).items()
+        )
+        handed_over = (
+            "  # with the arguments that it was made with"
+            if results.config["student"]["_target_"] == FACTORY
+            else ""
+        )
+        return _OWN.format(
+            module=module, name=qualified, arguments=arguments, handed_over=handed_over
+        )
     return _TIMM.format(import_nets=_import_nets(name))
 
 
@@ -174,17 +247,21 @@ def _import_nets(name: str) -> str:
     """timm has to be told of the small nets, which are not its own."""
     from timm.models import is_model, model_entrypoint
 
-    import kd_app.models.small  # noqa: F401  (registers them)
+    import kd_app.models.small
 
     architecture = name.split(".", maxsplit=1)[0]
-    ours = is_model(architecture) and model_entrypoint(architecture).__module__.startswith("kd_app.")
+    ours = is_model(architecture) and model_entrypoint(architecture).__module__.startswith(
+        "kd_app."
+    )
     return f"import kd_app.models.small  # tells timm of {architecture}\n" if ours else ""
 
 
 def _own(results: Results) -> bool:
     """The student is a module of somebody's own, which timm does not know."""
     name = results.models["student"].name
-    return results.config["student"]["_target_"] != FACTORY or (":" in name and not name.startswith("hf-hub:"))
+    return results.config["student"]["_target_"] != FACTORY or (
+        ":" in name and not name.startswith("hf-hub:")
+    )
 
 
 def _title(results: Results) -> str:
@@ -200,35 +277,58 @@ def _dataset(results: Results) -> str:
 def _what(results: Results, student: Model) -> str:
     assert results.data is not None
     teacher = results.models.get("teacher")
-    taught = f"distilled from {_code(teacher.name)} ({count(teacher.params)} parameters)" if teacher else _unmeasured(results)
+    taught = (
+        f"distilled from {_code(teacher.name)} ({count(teacher.params)} parameters)"
+        if teacher
+        else _unmeasured(results)
+    )
     return (
-        f"An image classifier: {_code(student.name)}, {count(student.params)} parameters, {count(student.macs)} multiply-adds an image, {taught} "
-        f"on {results.data.sizes['train']:,} images. It answers with one of {_classes(results.data.classes)}."
+        f"An image classifier: {_code(student.name)}, {count(student.params)} parameters,"
+        f" {count(student.macs)} multiply-adds an image, {taught} on"
+        f" {results.data.sizes['train']:,} images. It answers with one of"
+        f" {_classes(results.data.classes)}."
     )
 
 
 def _unmeasured(results: Results) -> str:
-    """What it was trained on, where no teacher was measured; whose license is known was there."""
+    """What it was trained on, where no teacher was measured; whose license is known was
+    there.
+    """
     taught = results.license is not None and results.license.teacher is not None
-    return "distilled from a teacher that was not measured beside it," if taught else "trained on labels"
+    return (
+        "distilled from a teacher that was not measured beside it,"
+        if taught
+        else "trained on labels"
+    )
 
 
 def _classes(names: list[str]) -> str:
     some = ", ".join(_code(name) for name in names[:_NAMED_CLASSES])
-    more = f" and {len(names) - _NAMED_CLASSES} more, which `config.json` lists" if len(names) > _NAMED_CLASSES else ""
+    more = (
+        f" and {len(names) - _NAMED_CLASSES} more, which `config.json` lists"
+        if len(names) > _NAMED_CLASSES
+        else ""
+    )
     return f"{len(names)} classes: {some}{more}"
 
 
 def _table(results: Results, split: Split) -> str:
     """One column a model, each figure with its interval."""
     roles = {role: figures for role, figures in split.by_model.items() if role in results.models}
-    heads = {"teacher": "teacher", "labels_only": "the same net on labels alone", "student": "this model"}
+    heads = {
+        "teacher": "teacher",
+        "labels_only": "the same net on labels alone",
+        "student": "this model",
+    }
     models = [results.models[role] for role in roles]
     rows = [
         ["", *(heads.get(role, role.replace("_", " ")) for role in roles)],
         ["---", *("---:" for _ in roles)],
         ["net", *(_code(model.name) for model in models)],
-        *([title, *(_figure(figures, key, shown) for figures in roles.values())] for key, (title, shown) in _FIGURES.items()),
+        *(
+            [title, *(_figure(figures, key, shown) for figures in roles.values())]
+            for key, (title, shown) in _FIGURES.items()
+        ),
         ["parameters", *(count(model.params) for model in models)],
         ["multiply-adds", *(count(model.macs) for model in models)],
         ["size on disk", *(f"{count(model.size_bytes)}B" for model in models)],
@@ -249,8 +349,13 @@ def _figure(figures: ModelFigures, key: str, shown: Callable[[float | None], str
 
 
 def _pairs(split: Split) -> str:
-    rows = [(name, f"{figure} ({bounds})" if bounds else figure, meaning) for name, figure, bounds, meaning in pair_rows(split)]
-    return _markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows]) if rows else ""
+    rows = [
+        (name, f"{figure} ({bounds})" if bounds else figure, meaning)
+        for name, figure, bounds, meaning in pair_rows(split)
+    ]
+    return (
+        _markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows]) if rows else ""
+    )
 
 
 def _verdict(results: Results) -> list[str]:
@@ -262,43 +367,78 @@ def _limits(results: Results, split: Split) -> list[str]:
     assert results.data is not None
     student, pair, classes = split.student, split.pair, results.data.classes
     found = [
-        f"Images of anything else: whatever it is shown it answers with one of these {len(classes)} classes. It was trained on "
-        f"{results.data.sizes['train']:,} images, and measured on others of the same kind only."
+        f"Images of anything else: whatever it is shown it answers with one of these {len(classes)}"
+        f" classes. It was trained on {results.data.sizes['train']:,} images, and measured on"
+        " others of the same kind only."
     ]
     limited = [key for key in _LIMITS if results.config["trainer"].get(key) is not None]
     if limited:
-        found.append(f"Any use at all: it comes from a trial run that looked at a part of the images only ({', '.join(map(_code, limited))}).")
+        found.append(
+            "Any use at all: it comes from a trial run that looked at a part of the images only"
+            f" ({', '.join(map(_code, limited))})."
+        )
     if student.top1 is not None and student.top1 < 1:
-        found.append(f"Where a wrong answer does harm: it is wrong on {percent(1 - student.top1)} of the images that it was measured on.")
+        found.append(
+            f"Where a wrong answer does harm: it is wrong on {percent(1 - student.top1)} of the"
+            " images that it was measured on."
+        )
     if pair and pair.negative_flips:
-        found.append(f"Replacing its teacher unseen: {percent(pair.negative_flips)} of the images are right by the teacher and wrong by this model.")
+        found.append(
+            f"Replacing its teacher unseen: {percent(pair.negative_flips)} of the images are right"
+            " by the teacher and wrong by this model."
+        )
     if split.per_class:
         found += _weak_classes(split.per_class, classes)
     found += [
-        f"Images of the group {_code(name)}: {percent(group.accuracy['student'].value)} right, of {group.num_images:,}."
-        for name, group in sorted(split.groups.items(), key=lambda each: each[1].accuracy["student"].value or 0)[:1]
+        f"Images of the group {_code(name)}: {percent(group.accuracy['student'].value)} right, of"
+        f" {group.num_images:,}."
+        for name, group in sorted(
+            split.groups.items(), key=lambda each: each[1].accuracy["student"].value or 0
+        )[:1]
     ]
     damaged = [each for each in split.robustness if each.accuracy.get("student") is not None]
     if damaged:
         worst = min(damaged, key=lambda each: each.accuracy["student"] or 0)
         accuracy = percent(worst.accuracy["student"])
-        found.append(f"Spoiled images: {accuracy} right under {_text(worst.corruption)} of severity {worst.severity}, the worst that was tried.")
+        found.append(
+            f"Spoiled images: {accuracy} right under {_text(worst.corruption)} of severity"
+            f" {worst.severity}, the worst that was tried."
+        )
     if student.ece is not None:
-        found.append(f"Reading its probabilities as chances: on average they are off by {percent(student.ece)} (calibration error).")
+        found.append(
+            "Reading its probabilities as chances: on average they are off by"
+            f" {percent(student.ece)} (calibration error)."
+        )
     return found
 
 
 def _weak_classes(found: PerClass, classes: list[str]) -> list[str]:
-    """The classes with the largest loss against the teacher, and those with the fewest right."""
+    """The classes with the largest loss against the teacher, and those with the fewest
+    right.
+    """
     student, teacher = found.accuracy["student"], found.accuracy.get("teacher")
     known = [(number, right) for number, right in enumerate(student) if right is not None]
     said = []
     if teacher:
-        losses = sorted(((right - (teacher[number] or 0), number) for number, right in known))[:_WORST]
-        listed = [f"{_code(classes[number])} ({points(loss)} points, {found.support[number]:,} images)" for loss, number in losses if loss < 0]
-        said += [f"Classes where it lost most against its teacher: {', '.join(listed)}."] if listed else []
+        losses = sorted((right - (teacher[number] or 0), number) for number, right in known)[
+            :_WORST
+        ]
+        listed = [
+            f"{_code(classes[number])} ({points(loss)} points, {found.support[number]:,} images)"
+            for loss, number in losses
+            if loss < 0
+        ]
+        said += (
+            [f"Classes where it lost most against its teacher: {', '.join(listed)}."]
+            if listed
+            else []
+        )
     worst = sorted(known, key=lambda each: each[1])[:_WORST]
-    listed = [f"{_code(classes[number])} ({percent(right)} right, {found.support[number]:,} images)" for number, right in worst if right < 1]
+    listed = [
+        f"{_code(classes[number])} ({percent(right)} right, {found.support[number]:,} images)"
+        for number, right in worst
+        if right < 1
+    ]
     return said + ([f"The classes that it finds hardest: {', '.join(listed)}."] if listed else [])
 
 
@@ -308,16 +448,31 @@ def _made(results: Results) -> list[str]:
     assert results.data is not None
     sizes = ", ".join(f"{size:,} {name}" for name, size in results.data.sizes.items())
     terms = [f"{_code(name)} ({_settings(node)})" for name, node in config["loss"].items()]
-    software = [f"{name} {environment[name]}" for name in ("kd_app", "torch", "lightning", "timm", "python") if name in environment]
+    software = [
+        f"{name} {environment[name]}"
+        for name in ("kd_app", "torch", "lightning", "timm", "python")
+        if name in environment
+    ]
     return [
-        *([f"Teacher: {_code(teacher.name)}, {_source(teacher)}, sha256 `{teacher.sha256[:16]}`"] if teacher else []),
+        *(
+            [f"Teacher: {_code(teacher.name)}, {_source(teacher)}, sha256 `{teacher.sha256[:16]}`"]
+            if teacher
+            else []
+        ),
         f"Student: {_code(student.name)}, {_source(student)}, sha256 `{student.sha256[:16]}`",
         f"Loss: {' + '.join(terms)}",
         f"Optimizer: {_settings(config['optimizer'])}; schedule: {_settings(config['scheduler'])}",
         f"{config['trainer']['max_epochs']} epochs, seed {results.seed}",
-        f"Data: {_dataset(results)}; images: {sizes}; fingerprint `{results.data.fingerprint[:16]}`",
-        f"Software: {', '.join(map(_text, software))}" + (f"; commit `{environment['commit']}`" if environment.get("commit") else ""),
-        f"Precision {_text(environment.get('precision', 'unknown'))} on {_text(environment.get('device', 'an unknown device'))}",
+        (
+            f"Data: {_dataset(results)}; images: {sizes}; fingerprint"
+            f" `{results.data.fingerprint[:16]}`"
+        ),
+        f"Software: {', '.join(map(_text, software))}"
+        + (f"; commit `{environment['commit']}`" if environment.get("commit") else ""),
+        (
+            f"Precision {_text(environment.get('precision', 'unknown'))} on"
+            f" {_text(environment.get('device', 'an unknown device'))}"
+        ),
     ]
 
 
@@ -328,18 +483,30 @@ def _source(model: Model) -> str:
 
 def _settings(node: Mapping[str, Any]) -> str:
     """'name adamw, lr 0.001' of a part's configuration."""
-    return ", ".join(f"{_text(key)} {_text(value)}" for key, value in node.items() if key[:1] != "_" and value is not None)
+    return ", ".join(
+        f"{_text(key)} {_text(value)}"
+        for key, value in node.items()
+        if key[:1] != "_" and value is not None
+    )
 
 
 def _licenses(results: Results) -> list[str]:
     found = results.license
     if found is None:
         return [f"This model: {_text(_ships(results))}"]
-    made_of = {"the teacher's weights": found.teacher, "the student's starting weights": found.student_start, "the data": found.data}
+    made_of = {
+        "the teacher's weights": found.teacher,
+        "the student's starting weights": found.student_start,
+        "the data": found.data,
+    }
     said = (*found.forbidden, *found.accepted, *found.unknown, *found.notices)
     return [
         f"This model: {_text(found.ships)}, the strictest of what it is made from",
-        *(f"Made from {what}: {_text(license)}" for what, license in made_of.items() if license is not None),
+        *(
+            f"Made from {what}: {_text(license)}"
+            for what, license in made_of.items()
+            if license is not None
+        ),
         *map(_text, said),
     ]
 

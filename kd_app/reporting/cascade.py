@@ -17,22 +17,32 @@ SHOWN = 10
 def answer(cascade: Cascade) -> str:
     """Route, or do not, in a sentence."""
     first, last = cascade.stages[0], cascade.stages[-1]
-    shown = f"shown on {cascade.num_images:,} validation images, at {100 * cascade.confidence:g} %, to lose at most {said_margin(cascade.margin)}"
+    shown = (
+        f"shown on {cascade.num_images:,} validation images, at {100 * cascade.confidence:g} %, to"
+        f" lose at most {said_margin(cascade.margin)}"
+    )
     if cascade.answer == "teacher":
-        return f"Do not route: no threshold is {shown} of top-1 against {last.file} and to cost less than it alone. Use {last.file}."
+        return (
+            f"Do not route: no threshold is {shown} of top-1 against {last.file} and to cost less"
+            f" than it alone. Use {last.file}."
+        )
     if cascade.answer == "student":
-        return f"Do not route: {first.file} alone is {shown} of top-1 against {last.file}, and nothing else that is costs less. Use {first.file}."
+        return (
+            f"Do not route: {first.file} alone is {shown} of top-1 against {last.file}, and nothing"
+            f" else that is costs less. Use {first.file}."
+        )
     chosen, took = chosen_rung(cascade), cascade.latency
     assert chosen is not None
     if took is not None and took.mean is not None and took.mean >= last.latency.mean:
         return (
-            f"Do not route: sending {percent(chosen.shares[1])} of the images on is {shown} of top-1, and should cost "
-            f"{times(last.cost_ms, chosen.cost_ms)} less than {last.file}, but measured end to end an image takes {took.mean:.3g} ms, and "
-            f"{last.file} alone {last.latency.mean:.3g} ms."
+            f"Do not route: sending {percent(chosen.shares[1])} of the images on is {shown} of"
+            f" top-1, and should cost {times(last.cost_ms, chosen.cost_ms)} less than {last.file},"
+            f" but measured end to end an image takes {took.mean:.3g} ms, and {last.file} alone"
+            f" {last.latency.mean:.3g} ms."
         )
     return (
-        f"Route: {first.file} answers {percent(1 - chosen.shares[1])} of the images alone, at {times(last.cost_ms, chosen.cost_ms)} less than "
-        f"{last.file} costs, {shown} of top-1."
+        f"Route: {first.file} answers {percent(1 - chosen.shares[1])} of the images alone, at"
+        f" {times(last.cost_ms, chosen.cost_ms)} less than {last.file} costs, {shown} of top-1."
     )
 
 
@@ -43,7 +53,9 @@ def times(more: float, less: float) -> str:
 
 def _beside(theirs: float, ours: float) -> str:
     """'3.4 times less than', '1.2 times as much as'."""
-    return f"{times(theirs, ours)} less than" if ours < theirs else f"{times(ours, theirs)} as much as"
+    return (
+        f"{times(theirs, ours)} less than" if ours < theirs else f"{times(ours, theirs)} as much as"
+    )
 
 
 def curve_of(cascade: Cascade) -> RoutingCurve:
@@ -58,57 +70,93 @@ def chosen_rung(cascade: Cascade) -> Rung | None:
 
 
 def details(results: Results, cascade: Cascade) -> list[str]:
-    """What the answer rests on: test, cost computed and measured, and what is not shown."""
+    """What the answer rests on: test, cost computed and measured, and what is not
+    shown.
+    """
     found, last, alike = [], cascade.stages[-1], cascade.test
     split = results.test
     if split is not None:
         what = "the cascade" if cascade.answer == "cascade" else f"{cascade.stages[0].file} alone"
-        better = f"{alike.better:,} images that only {what} has right, {alike.worse:,} that only {last.file} has"
+        better = (
+            f"{alike.better:,} images that only {what} has right, {alike.worse:,} that only"
+            f" {last.file} has"
+        )
         found.append(
-            f"On {split.num_images:,} test images {what} has {percent(alike.accuracy)} right, {last.file} {percent(last.test.value)}: {better}."
+            f"On {split.num_images:,} test images {what} has {percent(alike.accuracy)} right,"
+            f" {last.file} {percent(last.test.value)}: {better}."
         )
     if results.verdict is not None:
-        found.append(f"{verdict_sentence(results.verdict)} Here the student is what is compared with {last.file}, the teacher.")
+        found.append(
+            f"{verdict_sentence(results.verdict)} Here the student is what is compared with"
+            f" {last.file}, the teacher."
+        )
     if cascade.latency is not None:
         whole = cascade.latency
         found.append(
-            f"Of {whole.num_images:,} test images, one at a time on one thread, resizing and cropping included, one takes {whole.mean:.3g} ms "
-            f"(mean, measured end to end; expected from the stages: {alike.cost_ms:.3g} ms): {_beside(last.latency.mean, whole.mean)} "
-            f"{last.file}. p50 {whole.p50:.3g} ms, p99 {whole.p99:.3g} ms; {last.file}: p50 {last.latency.p50:.3g} ms, p99 {last.latency.p99:.3g} ms."
+            f"Of {whole.num_images:,} test images, one at a time on one thread, resizing and"
+            f" cropping included, one takes {whole.mean:.3g} ms (mean, measured end to end;"
+            f" expected from the stages: {alike.cost_ms:.3g} ms):"
+            f" {_beside(last.latency.mean, whole.mean)} {last.file}. p50 {whole.p50:.3g} ms, p99"
+            f" {whole.p99:.3g} ms; {last.file}: p50 {last.latency.p50:.3g} ms, p99"
+            f" {last.latency.p99:.3g} ms."
         )
     if cascade.answer == "teacher":
         found += _unproven(cascade)
-    several = f"{len(cascade.curves)} measures, each tested at a higher level so that all hold together" if len(cascade.curves) > 1 else "one measure"
+    several = (
+        f"{len(cascade.curves)} measures, each tested at a higher level so that all hold together"
+        if len(cascade.curves) > 1
+        else "one measure"
+    )
     found.append(
-        f"Chosen on validation by {several}; temperatures were fitted on the same images. Test was read once. The costs are of this machine: "
-        f"{results.environment.get('device', 'unknown')}."
+        f"Chosen on validation by {several}; temperatures were fitted on the same images. Test was"
+        " read once. The costs are of this machine:"
+        f" {results.environment.get('device', 'unknown')}."
     )
     return found
 
 
 def _unproven(cascade: Cascade) -> Iterator[str]:
-    """The cheapest rung whose loss on these images is within the margin, though nothing is shown."""
+    """The cheapest rung whose loss on these images is within the margin, though nothing
+    is shown.
+    """
     last, allowed = cascade.stages[-1], cascade.margin * cascade.num_images
-    kept = [(rung.cost_ms, each.measure, rung) for each in cascade.curves for rung in each.rungs if rung.worse - rung.better <= allowed]
+    kept = [
+        (rung.cost_ms, each.measure, rung)
+        for each in cascade.curves
+        for rung in each.rungs
+        if rung.worse - rung.better <= allowed
+    ]
     cost, measure, rung = min(kept, key=lambda each: each[0])
     if cost < last.cost_ms:
         yield (
-            f"The cheapest that loses no more than the margin on these images ({measure}) would send on {percent(rung.shares[1])} and take "
-            f"{cost:.3g} ms in place of {last.cost_ms:.3g} ms; {cascade.num_images:,} images are too few to show that it keeps the margin."
+            f"The cheapest that loses no more than the margin on these images ({measure}) would"
+            f" send on {percent(rung.shares[1])} and take {cost:.3g} ms in place of"
+            f" {last.cost_ms:.3g} ms; {cascade.num_images:,} images are too few to show that it"
+            " keeps the margin."
         )
     else:
-        yield f"Whatever loses no more than the margin on these images costs at least the {last.cost_ms:.3g} ms of {last.file}."
+        yield (
+            "Whatever loses no more than the margin on these images costs at least the"
+            f" {last.cost_ms:.3g} ms of {last.file}."
+        )
 
 
 def cascade_tables(results: Results) -> list[RenderableType]:
     """Stages, measures and the curve, then what they mean."""
     cascade = results.cascade
     assert cascade is not None
-    return [_stages(cascade), _measures(cascade), _curve(cascade), *(Text(said) for said in (answer(cascade), *details(results, cascade)))]
+    return [
+        _stages(cascade),
+        _measures(cascade),
+        _curve(cascade),
+        *(Text(said) for said in (answer(cascade), *details(results, cascade))),
+    ]
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style=""
+    )
     table.add_column(heads[0], overflow="fold")
     for head in heads[1:]:
         table.add_column(head, justify="right")
@@ -116,25 +164,49 @@ def _table(title: str, heads: Sequence[str]) -> Table:
 
 
 def _stages(cascade: Cascade) -> Table:
-    table = _table("Stages, from cheap to dear", ["stage", "validation", "test", "interval", "ms, mean", "p50", "p99"])
+    table = _table(
+        "Stages, from cheap to dear",
+        ["stage", "validation", "test", "interval", "ms, mean", "p50", "p99"],
+    )
     for each in cascade.stages:
         took = each.latency
-        figures = (percent(each.validation.value), percent(each.test.value), interval(each.test.low, each.test.high))
+        figures = (
+            percent(each.validation.value),
+            percent(each.test.value),
+            interval(each.test.low, each.test.high),
+        )
         table.add_row(each.file, *figures, f"{took.mean:.3g}", f"{took.p50:.3g}", f"{took.p99:.3g}")
     if cascade.latency is not None:
         took, rung = cascade.latency, chosen_rung(cascade)
         assert rung is not None
-        measured = (percent(rung.accuracy), percent(cascade.test.accuracy), "", f"{took.mean:.3g}", f"{took.p50:.3g}", f"{took.p99:.3g}")
+        measured = (
+            percent(rung.accuracy),
+            percent(cascade.test.accuracy),
+            "",
+            f"{took.mean:.3g}",
+            f"{took.p50:.3g}",
+            f"{took.p99:.3g}",
+        )
         table.add_row("the cascade", *measured)
     return table
 
 
 def _measures(cascade: Cascade) -> Table:
-    table = _table("Measures of confidence on validation, each at its cheapest proven threshold", ["measure", "sent on", "top-1", "ms, expected"])
+    table = _table(
+        "Measures of confidence on validation, each at its cheapest proven threshold",
+        ["measure", "sent on", "top-1", "ms, expected"],
+    )
     for each in cascade.curves:
         rung = each.rungs[each.chosen] if each.chosen is not None else None
         mark = "* " if each.measure == cascade.measure and rung is not None else "  "
-        table.add_row(f"{mark}{each.measure}", *((sent_on(rung), percent(rung.accuracy), f"{rung.cost_ms:.3g}") if rung else ("none", "", "")))
+        table.add_row(
+            f"{mark}{each.measure}",
+            *(
+                (sent_on(rung), percent(rung.accuracy), f"{rung.cost_ms:.3g}")
+                if rung
+                else ("none", "", "")
+            ),
+        )
     return table
 
 
@@ -146,20 +218,33 @@ def sent_on(rung: Rung) -> str:
 def shown_rungs(curve: RoutingCurve) -> list[Rung]:
     """Evenly spread rungs, both ends and the chosen one among them."""
     last = len(curve.rungs) - 1
-    rows = {round(last * step / SHOWN) for step in range(SHOWN + 1)} | ({curve.chosen} if curve.chosen is not None else set())
+    rows = {round(last * step / SHOWN) for step in range(SHOWN + 1)} | (
+        {curve.chosen} if curve.chosen is not None else set()
+    )
     return [curve.rungs[row] for row in sorted(rows)]
 
 
 def _curve(cascade: Cascade) -> Table:
     curve = curve_of(cascade)
-    table = _table(f"The curve on validation, by {curve.measure}", ["sent on", "top-1", "loss, points", "ms, expected", "margin kept"])
+    table = _table(
+        f"The curve on validation, by {curve.measure}",
+        ["sent on", "top-1", "loss, points", "ms, expected", "margin kept"],
+    )
     for rung in shown_rungs(curve):
         table.add_row(*curve_row(cascade, rung))
     return table
 
 
 def curve_row(cascade: Cascade, rung: Rung) -> tuple[str, str, str, str, str]:
-    """A rung: what is sent on, accuracy, loss in points, cost, and whether it is shown to keep the margin; the chosen one has a star."""
+    """A rung: what is sent on, accuracy, loss in points, cost, and whether it is shown
+    to keep the margin; the chosen one has a star.
+    """
     mark = " *" if rung == chosen_rung(cascade) else ""
     loss = points((rung.worse - rung.better) / cascade.num_images)
-    return sent_on(rung), percent(rung.accuracy), loss, f"{rung.cost_ms:.3g}", f"{'shown' if rung.proven else 'not shown'}{mark}"
+    return (
+        sent_on(rung),
+        percent(rung.accuracy),
+        loss,
+        f"{rung.cost_ms:.3g}",
+        f"{'shown' if rung.proven else 'not shown'}{mark}",
+    )

@@ -5,7 +5,9 @@ import sys
 
 
 class Console:
-    """Lines of text: `say` for what stays, `line` for what is replaced by the next (on a terminal; elsewhere it is a line like any other)."""
+    """Lines of text: `say` for what stays, `line` for what is replaced by the next (on
+    a terminal; elsewhere it is a line like any other).
+    """
 
     def __init__(self, *, silent: bool = False) -> None:
         self.live = sys.stdout.isatty() and not silent
@@ -36,7 +38,9 @@ class Console:
 
         if not self.silent:
             self._clear()
-            Rich(width=max(shutil.get_terminal_size((100, 24)).columns, 80), highlight=False).print(renderable)
+            Rich(width=max(shutil.get_terminal_size((100, 24)).columns, 80), highlight=False).print(
+                renderable
+            )
 
     def _clear(self) -> None:
         if self._open:

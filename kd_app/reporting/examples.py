@@ -24,10 +24,13 @@ def write_examples(
     logits: Mapping[str, Float[np.ndarray, "images classes"]],
     png: Sequence[bytes | None],
 ) -> None:
-    """Write ``examples.parquet``; `file` and `png` belong to the examples, the arrays to all images.
+    """Write ``examples.parquet``; `file` and `png` belong to the examples, the arrays
+    to all images.
 
-    Columns: index, file, target, why, classes (numbers, the label's first), png (bytes, null where the data can't give it), divergence
-    (KL(teacher || student), nats; null without a teacher), and for each model <model>_top1 and <model>_probabilities (of `classes`, in their order).
+    Columns: index, file, target, why, classes (numbers, the label's first), png (bytes,
+    null where the data can't give it), divergence (KL(teacher || student), nats; null
+    without a teacher), and for each model <model>_top1 and <model>_probabilities (of
+    `classes`, in their order).
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -44,7 +47,9 @@ def write_examples(
     }
     for model, each in logits.items():
         columns[f"{model}_top1"] = pa.array(each[rows].argmax(axis=1), pa.int64())
-        columns[f"{model}_probabilities"] = pa.array(list(map(_probabilities, each[rows], classes)), pa.list_(pa.float32()))
+        columns[f"{model}_probabilities"] = pa.array(
+            list(map(_probabilities, each[rows], classes)), pa.list_(pa.float32())
+        )
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     parquet.write_table(pa.table(columns), partial)
     os.replace(partial, path)

@@ -20,7 +20,9 @@ class _Open(BaseModel):
 
 
 class BesideTorch(_Open):
-    """A file and the model in torch that it was written from, on the same images; lost: accuracy of the model minus that of the file, in 0..1."""
+    """A file and the model in torch that it was written from, on the same images; lost:
+    accuracy of the model minus that of the file, in 0..1.
+    """
 
     lost: float
     margin: float
@@ -28,7 +30,9 @@ class BesideTorch(_Open):
 
 
 class Figures(_Open):
-    """Of one file on one split, under the names of ``results.json``; the verdict compares the file with the teacher."""
+    """Of one file on one split, under the names of ``results.json``; the verdict
+    compares the file with the teacher.
+    """
 
     top1: Number = None
     top1_low: Number = None
@@ -51,7 +55,9 @@ class Latency(_Open):
 
 
 class Answering(_Open):
-    """How good, how quick and how dear something is that answers; what was not measured is null. cost_per_million: images, in `currency`."""
+    """How good, how quick and how dear something is that answers; what was not measured
+    is null. cost_per_million: images, in `currency`.
+    """
 
     license: str = "unknown"
     device: str | None = None
@@ -87,7 +93,9 @@ class InTorch(Answering):
 
 
 class File(Answering):
-    """One file. runtime: its name and version · times_faster, times_cheaper: than each model and file that was timed in turns with it, by name."""
+    """One file. runtime: its name and version · times_faster, times_cheaper: than each
+    model and file that was timed in turns with it, by name.
+    """
 
     format: str
     size_bytes: int
@@ -98,7 +106,9 @@ class File(Answering):
 
 
 class Exports(_Open):
-    """A manifest, as far as a report reads it. ship: the name of the file to ship · torch: by role."""
+    """A manifest, as far as a report reads it. ship: the name of the file to ship ·
+    torch: by role.
+    """
 
     schema_version: Literal[1]
     files: dict[str, File]
@@ -109,7 +119,8 @@ class Exports(_Open):
 def read_exports(run: Path) -> Exports | None:
     """What the run in the folder `run` was exported to; None where it was not.
 
-    Raises `RequestError`: the manifest is cut off, of another schema, or not of this schema.
+    Raises `RequestError`: the manifest is cut off, of another schema, or not of this
+    schema.
     """
     path = run / FOLDER / MANIFEST
     if not path.is_file():
@@ -120,6 +131,9 @@ def read_exports(run: Path) -> Exports | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RequestError(f"{str(path)!r} is no manifest: {where}: {first['msg']} (got {str(first['input'])[:60]!r}). {again}") from None
+        raise RequestError(
+            f"{str(path)!r} is no manifest: {where}: {first['msg']} (got"
+            f" {str(first['input'])[:60]!r}). {again}"
+        ) from None
     except (OSError, ValueError) as error:
         raise RequestError(f"{str(path)!r} can't be read: {error}. {again}") from None

@@ -1,4 +1,6 @@
-"""Which runs are seeds of one method, and what to call it: by what its configuration says differently from the others'."""
+"""Which runs are seeds of one method, and what to call it: by what its configuration
+says differently from the others'.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,14 +10,27 @@ from typing import Any, Final
 from kd_app.config.keys import AROUND, INSIDE
 from kd_app.reporting.runs import Run, flat
 
-_NOT_THE_METHOD: Final = (*AROUND, *INSIDE, "seed", "test", "verdict", "controls", "robustness", "data.root")
-"""Keys that don't change how a student is trained: where and how it is done, by what rule it is judged, and what it is compared with."""
+_NOT_THE_METHOD: Final = (
+    *AROUND,
+    *INSIDE,
+    "seed",
+    "test",
+    "verdict",
+    "controls",
+    "robustness",
+    "data.root",
+)
+"""Keys that don't change how a student is trained: where and how it is done, by what
+rule it is judged, and what it is compared with.
+"""
 _ABSENT: Final = object()
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration on one set of images, by seed: `images` identifies data and split."""
+    """Runs of one configuration on one set of images, by seed: `images` identifies data
+    and split.
+    """
 
     label: str
     images: tuple[str, str]
@@ -23,11 +38,15 @@ class Group:
 
 
 def by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
-    """The methods in the order of their first run, and how many runs repeat a seed of one: of those the one that read the test set is kept."""
+    """The methods in the order of their first run, and how many runs repeat a seed of
+    one: of those the one that read the test set is kept.
+    """
     found: dict[str, dict[int, Run]] = {}
     repeated = 0
     for run in runs:
-        seeds = found.setdefault(json.dumps([_method(run.config), images(run)], sort_keys=True, default=str), {})
+        seeds = found.setdefault(
+            json.dumps([_method(run.config), images(run)], sort_keys=True, default=str), {}
+        )
         known = seeds.get(run.results.seed)
         repeated += known is not None
         if known is None or (known.results.test is None and run.results.test is not None):
@@ -35,11 +54,16 @@ def by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
     members = [dict(sorted(seeds.items())) for seeds in found.values()]
     firsts = [next(iter(seeds.values())) for seeds in members]
     labels = _labels([run.config for run in firsts], [images(run) for run in firsts])
-    return [Group(label, images(run), seeds) for label, run, seeds in zip(labels, firsts, members, strict=True)], repeated
+    return [
+        Group(label, images(run), seeds)
+        for label, run, seeds in zip(labels, firsts, members, strict=True)
+    ], repeated
 
 
 def images(run: Run) -> tuple[str, str]:
-    """What decides which images a run trained on and was measured on: the data's fingerprint, and the hash of its split.csv ('' where unknown)."""
+    """What decides which images a run trained on and was measured on: the data's
+    fingerprint, and the hash of its split.csv ('' where unknown).
+    """
     data = run.results.data
     split = next((file.sha256 for file in run.results.files if file.name == "split.csv"), "")
     return data.fingerprint if data else "", split
@@ -50,33 +74,53 @@ def _method(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat(config) if not f"{key}.".startswith(free)}
 
 
-def _labels(configs: Sequence[Mapping[str, Any]], measured_on: Sequence[tuple[str, str]]) -> list[str]:
+def _labels(
+    configs: Sequence[Mapping[str, Any]], measured_on: Sequence[tuple[str, str]]
+) -> list[str]:
     if len(configs) == 1:
         return [_described(configs[0])]
-    texts = [", ".join(said) for said in zip(*_kept(_differing("", configs)).values(), strict=True)] or [""] * len(configs)
+    texts = [
+        ", ".join(said) for said in zip(*_kept(_differing("", configs)).values(), strict=True)
+    ] or [""] * len(configs)
     named = [", ".join(filter(None, text.split(", "))) for text in texts]
     if len(set(named)) == len(named) and all(named):
         return named
-    return [f"{name or 'as configured'} (data {data[:6]}, split {split[:6]})" for name, (data, split) in zip(named, measured_on, strict=True)]
+    return [
+        f"{name or 'as configured'} (data {data[:6]}, split {split[:6]})"
+        for name, (data, split) in zip(named, measured_on, strict=True)
+    ]
 
 
 def _described(config: Mapping[str, Any]) -> str:
-    """A method that stands alone, by its student and loss terms: 'resnet8, cross_entropy + soft_target'."""
-    return ", ".join(filter(None, [_short(config.get("student")), " + ".join(config.get("loss") or {})]))
+    """A method that stands alone, by its student and loss terms: 'resnet8,
+    cross_entropy + soft_target'.
+    """
+    return ", ".join(
+        filter(None, [_short(config.get("student")), " + ".join(config.get("loss") or {})])
+    )
 
 
 def _differing(path: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """``(dotted key, a value for each method)`` of what differs; a part that some lack is told by the names of the parts that each has."""
+    """``(dotted key, a value for each method)`` of what differs; a part that some lack
+    is told by the names of the parts that each has.
+    """
     if f"{path}.".startswith(tuple(f"{key}." for key in _NOT_THE_METHOD)):
         return
     there = [node for node in nodes if node is not _ABSENT]
     if all(node == there[0] for node in there):
         return
-    if not all(isinstance(node, Mapping) for node in there) or len({str(node.get("_target_")) for node in there}) > 1:
+    if (
+        not all(isinstance(node, Mapping) for node in there)
+        or len({str(node.get("_target_")) for node in there}) > 1
+    ):
         yield path, list(nodes)
         return
     keys = list(dict.fromkeys(key for node in there for key in node))
-    parts = [key for key in keys if any(isinstance(node.get(key), Mapping) and "_target_" in node[key] for node in there)]
+    parts = [
+        key
+        for key in keys
+        if any(isinstance(node.get(key), Mapping) and "_target_" in node[key] for node in there)
+    ]
     if path and any(key not in node for key in parts for node in there):
         yield path, [_ABSENT if node is _ABSENT else list(node) for node in nodes]
     for key in keys:
@@ -85,19 +129,29 @@ def _differing(path: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[Any]
 
 
 def _kept(differing: Iterator[tuple[str, list[Any]]]) -> dict[str, list[str]]:
-    """What is said of each method: keys that say nothing new are left out, which are those with the values of another key (trainer.max_epochs and
-    teacher.max_epochs), and those that follow from the name in their group (optimizer.scratch_lr from optimizer.name)."""
-    found = sorted(differing, key=lambda each: (not each[0].endswith(".name"), each[0].startswith("teacher.")))
+    """What is said of each method: keys that say nothing new are left out, which are
+    those with the values of another key (trainer.max_epochs and teacher.max_epochs),
+    and those that follow from the name in their group (optimizer.scratch_lr from
+    optimizer.name).
+    """
+    found = sorted(
+        differing, key=lambda each: (not each[0].endswith(".name"), each[0].startswith("teacher."))
+    )
     kept: dict[str, list[Any]] = {}
     for key, values in found:
         name = kept.get(f"{key.split('.')[0]}.name")
         if values not in kept.values() and not (name is not None and _follows(values, name)):
             kept[key] = values
-    return {key: ["" if value is _ABSENT else f"{key}={_short(value)}" for value in values] for key, values in kept.items()}
+    return {
+        key: ["" if value is _ABSENT else f"{key}={_short(value)}" for value in values]
+        for key, values in kept.items()
+    }
 
 
 def _follows(values: Sequence[Any], name: Sequence[Any]) -> bool:
-    return len({(str(a), str(b)) for a, b in zip(name, values, strict=True)}) == len({str(a) for a in name})
+    return len({(str(a), str(b)) for a, b in zip(name, values, strict=True)}) == len(
+        {str(a) for a in name}
+    )
 
 
 def _short(value: Any) -> str:

@@ -20,12 +20,15 @@ def write_predictions(
     group: Sequence[str] | None = None,
     stage: Int64[np.ndarray, " images"] | None = None,
 ) -> None:
-    """Write ``predictions.parquet``: index, file, target, group where the data have some, of a cascade the stage that answered, and for each model
-    <model>_top1, <model>_top1_probability, <model>_target_probability.
+    """Write ``predictions.parquet``: index, file, target, group where the data have
+    some, of a cascade the stage that answered, and for each model <model>_top1,
+    <model>_top1_probability, <model>_target_probability.
     """
     import pandas as pd
 
-    columns = {"index": index, "file": list(file), "target": target} | ({} if group is None else {"group": list(group)})
+    columns = {"index": index, "file": list(file), "target": target} | (
+        {} if group is None else {"group": list(group)}
+    )
     columns |= {} if stage is None else {"stage": stage}
     for model, each in logits.items():
         columns |= {f"{model}_{name}": column for name, column in _answers(each, target).items()}
@@ -34,7 +37,9 @@ def write_predictions(
     os.replace(partial, path)
 
 
-def _answers(logits: Float[np.ndarray, "images classes"], target: Int64[np.ndarray, " images"]) -> dict[str, np.ndarray]:
+def _answers(
+    logits: Float[np.ndarray, "images classes"], target: Int64[np.ndarray, " images"]
+) -> dict[str, np.ndarray]:
     top1 = logits.argmax(axis=1)
     best, label = np.empty(len(top1), np.float32), np.empty(len(top1), np.float32)
     block = max(1, _VALUES // max(1, logits.shape[1]))

@@ -11,12 +11,17 @@ from kd_app.config import RequestError
 from kd_app.stages import write_atomically
 
 VERSION: Final = 1
-Number = Annotated[float | None, AfterValidator(lambda value: value if value is None or math.isfinite(value) else None)]
+Number = Annotated[
+    float | None,
+    AfterValidator(lambda value: value if value is None or math.isfinite(value) else None),
+]
 """A figure; null where it is undefined or not finite."""
 
 
 class _Part(BaseModel):
-    """Unknown keys are refused: a figure that nobody declared would be one that nobody reads."""
+    """Unknown keys are refused: a figure that nobody declared would be one that nobody
+    reads.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,8 +33,9 @@ class _Open(BaseModel):
 
 
 class Data(_Open):
-    """name: of the set · classes: their names, in the order of the logits · sizes: images of each split · fingerprint: sha256 of names, labels and
-    contents."""
+    """name: of the set · classes: their names, in the order of the logits · sizes:
+    images of each split · fingerprint: sha256 of names, labels and contents.
+    """
 
     name: str | None = None
     classes: list[str]
@@ -38,8 +44,11 @@ class Data(_Open):
 
 
 class Model(_Open):
-    """params: entries of all parameters · macs: multiply-adds of one image · size_bytes: on disk · license: of these weights; the student's is that
-    of what ships · sha256: of the weights (of their file without what it says of itself) · weights: how they were loaded."""
+    """params: entries of all parameters · macs: multiply-adds of one image ·
+    size_bytes: on disk · license: of these weights; the student's is that of what ships
+    · sha256: of the weights (of their file without what it says of itself) · weights:
+    how they were loaded.
+    """
 
     name: str
     params: int | None
@@ -52,7 +61,9 @@ class Model(_Open):
 
 
 class ModelFigures(_Part):
-    """Each in 0..1 (nll in nats, brier in 0..2), with the ends of its interval; classwise_ece has none. f1: the mean over the classes with images."""
+    """Each in 0..1 (nll in nats, brier in 0..2), with the ends of its interval;
+    classwise_ece has none. f1: the mean over the classes with images.
+    """
 
     top1: Number
     top1_low: Number
@@ -81,9 +92,11 @@ class ModelFigures(_Part):
 
 
 class PairFigures(_Part):
-    """The student beside teacher and labels-only control; absent (null) is what needs a model that the run has not, or is undefined.
+    """The student beside teacher and labels-only control; absent (null) is what needs a
+    model that the run has not, or is undefined.
 
-    kl_to_teacher: KL(teacher || student), reverse_kl: KL(student || teacher), nats. rank_correlation: Spearman's, -1..1. cka: 0..1, without interval.
+    kl_to_teacher: KL(teacher || student), reverse_kl: KL(student || teacher), nats.
+    rank_correlation: Spearman's, -1..1. cka: 0..1, without interval.
     """
 
     retention: Number = None
@@ -127,11 +140,15 @@ class Estimate(_Part):
 
 
 class Difference(Estimate):
-    """One model's figure minus another's on the same images, with the ends of the paired interval."""
+    """One model's figure minus another's on the same images, with the ends of the
+    paired interval.
+    """
 
 
 class PerClass(_Part):
-    """By class number, to 6 digits; null for a class without images. Flips are shares of the class's images; empty without a teacher."""
+    """By class number, to 6 digits; null for a class without images. Flips are shares
+    of the class's images; empty without a teacher.
+    """
 
     support: list[int]
     accuracy: dict[str, list[Number]]
@@ -141,7 +158,9 @@ class PerClass(_Part):
 
 
 class Group(_Part):
-    """The images of one group of the data, such as a camera or a site: top-1 of each model, and the student's agreement with the teacher."""
+    """The images of one group of the data, such as a camera or a site: top-1 of each
+    model, and the student's agreement with the teacher.
+    """
 
     num_images: int
     accuracy: dict[str, Estimate]
@@ -149,7 +168,9 @@ class Group(_Part):
 
 
 class Robustness(_Part):
-    """Top-1 of each model on the same corrupted images, and the student's agreement with the teacher on them. severity: 1 to 5."""
+    """Top-1 of each model on the same corrupted images, and the student's agreement
+    with the teacher on them. severity: 1 to 5.
+    """
 
     corruption: str
     severity: int
@@ -159,10 +180,12 @@ class Robustness(_Part):
 
 
 class Split(_Part):
-    """Figures of one split: how many images were measured, the confidence of all its intervals, the models, the pair.
+    """Figures of one split: how many images were measured, the confidence of all its
+    intervals, the models, the pair.
 
-    Controls beside labels_only stand under their own names, like models. gains: the student's top1 minus that of each control.
-    groups: those with the most images, up to 100; predictions.parquet has all.
+    Controls beside labels_only stand under their own names, like models. gains: the
+    student's top1 minus that of each control. groups: those with the most images, up to
+    100; predictions.parquet has all.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -181,13 +204,22 @@ class Split(_Part):
 
     @property
     def by_model(self) -> dict[str, ModelFigures]:
-        """The models that were measured: teacher, labels_only, further controls, student."""
-        found = {"teacher": self.teacher, "labels_only": self.labels_only, **self.__pydantic_extra__, "student": self.student}
+        """The models that were measured: teacher, labels_only, further controls,
+        student.
+        """
+        found = {
+            "teacher": self.teacher,
+            "labels_only": self.labels_only,
+            **self.__pydantic_extra__,
+            "student": self.student,
+        }
         return {role: figures for role, figures in found.items() if figures is not None}
 
 
 class Verdict(_Part):
-    """Outcome of the rule that was stated before the run; the fields of `kd_app.metrics.verdict.Judgment`, and the split it is about."""
+    """Outcome of the rule that was stated before the run; the fields of
+    `kd_app.metrics.verdict.Judgment`, and the split it is about.
+    """
 
     outcome: Literal["kept", "lost", "not shown"]
     metric: Literal["top1", "balanced_accuracy", "worst_class"]
@@ -203,8 +235,9 @@ class Verdict(_Part):
 
 
 class Softness(_Part):
-    """How much the teacher spreads over the classes at a temperature: mean entropy (nats), that over ``log K``, and the mean probability that is
-    not on its top class."""
+    """How much the teacher spreads over the classes at a temperature: mean entropy
+    (nats), that over ``log K``, and the mean probability that is not on its top class.
+    """
 
     temperature: float
     mean_nats: Number
@@ -213,7 +246,9 @@ class Softness(_Part):
 
 
 class SimilarPair(_Part):
-    """Two classes by name, and the mean probability of either on the images of the other."""
+    """Two classes by name, and the mean probability of either on the images of the
+    other.
+    """
 
     first: str
     second: str
@@ -221,8 +256,10 @@ class SimilarPair(_Part):
 
 
 class Similarity(_Part):
-    """Classes that the teacher finds alike at a temperature: the strongest pairs, and the mean probabilities (columns) over the images of each
-    class (rows), null where a class has none; no matrix above 100 classes."""
+    """Classes that the teacher finds alike at a temperature: the strongest pairs, and
+    the mean probabilities (columns) over the images of each class (rows), null where a
+    class has none; no matrix above 100 classes.
+    """
 
     temperature: float
     similar: list[SimilarPair]
@@ -230,8 +267,10 @@ class Similarity(_Part):
 
 
 class Knowledge(_Part):
-    """What the teacher says beyond its top class, on the images of `split`. `similar` and `matrix` are at temperature 1, `softened` at those at
-    which the student was taught."""
+    """What the teacher says beyond its top class, on the images of `split`. `similar`
+    and `matrix` are at temperature 1, `softened` at those at which the student was
+    taught.
+    """
 
     split: str
     num_images: int
@@ -248,7 +287,9 @@ class ModelSpeed(_Open):
 
 
 class Speed(_Open):
-    """teacher, student: inference · training_images_per_second: of the student's training, the teacher's forward pass included."""
+    """teacher, student: inference · training_images_per_second: of the student's
+    training, the teacher's forward pass included.
+    """
 
     teacher: ModelSpeed | None = None
     student: ModelSpeed | None = None
@@ -256,9 +297,11 @@ class Speed(_Open):
 
 
 class Licenses(_Part):
-    """Licenses by name, or 'unknown' ('none': random weights): of the teacher's weights, the student's starting weights, the data, and what ships.
+    """Licenses by name, or 'unknown' ('none': random weights): of the teacher's
+    weights, the student's starting weights, the data, and what ships.
 
-    In sentences: what is forbidden and was not accepted, what is unknown, what was accepted (license.accept), and which notices have to be kept.
+    In sentences: what is forbidden and was not accepted, what is unknown, what was
+    accepted (license.accept), and which notices have to be kept.
     """
 
     teacher: str | None = None
@@ -272,7 +315,9 @@ class Licenses(_Part):
 
 
 class StageRecord(_Part):
-    """A stage that the run rests on: its folder, the seconds it took whoever made it, and whether this run made or found it."""
+    """A stage that the run rests on: its folder, the seconds it took whoever made it,
+    and whether this run made or found it.
+    """
 
     name: str
     path: str
@@ -281,9 +326,12 @@ class StageRecord(_Part):
 
 
 class Step(_Part):
-    """One step of a compression, on validation. top1: of its model · lost: accuracy (verdict.metric) of the step before minus its own, as a paired
-    difference; null for the start · macs, params, size_bytes: as of models · latency_ms: median of one image with one thread, as an XNNPACK program ·
-    told: what the step says of itself. The last may be the alternative: another net of that cost, beside the one that came out."""
+    """One step of a compression, on validation. top1: of its model · lost: accuracy
+    (verdict.metric) of the step before minus its own, as a paired difference; null for
+    the start · macs, params, size_bytes: as of models · latency_ms: median of one image
+    with one thread, as an XNNPACK program · told: what the step says of itself. The
+    last may be the alternative: another net of that cost, beside the one that came out.
+    """
 
     name: str
     top1: Estimate
@@ -296,7 +344,9 @@ class Step(_Part):
 
 
 class Latency(_Part):
-    """Milliseconds of one image on one thread, end to end: resizing and cropping, all stages that it went through; of `num_images` images."""
+    """Milliseconds of one image on one thread, end to end: resizing and cropping, all
+    stages that it went through; of `num_images` images.
+    """
 
     mean: float
     p50: float
@@ -306,8 +356,11 @@ class Latency(_Part):
 
 
 class CascadeStage(_Part):
-    """One stage. file: as it was named · sha256: of its file · temperature: fitted on validation · validation, test: top-1 alone · cost_ms: mean
-    time of an image, measured on validation images, by which the costs of rungs are computed · latency: on test images."""
+    """One stage. file: as it was named · sha256: of its file · temperature: fitted on
+    validation · validation, test: top-1 alone · cost_ms: mean time of an image,
+    measured on validation images, by which the costs of rungs are computed · latency:
+    on test images.
+    """
 
     file: str
     sha256: str
@@ -319,9 +372,11 @@ class CascadeStage(_Part):
 
 
 class Rung(_Part):
-    """A cascade at one set of thresholds. thresholds: null where all or nothing is sent on · shares: of the images that reach each stage ·
-    better, worse: images that only the cascade, or only the last stage, has right · cost_ms: expected time of an image · proven: shown to lose no
-    more than the margin."""
+    """A cascade at one set of thresholds. thresholds: null where all or nothing is sent
+    on · shares: of the images that reach each stage · better, worse: images that only
+    the cascade, or only the last stage, has right · cost_ms: expected time of an image
+    · proven: shown to lose no more than the margin.
+    """
 
     thresholds: list[Number]
     shares: list[float]
@@ -333,8 +388,10 @@ class Rung(_Part):
 
 
 class RoutingCurve(_Part):
-    """All rungs of one measure of confidence on validation, from 'everything is sent on' down to 'nothing is'. chosen: the number of its cheapest
-    proven rung, or null where none is cheaper than the last stage alone."""
+    """All rungs of one measure of confidence on validation, from 'everything is sent
+    on' down to 'nothing is'. chosen: the number of its cheapest proven rung, or null
+    where none is cheaper than the last stage alone.
+    """
 
     measure: str
     rungs: list[Rung]
@@ -342,11 +399,15 @@ class RoutingCurve(_Part):
 
 
 class Cascade(_Part):
-    """What routing was worth. answer: ship the cascade, or the first ('student') or the last stage ('teacher') alone. Under `validation` and `test`
-    of the results 'student' is the cascade (the first stage, where the answer is one model) and 'teacher' the last stage.
+    """What routing was worth. answer: ship the cascade, or the first ('student') or the
+    last stage ('teacher') alone. Under `validation` and `test` of the results 'student'
+    is the cascade (the first stage, where the answer is one model) and 'teacher' the
+    last stage.
 
-    margin: of top-1 against the last stage · confidence: at which it is shown for all measures together · measure, thresholds: what was chosen, on
-    `num_images` validation images · test: the same thresholds on test · latency: of the cascade, measured; null where it is not to be used.
+    margin: of top-1 against the last stage · confidence: at which it is shown for all
+    measures together · measure, thresholds: what was chosen, on `num_images` validation
+    images · test: the same thresholds on test · latency: of the cascade, measured; null
+    where it is not to be used.
     """
 
     answer: Literal["cascade", "student", "teacher"]
@@ -369,7 +430,9 @@ class FileRecord(_Part):
 
 
 class Results(_Part):
-    """One run. `reason` says why one failed, or was ended early in a sweep (pruned); what is not known yet is null or empty."""
+    """One run. `reason` says why one failed, or was ended early in a sweep (pruned);
+    what is not known yet is null or empty.
+    """
 
     schema_version: Literal[1] = VERSION
     status: Literal["running", "finished", "failed", "pruned"]
@@ -394,29 +457,40 @@ class Results(_Part):
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of ``results.json``."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Results.model_json_schema(mode="serialization")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Results.model_json_schema(mode="serialization"),
+    }
 
 
 def write(path: Path, results: Results) -> None:
-    """Write ``results.json`` whole or not at all; plain JSON, null for what is not finite."""
+    """Write ``results.json`` whole or not at all; plain JSON, null for what is not
+    finite.
+    """
     write_atomically(path, results.model_dump_json(indent=1) + "\n")
 
 
 def read(path: Path) -> Results:
-    """Read a ``results.json``. Raises `RequestError`: it is not there, cut off, of another schema version, or not of this schema."""
+    """Read a ``results.json``. Raises `RequestError`: it is not there, cut off, of
+    another schema version, or not of this schema.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RequestError(f"There is no {str(path)!r}. A run's folder holds a results.json; name such a folder.") from None
+        raise RequestError(
+            f"There is no {str(path)!r}. A run's folder holds a results.json; name such a folder."
+        ) from None
     except (OSError, ValueError) as error:
         raise RequestError(
-            f"{str(path)!r} can't be read: {error}. It is cut off or no JSON; run the same command again to make it anew, its stages are kept."
+            f"{str(path)!r} can't be read: {error}. It is cut off or no JSON; run the same command"
+            " again to make it anew, its stages are kept."
         ) from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != VERSION:
         raise RequestError(
-            f"{str(path)!r} has schema_version {version!r}, and this kd_app reads version {VERSION}. "
-            "Read it with the kd_app that wrote it, or run the same command again to make it anew."
+            f"{str(path)!r} has schema_version {version!r}, and this kd_app reads version"
+            f" {VERSION}. Read it with the kd_app that wrote it, or run the same command again to"
+            " make it anew."
         )
     try:
         return Results.model_validate(content)
@@ -424,6 +498,6 @@ def read(path: Path) -> Results:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RequestError(
-            f"{str(path)!r} is no results.json of version {VERSION}: {where}: {first['msg']} (got {str(first['input'])[:60]!r}). "
-            "Run the same command again to make it anew."
+            f"{str(path)!r} is no results.json of version {VERSION}: {where}: {first['msg']} (got"
+            f" {str(first['input'])[:60]!r}). Run the same command again to make it anew."
         ) from None

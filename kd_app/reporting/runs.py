@@ -45,15 +45,16 @@ class Run:
 
     @cached_property
     def predictions(self) -> "DataFrame":
-        """One row an image: index, file, target, group where the data have some, and per model <model>_top1, <model>_top1_probability,
-        <model>_target_probability.
+        """One row an image: index, file, target, group where the data have some, and
+        per model <model>_top1, <model>_top1_probability, <model>_target_probability.
         """
         import pandas as pd
 
         return pd.read_parquet(self._file(PREDICTIONS))
 
     def confusion(self, model: str = "student") -> "DataFrame":
-        """How often images of each class (row) were taken for each class (column) by `model`, in numbers of images.
+        """How often images of each class (row) were taken for each class (column) by
+        `model`, in numbers of images.
 
         Raises `RequestError` for a model that the run has not.
         """
@@ -64,28 +65,53 @@ class Run:
 
         column, classes = f"{model}_top1", self.results.data.classes if self.results.data else []
         if column not in self.predictions:
-            raise unknown("model of this run", model, [str(name).removesuffix("_top1") for name in self.predictions if str(name).endswith("_top1")])
+            raise unknown(
+                "model of this run",
+                model,
+                [
+                    str(name).removesuffix("_top1")
+                    for name in self.predictions
+                    if str(name).endswith("_top1")
+                ],
+            )
         metric = Confusion(len(classes))
-        metric.update(*(torch.tensor(self.predictions[name].to_numpy(), dtype=torch.int64) for name in (column, "target")))
-        return pd.DataFrame(metric.compute().numpy(), index=pd.Index(classes, name="label"), columns=pd.Index(classes, name=column))
+        metric.update(
+            *(
+                torch.tensor(self.predictions[name].to_numpy(), dtype=torch.int64)
+                for name in (column, "target")
+            )
+        )
+        return pd.DataFrame(
+            metric.compute().numpy(),
+            index=pd.Index(classes, name="label"),
+            columns=pd.Index(classes, name=column),
+        )
 
     @cached_property
     def examples(self) -> "DataFrame":
-        """Images to look at, a list for each `why` (an image may be in several): negative_flip, positive_flip, most_different, similar_pair, typical.
+        """Images to look at, a list for each `why` (an image may be in several):
+        negative_flip, positive_flip, most_different, similar_pair, typical.
 
-        Columns: index, file, target, why, classes (up to 5 numbers: the label's first, of a similar pair the other one second), png (bytes of at
-        most 96 pixels a side, None where the data can't give them), divergence (KL(teacher || student), nats), and per model <model>_top1 and
-        <model>_probabilities (of `classes`). Raises `RequestError` where there are none: the run was made with ``examples=0``.
+        Columns: index, file, target, why, classes (up to 5 numbers: the label's first,
+        of a similar pair the other one second), png (bytes of at most 96 pixels a side,
+        None where the data can't give them), divergence (KL(teacher || student), nats),
+        and per model <model>_top1 and <model>_probabilities (of `classes`). Raises
+        `RequestError` where there are none: the run was made with ``examples=0``.
         """
         import pandas as pd
 
         if self.results.status == "finished" and not (self.path / EXAMPLES).exists():
-            raise RequestError(f"The run {str(self.path)!r} has no {EXAMPLES}: it was made with examples=0, or by an older kd_app.")
+            raise RequestError(
+                f"The run {str(self.path)!r} has no {EXAMPLES}: it was made with examples=0, or by"
+                " an older kd_app."
+            )
         return pd.read_parquet(self._file(EXAMPLES))
 
     @cached_property
     def curves(self) -> "DataFrame":
-        """One row a logged point: stage (teacher, labels_only, student ...), epoch, step, and a column a metric, NaN where it was not logged."""
+        """One row a logged point: stage (teacher, labels_only, student ...), epoch,
+        step, and a column a metric, NaN where it was not logged.
+        """
         import pandas as pd
 
         return pd.read_csv(self._file(CURVES))
@@ -95,29 +121,44 @@ class Run:
         return _loaded(self._file("student"))
 
     def teacher(self) -> "nn.Module":
-        """The teacher that this run learned from, with its weights, in eval mode, as timm loads it from the folder that it was kept in.
+        """The teacher that this run learned from, with its weights, in eval mode, as
+        timm loads it from the folder that it was kept in.
 
-        Raises `RequestError`: the run has no teacher, or one that came by name or from a file; its folder is gone, or holds other weights by now.
+        Raises `RequestError`: the run has no teacher, or one that came by name or from
+        a file; its folder is gone, or holds other weights by now.
         """
         if self.results.status == "finished" and "teacher" not in self.results.models:
-            raise RequestError(f"The run {str(self.path)!r} has no teacher: it was trained on the labels alone.")
+            raise RequestError(
+                f"The run {str(self.path)!r} has no teacher: it was trained on the labels alone."
+            )
         text = self._file(REFERENCE).read_text(encoding="utf-8")
         try:
             reference = json.loads(text)
-            name, source, sha256, folder = *(reference[key] for key in ("name", "source", "sha256")), Path(reference["path"] or "")
+            name, source, sha256, folder = (
+                *(reference[key] for key in ("name", "source", "sha256")),
+                Path(reference["path"] or ""),
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"The {REFERENCE} of {str(self.path)!r} does not say where the teacher is ({type(error).__name__}).") from None
+            raise RequestError(
+                f"The {REFERENCE} of {str(self.path)!r} does not say where the teacher is"
+                f" ({type(error).__name__})."
+            ) from None
         if reference["path"] is None or folder.is_file():
             raise RequestError(
-                f"The run {str(self.path)!r} did not keep its teacher in a folder: {name} came from {source}. "
-                "Make it as the run did, with timm.create_model or your own factory."
+                f"The run {str(self.path)!r} did not keep its teacher in a folder: {name} came from"
+                f" {source}. Make it as the run did, with timm.create_model or your own factory."
             )
         weights = folder / "model.safetensors"
         if not weights.is_file() or weights_sha256(weights) != sha256:
-            what = "holds other weights now" if weights.is_file() else f"is not there, seen from {str(Path.cwd())!r}"
+            what = (
+                "holds other weights now"
+                if weights.is_file()
+                else f"is not there, seen from {str(Path.cwd())!r}"
+            )
             raise RequestError(
-                f"The teacher {name} of the run {str(self.path)!r} was in {str(folder)!r}, which {what}. "
-                "Read the run from the folder it was made in; if the teacher was removed, run the same command again with overwrite=true."
+                f"The teacher {name} of the run {str(self.path)!r} was in {str(folder)!r}, which"
+                f" {what}. Read the run from the folder it was made in; if the teacher was removed,"
+                " run the same command again with overwrite=true."
             )
         return _loaded(folder)
 
@@ -125,7 +166,8 @@ class Run:
         path = self.path / name
         if not path.exists():
             raise RequestError(
-                f"The run {str(self.path)!r} has no {name}: its status is {self.results.status!r}. Run the same command again to let it go on."
+                f"The run {str(self.path)!r} has no {name}: its status is {self.results.status!r}."
+                " Run the same command again to let it go on."
             )
         return path
 
@@ -134,27 +176,34 @@ def _loaded(folder: Path) -> "nn.Module":
     import timm
     from safetensors import SafetensorError
 
-    import kd_app.models.small  # noqa: F401  (registers its small nets with timm)
+    import kd_app.models.small
 
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         reason = first_line(error)[:200]
-        raise RequestError(f"The model in {str(folder)!r} can't be loaded: {reason} Expected the folder as kd-distill left it.") from None
+        raise RequestError(
+            f"The model in {str(folder)!r} can't be loaded: {reason} Expected the folder as"
+            " kd-distill left it."
+        ) from None
     return model
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """Read the run in the folder `path`. Raises `RequestError` where there is none, or its ``results.json`` can't be read."""
+    """Read the run in the folder `path`. Raises `RequestError` where there is none, or
+    its ``results.json`` can't be read.
+    """
     folder = Path(path)
     return Run(folder, read(folder / RESULTS))
 
 
 def load_runs(folder: str | os.PathLike[str]) -> "DataFrame":
-    """All runs in and below `folder`, sorted by path: one row a run, dotted columns as in ``results.json`` ('test.student.top1', 'config.seed').
+    """All runs in and below `folder`, sorted by path: one row a run, dotted columns as
+    in ``results.json`` ('test.student.top1', 'config.seed').
 
-    Stages, and all else in hidden folders, are no runs. A run whose ``results.json`` can't be read has status 'unreadable' and the `reason`.
-    Raises `RequestError` where `folder` is none.
+    Stages, and all else in hidden folders, are no runs. A run whose ``results.json``
+    can't be read has status 'unreadable' and the `reason`. Raises `RequestError` where
+    `folder` is none.
     """
     import pandas as pd
 
@@ -166,18 +215,27 @@ def load_runs(folder: str | os.PathLike[str]) -> "DataFrame":
 
 
 def find_runs(places: Sequence[str]) -> list[Path]:
-    """The folders of the runs at, or below, these places, each once; ``*`` and ``?`` in a place stand for any signs.
+    """The folders of the runs at, or below, these places, each once; ``*`` and ``?`` in
+    a place stand for any signs.
 
     Raises `RequestError`: a place is not there, or holds no run.
     """
     found: dict[Path, Path] = {}
     for place in places:
-        folders = [Path(place)] if Path(place).exists() else [Path(each) for each in sorted(glob(place))]
+        folders = (
+            [Path(place)] if Path(place).exists() else [Path(each) for each in sorted(glob(place))]
+        )
         if not folders:
-            raise RequestError(f"There is no {place!r} to look for runs in, seen from {str(Path.cwd())!r}. Name the folder of a run or of a sweep.")
+            raise RequestError(
+                f"There is no {place!r} to look for runs in, seen from {str(Path.cwd())!r}. Name"
+                " the folder of a run or of a sweep."
+            )
         runs = [run for folder in folders for run in sorted(_run_folders(folder))]
         if not runs:
-            raise RequestError(f"There is no run in {place!r}: no folder there holds a {RESULTS}. Name the folder of a run or of a sweep.")
+            raise RequestError(
+                f"There is no run in {place!r}: no folder there holds a {RESULTS}. Name the folder"
+                " of a run or of a sweep."
+            )
         found |= {run.resolve(): run for run in runs if run.resolve() not in found}
     return list(found.values())
 
@@ -198,7 +256,9 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``(dotted key, value)`` of every leaf of nested mappings; an empty mapping is a leaf."""
+    """``(dotted key, value)`` of every leaf of nested mappings; an empty mapping is a
+    leaf.
+    """
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -207,8 +267,13 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def write_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Write ``metrics.csv`` from the points that each stage logged: columns stage, epoch, step, then the metrics, empty where not logged."""
-    metrics = {name for points in curves.values() for point in points for name in point} - {"epoch", "step"}
+    """Write ``metrics.csv`` from the points that each stage logged: columns stage,
+    epoch, step, then the metrics, empty where not logged.
+    """
+    metrics = {name for points in curves.values() for point in points for name in point} - {
+        "epoch",
+        "step",
+    }
     text = io.StringIO()
     writer = csv.DictWriter(text, ["stage", "epoch", "step", *sorted(metrics)], lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,6 @@
-"""What a run found, as a table for people: readable at 80 columns, in a log, without color."""
+"""What a run found, as a table for people: readable at 80 columns, in a log, without
+color.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +11,23 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.reporting.results import Model, ModelFigures, Results, Split, Step
-from kd_app.reporting.sentences import count, difference, interval, pair_rows, percent, points, sentences
+from kd_app.reporting.sentences import (
+    count,
+    difference,
+    interval,
+    pair_rows,
+    percent,
+    points,
+    sentences,
+)
 from kd_app.reporting.worth import worth
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of a sweep: its number, what it overrides, and its results, None where it has none that can be read."""
+    """One trial of a sweep: its number, what it overrides, and its results, None where
+    it has none that can be read.
+    """
 
     number: int
     overrides: tuple[str, ...]
@@ -23,7 +35,9 @@ class Trial:
 
 
 def summary(results: Results) -> RenderableType:
-    """The table that ends the main job: teacher, labels only, distilled; then what the student kept, the verdict, and what the figures rest on."""
+    """The table that ends the main job: teacher, labels only, distilled; then what the
+    student kept, the verdict, and what the figures rest on.
+    """
     split = results.test or results.validation
     if split is None:
         reason = f" {results.reason}" if results.reason else ""
@@ -34,13 +48,19 @@ def summary(results: Results) -> RenderableType:
         parts += [_pair(pair, split.confidence)]
     if set(split.gains) - {"labels_only"}:
         parts += [_controls(results, split)]
-    return Group(*parts, *(Text(sentence) for sentence in [*worth(results), *sentences(results, split)]))
+    return Group(
+        *parts, *(Text(sentence) for sentence in [*worth(results), *sentences(results, split)])
+    )
 
 
 def _models(results: Results, split: Split) -> Table:
     figures = {"teacher": split.teacher, "labels_only": split.labels_only, "student": split.student}
     present = {role: each for role, each in figures.items() if each is not None}
-    heads = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled" if split.teacher or split.labels_only else "student"}
+    heads = {
+        "teacher": "teacher",
+        "labels_only": "labels only",
+        "student": "distilled" if split.teacher or split.labels_only else "student",
+    }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for role in present:
@@ -48,9 +68,16 @@ def _models(results: Results, split: Split) -> Table:
     models = {role: results.models.get(role) for role in present}
     table.add_row("model", *(model.name if model else "" for model in models.values()))
     table.add_row("top-1 accuracy", *(percent(each.top1) for each in present.values()))
-    table.add_row(f"  {100 * split.confidence:g} % interval", *(interval(each.top1_low, each.top1_high) for each in present.values()))
-    table.add_row("parameters", *(count(model.params if model else None) for model in models.values()))
-    table.add_row("multiply-adds", *(count(model.macs if model else None) for model in models.values()))
+    table.add_row(
+        f"  {100 * split.confidence:g} % interval",
+        *(interval(each.top1_low, each.top1_high) for each in present.values()),
+    )
+    table.add_row(
+        "parameters", *(count(model.params if model else None) for model in models.values())
+    )
+    table.add_row(
+        "multiply-adds", *(count(model.macs if model else None) for model in models.values())
+    )
     table.add_row("size on disk", *(_size(model) for model in models.values()))
     table.add_row("license", *(model.license if model else "unknown" for model in models.values()))
     table.add_row("images per second", *(_speed(results, role) for role in present))
@@ -58,16 +85,32 @@ def _models(results: Results, split: Split) -> Table:
 
 
 def waterfall(steps: Sequence[Step]) -> Table:
-    """What each step of a compression cost in accuracy on validation (points), and what it saved; and the alternative beside what came out."""
+    """What each step of a compression cost in accuracy on validation (points), and what
+    it saved; and the alternative beside what came out.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("step")
-    for head in ("top-1", "95 % interval", "lost", "multiply-adds", "parameters", "size", "latency"):
+    for head in (
+        "top-1",
+        "95 % interval",
+        "lost",
+        "multiply-adds",
+        "parameters",
+        "size",
+        "latency",
+    ):
         table.add_column(head, justify="right")
     for step in steps:
         lost = "" if step.lost is None or step.lost.value is None else points(step.lost.value)
         latency = "unknown" if step.latency_ms is None else f"{step.latency_ms:.3g} ms"
         sizes = (count(step.macs), count(step.params), f"{count(step.size_bytes)}B", latency)
-        table.add_row(step.name, percent(step.top1.value), interval(step.top1.low, step.top1.high), lost, *sizes)
+        table.add_row(
+            step.name,
+            percent(step.top1.value),
+            interval(step.top1.low, step.top1.high),
+            lost,
+            *sizes,
+        )
     return table
 
 
@@ -83,7 +126,9 @@ def _controls(results: Results, split: Split) -> Table:
         model, figures = results.models.get(control), split.by_model[control]
         net = f" ({model.name})" if model and student and model.name != student.name else ""
         own = (percent(figures.top1), interval(figures.top1_low, figures.top1_high))
-        table.add_row(f"{control.replace('_', ' ')}{net}", *own, *difference(gain.value, gain.low, gain.high))
+        table.add_row(
+            f"{control.replace('_', ' ')}{net}", *own, *difference(gain.value, gain.low, gain.high)
+        )
     return table
 
 
@@ -107,13 +152,21 @@ def _speed(results: Results, role: str) -> str:
     if role == "labels_only":
         return "as distilled"
     measured = results.speed.teacher if role == "teacher" else results.speed.student
-    return f"{measured.images_per_second:,.0f}" if measured and measured.images_per_second is not None else "unknown"
+    return (
+        f"{measured.images_per_second:,.0f}"
+        if measured and measured.images_per_second is not None
+        else "unknown"
+    )
 
 
 def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
-    """A sweep's trials, best by validation first; the winner is marked by a star and, where it was tested, its test figure is given."""
+    """A sweep's trials, best by validation first; the winner is marked by a star and,
+    where it was tested, its test figure is given.
+    """
     ordered = sorted(trials, key=lambda trial: (-_validation_top1(trial), trial.number))
-    confidence = next((split.confidence for trial in ordered if (split := _validation(trial))), 0.95)
+    confidence = next(
+        (split.confidence for trial in ordered if (split := _validation(trial))), 0.95
+    )
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -130,7 +183,9 @@ def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
     for trial in ordered:
         number = f"* {trial.number}" if trial.number == winner else str(trial.number)
         status = trial.results.status if trial.results else "unreadable"
-        table.add_row(number, Text("\n".join(trial.overrides)), status, *_top1(_student(_validation(trial))))
+        table.add_row(
+            number, Text("\n".join(trial.overrides)), status, *_top1(_student(_validation(trial)))
+        )
     return Group(table, Text(_winner(trials, winner)), *map(Text, _ships(ordered)))
 
 
@@ -141,7 +196,10 @@ def _ships(trials: Sequence[Trial]) -> list[str]:
         if trial.results and trial.results.license:
             by_license.setdefault(trial.results.license.ships, []).append(str(trial.number))
     several = len(by_license) > 1
-    said = ", ".join(f"{name} (trials {', '.join(numbers)})" if several else name for name, numbers in by_license.items())
+    said = ", ".join(
+        f"{name} (trials {', '.join(numbers)})" if several else name
+        for name, numbers in by_license.items()
+    )
     return [f"License of what ships: {said}."] if said else []
 
 
@@ -159,7 +217,11 @@ def _validation_top1(trial: Trial) -> float:
 
 
 def _top1(figures: ModelFigures | None) -> tuple[str, str]:
-    return (percent(figures.top1), interval(figures.top1_low, figures.top1_high)) if figures else ("", "")
+    return (
+        (percent(figures.top1), interval(figures.top1_low, figures.top1_high))
+        if figures
+        else ("", "")
+    )
 
 
 def _winner(trials: Sequence[Trial], winner: int | None) -> str:
@@ -171,6 +233,7 @@ def _winner(trials: Sequence[Trial], winner: int | None) -> str:
         return f"* Trial {winner} won on validation; the test set was not read."
     figure, bounds = _top1(test.student)
     return (
-        f"* Trial {winner} won on validation. Its test top-1 is {figure} (interval {bounds}, {test.num_images:,} images): the figure to quote, "
-        "since the best of several validation figures is too good by chance."
+        f"* Trial {winner} won on validation. Its test top-1 is {figure} (interval {bounds},"
+        f" {test.num_images:,} images): the figure to quote, since the best of several validation"
+        " figures is too good by chance."
     )

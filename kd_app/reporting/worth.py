@@ -1,4 +1,6 @@
-"""Was distilling needed? What of the gain is the teacher's knowledge, and whether plain training is as good."""
+"""Was distilling needed? What of the gain is the teacher's knowledge, and whether plain
+training is as good.
+"""
 
 from kd_app.reporting.results import Difference, Results, Split
 from kd_app.reporting.sentences import points, said_margin
@@ -8,18 +10,29 @@ PLAIN = ("labels_only", "as_long")
 
 
 def worth(results: Results) -> list[str]:
-    """Sentences from the differences between the student and each control on the same images; empty where no control was measured.
+    """Sentences from the differences between the student and each control on the same
+    images; empty where no control was measured.
 
-    Every figure is the student's top1 minus a control's, with its paired interval over the images, each by itself (not corrected for their number).
-    A control counts as as good where that interval holds 0 or lies below it. All of it is about the models of one seed, and says so.
+    Every figure is the student's top1 minus a control's, with its paired interval over
+    the images, each by itself (not corrected for their number). A control counts as as
+    good where that interval holds 0 or lies below it. All of it is about the models of
+    one seed, and says so.
     """
     split = results.test or results.validation
     if split is None:
         return []
-    gains = {control: gain for control, gain in _gains(split).items() if gain.value is not None and gain.low is not None and gain.high is not None}
+    gains = {
+        control: gain
+        for control, gain in _gains(split).items()
+        if gain.value is not None and gain.low is not None and gain.high is not None
+    }
     if not gains:
         return []
-    found = [sentence for control, gain in gains.items() if (sentence := _said(control, gain, gains, results))]
+    found = [
+        sentence
+        for control, gain in gains.items()
+        if (sentence := _said(control, gain, gains, results))
+    ]
     return [*found, _advice(gains, results, split), _basis(results)]
 
 
@@ -27,7 +40,11 @@ def _gains(split: Split) -> dict[str, Difference]:
     """By control; of a run that is older than further controls, that of the labels."""
     if split.gains or split.pair is None:
         return split.gains
-    return {"labels_only": Difference(value=split.pair.gain, low=split.pair.gain_low, high=split.pair.gain_high)}
+    return {
+        "labels_only": Difference(
+            value=split.pair.gain, low=split.pair.gain_low, high=split.pair.gain_high
+        )
+    }
 
 
 def _figure(gain: Difference) -> str:
@@ -49,7 +66,11 @@ def _said(control: str, gain: Difference, gains: dict[str, Difference], results:
     name, nothing, something = _SAYS[control]
     model = results.models.get(control)
     decided = (model.model_extra or {}).get("decided", {}) if model else {}
-    said = f"Distilled minus {name.format(net=model.name if model else 'another net', **_details(decided))}: {_figure(gain)}: "
+    said = (
+        "Distilled minus"
+        f" {name.format(net=model.name if model else 'another net', **_details(decided))}:"
+        f" {_figure(gain)}: "
+    )
     if gain.high is not None and gain.high < 0:
         said += "distilling did worse."
     else:
@@ -84,12 +105,19 @@ _SAYS = {
         "better than that net on plain labels.",
     ),
 }
-"""Of each control: what it is; what is said where it is as good, and where it is not."""
+"""Of each control: what it is; what is said where it is as good, and where it is not.
+"""
 
 
 def _details(decided: dict[str, object]) -> dict[str, str]:
-    epochs, loss, macs, ours = (decided.get(key) for key in ("max_epochs", "loss", "macs", "student_macs"))
-    smoothing = next((node["smoothing"] for node in loss.values() if "smoothing" in node), None) if isinstance(loss, dict) else None
+    epochs, loss, macs, ours = (
+        decided.get(key) for key in ("max_epochs", "loss", "macs", "student_macs")
+    )
+    smoothing = (
+        next((node["smoothing"] for node in loss.values() if "smoothing" in node), None)
+        if isinstance(loss, dict)
+        else None
+    )
     ratio = macs / ours if isinstance(macs, int) and isinstance(ours, int) and ours else None
     return {
         "epochs": "" if epochs is None else f" ({epochs} epochs)",
@@ -99,33 +127,72 @@ def _details(decided: dict[str, object]) -> dict[str, str]:
 
 
 def _share(control: str, gain: Difference, gains: dict[str, Difference]) -> str:
-    """How much of a gain over the labels the control has, too; said only where there is such a gain."""
+    """How much of a gain over the labels the control has, too; said only where there is
+    such a gain.
+    """
     over_labels = gains.get("labels_only")
-    if control in ("labels_only", "other_family") or over_labels is None or over_labels.value is None or _as_good(over_labels) or gain.value is None:
+    if (
+        control in ("labels_only", "other_family")
+        or over_labels is None
+        or over_labels.value is None
+        or _as_good(over_labels)
+        or gain.value is None
+    ):
         return ""
-    return f" Of the {points(over_labels.value)} points over the labels alone it has {points(over_labels.value - gain.value)} itself."
+    return (
+        f" Of the {points(over_labels.value)} points over the labels alone it has"
+        f" {points(over_labels.value - gain.value)} itself."
+    )
 
 
 def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str:
-    """Plain training where a control of that kind is as good; else the cheapest that is; else distilling."""
+    """Plain training where a control of that kind is as good; else the cheapest that
+    is; else distilling.
+    """
     as_good = [control for control in PLAIN if control in gains and _as_good(gains[control])]
     told = f"as far as {split.num_images:,} images tell"
     if as_good:
         longer = " for as long" if as_good == ["as_long"] else ""
         margin = results.verdict.margin if results.verdict else None
-        shown = [control for control in as_good if margin is not None and (gains[control].high or 0) < margin]
+        shown = [
+            control
+            for control in as_good
+            if margin is not None and (gains[control].high or 0) < margin
+        ]
         better = any((gains[control].high or 0) < 0 for control in as_good)
         how = "better than distilling" if better else "as good as distilling"
-        sure = f", and less than {said_margin(margin or 0)} worse" if shown else "; they could not show a small difference"
+        sure = (
+            f", and less than {said_margin(margin or 0)} worse"
+            if shown
+            else "; they could not show a small difference"
+        )
         sure = "" if better else sure
-        return f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a teacher: {how} {told}{sure}."
+        return (
+            f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a"
+            f" teacher: {how} {told}{sure}."
+        )
     if "smoothed_labels" in gains and _as_good(gains["smoothed_labels"]):
-        return f"Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher: as good as distilling {told}."
+        return (
+            "Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher:"
+            f" as good as distilling {told}."
+        )
     if any(control in gains for control in PLAIN):
-        unasked = [control for control in ("as_long", "smoothed_labels", "shuffled_teacher") if control not in gains]
-        more = f" Not asked here: 'controls=[{','.join(unasked)}]' would show what of it is the teacher's knowledge." if unasked else ""
+        unasked = [
+            control
+            for control in ("as_long", "smoothed_labels", "shuffled_teacher")
+            if control not in gains
+        ]
+        more = (
+            f" Not asked here: 'controls=[{','.join(unasked)}]' would show what of it is the"
+            " teacher's knowledge."
+            if unasked
+            else ""
+        )
         return f"Recommendation: distill. Plain training is measurably worse.{more}"
-    return "Recommendation: none. Without the control labels_only nothing says whether plain training is as good."
+    return (
+        "Recommendation: none. Without the control labels_only nothing says whether plain training"
+        " is as good."
+    )
 
 
 def _basis(results: Results) -> str:

@@ -1,1 +1,3 @@
-"""From a finished run to files that run elsewhere: exporting, predicting, and keeping the teacher for the hard images."""
+"""From a finished run to files that run elsewhere: exporting, predicting, and keeping
+the teacher for the hard images.
+"""

@@ -1,4 +1,6 @@
-"""Which file to ship, chosen by what was measured, and what int8 did that nobody would want."""
+"""Which file to ship, chosen by what was measured, and what int8 did that nobody would
+want.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +21,9 @@ class Choice:
 
 
 def to_ship(told: Exports) -> Choice:
-    """Of the student's files (the teacher's, where there are none of a student) the cheapest whose loss beside the model in torch is within
-    ``verdict.margin`` on validation; where none is, the one that lost least.
+    """Of the student's files (the teacher's, where there are none of a student) the
+    cheapest whose loss beside the model in torch is within ``verdict.margin`` on
+    validation; where none is, the one that lost least.
     """
     roles = {file.role for file in told.files.values()}
     role = "student" if "student" in roles else "teacher"
@@ -44,7 +47,9 @@ def to_ship(told: Exports) -> Choice:
 
 
 def remarks(told: Exports) -> Iterator[str]:
-    """A sentence for each int8 file that is slower, or worse, than the float one of its runtime."""
+    """A sentence for each int8 file that is slower, or worse, than the float one of its
+    runtime.
+    """
     by = {(file.role, file.format): name for name, file in told.files.items()}
     for name, file in told.files.items():
         other = by.get((file.role, _FLOAT.get(file.format, "")))
@@ -52,11 +57,20 @@ def remarks(told: Exports) -> Iterator[str]:
             continue
         ratio = file.times_cheaper[other]
         if ratio.high < 1:
-            yield f"{name} is slower than {other}: {ratio.value:.2f} times as many images a second ({ratio.low:.2f} to {ratio.high:.2f})."
+            yield (
+                f"{name} is slower than {other}: {ratio.value:.2f} times as many images a second"
+                f" ({ratio.low:.2f} to {ratio.high:.2f})."
+            )
         elif ratio.low <= 1:
-            yield f"{name} is not shown to be faster than {other}: {ratio.value:.2f} times ({ratio.low:.2f} to {ratio.high:.2f})."
+            yield (
+                f"{name} is not shown to be faster than {other}: {ratio.value:.2f} times"
+                f" ({ratio.low:.2f} to {ratio.high:.2f})."
+            )
         if lost(file) > _margin(told.files) and lost(file) > lost(told.files[other]):
-            yield f"{name} is worse than {other}: it lost {_points(file)} on validation, {other} {_points(told.files[other])}."
+            yield (
+                f"{name} is worse than {other}: it lost {_points(file)} on validation, {other}"
+                f" {_points(told.files[other])}."
+            )
 
 
 def lost(file: File) -> float:

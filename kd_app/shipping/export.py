@@ -1,4 +1,6 @@
-"""A finished run's models as files, each measured on itself beside the models in torch, and the file to ship."""
+"""A finished run's models as files, each measured on itself beside the models in torch,
+and the file to ship.
+"""
 
 import os
 import shutil
@@ -34,7 +36,11 @@ from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.settings import Group, Place
 from kd_app.training.workshop import Chained, Member, Workshop
 
-ROLES: dict[str, tuple[str, ...]] = {"student": ("student",), "teacher": ("teacher",), "both": ("student", "teacher")}
+ROLES: dict[str, tuple[str, ...]] = {
+    "student": ("student",),
+    "teacher": ("teacher",),
+    "both": ("student", "teacher"),
+}
 
 
 class Export(Typed, called="kd-export"):
@@ -65,7 +71,9 @@ class Export(Typed, called="kd-export"):
         self.compared_images = compared_images
         self.test = test
         self.nodes = formats
-        self.formats: dict[str, Format] = {name: make(node, Format) for name, node in formats.items()}
+        self.formats: dict[str, Format] = {
+            name: make(node, Format) for name, node in formats.items()
+        }
         self.clock: Clock = make(clock, Clock)
         self.price: Price = make(price, Price)
         known = [f"export-{each}-{name}" for each in self.roles for name in formats]
@@ -87,52 +95,112 @@ class _Job:
 
 
 def export_run(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
-    """Write the models of the finished run ``config['run']`` as files, measure each, and say which to ship; the folder of the files.
+    """Write the models of the finished run ``config['run']`` as files, measure each,
+    and say which to ship; the folder of the files.
 
-    Raises `RequestError` for a wrong request, `RunError` where a model can't be written in a format or does not answer as it does in torch.
+    Raises `RequestError` for a wrong request, `RunError` where a model can't be written
+    in a format or does not answer as it does in torch.
     """
     check_targets({key: config[key] for key in ("formats", "clock", "price")}, config["allow"])
     asked, console = Export(**config), console or Console()
     before = read(asked.run / RESULTS)
     if before.status != "finished":
-        raise RequestError(f"The run {str(asked.run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it.")
-    taken_up = {**as_run(asked.run, config, before), "license": config["license"], "controls": {}, "remake": []}
-    taken_up["trainer"] = {**taken_up["trainer"], "accelerator": "auto", "devices": 1, "precision": "auto"}
+        raise RequestError(
+            f"The run {str(asked.run)!r} is {before.status}, not finished. Say its kd-distill"
+            " command again to finish it."
+        )
+    taken_up = {
+        **as_run(asked.run, config, before),
+        "license": config["license"],
+        "controls": {},
+        "remake": [],
+    }
+    taken_up["trainer"] = {
+        **taken_up["trainer"],
+        "accelerator": "auto",
+        "devices": 1,
+        "precision": "auto",
+    }
     made = parts(taken_up)
     made.licenses.check()
     out = asked.out if trial is None else asked.out / str(trial)
     with claimed(out, config, overwrite=config["overwrite"]):
-        anew = [f"export-{role}-{name}" for role in asked.roles for name, form in asked.formats.items() if not form.found_again]
-        shop = Workshop(made, Stages(Path(taken_up["stages"]), remake=[*config["remake"], *anew], say=console.say), console, tracker=None)
+        anew = [
+            f"export-{role}-{name}"
+            for role in asked.roles
+            for name, form in asked.formats.items()
+            if not form.found_again
+        ]
+        shop = Workshop(
+            made,
+            Stages(Path(taken_up["stages"]), remake=[*config["remake"], *anew], say=console.say),
+            console,
+            tracker=None,
+        )
         shop.prepare_data()
         check_classes(shop, before)
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
         splits = ("validation", "test") if read_test else ("validation",)
-        _go(_Job(asked, shop, Verdict(**taken_up["verdict"]), before, _members(asked, shop, before), splits), out)
+        _go(
+            _Job(
+                asked,
+                shop,
+                Verdict(**taken_up["verdict"]),
+                before,
+                _members(asked, shop, before),
+                splits,
+            ),
+            out,
+        )
     return out
 
 
 def _members(asked: Export, shop: Workshop, before: Results) -> dict[str, Member]:
-    there = before.model_copy(update={"models": {role: model for role, model in before.models.items() if role in ("teacher", "student")}})
+    there = before.model_copy(
+        update={
+            "models": {
+                role: model
+                for role, model in before.models.items()
+                if role in ("teacher", "student")
+            }
+        }
+    )
     members = members_of(shop, asked.run, there, shop.console)
     for role in asked.roles:
         if role not in members:
-            raise RequestError(f"The run {str(asked.run)!r} has no {role} to export: it had none, or it is not there any more. Say role=student.")
+            raise RequestError(
+                f"The run {str(asked.run)!r} has no {role} to export: it had none, or it is not"
+                " there any more. Say role=student."
+            )
     return members
 
 
 def _go(job: _Job, out: Path) -> None:
     files = written(job.shop, job.before, job.members, job.asked)
-    torch_answers = {role: {split: job.shop.predictions(member, split) for split in job.splits} for role, member in job.members.items()}
+    torch_answers = {
+        role: {split: job.shop.predictions(member, split) for split in job.splits}
+        for role, member in job.members.items()
+    }
     found = {name: _figures(job, name, file, torch_answers) for name, file in files.items()}
     timed = timings(job.asked, job.shop, job.before, job.members, files)
-    entries = {name: {**file.told, **found[name], **timed.files[name]} for name, file in files.items()}
-    models = {role: {**timed.torch[role], **_in_torch(job, role, torch_answers)} for role in job.members}
+    entries = {
+        name: {**file.told, **found[name], **timed.files[name]} for name, file in files.items()
+    }
+    models = {
+        role: {**timed.torch[role], **_in_torch(job, role, torch_answers)} for role in job.members
+    }
     told = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
     ship = to_ship(told)
     for name, file in files.items():
         _put(file.path, out / name)
-    write_manifest(out, entries, kd_app=kd_app.__version__, role=list(job.asked.roles), torch=models, ship=ship.file)
+    write_manifest(
+        out,
+        entries,
+        kd_app=kd_app.__version__,
+        role=list(job.asked.roles),
+        torch=models,
+        ship=ship.file,
+    )
     told.ship = ship.file
     console = job.shop.console
     console.say()
@@ -141,12 +209,19 @@ def _go(job: _Job, out: Path) -> None:
     for sentence in (*ship.says, *remarks(told), *timed.says):
         console.say(sentence)
     if any(member.program for member in job.members.values()):
-        console.say("The student is quantized: its figures in torch are those of its int8 program, its speed there is that of its float weights.")
+        console.say(
+            "The student is quantized: its figures in torch are those of its int8 program, its"
+            " speed there is that of its float weights."
+        )
     console.say(f"Everything is in {out}")
 
 
-def _figures(job: _Job, name: str, file: Written, torch_answers: Mapping[str, Mapping[str, Predictions]]) -> dict[str, Any]:
-    """The figures of a file by split: its own, beside the teacher, and beside the model that it was written from."""
+def _figures(
+    job: _Job, name: str, file: Written, torch_answers: Mapping[str, Mapping[str, Predictions]]
+) -> dict[str, Any]:
+    """The figures of a file by split: its own, beside the teacher, and beside the model
+    that it was written from.
+    """
     found = {}
     for split in job.splits:
         given = _answers(job.shop, name, file, split)
@@ -155,9 +230,16 @@ def _figures(job: _Job, name: str, file: Written, torch_answers: Mapping[str, Ma
     return found
 
 
-def _in_torch(job: _Job, role: str, torch_answers: Mapping[str, Mapping[str, Predictions]]) -> dict[str, Any]:
+def _in_torch(
+    job: _Job, role: str, torch_answers: Mapping[str, Mapping[str, Predictions]]
+) -> dict[str, Any]:
     teacher = torch_answers.get("teacher")
-    return {split: beside(torch_answers[role][split], teacher[split] if teacher else None, None, job.verdict) for split in job.splits}
+    return {
+        split: beside(
+            torch_answers[role][split], teacher[split] if teacher else None, None, job.verdict
+        )
+        for split in job.splits
+    }
 
 
 def _answers(shop: Workshop, name: str, file: Written, split: str) -> Predictions:
@@ -166,7 +248,9 @@ def _answers(shop: Workshop, name: str, file: Written, split: str) -> Prediction
     def build(folder: Path) -> None:
         shop.console.line(f"  {name}: {split} images ...")
         opened = open_artefact(file.path)
-        answers(opened, Chained([shop.data.evaluation(split, opened.pixels)]), limit=shop.limit).save(folder)
+        answers(
+            opened, Chained([shop.data.evaluation(split, opened.pixels)]), limit=shop.limit
+        ).save(folder)
 
     config = {"split": split, "limit": shop.limit, "runtime": file.told["runtime"]}
     inputs = {"data": shop.data.fingerprint, "file": file.told["sha256"]}
@@ -179,4 +263,7 @@ def _put(source: Path, target: Path) -> None:
     shutil.copyfile(source, partial)
     os.replace(partial, target)
     if file_sha256(target) != file_sha256(source):
-        raise RunError(f"{str(target)!r} is not what was written there. Is the disk full or failing? The same command goes on from here.")
+        raise RunError(
+            f"{str(target)!r} is not what was written there. Is the disk full or failing? The same"
+            " command goes on from here."
+        )

@@ -1,4 +1,6 @@
-"""The files of a run's models: each written once, found again by whoever asks for the same."""
+"""The files of a run's models: each written once, found again by whoever asks for the
+same.
+"""
 
 import shutil
 from collections.abc import Mapping
@@ -25,7 +27,10 @@ from kd_app.training.workshop import Member, Workshop
 STEMS = {"student": "model", "teacher": "teacher"}
 """The beginning of the names of a role's files."""
 _LEARNED = "the int8 program of a quantized student, as kd-compress wrote it"
-_FLOAT = "from the float weights of a quantized student, not from its int8 program; int8 has ranges of its own"
+_FLOAT = (
+    "from the float weights of a quantized student, not from its int8 program; int8 has ranges of"
+    " its own"
+)
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao")
 
 
@@ -41,7 +46,9 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Written:
-    """A file in its stage: whose it is, where, and its entry in the manifest there; `found_again` as of its format."""
+    """A file in its stage: whose it is, where, and its entry in the manifest there;
+    `found_again` as of its format.
+    """
 
     role: str
     format: str
@@ -50,7 +57,9 @@ class Written:
     found_again: bool
 
 
-def written(shop: Workshop, before: Results, members: Mapping[str, Member], asked: Asked) -> dict[str, Written]:
+def written(
+    shop: Workshop, before: Results, members: Mapping[str, Member], asked: Asked
+) -> dict[str, Written]:
     """The files by name, made or found. Raises as `kd_app.deployment.export.export`."""
     found: dict[str, Written] = {}
     for role in asked.roles:
@@ -58,27 +67,35 @@ def written(shop: Workshop, before: Results, members: Mapping[str, Member], aske
             path = _stage(shop, members[role], name, asked, before.models[role].license)
             told = {**read_manifest(path.parent)["files"][path.name], "role": role}
             if members[role].program is not None:
-                told["weights"] = _LEARNED if isinstance(asked.formats[name], ExecuTorchInt8) else _FLOAT
+                told["weights"] = (
+                    _LEARNED if isinstance(asked.formats[name], ExecuTorchInt8) else _FLOAT
+                )
                 shop.console.say(f"{path.name}: {told['weights']}")
             found[path.name] = Written(role, name, path, told, asked.formats[name].found_again)
     return found
 
 
 def _of_quantized(form: Format, member: Member) -> Format:
-    """The format, or of a quantized student what ships its program. Raises `RequestError` where that program is not there."""
+    """The format, or of a quantized student what ships its program. Raises
+    `RequestError` where that program is not there.
+    """
     if member.program is None or not isinstance(form, ExecuTorchInt8):
         return form
     program = member.program.with_name(INT8_OF_BYTES)
     if not program.is_file():
         raise RequestError(
-            f"The student is quantized, and {str(program)!r}, its int8 program, is not there: it was removed, or an earlier kd_app quantized it. "
-            "Say its kd-compress command again with remake=[quantize] and overwrite=true, or export its float weights: 'formats=[onnx,executorch]'."
+            f"The student is quantized, and {str(program)!r}, its int8 program, is not there: it"
+            " was removed, or an earlier kd_app quantized it. Say its kd-compress command again"
+            " with remake=[quantize] and overwrite=true, or export its float weights:"
+            " 'formats=[onnx,executorch]'."
         )
     return Quantized(program=program, max_batch=form.max_batch)
 
 
 def images_of(shop: Workshop, split: Any, pixels: Pixels, number: int) -> list[NDArray[np.uint8]]:
-    """Batches of so many images of a split, drawn at random, as an exported file takes them."""
+    """Batches of so many images of a split, drawn at random, as an exported file takes
+    them.
+    """
     batches = (as_fed(batch.image, pixels) for batch in shop.data.sample(split, pixels, number))
     return list(islice(batches, number))
 
@@ -88,7 +105,9 @@ def _stage(shop: Workshop, member: Member, name: str, asked: Asked, license: str
     form = _of_quantized(asked.formats[name], member)
 
     def build(folder: Path) -> None:
-        for old in (path for path in folder.iterdir() if path.name != RECORD):  # of an attempt that was killed
+        for old in (
+            path for path in folder.iterdir() if path.name != RECORD
+        ):  # of an attempt that was killed
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         shop.console.line(f"  {STEMS[role]}{form.ending}: writing ...")
         export(
@@ -106,13 +125,21 @@ def _stage(shop: Workshop, member: Member, name: str, asked: Asked, license: str
     config = {
         "format": asked.nodes[name],
         "settled": vars(asked.formats[name]),
-        "model": {"name": member.request.name, "pixels": vars(pixels), "classes": list(shop.classes), "license": license},
+        "model": {
+            "name": member.request.name,
+            "pixels": vars(pixels),
+            "classes": list(shop.classes),
+            "license": license,
+        },
         "images": [asked.calibration_images, asked.compared_images],
         "packages": _versions(),
     }
     inputs = {"data": shop.data.fingerprint, "weights": member.created.weights.sha256}
     inputs |= {"program": file_sha256(form.program)} if isinstance(form, Quantized) else {}
-    return shop.make(f"export-{role}-{name}", config, inputs, build).path / f"{STEMS[role]}{form.ending}"
+    return (
+        shop.make(f"export-{role}-{name}", config, inputs, build).path
+        / f"{STEMS[role]}{form.ending}"
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""What is measured of a file: its answers beside the teacher's and beside torch's, its speed beside the other files' and the models'."""
+"""What is measured of a file: its answers beside the teacher's and beside torch's, its
+speed beside the other files' and the models'.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,20 +37,30 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Timed:
-    """Speed and cost of each file and of each model in torch, as a manifest tells of them, and what is to be said of all."""
+    """Speed and cost of each file and of each model in torch, as a manifest tells of
+    them, and what is to be said of all.
+    """
 
     files: dict[str, dict[str, Any]]
     torch: dict[str, dict[str, Any]]
     says: list[str]
 
 
-def beside(given: Predictions, teacher: Predictions | None, origin: Predictions | None, verdict: Verdict) -> dict[str, Any]:
-    """Figures of what answered, by the names of ``results.json``; with a `teacher` those of the pair and the verdict; and what being written as a
-    file changed: `origin` are the answers of the model in torch on the same images.
+def beside(
+    given: Predictions, teacher: Predictions | None, origin: Predictions | None, verdict: Verdict
+) -> dict[str, Any]:
+    """Figures of what answered, by the names of ``results.json``; with a `teacher`
+    those of the pair and the verdict; and what being written as a file changed:
+    `origin` are the answers of the model in torch on the same images.
     """
     logits = {"student": given.logits, **({"teacher": teacher.logits} if teacher else {})}
     found = figures(logits, given.target, seed=0, confidence=verdict.confidence)
-    told = {"num_images": found["num_images"], "confidence": found["confidence"], **found["student"], **found.get("pair", {})}
+    told = {
+        "num_images": found["num_images"],
+        "confidence": found["confidence"],
+        **found["student"],
+        **found.get("pair", {}),
+    }
     if teacher is not None:
         told["verdict"] = {**vars(verdict.judge(logits, given.target)), "split": "the same images"}
     if origin is not None:
@@ -57,35 +69,84 @@ def beside(given: Predictions, teacher: Predictions | None, origin: Predictions 
 
 
 def _changed(given: Predictions, origin: Predictions, verdict: Verdict) -> dict[str, Any]:
-    """The paired verdict of a file on the model that it was written from; `lost` is accuracy (verdict.metric) of that model minus its own."""
+    """The paired verdict of a file on the model that it was written from; `lost` is
+    accuracy (verdict.metric) of that model minus its own.
+    """
     judged = verdict.judge({"teacher": origin.logits, "student": given.logits}, given.target)
     ours, theirs = given.logits.argmax(axis=1), origin.logits.argmax(axis=1)
-    worse, better = (theirs == given.target) & (ours != given.target), (ours == given.target) & (theirs != given.target)
-    told: dict[str, Any] = {"lost": -judged.difference, "lost_low": -judged.high, "lost_high": -judged.low}
-    told |= {"outcome": judged.outcome, "metric": judged.metric, "margin": judged.margin, "mcnemar_p": judged.mcnemar_p}
-    for name, hits in (("agreement", ours == theirs), ("negative_flips", worse), ("positive_flips", better)):
+    worse, better = (
+        (theirs == given.target) & (ours != given.target),
+        (ours == given.target) & (theirs != given.target),
+    )
+    told: dict[str, Any] = {
+        "lost": -judged.difference,
+        "lost_low": -judged.high,
+        "lost_high": -judged.low,
+    }
+    told |= {
+        "outcome": judged.outcome,
+        "metric": judged.metric,
+        "margin": judged.margin,
+        "mcnemar_p": judged.mcnemar_p,
+    }
+    for name, hits in (
+        ("agreement", ours == theirs),
+        ("negative_flips", worse),
+        ("positive_flips", better),
+    ):
         low, high = wilson(int(hits.sum()), len(hits), verdict.confidence)
         told |= {name: float(np.mean(hits)), f"{name}_low": low, f"{name}_high": high}
     return told
 
 
-def timings(asked: Asked, shop: Workshop, before: Results, members: Mapping[str, Member], files: Mapping[str, Written]) -> Timed:
-    """Time all files and the models in torch, in turns and with one thread each; each file's start and memory in a process of its own."""
+def timings(
+    asked: Asked,
+    shop: Workshop,
+    before: Results,
+    members: Mapping[str, Member],
+    files: Mapping[str, Written],
+) -> Timed:
+    """Time all files and the models in torch, in turns and with one thread each; each
+    file's start and memory in a process of its own.
+    """
     shop.console.line("  measuring speed ...")
     cpu = torch.device("cpu")
-    models: dict[str, Stage] = {role: TorchModel(each.created.model, shop.classes, each.created.pixels, cpu) for role, each in members.items()}
+    models: dict[str, Stage] = {
+        role: TorchModel(each.created.model, shop.classes, each.created.pixels, cpu)
+        for role, each in members.items()
+    }
     models |= {name: open_artefact(file.path, threads=1) for name, file in files.items()}
-    images = {role: np.concatenate(images_of(shop, "validation", each.created.pixels, TIMED)) for role, each in members.items()}
+    images = {
+        role: np.concatenate(images_of(shop, "validation", each.created.pixels, TIMED))
+        for role, each in members.items()
+    }
     images |= {name: images[file.role] for name, file in files.items()}
     timed = asked.clock.measure(models, images)
-    start = {name: first_answer(file.path, (1, *images[name].shape[1:]), open_artefact) for name, file in files.items() if file.found_again}
+    start = {
+        name: first_answer(file.path, (1, *images[name].shape[1:]), open_artefact)
+        for name, file in files.items()
+        if file.found_again
+    }
     fastest = max(files, key=lambda name: timed[name].images_per_second)
     return Timed(
-        {name: {**_paid(timed[name], asked.price), **start.get(name, {}), **_ratios(timed, name)} for name in files},
-        {role: {"name": before.models[role].name, "license": before.models[role].license, **_paid(timed[role], asked.price)} for role in members},
+        {
+            name: {**_paid(timed[name], asked.price), **start.get(name, {}), **_ratios(timed, name)}
+            for name in files
+        },
+        {
+            role: {
+                "name": before.models[role].name,
+                "license": before.models[role].license,
+                **_paid(timed[role], asked.price),
+            }
+            for role in members
+        },
         [
             f"Measured on {measured_on()}, one thread each, in turns.",
-            f"Cost of {fastest}: {asked.price.formula(timed[fastest].images_per_second, cores=timed[fastest].cores)}.",
+            (
+                f"Cost of {fastest}:"
+                f" {asked.price.formula(timed[fastest].images_per_second, cores=timed[fastest].cores)}."
+            ),
         ],
     )
 
@@ -102,9 +163,15 @@ def _paid(timing: Timing, price: Price) -> dict[str, Any]:
 
 
 def _ratios(timed: Mapping[str, Timing], name: str) -> dict[str, Any]:
-    """How many times faster and cheaper a file is than each other file and model, with 95 % intervals over the rounds."""
+    """How many times faster and cheaper a file is than each other file and model, with
+    95 % intervals over the rounds.
+    """
     own, others = timed[name], {other: each for other, each in timed.items() if other != name}
     return {
-        "times_faster": {other: vars(own.times_faster(each, 0.95)) for other, each in others.items()},
-        "times_cheaper": {other: vars(own.times_cheaper(each, 0.95)) for other, each in others.items()},
+        "times_faster": {
+            other: vars(own.times_faster(each, 0.95)) for other, each in others.items()
+        },
+        "times_cheaper": {
+            other: vars(own.times_cheaper(each, 0.95)) for other, each in others.items()
+        },
     }

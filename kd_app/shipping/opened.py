@@ -1,4 +1,6 @@
-"""What a path means where a model is asked for: an artefact, a run, a run's teacher, or a model's folder."""
+"""What a path means where a model is asked for: an artefact, a run, a run's teacher, or
+a model's folder.
+"""
 
 import json
 from collections.abc import Sequence
@@ -22,8 +24,8 @@ from kd_app.training.workshop import decode_size
 
 REFERENCE = "reference.json"
 _EXPECTED = (
-    "Expected: a file that kd-export wrote, with its manifest.json beside it; a run's folder (its student), the teacher folder in it, "
-    "a model's folder in timm's local-dir layout"
+    "Expected: a file that kd-export wrote, with its manifest.json beside it; a run's folder (its"
+    " student), the teacher folder in it, a model's folder in timm's local-dir layout"
 )
 _NOTHING_SEEN = Seen(3, 1, (0.0,), (1.0,))
 """A model that lies in a folder says itself what it expects."""
@@ -43,7 +45,9 @@ class Model(SeeingStage, Protocol):
 
 @dataclass(frozen=True)
 class Opened:
-    """A model ready to answer. file: what its sha256 is of · run: the folder of the run that it belongs to, if it lies in one's."""
+    """A model ready to answer. file: what its sha256 is of · run: the folder of the run
+    that it belongs to, if it lies in one's.
+    """
 
     name: str
     model: Model
@@ -52,10 +56,16 @@ class Opened:
 
 
 def opened(said: str, *, threads: int | None) -> Opened:
-    """The model that `said` names; `threads` is for an artefact's runtime. Raises `RequestError` in a paragraph for what is no model."""
+    """The model that `said` names; `threads` is for an artefact's runtime. Raises
+    `RequestError` in a paragraph for what is no model.
+    """
     path = Path(said)
     if not path.exists():
-        near = closest(path.name, [each.name for each in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        near = (
+            closest(path.name, [each.name for each in path.parent.iterdir()])
+            if path.parent.is_dir()
+            else ""
+        )
         raise RequestError(f"There is no {said!r}. {near}{_EXPECTED}.")
     if path.is_dir():
         folder, run = _folder(path)
@@ -65,7 +75,9 @@ def opened(said: str, *, threads: int | None) -> Opened:
 
 
 def open_file(path: Path, *, threads: int | None) -> Model:
-    """The model in a file: an artefact, or the weights in a model's folder. Raises `RequestError`."""
+    """The model in a file: an artefact, or the weights in a model's folder. Raises
+    `RequestError`.
+    """
     if path.name == WEIGHTS:
         return _from_folder(path.parent, str(path))
     if path.suffix == ".json":
@@ -86,7 +98,9 @@ class OpenedCascade:
 
 
 def open_cascade(path: Path, *, threads: int | None) -> OpenedCascade:
-    """The cascade of a cascade.json. Raises `RequestError`: it is none, a stage is gone or another, the stages' classes differ."""
+    """The cascade of a cascade.json. Raises `RequestError`: it is none, a stage is gone
+    or another, the stages' classes differ.
+    """
     found: dict[Path, Model] = {}
 
     def open_stage(file: Path) -> Model:
@@ -104,27 +118,39 @@ def open_cascade(path: Path, *, threads: int | None) -> OpenedCascade:
 
 
 def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    """Raises `RequestError` where what is named by its first entry knows other classes than the first, or has them in another order."""
+    """Raises `RequestError` where what is named by its first entry knows other classes
+    than the first, or has them in another order.
+    """
     (first, reference), *others = named
     for name, classes in others:
         if classes == reference:
             continue
         if sorted(classes) == sorted(reference):
-            at, was, now = next((k, a, b) for k, (a, b) in enumerate(zip(reference, classes, strict=True)) if a != b)
-            raise RequestError(
-                f"{first} and {name} know the same {len(classes)} classes in another order: class {at} is {was!r} in the one and {now!r} in the "
-                "other. Expected: one order in all stages. Export them from runs on the same data."
+            at, was, now = next(
+                (k, a, b) for k, (a, b) in enumerate(zip(reference, classes, strict=True)) if a != b
             )
-        strange = [each for each in classes if each not in reference] or [each for each in reference if each not in classes]
+            raise RequestError(
+                f"{first} and {name} know the same {len(classes)} classes in another order: class"
+                f" {at} is {was!r} in the one and {now!r} in the other. Expected: one order in all"
+                " stages. Export them from runs on the same data."
+            )
+        strange = [each for each in classes if each not in reference] or [
+            each for each in reference if each not in classes
+        ]
         raise RequestError(
-            f"{first} knows {len(reference)} classes, {name} {len(classes)}; they differ in {', '.join(map(repr, strange[:5]))}. "
-            "Expected: the same classes by the same names. Name models that were trained for the same classes."
+            f"{first} knows {len(reference)} classes, {name} {len(classes)}; they differ in"
+            f" {', '.join(map(repr, strange[:5]))}. Expected: the same classes by the same names."
+            " Name models that were trained for the same classes."
         )
 
 
 def channels_and_size(models: Sequence[Model]) -> tuple[int, int]:
-    """How files are opened for these models: with how many channels, and the shorter side up to which they are kept, as a run does it."""
-    return max(each.pixels.channels for each in models), decode_size([max(each.pixels.height, each.pixels.width) for each in models])
+    """How files are opened for these models: with how many channels, and the shorter
+    side up to which they are kept, as a run does it.
+    """
+    return max(each.pixels.channels for each in models), decode_size(
+        [max(each.pixels.height, each.pixels.width) for each in models]
+    )
 
 
 def _folder(path: Path) -> tuple[Path, Path | None]:
@@ -134,7 +160,9 @@ def _folder(path: Path) -> tuple[Path, Path | None]:
     if (path / REFERENCE).is_file():
         return _teacher(path), path.parent
     if not (path / CONFIG).is_file():
-        raise RequestError(f"The folder {str(path)!r} holds neither {RESULTS} nor {CONFIG}. {_EXPECTED}.")
+        raise RequestError(
+            f"The folder {str(path)!r} holds neither {RESULTS} nor {CONFIG}. {_EXPECTED}."
+        )
     return path, path.parent if (path.parent / RESULTS).is_file() else None
 
 
@@ -145,17 +173,22 @@ def _teacher(path: Path) -> Path:
         told = json.loads(reference.read_text(encoding="utf-8"))
         stage, folder, name = told["stage"], told["path"], str(told["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{str(reference)!r} does not say where the teacher is ({first_line(error)}). Name a whole run folder.") from None
+        raise RequestError(
+            f"{str(reference)!r} does not say where the teacher is ({first_line(error)}). Name a"
+            " whole run folder."
+        ) from None
     found = Path(stage) / "model" if stage else Path(folder) if folder else None
     if found is None:
         raise RequestError(
-            f"The teacher of {str(path.parent)!r}, {name}, came from a hub and was used as it is: no folder holds it. "
-            "Put it in one, in timm's local-dir layout, and name that, or export it and name the file."
+            f"The teacher of {str(path.parent)!r}, {name}, came from a hub and was used as it is:"
+            " no folder holds it. Put it in one, in timm's local-dir layout, and name that, or"
+            " export it and name the file."
         )
     if not (found / CONFIG).is_file():
         raise RequestError(
-            f"The teacher of {str(path.parent)!r} is not in {str(found)!r} (any more). Expected a model's folder there. "
-            "Say the run's kd-distill command again to make it, or name another model."
+            f"The teacher of {str(path.parent)!r} is not in {str(found)!r} (any more). Expected a"
+            " model's folder there. Say the run's kd-distill command again to make it, or name"
+            " another model."
         )
     return found
 
@@ -165,16 +198,33 @@ def _from_folder(folder: Path, said: str) -> TorchModel:
     try:
         architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{said!r} has no model in {str(folder)!r} ({type(error).__name__}: {first_line(error)}). {_EXPECTED}.") from None
+        raise RequestError(
+            f"{said!r} has no model in {str(folder)!r} ({type(error).__name__}:"
+            f" {first_line(error)}). {_EXPECTED}."
+        ) from None
     if not timm.is_model(architecture):
         raise RequestError(
-            f"The model of {said!r} is a {architecture}, which timm does not know: it came from a factory of somebody's own, which is not run here. "
-            "Export it with kd-export, and name the file."
+            f"The model of {said!r} is a {architecture}, which timm does not know: it came from a"
+            " factory of somebody's own, which is not run here. Export it with kd-export, and name"
+            " the file."
         )
-    request = ModelRequest(role="model", name=None, pretrained="auto", checkpoint=folder, kwargs={}, image_size=None, factory=None)
+    request = ModelRequest(
+        role="model",
+        name=None,
+        pretrained="auto",
+        checkpoint=folder,
+        kwargs={},
+        image_size=None,
+        factory=None,
+    )
     origin = request.origin
     assert origin.num_classes is not None
     pixels = expected_pixels(request, _NOTHING_SEEN)
     created = create(request, pixels, origin.num_classes, seed=0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return TorchModel(created.model, origin.label_names or tuple(map(str, range(origin.num_classes))), pixels, device)
+    return TorchModel(
+        created.model,
+        origin.label_names or tuple(map(str, range(origin.num_classes))),
+        pixels,
+        device,
+    )

@@ -1,4 +1,6 @@
-"""What keeping a dearer model for the hard images is worth: temperatures, costs, a threshold that keeps the margin, and the check on test."""
+"""What keeping a dearer model for the hard images is worth: temperatures, costs, a
+threshold that keeps the margin, and the check on test.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +45,13 @@ _WARM = 5
 class Routing(Typed, called="routing"):
     """The group of ``conf/evaluate.yaml``."""
 
-    def __init__(self, *, measures: Annotated[list[Measure], Field(min_length=1)], steps: PositiveInt, images: PositiveInt) -> None:
+    def __init__(
+        self,
+        *,
+        measures: Annotated[list[Measure], Field(min_length=1)],
+        steps: PositiveInt,
+        images: PositiveInt,
+    ) -> None:
         self.measures = list(dict.fromkeys(measures))
         self.steps = steps
         self.images = images
@@ -51,7 +59,9 @@ class Routing(Typed, called="routing"):
 
 @dataclass(frozen=True)
 class _Known:
-    """A stage whose answers are known: of an image's number. So thresholds are checked by the very code that ships."""
+    """A stage whose answers are known: of an image's number. So thresholds are checked
+    by the very code that ships.
+    """
 
     answers: NDArray[np.float32]
 
@@ -74,14 +84,20 @@ class _Chosen:
     costs: tuple[float, ...]
 
 
-def evaluate_cascade(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
-    """Judge the cascade of the models ``config['cascade']`` on a run's data and write results.json, report.html and, where routing pays, cascade.json
-    into ``config['out']``; that folder.
+def evaluate_cascade(
+    config: Config, *, console: Console | None = None, trial: int | None = None
+) -> Path:
+    """Judge the cascade of the models ``config['cascade']`` on a run's data and write
+    results.json, report.html and, where routing pays, cascade.json into
+    ``config['out']``; that folder.
 
-    Temperatures are fitted, images are timed and thresholds are chosen on validation; test is looked at once. With m measures each is tested at
-    ``1 - (1 - confidence) / m``, so that the cheapest of them keeps the margin at `confidence` (Bonferroni). The temperatures see the same images.
+    Temperatures are fitted, images are timed and thresholds are chosen on validation;
+    test is looked at once. With m measures each is tested at ``1 - (1 - confidence) /
+    m``, so that the cheapest of them keeps the margin at `confidence` (Bonferroni). The
+    temperatures see the same images.
 
-    Raises `RequestError`: fewer than two stages, no such model, other classes, no run whose data to judge it on, data that give no 8-bit images.
+    Raises `RequestError`: fewer than two stages, no such model, other classes, no run
+    whose data to judge it on, data that give no 8-bit images.
     """
     Evaluation(**config)
     routing, console = Routing(**config["routing"]), console or Console()
@@ -91,7 +107,10 @@ def evaluate_cascade(config: Config, *, console: Console | None = None, trial: i
     run = _run(config, stages)
     before = read(run / RESULTS)
     if before.status != "finished":
-        raise RequestError(f"The run {str(run)!r} is {before.status}, not finished. Say its kd-distill command again to finish it, then evaluate.")
+        raise RequestError(
+            f"The run {str(run)!r} is {before.status}, not finished. Say its kd-distill command"
+            " again to finish it, then evaluate."
+        )
     asked = to_measure(run, config, before)
     made = parts(asked)
     out = Path(config["out"]) / ("" if trial is None else str(trial))
@@ -99,7 +118,10 @@ def evaluate_cascade(config: Config, *, console: Console | None = None, trial: i
         shop = Workshop(made, Stages(Path(asked["stages"]), say=console.say), console, tracker=None)
         _check_data(shop, before, stages)
         proof = Proof(shop, out, Verdict(**asked["verdict"]), again=before)
-        proof.found["config"] = {**asked, "cascade": {"stages": config["cascade"], **config["routing"]}}
+        proof.found["config"] = {
+            **asked,
+            "cascade": {"stages": config["cascade"], **config["routing"]},
+        }
         results = _judged(routing, stages, proof)
         if trial is None:
             write_report([out], out)
@@ -112,26 +134,42 @@ def evaluate_cascade(config: Config, *, console: Console | None = None, trial: i
 def _check_asked(config: Config) -> None:
     named = config["cascade"]
     if len(named) < 2:
-        raise RequestError(f"cascade={named!r} names one stage. Expected: two or more, from cheap to dear. To measure one model, name its run=.")
+        raise RequestError(
+            f"cascade={named!r} names one stage. Expected: two or more, from cheap to dear. To"
+            " measure one model, name its run=."
+        )
     if config["split"] != "auto":
-        raise RequestError(f"split={config['split']} does nothing for a cascade: it is chosen on validation and checked on test. Leave it out.")
+        raise RequestError(
+            f"split={config['split']} does nothing for a cascade: it is chosen on validation and"
+            " checked on test. Leave it out."
+        )
     if config["robustness"].get("corruptions"):
-        raise RequestError("robustness= is for a run's models, and does nothing for a cascade. Leave it out.")
+        raise RequestError(
+            "robustness= is for a run's models, and does nothing for a cascade. Leave it out."
+        )
 
 
 def _run(config: Config, stages: Sequence[Opened]) -> Path:
     """The run on whose data the cascade is judged."""
-    found = Path(config["run"]) if config["run"] else next((each.run for each in stages if each.run), None)
+    found = (
+        Path(config["run"])
+        if config["run"]
+        else next((each.run for each in stages if each.run), None)
+    )
     if found is None:
         raise RequestError(
-            f"None of cascade={config['cascade']!r} lies in a run's folder, so nobody says on which data to judge it. Say run=<folder of a run>."
+            f"None of cascade={config['cascade']!r} lies in a run's folder, so nobody says on which"
+            " data to judge it. Say run=<folder of a run>."
         )
     return found
 
 
 def _check_data(shop: Workshop, before: Results, stages: Sequence[Opened]) -> None:
     if not isinstance(shop.data, ImageData):
-        raise RequestError("The data module of this run gives normalized images, and the stages of a cascade take 8-bit ones. Choose other data=.")
+        raise RequestError(
+            "The data module of this run gives normalized images, and the stages of a cascade take"
+            " 8-bit ones. Choose other data=."
+        )
     shop.prepare_data()
     check_classes(shop, before)
     check_same_classes([("The data", shop.classes), (stages[0].name, stages[0].model.classes)])
@@ -141,20 +179,42 @@ def _judged(routing: Routing, stages: Sequence[Opened], proof: Proof) -> Results
     shop, verdict = proof.shop, proof.verdict
     proof.about_data()
     if verdict.metric != "top1":
-        proof.found["notes"].append(f"The thresholds keep the margin in top-1; the run's verdict is about {verdict.metric}.")
-    validation, test = ([_answers(shop, each, number, split) for number, each in enumerate(stages)] for split in ("validation", "test"))
+        proof.found["notes"].append(
+            f"The thresholds keep the margin in top-1; the run's verdict is about {verdict.metric}."
+        )
+    validation, test = (
+        [_answers(shop, each, number, split) for number, each in enumerate(stages)]
+        for split in ("validation", "test")
+    )
     shop.console.line("  timing the stages ...")
     names = [f"stage {number}" for number in range(len(stages))]
     alone = {name: partial(_alone, each.model) for name, each in zip(names, stages, strict=True)}
     costs = _timed(alone, _images(shop, validation[0], routing.images))
-    found = _choose(routing, verdict, validation, tuple(float(costs[name].mean()) for name in names))
+    found = _choose(
+        routing, verdict, validation, tuple(float(costs[name].mean()) for name in names)
+    )
     routes = found.choice.answer == "cascade"
-    cascade = Cascade([each.model for each in stages], found.choice.rung.thresholds, found.measure, found.temperatures) if routes else None
+    cascade = (
+        Cascade(
+            [each.model for each in stages],
+            found.choice.rung.thresholds,
+            found.measure,
+            found.temperatures,
+        )
+        if routes
+        else None
+    )
     shop.console.line("  timing all of it, image by image ...")
-    latency = _timed({**alone, **({_WHOLE: lambda image: cascade.answers([image])} if cascade else {})}, _images(shop, test[0], routing.images))
+    latency = _timed(
+        {**alone, **({_WHOLE: lambda image: cascade.answers([image])} if cascade else {})},
+        _images(shop, test[0], routing.images),
+    )
     for split, answers in (("validation", validation), ("test", test)):
         ours, stage = _shipped(answers, found)
-        both = {"student": Predictions(answers[0].index, answers[0].target, ours), "teacher": answers[-1]}
+        both = {
+            "student": Predictions(answers[0].index, answers[0].target, ours),
+            "teacher": answers[-1],
+        }
         proof.compare(split, both)
         proof.write_answers(both, stage)
     if cascade:
@@ -164,20 +224,31 @@ def _judged(routing: Routing, stages: Sequence[Opened], proof: Proof) -> Results
     return proof.write("finished")
 
 
-def _answers(shop: Workshop, stage: Opened, number: int, split: Literal["validation", "test"]) -> Predictions:
+def _answers(
+    shop: Workshop, stage: Opened, number: int, split: Literal["validation", "test"]
+) -> Predictions:
     """What a stage answers to a split, computed once."""
     sha256, pixels = file_sha256(stage.file), stage.model.pixels
 
     def build(folder: Path) -> None:
         shop.console.line(f"  stage {number}: {split} images ...")
         rows = [
-            (batch.index.numpy(), batch.hard_target().numpy(), stage.model.logits(np.ascontiguousarray(batch.image.numpy())))
+            (
+                batch.index.numpy(),
+                batch.hard_target().numpy(),
+                stage.model.logits(np.ascontiguousarray(batch.image.numpy())),
+            )
             for batch in limited(shop.data.evaluation(split, pixels), shop.limit)
         ]
         Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True))).save(folder)
 
     config = {"file": stage.file.name, "pixels": vars(pixels), "split": split, "limit": shop.limit}
-    made = shop.make(f"answers-stage{number}-{split}", config, {"data": shop.data.fingerprint, "weights": sha256}, build)
+    made = shop.make(
+        f"answers-stage{number}-{split}",
+        config,
+        {"data": shop.data.fingerprint, "weights": sha256},
+        build,
+    )
     return Predictions.load(made.path)
 
 
@@ -192,37 +263,63 @@ def _alone(model: SeeingStage, image: Image.Image) -> NDArray[np.float32]:
     return model.logits(taken([image], np.zeros(1, dtype=np.int64), model))
 
 
-def _timed(calls: Mapping[str, Callable[[Image.Image], object]], images: Sequence[Image.Image]) -> dict[str, Floats]:
-    """Seconds of every image through each, ``[images]``: one thread, one image at a time, each image through all before the next."""
+def _timed(
+    calls: Mapping[str, Callable[[Image.Image], object]], images: Sequence[Image.Image]
+) -> dict[str, Floats]:
+    """Seconds of every image through each, ``[images]``: one thread, one image at a
+    time, each image through all before the next.
+    """
     with one_thread():
         for image in images[:_WARM]:
             for call in calls.values():
                 call(image)
         rounds = [
-            in_turns({name: partial(call, image) for name, call in calls.items()}, rounds=1, repeats=dict.fromkeys(calls, 1)) for image in images
+            in_turns(
+                {name: partial(call, image) for name, call in calls.items()},
+                rounds=1,
+                repeats=dict.fromkeys(calls, 1),
+            )
+            for image in images
         ]
     return {name: np.array([each[name][0, 0] for each in rounds]) for name in calls}
 
 
-def _choose(routing: Routing, verdict: Verdict, answers: Sequence[Predictions], costs: tuple[float, ...]) -> _Chosen:
+def _choose(
+    routing: Routing, verdict: Verdict, answers: Sequence[Predictions], costs: tuple[float, ...]
+) -> _Chosen:
     """The measure whose proven choice costs least; the first of equals."""
     target, logits = answers[0].target, [each.logits for each in answers]
     heats = tuple(fit_temperature(each, target) for each in logits)
     level = 1 - (1 - verdict.confidence) / len(routing.measures)
     choices = {}
     for measure in routing.measures:
-        curve = routing_curve(logits, target, costs, measure=measure, temperatures=heats, num_steps=routing.steps)
-        choices[measure] = choose_threshold(curve, costs, num_images=len(target), margin=verdict.margin, confidence_level=level)
+        curve = routing_curve(
+            logits, target, costs, measure=measure, temperatures=heats, num_steps=routing.steps
+        )
+        choices[measure] = choose_threshold(
+            curve, costs, num_images=len(target), margin=verdict.margin, confidence_level=level
+        )
     best = min(choices, key=lambda measure: choices[measure].cost)
     return _Chosen(best, choices[best], choices, heats, costs)
 
 
-def _shipped(answers: Sequence[Predictions], found: _Chosen) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Log-probabilities of what is compared with the last stage (the cascade, or the first stage where nothing is routed), and who answered."""
+def _shipped(
+    answers: Sequence[Predictions], found: _Chosen
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Log-probabilities of what is compared with the last stage (the cascade, or the
+    first stage where nothing is routed), and who answered.
+    """
     logits = [each.logits for each in answers]
     if found.choice.answer != "cascade":
-        return log_probabilities(logits[0], found.temperatures[0]).astype(np.float32), np.zeros(len(logits[0]), dtype=np.int64)
-    known = Cascade([_Known(each) for each in logits], found.choice.rung.thresholds, found.measure, found.temperatures)
+        return log_probabilities(logits[0], found.temperatures[0]).astype(np.float32), np.zeros(
+            len(logits[0]), dtype=np.int64
+        )
+    known = Cascade(
+        [_Known(each) for each in logits],
+        found.choice.rung.thresholds,
+        found.measure,
+        found.temperatures,
+    )
     ours, stage = known.answers(np.arange(len(logits[0])))  # type: ignore[arg-type]
     return ours.astype(np.float32), stage
 
@@ -239,7 +336,11 @@ def _told(
     """As results.json tells of it."""
     rung, target = found.choice.rung, test[0].target
     known = {"measure": found.measure, "temperatures": found.temperatures}
-    thresholds = rung.thresholds if found.choice.answer == "cascade" else (float("-inf"),) * (len(stages) - 1)
+    thresholds = (
+        rung.thresholds
+        if found.choice.answer == "cascade"
+        else (float("-inf"),) * (len(stages) - 1)
+    )
     tested = rung_at(thresholds, [each.logits for each in test], target, found.costs, **known)  # type: ignore[arg-type]
     return {
         "answer": found.choice.answer,
@@ -268,7 +369,13 @@ def _told(
 
 def _curve(measure: str, choice: Choice) -> dict[str, Any]:
     chosen = None if choice.answer == "teacher" else choice.curve.index(choice.rung)
-    return {"measure": measure, "rungs": [{**_rung(rung), "proven": k < choice.proven} for k, rung in enumerate(choice.curve)], "chosen": chosen}
+    return {
+        "measure": measure,
+        "rungs": [
+            {**_rung(rung), "proven": k < choice.proven} for k, rung in enumerate(choice.curve)
+        ],
+        "chosen": chosen,
+    }
 
 
 def _rung(rung: Rung) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Where the curves and results of a run are followed: Weights & Biases, TensorBoard, MLflow; in the run's own process, never in a rank."""
+"""Where the curves and results of a run are followed: Weights & Biases, TensorBoard,
+MLflow; in the run's own process, never in a rank.
+"""
 
 from kd_app.tracking.base import Artifact, Backend, Opening, Outcome, Run
 from kd_app.tracking.csv_file import Csv
@@ -6,4 +8,15 @@ from kd_app.tracking.lightning_loggers import MLflow, TensorBoard
 from kd_app.tracking.tracker import Tracker
 from kd_app.tracking.weights_and_biases import Wandb
 
-__all__ = ["Artifact", "Backend", "Csv", "MLflow", "Opening", "Outcome", "Run", "TensorBoard", "Tracker", "Wandb"]
+__all__ = [
+    "Artifact",
+    "Backend",
+    "Csv",
+    "MLflow",
+    "Opening",
+    "Outcome",
+    "Run",
+    "TensorBoard",
+    "Tracker",
+    "Wandb",
+]

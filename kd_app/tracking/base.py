@@ -1,4 +1,6 @@
-"""What every tracker is: something that opens a run for a stage, takes its points and its outcome, and closes it with an exit code."""
+"""What every tracker is: something that opens a run for a stage, takes its points and
+its outcome, and closes it with an exit code.
+"""
 
 import os
 from abc import ABC, abstractmethod
@@ -12,7 +14,9 @@ from kd_app.config import Typed
 
 TEACHER = "teacher"
 STUDENT = "student"
-"""The stage whose run gets the outcome, and the only one that belongs to a sweep's trial."""
+"""The stage whose run gets the outcome, and the only one that belongs to a sweep's
+trial.
+"""
 
 
 Point = tuple[Mapping[str, float], int]
@@ -21,10 +25,12 @@ Point = tuple[Mapping[str, float], int]
 
 @dataclass(frozen=True)
 class Artifact:
-    """What one run leaves and others build on. Whoever tells of the same thing tells of it in the same words, so that a tracker finds it to be one.
+    """What one run leaves and others build on. Whoever tells of the same thing tells of
+    it in the same words, so that a tracker finds it to be one.
 
-    kind: split, teacher, student, run or report · name: of all its versions · identity: sha256, or another word for this version · content: what is
-    told of it in every run · about: what else this run knows of it · files: name -> path.
+    kind: split, teacher, student, run or report · name: of all its versions · identity:
+    sha256, or another word for this version · content: what is told of it in every run
+    · about: what else this run knows of it · files: name -> path.
     """
 
     kind: str
@@ -37,10 +43,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a tracker is told when a stage begins: `config` is free of secrets and of this machine's paths; files go under `out`.
+    """What a tracker is told when a stage begins: `config` is free of secrets and of
+    this machine's paths; files go under `out`.
 
-    uses: what the stage builds on · points: the curves so far, where an earlier attempt began the stage · knowledge: what its teacher knows about
-    these images, as results.json tells of it.
+    uses: what the stage builds on · points: the curves so far, where an earlier attempt
+    began the stage · knowledge: what its teacher knows about these images, as
+    results.json tells of it.
     """
 
     stage: str
@@ -56,8 +64,9 @@ class Opening:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: figures by the dotted names of results.json, test figures by model, class names, files (name -> path), and which of them
-    others may build on."""
+    """What came out: figures by the dotted names of results.json, test figures by
+    model, class names, files (name -> path), and which of them others may build on.
+    """
 
     figures: Mapping[str, float | str]
     test: Mapping[str, Mapping[str, float]]
@@ -67,13 +76,15 @@ class Outcome:
 
 
 class Run(ABC):
-    """One stage, as one tracker follows it. The points of an earlier attempt are among those that it has when it is opened."""
+    """One stage, as one tracker follows it. The points of an earlier attempt are among
+    those that it has when it is opened.
+    """
 
     @abstractmethod
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Take one point of the curves."""
 
-    def made(self, artifact: Artifact) -> None:  # noqa: B027 (a tracker without such things has nothing to do)
+    def made(self, artifact: Artifact) -> None:
         """Take what the stage made for others to use."""
 
     @abstractmethod
@@ -95,7 +106,9 @@ class Backend(Typed, ABC):
 
 @contextmanager
 def borrowed_environment(**values: str) -> Iterator[None]:
-    """Set environment variables that have no value yet for a while; afterwards all are as before, whatever a library set meanwhile."""
+    """Set environment variables that have no value yet for a while; afterwards all are
+    as before, whatever a library set meanwhile.
+    """
     before = dict(os.environ)
     os.environ.update({name: value for name, value in values.items() if name not in before})
     try:

@@ -6,7 +6,9 @@ from kd_app.tracking.base import Backend, Opening, Run
 
 
 class Csv(Backend):
-    """Curves on disk. Every training writes them, so that there is nothing to open here: the choice lets ``logger=[csv]`` mean 'nothing else'."""
+    """Curves on disk. Every training writes them, so that there is nothing to open
+    here: the choice lets ``logger=[csv]`` mean 'nothing else'.
+    """
 
     def __init__(self) -> None:
         pass

@@ -12,11 +12,13 @@ from kd_app.tracking.base import STUDENT, borrowed_environment
 
 
 def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
-    """Download into `folder` the records of the runs of `project` ('entity/project') that are not in or below it; their new folders.
+    """Download into `folder` the records of the runs of `project` ('entity/project')
+    that are not in or below it; their new folders.
 
-    A record is what the tracker sent beside the student's weights and the split: results.json, predictions.parquet, curves, examples, page. A run is
-    known by the sha256 of its student, wherever below `folder` it lies. Each is there whole or not at all. Raises `RequestError`: W&B can't be asked,
-    or has no such project.
+    A record is what the tracker sent beside the student's weights and the split:
+    results.json, predictions.parquet, curves, examples, page. A run is known by the
+    sha256 of its student, wherever below `folder` it lies. Each is there whole or not
+    at all. Raises `RequestError`: W&B can't be asked, or has no such project.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -28,23 +30,33 @@ def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
             api = wandb.Api()
             for name in [each.name for each in api.artifact_type("run", project).collections()]:
                 artifact = api.artifact(f"{project}/{name}:latest", type="run")
-                if artifact.metadata.get("identity") not in known and not (root / name / RESULTS).exists():
+                if (
+                    artifact.metadata.get("identity") not in known
+                    and not (root / name / RESULTS).exists()
+                ):
                     _download(artifact, root / name)
                     fetched.append(root / name)
         except (wandb.Error, ValueError, OSError) as error:
             reason = first_line(error)
             raise RequestError(
-                f"The runs of {project!r} could not be fetched from Weights & Biases: {reason} Expected: entity/project, and a login (wandb login). "
-                f"{len(fetched)} runs were fetched; the same call goes on."
+                f"The runs of {project!r} could not be fetched from Weights & Biases: {reason}"
+                f" Expected: entity/project, and a login (wandb login). {len(fetched)} runs were"
+                " fetched; the same call goes on."
             ) from None
     return fetched
 
 
 def _download(artifact: Any, folder: Path) -> None:
     """All files of an artifact, whole or not at all."""
-    outside = [path for path in (folder.name, *artifact.manifest.entries) if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
+    outside = [
+        path
+        for path in (folder.name, *artifact.manifest.entries)
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+    ]
     if outside:
-        raise ValueError(f"{artifact.name} holds {outside[0]!r}, which would be written outside of its folder.")
+        raise ValueError(
+            f"{artifact.name} holds {outside[0]!r}, which would be written outside of its folder."
+        )
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         artifact.download(str(partial), skip_cache=True)
@@ -59,4 +71,8 @@ def _students(root: Path) -> set[str]:
         folders = find_runs([str(root)])
     except RequestError:
         return set()
-    return {run.results.models[STUDENT].sha256 for run in map(load_run, folders) if STUDENT in run.results.models}
+    return {
+        run.results.models[STUDENT].sha256
+        for run in map(load_run, folders)
+        if STUDENT in run.results.models
+    }

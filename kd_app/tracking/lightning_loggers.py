@@ -27,14 +27,20 @@ class TensorBoard(Backend):
 
         folder = opening.out / "tensorboard"
         begun = bool(opening.points) and (folder / opening.stage).is_dir()
-        lost = opening.points[-1][1] + 1 if begun else None  # from here on an attempt wrote what it did not get to save
-        logger = TensorBoardLogger(folder, name="", version=opening.stage, default_hp_metric=False, purge_step=lost)
+        lost = (
+            opening.points[-1][1] + 1 if begun else None
+        )  # from here on an attempt wrote what it did not get to save
+        logger = TensorBoardLogger(
+            folder, name="", version=opening.stage, default_hp_metric=False, purge_step=lost
+        )
         logger.log_hyperparams(dict(opening.config))
         return _LightningRun(logger, opening.points, stopped="failed", told=begun)
 
 
 class MLflow(Backend):
-    """A run of `experiment` for each stage, on the server or in the store that `uri` names."""
+    """A run of `experiment` for each stage, on the server or in the store that `uri`
+    names.
+    """
 
     def __init__(self, *, experiment: str, uri: str | None) -> None:
         self._experiment = experiment
@@ -42,8 +48,9 @@ class MLflow(Backend):
         _need("mlflow", "mlflow-skinny", choice="mlflow")
         if self._uri and self._uri.startswith(_DATABASES) and find_spec("sqlalchemy") is None:
             raise RequestError(
-                f"logger.mlflow.uri={self._uri!r} is a database, and the package that reads and writes those is not installed. "
-                "Install it with 'pip install mlflow', or use logger.mlflow.uri=null, which keeps plain files in the run's folder."
+                f"logger.mlflow.uri={self._uri!r} is a database, and the package that reads and"
+                " writes those is not installed. Install it with 'pip install mlflow', or use"
+                " logger.mlflow.uri=null, which keeps plain files in the run's folder."
             )
 
     def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
@@ -53,15 +60,21 @@ class MLflow(Backend):
             from lightning.pytorch.loggers import MLFlowLogger
 
             tags = {"group": opening.group, "stage": opening.stage, "tags": ",".join(opening.tags)}
-            logger = MLFlowLogger(self._experiment, run_name=opening.name, tracking_uri=uri, tags=tags)
+            logger = MLFlowLogger(
+                self._experiment, run_name=opening.name, tracking_uri=uri, tags=tags
+            )
             logger.log_hyperparams(dict(opening.config))
         return _LightningRun(logger, opening.points, stopped="KILLED", told=False)
 
 
 class _LightningRun(Run):
-    """One of Lightning's loggers; `stopped` is its word for a run that somebody stopped; earlier `points` are logged unless it was `told` them."""
+    """One of Lightning's loggers; `stopped` is its word for a run that somebody
+    stopped; earlier `points` are logged unless it was `told` them.
+    """
 
-    def __init__(self, logger: "Logger", points: Sequence[Point], *, stopped: str, told: bool) -> None:
+    def __init__(
+        self, logger: "Logger", points: Sequence[Point], *, stopped: str, told: bool
+    ) -> None:
         self._logger = logger
         self._stopped = stopped
         self._last = points[-1][1] if points else 0
@@ -73,14 +86,24 @@ class _LightningRun(Run):
         self._logger.log_metrics(dict(row), step)
 
     def results(self, outcome: Outcome) -> None:
-        self._logger.log_metrics({name: float(value) for name, value in outcome.figures.items() if not isinstance(value, str)}, self._last)
+        self._logger.log_metrics(
+            {
+                name: float(value)
+                for name, value in outcome.figures.items()
+                if not isinstance(value, str)
+            },
+            self._last,
+        )
 
     def close(self, exit_code: int) -> None:
-        self._logger.finalize("success" if exit_code == 0 else self._stopped if exit_code in _STOPPED else "failed")
+        self._logger.finalize(
+            "success" if exit_code == 0 else self._stopped if exit_code in _STOPPED else "failed"
+        )
 
 
 def _need(module: str, package: str, *, choice: str) -> None:
     if find_spec(module) is None:
         raise RequestError(
-            f"logger={choice} needs the package {package}, which is not installed. Install it with 'pip install {package}', or leave it out."
+            f"logger={choice} needs the package {package}, which is not installed. Install it with"
+            f" 'pip install {package}', or leave it out."
         )

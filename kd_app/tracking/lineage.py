@@ -11,40 +11,77 @@ from kd_app.tracking.base import STUDENT, Artifact
 
 
 def split(name: str, fingerprint: str, sizes: Mapping[str, int], file: Path) -> Artifact:
-    """Which image is in which split: `file` is the run's split.csv, which a data module of somebody's own has none of."""
+    """Which image is in which split: `file` is the run's split.csv, which a data module
+    of somebody's own has none of.
+    """
     content = {"data": name, "fingerprint": fingerprint, "sizes": dict(sizes)}
-    return Artifact("split", f"{_word(name)}-split", fingerprint, cleaned(content), files={file.name: file} if file.is_file() else {})
+    return Artifact(
+        "split",
+        f"{_word(name)}-split",
+        fingerprint,
+        cleaned(content),
+        files={file.name: file} if file.is_file() else {},
+    )
 
 
 def teacher(told: Mapping[str, Any]) -> Artifact:
-    """Which weights teach: a reference (name, source, sha256, stage), not the weights. `source` says from where this run took them."""
-    content = {"name": told.get("name"), "sha256": told.get("sha256"), "stage": Path(str(told["stage"])).name if told.get("stage") else None}
+    """Which weights teach: a reference (name, source, sha256, stage), not the weights.
+    `source` says from where this run took them.
+    """
+    content = {
+        "name": told.get("name"),
+        "sha256": told.get("sha256"),
+        "stage": Path(str(told["stage"])).name if told.get("stage") else None,
+    }
     about = {"source": told.get("source")}
-    return Artifact("teacher", f"teacher-{_word(str(cleaned(told.get('name'))))}", str(told.get("sha256")), cleaned(content), cleaned(about))
+    return Artifact(
+        "teacher",
+        f"teacher-{_word(str(cleaned(told.get('name'))))}",
+        str(told.get("sha256")),
+        cleaned(content),
+        cleaned(about),
+    )
 
 
-def student(run: str, files: Mapping[str, Path], weights: str, uses: Sequence[Artifact]) -> Artifact:
-    """The student of a run that ships, of whose `files` (name -> path) it takes its own; `weights`: their sha256."""
+def student(
+    run: str, files: Mapping[str, Path], weights: str, uses: Sequence[Artifact]
+) -> Artifact:
+    """The student of a run that ships, of whose `files` (name -> path) it takes its
+    own; `weights`: their sha256.
+    """
     own = {name: path for name, path in files.items() if name.startswith(f"{STUDENT}/")}
     return Artifact("student", f"student-{_word(run)}", weights, {}, _used(uses), own)
 
 
 def report(name: str, page: Path, uses: Sequence[Artifact]) -> Artifact:
     """A page about what it `uses`."""
-    return Artifact("report", f"report-{_word(name)}", file_sha256(page), {}, _used(uses), {page.name: page})
+    return Artifact(
+        "report", f"report-{_word(name)}", file_sha256(page), {}, _used(uses), {page.name: page}
+    )
 
 
-def outcome(run: str, results: Mapping[str, Any], files: Mapping[str, Path], uses: Sequence[Artifact]) -> tuple[Artifact, ...]:
+def outcome(
+    run: str, results: Mapping[str, Any], files: Mapping[str, Path], uses: Sequence[Artifact]
+) -> tuple[Artifact, ...]:
     """The student that ships and the record of the run."""
     weights = str(((results.get("models") or {}).get(STUDENT) or {}).get("sha256"))
     ships = student(run, files, weights, uses)
     told = {name for each in (ships, *uses) for name in each.files}
-    record = Artifact("run", f"run-{_word(run)}", weights, {}, _used(uses), {name: path for name, path in files.items() if name not in told})
+    record = Artifact(
+        "run",
+        f"run-{_word(run)}",
+        weights,
+        {},
+        _used(uses),
+        {name: path for name, path in files.items() if name not in told},
+    )
     return tuple(each for each in (ships, record) if each.files)
 
 
 def _used(uses: Sequence[Artifact]) -> dict[str, Any]:
-    return {"uses": [{"kind": each.kind, "name": each.name, "identity": each.identity} for each in uses]}
+    return {
+        "uses": [{"kind": each.kind, "name": each.name, "identity": each.identity} for each in uses]
+    }
 
 
 def _word(text: str) -> str:

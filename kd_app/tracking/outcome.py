@@ -12,10 +12,18 @@ from kd_app.tracking.base import Artifact, Outcome
 _SHOWN = ("test", "validation", "verdict", "speed", "models", "license")
 
 
-def outcome(run: str, results: Mapping[str, Any], files: Sequence[Path], out: Path, uses: Sequence[Artifact]) -> Outcome:
-    """What trackers get to see of the `results` (the content of results.json) of the `run`, of its `files` and folders, and of what it `uses`."""
+def outcome(
+    run: str, results: Mapping[str, Any], files: Sequence[Path], out: Path, uses: Sequence[Artifact]
+) -> Outcome:
+    """What trackers get to see of the `results` (the content of results.json) of the
+    `run`, of its `files` and folders, and of what it `uses`.
+    """
     shown = cleaned({section: results.get(section) for section in _SHOWN})
-    models = {role: figures for role, figures in (shown["test"] or {}).items() if isinstance(figures, Mapping) and "top1" in figures}
+    models = {
+        role: figures
+        for role, figures in (shown["test"] or {}).items()
+        if isinstance(figures, Mapping) and "top1" in figures
+    }
     named = dict(_named(files, out))
     return Outcome(
         figures=dict(_flat(shown)),
@@ -27,7 +35,9 @@ def outcome(run: str, results: Mapping[str, Any], files: Sequence[Path], out: Pa
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | str]]:
-    """``(dotted name, figure)`` of every number and word; lists and missing figures have no place in a summary."""
+    """``(dotted name, figure)`` of every number and word; lists and missing figures
+    have no place in a summary.
+    """
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -48,6 +58,8 @@ def _finite(value: Any) -> bool:
 def _named(files: Sequence[Path], out: Path) -> Iterator[tuple[str, Path]]:
     """``(name inside the run's folder, path)`` of every file, also of those in folders."""
     for path in files:
-        inside = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        inside = (
+            sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        )
         base = out if path.is_relative_to(out) else path.parent
         yield from ((each.relative_to(base).as_posix(), each) for each in inside)

@@ -1,4 +1,6 @@
-"""What the teacher knows, and the outcome, as tables: figures, images with what the models say to them, and confusions."""
+"""What the teacher knows, and the outcome, as tables: figures, images with what the
+models say to them, and confusions.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,13 +38,20 @@ def tables(outcome: Outcome) -> dict[str, Table]:
 
 
 def known(knowledge: Mapping[str, Any]) -> dict[str, Table]:
-    """What the teacher knows: the entropy of its answers by temperature, and the classes that it finds similar."""
-    rows = {"teacher_entropy": knowledge.get("entropy"), "teacher_similar_classes": knowledge.get("similar")}
+    """What the teacher knows: the entropy of its answers by temperature, and the
+    classes that it finds similar.
+    """
+    rows = {
+        "teacher_entropy": knowledge.get("entropy"),
+        "teacher_similar_classes": knowledge.get("similar"),
+    }
     return {name: _of(found) for name, found in rows.items() if found}
 
 
 def confusions(outcome: Outcome) -> dict[str, Table]:
-    """For every model a table with the columns actual, predicted, images: all pairs of classes; none where there are more than 100 classes."""
+    """For every model a table with the columns actual, predicted, images: all pairs of
+    classes; none where there are more than 100 classes.
+    """
     path, classes = outcome.files.get(PREDICTIONS), outcome.classes
     return dict(_confusions(path, classes)) if path and 0 < len(classes) <= _MOST_CLASSES else {}
 
@@ -57,7 +66,10 @@ def _tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
 def _figures(test: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each model, a column for each figure."""
     columns = list(dict.fromkeys(name for figures in test.values() for name in figures))
-    return Table(("model", *columns), [[role, *(figures.get(name) for name in columns)] for role, figures in test.items()])
+    return Table(
+        ("model", *columns),
+        [[role, *(figures.get(name) for name in columns)] for role, figures in test.items()],
+    )
 
 
 def _of(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -66,18 +78,44 @@ def _of(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _examples(path: Path, classes: Sequence[str]) -> Table:
-    """An image in each row: its name, its label, what each model says and how surely, why it is shown, and how much both differ (nats)."""
+    """An image in each row: its name, its label, what each model says and how surely,
+    why it is shown, and how much both differ (nats).
+    """
     import pandas as pd
 
     found = pd.read_parquet(path)
     roles = [name.removesuffix(_TOP1) for name in found.columns if name.endswith(_TOP1)]
-    columns = ["image", "file", "why", "label", *roles, *(f"{role} probabilities" for role in roles), "divergence"]
+    columns = [
+        "image",
+        "file",
+        "why",
+        "label",
+        *roles,
+        *(f"{role} probabilities" for role in roles),
+        "divergence",
+    ]
     rows = []
     for row, file in zip(found.to_dict("records"), relative(found["file"].tolist()), strict=True):
         said = [classes[int(row[f"{role}{_TOP1}"])] for role in roles]
         names = [classes[int(number)] for number in row["classes"]]
-        shares = [", ".join(f"{name} {share:.3f}" for name, share in zip(names, row[f"{role}_probabilities"], strict=True)) for role in roles]
-        rows.append([Picture(row["png"]), file, row["why"], classes[int(row["target"])], *said, *shares, row.get("divergence")])
+        shares = [
+            ", ".join(
+                f"{name} {share:.3f}"
+                for name, share in zip(names, row[f"{role}_probabilities"], strict=True)
+            )
+            for role in roles
+        ]
+        rows.append(
+            [
+                Picture(row["png"]),
+                file,
+                row["why"],
+                classes[int(row["target"])],
+                *said,
+                *shares,
+                row.get("divergence"),
+            ]
+        )
     return Table(columns, rows)
 
 
@@ -87,6 +125,14 @@ def _confusions(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, Table
     found = pd.read_parquet(path)
     numbers = range(len(classes))
     for role in (name.removesuffix(_TOP1) for name in found.columns if name.endswith(_TOP1)):
-        counts = pd.crosstab(found["target"], found[f"{role}{_TOP1}"]).reindex(index=numbers, columns=numbers, fill_value=0).to_numpy()
-        rows = [[classes[actual], classes[said], int(counts[actual, said])] for actual in numbers for said in numbers]
+        counts = (
+            pd.crosstab(found["target"], found[f"{role}{_TOP1}"])
+            .reindex(index=numbers, columns=numbers, fill_value=0)
+            .to_numpy()
+        )
+        rows = [
+            [classes[actual], classes[said], int(counts[actual, said])]
+            for actual in numbers
+            for said in numbers
+        ]
         yield role, Table(("actual", "predicted", "images"), rows)

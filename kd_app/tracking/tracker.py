@@ -1,4 +1,6 @@
-"""All trackers of one run behind one face. Their faults are told in a line and end the tracking, never the run."""
+"""All trackers of one run behind one face. Their faults are told in a line and end the
+tracking, never the run.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,8 +22,9 @@ _WHERE = ("out", "stages", "remake", "overwrite", "logger")
 class Tracker:
     """Follows one run in every tracker of `kinds` (the ``logger`` group, made).
 
-    Each stage is a run of its own, of the group `group`; `config` is told without secrets and machine paths. A teacher or control that was found
-    is one, too, unless a sweep's many trials would all tell of the same (`shares`).
+    Each stage is a run of its own, of the group `group`; `config` is told without
+    secrets and machine paths. A teacher or control that was found is one, too, unless a
+    sweep's many trials would all tell of the same (`shares`).
     """
 
     def __init__(
@@ -51,17 +54,25 @@ class Tracker:
         self._knowledge: Mapping[str, Any] = {}
 
     def data(self, name: str, fingerprint: str, sizes: Mapping[str, int], split: Path) -> None:
-        """What all stages that start from here on are trained on; `split` is the CSV that says which image is where."""
+        """What all stages that start from here on are trained on; `split` is the CSV
+        that says which image is where.
+        """
         self._data = (lineage.split(name, fingerprint, sizes, split.absolute()),)
 
     def knowledge(self, knowledge: Mapping[str, Any]) -> None:
-        """What the teacher knows about these images, for the student's run to begin with."""
+        """What the teacher knows about these images, for the student's run to begin
+        with.
+        """
         self._knowledge = cleaned(knowledge)
 
-    def start(self, stage: str, teacher: Mapping[str, Any] | None = None, points: Sequence[Point] = ()) -> Listener:
-        """Open the run of `stage`; returns what is called with each further row of its curves and the row's step.
+    def start(
+        self, stage: str, teacher: Mapping[str, Any] | None = None, points: Sequence[Point] = ()
+    ) -> Listener:
+        """Open the run of `stage`; returns what is called with each further row of its
+        curves and the row's step.
 
-        teacher: the model that this stage learns from (name, source, sha256, stage) · points: the curves so far, where it goes on or is ready.
+        teacher: the model that this stage learns from (name, source, sha256, stage) ·
+        points: the curves so far, where it goes on or is ready.
         """
         assert stage not in self._open, f"{stage} is open already"
         uses = (*self._data, *([lineage.teacher(teacher)] if teacher else ()))
@@ -69,9 +80,28 @@ class Tracker:
             self._uses = uses
         return self._begin(stage, uses, points, self._knowledge if teacher else {})
 
-    def _begin(self, stage: str, uses: tuple[Artifact, ...], points: Sequence[Point] = (), knowledge: Mapping[str, Any] | None = None) -> Listener:
-        config = {**self._config, "lineage": {each.kind: {**each.content, **each.about} for each in uses if each.content}}
-        opening = Opening(stage, f"{self._name} {stage}", self._group, self._tags, config, self._out, uses, points, knowledge or {})
+    def _begin(
+        self,
+        stage: str,
+        uses: tuple[Artifact, ...],
+        points: Sequence[Point] = (),
+        knowledge: Mapping[str, Any] | None = None,
+    ) -> Listener:
+        config = {
+            **self._config,
+            "lineage": {each.kind: {**each.content, **each.about} for each in uses if each.content},
+        }
+        opening = Opening(
+            stage,
+            f"{self._name} {stage}",
+            self._group,
+            self._tags,
+            config,
+            self._out,
+            uses,
+            points,
+            knowledge or {},
+        )
         runs = self._open[stage] = {}
         for kind, backend in self._backends.items():
             if kind in self._failed:
@@ -82,8 +112,15 @@ class Tracker:
                     runs[kind] = run
         return lambda row, step: self._each(stage, lambda run: run.log(row, step))
 
-    def ready(self, stage: str, model: Mapping[str, Any], teacher: Mapping[str, Any] | None, points: Callable[[], Sequence[Point]]) -> None:
-        """The `model` of `stage` is there: trained now, which ends its run, or found, which is told with the curves of its training.
+    def ready(
+        self,
+        stage: str,
+        model: Mapping[str, Any],
+        teacher: Mapping[str, Any] | None,
+        points: Callable[[], Sequence[Point]],
+    ) -> None:
+        """The `model` of `stage` is there: trained now, which ends its run, or found,
+        which is told with the curves of its training.
 
         The student's run stays open for the results.
         """
@@ -103,7 +140,9 @@ class Tracker:
     def results(self, results: BaseModel | Mapping[str, Any], files: Sequence[Path]) -> None:
         """Give the outcome to the student's run."""
         plain = results.model_dump(mode="json") if isinstance(results, BaseModel) else results
-        told = outcome(self._name, plain, [path.absolute() for path in files], self._out, self._uses)
+        told = outcome(
+            self._name, plain, [path.absolute() for path in files], self._out, self._uses
+        )
         self._each(STUDENT, lambda run: run.results(told))
 
     def report(self, page: Path, students: Sequence[Artifact]) -> None:
@@ -114,7 +153,9 @@ class Tracker:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Close what is still open at the end, with the exit code that the command ends with."""
+        """Close what is still open at the end, with the exit code that the command ends
+        with.
+        """
         code = 1
         try:
             yield
@@ -146,5 +187,8 @@ class Tracker:
             yield
         except Exception as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            self._say(f"logger {kind} failed ({type(error).__name__}: {reason}) and is left out from here on; the run goes on.")
+            self._say(
+                f"logger {kind} failed ({type(error).__name__}: {reason}) and is left out from here"
+                " on; the run goes on."
+            )
             self._failed.add(kind)

@@ -1,4 +1,6 @@
-"""Weights & Biases: one run for each stage, several in one process without mixing, and complete without a network."""
+"""Weights & Biases: one run for each stage, several in one process without mixing, and
+complete without a network.
+"""
 
 import io
 import json
@@ -15,12 +17,34 @@ from typing import Any, Literal
 from kd_app.config.errors import first_line
 from kd_app.config.private import to_tell
 from kd_app.stages import write_atomically
-from kd_app.tracking.base import STUDENT, Artifact, Backend, Opening, Outcome, Run, borrowed_environment
+from kd_app.tracking.base import (
+    STUDENT,
+    Artifact,
+    Backend,
+    Opening,
+    Outcome,
+    Run,
+    borrowed_environment,
+)
 from kd_app.tracking.tables import Picture, Table, confusions, known, tables
 
 Mode = Literal["auto", "online", "offline", "disabled"]
-_MODES: dict[str, Mode] = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-_BEST = {"top1": "max", "top5": "max", "balanced_accuracy": "max", "agreement": "max", "nll": "min", "ece": "min", "kl_to_teacher": "min"}
+_MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+_BEST = {
+    "top1": "max",
+    "top5": "max",
+    "balanced_accuracy": "max",
+    "agreement": "max",
+    "nll": "min",
+    "ece": "min",
+    "kl_to_teacher": "min",
+}
 _OBJECTIVE = "validation/top1"
 BEST = "validation/best_top1"
 """The best so far, as a plain number: what W&B's sweeps can be told to maximize."""
@@ -43,25 +67,34 @@ _SETTINGS = {
     "init_timeout": 30,
     "finish_timeout": 120,
 }
-"""Nothing about the machine is sent, nothing printed; without an answer it waits `init_timeout` and `finish_timeout` seconds."""
+"""Nothing about the machine is sent, nothing printed; without an answer it waits
+`init_timeout` and `finish_timeout` seconds.
+"""
 
 
 class Wandb(Backend):
     """Runs of `project`, grouped by the run's name, with the stage as job type.
 
-    Mode 'auto' is what WANDB_MODE says, else online for somebody who is logged in, else offline. It never asks.
-    Under ``wandb agent`` the student's run is the trial, and other stages have none.
+    Mode 'auto' is what WANDB_MODE says, else online for somebody who is logged in, else
+    offline. It never asks. Under ``wandb agent`` the student's run is the trial, and
+    other stages have none.
     """
 
     def __init__(self, *, project: str | None, entity: str | None, mode: Mode) -> None:
         self._project = project or os.environ.get("WANDB_PROJECT") or "kd_app"
         self._entity = entity
-        self._mode: Mode = _MODES.get(os.environ.get("WANDB_MODE", ""), mode) if mode == "auto" else mode
+        self._mode: Mode = (
+            _MODES.get(os.environ.get("WANDB_MODE", ""), mode) if mode == "auto" else mode
+        )
         self._said = False
 
     def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
-        """Open the stage's run, or go on with the one that an earlier attempt opened; where it can't be online, it is offline."""
-        if self._mode == "disabled" or ("WANDB_SWEEP_ID" in os.environ and opening.stage != STUDENT):
+        """Open the stage's run, or go on with the one that an earlier attempt opened;
+        where it can't be online, it is offline.
+        """
+        if self._mode == "disabled" or (
+            "WANDB_SWEEP_ID" in os.environ and opening.stage != STUDENT
+        ):
             return None
         opening.out.mkdir(parents=True, exist_ok=True)
         with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(opening.out / _FOLDER)):
@@ -76,7 +109,9 @@ class Wandb(Backend):
         return following
 
     def _init(self, opening: Opening, identity: str) -> tuple[Any, str]:
-        """The run and what to say of it; a second stage does not wait again for a server that did not answer the first."""
+        """The run and what to say of it; a second stage does not wait again for a
+        server that did not answer the first.
+        """
         import wandb
 
         why = ""
@@ -90,7 +125,13 @@ class Wandb(Backend):
                 why = f" ({first_line(error)})"
             self._mode = "offline"
         run = self._init_as("offline", opening, identity)
-        return run, f"W&B: offline{why}; to upload it later: wandb sync {_shown(opening.out)}/wandb/offline-run-*"
+        return (
+            run,
+            (
+                f"W&B: offline{why}; to upload it later: wandb sync"
+                f" {_shown(opening.out)}/wandb/offline-run-*"
+            ),
+        )
 
     def _init_as(self, mode: Literal["online", "offline"], opening: Opening, identity: str) -> Any:
         import wandb
@@ -113,9 +154,11 @@ class Wandb(Backend):
 
 
 class _WandbRun(Run):
-    """One run; `step` is a column of its own, the x axis of every curve (validation: `epoch`).
+    """One run; `step` is a column of its own, the x axis of every curve (validation:
+    `epoch`).
 
-    A run that goes on is told all its points again: the server's keeps those that it has, an offline one begins a file that holds them all.
+    A run that goes on is told all its points again: the server's keeps those that it
+    has, an offline one begins a file that holds them all.
     """
 
     def __init__(self, run: Any, opening: Opening) -> None:
@@ -149,7 +192,10 @@ class _WandbRun(Run):
         with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.summary.update(dict(outcome.figures))
             shown = {name: _table(table) for name, table in tables(outcome).items()}
-            shown |= {f"confusion/{role}": _confusion(role, table) for role, table in confusions(outcome).items()}
+            shown |= {
+                f"confusion/{role}": _confusion(role, table)
+                for role, table in confusions(outcome).items()
+            }
             if shown:
                 self._run.log(shown)
             for artifact in outcome.makes:
@@ -166,16 +212,20 @@ class _WandbRun(Run):
             try:
                 self._run.finish(exit_code=exit_code)
             except Exception:
-                with suppress(Exception):  # wandb's process is gone: else its exit hook prints a traceback
+                with suppress(
+                    Exception
+                ):  # wandb's process is gone: else its exit hook prints a traceback
                     wandb.teardown(exit_code)
                 raise
         _remember(self._opening, self._run.id, finished=exit_code == 0)
 
 
 def _identity(opening: Opening) -> str:
-    """The trial's, where an agent or somebody else says so for the student; else that of the earlier attempt that this one goes on with; else new.
+    """The trial's, where an agent or somebody else says so for the student; else that
+    of the earlier attempt that this one goes on with; else new.
 
-    A file of the run has to have a name of its own: within the second in which the last one was begun it waits.
+    A file of the run has to have a name of its own: within the second in which the last
+    one was begun it waits.
     """
     given = os.environ.get("WANDB_RUN_ID") if opening.stage == STUDENT else None
     before = _read(_memory(opening))
@@ -216,7 +266,10 @@ def _define_metrics(run: Any) -> None:
 def _table(table: Table) -> Any:
     import wandb
 
-    rows: list[Iterable[Any]] = [[_picture(cell) if isinstance(cell, Picture) else cell for cell in row] for row in table.rows]
+    rows: list[Iterable[Any]] = [
+        [_picture(cell) if isinstance(cell, Picture) else cell for cell in row]
+        for row in table.rows
+    ]
     return wandb.Table(columns=list(table.columns), data=rows)
 
 
@@ -228,35 +281,53 @@ def _picture(picture: Picture) -> Any:
 
 
 def _confusion(role: str, table: Table) -> Any:
-    """W&B's own heat map of a confusion matrix, with counts that are sent as they are shown."""
+    """W&B's own heat map of a confusion matrix, with counts that are sent as they are
+    shown.
+    """
     import wandb
 
     columns = ("Actual", "Predicted", "nPredictions")
     fields = {name: name for name in columns}
-    return wandb.plot_table("wandb/confusion_matrix/v1", _table(Table(columns, table.rows)), fields, {"title": f"{role}: label and answer"})
+    return wandb.plot_table(
+        "wandb/confusion_matrix/v1",
+        _table(Table(columns, table.rows)),
+        fields,
+        {"title": f"{role}: label and answer"},
+    )
 
 
 def _artifact(artifact: Artifact, folder: Path) -> tuple[Any, None, None, list[str]]:
-    """The arguments of ``log_artifact``. Files are uploaded from where they lie; below `folder` lie copies of those that need cleaning.
+    """The arguments of ``log_artifact``. Files are uploaded from where they lie; below
+    `folder` lie copies of those that need cleaning.
 
     W&B knows a version by its files alone: what is told of it is one of them.
     """
     import wandb
 
-    made = wandb.Artifact(artifact.name, type=artifact.kind, metadata={**artifact.content, **artifact.about, "identity": artifact.identity})
+    made = wandb.Artifact(
+        artifact.name,
+        type=artifact.kind,
+        metadata={**artifact.content, **artifact.about, "identity": artifact.identity},
+    )
     if artifact.content:
         with made.new_file(f"{artifact.kind}.json", encoding="utf-8") as file:
             json.dump(dict(artifact.content), file, indent=1, sort_keys=True)
     for inside, path in artifact.files.items():
-        made.add_file(str(to_tell(path, folder / _TOLD / inside).resolve()), name=inside, policy="immutable", skip_cache=True)
+        made.add_file(
+            str(to_tell(path, folder / _TOLD / inside).resolve()),
+            name=inside,
+            policy="immutable",
+            skip_cache=True,
+        )
     return made, None, None, ["latest", artifact.identity[:12]]
 
 
 def _use(run: Any, artifact: Artifact, folder: Path) -> None:
     """Say that a run uses an artifact, which the server may not know yet.
 
-    It is what ``use_artifact`` does for such a one, but without waiting for the server, so that it is queued offline, too, where ``use_artifact``
-    raises: whoever uploads the run makes the artifact, or finds it, and links both.
+    It is what ``use_artifact`` does for such a one, but without waiting for the server,
+    so that it is queued offline, too, where ``use_artifact`` raises: whoever uploads
+    the run makes the artifact, or finds it, and links both.
     """
     made, _, _, aliases = _artifact(artifact, folder)
     run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=True)
@@ -270,9 +341,15 @@ def _shown(path: Path) -> Path:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let wandb work without printing, without reporting its errors elsewhere, and without leaving its own `sys.exit`, hook and variables here."""
+    """Let wandb work without printing, without reporting its errors elsewhere, and
+    without leaving its own `sys.exit`, hook and variables here.
+    """
     exit_before, hook_before = sys.exit, sys.excepthook
-    with borrowed_environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+    with (
+        borrowed_environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"),
+        redirect_stderr(io.StringIO()),
+        redirect_stdout(io.StringIO()),
+    ):
         try:
             yield
         finally:

@@ -1,4 +1,6 @@
-"""The models that a configuration names: a teacher or student, several teachers, a teacher of other classes, the links of a chain."""
+"""The models that a configuration names: a teacher or student, several teachers, a
+teacher of other classes, the links of a chain.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +23,44 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Link:
-    """A net between teacher and student, which learns from the one before it and teaches the next; and its configuration, as a student's."""
+    """A net between teacher and student, which learns from the one before it and
+    teaches the next; and its configuration, as a student's.
+    """
 
     request: ModelRequest
     node: Config
 
 
 def composed(node: Config) -> Composed | None:
-    """A teacher of several, of other classes, or that is a file for another runtime; None for one set of weights of the data's classes."""
+    """A teacher of several, of other classes, or that is a file for another runtime;
+    None for one set of weights of the data's classes.
+    """
     members = node.get("members")
     if members is None:
         return _single(node)
     said: Config = {key: node.get(key) for key in ("members", "by", "classes")}
     asked = SeveralTeachers(**said)
-    made = {name: _single(each) or requested("teacher", each, None) for name, each in asked.members.items()}
+    made = {
+        name: _single(each) or requested("teacher", each, None)
+        for name, each in asked.members.items()
+    }
     return Several(made, asked.weights, asked.by)
 
 
 def _single(node: Config) -> Composed | None:
     checkpoint, classes = node.get("checkpoint"), node.get("classes")
-    file = _runtime_file(Path(checkpoint), node) if checkpoint and Path(checkpoint).suffix == ".onnx" else None
+    file = (
+        _runtime_file(Path(checkpoint), node)
+        if checkpoint and Path(checkpoint).suffix == ".onnx"
+        else None
+    )
     if not classes:
         return file
     inner = file or requested("teacher", node, None)
     if not inner.origin.has_weights:
         raise RequestError(
-            f"teacher.classes={classes!r} maps what a teacher knows, and {inner.name} has random weights. Name weights, or leave it out."
+            f"teacher.classes={classes!r} maps what a teacher knows, and {inner.name} has random"
+            " weights. Name weights, or leave it out."
         )
     return OtherClasses(inner, ClassMap(Path(classes)))
 
@@ -56,7 +70,9 @@ def _runtime_file(path: Path, node: Config) -> RuntimeFile:
         artefact, about = open_artefact(path), entry(path)
     except ValueError as error:
         raise RequestError(f"teacher.checkpoint: {error}") from None
-    return RuntimeFile(artefact, Origin("own", path.name, path, license=about.license), str(about.told["sha256"]))
+    return RuntimeFile(
+        artefact, Origin("own", path.name, path, license=about.license), str(about.told["sha256"])
+    )
 
 
 def links_of(node: Config | None) -> tuple[Link, ...]:
@@ -65,19 +81,32 @@ def links_of(node: Config | None) -> tuple[Link, ...]:
     for each in (node or {}).get("chain") or ():
         said = {"name": each} if isinstance(each, str) else each
         check_link(said)
-        whole = {"_target_": FACTORY, "pretrained": "auto", "checkpoint": None, "kwargs": {}, "image_size": None, **said}
+        whole = {
+            "_target_": FACTORY,
+            "pretrained": "auto",
+            "checkpoint": None,
+            "kwargs": {},
+            "image_size": None,
+            **said,
+        }
         links.append(Link(requested("student", whole, None), whole))
     return tuple(links)
 
 
 def requested(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
-    """A model that a group of the configuration names, or a module that somebody hands over."""
-    asked: Config = {key: node.get(key) for key in ("name", "pretrained", "checkpoint", "kwargs", "image_size")}
+    """A model that a group of the configuration names, or a module that somebody hands
+    over.
+    """
+    asked: Config = {
+        key: node.get(key) for key in ("name", "pretrained", "checkpoint", "kwargs", "image_size")
+    }
     asked["kwargs"] = asked["kwargs"] or {}
     asked["pretrained"] = "auto" if asked["pretrained"] is None else asked["pretrained"]
     target = node.get("_target_", FACTORY)
     if module is not None:
-        return ModelRequest(role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}})
+        return ModelRequest(
+            role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}}
+        )
     if target == FACTORY:
         return ModelRequest(role=role, factory=None, **asked)
     return ModelRequest(role=role, factory=found(role, target), **asked)
@@ -88,11 +117,16 @@ def found(group: str, target: str) -> Any:
     try:
         return resolve_name(target)
     except (ImportError, ValueError, AttributeError) as error:
-        raise RequestError(f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a factory of a module.") from None
+        raise RequestError(
+            f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a"
+            " factory of a module."
+        ) from None
 
 
 class _Copies:
-    """A factory that gives copies of one module, so that control and student start from the same weights."""
+    """A factory that gives copies of one module, so that control and student start from
+    the same weights.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module

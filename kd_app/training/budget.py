@@ -26,7 +26,9 @@ class OverBudgetError(PrunedError):
 
 
 class LatencyBudget(Typed, called="budget"):
-    """Milliseconds within which 95 of 100 images are answered, one at a time with one thread, by the student as a file in `format`."""
+    """Milliseconds within which 95 of 100 images are answered, one at a time with one
+    thread, by the student as a file in `format`.
+    """
 
     def __init__(self, *, latency_ms: PositiveFloat, format: Format, clock: Clock) -> None:
         self.latency_ms = latency_ms
@@ -34,21 +36,42 @@ class LatencyBudget(Typed, called="budget"):
         self.clock = clock
 
     def latency(self, shop: "Workshop") -> dict[str, float]:
-        """Percentiles of the untrained student's latency in milliseconds: what it takes does not depend on what it learned."""
+        """Percentiles of the untrained student's latency in milliseconds: what it takes
+        does not depend on what it learned.
+        """
         created = shop.ready(shop.parts.student, seed=0).created
         pixels = created.pixels
-        images = np.random.default_rng(0).integers(256, size=(_IMAGES, pixels.channels, pixels.height, pixels.width), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(
+            256, size=(_IMAGES, pixels.channels, pixels.height, pixels.width), dtype=np.uint8
+        )
         with TemporaryDirectory() as folder:
-            about: dict[str, Any] = {"stem": "student", "pixels": pixels, "classes": shop.classes, "license": "unknown"}
-            path = export(created.model, self.format, Path(folder), calibration=[images], images=images, **about)
-            return self.clock.measure({"student": open_artefact(path, threads=1)}, {"student": images})["student"].latency_ms
+            about: dict[str, Any] = {
+                "stem": "student",
+                "pixels": pixels,
+                "classes": shop.classes,
+                "license": "unknown",
+            }
+            path = export(
+                created.model,
+                self.format,
+                Path(folder),
+                calibration=[images],
+                images=images,
+                **about,
+            )
+            return self.clock.measure(
+                {"student": open_artefact(path, threads=1)}, {"student": images}
+            )["student"].latency_ms
 
     def check(self, shop: "Workshop", *, trial: bool) -> dict[str, float]:
-        """The latency of a student within the budget. Raises `OverBudgetError` for one above it in a sweep, `RequestError` alone."""
+        """The latency of a student within the budget. Raises `OverBudgetError` for one
+        above it in a sweep, `RequestError` alone.
+        """
         found = self.latency(shop)
         said = (
-            f"the student {shop.parts.student.name}, written as {self.format.name}, answers 95 of 100 images within {found['p95']:.3g} ms, one at a "
-            f"time with one thread on {measured_on()}"
+            f"the student {shop.parts.student.name}, written as {self.format.name}, answers 95 of"
+            f" 100 images within {found['p95']:.3g} ms, one at a time with one thread on"
+            f" {measured_on()}"
         )
         hint = "A larger budget.latency_ms=, or budget=null, trains it."
         if found["p95"] <= self.latency_ms:

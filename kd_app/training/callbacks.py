@@ -1,4 +1,6 @@
-"""What happens around a training: it is saved so that it can go on, its best weights are kept, and it says where it is."""
+"""What happens around a training: it is saved so that it can go on, its best weights
+are kept, and it says where it is.
+"""
 
 import math
 import os
@@ -25,7 +27,8 @@ BEST = "best.safetensors"
 
 
 _AGREE = 16
-"""Ranks, whose clocks differ, agree every so many steps on whether it is time to save."""
+"""Ranks, whose clocks differ, agree every so many steps on whether it is time to save.
+"""
 
 
 class Stopped(BaseException):
@@ -33,14 +36,18 @@ class Stopped(BaseException):
 
 
 class Keep(Checkpoint):
-    """Write a state to go on from every `minutes` (None: never in mid-epoch), after every `steps` optimizer steps, at each epoch's end and when the
-    training is stopped; keep the student's best weights.
+    """Write a state to go on from every `minutes` (None: never in mid-epoch), after
+    every `steps` optimizer steps, at each epoch's end and when the training is stopped;
+    keep the student's best weights.
 
-    The best epoch is the one with the highest validation top1, of equals the one with the lowest nll; the weights are those that were validated,
-    which is the average where weights are averaged. Nothing is written at an epoch's last batch: a kill during validation would lose that
-    validation; nor between two optimizer steps: gradients that were accumulated would be lost.
-    Ctrl-C and SIGTERM end the training after its present step, or after the validation that is under way, with `Stopped`; a second one at once. So
-    do SIGUSR1 and SIGUSR2 where somebody listens to them (submitit, which sends its job again then). Of several ranks each ends at once.
+    The best epoch is the one with the highest validation top1, of equals the one with
+    the lowest nll; the weights are those that were validated, which is the average
+    where weights are averaged. Nothing is written at an epoch's last batch: a kill
+    during validation would lose that validation; nor between two optimizer steps:
+    gradients that were accumulated would be lost. Ctrl-C and SIGTERM end the training
+    after its present step, or after the validation that is under way, with `Stopped`; a
+    second one at once. So do SIGUSR1 and SIGUSR2 where somebody listens to them
+    (submitit, which sends its job again then). Of several ranks each ends at once.
     """
 
     def __init__(self, folder: Path, *, minutes: float | None, steps: int | None = None) -> None:
@@ -53,7 +60,9 @@ class Keep(Checkpoint):
         self._validated: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning; whoever calls ``fit`` puts back what was there before."""
+        """Take the signals over from Lightning; whoever calls ``fit`` puts back what
+        was there before.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,7 +78,14 @@ class Keep(Checkpoint):
         self.stopped_by = number
         os.write(2, b"Stopping as soon as nothing is lost; once more to stop at once.\n")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Save in mid-epoch when it is time, or when somebody asks to stop."""
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not stepped or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -85,7 +101,9 @@ class Keep(Checkpoint):
         late = time.monotonic() - self._saved >= self._minutes * 60
         if trainer.world_size == 1:
             return late
-        return trainer.global_step % _AGREE == 0 and bool(trainer.strategy.reduce_boolean_decision(late, all=False))
+        return trainer.global_step % _AGREE == 0 and bool(
+            trainer.strategy.reduce_boolean_decision(late, all=False)
+        )
 
     def _stop_if_asked(self) -> None:
         if self.stopped_by is not None:
@@ -94,11 +112,16 @@ class Keep(Checkpoint):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the weights that are about to be validated."""
         student: torch.nn.Module = pl_module.student  # type: ignore[assignment]
-        self._validated = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in student.state_dict().items()}
+        self._validated = {
+            name: tensor.detach().cpu().clone().contiguous()
+            for name, tensor in student.state_dict().items()
+        }
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the validated weights when they are the best so far."""
-        found = {name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("top1", "nll")}
+        found = {
+            name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("top1", "nll")
+        }
         if self.best and (found["top1"], -found["nll"]) <= (self.best["top1"], -self.best["nll"]):
             return
         self.best = {**found, "epoch": float(trainer.current_epoch)}
@@ -126,7 +149,8 @@ class Keep(Checkpoint):
 
 
 class EMA(Typed, WeightAveraging):
-    """Exponential moving average of the student: ``average = decay * average + (1 - decay) * weights`` after every step.
+    """Exponential moving average of the student: ``average = decay * average + (1 -
+    decay) * weights`` after every step.
 
     The average is what is validated and what ships.
     """
@@ -137,19 +161,30 @@ class EMA(Typed, WeightAveraging):
         move = get_ema_multi_avg_fn(decay)
 
         def average(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-            move(averages, [weight.to(average.dtype) for average, weight in zip(averages, weights, strict=True)], count)
+            move(
+                averages,
+                [
+                    weight.to(average.dtype)
+                    for average, weight in zip(averages, weights, strict=True)
+                ],
+                count,
+            )
 
         super().__init__(multi_avg_fn=average)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The average was made before the model got its precision; one of less than float32 would stand still."""
+        """The average was made before the model got its precision; one of less than
+        float32 would stand still.
+        """
         if pl_module.dtype == torch.float64:
             assert self._average_model is not None
             self._average_model.double()
 
 
 class SkipNotFinite(Callback):
-    """Leave out the optimizer steps whose gradient is not finite, and count them; more than half of an epoch's steps end the run (`RunError`)."""
+    """Leave out the optimizer steps whose gradient is not finite, and count them; more
+    than half of an epoch's steps end the run (`RunError`).
+    """
 
     def __init__(self) -> None:
         self.skipped = 0
@@ -160,14 +195,27 @@ class SkipNotFinite(Callback):
         """Count anew."""
         self._here = 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the running statistics, which a forward pass that is not finite would spoil."""
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the running statistics, which a forward pass that is not finite
+        would spoil.
+        """
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._buffers = [(buffer, buffer.clone()) for buffer in pl_module.student.buffers()]  # type: ignore[union-attr]
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        """Without a gradient no parameter moves. All ranks hold the same gradient here, so all decide alike."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Without a gradient no parameter moves. All ranks hold the same gradient here,
+        so all decide alike.
+        """
+        gradients = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         if torch.nn.utils.get_total_norm(gradients).isfinite():
             return
         optimizer.zero_grad(set_to_none=True)
@@ -181,11 +229,15 @@ class SkipNotFinite(Callback):
         steps = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
         if self._here > steps / 2:
             raise RunError(
-                f"{self._here} of {steps} steps of epoch {trainer.current_epoch + 1} had a gradient that is not finite: nothing is learned so. "
-                "Lower optimizer.lr, set trainer.gradient_clip, or use trainer.precision=32-true."
+                f"{self._here} of {steps} steps of epoch {trainer.current_epoch + 1} had a gradient"
+                " that is not finite: nothing is learned so. Lower optimizer.lr, set"
+                " trainer.gradient_clip, or use trainer.precision=32-true."
             )
         for logger in trainer.loggers if self._here else ():
-            logger.log_metrics({"train/skipped": float(self.skipped), "epoch": float(trainer.current_epoch)}, step=trainer.global_step)
+            logger.log_metrics(
+                {"train/skipped": float(self.skipped), "epoch": float(trainer.current_epoch)},
+                step=trainer.global_step,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The count so far."""
@@ -197,7 +249,9 @@ class SkipNotFinite(Callback):
 
 
 class Progress(Callback):
-    """Say where the training is: on a terminal in one live line, else in a line every few seconds; the last epoch's line stays."""
+    """Say where the training is: on a terminal in one live line, else in a line every
+    few seconds; the last epoch's line stays.
+    """
 
     def __init__(self, name: str, console: Any, *, quiet: float = 15.0) -> None:
         self.name = name
@@ -209,7 +263,9 @@ class Progress(Callback):
         self._seconds = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; a training that was resumed starts where it is, which may be in mid-epoch."""
+        """Start the clock; a training that was resumed starts where it is, which may be
+        in mid-epoch.
+        """
         self._start = self._told = self._since = time.monotonic()
         self._first = self._position(trainer)
 
@@ -217,7 +273,14 @@ class Progress(Callback):
         """Start the epoch's clock."""
         self._since, self._timed = time.monotonic(), 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Count, and tell now and then."""
         self._timed += 1
         now = time.monotonic()
@@ -232,8 +295,14 @@ class Progress(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One line an epoch, with what was measured."""
-        metrics = {k.removeprefix("validation/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("validation/")}
-        shown = "  ".join(f"{key} {metrics[key]:.4f}" for key in ("top1", "nll", "agreement") if key in metrics)
+        metrics = {
+            k.removeprefix("validation/"): float(v)
+            for k, v in trainer.callback_metrics.items()
+            if k.startswith("validation/")
+        }
+        shown = "  ".join(
+            f"{key} {metrics[key]:.4f}" for key in ("top1", "nll", "agreement") if key in metrics
+        )
         line = f"{self._line(trainer, int(trainer.num_training_batches))}  validation: {shown}"
         now, last = time.monotonic(), trainer.current_epoch + 1 == trainer.max_epochs
         if last:
@@ -248,7 +317,10 @@ class Progress(Callback):
         elapsed = time.monotonic() - self._start
         left = elapsed / max(position - self._first, 1) * (total - position)
         speed = f"  {self.images_per_second:,.0f} images/s" if self.images_per_second else ""
-        return f"  {self.name}: epoch {trainer.current_epoch + 1}/{epochs}, {100 * batch // max(batches, 1):3d} %{speed}, {_clock(left)} left"
+        return (
+            f"  {self.name}: epoch {trainer.current_epoch + 1}/{epochs},"
+            f" {100 * batch // max(batches, 1):3d} %{speed}, {_clock(left)} left"
+        )
 
     @staticmethod
     def _position(trainer: pl.Trainer) -> int:

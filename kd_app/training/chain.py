@@ -1,7 +1,9 @@
-"""Assistants between teacher and student, and generations of one net: each link is taught by the one before it.
+"""Assistants between teacher and student, and generations of one net: each link is
+taught by the one before it.
 
-Mirzadeh et al., "Improved knowledge distillation via teacher assistant", AAAI 2020, arXiv 1902.03393; Furlanello et al., "Born-again neural
-networks", ICML 2018, arXiv 1805.04770, where the links are the student's own net.
+Mirzadeh et al., "Improved knowledge distillation via teacher assistant", AAAI 2020,
+arXiv 1902.03393; Furlanello et al., "Born-again neural networks", ICML 2018, arXiv
+1805.04770, where the links are the student's own net.
 """
 
 from collections.abc import Sequence
@@ -24,9 +26,11 @@ class _Unheard:
 
 
 def chained(shop: Workshop, teacher: Member) -> Member:
-    """The last link of ``teacher.chain``, each trained as the student is, or found; stages ``link-1``, ``link-2`` ...
+    """The last link of ``teacher.chain``, each trained as the student is, or found;
+    stages ``link-1``, ``link-2`` ...
 
-    A link's seed is the teacher's and its number: seeds and trials of the student share the chain.
+    A link's seed is the teacher's and its number: seeds and trials of the student share
+    the chain.
     """
     said = shop.parts.config["teacher"].get("seed", 0)
     for number, link in enumerate(shop.parts.links, start=1):
@@ -34,5 +38,8 @@ def chained(shop: Workshop, teacher: Member) -> Member:
         other = shop.going_on(link.request, link.node, recipe)
         other.tracker, other.watch = _Unheard(), None
         teacher = replace(train(other, "student", teacher, stage=f"link-{number}"), role="teacher")
-        shop.console.say(f"Link {number} of the chain, {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
+        shop.console.say(
+            f"Link {number} of the chain, {teacher.request.name}:"
+            f" {evaluated(shop.predictions(teacher, 'validation'))} on validation"
+        )
     return teacher

@@ -1,4 +1,6 @@
-"""Controls: the student's training with something changed, so that one sees what distilling was worth."""
+"""Controls: the student's training with something changed, so that one sees what
+distilling was worth.
+"""
 
 import math
 import re
@@ -25,9 +27,11 @@ _DIGITS = 6
 class ControlSettings(Typed, called="controls"):
     """One control of ``conf/controls/``; what it does not say is as the student has it.
 
-    loss: its loss terms. student: another net than the student's. as_long: for as many epochs as the student's training takes in wall time.
-    entropy_at: the smoothing of its cross_entropy makes a label's entropy the teacher's mean entropy at this temperature. shuffled: the teacher is
-    shown another image of the same class in the place of each.
+    loss: its loss terms. student: another net than the student's. as_long: for as many
+    epochs as the student's training takes in wall time. entropy_at: the smoothing of
+    its cross_entropy makes a label's entropy the teacher's mean entropy at this
+    temperature. shuffled: the teacher is shown another image of the same class in the
+    place of each.
     """
 
     def __init__(
@@ -48,33 +52,54 @@ class ControlSettings(Typed, called="controls"):
 
 def check(name: str, settings: ControlSettings) -> None:
     """Refuse settings that do not go together (`RequestError`)."""
-    if settings.entropy_at is not None and not any("smoothing" in node for node in settings.loss.values()):
+    if settings.entropy_at is not None and not any(
+        "smoothing" in node for node in settings.loss.values()
+    ):
         raise RequestError(
-            f"controls.{name}.entropy_at={settings.entropy_at} sets the smoothing of the labels, and none of its loss terms "
-            f"({', '.join(settings.loss) or 'none'}) has one. Give it the term cross_entropy, or leave entropy_at out."
+            f"controls.{name}.entropy_at={settings.entropy_at} sets the smoothing of the labels,"
+            f" and none of its loss terms ({', '.join(settings.loss) or 'none'}) has one. Give it"
+            " the term cross_entropy, or leave entropy_at out."
         )
 
 
 def mean_entropy(logits: Float[np.ndarray, "images classes"], temperature: float) -> float:
-    """Mean over the images of ``-sum_c p_c log p_c`` (nats), ``p = softmax(logits / temperature)``."""
+    """Mean over the images of ``-sum_c p_c log p_c`` (nats), ``p = softmax(logits /
+    temperature)``.
+    """
     log_p = torch.from_numpy(logits).double().div(temperature).log_softmax(dim=1)
     return float(-(log_p.exp() * log_p).sum(dim=1).mean())
 
 
 def label_entropy(smoothing: float, num_classes: int) -> float:
-    """Entropy (nats) of a label of which the share `smoothing` is spread evenly over all classes."""
+    """Entropy (nats) of a label of which the share `smoothing` is spread evenly over
+    all classes.
+    """
     others = smoothing / num_classes
     own = 1 - smoothing + others
-    return -sum(count * p * math.log(p) for count, p in ((1, own), (num_classes - 1, others)) if p > 0)
+    return -sum(
+        count * p * math.log(p) for count, p in ((1, own), (num_classes - 1, others)) if p > 0
+    )
 
 
 def smoothing_of(entropy: float, num_classes: int) -> float:
-    """The smoothing whose `label_entropy` is `entropy`, to 6 digits; it grows from 0 to log K as the smoothing does from 0 to 1."""
+    """The smoothing whose `label_entropy` is `entropy`, to 6 digits; it grows from 0 to
+    log K as the smoothing does from 0 to 1.
+    """
     from scipy.optimize import brentq
 
     if entropy >= label_entropy(_LARGEST, num_classes):
         return _LARGEST
-    return round(float(brentq(lambda smoothing: label_entropy(smoothing, num_classes) - entropy, 0.0, _LARGEST, xtol=1e-9)), _DIGITS)
+    return round(
+        float(
+            brentq(
+                lambda smoothing: label_entropy(smoothing, num_classes) - entropy,
+                0.0,
+                _LARGEST,
+                xtol=1e-9,
+            )
+        ),
+        _DIGITS,
+    )
 
 
 @dataclass(frozen=True)
@@ -86,30 +111,50 @@ class Nearest:
     student_macs: int
 
 
-def nearest(candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int) -> Nearest:
-    """Of the candidates of another family than the student's the one with the nearest number of multiply-adds (in ratio; of equals the first).
+def nearest(
+    candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int
+) -> Nearest:
+    """Of the candidates of another family than the student's the one with the nearest
+    number of multiply-adds (in ratio; of equals the first).
 
-    A family is what shares the letters that timm's name begins with (resnet8 and resnet50; wrn_16_1). Left out are nets that can't take such images,
-    or that leave a map of less than 2x2 of them where the student leaves more: their cost is wasted on images of this size. Where the student starts
-    from weights, so does the net, and one for which timm has none is left out. Raises `RequestError` where nothing is left.
+    A family is what shares the letters that timm's name begins with (resnet8 and
+    resnet50; wrn_16_1). Left out are nets that can't take such images, or that leave a
+    map of less than 2x2 of them where the student leaves more: their cost is wasted on
+    images of this size. Where the student starts from weights, so does the net, and one
+    for which timm has none is left out. Raises `RequestError` where nothing is left.
     """
     ours, _ = _cost(student, seen, num_classes)
-    found = costs([each for each in candidates if family(each.name) != family(student.name)], student, seen, num_classes)
+    found = costs(
+        [each for each in candidates if family(each.name) != family(student.name)],
+        student,
+        seen,
+        num_classes,
+    )
     if not found:
         role = candidates[0].role
         raise RequestError(
-            f"None of the nets in {role}.among is of another family than {student.name}, can take images of {seen.size}x{seen.size}, and starts "
-            f"from {'weights of timm' if student.origin.has_weights else 'random weights'} as the student does. Name one: {role}.name=<a timm model>."
+            f"None of the nets in {role}.among is of another family than {student.name}, can take"
+            f" images of {seen.size}x{seen.size}, and starts from"
+            f" {'weights of timm' if student.origin.has_weights else 'random weights'} as the"
+            f" student does. Name one: {role}.name=<a timm model>."
         )
     return closest(found, ours)
 
 
-def costs(candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int) -> list[tuple[ModelRequest, int]]:
-    """The candidates that could stand in the student's place, and their multiply-adds; see `nearest` for those that are left out."""
+def costs(
+    candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int
+) -> list[tuple[ModelRequest, int]]:
+    """The candidates that could stand in the student's place, and their multiply-adds;
+    see `nearest` for those that are left out.
+    """
     _, deepest = _cost(student, seen, num_classes)
     found = []
     for each in candidates:
-        used = _asked(each, pretrained=True) if student.origin.has_weights and better_start(each.name) else each
+        used = (
+            _asked(each, pretrained=True)
+            if student.origin.has_weights and better_start(each.name)
+            else each
+        )
         if used.origin.has_weights != student.origin.has_weights:
             continue
         try:
@@ -122,7 +167,9 @@ def costs(candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen,
 
 
 def closest(found: Sequence[tuple[ModelRequest, int]], macs: int) -> Nearest:
-    """Of some nets and their multiply-adds the one nearest to `macs` in ratio; of equals the first."""
+    """Of some nets and their multiply-adds the one nearest to `macs` in ratio; of
+    equals the first.
+    """
     request, own = min(found, key=lambda one: abs(math.log(max(one[1], 1) / max(macs, 1))))
     return Nearest(request, own, macs)
 
@@ -135,15 +182,24 @@ def family(name: str) -> str:
 
 def _asked(request: ModelRequest, *, pretrained: bool) -> ModelRequest:
     """The same architecture, with timm's weights or with random ones."""
-    more: Config = {"kwargs": request.kwargs, "image_size": request.image_size, "checkpoint": None, "factory": None}
+    more: Config = {
+        "kwargs": request.kwargs,
+        "image_size": request.image_size,
+        "checkpoint": None,
+        "factory": None,
+    }
     return ModelRequest(role=request.role, name=request.origin.name, pretrained=pretrained, **more)
 
 
 def _cost(request: ModelRequest, seen: Seen, num_classes: int) -> tuple[int, int]:
-    """Multiply-adds, and the side of the deepest map; from random weights where that is possible, so that nothing is fetched."""
+    """Multiply-adds, and the side of the deepest map; from random weights where that is
+    possible, so that nothing is fetched.
+    """
     known = request.factory is None and not request.origin.name.startswith("hf-hub:")
     pixels = expected_pixels(request, seen)
-    model = create(_asked(request, pretrained=False) if known else request, pixels, num_classes, seed=0).model
+    model = create(
+        _asked(request, pretrained=False) if known else request, pixels, num_classes, seed=0
+    ).model
     info: Any = getattr(model, "feature_info", None)
     side = pixels.height // max(1, info[-1]["reduction"]) if isinstance(info, list) and info else 2
     return count_macs(model, pixels), side

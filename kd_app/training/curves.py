@@ -1,4 +1,6 @@
-"""The curves of a training: a line of JSON for each point, appended, so that a kill loses nothing that was written."""
+"""The curves of a training: a line of JSON for each point, appended, so that a kill
+loses nothing that was written.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +17,9 @@ Row = dict[str, float]
 
 
 class CurveLogger(Logger):
-    """Writes every point to ``curves.jsonl`` and hands it to `listen`, if somebody listens (Weights & Biases, TensorBoard ...)."""
+    """Writes every point to ``curves.jsonl`` and hands it to `listen`, if somebody
+    listens (Weights & Biases, TensorBoard ...).
+    """
 
     def __init__(self, folder: Path, listen: Callable[[Row, int], None] | None = None) -> None:
         super().__init__()
@@ -46,18 +50,29 @@ class CurveLogger(Logger):
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the points behind `step`: the training goes on from there and will write them again."""
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in read_curves(path) if row["step"] <= step))
+    """Drop the points behind `step`: the training goes on from there and will write
+    them again.
+    """
+    write_atomically(
+        path, "".join(json.dumps(row) + "\n" for row in read_curves(path) if row["step"] <= step)
+    )
 
 
 def points(folder: Path) -> list[tuple[Row, int]]:
     """The points of the training in `folder`: the row that was logged, and its step."""
-    return [({name: value for name, value in row.items() if name != "step"}, int(row["step"])) for row in read_curves(folder / FILE)]
+    return [
+        ({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+        for row in read_curves(folder / FILE)
+    ]
 
 
 def read_curves(path: Path) -> Iterator[Row]:
-    """The points of a ``curves.jsonl``, up to a line that a kill cut off or that is damaged."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    """The points of a ``curves.jsonl``, up to a line that a kill cut off or that is
+    damaged.
+    """
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    ):
         try:
             yield json.loads(line)
         except ValueError:

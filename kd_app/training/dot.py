@@ -1,4 +1,6 @@
-"""DOT: what the labels and what the teacher say of a step are kept apart, and each has a momentum of its own."""
+"""DOT: what the labels and what the teacher say of a step are kept apart, and each has
+a momentum of its own.
+"""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -15,9 +17,11 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DOT(Optimizer):
-    """`TwoMomenta` over the student and the adapters. Where no term distills, or none reads labels, it is SGD with `momentum`.
+    """`TwoMomenta` over the student and the adapters. Where no term distills, or none
+    reads labels, it is SGD with `momentum`.
 
-    lr 'auto': see `Optimizer`; weight decay leaves biases and norms alone as there. Raises `RequestError` where `delta` leaves the range of momenta.
+    lr 'auto': see `Optimizer`; weight decay leaves biases and norms alone as there.
+    Raises `RequestError` where `delta` leaves the range of momenta.
     """
 
     def __init__(
@@ -33,8 +37,9 @@ class DOT(Optimizer):
     ) -> None:
         if not 0 <= momentum - delta <= momentum + delta < 1:
             raise RequestError(
-                f"optimizer.delta={delta} takes the momenta to {momentum - delta:g} and {momentum + delta:g}. Expected 0 or more and less than 1: "
-                f"lower optimizer.delta or optimizer.momentum={momentum}."
+                f"optimizer.delta={delta} takes the momenta to {momentum - delta:g} and"
+                f" {momentum + delta:g}. Expected 0 or more and less than 1: lower optimizer.delta"
+                f" or optimizer.momentum={momentum}."
             )
         self.name = name
         self.lr = lr
@@ -48,37 +53,52 @@ class DOT(Optimizer):
         """As `Optimizer.make`; there is no fused form."""
         rate = self.rate(from_random=from_random)
         spared = tuple(getattr(model, "no_weight_decay", set)())
-        groups = timm.optim.param_groups_weight_decay(model, self.weight_decay, no_weight_decay_list=spared)
-        return TwoMomenta([{**group, "initial_lr": rate} for group in groups], lr=rate, momentum=self.momentum, delta=self.delta)
+        groups = timm.optim.param_groups_weight_decay(
+            model, self.weight_decay, no_weight_decay_list=spared
+        )
+        return TwoMomenta(
+            [{**group, "initial_lr": rate} for group in groups],
+            lr=rate,
+            momentum=self.momentum,
+            delta=self.delta,
+        )
 
     def check_place(self, world_size: int, precision: str) -> None:
-        """Refuse several processes and a scaled loss: the labels' gradient is neither gathered nor scaled back."""
+        """Refuse several processes and a scaled loss: the labels' gradient is neither
+        gathered nor scaled back.
+        """
         if world_size > 1:
             raise RequestError(
-                f"optimizer=dot keeps the labels' gradient apart in one process, and trainer.devices={world_size}. Use trainer.devices=1, or "
-                "optimizer=sgd."
+                "optimizer=dot keeps the labels' gradient apart in one process, and"
+                f" trainer.devices={world_size}. Use trainer.devices=1, or optimizer=sgd."
             )
         if precision == "16-mixed":
             raise RequestError(
-                "optimizer=dot adds two gradients, and trainer.precision=16-mixed scales one of them. Use trainer.precision=bf16-mixed or 32-true, "
-                "or optimizer=sgd."
+                "optimizer=dot adds two gradients, and trainer.precision=16-mixed scales one of"
+                " them. Use trainer.precision=bf16-mixed or 32-true, or optimizer=sgd."
             )
 
 
 class TwoMomenta(torch.optim.Optimizer):
-    """``v_l = (m - d) v_l + g_l + w p``, ``v_t = (m + d) v_t + g_t``, ``p = p - lr (v_l + v_t)``: g_l is the gradient of what reads no teacher, g_t
-    the rest of the gradient, m the momentum, d `delta`, w the weight decay; both v are 0 at first.
+    """``v_l = (m - d) v_l + g_l + w p``, ``v_t = (m + d) v_t + g_t``, ``p = p - lr (v_l
+    + v_t)``: g_l is the gradient of what reads no teacher, g_t the rest of the
+    gradient, m the momentum, d `delta`, w the weight decay; both v are 0 at first.
 
-    With d = 0 it is SGD with momentum; so it is, with m, in steps before which `keep_apart` was not called.
-    Zhao et al., "DOT: A Distillation-Oriented Trainer", ICCV 2023, arXiv 2307.08436.
+    With d = 0 it is SGD with momentum; so it is, with m, in steps before which
+    `keep_apart` was not called. Zhao et al., "DOT: A Distillation-Oriented Trainer",
+    ICCV 2023, arXiv 2307.08436.
     """
 
     def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, delta: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": 0.0})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": 0.0}
+        )
         self._apart: dict[Tensor, Tensor] | None = None
 
     def keep_apart(self, loss: Tensor) -> None:
-        """Add the gradient of `loss`, a part of the loss whose gradient is added up in ``.grad``, to g_l of the next step. Its graph is left."""
+        """Add the gradient of `loss`, a part of the loss whose gradient is added up in
+        ``.grad``, to g_l of the next step. Its graph is left.
+        """
         parameters = self._parameters()
         apart = self._apart or {}
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -88,7 +108,9 @@ class TwoMomenta(torch.optim.Optimizer):
         self._apart = apart
 
     def clip(self, largest: float) -> None:
-        """Scale the gradient, and the part of it that is kept apart, so that the norm of the whole is at most `largest`."""
+        """Scale the gradient, and the part of it that is kept apart, so that the norm
+        of the whole is at most `largest`.
+        """
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
         scale = (largest / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
         for gradient in (*gradients, *(self._apart or {}).values()):
@@ -120,7 +142,12 @@ class TwoMomenta(torch.optim.Optimizer):
             return self._averaged(p, "all", group["momentum"], gradient + decay)
         labels = self._apart.get(p)
         teacher = gradient if labels is None else gradient - labels
-        own = self._averaged(p, "labels", group["momentum"] - group["delta"], decay if labels is None else labels + decay)
+        own = self._averaged(
+            p,
+            "labels",
+            group["momentum"] - group["delta"],
+            decay if labels is None else labels + decay,
+        )
         return own + self._averaged(p, "teacher", group["momentum"] + group["delta"], teacher)
 
     def _averaged(self, p: Tensor, name: str, momentum: float, gradient: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""One training, in one process or as one rank of several: build, go on where it was, train, and leave a model folder."""
+"""One training, in one process or as one rank of several: build, go on where it was,
+train, and leave a model folder.
+"""
 
 import json
 import logging
@@ -44,10 +46,12 @@ RECORD = "training.json"
 
 @dataclass(frozen=True)
 class Taught:
-    """A model to train and what it is trained on: who asks for it, its recipe, its pixels, and the teacher, if it has one.
+    """A model to train and what it is trained on: who asks for it, its recipe, its
+    pixels, and the teacher, if it has one.
 
-    decay: the teacher is the student's own average, which moves so. stored: the teacher's answers, read in the place of asking it. shuffled: it is
-    shown another image of the same class in the place of each.
+    decay: the teacher is the student's own average, which moves so. stored: the
+    teacher's answers, read in the place of asking it. shuffled: it is shown another
+    image of the same class in the place of each.
     """
 
     role: str
@@ -72,7 +76,8 @@ def fit(
     listen: Callable[..., None] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train `taught` on `data` in `folder`: ``model/`` (what ships), ``training.json``, ``curves.jsonl``; ``last.ckpt`` while it is under way.
+    """Train `taught` on `data` in `folder`: ``model/`` (what ships), ``training.json``,
+    ``curves.jsonl``; ``last.ckpt`` while it is under way.
 
     callbacks: more than the recipe's.
     """
@@ -82,33 +87,66 @@ def fit(
     classes = list(data.classes)
     created = create(taught.request, taught.pixels, len(classes), seed=taught.recipe.seed)
     on_labels = not taught.recipe.terms().needs_teacher
-    data.bind(taught.pixels, order_seed=taught.recipe.seed, shuffled=taught.shuffled, on_labels=on_labels, fresh=taught.role == "teacher")
+    data.bind(
+        taught.pixels,
+        order_seed=taught.recipe.seed,
+        shuffled=taught.shuffled,
+        on_labels=on_labels,
+        fresh=taught.role == "teacher",
+    )
     module = build(taught, created, data, settings)
     replayed = isinstance(data, ImageData)
-    keep = Keep(folder, minutes=settings.checkpoint_minutes if replayed else None, steps=settings.checkpoint_steps if replayed else None)
+    keep = Keep(
+        folder,
+        minutes=settings.checkpoint_minutes if replayed else None,
+        steps=settings.checkpoint_steps if replayed else None,
+    )
     progress = Progress(taught.role, console)
     skip = SkipNotFinite()
-    agreement = Agreement(_told(taught, created, data, settings)) if settings.world_size > 1 else None
+    agreement = (
+        Agreement(_told(taught, created, data, settings)) if settings.world_size > 1 else None
+    )
     asked = [skip] if settings.on_nan == "skip" else []
     together = [agreement] if agreement else []
     all_of_them = [*taught.recipe.make_callbacks(), *callbacks, progress, *asked, *together, keep]
     with quiet():
-        trainer = settings.make(max_epochs=taught.recipe.max_epochs, folder=folder, callbacks=all_of_them, loggers=[CurveLogger(folder, listen)])
+        trainer = settings.make(
+            max_epochs=taught.recipe.max_epochs,
+            folder=folder,
+            callbacks=all_of_them,
+            loggers=[CurveLogger(folder, listen)],
+        )
     if settings.compile:
-        torch._functorch.config.donated_buffer = False  # the first steps go backward through each term by itself
+        torch._functorch.config.donated_buffer = (
+            False  # the first steps go backward through each term by itself
+        )
         module.student.compile()
     step = resumed(folder, console.say)
     if step is not None:
         console.say(f"  {taught.role}: goes on at step {step}")
     _run(trainer, module, data, keep, None if step is None else folder / LAST)
     if settings.profiler:
-        console.say("\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*{PROFILE}*.txt"))))
+        console.say(
+            "\n".join(
+                path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*{PROFILE}*.txt"))
+            )
+        )
     if skip.skipped:
-        console.say(f"Note: {taught.role}: {skip.skipped} steps were left out because their gradient was not finite")
+        console.say(
+            f"Note: {taught.role}: {skip.skipped} steps were left out because their gradient was"
+            " not finite"
+        )
     if trainer.is_global_zero:
         net, widths = module.student, created.widths
         net.load_state_dict(load_file(folder / BEST))
-        save_model(net.cpu().eval(), folder / MODEL, pixels=taught.pixels, classes=classes, license=taught.license, widths=widths)
+        save_model(
+            net.cpu().eval(),
+            folder / MODEL,
+            pixels=taught.pixels,
+            classes=classes,
+            license=taught.license,
+            widths=widths,
+        )
         record = {
             "best": keep.best,
             "images_per_second": progress.images_per_second or None,
@@ -122,15 +160,24 @@ def fit(
 
 
 def _told(taught: Taught, created: Created, data: Any, settings: TrainerSettings) -> dict[str, Any]:
-    """What decides a training, as plain data: ranks that differ in it must not train together."""
+    """What decides a training, as plain data: ranks that differ in it must not train
+    together.
+    """
     teacher = taught.teacher.weights.sha256 if taught.teacher else None
     starts = {"student": created.weights.sha256, "teacher": teacher, "data": data.fingerprint}
-    own = {"recipe": vars(taught.recipe), "pixels": vars(taught.pixels), "shuffled": taught.shuffled, "stored": taught.stored is not None}
+    own = {
+        "recipe": vars(taught.recipe),
+        "pixels": vars(taught.pixels),
+        "shuffled": taught.shuffled,
+        "stored": taught.stored is not None,
+    }
     return {"role": taught.role, "trainer": settings.identity(), **own, **starts}
 
 
 def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:
-    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut off there; None where none did, or it is damaged or whole."""
+    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut
+    off there; None where none did, or it is damaged or whole.
+    """
     if (folder / RECORD).is_file():
         return None
     if not (folder / LAST).is_file():
@@ -141,16 +188,22 @@ def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:
         (folder / LAST).unlink()
         forget_after(folder / FILE, -1)
         return None
-    step = int(torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    step = int(
+        torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    )
     forget_after(folder / FILE, step)
     return step
 
 
 def _whole(checkpoint: Path) -> bool:
-    """Whether it holds a step and nothing that would be run, and every entry has the checksum that torch wrote, and does not look at again."""
+    """Whether it holds a step and nothing that would be run, and every entry has the
+    checksum that torch wrote, and does not look at again.
+    """
     try:
         with ZipFile(checkpoint) as file:
-            return file.testzip() is None and "global_step" in torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            return file.testzip() is None and "global_step" in torch.load(
+                checkpoint, map_location="cpu", weights_only=True, mmap=True
+            )
     except Exception:  # damage shows in any way
         return False
 
@@ -161,13 +214,17 @@ def _tidy(folder: Path) -> None:
 
 
 def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings) -> Distillation:
-    """The LightningModule of one training, with the adapters that its terms need for these two models."""
+    """The LightningModule of one training, with the adapters that its terms need for
+    these two models.
+    """
     terms = taught.recipe.terms()
     teacher = None
     if taught.teacher is not None and terms.needs_teacher:
         casts = settings.precision not in ("32-true", "16-mixed", "bf16-mixed")
         start = taught.teacher.model if taught.decay is None else created.model
-        model = deepcopy(start) if casts or taught.decay is not None else start  # the run goes on to use it as it is
+        model = (
+            deepcopy(start) if casts or taught.decay is not None else start
+        )  # the run goes on to use it as it is
         teacher = FrozenTeacher(
             model,
             reads=terms.teacher_reads,
@@ -181,7 +238,8 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     decay = None if teacher is None else taught.decay
     if decay is not None and student is not created.model:
         raise RequestError(
-            "teacher=ema averages the student, and the loss makes another net of it (simkd). Leave that term out: soft_target, dist, sp."
+            "teacher=ema averages the student, and the loss makes another net of it (simkd). Leave"
+            " that term out: soft_target, dist, sp."
         )
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     for each in (student, teacher):
@@ -207,12 +265,20 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     )
 
 
-def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: Any, seed: int) -> None:
-    """Measure both models on a few real images and let the terms build their adapters from what they saw."""
+def _adapt(
+    terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: Any, seed: int
+) -> None:
+    """Measure both models on a few real images and let the terms build their adapters
+    from what they saw.
+    """
     if teacher is None:
         return
     batch: Batch = next(iter(data.evaluation("train", created.pixels, batch_size=8)))
-    image = normalize(batch.image, created.pixels, torch.contiguous_format) if batch.image.dtype == torch.uint8 else batch.image
+    image = (
+        normalize(batch.image, created.pixels, torch.contiguous_format)
+        if batch.image.dtype == torch.uint8
+        else batch.image
+    )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
@@ -220,9 +286,16 @@ def _adapt(terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None
         terms.build(outputs, teacher(image), images)
 
 
-def _run(trainer: Any, module: Distillation, data: Any, keep: Keep, checkpoint: Path | None) -> None:
-    """Fit; then signals do what they did before, where Lightning and `Keep` make them something else."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+def _run(
+    trainer: Any, module: Distillation, data: Any, keep: Keep, checkpoint: Path | None
+) -> None:
+    """Fit; then signals do what they did before, where Lightning and `Keep` make them
+    something else.
+    """
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    }
     try:
         with quiet():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -233,7 +306,9 @@ def _run(trainer: Any, module: Distillation, data: Any, keep: Keep, checkpoint: 
             raise
         raise KeyboardInterrupt from None  # Ctrl-C before the first step
     finally:
-        for number, handler in before.items() if threading.current_thread() is threading.main_thread() else ():
+        for number, handler in (
+            before.items() if threading.current_thread() is threading.main_thread() else ()
+        ):
             signal.signal(number, handler)
     if keep.stopped_by is not None:
         signal.raise_signal(keep.stopped_by)

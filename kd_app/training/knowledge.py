@@ -12,8 +12,14 @@ from kd_app.training.workshop import Workshop
 
 
 def knowledge(shop: Workshop, teacher: Predictions, split: str) -> dict[str, Any]:
-    """The teacher's soft labels on the images of `split`, as results.json tells of them."""
-    taught = [float(node["temperature"]) for node in shop.parts.recipe.loss.values() if "temperature" in node]
+    """The teacher's soft labels on the images of `split`, as results.json tells of
+    them.
+    """
+    taught = [
+        float(node["temperature"])
+        for node in shop.parts.recipe.loss.values()
+        if "temperature" in node
+    ]
     found = soft_labels(teacher.logits, teacher.target, taught=taught)
     plain, *softened = (_named(each, shop.classes) for each in found["alike"])
     return {
@@ -27,12 +33,19 @@ def knowledge(shop: Workshop, teacher: Predictions, split: str) -> dict[str, Any
 
 
 def _named(alike: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
-    pairs = [{**pair, "first": classes[pair["first"]], "second": classes[pair["second"]]} for pair in alike["similar"]]
+    pairs = [
+        {**pair, "first": classes[pair["first"]], "second": classes[pair["second"]]}
+        for pair in alike["similar"]
+    ]
     return {**alike, "similar": pairs}
 
 
-def show_examples(shop: Workshop, answers: Mapping[str, Predictions], similar: list[dict[str, Any]], out: Path) -> None:
-    """Write ``examples.parquet``; none where none are wanted, and what an earlier attempt wrote goes. `similar`: pairs of classes by name."""
+def show_examples(
+    shop: Workshop, answers: Mapping[str, Predictions], similar: list[dict[str, Any]], out: Path
+) -> None:
+    """Write ``examples.parquet``; none where none are wanted, and what an earlier
+    attempt wrote goes. `similar`: pairs of classes by name.
+    """
     count = shop.parts.config["examples"]
     if not count:
         (out / EXAMPLES).unlink(missing_ok=True)

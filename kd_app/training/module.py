@@ -27,7 +27,8 @@ from kd_app.training.terms import WeightedTerms
 
 NOT_FINITE = "not_finite.json"
 CHECKED_STEPS = 3
-"""So many first steps look at every term by itself: finite, not zero, with a gradient."""
+"""So many first steps look at every term by itself: finite, not zero, with a gradient.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,20 @@ class Answers:
 
 
 class Distillation(pl.LightningModule):
-    """Train `student` on the weighted sum of `terms`, with what `teacher` says of the same view; without a teacher it is supervised training.
+    """Train `student` on the weighted sum of `terms`, with what `teacher` says of the
+    same view; without a teacher it is supervised training.
 
-    pixels: what the student expects, where batches are uint8; None where they come normalized. answers: the teacher's on the validation images,
-    for agreement and KL during training. from_random: nothing was learned before (sets the learning rate where that is 'auto'). skips: somebody
-    leaves out the steps that are not finite, so they end nothing and are in no mean. stored: what a teacher says of every view, in its place.
-    decay: `teacher` is a copy of the student, and moves with it.
-    Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or (image, target). Logs the means of the loss and of each
-    term since the last time, every `log_every` steps, and the present weight of each term that has a schedule; every `gradient_share` steps, in the
-    first batch of the step, what `WeightedTerms.gradients` says.
+    pixels: what the student expects, where batches are uint8; None where they come
+    normalized. answers: the teacher's on the validation images, for agreement and KL
+    during training. from_random: nothing was learned before (sets the learning rate
+    where that is 'auto'). skips: somebody leaves out the steps that are not finite, so
+    they end nothing and are in no mean. stored: what a teacher says of every view, in
+    its place. decay: `teacher` is a copy of the student, and moves with it. Works with
+    a plain Trainer and any LightningDataModule whose batches are `Batch` or (image,
+    target). Logs the means of the loss and of each term since the last time, every
+    `log_every` steps, and the present weight of each term that has a schedule; every
+    `gradient_share` steps, in the first batch of the step, what
+    `WeightedTerms.gradients` says.
     """
 
     def __init__(
@@ -98,29 +104,44 @@ class Distillation(pl.LightningModule):
         self._seen: list[Tensor] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer over the student and the adapters; the learning rate is set before every step."""
+        """One optimizer over the student and the adapters; the learning rate is set
+        before every step.
+        """
         if self.dtype in (torch.float16, torch.bfloat16):
             self.terms.float()  # a 'true' half precision is the models'; losses and their adapters stay in float32
         trained = Trained({"student": self.student, "terms": self.terms})
-        clips = self.trainer.gradient_clip_val is not None and "mixed" in str(self.trainer.precision)  # Lightning clips no fused optimizer then
+        clips = self.trainer.gradient_clip_val is not None and "mixed" in str(
+            self.trainer.precision
+        )  # Lightning clips no fused optimizer then
         return self._make_optimizer.make(trained, from_random=self._from_random, fused=not clips)
 
     def on_train_start(self) -> None:
         """Know how many optimizer steps there will be."""
         batches, epochs = self.trainer.num_training_batches, self.trainer.max_epochs
         if not epochs or epochs < 0 or math.isinf(batches):
-            raise RunError("The schedule needs a number of epochs and of batches in an epoch: set trainer.max_epochs and give the loader a length.")
-        self._total_steps = max(1, math.ceil(batches / self.trainer.accumulate_grad_batches) * epochs)
+            raise RunError(
+                "The schedule needs a number of epochs and of batches in an epoch: set"
+                " trainer.max_epochs and give the loader a length."
+            )
+        self._total_steps = max(
+            1, math.ceil(batches / self.trainer.accumulate_grad_batches) * epochs
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate, and seed dropout and drop-path, both as functions of the position alone: nothing to save, nothing to lose."""
+        """Set the learning rate, and seed dropout and drop-path, both as functions of
+        the position alone: nothing to save, nothing to lose.
+        """
         for optimizer in self.trainer.optimizers:
             factor = self._schedule.factor(self.progress)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
         step = self.trainer.current_epoch * 1_000_003 + batch_idx
         seed = (self._seed * 1_000_000_007 + step) * 1_009 + self.trainer.global_rank
-        generator = torch.default_generator if self.device.type == "cpu" else torch.cuda.default_generators[self.device.index or 0]
+        generator = (
+            torch.default_generator
+            if self.device.type == "cpu"
+            else torch.cuda.default_generators[self.device.index or 0]
+        )
         generator.manual_seed(seed % 2**63)
 
     @property
@@ -133,24 +154,37 @@ class Distillation(pl.LightningModule):
         return min((step - 0.5) / self._total_steps, 1.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch; in the first steps every distillation term must be finite, not zero, and teach (`RunError` otherwise)."""
+        """The loss of one batch; in the first steps every distillation term must be
+        finite, not zero, and teach (`RunError` otherwise).
+        """
         ready = replace(self.prepared(batch), progress=self.progress)
         total, values = self.losses(ready)
         if self.is_checked(self.trainer.global_step):
             self.terms.check(values, self.student, ready)
-        if self._gradient_share and self.trainer.global_step % self._gradient_share == 0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if (
+            self._gradient_share
+            and self.trainer.global_step % self._gradient_share == 0
+            and batch_idx % self.trainer.accumulate_grad_batches == 0
+        ):
             seen = self.terms.gradients(values, self.student, ready.progress)
-            self._tell({f"train/{name}": value for name, value in seen.items()}, self.trainer.global_step + 1)
+            self._tell(
+                {f"train/{name}": value for name, value in seen.items()},
+                self.trainer.global_step + 1,
+            )
         if isinstance(self.trainer.optimizers[0], TwoMomenta):
             self._labels = self.terms.from_labels(values, ready.progress)
-        self._window.append(torch.stack([total.detach(), *(value.detach() for value in values.values())]))
+        self._window.append(
+            torch.stack([total.detach(), *(value.detach() for value in values.values())])
+        )
         self._seen.append(ready.index)
         if len(self._window) >= self._log_every:
             self._flush(step=self.trainer.global_step + 1)
         return total
 
     def is_checked(self, step: int) -> bool:
-        """Whether every term is looked at by itself in the step after `step` others. A teacher that is the student's average is the student at 0."""
+        """Whether every term is looked at by itself in the step after `step` others. A
+        teacher that is the student's average is the student at 0.
+        """
         return (0 if self._decay is None else 1) <= step < CHECKED_STEPS
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -171,14 +205,21 @@ class Distillation(pl.LightningModule):
                 average.copy_(state[name])
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Through the loss; before that, for an optimizer that keeps it apart, through the part of it that reads no teacher."""
+        """Through the loss; before that, for an optimizer that keeps it apart, through
+        the part of it that reads no teacher.
+        """
         optimizer, labels = self.trainer.optimizers[0], self._labels
         self._labels = None
         if isinstance(optimizer, TwoMomenta) and labels is not None:
             optimizer.keep_apart(labels / self.trainer.accumulate_grad_batches)
         super().backward(loss, *args, **kwargs)
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Clip the gradient by its norm, what is kept apart of it with it."""
         apart = self.trainer.optimizers[0]
         if isinstance(apart, TwoMomenta) and gradient_clip_val is not None:
@@ -195,14 +236,20 @@ class Distillation(pl.LightningModule):
     def _said(self, ready: Batch) -> Outputs:
         """What the teacher says of the batch; nothing where there is none."""
         if self._stored is not None:
-            return Outputs(logits=self._stored.of(ready).to(torch.float64 if self.dtype == torch.float64 else torch.float32))
+            return Outputs(
+                logits=self._stored.of(ready).to(
+                    torch.float64 if self.dtype == torch.float64 else torch.float32
+                )
+            )
         if self.teacher is None:
             return Outputs()
         said: Outputs = self.teacher(ready.image if ready.other is None else ready.other)
         return said
 
     def _flush(self, step: int) -> None:
-        """Log the window's means as of optimizer step `step`; a loss that is not finite ends the run by name."""
+        """Log the window's means as of optimizer step `step`; a loss that is not finite
+        ends the run by name.
+        """
         if not self._window:
             return
         window, seen = torch.stack(self._window), list(self._seen)
@@ -218,25 +265,47 @@ class Distillation(pl.LightningModule):
         names, means = ["loss", *self.terms.weights], window.mean(dim=0).tolist()
         values = {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         progress = self._progress_at(step)
-        values.update({f"train/{name}_weight": self.terms.weight(name, progress) for name in self.terms.schedules})
+        values.update(
+            {
+                f"train/{name}_weight": self.terms.weight(name, progress)
+                for name in self.terms.schedules
+            }
+        )
         self._tell({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
 
     def _blame(self, window: Tensor, seen: list[Tensor], step: int) -> RunError:
-        """The error for the term that broke first: what comes after it is broken too. All images of that batch are in ``not_finite.json``."""
+        """The error for the term that broke first: what comes after it is broken too.
+        All images of that batch are in ``not_finite.json``.
+        """
         batch, term = next(iter((~window[:, 1:].isfinite()).nonzero().tolist()), (0, 0))
         step -= (len(window) - 1 - batch) // self.trainer.accumulate_grad_batches
-        name, images = list(self.terms.weights)[term], [index for index in seen[batch].tolist() if index >= 0]
+        name, images = (
+            list(self.terms.weights)[term],
+            [index for index in seen[batch].tolist() if index >= 0],
+        )
         folder = Path(self.trainer.default_root_dir)
-        write_atomically(folder / NOT_FINITE, json.dumps({"term": name, "step": step, "epoch": self.trainer.current_epoch, "images": images}))
-        listed = f" (images {', '.join(map(str, images[:5]))} ...; all {len(images)} in {folder / NOT_FINITE})" if images else ""
+        write_atomically(
+            folder / NOT_FINITE,
+            json.dumps(
+                {"term": name, "step": step, "epoch": self.trainer.current_epoch, "images": images}
+            ),
+        )
+        listed = (
+            f" (images {', '.join(map(str, images[:5]))} ...; all {len(images)} in"
+            f" {folder / NOT_FINITE})"
+            if images
+            else ""
+        )
         return RunError(
-            f"The loss term {name} is not finite at step {step}{listed}. The last good state is kept. "
-            "Lower optimizer.lr or set trainer.gradient_clip to train anew, or leave such steps out with trainer.on_nan=skip, "
-            "which goes on from the last good state."
+            f"The loss term {name} is not finite at step {step}{listed}. The last good state is"
+            " kept. Lower optimizer.lr or set trainer.gradient_clip to train anew, or leave such"
+            " steps out with trainer.on_nan=skip, which goes on from the last good state."
         )
 
     def _tell(self, values: dict[str, float], step: int) -> None:
-        """One point of the curves. Not by Lightning, which numbers the steps of a validation otherwise than those of the training."""
+        """One point of the curves. Not by Lightning, which numbers the steps of a
+        validation otherwise than those of the training.
+        """
         for logger in self.loggers:
             logger.log_metrics({**values, "epoch": float(self.trainer.current_epoch)}, step=step)
 
@@ -245,7 +314,9 @@ class Distillation(pl.LightningModule):
         self._flush(self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was not logged yet; a loss that is not finite ends the run instead, and leaves the last good state alone."""
+        """Keep what was not logged yet; a loss that is not finite ends the run instead,
+        and leaves the last good state alone.
+        """
         if not self._skips and not all(bool(row.isfinite().all()) for row in self._window):
             self._flush(self.trainer.global_step)
         if self._decay is not None and self.teacher is not None:
@@ -270,20 +341,36 @@ class Distillation(pl.LightningModule):
             self.pair.update(logits, self.answers.of(batch.index), batch.hard_target())
 
     def on_validation_epoch_end(self) -> None:
-        """Log every measure over the whole validation set, exact under any number of ranks."""
+        """Log every measure over the whole validation set, exact under any number of
+        ranks.
+        """
         values = {f"validation/{name}": value for name, value in self.measures.compute().items()}
         self.measures.reset()
         if self.pair is not None:
-            values.update({f"validation/{name}": value for name, value in self.pair.compute().items()})
+            values.update(
+                {f"validation/{name}": value for name, value in self.pair.compute().items()}
+            )
             self.pair.reset()
         self.log_dict(values, logger=False)
         if not self.trainer.sanity_checking:
-            self._tell({name: float(value) for name, value in values.items()}, self.trainer.global_step)
+            self._tell(
+                {name: float(value) for name, value in values.items()}, self.trainer.global_step
+            )
 
     def prepared(self, given: Any) -> Batch:
-        """A batch of any data module as a `Batch` of normalized float pixels in the right memory format."""
-        batch: Batch = given if isinstance(given, Batch) else Batch(given[0], given[1], torch.full((len(given[0]),), -1, device=given[0].device))
-        return replace(batch, image=self._normalized(batch.image), other=None if batch.other is None else self._normalized(batch.other))
+        """A batch of any data module as a `Batch` of normalized float pixels in the
+        right memory format.
+        """
+        batch: Batch = (
+            given
+            if isinstance(given, Batch)
+            else Batch(given[0], given[1], torch.full((len(given[0]),), -1, device=given[0].device))
+        )
+        return replace(
+            batch,
+            image=self._normalized(batch.image),
+            other=None if batch.other is None else self._normalized(batch.other),
+        )
 
     def _normalized(self, image: Tensor) -> Tensor:
         if image.dtype == torch.uint8:

@@ -17,9 +17,10 @@ _TAKES_FUSED = {"adam", "adamw", "sgd", "momentum"}
 class Optimizer(Typed):
     """One of timm's optimizers (`name`, see timm.optim.list_optimizers).
 
-    lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for one that has learned before. Weight decay leaves biases and
-    norms alone, and what ``no_weight_decay()`` of the model names (position embeddings, class tokens), as timm does. `kwargs` go to the
-    optimizer as they are.
+    lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for one
+    that has learned before. Weight decay leaves biases and norms alone, and what
+    ``no_weight_decay()`` of the model names (position embeddings, class tokens), as
+    timm does. `kwargs` go to the optimizer as they are.
     """
 
     def __init__(
@@ -37,7 +38,10 @@ class Optimizer(Typed):
         if name.lower() not in known:
             raise unknown("optimizer", name, known)
         if "layer_decay" in kwargs:
-            raise RequestError("optimizer.kwargs.layer_decay is not to be had: all layers share one learning rate here. Leave it out.")
+            raise RequestError(
+                "optimizer.kwargs.layer_decay is not to be had: all layers share one learning rate"
+                " here. Leave it out."
+            )
         self.name = name.lower()
         self.lr = lr
         self.scratch_lr = scratch_lr
@@ -46,7 +50,9 @@ class Optimizer(Typed):
         self.momentum = momentum
         self.kwargs = kwargs
         with torch.random.fork_rng(devices=[]):
-            self.make(nn.Linear(1, 1), from_random=True, fused=True)  # refuses arguments that this optimizer does not take
+            self.make(
+                nn.Linear(1, 1), from_random=True, fused=True
+            )  # refuses arguments that this optimizer does not take
 
     def rate(self, *, from_random: bool) -> float:
         """The learning rate at the top of the schedule."""
@@ -55,22 +61,35 @@ class Optimizer(Typed):
         return self.lr
 
     def check_place(self, world_size: int, precision: str) -> None:
-        """Raise `RequestError` where it can't work in so many processes, or at this precision. timm's can."""
+        """Raise `RequestError` where it can't work in so many processes, or at this
+        precision. timm's can.
+        """
 
     def make(self, model: nn.Module, *, from_random: bool, fused: bool) -> torch.optim.Optimizer:
-        """The optimizer over everything in `model` that has a gradient; each group remembers the top of its schedule as 'initial_lr'.
+        """The optimizer over everything in `model` that has a gradient; each group
+        remembers the top of its schedule as 'initial_lr'.
 
         fused: in one kernel, where this optimizer has one.
         """
-        kwargs = {"fused": fused, **self.kwargs} if self.name in _TAKES_FUSED and "foreach" not in self.kwargs else self.kwargs
+        kwargs = (
+            {"fused": fused, **self.kwargs}
+            if self.name in _TAKES_FUSED and "foreach" not in self.kwargs
+            else self.kwargs
+        )
         rate = self.rate(from_random=from_random)
         try:
             made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-                model, opt=self.name, lr=rate, weight_decay=self.weight_decay, momentum=self.momentum, **kwargs
+                model,
+                opt=self.name,
+                lr=rate,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+                **kwargs,
             )
         except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
             raise RequestError(
-                f"The optimizer {self.name} can't be made with kwargs={self.kwargs!r}: {error}. See timm.optim for its arguments."
+                f"The optimizer {self.name} can't be made with kwargs={self.kwargs!r}: {error}. See"
+                " timm.optim for its arguments."
             ) from None
         for group in made.param_groups:
             group["initial_lr"] = rate
@@ -78,7 +97,9 @@ class Optimizer(Typed):
 
 
 class Trained(nn.ModuleDict):
-    """Modules that are trained by one optimizer; spares from weight decay what any of them, or a part of it, names in its ``no_weight_decay()``."""
+    """Modules that are trained by one optimizer; spares from weight decay what any of
+    them, or a part of it, names in its ``no_weight_decay()``.
+    """
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, as timm asks for them."""

@@ -1,4 +1,6 @@
-"""How long an epoch takes: a few real steps of several trainings, in turn, so that what slows the machine slows all of them."""
+"""How long an epoch takes: a few real steps of several trainings, in turn, so that what
+slows the machine slows all of them.
+"""
 
 import json
 import math
@@ -27,7 +29,9 @@ _ROUNDS, _STEPS, _BATCHES = 3, 6, 4
 
 
 class _Clock(Callback):
-    """Seconds of each batch to train on, without those of the first steps, which look at every term by itself, and of a batch to validate on."""
+    """Seconds of each batch to train on, without those of the first steps, which look
+    at every term by itself, and of a batch to validate on.
+    """
 
     def __init__(self) -> None:
         self.train: list[float] = []
@@ -38,7 +42,14 @@ class _Clock(Callback):
         """Start; from here on fetching a batch counts, too."""
         self._since = _now()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """One batch."""
         now = _now()
         if trainer.global_step > CHECKED_STEPS:
@@ -60,35 +71,61 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def seconds_an_epoch(trainings: Mapping[str, Taught], data: Any, settings: TrainerSettings, folder: Path) -> dict[str, float]:
-    """Of each training: the batches of an epoch x the median of their seconds, those to train on and those to validate on, in one process.
+def seconds_an_epoch(
+    trainings: Mapping[str, Taught], data: Any, settings: TrainerSettings, folder: Path
+) -> dict[str, float]:
+    """Of each training: the batches of an epoch x the median of their seconds, those to
+    train on and those to validate on, in one process.
 
-    The steps are those of the training itself (`fit`): data, both forward passes, loss, backward, optimizer. `folder` is left as it was.
+    The steps are those of the training itself (`fit`): data, both forward passes, loss,
+    backward, optimizer. `folder` is left as it was.
     """
     data.bind(next(iter(trainings.values())).pixels, order_seed=0)
     steps, batches = batches_an_epoch(data, settings)
     wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate
     brief = copy(settings)
     brief.devices = brief.num_nodes = 1
-    brief.limits = {"limit_train_batches": min(steps, wanted), "limit_val_batches": min(batches, _BATCHES), "overfit_batches": None}
+    brief.limits = {
+        "limit_train_batches": min(steps, wanted),
+        "limit_val_batches": min(batches, _BATCHES),
+        "overfit_batches": None,
+    }
     epochs = math.ceil(wanted / min(steps, wanted))
     clocks = {name: _Clock() for name in trainings}
     place = folder / "turn"
     for _ in range(_ROUNDS):
         for name, taught in trainings.items():
-            shutil.rmtree(place, ignore_errors=True)  # also what a kill left: it would be gone on with
+            shutil.rmtree(
+                place, ignore_errors=True
+            )  # also what a kill left: it would be gone on with
             place.mkdir()
             shortened = replace(taught, recipe=replace(taught.recipe, max_epochs=epochs))
-            fit(shortened, data, brief, place, console=Console(silent=True), callbacks=[clocks[name]])
+            fit(
+                shortened,
+                data,
+                brief,
+                place,
+                console=Console(silent=True),
+                callbacks=[clocks[name]],
+            )
     shutil.rmtree(place)
-    return {name: steps * median(clock.train) + batches * median(clock.validation) for name, clock in clocks.items()}
+    return {
+        name: steps * median(clock.train) + batches * median(clock.validation)
+        for name, clock in clocks.items()
+    }
 
 
 def batches_an_epoch(data: Any, settings: TrainerSettings) -> tuple[int, int]:
-    """Batches to train on and to validate on in an epoch, of each process, within the limits of the settings; `data` serve some model."""
+    """Batches to train on and to validate on in an epoch, of each process, within the
+    limits of the settings; `data` serve some model.
+    """
     both, world = settings.limits["overfit_batches"], settings.world_size
-    train, validation = (len(loader) // world for loader in (data.train_dataloader(), data.val_dataloader()))
-    return _limited(train, both or settings.limits["limit_train_batches"]), _limited(validation, both or settings.limits["limit_val_batches"])
+    train, validation = (
+        len(loader) // world for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    return _limited(train, both or settings.limits["limit_train_batches"]), _limited(
+        validation, both or settings.limits["limit_val_batches"]
+    )
 
 
 def _limited(batches: int, limit: float | None) -> int:
@@ -97,10 +134,14 @@ def _limited(batches: int, limit: float | None) -> int:
     return max(1, min(batches, limit if isinstance(limit, int) else int(batches * limit)))
 
 
-def as_long(epochs: int, trainings: Mapping[str, Taught], data: Any, settings: TrainerSettings, folder: Path) -> None:
-    """Write ``epochs.json`` into `folder`: as many epochs of the second training as last as long as `epochs` of the first, and what was measured.
+def as_long(
+    epochs: int, trainings: Mapping[str, Taught], data: Any, settings: TrainerSettings, folder: Path
+) -> None:
+    """Write ``epochs.json`` into `folder`: as many epochs of the second training as
+    last as long as `epochs` of the first, and what was measured.
 
-    No fewer than `epochs`: what the second saves, a teacher, is never negative; a measurement can be.
+    No fewer than `epochs`: what the second saves, a teacher, is never negative; a
+    measurement can be.
     """
     seconds = seconds_an_epoch(trainings, data, settings, folder)
     first, second = seconds.values()

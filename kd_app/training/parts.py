@@ -1,4 +1,6 @@
-"""From the configuration to the parts that a run is made of, each checked by its own signature, and what they allow of each other."""
+"""From the configuration to the parts that a run is made of, each checked by its own
+signature, and what they allow of each other.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,14 @@ from kd_app.training.controls import ControlSettings
 from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
 from kd_app.training.recipe import Control, Recipe
-from kd_app.training.settings import Asking, Job, Licensing, OwnAverageTeacher, Said, TeacherTraining
+from kd_app.training.settings import (
+    Asking,
+    Job,
+    Licensing,
+    OwnAverageTeacher,
+    Said,
+    TeacherTraining,
+)
 from kd_app.training.suited import check_teacher
 from kd_app.training.trainer import TrainerSettings
 
@@ -35,7 +44,9 @@ _TOLD = ("name", "suggested", "license")
 
 @dataclass(frozen=True)
 class OwnParts:
-    """Objects that somebody hands over in a notebook instead of naming them in the configuration."""
+    """Objects that somebody hands over in a notebook instead of naming them in the
+    configuration.
+    """
 
     teacher: nn.Module | None = None
     student: nn.Module | None = None
@@ -44,7 +55,9 @@ class OwnParts:
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that a run is made of, made and checked before data or weights are read."""
+    """Everything that a run is made of, made and checked before data or weights are
+    read.
+    """
 
     config: Config
     data: Any
@@ -63,33 +76,48 @@ class Parts:
 
 
 def parts(config: Config, own: OwnParts | None = None) -> Parts:
-    """Make and check every part of a run's configuration; nothing is read, fetched or written."""
+    """Make and check every part of a run's configuration; nothing is read, fetched or
+    written.
+    """
     own = own or OwnParts()
     Job(**config)
     check_targets(config, config["allow"])
     trainer = make(config["trainer"], TrainerSettings)
     if trainer.world_size > 1 and own != OwnParts():
-        raise RequestError("Parts handed over as objects live in this process alone: use trainer.devices=1, or name them by _target_.")
+        raise RequestError(
+            "Parts handed over as objects live in this process alone: use trainer.devices=1, or"
+            " name them by _target_."
+        )
     common = {key: config[key] for key in ("optimizer", "scheduler", "callbacks")}
-    recipe = Recipe(loss=config["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common)
+    recipe = Recipe(
+        loss=config["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common
+    )
     teacher, teacher_recipe = _teacher(config, own)
-    controls = {name: _control(name, node, recipe) for name, node in config["controls"].items()} if teacher is not None else {}
+    controls = (
+        {name: _control(name, node, recipe) for name, node in config["controls"].items()}
+        if teacher is not None
+        else {}
+    )
     data = _data(config["data"], own)
     if trainer.world_size > 1 and isinstance(data, ForeignData):
         raise RequestError(
-            f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every process the same batches. Use trainer.devices=1."
+            f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every"
+            " process the same batches. Use trainer.devices=1."
         )
     if isinstance(data, ForeignData) and any(control.shuffled for control in controls.values()):
         raise RequestError(UNPAIRED)
     student = requested("student", config["student"], own.student)
     links = links_of(config["teacher"])
     if links and (teacher is None or own.teacher is not None):
-        raise RequestError("teacher.chain names nets between a teacher and the student, and there is no teacher that a configuration names.")
+        raise RequestError(
+            "teacher.chain names nets between a teacher and the student, and there is no teacher"
+            " that a configuration names."
+        )
     robustness = Robustness(**config["robustness"])
     if robustness.chosen and isinstance(data, ForeignData):
         raise RequestError(
-            "robustness.corruptions are made on images of 8 bits, and the data module of this run gives normalized ones. "
-            "Leave them out: robustness=none."
+            "robustness.corruptions are made on images of 8 bits, and the data module of this run"
+            " gives normalized ones. Leave them out: robustness=none."
         )
     made = Parts(
         config=config,
@@ -108,14 +136,32 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         own=own,
     )
     _check(made)
-    listening = {name: each.terms() for name, each in {**controls, "student": recipe}.items()} if teacher is not None else {}
+    listening = (
+        {name: each.terms() for name, each in {**controls, "student": recipe}.items()}
+        if teacher is not None
+        else {}
+    )
     shuffled = [name for name, control in controls.items() if control.shuffled]
-    check_fed(config["data"], data, made.answers, {name: terms for name, terms in listening.items() if terms.needs_teacher}, shuffled)
+    check_fed(
+        config["data"],
+        data,
+        made.answers,
+        {name: terms for name, terms in listening.items() if terms.needs_teacher},
+        shuffled,
+    )
     return made
 
 
-def _licenses(config: Config, teacher: ModelRequest | None, links: Sequence[Link], student: ModelRequest, data: Any) -> Licenses:
-    """What the run's weights and images are under, as they say it or, where they don't, as the configuration does."""
+def _licenses(
+    config: Config,
+    teacher: ModelRequest | None,
+    links: Sequence[Link],
+    student: ModelRequest,
+    data: Any,
+) -> Licenses:
+    """What the run's weights and images are under, as they say it or, where they don't,
+    as the configuration does.
+    """
     asked = Licensing(**config["license"])
     if isinstance(data, ImageData):
         name, known = str(config["data"].get("name", "images")), data.source.license
@@ -124,15 +170,26 @@ def _licenses(config: Config, teacher: ModelRequest | None, links: Sequence[Link
     return licenses(
         teacher=_weights(teacher, "teacher's weights", config, links) if teacher else None,
         student_start=_weights(student, "student's starting weights", config),
-        data=Licensed(f"the data ({name})", "data.license", known, Said(license=config["data"].get("license")).license),
+        data=Licensed(
+            f"the data ({name})",
+            "data.license",
+            known,
+            Said(license=config["data"].get("license")).license,
+        ),
         accept=asked.accept,
         policy=asked.policy,
     )
 
 
-def _weights(request: ModelRequest, what: str, config: Config, links: Sequence[Link] = ()) -> Licensed:
+def _weights(
+    request: ModelRequest, what: str, config: Config, links: Sequence[Link] = ()
+) -> Licensed:
     said = Said(license=(config[request.role] or {}).get("license")).license
-    known = Policy().strictest(request.origin.license, *(link.request.origin.license for link in links)) if links else request.origin.license
+    known = (
+        Policy().strictest(request.origin.license, *(link.request.origin.license for link in links))
+        if links
+        else request.origin.license
+    )
     return Licensed(f"the {what} ({request.name})", f"{request.role}.license", known, said)
 
 
@@ -148,7 +205,9 @@ def _data(node: Config, own: OwnParts) -> Any:
 
 
 def _taken(settings: Config) -> Config:
-    """For somebody's own module: of the settings that are there for ours those that it takes, and all others."""
+    """For somebody's own module: of the settings that are there for ours those that it
+    takes, and all others.
+    """
     ours = signature(ImageData).parameters
     taken = signature(found("data", settings["_target_"])).parameters
     return {key: value for key, value in settings.items() if key not in ours or key in taken}
@@ -163,12 +222,18 @@ def _check(made: Parts) -> None:
         each.make_optimizer().check_place(made.trainer.world_size, made.trainer.precision)
         each.make_schedule()
         each.make_callbacks()
-        check_teacher(terms, None if each is made.teacher_recipe else made.teacher, chained=bool(made.links))
+        check_teacher(
+            terms, None if each is made.teacher_recipe else made.teacher, chained=bool(made.links)
+        )
     if isinstance(made.teacher, OwnAverage) and made.trainer.world_size > 1:
-        raise RequestError(f"teacher=ema follows the student of one process, and trainer.devices={made.trainer.world_size}. Use trainer.devices=1.")
+        raise RequestError(
+            "teacher=ema follows the student of one process, and"
+            f" trainer.devices={made.trainer.world_size}. Use trainer.devices=1."
+        )
     if made.teacher is not None and not made.recipe.terms().needs_teacher:
         raise RequestError(
-            "A teacher is chosen, but no loss term listens to it. Add one, for example 'loss=[cross_entropy,soft_target]', or use teacher=none."
+            "A teacher is chosen, but no loss term listens to it. Add one, for example"
+            " 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
 
 
@@ -181,7 +246,9 @@ def _control(name: str, node: Config, student: Recipe) -> Control:
     nodes = [asked] if named else [{**asked, **each} for each in among.values()]
     return Control(
         **{**vars(student), "loss": settings.loss},
-        students=tuple(requested(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked),
+        students=tuple(
+            requested(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked
+        ),
         named=named,
         as_long=settings.as_long,
         entropy_at=settings.entropy_at,
@@ -196,10 +263,18 @@ def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe
     if not node or node.get("_target_") is None:
         return None, None
     if node.get("decay") is not None:
-        return OwnAverage(requested("student", config["student"], own.student), OwnAverageTeacher(decay=node["decay"]).decay), None
+        return (
+            OwnAverage(
+                requested("student", config["student"], own.student),
+                OwnAverageTeacher(decay=node["decay"]).decay,
+            ),
+            None,
+        )
     made = composed(node)
     if made is not None:
         return made, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
     groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}
-    return requested("teacher", node, None), Recipe(**groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed)
+    return requested("teacher", node, None), Recipe(
+        **groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed
+    )

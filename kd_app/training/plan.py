@@ -1,4 +1,6 @@
-"""What is about to happen, said before it does: which models from which weights, on what, for how long."""
+"""What is about to happen, said before it does: which models from which weights, on
+what, for how long.
+"""
 
 import time
 
@@ -16,62 +18,112 @@ _STEPS = 3
 
 
 def plan(shop: Workshop, *, ready: bool) -> str:
-    """The plan as text; `ready`: the teacher is used as it is. Its times come from a few steps of each model on noise."""
+    """The plan as text; `ready`: the teacher is used as it is. Its times come from a
+    few steps of each model on noise.
+    """
     made, steps = shop.parts, steps_an_epoch(shop)
     total = 0.0
     answers = 0.0
     if made.teacher is not None:
         learn, answers = noise_seconds(shop, made.teacher, train=not ready)
-        total += made.teacher_recipe.max_epochs * steps * learn if made.teacher_recipe and not ready else 0
+        total += (
+            made.teacher_recipe.max_epochs * steps * learn
+            if made.teacher_recipe and not ready
+            else 0
+        )
     learn, _ = noise_seconds(shop, made.student, train=True)
     student = made.recipe.max_epochs * steps * (learn + answers)
     for name, control in made.controls.items():
         request = shop.request(name)
         own = learn if request is made.student else noise_seconds(shop, request, train=True)[0]
-        total += student if control.as_long else control.max_epochs * steps * (own + (answers if control.terms().needs_teacher else 0.0))
+        total += (
+            student
+            if control.as_long
+            else control.max_epochs
+            * steps
+            * (own + (answers if control.terms().needs_teacher else 0.0))
+        )
     total += student * (1 + len(made.links))
     lines = described(shop, ready=ready)
     lines.append(
-        f"Training: {made.trainer.precision} on {made.trainer.world_size} x {made.trainer.accelerator}, about {spoken(total)} for what is not found"
+        f"Training: {made.trainer.precision} on {made.trainer.world_size} x"
+        f" {made.trainer.accelerator}, about {spoken(total)} for what is not found"
     )
-    larger = made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher) > 0
-    return "\n".join(lines + (["Note: the student is larger than its teacher. That is allowed; the gain in cost will not be one."] if larger else []))
+    larger = (
+        made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher) > 0
+    )
+    return "\n".join(
+        lines
+        + (
+            [
+                "Note: the student is larger than its teacher. That is allowed; the gain in cost"
+                " will not be one."
+            ]
+            if larger
+            else []
+        )
+    )
 
 
 def described(shop: Workshop, *, ready: bool) -> list[str]:
-    """The data, and each model with the weights it starts from and what it is trained on; `ready`: the teacher is used as it is."""
+    """The data, and each model with the weights it starts from and what it is trained
+    on; `ready`: the teacher is used as it is.
+    """
     made, sizes = shop.parts, shop.data.sizes
     lines = [
-        f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on, {sizes['validation']:,} to choose by, "
-        f"{sizes['test']:,} to test on{_fed(shop)}"
+        f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on,"
+        f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_fed(shop)}"
     ]
     if made.teacher is not None:
         lines.append(_line("Teacher", made.teacher, None if ready else made.teacher_recipe, shop))
-    lines += [_line(f"Control {name}", shop.request(name), control, shop) + _beside(shop, name) for name, control in made.controls.items()]
-    lines += [_line(f"Link {number}", link.request, made.recipe, shop) for number, link in enumerate(made.links, start=1)]
+    lines += [
+        _line(f"Control {name}", shop.request(name), control, shop) + _beside(shop, name)
+        for name, control in made.controls.items()
+    ]
+    lines += [
+        _line(f"Link {number}", link.request, made.recipe, shop)
+        for number, link in enumerate(made.links, start=1)
+    ]
     return [*lines, _line("Student", made.student, made.recipe, shop)]
 
 
 def _fed(shop: Workshop) -> str:
-    """Of how many images the label is used, and how often an image is seen anew, where that is not the usual."""
+    """Of how many images the label is used, and how often an image is seen anew, where
+    that is not the usual.
+    """
     data = shop.data
     if not isinstance(data, ImageData):
         return ""
     few, beside = len(data.labeled_rows) < len(data.training_rows), len(data.rows(UNLABELED))
     more = f" and {beside:,} more beside them have none" if beside else ""
-    labeled = f"; {len(data.labeled_rows):,} of the images to train on have a label{more}" if few else ""
+    labeled = (
+        f"; {len(data.labeled_rows):,} of the images to train on have a label{more}" if few else ""
+    )
     views = f"; {data.views} views of each in turn" if data.views else ""
     stored = ", to which the teacher's answers are stored" if shop.parts.answers == "stored" else ""
-    ways = [name for name in ("mixup", "cutmix") if data.mix is not None and getattr(data.mix, name) is not None]
+    ways = [
+        name
+        for name in ("mixup", "cutmix")
+        if data.mix is not None and getattr(data.mix, name) is not None
+    ]
     by = f"; mixed by {' and '.join(ways)}" if ways else ""
-    augment = f"; RandAugment {data.augment.operations} x {data.augment.magnitude}, erasing {data.augment.erasing:g}" if data.augment else ""
+    augment = (
+        f"; RandAugment {data.augment.operations} x {data.augment.magnitude}, erasing"
+        f" {data.augment.erasing:g}"
+        if data.augment
+        else ""
+    )
     return f"{labeled}{views}{stored}{augment}{by}"
 
 
 def steps_an_epoch(shop: Workshop) -> int:
     """Batches of an epoch, within the limits that are set."""
     trainer = shop.parts.trainer
-    images = len(shop.data.training_rows) if isinstance(shop.data, ImageData) else shop.data.sizes["train"]
+    images = (
+        len(shop.data.training_rows)
+        if isinstance(shop.data, ImageData)
+        else shop.data.sizes["train"]
+    )
     steps = max(1, images // ((shop.data.batch_size or 1) * trainer.world_size))
     limit = trainer.limits["overfit_batches"] or trainer.limits["limit_train_batches"]
     return min(steps, limit) if isinstance(limit, int) else max(1, int(steps * (limit or 1)))
@@ -92,26 +144,50 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
         return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
     verb = "fine-tuned" if origin.has_weights else "trained"
     data, few = shop.data, ""
-    if isinstance(data, ImageData) and not recipe.terms().needs_teacher and len(data.labeled_rows) < len(data.training_rows):
+    if (
+        isinstance(data, ImageData)
+        and not recipe.terms().needs_teacher
+        and len(data.labeled_rows) < len(data.training_rows)
+    ):
         few = f", on the {len(data.labeled_rows):,} images with a label in as many steps"
-    return f"{who}: {origin.name} {verb} {recipe.how}{few}, from {weights}, {pixels.height}x{pixels.width}{hint}"
+    return (
+        f"{who}: {origin.name} {verb} {recipe.how}{few}, from {weights},"
+        f" {pixels.height}x{pixels.width}{hint}"
+    )
 
 
 def _beside(shop: Workshop, control: str) -> str:
     """Where the net was chosen by its cost, that."""
     macs = shop.decided.get(control, {}).get("macs")
-    return "" if macs is None else f"; {macs / 1e6:,.2f} M multiply-adds beside the student's {shop.decided[control]['student_macs'] / 1e6:,.2f} M"
+    return (
+        ""
+        if macs is None
+        else (
+            f"; {macs / 1e6:,.2f} M multiply-adds beside the student's"
+            f" {shop.decided[control]['student_macs'] / 1e6:,.2f} M"
+        )
+    )
 
 
 def noise_seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tuple[float, float]:
     """Seconds of a training step, and of answering a batch, on noise."""
     pixels = expected_pixels(request, shop.seen())
     device, precision = shop.parts.trainer.device, shop.parts.trainer.precision
-    model = create(request, pixels, len(shop.classes), seed=0).model.to(device).to(memory_format=torch.channels_last)
-    image = torch.rand(shop.data.batch_size or 32, pixels.channels, pixels.height, pixels.width).to(device, memory_format=torch.channels_last)
+    model = (
+        create(request, pixels, len(shop.classes), seed=0)
+        .model.to(device)
+        .to(memory_format=torch.channels_last)
+    )
+    image = torch.rand(shop.data.batch_size or 32, pixels.channels, pixels.height, pixels.width).to(
+        device, memory_format=torch.channels_last
+    )
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in precision):
-        learn = _timed(lambda: model(image).float().square().mean().backward(), device) if train else 0.0
+        learn = (
+            _timed(lambda: model(image).float().square().mean().backward(), device)
+            if train
+            else 0.0
+        )
         with torch.no_grad():
             return learn, _timed(lambda: model(image), device)
 
@@ -128,7 +204,9 @@ def _timed(body: object, device: torch.device) -> float:
 
 
 def _params(shop: Workshop, request: ModelRequest) -> int:
-    return count_params(create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0).model)
+    return count_params(
+        create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0).model
+    )
 
 
 def spoken(seconds: float) -> str:

@@ -48,15 +48,26 @@ SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)
 class Proof:
     """Gathers a run's results in `out`: results.json, the files of `BESIDE`, student/.
 
-    Models that a finished run left are measured `again`: what they are under was settled then.
+    Models that a finished run left are measured `again`: what they are under was
+    settled then.
     """
 
-    def __init__(self, shop: Workshop, out: Path, verdict: Verdict, *, trial: bool = False, again: Results | None = None) -> None:
+    def __init__(
+        self,
+        shop: Workshop,
+        out: Path,
+        verdict: Verdict,
+        *,
+        trial: bool = False,
+        again: Results | None = None,
+    ) -> None:
         self.shop = shop
         self.out = out
         self.verdict = verdict
         self.trial = trial
-        self.found: dict[str, Any] = {"license": again.license if again else shop.parts.licenses.told()}
+        self.found: dict[str, Any] = {
+            "license": again.license if again else shop.parts.licenses.told()
+        }
         self._again = again
         self._note = ""
         self._made = _made_before(out / RESULTS)
@@ -85,28 +96,42 @@ class Proof:
     def _files(self) -> list[FileRecord]:
         """What lies beside results.json."""
         paths = [*(self.out / name for name in BESIDE), *(self.out / "student").glob("*")]
-        return [FileRecord(name=path.relative_to(self.out).as_posix(), sha256=file_sha256(path)) for path in sorted(paths) if path.is_file()]
+        return [
+            FileRecord(name=path.relative_to(self.out).as_posix(), sha256=file_sha256(path))
+            for path in sorted(paths)
+            if path.is_file()
+        ]
 
     def _recorded(self, stage: Stage) -> dict[str, Any]:
         """What an earlier attempt at this run made, this run made."""
         made = stage.made or str(stage.path) in self._made
-        return {"name": stage.name, "path": str(stage.path), "seconds": stage.seconds, "made": "made" if made else "found"}
+        return {
+            "name": stage.name,
+            "path": str(stage.path),
+            "seconds": stage.seconds,
+            "made": "made" if made else "found",
+        }
 
     def measure(self, members: Mapping[str, Member], splits: Mapping[str, str]) -> None:
-        """Measure all members: for each place in the results ('validation', 'test') on the split of the data that is named for it.
+        """Measure all members: for each place in the results ('validation', 'test') on
+        the split of the data that is named for it.
 
         Corrupted images, where they are asked for, are those of the last.
         """
         shop = self.shop
         self.about_data()
-        self.found["models"] = {role: described(member, shop, self._license(member)) for role, member in members.items()}
+        self.found["models"] = {
+            role: described(member, shop, self._license(member)) for role, member in members.items()
+        }
         *_, last = splits.values()
         for place, split in splits.items():
             answers = {role: shop.predictions(member, split) for role, member in members.items()}
             self.compare(place, answers)
             self.write_answers(answers)
             if split == last:
-                self.found[place]["robustness"] = robustness(shop, members, split, answers["student"].target)
+                self.found[place]["robustness"] = robustness(
+                    shop, members, split, answers["student"].target
+                )
             if "teacher" in members:
                 self.knows(members["teacher"], split)
         show_examples(shop, answers, self.found.get("knowledge", {}).get("similar", []), self.out)
@@ -127,13 +152,20 @@ class Proof:
     def unmeasured(self, teacher: Member) -> str:
         """Put down, and say, that the student is compared with its controls alone."""
         name, why = teacher.request.name, teacher.unmeasured
-        self._note = f"The teacher, {name}, {why}, so no figure compares the student with it; the controls say what it was worth."
+        self._note = (
+            f"The teacher, {name}, {why}, so no figure compares the student with it; the controls"
+            " say what it was worth."
+        )
         return self._note
 
     def knows(self, teacher: Member, split: str) -> dict[str, Any]:
-        """What the teacher knows of the images of `split`, or of those that it was asked about first."""
+        """What the teacher knows of the images of `split`, or of those that it was
+        asked about first.
+        """
         if "knowledge" not in self.found:
-            self.found["knowledge"] = knowledge(self.shop, self.shop.predictions(teacher, split), split)
+            self.found["knowledge"] = knowledge(
+                self.shop, self.shop.predictions(teacher, split), split
+            )
         known: dict[str, Any] = self.found["knowledge"]
         return known
 
@@ -141,17 +173,35 @@ class Proof:
         """What the weights of a model are under."""
         if self._again is not None:
             return self._again.models[member.role].license
-        licenses, recipe = self.shop.parts.licenses, self.shop.parts.controls.get(member.role, self.shop.parts.recipe)
+        licenses, recipe = (
+            self.shop.parts.licenses,
+            self.shop.parts.controls.get(member.role, self.shop.parts.recipe),
+        )
         if member.role == "teacher" and member.folder is None:
             assert licenses.teacher is not None
             return licenses.teacher
         return self.shop.license(member.role, taught=recipe.terms().needs_teacher)
 
     def compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
-        """The figures of a split; the verdict is about the last one, which is test where test is read."""
-        logits, student = {role: found.logits for role, found in answers.items()}, answers["student"]
-        target, embeddings = student.target, same_images(student, answers["teacher"]) if "teacher" in answers else None
-        self.found[split] = figures(logits, target, seed=0, confidence=self.verdict.confidence, group=self._groups(student), embeddings=embeddings)
+        """The figures of a split; the verdict is about the last one, which is test
+        where test is read.
+        """
+        logits, student = (
+            {role: found.logits for role, found in answers.items()},
+            answers["student"],
+        )
+        target, embeddings = (
+            student.target,
+            (same_images(student, answers["teacher"]) if "teacher" in answers else None),
+        )
+        self.found[split] = figures(
+            logits,
+            target,
+            seed=0,
+            confidence=self.verdict.confidence,
+            group=self._groups(student),
+            embeddings=embeddings,
+        )
         if "teacher" in answers:
             judged = self.verdict.judge(logits, target)
             self.found["verdict"] = {**vars(judged), "split": split}
@@ -163,14 +213,23 @@ class Proof:
 
     def _speed(self, members: Mapping[str, Member]) -> None:
         self.shop.console.line("  measuring speed ...")
-        own = {role: member for role, member in members.items() if role == "student" or self.shop.request(role) is not self.shop.request("student")}
+        own = {
+            role: member
+            for role, member in members.items()
+            if role == "student" or self.shop.request(role) is not self.shop.request("student")
+        }
         models = {role: (member.answering(), member.created.pixels) for role, member in own.items()}
         measure = partial(images_per_second, models, device=self.shop.parts.trainer.device)
         measured = self.shop.speed(members, self.out.parent, measure) if self.trial else measure()
         trained = members["student"].record.get("images_per_second")
-        self.found["speed"] = {**{role: {"images_per_second": value} for role, value in measured.items()}, "training_images_per_second": trained}
+        self.found["speed"] = {
+            **{role: {"images_per_second": value} for role, value in measured.items()},
+            "training_images_per_second": trained,
+        }
 
-    def write_answers(self, answers: Mapping[str, Predictions], stage: np.ndarray | None = None) -> None:
+    def write_answers(
+        self, answers: Mapping[str, Predictions], stage: np.ndarray | None = None
+    ) -> None:
         """predictions.parquet; of a cascade with the `stage` that answered each image."""
         first, files = answers["student"], self.shop.data.files
         write_predictions(
@@ -184,19 +243,32 @@ class Proof:
         )
 
     def ship(self, members: Mapping[str, Member]) -> None:
-        """What a run leaves behind beside its results: the student, a reference to the teacher, the curves of every training."""
+        """What a run leaves behind beside its results: the student, a reference to the
+        teacher, the curves of every training.
+        """
         student = members["student"]
-        write_curves(self.out / CURVES, {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder})
+        write_curves(
+            self.out / CURVES,
+            {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder},
+        )
         source = student.folder / MODEL if student.folder else student.request.origin.path
         assert source is not None
         teacher = self.shop.parts.teacher
-        self._student(source if source.is_dir() else source.parent, teacher.name if teacher is not None else None)
+        self._student(
+            source if source.is_dir() else source.parent,
+            teacher.name if teacher is not None else None,
+        )
         if "teacher" in members:
             (self.out / "teacher").mkdir(exist_ok=True)
-            write_atomically(self.out / "teacher" / "reference.json", json.dumps(told(members["teacher"]), indent=1))
+            write_atomically(
+                self.out / "teacher" / "reference.json",
+                json.dumps(told(members["teacher"]), indent=1),
+            )
 
     def _student(self, source: Path, teacher: str | None) -> None:
-        """What ships: a copy of the trained model that says its license, whole or not there."""
+        """What ships: a copy of the trained model that says its license, whole or not
+        there.
+        """
         target = self.out / "student"
         partial = target.with_name(f".{target.name}.partial")
         for old in (partial, target):
@@ -204,7 +276,9 @@ class Proof:
         copy_labeled(source, partial, license=self.shop.parts.licenses.ships, teacher=teacher)
         partial.replace(target)
         file = target / INT8
-        self.found["models"]["student"]["size_bytes"] = (file if file.is_file() else target / WEIGHTS).stat().st_size
+        self.found["models"]["student"]["size_bytes"] = (
+            (file if file.is_file() else target / WEIGHTS).stat().st_size
+        )
 
 
 def _made_before(results: Path) -> frozenset[str]:
@@ -226,7 +300,7 @@ def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
         "macs": None if foreign else count_macs(model.cpu(), member.created.pixels),
         "size_bytes": _size(member),
         "license": license,
-        "source": (f"trained here from {start['source']}" if start else weights.source),
+        "source": f"trained here from {start['source']}" if start else weights.source,
         "sha256": weights.sha256,
         "weights": start or vars(weights),
         **({"decided": decided} if decided else {}),
@@ -234,7 +308,9 @@ def described(member: Member, shop: Workshop, license: str) -> dict[str, Any]:
 
 
 def data_name(shop: Workshop) -> str:
-    """What the data are called; of data that are read from a place, with the last part of its path."""
+    """What the data are called; of data that are read from a place, with the last part
+    of its path.
+    """
     own, node = shop.parts.own.data, shop.parts.config["data"]
     if own is not None:
         return type(own).__name__
@@ -243,15 +319,23 @@ def data_name(shop: Workshop) -> str:
 
 
 def _size(member: Member) -> int:
-    """Bytes on disk: the file's, or what the weights take where there is no file of weights alone."""
+    """Bytes on disk: the file's, or what the weights take where there is no file of
+    weights alone.
+    """
     if member.program:
         return member.program.stat().st_size
     path = member.request.origin.path
     files = [path / WEIGHTS, path] if path else []
-    file = next((file for file in files if file.suffix in (".safetensors", ".onnx") and file.is_file()), None)
+    file = next(
+        (file for file in files if file.suffix in (".safetensors", ".onnx") and file.is_file()),
+        None,
+    )
     if file:
         return file.stat().st_size
-    return sum(tensor.numel() * tensor.element_size() for tensor in member.created.model.state_dict().values())
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in member.created.model.state_dict().values()
+    )
 
 
 def environment(shop: Workshop) -> dict[str, Any]:
@@ -275,12 +359,16 @@ def environment(shop: Workshop) -> dict[str, Any]:
 
 @cache
 def commit() -> str | None:
-    """The git commit of kd_app's own files, '+changes' behind it where they differ; None where they are no checkout, or there is no git."""
+    """The git commit of kd_app's own files, '+changes' behind it where they differ;
+    None where they are no checkout, or there is no git.
+    """
     git = ["git", "-C", str(Path(kd_app.__file__).parent)]
     described = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
         for words in (["ls-files", "--error-unmatch", "__init__.py"], described):
-            said = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10).stdout
+            said = subprocess.run(
+                [*git, *words], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return said.strip()
@@ -291,5 +379,6 @@ def evaluated(found: Predictions) -> str:
     right = int((found.logits.argmax(axis=1) == found.target).sum())
     low, high = wilson(right, len(found.target), 0.95)
     return (
-        f"top1 {right / max(len(found.target), 1):.3f} ({low:.3f} to {high:.3f}, {len(np.unique(found.target))} classes, {len(found.target)} images)"
+        f"top1 {right / max(len(found.target), 1):.3f} ({low:.3f} to {high:.3f},"
+        f" {len(np.unique(found.target))} classes, {len(found.target)} images)"
     )

@@ -15,16 +15,27 @@ UNDECIDED = -1
 """The answer of a model that gives NaN."""
 
 
-def robustness(shop: Workshop, members: Mapping[str, Member], split: str, target: Int64[np.ndarray, " images"]) -> list[dict[str, Any]]:
-    """Top-1 of each model, and the student's agreement with the teacher, on the images of `split` (whose labels are `target`) under each corruption
-    at each severity that the run's configuration asks for.
+def robustness(
+    shop: Workshop, members: Mapping[str, Member], split: str, target: Int64[np.ndarray, " images"]
+) -> list[dict[str, Any]]:
+    """Top-1 of each model, and the student's agreement with the teacher, on the images
+    of `split` (whose labels are `target`) under each corruption at each severity that
+    the run's configuration asks for.
     """
     chosen = shop.parts.robustness.chosen
-    answers = {role: _answers(shop, member, split, chosen) for role, member in members.items()} if chosen else {}
+    answers = (
+        {role: _answers(shop, member, split, chosen) for role, member in members.items()}
+        if chosen
+        else {}
+    )
     found = []
     for corruption in chosen:
         top1 = {role: each[corruption] for role, each in answers.items()}
-        agree = (top1["student"] == top1["teacher"]) & (top1["student"] != UNDECIDED) if "teacher" in top1 else None
+        agree = (
+            (top1["student"] == top1["teacher"]) & (top1["student"] != UNDECIDED)
+            if "teacher" in top1
+            else None
+        )
         found.append(
             {
                 "corruption": corruption.kind,
@@ -37,16 +48,24 @@ def robustness(shop: Workshop, members: Mapping[str, Member], split: str, target
     return found
 
 
-def _answers(shop: Workshop, member: Member, split: str, chosen: tuple[Corruption, ...]) -> dict[Corruption, Int64[np.ndarray, " images"]]:
-    """The top-1 classes of one model under each corruption, computed once; after a kill, those that are missing."""
+def _answers(
+    shop: Workshop, member: Member, split: str, chosen: tuple[Corruption, ...]
+) -> dict[Corruption, Int64[np.ndarray, " images"]]:
+    """The top-1 classes of one model under each corruption, computed once; after a
+    kill, those that are missing.
+    """
 
     def build(folder: Path) -> None:
         for number, corruption in enumerate(chosen, start=1):
             path = folder / _file(corruption)
             if not path.is_file():
-                shop.console.line(f"  {member.role}: corrupted {split} images, {number} of {len(chosen)} ...")
+                shop.console.line(
+                    f"  {member.role}: corrupted {split} images, {number} of {len(chosen)} ..."
+                )
                 logits = shop.predict(member, split, corruption=corruption).logits
-                _save(path, np.where(np.isnan(logits).any(axis=1), UNDECIDED, logits.argmax(axis=1)))
+                _save(
+                    path, np.where(np.isnan(logits).any(axis=1), UNDECIDED, logits.argmax(axis=1))
+                )
 
     settings = {_file(each): SETTINGS[each.kind][each.severity - 1] for each in chosen}
     stage = shop.asked(member, split, "corrupted", {"corruptions": settings}, build)

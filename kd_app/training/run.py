@@ -24,11 +24,19 @@ from kd_app.training.search.study import PrunedError, Watch
 from kd_app.training.workshop import Member, Workshop
 
 
-def distill(config: Config, *, own: OwnParts | None = None, console: Console | None = None, trial: int | None = None) -> Path:
-    """Do what the configuration says, or go on with it, or find it done; the run's folder.
+def distill(
+    config: Config,
+    *,
+    own: OwnParts | None = None,
+    console: Console | None = None,
+    trial: int | None = None,
+) -> Path:
+    """Do what the configuration says, or go on with it, or find it done; the run's
+    folder.
 
-    In a sweep, `trial` numbers the run: it lies in ``out/<trial>`` and leaves the test set to the winner. Raises `RequestError` before anything is
-    read or written where the request is wrong, `RunError` where the run fails.
+    In a sweep, `trial` numbers the run: it lies in ``out/<trial>`` and leaves the test
+    set to the winner. Raises `RequestError` before anything is read or written where
+    the request is wrong, `RunError` where the run fails.
     """
     console = console or Console()
     made = parts(config, own)
@@ -37,20 +45,40 @@ def distill(config: Config, *, own: OwnParts | None = None, console: Console | N
     judge = Verdict(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     out = _folder(config, trial)
-    marked = {**config, "own": sorted(name for name, part in vars(made.own).items() if part is not None)}
+    marked = {
+        **config,
+        "own": sorted(name for name, part in vars(made.own).items() if part is not None),
+    }
     with claimed(out, marked, overwrite=config["overwrite"]):
         read_test = config["test"] == "always" or (config["test"] == "auto" and trial is None)
         done = None if config["remake"] else _finished(out, made, console, read_test=read_test)
         if done is not None:
-            console.say(f"{out} holds this run, finished. remake=[student] makes a stage anew, overwrite=true starts it afresh.")
+            console.say(
+                f"{out} holds this run, finished. remake=[student] makes a stage anew,"
+                " overwrite=true starts it afresh."
+            )
             console.show(summary(done))
         else:
             group, name = run_names(out, trial=trial is not None)
             told = {**config, "license": {**config["license"], **made.licenses.told()}}
-            about = {"name": name, "group": group, "tags": config["tags"], "shares": trial is not None}
+            about = {
+                "name": name,
+                "group": group,
+                "tags": config["tags"],
+                "shares": trial is not None,
+            }
             tracker = Tracker(backends, out=out, config=told, say=console.say, **about)
             watch = Watch(out.parent, trial) if config["prune"] and trial is not None else None
-            _go(made, out, console, tracker, judge, watch=watch, read_test=read_test, trial=trial is not None)
+            _go(
+                made,
+                out,
+                console,
+                tracker,
+                judge,
+                watch=watch,
+                read_test=read_test,
+                trial=trial is not None,
+            )
     return out
 
 
@@ -60,7 +88,9 @@ def _folder(config: Config, trial: int | None) -> Path:
 
 
 def _finished(out: Path, made: Parts, console: Console, *, read_test: bool) -> Results | None:
-    """The results of a finished run that measured what is asked for under these licenses, or of a pruned one where that is an end."""
+    """The results of a finished run that measured what is asked for under these
+    licenses, or of a pruned one where that is an end.
+    """
     if not (out / RESULTS).is_file():
         return None
     try:
@@ -69,15 +99,26 @@ def _finished(out: Path, made: Parts, console: Console, *, read_test: bool) -> R
         return None  # cut off or corrupt: everything that took long is in the stages, so it is made again
     if found.status == "pruned":
         same = found.config.get("budget") == made.config["budget"]
-        return found if same and (made.config["prune"] is not None or made.config["budget"] is not None) else None
-    damaged = [file.name for file in found.files if not (out / file.name).is_file() or file_sha256(out / file.name) != file.sha256]
+        return (
+            found
+            if same and (made.config["prune"] is not None or made.config["budget"] is not None)
+            else None
+        )
+    damaged = [
+        file.name
+        for file in found.files
+        if not (out / file.name).is_file() or file_sha256(out / file.name) != file.sha256
+    ]
     if damaged:
         console.say(f"{out / damaged[0]} is not what this run wrote; it is written again")
     now = made.config
     as_asked = (
         (found.test or not read_test)
         and found.config.get("examples", now["examples"]) == now["examples"]
-        and (not now["robustness"]["corruptions"] or found.config.get("robustness") == now["robustness"])
+        and (
+            not now["robustness"]["corruptions"]
+            or found.config.get("robustness") == now["robustness"]
+        )
     )
     as_now = found.license is not None and found.license.model_dump() == made.licenses.told()
     return found if found.status == "finished" and as_asked and as_now and not damaged else None
@@ -101,7 +142,10 @@ def _go(
         try:
             proof.write("running")
             members = _members(shop, console, proof, trial=trial)
-            proof.measure(members, {split: split for split in ("validation", "test") if split != "test" or read_test})
+            proof.measure(
+                members,
+                {split: split for split in ("validation", "test") if split != "test" or read_test},
+            )
             proof.ship(members)
             results = proof.write("finished")
             if not trial:
@@ -141,7 +185,10 @@ def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> 
             console.say(f"Note: {proof.unmeasured(teacher)}")
         else:
             members["teacher"] = teacher
-            console.say(f"Teacher {teacher.request.name}: {evaluated(shop.predictions(teacher, 'validation'))} on validation")
+            console.say(
+                f"Teacher {teacher.request.name}:"
+                f" {evaluated(shop.predictions(teacher, 'validation'))} on validation"
+            )
             shop.tracker.knowledge(proof.knows(teacher, "validation"))
     teaches = chained(shop, teacher) if teacher is not None and made.links else teacher
     for control in made.controls:

@@ -1,4 +1,6 @@
-"""The folder of one run: who may write there, whether it is the same run, and what a refused request leaves behind: nothing."""
+"""The folder of one run: who may write there, whether it is the same run, and what a
+refused request leaves behind: nothing.
+"""
 
 import os
 import re
@@ -20,15 +22,18 @@ CONFIG = "config.yaml"
 RESULTS = "results.json"
 _LOCK, _BEFORE = ".lock", ".before"
 _FREE = (*AROUND, *INSIDE, "test", "robustness")
-"""Keys that may differ when a run goes on: they say where, how and whether, not what."""
+"""Keys that may differ when a run goes on: they say where, how and whether, not what.
+"""
 
 
 @contextmanager
 def claimed(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
-    """Hold `out` for this configuration: made if it is new, taken up if it is the same run, emptied first with `overwrite`.
+    """Hold `out` for this configuration: made if it is new, taken up if it is the same
+    run, emptied first with `overwrite`.
 
-    Raises `RequestError`: another process works in it, it belongs to another configuration (what differs is listed), or it is no run's folder.
-    When the body raises one, the folder is again as it was, and one that was made here is gone.
+    Raises `RequestError`: another process works in it, it belongs to another
+    configuration (what differs is listed), or it is no run's folder. When the body
+    raises one, the folder is again as it was, and one that was made here is gone.
     """
     _check_owner(out, overwrite=overwrite)
     made = _made(out)
@@ -36,13 +41,21 @@ def claimed(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterato
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RequestError(f"Another process works in {str(out)!r}. Wait for it, or choose another folder with out=.") from None
+        raise RequestError(
+            f"Another process works in {str(out)!r}. Wait for it, or choose another folder with"
+            " out=."
+        ) from None
     except OSError as error:
-        raise RequestError(f"The folder out={str(out)!r} can't be written: {error.strerror or error}. Choose another one with out=.") from None
+        raise RequestError(
+            f"The folder out={str(out)!r} can't be written: {error.strerror or error}. Choose"
+            " another one with out=."
+        ) from None
     try:
         with _withdrawn(out, made, overwrite=overwrite):
             _same(out, config)
-            write_atomically(out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+            write_atomically(
+                out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            )
             yield
     finally:
         lock.release()
@@ -54,13 +67,18 @@ def _made(out: Path) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"The folder out={str(out)!r} can't be made: {error.strerror or error}. Choose another one with out=.") from None
+        raise RequestError(
+            f"The folder out={str(out)!r} can't be made: {error.strerror or error}. Choose another"
+            " one with out=."
+        ) from None
     return new
 
 
 @contextmanager
 def _withdrawn(out: Path, made: Iterable[Path], *, overwrite: bool) -> Iterator[None]:
-    """Undo what the body did to the folder when it raises `RequestError`; with `overwrite` the body finds it empty."""
+    """Undo what the body did to the folder when it raises `RequestError`; with
+    `overwrite` the body finds it empty.
+    """
     before = out / _BEFORE
     shutil.rmtree(before, ignore_errors=True)
     fresh = overwrite or not (out / CONFIG).is_file()
@@ -91,8 +109,8 @@ def _check_owner(out: Path, *, overwrite: bool) -> None:
     if inside and not (out / CONFIG).is_file():
         asked = "overwrite=true, but " if overwrite else ""
         raise RequestError(
-            f"{asked}{str(out)!r} is no run's folder: {inside[0].name} is there, {CONFIG} is not. Nothing was removed or written. "
-            "Choose another out=."
+            f"{asked}{str(out)!r} is no run's folder: {inside[0].name} is there, {CONFIG} is not."
+            " Nothing was removed or written. Choose another out=."
         )
 
 
@@ -128,33 +146,56 @@ def _same(out: Path, config: Mapping[str, Any]) -> None:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise RequestError(
-            f"{str(path)!r} can't be read ({type(error).__name__}). Use overwrite=true to start the folder afresh, or another out=."
+            f"{str(path)!r} can't be read ({type(error).__name__}). Use overwrite=true to start the"
+            " folder afresh, or another out=."
         ) from None
     differs = differences(before or {}, config)
     if differs:
         listed = "; ".join(f"{key} was {was!r}, now {now!r}" for key, was, now in differs[:12])
         more = f" and {len(differs) - 12} more" if len(differs) > 12 else ""
         raise RequestError(
-            f"{str(out)!r} holds a run with another configuration: {listed}{more}. Nothing was written over. "
-            "Choose another out=, say the same as before to go on, or use overwrite=true to start the folder afresh."
+            f"{str(out)!r} holds a run with another configuration: {listed}{more}. Nothing was"
+            " written over. Choose another out=, say the same as before to go on, or use"
+            " overwrite=true to start the folder afresh."
         )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """``(key, before, now)`` for every dotted key whose value decides the run and differs."""
+    """``(key, before, now)`` for every dotted key whose value decides the run and
+    differs.
+    """
     first, second = dict(flat(before)), dict(flat(now))
-    keys = [key for key in {**first, **second} if not any(key == free or key.startswith(f"{free}.") for free in _FREE)]
-    return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
+    keys = [
+        key
+        for key in {**first, **second}
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    ]
+    return [
+        (key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)
+    ]
 
 
 def _what(node: Any) -> Any:
-    """A group without the keys that say whether a run may be and how often its state is saved, not what it is."""
-    return {key: value for key, value in node.items() if key not in ("license", "checkpoint_steps")} if isinstance(node, dict) else node
+    """A group without the keys that say whether a run may be and how often its state is
+    saved, not what it is.
+    """
+    return (
+        {key: value for key, value in node.items() if key not in ("license", "checkpoint_steps")}
+        if isinstance(node, dict)
+        else node
+    )
 
 
 def run_name(config: dict[str, Any]) -> str:
-    """A folder's name for a run that names none: what it is, and a hash of what else was said."""
-    decisive = {key: _what(value) for key, value in config.items() if key not in (*AROUND, "robustness")}
+    """A folder's name for a run that names none: what it is, and a hash of what else
+    was said.
+    """
+    decisive = {
+        key: _what(value) for key, value in config.items() if key not in (*AROUND, "robustness")
+    }
     data = str(config["data"].get("name", "data"))
-    names = [str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1] for role in ("teacher", "student")]
+    names = [
+        str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1]
+        for role in ("teacher", "student")
+    ]
     return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, fingerprint(decisive)[:6]])).lstrip(".")

@@ -1,4 +1,6 @@
-"""The settings of a job that are no part's own, checked before anything is read: types, ranges, and keys that nobody knows."""
+"""The settings of a job that are no part's own, checked before anything is read: types,
+ranges, and keys that nobody knows.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,9 +59,15 @@ class Job(Typed, called="kd-distill"):
             _check_chosen(group, chosen)
         for name, control in controls.items():
             if not re.fullmatch(r"\w+", name):
-                raise RequestError(f"controls has the name {name!r}. Expected letters, digits and underscores: folders are called by it.")
+                raise RequestError(
+                    f"controls has the name {name!r}. Expected letters, digits and underscores:"
+                    " folders are called by it."
+                )
             if name != "labels_only" and (name in Split.model_fields or hasattr(Split, name)):
-                raise RequestError(f"controls has the name {name!r}, by which results.json calls something else. Call that control otherwise.")
+                raise RequestError(
+                    f"controls has the name {name!r}, by which results.json calls something else."
+                    " Call that control otherwise."
+                )
             _check_known(f"controls.{name}", control, _CONTROL)
             if control.get("student") is not None:
                 _check_net(f"controls.{name}.student", control["student"])
@@ -71,7 +79,9 @@ class Job(Typed, called="kd-distill"):
 
 
 class Licensing(Typed, called="license"):
-    """Which licenses are accepted whatever they forbid, and a policy to use instead of ours."""
+    """Which licenses are accepted whatever they forbid, and a policy to use instead of
+    ours.
+    """
 
     def __init__(self, *, accept: list[Place], policy: Path | None) -> None:
         self.accept = accept
@@ -79,7 +89,9 @@ class Licensing(Typed, called="license"):
 
 
 class Said(Typed, called="license"):
-    """The license of weights or data that their user says, where they do not say it themselves."""
+    """The license of weights or data that their user says, where they do not say it
+    themselves.
+    """
 
     def __init__(self, *, license: Place | None) -> None:
         self.license = license
@@ -94,30 +106,44 @@ class TeacherTraining(Typed, called="teacher"):
 
 
 class Asking(Typed, called="teacher"):
-    """How a teacher is asked: live, at every step, or once for every view, its answers stored."""
+    """How a teacher is asked: live, at every step, or once for every view, its answers
+    stored.
+    """
 
     def __init__(self, *, answers: Literal["live", "stored"]) -> None:
         self.answers: Literal["live", "stored"] = answers
 
 
 class SeveralTeachers(Typed, called="teacher"):
-    """Several teachers that answer as one. members: by name, each as a single teacher, and its `weight` (1 where it says none)."""
+    """Several teachers that answer as one. members: by name, each as a single teacher,
+    and its `weight` (1 where it says none).
+    """
 
-    def __init__(self, *, members: dict[str, Group], by: Literal["mean", "confidence"], classes: None) -> None:
+    def __init__(
+        self, *, members: dict[str, Group], by: Literal["mean", "confidence"], classes: None
+    ) -> None:
         if len(members) < 2:
             raise RequestError(
-                f"teacher.members holds {len(members)} teachers, expected 2 or more: teacher.members.a.checkpoint=runs/a "
-                "teacher.members.b.checkpoint=runs/b. A single one is teacher=timm."
+                f"teacher.members holds {len(members)} teachers, expected 2 or more:"
+                " teacher.members.a.checkpoint=runs/a teacher.members.b.checkpoint=runs/b. A"
+                " single one is teacher=timm."
             )
         for name, member in members.items():
             _check_known(f"teacher.members.{name}", member, (*_MODEL, "classes", "weight"))
-        self.members = {name: {key: value for key, value in member.items() if key != "weight"} for name, member in members.items()}
-        self.weights = {name: Share(weight=member.get("weight", 1.0)).weight for name, member in members.items()}
+        self.members = {
+            name: {key: value for key, value in member.items() if key != "weight"}
+            for name, member in members.items()
+        }
+        self.weights = {
+            name: Share(weight=member.get("weight", 1.0)).weight for name, member in members.items()
+        }
         self.by = by
 
 
 class OwnAverageTeacher(Typed, called="teacher"):
-    """The student's own average as its teacher: ``average = decay * average + (1 - decay) * weights`` after every step."""
+    """The student's own average as its teacher: ``average = decay * average + (1 -
+    decay) * weights`` after every step.
+    """
 
     def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
         self.decay = decay
@@ -155,14 +181,20 @@ class Evaluation(Typed, called="kd-evaluate"):
         routing: Group,
     ) -> None:
         if cascade is None and run is None:
-            raise RequestError("kd-evaluate needs to know what to measure: run=<folder of a run>, or 'cascade=[<cheap model>,<dear model>]'.")
+            raise RequestError(
+                "kd-evaluate needs to know what to measure: run=<folder of a run>, or"
+                " 'cascade=[<cheap model>,<dear model>]'."
+            )
 
 
 def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
     """Each choice of a select-many group is a part with a ``_target_``."""
     for name, node in chosen.items():
         if not isinstance(node, Mapping):
-            raise RequestError(f"{group}.{name}={node!r} is no part. What is not wanted is not chosen: '{group}=[...]' lists what is.")
+            raise RequestError(
+                f"{group}.{name}={node!r} is no part. What is not wanted is not chosen:"
+                f" '{group}=[...]' lists what is."
+            )
         if "_target_" in node:
             continue
         if is_choice(group, name):
@@ -177,14 +209,19 @@ def _check_net(path: str, node: Any) -> None:
     if node.get("name") != "auto":
         return
     if not isinstance(among, Mapping) or not among:
-        raise RequestError(f"{path}.among={among!r} does not fit: with name=auto it lists the nets to choose from, each as <key>: {{name: ...}}.")
+        raise RequestError(
+            f"{path}.among={among!r} does not fit: with name=auto it lists the nets to choose from,"
+            " each as <key>: {name: ...}."
+        )
     for key, each in among.items():
         _check_known(f"{path}.among.{key}", each, ("name", "kwargs"))
 
 
 def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
     if not isinstance(node, Mapping) or not set(node) & set(known):
-        raise RequestError(f"{path}={node!r} does not fit: expected the settings {', '.join(known)}.")
+        raise RequestError(
+            f"{path}={node!r} does not fit: expected the settings {', '.join(known)}."
+        )
     for key in node:
         if key not in known:
             raise unknown("setting", f"{path}.{key}", [f"{path}.{each}" for each in known])
@@ -192,8 +229,21 @@ def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
 
 def _check_stage(name: str, controls: Iterable[str], links: int) -> None:
     roles = ("teacher", "student", *controls)
-    known = ["data", *roles, *(f"{what}-{role}-{split}" for what in ("answers", "corrupted") for role in roles for split in ("validation", "test"))]
+    known = [
+        "data",
+        *roles,
+        *(
+            f"{what}-{role}-{split}"
+            for what in ("answers", "corrupted")
+            for role in roles
+            for split in ("validation", "test")
+        ),
+    ]
     known += [f"link-{number}" for number in range(1, 1 + links)]
-    known += ["answers-teacher-train", "answers-teacher-views", *(f"epochs-{control}" for control in controls)]
+    known += [
+        "answers-teacher-train",
+        "answers-teacher-views",
+        *(f"epochs-{control}" for control in controls),
+    ]
     if name not in known:
         raise unknown("stage to remake", name, known)

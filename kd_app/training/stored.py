@@ -1,4 +1,6 @@
-"""A teacher's answers to every view that a training will show, asked for once and read from a file: as often as there are seeds, controls, trials."""
+"""A teacher's answers to every view that a training will show, asked for once and read
+from a file: as often as there are seeds, controls, trials.
+"""
 
 import json
 import math
@@ -31,10 +33,12 @@ _SECURED = 50
 
 @dataclass(frozen=True)
 class StoredAnswers:
-    """``index [N]``, ascending image numbers, and ``logits [views, N, K]`` as float32, mapped from a file.
+    """``index [N]``, ascending image numbers, and ``logits [views, N, K]`` as float32,
+    mapped from a file.
 
-    float32, because a smaller kind would change the student: bfloat16 has 8 bits, so a logit of 20 is off by up to 0.06 and a probability at
-    temperature 1 by 6 %. It takes 4 x views x N x K bytes.
+    float32, because a smaller kind would change the student: bfloat16 has 8 bits, so a
+    logit of 20 is off by up to 0.06 and a probability at temperature 1 by 6 %. It takes
+    4 x views x N x K bytes.
     """
 
     index: Int64[np.ndarray, " images"]
@@ -43,28 +47,47 @@ class StoredAnswers:
     @staticmethod
     def load(folder: Path) -> "StoredAnswers":
         """Those that `store` left in `folder`."""
-        return StoredAnswers(np.load(folder / _INDEX), np.load(folder / _LOGITS, mmap_mode="r", allow_pickle=False))
+        return StoredAnswers(
+            np.load(folder / _INDEX), np.load(folder / _LOGITS, mmap_mode="r", allow_pickle=False)
+        )
 
     def of(self, batch: Batch) -> Float[Tensor, "batch classes"]:
-        """What the teacher says of the view of each image of the batch, or of the image that it is shown in its place."""
+        """What the teacher says of the view of each image of the batch, or of the image
+        that it is shown in its place.
+        """
         asked = batch.index if batch.other_index is None else batch.other_index
         rows = np.searchsorted(self.index, asked.cpu().numpy())
         return torch.from_numpy(self.logits[batch.view, rows]).to(batch.image.device)
 
 
 def store(
-    teacher: Created, data: ImageData, pixels: Pixels, folder: Path, *, device: torch.device, channels_last: bool, say: Callable[[str], None]
+    teacher: Created,
+    data: ImageData,
+    pixels: Pixels,
+    folder: Path,
+    *,
+    device: torch.device,
+    channels_last: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Fill `folder` with the answers of `teacher` to the views that a student who expects `pixels` is shown, in float32.
+    """Fill `folder` with the answers of `teacher` to the views that a student who
+    expects `pixels` is shown, in float32.
 
-    Goes on where an earlier attempt in `folder` was. Raises `RunError` where the disk has no place for them.
+    Goes on where an earlier attempt in `folder` was. Raises `RunError` where the disk
+    has no place for them.
     """
     rows, views, classes = data.training_rows, data.views, len(data.classes)
     assert views is not None
     logits, done = _opened(folder, (views, len(rows), classes))
     np.save(folder / _INDEX, rows)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    asked = FrozenTeacher(teacher.model, reads=frozenset({"logits"}), pixels=teacher.pixels, sees=pixels).to(device).to(memory_format=memory_format)
+    asked = (
+        FrozenTeacher(
+            teacher.model, reads=frozenset({"logits"}), pixels=teacher.pixels, sees=pixels
+        )
+        .to(device)
+        .to(memory_format=memory_format)
+    )
     for view in range(done // len(rows), views):
         say(f"  teacher: view {view + 1} of {views} ...")
         loader, start = data.seen_in(view, pixels), max(0, done - view * len(rows))
@@ -90,8 +113,10 @@ def _opened(folder: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[Any, A
     needed, free = 4 * math.prod(shape), shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"The teacher's answers to {shape[0]} views of {shape[1]:,} images take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free "
-            f"in {folder.parent}. Make room, lower data.views, or ask the teacher while training: teacher.answers=live."
+            f"The teacher's answers to {shape[0]} views of {shape[1]:,} images take"
+            f" {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free in {folder.parent}."
+            " Make room, lower data.views, or ask the teacher while training:"
+            " teacher.answers=live."
         )
     return open_memmap(folder / _LOGITS, mode="w+", dtype=np.float32, shape=shape), 0
 

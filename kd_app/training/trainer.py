@@ -1,4 +1,6 @@
-"""The settings of a training that are not the model's, the data's or the loss's, checked early; and Lightning's Trainer from them."""
+"""The settings of a training that are not the model's, the data's or the loss's,
+checked early; and Lightning's Trainer from them.
+"""
 
 from copy import copy
 from importlib.util import find_spec
@@ -41,15 +43,17 @@ Limit = Annotated[float, Field(gt=0, le=1)] | PositiveInt | None
 
 
 class TrainerSettings(Typed):
-    """How to train: epochs, devices, precision. `devices` 'auto' takes what torchrun started, else all GPUs
-    there are, else one CPU process.
+    """How to train: epochs, devices, precision. `devices` 'auto' takes what torchrun
+    started, else all GPUs there are, else one CPU process.
 
-    limit_*: a share (0..1), a number of batches, or null for all; overfit_batches: train and validate on these same
-    batches in every epoch. on_nan: end the run at a loss that is not finite, or leave out such steps and count them.
-    gradient_share: optimizer steps between two looks at what each term has of the gradient, null for none.
-    sync_batchnorm: the student's BatchNorm sees the whole batch of all GPUs (torch has none for CPUs).
-    gradient_clip: largest norm, null for none. accumulate: batches a step. checkpoint_minutes, checkpoint_steps: how
-    often a resumable state is written. timeout: seconds after which a rank that does not answer ends the job.
+    limit_*: a share (0..1), a number of batches, or null for all; overfit_batches:
+    train and validate on these same batches in every epoch. on_nan: end the run at a
+    loss that is not finite, or leave out such steps and count them. gradient_share:
+    optimizer steps between two looks at what each term has of the gradient, null for
+    none. sync_batchnorm: the student's BatchNorm sees the whole batch of all GPUs
+    (torch has none for CPUs). gradient_clip: largest norm, null for none. accumulate:
+    batches a step. checkpoint_minutes, checkpoint_steps: how often a resumable state is
+    written. timeout: seconds after which a rank that does not answer ends the job.
     Raises `RequestError` for a device that is not there or a precision that it lacks.
     """
 
@@ -82,8 +86,14 @@ class TrainerSettings(Typed):
         self.max_epochs = max_epochs
         self.accelerator = _accelerator(accelerator)
         started = launched()
-        self.devices = _devices(self.accelerator, started.local_world_size if started and devices == "auto" else devices)
-        self.num_nodes = started.nodes if started and num_nodes == 1 and self.devices == started.local_world_size else num_nodes
+        self.devices = _devices(
+            self.accelerator, started.local_world_size if started and devices == "auto" else devices
+        )
+        self.num_nodes = (
+            started.nodes
+            if started and num_nodes == 1 and self.devices == started.local_world_size
+            else num_nodes
+        )
         self.precision = _precision(self.accelerator, precision)
         self.limits = {
             "limit_train_batches": limit_train_batches,
@@ -120,19 +130,35 @@ class TrainerSettings(Typed):
         made = copy(self)
         made.devices = made.num_nodes = 1
         made.sync_batchnorm, made.profiler = False, None
-        made.limits = {"limit_train_batches": train, "limit_val_batches": validation, "overfit_batches": None}
+        made.limits = {
+            "limit_train_batches": train,
+            "limit_val_batches": validation,
+            "overfit_batches": None,
+        }
         return made
 
     def graph(self) -> "TrainerSettings":
-        """The same for a traced graph: in one process, in float32, and in the memory format that it was traced in."""
+        """The same for a traced graph: in one process, in float32, and in the memory
+        format that it was traced in.
+        """
         made = copy(self)
         made.devices = made.num_nodes = 1
-        made.sync_batchnorm, made.compile, made.channels_last, made.precision = False, False, False, "32-true"
+        made.sync_batchnorm, made.compile, made.channels_last, made.precision = (
+            False,
+            False,
+            False,
+            "32-true",
+        )
         return made
 
     def place(self) -> dict[str, Any]:
         """Where the ranks work, settled: a rank does not ask its own machine again."""
-        return {"accelerator": self.accelerator, "devices": self.devices, "num_nodes": self.num_nodes, "precision": self.precision}
+        return {
+            "accelerator": self.accelerator,
+            "devices": self.devices,
+            "num_nodes": self.num_nodes,
+            "precision": self.precision,
+        }
 
     def identity(self) -> dict[str, Any]:
         """What of these settings decides the trained weights."""
@@ -147,7 +173,9 @@ class TrainerSettings(Typed):
             **({"sync_batchnorm": True} if self.sync_batchnorm else {}),
         }
 
-    def make(self, *, max_epochs: int, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
+    def make(
+        self, *, max_epochs: int, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]
+    ) -> pl.Trainer:
         """Lightning's Trainer for one training in `folder`."""
         strategy: Any = "auto"
         if self.world_size > 1:
@@ -156,7 +184,9 @@ class TrainerSettings(Typed):
             from lightning.pytorch.strategies import DDPStrategy
 
             backend = "nccl" if self.accelerator in ("gpu", "cuda") else "gloo"
-            strategy = DDPStrategy(process_group_backend=backend, timeout=timedelta(seconds=self.timeout))
+            strategy = DDPStrategy(
+                process_group_backend=backend, timeout=timedelta(seconds=self.timeout)
+            )
         return pl.Trainer(
             max_epochs=max_epochs,
             accelerator=self.accelerator,
@@ -167,11 +197,18 @@ class TrainerSettings(Typed):
             accumulate_grad_batches=self.accumulate,
             gradient_clip_val=self.gradient_clip,
             detect_anomaly=self.detect_anomaly,
-            profiler=PROFILERS[self.profiler](dirpath=folder, filename=PROFILE) if self.profiler else None,
+            profiler=(
+                PROFILERS[self.profiler](dirpath=folder, filename=PROFILE)
+                if self.profiler
+                else None
+            ),
             callbacks=[*callbacks, AtLeastOne()],
             logger=loggers or False,
             default_root_dir=folder,
-            plugins=[AtomicCheckpoints(), LightningEnvironment()],  # kd_app starts its ranks itself, also where SLURM or torchrun started kd_app
+            plugins=[
+                AtomicCheckpoints(),
+                LightningEnvironment(),
+            ],  # kd_app starts its ranks itself, also where SLURM or torchrun started kd_app
             sync_batchnorm=self.sync_batchnorm,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
@@ -185,7 +222,9 @@ class TrainerSettings(Typed):
 
 
 class AtLeastOne(pl.Callback):
-    """A share of the batches is at least one of them; Lightning refuses less, when the training has begun."""
+    """A share of the batches is at least one of them; Lightning refuses less, when the
+    training has begun.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Turn shares into numbers of this process's batches."""
@@ -201,9 +240,13 @@ class AtLeastOne(pl.Callback):
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints written beside their place, flushed to disk, and renamed: a kill leaves the old one or the new one, never half of one."""
+    """Checkpoints written beside their place, flushed to disk, and renamed: a kill
+    leaves the old one or the new one, never half of one.
+    """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         """Write `checkpoint` to `path`."""
         import os
 
@@ -218,13 +261,18 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def _accelerator(asked: Accelerator) -> Literal["cpu", "gpu", "mps"]:
-    there = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "gpu": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     wanted = "gpu" if asked == "cuda" else asked
     if wanted == "auto":
         return "gpu" if there["gpu"] else "mps" if there["mps"] else "cpu"
     if not there[wanted]:
         raise RequestError(
-            f"trainer.accelerator={asked}, but this machine has none that torch can use. Use trainer=cpu, or trainer=auto to take what is there."
+            f"trainer.accelerator={asked}, but this machine has none that torch can use. Use"
+            " trainer=cpu, or trainer=auto to take what is there."
         )
     return wanted
 
@@ -234,12 +282,18 @@ def _devices(accelerator: str, asked: int | Literal["auto"]) -> int:
     if asked == "auto":
         return max(gpus, 1) if accelerator == "gpu" else 1
     if accelerator == "gpu" and asked > gpus:
-        raise RequestError(f"trainer.devices={asked}, but there are {gpus} GPUs here. Use trainer.devices={gpus} or trainer.devices=auto.")
+        raise RequestError(
+            f"trainer.devices={asked}, but there are {gpus} GPUs here. Use trainer.devices={gpus}"
+            " or trainer.devices=auto."
+        )
     if accelerator == "mps" and asked > 1:
-        raise RequestError(f"trainer.devices={asked}, but an mps machine has one device. Use trainer.devices=1.")
+        raise RequestError(
+            f"trainer.devices={asked}, but an mps machine has one device. Use trainer.devices=1."
+        )
     if accelerator == "cpu" and asked > _cores():
         raise RequestError(
-            f"trainer.devices={asked}, but this machine has {_cores()} cores and each process needs one. Use trainer.devices={_cores()} or fewer."
+            f"trainer.devices={asked}, but this machine has {_cores()} cores and each process needs"
+            f" one. Use trainer.devices={_cores()} or fewer."
         )
     return asked
 
@@ -251,7 +305,9 @@ def _cores() -> int:
 
 
 def _precision(accelerator: str, asked: Precision) -> str:
-    """'auto' takes the fastest that the device has hardware for; what it can't do at all is refused."""
+    """'auto' takes the fastest that the device has hardware for; what it can't do at
+    all is refused.
+    """
     names = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
     if asked == "auto":
         if accelerator == "gpu":
@@ -261,14 +317,22 @@ def _precision(accelerator: str, asked: Precision) -> str:
     chosen = names.get(str(asked), str(asked))
     lacking = {
         "cpu": ("16-mixed", "16-true", "transformer-engine", "transformer-engine-float16"),
-        "mps": ("64-true", "bf16-true", "bf16-mixed", "transformer-engine", "transformer-engine-float16"),
+        "mps": (
+            "64-true",
+            "bf16-true",
+            "bf16-mixed",
+            "transformer-engine",
+            "transformer-engine-float16",
+        ),
     }
     if chosen in lacking.get(accelerator, ()):
         raise RequestError(
-            f"trainer.precision={asked} is not to be had on this device ({accelerator}). Use trainer.precision=auto, 32-true or bf16-mixed."
+            f"trainer.precision={asked} is not to be had on this device ({accelerator}). Use"
+            " trainer.precision=auto, 32-true or bf16-mixed."
         )
     if chosen.startswith("transformer-engine") and find_spec("transformer_engine") is None:
         raise RequestError(
-            f"trainer.precision={asked} needs NVIDIA's transformer_engine, which is not installed. Install it, or use trainer.precision=auto."
+            f"trainer.precision={asked} needs NVIDIA's transformer_engine, which is not installed."
+            " Install it, or use trainer.precision=auto."
         )
     return chosen

@@ -1,4 +1,6 @@
-"""What a run works on: its data, its models and their answers, each made once, as stages."""
+"""What a run works on: its data, its models and their answers, each made once, as
+stages.
+"""
 
 import json
 import math
@@ -27,21 +29,26 @@ from kd_app.training.suited import check_answers, check_classes
 
 SPEED = "speed.json"
 DECODED = 320
-"""Shorter side (pixels) of the largest images that are kept, where no model needs more."""
+"""Shorter side (pixels) of the largest images that are kept, where no model needs more.
+"""
 
 
 def decode_size(heights: Sequence[int]) -> int:
-    """Shorter side up to which the pixels of an image file are kept for models of these input heights."""
+    """Shorter side up to which the pixels of an image file are kept for models of these
+    input heights.
+    """
     return max(DECODED, math.ceil(1.15 * max(heights)))
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the run that is ready to answer: its role, how to make it again, what it expects, and the record of its training, if it had one.
+    """A model of the run that is ready to answer: its role, how to make it again, what
+    it expects, and the record of its training, if it had one.
 
     program: where it is quantized, the file that answers in the place of the module.
-    unmeasured: why its answers have no figures, for a sentence whose subject it is; empty where they have. A teacher that answers in other classes
-    has none, nor has one that is made by the training itself.
+    unmeasured: why its answers have no figures, for a sentence whose subject it is;
+    empty where they have. A teacher that answers in other classes has none, nor has one
+    that is made by the training itself.
     """
 
     role: str
@@ -58,12 +65,16 @@ class Member:
 
 
 class Workshop:
-    """The data and the models that a run's configuration names, what the models answer, and the stages that this took.
+    """The data and the models that a run's configuration names, what the models answer,
+    and the stages that this took.
 
-    How a role's model is trained is in `kd_app.training.roles`; `tracker` and `watch` hear of it there.
+    How a role's model is trained is in `kd_app.training.roles`; `tracker` and `watch`
+    hear of it there.
     """
 
-    def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any, watch: Any = None) -> None:
+    def __init__(
+        self, parts: Parts, stages: Stages, console: Console, tracker: Any, watch: Any = None
+    ) -> None:
         self.parts = parts
         self.stages = stages
         self.console = console
@@ -73,16 +84,25 @@ class Workshop:
         self.data = parts.data
         self.data_folder: Path | None = None
         self.decided: dict[str, dict[str, Any]] = {}
-        """Of a control, what its configuration leaves open: from which figures, and how."""
+        """Of a control, what its configuration leaves open: from which figures, and
+        how.
+        """
         self._chosen: dict[str, ModelRequest] = {}
 
     def prepare_data(self) -> None:
-        """List the images, look at each once where they are files, and split them; the labels' own loss terms have to suit the classes."""
+        """List the images, look at each once where they are files, and split them; the
+        labels' own loss terms have to suit the classes.
+        """
         self.data.list()
         if self.data.needs_scan:
             decode_size = self._decode_size()
             inputs = {"listing": self.data.listing.fingerprint}
-            stage = self.make("data", self.data.scan_config(decode_size), inputs, lambda folder: self._scan(folder, decode_size))
+            stage = self.make(
+                "data",
+                self.data.scan_config(decode_size),
+                inputs,
+                lambda folder: self._scan(folder, decode_size),
+            )
             self.data_folder = stage.path
         self.data.load(self.data_folder)
         self._tell_teacher()
@@ -97,7 +117,9 @@ class Workshop:
         self._tell_teacher()
 
     def _tell_teacher(self) -> None:
-        """A teacher that is made of other things has to know what it answers in and sees."""
+        """A teacher that is made of other things has to know what it answers in and
+        sees.
+        """
         if isinstance(self.parts.teacher, Composed):
             self.parts.teacher.know(self.classes, self.seen())
 
@@ -111,7 +133,11 @@ class Workshop:
     def _decode_size(self) -> int:
         """Enough for both models' crops, whatever the images' own size."""
         asked = [self.parts.config["data"].get("image_size") or 0]
-        asked += [expected_pixels(request, Seen(3, 1, (0.0,), (1.0,))).height for request in (self.parts.teacher, self.parts.student) if request]
+        asked += [
+            expected_pixels(request, Seen(3, 1, (0.0,), (1.0,))).height
+            for request in (self.parts.teacher, self.parts.student)
+            if request
+        ]
         return decode_size(asked)
 
     @property
@@ -131,9 +157,11 @@ class Workshop:
         return Member(request.role, request, created, unmeasured=request.unmeasured)
 
     def as_it_is(self) -> Member | None:
-        """The teacher, where it is used without any training; None where it is trained first. One that answers in other classes is not measured.
+        """The teacher, where it is used without any training; None where it is trained
+        first. One that answers in other classes is not measured.
 
-        Raises `RequestError` for one with a random head that nothing would train and some term reads.
+        Raises `RequestError` for one with a random head that nothing would train and
+        some term reads.
         """
         found = self._as_it_is()
         if found is None or not found.unmeasured:
@@ -141,8 +169,9 @@ class Workshop:
         for name, control in self.parts.controls.items():
             if control.entropy_at is not None:
                 raise RequestError(
-                    f"The control {name} has labels as soft as the teacher's answers, and the teacher {found.request.name} has none in the data's "
-                    "classes before the training. Leave that control out of 'controls=[...]'."
+                    f"The control {name} has labels as soft as the teacher's answers, and the"
+                    f" teacher {found.request.name} has none in the data's classes before the"
+                    " training. Leave that control out of 'controls=[...]'."
                 )
         return found
 
@@ -162,26 +191,41 @@ class Workshop:
                 check_answers((recipe.terms() for recipe in recipes), request, len(self.classes))
                 return _of_other_classes(member or self.ready(request, seed=0))
             raise RequestError(
-                f"The teacher {request.name} has random weights, the data have {len(self.classes)} classes, and teacher.max_epochs=0 forbids its "
-                "training: it would answer with a random head. Set teacher.max_epochs to 1 or more, or name a teacher of these classes."
+                f"The teacher {request.name} has random weights, the data have {len(self.classes)}"
+                " classes, and teacher.max_epochs=0 forbids its training: it would answer with a"
+                " random head. Set teacher.max_epochs to 1 or more, or name a teacher of these"
+                " classes."
             )
         return None
 
-    def going_on(self, student: ModelRequest, node: Mapping[str, Any], recipe: Recipe) -> "Workshop":
-        """This workshop for the training of another student (`node` is its configuration); data, stages and what was used are shared."""
+    def going_on(
+        self, student: ModelRequest, node: Mapping[str, Any], recipe: Recipe
+    ) -> "Workshop":
+        """This workshop for the training of another student (`node` is its
+        configuration); data, stages and what was used are shared.
+        """
         other = copy(self)
-        other.parts = replace(self.parts, student=student, recipe=recipe, config={**self.parts.config, "student": dict(node)})
+        other.parts = replace(
+            self.parts,
+            student=student,
+            recipe=recipe,
+            config={**self.parts.config, "student": dict(node)},
+        )
         return other
 
     def request(self, role: str) -> ModelRequest:
-        """The model of a role. Raises `RequestError` where a control's is to be chosen and none fits."""
+        """The model of a role. Raises `RequestError` where a control's is to be chosen
+        and none fits.
+        """
         control = self.parts.controls.get(role)
         if control is None or not control.students:
             asked = self.parts.teacher if role == "teacher" else self.parts.student
             assert asked is not None
             return asked
         if role not in self._chosen:
-            self._chosen[role] = control.students[0] if control.named else self._nearest(role, control)
+            self._chosen[role] = (
+                control.students[0] if control.named else self._nearest(role, control)
+            )
         return self._chosen[role]
 
     def _nearest(self, role: str, control: Control) -> ModelRequest:
@@ -192,26 +236,70 @@ class Workshop:
     def license(self, role: str, *, taught: bool) -> str:
         """What the weights of a model are under that is trained here."""
         control = self.parts.controls.get(role)
-        start = self.request(role).origin.license if control is not None and control.students else None
+        start = (
+            self.request(role).origin.license if control is not None and control.students else None
+        )
         return self.parts.licenses.trained(role, taught=taught, start=start)
 
     def predictions(self, member: Member, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
-        stage = self.asked(member, split, "answers", {"embedding": True}, lambda folder: self.predict(member, split, embeddings=True).save(folder))
+        stage = self.asked(
+            member,
+            split,
+            "answers",
+            {"embedding": True},
+            lambda folder: self.predict(member, split, embeddings=True).save(folder),
+        )
         return Predictions.load(stage.path)
 
-    def asked(self, member: Member, split: str, name: str, settings: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
-        """The stage ``<name>-<role>-<split>`` of what a member answers to a split under these `settings`."""
-        config = {"model": member.request.name, "pixels": vars(member.created.pixels), "split": split, "limit": self.limit, **settings}
+    def asked(
+        self,
+        member: Member,
+        split: str,
+        name: str,
+        settings: Mapping[str, Any],
+        build: Callable[[Path], None],
+    ) -> Stage:
+        """The stage ``<name>-<role>-<split>`` of what a member answers to a split under
+        these `settings`.
+        """
+        config = {
+            "model": member.request.name,
+            "pixels": vars(member.created.pixels),
+            "split": split,
+            "limit": self.limit,
+            **settings,
+        }
         inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
         inputs |= {"program": file_sha256(member.program)} if member.program else {}
         return self.make(f"{name}-{member.role}-{split}", config, inputs, build)
 
-    def speed(self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-        """Images per second by role, measured once in a `sweep` for each pair of nets: its trials differ in weights, which are as fast as others."""
-        nets = {role: [m.request.name, m.request.kwargs, vars(m.created.pixels), count_params(m.created.model)] for role, m in members.items()}
-        config = {"sweep": str(sweep.absolute()), "nets": nets, "device": str(self.parts.trainer.device)}
-        stage = self.make("speed", config, {}, lambda folder: write_atomically(folder / SPEED, json.dumps(measure())))
+    def speed(
+        self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]
+    ) -> dict[str, float]:
+        """Images per second by role, measured once in a `sweep` for each pair of nets:
+        its trials differ in weights, which are as fast as others.
+        """
+        nets = {
+            role: [
+                m.request.name,
+                m.request.kwargs,
+                vars(m.created.pixels),
+                count_params(m.created.model),
+            ]
+            for role, m in members.items()
+        }
+        config = {
+            "sweep": str(sweep.absolute()),
+            "nets": nets,
+            "device": str(self.parts.trainer.device),
+        }
+        stage = self.make(
+            "speed",
+            config,
+            {},
+            lambda folder: write_atomically(folder / SPEED, json.dumps(measure())),
+        )
         found: dict[str, float] = json.loads((stage.path / SPEED).read_text(encoding="utf-8"))
         return found
 
@@ -220,30 +308,57 @@ class Workshop:
         """How much of a split is looked at when a model is measured."""
         return self.parts.trainer.limit_test_batches
 
-    def predict(self, member: Member, split: str, *, embeddings: bool = False, corruption: Corruption | None = None) -> Predictions:
+    def predict(
+        self,
+        member: Member,
+        split: str,
+        *,
+        embeddings: bool = False,
+        corruption: Corruption | None = None,
+    ) -> Predictions:
         """A member's answers on a split, or on its images corrupted."""
         spoiled = {"corruption": corruption} if corruption else {}
         splits = ("train", "validation", "test") if split == "all" else (split,)
-        batches = Chained([self.data.evaluation(each, member.created.pixels, **spoiled) for each in splits])
+        batches = Chained(
+            [self.data.evaluation(each, member.created.pixels, **spoiled) for each in splits]
+        )
         if corruption is None:
             self.console.line(f"  {member.role}: {split} images ...")
         device = self.parts.trainer.device
-        return predict(member.answering(), batches, member.created.pixels, device=device, limit=self.limit, embeddings=embeddings)
+        return predict(
+            member.answering(),
+            batches,
+            member.created.pixels,
+            device=device,
+            limit=self.limit,
+            embeddings=embeddings,
+        )
 
     def find(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage | None:
-        """The stage `name` of this configuration and these inputs, if it was made; it is not counted as used."""
+        """The stage `name` of this configuration and these inputs, if it was made; it
+        is not counted as used.
+        """
         return self.stages.find(name, config=_plain(config), inputs=inputs)
 
-    def make(self, name: str, config: dict[str, Any], inputs: dict[str, str], build: Callable[[Path], None]) -> Stage:
-        """The stage `name` of this configuration and these inputs, made or found, and counted as used."""
+    def make(
+        self,
+        name: str,
+        config: dict[str, Any],
+        inputs: dict[str, str],
+        build: Callable[[Path], None],
+    ) -> Stage:
+        """The stage `name` of this configuration and these inputs, made or found, and
+        counted as used.
+        """
         try:
             stage = self.stages.make(name, config=_plain(config), inputs=inputs, build=build)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise RunError(
-                f"{str(error).strip()} It read images; a machine without memory left kills such processes. What was trained is kept: "
-                "the same command goes on from here, with data.num_workers=0 in this process alone."
+                f"{str(error).strip()} It read images; a machine without memory left kills such"
+                " processes. What was trained is kept: the same command goes on from here, with"
+                " data.num_workers=0 in this process alone."
             ) from error
         self.used.append(stage)
         return stage
@@ -257,11 +372,19 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 def _of_other_classes(teacher: Member) -> Member:
     known = teacher.created.weights
-    return replace(teacher, unmeasured=f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the data's")
+    return replace(
+        teacher,
+        unmeasured=(
+            f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the"
+            " data's"
+        ),
+    )
 
 
 def told(member: Member) -> dict[str, Any]:
-    """Where a model is to be found: name, source, sha256, and the stage that made it or the folder it came from."""
+    """Where a model is to be found: name, source, sha256, and the stage that made it or
+    the folder it came from.
+    """
     weights, path = member.created.weights, member.request.origin.path
     return {
         "name": member.request.name,

@@ -1,4 +1,6 @@
-"""The commands as somebody calls them: their words in, exit code, output and errors out."""
+"""The commands as somebody calls them: their words in, exit code, output and errors
+out.
+"""
 
 import hashlib
 import io
@@ -29,10 +31,17 @@ class Ended:
 
 
 def call(*words: str, command: str = "kd-distill") -> Ended:
-    """The command in this process: its own main, with these words. Speed is measured for a moment only."""
+    """The command in this process: its own main, with these words. Speed is measured
+    for a moment only.
+    """
     main = import_module(f"kd_app.commands.{command.removeprefix('kd-')}").main
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with _as_it_was(), patch.object(sys, "argv", [command, *words]), redirect_stdout(out), redirect_stderr(err):
+    with (
+        _as_it_was(),
+        patch.object(sys, "argv", [command, *words]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as stop:
@@ -63,7 +72,9 @@ def done(*words: str, command: str = "kd-distill") -> str:
 
 
 def refused(*words: str, command: str = "kd-distill") -> str:
-    """The one paragraph of a command that has to be refused, and that leaves the working directory as it was."""
+    """The one paragraph of a command that has to be refused, and that leaves the
+    working directory as it was.
+    """
     before = snapshot(Path.cwd())
     ended = call(*words, command=command)
     assert ended.code == 2, ended.err + ended.out
@@ -80,9 +91,20 @@ def paragraph(err: str) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Every file and folder below `folder` that is not hidden, files with the hash of their content."""
-    found = sorted(path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in found}
+    """Every file and folder below `folder` that is not hidden, files with the hash of
+    their content.
+    """
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return {
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        )
+        for path in found
+    }
 
 
 def script(command: str) -> str:
@@ -91,13 +113,21 @@ def script(command: str) -> str:
 
 
 def process(*words: str, cwd: Path, command: str = "kd-distill", **environment: str) -> Ended:
-    """The installed command in a process of its own in `cwd`, with nobody at the keyboard."""
+    """The installed command in a process of its own in `cwd`, with nobody at the
+    keyboard.
+    """
     ended = subprocess.run([script(command), *words], cwd=cwd, env=surroundings(cwd, **environment), stdin=subprocess.DEVNULL, capture_output=True,
                            text=True, check=False)  # fmt: skip
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
 def surroundings(cwd: Path, **environment: str) -> dict[str, str]:
-    """The environment of somebody who has set nothing, is logged in nowhere, and is at home above `cwd`."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HF_", "KD_", "HYDRA_", "PYTEST_"))}
+    """The environment of somebody who has set nothing, is logged in nowhere, and is at
+    home above `cwd`.
+    """
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WANDB_", "HF_", "KD_", "HYDRA_", "PYTEST_"))
+    }
     return {**plain, "HOME": str(cwd.parent), "OMP_NUM_THREADS": "1", **environment}

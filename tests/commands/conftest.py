@@ -17,7 +17,9 @@ def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run in ``run`` and its stages in ``stages``; nobody writes there."""
+    """A folder with a finished run in ``run`` and its stages in ``stages``; nobody
+    writes there.
+    """
     folder = tmp_path_factory.mktemp("made")
     done(*TINY, f"out={folder / 'run'}", f"stages={folder / 'stages'}")
     return folder

@@ -1,4 +1,6 @@
-"""Data and weights that are not what they should be: one paragraph that names them, and nothing written over."""
+"""Data and weights that are not what they should be: one paragraph that names them, and
+nothing written over.
+"""
 
 import gzip
 import pickle
@@ -21,7 +23,14 @@ SMALL = (*TINY, "student.name=resnet8", "data=folder", "data.image_size=16", "ou
 def png(width: int, height: int) -> bytes:
     """The beginning of a PNG that claims to be so large."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I", 0) + b"IDAT"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I", 0)
+        + b"IDAT"
+    )
 
 
 @pytest.fixture
@@ -34,20 +43,30 @@ def spoiled(photos: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_that_is_not_there_is_named_with_what_is_called_alike(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_named_with_what_is_called_alike(
+    photos: Path, tmp_path: Path
+) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     said = refused("data=folder", f"data.root={tmp_path / 'photo'}")
     assert f"There is no '{tmp_path / 'photo'}'. Did you mean 'photos'?" in said
 
 
-def test_an_empty_folder_and_one_of_a_single_class_are_refused(photos: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_and_one_of_a_single_class_are_refused(
+    photos: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds nothing. Expected: <root>/<class>/<image>" in refused("data=folder", f"data.root={tmp_path / 'empty'}")
+    assert "holds nothing. Expected: <root>/<class>/<image>" in refused(
+        "data=folder", f"data.root={tmp_path / 'empty'}"
+    )
     shutil.copytree(photos / "class0", tmp_path / "one" / "class0")
-    assert "holds a single class, 'class0'. Expected: at least two" in refused("data=folder", f"data.root={tmp_path / 'one'}")
+    assert "holds a single class, 'class0'. Expected: at least two" in refused(
+        "data=folder", f"data.root={tmp_path / 'one'}"
+    )
 
 
-def test_images_that_cant_be_read_end_the_run_by_name_and_number(spoiled: Path, tmp_path: Path) -> None:
+def test_images_that_cant_be_read_end_the_run_by_name_and_number(
+    spoiled: Path, tmp_path: Path
+) -> None:
     before = snapshot(tmp_path)
     ended = call(*SMALL, f"data.root={spoiled}", f"stages={tmp_path / '.stages'}")
     said = paragraph(ended.err)
@@ -60,7 +79,9 @@ def test_images_that_cant_be_read_end_the_run_by_name_and_number(spoiled: Path, 
 def test_they_are_left_out_named_and_counted_where_that_is_asked_for(spoiled: Path) -> None:
     out = done(*SMALL, f"data.root={spoiled}", "data.on_error=skip")
     (note,) = results(Path("run"))["notes"]
-    assert note.startswith("2 image(s) can't be read and are left out: class1/003.png, class2/bomb.png")
+    assert note.startswith(
+        "2 image(s) can't be read and are left out: class1/003.png, class2/bomb.png"
+    )
     assert "2 image(s) can't be read and are left out" in " ".join(out.split())
     assert sum(results(Path("run"))["data"]["sizes"].values()) == 35
 
@@ -70,7 +91,12 @@ def test_fashion_mnist_that_is_missing_or_cut_off_says_how_to_get_it(tmp_path: P
     assert "`apt-get install dataset-fashion-mnist`" in said
     assert "train-images-idx3-ubyte.gz" in said
     assert "data.root=<that folder>" in said
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"\0" * 50)[:-9])
     assert "truncated or damaged" in refused("data=fashion_mnist", f"data.root={tmp_path}")
 
@@ -91,11 +117,15 @@ def with_teacher(checkpoint: Path, *words: str) -> str:
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = timm.create_model("resnet8", num_classes=10, in_chans=1).state_dict()
+    weights: dict[str, torch.Tensor] = timm.create_model(
+        "resnet8", num_classes=10, in_chans=1
+    ).state_dict()
     return weights
 
 
-def test_a_checkpoint_that_would_run_code_is_refused_and_the_code_does_not_run(tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_is_refused_and_the_code_does_not_run(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Marks(tmp_path / "mark")))
     torch.save({"state_dict": Marks(tmp_path / "mark")}, tmp_path / "zipped.pt")
     for name in ("plain.pt", "zipped.pt"):
@@ -106,7 +136,9 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_the_code_does_not_run(t
     assert (tmp_path / "mark").exists()  # it would have
 
 
-def test_a_checkpoint_that_is_cut_off_missing_or_no_checkpoint_is_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_a_checkpoint_that_is_cut_off_missing_or_no_checkpoint_is_refused(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
     torch.save(state, tmp_path / "whole.pt")
     whole = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
@@ -116,7 +148,9 @@ def test_a_checkpoint_that_is_cut_off_missing_or_no_checkpoint_is_refused(tmp_pa
     assert "There is no checkpoint file" in with_teacher(tmp_path / "nowhere.pt")
 
 
-def test_weights_of_another_model_are_refused_by_name(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_weights_of_another_model_are_refused_by_name(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
     torch.save(state, tmp_path / "resnet8.pt")
     said = with_teacher(tmp_path / "resnet8.pt", "teacher.name=resnet14")
     assert "The weights from file resnet8.pt are not of this model" in said
@@ -127,33 +161,54 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path: Path, state: dic
 
 
 def test_a_model_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert "is no model folder for the teacher" in refused(*TINY, f"teacher.name=local-dir:{tmp_path}")
+    assert "is no model folder for the teacher" in refused(
+        *TINY, f"teacher.name=local-dir:{tmp_path}"
+    )
     folder = teacher_folder(tmp_path / "teacher")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "model.safetensors' can't be read as weights" in refused(*TINY, f"teacher.name=local-dir:{folder}")
+    assert "model.safetensors' can't be read as weights" in refused(
+        *TINY, f"teacher.name=local-dir:{folder}"
+    )
 
 
-def test_a_teacher_of_other_classes_is_not_given_a_random_head(photos: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_other_classes_is_not_given_a_random_head(
+    photos: Path, tmp_path: Path
+) -> None:
     folder = teacher_folder(tmp_path / "teacher")
-    words = (*SMALL, f"data.root={photos}", f"teacher.name=local-dir:{folder}", f"stages={tmp_path / '.stages'}")
+    words = (
+        *SMALL,
+        f"data.root={photos}",
+        f"teacher.name=local-dir:{folder}",
+        f"stages={tmp_path / '.stages'}",
+    )
     ended = call(*words, "teacher.max_epochs=0")
     assert ended.code == 2
-    assert "The teacher resnet8 has 10 classes, the data have 3 classes, and teacher.max_epochs=0 forbids its training" in paragraph(ended.err)
+    assert (
+        "The teacher resnet8 has 10 classes, the data have 3 classes, and teacher.max_epochs=0"
+        " forbids its training" in paragraph(ended.err)
+    )
     assert "random weights" in refused(*TINY, "teacher.max_epochs=0")
 
 
-def test_a_teacher_of_other_classes_is_fine_tuned_and_that_is_recorded(photos: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_other_classes_is_fine_tuned_and_that_is_recorded(
+    photos: Path, tmp_path: Path
+) -> None:
     folder = teacher_folder(tmp_path / "teacher")
     out = done(*SMALL, f"data.root={photos}", f"teacher.name=local-dir:{folder}")
     assert "Teacher: resnet8 fine-tuned for 1 epoch on" in out
     weights = results(Path("run"))["models"]["teacher"]["weights"]
-    assert weights["missing"] == ["head.bias", "head.weight"] or weights["missing"] == ["fc.bias", "fc.weight"]
+    assert weights["missing"] == ["head.bias", "head.weight"] or weights["missing"] == [
+        "fc.bias",
+        "fc.weight",
+    ]
     assert weights["unexpected"] == []
 
 
 def test_a_student_that_is_larger_than_its_teacher_is_allowed_and_that_is_said() -> None:
-    assert "Note: the student is larger than its teacher" in done(*TINY, "student.name=resnet14", "out=run")
+    assert "Note: the student is larger than its teacher" in done(
+        *TINY, "student.name=resnet14", "out=run"
+    )
 
 
 def test_images_without_a_place_to_write_are_refused(tmp_path: Path) -> None:

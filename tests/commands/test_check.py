@@ -1,4 +1,6 @@
-"""``kd-check`` as somebody calls it: exit code 0 and a plan for a sound run, 2 and every reason at once for one that is not."""
+"""``kd-check`` as somebody calls it: exit code 0 and a plan for a sound run, 2 and
+every reason at once for one that is not.
+"""
 
 import shutil
 from pathlib import Path
@@ -15,9 +17,18 @@ def test_a_sound_run_is_told_what_it_costs_and_nothing_is_left_behind() -> None:
     out = done(*QUICK, "trainer.max_epochs=3", command="kd-check")
     assert "No reason was found not to run." in out
     assert "Student: resnet8 trained for 3 epochs on cross_entropy + soft_target" in out
-    for what in ("Time: about ", "teacher 3 x ", "labels_only 3 x ", "student 3 x ", "Memory: ", "Disk: "):
+    for what in (
+        "Time: about ",
+        "teacher 3 x ",
+        "labels_only 3 x ",
+        "student 3 x ",
+        "Memory: ",
+        "Disk: ",
+    ):
         assert what in out
-    assert [line.split(":")[1].strip() for line in out.splitlines() if line.startswith("Warning:")] == ["test-too-small"]
+    assert [
+        line.split(":")[1].strip() for line in out.splitlines() if line.startswith("Warning:")
+    ] == ["test-too-small"]
     assert list(Path.cwd().iterdir()) == []
 
 

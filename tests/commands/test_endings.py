@@ -18,14 +18,32 @@ def ending(error: BaseException) -> Ended:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (RequestError("There is no such thing as that. Use this."), 2, "There is no such thing as that. Use this."),
+        (
+            RequestError("There is no such thing as that. Use this."),
+            2,
+            "There is no such thing as that. Use this.",
+        ),
         (RunError("The loss term x is nan."), 1, "The run failed: The loss term x is nan."),
-        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "The run failed: No space left on device (runs/x). What was done is kept"),
-        (KeyboardInterrupt(), 130, "Stopped by Ctrl-C. What was done is kept: the same command goes on from here."),
-        (SystemExit(143), 143, "Stopped by SIGTERM. What was done is kept: the same command goes on from here."),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            1,
+            "The run failed: No space left on device (runs/x). What was done is kept",
+        ),
+        (
+            KeyboardInterrupt(),
+            130,
+            "Stopped by Ctrl-C. What was done is kept: the same command goes on from here.",
+        ),
+        (
+            SystemExit(143),
+            143,
+            "Stopped by SIGTERM. What was done is kept: the same command goes on from here.",
+        ),
     ],
 )
-def test_every_ending_has_its_code_and_its_paragraph(error: BaseException, code: int, said: str) -> None:
+def test_every_ending_has_its_code_and_its_paragraph(
+    error: BaseException, code: int, said: str
+) -> None:
     ended = ending(error)
     assert ended.code == code
     assert paragraph(ended.err).startswith(said)
@@ -35,7 +53,9 @@ def test_a_fault_of_the_program_is_told_with_its_traceback_and_is_a_failed_run()
     ended = ending(ZeroDivisionError("division by zero"))
     assert ended.code == 1
     assert "Traceback" in ended.err
-    assert ended.err.splitlines()[-1].startswith("The run failed by a fault of the program, told above (ZeroDivisionError).")
+    assert ended.err.splitlines()[-1].startswith(
+        "The run failed by a fault of the program, told above (ZeroDivisionError)."
+    )
 
 
 def test_a_run_that_does_its_work_ends_with_0_and_says_nothing_on_stderr() -> None:
@@ -46,14 +66,23 @@ def test_a_run_that_does_its_work_ends_with_0_and_says_nothing_on_stderr() -> No
     assert done.call_args.kwargs == {"trial": None}
 
 
-@pytest.mark.parametrize(("codes", "code"), [(("fine", "fine"), 0), (("fine", "wrong"), 2), (("wrong", "failed", "fine"), 1)])
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [(("fine", "fine"), 0), (("fine", "wrong"), 2), (("wrong", "failed", "fine"), 1)],
+)
 def test_the_worst_trial_is_the_exit_code_of_a_sweep(codes: tuple[str, ...], code: int) -> None:
-    endings = {"fine": None, "wrong": RequestError("This is a request that is wrong."), "failed": RunError("The run failed.")}
+    endings = {
+        "fine": None,
+        "wrong": RequestError("This is a request that is wrong."),
+        "failed": RunError("The run failed."),
+    }
     with (
         patch("kd_app.training.run.distill", side_effect=[endings[each] for each in codes]),
         patch("kd_app.training.search.sweep.conclude") as concluded,
     ):
-        ended = call("-m", f"seed={','.join(str(number) for number in range(len(codes)))}", "out=sweep")
+        ended = call(
+            "-m", f"seed={','.join(str(number) for number in range(len(codes)))}", "out=sweep"
+        )
     assert ended.code == code
     assert concluded.called
     assert ended.err.count("Trial ") == sum(each != "fine" for each in codes)

@@ -1,4 +1,6 @@
-"""A finished run's models, measured again: on its own data, on other data, and what is refused."""
+"""A finished run's models, measured again: on its own data, on other data, and what is
+refused.
+"""
 
 import io
 import json
@@ -35,70 +37,125 @@ def test_its_own_test_images_give_the_same_figures_again(made: Path) -> None:
     assert results(Path("again"))["verdict"] == results(made / "run")["verdict"]
     for role, model in results(made / "run")["models"].items():
         again = results(Path("again"))["models"][role]
-        assert {key: again[key] for key in ("name", "params", "macs", "size_bytes", "sha256")}.items() <= model.items()
+        assert {
+            key: again[key] for key in ("name", "params", "macs", "size_bytes", "sha256")
+        }.items() <= model.items()
     assert "top-1 accuracy" in out
     assert "Measured test images of the run: again" in out
-    assert snapshot(made / "run") == {name.removeprefix("run/"): content for name, content in before.items() if name.startswith("run/")}
+    assert snapshot(made / "run") == {
+        name.removeprefix("run/"): content
+        for name, content in before.items()
+        if name.startswith("run/")
+    }
 
 
 def test_any_split_may_be_asked_for(made: Path) -> None:
     evaluated(f"run={made / 'run'}", "out=again", "split=validation")
-    assert results(Path("again"))["test"]["num_images"] == results(made / "run")["data"]["sizes"]["validation"]
+    assert (
+        results(Path("again"))["test"]["num_images"]
+        == results(made / "run")["data"]["sizes"]["validation"]
+    )
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve digits of each class as images in folders, names of the folders as the run's classes."""
+    """Twelve digits of each class as images in folders, names of the folders as the
+    run's classes.
+    """
     digits, folder = load_digits(), tmp_path_factory.mktemp("written")
     for label in range(10):
         (folder / str(label)).mkdir()
         for number in np.flatnonzero(digits.target == label)[:12]:
-            Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8)).save(folder / str(label) / f"{number:04d}.png")
+            Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8)).save(
+                folder / str(label) / f"{number:04d}.png"
+            )
     return folder
 
 
 def test_other_images_of_the_same_classes_are_measured_all(made: Path, written: Path) -> None:
-    out = evaluated(f"run={made / 'run'}", "out=other", "data=folder", f"data.root={written}", "data.source.channels=1", "stages=stages")
+    out = evaluated(
+        f"run={made / 'run'}",
+        "out=other",
+        "data=folder",
+        f"data.root={written}",
+        "data.source.channels=1",
+        "stages=stages",
+    )
     found = results(Path("other"))
     assert found["status"] == "finished"
     assert found["test"]["num_images"] == 120
     assert found["data"]["classes"] == list("0123456789")
     assert "Measured all images of folder" in out
-    assert found["models"]["student"]["sha256"] == results(made / "run")["models"]["student"]["sha256"]
+    assert (
+        found["models"]["student"]["sha256"] == results(made / "run")["models"]["student"]["sha256"]
+    )
     runs = kd_app.load_runs(".")
     assert list(runs["path"]) == ["other"]
     assert runs["test.teacher.top1"].notna().all()
 
 
-def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_each_model(made: Path, written: Path) -> None:
+def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_each_model(
+    made: Path, written: Path
+) -> None:
     files = sorted(written.rglob("*.png"))
-    table = ["path,label,group", *(f"{file.relative_to(written)},{file.parent.name},site {number % 5}" for number, file in enumerate(files))]
+    table = [
+        "path,label,group",
+        *(
+            f"{file.relative_to(written)},{file.parent.name},site {number % 5}"
+            for number, file in enumerate(files)
+        ),
+    ]
     (written / "labels.csv").write_text("\n".join(table), encoding="utf-8")
     asked = ("robustness.corruptions=[jpeg,gaussian_noise]", "robustness.severities=[2,5]")
-    words = (f"run={made / 'run'}", "out=other", "data=csv", f"data.root={written}", "data.source.channels=1", "split=all", "stages=stages")
+    words = (
+        f"run={made / 'run'}",
+        "out=other",
+        "data=csv",
+        f"data.root={written}",
+        "data.source.channels=1",
+        "split=all",
+        "stages=stages",
+    )
     out = evaluated(*words, *asked)
     found, run = results(Path("other"))["test"], kd_app.load_run("other")
     assert "On corrupted images (2 kinds) the student has on average" in out
-    assert all(found["student"][name] is not None for name in ("f1", "f1_low", "brier", "brier_low", "classwise_ece"))
-    assert all(found["pair"][name] is not None for name in ("reverse_kl", "rank_correlation", "rank_correlation_low"))
+    assert all(
+        found["student"][name] is not None
+        for name in ("f1", "f1_low", "brier", "brier_low", "classwise_ece")
+    )
+    assert all(
+        found["pair"][name] is not None
+        for name in ("reverse_kl", "rank_correlation", "rank_correlation_low")
+    )
     assert 0 < found["pair"]["cka"] <= 1
     assert found["per_class"]["support"] == [12] * 10
     assert sum(each["num_images"] for each in found["groups"].values()) == 120
     for name, rows in run.predictions.groupby("group"):
         for role in ("teacher", "labels_only", "student"):
-            assert found["groups"][name]["accuracy"][role]["value"] == pytest.approx((rows[f"{role}_top1"] == rows["target"]).mean())
+            assert found["groups"][name]["accuracy"][role]["value"] == pytest.approx(
+                (rows[f"{role}_top1"] == rows["target"]).mean()
+            )
     confusion = run.confusion("teacher")
     assert confusion.to_numpy().sum() == 120
-    assert np.diag(confusion) / 12 == pytest.approx(found["per_class"]["accuracy"]["teacher"], abs=1e-6)
+    assert np.diag(confusion) / 12 == pytest.approx(
+        found["per_class"]["accuracy"]["teacher"], abs=1e-6
+    )
     with pytest.raises(RequestError, match="no model of this run 'techer'"):
         run.confusion("techer")
     assert [(each["corruption"], each["severity"]) for each in found["robustness"]] == [
         ("jpeg", 2), ("jpeg", 5), ("gaussian_noise", 2), ("gaussian_noise", 5)
     ]  # fmt: skip
-    worst, expected = found["robustness"][1], through_jpeg(made / "run", written, run.predictions["file"], quality=7)
+    worst, expected = (
+        found["robustness"][1],
+        through_jpeg(made / "run", written, run.predictions["file"], quality=7),
+    )
     assert worst["agreement"] == expected["agreement"]
-    assert [worst["accuracy"][role] for role in ("student", "teacher")] == [expected[role] for role in ("student", "teacher")]
-    assert {stage["name"]: stage["made"] for stage in results(Path("other"))["stages"]}["corrupted-student-all"] == "made"
+    assert [worst["accuracy"][role] for role in ("student", "teacher")] == [
+        expected[role] for role in ("student", "teacher")
+    ]
+    assert {stage["name"]: stage["made"] for stage in results(Path("other"))["stages"]}[
+        "corrupted-student-all"
+    ] == "made"
     evaluated(*words[:1], "out=again", *words[2:], *asked)
     assert {stage["made"] for stage in results(Path("again"))["stages"]} == {"found"}
     assert results(Path("again"))["test"] == found
@@ -121,42 +178,77 @@ def through_jpeg(run: Path, folder: Path, files: Iterable[str], *, quality: int)
                 top1[role].append(int(model((value - mean) / std).argmax()))
     labels = [int(Path(file).parent.name) for file in files]
     right = {role: pytest.approx(np.mean(np.equal(each, labels))) for role, each in top1.items()}
-    return {"student": right["student"], "teacher": right["teacher"], "agreement": pytest.approx(np.mean(np.equal(top1["student"], top1["teacher"])))}
+    return {
+        "student": right["student"],
+        "teacher": right["teacher"],
+        "agreement": pytest.approx(np.mean(np.equal(top1["student"], top1["teacher"]))),
+    }
 
 
-def test_a_finished_run_is_measured_on_corrupted_images_when_the_same_words_ask_for_it(made: Path, run: Path) -> None:
-    done(*TINY, "out=run", f"stages={made / 'stages'}", "robustness.corruptions=[contrast]", "robustness.severities=[4]")
+def test_a_finished_run_is_measured_on_corrupted_images_when_the_same_words_ask_for_it(
+    made: Path, run: Path
+) -> None:
+    done(
+        *TINY,
+        "out=run",
+        f"stages={made / 'stages'}",
+        "robustness.corruptions=[contrast]",
+        "robustness.severities=[4]",
+    )
     again = results(run)
-    assert [(each["corruption"], each["severity"]) for each in again["test"]["robustness"]] == [("contrast", 4)]
+    assert [(each["corruption"], each["severity"]) for each in again["test"]["robustness"]] == [
+        ("contrast", 4)
+    ]
     assert again["validation"]["robustness"] == []
     assert {**again["test"], "robustness": []} == results(made / "run")["test"]
 
 
 def test_a_student_that_nobody_taught_is_measured_by_all_that_needs_no_teacher() -> None:
-    done(*TINY[:2], "teacher=none", "loss=[cross_entropy]", "student.name=resnet8", "out=plain", "stages=stages")
+    done(
+        *TINY[:2],
+        "teacher=none",
+        "loss=[cross_entropy]",
+        "student.name=resnet8",
+        "out=plain",
+        "stages=stages",
+    )
     evaluated("run=plain", "out=again", "limit=1", "robustness.corruptions=[pixelate]")
     found = results(Path("again"))["test"]
     assert found["pair"] is None
     assert found["gains"] == {}
     assert found["student"]["brier"] is not None
     assert set(found["per_class"]["accuracy"]) == {"student"}
-    assert [(list(each["accuracy"]), each["agreement"]) for each in found["robustness"]] == [(["student"], None)] * 3
+    assert [(list(each["accuracy"]), each["agreement"]) for each in found["robustness"]] == [
+        (["student"], None)
+    ] * 3
 
 
-def test_images_of_other_classes_are_refused_by_name(made: Path, photos: Path, written: Path, tmp_path: Path) -> None:
+def test_images_of_other_classes_are_refused_by_name(
+    made: Path, photos: Path, written: Path, tmp_path: Path
+) -> None:
     words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
     said = not_evaluated(*words, f"data.root={photos}")
     assert "The run's models know 10 classes, these data have 3;" in said
     assert "'class0'" in said
-    nine = Path(shutil.copytree(written, tmp_path / "nine", ignore=lambda folder, names: ["9"] if Path(folder) == written else []))
+    nine = Path(
+        shutil.copytree(
+            written,
+            tmp_path / "nine",
+            ignore=lambda folder, names: ["9"] if Path(folder) == written else [],
+        )
+    )
     assert "differ in '9'" in not_evaluated(*words, f"data.root={nine}", "data.source.channels=1")
 
 
 def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
     content = results(run)
     for status in ("running", "failed"):
-        (run / "results.json").write_text(json.dumps({**content, "status": status}), encoding="utf-8")
-        assert f"is {status}, not finished. Say its kd-distill command again" in not_evaluated(f"run={run}", "out=again")
+        (run / "results.json").write_text(
+            json.dumps({**content, "status": status}), encoding="utf-8"
+        )
+        assert f"is {status}, not finished. Say its kd-distill command again" in not_evaluated(
+            f"run={run}", "out=again"
+        )
     (run / "results.json").write_text(json.dumps(content)[:500], encoding="utf-8")
     assert "can't be read" in not_evaluated(f"run={run}", "out=again")
 
@@ -176,16 +268,27 @@ def test_the_results_of_something_else_are_not_written_over(made: Path, run: Pat
 
 def test_a_model_whose_stage_is_gone_is_left_out_and_that_is_said(made: Path, run: Path) -> None:
     content = results(run)
-    content["stages"] = [{**stage, "path": "gone"} if stage["name"] == "labels_only" else stage for stage in content["stages"]]
+    content["stages"] = [
+        {**stage, "path": "gone"} if stage["name"] == "labels_only" else stage
+        for stage in content["stages"]
+    ]
     (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
-    assert "Note: the labels_only is not there any more (gone); it is left out" in evaluated(f"run={run}", "out=again", "limit=2")
+    assert "Note: the labels_only is not there any more (gone); it is left out" in evaluated(
+        f"run={run}", "out=again", "limit=2"
+    )
     found = results(Path("again"))["test"]
     assert found["labels_only"] is None
     assert found["student"] == results(made / "run")["test"]["student"]
 
 
 def test_a_run_may_teach_the_next(made: Path) -> None:
-    done("debug=fdr", "logger=[csv]", f"teacher.checkpoint={made / 'run'}", "out=next", "stages=stages")
+    done(
+        "debug=fdr",
+        "logger=[csv]",
+        f"teacher.checkpoint={made / 'run'}",
+        "out=next",
+        "stages=stages",
+    )
     taught = results(Path("next"))["models"]["teacher"]
     assert taught["sha256"] == results(made / "run")["models"]["student"]["sha256"]
     assert "teacher" not in {stage["name"] for stage in results(Path("next"))["stages"]}

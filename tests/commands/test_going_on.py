@@ -1,4 +1,6 @@
-"""The same words again, other words in the same folder, a fresh start, and two at a time."""
+"""The same words again, other words in the same folder, a fresh start, and two at a
+time.
+"""
 
 import json
 from pathlib import Path
@@ -18,7 +20,9 @@ def words(made: Path, run: Path) -> tuple[str, ...]:
     return (*TINY, f"out={run}", f"stages={made / 'stages'}")
 
 
-def test_the_same_words_again_say_that_it_is_done_and_show_the_result(words: tuple[str, ...], run: Path) -> None:
+def test_the_same_words_again_say_that_it_is_done_and_show_the_result(
+    words: tuple[str, ...], run: Path
+) -> None:
     done(*words)  # writes where the copy lies into its config.yaml
     before = snapshot(run)
     out = done(*words)
@@ -30,7 +34,9 @@ def test_the_same_words_again_say_that_it_is_done_and_show_the_result(words: tup
 
 
 def test_where_and_how_may_differ_and_what_may_not(words: tuple[str, ...], run: Path) -> None:
-    assert "finished" in done(*words, "tags=[again]", "data.num_workers=1", "data.cache=disk", "logger=[csv,tensorboard]")
+    assert "finished" in done(
+        *words, "tags=[again]", "data.num_workers=1", "data.cache=disk", "logger=[csv,tensorboard]"
+    )
     said = refused(*words, "seed=1", "loss.soft_target.temperature=2")
     assert f"{str(run)!r} holds a run with another configuration: " in said
     assert "seed was 0, now 1" in said
@@ -39,7 +45,9 @@ def test_where_and_how_may_differ_and_what_may_not(words: tuple[str, ...], run: 
     assert "overwrite=true" in said
 
 
-def test_a_fresh_start_empties_the_folder_and_keeps_the_stages(words: tuple[str, ...], made: Path, run: Path) -> None:
+def test_a_fresh_start_empties_the_folder_and_keeps_the_stages(
+    words: tuple[str, ...], made: Path, run: Path
+) -> None:
     (run / "left.txt").touch()
     stages = {path.name for path in (made / "stages").iterdir()}
     done(*words, "seed=1", "overwrite=true")
@@ -50,8 +58,12 @@ def test_a_fresh_start_empties_the_folder_and_keeps_the_stages(words: tuple[str,
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
-@pytest.mark.parametrize("wrong", ["student.checkpoint=nowhere.pt", "loss.cross_entropy.class_weights=[1,2]"])
-def test_a_fresh_start_that_is_refused_leaves_everything_as_it_was(words: tuple[str, ...], run: Path, wrong: str) -> None:
+@pytest.mark.parametrize(
+    "wrong", ["student.checkpoint=nowhere.pt", "loss.cross_entropy.class_weights=[1,2]"]
+)
+def test_a_fresh_start_that_is_refused_leaves_everything_as_it_was(
+    words: tuple[str, ...], run: Path, wrong: str
+) -> None:
     (run / "left.txt").touch()
     refused(*words, "overwrite=true", wrong)
     assert (run / "left.txt").exists()
@@ -62,7 +74,9 @@ def test_a_folder_that_is_no_runs_is_neither_emptied_nor_written_to(made: Path) 
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("all of it", encoding="utf-8")
     stages = f"stages={made / 'stages'}"
-    assert "'mine' is no run's folder: thesis.txt is there, config.yaml is not" in refused(*TINY, "out=mine", stages, "overwrite=true")
+    assert "'mine' is no run's folder: thesis.txt is there, config.yaml is not" in refused(
+        *TINY, "out=mine", stages, "overwrite=true"
+    )
     assert "'mine' is no run's folder" in refused(*TINY, "out=mine", stages)
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
@@ -74,7 +88,9 @@ def test_an_empty_folder_may_become_a_runs(made: Path) -> None:
     assert {stage["made"] for stage in results(Path("mine"))["stages"]} == {"found"}
 
 
-def test_two_commands_in_one_folder_at_a_time_are_one_too_many(words: tuple[str, ...], run: Path) -> None:
+def test_two_commands_in_one_folder_at_a_time_are_one_too_many(
+    words: tuple[str, ...], run: Path
+) -> None:
     with FileLock(run / ".lock"):
         assert "Another process works in" in refused(*words)
         assert "Another process works in" in refused(*words, "overwrite=true")
@@ -87,29 +103,39 @@ def test_the_same_words_without_a_folder_find_the_same_folder(made: Path) -> Non
     assert "holds this run, finished" in done(*TINY, stages)
     assert len(list(Path("runs").iterdir())) == 1
     done(*TINY, stages, "seed=1")
-    assert sorted(path.name[:-6] for path in Path("runs").iterdir()) == ["digits-resnet8-resnet8-"] * 2
+    assert (
+        sorted(path.name[:-6] for path in Path("runs").iterdir()) == ["digits-resnet8-resnet8-"] * 2
+    )
 
 
 @pytest.mark.parametrize("cut", [0, 1000])
-def test_results_that_are_cut_off_are_made_again_without_training(words: tuple[str, ...], made: Path, run: Path, cut: int) -> None:
+def test_results_that_are_cut_off_are_made_again_without_training(
+    words: tuple[str, ...], made: Path, run: Path, cut: int
+) -> None:
     whole = results(run)
     (run / "results.json").write_text(json.dumps(whole)[:cut], encoding="utf-8")
     stages = {path.name: path.stat().st_mtime_ns for path in (made / "stages").iterdir()}
     out = done(*words)
     assert "epoch" not in out.split("Student:")[1].split("\n", maxsplit=1)[1]
-    assert {path.name: path.stat().st_mtime_ns for path in (made / "stages").iterdir() if path.is_dir()}.items() <= stages.items()
+    assert {
+        path.name: path.stat().st_mtime_ns for path in (made / "stages").iterdir() if path.is_dir()
+    }.items() <= stages.items()
     assert {stage["made"] for stage in results(run)["stages"]} == {"found"}
     assert results(run)["test"] == whole["test"]
     assert results(run)["verdict"] == whole["verdict"]
 
 
-def test_a_configuration_that_cant_be_read_is_not_written_over(words: tuple[str, ...], run: Path) -> None:
+def test_a_configuration_that_cant_be_read_is_not_written_over(
+    words: tuple[str, ...], run: Path
+) -> None:
     (run / "config.yaml").write_text("seed: [", encoding="utf-8")
     assert "config.yaml' can't be read" in refused(*words)
     done(*words, "overwrite=true")
 
 
-def test_a_stage_is_made_anew_when_it_is_named(words: tuple[str, ...], run: Path, tmp_path: Path) -> None:
+def test_a_stage_is_made_anew_when_it_is_named(
+    words: tuple[str, ...], run: Path, tmp_path: Path
+) -> None:
     before = student_sha256(run)
     words = (*words[:-1], f"stages={tmp_path / 'stages'}")
     done(*words, "remake=[student]")

@@ -1,4 +1,6 @@
-"""A license that forbids stops the run before anything is read; what ships says what it is under, in every place."""
+"""A license that forbids stops the run before anything is read; what ships says what it
+is under, in every place.
+"""
 
 import json
 from pathlib import Path
@@ -35,7 +37,11 @@ def noncommercial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shipped(noncommercial: Path) -> tuple[Path, str]:
     """A run that learned from it, by permission, and what it said."""
     folder = noncommercial.parent
-    words = (f"teacher.checkpoint={noncommercial}", f"out={folder / 'run'}", f"stages={folder / 'stages'}")
+    words = (
+        f"teacher.checkpoint={noncommercial}",
+        f"out={folder / 'run'}",
+        f"stages={folder / 'stages'}",
+    )
     return folder / "run", done(*QUICK, *words, f"license.accept=[{NC}]")
 
 
@@ -44,16 +50,34 @@ def weights_say(file: Path) -> dict[str, str]:
         return dict(opened.metadata())
 
 
-def test_a_noncommercial_teacher_is_refused_before_data_or_weights_are_read(noncommercial: Path) -> None:
+def test_a_noncommercial_teacher_is_refused_before_data_or_weights_are_read(
+    noncommercial: Path,
+) -> None:
     def touched(*_: object, **__: object) -> None:
         raise AssertionError("too early")
 
-    with patch.object(ImageData, "list", touched), patch.object(Workshop, "__init__", touched), patch("kd_app.models.create._timm", touched):
-        for words in ((f"teacher.checkpoint={noncommercial}",), ("teacher.name=convnextv2_atto.fcmae_ft_in1k",)):
+    with (
+        patch.object(ImageData, "list", touched),
+        patch.object(Workshop, "__init__", touched),
+        patch("kd_app.models.create._timm", touched),
+    ):
+        for words in (
+            (f"teacher.checkpoint={noncommercial}",),
+            ("teacher.name=convnextv2_atto.fcmae_ft_in1k",),
+        ):
             said = refused("logger=[csv]", *words)
-            assert f"{NC} (https://creativecommons.org/licenses/by-nc/4.0/), forbids commercial use" in said
+            assert (
+                f"{NC} (https://creativecommons.org/licenses/by-nc/4.0/), forbids commercial use"
+                in said
+            )
             assert f"'license.accept=[{NC}]'" in said
-        said = refused("logger=[csv]", "data=folder", "data.root=/nonexistent", "data.license=cc-by-nd-4.0", "teacher.name=resnet18.a1_in1k")
+        said = refused(
+            "logger=[csv]",
+            "data=folder",
+            "data.root=/nonexistent",
+            "data.license=cc-by-nd-4.0",
+            "teacher.name=resnet18.a1_in1k",
+        )
     assert "The license of the data (folder), cc-by-nd-4.0" in said
     assert "forbids derived models" in said
 
@@ -74,9 +98,14 @@ def test_accepted_it_runs_and_that_is_on_record(shipped: tuple[Path, str]) -> No
     assert (found["license"]["student_start"], found["license"]["data"]) == ("none", "cc-by-4.0")
     assert found["license"]["forbidden"] == []
     assert (
-        f"{NC} (https://creativecommons.org/licenses/by-nc/4.0/), forbids commercial use; license.accept names it." in found["license"]["accepted"][0]
+        f"{NC} (https://creativecommons.org/licenses/by-nc/4.0/), forbids commercial use;"
+        " license.accept names it." in found["license"]["accepted"][0]
     )
-    assert {role: model["license"] for role, model in found["models"].items()} == {"teacher": NC, "labels_only": "cc-by-4.0", "student": NC}
+    assert {role: model["license"] for role, model in found["models"].items()} == {
+        "teacher": NC,
+        "labels_only": "cc-by-4.0",
+        "student": NC,
+    }
     assert found["config"]["license"]["accept"] == [NC]
     words = " ".join(said.split())
     assert f"license {NC} cc-by-4.0 {NC}" in words
@@ -87,57 +116,95 @@ def test_accepted_it_runs_and_that_is_on_record(shipped: tuple[Path, str]) -> No
 def test_what_ships_says_its_license_and_its_teacher(shipped: tuple[Path, str]) -> None:
     student = shipped[0] / "student"
     config = json.loads((student / "config.json").read_text(encoding="utf-8"))
-    assert (config["license"], config["pretrained_cfg"]["license"], config["teacher"]) == (NC, NC, "resnet8")
-    assert weights_say(student / "model.safetensors") == {"license": NC, "teacher": "resnet8", "made_with": "kd_app"}
+    assert (config["license"], config["pretrained_cfg"]["license"], config["teacher"]) == (
+        NC,
+        NC,
+        "resnet8",
+    )
+    assert weights_say(student / "model.safetensors") == {
+        "license": NC,
+        "teacher": "resnet8",
+        "made_with": "kd_app",
+    }
     assert kd_app.load_run(shipped[0]).student()
 
 
 @pytest.mark.parametrize("where", ["", "student", "student/model.safetensors"])
-def test_whoever_learns_from_what_ships_is_refused_too(where: str, shipped: tuple[Path, str], tmp_path: Path) -> None:
+def test_whoever_learns_from_what_ships_is_refused_too(
+    where: str, shipped: tuple[Path, str], tmp_path: Path
+) -> None:
     taken = shipped[0] / where
     if taken.is_file():  # alone, without its folder
         taken = tmp_path / "alone.safetensors"
         taken.write_bytes((shipped[0] / where).read_bytes())
     said = refused(*QUICK, f"teacher.checkpoint={taken}", "teacher.name=resnet8")
     assert f"The license of the teacher's weights (resnet8), {NC}" in said
-    assert f"student's starting weights (resnet8), {NC}" in refused(*ALONE, f"student.checkpoint={taken}")
+    assert f"student's starting weights (resnet8), {NC}" in refused(
+        *ALONE, f"student.checkpoint={taken}"
+    )
 
 
 def test_measured_again_it_is_under_the_same(shipped: tuple[Path, str]) -> None:
     out = done(f"run={shipped[0]}", "out=again", "limit=2", command="kd-evaluate")
     before, again = results(shipped[0]), results(Path("again"))
     assert again["license"] == before["license"]
-    assert {role: model["license"] for role, model in again["models"].items()} == {role: each["license"] for role, each in before["models"].items()}
-    assert {stage["made"] for stage in again["stages"] if stage["name"].startswith("answers")} == {"found"}
+    assert {role: model["license"] for role, model in again["models"].items()} == {
+        role: each["license"] for role, each in before["models"].items()
+    }
+    assert {stage["made"] for stage in again["stages"] if stage["name"].startswith("answers")} == {
+        "found"
+    }
     assert f"License of what ships: {NC}" in out
 
 
 def test_what_is_unknown_is_a_warning(photos: Path) -> None:
-    words = ("data=folder", f"data.root={photos}", "data.image_size=16", *ALONE, "student.name=resnet8", "stages=stages")
+    words = (
+        "data=folder",
+        f"data.root={photos}",
+        "data.image_size=16",
+        *ALONE,
+        "student.name=resnet8",
+        "stages=stages",
+    )
     out = done(*words, "out=unsaid")
-    assert out.count("Note: The license of the data (folder) is unknown; data.license=<name> says it.") == 2  # before the run, and below its table
+    assert (
+        out.count("Note: The license of the data (folder) is unknown; data.license=<name> says it.")
+        == 2
+    )  # before the run, and below its table
     assert results(Path("unsaid"))["license"]["ships"] == "unknown"
     said = done(*words, "out=said", "data.license=own")
     assert "is unknown" not in said
-    assert results(Path("said"))["license"]["ships"] == results(Path("said"))["models"]["student"]["license"] == "own"
+    assert (
+        results(Path("said"))["license"]["ships"]
+        == results(Path("said"))["models"]["student"]["license"]
+        == "own"
+    )
     stages = [[each["path"] for each in results(Path(out))["stages"]] for out in ("unsaid", "said")]
     assert stages[0] == stages[1]
 
 
 def test_a_sweep_says_what_its_trials_ship(shipped: tuple[Path, str], noncommercial: Path) -> None:
-    words = (f"teacher.checkpoint={noncommercial}", f"stages={noncommercial.parent / 'stages'}", f"license.accept=[{NC}]")
+    words = (
+        f"teacher.checkpoint={noncommercial}",
+        f"stages={noncommercial.parent / 'stages'}",
+        f"license.accept=[{NC}]",
+    )
     out = done(*QUICK, *words, "-m", "seed=0", "out=sweep")
     assert "Its test top-1 is" in " ".join(out.split())
     assert f"License of what ships: {NC}.\n" in out
 
 
-def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_with(made: Path, run: Path) -> None:
+def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_with(
+    made: Path, run: Path
+) -> None:
     config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     del config["license"]
     for group in ("data", "teacher", "student"):
         del config[group]["license"]
     (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    (run / "results.json").write_text(json.dumps({**results(run), "license": None}), encoding="utf-8")
+    (run / "results.json").write_text(
+        json.dumps({**results(run), "license": None}), encoding="utf-8"
+    )
     done(f"run={run}", "out=again", "limit=2", command="kd-evaluate")
     assert results(Path("again"))["license"] is None  # nobody knew
     assert "epoch 1/" not in done(*TINY, f"out={run}", f"stages={made / 'stages'}")
@@ -145,20 +212,39 @@ def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_wit
 
 
 def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> None:
-    words = (f"teacher.checkpoint={noncommercial}", f"stages={noncommercial.parent / 'stages'}", f"license.accept=[{NC}]")
-    with patch.object(Tracker, "__init__", autospec=True, side_effect=Tracker.__init__) as made, patch.object(Tracker, "results") as told:
+    words = (
+        f"teacher.checkpoint={noncommercial}",
+        f"stages={noncommercial.parent / 'stages'}",
+        f"license.accept=[{NC}]",
+    )
+    with (
+        patch.object(Tracker, "__init__", autospec=True, side_effect=Tracker.__init__) as made,
+        patch.object(Tracker, "results") as told,
+    ):
         done(*QUICK, *words, "out=run")
-    assert made.call_args.kwargs["config"]["license"] == {"accept": [NC], "policy": None, **results(shipped[0])["license"]}
-    figures = outcome("run", told.call_args.args[0].model_dump(mode="json"), [], Path("run"), []).figures
+    assert made.call_args.kwargs["config"]["license"] == {
+        "accept": [NC],
+        "policy": None,
+        **results(shipped[0])["license"],
+    }
+    figures = outcome(
+        "run", told.call_args.args[0].model_dump(mode="json"), [], Path("run"), []
+    ).figures
     assert figures["license.ships"] == NC
 
 
 def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_is_trained() -> None:
     words = (*ALONE, "data.license=null", "out=run", "stages=stages")
     done(*words)
-    before = (Path("run/results.json").read_bytes(), Path("run/student/model.safetensors").read_bytes())
+    before = (
+        Path("run/results.json").read_bytes(),
+        Path("run/student/model.safetensors").read_bytes(),
+    )
     assert "holds this run, finished" in done(*words)
-    assert (Path("run/results.json").read_bytes(), Path("run/student/model.safetensors").read_bytes()) == before
+    assert (
+        Path("run/results.json").read_bytes(),
+        Path("run/student/model.safetensors").read_bytes(),
+    ) == before
     content = json.loads(before[0])
     Path("run/results.json").write_text(json.dumps({**content, "license": None}), encoding="utf-8")
     assert "epoch 1/" not in done(*words)
@@ -167,7 +253,15 @@ def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_i
 
 def test_what_is_said_of_licenses_changes_no_name() -> None:
     plain = composed("distill", [])
-    said = composed("distill", [f"license.accept=[{NC}]", "data.license=mit", "teacher.license=mit", "student.license=mit"])
+    said = composed(
+        "distill",
+        [
+            f"license.accept=[{NC}]",
+            "data.license=mit",
+            "teacher.license=mit",
+            "student.license=mit",
+        ],
+    )
     old: dict[str, Any] = {key: value for key, value in plain.items() if key != "license"}
     for group in ("data", "teacher", "student"):
         old[group] = {key: value for key, value in plain[group].items() if key != "license"}
@@ -177,13 +271,22 @@ def test_what_is_said_of_licenses_changes_no_name() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("license.accept=[cc-by-nc-5.0]", "There is no license 'cc-by-nc-5.0'. Did you mean 'cc-by-nc-4.0'?"),
+        (
+            "license.accept=[cc-by-nc-5.0]",
+            "There is no license 'cc-by-nc-5.0'. Did you mean 'cc-by-nc-4.0'?",
+        ),
         ("license.accept=mit", "license: accept='mit' does not fit: expected a valid list"),
         ("license.acept=[mit]", "no setting 'license.acept'. Did you mean 'license.accept'?"),
         ("license.policy=nowhere.yaml", "license.policy='nowhere.yaml' can't be read as a policy"),
         ("data.license=5", "license: license=5 does not fit: expected a valid string"),
-        ("data.license=gpl-3.0", "data.license='gpl-3.0', but the license of the data (digits) is cc-by-4.0"),
-        ("teacher.license=mit", "teacher.license='mit', but the license of the teacher's weights (wrn_16_2) is none"),
+        (
+            "data.license=gpl-3.0",
+            "data.license='gpl-3.0', but the license of the data (digits) is cc-by-4.0",
+        ),
+        (
+            "teacher.license=mit",
+            "teacher.license='mit', but the license of the teacher's weights (wrn_16_2) is none",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(words: str, said: str) -> None:
@@ -192,8 +295,15 @@ def test_a_wrong_setting_is_named(words: str, said: str) -> None:
 
 def test_files_of_somebody_elses_accept_no_license(tmp_path: Path, noncommercial: Path) -> None:
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
-    (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(f"# @package _global_\nlicense:\n  accept: [{NC}]\n", encoding="utf-8")
-    said = refused(f"--config-dir={tmp_path / 'conf'}", "experiment=theirs", *QUICK, f"teacher.checkpoint={noncommercial}")
+    (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(
+        f"# @package _global_\nlicense:\n  accept: [{NC}]\n", encoding="utf-8"
+    )
+    said = refused(
+        f"--config-dir={tmp_path / 'conf'}",
+        "experiment=theirs",
+        *QUICK,
+        f"teacher.checkpoint={noncommercial}",
+    )
     assert said.startswith("license=")
 
 

@@ -1,4 +1,6 @@
-"""A loss term of somebody's own: one .py and one .yaml in a folder outside the package, as the README shows it."""
+"""A loss term of somebody's own: one .py and one .yaml in a folder outside the package,
+as the README shows it.
+"""
 
 import csv
 import re
@@ -10,14 +12,28 @@ import pytest
 from tests.commands.call import TINY, call
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-(MODULE,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class LogitGap" in block)
-(CHOICE,) = (block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "mine.logit_gap.LogitGap" in block)
+(MODULE,) = (
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "class LogitGap" in block
+)
+(CHOICE,) = (
+    block
+    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    if "mine.logit_gap.LogitGap" in block
+)
 
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``mine/logit_gap.py`` and ``conf/loss/logit_gap.yaml`` below a folder that Python looks into."""
-    for path, text in (("mine/__init__.py", ""), ("mine/logit_gap.py", MODULE), ("conf/loss/logit_gap.yaml", CHOICE)):
+    """``mine/logit_gap.py`` and ``conf/loss/logit_gap.yaml`` below a folder that Python
+    looks into.
+    """
+    for path, text in (
+        ("mine/__init__.py", ""),
+        ("mine/logit_gap.py", MODULE),
+        ("conf/loss/logit_gap.yaml", CHOICE),
+    ):
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -27,8 +43,15 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_kd_distill_trains_with_it_by_name_and_its_settings_are_checked_like_ours(mine: Path) -> None:
-    found = [f"hydra.searchpath=[file://{mine / 'conf'}]", "loss=[cross_entropy,logit_gap]", *TINY, "out=run"]
+def test_kd_distill_trains_with_it_by_name_and_its_settings_are_checked_like_ours(
+    mine: Path,
+) -> None:
+    found = [
+        f"hydra.searchpath=[file://{mine / 'conf'}]",
+        "loss=[cross_entropy,logit_gap]",
+        *TINY,
+        "out=run",
+    ]
     ended = call(*found, "allow=[mine]", "loss.logit_gap.power=1")
     assert (ended.code, ended.err) == (0, "")
     rows = list(csv.DictReader(Path("run/metrics.csv").read_text(encoding="utf-8").splitlines()))

@@ -1,4 +1,6 @@
-"""The installed commands in processes of their own: exit codes, what goes to stdout and what to stderr, signals, and how fast they answer."""
+"""The installed commands in processes of their own: exit codes, what goes to stdout and
+what to stderr, signals, and how fast they answer.
+"""
 
 import re
 import resource
@@ -14,7 +16,14 @@ import yaml
 from tests.commands.call import TINY, call, paragraph, process, script, surroundings
 from tests.training.made import results
 
-ALONE = ("teacher=none", "loss=[cross_entropy]", "logger=[csv]", "trainer.max_epochs=40", "out=run", "stages=stages")
+ALONE = (
+    "teacher=none",
+    "loss=[cross_entropy]",
+    "logger=[csv]",
+    "trainer.max_epochs=40",
+    "out=run",
+    "stages=stages",
+)
 """One training of a few seconds."""
 
 
@@ -30,17 +39,31 @@ def test_help_lists_the_groups_in_less_than_a_second(home: Path) -> None:
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         ended = process("--help", cwd=home)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        wall, work = time.perf_counter() - start, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+        wall, work = (
+            time.perf_counter() - start,
+            used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
+        )
         times.append(min(wall, work))  # its own work where others keep the machine busy
         assert (ended.code, ended.err) == (0, "")
     assert min(times) < 1, times
-    for group in ("data: csv, digits, fashion_mnist, folder, timm", "loss: attention_relation", "debug:", "experiment:", "trainer: auto, cpu"):
+    for group in (
+        "data: csv, digits, fashion_mnist, folder, timm",
+        "loss: attention_relation",
+        "debug:",
+        "experiment:",
+        "trainer: auto, cpu",
+    ):
         assert group in ended.out
 
 
-@pytest.mark.parametrize("module", ["torch", "lightning", "timm", "wandb", "pandas", "sklearn", "matplotlib", "scipy"])
+@pytest.mark.parametrize(
+    "module", ["torch", "lightning", "timm", "wandb", "pandas", "sklearn", "matplotlib", "scipy"]
+)
 def test_nothing_heavy_is_imported_before_there_is_work(module: str) -> None:
-    program = f"import sys, kd_app, kd_app.commands.distill, kd_app.commands.evaluate; sys.exit({module!r} in sys.modules)"
+    program = (
+        "import sys, kd_app, kd_app.commands.distill, kd_app.commands.evaluate;"
+        f" sys.exit({module!r} in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -77,7 +100,10 @@ def test_as_it_comes_a_run_follows_itself_offline_and_asks_nobody(home: Path) ->
     assert len(list((home / "run" / "wandb").glob("offline-run-*"))) == 3
     assert ended.out.splitlines()[0].startswith("Data: 10 classes")
     assert ended.out.splitlines()[-1] == "Everything is in run"
-    assert {path.name for path in home.iterdir() if not path.name.startswith(".")} == {"run", "stages"}
+    assert {path.name for path in home.iterdir() if not path.name.startswith(".")} == {
+        "run",
+        "stages",
+    }
     assert {path.name for path in (home / "run").iterdir()} >= {
         "config.yaml",
         "results.json",
@@ -90,8 +116,16 @@ def test_as_it_comes_a_run_follows_itself_offline_and_asks_nobody(home: Path) ->
 
 def test_a_hub_out_of_reach_is_told_soon_and_once(home: Path) -> None:
     start = time.perf_counter()
-    ended = process(*TINY[:2], "teacher.name=resnet18.a1_in1k", "out=run", cwd=home, HF_ENDPOINT="http://127.0.0.1:9")
-    assert time.perf_counter() - start < 60  # most of it imports; the hub's client alone would try again for a minute
+    ended = process(
+        *TINY[:2],
+        "teacher.name=resnet18.a1_in1k",
+        "out=run",
+        cwd=home,
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    assert (
+        time.perf_counter() - start < 60
+    )  # most of it imports; the hub's client alone would try again for a minute
     assert ended.code == 2
     said = paragraph(ended.err)
     assert "The weights of 'resnet18.a1_in1k' could not be fetched from their hub" in said
@@ -115,9 +149,13 @@ def test_a_run_that_is_stopped_says_so_and_the_same_words_go_on(home: Path) -> N
 
 
 def stopped(folder: Path, number: signal.Signals, *, epochs: int) -> tuple[str, int]:
-    """Start the command, send it the signal when it has validated so many epochs; its paragraph and exit code."""
+    """Start the command, send it the signal when it has validated so many epochs; its
+    paragraph and exit code.
+    """
     command, quiet, told = [script("kd-distill"), *ALONE], subprocess.DEVNULL, subprocess.PIPE
-    running = subprocess.Popen(command, cwd=folder, env=surroundings(folder), stdout=quiet, stderr=told, text=True)
+    running = subprocess.Popen(
+        command, cwd=folder, env=surroundings(folder), stdout=quiet, stderr=told, text=True
+    )
     while validated(folder) < epochs:
         assert running.poll() is None, "it ended before it was stopped"
         time.sleep(0.02)
@@ -127,4 +165,7 @@ def stopped(folder: Path, number: signal.Signals, *, epochs: int) -> tuple[str, 
 
 
 def validated(folder: Path) -> int:
-    return sum(path.read_text(encoding="utf-8").count("validation/top1") for path in folder.glob("stages/student-*.partial/curves.jsonl"))
+    return sum(
+        path.read_text(encoding="utf-8").count("validation/top1")
+        for path in folder.glob("stages/student-*.partial/curves.jsonl")
+    )

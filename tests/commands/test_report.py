@@ -18,7 +18,10 @@ def report(*words: str) -> str:
 
 
 def names(folder: Path) -> list[str]:
-    return [row["name"] for row in json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]]
+    return [
+        row["name"]
+        for row in json.loads((folder / "report.json").read_text(encoding="utf-8"))["rows"]
+    ]
 
 
 def test_a_single_runs_report_lies_in_its_own_folder_and_nothing_else_changes(run: Path) -> None:
@@ -29,7 +32,9 @@ def test_a_single_runs_report_lies_in_its_own_folder_and_nothing_else_changes(ru
     after = snapshot(run)
     assert set(after) - set(before) == FILES
     assert {name: after[name] for name in before} == before
-    assert "Can the student replace the teacher?" in (run / "report.html").read_text(encoding="utf-8")
+    assert "Can the student replace the teacher?" in (run / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_run_ends_with_its_report_which_kd_report_makes_again_as_it_was(run: Path) -> None:
@@ -38,7 +43,9 @@ def test_a_run_ends_with_its_report_which_kd_report_makes_again_as_it_was(run: P
     assert {name: (run / name).read_bytes() for name in FILES} == before
 
 
-def test_runs_are_found_by_glob_by_folder_and_once_and_their_report_lies_beside_them(run: Path) -> None:
+def test_runs_are_found_by_glob_by_folder_and_once_and_their_report_lies_beside_them(
+    run: Path,
+) -> None:
     for number in (0, 1, 10):
         shutil.copytree(run, f"sweep/{number}")
     report("runs=[sweep]")
@@ -57,7 +64,14 @@ def test_the_schema_is_that_of_results_json() -> None:
 def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_that_it_is_about(
     run: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done(*TINY, f"stages={made / 'stages'}", "remake=[student]", "logger=[wandb]", "logger.wandb.mode=offline", f"out={run}")
+    done(
+        *TINY,
+        f"stages={made / 'stages'}",
+        "remake=[student]",
+        "logger=[wandb]",
+        "logger.wandb.mode=offline",
+        f"out={run}",
+    )
     said = report(f"runs=[{run}]", "logger=[wandb]", "logger.wandb.mode=offline")
     assert names(run) == ["run"]  # what W&B keeps copies of is no other run
     assert "wandb sync" in said
@@ -66,7 +80,10 @@ def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_t
     (used,) = [each for each in runs["report"][0].artifacts if each.use_after_commit]
     (page,) = [each for each in runs["report"][0].artifacts if not each.use_after_commit]
     assert (used.type, used.name, used.digest) == ("student", ships.name, ships.digest)
-    assert (page.type, [entry.path for entry in page.manifest.contents]) == ("report", ["report.html"])
+    assert (page.type, [entry.path for entry in page.manifest.contents]) == (
+        "report",
+        ["report.html"],
+    )
     assert runs["report"][0].run.run_group == runs["student"][0].run.run_group == "run"
     assert str(made) not in (run / "report.html").read_text(encoding="utf-8")
 
@@ -85,7 +102,9 @@ def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_t
         (("runs=[run]", "schema=maybe"), "schema='maybe' does not fit"),
     ],
 )
-def test_a_wrong_request_is_told_in_a_paragraph(words: tuple[str, ...], said: str, run: Path) -> None:
+def test_a_wrong_request_is_told_in_a_paragraph(
+    words: tuple[str, ...], said: str, run: Path
+) -> None:
     Path("empty").mkdir()
     Path("broken").mkdir()
     Path("broken/results.json").write_text("{", encoding="utf-8")

@@ -1,4 +1,6 @@
-"""A wrong request is one paragraph that names the nearest right one; nothing is read, and nothing is left behind."""
+"""A wrong request is one paragraph that names the nearest right one; nothing is read,
+and nothing is left behind.
+"""
 
 from pathlib import Path
 
@@ -13,25 +15,43 @@ from tests.commands.call import refused
 
 WRONG = [
     # keys
-    ("loss.soft_target.temprature=2", "no setting 'loss.soft_target.temprature'. Did you mean 'loss.soft_target.temperature'?"),
+    (
+        "loss.soft_target.temprature=2",
+        "no setting 'loss.soft_target.temprature'. Did you mean 'loss.soft_target.temperature'?",
+    ),
     ("optimzer=sgd", "no setting 'optimzer'. Did you mean 'optimizer'?"),
     ("student.nam=x", "no setting 'student.nam'. Did you mean 'student.name'?"),
     ("data.split.tst=0.1", "Did you mean 'data.split.test'?"),
     ("data=folder data.source.chanels=1", "Did you mean 'data.source.channels'?"),
     ("teacher/optimizer=sgd", "no setting 'teacher/optimizer'. Did you mean 'teacher.optimizer'?"),
-    ("loss.decoupled.alpha=1", "decoupled is not among the choices of loss=. Add it: 'loss=[...,decoupled]'"),
-    ("+loss.decoupled.alpha=1", "decoupled is not among the choices of loss=. Add it: 'loss=[...,decoupled]'"),
-    ("+loss.soft_target.bar=1", "SoftTarget has no setting 'bar'. Known: temperature, standardize."),
+    (
+        "loss.decoupled.alpha=1",
+        "decoupled is not among the choices of loss=. Add it: 'loss=[...,decoupled]'",
+    ),
+    (
+        "+loss.decoupled.alpha=1",
+        "decoupled is not among the choices of loss=. Add it: 'loss=[...,decoupled]'",
+    ),
+    (
+        "+loss.soft_target.bar=1",
+        "SoftTarget has no setting 'bar'. Known: temperature, standardize.",
+    ),
     ("+foo=1", "kd-distill has no setting 'foo'"),
     ("+sead=1", "kd-distill has no setting 'sead'. Did you mean 'seed'?"),
     ("+teacher.nam=x", "no setting 'teacher.nam'. Did you mean 'teacher.name'?"),
     ("+student.sed=1", "no setting 'student.sed'"),
     ("+trainer.max_epoch=1", "no setting 'max_epoch'. Did you mean 'max_epochs'?"),
     ("+data.split.tst=0.1", "no setting 'split.tst'"),
-    ("+controls.labels_only.los=1", "no setting 'controls.labels_only.los'. Did you mean 'controls.labels_only.loss'?"),
+    (
+        "+controls.labels_only.los=1",
+        "no setting 'controls.labels_only.los'. Did you mean 'controls.labels_only.loss'?",
+    ),
     ("+verdict.margn=1", "no setting 'margn'. Did you mean 'margin'?"),
     ("+logger.csv.foo=1", "Csv has no setting 'foo'"),
-    ("++loss.soft_targt.temperature=1", "no choice of loss= 'soft_targt'. Did you mean 'soft_target'?"),
+    (
+        "++loss.soft_targt.temperature=1",
+        "no choice of loss= 'soft_targt'. Did you mean 'soft_target'?",
+    ),
     ("hydra.foo=1", "'foo' not in 'HydraConf'"),
     # choices
     ("data=fashion_mnst", "no data 'fashion_mnst'. Did you mean 'fashion_mnist'?"),
@@ -53,22 +73,43 @@ WRONG = [
     ("teacher.name=null", "No teacher is named"),
     ("optimizer.name=adamwx", "no optimizer 'adamwx'. Did you mean 'adamw'?"),
     ("remake=[studnt]", "no stage to remake 'studnt'. Did you mean 'student'?"),
-    ("teacher._target_=nowhere.Net", "teacher._target_='nowhere.Net' names code that is no part of kd_app"),
-    ("data.view._target_=os.system", "data.view._target_='os.system' names code that is no part of kd_app"),
+    (
+        "teacher._target_=nowhere.Net",
+        "teacher._target_='nowhere.Net' names code that is no part of kd_app",
+    ),
+    (
+        "data.view._target_=os.system",
+        "data.view._target_='os.system' names code that is no part of kd_app",
+    ),
     ("loss.soft_target._target_=kd_app.losses.soft_target.SoftTargt", "'SoftTargt' is importable"),
     # types and ranges
     ("trainer.max_epochs=abc", "max_epochs='abc' does not fit: expected a valid integer"),
     ("trainer.max_epochs=None", "None is a text here; nothing is written null"),
     ("trainer.max_epochs=0", "max_epochs=0 does not fit: expected greater than 0"),
-    ("trainer.limit_train_batches=0", "limit_train_batches=0 does not fit: expected greater than 0"),
-    ("loss.soft_target.temperature=-1", "temperature=-1 does not fit: expected greater than or equal to 0.01"),
+    (
+        "trainer.limit_train_batches=0",
+        "limit_train_batches=0 does not fit: expected greater than 0",
+    ),
+    (
+        "loss.soft_target.temperature=-1",
+        "temperature=-1 does not fit: expected greater than or equal to 0.01",
+    ),
     ("loss.soft_target.schedule=warmpu", "no scheduler 'warmpu'. Did you mean 'warmup'?"),
-    ("+loss.soft_target.schedule=0.5", "loss.soft_target.schedule=0.5 does not fit: expected one of scheduler's choices"),
+    (
+        "+loss.soft_target.schedule=0.5",
+        "loss.soft_target.schedule=0.5 does not fit: expected one of scheduler's choices",
+    ),
     ("loss.soft_target.weight=-1", "loss.soft_target.weight=-1 does not fit"),
     ("loss.cross_entropy.smoothing=1", "smoothing=1 does not fit: expected less than 1"),
-    ("loss.cross_entropy.class_weights=[1,2]", "class_weights has 2 entries and there are 10 classes"),
+    (
+        "loss.cross_entropy.class_weights=[1,2]",
+        "class_weights has 2 entries and there are 10 classes",
+    ),
     ("data.batch_size=0", "batch_size=0 does not fit"),
-    ("data.num_workers=-1", "num_workers=-1 does not fit: expected greater than or equal to 0 or 'auto'"),
+    (
+        "data.num_workers=-1",
+        "num_workers=-1 does not fit: expected greater than or equal to 0 or 'auto'",
+    ),
     ("data.on_error=ignore", "on_error='ignore' does not fit: expected 'raise' or 'skip'"),
     ("data.split.test=1.5", "split.test=1.5 does not fit"),
     ("data.root=photos", "data.root=photos does nothing here"),
@@ -88,7 +129,10 @@ WRONG = [
     ("test=sometimes", "test='sometimes' does not fit: expected 'auto', 'always' or 'never'"),
     ("stages=", "stages='' does not fit"),
     ("verdict.margin=0", "margin=0 does not fit"),
-    ("robustness.corruptions=[fog]", "robustness: corruptions.0='fog' does not fit: expected 'gaussian_noise', 'gaussian_blur'"),
+    (
+        "robustness.corruptions=[fog]",
+        "robustness: corruptions.0='fog' does not fit: expected 'gaussian_noise', 'gaussian_blur'",
+    ),
     ("robustness=hard", "Did you mean 'standard'?"),
     ("verdict.metric=top5", "metric='top5' does not fit"),
     # what the parts need of each other
@@ -102,7 +146,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG, ids=[words for words, _ in WRONG])
-def test_a_wrong_request_is_answered_with_what_is_wrong_and_what_is_right(words: str, said: str) -> None:
+def test_a_wrong_request_is_answered_with_what_is_wrong_and_what_is_right(
+    words: str, said: str
+) -> None:
     with pytest.raises(RequestError) as raised:
         distill(composed("distill", words.split()))
     assert said in str(raised.value)
@@ -110,7 +156,9 @@ def test_a_wrong_request_is_answered_with_what_is_wrong_and_what_is_right(words:
     assert list(Path.cwd().iterdir()) == []
 
 
-@pytest.mark.parametrize(("words", "said"), [*WRONG[::10], ("seed=0,1", "To sweep over it, add --multirun")])
+@pytest.mark.parametrize(
+    ("words", "said"), [*WRONG[::10], ("seed=0,1", "To sweep over it, add --multirun")]
+)
 def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -> None:
     assert said in refused(*words.split())
 
@@ -118,7 +166,10 @@ def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("trainer.precision=16-mixed trainer.accelerator=cpu", "trainer.precision=16-mixed is not to be had on this device (cpu)"),
+        (
+            "trainer.precision=16-mixed trainer.accelerator=cpu",
+            "trainer.precision=16-mixed is not to be had on this device (cpu)",
+        ),
         ("trainer.precision=fp8", "precision='fp8' does not fit: expected 'auto', '32-true'"),
         ("trainer=cpu trainer.devices=4096", "trainer.devices=4096, but this machine has"),
         ("trainer=mps", "trainer.accelerator=mps, but this machine has none"),
@@ -128,15 +179,32 @@ def test_what_the_machine_has_not_is_refused_by_name(words: str, said: str) -> N
     assert said in refused(*words.split())
 
 
-@pytest.mark.parametrize("wrong", ["loss.soft_target.temperature=-1", "teacher.optimizer.lr=-1", "verdict.margin=-1", "+logger.csv.foo=1", "seed=x"])
-def test_the_request_is_checked_before_data_or_weights_are_looked_for(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "loss.soft_target.temperature=-1",
+        "teacher.optimizer.lr=-1",
+        "verdict.margin=-1",
+        "+logger.csv.foo=1",
+        "seed=x",
+    ],
+)
+def test_the_request_is_checked_before_data_or_weights_are_looked_for(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def touched(*_: object, **__: object) -> None:
         raise AssertionError("too early")
 
     monkeypatch.setattr(ImageData, "list", touched)
     monkeypatch.setattr(Workshop, "__init__", touched)
     monkeypatch.setattr("kd_app.models.create.create", touched)
-    said = refused("data=folder", "data.root=/nonexistent", "teacher.name=resnet18.a1_in1k", "logger=[csv]", wrong)
+    said = refused(
+        "data=folder",
+        "data.root=/nonexistent",
+        "teacher.name=resnet18.a1_in1k",
+        "logger=[csv]",
+        wrong,
+    )
     assert "does not fit" in said or "no setting" in said
     assert "nonexistent" not in said
 
@@ -144,6 +212,12 @@ def test_the_request_is_checked_before_data_or_weights_are_looked_for(wrong: str
 def test_a_missing_or_wrong_setting_of_kd_evaluate_is_named() -> None:
     assert "Missing mandatory value: out" in refused("run=x", command="kd-evaluate")
     assert "needs to know what to measure: run=" in refused("out=y", command="kd-evaluate")
-    assert "no setting 'rnu'. Did you mean 'run'?" in refused("rnu=x", "out=y", command="kd-evaluate")
-    assert "split='tests' does not fit: expected 'auto', 'train'" in refused("run=x", "out=y", "split=tests", command="kd-evaluate")
-    assert "There is no 'nowhere/results.json'" in refused("run=nowhere", "out=y", command="kd-evaluate")
+    assert "no setting 'rnu'. Did you mean 'run'?" in refused(
+        "rnu=x", "out=y", command="kd-evaluate"
+    )
+    assert "split='tests' does not fit: expected 'auto', 'train'" in refused(
+        "run=x", "out=y", "split=tests", command="kd-evaluate"
+    )
+    assert "There is no 'nowhere/results.json'" in refused(
+        "run=nowhere", "out=y", command="kd-evaluate"
+    )

@@ -1,4 +1,6 @@
-"""A search by the command: killed and said again, with trials that fail, that are hopeless, and that run beside each other."""
+"""A search by the command: killed and said again, with trials that fail, that are
+hopeless, and that run beside each other.
+"""
 
 import json
 import os
@@ -24,7 +26,9 @@ def places(folder: Path) -> list[str]:
 
 
 def proposed(search: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((search / "search.json").read_text(encoding="utf-8"))["proposed"]
+    found: list[dict[str, Any]] = json.loads((search / "search.json").read_text(encoding="utf-8"))[
+        "proposed"
+    ]
     return found
 
 
@@ -43,13 +47,27 @@ def test_a_search_runs_what_it_proposes_and_tests_the_winner_alone(whole: tuple[
     search, said = whole[0] / "search", whole[1]
     trials = {int(path.name): results(path) for path in search.glob("[0-9]*")}
     assert sorted(trials) == [0, 1, 2, 3, 4]
-    asked = [(trials[n]["config"]["loss"]["soft_target"]["temperature"], trials[n]["config"]["loss"]["soft_target"]["weight"]) for n in range(5)]
+    asked = [
+        (
+            trials[n]["config"]["loss"]["soft_target"]["temperature"],
+            trials[n]["config"]["loss"]["soft_target"]["weight"],
+        )
+        for n in range(5)
+    ]
     assert asked == [tuple(params.values()) for params in proposed(search)]
     assert len(set(asked)) == 5
     assert all(1 <= temperature <= 16 and 0.1 <= weight <= 2 for temperature, weight in asked)
     assert sum(trial["test"] is not None for trial in trials.values()) == 1
     assert "won on validation" in said
-    assert sorted(path.name for path in search.iterdir()) == ["0", "1", "2", "3", "4", "report", "search.json"]
+    assert sorted(path.name for path in search.iterdir()) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "report",
+        "search.json",
+    ]
 
 
 def test_a_search_that_is_done_shows_its_table_and_repeats_nothing(whole: tuple[Path, str]) -> None:
@@ -62,7 +80,9 @@ def test_a_search_that_is_done_shows_its_table_and_repeats_nothing(whole: tuple[
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(
+    whole: tuple[Path, str], tmp_path: Path
+) -> None:
     for number in (1, 3):
         process = commanded([*TINY, *SEARCH, *places(tmp_path)], str(tmp_path / "log"))
         wait_for(tmp_path, f"search/{number}/config.yaml", 120)
@@ -72,30 +92,60 @@ def test_a_search_that_was_killed_goes_on_and_ends_with_the_same_trials(whole: t
     done(*TINY, *SEARCH, *places(tmp_path))
     assert proposed(tmp_path / "search") == proposed(whole[0] / "search")
     for number in range(5):
-        ours, theirs = (results(folder / "search" / str(number))["validation"]["student"]["top1"] for folder in (tmp_path, whole[0]))
+        ours, theirs = (
+            results(folder / "search" / str(number))["validation"]["student"]["top1"]
+            for folder in (tmp_path, whole[0])
+        )
         assert ours == theirs
 
 
 def test_a_trial_that_fails_is_told_with_its_reason_and_the_others_are_done(tmp_path: Path) -> None:
-    rates = ["hydra/sweeper=search", "hydra.sweeper.sampler=grid", "optimizer=sgd", "optimizer.lr=choice(0.01,1e30,0.02)", "trainer.log_every=1"]
+    rates = [
+        "hydra/sweeper=search",
+        "hydra.sweeper.sampler=grid",
+        "optimizer=sgd",
+        "optimizer.lr=choice(0.01,1e30,0.02)",
+        "trainer.log_every=1",
+    ]
     brief = ["trainer.max_epochs=1", "teacher.max_epochs=1", "trainer.limit_train_batches=4"]
     failed = call("logger=[csv]", "teacher.name=resnet8", "-m", *rates, *brief, *places(tmp_path))
     assert failed.code == 1
-    assert [results(tmp_path / "search" / str(n))["status"] for n in range(3)] == ["finished", "failed", "finished"]
+    assert [results(tmp_path / "search" / str(n))["status"] for n in range(3)] == [
+        "finished",
+        "failed",
+        "finished",
+    ]
     assert "1 of 3 trials failed (trial 1: The loss term" in failed.err.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_two_objectives_end_with_the_trials_that_none_beats(tmp_path: Path) -> None:
-    sizes = ["hparams_search=student", "student.name=choice(resnet8,resnet14)", "hydra.sweeper.trials=2"]
-    said = done("debug=fdr", "logger=[csv]", "teacher.name=resnet8", "-m", *sizes, *places(tmp_path))
-    assert "No other trial beats these in all of validation.student.top1, models.student.macs:" in " ".join(said.split())
+    sizes = [
+        "hparams_search=student",
+        "student.name=choice(resnet8,resnet14)",
+        "hydra.sweeper.trials=2",
+    ]
+    said = done(
+        "debug=fdr", "logger=[csv]", "teacher.name=resnet8", "-m", *sizes, *places(tmp_path)
+    )
+    assert (
+        "No other trial beats these in all of validation.student.top1, models.student.macs:"
+        in " ".join(said.split())
+    )
 
 
 @pytest.mark.slow
 def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> None:
     rates = "optimizer.lr=choice(0.003,0.0031,0.0032,0.0033,0.0000001)"
-    words = ["-m", "hydra/sweeper=search", "hydra.sweeper.sampler=grid", rates, "prune=median", "trainer.max_epochs=4", "teacher.max_epochs=1"]
+    words = [
+        "-m",
+        "hydra/sweeper=search",
+        "hydra.sweeper.sampler=grid",
+        rates,
+        "prune=median",
+        "trainer.max_epochs=4",
+        "teacher.max_epochs=1",
+    ]
     words += ["controls=[]", "trainer.limit_train_batches=4"]
     said = done("logger=[csv]", "teacher.name=resnet8", *words, *places(tmp_path))
     trials = [results(tmp_path / "search" / str(number)) for number in range(5)]
@@ -113,21 +163,43 @@ def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> N
     [
         (["hparams_search=temperatur"], "Did you mean 'temperature'?"),
         (["hydra/sweeper=search"], "A search needs something to search"),
-        (["hparams_search=temperature", "hydra.sweeper.trials=0"], "trials=0 does not fit: expected greater than 0"),
-        (["hparams_search=temperature", "hydra.sweeper.sampler=cmaes"], "sampler='cmaes' does not fit"),
+        (
+            ["hparams_search=temperature", "hydra.sweeper.trials=0"],
+            "trials=0 does not fit: expected greater than 0",
+        ),
+        (
+            ["hparams_search=temperature", "hydra.sweeper.sampler=cmaes"],
+            "sampler='cmaes' does not fit",
+        ),
         (["hparams_search=temperature", "hydra.sweeper.sampler=grid"], "has no steps"),
-        (["hydra/sweeper=search", "loss.soft_target.temprature=interval(1,2)"], "Did you mean 'loss.soft_target.temperature'?"),
+        (
+            ["hydra/sweeper=search", "loss.soft_target.temprature=interval(1,2)"],
+            "Did you mean 'loss.soft_target.temperature'?",
+        ),
     ],
 )
-def test_a_wrong_search_is_refused_in_one_paragraph(words: list[str], message: str, tmp_path: Path) -> None:
+def test_a_wrong_search_is_refused_in_one_paragraph(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
     assert message in refused(*TINY, "-m", *words, *places(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "seeds"), [("joblib", "01"), ("submitit_local", "0")])
-def test_trials_run_in_other_processes_and_end_with_one_table(launcher: str, seeds: str, tmp_path: Path) -> None:
-    words = command(*TINY, "-m", f"hydra/launcher={launcher}", f"seed={','.join(seeds)}", *places(tmp_path))
-    finished = subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"}, timeout=200)
+def test_trials_run_in_other_processes_and_end_with_one_table(
+    launcher: str, seeds: str, tmp_path: Path
+) -> None:
+    words = command(
+        *TINY, "-m", f"hydra/launcher={launcher}", f"seed={','.join(seeds)}", *places(tmp_path)
+    )
+    finished = subprocess.run(
+        words,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WANDB_MODE": "disabled"},
+        timeout=200,
+    )
     assert finished.returncode == 0, finished.stderr
     assert {results(tmp_path / "search" / n)["status"] for n in seeds} == {"finished"}
     assert finished.stdout.count("won on validation") == 1
@@ -135,7 +207,12 @@ def test_trials_run_in_other_processes_and_end_with_one_table(launcher: str, see
 
 @pytest.mark.slow
 def test_a_preempted_trial_is_sent_again_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    brief = ["controls=[]", "trainer.max_epochs=60", "trainer.checkpoint_minutes=60", "teacher.max_epochs=1"]
+    brief = [
+        "controls=[]",
+        "trainer.max_epochs=60",
+        "trainer.checkpoint_minutes=60",
+        "teacher.max_epochs=1",
+    ]
     words = command(
         "teacher.name=resnet8",
         "logger=[csv]",
@@ -145,12 +222,15 @@ def test_a_preempted_trial_is_sent_again_and_goes_on_where_it_was(tmp_path: Path
         f"hydra.launcher.submitit_folder={tmp_path}/jobs",
         "seed=0",
     )
-    process = subprocess.Popen([*words, *places(tmp_path)], env={**os.environ, "WANDB_MODE": "disabled"})
+    process = subprocess.Popen(
+        [*words, *places(tmp_path)], env={**os.environ, "WANDB_MODE": "disabled"}
+    )
     wait_for(tmp_path, "stages/student-*/last.ckpt", 200)
     (task,) = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"submitit.core._submit" in (line := path.read_bytes()) and str(tmp_path).encode() in line
+        if b"submitit.core._submit" in (line := path.read_bytes())
+        and str(tmp_path).encode() in line
     ]
     os.kill(task, signal.SIGUSR2)
     assert process.wait(400) == 0

@@ -1,4 +1,6 @@
-"""What a run shows of its teacher's soft labels, which images it copies, and the card of the student."""
+"""What a run shows of its teacher's soft labels, which images it copies, and the card
+of the student.
+"""
 
 import io
 import json
@@ -38,8 +40,14 @@ def test_what_the_teacher_knows_is_measured_on_validation(made: Path) -> None:
     assert found["matrix"][3] == pytest.approx(p[said["target"] == 3].mean(axis=0), abs=1e-5)
     (softened,) = found["softened"]
     softer = softmax(said["logits"].astype(np.float64) / 4, axis=1)
-    assert softened["temperature"] == results(made / "run")["config"]["loss"]["soft_target"]["temperature"] == 4
-    assert softened["matrix"][3] == pytest.approx(softer[said["target"] == 3].mean(axis=0), abs=1e-5)
+    assert (
+        softened["temperature"]
+        == results(made / "run")["config"]["loss"]["soft_target"]["temperature"]
+        == 4
+    )
+    assert softened["matrix"][3] == pytest.approx(
+        softer[said["target"] == 3].mean(axis=0), abs=1e-5
+    )
     assert {found["similar"][0][side] for side in ("first", "second")} <= set("0123456789")
 
 
@@ -48,17 +56,26 @@ def test_examples_are_test_images_as_the_source_has_them_with_what_both_said(mad
     table, digits = run.examples, load_digits()
     assert 10 < len(table) <= 96
     for row in table.to_dict("records"):
-        assert picture(row["png"]) == pytest.approx(digits.images[row["index"]] * 255 / 16, abs=0.51)
+        assert picture(row["png"]) == pytest.approx(
+            digits.images[row["index"]] * 255 / 16, abs=0.51
+        )
         assert row["target"] == digits.target[row["index"]] == row["classes"][0]
     predictions = run.predictions.set_index("index")
     for role in ("teacher", "labels_only", "student"):
-        assert (table[f"{role}_top1"].to_numpy() == predictions[f"{role}_top1"][table["index"]].to_numpy()).all()
+        assert (
+            table[f"{role}_top1"].to_numpy()
+            == predictions[f"{role}_top1"][table["index"]].to_numpy()
+        ).all()
         first = np.array([each[0] for each in table[f"{role}_probabilities"]])
-        np.testing.assert_allclose(first, predictions[f"{role}_target_probability"][table["index"]], rtol=1e-3)
+        np.testing.assert_allclose(
+            first, predictions[f"{role}_target_probability"][table["index"]], rtol=1e-3
+        )
     said = [answers(made / "run", role, "test") for role in ("teacher", "student")]
     p, q = (softmax(each["logits"].astype(np.float64), axis=1) for each in said)
     divergence = dict(zip(said[0]["index"].tolist(), rel_entr(p, q).sum(axis=1), strict=True))
-    assert list(table["divergence"]) == pytest.approx([divergence[index] for index in table["index"]], rel=0.05, abs=1e-6)
+    assert list(table["divergence"]) == pytest.approx(
+        [divergence[index] for index in table["index"]], rel=0.05, abs=1e-6
+    )
 
 
 def test_examples_may_be_forbidden_also_afterwards(made: Path, run: Path) -> None:
@@ -74,7 +91,9 @@ def test_examples_may_be_forbidden_also_afterwards(made: Path, run: Path) -> Non
     assert "examples=-1" in refused(*words, "examples=-1")
 
 
-def test_a_run_that_an_older_version_made_is_measured_and_gone_on_with(made: Path, run: Path) -> None:
+def test_a_run_that_an_older_version_made_is_measured_and_gone_on_with(
+    made: Path, run: Path
+) -> None:
     for name in ("config.yaml", "results.json"):
         whole = yaml.safe_load((run / name).read_text(encoding="utf-8"))
         (whole if name == "config.yaml" else whole["config"]).pop("examples")
@@ -86,11 +105,20 @@ def test_a_run_that_an_older_version_made_is_measured_and_gone_on_with(made: Pat
 
 
 def test_color_images_from_files_are_shown_in_color(photos: Path, tmp_path: Path) -> None:
-    words = (*TINY, "student.name=resnet8", "data=folder", f"data.root={photos}", "data.image_size=16", "controls=[]")
+    words = (
+        *TINY,
+        "student.name=resnet8",
+        "data=folder",
+        f"data.root={photos}",
+        "data.image_size=16",
+        "controls=[]",
+    )
     done(*words, "out=color", f"stages={tmp_path / 'stages'}")
     table = kd_app.load_run("color").examples
     for row in table.to_dict("records"):
-        np.testing.assert_array_equal(picture(row["png"]), np.asarray(Image.open(photos / row["file"])))
+        np.testing.assert_array_equal(
+            picture(row["png"]), np.asarray(Image.open(photos / row["file"]))
+        )
     assert results(Path("color"))["data"]["name"] == "folder photos"
 
 
@@ -98,15 +126,27 @@ def test_the_card_ships_with_the_student_and_is_one_of_the_runs_files(made: Path
     card = made / "run" / "student" / "README.md"
     found = results(made / "run")
     assert {"name": "student/README.md", "sha256": file_sha256(card)} in found["files"]
-    assert found["environment"]["commit"] is None or len(found["environment"]["commit"].removesuffix("+changes")) == 40
+    assert (
+        found["environment"]["commit"] is None
+        or len(found["environment"]["commit"].removesuffix("+changes")) == 40
+    )
     data = ModelCard.load(card).data
     assert isinstance(data, ModelCardData)
     assert data.eval_results
-    assert data.eval_results[0].metric_value == pytest.approx(found["test"]["student"]["top1"], abs=1e-6)
+    assert data.eval_results[0].metric_value == pytest.approx(
+        found["test"]["student"]["top1"], abs=1e-6
+    )
 
 
-def test_the_code_on_the_card_labels_an_image_as_the_run_did(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code = (run / "student" / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+def test_the_code_on_the_card_labels_an_image_as_the_run_did(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        (run / "student" / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("```python\n")[2]
+        .partition("```")[0]
+    )
     monkeypatch.chdir(run)
     for row in kd_app.load_run(run).examples.head(3).to_dict("records"):
         Path("image.png").write_bytes(row["png"])
@@ -114,6 +154,8 @@ def test_the_code_on_the_card_labels_an_image_as_the_run_did(run: Path, monkeypa
         label, share = capsys.readouterr().out.split()
         assert label == str(row["student_top1"])
         place = list(row["classes"]).index(row["student_top1"])
-        assert float(share.rstrip("%")) / 100 == pytest.approx(row["student_probabilities"][place], abs=2e-3)
+        assert float(share.rstrip("%")) / 100 == pytest.approx(
+            row["student_probabilities"][place], abs=2e-3
+        )
     before = snapshot(run / "student")
     assert set(before) == {"README.md", "config.json", "model.safetensors"}

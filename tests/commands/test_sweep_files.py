@@ -1,4 +1,6 @@
-"""W&B's sweep files: each gives commands that run, sampled and put together as its agent does it."""
+"""W&B's sweep files: each gives commands that run, sampled and put together as its
+agent does it.
+"""
 
 from math import sqrt
 from pathlib import Path
@@ -28,7 +30,14 @@ def sampled(parameter: dict[str, Any]) -> Any:
 
 def command(sweep: dict[str, Any]) -> list[str]:
     """What the agent would run for one trial."""
-    arguments = create_sweep_command_args({"args": {name: {"value": sampled(parameter)} for name, parameter in sweep["parameters"].items()}})
+    arguments = create_sweep_command_args(
+        {
+            "args": {
+                name: {"value": sampled(parameter)}
+                for name, parameter in sweep["parameters"].items()
+            }
+        }
+    )
     found: list[str] = []
     for part in create_sweep_command(list(sweep["command"])):
         found += arguments[part[2:-1]] if part.startswith("${") else [part]

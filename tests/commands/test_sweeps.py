@@ -1,4 +1,6 @@
-"""A sweep: what trials share is made once, the winner by validation alone is tested, and the same words repeat nothing."""
+"""A sweep: what trials share is made once, the winner by validation alone is tested,
+and the same words repeat nothing.
+"""
 
 import re
 from collections import Counter
@@ -26,16 +28,28 @@ def trials(sweep: Path) -> dict[str, dict[str, Any]]:
     return {path.name: results(path) for path in sorted(sweep.iterdir()) if path.name != "report"}
 
 
-def test_trials_lie_in_numbered_folders_beside_a_page_about_them_and_nothing_else_does(swept: tuple[Path, str]) -> None:
+def test_trials_lie_in_numbered_folders_beside_a_page_about_them_and_nothing_else_does(
+    swept: tuple[Path, str],
+) -> None:
     found = trials(swept[0] / "sweep")
-    assert sorted(path.name for path in (swept[0] / "sweep" / "report").iterdir()) == ["report.csv", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in (swept[0] / "sweep" / "report").iterdir()) == [
+        "report.csv",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     assert str(swept[0] / "sweep" / "report" / "report.html") in swept[1].replace("\n", "")
     assert list(found) == ["0", "1", "2", "3"]
-    asked = [(each["config"]["loss"]["soft_target"]["temperature"], each["seed"]) for each in found.values()]
+    asked = [
+        (each["config"]["loss"]["soft_target"]["temperature"], each["seed"])
+        for each in found.values()
+    ]
     assert asked == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
-def test_trials_share_the_teacher_and_its_speed_and_those_of_one_seed_the_control(swept: tuple[Path, str]) -> None:
+def test_trials_share_the_teacher_and_its_speed_and_those_of_one_seed_the_control(
+    swept: tuple[Path, str],
+) -> None:
     stages = [
         stage
         for each in trials(swept[0] / "sweep").values()
@@ -62,10 +76,14 @@ def test_only_the_winner_by_validation_is_tested(swept: tuple[Path, str]) -> Non
     assert found[winner]["verdict"]["split"] == "test"
 
 
-def test_the_table_lists_the_trials_best_first_by_what_they_differ_in(swept: tuple[Path, str]) -> None:
+def test_the_table_lists_the_trials_best_first_by_what_they_differ_in(
+    swept: tuple[Path, str],
+) -> None:
     folder, out = swept
     table = out[out.index("Validation top-1 of each trial") :]
-    rows = re.findall(r"^ *(\*?) *(\d) +(loss\.\S+=\d)\D.* finished +([\d.]+) %", table, re.MULTILINE)
+    rows = re.findall(
+        r"^ *(\*?) *(\d) +(loss\.\S+=\d)\D.* finished +([\d.]+) %", table, re.MULTILINE
+    )
     assert len(rows) == 4
     shown = [float(top1) for *_, top1 in rows]
     assert shown == sorted(shown, reverse=True)
@@ -80,7 +98,9 @@ def test_the_same_sweep_again_repeats_nothing(swept: tuple[Path, str]) -> None:
     before = snapshot(folder)
     out = done(*TINY, *SWEEP, f"out={folder / 'sweep'}", f"stages={folder / 'stages'}")
     after = snapshot(folder)
-    assert {name for name in {**before, **after} if before.get(name) != after.get(name)} <= {f"sweep/{number}/config.yaml" for number in range(4)}
+    assert {name for name in {**before, **after} if before.get(name) != after.get(name)} <= {
+        f"sweep/{number}/config.yaml" for number in range(4)
+    }
     assert out[out.index("Validation top-1") :] == first[first.index("Validation top-1") :]
     assert "epoch" not in out
 
@@ -96,16 +116,33 @@ def test_the_runs_of_a_sweep_are_read_as_one_table(swept: tuple[Path, str], run:
     assert (runs["models.teacher.sha256"] == runs["models.teacher.sha256"][0]).all()
 
 
-def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_code(swept: tuple[Path, str]) -> None:
-    ended = call(*TINY, "-m", "loss.soft_target.temperature=-1,1", "out=sweep", f"stages={swept[0] / 'stages'}")
+def test_a_trial_that_is_refused_does_not_end_the_sweep_and_shows_in_the_exit_code(
+    swept: tuple[Path, str],
+) -> None:
+    ended = call(
+        *TINY,
+        "-m",
+        "loss.soft_target.temperature=-1,1",
+        "out=sweep",
+        f"stages={swept[0] / 'stages'}",
+    )
     assert ended.code == 2
     assert paragraph(ended.err).startswith("Trial 0: SoftTarget: temperature=-1 does not fit")
     assert list(trials(Path("sweep"))) == ["1"]
     assert "Trial 1 won on validation" in ended.out
 
 
-def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(swept: tuple[Path, str]) -> None:
-    ended = call(*TINY, "-m", "optimizer.lr=1e30,0.003", "teacher.optimizer.lr=0.003", "out=sweep", f"stages={swept[0] / 'stages'}")
+def test_a_trial_that_fails_does_not_end_the_sweep_and_shows_in_the_exit_code(
+    swept: tuple[Path, str],
+) -> None:
+    ended = call(
+        *TINY,
+        "-m",
+        "optimizer.lr=1e30,0.003",
+        "teacher.optimizer.lr=0.003",
+        "out=sweep",
+        f"stages={swept[0] / 'stages'}",
+    )
     assert ended.code == 1
     first, last = ended.err.splitlines()
     assert first.startswith("Trial 0: The run failed: The loss term ")
@@ -133,7 +170,13 @@ def test_a_sweep_that_is_wrong_in_all_trials_leaves_nothing(words: str) -> None:
 
 
 def test_a_sweep_without_a_folder_finds_its_own_again(swept: tuple[Path, str]) -> None:
-    words = (*TINY, "-m", "loss.soft_target.temperature=1", "seed=0,1", f"stages={swept[0] / 'stages'}")
+    words = (
+        *TINY,
+        "-m",
+        "loss.soft_target.temperature=1",
+        "seed=0,1",
+        f"stages={swept[0] / 'stages'}",
+    )
     done(*words)
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("sweep-")
@@ -141,10 +184,18 @@ def test_a_sweep_without_a_folder_finds_its_own_again(swept: tuple[Path, str]) -
     assert [path.name for path in Path("runs").iterdir()] == [folder.name]
 
 
-def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(swept: tuple[Path, str]) -> None:
+def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(
+    swept: tuple[Path, str],
+) -> None:
     sweep = swept[0] / "sweep"
     before = snapshot(sweep)
-    ended = call(*TINY, "-m", "loss.soft_target.temperature=3,4", f"out={sweep}", f"stages={swept[0] / 'stages'}")
+    ended = call(
+        *TINY,
+        "-m",
+        "loss.soft_target.temperature=3,4",
+        f"out={sweep}",
+        f"stages={swept[0] / 'stages'}",
+    )
     assert ended.code == 2
     assert [line[:9] for line in ended.err.splitlines()] == ["Trial 0: ", "Trial 1: "]
     assert "loss.soft_target.temperature was 1, now 3" in ended.err
@@ -153,7 +204,10 @@ def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(swept:
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
 def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code: int) -> None:
-    with patch("kd_app.training.run.distill", side_effect=stop) as started, patch("kd_app.training.search.sweep.conclude") as concluded:
+    with (
+        patch("kd_app.training.run.distill", side_effect=stop) as started,
+        patch("kd_app.training.search.sweep.conclude") as concluded,
+    ):
         ended = call("-m", "seed=0,1,2", "out=sweep")
     assert ended.code == code
     assert "the same command goes on from here" in paragraph(ended.err)
@@ -162,4 +216,6 @@ def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code
 
 
 def test_words_for_one_run_and_a_sweeps_folder_do_not_go_together(swept: tuple[Path, str]) -> None:
-    assert "is no run's folder: 0 is there, config.yaml is not" in refused(*TINY, f"out={swept[0] / 'sweep'}")
+    assert "is no run's folder: 0 is there, config.yaml is not" in refused(
+        *TINY, f"out={swept[0] / 'sweep'}"
+    )

@@ -1,4 +1,6 @@
-"""Teachers that are made of other things than one set of weights, through the real command, two batches each."""
+"""Teachers that are made of other things than one set of weights, through the real
+command, two batches each.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ RUN = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Teachers: ``a`` and ``b`` of the data's classes, ``other`` of twelve others with a map, ``onnx/model.onnx`` the same as a."""
+    """Teachers: ``a`` and ``b`` of the data's classes, ``other`` of twelve others with
+    a map, ``onnx/model.onnx`` the same as a.
+    """
     folder = tmp_path_factory.mktemp("teachers")
     teacher_folder(folder / "a")
     teacher_folder(folder / "b", "resnet14")
@@ -29,7 +33,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), dtype=np.uint8)
     form = Onnx(opset=18, tolerance=1e-3)
     (folder / "onnx").mkdir()
-    export(net, form, folder / "onnx", stem="model", pixels=GRAY, classes=DIGITS, license="mit", calibration=[], images=images)
+    export(
+        net,
+        form,
+        folder / "onnx",
+        stem="model",
+        pixels=GRAY,
+        classes=DIGITS,
+        license="mit",
+        calibration=[],
+        images=images,
+    )
     return folder
 
 
@@ -50,13 +64,23 @@ def test_several_teachers_answer_as_one(made: Path, finished: Any) -> None:
     assert found["status"] == "finished"
     assert found["models"]["teacher"]["source"] == "a: folder a; b: folder b"
     assert found["models"]["teacher"]["params"] == sum(
-        p.numel() for name in ("resnet8", "resnet14") for p in timm.create_model(name, in_chans=1, num_classes=10).parameters()
+        p.numel()
+        for name in ("resnet8", "resnet14")
+        for p in timm.create_model(name, in_chans=1, num_classes=10).parameters()
     )
 
 
 def test_of_several_teachers_a_term_reads_the_one_that_it_names(made: Path, finished: Any) -> None:
-    words = ("teacher=several", f"teacher.members.a.checkpoint={made / 'a'}", f"teacher.members.b.checkpoint={made / 'b'}")
-    terms = ("loss=[cross_entropy,soft_target,embedding_mse,sp]", "loss.embedding_mse.teacher=b", "loss.sp.teacher=a")
+    words = (
+        "teacher=several",
+        f"teacher.members.a.checkpoint={made / 'a'}",
+        f"teacher.members.b.checkpoint={made / 'b'}",
+    )
+    terms = (
+        "loss=[cross_entropy,soft_target,embedding_mse,sp]",
+        "loss.embedding_mse.teacher=b",
+        "loss.sp.teacher=a",
+    )
     assert finished(*words, *terms)["status"] == "finished"
     for wrong, said in (
         (("loss.embedding_mse.teacher=c",), "no member of the teacher 'c'"),
@@ -66,34 +90,60 @@ def test_of_several_teachers_a_term_reads_the_one_that_it_names(made: Path, fini
         assert said in refused(*RUN, *words, terms[0], *wrong, "out=refused")
 
 
-def test_a_teacher_of_other_classes_answers_in_the_data_s_by_a_map(made: Path, finished: Any) -> None:
-    found = finished(f"teacher.checkpoint={made / 'other'}", f"teacher.classes={made / 'map.csv'}", "loss=[cross_entropy,soft_target,feature_hint]")
+def test_a_teacher_of_other_classes_answers_in_the_data_s_by_a_map(
+    made: Path, finished: Any
+) -> None:
+    found = finished(
+        f"teacher.checkpoint={made / 'other'}",
+        f"teacher.classes={made / 'map.csv'}",
+        "loss=[cross_entropy,soft_target,feature_hint]",
+    )
     assert found["models"]["teacher"]["source"] == "folder other, classes by map.csv"
     assert [stage["name"] for stage in found["stages"] if stage["name"] == "teacher"] == []
 
 
-def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compared_with_nothing(made: Path, finished: Any) -> None:
-    words = (f"teacher.checkpoint={made / 'other'}", "teacher.max_epochs=0", "loss=[cross_entropy,embedding_mse,sp]")
+def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compared_with_nothing(
+    made: Path, finished: Any
+) -> None:
+    words = (
+        f"teacher.checkpoint={made / 'other'}",
+        "teacher.max_epochs=0",
+        "loss=[cross_entropy,embedding_mse,sp]",
+    )
     found = finished(*words, "controls=[labels_only]", "test=always")
     assert list(found["models"]) == ["labels_only", "student"]
     assert found["verdict"] is None
     assert found["test"]["teacher"] is None
     assert found["test"]["pair"]["gain"] is not None
     assert found["test"]["pair"]["retention"] is None
-    assert any("The teacher, resnet8, from folder other" in note and "answers in other classes than the data's" in note for note in found["notes"])
-    assert "distilled from a teacher that was not measured beside it, on" in Path("run/student/README.md").read_text()
+    assert any(
+        "The teacher, resnet8, from folder other" in note
+        and "answers in other classes than the data's" in note
+        for note in found["notes"]
+    )
+    assert (
+        "distilled from a teacher that was not measured beside it, on"
+        in Path("run/student/README.md").read_text()
+    )
     said = refused(*RUN, *words[:2], "loss=[cross_entropy,embedding_mse,dist]", "out=refused")
     assert "has 12 classes, the data have 10 classes" in said
-    assert "which the loss term dist reads. Choose terms that read no answers (embedding_mse, review, sp)" in said
+    assert (
+        "which the loss term dist reads. Choose terms that read no answers (embedding_mse,"
+        " review, sp)" in said
+    )
 
 
-def test_the_student_s_own_average_teaches_it_and_is_compared_with_the_labels_alone(finished: Any) -> None:
+def test_the_student_s_own_average_teaches_it_and_is_compared_with_the_labels_alone(
+    finished: Any,
+) -> None:
     found = finished("teacher=ema", "teacher.decay=0.9", "controls=[labels_only]", "test=always")
     assert list(found["models"]) == ["labels_only", "student"]
     assert found["test"]["gains"]["labels_only"]["value"] is not None
     assert any("is the student's own, so no figure" in note for note in found["notes"])
     assert not Path("run/teacher").exists()
-    assert "smoothed_labels has labels as soft as the teacher's answers" in refused(*RUN[:2], "teacher=ema", "controls=[smoothed_labels]")
+    assert "smoothed_labels has labels as soft as the teacher's answers" in refused(
+        *RUN[:2], "teacher=ema", "controls=[smoothed_labels]"
+    )
 
 
 def test_a_file_for_another_runtime_teaches_by_its_logits(made: Path, finished: Any) -> None:
@@ -103,10 +153,14 @@ def test_a_file_for_another_runtime_teaches_by_its_logits(made: Path, finished: 
     assert found["models"]["teacher"]["license"] == "mit"
 
 
-def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(made: Path, finished: Any) -> None:
+def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
+    made: Path, finished: Any
+) -> None:
     words = (f"teacher.checkpoint={made / 'a'}", "teacher.chain=[resnet14,resnet8]")
     first = {stage["name"]: stage for stage in finished(*words)["stages"]}
-    again = {stage["name"]: stage for stage in finished(*words, "seed=1", "overwrite=true")["stages"]}
+    again = {
+        stage["name"]: stage for stage in finished(*words, "seed=1", "overwrite=true")["stages"]
+    }
     for link in ("link-1", "link-2"):
         assert again[link] == {**first[link], "made": "found", "seconds": again[link]["seconds"]}
     assert first["link-1"]["made"] == first["link-2"]["made"] == "made"
@@ -116,15 +170,33 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(mad
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("teacher=several teacher.members.a.checkpoint={}/a", "holds 1 teachers, expected 2 or more"),
         (
-            "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.name=resnet8 teacher.members.b.wieght=2",
+            "teacher=several teacher.members.a.checkpoint={}/a",
+            "holds 1 teachers, expected 2 or more",
+        ),
+        (
+            (
+                "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.name=resnet8"
+                " teacher.members.b.wieght=2"
+            ),
             "Did you mean 'teacher.members.b.weight'",
         ),
-        ("teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.checkpoint={0}/b teacher.members.b.weight=0", "weight=0"),
-        ("teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.name=resnet8", "member b (resnet8) does not answer in the data's"),
         (
-            "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.checkpoint={0}/b loss=[cross_entropy,feature_hint]",
+            (
+                "teacher=several teacher.members.a.checkpoint={0}/a"
+                " teacher.members.b.checkpoint={0}/b teacher.members.b.weight=0"
+            ),
+            "weight=0",
+        ),
+        (
+            "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.name=resnet8",
+            "member b (resnet8) does not answer in the data's",
+        ),
+        (
+            (
+                "teacher=several teacher.members.a.checkpoint={0}/a"
+                " teacher.members.b.checkpoint={0}/b loss=[cross_entropy,feature_hint]"
+            ),
             "several teachers have one answer together",
         ),
         (
@@ -138,6 +210,8 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(mad
         ("teacher.checkpoint={0}/a teacher.chain=[resnet9]", "no student model 'resnet9'"),
     ],
 )
-def test_what_can_t_teach_is_refused_by_name(words: str, said: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_t_teach_is_refused_by_name(
+    words: str, said: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert said in refused(*RUN, *words.format(made).split())

@@ -1,4 +1,6 @@
-"""The commands that a text in Markdown shows: in its blocks of code, and in code between other words."""
+"""The commands that a text in Markdown shows: in its blocks of code, and in code
+between other words.
+"""
 
 import re
 import shlex
@@ -10,13 +12,24 @@ _COMMAND = re.compile(r"^(?:\$ |% )?(?:\S*/)?(kd-[a-z]+)$")
 
 
 def commands(markdown: str) -> list[tuple[str, ...]]:
-    """Every ``kd-...`` command with its words, as a shell reads them, in the order in which they stand there."""
-    pieces = [*_BLOCK.finditer(markdown), *_INLINE.finditer(_BLOCK.sub(lambda block: " " * len(block[0]), markdown))]
-    return [words for piece in sorted(pieces, key=lambda piece: piece.start()) for words in _shown(piece[1])]
+    """Every ``kd-...`` command with its words, as a shell reads them, in the order in
+    which they stand there.
+    """
+    pieces = [
+        *_BLOCK.finditer(markdown),
+        *_INLINE.finditer(_BLOCK.sub(lambda block: " " * len(block[0]), markdown)),
+    ]
+    return [
+        words
+        for piece in sorted(pieces, key=lambda piece: piece.start())
+        for words in _shown(piece[1])
+    ]
 
 
 def _shown(code: str) -> Iterator[tuple[str, ...]]:
-    """The commands of one piece of code: comments are left out, a line that ends in a backslash goes on in the next."""
+    """The commands of one piece of code: comments are left out, a line that ends in a
+    backslash goes on in the next.
+    """
     for line in code.replace("\\\n", " ").splitlines():
         try:
             words = shlex.split(line.removeprefix("$ "), comments=True)

@@ -1,4 +1,6 @@
-"""Pruning: what is left is smaller, answers as many classes, and comes back from its folder."""
+"""Pruning: what is left is smaller, answers as many classes, and comes back from its
+folder.
+"""
 
 import subprocess
 import sys
@@ -17,13 +19,28 @@ from kd_app.models.request import ModelRequest
 from kd_app.models.resized import changed, resize, sizes
 from kd_app.models.ship import save_model
 
-NETS = {"resnet8": 32, "wrn_16_1": 32, "test_resnet": 32, "test_efficientnet": 32, "test_convnext": 64, "mobilenetv3_small_050": 32}
+NETS = {
+    "resnet8": 32,
+    "wrn_16_1": 32,
+    "test_resnet": 32,
+    "test_efficientnet": 32,
+    "test_convnext": 64,
+    "mobilenetv3_small_050": 32,
+}
 SLOW = {"regnetx_002": 64, "regnety_002": 64}
 CLASSES = tuple("abcde")
 
 
 def pruning(**settings: object) -> Prune:
-    known = {"macs": None, "params": None, "latency": None, "importance": "magnitude", "images": 8, "iterations": 1, "round_to": 8}
+    known = {
+        "macs": None,
+        "params": None,
+        "latency": None,
+        "importance": "magnitude",
+        "images": 8,
+        "iterations": 1,
+        "round_to": 8,
+    }
     return Prune(**{**known, **settings})  # type: ignore[arg-type]
 
 
@@ -37,19 +54,44 @@ def pixels(side: int) -> Pixels:
     return Pixels(3, side, side, (0.5,) * 3, (0.5,) * 3)
 
 
-@pytest.mark.parametrize(("name", "side"), [*NETS.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW.items())])
-def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(name: str, side: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [*NETS.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW.items())],
+)
+def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(
+    name: str, side: int, tmp_path: Path
+) -> None:
     model, seen = net(name), pixels(side)
     before, whole = sizes(model), count_macs(model, seen)
     left = pruning(macs=0.5).prune(model, seen, None, target=0.5)
     assert 0.35 <= left <= 0.5
     assert left == count_macs(model, seen) / whole
-    save_model(model, tmp_path, pixels=seen, classes=CLASSES, license="none", widths=changed(before, sizes(model)))
-    request = ModelRequest(role="student", name=None, pretrained="auto", checkpoint=tmp_path, kwargs={}, image_size=None, factory=None)
+    save_model(
+        model,
+        tmp_path,
+        pixels=seen,
+        classes=CLASSES,
+        license="none",
+        widths=changed(before, sizes(model)),
+    )
+    request = ModelRequest(
+        role="student",
+        name=None,
+        pretrained="auto",
+        checkpoint=tmp_path,
+        kwargs={},
+        image_size=None,
+        factory=None,
+    )
     again, image = create(request, seen, len(CLASSES), seed=1).model, torch.rand(3, 3, side, side)
     with torch.no_grad():
         torch.testing.assert_close(again(image), model(image))
-        torch.testing.assert_close(torch.export.load(tmp_path / "model.pt2").module()(image), model(image), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.export.load(tmp_path / "model.pt2").module()(image),
+            model(image),
+            rtol=1e-4,
+            atol=1e-4,
+        )
     assert count_params(again) == count_params(model)
 
 
@@ -58,7 +100,11 @@ def test_channels_that_are_left_are_a_multiple_of_what_is_asked() -> None:
         model = net("resnet8")
         left = pruning(params=0.6, round_to=multiple).prune(model, pixels(32), None, target=0.6)
         assert left <= 0.6
-        assert {each.out_channels % multiple for each in model.modules() if isinstance(each, torch.nn.Conv2d)} == {0}
+        assert {
+            each.out_channels % multiple
+            for each in model.modules()
+            if isinstance(each, torch.nn.Conv2d)
+        } == {0}
 
 
 def test_gradients_decide_which_channels_stay_where_they_are_asked() -> None:
@@ -95,29 +141,45 @@ def test_importance_is_measured_anew_in_each_iteration() -> None:
 
 
 def test_an_impossible_target_is_refused_with_what_can_be_reached() -> None:
-    with pytest.raises(RequestError, match=r"prune.macs=0.001 can't be reached.*Reachable: 0\.\d+ to 1"):
+    with pytest.raises(
+        RequestError, match=r"prune.macs=0.001 can't be reached.*Reachable: 0\.\d+ to 1"
+    ):
         pruning(macs=0.001).prune(net("resnet8"), pixels(32), None, target=0.001)
 
 
-@pytest.mark.parametrize("targets", [{}, {"macs": 0.5, "params": 0.5}, {"macs": 0.5, "latency": 0.5}])
+@pytest.mark.parametrize(
+    "targets", [{}, {"macs": 0.5, "params": 0.5}, {"macs": 0.5, "latency": 0.5}]
+)
 def test_exactly_one_target_is_set(targets: dict[str, float]) -> None:
     with pytest.raises(RequestError, match="exactly one share"):
         pruning(**targets)
 
 
 def test_without_torch_pruning_it_says_what_to_install() -> None:
-    with patch.dict(sys.modules, {"torch_pruning": None}), pytest.raises(RequestError, match=r"pip install kd_app\[deploy\]"):
+    with (
+        patch.dict(sys.modules, {"torch_pruning": None}),
+        pytest.raises(RequestError, match=r"pip install kd_app\[deploy\]"),
+    ):
         pruning(macs=0.5)
 
 
 def test_the_exported_program_needs_neither_kd_app_nor_timm(tmp_path: Path) -> None:
     model, seen = net("resnet8"), pixels(16)
-    save_model(model, tmp_path, pixels=seen, classes=CLASSES, license="none", widths={"conv1": {"out_channels": 16}})
+    save_model(
+        model,
+        tmp_path,
+        pixels=seen,
+        classes=CLASSES,
+        license="none",
+        widths={"conv1": {"out_channels": 16}},
+    )
     script = (
         "import sys; sys.modules['kd_app'] = sys.modules['timm'] = None; import torch; "
         "print(tuple(torch.export.load('model.pt2').module()(torch.rand(7, 3, 16, 16)).shape))"
     )
-    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert ended.stdout.strip() == "(7, 5)", ended.stderr
 
 
@@ -138,16 +200,23 @@ def test_widths_that_are_not_of_the_net_are_refused(widths: dict[str, object]) -
 
 
 @pytest.mark.slow
-def test_by_latency_the_largest_net_that_is_fast_enough_is_taken_whatever_its_multiply_adds() -> None:
+def test_by_latency_the_largest_net_that_is_fast_enough_is_taken_whatever_its_multiply_adds() -> (
+    None
+):
     model, seen = net("resnet8"), pixels(16)
     whole = count_macs(model, seen)
 
     def slow(pruned: torch.nn.Module) -> float:
-        return 0.3 + 0.7 * count_macs(pruned, seen) / whole  # a third of the time is no multiply-adds
+        return (
+            0.3 + 0.7 * count_macs(pruned, seen) / whole
+        )  # a third of the time is no multiply-adds
 
     pruned, told = pruning(latency=0.6, round_to=2).by_latency(model, seen, None, slow)
     assert slow(pruned) == told["kept"] <= 0.6
     assert told["kept"] == max(each["latency"] for each in told["tried"] if each["latency"] <= 0.6)
     assert told["kept"] > 0.5
-    with pytest.raises(RequestError, match=r"prune.latency=0.2 can't be reached.*the fastest net that was tried takes 0\.3"):
+    with pytest.raises(
+        RequestError,
+        match=r"prune.latency=0.2 can't be reached.*the fastest net that was tried takes 0\.3",
+    ):
         pruning(latency=0.2, round_to=2).by_latency(model, seen, None, slow)

@@ -30,7 +30,9 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
     done(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
     found = results(Path("run"))
     assert found["status"] == "finished"
-    assert found["config"]["loss"].keys() == composed("distill", [f"experiment={name}"])["loss"].keys()
+    assert (
+        found["config"]["loss"].keys() == composed("distill", [f"experiment={name}"])["loss"].keys()
+    )
     points = list(read_curves(stage(Path("run"), "student") / "curves.jsonl"))
     for term in found["config"]["loss"]:
         values = [point[f"train/{term}"] for point in points if f"train/{term}" in point]
@@ -43,11 +45,16 @@ def test_every_recipe_runs_for_two_batches(name: str) -> None:
     done(f"recipe={name}", "debug=fdr", *SMALL)
     found = results(Path("run"))
     assert found["status"] == "finished"
-    assert set(found["config"]["loss"]) == ({"soft_target"} if name == "patient" else {"cross_entropy", "soft_target"})
+    assert set(found["config"]["loss"]) == (
+        {"soft_target"} if name == "patient" else {"cross_entropy", "soft_target"}
+    )
 
 
 def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> None:
-    made = {name: composed("distill", [f"recipe={name}"]) for name in ("smoke", "quick", "standard", "patient")}
+    made = {
+        name: composed("distill", [f"recipe={name}"])
+        for name in ("smoke", "quick", "standard", "patient")
+    }
     assert sorted(made) == choices("recipe")
     epochs = [made[name]["trainer"]["max_epochs"] for name in made]
     assert epochs == sorted(set(epochs))
@@ -61,21 +68,43 @@ def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> No
 
 
 def test_words_win_over_a_recipe() -> None:
-    config = composed("distill", ["recipe=patient", "trainer.max_epochs=30", "loss=[soft_target,dist]", "data.mix.mixup=null"])
-    assert (config["trainer"]["max_epochs"], set(config["loss"]), config["data"]["mix"]["mixup"]) == (30, {"soft_target", "dist"}, None)
+    config = composed(
+        "distill",
+        [
+            "recipe=patient",
+            "trainer.max_epochs=30",
+            "loss=[soft_target,dist]",
+            "data.mix.mixup=null",
+        ],
+    )
+    assert (
+        config["trainer"]["max_epochs"],
+        set(config["loss"]),
+        config["data"]["mix"]["mixup"],
+    ) == (30, {"soft_target", "dist"}, None)
 
 
 @pytest.mark.parametrize("name", choices("debug"))
 def test_every_way_to_debug_runs(name: str) -> None:
-    few = {"overfit": ("trainer.max_epochs=8",), "default": ("trainer.limit_train_batches=3",), "profiler": ("trainer.limit_train_batches=3",)}
+    few = {
+        "overfit": ("trainer.max_epochs=8",),
+        "default": ("trainer.limit_train_batches=3",),
+        "profiler": ("trainer.limit_train_batches=3",),
+    }
     ended = call(f"debug={name}", *few.get(name, ()), *SMALL)
     assert ended.code == 0, ended.err
     assert results(Path("run"))["status"] == "finished"
 
 
 def test_overfitting_learns_its_two_batches() -> None:
-    done("debug=overfit", "trainer.max_epochs=15", "teacher=none", "loss=[cross_entropy]", *SMALL[1:])
-    losses = [point["train/loss"] for point in read_curves(stage(Path("run"), "student") / "curves.jsonl") if "train/loss" in point]
+    done(
+        "debug=overfit", "trainer.max_epochs=15", "teacher=none", "loss=[cross_entropy]", *SMALL[1:]
+    )
+    losses = [
+        point["train/loss"]
+        for point in read_curves(stage(Path("run"), "student") / "curves.jsonl")
+        if "train/loss" in point
+    ]
     assert len(losses) == 30
     assert losses[-1] < 0.7 * losses[0]
 
@@ -84,16 +113,30 @@ def test_two_batches_are_two_batches_of_everything() -> None:
     done("debug=fdr", *SMALL, "data.batch_size=16")
     found = results(Path("run"))
     assert found["validation"]["num_images"] == found["test"]["num_images"] == 32
-    rows = [json.loads(line) for line in (stage(Path("run"), "student") / "curves.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (
+            (stage(Path("run"), "student") / "curves.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        )
+    ]
     assert max(row["step"] for row in rows) == 2
 
 
 def test_a_slurm_trial_is_one_task_that_is_sent_again_when_its_time_is_over() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("distill", overrides=["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=4", "trainer=ddp"], return_hydra_config=True)
+        config = compose(
+            "distill",
+            overrides=["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=4", "trainer=ddp"],
+            return_hydra_config=True,
+        )
     launcher = OmegaConf.to_container(config.hydra.launcher)
     assert isinstance(launcher, dict)
-    assert launcher["_target_"] == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (
+        launcher["_target_"]
+        == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    )
     assert (launcher["nodes"], launcher["tasks_per_node"], launcher["gpus_per_node"]) == (1, 1, 4)
     assert launcher["max_num_timeout"] > 0
     assert launcher["signal_delay_s"] > 0
@@ -106,6 +149,18 @@ def test_every_search_proposes_settings_that_compose(name: str) -> None:
         config = compose("distill", overrides=[f"hparams_search={name}"], return_hydra_config=True)
     sweeper = config.hydra.sweeper
     assert sweeper._target_ == "hydra_plugins.kd_app_search.SearchSweeper"
-    space = searched(OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in sweeper.space.items()]))
-    first = {key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low for key, kind in space.items()}  # type: ignore[attr-defined]
-    parts(composed("distill", [f"hparams_search={name}", *(f"{key}={value}" for key, value in first.items())]))
+    space = searched(
+        OverridesParser.create().parse_overrides(
+            [f"{key}={value}" for key, value in sweeper.space.items()]
+        )
+    )
+    first = {
+        key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low
+        for key, kind in space.items()
+    }  # type: ignore[attr-defined]
+    parts(
+        composed(
+            "distill",
+            [f"hparams_search={name}", *(f"{key}={value}" for key, value in first.items())],
+        )
+    )

@@ -1,4 +1,6 @@
-"""Every YAML under conf/ composes and makes what it names; a new file is tested by being there."""
+"""Every YAML under conf/ composes and makes what it names; a new file is tested by
+being there.
+"""
 
 import re
 from collections.abc import Callable
@@ -21,10 +23,22 @@ from kd_app.training.parts import parts
 PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
            "predict": ("model=a", "images=b", "out=c")}  # fmt: skip
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
-CHOICES = [file for file in FILES if not file.startswith(("hydra/", "hparams_search/", "formats/", "comparison/"))]
-"""What a run is made of; how trials are made, what it is exported to and how it is compressed have tests of their own."""
+CHOICES = [
+    file
+    for file in FILES
+    if not file.startswith(("hydra/", "hparams_search/", "formats/", "comparison/"))
+]
+"""What a run is made of; how trials are made, what it is exported to and how it is
+compressed have tests of their own.
+"""
 DEFAULTS = yaml.safe_load((CONF / "distill.yaml").read_text(encoding="utf-8"))["defaults"]
-MANY = {group for default in DEFAULTS if isinstance(default, dict) for group, chosen in default.items() if isinstance(chosen, list)}
+MANY = {
+    group
+    for default in DEFAULTS
+    if isinstance(default, dict)
+    for group, chosen in default.items()
+    if isinstance(chosen, list)
+}
 NEEDS = {"teacher/none": ("loss=[cross_entropy]",), "loss/cross_entropy": ("teacher=none",),
          "teacher/several": ("teacher.members.a.name=resnet8", "teacher.members.b.name=resnet14")}  # fmt: skip
 """What a choice can't do without."""
@@ -44,7 +58,9 @@ def test_all_of_conf_is_covered() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} == set(PRIMARY)
     assert sorted(MANY) == ["callbacks", "controls", "logger", "loss"]
     assert len(FILES) == len(list(CONF.rglob("*.yaml"))) - len(PRIMARY)
-    assert {choice.split("/")[0] for choice in FILES} == {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert {choice.split("/")[0] for choice in FILES} == {
+        path.name for path in CONF.iterdir() if path.is_dir()
+    }
 
 
 @pytest.mark.parametrize("primary", PRIMARY)
@@ -75,19 +91,29 @@ def test_every_format_composes_and_can_be_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", choices("comparison"))
 def test_every_comparison_of_compressed_students_composes(name: str) -> None:
-    assert held(content(f"comparison/{name}"), composed("compress", ["run=a", f"comparison={name}"]))
+    assert held(
+        content(f"comparison/{name}"), composed("compress", ["run=a", f"comparison={name}"])
+    )
 
 
 def at(config: dict[str, Any], choice: str) -> dict[str, Any]:
     """The part of a configuration that a choice stands for."""
     group = choice.split("/", maxsplit=1)[0]
-    return config if (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith("# @package _global_") else config[group]
+    return (
+        config
+        if (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith("# @package _global_")
+        else config[group]
+    )
 
 
 def held(part: Any, whole: Any) -> bool:
     """Whether all that `part` says stands in `whole`, interpolations aside."""
     if isinstance(part, dict):
-        return isinstance(whole, dict) and all(held(value, whole.get(key)) for key, value in part.items() if key not in ("defaults", "hydra"))
+        return isinstance(whole, dict) and all(
+            held(value, whole.get(key))
+            for key, value in part.items()
+            if key not in ("defaults", "hydra")
+        )
     return part == whole or (isinstance(part, str) and "${" in part)
 
 
@@ -104,31 +130,62 @@ def test_every_file_says_what_it_is_or_is_plain(choice: str) -> None:
 
 def test_words_later_on_the_line_win_and_experiments_lose_to_both() -> None:
     assert composed("distill", ["seed=1", "seed=2"])["seed"] == 2
-    assert composed("distill", ["experiment=attention", "student.name=resnet8"])["student"]["name"] == "resnet8"
-    assert composed("distill", ["experiment=attention"])["student"]["name"] == "vit_tiny_patch16_224"
+    assert (
+        composed("distill", ["experiment=attention", "student.name=resnet8"])["student"]["name"]
+        == "resnet8"
+    )
+    assert (
+        composed("distill", ["experiment=attention"])["student"]["name"] == "vit_tiny_patch16_224"
+    )
     assert composed("distill", ["debug=fdr", "trainer.max_epochs=3"])["trainer"]["max_epochs"] == 3
 
 
 def test_what_data_suggest_is_taken_where_nobody_says_otherwise() -> None:
     config = composed("distill", ["data=fashion_mnist"])
-    assert (config["teacher"]["name"], config["student"]["name"], config["trainer"]["max_epochs"]) == ("wrn_16_2", "resnet8", 8)
+    assert (
+        config["teacher"]["name"],
+        config["student"]["name"],
+        config["trainer"]["max_epochs"],
+    ) == ("wrn_16_2", "resnet8", 8)
     assert config["teacher"]["max_epochs"] == 8
-    assert composed("distill", ["data=fashion_mnist", "trainer.max_epochs=2"])["teacher"]["max_epochs"] == 2
+    assert (
+        composed("distill", ["data=fashion_mnist", "trainer.max_epochs=2"])["teacher"]["max_epochs"]
+        == 2
+    )
 
 
 def test_the_control_takes_smoothing_and_class_weights_from_the_students_loss() -> None:
     config = composed("distill", ["loss.cross_entropy.smoothing=0.1"])
     assert config["controls"]["labels_only"]["loss"]["cross_entropy"]["smoothing"] == 0.1
-    assert composed("distill", ["loss=[soft_target]"])["controls"]["labels_only"]["loss"]["cross_entropy"]["smoothing"] == 0.0
+    assert (
+        composed("distill", ["loss=[soft_target]"])["controls"]["labels_only"]["loss"][
+            "cross_entropy"
+        ]["smoothing"]
+        == 0.0
+    )
 
 
 def test_arguments_of_a_model_or_an_optimizer_need_no_plus() -> None:
-    config = composed("distill", ["teacher.kwargs.drop_rate=0.1", "optimizer.kwargs.betas=[0.9,0.95]", "teacher.optimizer.kwargs.eps=1e-6"])
+    config = composed(
+        "distill",
+        [
+            "teacher.kwargs.drop_rate=0.1",
+            "optimizer.kwargs.betas=[0.9,0.95]",
+            "teacher.optimizer.kwargs.eps=1e-6",
+        ],
+    )
     assert config["teacher"]["kwargs"] == {"drop_rate": 0.1}
     assert config["optimizer"]["kwargs"] == {"betas": [0.9, 0.95]}
     assert config["teacher"]["optimizer"]["kwargs"] == {"eps": 1e-6}
-    assert opened(["loss.a.schedule=warmup", "loss.a.schedule=null"]) == ["+scheduler@loss.a.schedule=warmup", "loss.a.schedule=null"]
-    assert opened(["student.kwargs.a.b=1", "seed=1", "+x=1"]) == ["++student.kwargs.a.b=1", "seed=1", "+x=1"]
+    assert opened(["loss.a.schedule=warmup", "loss.a.schedule=null"]) == [
+        "+scheduler@loss.a.schedule=warmup",
+        "loss.a.schedule=null",
+    ]
+    assert opened(["student.kwargs.a.b=1", "seed=1", "+x=1"]) == [
+        "++student.kwargs.a.b=1",
+        "seed=1",
+        "+x=1",
+    ]
 
 
 def test_null_is_null_and_none_is_a_text() -> None:
@@ -137,7 +194,12 @@ def test_null_is_null_and_none_is_a_text() -> None:
 
 
 def test_known_keys_are_those_of_the_choices_made() -> None:
-    assert {"loss.soft_target.temperature", "teacher.optimizer.lr", "verdict.margin", "loss"} <= set(known_keys("distill"))
+    assert {
+        "loss.soft_target.temperature",
+        "teacher.optimizer.lr",
+        "verdict.margin",
+        "loss",
+    } <= set(known_keys("distill"))
     assert "loss.decoupled.beta" not in known_keys("distill")
     assert "loss.decoupled.beta" in known_keys("distill", ["loss=[decoupled]", "sed=1"])
 

@@ -15,8 +15,15 @@ def test_the_closest_choice_is_named_and_none_where_none_is_near() -> None:
 
 
 def test_few_choices_are_listed_in_order_and_many_are_counted() -> None:
-    assert str(unknown("knob", "wieght", WORDS)) == "There is no knob 'wieght'. Did you mean 'weight'? Known: smoothing, temperature, weight."
-    assert str(unknown("knob", "qqq", (str(number) for number in range(41)))) == "There is no knob 'qqq'. 41 are known."
+    assert (
+        str(unknown("knob", "wieght", WORDS))
+        == "There is no knob 'wieght'. Did you mean 'weight'? Known: smoothing, temperature,"
+        " weight."
+    )
+    assert (
+        str(unknown("knob", "qqq", (str(number) for number in range(41))))
+        == "There is no knob 'qqq'. 41 are known."
+    )
 
 
 @given(st.text(min_size=1), st.lists(st.text(min_size=1)))

@@ -1,4 +1,6 @@
-"""A configuration from somebody else names parts of ours, or what its reader allows, and nothing else is imported or called."""
+"""A configuration from somebody else names parts of ours, or what its reader allows,
+and nothing else is imported or called.
+"""
 
 import sys
 from pathlib import Path
@@ -41,7 +43,10 @@ def config(target: str) -> dict[str, Any]:
     ],
 )
 def test_what_is_no_part_of_ours_is_refused_with_the_place_and_the_way_out(target: str) -> None:
-    with pytest.raises(RequestError, match=r"loss\.other\._target_=.* names code that is no part of kd_app.*'allow=\["):
+    with pytest.raises(
+        RequestError,
+        match=r"loss\.other\._target_=.* names code that is no part of kd_app.*'allow=\[",
+    ):
         check_targets(config(target), [])
 
 
@@ -71,7 +76,9 @@ def test_ours_and_what_is_allowed_may_be_named(target: str, allow: list[str]) ->
     check_targets(config(target), allow)
 
 
-def test_what_is_refused_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_is_not_even_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = tmp_path / "mark"
     (tmp_path / "stranger.py").write_text(f"open({str(mark)!r}, 'w')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

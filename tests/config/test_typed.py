@@ -1,4 +1,6 @@
-"""The signature is the schema: types, ranges and unknown keys, each told in one sentence."""
+"""The signature is the schema: types, ranges and unknown keys, each told in one
+sentence.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -18,14 +20,22 @@ class Shares:
 
 
 class Part(Typed):
-    def __init__(self, *, size: PositiveInt, rate: Annotated[float, Field(gt=0, le=1)] | PositiveInt | None, split: Shares | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        size: PositiveInt,
+        rate: Annotated[float, Field(gt=0, le=1)] | PositiveInt | None,
+        split: Shares | None = None,
+    ) -> None:
         self.size = size
         self.rate = rate
         self.split = split
 
 
 class Named(Typed, called="the oven"):
-    def __init__(self, *, mode: Literal["bake", "grill"] | Literal["auto"], trays: list[PositiveInt]) -> None:
+    def __init__(
+        self, *, mode: Literal["bake", "grill"] | Literal["auto"], trays: list[PositiveInt]
+    ) -> None:
         self.mode = mode
         self.trays = trays
 
@@ -46,7 +56,10 @@ def test_what_fits_is_taken_and_made_the_type_that_it_is_to_be() -> None:
 
 def test_a_value_of_another_type_or_range_is_named_with_what_is_expected() -> None:
     assert refused(Part, size=0, rate=1) == "Part: size=0 does not fit: expected greater than 0."
-    assert refused(Named, mode="boil", trays=[1]) == "the oven: mode='boil' does not fit: expected 'bake' or 'grill' or 'auto'."
+    assert (
+        refused(Named, mode="boil", trays=[1])
+        == "the oven: mode='boil' does not fit: expected 'bake' or 'grill' or 'auto'."
+    )
 
 
 def test_a_value_that_may_be_of_several_types_is_told_once() -> None:
@@ -57,13 +70,21 @@ def test_a_value_that_may_be_of_several_types_is_told_once() -> None:
 
 
 def test_the_place_of_a_value_is_told_by_its_keys_and_numbers() -> None:
-    assert refused(Part, size=1, rate=1, split={"validation": 2, "test": 0.5}).startswith("Part: split.validation=2 does not fit")
+    assert refused(Part, size=1, rate=1, split={"validation": 2, "test": 0.5}).startswith(
+        "Part: split.validation=2 does not fit"
+    )
     assert refused(Named, mode="bake", trays=[1, 0]).startswith("the oven: trays.1=0 does not fit")
 
 
 def test_an_unknown_setting_is_named_with_the_closest_one_and_all_there_are() -> None:
-    assert refused(Part, size=1, rate=1, siz=2) == "Part has no setting 'siz'. Did you mean 'size'? Known: size, rate, split."
-    assert refused(Named, mode="bake", trays=[], heat=1) == "the oven has no setting 'heat'. Known: mode, trays."
+    assert (
+        refused(Part, size=1, rate=1, siz=2)
+        == "Part has no setting 'siz'. Did you mean 'size'? Known: size, rate, split."
+    )
+    assert (
+        refused(Named, mode="bake", trays=[], heat=1)
+        == "the oven has no setting 'heat'. Known: mode, trays."
+    )
 
 
 def test_a_missing_setting_and_everything_else_that_is_wrong_is_told_at_once() -> None:
@@ -75,10 +96,22 @@ def test_a_missing_setting_and_everything_else_that_is_wrong_is_told_at_once() -
 
 
 def test_the_text_none_is_told_from_null() -> None:
-    assert refused(Part, size="None", rate=1).endswith("None is a text here; nothing is written null.")
+    assert refused(Part, size="None", rate=1).endswith(
+        "None is a text here; nothing is written null."
+    )
 
 
-@given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()), st.dictionaries(st.text(), st.integers())))
+@given(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.lists(st.integers()),
+        st.dictionaries(st.text(), st.integers()),
+    )
+)
 def test_whatever_comes_is_taken_or_refused_by_name(value: Any) -> None:
     part, said = None, ""
     try:

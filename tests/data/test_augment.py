@@ -18,7 +18,9 @@ INDEX = np.arange(300)
 
 
 def pictures(channels: int = 3, side: int = 16) -> Any:
-    return np.random.default_rng(0).integers(0, 256, (len(INDEX), side, side, channels), dtype=np.uint8)
+    return np.random.default_rng(0).integers(
+        0, 256, (len(INDEX), side, side, channels), dtype=np.uint8
+    )
 
 
 def augment(**changed: Any) -> Augment:
@@ -26,7 +28,9 @@ def augment(**changed: Any) -> Augment:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_is_changed_alike_in_every_batch_and_the_global_generators_stay_as_they_were(channels: int) -> None:
+def test_an_image_is_changed_alike_in_every_batch_and_the_global_generators_stay_as_they_were(
+    channels: int,
+) -> None:
     given, keys = pictures(channels), image_keys(0, INDEX, 1)
     before = torch.get_rng_state()
     whole = augment()(given, keys)
@@ -46,7 +50,9 @@ def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
     assert 0.25 < found[erased].mean(axis=(1, 2)).max() < 0.37
     for picture in found[erased][:50]:
         rows, columns = np.flatnonzero(picture.any(axis=1)), np.flatnonzero(picture.any(axis=0))
-        assert picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.8  # noise is a 7 once in 256
+        assert (
+            picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.8
+        )  # noise is a 7 once in 256
 
 
 def test_without_operations_and_erasing_nothing_is_done() -> None:
@@ -58,12 +64,16 @@ def test_without_operations_and_erasing_nothing_is_done() -> None:
 def test_the_loader_changes_the_view_of_an_image() -> None:
     plain, made = maker(30), replace(maker(30), augment=augment())
     seen, request = plain[Request(1, INDEX[:9])], Request(1, INDEX[:9])
-    expected = augment()(seen.image.permute(0, 2, 3, 1).contiguous().numpy(), image_keys(3, INDEX[:9], 1))
+    expected = augment()(
+        seen.image.permute(0, 2, 3, 1).contiguous().numpy(), image_keys(3, INDEX[:9], 1)
+    )
     assert np.array_equal(made[request].image.permute(0, 2, 3, 1).numpy(), expected)
     assert made.is_slow()
 
 
-@pytest.mark.parametrize("wrong", [{"operations": -1}, {"magnitude": 31}, {"erasing": 2.0}, {"erazing": 0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"operations": -1}, {"magnitude": 31}, {"erasing": 2.0}, {"erazing": 0.1}]
+)
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(RequestError, match=next(iter(wrong))):
         arrays(augment={"operations": 1, "magnitude": 9, "erasing": 0.0, **wrong})

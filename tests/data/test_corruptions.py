@@ -32,7 +32,9 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [28, 224])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_corruption_is_worse_at_each_severity_and_leaves_something_to_be_seen(kind: Kind, side: int, channels: int) -> None:
+def test_a_corruption_is_worse_at_each_severity_and_leaves_something_to_be_seen(
+    kind: Kind, side: int, channels: int
+) -> None:
     picture = photo(side, channels)
     made = [Corruption(kind, severity)(picture, 7) for severity in range(1, 6)]
     for each in made:
@@ -45,8 +47,15 @@ def test_a_corruption_is_worse_at_each_severity_and_leaves_something_to_be_seen(
 
 
 @settings(max_examples=15, deadline=None)
-@given(key=st.integers(0, 2**64 - 1), height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3]))
-def test_any_image_in_any_corruption_is_a_function_of_the_image_and_its_key(key: int, height: int, width: int, channels: int) -> None:
+@given(
+    key=st.integers(0, 2**64 - 1),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+)
+def test_any_image_in_any_corruption_is_a_function_of_the_image_and_its_key(
+    key: int, height: int, width: int, channels: int
+) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
     before = picture.copy()
     picture.setflags(write=False)
@@ -63,7 +72,10 @@ def test_the_noise_of_an_image_is_its_own_and_has_the_deviation_that_is_told() -
         noise = Corruption("gaussian_noise", severity)(gray, 1).astype(float) - 128
         assert noise.std() == pytest.approx(255 * sigma, rel=0.02)
         assert abs(noise.mean()) < 0.3
-    assert distance(Corruption("gaussian_noise", 1)(gray, 1), Corruption("gaussian_noise", 1)(gray, 2)) > 5
+    assert (
+        distance(Corruption("gaussian_noise", 1)(gray, 1), Corruption("gaussian_noise", 1)(gray, 2))
+        > 5
+    )
 
 
 @pytest.mark.parametrize("side", [28, 224])
@@ -78,7 +90,9 @@ def test_the_blur_is_a_gaussian_of_the_width_that_is_told(side: int) -> None:
 
 def test_brightness_contrast_jpeg_and_pixelate_do_what_they_say() -> None:
     picture = photo(28)
-    np.testing.assert_array_equal(Corruption("brightness", 2)(picture, 0), np.minimum(picture.astype(int) + 51, 255))
+    np.testing.assert_array_equal(
+        Corruption("brightness", 2)(picture, 0), np.minimum(picture.astype(int) + 51, 255)
+    )
     flat = Corruption("contrast", 5)(picture, 0)
     mean = picture.mean(axis=(0, 1))
     np.testing.assert_allclose(flat, mean + 0.15 * (picture - mean), atol=0.51)
@@ -87,22 +101,30 @@ def test_brightness_contrast_jpeg_and_pixelate_do_what_they_say() -> None:
     np.testing.assert_array_equal(Corruption("jpeg", 3)(picture, 0), np.asarray(Image.open(file)))
     coarse = Corruption("pixelate", 3)(picture, 0)
     np.testing.assert_array_equal(coarse, coarse[::2, ::2].repeat(2, 0).repeat(2, 1))
-    np.testing.assert_allclose(coarse[::2, ::2], picture.reshape(14, 2, 14, 2, 3).mean(axis=(1, 3)), atol=1.01)
+    np.testing.assert_allclose(
+        coarse[::2, ::2], picture.reshape(14, 2, 14, 2, 3).mean(axis=(1, 3)), atol=1.01
+    )
 
 
-def test_models_of_all_sizes_are_shown_the_same_corrupted_image_and_the_batch_changes_nothing() -> None:
+def test_models_of_all_sizes_are_shown_the_same_corrupted_image_and_the_batch_changes_nothing() -> (
+    None
+):
     pictures = np.stack([photo(48, seed=seed) for seed in range(4)])
     store = HeldStore(pictures.reshape(-1), np.full((4, 2), 48), 3)
     index = np.arange(4)
     keys = image_keys(0, index, -1)
     corruption = Corruption("gaussian_noise", 4)
-    spoiled = [corruption(picture, key) for picture, key in zip(pictures, keys.tolist(), strict=True)]
+    spoiled = [
+        corruption(picture, key) for picture, key in zip(pictures, keys.tolist(), strict=True)
+    ]
     for side in (24, 48):
         pixels = Pixels(3, side, side, (0.5,) * 3, (0.5,) * 3)
         expected = [np.asarray(Plain().image(Image.fromarray(each), pixels)) for each in spoiled]
         found = Corrupted(corruption)(Selection(store, index), keys, pixels)
         np.testing.assert_array_equal(found, expected)
-        np.testing.assert_array_equal(Corrupted(corruption)(Selection(store, index[2:]), keys[2:], pixels), found[2:])
+        np.testing.assert_array_equal(
+            Corrupted(corruption)(Selection(store, index[2:]), keys[2:], pixels), found[2:]
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +138,9 @@ def test_models_of_all_sizes_are_shown_the_same_corrupted_image_and_the_batch_ch
         (["jpeg"], [2, 2], "has one of them twice"),
     ],
 )
-def test_what_is_no_corruption_or_no_severity_is_refused_by_name(corruptions: list[Kind], severities: list[int], said: str) -> None:
+def test_what_is_no_corruption_or_no_severity_is_refused_by_name(
+    corruptions: list[Kind], severities: list[int], said: str
+) -> None:
     with pytest.raises(RequestError, match=said):
         Robustness(corruptions=corruptions, severities=severities)
     assert Robustness(corruptions=[], severities=[1, 3]).chosen == ()

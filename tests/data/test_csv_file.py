@@ -43,7 +43,10 @@ def test_rows_become_images_in_their_order(tmp_path: Path) -> None:
 
 
 def test_split_and_group_are_read_where_they_are(tmp_path: Path) -> None:
-    text = "group,note,label,path,split\ng1,x,cat,a.png,train\ng1,x,cat,b.png,\n,x,dog,sub/c.png,Valid\ng2,x,dog,sub/d e.png,test\n"
+    text = (
+        "group,note,label,path,split\ng1,x,cat,a.png,train\ng1,x,cat,b.png,\n,x,dog,sub/c.png,Valid\ng2,x,dog,sub/d"
+        " e.png,test\n"
+    )
     listing = source(table(tmp_path, text)).listing()
     assert listing.split == ("train", "", "validation", "test")
     assert listing.group == ("g1", "g1", "", "g2")
@@ -53,7 +56,11 @@ def test_the_root_is_the_table_or_the_folder_that_holds_it(tmp_path: Path) -> No
     path = table(tmp_path, "path,label\na.png,x\nb.png,y\n")
     other = table(tmp_path, "path,label\na.png,x\nb.png,y\n", "photos.csv")
     assert source(path).listing() is not None
-    assert source(tmp_path).listing().fingerprint == source(path).listing().fingerprint == source(other).listing().fingerprint
+    assert (
+        source(tmp_path).listing().fingerprint
+        == source(path).listing().fingerprint
+        == source(other).listing().fingerprint
+    )
 
 
 def test_a_folder_without_the_table_names_the_tables_that_are_there(tmp_path: Path) -> None:
@@ -64,7 +71,12 @@ def test_a_folder_without_the_table_names_the_tables_that_are_there(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "text", ["path;label\na.png;x,1\nb.png;y\n", "path\tlabel\r\na.png\tx,1\r\nb.png\ty\r\n", '\ufeff"Path", Label \na.png,"x,1"\n\nb.png, y\n']
+    "text",
+    [
+        "path;label\na.png;x,1\nb.png;y\n",
+        "path\tlabel\r\na.png\tx,1\r\nb.png\ty\r\n",
+        '\ufeff"Path", Label \na.png,"x,1"\n\nb.png, y\n',
+    ],
 )
 def test_spreadsheets_save_tables_in_many_ways(tmp_path: Path, text: str) -> None:
     listing = source(table(tmp_path, text)).listing()
@@ -73,7 +85,9 @@ def test_spreadsheets_save_tables_in_many_ways(tmp_path: Path, text: str) -> Non
 
 
 def test_whole_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
-    assert source(table(tmp_path, "path,label\na.png,10\nb.png,9\nsub/c.png,0\n")).listing().classes == ("0", "9", "10")
+    assert source(
+        table(tmp_path, "path,label\na.png,10\nb.png,9\nsub/c.png,0\n")
+    ).listing().classes == ("0", "9", "10")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +102,10 @@ def test_whole_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
         ("path,label\na.png,x\n,y\n", "Row 3 .* no path"),
         ("path,label\na.png,x\nb.png\n", "Row 3 .* no label"),
         ("path,label,split\na.png,x,train\nb.png,y,vall\n", "Row 3 .*'vall'. Did you mean 'val'"),
-        ("path,label\na.png,x\nb.png,y\nnone.png,y\nnothing.png,y\n", "Row 4 .*'none.png', where there is no file. So do 1 other"),
+        (
+            "path,label\na.png,x\nb.png,y\nnone.png,y\nnothing.png,y\n",
+            "Row 4 .*'none.png', where there is no file. So do 1 other",
+        ),
         ("path,label\na.png,x\nb.png,y\nsub/../a.png,y\n", "Rows 2 and 4 .*'a.png'"),
         ("path,label\na.png,x\n../b.png,y\n", "Row 3 .* outside"),
         ("path,label\na.png,x\n/etc/passwd,y\n", "Row 3 .* outside"),
@@ -113,7 +130,9 @@ def test_another_encoding_is_refused(tmp_path: Path) -> None:
 
 def test_an_absolute_path_inside_is_made_relative(tmp_path: Path) -> None:
     relative = source(table(tmp_path / "x", "path,label\na.png,x\nb.png,y\n")).listing()
-    absolute = source(table(tmp_path / "y", f"path,label\n{tmp_path / 'y' / 'a.png'},x\n./b.png,y\n")).listing()
+    absolute = source(
+        table(tmp_path / "y", f"path,label\n{tmp_path / 'y' / 'a.png'},x\n./b.png,y\n")
+    ).listing()
     assert absolute.files == relative.files
     assert absolute.fingerprint == relative.fingerprint
 
@@ -132,7 +151,10 @@ def test_the_fingerprint_sees_labels_splits_groups_and_bytes(tmp_path: Path) -> 
         "path,label,split,group\na.png,x,,g\nb.png,y,,\nsub/c.png,y,,\n",
         "path,label,split,group\na.png,x,train,\nb.png,y,,\nsub/c.png,y,,\n",
     ]
-    found = [source(table(tmp_path / str(number), text)).listing().fingerprint for number, text in enumerate(texts)]
+    found = [
+        source(table(tmp_path / str(number), text)).listing().fingerprint
+        for number, text in enumerate(texts)
+    ]
     shutil.copytree(tmp_path / "0", tmp_path / "moved")
     assert source(tmp_path / "moved").listing().fingerprint == found[0]
     Image.new("L", (2, 2), 200).save(tmp_path / "moved" / "a.png")

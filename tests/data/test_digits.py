@@ -36,5 +36,8 @@ def test_read_gives_the_image_of_the_store() -> None:
 
 
 def test_loading_imports_neither_scikit_learn_nor_scipy() -> None:
-    code = "import sys; from kd_app.data.digits import Digits; Digits().listing(); sys.exit(len({'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys; from kd_app.data.digits import Digits; Digits().listing();"
+        " sys.exit(len({'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

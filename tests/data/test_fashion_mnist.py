@@ -10,11 +10,20 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.data.fashion_mnist import FashionMNIST
 
-NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def idx(values: np.ndarray) -> bytes:
-    return bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    return (
+        bytes((0, 0, 8, values.ndim))
+        + struct.pack(f">{values.ndim}I", *values.shape)
+        + values.tobytes()
+    )
 
 
 def write(folder: Path, *, packed: bool, train: int = 20, test: int = 10) -> dict[str, np.ndarray]:
@@ -25,16 +34,22 @@ def write(folder: Path, *, packed: bool, train: int = 20, test: int = 10) -> dic
         shape, top = ((count, 28, 28), 256) if "images" in name else ((count,), 10)
         content[name] = random.integers(0, top, shape).astype(np.uint8)
         data = idx(content[name])
-        (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(data) if packed else data)
+        (folder / (f"{name}.gz" if packed else name)).write_bytes(
+            gzip.compress(data) if packed else data
+        )
     return content
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_pixels_labels_and_the_official_test_set_are_those_of_the_files(tmp_path: Path, packed: bool) -> None:
+def test_pixels_labels_and_the_official_test_set_are_those_of_the_files(
+    tmp_path: Path, packed: bool
+) -> None:
     content = write(tmp_path, packed=packed)
     source = FashionMNIST(root=tmp_path)
     listing = source.listing()
-    assert (source.store()[:, 0].numpy() == np.concatenate([content[NAMES[0]], content[NAMES[2]]])).all()
+    assert (
+        source.store()[:, 0].numpy() == np.concatenate([content[NAMES[0]], content[NAMES[2]]])
+    ).all()
     assert (listing.target == np.concatenate([content[NAMES[1]], content[NAMES[3]]])).all()
     assert listing.split == ("",) * 20 + ("test",) * 10
     assert listing.classes[0] == "T-shirt/top"
@@ -49,7 +64,10 @@ def test_the_fingerprint_is_that_of_the_content_packed_or_not(tmp_path: Path) ->
     write(tmp_path / "other", packed=False)
     path = tmp_path / "other" / NAMES[0]
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
-    packed, plain, other = (FashionMNIST(root=tmp_path / name).listing().fingerprint for name in ("packed", "plain", "other"))
+    packed, plain, other = (
+        FashionMNIST(root=tmp_path / name).listing().fingerprint
+        for name in ("packed", "plain", "other")
+    )
     assert packed == plain != other
 
 
@@ -58,7 +76,9 @@ def test_torchvisions_folder_is_found_below_the_root(tmp_path: Path) -> None:
     assert len(FashionMNIST(root=tmp_path).listing().files) == 30
 
 
-def test_debians_place_is_searched_among_the_shared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debians_place_is_searched_among_the_shared_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "datasets" / "fashion-mnist", packed=True)
     monkeypatch.setenv("XDG_DATA_DIRS", f"/nowhere:{tmp_path}")
     assert len(FashionMNIST(root=None).listing().files) == 30
@@ -86,13 +106,19 @@ def images(count: int = 20, side: int = 28) -> bytes:
         (NAMES[0], images()[:10], "no idx file"),
         (NAMES[0], b"<html>" + images(), "no idx file"),
         (NAMES[0], idx(np.zeros(20, dtype=np.uint8)), "no idx file"),
-        (NAMES[0], bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1), "announces"),
+        (
+            NAMES[0],
+            bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1),
+            "announces",
+        ),
         (NAMES[0], images(side=27), "27x27"),
         (NAMES[0], images(19), "19 images"),
         (NAMES[1], idx(np.full(20, 10, dtype=np.uint8)), "label 10"),
     ],
 )
-def test_a_file_that_is_not_what_it_should_be_is_refused_by_name(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+def test_a_file_that_is_not_what_it_should_be_is_refused_by_name(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
     write(tmp_path, packed=False)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(RequestError, match=said) as raised:
@@ -105,6 +131,12 @@ def test_a_damaged_gz_is_refused_by_name(tmp_path: Path, damage: str) -> None:
     write(tmp_path, packed=True)
     path = tmp_path / f"{NAMES[0]}.gz"
     data = path.read_bytes()
-    path.write_bytes({"cut": data[:-100], "flip": data[:500] + bytes([data[500] ^ 255]) + data[501:], "text": b"not gz"}[damage])
+    path.write_bytes(
+        {
+            "cut": data[:-100],
+            "flip": data[:500] + bytes([data[500] ^ 255]) + data[501:],
+            "text": b"not gz",
+        }[damage]
+    )
     with pytest.raises(RequestError, match=f"{NAMES[0]}.*truncated or damaged"):
         FashionMNIST(root=tmp_path).listing()

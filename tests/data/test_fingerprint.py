@@ -17,11 +17,16 @@ from kd_app.data.source import Listing
 def test_a_whole_digest_sees_every_byte(data: bytes, place: int) -> None:
     changed = bytearray(data or b"\0")
     changed[place % len(changed)] ^= 1
-    before, after, longer = (digest(io.BytesIO(content), whole=True) for content in (data, bytes(changed), data + b"\0"))
+    before, after, longer = (
+        digest(io.BytesIO(content), whole=True) for content in (data, bytes(changed), data + b"\0")
+    )
     assert len({before, after, longer}) == 3 if data else before != longer
 
 
-@pytest.mark.parametrize(("place", "seen"), [(0, True), (4095, True), (4096, False), (15_903, False), (15_904, True), (19_999, True)])
+@pytest.mark.parametrize(
+    ("place", "seen"),
+    [(0, True), (4095, True), (4096, False), (15_903, False), (15_904, True), (19_999, True)],
+)
 def test_a_digest_of_the_ends_sees_4_kib_at_each(place: int, seen: bool) -> None:
     data = bytearray(20_000)
     before = digest(io.BytesIO(data), whole=False)
@@ -30,7 +35,9 @@ def test_a_digest_of_the_ends_sees_4_kib_at_each(place: int, seen: bool) -> None
     assert digest(io.BytesIO(bytes(20_001)), whole=False) != before
 
 
-def test_files_are_hashed_whole_up_to_the_limit_of_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_hashed_whole_up_to_the_limit_of_all_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [tmp_path / str(number) for number in range(600)]
     for number, path in enumerate(paths):
         path.write_bytes(number.to_bytes(4, "big") * (5000 if number == 7 else 3))
@@ -47,9 +54,16 @@ def test_a_file_that_is_gone_has_an_empty_digest(tmp_path: Path) -> None:
 
 def test_every_part_of_a_listing_counts() -> None:
     def of(
-        classes: str = "xy", files: str = "ab", target: tuple[int, int] = (0, 1), split: str = "__", group: str = "__", contents: str = "12"
+        classes: str = "xy",
+        files: str = "ab",
+        target: tuple[int, int] = (0, 1),
+        split: str = "__",
+        group: str = "__",
+        contents: str = "12",
     ) -> str:
-        listing = Listing(tuple(classes), tuple(files), np.array(target), tuple(split), tuple(group), "")
+        listing = Listing(
+            tuple(classes), tuple(files), np.array(target), tuple(split), tuple(group), ""
+        )
         return fingerprinted(listing, [content.encode() for content in contents]).fingerprint
 
     assert of() == of()

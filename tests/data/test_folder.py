@@ -16,7 +16,9 @@ from kd_app.data.source import Listing
 
 
 def put(root: Path, names: Iterable[str]) -> Path:
-    """A 4x3 image of its own shade at each name; an empty file where the name is no image's."""
+    """A 4x3 image of its own shade at each name; an empty file where the name is no
+    image's.
+    """
     for shade, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,33 +54,56 @@ def test_a_sub_folder_is_a_class_and_its_name_the_label(tmp_path: Path) -> None:
 
 def test_channels_say_what_read_gives(tmp_path: Path) -> None:
     put(tmp_path, ["a/1.png", "b/1.png"])
-    assert [Folder(root=tmp_path, channels=channels).read(0).mode for channels in (1, 3)] == ["L", "RGB"]
+    assert [Folder(root=tmp_path, channels=channels).read(0).mode for channels in (1, 3)] == [
+        "L",
+        "RGB",
+    ]
     with pytest.raises(RequestError, match="channels=2"):
         Folder(root=tmp_path, channels=2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "Val"])
 def test_ready_splits_are_taken_from_the_folders_names(tmp_path: Path, word: str) -> None:
-    listing = listed(put(tmp_path, [f"{part}/{name}/1.png" for part in ("train", word, "test") for name in ("a", "b")]))
+    listing = listed(
+        put(
+            tmp_path,
+            [f"{part}/{name}/1.png" for part in ("train", word, "test") for name in ("a", "b")],
+        )
+    )
     assert dict(zip(listing.files, listing.split, strict=True)) == {
-        f"{part}/{name}/1.png": split for part, split in (("train", "train"), (word, "validation"), ("test", "test")) for name in ("a", "b")
+        f"{part}/{name}/1.png": split
+        for part, split in (("train", "train"), (word, "validation"), ("test", "test"))
+        for name in ("a", "b")
     }
     assert listing.classes == ("a", "b")
-    assert [listing.classes[number] for number in listing.target] == [file.split("/")[1] for file in listing.files]
+    assert [listing.classes[number] for number in listing.target] == [
+        file.split("/")[1] for file in listing.files
+    ]
 
 
 @pytest.mark.parametrize("parts", [("train",), ("train", "test"), ("train", "val")])
 def test_some_of_the_ready_splits_are_enough(tmp_path: Path, parts: tuple[str, ...]) -> None:
-    listing = listed(put(tmp_path, [f"{part}/{name}/1.png" for part in parts for name in ("a", "b")]))
+    listing = listed(
+        put(tmp_path, [f"{part}/{name}/1.png" for part in parts for name in ("a", "b")])
+    )
     assert len(set(listing.split)) == len(parts)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert listed(put(tmp_path, ["bus/1.png", "car/1.png", "train/1.png"])).classes == ("bus", "car", "train")
+    assert listed(put(tmp_path, ["bus/1.png", "car/1.png", "train/1.png"])).classes == (
+        "bus",
+        "car",
+        "train",
+    )
 
 
 def test_ready_splits_beside_other_folders_are_refused_as_ambiguous(tmp_path: Path) -> None:
-    message = refused(put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", "extras/1.png"]))
+    message = refused(
+        put(
+            tmp_path,
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", "extras/1.png"],
+        )
+    )
     assert "'extras'" in message
     assert "ready splits, or classes?" in message
 
@@ -101,21 +126,45 @@ def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
 
 
 def test_hidden_names_and_archive_leftovers_are_left_out(tmp_path: Path) -> None:
-    names = ["a/1.png", "b/1.png", "a/._1.png", "a/.cache/1.png", ".git/1.png", "__MACOSX/a/1.png", ".DS_Store", "a/.DS_Store"]
+    names = [
+        "a/1.png",
+        "b/1.png",
+        "a/._1.png",
+        "a/.cache/1.png",
+        ".git/1.png",
+        "__MACOSX/a/1.png",
+        ".DS_Store",
+        "a/.DS_Store",
+    ]
     assert listed(put(tmp_path, names)).files == ("a/1.png", "b/1.png")
 
 
 def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
-    source = Folder(root=put(tmp_path, ["a/1.png", "b/1.png", "a/notes.txt", "b/Thumbs.db", "b/sub/data.csv"]), channels=3)
+    source = Folder(
+        root=put(tmp_path, ["a/1.png", "b/1.png", "a/notes.txt", "b/Thumbs.db", "b/sub/data.csv"]),
+        channels=3,
+    )
     assert len(source.listing().files) == 2
     assert source.ignored == 3
 
 
 def test_strange_names_are_names(tmp_path: Path) -> None:
-    names = ['a b/it\'s "it".png', "a b/line\nbreak.png", "ö 猫/🐈.png", "c;,\t/%20$HOME.png", "c;,\t/" + os.fsdecode(b"\xff\xfe.png")]
+    names = [
+        'a b/it\'s "it".png',
+        "a b/line\nbreak.png",
+        "ö 猫/🐈.png",
+        "c;,\t/%20$HOME.png",
+        "c;,\t/" + os.fsdecode(b"\xff\xfe.png"),
+    ]
     source = Folder(root=put(tmp_path, names), channels=1)
     assert set(source.listing().files) == set(names)
-    assert sorted(int(np.asarray(source.read(index)).max()) for index in range(5)) == [0, 1, 2, 3, 4]
+    assert sorted(int(np.asarray(source.read(index)).max()) for index in range(5)) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     assert len(source.listing().fingerprint) == 64
 
 
@@ -181,12 +230,16 @@ def test_images_without_class_folders_are_refused_with_the_layout(tmp_path: Path
     message = refused(put(tmp_path, ["1.png", "2.png"]))
     assert "2 image(s) and no class folder" in message
     assert "<root>/<class>/<image>" in message
-    assert "no class folder" in refused(put(tmp_path / "ready", ["train/a/1.png", "train/b/1.png", "test/1.png"]))
+    assert "no class folder" in refused(
+        put(tmp_path / "ready", ["train/a/1.png", "train/b/1.png", "test/1.png"])
+    )
 
 
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     assert "single class, 'cat'" in refused(put(tmp_path, ["cat/1.png", "cat/2.png"]))
-    assert "single class, 'a'" in refused(put(tmp_path / "ready", ["train/a/1.png", "test/a/1.png"]))
+    assert "single class, 'a'" in refused(
+        put(tmp_path / "ready", ["train/a/1.png", "test/a/1.png"])
+    )
 
 
 def test_a_class_without_an_image_is_refused_by_name(tmp_path: Path) -> None:
@@ -196,17 +249,23 @@ def test_a_class_without_an_image_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_ready_splits_of_other_classes_are_refused_by_name(tmp_path: Path) -> None:
-    message = refused(put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"]))
+    message = refused(
+        put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"])
+    )
     assert "'b' only in 'train'" in message
     assert "'c' only in 'test'" in message
 
 
 def test_ready_splits_without_train_or_with_one_twice_are_refused(tmp_path: Path) -> None:
     assert "no train folder" in refused(put(tmp_path / "x", ["val/a/1.png", "test/a/1.png"]))
-    assert "two folders for the same split" in refused(put(tmp_path / "y", ["train/a/1.png", "val/a/1.png", "valid/a/1.png"]))
+    assert "two folders for the same split" in refused(
+        put(tmp_path / "y", ["train/a/1.png", "val/a/1.png", "valid/a/1.png"])
+    )
 
 
-def test_a_home_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_folder_may_be_written_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     put(tmp_path / "photos", ["a/1.png", "b/1.png"])
     assert len(listed(Path("~/photos")).files) == 2

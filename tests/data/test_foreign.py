@@ -20,7 +20,12 @@ SIZES = {"train": 12, "validation": 7, "test": 5}
 
 def images(number: int, channels: int = 3, side: int = 8) -> Tensor:
     """Image i is i everywhere."""
-    return torch.arange(number, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, channels, side, side).contiguous()
+    return (
+        torch.arange(number, dtype=torch.float32)
+        .view(-1, 1, 1, 1)
+        .expand(-1, channels, side, side)
+        .contiguous()
+    )
 
 
 class Loader:
@@ -37,13 +42,20 @@ class Loader:
 
 
 class Module(LightningDataModule):
-    """Batches of (image, target), as anybody would write it; `loaders` replaces those of a split."""
+    """Batches of (image, target), as anybody would write it; `loaders` replaces those
+    of a split.
+    """
 
-    def __init__(self, *, classes: int = 3, channels: int = 3, batch_size: int = 4, **loaders: Any) -> None:
+    def __init__(
+        self, *, classes: int = 3, channels: int = 3, batch_size: int = 4, **loaders: Any
+    ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.diary: list[str] = []
-        self.sets = {name: TensorDataset(images(n, channels), torch.arange(n) % classes) for name, n in SIZES.items()}
+        self.sets = {
+            name: TensorDataset(images(n, channels), torch.arange(n) % classes)
+            for name, n in SIZES.items()
+        }
         self.loaders = loaders
 
     def prepare_data(self) -> None:
@@ -53,7 +65,11 @@ class Module(LightningDataModule):
         self.diary.append(stage)
 
     def loader(self, split: str, **more: Any) -> Any:
-        return self.loaders[split] if split in self.loaders else DataLoader(self.sets[split], self.batch_size, **more)
+        return (
+            self.loaders[split]
+            if split in self.loaders
+            else DataLoader(self.sets[split], self.batch_size, **more)
+        )
 
     def train_dataloader(self) -> Any:
         return self.loader("train", shuffle=True)
@@ -75,7 +91,11 @@ def served(module: LightningDataModule | None = None, **kwargs: Any) -> ForeignD
 def gathered(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     found = list(batches)
     assert all(isinstance(batch, Batch) for batch in found)
-    return torch.cat([b.image for b in found]), torch.cat([b.target for b in found]), torch.cat([b.index for b in found])
+    return (
+        torch.cat([b.image for b in found]),
+        torch.cat([b.target for b in found]),
+        torch.cat([b.index for b in found]),
+    )
 
 
 def order(data: ForeignData) -> list[float]:
@@ -97,7 +117,9 @@ def test_a_splits_images_are_numbered_in_their_order(split: str) -> None:
         assert index.tolist() == list(range(SIZES[split]))
         assert torch.equal(image[:, 0, 0, 0], index.float())
         assert torch.equal(target, index % 3)
-    assert torch.equal(gathered(data.val_dataloader())[2], gathered(data.evaluation("validation", None))[2])
+    assert torch.equal(
+        gathered(data.val_dataloader())[2], gathered(data.evaluation("validation", None))[2]
+    )
     assert [data.files[number] for number in (0, 3)] == ["0", "3"]
 
 
@@ -125,16 +147,22 @@ def test_shares_of_classes_are_counted_by_their_columns() -> None:
     """The last class may lead in no image that is looked at."""
     shares = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.1, 0.8, 0.1, 0.0]])
     measured = Loader((images(2), torch.tensor([0, 1])))
-    assert len(served(train=Loader((images(2), shares)), validation=measured, test=measured).classes) == 4
+    assert (
+        len(served(train=Loader((images(2), shares)), validation=measured, test=measured).classes)
+        == 4
+    )
 
 
 def test_batches_of_our_kind_are_taken_as_they_are() -> None:
-    own = Batch(images(2), torch.tensor([1, 0]), torch.tensor([41, 17]), labeled=torch.tensor([True, False]))
+    own = Batch(
+        images(2), torch.tensor([1, 0]), torch.tensor([41, 17]), labeled=torch.tensor([True, False])
+    )
     _, _, index = gathered(served(validation=Loader(own)).evaluation("validation", None))
     assert index.tolist() == [41, 17]
 
 
-# -- the order of an epoch ---------------------------------------------------------------------------------------------------------------------------
+# -- the order of an epoch
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def bound(seed: int, epoch: int = 0) -> ForeignData:
@@ -162,16 +190,26 @@ def test_reading_it_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------------------------------------
+# -- what is refused
+# ---------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        ((images(2).to(torch.uint8), torch.tensor([0, 1])), r"\(2, 3, 8, 8\), torch.uint8. Expected float images"),
-        ((images(2)[:, 0], torch.tensor([0, 1])), r"\(2, 8, 8\), torch.float32. Expected float images \[B, C, H, W\]"),
+        (
+            (images(2).to(torch.uint8), torch.tensor([0, 1])),
+            r"\(2, 3, 8, 8\), torch.uint8. Expected float images",
+        ),
+        (
+            (images(2)[:, 0], torch.tensor([0, 1])),
+            r"\(2, 8, 8\), torch.float32. Expected float images \[B, C, H, W\]",
+        ),
         ({"image": images(2), "label": torch.tensor([0, 1])}, "is a dict. Expected"),
-        ((images(2), torch.tensor([0, 1]), torch.tensor([0, 1])), r"is a tuple. Expected \(image, target\), two tensors"),
+        (
+            (images(2), torch.tensor([0, 1]), torch.tensor([0, 1])),
+            r"is a tuple. Expected \(image, target\), two tensors",
+        ),
         ((images(2), [0, 1]), "two tensors"),
         (images(2), "is a Tensor. Expected"),
     ],
@@ -182,19 +220,33 @@ def test_batches_of_another_kind_are_refused(batch: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-@pytest.mark.parametrize(("loader", "said"), [(None, "NoneType"), ([DataLoader([1]), DataLoader([1])], "list"), ({"a": DataLoader([1])}, "dict")])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        (None, "NoneType"),
+        ([DataLoader([1]), DataLoader([1])], "list"),
+        ({"a": DataLoader([1])}, "dict"),
+    ],
+)  # type: ignore[arg-type]
 def test_none_or_several_loaders_are_refused(split: str, loader: Any, said: str) -> None:
-    with pytest.raises(RequestError, match=f"gives {said} as its {split} loader. Expected one loader"):
+    with pytest.raises(
+        RequestError, match=f"gives {said} as its {split} loader. Expected one loader"
+    ):
         served(**{split: loader})
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16)])
 def test_a_model_that_wants_another_size_is_refused(channels: int, side: int) -> None:
-    with pytest.raises(RequestError, match=f"gives 3x8x8 images, and this model wants {channels}x{side}x{side}"):
-        served().bind(Pixels(channels, side, side, (0.0,) * channels, (1.0,) * channels), order_seed=0)
+    with pytest.raises(
+        RequestError, match=f"gives 3x8x8 images, and this model wants {channels}x{side}x{side}"
+    ):
+        served().bind(
+            Pixels(channels, side, side, (0.0,) * channels, (1.0,) * channels), order_seed=0
+        )
 
 
-# -- what it is --------------------------------------------------------------------------------------------------------------------------------------
+# -- what it is
+# --------------------------------------------------------------------------------------------------------------------------------------
 
 
 def changed(split: str, what: int) -> Module:
@@ -209,7 +261,9 @@ def test_the_fingerprint_is_that_of_the_data_and_not_of_the_moment() -> None:
     first = served().fingerprint
     torch.manual_seed(9)
     assert served().fingerprint == first
-    others = [served(changed(split, what)).fingerprint for split, what in (("validation", 1), ("test", 1))]
+    others = [
+        served(changed(split, what)).fingerprint for split, what in (("validation", 1), ("test", 1))
+    ]
     whole = Module(batch_size=SIZES["train"])
     shown = Module(batch_size=SIZES["train"])
     shown.sets["train"] = changed("train", 0).sets["train"]
@@ -219,5 +273,7 @@ def test_the_fingerprint_is_that_of_the_data_and_not_of_the_moment() -> None:
 def test_targets_of_the_measured_splits_are_known_after_loading() -> None:
     data = served()
     for split in ("validation", "test"):
-        assert np.array_equal(gathered(data.evaluation(split, None))[1].numpy(), np.arange(SIZES[split]) % 3)
+        assert np.array_equal(
+            gathered(data.evaluation(split, None))[1].numpy(), np.arange(SIZES[split]) % 3
+        )
         assert data.sizes[split] == SIZES[split]

@@ -15,13 +15,22 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from kd_app.config import RequestError
-from kd_app.data.images import BadImageError, decode_image, image_extensions, is_image_name, open_image, plain_mode
+from kd_app.data.images import (
+    BadImageError,
+    decode_image,
+    image_extensions,
+    is_image_name,
+    open_image,
+    plain_mode,
+)
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def corners(width: int = 6, height: int = 3) -> Image.Image:
-    """Red top left, green top right, blue bottom left, the rest black: tells the eight orientations apart."""
+    """Red top left, green top right, blue bottom left, the rest black: tells the eight
+    orientations apart.
+    """
     image = Image.new("RGB", (width, height))
     image.putpixel((0, 0), RED)
     image.putpixel((width - 1, 0), GREEN)
@@ -34,7 +43,9 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "ppm", "tga"])
@@ -67,7 +78,11 @@ def test_gray_files_become_three_equal_channels_and_color_files_one(tmp_path: Pa
     corners().save(tmp_path / "color.png")
     opened = open_image(tmp_path / "color.png", 1)
     assert opened.mode == "L"
-    assert [opened.getpixel(place) for place in ((0, 0), (5, 0), (0, 2))] == [76, 150, 29]  # ITU-R 601 luma of red, green, blue
+    assert [opened.getpixel(place) for place in ((0, 0), (5, 0), (0, 2))] == [
+        76,
+        150,
+        29,
+    ]  # ITU-R 601 luma of red, green, blue
 
 
 def test_black_and_white_files_become_0_and_255(tmp_path: Path) -> None:
@@ -82,7 +97,9 @@ def test_transparent_pixels_are_white_and_half_transparent_ones_half_white(tmp_p
     for x, alpha in enumerate((0, 128, 255)):
         image.putpixel((x, 0), (255, 0, 0, alpha))
     image.save(tmp_path / "a.png")
-    assert pixels(open_image(tmp_path / "a.png", 3)).tolist() == [[[255, 255, 255], [255, 127, 127], [255, 0, 0]]]
+    assert pixels(open_image(tmp_path / "a.png", 3)).tolist() == [
+        [[255, 255, 255], [255, 127, 127], [255, 0, 0]]
+    ]
 
 
 def test_gray_with_alpha_lies_on_white(tmp_path: Path) -> None:
@@ -95,7 +112,9 @@ def test_gray_with_alpha_lies_on_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transparency", [0, b"\x00\xff"])
 @pytest.mark.parametrize("ending", ["png", "gif"])
-def test_a_transparent_palette_entry_is_white(tmp_path: Path, transparency: int | bytes, ending: str) -> None:
+def test_a_transparent_palette_entry_is_white(
+    tmp_path: Path, transparency: int | bytes, ending: str
+) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *BLUE])
     image.putpixel((1, 0), 1)
@@ -130,8 +149,27 @@ def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
 
 def test_big_endian_16_bit_files_are_read_as_such(tmp_path: Path) -> None:
     values = np.array([[0, 257, 65535]], dtype=">u2")
-    tags = [(256, 3), (257, 1), (258, 16), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 6)]
-    entries = b"".join(struct.pack(">HHII" if tag in (273, 279) else ">HHIHxx", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    tags = [
+        (256, 3),
+        (257, 1),
+        (258, 16),
+        (259, 1),
+        (262, 1),
+        (273, 200),
+        (277, 1),
+        (278, 1),
+        (279, 6),
+    ]
+    entries = b"".join(
+        struct.pack(
+            ">HHII" if tag in (273, 279) else ">HHIHxx",
+            tag,
+            4 if tag in (273, 279) else 3,
+            1,
+            value,
+        )
+        for tag, value in tags
+    )
     head = struct.pack(">2sHIH", b"MM", 42, 8, len(tags)) + entries + b"\0\0\0\0"
     (tmp_path / "a.tif").write_bytes(head.ljust(200, b"\0") + values.tobytes())
     assert pixels(open_image(tmp_path / "a.tif", 1)).tolist() == [[0, 1, 255]]
@@ -147,15 +185,24 @@ def test_big_endian_16_bit_files_are_read_as_such(tmp_path: Path) -> None:
         ([np.nan, 1, 0], [0, 255, 0]),
     ],
 )
-def test_float_images_are_scaled_by_the_least_usual_range_that_holds_them(tmp_path: Path, values: list[float], expected: list[int]) -> None:
+def test_float_images_are_scaled_by_the_least_usual_range_that_holds_them(
+    tmp_path: Path, values: list[float], expected: list[int]
+) -> None:
     Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "a.tiff")
     assert pixels(open_image(tmp_path / "a.tiff", 1)).tolist() == [expected]
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [([0, 257, 65535], [0, 1, 255]), ([-100, 0, 100], [0, 128, 255]), ([0, 70000, 140000], [0, 128, 255])]
+    ("values", "expected"),
+    [
+        ([0, 257, 65535], [0, 1, 255]),
+        ([-100, 0, 100], [0, 128, 255]),
+        ([0, 70000, 140000], [0, 128, 255]),
+    ],
 )
-def test_32_bit_integers_count_as_16_bit_where_they_fit_and_are_stretched_elsewhere(tmp_path: Path, values: list[int], expected: list[int]) -> None:
+def test_32_bit_integers_count_as_16_bit_where_they_fit_and_are_stretched_elsewhere(
+    tmp_path: Path, values: list[int], expected: list[int]
+) -> None:
     Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "a.tiff")
     assert pixels(open_image(tmp_path / "a.tiff", 1)).tolist() == [expected]
 
@@ -169,7 +216,9 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "tiff", "webp", "jpg"])
-def test_a_file_turned_by_exif_equals_the_upright_one(tmp_path: Path, orientation: int, ending: str) -> None:
+def test_a_file_turned_by_exif_equals_the_upright_one(
+    tmp_path: Path, orientation: int, ending: str
+) -> None:
     upright = corners(48, 32).resize((480, 320), Image.Resampling.NEAREST)
     stored = {
         1: upright,
@@ -186,7 +235,9 @@ def test_a_file_turned_by_exif_equals_the_upright_one(tmp_path: Path, orientatio
     stored.save(tmp_path / f"a.{ending}", exif=exif, lossless=True, quality=100, subsampling=0)
     opened = open_image(tmp_path / f"a.{ending}", 3)
     assert opened.size == upright.size
-    assert np.abs(pixels(opened).astype(int) - pixels(upright)).max() <= (4 if ending == "jpg" else 0)
+    assert np.abs(pixels(opened).astype(int) - pixels(upright)).max() <= (
+        4 if ending == "jpg" else 0
+    )
     assert opened.getexif().get(ExifTags.Base.Orientation, 1) == 1  # nobody turns it a second time
     assert open_image(tmp_path / f"a.{ending}", 3, shorter_side=40).size == (60, 40)
 
@@ -199,7 +250,9 @@ def test_damaged_exif_around_whole_pixels_is_no_error(tmp_path: Path) -> None:
 def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in (RED, GREEN, BLUE)]
     for ending in ("gif", "webp", "tiff", "png"):
-        frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], lossless=True)
+        frames[0].save(
+            tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], lossless=True
+        )
         assert (pixels(open_image(tmp_path / f"a.{ending}", 3)) == RED).all(), ending
 
 
@@ -210,7 +263,9 @@ def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
     channels=st.sampled_from([1, 3]),
     ending=st.sampled_from(["jpeg", "bmp"]),
 )
-def test_the_shorter_side_is_bounded_and_nothing_is_enlarged(width: int, height: int, side: int, channels: int, ending: str) -> None:
+def test_the_shorter_side_is_bounded_and_nothing_is_enlarged(
+    width: int, height: int, side: int, channels: int, ending: str
+) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), RED).save(buffer, ending)
     opened = decode_image(buffer, "a", channels, shorter_side=side)
@@ -223,9 +278,17 @@ def test_the_shorter_side_is_bounded_and_nothing_is_enlarged(width: int, height:
 
 
 @pytest.mark.parametrize(
-    ("size", "side", "expected"), [((6, 3), 8, (6, 3)), ((10000, 30), 8, (2667, 8)), ((30, 10000), 1, (1, 333)), ((10000, 1), 1, (10000, 1))]
+    ("size", "side", "expected"),
+    [
+        ((6, 3), 8, (6, 3)),
+        ((10000, 30), 8, (2667, 8)),
+        ((30, 10000), 1, (1, 333)),
+        ((10000, 1), 1, (10000, 1)),
+    ],
 )
-def test_extreme_shapes_keep_both_sides(tmp_path: Path, size: tuple[int, int], side: int, expected: tuple[int, int]) -> None:
+def test_extreme_shapes_keep_both_sides(
+    tmp_path: Path, size: tuple[int, int], side: int, expected: tuple[int, int]
+) -> None:
     Image.new("L", size, 7).save(tmp_path / "a.png")
     opened = open_image(tmp_path / "a.png", 1, shorter_side=side)
     assert opened.size == expected
@@ -237,11 +300,18 @@ def test_a_reduced_jpeg_looks_like_the_whole_one_reduced(tmp_path: Path) -> None
     image.save(tmp_path / "a.jpg", quality=95)
     opened = open_image(tmp_path / "a.jpg", 3, shorter_side=60)
     assert opened.size == (80, 60)
-    assert np.abs(pixels(opened).astype(int) - pixels(image.resize((80, 60), Image.Resampling.LANCZOS))).max() <= 4
+    assert (
+        np.abs(
+            pixels(opened).astype(int) - pixels(image.resize((80, 60), Image.Resampling.LANCZOS))
+        ).max()
+        <= 4
+    )
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tiff", "gif", "ppm"])
-def test_a_truncated_file_is_told_by_name_and_how_to_leave_it_out(tmp_path: Path, ending: str) -> None:
+def test_a_truncated_file_is_told_by_name_and_how_to_leave_it_out(
+    tmp_path: Path, ending: str
+) -> None:
     path = tmp_path / f"half.{ending}"
     noise(64, 64).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -252,7 +322,10 @@ def test_a_truncated_file_is_told_by_name_and_how_to_leave_it_out(tmp_path: Path
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"<html>no image</html>", "no image at all"), (b"\xff\xd8\xff", "damaged")])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"<html>no image</html>", "no image at all"), (b"\xff\xd8\xff", "damaged")],
+)
 def test_what_is_no_image_is_said_to_be_none(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(BadImageError, match=reason):
@@ -270,11 +343,15 @@ def png_of_zeros(width: int, height: int) -> bytes:
     """A small file that decodes to many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes((width + 7) // 8 + 1) * height, 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
 
 
 def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path) -> None:
@@ -283,7 +360,9 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path) -> None:
         open_image(tmp_path / "bomb.png", 1)
 
 
-def test_a_large_image_below_the_limit_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_below_the_limit_is_read_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     noise(50, 30).save(tmp_path / "large.png")
     with warnings.catch_warnings(record=True) as caught:
@@ -296,7 +375,9 @@ def test_a_large_image_below_the_limit_is_read_without_a_warning(tmp_path: Path,
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    (tmp_path / "a.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    )
     with pytest.raises(BadImageError):
         open_image(tmp_path / "a.jpg", 3)
     assert not {".eps", ".ps", ".h5", ".mpg"} & image_extensions()
@@ -304,9 +385,33 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
 
 def test_names_of_images_are_known_in_any_case() -> None:
     assert all(
-        is_image_name(name) for name in ("a.JPG", "b.jpeg", "c.Png", "d.webp", "e.bmp", "f.gif", "g.tif", "h.TIFF", "i.ppm", "j.pgm", "k.avif")
+        is_image_name(name)
+        for name in (
+            "a.JPG",
+            "b.jpeg",
+            "c.Png",
+            "d.webp",
+            "e.bmp",
+            "f.gif",
+            "g.tif",
+            "h.TIFF",
+            "i.ppm",
+            "j.pgm",
+            "k.avif",
+        )
     )
-    assert not any(is_image_name(name) for name in ("a.txt", "jpg", ".jpg", "Thumbs.db", "a.jpg.part", "a.csv", "model.safetensors"))
+    assert not any(
+        is_image_name(name)
+        for name in (
+            "a.txt",
+            "jpg",
+            ".jpg",
+            "Thumbs.db",
+            "a.jpg.part",
+            "a.csv",
+            "model.safetensors",
+        )
+    )
 
 
 def test_the_result_is_plain_and_can_be_sent_to_another_process(tmp_path: Path) -> None:
@@ -324,7 +429,9 @@ def test_many_threads_read_the_same_pixels(tmp_path: Path) -> None:
     assert set(found) == {noise(64, 48).tobytes()}
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+)
 @pytest.mark.parametrize(("channels", "plain"), [(1, "L"), (3, "RGB")])
 def test_every_mode_becomes_a_plain_one(mode: str, channels: int, plain: str) -> None:
     found = plain_mode(Image.new(mode, (3, 2)), channels)

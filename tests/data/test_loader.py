@@ -18,7 +18,15 @@ from torch import Tensor
 from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
-from kd_app.data.loader import SINGLE, EvaluationLoader, Maker, Position, Rank, Request, TrainingLoader
+from kd_app.data.loader import (
+    SINGLE,
+    EvaluationLoader,
+    Maker,
+    Position,
+    Rank,
+    Request,
+    TrainingLoader,
+)
 from kd_app.data.pixel_store import HeldStore, Store, hold
 from kd_app.data.views import EVALUATION, CropFlip, Plain, ResizedCrop, View
 
@@ -36,7 +44,11 @@ def start_of(epoch: int) -> Position:
 
 
 def maker(images: int, view: View = CROP, pixels: Pixels = GRAY, channels: int = 1) -> Maker:
-    store = hold(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (images, channels, 6, 6), dtype=np.uint8)))
+    store = hold(
+        torch.from_numpy(
+            np.random.default_rng(0).integers(0, 256, (images, channels, 6, 6), dtype=np.uint8)
+        )
+    )
     return Maker(store, np.arange(images) % 7, view, pixels, seed=3)
 
 
@@ -52,7 +64,16 @@ def training(
 ) -> TrainingLoader:
     made = maker(images, view)
     rows = np.arange(images)
-    return TrainingLoader(made, rows, batch_size, num_workers=workers, order_seed=5, position=position, rank=rank, **more)
+    return TrainingLoader(
+        made,
+        rows,
+        batch_size,
+        num_workers=workers,
+        order_seed=5,
+        position=position,
+        rank=rank,
+        **more,
+    )
 
 
 def indices(batches: TrainingLoader | EvaluationLoader) -> list[list[int]]:
@@ -61,16 +82,23 @@ def indices(batches: TrainingLoader | EvaluationLoader) -> list[list[int]]:
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     def equal(a: Batch, b: Batch) -> bool:
-        return a.view == b.view and all(torch.equal(x, y) for x, y in ((a.image, b.image), (a.index, b.index), (a.target, b.target)))
+        return a.view == b.view and all(
+            torch.equal(x, y)
+            for x, y in ((a.image, b.image), (a.index, b.index), (a.target, b.target))
+        )
 
     return len(first) == len(second) and all(map(equal, first, second))
 
 
 @given(st.integers(1, 60), st.integers(1, 17), st.integers(1, 4))
-def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_global_batch(images: int, batch_size: int, world: int) -> None:
+def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_global_batch(
+    images: int, batch_size: int, world: int
+) -> None:
     if images < world:
         return
-    ranks = [indices(training(images, batch_size, rank=Rank(number, world))) for number in range(world)]
+    ranks = [
+        indices(training(images, batch_size, rank=Rank(number, world))) for number in range(world)
+    ]
     seen = [number for rank in ranks for batch in rank for number in batch]
     assert len(seen) == len(set(seen))
     assert images - len(seen) < (batch_size if images >= batch_size * world else 1) * world
@@ -79,7 +107,9 @@ def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_globa
 
 
 @given(st.integers(12, 60), st.integers(1, 6))
-def test_two_ranks_with_half_the_batch_see_what_one_rank_sees_in_each_step(images: int, half: int) -> None:
+def test_two_ranks_with_half_the_batch_see_what_one_rank_sees_in_each_step(
+    images: int, half: int
+) -> None:
     one = list(training(images, 2 * half))
     two = [list(training(images, half, rank=Rank(number, 2))) for number in range(2)]
     for whole, first, second in zip(one, *two, strict=True):
@@ -90,7 +120,9 @@ def test_two_ranks_with_half_the_batch_see_what_one_rank_sees_in_each_step(image
 
 @settings(deadline=None)
 @given(st.integers(0, 3), st.integers(0, 6))
-def test_from_any_position_the_batches_are_those_that_an_uninterrupted_epoch_has_there(epoch: int, seen: int) -> None:
+def test_from_any_position_the_batches_are_those_that_an_uninterrupted_epoch_has_there(
+    epoch: int, seen: int
+) -> None:
     whole = list(training(50, 8, position=lambda: (epoch, 0)))
     assert len(whole) == 6
     assert same(list(training(50, 8, position=lambda: (epoch, seen))), whole[seen:])
@@ -106,7 +138,9 @@ def test_every_epoch_has_its_own_order_and_view_and_is_the_same_again() -> None:
 
 
 def test_without_reshuffling_each_epoch_has_the_same_images_in_another_view() -> None:
-    first, second = (list(training(40, 8, position=start_of(epoch), reshuffle=False)) for epoch in (0, 1))
+    first, second = (
+        list(training(40, 8, position=start_of(epoch), reshuffle=False)) for epoch in (0, 1)
+    )
     assert [batch.index.tolist() for batch in first] == [batch.index.tolist() for batch in second]
     assert [batch.view for batch in second] == [1] * 5
     assert not torch.equal(first[0].image, second[0].image)
@@ -115,28 +149,67 @@ def test_without_reshuffling_each_epoch_has_the_same_images_in_another_view() ->
 def test_so_many_views_return_in_turn() -> None:
     epochs = [list(training(40, 8, position=start_of(epoch), views=3)) for epoch in range(7)]
     assert [epoch[0].view for epoch in epochs] == [0, 1, 2, 0, 1, 2, 0]
-    first, again = ({n: x for b in epochs[e] for n, x in zip(b.index.tolist(), b.image, strict=True)} for e in (1, 4))
+    first, again = (
+        {n: x for b in epochs[e] for n, x in zip(b.index.tolist(), b.image, strict=True)}
+        for e in (1, 4)
+    )
     assert all(torch.equal(image, first[number]) for number, image in again.items())
     assert [b.index.tolist() for b in epochs[1]] != [b.index.tolist() for b in epochs[4]]
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 3), st.integers(1, 2))
-def test_an_epoch_over_fewer_images_has_as_many_batches_in_passes_that_each_show_all(images: int, batch_size: int, epoch: int, world: int) -> None:
+def test_an_epoch_over_fewer_images_has_as_many_batches_in_passes_that_each_show_all(
+    images: int, batch_size: int, epoch: int, world: int
+) -> None:
     if images < world:
         return
-    batches = list(training(images, batch_size, position=start_of(epoch), rank=Rank(0, world), images_an_epoch=100))
+    batches = list(
+        training(
+            images, batch_size, position=start_of(epoch), rank=Rank(0, world), images_an_epoch=100
+        )
+    )
     assert len(batches) == len(training(100, batch_size, rank=Rank(0, world)))
     a_pass = max(1, images // (batch_size * world))
     first = epoch * len(batches)
     for view in {batch.view for batch in batches}:
-        seen = [n for number, batch in enumerate(batches) if batch.view == (first + number) // a_pass == view for n in batch.index.tolist()]
+        seen = [
+            n
+            for number, batch in enumerate(batches)
+            if batch.view == (first + number) // a_pass == view
+            for n in batch.index.tolist()
+        ]
         assert len(seen) == len(set(seen))
-    assert {batch.view for batch in batches} == {(first + number) // a_pass for number in range(len(batches))}
+    assert {batch.view for batch in batches} == {
+        (first + number) // a_pass for number in range(len(batches))
+    }
 
 
 def test_passes_over_few_images_go_on_from_epoch_to_epoch() -> None:
-    epochs = [list(training(12, 4, position=start_of(epoch), images_an_epoch=40)) for epoch in range(2)]
-    assert [batch.view for epoch in epochs for batch in epoch] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6]
+    epochs = [
+        list(training(12, 4, position=start_of(epoch), images_an_epoch=40)) for epoch in range(2)
+    ]
+    assert [batch.view for epoch in epochs for batch in epoch] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+        3,
+        3,
+        3,
+        4,
+        4,
+        4,
+        5,
+        5,
+        5,
+        6,
+        6,
+    ]
     middle = list(training(12, 4, position=lambda: (1, 4), images_an_epoch=40))
     assert same(middle, epochs[1][4:])
 
@@ -157,7 +230,9 @@ def test_the_global_generators_have_no_say_in_the_order() -> None:
     assert indices(training(40, 8)) == first
 
 
-def test_a_checkpoint_of_other_epochs_is_refused_and_one_of_half_the_batch_on_two_ranks_is_not() -> None:
+def test_a_checkpoint_of_other_epochs_is_refused_and_one_of_half_the_batch_on_two_ranks_is_not() -> (
+    None
+):
     state = training(40, 8).state_dict()
     training(40, 4, rank=Rank(1, 2)).load_state_dict(state)
     for other in (training(40, 4), training(39, 8)):
@@ -182,7 +257,9 @@ class Numbered:
 
 @pytest.mark.parametrize("view", [CROP, PARTS], ids=lambda view: type(view).__name__)
 def test_two_workers_give_bit_for_bit_what_none_gives_in_every_epoch(view: View) -> None:
-    alone, helped = (training(40, 8, workers=workers, position=Numbered(), view=view) for workers in (0, 2))
+    alone, helped = (
+        training(40, 8, workers=workers, position=Numbered(), view=view) for workers in (0, 2)
+    )
     for _ in range(3):
         assert same(list(helped), list(alone))
 
@@ -195,14 +272,31 @@ def test_an_epoch_that_was_left_in_the_middle_does_not_leak_into_the_next() -> N
 
 
 @given(st.integers(0, 50), st.integers(1, 5), st.integers(1, 9))
-def test_evaluation_gives_each_image_once_in_as_many_batches_on_every_rank(images: int, world: int, batch_size: int) -> None:
+def test_evaluation_gives_each_image_once_in_as_many_batches_on_every_rank(
+    images: int, world: int, batch_size: int
+) -> None:
     made = maker(max(images, 1), Plain())
-    loaders = [EvaluationLoader(made, np.arange(images), batch_size, num_workers=0, rank=Rank(number, world)) for number in range(world)]
+    loaders = [
+        EvaluationLoader(
+            made, np.arange(images), batch_size, num_workers=0, rank=Rank(number, world)
+        )
+        for number in range(world)
+    ]
     found = [list(loader) for loader in loaders]
     assert {len(batches) for batches in found} == {len(loaders[0])}
-    assert sorted(int(number) for batches in found for batch in batches for number in batch.index) == list(range(images))
-    assert all(batch.image.shape[1:] == (1, 6, 6) and batch.view == EVALUATION for batches in found for batch in batches)
-    assert all(len(batch) == len(batch.target) == len(batch.index) <= batch_size for batches in found for batch in batches)
+    assert sorted(
+        int(number) for batches in found for batch in batches for number in batch.index
+    ) == list(range(images))
+    assert all(
+        batch.image.shape[1:] == (1, 6, 6) and batch.view == EVALUATION
+        for batches in found
+        for batch in batches
+    )
+    assert all(
+        len(batch) == len(batch.target) == len(batch.index) <= batch_size
+        for batches in found
+        for batch in batches
+    )
 
 
 def test_evaluation_keeps_the_order_of_the_rows_on_one_rank() -> None:
@@ -232,13 +326,21 @@ def test_gray_becomes_color_and_color_gray_as_pil_has_it() -> None:
         for batch in EvaluationLoader(plain, np.arange(30), 8, num_workers=0):
             for number, image in zip(batch.index.tolist(), batch.image, strict=True):
                 picture = plain.store.picture(number)
-                expected = np.asarray(Image.fromarray(picture if stored == 3 else picture[:, :, 0]).convert(mode)).reshape(6, 6, -1)
+                expected = np.asarray(
+                    Image.fromarray(picture if stored == 3 else picture[:, :, 0]).convert(mode)
+                ).reshape(6, 6, -1)
                 np.testing.assert_array_equal(colors(image), expected)
 
 
-@pytest.mark.parametrize("remake", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))], ids=["copied", "pickled"])
+@pytest.mark.parametrize(
+    "remake",
+    [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))],
+    ids=["copied", "pickled"],
+)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_that_was_copied_or_pickled_gives_the_same_batches(remake: type, workers: int) -> None:
+def test_a_loader_that_was_copied_or_pickled_gives_the_same_batches(
+    remake: type, workers: int
+) -> None:
     loader = training(40, 8, workers=workers)
     before = list(loader)
     assert same(list(remake(loader)), before)
@@ -279,7 +381,9 @@ class Uneven(HeldStore):
 
 
 def test_a_batch_view_on_images_of_different_sizes_says_what_to_choose_instead() -> None:
-    uneven = Maker(Uneven(np.array([[4, 5], [6, 6]])), np.zeros(2, dtype=np.int64), CROP, GRAY, seed=0)
+    uneven = Maker(
+        Uneven(np.array([[4, 5], [6, 6]])), np.zeros(2, dtype=np.int64), CROP, GRAY, seed=0
+    )
     with pytest.raises(RequestError, match=r"differ in size.*data\.view"):
         list(EvaluationLoader(uneven, np.arange(2), 2, num_workers=0))
 

@@ -1,4 +1,6 @@
-"""Images mixed with each other: mixup and cutmix as functions of (seed, index, view) alone."""
+"""Images mixed with each other: mixup and cutmix as functions of (seed, index, view)
+alone.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -45,7 +47,9 @@ def test_mixup_is_the_weighted_mean_of_pixels_and_of_labels() -> None:
     target = shares(MANY % 7, drawn.partner % 7, drawn, 7)
     assert target.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     different = (MANY - drawn.partner) % 7 != 0
-    assert target[different, (MANY % 7)[different]] == pytest.approx(drawn.share[different], abs=1e-6)
+    assert target[different, (MANY % 7)[different]] == pytest.approx(
+        drawn.share[different], abs=1e-6
+    )
     assert target[~different, (MANY % 7)[~different]] == pytest.approx(1.0, abs=1e-5)
 
 
@@ -61,7 +65,9 @@ def test_cutmix_takes_a_rectangle_of_the_other_and_the_label_counts_its_pixels()
             assert picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
 
 
-def test_of_both_each_is_drawn_for_half_of_the_images_and_probability_leaves_the_others_alone() -> None:
+def test_of_both_each_is_drawn_for_half_of_the_images_and_probability_leaves_the_others_alone() -> (
+    None
+):
     both = mixing(cutmix=1.0).drawn(keys(), MANY, (8, 8))
     cut = (np.isin(both.kept, (0.0, 1.0))).all(axis=(1, 2))
     assert cut.mean() == pytest.approx(0.5, abs=0.03)
@@ -74,7 +80,12 @@ def test_an_image_with_a_label_is_mixed_with_one_that_has_a_label() -> None:
     drawn = mixing(labeled).drawn(keys(), MANY, (2, 2))
     assert labeled[drawn.partner[labeled]].all()
     assert labeled[drawn.partner[~labeled]].mean() == pytest.approx(0.1, abs=0.02)
-    target = shares(np.where(labeled, MANY % 7, -1), np.where(labeled[drawn.partner], drawn.partner % 7, -1), drawn, 7)
+    target = shares(
+        np.where(labeled, MANY % 7, -1),
+        np.where(labeled[drawn.partner], drawn.partner % 7, -1),
+        drawn,
+        7,
+    )
     assert np.isnan(target[~labeled]).all()
     assert np.isfinite(target[labeled]).all()
 
@@ -84,7 +95,9 @@ def test_partners_are_images_to_train_on_and_every_one_of_them() -> None:
     assert set(mixing(rows=rows).drawn(keys(), MANY, (1, 1)).partner) == set(rows)
 
 
-def test_an_image_is_mixed_alike_in_every_batch_and_on_any_number_of_ranks_and_otherwise_in_another_view() -> None:
+def test_an_image_is_mixed_alike_in_every_batch_and_on_any_number_of_ranks_and_otherwise_in_another_view() -> (
+    None
+):
     made = replace(maker(30), mixing=mixing(rows=np.arange(30), cutmix=1.0))
     whole = made[Request(1, np.array([4, 9, 2]))]
     alone, other_view = made[Request(1, np.array([9]))], made[Request(2, np.array([9]))]
@@ -107,8 +120,13 @@ def test_the_image_itself_is_mixed_in_its_own_view_with_the_partner_in_its_own()
     index = np.array([4, 9, 2])
     drawn = made.mixing.drawn(keys(index, 1), index, (6, 6)) if made.mixing else None
     assert drawn is not None
-    own, other = (plain[Request(1, numbers)].image.permute(0, 2, 3, 1).numpy() for numbers in (index, drawn.partner))
-    assert np.array_equal(made[Request(1, index)].image.permute(0, 2, 3, 1).numpy(), mixed(own, other, drawn))
+    own, other = (
+        plain[Request(1, numbers)].image.permute(0, 2, 3, 1).numpy()
+        for numbers in (index, drawn.partner)
+    )
+    assert np.array_equal(
+        made[Request(1, index)].image.permute(0, 2, 3, 1).numpy(), mixed(own, other, drawn)
+    )
 
 
 def test_only_what_is_trained_on_is_mixed() -> None:
@@ -123,7 +141,10 @@ def test_only_what_is_trained_on_is_mixed() -> None:
     assert arrays(mix={**UP, "mixup": None}).mix is None
 
 
-@pytest.mark.parametrize("wrong", [{"mixup": 0.0}, {"cutmix": -1.0}, {"probability": 0.0}, {"probability": 1.5}, {"mixupp": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mixup": 0.0}, {"cutmix": -1.0}, {"probability": 0.0}, {"probability": 1.5}, {"mixupp": 1.0}],
+)
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(RequestError, match=next(iter(wrong))):
         arrays(mix={**UP, **wrong})

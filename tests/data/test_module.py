@@ -37,10 +37,14 @@ class Arrays(Source):
     def listing(self) -> Listing:
         files = tuple(f"{number:03d}" for number in range(self.images))
         none = ("",) * self.images
-        return Listing(("a", "b", "c"), files, np.arange(self.images) % 3, none, none, fingerprint="f" * 64)
+        return Listing(
+            ("a", "b", "c"), files, np.arange(self.images) % 3, none, none, fingerprint="f" * 64
+        )
 
     def store(self) -> Tensor | None:
-        return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (self.images, 1, 6, 6), dtype=np.uint8))
+        return torch.from_numpy(
+            np.random.default_rng(0).integers(0, 256, (self.images, 1, 6, 6), dtype=np.uint8)
+        )
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         raise NotImplementedError
@@ -95,7 +99,9 @@ def arrays(**changes: Any) -> ImageData:
     return data
 
 
-def files(folder: Path, *, bad: tuple[int, ...] = (), decode_size: int = 32, **changes: Any) -> ImageData:
+def files(
+    folder: Path, *, bad: tuple[int, ...] = (), decode_size: int = 32, **changes: Any
+) -> ImageData:
     view = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
     data = made(partial(Files, bad=bad), **{"root": Path("photos"), "view": view, **changes})
     data.list()
@@ -128,7 +134,9 @@ def test_images_in_memory_need_no_scan_and_are_known_after_loading() -> None:
     assert data.classes == ("a", "b", "c")
     assert (data.channels, data.size) == (1, 6)
     assert data.sizes == {"train": 42, "validation": 6, "test": 12}
-    assert sorted(np.concatenate([data.rows(name) for name in data.sizes]).tolist()) == list(range(60))
+    assert sorted(np.concatenate([data.rows(name) for name in data.sizes]).tolist()) == list(
+        range(60)
+    )
     assert data.targets("test").tolist() == (data.rows("test") % 3).tolist()
     assert data.files[7] == "007"
     assert data.notes == ()
@@ -144,13 +152,22 @@ def test_files_are_measured_by_the_scan(tmp_path: Path) -> None:
 def test_the_statistics_are_those_of_the_train_split(tmp_path: Path) -> None:
     data = arrays()
     train = data.store.array(data.rows("train")) / 255
-    assert data.pixel_statistics() == ((round(float(train.mean()), 4),), (round(float(train.std()), 4),))
+    assert data.pixel_statistics() == (
+        (round(float(train.mean()), 4),),
+        (round(float(train.std()), 4),),
+    )
     of_files = [files(subfolder(tmp_path, cache), cache=cache) for cache in ("ram", "none")]
     assert of_files[0].pixel_statistics() == of_files[1].pixel_statistics()
 
 
 def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"7 of 60 images.*003, 005, 010, 011, 020 and 2 more.*photos/003 is truncated.*on_error=skip"):
+    with pytest.raises(
+        RequestError,
+        match=(
+            r"7 of 60 images.*003, 005, 010, 011, 020 and 2 more.*photos/003 is"
+            r" truncated.*on_error=skip"
+        ),
+    ):
         files(tmp_path, bad=(3, 5, 10, 11, 20, 30, 59))
 
 
@@ -158,7 +175,9 @@ def test_the_scan_of_a_refused_run_serves_one_that_skips_bad_images(tmp_path: Pa
     with pytest.raises(RequestError):
         files(tmp_path, bad=(3, 59))
     data = files(tmp_path, bad=(3, 59), on_error="skip")
-    assert data.notes == ("2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",)
+    assert data.notes == (
+        "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",
+    )
     everything = np.concatenate([data.rows(name) for name in data.sizes])
     assert sorted(everything.tolist()) == [number for number in range(60) if number not in (3, 59)]
     assert sum(data.sizes.values()) == 58
@@ -172,7 +191,12 @@ def test_skipping_every_image_of_a_class_is_refused(tmp_path: Path) -> None:
 def test_the_fingerprint_follows_what_determines_the_pixels(tmp_path: Path) -> None:
     folder = partial(subfolder, tmp_path)
     reference = files(folder("a")).fingerprint
-    assert files(folder("b"), cache="none", num_workers=2, batch_size=3, root=Path("elsewhere")).fingerprint == reference
+    assert (
+        files(
+            folder("b"), cache="none", num_workers=2, batch_size=3, root=Path("elsewhere")
+        ).fingerprint
+        == reference
+    )
     others = [
         files(folder("a"), seed=1),
         files(folder("a"), split={"validation": 0.2, "test": 0.2}),
@@ -189,7 +213,13 @@ def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) 
     for cache in ("ram", "disk", "none"):
         data = files(subfolder(tmp_path, cache), cache=cache, num_workers=workers)
         data.bind(pixels, order_seed=4)
-        found.append([batch.image for loader in (data.train_dataloader(), data.evaluation("test", pixels)) for batch in loader])
+        found.append(
+            [
+                batch.image
+                for loader in (data.train_dataloader(), data.evaluation("test", pixels))
+                for batch in loader
+            ]
+        )
     assert len(found[0]) == 5 + 2
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -198,7 +228,11 @@ def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) 
 def test_evaluation_shows_a_model_its_own_size_and_channels_in_the_order_of_the_rows() -> None:
     data = arrays()
     batches = list(data.evaluation("test", Pixels(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5))
-    assert [tuple(batch.image.shape) for batch in batches] == [(5, 3, 9, 7), (5, 3, 9, 7), (2, 3, 9, 7)]
+    assert [tuple(batch.image.shape) for batch in batches] == [
+        (5, 3, 9, 7),
+        (5, 3, 9, 7),
+        (2, 3, 9, 7),
+    ]
     assert torch.cat([batch.index for batch in batches]).tolist() == data.rows("test").tolist()
     assert len(list(data.evaluation("test", GRAY))) == 2
 
@@ -259,18 +293,30 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], said: str) ->
         made(partial(Arrays, images=6), **wrong)
 
 
-@pytest.mark.parametrize("remake", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copied", "pickled"])
-def test_data_that_was_copied_or_pickled_serves_the_same(remake: Callable[[ImageData], ImageData]) -> None:
+@pytest.mark.parametrize(
+    "remake",
+    [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))],
+    ids=["copied", "pickled"],
+)
+def test_data_that_was_copied_or_pickled_serves_the_same(
+    remake: Callable[[ImageData], ImageData],
+) -> None:
     data = arrays()
     data.bind(GRAY, order_seed=4)
     again = remake(data)
-    assert torch.equal(next(iter(again.train_dataloader())).image, next(iter(data.train_dataloader())).image)
+    assert torch.equal(
+        next(iter(again.train_dataloader())).image, next(iter(data.train_dataloader())).image
+    )
 
 
 def settings_of(name: str) -> Any:
-    """What stands in the YAML for the part itself; the other keys tell the rest of the configuration about it."""
+    """What stands in the YAML for the part itself; the other keys tell the rest of the
+    configuration about it.
+    """
     config = OmegaConf.load(CONF / f"{name}.yaml")
-    return {key: value for key, value in config.items() if key not in ("name", "suggested", "license")}
+    return {
+        key: value for key, value in config.items() if key not in ("name", "suggested", "license")
+    }
 
 
 def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
@@ -282,7 +328,12 @@ def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
         data = instantiate(config)
         assert isinstance(data, ImageData)
         assert data.batch_size == (128 if name in ("digits", "fashion_mnist") else 64)
-        assert (data.cache, data.on_error, data.num_workers, data.seed) == ("ram", "raise", "auto", 0)
+        assert (data.cache, data.on_error, data.num_workers, data.seed) == (
+            "ram",
+            "raise",
+            "auto",
+            0,
+        )
 
 
 def test_the_digits_are_served_from_their_yaml() -> None:
@@ -293,11 +344,17 @@ def test_the_digits_are_served_from_their_yaml() -> None:
     assert (tuple(batch.image.shape), sum(data.sizes.values())) == ((128, 1, 8, 8), 1797)
 
 
-def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_part_of_a_larger_one() -> None:
-    few, some, other = (arrays(labels=share, seed=seed) for share, seed in ((0.1, 0), (0.4, 0), (0.4, 1)))
+def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_part_of_a_larger_one() -> (
+    None
+):
+    few, some, other = (
+        arrays(labels=share, seed=seed) for share, seed in ((0.1, 0), (0.4, 0), (0.4, 1))
+    )
     target = few.listing.target
     assert np.bincount(target[few.labeled_rows]).tolist() == [1, 1, 1]
-    assert np.bincount(target[some.labeled_rows]).tolist() == [round(0.4 * n) for n in np.bincount(some.targets("train"))]
+    assert np.bincount(target[some.labeled_rows]).tolist() == [
+        round(0.4 * n) for n in np.bincount(some.targets("train"))
+    ]
     assert set(few.labeled_rows) < set(some.labeled_rows) < set(some.training_rows)
     assert set(some.labeled_rows) != set(other.labeled_rows)
     assert few.fingerprint == some.fingerprint == arrays().fingerprint  # the pixels are the same
@@ -312,7 +369,9 @@ def test_the_smallest_share_leaves_every_class_one_label_and_all_is_all() -> Non
     assert whole.notes == arrays().notes
 
 
-def test_what_is_measured_is_measured_by_all_labels_and_a_sample_to_learn_from_has_the_labeled_ones_alone() -> None:
+def test_what_is_measured_is_measured_by_all_labels_and_a_sample_to_learn_from_has_the_labeled_ones_alone() -> (
+    None
+):
     data = arrays(labels=0.2)
     measured = list(data.evaluation("train", GRAY))
     assert all(batch.labeled is None and bool((batch.target >= 0).all()) for batch in measured)
@@ -326,7 +385,15 @@ def test_views_return_after_so_many_epochs_and_what_is_shown_can_be_asked_for(ep
     data.bind(GRAY, order_seed=4)
     loader = data.train_dataloader()
     loader.position = lambda: (epoch, 0)
-    shown = {number: image for batch in loader for number, image in zip(batch.index.tolist(), batch.image, strict=True)}
-    asked = {n: image for batch in data.seen_in(epoch % 2, GRAY) for n, image in zip(batch.index.tolist(), batch.image, strict=True)}
+    shown = {
+        number: image
+        for batch in loader
+        for number, image in zip(batch.index.tolist(), batch.image, strict=True)
+    }
+    asked = {
+        n: image
+        for batch in data.seen_in(epoch % 2, GRAY)
+        for n, image in zip(batch.index.tolist(), batch.image, strict=True)
+    }
     assert list(asked) == data.training_rows.tolist()
     assert all(torch.equal(image, asked[number]) for number, image in shown.items())

@@ -10,7 +10,9 @@ COLOR = Pixels(3, 5, 4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_it_is_the_formula_in_the_memory_format_that_was_asked_for(memory_format: torch.memory_format, channels: int) -> None:
+def test_it_is_the_formula_in_the_memory_format_that_was_asked_for(
+    memory_format: torch.memory_format, channels: int
+) -> None:
     image = torch.randint(0, 256, (6, channels, 5, 4), dtype=torch.uint8)
     mean, std = (np.array(values)[None, :, None, None] for values in (COLOR.mean, COLOR.std))
     for given in (image, image.contiguous(memory_format=torch.channels_last)):
@@ -22,8 +24,13 @@ def test_it_is_the_formula_in_the_memory_format_that_was_asked_for(memory_format
 
 def test_it_is_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert normalize(torch.zeros(1, 3, 5, 4, dtype=torch.uint8), COLOR, torch.channels_last).dtype == torch.float32
+        assert (
+            normalize(torch.zeros(1, 3, 5, 4, dtype=torch.uint8), COLOR, torch.channels_last).dtype
+            == torch.float32
+        )
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    assert normalize(torch.zeros(0, 3, 5, 4, dtype=torch.uint8), COLOR, torch.channels_last).shape == (0, 3, 5, 4)
+    assert normalize(
+        torch.zeros(0, 3, 5, 4, dtype=torch.uint8), COLOR, torch.channels_last
+    ).shape == (0, 3, 5, 4)

@@ -13,7 +13,9 @@ from kd_app.data.views import CropFlip
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 2**32 - 1), st.data())
-def test_a_partner_is_of_the_same_class_and_another_image_unless_there_is_none(labels: list[int], seed: int, data: st.DataObject) -> None:
+def test_a_partner_is_of_the_same_class_and_another_image_unless_there_is_none(
+    labels: list[int], seed: int, data: st.DataObject
+) -> None:
     target = np.array(labels)
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(labels) - 1), min_size=1))))
     partners = class_partners(target, rows, seed=seed)
@@ -28,12 +30,20 @@ def test_a_partner_is_of_the_same_class_and_another_image_unless_there_is_none(l
 
 def test_another_seed_pairs_otherwise() -> None:
     target, rows = np.zeros(50, dtype=np.int64), np.arange(50)
-    assert (class_partners(target, rows, seed=0) != class_partners(target, rows, seed=1)).mean() > 0.5
+    assert (
+        class_partners(target, rows, seed=0) != class_partners(target, rows, seed=1)
+    ).mean() > 0.5
 
 
 def test_the_teacher_is_shown_the_partner_as_the_student_would_be() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 6, 6), dtype=np.uint8)
-    plain = Maker(hold(torch.from_numpy(pixels)), np.arange(20) % 3, CropFlip(padding=1, flip=True), Pixels(1, 6, 6, (0.5,), (0.5,)), seed=3)
+    plain = Maker(
+        hold(torch.from_numpy(pixels)),
+        np.arange(20) % 3,
+        CropFlip(padding=1, flip=True),
+        Pixels(1, 6, 6, (0.5,), (0.5,)),
+        seed=3,
+    )
     partners = class_partners(plain.target, np.arange(20), seed=0)
     images = np.array([3, 11, 4])
     batch = replace(plain, partners=partners)[Request(7, images)]

@@ -13,7 +13,14 @@ from PIL import Image
 
 from kd_app.data import pixel_store
 from kd_app.data.images import BadImageError
-from kd_app.data.pixel_store import Cache, HeldStore, Selection, channel_statistics, hold, open_store
+from kd_app.data.pixel_store import (
+    Cache,
+    HeldStore,
+    Selection,
+    channel_statistics,
+    hold,
+    open_store,
+)
 from kd_app.data.scan import PIXELS, read_scan, scan, typical_size
 from kd_app.data.source import Listing, Source
 
@@ -43,7 +50,15 @@ class Pictures(Source):
 
 def scanned(source: Pictures, folder: Path, *, decode_size: int = 32, keep: bool = True) -> Path:
     folder.mkdir(exist_ok=True)
-    scan(source, len(source.sizes), folder, decode_size=decode_size, keep=keep, threads=2, progress=lambda done, total: None)
+    scan(
+        source,
+        len(source.sizes),
+        folder,
+        decode_size=decode_size,
+        keep=keep,
+        threads=2,
+        progress=lambda done, total: None,
+    )
     return folder
 
 
@@ -52,7 +67,9 @@ def same(first: UInt8[np.ndarray, "..."], second: UInt8[np.ndarray, "..."]) -> b
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_pixels_are_the_same_in_memory_on_disk_and_decoded_anew(tmp_path: Path, channels: int) -> None:
+def test_the_pixels_are_the_same_in_memory_on_disk_and_decoded_anew(
+    tmp_path: Path, channels: int
+) -> None:
     source = Pictures(sizes=[*SIZES], channels=channels)
     folder = scanned(source, tmp_path)
     ram, disk, none = (open_store(source, folder, cache).store for cache in CACHES)
@@ -66,20 +83,34 @@ def test_the_pixels_are_the_same_in_memory_on_disk_and_decoded_anew(tmp_path: Pa
 def test_shorter_sides_are_bounded_and_smaller_images_stay_as_they_are(tmp_path: Path) -> None:
     source = Pictures(sizes=[*SIZES])
     store = open_store(source, scanned(source, tmp_path), "ram").store
-    assert [store.picture(index).shape[:2] for index in range(len(SIZES))] == [(40, 30), (30, 64), (7, 9), (97, 32), (31, 31)]
+    assert [store.picture(index).shape[:2] for index in range(len(SIZES))] == [
+        (40, 30),
+        (30, 64),
+        (7, 9),
+        (97, 32),
+        (31, 31),
+    ]
     assert same(store.picture(2), np.asarray(source.read(2)))
     reduced = source.read(3).resize((32, 97), Image.Resampling.BICUBIC, reducing_gap=3.0)
     assert same(store.picture(3), np.asarray(reduced))
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_images_of_one_size_come_as_one_array_with_bad_ones_between(tmp_path: Path, cache: Cache) -> None:
+def test_images_of_one_size_come_as_one_array_with_bad_ones_between(
+    tmp_path: Path, cache: Cache
+) -> None:
     source = Pictures(sizes=[None, (9, 6), (9, 6), None, (9, 6), (9, 6)])
     opened = open_store(source, scanned(source, tmp_path), cache).store
     assert opened.size == (9, 6)
     index = np.array([5, 1, 4, 1])
-    assert same(opened.array(index), np.stack([np.asarray(source.read(number)) for number in index.tolist()]))
-    assert same(np.stack([np.asarray(picture) for picture in Selection(opened, index).pictures()]), opened.array(index))
+    assert same(
+        opened.array(index),
+        np.stack([np.asarray(source.read(number)) for number in index.tolist()]),
+    )
+    assert same(
+        np.stack([np.asarray(picture) for picture in Selection(opened, index).pictures()]),
+        opened.array(index),
+    )
 
 
 def test_a_batch_can_be_written_to_without_changing_the_store(tmp_path: Path) -> None:
@@ -93,7 +124,15 @@ def test_a_batch_can_be_written_to_without_changing_the_store(tmp_path: Path) ->
 def test_a_scan_records_bad_images_sizes_and_progress(tmp_path: Path) -> None:
     source = Pictures(sizes=[(40, 30), None, (7, 9)])
     told: list[tuple[int, int]] = []
-    scan(source, 3, tmp_path, decode_size=16, keep=False, threads=2, progress=lambda done, total: told.append((done, total)))
+    scan(
+        source,
+        3,
+        tmp_path,
+        decode_size=16,
+        keep=False,
+        threads=2,
+        progress=lambda done, total: told.append((done, total)),
+    )
     found = read_scan(tmp_path)
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert found.summary.bad == {"1": "image 1 is bad"}
@@ -117,7 +156,9 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_pixels_that_take_more_than_half_of_the_free_disk_are_not_kept_and_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_that_take_more_than_half_of_the_free_disk_are_not_kept_and_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Pictures(sizes=[(10, 10)] * 4)
     for free, kept in ((2400, True), (2398, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: Usage(free, 0, free))
@@ -130,7 +171,9 @@ def test_pixels_that_take_more_than_half_of_the_free_disk_are_not_kept_and_a_not
     assert "decodes" in opened.notes[0]
 
 
-def test_pixels_that_take_more_than_a_quarter_of_the_memory_are_mapped_and_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_that_take_more_than_a_quarter_of_the_memory_are_mapped_and_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Pictures(sizes=[(10, 10)] * 4)
     folder = scanned(source, tmp_path)
     for available, in_memory in ((4800, True), (4799, False)):
@@ -185,12 +228,17 @@ def test_a_scan_folder_says_what_it_holds(tmp_path: Path) -> None:
         ([(3000, 2000)] * 2, 224),
     ],
 )
-def test_the_typical_size_is_that_of_equal_squares_or_a_multiple_of_32(sizes: list[tuple[int, int]], side: int) -> None:
+def test_the_typical_size_is_that_of_equal_squares_or_a_multiple_of_32(
+    sizes: list[tuple[int, int]], side: int
+) -> None:
     assert typical_size(np.array(sizes)) == side
 
 
 def test_statistics_are_the_mean_and_deviation_of_all_pixels() -> None:
-    pictures = [np.random.default_rng(side).integers(0, 200, (side, 5, 3), dtype=np.uint8) for side in (3, 8, 20)]
+    pictures = [
+        np.random.default_rng(side).integers(0, 200, (side, 5, 3), dtype=np.uint8)
+        for side in (3, 8, 20)
+    ]
     mean, deviation = channel_statistics(pictures)
     together = np.concatenate(pictures).reshape(-1, 3) / 255
     assert mean == tuple(together.mean(axis=0).round(4).tolist())

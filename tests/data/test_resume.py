@@ -12,7 +12,9 @@ from kd_app.data.digits import Digits
 from kd_app.data.module import ImageData, Shares
 from kd_app.data.views import CropFlip, ResizedCrop, View
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6.6 with torch 2.14, 2026-11
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec.*:FutureWarning"
+)  # Lightning 2.6.6 with torch 2.14, 2026-11
 
 
 def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
@@ -39,7 +41,9 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
 
 
 class Recorder(pl.LightningModule):
-    """One layer that remembers what it was trained on; at step `killed_at` it is stopped as by a kill, after a checkpoint at step `saved_at`."""
+    """One layer that remembers what it was trained on; at step `killed_at` it is
+    stopped as by a kill, after a checkpoint at step `saved_at`.
+    """
 
     def __init__(self, checkpoint: Path, *, saved_at: int = -1, killed_at: int = -1) -> None:
         super().__init__()
@@ -50,8 +54,12 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         checksum = float(batch.image.double().sum())
-        self.seen.append((self.current_epoch, batch_idx, batch.view, batch.index.tolist(), checksum))
-        loss: Tensor = torch.nn.functional.cross_entropy(self.layer(batch.image.flatten(1).float() / 255), batch.target)
+        self.seen.append(
+            (self.current_epoch, batch_idx, batch.view, batch.index.tolist(), checksum)
+        )
+        loss: Tensor = torch.nn.functional.cross_entropy(
+            self.layer(batch.image.flatten(1).float() / 255), batch.target
+        )
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -67,12 +75,32 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def trained(model: Recorder, data: ImageData, *, resumed: bool = False, **settings: Any) -> Recorder:
+def trained(
+    model: Recorder, data: ImageData, *, resumed: bool = False, **settings: Any
+) -> Recorder:
     data.bind(Pixels(1, 8, 8, (0.5,), (0.5,)), order_seed=2)
-    flags = {"max_epochs": 3, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False, **settings}
-    trainer = pl.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, default_root_dir=model.checkpoint.parent, **flags)
+    flags = {
+        "max_epochs": 3,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        **settings,
+    }
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        use_distributed_sampler=False,
+        default_root_dir=model.checkpoint.parent,
+        **flags,
+    )
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=model.checkpoint if resumed else None, weights_only=True)
+        trainer.fit(
+            model,
+            datamodule=data,
+            ckpt_path=model.checkpoint if resumed else None,
+            weights_only=True,
+        )
     except (KeyboardInterrupt, SystemExit):
         assert model.killed_at > 0
     return model
@@ -80,13 +108,22 @@ def trained(model: Recorder, data: ImageData, *, resumed: bool = False, **settin
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("saved_at", "killed_at"), [(2, 3), (7, 7), (8, 9), (5, 6)])
-def test_a_resumed_run_goes_on_with_exactly_the_batches_it_has_not_seen(tmp_path: Path, workers: int, saved_at: int, killed_at: int) -> None:
-    view = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)  # slow enough for workers
+def test_a_resumed_run_goes_on_with_exactly_the_batches_it_has_not_seen(
+    tmp_path: Path, workers: int, saved_at: int, killed_at: int
+) -> None:
+    view = ResizedCrop(
+        scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0
+    )  # slow enough for workers
     whole = trained(Recorder(tmp_path / "c.ckpt"), digits(view=view)).seen
     assert len(whole) == 15
-    first = trained(Recorder(tmp_path / "c.ckpt", saved_at=saved_at, killed_at=killed_at), digits(view=view, num_workers=workers)).seen
+    first = trained(
+        Recorder(tmp_path / "c.ckpt", saved_at=saved_at, killed_at=killed_at),
+        digits(view=view, num_workers=workers),
+    ).seen
     assert first == whole[:killed_at]
-    second = trained(Recorder(tmp_path / "c.ckpt"), digits(view=view, num_workers=workers), resumed=True).seen
+    second = trained(
+        Recorder(tmp_path / "c.ckpt"), digits(view=view, num_workers=workers), resumed=True
+    ).seen
     assert second == whole[saved_at:]
 
 
@@ -99,4 +136,8 @@ def test_a_trainer_validates_every_image_once_an_epoch() -> None:
 def test_overfitting_shows_the_same_few_images_in_each_epoch() -> None:
     seen = trained(Recorder(Path("unused") / "c.ckpt"), digits(), overfit_batches=2).seen
     assert len(seen) == 6
-    assert [step[3] for step in seen[:2]] == [step[3] for step in seen[2:4]] == [step[3] for step in seen[4:]]
+    assert (
+        [step[3] for step in seen[:2]]
+        == [step[3] for step in seen[2:4]]
+        == [step[3] for step in seen[4:]]
+    )

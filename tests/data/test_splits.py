@@ -1,4 +1,6 @@
-"""Splits: everyone in one of three sets, every class in train, groups whole, the same for ever."""
+"""Splits: everyone in one of three sets, every class in train, groups whole, the same
+for ever.
+"""
 
 import csv
 from collections import Counter, defaultdict
@@ -15,7 +17,12 @@ from kd_app.data.source import SPLITS, Listing
 from kd_app.data.splits import Split, split, write_split
 
 
-def listing(labels: Sequence[int], ready: Sequence[str] = (), group: Sequence[str] = (), files: Sequence[str] = ()) -> Listing:
+def listing(
+    labels: Sequence[int],
+    ready: Sequence[str] = (),
+    group: Sequence[str] = (),
+    files: Sequence[str] = (),
+) -> Listing:
     count = len(labels)
     return Listing(
         classes=tuple("abcdefghij"[: max(labels) + 1]),
@@ -43,7 +50,9 @@ shares = st.floats(0.01, 0.6)
 
 
 @given(sizes=sizes, seed=st.integers(0, 10), validation=shares, test=shares)
-def test_every_image_is_in_one_set_and_every_class_in_its_share_of_each(sizes: list[int], seed: int, validation: float, test: float) -> None:
+def test_every_image_is_in_one_set_and_every_class_in_its_share_of_each(
+    sizes: list[int], seed: int, validation: float, test: float
+) -> None:
     found = listing([label for label, size in enumerate(sizes) for _ in range(size)])
     names, notes = divided(found, seed, validation, test)
     assert set(names) == set(SPLITS)
@@ -57,12 +66,17 @@ def test_every_image_is_in_one_set_and_every_class_in_its_share_of_each(sizes: l
 
 
 @given(sizes=sizes, seed=st.integers(0, 5))
-def test_the_same_seed_gives_the_same_split_in_whatever_order_the_images_come(sizes: list[int], seed: int) -> None:
+def test_the_same_seed_gives_the_same_split_in_whatever_order_the_images_come(
+    sizes: list[int], seed: int
+) -> None:
     found = listing([label for label, size in enumerate(sizes) for _ in range(size)])
     names = divided(found, seed).names
     assert divided(found, seed).names == names
     order = np.random.default_rng(0).permutation(len(names))
-    shuffled = listing([int(found.target[number]) for number in order], files=[found.files[number] for number in order])
+    shuffled = listing(
+        [int(found.target[number]) for number in order],
+        files=[found.files[number] for number in order],
+    )
     assert divided(shuffled, seed).names == tuple(names[number] for number in order)
 
 
@@ -73,12 +87,16 @@ def test_another_seed_gives_another_split() -> None:
 
 def test_which_images_are_drawn_is_uniform_over_the_seeds() -> None:
     found = listing([0, 1] * 10)
-    drawn = sum(np.array([name == "test" for name in divided(found, seed).names]) for seed in range(400))
+    drawn = sum(
+        np.array([name == "test" for name in divided(found, seed).names]) for seed in range(400)
+    )
     assert np.abs(drawn / 400 - 0.2).max() < 0.08  # four standard deviations of a share of 400
 
 
 @given(sizes=sizes, seed=st.integers(0, 5), added=st.integers(1, 3))
-def test_images_added_to_a_class_change_few_others_of_it_and_none_of_other_classes(sizes: list[int], seed: int, added: int) -> None:
+def test_images_added_to_a_class_change_few_others_of_it_and_none_of_other_classes(
+    sizes: list[int], seed: int, added: int
+) -> None:
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     before = divided(listing(labels), seed).names
     after = divided(listing(labels + [0] * added), seed).names
@@ -118,9 +136,18 @@ group_sizes = st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=12), min
 
 
 @given(sizes=group_sizes, seed=st.integers(0, 5), validation=shares, test=shares)
-def test_groups_are_whole_and_every_class_is_in_train(sizes: list[list[int]], seed: int, validation: float, test: float) -> None:
-    rows = [(label, f"g{number}") for label, groups in enumerate(sizes) for number, size in enumerate(groups) for _ in range(size)]
-    found = listing([label for label, _ in rows], group=[group for _, group in rows])  # a group has images of several classes
+def test_groups_are_whole_and_every_class_is_in_train(
+    sizes: list[list[int]], seed: int, validation: float, test: float
+) -> None:
+    rows = [
+        (label, f"g{number}")
+        for label, groups in enumerate(sizes)
+        for number, size in enumerate(groups)
+        for _ in range(size)
+    ]
+    found = listing(
+        [label for label, _ in rows], group=[group for _, group in rows]
+    )  # a group has images of several classes
     names = divided(found, seed, validation, test).names
     assert len(set(zip(names, found.group, strict=True))) == len(set(found.group))
     assert set(names) == set(SPLITS)
@@ -154,8 +181,13 @@ def test_a_group_that_is_ready_in_part_follows_that_part() -> None:
 
 
 def test_ready_splits_that_tear_a_group_apart_are_refused_by_name() -> None:
-    found = listing([0, 1] * 4, ["train"] * 4 + ["test"] * 4, ["", "", "", "person 7", "person 7", "", "", ""])
-    with pytest.raises(RequestError, match=r"'person 7' is torn apart: 'image3.png' is in train and 'image4.png' in test"):
+    found = listing(
+        [0, 1] * 4, ["train"] * 4 + ["test"] * 4, ["", "", "", "person 7", "person 7", "", "", ""]
+    )
+    with pytest.raises(
+        RequestError,
+        match=r"'person 7' is torn apart: 'image3.png' is in train and 'image4.png' in test",
+    ):
         divided(found)
 
 
@@ -163,7 +195,10 @@ def test_a_class_of_one_image_goes_to_train_and_that_is_said() -> None:
     names, notes = divided(listing([0] * 20 + [1] * 20 + [2]))
     assert names[-1] == "train"
     assert len(notes) == 2
-    assert all("'c'" in note and part in note for note, part in zip(notes, ("validation", "test"), strict=True))
+    assert all(
+        "'c'" in note and part in note
+        for note, part in zip(notes, ("validation", "test"), strict=True)
+    )
 
 
 def test_a_class_of_two_images_is_in_train_and_test() -> None:
@@ -189,7 +224,9 @@ def test_too_few_groups_are_refused_too() -> None:
         divided(listing([0, 1] * 50, group=["x", "x", "y", "y"] * 25))
 
 
-@pytest.mark.parametrize(("validation", "test"), [(0, 0.1), (0.1, 1), (-0.1, 0.1), (float("nan"), 0.1), (0.1, 2)])
+@pytest.mark.parametrize(
+    ("validation", "test"), [(0, 0.1), (0.1, 1), (-0.1, 0.1), (float("nan"), 0.1), (0.1, 2)]
+)
 def test_a_share_outside_of_0_to_1_is_refused(validation: float, test: float) -> None:
     with pytest.raises(RequestError, match="more than 0 and less than 1"):
         divided(listing([0, 1] * 10), validation=validation, test=test)

@@ -1,4 +1,6 @@
-"""timm's readers as sources: its folder and tar readers on files, and a stream as its TFDS, WebDataset and streaming readers are."""
+"""timm's readers as sources: its folder and tar readers on files, and a stream as its
+TFDS, WebDataset and streaming readers are.
+"""
 
 import io
 import pickle
@@ -48,7 +50,14 @@ def test_a_folder_is_read_as_timm_reads_it(tmp_path: Path) -> None:
 
 
 def test_ready_splits_are_folders_and_their_classes_go_by_name(tmp_path: Path) -> None:
-    names = ["train/a/1.png", "train/b/1.png", "train/c/1.png", "val/b/1.png", "val/c/1.png", "test/c/1.png"]
+    names = [
+        "train/a/1.png",
+        "train/b/1.png",
+        "train/c/1.png",
+        "val/b/1.png",
+        "val/c/1.png",
+        "test/c/1.png",
+    ]
     listing = source(photos(tmp_path, names)).listing()
     rows = zip(listing.files, listing.split, listing.target.tolist(), strict=True)
     assert {(file, split, listing.classes[number]) for file, split, number in rows} == {
@@ -87,7 +96,9 @@ def _shades(found: TimmReader) -> list[int]:
     return [shade(found, index) for index in range(len(found.listing().files))]
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's reader keeps its tar open for good
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning"
+)  # timm's reader keeps its tar open for good
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_tar_is_read_by_threads_and_by_forked_processes_at_once(tmp_path: Path) -> None:
     found = source(tar(tmp_path, 20))
@@ -139,7 +150,9 @@ def test_a_missing_root_and_a_single_class_are_wrong_requests(tmp_path: Path) ->
 
 
 class Stream:
-    """What timm's TFDS, WebDataset and streaming Hugging Face readers have in common: an order and no numbers."""
+    """What timm's TFDS, WebDataset and streaming Hugging Face readers have in common:
+    an order and no numbers.
+    """
 
     class_to_idx: ClassVar[dict[str, int]] = {"cat": 0, "dog": 1}
 
@@ -170,14 +183,20 @@ def test_a_stream_is_held_whole_on_every_rank(monkeypatch: pytest.MonkeyPatch) -
     assert listing.split == ("train",) * 5 + ("validation",) * 2
     assert listing.files[6] == "validation/00000001"
     assert [listing.classes[number] for number in listing.target[:3]] == ["cat", "dog", "cat"]
-    assert [found.read(index).getpixel((0, 0)) for index in (0, 4, 6)] == [(0, 0, 0), (4, 0, 0), (1, 0, 0)]
+    assert [found.read(index).getpixel((0, 0)) for index in (0, 4, 6)] == [
+        (0, 0, 0),
+        (4, 0, 0),
+        (1, 0, 0),
+    ]
     assert pickle.loads(pickle.dumps(found)).read(4).size == (3, 2)
     assert source(None, "tfds/pets", channels=3).listing().fingerprint == listing.fingerprint
     offer(monkeypatch, train=Stream(5), valid=Stream(3))
     assert source(None, "tfds/pets", channels=3).listing().fingerprint != listing.fingerprint
 
 
-def test_a_stream_without_train_or_with_several_labels_an_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_train_or_with_several_labels_an_image_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     offer(monkeypatch, test=Stream(5))
     with pytest.raises(RequestError, match=r"no train split .*Unknown split 'train'"):
         source(None, "tfds/pets").listing()
@@ -212,7 +231,9 @@ def test_classes_without_names_go_by_their_numbers(monkeypatch: pytest.MonkeyPat
 
 def test_images_in_memory_are_read_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
     class Table:
-        """As timm's Hugging Face reader: by number, with bytes, and perhaps without a name."""
+        """As timm's Hugging Face reader: by number, with bytes, and perhaps without a
+        name.
+        """
 
         class_to_idx: ClassVar[dict[str, int]] = {"x": 0, "y": 1}
 

@@ -20,7 +20,9 @@ VIEW = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``labeled/class0``, ``labeled/class1`` with 20 images each; 9 images at two depths below ``more``."""
+    """``labeled/class0``, ``labeled/class1`` with 20 images each; 9 images at two
+    depths below ``more``.
+    """
     place = tmp_path_factory.mktemp("photos")
     image_folder(place / "labeled", images=20)
     image_folder(place / "more", images=4)
@@ -40,7 +42,9 @@ def served(photos: Path, folder: Path, **changed: object) -> ImageData:
     return data
 
 
-def test_they_are_trained_on_without_a_label_and_in_no_other_set(photos: Path, tmp_path: Path) -> None:
+def test_they_are_trained_on_without_a_label_and_in_no_other_set(
+    photos: Path, tmp_path: Path
+) -> None:
     data = served(photos, tmp_path)
     assert data.sizes == {"train": 28, "validation": 4, "test": 8, "unlabeled": 8}
     names = [data.files[number] for number in data.rows("unlabeled")]
@@ -57,17 +61,26 @@ def test_they_are_trained_on_without_a_label_and_in_no_other_set(photos: Path, t
         assert all(bool((batch.target >= 0).all()) for batch in data.evaluation(split, COLOR))
 
 
-def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(photos: Path, tmp_path: Path) -> None:
+def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(
+    photos: Path, tmp_path: Path
+) -> None:
     data = served(photos, tmp_path, labels=0.5)
     data.bind(COLOR, order_seed=0, on_labels=True)
     batches = list(data.train_dataloader())
     assert len(batches) == 36 // 8
     assert len(data.labeled_rows) == 14
-    assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(data.labeled_rows.tolist())
-    assert [note.partition(" (")[0] for note in data.notes] == ["14 of 28 images to train on keep their label", "8 images without a label"]
+    assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
+        data.labeled_rows.tolist()
+    )
+    assert [note.partition(" (")[0] for note in data.notes] == [
+        "14 of 28 images to train on keep their label",
+        "8 images without a label",
+    ]
 
 
-def test_the_split_of_the_labeled_images_is_as_it_was_and_the_data_are_others(photos: Path, tmp_path: Path) -> None:
+def test_the_split_of_the_labeled_images_is_as_it_was_and_the_data_are_others(
+    photos: Path, tmp_path: Path
+) -> None:
     (tmp_path / "without").mkdir()
     data, without = served(photos, tmp_path), served(photos, tmp_path / "without", unlabeled=None)
     for split in ("train", "validation", "test"):
@@ -81,12 +94,19 @@ def test_the_split_of_the_labeled_images_is_as_it_was_and_the_data_are_others(ph
 
 def test_other_images_or_other_names_are_other_data(photos: Path, tmp_path: Path) -> None:
     def fingerprint(folder: Path) -> str:
-        data = made(partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=folder)
+        data = made(
+            partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=folder
+        )
         data.list()
         return data.listing.fingerprint
 
     image = (photos / "more" / "top.png").read_bytes()
-    for name, files in {"a": {"x.png": image}, "b": {"x.png": image}, "c": {"y.png": image}, "d": {"x.png": image + b"0"}}.items():
+    for name, files in {
+        "a": {"x.png": image},
+        "b": {"x.png": image},
+        "c": {"y.png": image},
+        "d": {"x.png": image + b"0"},
+    }.items():
         (tmp_path / name).mkdir()
         for file, content in files.items():
             (tmp_path / name / file).write_bytes(content)
@@ -96,10 +116,19 @@ def test_other_images_or_other_names_are_other_data(photos: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("nowhere", "Set data.unlabeled to it"), ("empty", "holds no image"), ("labeled/class0", "where every folder is a class")]
+    ("folder", "said"),
+    [
+        ("nowhere", "Set data.unlabeled to it"),
+        ("empty", "holds no image"),
+        ("labeled/class0", "where every folder is a class"),
+    ],
 )
-def test_a_folder_that_can_not_be_meant_is_refused(photos: Path, tmp_path: Path, folder: str, said: str) -> None:
+def test_a_folder_that_can_not_be_meant_is_refused(
+    photos: Path, tmp_path: Path, folder: str, said: str
+) -> None:
     (tmp_path / "empty").mkdir()
     place = tmp_path / folder if folder == "empty" else photos / folder
     with pytest.raises(RequestError, match=said):
-        made(partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=place).list()
+        made(
+            partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=place
+        ).list()

@@ -37,7 +37,9 @@ class Pictures:
             yield Image.fromarray(item if item.shape[2] == 3 else item[:, :, 0])
 
 
-def pixels(height: int, width: int | None = None, *, crop: float = 1.0, interpolation: str = "bilinear") -> Pixels:
+def pixels(
+    height: int, width: int | None = None, *, crop: float = 1.0, interpolation: str = "bilinear"
+) -> Pixels:
     return Pixels(3, height, width or height, (0.5,) * 3, (0.5,) * 3, crop, interpolation)
 
 
@@ -53,13 +55,23 @@ def splitmix(state: int) -> int:
 
 
 def crop_resize(**changes: object) -> ResizedCrop:
-    return ResizedCrop(**{"scale": (0.3, 1.0), "ratio": (0.75, 1.3333), "flip": True, "jitter": 0.3, **changes})  # type: ignore[arg-type]
+    return ResizedCrop(
+        **{"scale": (0.3, 1.0), "ratio": (0.75, 1.3333), "flip": True, "jitter": 0.3, **changes}
+    )  # type: ignore[arg-type]
 
 
-@given(st.integers(0, 2**70), st.integers(-1, 10**6), st.lists(st.integers(0, 2**40), min_size=1, max_size=5))
-def test_a_key_is_splitmix64_of_seed_view_and_index(seed: int, number: int, index: list[int]) -> None:
+@given(
+    st.integers(0, 2**70),
+    st.integers(-1, 10**6),
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=5),
+)
+def test_a_key_is_splitmix64_of_seed_view_and_index(
+    seed: int, number: int, index: list[int]
+) -> None:
     base = splitmix(splitmix(seed % 2**64) + number)
-    assert image_keys(seed, np.array(index), number).tolist() == [splitmix((base + i) % 2**64) for i in index]
+    assert image_keys(seed, np.array(index), number).tolist() == [
+        splitmix((base + i) % 2**64) for i in index
+    ]
 
 
 def test_splitmix64_gives_its_published_first_number() -> None:
@@ -67,32 +79,60 @@ def test_splitmix64_gives_its_published_first_number() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.integers(0, 4), st.booleans(), st.integers(0, 1000))
-def test_crop_flip_is_pad_then_crop_then_mirror(batch: int, height: int, width: int, channels: int, padding: int, flip: bool, number: int) -> None:
+@given(
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([1, 3]),
+    st.integers(0, 4),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_crop_flip_is_pad_then_crop_then_mirror(
+    batch: int, height: int, width: int, channels: int, padding: int, flip: bool, number: int
+) -> None:
     images, keys = noise(batch, height, width, channels), image_keys(3, np.arange(batch), number)
     made = CropFlip(padding=padding, flip=flip)(Pictures(list(images)), keys, pixels(height, width))
     for image, key, got in zip(images, keys.tolist(), made, strict=True):
         top, left = (((key >> shift) % 2**21) * (2 * padding + 1) >> 21 for shift in (0, 21))
-        expected = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))[top : top + height, left : left + width]
+        expected = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))[
+            top : top + height, left : left + width
+        ]
         np.testing.assert_array_equal(got, expected[:, ::-1] if flip and key >> 63 else expected)
 
 
 def test_crop_flip_reaches_every_place_and_both_mirrorings_equally_often() -> None:
     images = np.zeros((20_000, 5, 5, 1), dtype=np.uint8)
     images[:, 2, 2], images[:, 2, 3] = 1, 2
-    made = CropFlip(padding=1, flip=True)(Pictures(list(images)), image_keys(0, np.arange(len(images)), 0), pixels(5))
-    counts = Counter(int((picture == 1).argmax()) * 2 + int(picture.reshape(-1)[(picture == 1).argmax() + 1] == 2) for picture in made)
+    made = CropFlip(padding=1, flip=True)(
+        Pictures(list(images)), image_keys(0, np.arange(len(images)), 0), pixels(5)
+    )
+    counts = Counter(
+        int((picture == 1).argmax()) * 2
+        + int(picture.reshape(-1)[(picture == 1).argmax() + 1] == 2)
+        for picture in made
+    )
     assert len(counts) == 18
-    assert sum((count - 20_000 / 18) ** 2 / (20_000 / 18) for count in counts.values()) < 40.8  # chi-square, 17 degrees, p = 0.001
+    assert (
+        sum((count - 20_000 / 18) ** 2 / (20_000 / 18) for count in counts.values()) < 40.8
+    )  # chi-square, 17 degrees, p = 0.001
 
 
 def test_crop_flip_resizes_to_the_size_of_the_model() -> None:
-    made = CropFlip(padding=2, flip=True)(Pictures([np.full((8, 8, 1), 200, dtype=np.uint8)] * 4), image_keys(0, np.arange(4), 0), pixels(20, 24))
+    made = CropFlip(padding=2, flip=True)(
+        Pictures([np.full((8, 8, 1), 200, dtype=np.uint8)] * 4),
+        image_keys(0, np.arange(4), 0),
+        pixels(20, 24),
+    )
     assert made.shape == (4, 20, 24, 1)
     assert made.max() == 200
 
 
-@pytest.mark.parametrize("view", [CropFlip(padding=2, flip=True), crop_resize(), Plain()], ids=lambda view: type(view).__name__)
+@pytest.mark.parametrize(
+    "view",
+    [CropFlip(padding=2, flip=True), crop_resize(), Plain()],
+    ids=lambda view: type(view).__name__,
+)
 def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
     images, wanted = list(noise(6, 12, 12, 3)), pixels(12)
     index = np.arange(6)
@@ -102,11 +142,15 @@ def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
     np.testing.assert_array_equal(again, together[order])
 
 
-@pytest.mark.parametrize("view", [CropFlip(padding=2, flip=True), crop_resize()], ids=lambda view: type(view).__name__)
+@pytest.mark.parametrize(
+    "view", [CropFlip(padding=2, flip=True), crop_resize()], ids=lambda view: type(view).__name__
+)
 @pytest.mark.parametrize(("seed", "number"), [(0, 1), (1, 0)])
 def test_another_seed_or_view_number_gives_other_pixels(view: View, seed: int, number: int) -> None:
     images, index = Pictures(list(noise(6, 12, 12, 3))), np.arange(6)
-    first, other = (view(images, image_keys(*key), pixels(12)) for key in ((0, index, 0), (seed, index, number)))
+    first, other = (
+        view(images, image_keys(*key), pixels(12)) for key in ((0, index, 0), (seed, index, number))
+    )
     assert (first != other).any()
 
 
@@ -154,7 +198,13 @@ def timms_transform(image: Array, wanted: Pixels) -> Array:
     from timm.data.transforms_factory import create_transform
 
     size = (3, wanted.height, wanted.width)
-    transform = create_transform(size, is_training=False, crop_pct=wanted.crop, interpolation=wanted.interpolation, use_prefetcher=True)
+    transform = create_transform(
+        size,
+        is_training=False,
+        crop_pct=wanted.crop,
+        interpolation=wanted.interpolation,
+        use_prefetcher=True,
+    )
     return np.asarray(transform(Image.fromarray(image))).transpose(1, 2, 0)
 
 
@@ -168,37 +218,55 @@ def plain(image: Array, wanted: Pixels) -> Array:
 @given(
     st.integers(20, 80),
     st.integers(20, 80),
-    st.tuples(st.integers(4, 19), st.integers(4, 40)) | st.integers(4, 19).map(lambda side: (side, side)),
+    st.tuples(st.integers(4, 19), st.integers(4, 40))
+    | st.integers(4, 19).map(lambda side: (side, side)),
     st.floats(0.5, 1.0),
     st.sampled_from(["bilinear", "bicubic", "nearest", "lanczos"]),
 )
-def test_plain_is_timms_evaluation_transform(height: int, width: int, size: tuple[int, int], crop: float, interpolation: str) -> None:
+def test_plain_is_timms_evaluation_transform(
+    height: int, width: int, size: tuple[int, int], crop: float, interpolation: str
+) -> None:
     image, wanted = noise(height, width, 3), pixels(*size, crop=crop, interpolation=interpolation)
     np.testing.assert_array_equal(plain(image, wanted), timms_transform(image, wanted))
 
 
 @given(st.integers(3, 10), st.integers(50, 300), st.floats(0.5, 1.0), st.booleans())
-def test_plain_differs_from_timm_by_two_roundings_on_strips(short: int, long: int, crop: float, upright: bool) -> None:
+def test_plain_differs_from_timm_by_two_roundings_on_strips(
+    short: int, long: int, crop: float, upright: bool
+) -> None:
     image, wanted = noise(*((long, short) if upright else (short, long)), 3), pixels(12, crop=crop)
     assert np.abs(plain(image, wanted).astype(int) - timms_transform(image, wanted)).max() <= 2
 
 
 def test_plain_leaves_images_of_the_right_size_as_they_are() -> None:
     images = noise(3, 10, 10, 1)
-    np.testing.assert_array_equal(Plain()(Pictures(list(images)), image_keys(0, np.arange(3), 0), pixels(10, crop=0.8)), images)
+    np.testing.assert_array_equal(
+        Plain()(Pictures(list(images)), image_keys(0, np.arange(3), 0), pixels(10, crop=0.8)),
+        images,
+    )
 
 
 def test_plain_and_resized_crop_take_strips_and_tiny_images() -> None:
     images = Pictures([noise(3, 6, 3), noise(10, 10_000, 3), noise(2_000, 1, 3)])
     for view in (Plain(), crop_resize()):
-        assert view(images, image_keys(0, np.arange(3), 0), pixels(16, crop=0.9)).shape == (3, 16, 16, 3)
+        assert view(images, image_keys(0, np.arange(3), 0), pixels(16, crop=0.9)).shape == (
+            3,
+            16,
+            16,
+            3,
+        )
 
 
 def test_resized_crop_takes_parts_of_the_asked_area_and_ratio() -> None:
-    ramp = np.stack([*np.meshgrid(np.arange(200), np.arange(200)), np.zeros((200, 200))], axis=-1).astype(np.uint8)
+    ramp = np.stack(
+        [*np.meshgrid(np.arange(200), np.arange(200)), np.zeros((200, 200))], axis=-1
+    ).astype(np.uint8)
     view = crop_resize(scale=(0.2, 0.5), ratio=(0.5, 2.0), flip=False, jitter=0.0)
     made = view(Pictures([ramp] * 300), image_keys(0, np.arange(300), 0), pixels(50)).astype(float)
-    widths, heights = (made[:, 25, -1, 0] - made[:, 25, 0, 0]) / 49 * 50, (made[:, -1, 25, 1] - made[:, 0, 25, 1]) / 49 * 50
+    widths, heights = (
+        (made[:, 25, -1, 0] - made[:, 25, 0, 0]) / 49 * 50,
+        (made[:, -1, 25, 1] - made[:, 0, 25, 1]) / 49 * 50,
+    )
     areas, ratios = widths * heights / 40_000, widths / heights
     assert 0.17 < areas.min() < 0.24
     assert 0.45 < areas.max() < 0.54
@@ -210,18 +278,33 @@ def test_resized_crop_takes_parts_of_the_asked_area_and_ratio() -> None:
 
 def test_resized_crop_mirrors_half_of_the_images() -> None:
     ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (64, 1, 3))
-    made = crop_resize(jitter=0.0)(Pictures([ramp] * 400), image_keys(0, np.arange(400), 0), pixels(8)).astype(int)
-    assert (made[:, 0, 0, 0] > made[:, 0, -1, 0]).mean() == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / 400))
+    made = crop_resize(jitter=0.0)(
+        Pictures([ramp] * 400), image_keys(0, np.arange(400), 0), pixels(8)
+    ).astype(int)
+    assert (made[:, 0, 0, 0] > made[:, 0, -1, 0]).mean() == pytest.approx(
+        0.5, abs=4 * math.sqrt(0.25 / 400)
+    )
 
 
 def test_jitter_changes_the_brightness_of_each_image_by_its_own_factor() -> None:
     gray = np.full((8, 8, 3), 100, dtype=np.uint8)
-    made = crop_resize(jitter=0.4)(Pictures([gray] * 200), image_keys(0, np.arange(200), 0), pixels(8))
+    made = crop_resize(jitter=0.4)(
+        Pictures([gray] * 200), image_keys(0, np.arange(200), 0), pixels(8)
+    )
     assert made.min() in range(60, 66)
     assert made.max() in range(135, 141)
 
 
-@pytest.mark.parametrize("wrong", [{"scale": (0.0, 1.0)}, {"scale": (0.9, 0.3)}, {"ratio": (2.0, 1.0)}, {"jitter": 1.5}, {"padding": 2}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scale": (0.0, 1.0)},
+        {"scale": (0.9, 0.3)},
+        {"ratio": (2.0, 1.0)},
+        {"jitter": 1.5},
+        {"padding": 2},
+    ],
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(RequestError, match=next(iter(wrong))):
         crop_resize(**wrong)
@@ -229,4 +312,8 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
 
 def test_an_unknown_interpolation_is_refused_with_the_closest_name() -> None:
     with pytest.raises(RequestError, match="Did you mean 'bicubic'"):
-        Plain()(Pictures([noise(5, 7, 3)]), image_keys(0, np.arange(1), 0), pixels(4, interpolation="bicubik"))
+        Plain()(
+            Pictures([noise(5, 7, 3)]),
+            image_keys(0, np.arange(1), 0),
+            pixels(4, interpolation="bicubik"),
+        )

@@ -31,8 +31,20 @@ def net() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def exported(net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """``model.onnx`` with its manifest; nobody writes there."""
     folder = tmp_path_factory.mktemp("exported")
     form = Onnx(opset=18, tolerance=1e-4)
-    return export(net, form, folder, stem="model", pixels=PIXELS, classes=CLASSES, license="mit", calibration=[], images=images)
+    return export(
+        net,
+        form,
+        folder,
+        stem="model",
+        pixels=PIXELS,
+        classes=CLASSES,
+        license="mit",
+        calibration=[],
+        images=images,
+    )

@@ -1,4 +1,6 @@
-"""What `first_answer` opens in the tests: a text that says how long to take and how much memory to fill."""
+"""What `first_answer` opens in the tests: a text that says how long to take and how
+much memory to fill.
+"""
 
 import time
 from pathlib import Path

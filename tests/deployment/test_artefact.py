@@ -1,4 +1,6 @@
-"""An exported file: it answers as the model did, alone, and whatever is wrong about one is refused before anything of it is run."""
+"""An exported file: it answers as the model did, alone, and whatever is wrong about one
+is refused before anything of it is run.
+"""
 
 import json
 import shutil
@@ -51,12 +53,21 @@ assert not {"torch", "pydantic", "hydra"} & set(sys.modules)
 """
 
 
-def test_it_runs_where_there_is_only_numpy_pillow_and_onnxruntime(exported: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_it_runs_where_there_is_only_numpy_pillow_and_onnxruntime(
+    exported: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8))
     photo.save(tmp_path / "photo.png")
     np.save(tmp_path / "images.npy", images)
-    words = [str(exported), str(tmp_path / "images.npy"), str(tmp_path / "photo.png"), str(tmp_path / "out.npz")]
-    done = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=False)
+    words = [
+        str(exported),
+        str(tmp_path / "images.npy"),
+        str(tmp_path / "photo.png"),
+        str(tmp_path / "out.npz"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "out.npz")
     with torch.no_grad():
@@ -68,10 +79,16 @@ def test_it_runs_where_there_is_only_numpy_pillow_and_onnxruntime(exported: Path
     np.testing.assert_array_equal(found["picture"], seen.transpose(2, 0, 1))
 
 
-def test_batches_of_any_size_give_the_same_logits(exported: Path, images: NDArray[np.uint8]) -> None:
+def test_batches_of_any_size_give_the_same_logits(
+    exported: Path, images: NDArray[np.uint8]
+) -> None:
     opened = open_artefact(exported)
     assert opened.classes == CLASSES
-    np.testing.assert_allclose(np.concatenate([opened.logits(images[:1]), opened.logits(images[1:])]), opened.logits(images), atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([opened.logits(images[:1]), opened.logits(images[1:])]),
+        opened.logits(images),
+        atol=1e-5,
+    )
 
 
 def test_a_gray_picture_is_shown_to_a_color_model_in_gray(exported: Path) -> None:
@@ -85,20 +102,40 @@ def test_the_file_says_nothing_of_the_machine_it_was_written_on(exported: Path) 
     assert b"stack_trace" not in exported.read_bytes()
 
 
-def test_a_model_that_the_file_does_not_answer_like_fails_the_run(net: nn.Module, images: NDArray[np.uint8], tmp_path: Path) -> None:
-    about: Any = {"stem": "model", "pixels": PIXELS, "classes": CLASSES, "license": "mit", "calibration": []}
-    with pytest.raises(RunError, match=r"off by up to .* of the largest one, more than formats\.onnx\.tolerance=1e-12"):
+def test_a_model_that_the_file_does_not_answer_like_fails_the_run(
+    net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    about: Any = {
+        "stem": "model",
+        "pixels": PIXELS,
+        "classes": CLASSES,
+        "license": "mit",
+        "calibration": [],
+    }
+    with pytest.raises(
+        RunError,
+        match=r"off by up to .* of the largest one, more than formats\.onnx\.tolerance=1e-12",
+    ):
         export(net, Onnx(opset=18, tolerance=1e-12), tmp_path, images=images, **about)
 
 
-def test_the_difference_to_another_model_is_seen(exported: Path, net: nn.Module, images: NDArray[np.uint8]) -> None:
+def test_the_difference_to_another_model_is_seen(
+    exported: Path, net: nn.Module, images: NDArray[np.uint8]
+) -> None:
     assert difference(net, PIXELS, open_artefact(exported), images) < 1e-5
     other = deepcopy(net)
     other.fc.reset_parameters()  # type: ignore[union-attr, operator]
     assert difference(other, PIXELS, open_artefact(exported), images) > 1e-2
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((1, 3, 16, 17), np.uint8), np.zeros((1, 3, 16, 16), np.float32), np.zeros((3, 16, 16), np.uint8)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 3, 16, 17), np.uint8),
+        np.zeros((1, 3, 16, 16), np.float32),
+        np.zeros((3, 16, 16), np.uint8),
+    ],
+)
 def test_images_of_another_shape_or_type_are_refused(exported: Path, wrong: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"takes uint8 images of shape \(batch, 3, 16, 16\), got"):
         open_artefact(exported).logits(wrong)
@@ -120,7 +157,9 @@ def _no_manifest(file: Path) -> None:
 
 
 def _not_named(file: Path) -> None:
-    _manifest(file.parent, lambda told: told["files"].update({"other.onnx": told["files"].pop(file.name)}))
+    _manifest(
+        file.parent, lambda told: told["files"].update({"other.onnx": told["files"].pop(file.name)})
+    )
 
 
 def _cut_manifest(file: Path) -> None:
@@ -187,8 +226,12 @@ def _stranger_within(file: Path) -> None:
 
     def change(model: onnx.ModelProto) -> None:
         inner = helper.make_node("Evil", [], ["inner"], domain="com.stranger")
-        branch = helper.make_graph([inner], "branch", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1])])
-        model.graph.node.append(helper.make_node("If", ["images"], ["unused"], then_branch=branch, else_branch=branch))
+        branch = helper.make_graph(
+            [inner], "branch", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1])]
+        )
+        model.graph.node.append(
+            helper.make_node("If", ["images"], ["unused"], then_branch=branch, else_branch=branch)
+        )
 
     _changed(file, change)
 
@@ -216,7 +259,10 @@ def _elsewhere(file: Path) -> None:
         (_truncated, "is not the file that was exported"),
         (_truncated_and_declared, "cut off or no ONNX model"),
         (_emptied_and_declared, "cut off or no ONNX model"),
-        (_other_opset, "the operator set 17, and its manifest says 18|the operator set 17; expected"),
+        (
+            _other_opset,
+            "the operator set 17, and its manifest says 18|the operator set 17; expected",
+        ),
         (_future_opset, "the operator set 99; expected one of"),
         (_stranger, "needs operators of 'com.stranger', which are not ONNX's own"),
         (_stranger_within, "needs operators of 'com.stranger', which are not ONNX's own"),
@@ -224,7 +270,11 @@ def _elsewhere(file: Path) -> None:
     ],
 )
 def test_what_is_wrong_about_a_file_is_refused_before_anything_of_it_is_run(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], reason: str
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+    reason: str,
 ) -> None:
     file = Path(shutil.copytree(exported.parent, tmp_path / "export")) / exported.name
     spoil(file)
@@ -242,15 +292,21 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_artefact(tmp_path / "gone.onnx")
 
 
-def test_a_runtime_that_is_not_installed_is_named(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_is_not_installed_is_named(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delitem(sys.modules, "kd_app.deployment.runtimes.onnxruntime_file", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install onnxruntime \(or kd_app\[deploy\]\)"):
         open_artefact(exported)
 
 
-def test_openvino_reads_the_file_and_gives_the_same_logits(exported: Path, images: NDArray[np.uint8]) -> None:
+def test_openvino_reads_the_file_and_gives_the_same_logits(
+    exported: Path, images: NDArray[np.uint8]
+) -> None:
     openvino = pytest.importorskip("openvino")
-    compiled = openvino.Core().compile_model(str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(
+        str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     found = compiled([images])[0]
     np.testing.assert_allclose(found, open_artefact(exported).logits(images), atol=1e-4)

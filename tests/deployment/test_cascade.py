@@ -32,16 +32,29 @@ class Table:
         return np.asarray(image)[None]
 
 
-def drawn(seed: int, stages: int, n: int = 40) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
+def drawn(
+    seed: int, stages: int, n: int = 40
+) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=(n, 5)).astype(np.float32) * 3 for _ in range(stages)], rng.integers(0, 5, n)
+    return [rng.normal(size=(n, 5)).astype(np.float32) * 3 for _ in range(stages)], rng.integers(
+        0, 5, n
+    )
 
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MEASURES)), st.integers(2, 3))
 @settings(max_examples=30, deadline=None)
-def test_the_curve_runs_from_the_teacher_alone_to_the_student_alone(seed: int, measure: str, stages: int) -> None:
+def test_the_curve_runs_from_the_teacher_alone_to_the_student_alone(
+    seed: int, measure: str, stages: int
+) -> None:
     logits, target = drawn(seed, stages)
-    curve = routing_curve(logits, target, range(1, stages + 1), measure=measure, temperatures=[2.0] * stages, num_steps=10)
+    curve = routing_curve(
+        logits,
+        target,
+        range(1, stages + 1),
+        measure=measure,
+        temperatures=[2.0] * stages,
+        num_steps=10,
+    )
     assert curve[0].accuracy == (logits[-1].argmax(1) == target).mean()
     assert (curve[0].better, curve[0].worse) == (0, 0)
     assert curve[-1].accuracy == (logits[0].argmax(1) == target).mean()
@@ -55,19 +68,27 @@ def test_the_curve_runs_from_the_teacher_alone_to_the_student_alone(seed: int, m
 def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, stages: int) -> None:
     logits, target = drawn(seed, stages)
     heat = (1.5,) * stages
-    rung = routing_curve(logits, target, [1.0] * stages, measure=measure, temperatures=heat, num_steps=2)[1]
+    rung = routing_curve(
+        logits, target, [1.0] * stages, measure=measure, temperatures=heat, num_steps=2
+    )[1]
     cascade = Cascade([Table(each) for each in logits], rung.thresholds, measure, heat)
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     label, probability, stage = cascade.predict(images)
     for i in range(40):
         at = 0
-        while at < stages - 1 and confidence(logits[at][i : i + 1], measure, 1.5)[0] < rung.thresholds[at]:
+        while (
+            at < stages - 1
+            and confidence(logits[at][i : i + 1], measure, 1.5)[0] < rung.thresholds[at]
+        ):
             at += 1
         assert (label[i], stage[i]) == (logits[at][i].argmax(), at)
         assert probability[i] == pytest.approx(np.exp(log_probabilities(logits[at][i], 1.5)).max())
     assert (label == target).mean() == rung.accuracy
     again = cascade.predict([Image.fromarray(image[0]) for image in images])
-    assert all((first == second).all() for first, second in zip((label, probability, stage), again, strict=True))
+    assert all(
+        (first == second).all()
+        for first, second in zip((label, probability, stage), again, strict=True)
+    )
 
 
 def test_the_temperature_found_is_the_one_the_labels_were_drawn_with() -> None:
@@ -84,7 +105,11 @@ def test_a_cascade_is_loaded_as_it_was_saved_and_refuses_another_file(tmp_path: 
     stage = Table(np.zeros((1, 2), np.float32))
     Cascade([stage, stage], (0.7,), "maximum", (1.0, 2.0)).save(tmp_path / "cascade.json", files)
     loaded = Cascade.load(tmp_path / "cascade.json", lambda _: stage)
-    assert (loaded.thresholds, loaded.measure, loaded.temperatures) == ((0.7,), "maximum", (1.0, 2.0))
+    assert (loaded.thresholds, loaded.measure, loaded.temperatures) == (
+        (0.7,),
+        "maximum",
+        (1.0, 2.0),
+    )
     files[1].write_bytes(b"another")
     with pytest.raises(ValueError, match="chosen for"):
         Cascade.load(tmp_path / "cascade.json", lambda _: stage)
@@ -104,24 +129,40 @@ def test_stages_that_know_the_classes_in_another_order_make_no_cascade(tmp_path:
         Cascade.load(tmp_path / "cascade.json", lambda file: stages[files.index(file)])
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"stages": []}', '{"stages": [], "thresholds": [], "temperatures": [], "measure": "luck"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"stages": []}',
+        '{"stages": [], "thresholds": [], "temperatures": [], "measure": "luck"}',
+    ],
+)
 def test_what_is_no_cascade_is_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "cascade.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match="is no cascade that can be read"):
         Cascade.load(tmp_path / "cascade.json", lambda _: Table(np.zeros((1, 2), np.float32)))
 
 
-def chosen(rng: np.random.Generator, n: int, wrong: float, costs: tuple[float, float] = COSTS) -> tuple[Choice, float]:
-    """A choice on n images of a student that errs with rate ``wrong (1 - u)``, u its rank of confidence; and the true loss of that choice."""
+def chosen(
+    rng: np.random.Generator, n: int, wrong: float, costs: tuple[float, float] = COSTS
+) -> tuple[Choice, float]:
+    """A choice on n images of a student that errs with rate ``wrong (1 - u)``, u its
+    rank of confidence; and the true loss of that choice.
+    """
     u = rng.random(n)
     errs = rng.random(n) < wrong * (1 - u)
     student = np.stack([0.01 + u, np.zeros(n)], 1)
     target = errs.astype(np.int64)
     teacher = np.eye(2)[target]
-    curve = routing_curve([student, teacher], target, costs, measure="maximum", temperatures=(1.0, 1.0), num_steps=20)
+    curve = routing_curve(
+        [student, teacher], target, costs, measure="maximum", temperatures=(1.0, 1.0), num_steps=20
+    )
     choice = choose_threshold(curve, costs, num_images=n, margin=0.05, confidence_level=0.95)
     p = min(choice.rung.thresholds[0], 1.0)
-    at = 0.0 if p == -np.inf else 1.0 if p >= 1 else float(np.clip(np.log(p / (1 - p)) - 0.01, 0, 1))
+    at = (
+        0.0 if p == -np.inf else 1.0 if p >= 1 else float(np.clip(np.log(p / (1 - p)) - 0.01, 0, 1))
+    )
     return choice, wrong * (1 - at) ** 2 / 2
 
 
@@ -140,5 +181,13 @@ def test_the_answer_is_one_model_where_routing_does_not_pay() -> None:
 
 
 def test_predicting_needs_numpy_alone() -> None:
-    code = "import sys, kd_app.deployment.cascade; print(sorted({'torch', 'pydantic', 'omegaconf', 'scipy', 'jaxtyping'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, kd_app.deployment.cascade; print(sorted({'torch', 'pydantic', 'omegaconf',"
+        " 'scipy', 'jaxtyping'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -16,9 +16,13 @@ IMAGES = np.arange(3 * 2 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
 
 
 class Slept:
-    """Answers after a number of seconds a call and an image; writes down what it was given."""
+    """Answers after a number of seconds a call and an image; writes down what it was
+    given.
+    """
 
-    def __init__(self, call: float, image: float = 0.0, diary: list[str] | None = None, name: str = "") -> None:
+    def __init__(
+        self, call: float, image: float = 0.0, diary: list[str] | None = None, name: str = ""
+    ) -> None:
         self.call, self.image, self.name = call, image, name
         self.diary = [] if diary is None else diary
         self.seen: list[NDArray[np.uint8]] = []
@@ -38,10 +42,13 @@ def clock(seconds: float = 1e-9, rounds: int = 6, batch_sizes: tuple[int, ...] =
 
 def test_in_each_round_each_takes_its_turn_after_a_call_that_is_not_measured() -> None:
     diary: list[str] = []
-    calls = {name: (lambda name=name: diary.append(name)) for name in ("teacher", "student")}
+    calls = {name: lambda name=name: diary.append(name) for name in ("teacher", "student")}
     taken = in_turns(calls, rounds=3, repeats={"teacher": 1, "student": 2}, warm=1)
     assert diary == ["teacher", "teacher", "student", "student", "student"] * 3
-    assert {name: each.shape for name, each in taken.items()} == {"teacher": (3, 1), "student": (3, 2)}
+    assert {name: each.shape for name, each in taken.items()} == {
+        "teacher": (3, 1),
+        "student": (3, 2),
+    }
     assert all((each > 0).all() for each in taken.values())
 
 
@@ -57,12 +64,16 @@ def test_in_each_round_each_takes_its_turn_after_a_call_that_is_not_measured() -
         ([1, 2], 1.0, 2),
     ],
 )
-def test_a_percentile_is_the_smallest_value_that_the_share_does_not_exceed(values: list[float], share: float, expected: float) -> None:
+def test_a_percentile_is_the_smallest_value_that_the_share_does_not_exceed(
+    values: list[float], share: float, expected: float
+) -> None:
     assert nearest_rank(np.array(list(values), dtype=float), share) == expected
 
 
 @pytest.mark.parametrize(("rounds", "confidence"), [(6, 0.95), (20, 0.95), (21, 0.9), (40, 0.99)])
-def test_the_interval_of_a_ratio_is_the_narrowest_pair_of_ranks_that_covers_the_median(rounds: int, confidence: float) -> None:
+def test_the_interval_of_a_ratio_is_the_narrowest_pair_of_ranks_that_covers_the_median(
+    rounds: int, confidence: float
+) -> None:
     ratios = np.arange(1.0, rounds + 1)
     found = median_ratio(2 * ratios[::-1], np.full(rounds, 2.0), confidence)
     assert found.value == (rounds + 1) / 2
@@ -79,13 +90,18 @@ def test_too_few_rounds_tell_nothing_about_a_ratio() -> None:
 
 def test_a_machine_that_drifts_leaves_the_ratios_alone() -> None:
     drift = np.linspace(1, 9, 12)
-    slow, fast = (Timing(seconds * drift[:, None] * np.ones((12, 3)), 1 / (seconds * drift), 1, 1.0) for seconds in (0.5, 0.1))
+    slow, fast = (
+        Timing(seconds * drift[:, None] * np.ones((12, 3)), 1 / (seconds * drift), 1, 1.0)
+        for seconds in (0.5, 0.1)
+    )
     for found in (fast.times_faster(slow, 0.95), fast.times_cheaper(slow, 0.95)):
         assert (found.value, found.low, found.high) == pytest.approx((5, 5, 5))
 
 
 def test_latency_and_throughput_are_those_of_known_models() -> None:
-    found = clock(seconds=0.1).measure({"slow": Slept(0.01), "fast": Slept(0.002)}, {"slow": IMAGES, "fast": IMAGES})
+    found = clock(seconds=0.1).measure(
+        {"slow": Slept(0.01), "fast": Slept(0.002)}, {"slow": IMAGES, "fast": IMAGES}
+    )
     slow, fast = found["slow"], found["fast"]
     assert 10 <= slow.latency_ms["p50"] < 20
     assert 2 <= fast.latency_ms["p50"] < 6
@@ -99,7 +115,9 @@ def test_latency_and_throughput_are_those_of_known_models() -> None:
 
 def test_the_batch_with_the_most_images_a_second_is_taken() -> None:
     model = Slept(0.01)
-    found = clock(seconds=0.1, batch_sizes=(8, 1, 2)).measure({"model": model}, {"model": IMAGES})["model"]
+    found = clock(seconds=0.1, batch_sizes=(8, 1, 2)).measure({"model": model}, {"model": IMAGES})[
+        "model"
+    ]
     assert found.batch_size == 8
     assert 8 / 0.04 < found.images_per_second <= 8 / 0.01
 
@@ -130,7 +148,9 @@ def test_torch_has_one_thread_meanwhile_and_what_it_had_afterwards() -> None:
         torch.set_num_threads(before)
 
 
-def test_cores_in_use_are_the_processors_seconds_of_all_threads_over_the_seconds_that_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_in_use_are_the_processors_seconds_of_all_threads_over_the_seconds_that_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asleep = clock(seconds=0.1).measure({"model": Slept(0.004)}, {"model": IMAGES})["model"].cores
     monkeypatch.setattr(time, "process_time", lambda: 3 * time.perf_counter())
     busy = clock(seconds=0.1).measure({"model": Slept(0.004)}, {"model": IMAGES})["model"].cores
@@ -139,7 +159,12 @@ def test_cores_in_use_are_the_processors_seconds_of_all_threads_over_the_seconds
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    cases: list[dict[str, Any]] = [{"seconds": 0.0}, {"rounds": 5}, {"batch_sizes": []}, {"batch_sizes": [0]}]
+    cases: list[dict[str, Any]] = [
+        {"seconds": 0.0},
+        {"rounds": 5},
+        {"batch_sizes": []},
+        {"batch_sizes": [0]},
+    ]
     for wrong in cases:
         with pytest.raises(RequestError, match=next(iter(wrong))):
             Clock(**{"seconds": 1.0, "rounds": 6, "batch_sizes": [1], **wrong})

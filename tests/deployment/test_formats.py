@@ -1,4 +1,6 @@
-"""Formats beside plain ONNX: each file answers nearly as the model does, and says how it was made."""
+"""Formats beside plain ONNX: each file answers nearly as the model does, and says how
+it was made.
+"""
 
 import json
 from pathlib import Path
@@ -30,20 +32,38 @@ def int8(**changed: Any) -> OnnxInt8:
 
 
 @pytest.fixture(scope="module")
-def quantized(net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(net, int8(), tmp_path_factory.mktemp("int8"), calibration=[images[:4], images[4:]], images=images, **ABOUT)
+def quantized(
+    net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return export(
+        net,
+        int8(),
+        tmp_path_factory.mktemp("int8"),
+        calibration=[images[:4], images[4:]],
+        images=images,
+        **ABOUT,
+    )
 
 
 def test_an_int8_file_answers_nearly_as_the_float_one_with_weights_of_seven_bits_a_scale_for_each_channel(
     quantized: Path, exported: Path, images: NDArray[np.uint8]
 ) -> None:
-    expected, found = open_artefact(exported).logits(images), open_artefact(quantized).logits(images)
+    expected, found = (
+        open_artefact(exported).logits(images),
+        open_artefact(quantized).logits(images),
+    )
     assert 0 < np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
-    told = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"]["model_int8.onnx"]
+    told = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"][
+        "model_int8.onnx"
+    ]
     assert told["reduce_range"] is True
     assert told["calibration_images"] == 8
     assert told["largest_difference"] > 0
-    weights = [tensor for tensor in onnx.load(quantized).graph.initializer if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4]
+    weights = [
+        tensor
+        for tensor in onnx.load(quantized).graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4
+    ]
     assert len(weights) >= 7
     for tensor in weights:
         values = onnx.numpy_helper.to_array(tensor)
@@ -67,13 +87,23 @@ def test_the_range_is_reduced_where_the_processor_has_no_vnni() -> None:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ([np.zeros((2, 3, 16, 18), np.uint8)], r"uint8 of shape \(2, 3, 16, 18\); the model takes uint8 images of shape \(batch, 3, 16, 16\)"),
+        (
+            [np.zeros((2, 3, 16, 18), np.uint8)],
+            (
+                r"uint8 of shape \(2, 3, 16, 18\); the model takes uint8 images of shape \(batch,"
+                r" 3, 16, 16\)"
+            ),
+        ),
         ([np.zeros((2, 3, 16, 16), np.float32)], "float32 of shape"),
         ([], "needs images to find its ranges with"),
     ],
 )
 def test_calibration_images_that_the_model_never_sees_are_refused_and_nothing_is_written(
-    net: nn.Module, images: NDArray[np.uint8], tmp_path: Path, wrong: list[NDArray[Any]], reason: str
+    net: nn.Module,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    wrong: list[NDArray[Any]],
+    reason: str,
 ) -> None:
     with pytest.raises(RequestError, match=reason):
         export(net, int8(), tmp_path, calibration=wrong, images=images, **ABOUT)
@@ -92,7 +122,11 @@ def test_a_program_of_torch_loads_without_kd_app_and_is_opened_here_by_the_proce
 ) -> None:
     file = export(net, Program(tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
     loaded = torch.export.load(file).module()
-    np.testing.assert_allclose(open_artefact(file).logits(images[:3]), loaded(torch.from_numpy(images[:3])).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        open_artefact(file).logits(images[:3]),
+        loaded(torch.from_numpy(images[:3])).detach().numpy(),
+        atol=1e-5,
+    )
     assert open_artefact(file).logits(images[:1]).shape == (1, len(CLASSES))
     monkeypatch.setattr(torch_file, "_WRITTEN", set())  # as in any other process
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was loaded"))
@@ -100,7 +134,9 @@ def test_a_program_of_torch_loads_without_kd_app_and_is_opened_here_by_the_proce
         open_artefact(file)
 
 
-def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(
+    images: NDArray[np.uint8], tmp_path: Path
+) -> None:
     with pytest.raises(RunError, match="The model can't be written as ONNX: "):
         export(Odd(), int8(), tmp_path, calibration=[images], images=images, **ABOUT)
 
@@ -109,14 +145,36 @@ def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(images: NDA
 def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
     net: nn.Module, exported: Path, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    """Batches beyond what the program takes at once go through it in parts; a file whose manifest is another's, or cut off, is refused."""
-    plain = export(net, ExecuTorch(max_batch=4, tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
+    """Batches beyond what the program takes at once go through it in parts; a file
+    whose manifest is another's, or cut off, is refused.
+    """
+    plain = export(
+        net,
+        ExecuTorch(max_batch=4, tolerance=1e-4),
+        tmp_path,
+        calibration=[],
+        images=images,
+        **ABOUT,
+    )
     expected = open_artefact(exported).logits(images)
     for threads in (None, 1):
-        np.testing.assert_allclose(open_artefact(plain, threads=threads).logits(images[:7]), expected[:7], atol=1e-4)
+        np.testing.assert_allclose(
+            open_artefact(plain, threads=threads).logits(images[:7]), expected[:7], atol=1e-4
+        )
     (tmp_path / "int8").mkdir()
-    small = export(net, ExecuTorchInt8(max_batch=4), tmp_path / "int8", calibration=[images[:4], images[4:]], images=images, **ABOUT)
-    assert 0 < np.abs(open_artefact(small).logits(images) - expected).max() < 0.3 * np.abs(expected).max()
+    small = export(
+        net,
+        ExecuTorchInt8(max_batch=4),
+        tmp_path / "int8",
+        calibration=[images[:4], images[4:]],
+        images=images,
+        **ABOUT,
+    )
+    assert (
+        0
+        < np.abs(open_artefact(small).logits(images) - expected).max()
+        < 0.3 * np.abs(expected).max()
+    )
     assert small.stat().st_size < plain.stat().st_size / 2
     plain.rename(tmp_path / "stranger.pte")
     with pytest.raises(ValueError, match=r"is not in the manifest\.json beside it"):

@@ -21,7 +21,9 @@ PIXELS = Pixels(3, 4, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 class Noted(nn.Module):
     """Answers with the mean of each channel, and writes down what it was given and how."""
 
-    def __init__(self, name: str = "", seconds: float = 0.0, diary: list[str] | None = None) -> None:
+    def __init__(
+        self, name: str = "", seconds: float = 0.0, diary: list[str] | None = None
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.name, self.seconds, self.diary = name, seconds, [] if diary is None else diary
@@ -37,7 +39,9 @@ class Noted(nn.Module):
 
 
 def batches(*sizes: int, uint8: bool = False) -> list[Batch]:
-    """Batches of images whose number is what they show, in an order that is not that of the numbers."""
+    """Batches of images whose number is what they show, in an order that is not that of
+    the numbers.
+    """
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))
     made = []
     for index in order.split(list(sizes)):
@@ -72,18 +76,27 @@ def test_raw_pixels_are_normalized_for_the_model_and_ready_ones_are_not_touched(
     model = Noted()
     predict(model, raw, PIXELS, device=CPU)
     predict(model, ready, PIXELS, device=CPU)
-    torch.testing.assert_close(model.seen[0], normalize(raw[0].image, PIXELS, torch.contiguous_format))
+    torch.testing.assert_close(
+        model.seen[0], normalize(raw[0].image, PIXELS, torch.contiguous_format)
+    )
     assert torch.equal(model.seen[1], ready[0].image)
 
 
 def test_a_mixed_label_counts_as_its_largest_share() -> None:
     shares = torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.1, 0.4]])
-    found = predict(Noted(), [Batch(torch.zeros(2, 3, 4, 4), shares, torch.arange(2))], PIXELS, device=CPU)
+    found = predict(
+        Noted(), [Batch(torch.zeros(2, 3, 4, 4), shares, torch.arange(2))], PIXELS, device=CPU
+    )
     assert found.target.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize(("limit", "read"), [(None, 4), (1, 1), (3, 3), (9, 4), (0.5, 2), (0.99, 3), (1.0, 4), (0.01, 1), (2.0, 2)])
-def test_a_limit_is_a_number_of_batches_or_a_share_of_them_and_at_least_one(limit: float | None, read: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "read"),
+    [(None, 4), (1, 1), (3, 3), (9, 4), (0.5, 2), (0.99, 3), (1.0, 4), (0.01, 1), (2.0, 2)],
+)
+def test_a_limit_is_a_number_of_batches_or_a_share_of_them_and_at_least_one(
+    limit: float | None, read: int
+) -> None:
     given = batches(2, 2, 2, 2)
     said: list[int] = []
     found = predict(Noted(), given, PIXELS, device=CPU, limit=limit, say=said.append)
@@ -113,7 +126,10 @@ def test_models_take_turns_when_their_speed_is_measured() -> None:
     """A machine that gets slower in between slows both, so that their ratio holds."""
     diary: list[str] = []
     found = images_per_second(
-        {"teacher": (Noted("teacher", diary=diary).train(), PIXELS), "student": (Noted("student", diary=diary), PIXELS)},
+        {
+            "teacher": (Noted("teacher", diary=diary).train(), PIXELS),
+            "student": (Noted("student", diary=diary), PIXELS),
+        },
         device=CPU,
         batch=2,
         seconds=1e-9,
@@ -125,7 +141,10 @@ def test_models_take_turns_when_their_speed_is_measured() -> None:
 
 
 def test_a_speed_is_images_over_seconds() -> None:
-    sleeper = {name: (Noted(seconds=seconds), PIXELS) for name, seconds in (("slow", 0.02), ("fast", 0.001))}
+    sleeper = {
+        name: (Noted(seconds=seconds), PIXELS)
+        for name, seconds in (("slow", 0.02), ("fast", 0.001))
+    }
     found = images_per_second(sleeper, device=CPU, batch=4, seconds=0.1)
     assert 4 / 0.2 < found["slow"] <= 4 / 0.02
     assert found["slow"] < found["fast"] <= 4 / 0.001
@@ -134,7 +153,12 @@ def test_a_speed_is_images_over_seconds() -> None:
 def test_each_model_is_measured_on_its_own_pixels() -> None:
     gray = Pixels(1, 6, 5, (0.5,), (0.5,))
     models = {"color": Noted(), "gray": Noted()}
-    images_per_second({"color": (models["color"], PIXELS), "gray": (models["gray"], gray)}, device=CPU, batch=3, seconds=1e-9)
+    images_per_second(
+        {"color": (models["color"], PIXELS), "gray": (models["gray"], gray)},
+        device=CPU,
+        batch=3,
+        seconds=1e-9,
+    )
     assert {tuple(image.shape) for image in models["color"].seen} == {(3, 3, 4, 4)}
     assert {tuple(image.shape) for image in models["gray"].seen} == {(3, 1, 6, 5)}
 
@@ -164,13 +188,23 @@ def test_embeddings_come_from_the_pass_that_gives_the_answers_and_make_them() ->
     assert found.kept.tolist() == list(range(11))
     made = model.head(torch.from_numpy(found.embedding)).detach().numpy()
     np.testing.assert_allclose(made, found.logits, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(predict(model, batches(4, 4, 3), PIXELS, device=CPU).logits, found.logits)
+    np.testing.assert_array_equal(
+        predict(model, batches(4, 4, 3), PIXELS, device=CPU).logits, found.logits
+    )
 
 
-def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = {width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True) for width in (4, 9)}
+def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {
+        width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True)
+        for width in (4, 9)
+    }
     monkeypatch.setattr("kd_app.deployment.measure._KEPT", 60)
-    few = {width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True) for width in (4, 9)}
+    few = {
+        width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True)
+        for width in (4, 9)
+    }
     kept = {width: found.kept.tolist() for width, found in few.items() if found.kept is not None}
     assert kept == {4: list(range(0, 20, 2)), 9: list(range(0, 20, 4))}
     few[4].save(tmp_path)

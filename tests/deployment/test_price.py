@@ -24,7 +24,11 @@ def test_a_device_that_is_rented_whole_costs_the_same_whatever_its_cores_do() ->
 
 
 def test_the_formula_is_told_with_its_numbers() -> None:
-    assert price().formula(1000) == "1e6 images / 1,000.0 images/s / 3600 s/h x 0.036 USD per core-hour = 0.01 USD per million images"
+    assert (
+        price().formula(1000)
+        == "1e6 images / 1,000.0 images/s / 3600 s/h x 0.036 USD per core-hour = 0.01 USD per"
+        " million images"
+    )
     assert "x 1.50 cores x" in price().formula(1000, cores=1.5)
     assert "3.6 USD per device-hour" in price(device=3.6).formula(1000, cores=1.5)
 

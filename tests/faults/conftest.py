@@ -1,5 +1,6 @@
-"""Every test here injects a fault into the real command, and tells what came of it when all that it asserts has held. ``make faults`` makes a
-table of what was told."""
+"""Every test here injects a fault into the real command, and tells what came of it when
+all that it asserts has held. ``make faults`` makes a table of what was told.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from tests.commands.call import done
-from tests.commands.conftest import _cwd, made, photos, run  # noqa: F401  (fixtures)
+from tests.commands.conftest import _cwd, made, photos, run
 from tests.faults.disk import Disk
 from tests.faults.whole_run import WORDS, places
 
@@ -37,7 +38,9 @@ class Fault(Protocol):
 
 @pytest.fixture
 def fault(record_property: Callable[[str, object], None]) -> Fault:
-    """A row of the table. What several tests tell in the same words is one row, that many times."""
+    """A row of the table. What several tests tell in the same words is one row, that
+    many times.
+    """
 
     def tell(fault: str, *, happened: str, lost: str, times: int = 1) -> None:
         record_property("fault", [fault, happened, lost, times])
@@ -56,7 +59,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the table when all have passed."""
     path = os.environ.get(TABLE)
     if path and exitstatus == 0 and not hasattr(session.config, "workerinput"):
-        rows = [f"| {fault} | {times} | {happened} | {lost} |\n" for (fault, happened, lost), times in sorted(_told.items())]
+        rows = [
+            f"| {fault} | {times} | {happened} | {lost} |\n"
+            for (fault, happened, lost), times in sorted(_told.items())
+        ]
         Path(path).write_text(HEAD + "".join(rows), encoding="utf-8")
 
 

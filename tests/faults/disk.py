@@ -12,7 +12,9 @@ from unittest.mock import patch
 
 
 class Disk:
-    """A folder whose disk can be full. Where this process may not mount one, the system's limit on the size of its files stands in for it."""
+    """A folder whose disk can be full. Where this process may not mount one, the
+    system's limit on the size of its files stands in for it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,11 +35,15 @@ class Disk:
         if self._mounted:
             self._ballast.unlink(missing_ok=True)
         else:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            )
 
     @contextmanager
     def full_from(self, moment: str, *, call: int = 1, leave: int = 0) -> Iterator[None]:
-        """Full from just before the so many-th call of the function `moment` ('module.Class.method') on, with room again afterwards."""
+        """Full from just before the so many-th call of the function `moment`
+        ('module.Class.method') on, with room again afterwards.
+        """
         owner, _, attribute = moment.rpartition(".")
         where = resolve_name(owner)
         plain, calls = getattr(where, attribute), 0
@@ -80,6 +86,8 @@ class Disk:
 
 def _mount(*arguments: str) -> bool:
     try:
-        return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
+        )
     except OSError:
         return False

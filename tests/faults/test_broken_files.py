@@ -1,4 +1,6 @@
-"""Files that a run wrote, or reads, and that are not what they were: cut off, empty, or with other bytes in the middle."""
+"""Files that a run wrote, or reads, and that are not what they were: cut off, empty, or
+with other bytes in the middle.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -17,7 +19,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut off": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
     "changed in its middle": lambda content: (
-        content[: len(content) // 2] + bytes(byte ^ 0xFF for byte in content[len(content) // 2 :][:16]) + content[len(content) // 2 + 16 :]
+        content[: len(content) // 2]
+        + bytes(byte ^ 0xFF for byte in content[len(content) // 2 :][:16])
+        + content[len(content) // 2 + 16 :]
     ),
 }
 OF_STAGES = (
@@ -26,7 +30,10 @@ OF_STAGES = (
     "answers-student-test-*/answers.safetensors",
     "teacher-*/model/config.json",
 )
-OF_RUNS = (("results.json",), ("predictions.parquet", "examples.parquet", "metrics.csv", "student/model.safetensors"))
+OF_RUNS = (
+    ("results.json",),
+    ("predictions.parquet", "examples.parquet", "metrics.csv", "student/model.safetensors"),
+)
 
 
 @pytest.fixture(params=DAMAGES)
@@ -40,7 +47,9 @@ def spoil(path: Path, damage: str) -> None:
     assert path.read_bytes() != content
 
 
-def test_files_of_stages_that_are_damaged_are_named_and_made_anew(damage: str, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
+    damage: str, tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     shutil.copytree(undisturbed / "stages", tmp_path / "stages")
     files = [next((tmp_path / "stages").glob(pattern)) for pattern in OF_STAGES]
     for file in files:
@@ -55,13 +64,24 @@ def test_files_of_stages_that_are_damaged_are_named_and_made_anew(damage: str, t
         fault(f"a stage's {file.name} is {damage}", happened=happened, lost="that stage's time")
 
 
-def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     words = [*WORDS, *places(tmp_path)]
-    for damage, (role, models) in zip(DAMAGES, {"teacher": 0, "labels_only": 1, "student": 1}.items(), strict=True):
-        with patch("kd_app.training.fit.save_model", wraps=save_model, side_effect=[*[DEFAULT] * models, OSError("stopped here")]):
+    for damage, (role, models) in zip(
+        DAMAGES, {"teacher": 0, "labels_only": 1, "student": 1}.items(), strict=True
+    ):
+        with patch(
+            "kd_app.training.fit.save_model",
+            wraps=save_model,
+            side_effect=[*[DEFAULT] * models, OSError("stopped here")],
+        ):
             ended = call(*words)
         assert ended.code == 1
-        assert role == "teacher" or "last.ckpt is damaged; this training starts again from its beginning" in ended.out
+        assert (
+            role == "teacher"
+            or "last.ckpt is damaged; this training starts again from its beginning" in ended.out
+        )
         checkpoint = next(tmp_path.glob(f"stages/{role}-*.partial/last.ckpt"))
         spoil(checkpoint, damage)
     said = done(*words)
@@ -72,7 +92,9 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
         fault(f"last.ckpt is {damage}", happened=happened, lost="that training's time")
 
 
-def test_a_finished_runs_files_that_are_damaged_are_written_again(damage: str, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_a_finished_runs_files_that_are_damaged_are_written_again(
+    damage: str, tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     shutil.copytree(undisturbed / "out", tmp_path / "out")
     whole = snapshot(undisturbed / "out")
     for names in OF_RUNS:
@@ -83,13 +105,31 @@ def test_a_finished_runs_files_that_are_damaged_are_written_again(damage: str, t
         assert "images/s" not in said  # nothing was trained
         assert outcome(tmp_path) == outcome(undisturbed)
         timed = ("results.json", "config.yaml", "report.")  # they say when, and how fast
-        assert all(content == whole[each] for each, content in snapshot(tmp_path / "out").items() if not each.startswith(timed))
+        assert all(
+            content == whole[each]
+            for each, content in snapshot(tmp_path / "out").items()
+            if not each.startswith(timed)
+        )
         for name in names:
-            fault(f"a finished run's {name} is {damage}", happened="the same words wrote it again and trained nothing", lost="nothing")
+            fault(
+                f"a finished run's {name} is {damage}",
+                happened="the same words wrote it again and trained nothing",
+                lost="nothing",
+            )
 
 
-def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_kept(tmp_path: Path, fault: Fault) -> None:
-    words = ("-m", *TINY, "controls=[]", "hparams_search=temperature", "hydra.sweeper.trials=1", "out=search", f"stages={tmp_path / 'stages'}")
+def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_kept(
+    tmp_path: Path, fault: Fault
+) -> None:
+    words = (
+        "-m",
+        *TINY,
+        "controls=[]",
+        "hparams_search=temperature",
+        "hydra.sweeper.trials=1",
+        "out=search",
+        f"stages={tmp_path / 'stages'}",
+    )
     done(*words)
     record, before = Path("search/search.json"), student_sha256(Path("search/0"))
     whole = record.read_bytes()
@@ -97,16 +137,32 @@ def test_a_searchs_record_that_is_damaged_is_refused_by_name_and_the_trials_are_
         spoil(record, damage)
         assert "search.json' can't be read" in refused(*words)
         record.write_bytes(whole)
-        fault(f"search.json is {damage}", happened="refused in one paragraph that says what to do", lost="nothing")
+        fault(
+            f"search.json is {damage}",
+            happened="refused in one paragraph that says what to do",
+            lost="nothing",
+        )
     record.unlink()
     assert "images/s" not in done(*words)
     assert record.read_bytes() == whole
     assert student_sha256(Path("search/0")) == before
-    fault("search.json is gone", happened="it was written again as it was; no trial was made again", lost="nothing")
+    fault(
+        "search.json is gone",
+        happened="it was written again as it was; no trial was made again",
+        lost="nothing",
+    )
 
 
-def test_an_image_that_is_damaged_is_named_or_left_out(photos: Path, tmp_path: Path, fault: Fault) -> None:
-    words = (*TINY, "student.name=resnet8", "data=folder", "data.image_size=16", f"stages={tmp_path / 'stages'}")
+def test_an_image_that_is_damaged_is_named_or_left_out(
+    photos: Path, tmp_path: Path, fault: Fault
+) -> None:
+    words = (
+        *TINY,
+        "student.name=resnet8",
+        "data=folder",
+        "data.image_size=16",
+        f"stages={tmp_path / 'stages'}",
+    )
     for damage in DAMAGES:
         folder = Path(shutil.copytree(photos, tmp_path / damage))
         spoil(folder / "class1" / "003.png", damage)
@@ -115,5 +171,8 @@ def test_an_image_that_is_damaged_is_named_or_left_out(photos: Path, tmp_path: P
         assert "1 of 36 images can't be read: class1/003.png" in paragraph(ended.err)
         said = done(*words, f"data.root={folder}", f"out={damage}", "data.on_error=skip")
         assert "1 image(s) can't be read and are left out: class1/003.png" in " ".join(said.split())
-        happened = "refused in one paragraph that names it; with data.on_error=skip the run ended and names it"
+        happened = (
+            "refused in one paragraph that names it; with data.on_error=skip the run ended and"
+            " names it"
+        )
         fault(f"an image is {damage}", happened=happened, lost="that image")

@@ -28,11 +28,15 @@ WRITES = (
     ("the model card", "kd_app.training.proof.write_card", 1),
     ("results.json", "kd_app.reporting.results.write_atomically", 2),
 )
-"""What is being written, and the call before which the disk gets full, in the order in which a run comes to them."""
+"""What is being written, and the call before which the disk gets full, in the order in
+which a run comes to them.
+"""
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_in_one_paragraph_and_with_room_the_same_words_end_alike(disk: Disk, undisturbed: Path, fault: Fault) -> None:
+def test_a_full_disk_ends_the_run_in_one_paragraph_and_with_room_the_same_words_end_alike(
+    disk: Disk, undisturbed: Path, fault: Fault
+) -> None:
     words = [*WORDS, *places(disk.folder)]
     for written, moment, call_number in WRITES:
         with disk.full_from(moment, call=call_number):
@@ -45,27 +49,47 @@ def test_a_full_disk_ends_the_run_in_one_paragraph_and_with_room_the_same_words_
     assert outcome(disk.folder) == outcome(undisturbed)
     assert not list(disk.folder.rglob("*partial*"))
     for written, times in Counter(written for written, _, _ in WRITES).items():
-        happened = "exit code 1 and one paragraph; with room again the same words went on to the same student and figures"
+        happened = (
+            "exit code 1 and one paragraph; with room again the same words went on to the same"
+            " student and figures"
+        )
         fault(f"the disk gets full: {written}", times=times, happened=happened, lost="nothing")
 
 
-def test_a_read_only_disk_is_refused_and_nothing_is_lost(disk: Disk, undisturbed: Path, fault: Fault) -> None:
+def test_a_read_only_disk_is_refused_and_nothing_is_lost(
+    disk: Disk, undisturbed: Path, fault: Fault
+) -> None:
     shutil.copytree(undisturbed, disk.folder, dirs_exist_ok=True)
     with disk.read_only():
-        said = [refused(*WORDS, *places(disk.folder)), refused(*WORDS, f"out={disk.folder / 'new'}")]
+        said = [
+            refused(*WORDS, *places(disk.folder)),
+            refused(*WORDS, f"out={disk.folder / 'new'}"),
+        ]
     assert all("Choose another one with out=." in each for each in said)
     done(*WORDS, *places(disk.folder))
     assert outcome(disk.folder) == outcome(undisturbed)
-    fault("the output folder is read-only", times=2, happened="refused in one paragraph, exit code 2", lost="nothing")
+    fault(
+        "the output folder is read-only",
+        times=2,
+        happened="refused in one paragraph, exit code 2",
+        lost="nothing",
+    )
 
 
-def test_stages_on_a_read_only_disk_end_the_run_in_one_paragraph(disk: Disk, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_stages_on_a_read_only_disk_end_the_run_in_one_paragraph(
+    disk: Disk, tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     words = [*WORDS, f"out={tmp_path / 'out'}", f"stages={disk.folder / 'stages'}"]
     with disk.read_only():
         ended = call(*words)
     assert ended.code == 1
-    assert "Read-only file system" in paragraph(ended.err) or "Permission denied" in paragraph(ended.err)
+    assert "Read-only file system" in paragraph(ended.err) or "Permission denied" in paragraph(
+        ended.err
+    )
     done(*words)
     assert student_sha256(tmp_path / "out") == student_sha256(undisturbed / "out")
-    happened = "exit code 1 and one paragraph; when it could be written the same words went on to the same student"
+    happened = (
+        "exit code 1 and one paragraph; when it could be written the same words went on to the same"
+        " student"
+    )
     fault("the folder of stages is read-only", happened=happened, lost="nothing")

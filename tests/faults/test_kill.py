@@ -15,18 +15,25 @@ from tests.training.processes import begun, distilled, ended
 MOMENTS = {
     "in training": ("kd_app.training.module:Distillation.training_step", EPOCHS * STEPS),
     "in validation": ("kd_app.training.module:Distillation.validation_step", EPOCHS),
-    "in the middle of writing a checkpoint": ("torch.serialization:_open_zipfile_writer_buffer.__exit__", EPOCHS * STEPS),
+    "in the middle of writing a checkpoint": (
+        "torch.serialization:_open_zipfile_writer_buffer.__exit__",
+        EPOCHS * STEPS,
+    ),
     "before a written file takes its place": ("os:replace", EPOCHS * STEPS),
     "when the results are about to be written": ("kd_app.reporting.results:write_atomically", 2),
 }
-"""Where -> a function that is called there, and the last of its calls before which the process may be killed."""
+"""Where -> a function that is called there, and the last of its calls before which the
+process may be killed.
+"""
 
 Attempt = Callable[[list[str], str], int]
 """One attempt at a run: its exit code."""
 
 
 def killed(folder: Path, times: int, attempt: Attempt) -> list[Path]:
-    """Run the same words until they were killed so often, and once more; whenever they got to their end, anew. The folders of the runs."""
+    """Run the same words until they were killed so often, and once more; whenever they
+    got to their end, anew. The folders of the runs.
+    """
     folders = [folder / "0"]
     while times:
         words = [*WORDS, *places(folders[-1])]
@@ -39,12 +46,16 @@ def killed(folder: Path, times: int, attempt: Attempt) -> list[Path]:
     return folders
 
 
-HAPPENED = "the same words went on; student (sha256) and figures are those of a run that nobody killed"
+HAPPENED = (
+    "the same words went on; student (sha256) and figures are those of a run that nobody killed"
+)
 LOST = "what was done since the last checkpoint, which is done again"
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_at_random_times_ends_bit_identical(times: int, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_a_run_that_is_killed_at_random_times_ends_bit_identical(
+    times: int, tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     draw = random.Random(times)
 
     def attempt(words: list[str], log: str) -> int:
@@ -59,7 +70,9 @@ def test_a_run_that_is_killed_at_random_times_ends_bit_identical(times: int, tmp
 
 
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_wherever_it_writes_or_learns_ends_bit_identical(times: int, tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_a_run_that_is_killed_wherever_it_writes_or_learns_ends_bit_identical(
+    times: int, tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     draw, hit = random.Random(times), Counter[str]()
 
     def attempt(words: list[str], log: str) -> int:

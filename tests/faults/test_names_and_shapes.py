@@ -15,10 +15,21 @@ from tests.training.made import image_folder, results
 
 
 def distilled(folder: Path, *words: str) -> str:
-    return done(*TINY, "student.name=resnet8", "data=folder", f"data.root={folder}", "data.image_size=16", "out=run", "stages=stages", *words)
+    return done(
+        *TINY,
+        "student.name=resnet8",
+        "data=folder",
+        f"data.root={folder}",
+        "data.image_size=16",
+        "out=run",
+        "stages=stages",
+        *words,
+    )
 
 
-def test_strange_names_of_classes_and_files_come_back_as_they_are(photos: Path, tmp_path: Path, fault: Fault) -> None:
+def test_strange_names_of_classes_and_files_come_back_as_they_are(
+    photos: Path, tmp_path: Path, fault: Fault
+) -> None:
     classes = ["a b", 'it\'s "q"', "ö 猫", "line\nbreak", "c;,\t=[x] %20$HOME", "-m", "null"]
     for name in classes:
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -34,7 +45,11 @@ def test_strange_names_of_classes_and_files_come_back_as_they_are(photos: Path, 
     done("run=run", "out=again", command="kd-evaluate")
     assert results(Path("again"))["test"]["student"] == results(Path("run"))["test"]["student"]
     for what in ("spaces", "quotes", "a newline", "other scripts", "the shell's letters"):
-        fault(f"{what} in the names of classes and files", happened="trained, written and read back as they are; kd-evaluate agrees", lost="nothing")
+        fault(
+            f"{what} in the names of classes and files",
+            happened="trained, written and read back as they are; kd-evaluate agrees",
+            lost="nothing",
+        )
 
 
 @pytest.mark.slow
@@ -43,7 +58,9 @@ def test_a_thousand_classes_are_distilled(tmp_path: Path, fault: Fault) -> None:
     for label in range(1000):
         (tmp_path / "photos" / f"{label:04}").mkdir(parents=True)
         for number in range(3):
-            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{label:04}" / f"{number}.png")
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                tmp_path / "photos" / f"{label:04}" / f"{number}.png"
+            )
     distilled(tmp_path / "photos")
     assert len(results(Path("run"))["data"]["classes"]) == 1000
     assert results(Path("run"))["status"] == "finished"
@@ -56,9 +73,16 @@ def test_a_class_of_one_image_is_trained_on_and_not_measured(tmp_path: Path, fau
         image.unlink()
     said = " ".join(distilled(folder).split())
     for split in ("validation", "test"):
-        assert f"1 class(es) have no image in {split}, too few to divide: 'class1'. Nothing is measured about them there." in said
+        assert (
+            f"1 class(es) have no image in {split}, too few to divide: 'class1'. Nothing is"
+            " measured about them there." in said
+        )
     assert len(results(Path("run"))["notes"]) == 2
-    fault("a class with one image", happened="it is trained on; a note says that nothing is measured about it", lost="that class's figures")
+    fault(
+        "a class with one image",
+        happened="it is trained on; a note says that nothing is measured about it",
+        lost="that class's figures",
+    )
 
 
 def test_links_that_lead_back_end(photos: Path, tmp_path: Path, fault: Fault) -> None:
@@ -68,4 +92,8 @@ def test_links_that_lead_back_end(photos: Path, tmp_path: Path, fault: Fault) ->
     (folder / "class2" / "again").symlink_to(folder / "class2")
     distilled(folder)
     assert sum(results(Path("run"))["data"]["sizes"].values()) == 36
-    fault("links in the folder of images lead back to it", happened="each image was seen once", lost="nothing")
+    fault(
+        "links in the folder of images lead back to it",
+        happened="each image was seen once",
+        lost="nothing",
+    )

@@ -1,4 +1,6 @@
-"""Weights & Biases refuses, is slow, or dies in mid-run; a run that it follows is killed."""
+"""Weights & Biases refuses, is slow, or dies in mid-run; a run that it follows is
+killed.
+"""
 
 import csv
 import json
@@ -25,7 +27,9 @@ from tests.training.processes import distilled, ended, start
 
 
 def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills: bool) -> None:
-    """In a process of its own: the run with W&B, whose processes are killed during the first validation where `kills`."""
+    """In a process of its own: the run with W&B, whose processes are killed during the
+    first validation where `kills`.
+    """
     from kd_app.config.compose import composed
     from kd_app.training.module import Distillation
     from kd_app.training.run import distill
@@ -39,7 +43,13 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
     plain = Distillation.validation_step
 
     def validation_step(module: Distillation, batch: Any, batch_idx: int) -> None:
-        for pid in subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False).stdout.split() if kills else ():
+        for pid in (
+            subprocess.run(
+                ["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False
+            ).stdout.split()
+            if kills
+            else ()
+        ):
             with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
         plain(module, batch, batch_idx)
@@ -49,7 +59,9 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
 
 
 def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: Path) -> None:
-    """In a process of its own: the run with W&B; writes down the seconds of all trainings, and of each call of the trackers during those."""
+    """In a process of its own: the run with W&B; writes down the seconds of all
+    trainings, and of each call of the trackers during those.
+    """
     from kd_app.tracking import Tracker
     from kd_app.training import fit
 
@@ -77,9 +89,15 @@ def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: P
 
 def followed(folder: Path, *, kills: bool = False, **environment: str) -> str:
     """What such a run says."""
-    words = [*(word for word in WORDS if not word.startswith("logger")), "logger=[csv,wandb]", *places(folder)]
+    words = [
+        *(word for word in WORDS if not word.startswith("logger")),
+        "logger=[csv,wandb]",
+        *places(folder),
+    ]
     clean = {"HOME": str(folder), **environment}
-    assert ended(start(_followed, words, folder / "log", clean, kills)) == 0, (folder / "log").read_text(encoding="utf-8")
+    assert ended(start(_followed, words, folder / "log", clean, kills)) == 0, (
+        folder / "log"
+    ).read_text(encoding="utf-8")
     return (folder / "log").read_text(encoding="utf-8")
 
 
@@ -92,7 +110,9 @@ def is_whole(folder: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_tracker_that_dies_in_mid_run_is_left_out_in_a_line(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_a_tracker_that_dies_in_mid_run_is_left_out_in_a_line(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     said = followed(tmp_path, kills=True, WANDB_MODE="offline")
     assert said.count("logger wandb failed (") == 1
     assert said.count("is left out from here on; the run goes on.") == 1
@@ -105,14 +125,20 @@ def test_a_tracker_that_dies_in_mid_run_is_left_out_in_a_line(tmp_path: Path, un
     )
 
 
-def test_a_server_that_refuses_the_key_means_offline(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_a_server_that_refuses_the_key_means_offline(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     with serving(refuses=True) as server:
         said = followed(tmp_path, WANDB_API_KEY="k" * 40, WANDB_BASE_URL=server.url)
     assert "W&B: offline (" in said
     assert "401" in said
     assert list((tmp_path / "out" / "wandb").glob("offline-run-*"))
     is_whole(tmp_path, undisturbed)
-    fault("W&B's server refuses", happened="a line says that W&B is offline; the run ended with the same student and figures", lost="nothing")
+    fault(
+        "W&B's server refuses",
+        happened="a line says that W&B is offline; the run ended with the same student and figures",
+        lost="nothing",
+    )
 
 
 REAL = (
@@ -124,16 +150,26 @@ REAL = (
     "trainer.log_every=50",
     "logger=[csv,wandb]",
 )
-"""A small training: 81 steps an epoch, and a point of the curves after 50 of them, at the epoch's end and after its validation."""
+"""A small training: 81 steps an epoch, and a point of the curves after 50 of them, at
+the epoch's end and after its validation.
+"""
 
 
 @pytest.mark.slow
-def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(tmp_path: Path, fault: Fault) -> None:
+def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(
+    tmp_path: Path, fault: Fault
+) -> None:
     delay = 0.3
     words, log, times = [*REAL, *places(tmp_path)], tmp_path / "log", tmp_path / "times.json"
     with serving(delay=delay) as server:
-        environment = {"HOME": str(tmp_path), "WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": server.url}
-        assert ended(start(_timed, words, log, environment, times)) == 0, log.read_text(encoding="utf-8")
+        environment = {
+            "HOME": str(tmp_path),
+            "WANDB_API_KEY": "k" * 40,
+            "WANDB_BASE_URL": server.url,
+        }
+        assert ended(start(_timed, words, log, environment, times)) == 0, log.read_text(
+            encoding="utf-8"
+        )
     assert f"W&B: {server.url}" in log.read_text(encoding="utf-8")
     seconds = json.loads(times.read_text(encoding="utf-8"))
     assert len(seconds["calls"]) == 6
@@ -146,32 +182,62 @@ def test_a_server_that_answers_slowly_holds_up_no_step_and_misses_nothing(tmp_pa
     assert [row["step"] for row in history if "epoch" in row] == steps
     fault(
         "W&B's server answers every request 0.3 s late",
-        happened="the trackers took less than 1 % of the training loop's time; every point is on disk, and on the server",
+        happened=(
+            "the trackers took less than 1 % of the training loop's time; every point is on disk,"
+            " and on the server"
+        ),
         lost="nothing",
     )
 
 
-def test_a_run_that_is_killed_is_one_run_in_weights_and_biases(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
-    words = [*(word for word in WORDS if not word.startswith("logger")), "logger=[csv,wandb]", "logger.wandb.mode=offline", *places(tmp_path)]
+def test_a_run_that_is_killed_is_one_run_in_weights_and_biases(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
+    words = [
+        *(word for word in WORDS if not word.startswith("logger")),
+        "logger=[csv,wandb]",
+        "logger.wandb.mode=offline",
+        *places(tmp_path),
+    ]
     last = 3 * EPOCHS * STEPS - 1  # the student's, after those of teacher and control
-    assert distilled(words, str(tmp_path / "log"), ("kd_app.training.module:Distillation.training_step", last)) == -signal.SIGKILL
+    assert (
+        distilled(
+            words,
+            str(tmp_path / "log"),
+            ("kd_app.training.module:Distillation.training_step", last),
+        )
+        == -signal.SIGKILL
+    )
     before = snapshot(tmp_path / "out" / "wandb")
     assert distilled(words, str(tmp_path / "log")) == 0
     assert outcome(tmp_path) == outcome(undisturbed)
     after = snapshot(tmp_path / "out" / "wandb")
-    assert {name: after.get(name) for name in before if name.endswith(".wandb")} == {name: before[name] for name in before if name.endswith(".wandb")}
+    assert {name: after.get(name) for name in before if name.endswith(".wandb")} == {
+        name: before[name] for name in before if name.endswith(".wandb")
+    }
     runs = offline_runs(tmp_path / "out")
     student = runs["student"][-1]
-    begun = Counter(path.name.rsplit("-", 1)[-1] for path in (tmp_path / "out" / "wandb").glob("offline-run-*"))
+    begun = Counter(
+        path.name.rsplit("-", 1)[-1] for path in (tmp_path / "out" / "wandb").glob("offline-run-*")
+    )
     assert begun[student.run.run_id] == 2
     assert len(begun) == 3
     with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["stage"] == "student"]
     points = [row for row in student.history if "epoch" in row]
-    assert [(row["step"], "train/loss" in row) for row in points] == [(int(row["step"]), row["train/loss"] != "") for row in rows]
-    assert len({(row["step"], "train/loss" in row) for row in points}) == len(points) == EPOCHS * (STEPS + 1)
+    assert [(row["step"], "train/loss" in row) for row in points] == [
+        (int(row["step"]), row["train/loss"] != "") for row in rows
+    ]
+    assert (
+        len({(row["step"], "train/loss" in row) for row in points})
+        == len(points)
+        == EPOCHS * (STEPS + 1)
+    )
     fault(
         "kill -9 while W&B is offline, then the same words",
-        happened="the same W&B run goes on in a second file, which holds every point once; the first file is as it was",
+        happened=(
+            "the same W&B run goes on in a second file, which holds every point once; the first"
+            " file is as it was"
+        ),
         lost="nothing",
     )

@@ -19,8 +19,17 @@ from tests.faults.whole_run import WORDS, outcome, places
 from tests.training.made import results, student_sha256
 
 
-def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(photos: Path, tmp_path: Path, fault: Fault) -> None:
-    data = ["data=folder", f"data.root={photos}", "data.image_size=16", "data.num_workers=2", "data.cache=none", "data.batch_size=4"]
+def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
+    photos: Path, tmp_path: Path, fault: Fault
+) -> None:
+    data = [
+        "data=folder",
+        f"data.root={photos}",
+        "data.image_size=16",
+        "data.num_workers=2",
+        "data.cache=none",
+        "data.batch_size=4",
+    ]
     words = [*WORDS, *data, "student.name=resnet8", "controls=[]"]
     plain, steps = Distillation.training_step, 0
 
@@ -41,16 +50,26 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(photos: Pa
     assert "goes on at step" in done(*words, *places(tmp_path / "killed"))
     done(*words, *places(tmp_path / "whole"))
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
-    happened = "exit code 1 and one paragraph; the same words went on to the student of an undisturbed run"
-    fault("the processes that read images are killed", happened=happened, lost="what was done since the last checkpoint, which is done again")
+    happened = (
+        "exit code 1 and one paragraph; the same words went on to the student of an undisturbed run"
+    )
+    fault(
+        "the processes that read images are killed",
+        happened=happened,
+        lost="what was done since the last checkpoint, which is done again",
+    )
 
 
-def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_good_state(tmp_path: Path, fault: Fault) -> None:
+def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_good_state(
+    tmp_path: Path, fault: Fault
+) -> None:
     words, plain = [*WORDS, *places(tmp_path)], SoftTarget.forward
 
     def broken(term: SoftTarget, student: Any, teacher: Any, batch: Any) -> Tensor:
         value = plain(term, student, teacher, batch)
-        return value * float("nan") if 0.6 < batch.progress < 0.7 else value  # the sixth of eight steps
+        return (
+            value * float("nan") if 0.6 < batch.progress < 0.7 else value
+        )  # the sixth of eight steps
 
     with patch.object(SoftTarget, "forward", broken):
         ended = call(*words)
@@ -63,13 +82,28 @@ def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_g
     assert "student: goes on at step 5\n" in out
     assert "Note: student: 1 steps were left out because their gradient was not finite" in out
     state = load_file(tmp_path / "out" / "student" / "model.safetensors")
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())
-    happened = "exit code 1; the paragraph names term, step and images; trainer.on_nan=skip went on at the last good step and left that one out"
-    fault("a loss term is not a number in mid-training", happened=happened, lost="the steps that are not finite")
+    assert all(
+        bool(torch.isfinite(tensor).all())
+        for tensor in state.values()
+        if tensor.is_floating_point()
+    )
+    happened = (
+        "exit code 1; the paragraph names term, step and images; trainer.on_nan=skip went on at the"
+        " last good step and left that one out"
+    )
+    fault(
+        "a loss term is not a number in mid-training",
+        happened=happened,
+        lost="the steps that are not finite",
+    )
 
 
-def test_files_from_the_future_do_not_disturb(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
-    """As a clock leaves them that is set back between two attempts. In mid-run nobody asks for the time of day."""
+def test_files_from_the_future_do_not_disturb(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
+    """As a clock leaves them that is set back between two attempts. In mid-run nobody
+    asks for the time of day.
+    """
     words = [*WORDS, *places(tmp_path)]
     with patch("kd_app.training.fit.save_model", side_effect=OSError("stopped here")):
         assert call(*words).code == 1
@@ -82,9 +116,15 @@ def test_files_from_the_future_do_not_disturb(tmp_path: Path, undisturbed: Path,
     fault("the clock is set back by a year between two attempts", happened=happened, lost="nothing")
 
 
-def test_a_learning_rate_without_measure_is_told_by_the_terms_name(tmp_path: Path, fault: Fault) -> None:
+def test_a_learning_rate_without_measure_is_told_by_the_terms_name(
+    tmp_path: Path, fault: Fault
+) -> None:
     ended = call(*TINY, "optimizer.lr=1e30", *places(tmp_path))
     assert ended.code == 1
     assert paragraph(ended.err).startswith("The run failed: The loss term ")
     assert results(tmp_path / "out")["status"] == "failed"
-    fault("the loss is not a number in the first steps", happened="exit code 1; the paragraph names the term", lost="nothing was learned")
+    fault(
+        "the loss is not a number in the first steps",
+        happened="exit code 1; the paragraph names the term",
+        lost="nothing was learned",
+    )

@@ -12,7 +12,9 @@ from tests.training.made import results
 from tests.training.processes import begun, ended, wait_for
 
 
-def test_a_second_command_in_a_runs_folder_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_a_second_command_in_a_runs_folder_is_refused_and_the_first_is_not_disturbed(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     words = [*WORDS, *places(tmp_path)]
     first = begun(words, str(tmp_path / "log"))
     wait_for(tmp_path, "out/results.json")
@@ -25,8 +27,13 @@ def test_a_second_command_in_a_runs_folder_is_refused_and_the_first_is_not_distu
 
 
 @pytest.mark.slow
-def test_two_runs_of_the_same_stages_at_a_time_make_each_once(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
-    words = [[*WORDS, f"out={tmp_path / name / 'out'}", f"stages={tmp_path / 'stages'}"] for name in ("a", "b")]
+def test_two_runs_of_the_same_stages_at_a_time_make_each_once(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
+    words = [
+        [*WORDS, f"out={tmp_path / name / 'out'}", f"stages={tmp_path / 'stages'}"]
+        for name in ("a", "b")
+    ]
     both = [begun(each, str(tmp_path / f"log{number}")) for number, each in enumerate(words)]
     assert [ended(each) for each in both] == [0, 0]
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(undisturbed)
@@ -34,10 +41,16 @@ def test_two_runs_of_the_same_stages_at_a_time_make_each_once(tmp_path: Path, un
     made = [stage["path"] for stage in used if stage["made"] == "made"]
     assert len(made) == len(set(made))
     assert set(made) == {stage["path"] for stage in used}
-    fault("two runs want the same stages at a time", happened="each was made by one of them and found by the other; both ended alike", lost="nothing")
+    fault(
+        "two runs want the same stages at a time",
+        happened="each was made by one of them and found by the other; both ended alike",
+        lost="nothing",
+    )
 
 
-def test_a_lock_whose_holder_died_is_no_lock(tmp_path: Path, undisturbed: Path, fault: Fault) -> None:
+def test_a_lock_whose_holder_died_is_no_lock(
+    tmp_path: Path, undisturbed: Path, fault: Fault
+) -> None:
     words = [*WORDS, *places(tmp_path)]
     first = begun(words, str(tmp_path / "log"))
     wait_for(tmp_path, "stages/teacher-*.partial/last.ckpt")
@@ -46,4 +59,8 @@ def test_a_lock_whose_holder_died_is_no_lock(tmp_path: Path, undisturbed: Path, 
     assert (tmp_path / "out" / ".lock").exists()
     done(*words)
     assert outcome(tmp_path) == outcome(undisturbed)
-    fault("a lock file is left by a process that died", happened="the same words went on, to the same student and figures", lost="nothing")
+    fault(
+        "a lock file is left by a process that died",
+        happened="the same words went on, to the same student and figures",
+        lost="nothing",
+    )

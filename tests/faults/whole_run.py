@@ -1,4 +1,6 @@
-"""The run that faults are done to: teacher, control and student, two epochs each, about a second together; and what of it must not change."""
+"""The run that faults are done to: teacher, control and student, two epochs each, about
+a second together; and what of it must not change.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,12 @@ from tests.commands.call import TINY
 from tests.training.made import results, student_sha256
 
 EPOCHS, STEPS = 2, 4
-WORDS = (*TINY, f"trainer.max_epochs={EPOCHS}", f"trainer.limit_train_batches={STEPS}", "trainer.checkpoint_minutes=1e-9")
+WORDS = (
+    *TINY,
+    f"trainer.max_epochs={EPOCHS}",
+    f"trainer.limit_train_batches={STEPS}",
+    "trainer.checkpoint_minutes=1e-9",
+)
 
 
 def places(folder: Path) -> list[str]:
@@ -16,7 +23,9 @@ def places(folder: Path) -> list[str]:
 
 
 def outcome(folder: Path) -> tuple[str, Any, Any, Any]:
-    """What a run in `folder` came to: the student that ships, bit by bit, and every figure but the speed."""
+    """What a run in `folder` came to: the student that ships, bit by bit, and every
+    figure but the speed.
+    """
     found = results(folder / "out")
     assert found["status"] == "finished"
     return student_sha256(folder / "out"), found["validation"], found["test"], found["verdict"]

@@ -6,7 +6,9 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """The tensors are tiny: threads would only wait for each other where other work shares the cores."""
+    """The tensors are tiny: threads would only wait for each other where other work
+    shares the cores.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,6 @@
-"""The golden cases of the terms that give the student something of its own: heads, branches, a memory, a projector."""
+"""The golden cases of the terms that give the student something of its own: heads,
+branches, a memory, a projector.
+"""
 
 from typing import Any
 
@@ -21,7 +23,9 @@ def _two_heads(x: Arrays) -> Outputs:
 
 def _token(term: str, **settings: float) -> Plain:
     def compare(x: Arrays) -> Tensor:
-        value: Tensor = make(term, **settings)(_two_heads(x), logits(x["logits_t"]), batch(x["target"]))
+        value: Tensor = make(term, **settings)(
+            _two_heads(x), logits(x["logits_t"]), batch(x["target"])
+        )
         return value
 
     return compare
@@ -55,10 +59,16 @@ def _branches(x: Arrays) -> Answer:
     for number in range(1, 5):
         branch = term.branches[4 - number]
         state = own_state(x, f"projector.{number}.")
-        ours = {theirs: key for key, theirs in zip(branch.state_dict(), sorted(state, key=_in_order), strict=True)}
+        ours = {
+            theirs: key
+            for key, theirs in zip(branch.state_dict(), sorted(state, key=_in_order), strict=True)
+        }
         branch.load_state_dict({ours[key]: value for key, value in state.items()}, strict=True)
         theirs = {key: name for name, key in ours.items()}
-        parameters |= {f"projector.{number}.{theirs[key]}": parameter for key, parameter in branch.named_parameters()}
+        parameters |= {
+            f"projector.{number}.{theirs[key]}": parameter
+            for key, parameter in branch.named_parameters()
+        }
     label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
     return Answer(label + term(student, teacher, batch(x["target"])), parameters)
 
@@ -66,7 +76,13 @@ def _branches(x: Arrays) -> Answer:
 def _in_order(key: str) -> tuple[tuple[int, ...], int]:
     """Module by module, and of each in the order in which torch names its tensors."""
     *modules, tensor = key.replace("op.", "").split(".")
-    return tuple(map(int, modules)), ("weight", "bias", "running_mean", "running_var", "num_batches_tracked").index(tensor)
+    return tuple(map(int, modules)), (
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    ).index(tensor)
 
 
 def _branches_of_tokens(x: Arrays) -> Answer:
@@ -83,10 +99,18 @@ def _branches_of_tokens(x: Arrays) -> Answer:
     parameters: dict[str, nn.Parameter] = {}
     for number, branch in zip(range(4, 0, -1), term.branches, strict=True):
         names = {"blocks.": f"projector.{number}.1.", "classifier.": f"projector.{number}.3."}
-        state = {ours + key: value for ours, theirs in names.items() for key, value in own_state(x, theirs).items()}
+        state = {
+            ours + key: value
+            for ours, theirs in names.items()
+            for key, value in own_state(x, theirs).items()
+        }
         branch.load_state_dict(state, strict=True)
         for ours, theirs in names.items():
-            parameters |= {key.replace(ours, theirs, 1): p for key, p in branch.named_parameters() if key.startswith(ours)}
+            parameters |= {
+                key.replace(ours, theirs, 1): p
+                for key, p in branch.named_parameters()
+                if key.startswith(ours)
+            }
     label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
     return Answer(label + term(student, teacher, batch(x["target"])), parameters)
 
@@ -95,7 +119,10 @@ def _merging(x: Arrays) -> Answer:
     merging = PatchMerging(32, 24).double()
     merging.load_state_dict(own_state(x, "pm."))
     grid = x["tokens"].transpose(1, 2).unflatten(2, (4, 4))
-    return Answer(merging(grid).square().mean(), {f"pm.{name}": parameter for name, parameter in merging.named_parameters()})
+    return Answer(
+        merging(grid).square().mean(),
+        {f"pm.{name}": parameter for name, parameter in merging.named_parameters()},
+    )
 
 
 def crd_of(x: Arrays) -> tuple[Any, Outputs, Outputs]:
@@ -107,8 +134,15 @@ def crd_of(x: Arrays) -> tuple[Any, Outputs, Outputs]:
     term.double()
     term.load_state_dict(
         {
-            **{f"embed_{side}.{key}": value for side in "st" for key, value in own_state(x, f"crd.embed_{side}.linear.").items()},
-            **{f"memory_{side}": x[f"sd/crd.contrast.memory_v{number}"].clone() for side, number in (("s", 1), ("t", 2))},
+            **{
+                f"embed_{side}.{key}": value
+                for side in "st"
+                for key, value in own_state(x, f"crd.embed_{side}.linear.").items()
+            },
+            **{
+                f"memory_{side}": x[f"sd/crd.contrast.memory_v{number}"].clone()
+                for side, number in (("s", 1), ("t", 2))
+            },
             "partition": torch.zeros(2),
             "classes": -1 - torch.arange(40),
         }
@@ -122,14 +156,22 @@ def _contrast(x: Arrays) -> Answer:
     given.index = given.target
     term, ours, theirs = crd_of(x)
     value = term(ours, theirs, given)
-    names = {f"crd.embed_{side}.linear.{key}": p for side in "st" for key, p in getattr(term, f"embed_{side}").named_parameters()}
+    names = {
+        f"crd.embed_{side}.linear.{key}": p
+        for side in "st"
+        for key, p in getattr(term, f"embed_{side}").named_parameters()
+    }
     return Answer(value, names)
 
 
 def _reused(x: Arrays) -> Answer:
     head = nn.Linear(24, 10).double().requires_grad_(False)
     head.load_state_dict(own_state(x, "cls_t."))
-    teacher = Outputs(features=[x["feat_t"].detach()], embedding=x["feat_t"].detach().mean((2, 3)), classifier=head)
+    teacher = Outputs(
+        features=[x["feat_t"].detach()],
+        embedding=x["feat_t"].detach().mean((2, 3)),
+        classifier=head,
+    )
     term = make("simkd")
     term.build(maps(x["feat_s"]), teacher)
     term.double()
@@ -137,7 +179,13 @@ def _reused(x: Arrays) -> Answer:
     term.projector.transfer.append(nn.ReLU())
     term.projector.transfer.load_state_dict(own_state(x, "simkd.transfer."), strict=True)
     value = term(maps(x["feat_s"]), teacher, NO_LABELS)
-    return Answer(value, {f"simkd.transfer.{name}": parameter for name, parameter in term.projector.transfer.named_parameters()})
+    return Answer(
+        value,
+        {
+            f"simkd.transfer.{name}": parameter
+            for name, parameter in term.projector.transfer.named_parameters()
+        },
+    )
 
 
 ADAPTED: dict[str, Case] = {

@@ -1,4 +1,6 @@
-"""What a golden case is: a function from its arrays to a value, and to parameters with gradients."""
+"""What a golden case is: a function from its arrays to a value, and to parameters with
+gradients.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +15,9 @@ NO_LABELS = labels(8)
 
 @dataclass
 class Answer:
-    """A value, with the parameters whose gradients the reference has too, under its names for them."""
+    """A value, with the parameters whose gradients the reference has too, under its
+    names for them.
+    """
 
     value: Tensor
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -21,7 +25,9 @@ class Answer:
 
 Plain = Callable[[Arrays], Tensor]
 Case = Callable[[Arrays], Tensor | Answer]
-"""Given the shared inputs by name (with gradient) and the arrays of the case's own file (`in/...`, `sd/...`) by theirs."""
+"""Given the shared inputs by name (with gradient) and the arrays of the case's own file
+(`in/...`, `sd/...`) by theirs.
+"""
 
 
 def own_state(x: Arrays, prefix: str) -> Arrays:

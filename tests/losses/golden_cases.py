@@ -1,4 +1,6 @@
-"""The table of golden cases: what of kd_app each one is compared with, and what a reference does differently."""
+"""The table of golden cases: what of kd_app each one is compared with, and what a
+reference does differently.
+"""
 
 import math
 from dataclasses import replace
@@ -24,7 +26,9 @@ def _label(x: Arrays) -> Tensor:
 
 
 def _soft(temperature: float) -> Plain:
-    return lambda x: make("soft_target", temperature=temperature)(logits(x["logits_s"]), logits(x["logits_t"]), NO_LABELS)
+    return lambda x: make("soft_target", temperature=temperature)(
+        logits(x["logits_s"]), logits(x["logits_t"]), NO_LABELS
+    )
 
 
 def _both(label: float, soft: float) -> Plain:
@@ -32,7 +36,9 @@ def _both(label: float, soft: float) -> Plain:
 
 
 def _decoupled(target: str, **settings: float) -> Plain:
-    return lambda x: make("decoupled", **settings)(logits(x["logits_s"]), logits(x["logits_t"]), batch(x[target]))
+    return lambda x: make("decoupled", **settings)(
+        logits(x["logits_s"]), logits(x["logits_t"]), batch(x[target])
+    )
 
 
 def _cross_entropy_form(x: Arrays) -> Tensor:
@@ -42,13 +48,17 @@ def _cross_entropy_form(x: Arrays) -> Tensor:
 
 
 def _transfer(x: Arrays) -> Tensor:
-    student, teacher = ([x[key] for key in sorted(x) if f"_{side}" in key and "/" not in key] for side in "st")
+    student, teacher = (
+        [x[key] for key in sorted(x) if f"_{side}" in key and "/" not in key] for side in "st"
+    )
     value: Tensor = make("attention_transfer")(maps(*student), maps(*teacher), NO_LABELS)
     return value
 
 
 def _transfer_of_the_paper(x: Arrays) -> Tensor:
-    """The paper's formula has the norm of the difference, the authors' code its mean square."""
+    """The paper's formula has the norm of the difference, the authors' code its mean
+    square.
+    """
     gap = attention_map(x["feat_s"]) - attention_map(x["feat_t"])
     return gap.square().sum(1).sqrt().mean()
 
@@ -57,19 +67,33 @@ def _logits(term: str, target: str | None = None, **settings: object) -> Plain:
     made = make(term, **settings)
 
     def compare(x: Arrays) -> Tensor:
-        value: Tensor = made(logits(x["logits_s"]), logits(x["logits_t"]), NO_LABELS if target is None else batch(x[target]))
+        value: Tensor = made(
+            logits(x["logits_s"]),
+            logits(x["logits_t"]),
+            NO_LABELS if target is None else batch(x[target]),
+        )
         return value
 
     return compare
 
 
 def _norms_apart(temperature: float) -> Plain:
-    """torchdistill holds each norm above 1e-8, where the authors add 1e-8 to their product."""
+    """torchdistill holds each norm above 1e-8, where the authors add 1e-8 to their
+    product.
+    """
 
     def compare(x: Arrays) -> Tensor:
         p, q = ((z / temperature).softmax(1) for z in (x["logits_s"], x["logits_t"]))
-        parts = ((a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim) for a, b, dim in ((p, q, 1), (p, q, 0)))
-        return temperature**2 * torch.stack([1 - F.cosine_similarity(a, b, dim=dim).mean() for a, b, dim in parts]).sum()
+        parts = (
+            (a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim)
+            for a, b, dim in ((p, q, 1), (p, q, 0))
+        )
+        return (
+            temperature**2
+            * torch.stack(
+                [1 - F.cosine_similarity(a, b, dim=dim).mean() for a, b, dim in parts]
+            ).sum()
+        )
 
     return compare
 
@@ -88,14 +112,22 @@ def _curriculum(progress: float) -> Case:
     def compare(x: Arrays) -> Answer:
         term = make("ctkd", rise=0.5).double()
         given = replace(NO_LABELS, progress=progress)
-        return Answer(term(logits(x["logits_s"]), logits(x["logits_t"]), given), {"T.global_T": term.theta})
+        return Answer(
+            term(logits(x["logits_s"]), logits(x["logits_t"]), given), {"T.global_T": term.theta}
+        )
 
     return compare
 
 
 def _temperature_learns(x: Arrays) -> Tensor:
     """The reference's sign stands in its lambda."""
-    return -torch.tensor([make("ctkd", rise=1.0).strength.factor(epoch / 10) for epoch in x["epoch"].double().tolist()], dtype=torch.float64)
+    return -torch.tensor(
+        [
+            make("ctkd", rise=1.0).strength.factor(epoch / 10)
+            for epoch in x["epoch"].double().tolist()
+        ],
+        dtype=torch.float64,
+    )
 
 
 def _relation(dim: int) -> Plain:
@@ -106,23 +138,40 @@ def _relation(dim: int) -> Plain:
     return compare
 
 
-def _multi_level_of_the_code(label: float, weight: float, first: float, *, standardize: bool) -> Plain:
-    """The code weights whole parts with the share of unsure images and classes, and has the weak view in two parts of the strong one."""
+def _multi_level_of_the_code(
+    label: float, weight: float, first: float, *, standardize: bool
+) -> Plain:
+    """The code weights whole parts with the share of unsure images and classes, and has
+    the weak view in two parts of the strong one.
+    """
 
     def compare(x: Arrays) -> Tensor:
         weak, strong = (tuple(x[f"logits_{side}{view}"] for side in "st") for view in ("", "2"))
         sure = weak[1].softmax(1)
-        images, classes = ((y <= y.quantile(0.5)).double().mean() for y in (sure.amax(1), sure.sum(0)))
+        images, classes = (
+            (y <= y.quantile(0.5)).double().mean() for y in (sure.amax(1), sure.sum(0))
+        )
 
         def soft(view: tuple[Tensor, ...], temperature: float) -> Tensor:
-            value: Tensor = make("soft_target", temperature=temperature, standardize=standardize)(logits(view[0]), logits(view[1]), NO_LABELS)
+            value: Tensor = make("soft_target", temperature=temperature, standardize=standardize)(
+                logits(view[0]), logits(view[1]), NO_LABELS
+            )
             return value
 
         temperatures = (first, 3.0, 5.0, 2.0, 6.0)
-        total = torch.stack([images * soft(weak, t) + soft(strong if i < 3 else weak, t) for i, t in enumerate(temperatures)]).sum()
+        total = torch.stack(
+            [
+                images * soft(weak, t) + soft(strong if i < 3 else weak, t)
+                for i, t in enumerate(temperatures)
+            ]
+        ).sum()
         for t in temperatures:
             p, q = ((z / t).softmax(1) for z in weak)
-            total = total + classes * relation(p.T, q.T, torch.ones(10)) + images * relation(p, q, torch.ones(8))
+            total = (
+                total
+                + classes * relation(p.T, q.T, torch.ones(10))
+                + images * relation(p, q, torch.ones(8))
+            )
         return label * (_label(x) + F.cross_entropy(strong[0], x["target"])) + weight * total
 
     return compare
@@ -156,19 +205,27 @@ def _not_squared(x: Arrays) -> Tensor:
 
 
 def _first_order(x: Arrays) -> Tensor:
-    """torchdistill's bilinear kernel is what the series has at order 1, but for a factor; it takes the norm without its square there, too."""
+    """torchdistill's bilinear kernel is what the series has at order 1, but for a
+    factor; it takes the norm without its square there, too.
+    """
     factor = 2 * 0.4 * math.exp(-2 * 0.4)
     return _pooled("cc", "pool_s", "pool_t32", gamma=0.4, order=1)(x).sqrt() / 8 / factor
 
 
 def _neighbors(x: Arrays) -> Answer:
-    """RepDistiller multiplies the differences of neighbors in the batch, and trains the teacher's map, too."""
+    """RepDistiller multiplies the differences of neighbors in the batch, and trains the
+    teacher's map, too.
+    """
     embed = {side: nn.Linear(x[f"pool_{side}"].shape[1], 16).double() for side in "st"}
     for side, layer in embed.items():
         layer.load_state_dict(own_state(x, f"embed_{side}.linear."))
     ours, theirs = embed["s"](x["pool_s"].flatten(1)), embed["t"](x["pool_t"].detach().flatten(1))
     gap = (ours - theirs).abs()
-    trained = {f"embed_{side}.linear.{name}": p for side, layer in embed.items() for name, p in layer.named_parameters()}
+    trained = {
+        f"embed_{side}.linear.{name}": p
+        for side, layer in embed.items()
+        for name, p in layer.named_parameters()
+    }
     return Answer((gap[:-1] * gap[1:]).sum(1).mean(), trained)
 
 
@@ -178,9 +235,22 @@ def _channels(x: Arrays) -> Answer:
     term.build(ours, theirs)
     state, adapter = own_state(x, "ickd.embed_s."), term.double().adapter
     adapter.conv.load_state_dict({"weight": state["conv2d.weight"], "bias": torch.zeros(24)})
-    adapter.bn.load_state_dict({key.removeprefix("l2norm."): value for key, value in state.items() if key.startswith("l2norm.")})
-    trained = {"conv2d.weight": adapter.conv.weight, "l2norm.weight": adapter.bn.weight, "l2norm.bias": adapter.bn.bias}
-    return Answer(term(ours, theirs, NO_LABELS), {f"ickd.embed_s.{name}": parameter for name, parameter in trained.items()})
+    adapter.bn.load_state_dict(
+        {
+            key.removeprefix("l2norm."): value
+            for key, value in state.items()
+            if key.startswith("l2norm.")
+        }
+    )
+    trained = {
+        "conv2d.weight": adapter.conv.weight,
+        "l2norm.weight": adapter.bn.weight,
+        "l2norm.bias": adapter.bn.bias,
+    }
+    return Answer(
+        term(ours, theirs, NO_LABELS),
+        {f"ickd.embed_s.{name}": parameter for name, parameter in trained.items()},
+    )
 
 
 def _likeness(x: Arrays, divisor: int) -> Tensor:
@@ -209,13 +279,18 @@ def _hint(student: str) -> Case:
         term = make("feature_hint", activation="relu")
         term.build(ours, theirs)
         term.double().adapter.load_state_dict(own_state(x, "conv_reg."), strict=True)
-        return Answer(term(ours, theirs, NO_LABELS), {f"conv_reg.{name}": parameter for name, parameter in term.adapter.named_parameters()})
+        return Answer(
+            term(ours, theirs, NO_LABELS),
+            {f"conv_reg.{name}": parameter for name, parameter in term.adapter.named_parameters()},
+        )
 
     return compare
 
 
 CASES: dict[str, Case] = {
-    **dict.fromkeys(("kd_mdistiller_T4", "kd_repdistiller_T4", "kd_hunto_T4", "mlld_kd_loss_T4"), _soft(4.0)),
+    **dict.fromkeys(
+        ("kd_mdistiller_T4", "kd_repdistiller_T4", "kd_hunto_T4", "mlld_kd_loss_T4"), _soft(4.0)
+    ),
     "funmatch_bigvision_kl_t1": _soft(1.0),
     "kd_mdistiller_total": _both(0.1, 0.9),
     "kd_attention_transfer_T4": _both(0.1, 0.9),
@@ -231,7 +306,9 @@ CASES: dict[str, Case] = {
     "nkd_clskd_soft_target": _logits("nkd", "target_soft"),
     "dist_hunto_tau4": _logits("dist", temperature=4.0),
     "lskd_kd_T2": _logits("soft_target", temperature=2.0, standardize=True),
-    "lskd_torchdistill_T2": lambda x: 0.1 * _label(x) + 9 * _logits("soft_target", temperature=2.0, standardize=True)(x),
+    "lskd_torchdistill_T2": (
+        lambda x: 0.1 * _label(x) + 9 * _logits("soft_target", temperature=2.0, standardize=True)(x)
+    ),
     "ttm_g0.1": _logits("ttm"),
     "wttm_g0.1": _logits("wttm", power=0.1),
     "ctkd_global_lam0": _curriculum(0.0),
@@ -254,13 +331,17 @@ CASES: dict[str, Case] = {
 }
 """The reference does what the term does."""
 DEVIATIONS: dict[str, Case] = {
-    "kd_torchdistill_T4_alpha0": lambda x: _soft(4.0)(x) / 16,  # its loss without labels forgets T^2
+    "kd_torchdistill_T4_alpha0": (
+        lambda x: _soft(4.0)(x) / 16
+    ),  # its loss without labels forgets T^2
     "kd_clskd_T4": _cross_entropy_form,
     "at_torchdistill_paper": _transfer_of_the_paper,
     "sdd_nkd_origin_bug": _label_among_the_others,
     "dist_torchdistill_tau1": _norms_apart(1.0),
     "dist_torchdistill_tau4": _norms_apart(4.0),
-    "dist_torchdistill_1k_tau1": lambda x: _norms_apart(1.0)({"logits_s": x["logits_s_1k"], "logits_t": x["logits_t_1k"]}),
+    "dist_torchdistill_1k_tau1": lambda x: _norms_apart(1.0)(
+        {"logits_s": x["logits_s_1k"], "logits_t": x["logits_t_1k"]}
+    ),
     "mlld_full_cifar": _multi_level_of_the_code(0.1, 0.9, 4.0, standardize=False),
     "lskd_mlld_full": _multi_level_of_the_code(0.1, 9.0, 2.0, standardize=True),
     "sp_torchdistill": _rows_of_sum_1,
@@ -270,7 +351,9 @@ DEVIATIONS: dict[str, Case] = {
     "ickd_torchdistill": lambda x: _likeness(x, 16 * 64),  # divides by the batch twice
     **ADAPTED_DEVIATIONS,
 }
-"""The reference does something else, which is made of the term here; `REGULAR` says what the term itself gives on the same inputs."""
+"""The reference does something else, which is made of the term here; `REGULAR` says
+what the term itself gives on the same inputs.
+"""
 REGULAR: dict[str, Case] = {
     "kd_torchdistill_T4_alpha0": _soft(4.0),
     "kd_clskd_T4": _soft(4.0),
@@ -278,11 +361,16 @@ REGULAR: dict[str, Case] = {
     "sdd_nkd_origin_bug": _logits("nkd", "target"),
     "dist_torchdistill_tau1": _logits("dist", temperature=1.0),
     "dist_torchdistill_tau4": _logits("dist", temperature=4.0),
-    "dist_torchdistill_1k_tau1": lambda x: _logits("dist")({"logits_s": x["logits_s_1k"], "logits_t": x["logits_t_1k"]}),
+    "dist_torchdistill_1k_tau1": lambda x: _logits("dist")(
+        {"logits_s": x["logits_s_1k"], "logits_t": x["logits_t_1k"]}
+    ),
     "mlld_full_cifar": _logits("multi_level"),
     "lskd_mlld_full": _logits("multi_level", standardize=True),
     "sp_torchdistill": _similarity,
-    **dict.fromkeys(("cc_torchdistill_gaussian", "cc_torchdistill_bilinear"), _pooled("cc", "pool_s", "pool_t32")),
+    **dict.fromkeys(
+        ("cc_torchdistill_gaussian", "cc_torchdistill_bilinear"),
+        _pooled("cc", "pool_s", "pool_t32"),
+    ),
     "cc_repdistiller": _pooled("cc", "pool_s", "pool_t"),
     "ickd_torchdistill": lambda x: _likeness(x, 16 * 8),
     **ADAPTED_REGULAR,

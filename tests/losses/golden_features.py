@@ -11,8 +11,12 @@ from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, own_sta
 from tests.losses.samples import batch, logits, make, maps
 
 
-def _adapted(name: str, student: Outputs, teacher: Outputs, x: Arrays, names: dict[str, str], **settings: Any) -> tuple[Any, dict[str, nn.Parameter]]:
-    """The term with the adapters of the case's file; `names` are their names there for each of ours."""
+def _adapted(
+    name: str, student: Outputs, teacher: Outputs, x: Arrays, names: dict[str, str], **settings: Any
+) -> tuple[Any, dict[str, nn.Parameter]]:
+    """The term with the adapters of the case's file; `names` are their names there for
+    each of ours.
+    """
     term = make(name, **settings)
     term.build(student, teacher)
     term.double()
@@ -20,7 +24,11 @@ def _adapted(name: str, student: Outputs, teacher: Outputs, x: Arrays, names: di
         owner = term.get_submodule(ours)
         state = own_state(x, f"{theirs}.")
         owner.load_state_dict(state, strict=True)
-    parameters = {f"{theirs}.{key}": parameter for ours, theirs in names.items() for key, parameter in term.get_submodule(ours).named_parameters()}
+    parameters = {
+        f"{theirs}.{key}": parameter
+        for ours, theirs in names.items()
+        for key, parameter in term.get_submodule(ours).named_parameters()
+    }
     return term, parameters
 
 
@@ -40,7 +48,10 @@ def _variational(x: Arrays) -> Answer:
 
 def _selectivity(*students: str) -> Case:
     def compare(x: Arrays) -> Tensor:
-        ours, theirs = maps(*(x[key] for key in students)), maps(*(x[key.replace("_s", "_t")] for key in students))
+        ours, theirs = (
+            maps(*(x[key] for key in students)),
+            maps(*(x[key.replace("_s", "_t")] for key in students)),
+        )
         value: Tensor = make("neuron_selectivity")(ours, theirs, NO_LABELS)
         return value
 
@@ -57,20 +68,34 @@ def _frozen_head(x: Arrays) -> nn.Linear:
 def _regression_on_maps(x: Arrays) -> Answer:
     ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
     theirs = _teacher(x, x["feat_t"], _frozen_head(x))
-    term, parameters = _adapted("softmax_regression", ours, theirs, x, {"adapter": "connector.Connectors"}, activation="relu")
+    term, parameters = _adapted(
+        "softmax_regression",
+        ours,
+        theirs,
+        x,
+        {"adapter": "connector.Connectors"},
+        activation="relu",
+    )
     return Answer(term(ours, theirs, NO_LABELS), parameters)
 
 
 def _teacher(x: Arrays, feature: Tensor, classifier: Any) -> Outputs:
     feature = feature.detach()
-    return Outputs(logits=x["logits_t"].detach(), features=[feature], embedding=feature.mean((2, 3)), classifier=classifier)
+    return Outputs(
+        logits=x["logits_t"].detach(),
+        features=[feature],
+        embedding=feature.mean((2, 3)),
+        classifier=classifier,
+    )
 
 
 def _regression_on_pooled(x: Arrays) -> Answer:
     """One toolkit connects the pooled feature: a map of one cell."""
     ours = Outputs(features=[x["pool_s"][:, :, None, None]], embedding=x["pool_s"])
     theirs = _teacher(x, x["pool_t"][:, :, None, None], _frozen_head(x))
-    term, parameters = _adapted("softmax_regression", ours, theirs, x, {"adapter": "srrl.transfer"}, activation="relu")
+    term, parameters = _adapted(
+        "softmax_regression", ours, theirs, x, {"adapter": "srrl.transfer"}, activation="relu"
+    )
     return Answer(term(ours, theirs, NO_LABELS), parameters)
 
 
@@ -78,31 +103,50 @@ def _regression_given_logits(x: Arrays) -> Answer:
     """The classifier's answers are given as a tensor there."""
     ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
     theirs = _teacher(x, x["feat_t"], lambda _: x["logits_s"])
-    term, parameters = _adapted("softmax_regression", ours, theirs, x, {"adapter": "srrl.Connectors"}, activation="relu", regression=5.0)
+    term, parameters = _adapted(
+        "softmax_regression",
+        ours,
+        theirs,
+        x,
+        {"adapter": "srrl.Connectors"},
+        activation="relu",
+        regression=5.0,
+    )
     return Answer(term(ours, theirs, NO_LABELS), parameters)
 
 
 def _masked(x: Arrays) -> Answer:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"].detach())
-    term, parameters = _adapted("masked_generation", ours, theirs, x, {"align": "mgd.align", "generation": "mgd.generation"})
+    term, parameters = _adapted(
+        "masked_generation", ours, theirs, x, {"align": "mgd.align", "generation": "mgd.generation"}
+    )
     term.draw = lambda batch, count: x["in/rand"].flatten(1)
     return Answer(7e-5 * term(ours, theirs, NO_LABELS), parameters)
 
 
 def _class_maps(normalize: bool) -> Case:
-    """The class maps are given there: the classifier of a map that has one channel a class leaves it as it is."""
+    """The class maps are given there: the classifier of a map that has one channel a
+    class leaves it as it is.
+    """
 
     def compare(x: Arrays) -> Tensor:
         head = nn.Identity()
-        ours, theirs = (Outputs(features=[cam], embedding=cam.mean((2, 3)), classifier=head) for cam in (x["cam_s"], x["cam_t"].detach()))
-        value: Tensor = make("class_attention", resolution=2, normalize=normalize)(ours, theirs, NO_LABELS)
+        ours, theirs = (
+            Outputs(features=[cam], embedding=cam.mean((2, 3)), classifier=head)
+            for cam in (x["cam_s"], x["cam_t"].detach())
+        )
+        value: Tensor = make("class_attention", resolution=2, normalize=normalize)(
+            ours, theirs, NO_LABELS
+        )
         return value
 
     return compare
 
 
 def _soft(x: Arrays) -> Tensor:
-    value: Tensor = make("soft_target", temperature=1.0)(logits(x["logits_s"]), logits(x["logits_t"].detach()), NO_LABELS)
+    value: Tensor = make("soft_target", temperature=1.0)(
+        logits(x["logits_s"]), logits(x["logits_t"].detach()), NO_LABELS
+    )
     return value
 
 
@@ -122,33 +166,51 @@ def _recipe_of_normalized(x: Arrays) -> Tensor:
 
 
 def _orthogonal(x: Arrays) -> Tensor:
-    """The reference parametrizes the same matrix otherwise, so its gradient is not comparable; that of the student's tokens is."""
+    """The reference parametrizes the same matrix otherwise, so its gradient is not
+    comparable; that of the student's tokens is.
+    """
     tokens = x["tok_s"][:, 1:].transpose(1, 2)[..., None]
     ours, theirs = maps(tokens), maps(x["feat_t"].detach())
     term = make("orthogonal_projection")
     term.build(ours, theirs)
     term.double().adapter.load_state_dict({"weight": x["out/projector_weight"]})
-    torch.testing.assert_close(term.adapter.matrix, x["out/projector_weight"], rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(
+        term.adapter.matrix, x["out/projector_weight"], rtol=1e-7, atol=1e-12
+    )
     value: Tensor = term(ours, theirs, NO_LABELS)
     return value + _soft(x)
 
 
 def _review(x: Arrays) -> Answer:
     ours = Outputs(features=[x[f"pyr_s{k}"] for k in range(3)], embedding=x["pool_s"])
-    theirs = Outputs(features=[x[f"pyr_t_pre{k}"].detach() for k in range(3)], embedding=x["pool_t"].detach())
-    term, parameters = _adapted("review", ours, theirs, x, {f"adapters.{k}": f"abfs.{k}" for k in range(4)})
+    theirs = Outputs(
+        features=[x[f"pyr_t_pre{k}"].detach() for k in range(3)], embedding=x["pool_t"].detach()
+    )
+    term, parameters = _adapted(
+        "review", ours, theirs, x, {f"adapters.{k}": f"abfs.{k}" for k in range(4)}
+    )
     return Answer(term(ours, theirs, NO_LABELS), parameters)
 
 
 def _fusions(x: Arrays) -> Answer:
     """Two levels, and the mean of the cubes of what they give."""
-    deep, shallow = Fusion(32, 16, 24, mixes=False).double(), Fusion(16, 16, 24, mixes=True).double()
+    deep, shallow = (
+        Fusion(32, 16, 24, mixes=False).double(),
+        Fusion(16, 16, 24, mixes=True).double(),
+    )
     for name, fusion in (("abf0", deep), ("abf1", shallow)):
         fusion.load_state_dict(own_state(x, f"{name}."))
     first, residual = deep(x["pyr_s2"], None, x["pyr_s2"].shape[2:])
     second, _ = shallow(x["feat_s"], residual, x["feat_s"].shape[2:])
     value = first.pow(3).mean() + second.pow(3).mean()
-    return Answer(value, {f"{name}.{key}": p for name, fusion in (("abf0", deep), ("abf1", shallow)) for key, p in fusion.named_parameters()})
+    return Answer(
+        value,
+        {
+            f"{name}.{key}": p
+            for name, fusion in (("abf0", deep), ("abf1", shallow))
+            for key, p in fusion.named_parameters()
+        },
+    )
 
 
 def _hierarchical(x: Arrays) -> Tensor:
@@ -163,12 +225,17 @@ def _tokens(x: Arrays) -> Answer:
 
     ours, theirs = layers(x["low_s"], x["high_s"]), layers(x["in/low_t"], x["in/high_t"])
     wide = x["in/low_s"].shape[-1] != x["in/low_t"].shape[-1]
-    names = {"generation": "vitkd.generation", **({"aligns": "vitkd.align2", "align": "vitkd.align"} if wide else {})}
+    names = {
+        "generation": "vitkd.generation",
+        **({"aligns": "vitkd.align2", "align": "vitkd.align"} if wide else {}),
+    }
     term, parameters = _adapted("vit_features", ours, theirs, x, names)
     with torch.no_grad():
         term.mask_token.copy_(x["sd/vitkd.mask_token"])
     term.draw = lambda batch, count: x["in/rand"]
-    return Answer(term(ours, theirs, NO_LABELS), {**parameters, "vitkd.mask_token": term.mask_token})
+    return Answer(
+        term(ours, theirs, NO_LABELS), {**parameters, "vitkd.mask_token": term.mask_token}
+    )
 
 
 FEATURES: dict[str, Case] = {

@@ -1,4 +1,6 @@
-"""What the tests of all terms share: the YAML files, terms made from them, and outputs of two unlike models."""
+"""What the tests of all terms share: the YAML files, terms made from them, and outputs
+of two unlike models.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -37,11 +39,15 @@ def class_of(name: str) -> type[LossTerm]:
 
 def make(name: str, **changed: Any) -> Any:
     """The term as its YAML has it, with `changed` settings."""
-    settings = {key: value for key, value in settings_of(name).items() if key not in ("_target_", "weight")}
+    settings = {
+        key: value for key, value in settings_of(name).items() if key not in ("_target_", "weight")
+    }
     return class_of(name)(**{**settings, **changed})
 
 
-def normal(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+def normal(
+    *shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64
+) -> Tensor:
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -54,15 +60,26 @@ def maps(*features: Tensor) -> Outputs:
 
 
 def batch(target: Tensor, labeled: Tensor | None = None) -> Batch:
-    return Batch(torch.zeros(len(target), 1, 1, 1), target, torch.arange(len(target)), labeled=labeled)
+    return Batch(
+        torch.zeros(len(target), 1, 1, 1), target, torch.arange(len(target)), labeled=labeled
+    )
 
 
 def labels(images: int, classes: int = CLASSES, seed: int = 0) -> Batch:
     return batch(torch.randint(classes, (images,), generator=torch.Generator().manual_seed(seed)))
 
 
-def model_outputs(*, seed: int, width: int, images: int = 5, scale: float = 1.0, sizes: tuple[int, ...] = (8, 4, 2)) -> Outputs:
-    """Every field of the outputs of a made-up model, in float64; `width` is a multiple of 16."""
+def model_outputs(
+    *,
+    seed: int,
+    width: int,
+    images: int = 5,
+    scale: float = 1.0,
+    sizes: tuple[int, ...] = (8, 4, 2),
+) -> Outputs:
+    """Every field of the outputs of a made-up model, in float64; `width` is a multiple
+    of 16.
+    """
 
     def draw(*shape: int) -> Tensor:
         nonlocal seed
@@ -73,7 +90,9 @@ def model_outputs(*, seed: int, width: int, images: int = 5, scale: float = 1.0,
         query, key, value = (draw(images, 4, 17, width // 4) for _ in range(3))
         return Attention(query, key, value, num_prefix=1)
 
-    features = [draw(images, width // 2 ** (len(sizes) - 1 - i), size, size) for i, size in enumerate(sizes)]
+    features = [
+        draw(images, width // 2 ** (len(sizes) - 1 - i), size, size) for i, size in enumerate(sizes)
+    ]
     classifier = nn.Linear(width, CLASSES, dtype=torch.float64).requires_grad_(False)
     return Outputs(
         logits=draw(images, CLASSES),
@@ -87,25 +106,38 @@ def model_outputs(*, seed: int, width: int, images: int = 5, scale: float = 1.0,
 
 
 def pair(images: int = 5, scale: float = 1.0, *, term: str = "") -> tuple[Outputs, Outputs]:
-    """Outputs of a student and of a wider teacher with maps of other sizes, such as `term` can teach."""
+    """Outputs of a student and of a wider teacher with maps of other sizes, such as
+    `term` can teach.
+    """
     student = model_outputs(seed=100, width=32, images=images, scale=scale)
     teacher = model_outputs(seed=200, width=48, images=images, scale=scale, sizes=(9, 4, 3))
     return fit_for(term, student), fit_for(term, teacher)
 
 
 def fit_for(term: str, outputs: Outputs) -> Outputs:
-    """The outputs of a model that is as those are that `term` can use: with two heads, or a classifier that reads the averaged map."""
+    """The outputs of a model that is as those are that `term` can use: with two heads,
+    or a classifier that reads the averaged map.
+    """
     assert outputs.embedding is not None
     width = outputs.embedding.shape[1]
     if term in TOKENS:
-        heads = [nn.Linear(width // 2, CLASSES, dtype=torch.float64).requires_grad_(False) for _ in range(2)]
+        heads = [
+            nn.Linear(width // 2, CLASSES, dtype=torch.float64).requires_grad_(False)
+            for _ in range(2)
+        ]
         head = Head(tuple(heads), (width // 2, width // 2), convolutional=False)
         return replace(outputs, classifier=head, logits=head(outputs.embedding))
-    return replace(outputs, embedding=outputs.features[-1].mean((2, 3))) if term == "simkd" else outputs
+    return (
+        replace(outputs, embedding=outputs.features[-1].mean((2, 3)))
+        if term == "simkd"
+        else outputs
+    )
 
 
 def built(name: str, student: Outputs, teacher: Outputs, **changed: Any) -> Any:
-    """The term with its adapters, which are the same for every call and have the precision of the outputs."""
+    """The term with its adapters, which are the same for every call and have the
+    precision of the outputs.
+    """
     term = make(name, **changed)
     assert student.logits is not None
     term.images = torch.arange(len(student.logits))
@@ -123,7 +155,11 @@ def tensors(outputs: Outputs, reads: frozenset[str]) -> list[Tensor]:
 def _leaves(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, (list, tuple)) else []
+    return (
+        [leaf for part in value for leaf in _leaves(part)]
+        if isinstance(value, (list, tuple))
+        else []
+    )
 
 
 def changed(outputs: Outputs, function: Any) -> Outputs:
@@ -146,7 +182,9 @@ def cut(x: Tensor, dim: int, parts: int) -> Tensor:
     return x.reshape(*before, parts, -1, *after)
 
 
-def descend(value: Callable[[], Tensor], x: Iterable[Tensor], *, steps: int, lr: float) -> tuple[float, float]:
+def descend(
+    value: Callable[[], Tensor], x: Iterable[Tensor], *, steps: int, lr: float
+) -> tuple[float, float]:
     """The value before and after some steps of Adam on `x`."""
     start, optimizer = value().item(), torch.optim.Adam(x, lr=lr)
     for _ in range(steps):

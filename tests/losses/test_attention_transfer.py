@@ -8,11 +8,18 @@ from kd_app.config import RequestError
 from kd_app.losses.attention_transfer import attention_map
 from tests.losses.samples import cut, descend, gradient, labels, leaf, make, maps, normal
 
-shapes = {"images": st.integers(1, 5), "side": st.integers(2, 9), "channels": st.integers(1, 8), "seed": st.integers(0, 1000)}
+shapes = {
+    "images": st.integers(1, 5),
+    "side": st.integers(2, 9),
+    "channels": st.integers(1, 8),
+    "seed": st.integers(0, 1000),
+}
 
 
 def transfer(student: list[Tensor], teacher: list[Tensor], stages: int = 3) -> Tensor:
-    value: Tensor = make("attention_transfer", stages=stages)(maps(*student), maps(*teacher), labels(len(student[0])))
+    value: Tensor = make("attention_transfer", stages=stages)(
+        maps(*student), maps(*teacher), labels(len(student[0]))
+    )
     return value
 
 
@@ -45,7 +52,10 @@ def test_it_is_zero_and_flat_where_student_and_teacher_look_at_the_same_places(
 def test_a_student_that_follows_the_gradient_looks_where_the_teacher_looks(
     images: int, side: int, channels: int, seed: int, teacher_side: int
 ) -> None:
-    student, teacher = leaf(normal(images, channels, side, side, seed=seed)), [normal(images, 3, teacher_side, teacher_side, seed=seed + 1)]
+    student, teacher = (
+        leaf(normal(images, channels, side, side, seed=seed)),
+        [normal(images, 3, teacher_side, teacher_side, seed=seed + 1)],
+    )
     start, end = descend(lambda: transfer([student], teacher), [student], steps=50, lr=0.04)
     assert end < 0.6 * start
 
@@ -67,21 +77,32 @@ def test_a_cnn_and_a_vit_can_be_compared_whatever_their_grids(sizes: tuple[int, 
 
 
 def test_the_term_is_the_sum_over_the_deepest_stages() -> None:
-    student, teacher = ([normal(2, width * c, 16 // c, 16 // c, seed=c + width) for c in (1, 2, 4, 8)] for width in (2, 3))
+    student, teacher = (
+        [normal(2, width * c, 16 // c, 16 // c, seed=c + width) for c in (1, 2, 4, 8)]
+        for width in (2, 3)
+    )
     one_by_one = [transfer([s], [t]) for s, t in zip(student, teacher, strict=True)]
-    torch.testing.assert_close(transfer(student, teacher, stages=3), torch.stack(one_by_one[1:]).sum())
+    torch.testing.assert_close(
+        transfer(student, teacher, stages=3), torch.stack(one_by_one[1:]).sum()
+    )
     torch.testing.assert_close(transfer(student, teacher, stages=9), torch.stack(one_by_one).sum())
-    torch.testing.assert_close(transfer(student[2:], teacher, stages=3), torch.stack(one_by_one[2:]).sum())
+    torch.testing.assert_close(
+        transfer(student[2:], teacher, stages=3), torch.stack(one_by_one[2:]).sum()
+    )
 
 
 def test_stages_that_share_one_cell_are_left_out() -> None:
-    student, teacher = ([normal(2, 3, side, side, seed=side) for side in sides] for sides in ((4, 2, 1), (8, 4, 2)))
+    student, teacher = (
+        [normal(2, 3, side, side, seed=side) for side in sides] for sides in ((4, 2, 1), (8, 4, 2))
+    )
     assert torch.equal(transfer(student, teacher, stages=2), transfer(student[:2], teacher[:2]))
 
 
 def test_models_that_share_no_more_than_one_cell_are_refused() -> None:
     student, teacher = maps(normal(2, 3, 1, 1, seed=1)), maps(normal(2, 5, 2, 2, seed=2))
-    with pytest.raises(RequestError, match=r"share more than one cell.*\(1, 1\).*\(2, 2\).*soft_target"):
+    with pytest.raises(
+        RequestError, match=r"share more than one cell.*\(1, 1\).*\(2, 2\).*soft_target"
+    ):
         make("attention_transfer").build(student, teacher)
 
 

@@ -1,4 +1,6 @@
-"""Every term that reads a teacher can pull a student onto it; a new method is covered by being there."""
+"""Every term that reads a teacher can pull a student onto it; a new method is covered
+by being there.
+"""
 
 from collections.abc import Callable
 
@@ -7,33 +9,63 @@ import torch
 from torch import Tensor
 
 from kd_app.models.outputs import Outputs
-from tests.losses.samples import TERMS, batch, built, changed, class_of, fit_for, labels, leaf, model_outputs, pair, tensors
+from tests.losses.samples import (
+    TERMS,
+    batch,
+    built,
+    changed,
+    class_of,
+    fit_for,
+    labels,
+    leaf,
+    model_outputs,
+    pair,
+    tensors,
+)
 
 IMAGES = 5
 STEPS = 600
 LOGARITHM = "simple_recipe"
-"""The logarithm of a distance has no value at student = teacher to come near to: the distance itself is looked at, below."""
+"""The logarithm of a distance has no value at student = teacher to come near to: the
+distance itself is looked at, below.
+"""
 
 
-@pytest.mark.parametrize("name", [name for name in TERMS if class_of(name).needs_teacher and name != LOGARITHM])
+@pytest.mark.parametrize(
+    "name", [name for name in TERMS if class_of(name).needs_teacher and name != LOGARITHM]
+)
 def test_it_pulls_a_student_onto_its_teacher(name: str) -> None:
-    """It comes within 10 % of what it says of a student that is the teacher; with a wrong sign it would go away from there."""
+    """It comes within 10 % of what it says of a student that is the teacher; with a
+    wrong sign it would go away from there.
+    """
     teacher = pair(IMAGES, term=name)[1]
-    sizes = tuple(x.shape[-1] for x in teacher.features)  # maps of fewer cells could not be like the teacher's
+    sizes = tuple(
+        x.shape[-1] for x in teacher.features
+    )  # maps of fewer cells could not be like the teacher's
     student = fit_for(name, model_outputs(seed=100, width=32, images=IMAGES, sizes=sizes))
     assert teacher.logits is not None
     right = batch(teacher.logits.argmax(dim=1))
     copied = _bounded(built(name, teacher, teacher))
-    aim = _lowest(lambda: copied(teacher, teacher, right), [p for p in copied.parameters() if p.requires_grad])
+    aim = _lowest(
+        lambda: copied(teacher, teacher, right), [p for p in copied.parameters() if p.requires_grad]
+    )
     free = changed(student, leaf)
     term = _bounded(built(name, free, teacher))
     start = term(free, teacher, right).item()
-    assert start > aim > -1e-9  # a distance: where the sign is wrong, adapters lower the aim below 0
-    assert _comes_within(lambda: term(free, teacher, right), _trained(free, term), aim=aim, gap=0.1 * (start - aim))
+    assert (
+        start > aim > -1e-9
+    )  # a distance: where the sign is wrong, adapters lower the aim below 0
+    assert _comes_within(
+        lambda: term(free, teacher, right), _trained(free, term), aim=aim, gap=0.1 * (start - aim)
+    )
 
 
-def test_the_logarithm_of_a_distance_pulls_the_student_until_a_tenth_of_the_distance_is_left() -> None:
-    """The linear map is held at the one that fits where the student is the teacher, and the distance is computed here."""
+def test_the_logarithm_of_a_distance_pulls_the_student_until_a_tenth_of_the_distance_is_left() -> (
+    None
+):
+    """The linear map is held at the one that fits where the student is the teacher, and
+    the distance is computed here.
+    """
     teacher, usual = (model_outputs(seed=seed, width=32, images=IMAGES) for seed in (200, 100))
     student = changed(usual, leaf)
     term = built(LOGARITHM, student, teacher)
@@ -53,12 +85,18 @@ def test_the_logarithm_of_a_distance_pulls_the_student_until_a_tenth_of_the_dist
 
 def _distance(student: Outputs, teacher: Outputs) -> float:
     """Of the embeddings, each feature with mean 0 and variance 1 over the images."""
-    ours, theirs = ((x - x.mean(0)) / x.std(0, correction=0) for outputs in (student, teacher) if (x := outputs.embedding) is not None)
+    ours, theirs = (
+        (x - x.mean(0)) / x.std(0, correction=0)
+        for outputs in (student, teacher)
+        if (x := outputs.embedding) is not None
+    )
     return (ours - theirs).square().sum().item()
 
 
 def _bounded(term: torch.nn.Module) -> torch.nn.Module:
-    """The term with trained variances held as they start: the logarithm of one falls for ever where nothing is left to explain."""
+    """The term with trained variances held as they start: the logarithm of one falls
+    for ever where nothing is left to explain.
+    """
     for name, parameter in term.named_parameters():
         if name.endswith("log_scale"):
             parameter.requires_grad_(False)
@@ -86,7 +124,9 @@ def _lowest(value: Callable[[], Tensor], adapters: list[Tensor]) -> float:
     return min(found)
 
 
-def _comes_within(value: Callable[[], Tensor], trained: list[Tensor], *, aim: float, gap: float) -> bool:
+def _comes_within(
+    value: Callable[[], Tensor], trained: list[Tensor], *, aim: float, gap: float
+) -> bool:
     """Whether Adam's steps bring the value within `gap` of `aim`."""
     optimizer = torch.optim.Adam(trained, lr=0.02)
     for _ in range(STEPS):

@@ -40,7 +40,9 @@ def test_memory_normalizer_and_a_second_step_are_those_of_the_reference() -> Non
     term, ours, theirs = crd_of(x)
     given = of(x["in/idx"].long().tolist(), [0] * 8)
     term(ours, theirs, given)
-    torch.testing.assert_close(term.partition, torch.stack((x["out/Z_v1"], x["out/Z_v2"])), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        term.partition, torch.stack((x["out/Z_v1"], x["out/Z_v2"])), rtol=1e-9, atol=0
+    )
     torch.testing.assert_close(term.memory_s, x["out/memory_v1_after"], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(term.memory_t, x["out/memory_v2_after"], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(term(ours, theirs, given), x["out/loss_step2"], rtol=1e-9, atol=0)
@@ -51,17 +53,23 @@ def test_negatives_are_images_of_other_classes_and_of_those_all() -> None:
     numbers = term.images.tolist()
     seen = of(numbers, [0] * 5 + [1] * 4 + [2] * 3)
     term.classes.copy_(seen.target)
-    term.draw = lambda _, count: torch.rand(IMAGES, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    term.draw = lambda _, count: torch.rand(
+        IMAGES, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     rows = torch.arange(IMAGES)
     drawn = term._others(seen, rows, torch.ones(IMAGES, dtype=torch.bool))
     for row in range(IMAGES):
-        assert set(drawn[row].tolist()) == {other for other in range(IMAGES) if seen.target[other] != seen.target[row]}
+        assert set(drawn[row].tolist()) == {
+            other for other in range(IMAGES) if seen.target[other] != seen.target[row]
+        }
 
 
 def test_where_all_images_are_of_one_class_all_are_negatives() -> None:
     term = built()
     term.classes.zero_()
-    drawn = term._others(of([100, 102], [0, 0]), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
+    drawn = term._others(
+        of([100, 102], [0, 0]), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool)
+    )
     assert drawn.min() >= 0
     assert drawn.max() < IMAGES
 
@@ -78,7 +86,9 @@ def test_only_rows_of_the_batch_move_and_none_in_evaluation() -> None:
     assert term.classes[moved].tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_images_that_are_not_to_be_trained_on_and_vectors_that_are_not_finite_leave_no_trace() -> None:
+def test_images_that_are_not_to_be_trained_on_and_vectors_that_are_not_finite_leave_no_trace() -> (
+    None
+):
     term, six = built(), [0, 1, 2, 0, 1, 2]
     before = {name: x.clone() for name, x in term.state_dict().items()}
     value = term(outputs(3), outputs(4), of([1, 3, 5, 7, 9, 999], six))
@@ -96,8 +106,16 @@ def test_the_draw_belongs_to_image_and_step() -> None:
     assert not torch.equal(first, noise(given, 4))
 
 
-@pytest.mark.parametrize(("images", "words"), [(None, "do not number their images"), (torch.arange(300_000), r"300,000 images, which takes 307 MB")])
-def test_images_without_a_number_or_too_many_of_them_are_refused(images: Tensor | None, words: str) -> None:
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (None, "do not number their images"),
+        (torch.arange(300_000), r"300,000 images, which takes 307 MB"),
+    ],
+)
+def test_images_without_a_number_or_too_many_of_them_are_refused(
+    images: Tensor | None, words: str
+) -> None:
     term = make("crd")
     term.images = images
     with pytest.raises(RequestError, match=words) as refused:

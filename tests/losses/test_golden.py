@@ -37,7 +37,9 @@ def test_every_case_that_is_kept_here_belongs_to_a_term() -> None:
     assert set(Golden(EXCERPT).index) <= set(CASES) | set(DEVIATIONS)
 
 
-def test_the_check_of_a_folder_says_passed_and_not_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_of_a_folder_says_passed_and_not_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _folder(tmp_path, "kd_mdistiller_T4", "kd_hunto_T4", renamed="of_a_method_to_come")
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -45,7 +47,9 @@ def test_the_check_of_a_folder_says_passed_and_not_built(tmp_path: Path, capsys:
     assert "of_a_method_to_come" in out
 
 
-def test_the_check_of_a_folder_says_by_how_much_a_case_is_off_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_of_a_folder_says_by_how_much_a_case_is_off_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _folder(tmp_path, "kd_mdistiller_T4", "funmatch_bigvision_kl_t1")
     shutil.copy(EXCERPT / "funmatch_bigvision_kl_t1.npz", tmp_path / "kd_mdistiller_T4.npz")
     assert main([str(tmp_path)]) == 1
@@ -54,13 +58,17 @@ def test_the_check_of_a_folder_says_by_how_much_a_case_is_off_and_fails(tmp_path
     assert "(loss)" in out or "(grad" in out
 
 
-def test_a_folder_without_reference_values_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_reference_values_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path)]) == 2
     assert "make golden GOLDEN=" in capsys.readouterr().err
 
 
 def _folder(to: Path, *cases: str, renamed: str | None = None) -> None:
-    """A folder of some cases; the last one under a name that no term knows, if asked for."""
+    """A folder of some cases; the last one under a name that no term knows, if asked
+    for.
+    """
     index = json.loads((EXCERPT / "index.json").read_text(encoding="utf-8"))
     index["cases"] = [case for case in index["cases"] if case["id"] in cases]
     for name in ("inputs", *cases):

@@ -7,15 +7,29 @@ import pytest
 import torch
 
 from kd_app.losses.logits import LogitTerm, standardized
-from tests.losses.samples import TERMS, batch, class_of, gradient, labels, leaf, logits, make, normal
+from tests.losses.samples import (
+    TERMS,
+    batch,
+    class_of,
+    gradient,
+    labels,
+    leaf,
+    logits,
+    make,
+    normal,
+)
 
 LOGIT_TERMS = [name for name in TERMS if issubclass(class_of(name), LogitTerm)]
 every_logit_term = pytest.mark.parametrize("name", LOGIT_TERMS)
 STUDENT, TEACHER = normal(6, 5, seed=1), normal(6, 5, seed=2)
 
 
-def value(name: str, student: torch.Tensor, teacher: torch.Tensor, **settings: object) -> torch.Tensor:
-    found: torch.Tensor = make(name, **settings).to(student.dtype)(logits(student), logits(teacher), labels(len(student), student.shape[1]))
+def value(
+    name: str, student: torch.Tensor, teacher: torch.Tensor, **settings: object
+) -> torch.Tensor:
+    found: torch.Tensor = make(name, **settings).to(student.dtype)(
+        logits(student), logits(teacher), labels(len(student), student.shape[1])
+    )
     return found
 
 
@@ -32,17 +46,26 @@ def test_logits_that_are_all_the_same_are_standardized_to_0_with_a_finite_gradie
     assert gradient(found.sum(), z).isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in LOGIT_TERMS if name != "multi_level"])  # of which only a part is: the next test
+@pytest.mark.parametrize(
+    "name", [name for name in LOGIT_TERMS if name != "multi_level"]
+)  # of which only a part is: the next test
 def test_standardize_is_the_term_on_standardized_logits(name: str) -> None:
     found = value(name, STUDENT, TEACHER, standardize=True)
-    torch.testing.assert_close(found, value(name, standardized(STUDENT), standardized(TEACHER), standardize=False))
+    torch.testing.assert_close(
+        found, value(name, standardized(STUDENT), standardized(TEACHER), standardize=False)
+    )
     assert found != value(name, STUDENT, TEACHER, standardize=False)
 
 
 def test_multi_level_standardizes_the_probabilities_and_not_the_relations() -> None:
-    relations = [value("multi_level", 3 * STUDENT, STUDENT, standardize=True, temperatures=[t]) for t in (1.0, 2.0)]
+    relations = [
+        value("multi_level", 3 * STUDENT, STUDENT, standardize=True, temperatures=[t])
+        for t in (1.0, 2.0)
+    ]
     assert all(found > 0 for found in relations)  # the probabilities of the first part are the same
-    torch.testing.assert_close(value("soft_target", 3 * STUDENT, STUDENT, standardize=True).item(), 0.0, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        value("soft_target", 3 * STUDENT, STUDENT, standardize=True).item(), 0.0, atol=1e-6, rtol=0
+    )
 
 
 @every_logit_term
@@ -66,13 +89,17 @@ def test_nkd_leaves_images_without_a_label_out() -> None:
     labeled = torch.tensor([True, False, True, True, False, True])
     target = torch.tensor([0, -1, 1, 2, 9, 3])
     found = make("nkd")(logits(STUDENT), logits(TEACHER), batch(target, labeled))
-    expected = make("nkd")(logits(STUDENT[labeled]), logits(TEACHER[labeled]), batch(target[labeled]))
+    expected = make("nkd")(
+        logits(STUDENT[labeled]), logits(TEACHER[labeled]), batch(target[labeled])
+    )
     torch.testing.assert_close(found, expected)
 
 
 def test_dist_does_not_change_with_shift_and_size_of_what_it_correlates() -> None:
     p = STUDENT.softmax(1)
-    flatter = (0.5 * p + 0.1).log()  # the same probabilities, halved and evened out: correlation 1 over the classes
+    flatter = (
+        0.5 * p + 0.1
+    ).log()  # the same probabilities, halved and evened out: correlation 1 over the classes
     found = value("dist", p.log(), flatter, temperature=1.0, gamma=0.0)
     torch.testing.assert_close(found.item(), 0.0, atol=1e-6, rtol=0)
     assert value("soft_target", p.log(), flatter, temperature=1.0) > 0.01
@@ -80,14 +107,19 @@ def test_dist_does_not_change_with_shift_and_size_of_what_it_correlates() -> Non
 
 def test_ttm_with_power_1_is_soft_target_at_temperature_1() -> None:
     for name in ("ttm", "wttm"):
-        torch.testing.assert_close(value(name, STUDENT, TEACHER, power=1.0), value("soft_target", STUDENT, TEACHER, temperature=1.0))
+        torch.testing.assert_close(
+            value(name, STUDENT, TEACHER, power=1.0),
+            value("soft_target", STUDENT, TEACHER, temperature=1.0),
+        )
 
 
 def test_wttm_counts_an_image_more_the_less_sure_the_teacher_is() -> None:
     sure, even = torch.tensor([[50.0, 0.0, 0.0]]).double(), torch.zeros(1, 3).double()
     student = normal(1, 3, seed=3)
     for teacher, expected in ((sure, 1.0), (even, math.sqrt(3))):
-        ratio = value("wttm", student, teacher, power=0.5) / value("ttm", student, teacher, power=0.5)
+        ratio = value("wttm", student, teacher, power=0.5) / value(
+            "ttm", student, teacher, power=0.5
+        )
         torch.testing.assert_close(ratio.item(), expected, rtol=1e-6, atol=0)
 
 
@@ -102,7 +134,9 @@ def test_the_temperature_of_ctkd_climbs_where_the_student_descends() -> None:
             term.theta.add_(step)
             ahead = term(logits(STUDENT), logits(TEACHER), labels(6, 5))
             term.theta.sub_(step)
-        torch.testing.assert_close(reversed_.item(), -share * (ahead - found).item() / step, rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(
+            reversed_.item(), -share * (ahead - found).item() / step, rtol=1e-3, atol=1e-9
+        )
 
 
 def test_multi_level_counts_images_twice_of_which_the_teacher_is_unsure() -> None:

@@ -1,4 +1,6 @@
-"""What holds for every ``conf/loss/*.yaml`` and the term it names; a new method is covered by being there."""
+"""What holds for every ``conf/loss/*.yaml`` and the term it names; a new method is
+covered by being there.
+"""
 
 import copy
 import inspect
@@ -14,7 +16,20 @@ from kd_app.config import RequestError
 from kd_app.losses.base import Level, LossTerm
 from kd_app.models.outputs import Outputs
 from kd_app.training.terms import WeightedTerms
-from tests.losses.samples import CLASSES, CONF, TERMS, built, changed, class_of, labels, leaf, make, pair, settings_of, tensors
+from tests.losses.samples import (
+    CLASSES,
+    CONF,
+    TERMS,
+    built,
+    changed,
+    class_of,
+    labels,
+    leaf,
+    make,
+    pair,
+    settings_of,
+    tensors,
+)
 
 every_term = pytest.mark.parametrize("name", TERMS)
 
@@ -68,7 +83,9 @@ def test_a_misspelt_setting_is_refused_and_the_right_one_named(name: str) -> Non
 
 @every_term
 def test_settings_belong_to_the_instance_and_not_to_the_class(name: str) -> None:
-    """Fault 9 of other toolkits: settings kept on the class are shared by two instances."""
+    """Fault 9 of other toolkits: settings kept on the class are shared by two
+    instances.
+    """
     kept = set(vars(make(name))) & set(settings_of(name))
     assert not kept & set(vars(class_of(name)))
 
@@ -95,8 +112,14 @@ def test_a_small_step_of_the_student_down_the_gradient_lowers_it(name: str) -> N
     term = built(name, student, teacher)
     value = copy.deepcopy(term)(student, teacher, labels(5))
     value.backward()
-    length = math.sqrt(sum(x.grad.square().sum().item() for x in tensors(student, term.reads) if x.grad is not None))
-    stepped = changed(student, lambda x: x if x.grad is None else (x - 1e-3 / length * x.grad).detach())
+    length = math.sqrt(
+        sum(
+            x.grad.square().sum().item() for x in tensors(student, term.reads) if x.grad is not None
+        )
+    )
+    stepped = changed(
+        student, lambda x: x if x.grad is None else (x - 1e-3 / length * x.grad).detach()
+    )
     assert term(stepped, teacher, labels(5)) < value
 
 
@@ -108,7 +131,9 @@ def test_the_order_of_the_images_does_not_matter(name: str) -> None:
     batch, moved = labels(5), labels(5)
     moved.target, moved.index = batch.target[order], batch.index[order]
     ours, theirs = (changed(outputs, lambda x: x[order]) for outputs in (student, teacher))
-    torch.testing.assert_close(copy.deepcopy(term)(ours, theirs, moved), term(student, teacher, batch), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        copy.deepcopy(term)(ours, theirs, moved), term(student, teacher, batch), rtol=1e-10, atol=0
+    )
 
 
 @every_term
@@ -123,7 +148,9 @@ def test_single_precision_agrees_with_double(name: str) -> None:
 
 @every_term
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradient(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradient(
+    name: str, dtype: torch.dtype
+) -> None:
     """Fault 11 of other toolkits: NaN gradients, or none, in half precision."""
     halves = [changed(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)]
     student = trained(halves[0])
@@ -139,26 +166,46 @@ def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradi
 
 @every_term
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_outputs_give_what_the_same_rounded_numbers_give_in_single_precision(name: str, dtype: torch.dtype) -> None:
-    (ours, theirs), batch = (changed(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)), labels(5)
+def test_half_precision_outputs_give_what_the_same_rounded_numbers_give_in_single_precision(
+    name: str, dtype: torch.dtype
+) -> None:
+    (ours, theirs), batch = (
+        (changed(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)),
+        labels(5),
+    )
     single = [changed(outputs, torch.Tensor.float) for outputs in (ours, theirs)]
     terms = WeightedTerms({name: built(name, *single)}, {name: 1.0})
-    torch.testing.assert_close(copy.deepcopy(terms)(ours, theirs, batch)[0], terms(*single, batch)[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        copy.deepcopy(terms)(ours, theirs, batch)[0], terms(*single, batch)[0], rtol=1e-6, atol=0
+    )
 
 
 @every_term
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e4])
 @pytest.mark.parametrize("images", [1, 5])
-def test_value_and_gradient_are_finite_for_extreme_outputs(name: str, scale: float, images: int) -> None:
-    usual, extreme = (changed(outputs, torch.Tensor.float) for outputs in (pair(images, term=name)[0], pair(images, scale, term=name)[0]))
+def test_value_and_gradient_are_finite_for_extreme_outputs(
+    name: str, scale: float, images: int
+) -> None:
+    usual, extreme = (
+        changed(outputs, torch.Tensor.float)
+        for outputs in (pair(images, term=name)[0], pair(images, scale, term=name)[0])
+    )
     teacher = changed(pair(images, scale, term=name)[1], torch.Tensor.float)
-    for ours, theirs in ((extreme, teacher), (usual, teacher), (extreme, changed(teacher, torch.neg))):
+    for ours, theirs in (
+        (extreme, teacher),
+        (usual, teacher),
+        (extreme, changed(teacher, torch.neg)),
+    ):
         student = trained(ours)
         term = built(name, student, theirs)
         value = term(student, theirs, labels(images))
         value.backward()
         assert value.isfinite()
-        assert all(x.grad.isfinite().all() for x in (*tensors(student, term.reads), *term.parameters()) if x.grad is not None)
+        assert all(
+            x.grad.isfinite().all()
+            for x in (*tensors(student, term.reads), *term.parameters())
+            if x.grad is not None
+        )
 
 
 @every_term

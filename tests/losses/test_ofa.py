@@ -15,7 +15,10 @@ TARGET = batch(torch.tensor([0, 1, 2]))
 
 
 def _vit(side: int = 4, images: int = 3) -> Outputs:
-    stages = [Tokens(normal(images, side * side, 16, seed=k), normal(images, 1, 16, seed=9 + k)) for k in range(4)]
+    stages = [
+        Tokens(normal(images, side * side, 16, seed=k), normal(images, 1, 16, seed=9 + k))
+        for k in range(4)
+    ]
     grids = [stage.patch.transpose(1, 2).unflatten(2, (side, side)) for stage in stages]
     return Outputs(logits=normal(images, 6, seed=20), features=grids, tokens=stages)
 
@@ -43,7 +46,11 @@ def test_the_class_token_answers_beside_patches_that_were_merged_to_fewer() -> N
     assert term(student, logits(normal(3, 6, seed=21)), TARGET).isfinite()
 
 
-@pytest.mark.parametrize("student", [maps(normal(3, 8, 4, 4, seed=1), normal(3, 16, 2, 2, seed=2)), _vit()], ids=["a CNN", "tokens without one"])
+@pytest.mark.parametrize(
+    "student",
+    [maps(normal(3, 8, 4, 4, seed=1), normal(3, 16, 2, 2, seed=2)), _vit()],
+    ids=["a CNN", "tokens without one"],
+)
 def test_a_student_without_a_class_token_is_told_so_with_terms_that_can(student: Outputs) -> None:
     student.logits = normal(3, 6, seed=20)
     student.tokens = [Tokens(stage.patch, stage.patch[:, :0]) for stage in student.tokens]
@@ -52,7 +59,15 @@ def test_a_student_without_a_class_token_is_told_so_with_terms_that_can(student:
 
 
 def test_a_vit_of_timm_learns_through_its_class_token() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=4, embed_dim=32, num_heads=2, num_classes=6)
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        depth=4,
+        embed_dim=32,
+        num_heads=2,
+        num_classes=6,
+    )
     term = make("ofa", class_token=True)
     images = normal(3, 3, 16, 16, seed=1, dtype=torch.float32)
     student = Taps(model, term.reads)(images)

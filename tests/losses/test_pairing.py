@@ -12,7 +12,9 @@ sides = st.integers(1, 12)
 
 
 @given(sides, sides, sides, sides)
-def test_two_maps_meet_at_the_smaller_height_and_width_and_keep_their_mean_where_cells_are_whole(ha: int, wa: int, hb: int, wb: int) -> None:
+def test_two_maps_meet_at_the_smaller_height_and_width_and_keep_their_mean_where_cells_are_whole(
+    ha: int, wa: int, hb: int, wb: int
+) -> None:
     a, b = normal(2, 3, ha, wa, seed=1), normal(2, 5, hb, wb, seed=2)
     small_a, small_b = same_size(a, b)
     assert small_a.shape[2:] == small_b.shape[2:] == common_size(a, b) == (min(ha, hb), min(wa, wb))
@@ -26,7 +28,9 @@ def test_maps_of_one_size_are_left_as_they_are() -> None:
 
 
 def test_stages_are_paired_from_the_deepest_upward() -> None:
-    student, teacher = ([normal(1, width, 2, 2, seed=0) for width in widths] for widths in ((1, 2), (3, 4, 5)))
+    student, teacher = (
+        [normal(1, width, 2, 2, seed=0) for width in widths] for widths in ((1, 2), (3, 4, 5))
+    )
     found = stage_pairs("feature_hint", maps(*student), maps(*teacher))
     assert [(s.shape[1], t.shape[1]) for s, t in found] == [(2, 5), (1, 4)]
 
@@ -34,5 +38,8 @@ def test_stages_are_paired_from_the_deepest_upward() -> None:
 @pytest.mark.parametrize(("who", "student", "teacher"), [("student", 0, 1), ("teacher", 1, 0)])
 def test_a_model_without_maps_is_refused_by_name(who: str, student: int, teacher: int) -> None:
     ours, theirs = (Outputs(features=[normal(1, 1, 2, 2, seed=0)] * n) for n in (student, teacher))
-    with pytest.raises(RequestError, match=rf"feature_hint compares feature maps, and the {who} gives none.*soft_target"):
+    with pytest.raises(
+        RequestError,
+        match=rf"feature_hint compares feature maps, and the {who} gives none.*soft_target",
+    ):
         stage_pairs("feature_hint", ours, theirs)

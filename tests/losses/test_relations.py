@@ -10,8 +10,12 @@ from tests.losses.samples import TERMS, class_of, gradient, labels, leaf, make, 
 POOLED = ["rkd", "pkt", "cc"]
 
 
-def pooled(name: str, student: torch.Tensor, teacher: torch.Tensor, **settings: object) -> torch.Tensor:
-    found: torch.Tensor = make(name, **settings)(Outputs(embedding=student), Outputs(embedding=teacher), labels(len(student)))
+def pooled(
+    name: str, student: torch.Tensor, teacher: torch.Tensor, **settings: object
+) -> torch.Tensor:
+    found: torch.Tensor = make(name, **settings)(
+        Outputs(embedding=student), Outputs(embedding=teacher), labels(len(student))
+    )
     return found
 
 
@@ -22,7 +26,9 @@ def test_what_compares_images_is_given_those_of_all_ranks(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in TERMS if class_of(name).level == "relation"])
 def test_models_that_cannot_be_compared_are_refused_by_name(name: str) -> None:
-    with pytest.raises(RequestError, match=f"{name} compares .*the student gives none.*soft_target"):
+    with pytest.raises(
+        RequestError, match=f"{name} compares .*the student gives none.*soft_target"
+    ):
         make(name).build(Outputs(), Outputs())
 
 
@@ -43,7 +49,9 @@ def test_an_image_that_is_there_twice_gives_a_finite_gradient(name: str) -> None
 
 
 def test_rkd_of_features_that_are_close_together_is_as_exact_as_of_others() -> None:
-    """Distances from inner products cancel there; the reference's are wrong in half precision, and in single precision far from 0."""
+    """Distances from inner products cancel there; the reference's are wrong in half
+    precision, and in single precision far from 0.
+    """
     x, teacher = normal(6, 8, seed=1), normal(6, 8, seed=2)
     exact = pooled("rkd", x, teacher)
     moved = pooled("rkd", (x + 1000).float(), teacher.float())
@@ -55,7 +63,10 @@ def test_sp_has_rows_of_norm_1_and_not_of_sum_1() -> None:
     student, teacher = normal(4, 3, 2, 2, seed=1), normal(4, 5, 3, 3, seed=2)
     ours, theirs = (x.flatten(1) @ x.flatten(1).T for x in (student, teacher))
     found = make("sp")(maps(student), maps(teacher), labels(4))
-    right, wrong = ((ours / ours.norm(p, 1, True) - theirs / theirs.norm(p, 1, True)).square().mean() for p in (2, 1))
+    right, wrong = (
+        (ours / ours.norm(p, 1, True) - theirs / theirs.norm(p, 1, True)).square().mean()
+        for p in (2, 1)
+    )
     torch.testing.assert_close(found, right)
     assert abs(found / wrong - 1) > 0.1
 
@@ -63,11 +74,18 @@ def test_sp_has_rows_of_norm_1_and_not_of_sum_1() -> None:
 def test_cc_with_many_terms_is_the_gaussian_kernel() -> None:
     x, y = (torch.nn.functional.normalize(normal(5, 4, seed=seed)) for seed in (1, 2))
     kernels = [torch.exp(-0.4 * torch.cdist(z, z).square()) for z in (x, y)]
-    torch.testing.assert_close(pooled("cc", 2 * x, 5 * y, order=20), (kernels[0] - kernels[1]).square().mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        pooled("cc", 2 * x, 5 * y, order=20),
+        (kernels[0] - kernels[1]).square().mean(),
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 def test_ickd_weighs_an_image_the_same_in_a_batch_of_any_size() -> None:
-    """The ImageNet code divides by the batch twice, so that its weight depends on the batch."""
+    """The ImageNet code divides by the batch twice, so that its weight depends on the
+    batch.
+    """
     student, teacher = maps(normal(3, 4, 3, 3, seed=1)), maps(normal(3, 6, 3, 3, seed=2))
     term = make("ickd")
     term.build(student, teacher)

@@ -1,4 +1,6 @@
-"""Batches of which some images have no label: terms that read labels are a mean over the others, all other terms over all images."""
+"""Batches of which some images have no label: terms that read labels are a mean over
+the others, all other terms over all images.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ TARGET = torch.tensor([0, 3, 1, 5, 2])
 every_term = pytest.mark.parametrize("name", TERMS)
 AS_FAR_AS_THERE_ARE = {"crd", "ofa", "hard_token", "soft_token"}
 """Terms that take all images, and of those with a label the label, too."""
-one_way_or_the_other = pytest.mark.parametrize("name", [name for name in TERMS if name not in AS_FAR_AS_THERE_ARE])
+one_way_or_the_other = pytest.mark.parametrize(
+    "name", [name for name in TERMS if name not in AS_FAR_AS_THERE_ARE]
+)
 
 
 def hidden(labeled: torch.Tensor) -> Batch:
@@ -25,11 +29,15 @@ def rows(outputs: Outputs, which: torch.Tensor) -> Outputs:
 
 
 @one_way_or_the_other
-def test_a_term_that_reads_labels_is_its_mean_over_the_labeled_images_and_any_other_over_all(name: str) -> None:
+def test_a_term_that_reads_labels_is_its_mean_over_the_labeled_images_and_any_other_over_all(
+    name: str,
+) -> None:
     student, teacher = pair(term=name)
     found = built(name, student, teacher)(student, teacher, hidden(LABELED))
     expected = (
-        built(name, student, teacher)(rows(student, LABELED), rows(teacher, LABELED), batch(TARGET[LABELED]))
+        built(name, student, teacher)(
+            rows(student, LABELED), rows(teacher, LABELED), batch(TARGET[LABELED])
+        )
         if class_of(name).uses_labels
         else built(name, student, teacher)(student, teacher, batch(TARGET))
     )
@@ -37,7 +45,9 @@ def test_a_term_that_reads_labels_is_its_mean_over_the_labeled_images_and_any_ot
 
 
 @every_term
-def test_a_batch_without_any_label_gives_zero_for_terms_that_read_labels_and_a_gradient_all_the_same(name: str) -> None:
+def test_a_batch_without_any_label_gives_zero_for_terms_that_read_labels_and_a_gradient_all_the_same(
+    name: str,
+) -> None:
     student, teacher = pair(term=name)
     term = built(name, student, teacher)
     trained = changed(student, leaf)
@@ -48,9 +58,14 @@ def test_a_batch_without_any_label_gives_zero_for_terms_that_read_labels_and_a_g
 
 
 @one_way_or_the_other
-def test_terms_that_do_not_say_that_they_read_labels_give_the_same_for_all_labels(name: str) -> None:
+def test_terms_that_do_not_say_that_they_read_labels_give_the_same_for_all_labels(
+    name: str,
+) -> None:
     student, teacher = pair(term=name)
-    first, second = (built(name, student, teacher)(student, teacher, batch((TARGET + shift) % CLASSES)) for shift in (0, 1))
+    first, second = (
+        built(name, student, teacher)(student, teacher, batch((TARGET + shift) % CLASSES))
+        for shift in (0, 1)
+    )
     assert torch.equal(first, second) is not class_of(name).uses_labels
 
 
@@ -59,7 +74,9 @@ def test_terms_that_take_all_images_listen_to_the_labels_that_there_are(name: st
     student, teacher = pair(term=name)
     some = built(name, student, teacher)(student, teacher, hidden(LABELED))
     none = built(name, student, teacher)(student, teacher, hidden(torch.zeros(5, dtype=torch.bool)))
-    other = built(name, student, teacher)(student, teacher, batch(torch.where(LABELED, TARGET.flip(0), -1), LABELED))
+    other = built(name, student, teacher)(
+        student, teacher, batch(torch.where(LABELED, TARGET.flip(0), -1), LABELED)
+    )
     assert some.isfinite()
     assert not torch.equal(some, none)
     assert not torch.equal(some, other)

@@ -1,4 +1,6 @@
-"""One rank of a test of two: in a module of its own, so that the processes import little."""
+"""One rank of a test of two: in a module of its own, so that the processes import
+little.
+"""
 
 from collections.abc import Callable
 
@@ -20,10 +22,18 @@ SHARES: dict[str, Callable[[int, int], range]] = {
 
 
 def all_figures(images: Images) -> tuple[dict[str, Tensor], int]:
-    """Every measure of these images, over all ranks, and how many images this rank has seen itself."""
+    """Every measure of these images, over all ranks, and how many images this rank has
+    seen itself.
+    """
     student, teacher, target = images["student"], images["teacher"], images["target"]
     classes = student.shape[1]
-    whole, by_class, pair, flips, soft = measures(classes), class_measures(classes), pair_measures(), class_flips(classes), soft_label_measures()
+    whole, by_class, pair, flips, soft = (
+        measures(classes),
+        class_measures(classes),
+        pair_measures(),
+        class_flips(classes),
+        soft_label_measures(),
+    )
     confusion, cka = Confusion(classes), CKA(images["first"].shape[1], images["second"].shape[1])
     if len(target):
         for metric in (whole, by_class):
@@ -33,14 +43,20 @@ def all_figures(images: Images) -> tuple[dict[str, Tensor], int]:
         soft.update(student, teacher)
         confusion.update(student.argmax(1), target)
         cka.update(images["first"], images["second"])
-    found = {f"{number}.{name}": value for number, each in enumerate((whole, by_class, pair, flips, soft)) for name, value in each.compute().items()}
+    found = {
+        f"{number}.{name}": value
+        for number, each in enumerate((whole, by_class, pair, flips, soft))
+        for name, value in each.compute().items()
+    }
     top1 = whole["top1"]
     assert isinstance(top1, Tally)
     return {**found, "confusion": confusion.compute(), "cka": cka.compute()}, int(top1.count())
 
 
 def measure_shares(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
     images = torch.load(f"{folder}/images.pt")
     found = {}
     for name, share in SHARES.items():

@@ -17,21 +17,37 @@ def found_in(first: Tensor, second: Tensor) -> float:
 
 
 def by_gram_matrices(first: np.ndarray, second: np.ndarray) -> float:
-    """HSIC of the centered n x n Gram matrices: the other way to say it (Kornblith et al. 2019, equation 4)."""
+    """HSIC of the centered n x n Gram matrices: the other way to say it (Kornblith et
+    al. 2019, equation 4).
+    """
     n = len(first)
     center = np.eye(n) - 1 / n
-    one, other = (center @ x @ x.T @ center for x in (first.astype(np.float64), second.astype(np.float64)))
+    one, other = (
+        center @ x @ x.T @ center for x in (first.astype(np.float64), second.astype(np.float64))
+    )
     return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum()))
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31), num_images=st.integers(2, 30), widths=st.tuples(st.integers(1, 12), st.integers(1, 12)), shift=st.floats(-50, 50))
-def test_it_is_the_alignment_of_the_centered_gram_matrices(seed: int, num_images: int, widths: tuple[int, int], shift: float) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    num_images=st.integers(2, 30),
+    widths=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    shift=st.floats(-50, 50),
+)
+def test_it_is_the_alignment_of_the_centered_gram_matrices(
+    seed: int, num_images: int, widths: tuple[int, int], shift: float
+) -> None:
     rng = np.random.default_rng(seed)
     shared = rng.standard_normal((num_images, 3))
-    first, second = (shared @ rng.standard_normal((3, width)) + rng.standard_normal((num_images, width)) for width in widths)
+    first, second = (
+        shared @ rng.standard_normal((3, width)) + rng.standard_normal((num_images, width))
+        for width in widths
+    )
     first += shift
-    assert found_in(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(by_gram_matrices(first, second), abs=1e-8)
+    assert found_in(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(
+        by_gram_matrices(first, second), abs=1e-8
+    )
 
 
 def test_rotation_scale_and_shift_change_nothing_and_noise_does() -> None:

@@ -1,4 +1,6 @@
-"""Where the truth is known, verdicts and intervals are wrong as often as they claim; docs/verdict.md has more truths (make verdict)."""
+"""Where the truth is known, verdicts and intervals are wrong as often as they claim;
+docs/verdict.md has more truths (make verdict).
+"""
 
 import pytest
 
@@ -18,8 +20,13 @@ from benchmarks.error_rates import (
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize(("n", "margin", "worse"), [(100, 0.05, 0.05), (359, 0.01, 0.01), (359, 0.01, 0.013), (359, 0.01, 0.03)])
-def test_a_loss_of_exactly_the_margin_is_never_called_kept_or_lost_more_often_than_claimed(side: Side, n: int, margin: float, worse: float) -> None:
+@pytest.mark.parametrize(
+    ("n", "margin", "worse"),
+    [(100, 0.05, 0.05), (359, 0.01, 0.01), (359, 0.01, 0.013), (359, 0.01, 0.03)],
+)
+def test_a_loss_of_exactly_the_margin_is_never_called_kept_or_lost_more_often_than_claimed(
+    side: Side, n: int, margin: float, worse: float
+) -> None:
     found = wrong_verdict(side, n, margin, worse)
     assert found.measured <= found.claimed
     assert found.measured > 0.02  # nor is it so careful that it says nothing
@@ -32,14 +39,18 @@ def test_so_it_is_where_classes_are_judged(which: int) -> None:
 
 
 @pytest.mark.parametrize("counts", [(6, 7, 300), (5, 12, 300)])
-def test_with_as_many_images_as_are_said_to_be_needed_it_is_shown_in_about_four_of_five_sets(counts: tuple[int, int, int]) -> None:
+def test_with_as_many_images_as_are_said_to_be_needed_it_is_shown_in_about_four_of_five_sets(
+    counts: tuple[int, int, int],
+) -> None:
     found = power(*counts)
     assert found.claim == "about"
     assert 0.74 <= found.measured <= 0.86
 
 
 def test_wilsons_and_tangos_intervals_hold_the_truth_as_often_as_they_say_on_average() -> None:
-    rates = [wilson_coverage(n, rate / 200).measured for n in (100, 359) for rate in range(160, 199)]
+    rates = [
+        wilson_coverage(n, rate / 200).measured for n in (100, 359) for rate in range(160, 199)
+    ]
     rates += [tango_coverage(359, 0.01 * k, 0.02 * k).measured for k in (1, 2, 3)]
     assert sum(rates) / len(rates) == pytest.approx(0.95, abs=0.005)
     assert min(rates) > 0.9

@@ -40,7 +40,10 @@ def test_each_list_has_its_share_and_all_together_no_more_than_was_asked_for() -
         assert len(examples(LOGITS, TARGET, pairs=PAIRS, count=count)) <= count
 
 
-@pytest.mark.parametrize(("why", "right", "wrong"), [("negative_flip", "teacher", "student"), ("positive_flip", "student", "teacher")])
+@pytest.mark.parametrize(
+    ("why", "right", "wrong"),
+    [("negative_flip", "teacher", "student"), ("positive_flip", "student", "teacher")],
+)
 def test_flips_are_those_of_which_the_teacher_was_surest(why: str, right: str, wrong: str) -> None:
     rows = np.flatnonzero(RIGHT[right] & ~RIGHT[wrong])
     by_hand = sorted(rows.tolist(), key=lambda row: -P["teacher"][row].max())
@@ -54,13 +57,19 @@ def test_the_most_different_are_those_of_the_largest_divergence_flips_or_not() -
         assert each.divergence == pytest.approx(kl[each.row], rel=1e-4)
 
 
-def test_a_pair_of_similar_classes_is_shown_from_both_sides_by_the_images_that_are_most_like_the_other() -> None:
+def test_a_pair_of_similar_classes_is_shown_from_both_sides_by_the_images_that_are_most_like_the_other() -> (
+    None
+):
     shown = of("similar_pair", FOUND)
-    assert [each.classes[:2] for each in shown] == [side for pair in PAIRS for side in (pair, pair, pair[::-1], pair[::-1])]
+    assert [each.classes[:2] for each in shown] == [
+        side for pair in PAIRS for side in (pair, pair, pair[::-1], pair[::-1])
+    ]
     for each in shown:
         label, other = each.classes[:2]
         assert TARGET[each.row] == label
-        of_the_class = [p[other] for p, target in zip(P["teacher"], TARGET, strict=True) if target == label]
+        of_the_class = [
+            p[other] for p, target in zip(P["teacher"], TARGET, strict=True) if target == label
+        ]
         assert P["teacher"][each.row, other] in sorted(of_the_class)[-2:]
 
 
@@ -76,12 +85,17 @@ def test_the_classes_begin_with_the_label_and_hold_what_both_models_say() -> Non
     for each in FOUND:
         assert each.classes[0] == TARGET[each.row]
         assert len(set(each.classes)) == len(each.classes) == 5
-        assert {int(P[name][each.row].argmax()) for name in ("teacher", "student")} <= set(each.classes)
+        assert {int(P[name][each.row].argmax()) for name in ("teacher", "student")} <= set(
+            each.classes
+        )
 
 
 def test_two_classes_are_all_there_are() -> None:
     logits, target = made(60, 2)
-    assert all(sorted(each.classes) == [0, 1] for each in examples(logits, target, pairs=[(0, 1)], count=40))
+    assert all(
+        sorted(each.classes) == [0, 1]
+        for each in examples(logits, target, pairs=[(0, 1)], count=40)
+    )
 
 
 def test_without_a_teacher_typical_images_are_left() -> None:

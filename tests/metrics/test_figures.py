@@ -17,7 +17,9 @@ Images = tuple[dict[str, np.ndarray], np.ndarray]
 
 
 def made(skill: dict[str, float], n: int = 300, num_classes: int = 10, seed: int = 0) -> Images:
-    """Logits of models that share their difficulties with the images; `skill` lifts the label's logit."""
+    """Logits of models that share their difficulties with the images; `skill` lifts the
+    label's logit.
+    """
     rng = np.random.default_rng(seed)
     target = rng.integers(num_classes, size=n)
     hard = rng.standard_normal((n, num_classes))
@@ -40,9 +42,27 @@ def value(found: dict[str, Any], name: str) -> float:
 
 def test_the_keys_are_those_of_results_json() -> None:
     found = figures(*made(THREE), seed=0, confidence=0.95)
-    assert set(found) == {"num_images", "confidence", "teacher", "labels_only", "student", "pair", "gains", "per_class", "groups"}
+    assert set(found) == {
+        "num_images",
+        "confidence",
+        "teacher",
+        "labels_only",
+        "student",
+        "pair",
+        "gains",
+        "per_class",
+        "groups",
+    }
     assert (found["num_images"], found["confidence"]) == (300, 0.95)
-    answers = ("agreement", "negative_flips", "positive_flips", "kl_to_teacher", "reverse_kl", "rank_correlation", "cka")
+    answers = (
+        "agreement",
+        "negative_flips",
+        "positive_flips",
+        "kl_to_teacher",
+        "reverse_kl",
+        "rank_correlation",
+        "cka",
+    )
     pair = ("retention", "gain", "gap_closed", *answers)
     for part, names in ((found["student"], MODEL), (found["pair"], pair)):
         assert set(part) == {f"{name}{end}" for name in names for end in ("", "_low", "_high")}
@@ -53,25 +73,35 @@ def test_without_a_teacher_or_a_control_nothing_is_said_that_needs_it() -> None:
     alone = figures({"student": logits["student"]}, target, seed=0, confidence=0.95)
     assert set(alone) == {"num_images", "confidence", "student", "gains", "per_class", "groups"}
     assert (alone["gains"], alone["per_class"]["negative_flips"], alone["groups"]) == ({}, [], {})
-    without_control = figures({name: logits[name] for name in ("teacher", "student")}, target, seed=0, confidence=0.95)["pair"]
+    without_control = figures(
+        {name: logits[name] for name in ("teacher", "student")}, target, seed=0, confidence=0.95
+    )["pair"]
     assert {"retention", "agreement"} <= set(without_control)
     assert not {"gain", "gap_closed"} & set(without_control)
-    without_teacher = figures({name: logits[name] for name in ("labels_only", "student")}, target, seed=0, confidence=0.95)["pair"]
+    without_teacher = figures(
+        {name: logits[name] for name in ("labels_only", "student")}, target, seed=0, confidence=0.95
+    )["pair"]
     assert set(without_teacher) == {"gain", "gain_low", "gain_high"}
 
 
 def test_ratios_are_those_of_the_accuracies() -> None:
     found = figures(*made(THREE), seed=0, confidence=0.95)
-    teacher, control, student = (value(part, "top1") for part in (found["teacher"], found["labels_only"], found["student"]))
+    teacher, control, student = (
+        value(part, "top1") for part in (found["teacher"], found["labels_only"], found["student"])
+    )
     assert value(found["pair"], "retention") == pytest.approx(student / teacher)
     assert value(found["pair"], "gain") == pytest.approx(student - control)
-    assert value(found["pair"], "gap_closed") == pytest.approx((student - control) / (teacher - control))
+    assert value(found["pair"], "gap_closed") == pytest.approx(
+        (student - control) / (teacher - control)
+    )
 
 
 def test_the_interval_of_a_rate_is_wilsons() -> None:
     logits, target = made(THREE)
     found = figures(logits, target, seed=0, confidence=0.9)["student"]
-    expected = binomtest(int((logits["student"].argmax(1) == target).sum()), len(target)).proportion_ci(0.9, method="wilson")
+    expected = binomtest(
+        int((logits["student"].argmax(1) == target).sum()), len(target)
+    ).proportion_ci(0.9, method="wilson")
     assert (found["top1_low"], found["top1_high"]) == pytest.approx((expected.low, expected.high))
 
 
@@ -83,7 +113,9 @@ def test_the_interval_of_retention_is_that_of_a_plain_bootstrap_loop() -> None:
         chosen = rng.integers(200, size=200)
         ratios.append(right["student"][chosen].mean() / right["teacher"][chosen].mean())
     found = figures(logits, target, seed=0, confidence=0.95)["pair"]
-    assert (found["retention_low"], found["retention_high"]) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.012)
+    assert (found["retention_low"], found["retention_high"]) == pytest.approx(
+        np.quantile(ratios, [0.025, 0.975]), abs=0.012
+    )
 
 
 def test_the_intervals_of_f1_and_brier_are_those_of_a_plain_bootstrap_loop() -> None:
@@ -94,22 +126,40 @@ def test_the_intervals_of_f1_and_brier_are_those_of_a_plain_bootstrap_loop() -> 
     rng, f1, brier = np.random.default_rng(1), [], []
     for _ in range(400):
         rows = rng.integers(150, size=150)
-        f1.append(f1_score(target[rows], predicted[rows], labels=np.unique(target[rows]), average="macro", zero_division=0))
+        f1.append(
+            f1_score(
+                target[rows],
+                predicted[rows],
+                labels=np.unique(target[rows]),
+                average="macro",
+                zero_division=0,
+            )
+        )
         brier.append(squares[rows].mean())
     found = figures(logits, target, seed=0, confidence=0.95)["student"]
-    assert (found["f1_low"], found["f1_high"]) == pytest.approx(np.quantile(f1, [0.025, 0.975]), abs=0.02)
-    assert (found["brier_low"], found["brier_high"]) == pytest.approx(np.quantile(brier, [0.025, 0.975]), abs=0.02)
+    assert (found["f1_low"], found["f1_high"]) == pytest.approx(
+        np.quantile(f1, [0.025, 0.975]), abs=0.02
+    )
+    assert (found["brier_low"], found["brier_high"]) == pytest.approx(
+        np.quantile(brier, [0.025, 0.975]), abs=0.02
+    )
 
 
 def test_every_control_has_its_figures_and_its_gain_and_only_labels_only_closes_the_gap() -> None:
-    logits, target = made({"teacher": 3.0, "smoothed": 1.5, "labels_only": 1.0, "shuffled": 1.2, "student": 2.0})
+    logits, target = made(
+        {"teacher": 3.0, "smoothed": 1.5, "labels_only": 1.0, "shuffled": 1.2, "student": 2.0}
+    )
     found = figures(logits, target, seed=0, confidence=0.95)
     assert list(found["gains"]) == ["smoothed", "labels_only", "shuffled"]
     for control, gain in found["gains"].items():
         assert gain["value"] == pytest.approx(found["student"]["top1"] - found[control]["top1"])
         assert gain["low"] <= gain["value"] <= gain["high"]
     pair = found["pair"]
-    assert found["gains"]["labels_only"] == {"value": pair["gain"], "low": pair["gain_low"], "high": pair["gain_high"]}
+    assert found["gains"]["labels_only"] == {
+        "value": pair["gain"],
+        "low": pair["gain_low"],
+        "high": pair["gain_high"],
+    }
     assert found == {**figures({name: logits[name] for name in THREE}, target, seed=0, confidence=0.95), **{
         key: found[key] for key in ("smoothed", "shuffled", "gains", "per_class")
     }}  # fmt: skip
@@ -125,24 +175,40 @@ def test_what_an_average_hides_is_there_by_class() -> None:
     assert by_class["accuracy"]["student"][3] is None
     for k in (0, 1, 2, 4):
         right = {name: z[target == k].argmax(1) == k for name, z in logits.items()}
-        assert by_class["accuracy"]["student"][k] == pytest.approx(right["student"].mean(), abs=1e-6)
-        assert by_class["negative_flips"][k] == pytest.approx((right["teacher"] & ~right["student"]).mean(), abs=1e-6)
-    assert found["student"]["balanced_accuracy"] == pytest.approx(np.mean([a for a in by_class["accuracy"]["student"] if a is not None]), abs=1e-6)
-    assert found["student"]["f1"] == pytest.approx(np.mean([a for a in by_class["f1"]["student"] if a is not None]), abs=1e-6)
+        assert by_class["accuracy"]["student"][k] == pytest.approx(
+            right["student"].mean(), abs=1e-6
+        )
+        assert by_class["negative_flips"][k] == pytest.approx(
+            (right["teacher"] & ~right["student"]).mean(), abs=1e-6
+        )
+    assert found["student"]["balanced_accuracy"] == pytest.approx(
+        np.mean([a for a in by_class["accuracy"]["student"] if a is not None]), abs=1e-6
+    )
+    assert found["student"]["f1"] == pytest.approx(
+        np.mean([a for a in by_class["f1"]["student"] if a is not None]), abs=1e-6
+    )
 
 
 def test_a_group_has_the_figures_of_its_images_alone() -> None:
     logits, target = made(THREE, n=200)
-    group = np.random.default_rng(0).choice(["", "north", "south"], p=[0.2, 0.3, 0.5], size=200).tolist()
+    group = (
+        np.random.default_rng(0)
+        .choice(["", "north", "south"], p=[0.2, 0.3, 0.5], size=200)
+        .tolist()
+    )
     found = figures(logits, target, seed=0, confidence=0.95, group=group)["groups"]
     assert list(found) == ["south", "north"]
     rows = np.array(group) == "north"
-    alone = figures({name: z[rows] for name, z in logits.items()}, target[rows], seed=0, confidence=0.95)
+    alone = figures(
+        {name: z[rows] for name, z in logits.items()}, target[rows], seed=0, confidence=0.95
+    )
     assert found["north"]["num_images"] == rows.sum()
     assert found["north"]["agreement"] == alone["pair"]["agreement"]
     for name in logits:
         expected = [alone[name][f"top1{end}"] for end in ("", "_low", "_high")]
-        assert [found["north"]["accuracy"][name][key] for key in ("value", "low", "high")] == pytest.approx(expected)
+        assert [
+            found["north"]["accuracy"][name][key] for key in ("value", "low", "high")
+        ] == pytest.approx(expected)
 
 
 def test_of_many_groups_the_hundred_largest_are_listed() -> None:
@@ -157,7 +223,10 @@ def test_of_many_groups_the_hundred_largest_are_listed() -> None:
 
 def test_embeddings_are_compared_where_they_are_given() -> None:
     logits, target = made(THREE, n=60)
-    first, second = (np.random.default_rng(width).standard_normal((30, width)).astype(np.float32) for width in (4, 7))
+    first, second = (
+        np.random.default_rng(width).standard_normal((30, width)).astype(np.float32)
+        for width in (4, 7)
+    )
     metric = CKA(4, 7)
     metric.update(torch.from_numpy(first), torch.from_numpy(second))
     found = figures(logits, target, seed=0, confidence=0.95, embeddings=(first, second))["pair"]
@@ -166,8 +235,15 @@ def test_embeddings_are_compared_where_they_are_given() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), n=st.integers(1, 80), num_classes=st.integers(2, 8), confidence=st.floats(0.5, 0.99))
-def test_every_interval_holds_its_point_however_few_the_images(seed: int, n: int, num_classes: int, confidence: float) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(1, 80),
+    num_classes=st.integers(2, 8),
+    confidence=st.floats(0.5, 0.99),
+)
+def test_every_interval_holds_its_point_however_few_the_images(
+    seed: int, n: int, num_classes: int, confidence: float
+) -> None:
     found = figures(*made(THREE, n, num_classes, seed), seed=0, confidence=confidence)
     for part in (found["teacher"], found["labels_only"], found["student"], found["pair"]):
         for name in [key for key in part if not key.endswith(("_low", "_high"))]:
@@ -180,15 +256,21 @@ def test_every_interval_holds_its_point_however_few_the_images(seed: int, n: int
 
 def test_a_student_that_is_its_teacher_retains_exactly_all() -> None:
     logits, target = made({"teacher": 2.0, "labels_only": 1.0})
-    found = figures({**logits, "student": logits["teacher"]}, target, seed=0, confidence=0.95)["pair"]
+    found = figures({**logits, "student": logits["teacher"]}, target, seed=0, confidence=0.95)[
+        "pair"
+    ]
     assert [found[f"retention{end}"] for end in ("", "_low", "_high")] == [1, 1, 1]
     assert [found[f"gap_closed{end}"] for end in ("", "_low", "_high")] == [1, 1, 1]
     assert (found["agreement"], found["negative_flips"], found["positive_flips"]) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("teacher", [1.0, 0.2])
-def test_gap_closed_is_undefined_where_the_teacher_is_not_measurably_better_than_the_control(teacher: float) -> None:
-    found = figures(*made({"teacher": teacher, "labels_only": 1.0, "student": 1.5}), seed=0, confidence=0.95)["pair"]
+def test_gap_closed_is_undefined_where_the_teacher_is_not_measurably_better_than_the_control(
+    teacher: float,
+) -> None:
+    found = figures(
+        *made({"teacher": teacher, "labels_only": 1.0, "student": 1.5}), seed=0, confidence=0.95
+    )["pair"]
     assert [found[f"gap_closed{end}"] for end in ("", "_low", "_high")] == [None, None, None]
     assert found["gain"] is not None
 
@@ -200,10 +282,23 @@ def test_retention_of_a_teacher_that_is_never_right_is_undefined() -> None:
 
 def test_a_diverged_student_gives_nulls_not_nans() -> None:
     logits, target = made({"teacher": 2.0, "student": 2.0})
-    found = figures({**logits, "student": np.full_like(logits["student"], np.nan)}, target, seed=0, confidence=0.95)
-    assert (found["student"]["top1"], found["student"]["nll"], found["pair"]["kl_to_teacher"]) == (0, None, None)
+    found = figures(
+        {**logits, "student": np.full_like(logits["student"], np.nan)},
+        target,
+        seed=0,
+        confidence=0.95,
+    )
+    assert (found["student"]["top1"], found["student"]["nll"], found["pair"]["kl_to_teacher"]) == (
+        0,
+        None,
+        None,
+    )
     assert [found["student"][f"brier{end}"] for end in ("", "_low", "_high")] == [None, None, None]
-    assert [found["pair"][f"rank_correlation{end}"] for end in ("", "_low", "_high")] == [None, None, None]
+    assert [found["pair"][f"rank_correlation{end}"] for end in ("", "_low", "_high")] == [
+        None,
+        None,
+        None,
+    ]
     json.dumps(found, allow_nan=False)
 
 
@@ -211,14 +306,23 @@ def test_equal_seeds_give_equal_figures_and_the_order_of_the_images_does_not_mov
     logits, target = made(THREE)
     one = figures(logits, target, seed=0, confidence=0.95)
     assert figures(logits, target, seed=0, confidence=0.95) == one
-    turned = figures({name: z[::-1].copy() for name, z in logits.items()}, target[::-1].copy(), seed=0, confidence=0.95)
+    turned = figures(
+        {name: z[::-1].copy() for name, z in logits.items()},
+        target[::-1].copy(),
+        seed=0,
+        confidence=0.95,
+    )
     for name in MODEL:
         assert turned["student"][name] == pytest.approx(one["student"][name], rel=1e-5)
 
 
 @pytest.mark.parametrize(("sharpness", "error"), [(1.0, 0.0), (2.0, np.log(2) / 2 - 0.25)])
-def test_the_interval_of_the_calibration_error_holds_it_though_the_estimate_is_too_high(sharpness: float, error: float) -> None:
-    """Two classes, p uniform in 0.5..1: calibrated at sharpness 1; at 2 too sure in every bin, by mean(p^2 / (p^2 + (1 - p)^2) - p)."""
+def test_the_interval_of_the_calibration_error_holds_it_though_the_estimate_is_too_high(
+    sharpness: float, error: float
+) -> None:
+    """Two classes, p uniform in 0.5..1: calibrated at sharpness 1; at 2 too sure in
+    every bin, by mean(p^2 / (p^2 + (1 - p)^2) - p).
+    """
     rng, held = np.random.default_rng(0), 0
     for trial in range(40):
         p = rng.uniform(0.5, 1, size=400)
@@ -235,4 +339,6 @@ def test_read_only_half_precision_logits_as_from_a_memory_map_are_fine() -> None
     for z in frozen.values():
         z.setflags(write=False)
     found = figures(frozen, target, seed=0, confidence=0.95)
-    assert found == figures({name: z.astype(np.float32) for name, z in frozen.items()}, target, seed=0, confidence=0.95)
+    assert found == figures(
+        {name: z.astype(np.float32) for name, z in frozen.items()}, target, seed=0, confidence=0.95
+    )

@@ -22,14 +22,18 @@ def made(num_images: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 300])
-def test_entropy_is_that_of_scipy_in_nats_and_as_a_share_of_a_uniform_answer(num_classes: int) -> None:
+def test_entropy_is_that_of_scipy_in_nats_and_as_a_share_of_a_uniform_answer(
+    num_classes: int,
+) -> None:
     logits, target = made(200, num_classes)
     found = soft_labels(logits, target, taught=[3.0])
     assert [each["temperature"] for each in found["entropy"]] == [1, 2, 3, 4, 8, 16]
     for each in found["entropy"]:
         p = softmax(logits.astype(np.float64) / each["temperature"], axis=1)
         assert each["mean_nats"] == pytest.approx(entropy(p, axis=1).mean(), rel=1e-5)
-        assert each["of_uniform"] == pytest.approx(entropy(p, base=num_classes, axis=1).mean(), rel=1e-5)
+        assert each["of_uniform"] == pytest.approx(
+            entropy(p, base=num_classes, axis=1).mean(), rel=1e-5
+        )
         assert each["beyond_top"] == pytest.approx(1 - p.max(axis=1).mean(), rel=1e-4)
 
 
@@ -46,7 +50,11 @@ def test_a_row_of_the_matrix_is_the_mean_answer_to_the_images_of_its_class() -> 
 
 def test_the_strongest_pairs_are_found_in_both_directions_together() -> None:
     matrix = np.array([[0.7, 0.1, 0.2], [0.3, 0.6, 0.1], [0.0, 0.4, 0.6]])
-    assert [(pair["first"], pair["second"]) for pair in strongest(matrix, 3)] == [(1, 2), (0, 1), (0, 2)]
+    assert [(pair["first"], pair["second"]) for pair in strongest(matrix, 3)] == [
+        (1, 2),
+        (0, 1),
+        (0, 2),
+    ]
     assert [pair["probability"] for pair in strongest(matrix, 2)] == pytest.approx([0.25, 0.2])
 
 
@@ -85,7 +93,9 @@ def test_the_sums_of_two_ranks_are_those_of_one() -> None:
     both.update(logits, target)
     first.merge_state(second)
     for name, value in both.compute().items():
-        torch.testing.assert_close(first.compute()[name], value, equal_nan=True, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            first.compute()[name], value, equal_nan=True, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_without_images_nothing_is_known() -> None:

@@ -27,9 +27,17 @@ def test_figures_are_those_of_a_plain_loop_over_the_images() -> None:
     s, t, y = student.argmax(1).tolist(), teacher.argmax(1).tolist(), target.tolist()
     found = compare(student, teacher, target)
     assert found["agreement"] == sum(a == b for a, b in zip(s, t, strict=True)) / 300
-    assert found["negative_flips"] == sum(b == c and a != c for a, b, c in zip(s, t, y, strict=True)) / 300
-    assert found["positive_flips"] == sum(a == c and b != c for a, b, c in zip(s, t, y, strict=True)) / 300
-    divergences = entropy(teacher.double().softmax(1).numpy(), student.double().softmax(1).numpy(), axis=1)
+    assert (
+        found["negative_flips"]
+        == sum(b == c and a != c for a, b, c in zip(s, t, y, strict=True)) / 300
+    )
+    assert (
+        found["positive_flips"]
+        == sum(a == c and b != c for a, b, c in zip(s, t, y, strict=True)) / 300
+    )
+    divergences = entropy(
+        teacher.double().softmax(1).numpy(), student.double().softmax(1).numpy(), axis=1
+    )
     assert found["kl_to_teacher"] == pytest.approx(np.mean(divergences), rel=1e-5)
 
 
@@ -39,7 +47,10 @@ def test_swapping_the_models_keeps_the_agreement_and_swaps_the_flips(seed: int) 
     student, teacher, target = made(seed)
     one, other = compare(student, teacher, target), compare(teacher, student, target)
     assert one["agreement"] == other["agreement"]
-    assert (one["negative_flips"], one["positive_flips"]) == (other["positive_flips"], other["negative_flips"])
+    assert (one["negative_flips"], one["positive_flips"]) == (
+        other["positive_flips"],
+        other["negative_flips"],
+    )
 
 
 @settings(max_examples=30, deadline=None)

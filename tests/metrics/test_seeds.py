@@ -25,7 +25,14 @@ def test_one_seed_has_no_interval_and_two_have_a_wide_one() -> None:
 
 def test_seeds_that_give_equal_figures_say_nothing_of_the_spread() -> None:
     assert over_seeds({0: 0.9, 1: 0.9, 2: 0.9}, 0.95).low is None
-    first, second = {0: 0.3, 1: 0.7, 2: 0.9}, {0: 0.1, 1: 0.5, 2: 0.7}  # differences equal but for rounding
+    first, second = (
+        {0: 0.3, 1: 0.7, 2: 0.9},
+        {
+            0: 0.1,
+            1: 0.5,
+            2: 0.7,
+        },
+    )  # differences equal but for rounding
     found = paired_by_seed(first, second, 0.95)
     assert found is not None
     assert (found.low, found.high, found.p) == (None, None, None)

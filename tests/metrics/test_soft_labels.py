@@ -14,7 +14,9 @@ from kd_app.metrics.soft_labels import average_ranks, rank_correlations, soft_la
 def made(seed: int, num_images: int, num_classes: int, *, ties: bool) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if ties:
-        student, teacher = torch.randint(-1, 2, (2, num_images, num_classes), generator=generator).float()
+        student, teacher = torch.randint(
+            -1, 2, (2, num_images, num_classes), generator=generator
+        ).float()
     else:
         student, teacher = torch.randn(2, num_images, num_classes, generator=generator) * 3
     return student, teacher
@@ -28,12 +30,22 @@ def compare(student: Tensor, teacher: Tensor) -> dict[str, float]:
 
 def scipys(student: Tensor, teacher: Tensor) -> list[float]:
     with warnings.catch_warnings(action="ignore", category=ConstantInputWarning):
-        return [float(spearmanr(one, other).statistic) for one, other in zip(student.numpy(), teacher.numpy(), strict=True)]
+        return [
+            float(spearmanr(one, other).statistic)
+            for one, other in zip(student.numpy(), teacher.numpy(), strict=True)
+        ]
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31), num_images=st.integers(1, 12), num_classes=st.integers(2, 9), ties=st.booleans())
-def test_the_rank_correlation_of_an_image_is_scipys_ties_included(seed: int, num_images: int, num_classes: int, ties: bool) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    num_images=st.integers(1, 12),
+    num_classes=st.integers(2, 9),
+    ties=st.booleans(),
+)
+def test_the_rank_correlation_of_an_image_is_scipys_ties_included(
+    seed: int, num_images: int, num_classes: int, ties: bool
+) -> None:
     student, teacher = made(seed, num_images, num_classes, ties=ties)
     expected = scipys(student, teacher)
     np.testing.assert_allclose(rank_correlations(student, teacher).numpy(), expected, atol=1e-5)
@@ -45,22 +57,32 @@ def test_the_rank_correlation_of_an_image_is_scipys_ties_included(seed: int, num
 
 def test_a_thousand_classes_are_ranked_as_scipy_ranks_them() -> None:
     student, teacher = made(0, 20, 1000, ties=False)
-    np.testing.assert_allclose(rank_correlations(student, teacher).numpy(), scipys(student, teacher), atol=1e-6)
+    np.testing.assert_allclose(
+        rank_correlations(student, teacher).numpy(), scipys(student, teacher), atol=1e-6
+    )
 
 
 def test_the_reverse_divergence_is_scipys() -> None:
     student, teacher = made(1, 200, 6, ties=False)
-    expected = entropy(student.double().softmax(1).numpy(), teacher.double().softmax(1).numpy(), axis=1).mean()
+    expected = entropy(
+        student.double().softmax(1).numpy(), teacher.double().softmax(1).numpy(), axis=1
+    ).mean()
     assert compare(student, teacher)["reverse_kl"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_probabilities_rank_as_their_logits_do() -> None:
     student, teacher = made(2, 30, 5, ties=False)
-    torch.testing.assert_close(rank_correlations(student.softmax(1), teacher.log_softmax(1)), rank_correlations(student, teacher))
+    torch.testing.assert_close(
+        rank_correlations(student.softmax(1), teacher.log_softmax(1)),
+        rank_correlations(student, teacher),
+    )
 
 
 def test_of_two_classes_the_rank_correlation_says_whether_both_prefer_the_same() -> None:
-    student, teacher = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 4.0], [0.5, 0.5]]), torch.tensor([[0.1, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    student, teacher = (
+        torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 4.0], [0.5, 0.5]]),
+        torch.tensor([[0.1, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+    )
     assert rank_correlations(student, teacher)[:3].tolist() == [1, -1, 1]
     assert compare(student, teacher)["rank_correlation"] == pytest.approx(1 / 3)
 
@@ -73,9 +95,14 @@ def test_an_image_whose_classes_all_score_alike_or_not_at_all_is_left_out() -> N
 
 
 def test_extreme_and_half_precision_logits_are_fine_and_an_empty_batch_changes_nothing() -> None:
-    assert compare(torch.tensor([[-1e4, 1e4]]), torch.tensor([[1e4, -1e4]])) == {"reverse_kl": pytest.approx(2e4), "rank_correlation": -1}
+    assert compare(torch.tensor([[-1e4, 1e4]]), torch.tensor([[1e4, -1e4]])) == {
+        "reverse_kl": pytest.approx(2e4),
+        "rank_correlation": -1,
+    }
     student, teacher = made(3, 30, 5, ties=False)
     metric = soft_label_measures()
     metric.update(student[:0], teacher[:0])
     metric.update(student.half(), teacher.bfloat16())
-    assert {name: float(value) for name, value in metric.compute().items()} == compare(student.half().float(), teacher.bfloat16().float())
+    assert {name: float(value) for name, value in metric.compute().items()} == compare(
+        student.half().float(), teacher.bfloat16().float()
+    )

@@ -7,7 +7,9 @@ from tests.metrics.shares import SHARES, all_figures, measure_shares
 from tests.training.processes import ended, start
 
 
-def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_has_no_batch(tmp_path: Path) -> None:
+def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_has_no_batch(
+    tmp_path: Path,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     images = {
         "student": torch.randn(101, 7, generator=generator),
@@ -27,7 +29,14 @@ def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_ha
             assert still_own == own[rank]
             assert found.keys() == alone.keys()
             for name, value in alone.items():
-                torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=f"{name}: {found[name]} {value}")
+                torch.testing.assert_close(
+                    found[name],
+                    value,
+                    rtol=1e-5,
+                    atol=1e-6,
+                    equal_nan=True,
+                    msg=f"{name}: {found[name]} {value}",
+                )
 
 
 def test_without_any_image_every_measure_is_nan_or_counts_nothing() -> None:

@@ -6,7 +6,14 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial, norm
 
 from kd_app.config import RequestError
-from kd_app.metrics.paired import exact_interval, exact_p, mcnemar, paired_interval, score, shown_above
+from kd_app.metrics.paired import (
+    exact_interval,
+    exact_p,
+    mcnemar,
+    paired_interval,
+    score,
+    shown_above,
+)
 from kd_app.metrics.verdict import Judged, Judgment, Tally, Verdict
 
 
@@ -15,8 +22,17 @@ def logits(predicted: np.ndarray, num_classes: int) -> np.ndarray:
     return found
 
 
-def judge(better: int, worse: int, n: int, metric: Judged = "top1", margin: float = 0.01, confidence: float = 0.95) -> Judgment:
-    """The verdict on a two-class set of n images, half of each class, where the models differ on better + worse images."""
+def judge(
+    better: int,
+    worse: int,
+    n: int,
+    metric: Judged = "top1",
+    margin: float = 0.01,
+    confidence: float = 0.95,
+) -> Judgment:
+    """The verdict on a two-class set of n images, half of each class, where the models
+    differ on better + worse images.
+    """
     target = np.arange(n) % 2
     student, teacher = target.copy(), target.copy()
     teacher[:better] = 1 - teacher[:better]
@@ -26,23 +42,33 @@ def judge(better: int, worse: int, n: int, metric: Judged = "top1", margin: floa
 
 
 def score_by_numerical_likelihood(better: int, worse: int, n: int, difference: float) -> float:
-    """Tango's statistic with the nuisance rate found by maximizing the trinomial likelihood."""
+    """Tango's statistic with the nuisance rate found by maximizing the trinomial
+    likelihood.
+    """
 
     def unlikelihood(q: float) -> float:
         p = np.array([q + difference, q, 1 - 2 * q - difference])
-        return -float(np.sum(np.array([better, worse, n - better - worse]) * np.log(np.maximum(p, 1e-300))))
+        return -float(
+            np.sum(np.array([better, worse, n - better - worse]) * np.log(np.maximum(p, 1e-300)))
+        )
 
     bounds = (max(0.0, -difference), (1 - difference) / 2)
     q = minimize_scalar(unlikelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
-    return float((better - worse - n * difference) / np.sqrt(n * (2 * q + difference - difference**2)))
+    return float(
+        (better - worse - n * difference) / np.sqrt(n * (2 * q + difference - difference**2))
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), n=st.integers(5, 2000), difference=st.floats(-0.5, 0.5))
-def test_the_score_is_that_of_the_numerically_most_likely_rates(data: st.DataObject, n: int, difference: float) -> None:
+def test_the_score_is_that_of_the_numerically_most_likely_rates(
+    data: st.DataObject, n: int, difference: float
+) -> None:
     better = data.draw(st.integers(1, n - 2))
     worse = data.draw(st.integers(1, n - better - 1))
-    assert score(better, worse, n, difference) == pytest.approx(score_by_numerical_likelihood(better, worse, n, difference), rel=1e-3, abs=1e-3)
+    assert score(better, worse, n, difference) == pytest.approx(
+        score_by_numerical_likelihood(better, worse, n, difference), rel=1e-3, abs=1e-3
+    )
 
 
 def test_the_score_against_no_difference_is_mcnemars() -> None:
@@ -51,7 +77,9 @@ def test_the_score_against_no_difference_is_mcnemars() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), n=st.integers(2, 3000), confidence=st.floats(0.6, 0.99))
-def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_point(data: st.DataObject, n: int, confidence: float) -> None:
+def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_point(
+    data: st.DataObject, n: int, confidence: float
+) -> None:
     better = data.draw(st.integers(0, n))
     worse = data.draw(st.integers(0, n - better))
     low, high = paired_interval(better, worse, n, confidence)
@@ -111,7 +139,9 @@ def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_says_so() 
 
 
 def test_the_exact_bounds_lie_near_tangos() -> None:
-    assert exact_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(paired_interval(20, 33, 2000, 0.95), abs=3e-4)
+    assert exact_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(
+        paired_interval(20, 33, 2000, 0.95), abs=3e-4
+    )
 
 
 def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
@@ -120,12 +150,17 @@ def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
     b, c = b[b + c <= n], c[b + c <= n]
     beyond = score(b, c, n, -margin) >= score(better, worse, n, -margin) - 1e-9
     tails = [
-        multinomial.pmf(np.stack([b, c, n - b - c], axis=1), n, [q - margin, q, 1 - 2 * q + margin])[beyond].sum() for q in np.linspace(0.1, 0.4, 400)
+        multinomial.pmf(
+            np.stack([b, c, n - b - c], axis=1), n, [q - margin, q, 1 - 2 * q + margin]
+        )[beyond].sum()
+        for q in np.linspace(0.1, 0.4, 400)
     ]
     assert exact_p(better, worse, n, -margin, forgone=1e-6) == pytest.approx(max(tails), abs=1e-4)
 
 
-def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_teachers_is_no_loss_of_the_worst_class() -> None:
+def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_teachers_is_no_loss_of_the_worst_class() -> (
+    None
+):
     tally = Tally(*np.array([[2000, 2000], [1960, 1300], [1300, 1960], [660, 0], [0, 660]]))
     found = Verdict(metric="worst_class", margin=0.05, confidence=0.95).of(tally)
     assert (found.outcome, found.difference) == ("kept", 0)
@@ -134,7 +169,13 @@ def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_teachers_is_no_lo
 def test_classes_without_images_are_left_out() -> None:
     right = np.array([True, False, True, True])
     found = Tally.of(right, ~right, np.array([4, 4, 1, 1]))
-    assert [each.tolist() for each in vars(found).values()] == [[2, 2], [2, 1], [0, 1], [2, 1], [0, 1]]
+    assert [each.tolist() for each in vars(found).values()] == [
+        [2, 2],
+        [2, 1],
+        [0, 1],
+        [2, 1],
+        [0, 1],
+    ]
 
 
 def test_mcnemars_p_is_the_binomial_one_and_1_without_discordant_images() -> None:

@@ -1,4 +1,6 @@
-"""Query, key and value are those of the model's own fused attention, whatever it does to them before."""
+"""Query, key and value are those of the model's own fused attention, whatever it does
+to them before.
+"""
 
 from typing import Any
 
@@ -14,12 +16,33 @@ from kd_app.models.attended import Attended, last_calls
 from kd_app.models.outputs import Attention
 from kd_app.models.taps import Taps
 
-VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 3, "num_classes": 7}
-VIM: dict[str, Any] = {"in_chans": 3, "num_classes": 7, "embed_dim": (16, 24, 32), "depths": (1, 1, 1), "state_dim": (9, 6, 4)}
+VIT: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 48,
+    "num_heads": 3,
+    "depth": 3,
+    "num_classes": 7,
+}
+VIM: dict[str, Any] = {
+    "in_chans": 3,
+    "num_classes": 7,
+    "embed_dim": (16, 24, 32),
+    "depths": (1, 1, 1),
+    "state_dim": (9, 6, 4),
+}
 
 
-def call(*, batch: int = 1, queries: int = 5, keys: int = 5, bias: Tensor | None = None) -> Attention:
-    return Attention(torch.zeros(batch, 2, queries, 8), torch.zeros(batch, 2, keys, 8), torch.zeros(batch, 2, keys, 8), 0, bias)
+def call(
+    *, batch: int = 1, queries: int = 5, keys: int = 5, bias: Tensor | None = None
+) -> Attention:
+    return Attention(
+        torch.zeros(batch, 2, queries, 8),
+        torch.zeros(batch, 2, keys, 8),
+        torch.zeros(batch, 2, keys, 8),
+        0,
+        bias,
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +60,9 @@ def test_the_weights_times_the_values_are_what_the_block_goes_on_with(made: Any)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.1)
     mixed: list[Tensor] = []
-    net.blocks[-1].attn.proj.register_forward_pre_hook(lambda _, arguments: mixed.append(arguments[0]))
+    net.blocks[-1].attn.proj.register_forward_pre_hook(
+        lambda _, arguments: mixed.append(arguments[0])
+    )
     (attention,) = Taps(net, frozenset({"attention"}))(torch.randn(2, 3, 32, 32)).attention
     weights = attention.weights()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))
@@ -72,9 +97,21 @@ def test_only_the_wanted_calls_are_kept() -> None:
         ([call(queries=9, keys=9)], 1, ()),
         ([call(queries=4, keys=4)], 1, (0,)),
     ],
-    ids=["last", "all", "pooling_behind", "smaller_before", "windows", "fewer_keys", "masked", "other_size", "no_prefix"],
+    ids=[
+        "last",
+        "all",
+        "pooling_behind",
+        "smaller_before",
+        "windows",
+        "fewer_keys",
+        "masked",
+        "other_size",
+        "no_prefix",
+    ],
 )
-def test_the_last_blocks_with_global_attention_are_chosen(calls: list[Attention], count: int, chosen: tuple[int, ...]) -> None:
+def test_the_last_blocks_with_global_attention_are_chosen(
+    calls: list[Attention], count: int, chosen: tuple[int, ...]
+) -> None:
     assert last_calls(dict(enumerate(calls)), count, patches=4, prefixes={0, 1}) == chosen
 
 

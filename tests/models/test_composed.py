@@ -1,4 +1,6 @@
-"""Several teachers as one, classes brought to the data's, and what can be read of such teachers."""
+"""Several teachers as one, classes brought to the data's, and what can be read of such
+teachers.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import kd_app.models.small  # noqa: F401  (registers the small nets)
+import kd_app.models.small
 from kd_app.config import Pixels, RequestError
 from kd_app.models.class_map import ClassMap, KnownClasses, Mapped, SummedClasses
 from kd_app.models.composed import By, RuntimeModel, SeveralModels, known_classes
@@ -35,24 +37,36 @@ class Says(nn.Module):
 
 
 def together(by: By, shares: list[float], *members: nn.Module) -> Tensor:
-    model = SeveralModels({str(number): (member, PIXELS) for number, member in enumerate(members)}, shares, by, PIXELS)
+    model = SeveralModels(
+        {str(number): (member, PIXELS) for number, member in enumerate(members)}, shares, by, PIXELS
+    )
     answer: Tensor = model(torch.zeros(2, 1, 8, 8)).exp()
     return answer
 
 
 def test_the_mean_of_several_teachers_is_that_of_their_probabilities_by_weight() -> None:
     expected = torch.tensor([[0.25 * 0.8 + 0.75 * 0.5, 0.25 * 0.2 + 0.75 * 0.5]]).expand(2, 2)
-    torch.testing.assert_close(together("mean", [1.0, 3.0], Says(0.8, 0.2), Says(0.5, 0.5)), expected)
+    torch.testing.assert_close(
+        together("mean", [1.0, 3.0], Says(0.8, 0.2), Says(0.5, 0.5)), expected
+    )
 
 
 def test_by_confidence_the_surer_member_counts_more() -> None:
-    sure, unsure = 1 + (0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2), 1 + (0.6 * math.log(0.6) + 0.4 * math.log(0.4)) / math.log(2)
+    sure, unsure = (
+        1 + (0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2),
+        1 + (0.6 * math.log(0.6) + 0.4 * math.log(0.4)) / math.log(2),
+    )
     first = (sure * 0.9 + unsure * 0.4) / (sure + unsure)
-    torch.testing.assert_close(together("confidence", [1.0, 1.0], Says(0.9, 0.1), Says(0.4, 0.6)), torch.tensor([[first, 1 - first]]).expand(2, 2))
+    torch.testing.assert_close(
+        together("confidence", [1.0, 1.0], Says(0.9, 0.1), Says(0.4, 0.6)),
+        torch.tensor([[first, 1 - first]]).expand(2, 2),
+    )
 
 
 def test_members_that_know_nothing_still_answer() -> None:
-    torch.testing.assert_close(together("confidence", [1.0, 1.0], Says(0.5, 0.5), Says(0.5, 0.5)), torch.full((2, 2), 0.5))
+    torch.testing.assert_close(
+        together("confidence", [1.0, 1.0], Says(0.5, 0.5), Says(0.5, 0.5)), torch.full((2, 2), 0.5)
+    )
 
 
 class Counted(nn.Sequential):
@@ -67,10 +81,20 @@ class Counted(nn.Sequential):
 
 
 def test_one_of_several_teachers_is_read_by_itself_and_runs_once_for_both() -> None:
-    one, other = (Counted(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 2)) for width in (3, 5))
-    model = SeveralModels({"one": (one, PIXELS), "other": (other, PIXELS)}, [1.0, 3.0], "mean", PIXELS)
+    one, other = (
+        Counted(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 2)) for width in (3, 5)
+    )
+    model = SeveralModels(
+        {"one": (one, PIXELS), "other": (other, PIXELS)}, [1.0, 3.0], "mean", PIXELS
+    )
     image = torch.randn(4, 1, 8, 8)
-    teacher = FrozenTeacher(model, reads=frozenset({"logits"}), pixels=PIXELS, sees=PIXELS, members={"other": frozenset({"embedding"})})
+    teacher = FrozenTeacher(
+        model,
+        reads=frozenset({"logits"}),
+        pixels=PIXELS,
+        sees=PIXELS,
+        members={"other": frozenset({"embedding"})},
+    )
     teacher(image)  # measures
     before = one.asked, other.asked
     said = teacher(image)
@@ -120,9 +144,18 @@ def test_a_file_is_given_back_the_bytes_that_were_normalized() -> None:
     torch.testing.assert_close(RuntimeModel(File())(image), raw.flatten(1)[:, :2].float())
 
 
-@pytest.mark.parametrize("model", [RuntimeModel(File()), SeveralModels({"a": (Says(0.5, 0.5), PIXELS)}, [1.0], "mean", PIXELS)])
+@pytest.mark.parametrize(
+    "model",
+    [RuntimeModel(File()), SeveralModels({"a": (Says(0.5, 0.5), PIXELS)}, [1.0], "mean", PIXELS)],
+)
 def test_what_gives_logits_alone_says_why_and_which_terms_can(model: nn.Module) -> None:
-    with pytest.raises(RequestError, match=r"features: (a file|several teachers).*It can give: logits. Terms that read logits alone: soft_target"):
+    with pytest.raises(
+        RequestError,
+        match=(
+            r"features: (a file|several teachers).*It can give: logits. Terms that read logits"
+            r" alone: soft_target"
+        ),
+    ):
         Taps(model, frozenset({"logits", "features"}))(torch.zeros(2, 1, 8, 8))
 
 
@@ -133,7 +166,9 @@ def written(folder: Path, *rows: str, head: str = "teacher,class") -> ClassMap:
 
 def test_a_row_names_a_class_or_its_number(tmp_path: Path) -> None:
     known = KnownClasses(4, ("cat", "dog", "car", "3"))
-    assert written(tmp_path, "cat,animal", "1,animal", "3,thing", "car,thing").rows(["thing", "animal"], known) == [[2, 3], [0, 1]]
+    assert written(tmp_path, "cat,animal", "1,animal", "3,thing", "car,thing").rows(
+        ["thing", "animal"], known
+    ) == [[2, 3], [0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +180,9 @@ def test_a_row_names_a_class_or_its_number(tmp_path: Path) -> None:
         (["cat,animal"], "no row for 1 of the data's 2 classes .'thing'"),
     ],
 )
-def test_a_row_that_names_nothing_is_refused_with_its_line(rows: list[str], said: str, tmp_path: Path) -> None:
+def test_a_row_that_names_nothing_is_refused_with_its_line(
+    rows: list[str], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(RequestError, match=said):
         written(tmp_path, *rows).rows(["animal", "thing"], KnownClasses(3, ("cat", "dog", "car")))
 
@@ -164,5 +201,7 @@ def test_imagenet_s_classes_are_known_by_their_wordnet_numbers() -> None:
 def test_of_weights_of_unknown_classes_the_map_can_t_be_read() -> None:
     unknown = request(name="resnet8")
     unknown.origin = Origin("file", "resnet8", Path("weights.safetensors"))
-    with pytest.raises(RequestError, match="How many classes the teacher resnet8 answers in is not known"):
+    with pytest.raises(
+        RequestError, match="How many classes the teacher resnet8 answers in is not known"
+    ):
         known_classes(unknown)

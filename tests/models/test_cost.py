@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import kd_app.models.small  # noqa: F401  (registers the small nets)
+import kd_app.models.small
 from kd_app.config import Pixels
 from kd_app.models.cost import count_macs, count_params
 
@@ -22,7 +22,12 @@ def test_a_linear_net_costs_its_matrix() -> None:
 
 
 def test_a_convolution_costs_kernel_times_channels_times_places() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4),
+    )
     assert count_params(net) == (9 * 8 + 8) + (8 + 8) + (9 * 2 * 8 + 8)
     assert count_macs(net, pixels(1, 8)) == 9 * 1 * 8 * 64 + 9 * 2 * 8 * 16
 
@@ -48,9 +53,16 @@ def by_hand(num_blocks: int, widths: tuple[int, int, int, int], side: int, class
 
 
 @pytest.mark.parametrize(
-    ("name", "num_blocks", "widths"), [("resnet8", 1, (16, 16, 32, 64)), ("wrn_16_2", 2, (16, 32, 64, 128)), ("resnet8x4", 1, (32, 64, 128, 256))]
+    ("name", "num_blocks", "widths"),
+    [
+        ("resnet8", 1, (16, 16, 32, 64)),
+        ("wrn_16_2", 2, (16, 32, 64, 128)),
+        ("resnet8x4", 1, (32, 64, 128, 256)),
+    ],
 )
-def test_small_nets_cost_what_their_definition_says(name: str, num_blocks: int, widths: tuple[int, int, int, int]) -> None:
+def test_small_nets_cost_what_their_definition_says(
+    name: str, num_blocks: int, widths: tuple[int, int, int, int]
+) -> None:
     net = timm.create_model(name, num_classes=10)
     assert count_macs(net, pixels(3, 32)) == by_hand(num_blocks, widths, 32, 10)
 
@@ -58,7 +70,11 @@ def test_small_nets_cost_what_their_definition_says(name: str, num_blocks: int, 
 def test_a_vision_transformer_costs_projections_and_attention() -> None:
     net: Any = timm.create_model("test_vit", img_size=64, num_classes=10)
     tokens, width, depth = 17, 64, 6
-    block = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * net.blocks[0].mlp.fc1.out_features
+    block = (
+        4 * tokens * width**2
+        + 2 * tokens**2 * width
+        + 2 * tokens * width * net.blocks[0].mlp.fc1.out_features
+    )
     assert count_macs(net, pixels(3, 64)) == depth * block + 16 * (16 * 16 * 3) * width + width * 10
 
 

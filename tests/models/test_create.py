@@ -30,7 +30,9 @@ def made(classes: int = 10, *, seed: int = 0, seen: Seen = SEEN, **asked: Any) -
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
     first, second = one.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    return first.keys() == second.keys() and all(
+        torch.equal(tensor, second[name]) for name, tensor in first.items()
+    )
 
 
 def test_a_model_from_random_weights_is_made_for_the_data() -> None:
@@ -52,7 +54,10 @@ def test_one_seed_gives_one_model_and_the_global_random_state_is_left_alone() ->
 
 
 def test_arguments_reach_the_model() -> None:
-    found = made(name="vit_tiny_patch16_224", kwargs={"patch_size": 2, "embed_dim": 24, "depth": 3, "num_heads": 2})
+    found = made(
+        name="vit_tiny_patch16_224",
+        kwargs={"patch_size": 2, "embed_dim": 24, "depth": 3, "num_heads": 2},
+    )
     assert len(found.model.blocks) == 3  # type: ignore[arg-type]
     assert found.model.patch_embed.proj.kernel_size == (2, 2)  # type: ignore[union-attr]
     assert found.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
@@ -60,7 +65,12 @@ def test_arguments_reach_the_model() -> None:
 
 def test_size_and_channels_that_were_asked_for_win_over_the_datas() -> None:
     found = made(name="test_resnet", image_size=32, kwargs={"in_chans": 3})
-    assert (found.pixels.channels, found.pixels.height, found.pixels.mean, found.pixels.std) == (3, 32, (0.3,) * 3, (0.4,) * 3)
+    assert (found.pixels.channels, found.pixels.height, found.pixels.mean, found.pixels.std) == (
+        3,
+        32,
+        (0.3,) * 3,
+        (0.4,) * 3,
+    )
     assert found.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
@@ -87,23 +97,41 @@ def test_a_checkpoint_file_gives_its_weights(tmp_path: Path, suffix: str) -> Non
     assert not found.weights.new_head
 
 
-def test_a_folder_gives_weights_arguments_and_pixels_and_a_new_head_for_other_classes(tmp_path: Path) -> None:
+def test_a_folder_gives_weights_arguments_and_pixels_and_a_new_head_for_other_classes(
+    tmp_path: Path,
+) -> None:
     pixels = Pixels(3, 24, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic")
-    shape: dict[str, Any] = {"img_size": (24, 16), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    shape: dict[str, Any] = {
+        "img_size": (24, 16),
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+    }
     folder = teacher_folder(tmp_path / "model", "vit_tiny_patch16_224", pixels=pixels, **shape)
     same, other = made(checkpoint=folder), made(4, checkpoint=folder)
     assert same.pixels == other.pixels == pixels
     assert len(same.model.blocks) == 2  # type: ignore[arg-type]
     assert (same.weights.missing, other.weights.missing) == ((), ("head.bias", "head.weight"))
     assert other.weights.new_head
-    body = {name: tensor for name, tensor in same.model.state_dict().items() if not name.startswith("head.")}
+    body = {
+        name: tensor
+        for name, tensor in same.model.state_dict().items()
+        if not name.startswith("head.")
+    }
     assert all(torch.equal(other.model.state_dict()[name], tensor) for name, tensor in body.items())
 
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet14", num_classes=10, in_chans=1).state_dict(), path)
-    with pytest.raises(RequestError, match=r"The weights from file weights.pth are not of this model: of its \d+ entries .*unexpected"):
+    with pytest.raises(
+        RequestError,
+        match=(
+            r"The weights from file weights.pth are not of this model: of its \d+ entries"
+            r" .*unexpected"
+        ),
+    ):
         made(name="resnet8", checkpoint=path)
 
 
@@ -112,36 +140,60 @@ TAG = "test_resnet.r160_in1k"
 
 @pytest.fixture
 def tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """The model whose weights TAG gives: the way of the hub, up to where the file comes from."""
+    """The model whose weights TAG gives: the way of the hub, up to where the file comes
+    from.
+    """
     trained: nn.Module = timm.create_model("test_resnet")
     save_file(trained.state_dict(), tmp_path / "tagged.safetensors")
     known = timm.models._registry._model_pretrained_cfgs
-    monkeypatch.setitem(known, TAG, replace(known[TAG], file=str(tmp_path / "tagged.safetensors"), hf_hub_id=None, url=None))
+    monkeypatch.setitem(
+        known,
+        TAG,
+        replace(known[TAG], file=str(tmp_path / "tagged.safetensors"), hf_hub_id=None, url=None),
+    )
     return trained
 
 
-def test_a_tag_gives_its_weights_its_pixels_and_a_new_head_for_other_classes(tagged: nn.Module) -> None:
+def test_a_tag_gives_its_weights_its_pixels_and_a_new_head_for_other_classes(
+    tagged: nn.Module,
+) -> None:
     full, other = made(1000, name=TAG), made(10, name=TAG, seed=1)
     assert equal(full.model, tagged)
     assert (full.pixels.channels, full.pixels.height, full.pixels.mean) == (3, 160, (0.5, 0.5, 0.5))
     assert full.weights.missing == ()
     assert other.weights.missing == ("fc.bias", "fc.weight")
     assert other.weights.source == f"hub {TAG}"
-    assert torch.equal(other.model.state_dict()["conv1.0.weight"], tagged.state_dict()["conv1.0.weight"])
-    assert torch.equal(other.model.state_dict()["fc.weight"], made(10, name=TAG, seed=1).model.state_dict()["fc.weight"])
-    assert not torch.equal(other.model.state_dict()["fc.weight"], made(10, name=TAG, seed=2).model.state_dict()["fc.weight"])
+    assert torch.equal(
+        other.model.state_dict()["conv1.0.weight"], tagged.state_dict()["conv1.0.weight"]
+    )
+    assert torch.equal(
+        other.model.state_dict()["fc.weight"],
+        made(10, name=TAG, seed=1).model.state_dict()["fc.weight"],
+    )
+    assert not torch.equal(
+        other.model.state_dict()["fc.weight"],
+        made(10, name=TAG, seed=2).model.state_dict()["fc.weight"],
+    )
 
 
 def test_color_weights_serve_gray_images_as_timm_adapts_them(tagged: nn.Module) -> None:
     found = made(1000, name=TAG, kwargs={"in_chans": 1}, image_size=32)
-    assert found.pixels == Pixels(1, 32, 32, (0.5,), (0.5,), found.pixels.crop, found.pixels.interpolation)
+    assert found.pixels == Pixels(
+        1, 32, 32, (0.5,), (0.5,), found.pixels.crop, found.pixels.interpolation
+    )
     gray = torch.randn(2, 1, 32, 32)
-    torch.testing.assert_close(found.model(gray), tagged.eval()(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.model(gray), tagged.eval()(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_hub_out_of_reach_is_one_paragraph() -> None:
     with pytest.raises(
-        RequestError, match=r"The weights of 'test_resnet.r160_in1k' could not be fetched from their hub.*pretrained=false starts"
+        RequestError,
+        match=(
+            r"The weights of 'test_resnet.r160_in1k' could not be fetched from their"
+            r" hub.*pretrained=false starts"
+        ),
     ) as told:
         made(name=TAG)
     assert "\n" not in str(told.value)
@@ -180,13 +232,21 @@ def test_weights_that_a_run_left_go_back_into_ones_own_module(tmp_path: Path) ->
     ("asked", "message"),
     [
         ({"factory": lambda: 3}, "gave a int, expected a torch.nn.Module"),
-        ({"factory": nn.Flatten}, r"answers two images with \(2, 64\), expected logits of shape \(2, 10\)"),
-        ({"factory": lambda: Own(3)}, r"answers two images with \(2, 3\), expected logits of shape \(2, 10\)"),
+        (
+            {"factory": nn.Flatten},
+            r"answers two images with \(2, 64\), expected logits of shape \(2, 10\)",
+        ),
+        (
+            {"factory": lambda: Own(3)},
+            r"answers two images with \(2, 3\), expected logits of shape \(2, 10\)",
+        ),
         ({"factory": lambda: nn.Linear(5, 10)}, "can't take images of 1x8x8"),
         ({"factory": lambda num_classes, mood: Own(num_classes)}, "can't be made .*mood"),
         ({"name": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224 can't .*8x8.*patch_size"),
     ],
 )
-def test_what_gives_no_logits_for_the_datas_images_is_refused(asked: dict[str, Any], message: str) -> None:
+def test_what_gives_no_logits_for_the_datas_images_is_refused(
+    asked: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         made(**asked)

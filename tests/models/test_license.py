@@ -14,10 +14,16 @@ from kd_app.models.license import POLICY, Licensed, Licenses, Policy, licenses
 OURS = Policy()
 
 
-def run(teacher: str | None, start: str | None = "none", data: str | None = "mit", **more: Any) -> Licenses:
+def run(
+    teacher: str | None, start: str | None = "none", data: str | None = "mit", **more: Any
+) -> Licenses:
     """A run whose parts say these licenses; a teacher of '' is none."""
     return licenses(
-        teacher=Licensed("the teacher's weights (big)", "teacher.license", teacher) if teacher != "" else None,
+        teacher=(
+            Licensed("the teacher's weights (big)", "teacher.license", teacher)
+            if teacher != ""
+            else None
+        ),
         student_start=Licensed("the student's starting weights (small)", "student.license", start),
         data=Licensed("the data (photos)", "data.license", data),
         **more,
@@ -73,7 +79,9 @@ def test_spellings_come_to_one_name(written: str | None, name: str) -> None:
         (("", "none", "mit"), "mit"),
     ],
 )
-def test_the_strictest_license_is_that_of_what_ships(parts: tuple[str, str, str], ships: str) -> None:
+def test_the_strictest_license_is_that_of_what_ships(
+    parts: tuple[str, str, str], ships: str
+) -> None:
     assert run(*parts).ships == ships
 
 
@@ -81,7 +89,10 @@ def test_a_trained_teacher_and_a_control_are_under_what_they_are_made_from() -> 
     found = run("cc-by-nc-4.0", "apache-2.0", "cc-by-sa-4.0")
     assert found.trained("teacher", taught=False) == "cc-by-nc-4.0"
     assert found.trained("labels_only", taught=False) == "cc-by-sa-4.0"
-    assert found.trained("other_family", taught=False, start="FAIR noncommercial") == "fair-noncommercial-research-license"
+    assert (
+        found.trained("other_family", taught=False, start="FAIR noncommercial")
+        == "fair-noncommercial-research-license"
+    )
     assert found.trained("shuffled_teacher", taught=True) == "cc-by-nc-4.0"
     assert found.trained("student", taught=True) == found.ships == "cc-by-nc-4.0"
 
@@ -89,13 +100,31 @@ def test_a_trained_teacher_and_a_control_are_under_what_they_are_made_from() -> 
 @pytest.mark.parametrize(
     ("parts", "whose", "forbids"),
     [
-        (("cc-by-nc-4.0", "none", "mit"), "the teacher's weights (big), cc-by-nc-4.0 (https://", "forbids commercial use"),
-        (("mit", "seer-license", "mit"), "the student's starting weights (small), seer-license (https://", "forbids commercial use"),
-        (("mit", "none", "imagenet"), "the data (photos), imagenet (https://", "forbids commercial use"),
-        (("mit", "none", "cc-by-nc-nd-4.0"), "the data (photos), cc-by-nc-nd-4.0 (https://", "forbids derived models and commercial use"),
+        (
+            ("cc-by-nc-4.0", "none", "mit"),
+            "the teacher's weights (big), cc-by-nc-4.0 (https://",
+            "forbids commercial use",
+        ),
+        (
+            ("mit", "seer-license", "mit"),
+            "the student's starting weights (small), seer-license (https://",
+            "forbids commercial use",
+        ),
+        (
+            ("mit", "none", "imagenet"),
+            "the data (photos), imagenet (https://",
+            "forbids commercial use",
+        ),
+        (
+            ("mit", "none", "cc-by-nc-nd-4.0"),
+            "the data (photos), cc-by-nc-nd-4.0 (https://",
+            "forbids derived models and commercial use",
+        ),
     ],
 )
-def test_what_forbids_is_refused_with_what_of_what_it_forbids_and_how_to_accept_it(parts: tuple[str, str, str], whose: str, forbids: str) -> None:
+def test_what_forbids_is_refused_with_what_of_what_it_forbids_and_how_to_accept_it(
+    parts: tuple[str, str, str], whose: str, forbids: str
+) -> None:
     found = run(*parts)
     with pytest.raises(RequestError) as raised:
         found.check()
@@ -122,33 +151,51 @@ def test_what_is_unknown_is_told_and_not_refused() -> None:
     found.check()
     assert found.unknown == (
         "The license of the teacher's weights (big) is unknown; teacher.license=<name> says it.",
-        "The license of the student's starting weights (small), beerware, is not in the policy licenses.yaml, so what it allows is unknown.",
+        (
+            "The license of the student's starting weights (small), beerware, is not in the policy"
+            " licenses.yaml, so what it allows is unknown."
+        ),
         "The license of the data (photos) is unknown; data.license=<name> says it.",
     )
 
 
 def test_notices_that_have_to_be_kept_are_listed() -> None:
-    assert [sentence.split(":")[0] for sentence in run("apache-2.0", "none", "cc0-1.0").notices] == ["The teacher's weights (big)"]
+    assert [
+        sentence.split(":")[0] for sentence in run("apache-2.0", "none", "cc0-1.0").notices
+    ] == ["The teacher's weights (big)"]
 
 
 def test_a_setting_says_what_the_source_does_not_and_never_contradicts_it() -> None:
     assert Licensed("the data", "data.license", None, "CC BY 4.0").license(OURS) == "cc-by-4.0"
     assert Licensed("the data", "data.license", "MIT", "mit").license(OURS) == "mit"
-    with pytest.raises(RequestError, match=r"teacher.license='mit', but the license of the weights is cc-by-nc-4.0"):
+    with pytest.raises(
+        RequestError, match=r"teacher.license='mit', but the license of the weights is cc-by-nc-4.0"
+    ):
         Licensed("the weights", "teacher.license", "cc-by-nc-4.0", "mit").license(OURS)
 
 
 def test_a_license_that_nobody_knows_is_not_accepted() -> None:
-    with pytest.raises(RequestError, match=r"no license 'cc-by-nc-4'. Did you mean 'cc-by-nc-4.0'\?"):
+    with pytest.raises(
+        RequestError, match=r"no license 'cc-by-nc-4'. Did you mean 'cc-by-nc-4.0'\?"
+    ):
         run("mit", accept=["cc-by-nc-4"])
 
 
 def test_a_policy_of_ones_own_is_a_changed_copy(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     text = POLICY.read_text(encoding="utf-8")
-    mine.write_text(text + "  beerware: {commercial: no, derived: yes, notice: no, link: null}\n", encoding="utf-8")
+    mine.write_text(
+        text + "  beerware: {commercial: no, derived: yes, notice: no, link: null}\n",
+        encoding="utf-8",
+    )
     assert run("beerware", policy=Policy(mine)).forbidden
-    for wrong in ("licenses: [mit]", "licenses: {mit: {commercial: maybe}}", "nothing", "licenses: {", "licenses: {mit: {commercial: yes}}"):
+    for wrong in (
+        "licenses: [mit]",
+        "licenses: {mit: {commercial: maybe}}",
+        "nothing",
+        "licenses: {",
+        "licenses: {mit: {commercial: yes}}",
+    ):
         mine.write_text(wrong, encoding="utf-8")
         with pytest.raises(RequestError, match="Start from a copy of"):
             Policy(mine)

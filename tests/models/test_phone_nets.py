@@ -12,8 +12,16 @@ from kd_app.models.cost import count_params
 from kd_app.models.small.mobile import Grouped, Inverted, Split, shuffle
 from kd_app.models.taps import Taps
 
-PUBLISHED = {"vgg8": 3_965_028, "vgg13_small": 9_462_180, "mobilenetv2_half": 812_836, "shufflenet_v1": 949_258, "shufflenet_v2": 1_355_528}
-"""Parameters for 100 classes, as tables of the literature print them in millions: 3.97, 9.46, 0.81, 0.95, 1.36."""
+PUBLISHED = {
+    "vgg8": 3_965_028,
+    "vgg13_small": 9_462_180,
+    "mobilenetv2_half": 812_836,
+    "shufflenet_v1": 949_258,
+    "shufflenet_v2": 1_355_528,
+}
+"""Parameters for 100 classes, as tables of the literature print them in millions: 3.97,
+9.46, 0.81, 0.95, 1.36.
+"""
 MAPS = {
     "vgg8": [(128, 16), (256, 8), (512, 4)],
     "vgg13_small": [(128, 16), (256, 8), (512, 4)],
@@ -34,23 +42,29 @@ def test_parameters_are_the_published_ones_to_the_last(net: Any) -> None:
 
 
 def test_maps_embedding_and_logits_are_tapped(net: Any) -> None:
-    outputs = Taps(net, frozenset({"logits", "embedding", "classifier", "features"}))(torch.randn(2, 3, 32, 32))
+    outputs = Taps(net, frozenset({"logits", "embedding", "classifier", "features"}))(
+        torch.randn(2, 3, 32, 32)
+    )
     assert outputs.embedding is not None
     assert outputs.logits is not None
     assert torch.equal(net.fc(outputs.embedding), outputs.logits)
-    assert [(one.shape[1], one.shape[2]) for one in outputs.features][-len(MAPS[net.default_cfg["architecture"]]) :] == MAPS[
-        net.default_cfg["architecture"]
-    ]
+    assert [(one.shape[1], one.shape[2]) for one in outputs.features][
+        -len(MAPS[net.default_cfg["architecture"]]) :
+    ] == MAPS[net.default_cfg["architecture"]]
 
 
 def test_every_parameter_has_a_gradient(net: Any) -> None:
     net(torch.randn(2, 3, 16, 16)).square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in net.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", ["vgg8", "mobilenetv2_half", "shufflenet_v1", "shufflenet_v2"])
 def test_gray_images_of_8_pixels_and_ten_classes_work(name: str) -> None:
-    assert timm.create_model(name, in_chans=1, num_classes=10).eval()(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    assert timm.create_model(name, in_chans=1, num_classes=10).eval()(
+        torch.randn(2, 1, 8, 8)
+    ).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", ["vgg8", "mobilenetv2_half", "shufflenet_v1"])
@@ -77,7 +91,10 @@ def silent(unit: Any, branch: nn.Sequential) -> Any:
 
 def test_an_inverted_block_adds_its_input_only_where_the_shape_stays() -> None:
     image = torch.randn(2, 8, 4, 4)
-    same, wider, strided = (silent(unit, unit.body) for unit in (Inverted(8, 8, 1), Inverted(8, 12, 1), Inverted(8, 8, 2)))
+    same, wider, strided = (
+        silent(unit, unit.body)
+        for unit in (Inverted(8, 8, 1), Inverted(8, 12, 1), Inverted(8, 8, 2))
+    )
     assert torch.equal(same(image), image)
     assert not wider(image).any()
     assert not strided(image).any()
@@ -85,7 +102,9 @@ def test_an_inverted_block_adds_its_input_only_where_the_shape_stays() -> None:
 
 def test_a_grouped_unit_adds_its_input_and_at_stride_2_lays_the_pooled_input_beside() -> None:
     image = torch.rand(2, 24, 4, 4)
-    same, strided = (silent(unit, unit.conv3) for unit in (Grouped(24, 24, 1), Grouped(24, 48, 2, first=1)))
+    same, strided = (
+        silent(unit, unit.conv3) for unit in (Grouped(24, 24, 1), Grouped(24, 48, 2, first=1))
+    )
     assert torch.equal(same(image), image)
     assert torch.equal(strided(image)[:, 24:], nn.functional.avg_pool2d(image, 3, 2, 1))
     assert not strided(image)[:, :24].any()

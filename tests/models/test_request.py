@@ -50,12 +50,33 @@ def test_where_the_weights_come_from(asked: dict[str, Any], kind: str) -> None:
     [
         ({}, "No student is named. Give student.name="),
         ({"name": "resnet19"}, "There is no student model 'resnet19'. Did you mean 'resnet1"),
-        ({"name": "resnet18.a9_in1k"}, "There is no tag of student model resnet18 'resnet18.a9_in1k'. Did you mean 'resnet18.a"),
-        ({"name": "resnet8", "pretrained": True}, "timm has no weights for 'resnet8'. Use student.pretrained=false"),
-        ({"name": "resnet18", "kwargs": {"blok_size": 2}}, r"student.kwargs=\{'blok_size': 2\} do not fit resnet18: .*blok_size"),
-        ({"name": "resnet18", "kwargs": {"blok_size": 2}, "checkpoint": Path("x.pth")}, r"student.kwargs=.* do not fit resnet18: .*blok_size"),
-        ({"name": "resnet18", "kwargs": {"num_classes": 3}}, "student.kwargs.num_classes=3 is not to be set"),
-        ({"name": "resnet18", "kwargs": {"checkpoint_path": "x.pth"}}, "checkpoint_path='x.pth' is not to be set: student.checkpoint says it"),
+        (
+            {"name": "resnet18.a9_in1k"},
+            (
+                "There is no tag of student model resnet18 'resnet18.a9_in1k'. Did you mean"
+                " 'resnet18.a"
+            ),
+        ),
+        (
+            {"name": "resnet8", "pretrained": True},
+            "timm has no weights for 'resnet8'. Use student.pretrained=false",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"blok_size": 2}},
+            r"student.kwargs=\{'blok_size': 2\} do not fit resnet18: .*blok_size",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"blok_size": 2}, "checkpoint": Path("x.pth")},
+            r"student.kwargs=.* do not fit resnet18: .*blok_size",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"num_classes": 3}},
+            "student.kwargs.num_classes=3 is not to be set",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"checkpoint_path": "x.pth"}},
+            "checkpoint_path='x.pth' is not to be set: student.checkpoint says it",
+        ),
         ({"name": "resnet18", "kwargs": {"pretrained": True}}, "student.pretrained says it"),
         ({"name": "local-dir:nowhere"}, "'nowhere' is no model folder for the student"),
         ({"name": "resnet18", "image_size": 0}, "image_size=0 does not fit"),
@@ -67,10 +88,14 @@ def test_a_wrong_request_is_refused(asked: dict[str, Any], message: str) -> None
         request(**asked)
 
 
-def test_asking_makes_no_weights_and_draws_no_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asking_makes_no_weights_and_draws_no_random_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(
+        "torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("fetched")
+    )
     request(name="vit_huge_patch14_224", kwargs={"img_size": 112})
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -79,7 +104,12 @@ def test_a_folder_brings_its_name_classes_and_license(tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "model", classes=("cat", "dog", "eel"))
     for asked in ({"name": f"local-dir:{folder}"}, {"checkpoint": folder, "name": "resnet18"}):
         origin = request(**asked).origin
-        assert (origin.kind, origin.name, origin.num_classes, origin.label_names) == ("folder", "resnet8", 3, ("cat", "dog", "eel"))
+        assert (origin.kind, origin.name, origin.num_classes, origin.label_names) == (
+            "folder",
+            "resnet8",
+            3,
+            ("cat", "dog", "eel"),
+        )
         assert origin.license == "none"
 
 
@@ -90,7 +120,14 @@ def test_a_run_stands_for_its_student(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"architecture": "resnet8"}', '{"architecture": "resnet8", "num_classes": 3, "pretrained_cfg": 1}']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"architecture": "resnet8"}',
+        '{"architecture": "resnet8", "num_classes": 3, "pretrained_cfg": 1}',
+    ],
 )
 def test_a_folder_with_another_config_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
@@ -102,9 +139,14 @@ def test_a_folder_of_a_module_that_timm_does_not_know_needs_its_factory(tmp_path
     folder = tmp_path / "student"
     save_model(nn.Linear(2, 3), folder, pixels=GRAY, classes=("a", "b", "c"), license="none")
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(RequestError, match=r"is a Linear, which timm does not know.*Name that factory with student._target_"):
+    with pytest.raises(
+        RequestError,
+        match=r"is a Linear, which timm does not know.*Name that factory with student._target_",
+    ):
         request(checkpoint=tmp_path)
-    assert request(checkpoint=tmp_path, factory=nn.Linear).origin.path == folder / "model.safetensors"
+    assert (
+        request(checkpoint=tmp_path, factory=nn.Linear).origin.path == folder / "model.safetensors"
+    )
 
 
 def test_weights_fit_classes_of_the_same_number_and_names(tmp_path: Path) -> None:

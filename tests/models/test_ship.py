@@ -43,7 +43,9 @@ assert not [name for name in sys.modules if name.startswith("kd_app")]
 
 
 def shipped(folder: Path, name: str, pixels: Pixels, **kwargs: Any) -> nn.Module:
-    model: nn.Module = timm.create_model(name, num_classes=10, in_chans=pixels.channels, **kwargs).eval()
+    model: nn.Module = timm.create_model(
+        name, num_classes=10, in_chans=pixels.channels, **kwargs
+    ).eval()
     save_model(model, folder, pixels=pixels, classes=DIGITS, license="cc-by-4.0")
     return model
 
@@ -56,7 +58,9 @@ def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path
         "vit": (shipped(tmp_path / "vit", "vit_tiny_patch16_224", PIXELS, **VIT), PIXELS),
     }
     command = [sys.executable, "-c", LOADER, *(str(tmp_path / name) for name in models)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
     told = json.loads(done.stdout)
     for name, (model, pixels) in models.items():
         found, size = told[str(tmp_path / name)], (pixels.channels, pixels.height, pixels.width)
@@ -64,7 +68,11 @@ def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path
         torch.testing.assert_close(torch.tensor(found["logits"]), model(image))
         assert found["classes"] == list(DIGITS)
         data = found["data"]
-        assert (tuple(data["input_size"]), tuple(data["mean"]), tuple(data["std"])) == (size, pixels.mean, pixels.std)
+        assert (tuple(data["input_size"]), tuple(data["mean"]), tuple(data["std"])) == (
+            size,
+            pixels.mean,
+            pixels.std,
+        )
         assert (data["crop_pct"], data["interpolation"]) == (pixels.crop, pixels.interpolation)
 
 
@@ -74,14 +82,20 @@ def test_it_comes_back_as_what_went_in(tmp_path: Path, name: str) -> None:
     ask = request(checkpoint=tmp_path / "student")
     found = create(ask, expected_pixels(ask, SEEN), 10, seed=0)
     assert found.pixels == GRAY
-    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in found.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, model.state_dict()[key])
+        for key, tensor in found.model.state_dict().items()
+    )
     assert (ask.origin.license, ask.origin.label_names) == ("cc-by-4.0", DIGITS)
 
 
 def test_weights_are_written_in_plain_memory_order_and_alone(tmp_path: Path) -> None:
     model = timm.create_model("test_resnet", num_classes=10).to(memory_format=torch.channels_last)
     save_model(model, tmp_path / "student", pixels=PIXELS, classes=DIGITS, license="none")
-    assert sorted(path.name for path in (tmp_path / "student").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "student").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     stored = load_file(tmp_path / "student" / "model.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 
@@ -90,7 +104,11 @@ def test_a_module_of_ones_own_ships_its_weights_and_says_what_it_is(tmp_path: Pa
     model = Own()
     save_model(model, tmp_path / "student", pixels=GRAY, classes=DIGITS, license="none")
     config = json.loads((tmp_path / "student" / "config.json").read_text())
-    assert (config["architecture"], config["num_classes"], config["label_names"]) == ("Own", 10, list(DIGITS))
+    assert (config["architecture"], config["num_classes"], config["label_names"]) == (
+        "Own",
+        10,
+        list(DIGITS),
+    )
     assert config["pretrained_cfg"]["mean"] == [0.3]
     stored = load_file(tmp_path / "student" / "model.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())

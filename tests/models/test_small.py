@@ -46,13 +46,22 @@ def make(name: str, **kwargs: Any) -> Any:
 
 
 def params_by_hand(name: str, classes: int) -> int:
-    """Parameters from the definition: convolutions, two per norm and channel, the classifier."""
+    """Parameters from the definition: convolutions, two per norm and channel, the
+    classifier.
+    """
     num_blocks, widths = LITERATURE[name]
     wide = name.startswith("wrn")
-    total = 9 * 3 * widths[0] + (2 * widths[-1] if wide else 2 * widths[0]) + widths[-1] * classes + classes
+    total = (
+        9 * 3 * widths[0]
+        + (2 * widths[-1] if wide else 2 * widths[0])
+        + widths[-1] * classes
+        + classes
+    )
     for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         convolutions = 9 * inputs * outputs + (2 * num_blocks - 1) * 9 * outputs**2
-        norms = 2 * (inputs + (2 * num_blocks - 1) * outputs) if wide else 2 * 2 * num_blocks * outputs
+        norms = (
+            2 * (inputs + (2 * num_blocks - 1) * outputs) if wide else 2 * 2 * num_blocks * outputs
+        )
         projects = stage > 0 or inputs != outputs
         total += convolutions + norms + projects * (inputs * outputs + (0 if wide else 2 * outputs))
     return total
@@ -76,7 +85,9 @@ def test_resnet8_for_ten_classes_has_78_thousand_parameters() -> None:
 
 def test_depth_and_widths_can_be_said() -> None:
     assert count_params(make("resnet8", num_blocks=2)) == count_params(make("resnet14"))
-    assert count_params(make("wrn_16_1", widths=[16, 32, 64, 128])) == count_params(make("wrn_16_2"))
+    assert count_params(make("wrn_16_1", widths=[16, 32, 64, 128])) == count_params(
+        make("wrn_16_2")
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
@@ -92,7 +103,8 @@ def test_intermediates_are_the_stages_and_lead_to_the_same_logits(name: str) -> 
     image = torch.randn(2, 3, 32, 32)
     last, maps = net.forward_intermediates(image)
     assert [tuple(one.shape[1:]) for one in maps] == [
-        (info["num_chs"], 32 // info["reduction"], 32 // info["reduction"]) for info in net.feature_info
+        (info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
+        for info in net.feature_info
     ]
     assert torch.equal(net.forward_head(last), net(image))
     assert torch.equal(last, net.forward_features(image))
@@ -106,9 +118,18 @@ def test_indices_stop_early_and_norm_choose_maps(name: str) -> None:
     net = make(name, num_classes=5).eval()
     image = torch.randn(2, 3, 32, 32)
     last, maps = net.forward_intermediates(image)
-    assert all(torch.equal(a, b) for a, b in zip(net.forward_intermediates(image, indices=2, intermediates_only=True), maps[2:], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            net.forward_intermediates(image, indices=2, intermediates_only=True),
+            maps[2:],
+            strict=True,
+        )
+    )
     net.layer3.register_forward_hook(lambda *_: pytest.fail("a stage ran that nobody asked for"))
-    (second,) = net.forward_intermediates(image, indices=[2], stop_early=True, intermediates_only=True)
+    (second,) = net.forward_intermediates(
+        image, indices=[2], stop_early=True, intermediates_only=True
+    )
     assert torch.equal(second, maps[2])
     net.layer3._forward_hooks.clear()
     (normed,) = net.forward_intermediates(image, indices=(-1,), norm=True, intermediates_only=True)
@@ -120,12 +141,21 @@ def test_features_only_gives_three_stages(name: str) -> None:
     net = make(name, features_only=True, in_chans=1)
     maps = net(torch.randn(2, 1, 28, 28))
     assert [one.shape[1] for one in maps] == net.feature_info.channels()
-    assert [one.shape[-1] for one in maps] == [28, 14, 7] == [28 // r for r in net.feature_info.reduction()]
+    assert (
+        [one.shape[-1] for one in maps]
+        == [28, 14, 7]
+        == [28 // r for r in net.feature_info.reduction()]
+    )
 
 
 def test_a_saved_folder_loads_with_its_classes_and_channels(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = make("resnet8", in_chans=1, num_classes=10, pretrained_cfg_overlay={"input_size": (1, 28, 28), "num_classes": 10}).eval()
+    net = make(
+        "resnet8",
+        in_chans=1,
+        num_classes=10,
+        pretrained_cfg_overlay={"input_size": (1, 28, 28), "num_classes": 10},
+    ).eval()
     save_for_hf(net, str(tmp_path), safe_serialization=True)
     again = make(f"local-dir:{tmp_path}", pretrained=True).eval()
     image = torch.randn(2, 1, 28, 28)
@@ -165,8 +195,20 @@ def test_dropout_acts_before_the_classifier_in_training_alone() -> None:
 def test_layer_decay_scales_the_rate_from_the_stem_to_the_head() -> None:
     net = make("resnet14")
     optimizer = create_optimizer_v2(net, "sgd", lr=1.0, layer_decay=0.5)
-    rate = {id(p): group["lr"] * group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    stem, first, last, head = (rate[id(p)] for p in (net.conv1.weight, net.layer1[0].conv1.weight, net.layer3[1].conv1.weight, net.fc.weight))
+    rate = {
+        id(p): group["lr"] * group["lr_scale"]
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    stem, first, last, head = (
+        rate[id(p)]
+        for p in (
+            net.conv1.weight,
+            net.layer1[0].conv1.weight,
+            net.layer3[1].conv1.weight,
+            net.fc.weight,
+        )
+    )
     assert stem < first < last < head == 1.0
 
 
@@ -176,7 +218,10 @@ def test_every_parameter_has_a_gradient_under_autocast_and_channels_last(name: s
     image = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         net(image).float().square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in net.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0
+        for p in net.parameters()
+    )
 
 
 def test_wide_nets_are_pre_activation_and_the_others_post_activation() -> None:
@@ -189,4 +234,8 @@ def test_wide_nets_are_pre_activation_and_the_others_post_activation() -> None:
 
 
 def test_the_names_are_listed_by_timm() -> None:
-    assert set(LITERATURE) == set(timm.list_models(module="residual")) == set(kd_app.models.small.residual.default_cfgs)
+    assert (
+        set(LITERATURE)
+        == set(timm.list_models(module="residual"))
+        == set(kd_app.models.small.residual.default_cfgs)
+    )

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-import kd_app.models.small  # noqa: F401  (registers the small nets)
+import kd_app.models.small
 from kd_app.config import RequestError
 from kd_app.models.survey import choose_stages
 from kd_app.models.taps import Taps
@@ -27,7 +27,11 @@ Make = str | type[nn.Module]
 
 def make(what: Make, **kwargs: Any) -> Any:
     torch.manual_seed(0)
-    return (timm.create_model(what, num_classes=7, **kwargs) if isinstance(what, str) else what(num_classes=7, **kwargs)).eval()
+    return (
+        timm.create_model(what, num_classes=7, **kwargs)
+        if isinstance(what, str)
+        else what(num_classes=7, **kwargs)
+    ).eval()
 
 
 def images(side: int) -> Tensor:
@@ -41,17 +45,42 @@ def images(side: int) -> Tensor:
         ("resnet8", {}, 16, "tokens", "CNN or a pyramid", "features"),
         (
             SwinTransformer,
-            {"img_size": 32, "window_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)},
+            {
+                "img_size": 32,
+                "window_size": 2,
+                "embed_dim": 16,
+                "depths": (1, 1),
+                "num_heads": (1, 2),
+            },
             32,
             "attention",
             "no scaled_dot_product",
             "features",
         ),
-        (MlpMixer, {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2}, 32, "attention", "no scaled_dot_product", "tokens"),
-        (Xcit, {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2}, 32, "attention", "attends to channels", "tokens"),
+        (
+            MlpMixer,
+            {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2},
+            32,
+            "attention",
+            "no scaled_dot_product",
+            "tokens",
+        ),
+        (
+            Xcit,
+            {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 2},
+            32,
+            "attention",
+            "attends to channels",
+            "tokens",
+        ),
         (
             VOLO,
-            {"img_size": 32, "layers": (1, 1, 1, 1), "embed_dims": (32, 32, 32, 32), "num_heads": (2, 2, 2, 2)},
+            {
+                "img_size": 32,
+                "layers": (1, 1, 1, 1),
+                "embed_dims": (32, 32, 32, 32),
+                "num_heads": (2, 2, 2, 2),
+            },
             32,
             "classifier",
             "auxiliary head",
@@ -67,11 +96,15 @@ def test_a_field_that_a_model_lacks_is_refused_with_the_reason_and_what_it_has(
 
 
 class Foreign(nn.Module):
-    """A user's own net: nested, functional in places, with a shared in-place activation and no interface but logits."""
+    """A user's own net: nested, functional in places, with a shared in-place activation
+    and no interface but logits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.ModuleDict({f"conv{n}": nn.Conv2d(3 * 2**n, 6 * 2**n, 3, stride=2, padding=1) for n in range(3)})
+        self.body = nn.ModuleDict(
+            {f"conv{n}": nn.Conv2d(3 * 2**n, 6 * 2**n, 3, stride=2, padding=1) for n in range(3)}
+        )
         self.act = nn.ReLU(inplace=True)
         self.hidden, self.score = nn.Linear(24, 10), nn.Linear(10, 7)
 
@@ -93,18 +126,31 @@ def test_a_module_that_only_gives_logits_shows_embedding_and_maps() -> None:
 
 
 def test_a_torchvision_resnet_shows_the_same_stages_as_timm_s() -> None:
-    net, twin = TorchvisionResNet(TorchvisionBlock, [1, 2, 1, 1], num_classes=7).eval(), make(ResNet, block=BasicBlock, layers=(1, 2, 1, 1))
+    net, twin = (
+        TorchvisionResNet(TorchvisionBlock, [1, 2, 1, 1], num_classes=7).eval(),
+        make(ResNet, block=BasicBlock, layers=(1, 2, 1, 1)),
+    )
     twin.load_state_dict(net.state_dict())
     ours, theirs = Taps(net, EVERY)(images(64)), Taps(twin, EVERY)(images(64))
     assert len(ours.features) == len(ours.pre_activation) == 4
-    for a, b in zip([*ours.features, *ours.pre_activation], [*theirs.features, *theirs.pre_activation], strict=True):
+    for a, b in zip(
+        [*ours.features, *ours.pre_activation],
+        [*theirs.features, *theirs.pre_activation],
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(ours.embedding, theirs.embedding)
 
 
 def test_a_module_without_maps_or_a_classifier_says_so() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7), nn.Softplus())
-    with pytest.raises(RequestError, match=r"embedding: no linear classifier.*features: none of its modules gives a map.*It can give: logits"):
+    with pytest.raises(
+        RequestError,
+        match=(
+            r"embedding: no linear classifier.*features: none of its modules gives a map.*It can"
+            r" give: logits"
+        ),
+    ):
         Taps(net, frozenset({"embedding", "features"}))(images(8))
 
 
@@ -121,7 +167,11 @@ def test_blocks_of_one_stride_are_tapped_at_the_ends_of_equal_parts(depth: int) 
     assert len(chosen) == min(depth, 4)
 
 
-@given(st.lists(st.sampled_from([1, 2, 4, 8, 16, 32]), min_size=2).map(sorted).filter(lambda strides: len(set(strides)) > 1))
+@given(
+    st.lists(st.sampled_from([1, 2, 4, 8, 16, 32]), min_size=2)
+    .map(sorted)
+    .filter(lambda strides: len(set(strides)) > 1)
+)
 def test_of_several_strides_the_last_map_of_the_four_deepest_is_tapped(strides: list[int]) -> None:
     chosen = choose_stages(strides)
     assert [strides[index] for index in chosen] == sorted(set(strides))[-4:]

@@ -13,20 +13,36 @@ from timm.models.xcit import Xcit
 from torch import Tensor, nn
 from torch.nn import functional
 
-import kd_app.models.small  # noqa: F401  (registers the small nets)
+import kd_app.models.small
 from kd_app.config import RequestError
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 
-ALL = frozenset({"logits", "embedding", "classifier", "features", "pre_activation", "tokens", "attention"})
+ALL = frozenset(
+    {"logits", "embedding", "classifier", "features", "pre_activation", "tokens", "attention"}
+)
 EVERY = frozenset({"logits", "embedding", "classifier", "features", "pre_activation"})
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 5}
-SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (1, 1, 2), "num_heads": (1, 2, 4)}
-LEVIT = {"img_size": 64, "embed_dim": (32, 48, 64), "key_dim": 16, "num_heads": (2, 3, 4), "depth": (1, 1, 1)}
+SWIN = {
+    "img_size": 32,
+    "patch_size": 2,
+    "window_size": 4,
+    "embed_dim": 16,
+    "depths": (1, 1, 2),
+    "num_heads": (1, 2, 4),
+}
+LEVIT = {
+    "img_size": 64,
+    "embed_dim": (32, 48, 64),
+    "key_dim": 16,
+    "num_heads": (2, 3, 4),
+    "depth": (1, 1, 1),
+}
 DISTILLED = "deit_tiny_distilled_patch16_224"
 Make = str | type[nn.Module]
 
-# what makes it, its arguments, side of the images, maps (channels, side), width of the embedding, number of maps that an activation made
+# what makes it, its arguments, side of the images, maps (channels, side), width of the embedding,
+# number of maps that an activation made
 NETS: list[tuple[Make, dict[str, Any], int, list[tuple[int, int]], int, int]] = [
     ("resnet8", {}, 28, [(16, 28), (32, 14), (64, 7)], 64, 3),
     ("wrn_16_1", {}, 32, [(16, 32), (32, 16), (64, 8)], 64, 0),
@@ -44,7 +60,14 @@ NETS: list[tuple[Make, dict[str, Any], int, list[tuple[int, int]], int, int]] = 
     ("vit_tiny_patch16_224", VIT, 32, [(48, 4)] * 4, 48, 0),
     (DISTILLED, VIT, 32, [(48, 4)] * 4, 2 * 48, 0),
     ("test_vit_relpos", {"img_size": 32}, 32, [(96, 2)] * 4, 96, 0),
-    (MlpMixer, {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 6}, 32, [(48, 4)] * 4, 48, 0),
+    (
+        MlpMixer,
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 6},
+        32,
+        [(48, 4)] * 4,
+        48,
+        0,
+    ),
     (Xcit, {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 3}, 32, [(48, 2)] * 3, 48, 0),
     (Eva, {**VIT, "use_rot_pos_emb": True, "qkv_fused": False}, 32, [(48, 4)] * 4, 48, 0),
 ]
@@ -62,7 +85,11 @@ TRANSFORMERS: list[tuple[Make, dict[str, Any], int, int, int, int]] = [
 
 def make(what: Make, **kwargs: Any) -> Any:
     torch.manual_seed(0)
-    return (timm.create_model(what, num_classes=7, **kwargs) if isinstance(what, str) else what(num_classes=7, **kwargs)).eval()
+    return (
+        timm.create_model(what, num_classes=7, **kwargs)
+        if isinstance(what, str)
+        else what(num_classes=7, **kwargs)
+    ).eval()
 
 
 def name_of(value: object) -> str | None:
@@ -77,9 +104,16 @@ def hooks_of(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize(("what", "kwargs", "side", "maps", "width", "activated"), NETS, ids=name_of)
+@pytest.mark.parametrize(
+    ("what", "kwargs", "side", "maps", "width", "activated"), NETS, ids=name_of
+)
 def test_any_timm_model_shows_its_fields_in_one_pass_with_their_gradient(
-    what: Make, kwargs: dict[str, Any], side: int, maps: list[tuple[int, int]], width: int, activated: int
+    what: Make,
+    kwargs: dict[str, Any],
+    side: int,
+    maps: list[tuple[int, int]],
+    width: int,
+    activated: int,
 ) -> None:
     net, image = make(what, **kwargs), images(side)
     outputs = Taps(net, EVERY)(image)
@@ -95,12 +129,21 @@ def test_any_timm_model_shows_its_fields_in_one_pass_with_their_gradient(
     tensors = (outputs.logits, outputs.embedding, *outputs.features, *outputs.pre_activation)
     assert all(tensor.requires_grad for tensor in tensors)
     torch.stack([(tensor - 1).square().sum() for tensor in tensors]).sum().backward()
-    first, head = next(p for p in net.parameters() if p.dim() == 4), [p for p in net.parameters() if p.dim() > 1][-1]
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in (first, head))
+    first, head = (
+        next(p for p in net.parameters() if p.dim() == 4),
+        [p for p in net.parameters() if p.dim() > 1][-1],
+    )
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in (first, head)
+    )
 
 
-@pytest.mark.parametrize(("what", "kwargs", "prefix", "patches", "heads", "width"), TRANSFORMERS, ids=name_of)
-def test_a_transformer_shows_tokens_and_attention(what: Make, kwargs: dict[str, Any], prefix: int, patches: int, heads: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("what", "kwargs", "prefix", "patches", "heads", "width"), TRANSFORMERS, ids=name_of
+)
+def test_a_transformer_shows_tokens_and_attention(
+    what: Make, kwargs: dict[str, Any], prefix: int, patches: int, heads: int, width: int
+) -> None:
     net, image = make(what, **kwargs), images(kwargs["img_size"])
     outputs = Taps(net, ALL)(image)
     assert outputs.logits is not None
@@ -111,7 +154,10 @@ def test_a_transformer_shows_tokens_and_attention(what: Make, kwargs: dict[str, 
         assert tokens.prefix.shape == (2, prefix, grid.shape[1])
     (attention,) = outputs.attention
     assert attention.num_prefix == prefix
-    assert all(part.shape == (2, heads, prefix + patches, width) for part in (attention.query, attention.key, attention.value))
+    assert all(
+        part.shape == (2, heads, prefix + patches, width)
+        for part in (attention.query, attention.key, attention.value)
+    )
 
 
 def attended(attention: Any) -> Tensor:
@@ -119,12 +165,25 @@ def attended(attention: Any) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize(("what", "kwargs"), [("vit_tiny_patch16_224", {}), (DISTILLED, {}), (Beit, {}), (Eva, {}), (Eva, {"qkv_fused": False})])
+@pytest.mark.parametrize(
+    ("what", "kwargs"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        (DISTILLED, {}),
+        (Beit, {}),
+        (Eva, {}),
+        (Eva, {"qkv_fused": False}),
+    ],
+)
 @pytest.mark.parametrize("count", [1, 3])
-def test_query_key_and_value_are_those_that_the_last_blocks_attend_with(what: Make, kwargs: dict[str, Any], count: int) -> None:
+def test_query_key_and_value_are_those_that_the_last_blocks_attend_with(
+    what: Make, kwargs: dict[str, Any], count: int
+) -> None:
     net = make(what, **VIT, **kwargs)
     for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.1)  # biases too: BEiT and EVA add them outside the projection
+        nn.init.normal_(
+            parameter, std=0.1
+        )  # biases too: BEiT and EVA add them outside the projection
     mixed: list[Tensor] = []
     for block in net.blocks:
         block.attn.proj.register_forward_pre_hook(lambda _, arguments: mixed.append(arguments[0]))
@@ -137,7 +196,9 @@ def test_query_key_and_value_are_those_that_the_last_blocks_attend_with(what: Ma
 def test_logits_alone_are_the_plain_call(monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = make("resnet8"), images(16)
     monkeypatch.setattr("kd_app.models.taps.Recorder", lambda: pytest.fail("hooks for nothing"))
-    monkeypatch.setattr("kd_app.models.taps.survey", lambda *_: pytest.fail("a measured pass for nothing"))
+    monkeypatch.setattr(
+        "kd_app.models.taps.survey", lambda *_: pytest.fail("a measured pass for nothing")
+    )
     outputs = Taps(net, frozenset({"logits"}))(image)
     assert outputs.logits is not None
     assert torch.equal(outputs.logits, net(image))
@@ -147,7 +208,11 @@ def test_logits_alone_are_the_plain_call(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_only_the_fields_that_are_read_are_filled(name: str) -> None:
     outputs = Taps(make("test_vit", img_size=32), frozenset({name}))(images(32))
-    filled = {field for field, value in vars(outputs).items() if value is not None and (isinstance(value, Tensor) or callable(value) or len(value))}
+    filled = {
+        field
+        for field, value in vars(outputs).items()
+        if value is not None and (isinstance(value, Tensor) or callable(value) or len(value))
+    }
     assert filled == ({name} if name != "pre_activation" else set())
 
 
@@ -227,8 +292,12 @@ def test_taps_own_nothing_and_follow_a_deep_copy_of_their_owner() -> None:
     assert torch.equal(alone(image), kept)
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("resnet8", {}), ("wrn_16_1", {}), ("vit_tiny_patch16_224", VIT)])
-def test_training_under_bfloat16_autocast_in_channels_last_gives_finite_gradients(name: str, kwargs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("resnet8", {}), ("wrn_16_1", {}), ("vit_tiny_patch16_224", VIT)]
+)
+def test_training_under_bfloat16_autocast_in_channels_last_gives_finite_gradients(
+    name: str, kwargs: dict[str, Any]
+) -> None:
     net = make(name, **kwargs).to(memory_format=torch.channels_last).train()
     image = images(32, count=4).to(memory_format=torch.channels_last)
     taps = Taps(net, ALL if kwargs else EVERY)
@@ -237,18 +306,28 @@ def test_training_under_bfloat16_autocast_in_channels_last_gives_finite_gradient
     wide = outputs.at_least_float32()
     assert wide.classifier is not None
     assert wide.embedding is not None
-    parts = [wide.classifier(wide.embedding), *wide.features, *wide.pre_activation, *(part for t in wide.tokens for part in t)]
+    parts = [
+        wide.classifier(wide.embedding),
+        *wide.features,
+        *wide.pre_activation,
+        *(part for t in wide.tokens for part in t),
+    ]
     parts += [part for a in wide.attention for part in (a.query, a.key, a.value)]
     assert all(part.dtype == torch.float32 for part in parts)
     torch.stack([part.square().mean() for part in parts]).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad
+    )
 
 
 def test_a_teacher_under_no_grad_gives_tensors_without_a_graph() -> None:
     with torch.no_grad():
         outputs = Taps(make("resnet8"), EVERY)(images(16))
     assert outputs.embedding is not None
-    assert not any(tensor.requires_grad for tensor in (outputs.embedding, *outputs.features, *outputs.pre_activation))
+    assert not any(
+        tensor.requires_grad
+        for tensor in (outputs.embedding, *outputs.features, *outputs.pre_activation)
+    )
 
 
 def test_an_unknown_field_is_refused_with_the_closest_name() -> None:

@@ -34,8 +34,16 @@ class Seeing(nn.Module):
         return image.flatten(1) * self.weight
 
 
-def pixels(channels: int = 3, side: int = 8, mean: float = 0.5, std: float = 0.5, interpolation: str = "bilinear") -> Pixels:
-    return Pixels(channels, side, side, (mean,) * channels, (std,) * channels, interpolation=interpolation)
+def pixels(
+    channels: int = 3,
+    side: int = 8,
+    mean: float = 0.5,
+    std: float = 0.5,
+    interpolation: str = "bilinear",
+) -> Pixels:
+    return Pixels(
+        channels, side, side, (mean,) * channels, (std,) * channels, interpolation=interpolation
+    )
 
 
 @st.composite
@@ -43,22 +51,43 @@ def any_pixels(draw: st.DrawFn) -> Pixels:
     channels = draw(st.sampled_from((1, 3)))
     mean, std = (tuple(draw(SHARES) for _ in range(channels)) for _ in range(2))
     return Pixels(
-        channels, draw(st.integers(4, 12)), draw(st.integers(4, 12)), mean, std, interpolation=draw(st.sampled_from(("bilinear", "bicubic")))
+        channels,
+        draw(st.integers(4, 12)),
+        draw(st.integers(4, 12)),
+        mean,
+        std,
+        interpolation=draw(st.sampled_from(("bilinear", "bicubic"))),
     )
 
 
 def raw(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0,
+        256,
+        (2, channels, height, width),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def prepared(image: Tensor, wants: Pixels) -> Tensor:
-    """A raw image, made ready for a model without a detour: channels, size, normalization."""
+    """A raw image, made ready for a model without a detour: channels, size,
+    normalization.
+    """
     image = image / 255
     if image.shape[1] != wants.channels:
-        image = (image * LUMA).sum(dim=1, keepdim=True) if wants.channels == 1 else image.expand(-1, 3, -1, -1)
+        image = (
+            (image * LUMA).sum(dim=1, keepdim=True)
+            if wants.channels == 1
+            else image.expand(-1, 3, -1, -1)
+        )
     if image.shape[-2:] != (wants.height, wants.width):
         image = F.interpolate(
-            image, (wants.height, wants.width), mode=wants.interpolation, align_corners=False, antialias=image.shape[-2] > wants.height
+            image,
+            (wants.height, wants.width),
+            mode=wants.interpolation,
+            align_corners=False,
+            antialias=image.shape[-2] > wants.height,
         )
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (wants.mean, wants.std))
     return (image - mean) / std
@@ -66,11 +95,15 @@ def prepared(image: Tensor, wants: Pixels) -> Tensor:
 
 @settings(deadline=None)
 @given(any_pixels(), any_pixels(), st.integers(0, 10))
-def test_it_sees_the_image_as_if_it_had_been_prepared_for_it(sees: Pixels, wants: Pixels, seed: int) -> None:
+def test_it_sees_the_image_as_if_it_had_been_prepared_for_it(
+    sees: Pixels, wants: Pixels, seed: int
+) -> None:
     image = raw(sees.channels, sees.height, sees.width, seed)
     teacher = FrozenTeacher(Seeing(), reads=LOGITS, pixels=wants, sees=sees)
     found = teacher(normalize(image, sees, torch.contiguous_format)).logits
-    torch.testing.assert_close(found, prepared(image, wants).flatten(1), rtol=1e-4, atol=1e-4 / min(wants.std))
+    torch.testing.assert_close(
+        found, prepared(image, wants).flatten(1), rtol=1e-4, atol=1e-4 / min(wants.std)
+    )
 
 
 def test_an_image_that_fits_already_is_not_touched() -> None:
@@ -90,12 +123,16 @@ class Training(nn.Module):
 
 
 def resnet(**kwargs: Any) -> nn.Module:
-    model: nn.Module = timm.create_model("test_resnet", num_classes=5, drop_rate=0.5, drop_path_rate=0.5, **kwargs)
+    model: nn.Module = timm.create_model(
+        "test_resnet", num_classes=5, drop_rate=0.5, drop_path_rate=0.5, **kwargs
+    )
     return model.train()
 
 
 def frozen(model: nn.Module | None = None, reads: frozenset[str] = LOGITS) -> FrozenTeacher:
-    return FrozenTeacher(model or resnet(), reads=reads, pixels=pixels(side=32), sees=pixels(side=32))
+    return FrozenTeacher(
+        model or resnet(), reads=reads, pixels=pixels(side=32), sees=pixels(side=32)
+    )
 
 
 def test_nothing_of_it_is_a_parameter_or_a_state_of_who_holds_it() -> None:
@@ -107,7 +144,9 @@ def test_nothing_of_it_is_a_parameter_or_a_state_of_who_holds_it() -> None:
 
 
 def test_it_is_in_eval_mode_whatever_mode_is_set() -> None:
-    """Faults 2 and 5 of other toolkits: ``.train()`` on the whole flips the teacher, whose dropout and drop-path are then on."""
+    """Faults 2 and 5 of other toolkits: ``.train()`` on the whole flips the teacher,
+    whose dropout and drop-path are then on.
+    """
     training = Training(frozen()).train()
     image = torch.randn(4, 3, 32, 32)
     first = training.teacher(image).logits
@@ -127,10 +166,16 @@ def test_its_batch_norm_statistics_do_not_move() -> None:
 
 @pytest.mark.parametrize("reads", [LOGITS, frozenset({"logits", "features", "embedding"})])
 def test_its_pass_builds_no_graph_and_its_answers_serve_in_one(reads: frozenset[str]) -> None:
-    """Fault 7 of other toolkits: the teacher's forward builds a graph. Inference tensors, the other extreme, can't be saved for backward."""
+    """Fault 7 of other toolkits: the teacher's forward builds a graph. Inference
+    tensors, the other extreme, can't be saved for backward.
+    """
     teacher = frozen(reads=reads)
     outputs: Outputs = teacher(torch.randn(2, 3, 32, 32, requires_grad=True))
-    tensors = [outputs.logits, *outputs.features, *([outputs.embedding] if outputs.embedding is not None else [])]
+    tensors = [
+        outputs.logits,
+        *outputs.features,
+        *([outputs.embedding] if outputs.embedding is not None else []),
+    ]
     assert len(tensors) == (1 if reads == LOGITS else 6)
     for tensor in tensors:
         assert tensor is not None
@@ -148,21 +193,33 @@ def test_copies_and_averages_share_it_and_leave_it_alone() -> None:
     assert copy.teacher is training.teacher
     assert average.module.teacher is training.teacher
     assert copy.student.weight is not training.student.weight
-    assert all(torch.equal(tensor, before[name]) for name, tensor in training.teacher.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in training.teacher.model.state_dict().items()
+    )
 
 
 def test_conversions_of_the_student_to_sync_batch_norm_do_not_reach_it() -> None:
     training = Training(frozen())
     nn.SyncBatchNorm.convert_sync_batchnorm(training)
-    assert not any(isinstance(module, nn.SyncBatchNorm) for module in training.teacher.model.modules())
+    assert not any(
+        isinstance(module, nn.SyncBatchNorm) for module in training.teacher.model.modules()
+    )
 
 
 def test_it_follows_to_another_type_and_device() -> None:
     training = Training(frozen()).to(torch.float64)
-    assert training.teacher(torch.randn(2, 3, 32, 32, dtype=torch.float64)).logits.dtype == torch.float64
+    assert (
+        training.teacher(torch.randn(2, 3, 32, 32, dtype=torch.float64)).logits.dtype
+        == torch.float64
+    )
     training.to("meta")
-    assert {tensor.device.type for tensor in training.teacher.model.state_dict().values()} == {"meta"}
-    assert training.teacher(torch.empty(2, 3, 32, 32, device="meta", dtype=torch.float64)).logits.shape == (2, 5)
+    assert {tensor.device.type for tensor in training.teacher.model.state_dict().values()} == {
+        "meta"
+    }
+    assert training.teacher(
+        torch.empty(2, 3, 32, 32, device="meta", dtype=torch.float64)
+    ).logits.shape == (2, 5)
 
 
 def test_no_gradient_reaches_its_weights() -> None:
@@ -171,9 +228,23 @@ def test_no_gradient_reaches_its_weights() -> None:
 
 
 def test_it_reads_as_many_of_its_last_blocks_as_asked() -> None:
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=5)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        num_classes=5,
+    )
     for blocks in (1, 3):
-        teacher = FrozenTeacher(vit, reads=frozenset({"attention"}), pixels=pixels(side=32), sees=pixels(side=32), attention_blocks=blocks)
+        teacher = FrozenTeacher(
+            vit,
+            reads=frozenset({"attention"}),
+            pixels=pixels(side=32),
+            sees=pixels(side=32),
+            attention_blocks=blocks,
+        )
         assert len(teacher(torch.randn(2, 3, 32, 32)).attention) == blocks
 
 

@@ -27,7 +27,9 @@ def put(path: Path, content: Any) -> Path:
 
 
 def equal(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
 
 
 def prefixed(prefix: str, state: State) -> State:
@@ -40,14 +42,35 @@ def prefixed(prefix: str, state: State) -> State:
         lambda state: state,
         lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"model": state, "optimizer": {"lr": 0.1}},
-        lambda state: {"state_dict": {name: tensor + 1 for name, tensor in state.items()}, "state_dict_ema": state},
+        lambda state: {
+            "state_dict": {name: tensor + 1 for name, tensor in state.items()},
+            "state_dict_ema": state,
+        },
         lambda state: prefixed("module.", state),
         lambda state: prefixed("_orig_mod.", state),
-        lambda state: {"state_dict": prefixed("model.", state), "pytorch-lightning_version": "2.6.6"},
-        lambda state: {"state_dict": {**prefixed("student.", state), "terms.terms.hint.adapter.conv.weight": torch.ones(1)}},
+        lambda state: {
+            "state_dict": prefixed("model.", state),
+            "pytorch-lightning_version": "2.6.6",
+        },
+        lambda state: {
+            "state_dict": {
+                **prefixed("student.", state),
+                "terms.terms.hint.adapter.conv.weight": torch.ones(1),
+            }
+        },
         lambda state: {"state_dict": prefixed("student._orig_mod.", state)},
     ],
-    ids=["plain", "state_dict", "timm", "averaged first", "DataParallel", "compiled", "Lightning", "our checkpoint", "our compiled checkpoint"],
+    ids=[
+        "plain",
+        "state_dict",
+        "timm",
+        "averaged first",
+        "DataParallel",
+        "compiled",
+        "Lightning",
+        "our checkpoint",
+        "our compiled checkpoint",
+    ],
 )
 def test_the_usual_wrappers_and_prefixes_are_taken_off(tmp_path: Path, wrap: Any) -> None:
     state = net().state_dict()
@@ -75,7 +98,9 @@ def test_pickled_code_does_not_run(tmp_path: Path) -> None:
     file = put(tmp_path / "file.pth", {"state_dict": net().state_dict(), "hyper": Payload(mark)})
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Payload(mark)))
     for path in (file, tmp_path / "plain.pkl"):
-        with pytest.raises(RequestError, match="a pickle that would run code, which is never done") as told:
+        with pytest.raises(
+            RequestError, match="a pickle that would run code, which is never done"
+        ) as told:
             read_state(path)
         assert "weights_only" not in str(told.value)  # torch's advice to run it all the same
     assert not mark.exists()
@@ -85,7 +110,11 @@ def test_pickled_code_does_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     path = tmp_path / name
-    save_file(net().state_dict(), path) if name.endswith("safetensors") else put(path, net().state_dict())
+    (
+        save_file(net().state_dict(), path)
+        if name.endswith("safetensors")
+        else put(path, net().state_dict())
+    )
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(RequestError, match=rf"{name}' can't be read as weights.*truncated"):
@@ -109,13 +138,22 @@ def test_all_entries_are_put_in_and_told_of() -> None:
     model, state = net(), {name: tensor + 1 for name, tensor in net().state_dict().items()}
     report = load(model, state, "2")
     assert equal(model.state_dict(), state)
-    assert (report.source, report.sha256, report.matched, report.missing, report.unexpected) == ("file x", "abc", len(state), (), ())
+    assert (report.source, report.sha256, report.matched, report.missing, report.unexpected) == (
+        "file x",
+        "abc",
+        len(state),
+        (),
+        (),
+    )
     assert not report.new_head
 
 
 def test_another_number_of_classes_gives_a_new_head_that_is_told_of() -> None:
     """Fault 1 of other toolkits: a random head, with one log line."""
-    model, state = net(classes=5), {name: tensor + 1 for name, tensor in net(classes=3).state_dict().items()}
+    model, state = (
+        net(classes=5),
+        {name: tensor + 1 for name, tensor in net(classes=3).state_dict().items()},
+    )
     head = model.state_dict()["2.weight"].clone()
     report = load(model, state, "2")
     assert report.new_head
@@ -137,15 +175,26 @@ def test_a_new_head_is_new_as_a_whole() -> None:
     [
         (lambda state: state.pop("0.weight"), r"of its 9 entries 1 missing \(0.weight\)"),
         (lambda state: state.update(extra=torch.ones(1)), r"1 unexpected \(extra\)"),
-        (lambda state: state.update({"0.weight": torch.ones(7, 2)}), r"1 of another shape \(0.weight\)"),
-        (lambda state: [state.pop(name) for name in list(state)[:5]], r"5 missing \(0.weight, 0.bias, 1.weight ...\)"),
+        (
+            lambda state: state.update({"0.weight": torch.ones(7, 2)}),
+            r"1 of another shape \(0.weight\)",
+        ),
+        (
+            lambda state: [state.pop(name) for name in list(state)[:5]],
+            r"5 missing \(0.weight, 0.bias, 1.weight ...\)",
+        ),
         (lambda state: state.pop("2.bias"), r"1 missing \(2.bias\)"),
     ],
 )
-def test_weights_of_another_model_are_refused_by_name_and_nothing_is_loaded(change: Any, message: str) -> None:
+def test_weights_of_another_model_are_refused_by_name_and_nothing_is_loaded(
+    change: Any, message: str
+) -> None:
     model, state = net(), {name: tensor + 1 for name, tensor in net().state_dict().items()}
     change(state)
-    with pytest.raises(RequestError, match=f"The weights from file x are not of this model: .*{message}.*Nothing was loaded"):
+    with pytest.raises(
+        RequestError,
+        match=f"The weights from file x are not of this model: .*{message}.*Nothing was loaded",
+    ):
         load(model, state, "2")
     assert equal(model.state_dict(), net().state_dict())
 

@@ -8,13 +8,48 @@ from typing import Any
 DEVICE = "A Processor, x86_64"
 
 
-def entry(top1: float, cost: float, p95: float, *, outcome: str | None = "kept", test: float | None = None, **changes: Any) -> dict[str, Any]:
-    """What a manifest says of one file; its test accuracy is one point below that of validation where none is given."""
+def entry(
+    top1: float,
+    cost: float,
+    p95: float,
+    *,
+    outcome: str | None = "kept",
+    test: float | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """What a manifest says of one file; its test accuracy is one point below that of
+    validation where none is given.
+    """
 
     def figures(value: float, split: str) -> dict[str, Any]:
-        judged = {"metric": "top1", "margin": 0.01, "confidence": 0.95, "difference": 0.0, "low": -0.005, "high": 0.005}
-        verdict = {"outcome": outcome, **judged, "num_images": 300, "n_needed": None, "mcnemar_p": 0.5, "split": split} if outcome else None
-        return {"top1": value, "top1_low": value - 0.02, "top1_high": value + 0.02, "negative_flips": 0.0123, "top5": 1.0, "verdict": verdict}
+        judged = {
+            "metric": "top1",
+            "margin": 0.01,
+            "confidence": 0.95,
+            "difference": 0.0,
+            "low": -0.005,
+            "high": 0.005,
+        }
+        verdict = (
+            {
+                "outcome": outcome,
+                **judged,
+                "num_images": 300,
+                "n_needed": None,
+                "mcnemar_p": 0.5,
+                "split": split,
+            }
+            if outcome
+            else None
+        )
+        return {
+            "top1": value,
+            "top1_low": value - 0.02,
+            "top1_high": value + 0.02,
+            "negative_flips": 0.0123,
+            "top5": 1.0,
+            "verdict": verdict,
+        }
 
     return {
         "format": "onnx",
@@ -37,8 +72,16 @@ def entry(top1: float, cost: float, p95: float, *, outcome: str | None = "kept",
     }
 
 
-def exported(run: Path, files: Mapping[str, Mapping[str, Any]], *, ship: str | None = None, **torch: Mapping[str, Any]) -> None:
-    """Write the manifest of the run in the folder `run`; `torch`: the models of it in torch, by role."""
+def exported(
+    run: Path,
+    files: Mapping[str, Mapping[str, Any]],
+    *,
+    ship: str | None = None,
+    **torch: Mapping[str, Any],
+) -> None:
+    """Write the manifest of the run in the folder `run`; `torch`: the models of it in
+    torch, by role.
+    """
     told = {
         "schema_version": 1,
         "kd_app": "0.1.0",

@@ -11,7 +11,9 @@ from kd_app.reporting.results import Results
 THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
 
 
-def logits_and_target(skill: dict[str, float], n: int = 300) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def logits_and_target(
+    skill: dict[str, float], n: int = 300
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     rng = np.random.default_rng(0)
     target = rng.integers(10, size=n)
     hard, found = rng.standard_normal((n, 10)), {}
@@ -52,10 +54,20 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
         "seed": 3,
         "config": {"seed": 3, "loss": {"soft_target": {"temperature": 4.0}}, "tags": []},
         "environment": {"torch": "2.14.1", "threads": 2},
-        "data": {"classes": [f"c{k}" for k in range(10)], "sizes": {"train": 1000, "validation": 300, "test": 300}, "fingerprint": "f00d"},
+        "data": {
+            "classes": [f"c{k}" for k in range(10)],
+            "sizes": {"train": 1000, "validation": 300, "test": 300},
+            "fingerprint": "f00d",
+        },
         "models": {role: known[role] for role in skill if role in known},
-        "speed": {"teacher": {"images_per_second": 41.6}, "student": {"images_per_second": 1234.4}, "training_images_per_second": 820.0},
-        "stages": [{"name": "student", "path": "runs/.stages/student-12", "seconds": 61.5, "made": "made"}],
+        "speed": {
+            "teacher": {"images_per_second": 41.6},
+            "student": {"images_per_second": 1234.4},
+            "training_images_per_second": 820.0,
+        },
+        "stages": [
+            {"name": "student", "path": "runs/.stages/student-12", "seconds": 61.5, "made": "made"}
+        ],
         **dict.fromkeys(splits, measured),
     }
     if "teacher" in skill:

@@ -37,10 +37,16 @@ def full(**changes: Any) -> Results:
     return results
 
 
-def test_the_hub_finds_license_library_task_and_the_test_figures_in_the_metadata(tmp_path: Path) -> None:
+def test_the_hub_finds_license_library_task_and_the_test_figures_in_the_metadata(
+    tmp_path: Path,
+) -> None:
     results = full()
     data = card_of(tmp_path, results).data
-    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "timm", "image-classification")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "timm",
+        "image-classification",
+    )
     assert data.tags == ["image-classification", "timm", "knowledge-distillation", "kd_app"]
     assert data.eval_results is not None
     assert results.test is not None
@@ -50,7 +56,9 @@ def test_the_hub_finds_license_library_task_and_the_test_figures_in_the_metadata
         "nll": pytest.approx(results.test.student.nll, abs=1e-6),
         "ece": pytest.approx(results.test.student.ece, abs=1e-6),
     }
-    assert {(each.dataset_name, each.dataset_split) for each in data.eval_results} == {("digits", "test")}
+    assert {(each.dataset_name, each.dataset_split) for each in data.eval_results} == {
+        ("digits", "test")
+    }
     assert data.model_name == "mobilenetv3_small_100.lamb_in1k for digits"
 
 
@@ -65,7 +73,9 @@ def test_the_hub_finds_license_library_task_and_the_test_figures_in_the_metadata
         ("dinov3-license", ("other", "dinov3-license")),
     ],
 )
-def test_a_license_that_the_hub_does_not_know_is_named_as_another(license: str, expected: tuple[str, str | None], tmp_path: Path) -> None:
+def test_a_license_that_the_hub_does_not_know_is_named_as_another(
+    license: str, expected: tuple[str, str | None], tmp_path: Path
+) -> None:
     results = full()
     results.license = Licenses(student_start="none", data="unknown", ships=license)
     data = card_of(tmp_path, results).data
@@ -73,7 +83,9 @@ def test_a_license_that_the_hub_does_not_know_is_named_as_another(license: str, 
     assert (data.license_link is None) == (license != "dinov3-license")
 
 
-def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(tmp_path: Path) -> None:
+def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(
+    tmp_path: Path,
+) -> None:
     results = full()
     text = card_of(tmp_path, results).text
     assert results.test is not None
@@ -81,7 +93,10 @@ def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(t
     for role in ("teacher", "labels_only", "student"):
         figures = results.test.by_model[role]
         assert figures.top1 is not None
-        assert f"{100 * figures.top1:.2f} % ({100 * (figures.top1_low or 0):.2f} to {100 * (figures.top1_high or 0):.2f})" in text
+        assert (
+            f"{100 * figures.top1:.2f} % ({100 * (figures.top1_low or 0):.2f} to"
+            f" {100 * (figures.top1_high or 0):.2f})" in text
+        )
     assert verdict_sentence(results.verdict) in text
     assert all(f"- {sentence}" in text for sentence in worth(results))
     assert worth(results)
@@ -93,7 +108,14 @@ def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(t
         "torch 2.14.1",
     ):
         assert said in text
-    for heading in ("How to use it", "Results", "Meant for", "Not good for", "How it was made", "Licenses"):
+    for heading in (
+        "How to use it",
+        "Results",
+        "Meant for",
+        "Not good for",
+        "How it was made",
+        "Licenses",
+    ):
         assert f"\n## {heading}\n" in text
 
 
@@ -104,12 +126,19 @@ def test_what_it_is_not_good_for_comes_from_the_figures(tmp_path: Path) -> None:
     accuracy = {"teacher": [0.9] * 10, "student": [0.9, 0.5, 0.89, *[0.95] * 7]}
     content["test"]["per_class"] = {"support": [30] * 10, "accuracy": accuracy, "f1": accuracy}
     damaged = {"corruption": "fog", "num_images": 300, "accuracy": {"student": 0.4}}
-    content["test"]["robustness"] = [{**damaged, "severity": 2}, {**damaged, "severity": 5, "accuracy": {"student": 0.21}}]
+    content["test"]["robustness"] = [
+        {**damaged, "severity": 2},
+        {**damaged, "severity": 5, "accuracy": {"student": 0.21}},
+    ]
     content["test"]["groups"] = {
-        name: {"num_images": 150, "accuracy": {"student": {"value": right}}} for name, right in (("day", 0.9), ("night", 0.3))
+        name: {"num_images": 150, "accuracy": {"student": {"value": right}}}
+        for name, right in (("day", 0.9), ("night", 0.3))
     }
     said = card_of(tmp_path, Results.model_validate(content)).text.partition("## Not good for")[2]
-    assert "lost most against its teacher: `c1` (-40.00 points, 30 images), `c2` (-1.00 points, 30 images)." in said
+    assert (
+        "lost most against its teacher: `c1` (-40.00 points, 30 images), `c2` (-1.00 points, 30"
+        " images)." in said
+    )
     assert "finds hardest: `c1` (50.00 % right, 30 images)" in said
     assert "21.00 % right under fog of severity 5" in said
     assert "group `night`: 30.00 % right, of 150" in said
@@ -118,7 +147,10 @@ def test_what_it_is_not_good_for_comes_from_the_figures(tmp_path: Path) -> None:
 
 def test_a_run_on_a_part_of_the_images_ships_with_a_warning(tmp_path: Path) -> None:
     warned = card_of(tmp_path, full(config=composed("distill", ["debug=fdr"]))).text
-    assert "looked at a part of the images only (`limit_train_batches`, `limit_val_batches`, `limit_test_batches`)" in warned
+    assert (
+        "looked at a part of the images only (`limit_train_batches`, `limit_val_batches`,"
+        " `limit_test_batches`)" in warned
+    )
     assert "a part of the images" not in card_of(tmp_path, full()).text
 
 
@@ -135,10 +167,19 @@ def test_names_that_somebody_gave_stay_text(tmp_path: Path) -> None:
     assert not any("<script>" in line.replace("`<script>alert(1)</script>`", "") for line in lines)
 
 
-def test_no_path_or_secret_of_the_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_path_or_secret_of_the_machine_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hidden-away-0123")
     results = full(
-        config=composed("distill", ["teacher.checkpoint=/home/me/secret/net", "optimizer.kwargs.note=hidden-away-0123", "tags=[/home/me]"])
+        config=composed(
+            "distill",
+            [
+                "teacher.checkpoint=/home/me/secret/net",
+                "optimizer.kwargs.note=hidden-away-0123",
+                "tags=[/home/me]",
+            ],
+        )
     )
     results.models["teacher"].source = "trained here from folder /home/me/secret/net"
     write_card(tmp_path, results)
@@ -159,7 +200,9 @@ def test_on_labels_alone_and_before_the_test_is_read_the_card_says_so(tmp_path: 
 
 
 def test_a_module_of_ones_own_is_loaded_by_its_factory(tmp_path: Path) -> None:
-    config = composed("distill", ["student._target_=mine.nets.Net", "student.kwargs.width=8", "allow=[mine]"])
+    config = composed(
+        "distill", ["student._target_=mine.nets.Net", "student.kwargs.width=8", "allow=[mine]"]
+    )
     results = full(config=config)
     results.models["student"].name = "mine.nets:Net"
     card = card_of(tmp_path, results)

@@ -56,7 +56,9 @@ def test_a_figure_that_nobody_declared_is_refused() -> None:
         Results.model_validate(content)
 
 
-def test_a_control_beside_labels_only_has_the_figures_of_a_model_and_nothing_else_may_stand_there(tmp_path: Path) -> None:
+def test_a_control_beside_labels_only_has_the_figures_of_a_model_and_nothing_else_may_stand_there(
+    tmp_path: Path,
+) -> None:
     content = made().model_dump()
     content["test"]["smoothed"] = content["test"]["labels_only"]
     content["test"]["gains"] = {"smoothed": {"value": 0.01, "low": -0.01, "high": 0.03}}
@@ -74,7 +76,12 @@ def test_the_json_schema_names_every_key_and_fits_what_is_written() -> None:
     schema = json_schema()
     assert set(schema["properties"]) == set(made().model_dump())
     assert schema["properties"]["schema_version"]["const"] == 1
-    assert set(schema["$defs"]["ModelFigures"]["required"]) >= {"top1", "top1_low", "top1_high", "ece"}
+    assert set(schema["$defs"]["ModelFigures"]["required"]) >= {
+        "top1",
+        "top1_low",
+        "top1_high",
+        "ece",
+    }
     json.dumps(schema, allow_nan=False)
 
 
@@ -86,10 +93,15 @@ def test_the_json_schema_names_every_key_and_fits_what_is_written() -> None:
         ("\x00\x00", "cut off or no JSON"),
         ('{"schema_version": 7}', "schema_version 7, and this kd_app reads version 1"),
         ("[]", "schema_version None"),
-        ('{"schema_version": 1, "status": "done", "seed": 0, "config": {}, "environment": {}}', "status: Input should be 'running'"),
+        (
+            '{"schema_version": 1, "status": "done", "seed": 0, "config": {}, "environment": {}}',
+            "status: Input should be 'running'",
+        ),
     ],
 )
-def test_a_corrupt_file_or_one_of_another_version_is_refused_in_one_paragraph(tmp_path: Path, text: str, said: str) -> None:
+def test_a_corrupt_file_or_one_of_another_version_is_refused_in_one_paragraph(
+    tmp_path: Path, text: str, said: str
+) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(RequestError, match=said) as raised:
         read(tmp_path / "results.json")

@@ -55,7 +55,10 @@ def test_each_line_is_whole_words_in_plain_characters_without_escape_codes() -> 
 def test_an_undefined_figure_is_explained_in_a_sentence() -> None:
     shown = words(summary(made({"teacher": 1.0, "labels_only": 1.0, "student": 1.5})))
     assert "gap closed undefined" in shown
-    assert "Gap closed is undefined because the teacher is not measurably better than the labels-only student" in shown
+    assert (
+        "Gap closed is undefined because the teacher is not measurably better than the labels-only"
+        " student" in shown
+    )
     assert "undefined" not in words(summary(made()))
     hopeless = words(summary(made({"teacher": -50.0, "student": 1.5})))
     assert "Retention is undefined because the teacher is not measurably right" in hopeless
@@ -64,22 +67,51 @@ def test_an_undefined_figure_is_explained_in_a_sentence() -> None:
 def test_a_further_control_is_a_line_and_what_the_average_hides_a_sentence() -> None:
     content = made({**THREE, "smoothed": 1.5}).model_dump()
     content["test"]["groups"] = {
-        "north": {"num_images": 200, "accuracy": {"teacher": {"value": 0.8}, "student": {"value": 0.75}}},
-        "south": {"num_images": 1, "accuracy": {"teacher": {"value": 1.0}, "student": {"value": 0.0}}},
+        "north": {
+            "num_images": 200,
+            "accuracy": {"teacher": {"value": 0.8}, "student": {"value": 0.75}},
+        },
+        "south": {
+            "num_images": 1,
+            "accuracy": {"teacher": {"value": 1.0}, "student": {"value": 0.0}},
+        },
     }
     content["test"]["robustness"] = [
-        {"corruption": kind, "severity": 3, "num_images": 300, "accuracy": {"teacher": 0.6, "student": right}}
+        {
+            "corruption": kind,
+            "severity": 3,
+            "num_images": 300,
+            "accuracy": {"teacher": 0.6, "student": right},
+        }
         for kind, right in (("jpeg", 0.5), ("contrast", 0.3))
     ]
     shown = words(summary(Results.model_validate(content)))
     assert "gain, smoothed" in shown
     assert "points above this control" in shown
     losses = {
-        k: t - s for k, (t, s) in enumerate(zip(*(content["test"]["per_class"]["accuracy"][role] for role in ("teacher", "student")), strict=True))
+        k: t - s
+        for k, (t, s) in enumerate(
+            zip(
+                *(
+                    content["test"]["per_class"]["accuracy"][role]
+                    for role in ("teacher", "student")
+                ),
+                strict=True,
+            )
+        )
     }
-    assert f"Of the classes, 'c{max(losses, key=losses.__getitem__)}' loses most: the student has" in shown
-    assert "Of the groups, 'south' loses most: the student has 0.00 % right, the teacher 100.00 % (1 image)." in shown
-    assert "On corrupted images (2 kinds) the student has on average 40.00 % right, the teacher 60.00 %." in shown
+    assert (
+        f"Of the classes, 'c{max(losses, key=losses.__getitem__)}' loses most: the student has"
+        in shown
+    )
+    assert (
+        "Of the groups, 'south' loses most: the student has 0.00 % right, the teacher 100.00 % (1"
+        " image)." in shown
+    )
+    assert (
+        "On corrupted images (2 kinds) the student has on average 40.00 % right, the teacher"
+        " 60.00 %." in shown
+    )
 
 
 def test_nothing_is_said_to_be_lost_where_nothing_is() -> None:
@@ -89,8 +121,9 @@ def test_nothing_is_said_to_be_lost_where_nothing_is() -> None:
 
 
 def test_the_verdict_is_a_sentence_with_its_margin_and_what_it_rests_on() -> None:
-    assert "Verdict: lost. The student's top-1 accuracy is more than 1 point below the teacher's: the difference is -26.00 points" in words(
-        summary(made())
+    assert (
+        "Verdict: lost. The student's top-1 accuracy is more than 1 point below the teacher's: the"
+        " difference is -26.00 points" in words(summary(made()))
     )
     close = words(summary(made({"teacher": 2.0, "labels_only": 1.0, "student": 2.0})))
     assert "Verdict: not shown." in close
@@ -107,18 +140,31 @@ def test_without_a_teacher_or_a_control_their_columns_and_lines_are_not_there() 
 
 
 def test_a_run_without_figures_says_why() -> None:
-    failed = made().model_copy(update={"test": None, "validation": None, "status": "failed", "reason": "The disk is full."})
-    assert words(summary(failed)) == "Nothing is measured yet: the run's status is 'failed'. The disk is full."
+    failed = made().model_copy(
+        update={"test": None, "validation": None, "status": "failed", "reason": "The disk is full."}
+    )
+    assert (
+        words(summary(failed))
+        == "Nothing is measured yet: the run's status is 'failed'. The disk is full."
+    )
 
 
 def test_notes_of_the_run_are_shown() -> None:
-    assert "Note: 2 images were left out." in words(summary(made(notes=["2 images were left out."])))
+    assert "Note: 2 images were left out." in words(
+        summary(made(notes=["2 images were left out."]))
+    )
 
 
 def trials() -> list[Trial]:
     return [
-        Trial(0, ("loss.soft_target.temperature=1", "loss=[cross_entropy,soft_target]"), made({"teacher": 3.0, "student": 1.0}, test=False)),
-        Trial(1, ("loss.soft_target.temperature=4", "loss=[cross_entropy,soft_target]"), made(THREE)),
+        Trial(
+            0,
+            ("loss.soft_target.temperature=1", "loss=[cross_entropy,soft_target]"),
+            made({"teacher": 3.0, "student": 1.0}, test=False),
+        ),
+        Trial(
+            1, ("loss.soft_target.temperature=4", "loss=[cross_entropy,soft_target]"), made(THREE)
+        ),
         Trial(2, ("seed=1",), None),
     ]
 
@@ -126,12 +172,21 @@ def trials() -> list[Trial]:
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_sweep_is_listed_best_first_with_the_winner_marked_and_tested(width: int) -> None:
     shown = words(sweep(trials(), winner=1), width)
-    assert shown.index("* 1 loss.soft_target.temperature=4") < shown.index("0 loss.soft_target.temperature=1") < shown.index("2 seed=1 unreadable")
-    assert "* Trial 1 won on validation. Its test top-1 is 51.33 % (interval 45.70 to 56.94, 300 images)" in shown
+    assert (
+        shown.index("* 1 loss.soft_target.temperature=4")
+        < shown.index("0 loss.soft_target.temperature=1")
+        < shown.index("2 seed=1 unreadable")
+    )
+    assert (
+        "* Trial 1 won on validation. Its test top-1 is 51.33 % (interval 45.70 to 56.94, 300"
+        " images)" in shown
+    )
 
 
 def test_a_sweep_whose_test_set_was_not_read_or_that_nobody_won_says_so() -> None:
-    assert "* Trial 0 won on validation; the test set was not read." in words(sweep(trials(), winner=0))
+    assert "* Trial 0 won on validation; the test set was not read." in words(
+        sweep(trials(), winner=0)
+    )
     assert "No trial won" in words(sweep(trials()[2:], winner=None))
 
 
@@ -140,4 +195,10 @@ def test_brackets_in_overrides_are_shown_not_taken_for_markup() -> None:
 
 
 def test_nothing_has_no_sign_to_worry_about() -> None:
-    assert [points(value) for value in (0.0, -0.0, -1e-9, 0.00001, -0.0042)] == ["+0.00", "+0.00", "+0.00", "+0.00", "-0.42"]
+    assert [points(value) for value in (0.0, -0.0, -1e-9, 0.00001, -0.0042)] == [
+        "+0.00",
+        "+0.00",
+        "+0.00",
+        "+0.00",
+        "-0.42",
+    ]

@@ -10,7 +10,9 @@ import torch
 import yaml
 
 Pickled = Callable[[Path, Path], Path]
-"""``pickled(path, mark)`` writes `path`, which makes the file `mark` when it is unpickled."""
+"""``pickled(path, mark)`` writes `path`, which makes the file `mark` when it is
+unpickled.
+"""
 
 
 class Touch:
@@ -31,7 +33,11 @@ def zipped(path: Path, mark: Path) -> Path:
 
 def legacy(path: Path, mark: Path) -> Path:
     """As torch saved before 1.6."""
-    torch.save({"state_dict": {"weight": torch.ones(2)}, "payload": Touch(mark)}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"state_dict": {"weight": torch.ones(2)}, "payload": Touch(mark)},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
     return path
 
 
@@ -45,7 +51,9 @@ PICKLES: list[Pickled] = [zipped, legacy, plain]
 
 
 def touching(mark: Path) -> dict[str, Any]:
-    """A part that makes the folder `mark` when it is instantiated, and that Hydra has no objection to."""
+    """A part that makes the folder `mark` when it is instantiated, and that Hydra has
+    no objection to.
+    """
     return {"_target_": "os.mkdir", "path": str(mark)}
 
 
@@ -58,4 +66,6 @@ def changed(file: Path, place: str, value: Any) -> None:
         node[key] = node.get(key) or {}
         node = node[key]
     node[last] = value
-    file.write_text(json.dumps(content) if file.suffix == ".json" else yaml.safe_dump(content), encoding="utf-8")
+    file.write_text(
+        json.dumps(content) if file.suffix == ".json" else yaml.safe_dump(content), encoding="utf-8"
+    )

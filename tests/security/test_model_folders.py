@@ -1,4 +1,6 @@
-"""The config.json of a model folder from somebody else: it describes a timm model, and makes nothing run, load a pickle, or be fetched."""
+"""The config.json of a model folder from somebody else: it describes a timm model, and
+makes nothing run, load a pickle, or be fetched.
+"""
 
 import json
 import socket
@@ -32,7 +34,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 def changes(pickle: Path) -> dict[str, dict[str, Any]]:
-    """What a config.json may say to get a pickle loaded or something fetched: by name, keys of the whole and of ``pretrained_cfg``."""
+    """What a config.json may say to get a pickle loaded or something fetched: by name,
+    keys of the whole and of ``pretrained_cfg``.
+    """
     url = "http://127.0.0.1:9/x.bin"
     file = str(pickle)
     return {
@@ -40,12 +44,23 @@ def changes(pickle: Path) -> dict[str, dict[str, Any]]:
         "custom of a file": {"pretrained_cfg": {"custom_load": True, "file": file, "source": ""}},
         "file": {"pretrained_cfg": {"file": file, "source": "file"}},
         "url": {"pretrained_cfg": {"url": url, "source": "url", "file": ""}},
-        "hub": {"pretrained_cfg": {"hf_hub_id": "evil/x", "source": "hf-hub", "hf_hub_filename": "x.bin", "custom_load": "hf"}},
+        "hub": {
+            "pretrained_cfg": {
+                "hf_hub_id": "evil/x",
+                "source": "hf-hub",
+                "hf_hub_filename": "x.bin",
+                "custom_load": "hf",
+            }
+        },
         "weights": {"pretrained_cfg": {"state_dict": {"x": 1}, "source": ""}},
         "unknown": {"pretrained_cfg": {"trust_remote_code": True, "_target_": "os.system"}},
         "checkpoint_path": {"model_args": {"checkpoint_path": file}},
         "pretrained": {"model_args": {"pretrained": True}},
-        "overlay": {"model_args": {"pretrained_cfg_overlay": {"file": file, "source": "", "custom_load": True}}},
+        "overlay": {
+            "model_args": {
+                "pretrained_cfg_overlay": {"file": file, "source": "", "custom_load": True}
+            }
+        },
         "another cfg": {"model_args": {"pretrained_cfg": {"file": file, "source": ""}}},
         "cache": {"model_args": {"cache_dir": str(pickle.parent / "cache")}},
         "layer": {"model_args": {"act_layer": "os.system", "norm_layer": "os.system"}},
@@ -79,7 +94,14 @@ def said_by(folder: Path, name: str) -> None:
 def test_a_teacher_is_made_as_described_or_refused(name: str, theirs: Path) -> None:
     said_by(theirs, name)
     before = snapshot(theirs)
-    ended = call("debug=fdr", "logger=[csv]", "controls=[]", f"teacher.checkpoint={theirs}", "out=run", "stages=stages")
+    ended = call(
+        "debug=fdr",
+        "logger=[csv]",
+        "controls=[]",
+        f"teacher.checkpoint={theirs}",
+        "out=run",
+        "stages=stages",
+    )
     assert ended.code in (0, 2), ended.err
     assert len(ended.err.splitlines()) == (1 if ended.code else 0)
     assert snapshot(theirs) == before
@@ -87,7 +109,9 @@ def test_a_teacher_is_made_as_described_or_refused(name: str, theirs: Path) -> N
 
 @pytest.mark.usefixtures("mark", "asked")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_student_is_loaded_from_its_safetensors_or_refused(name: str, run: Path, mark: Path) -> None:
+def test_a_student_is_loaded_from_its_safetensors_or_refused(
+    name: str, run: Path, mark: Path
+) -> None:
     zipped(run / "student" / "pytorch_model.bin", mark)
     said_by(run / "student", name)
     before = snapshot(run)

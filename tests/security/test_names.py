@@ -1,4 +1,6 @@
-"""Classes and files are called as somebody likes: nothing is written outside the run and its stages, and what is told of them is whole."""
+"""Classes and files are called as somebody likes: nothing is written outside the run
+and its stages, and what is told of them is whole.
+"""
 
 import csv
 import json
@@ -13,8 +15,24 @@ from tests.commands.call import TINY, done
 from tests.training.made import results
 
 SMALL = (*TINY, "student.name=resnet8", "data.image_size=16", "out=run", "stages=stages")
-LABELS = ["../../up", "/tmp/absolute", "a/b", "new\nline", 'tab\tand,comma;"quote"', "=1+1", "..", "[red]x[/red]", "\u202eabc", "${oc.env:HOME}"]
-FOLDERS = [name for name in LABELS if "/" not in name and name != ".."] + ["-rf", "%s {0}", "~", "con fig.yaml"]
+LABELS = [
+    "../../up",
+    "/tmp/absolute",
+    "a/b",
+    "new\nline",
+    'tab\tand,comma;"quote"',
+    "=1+1",
+    "..",
+    "[red]x[/red]",
+    "\u202eabc",
+    "${oc.env:HOME}",
+]
+FOLDERS = [name for name in LABELS if "/" not in name and name != ".."] + [
+    "-rf",
+    "%s {0}",
+    "~",
+    "con fig.yaml",
+]
 
 
 def image(path: Path, shade: int) -> None:
@@ -27,7 +45,10 @@ def told_whole(classes: list[str]) -> None:
     """The classes stand unchanged wherever a run tells of them."""
     run = kd_app.load_run("run")
     assert results(Path("run"))["data"]["classes"] == classes
-    assert json.loads(Path("run/student/config.json").read_text(encoding="utf-8"))["label_names"] == classes
+    assert (
+        json.loads(Path("run/student/config.json").read_text(encoding="utf-8"))["label_names"]
+        == classes
+    )
     with Path("run/split.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == sum(results(Path("run"))["data"]["sizes"].values())
@@ -39,7 +60,9 @@ def told_whole(classes: list[str]) -> None:
 @pytest.mark.parametrize("logger", ["logger=[csv,tensorboard]", "logger=[csv,wandb]"])
 def test_labels_of_a_table_lead_nowhere(logger: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    rows = [(f"{number}-{copy}.png", label) for number, label in enumerate(LABELS) for copy in range(8)]
+    rows = [
+        (f"{number}-{copy}.png", label) for number, label in enumerate(LABELS) for copy in range(8)
+    ]
     for number, (name, _) in enumerate(rows):
         image(data / name, number % 100)
     with (data / "labels.csv").open("w", encoding="utf-8", newline="") as file:

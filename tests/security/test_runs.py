@@ -1,4 +1,6 @@
-"""A run's folder from somebody else: measured, read and learned from, without running what it names or writing where it says."""
+"""A run's folder from somebody else: measured, read and learned from, without running
+what it names or writing where it says.
+"""
 
 import json
 import shutil
@@ -22,11 +24,23 @@ def not_evaluated(run: Path, *words: str) -> str:
     return refused(f"run={run}", "out=again", *words, command="kd-evaluate")
 
 
-PLACES = ["callbacks.x", "loss.soft_target", "data.source", "data.view.x.y", "trainer.x", "teacher.kwargs.x", "student", "optimizer", "verdict.x"]
+PLACES = [
+    "callbacks.x",
+    "loss.soft_target",
+    "data.source",
+    "data.view.x.y",
+    "trainer.x",
+    "teacher.kwargs.x",
+    "student",
+    "optimizer",
+    "verdict.x",
+]
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_part_that_is_not_ours_is_refused_though_the_run_allowed_it(place: str, run: Path, mark: Path) -> None:
+def test_a_part_that_is_not_ours_is_refused_though_the_run_allowed_it(
+    place: str, run: Path, mark: Path
+) -> None:
     changed(run / "config.yaml", place, touching(mark))
     changed(run / "config.yaml", "allow", ["os"])
     not_evaluated(run)
@@ -38,7 +52,14 @@ def test_an_interpolation_does_not_become_a_part_later(run: Path, mark: Path) ->
     assert "optimizer.lr=" in not_evaluated(run)
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/object/apply:subprocess.check_output"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.system",
+        "!!python/object/new:os.system",
+        "!!python/object/apply:subprocess.check_output",
+    ],
+)
 def test_tags_of_yaml_make_no_objects(tag: str, run: Path, mark: Path) -> None:
     payload = f"x: {tag} [touch {mark}]\n"
     whole = (run / "config.yaml").read_text(encoding="utf-8")
@@ -47,32 +68,45 @@ def test_tags_of_yaml_make_no_objects(tag: str, run: Path, mark: Path) -> None:
     assert "config.yaml' can't be read" in refused(*TINY, f"out={run}")
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "text", "", "{data: 1}", "{trainer: x, stages: [1], data: 2}"])
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "text", "", "{data: 1}", "{trainer: x, stages: [1], data: 2}"]
+)
 def test_a_configuration_that_is_none_is_refused(content: str, run: Path) -> None:
     (run / "config.yaml").write_text(content, encoding="utf-8")
     assert "config.yaml' can't be read" in not_evaluated(run)
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_run_does_not_say_where_this_machine_writes(there: bool, run: Path, tmp_path: Path) -> None:
+def test_the_run_does_not_say_where_this_machine_writes(
+    there: bool, run: Path, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     if there:
         elsewhere.mkdir()
     changed(run / "config.yaml", "stages", str(elsewhere))
     content = results(run)
     content["stages"] = [
-        {**each, "path": str(elsewhere / each["name"])} if each["name"].startswith("answers") else each for each in content["stages"]
+        (
+            {**each, "path": str(elsewhere / each["name"])}
+            if each["name"].startswith("answers")
+            else each
+        )
+        for each in content["stages"]
     ]
     (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
     evaluated(run)
     assert elsewhere.exists() == there
     assert not there or not list(elsewhere.iterdir())
-    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {Path("runs/.stages")}
+    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {
+        Path("runs/.stages")
+    }
 
 
 def test_the_runs_own_stages_are_used_where_they_are(run: Path, made: Path) -> None:
     evaluated(run)
-    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {made / "stages"}
+    assert {Path(each["path"]).parent for each in results(Path("again"))["stages"]} == {
+        made / "stages"
+    }
     assert not Path("runs").exists()
 
 
@@ -85,7 +119,9 @@ def test_models_are_called_by_the_names_of_the_configuration(role: str, run: Pat
 
 
 @pytest.mark.parametrize("pickled", PICKLES)
-def test_a_stage_or_a_teacher_that_the_run_points_at_is_no_pickle(pickled: Pickled, run: Path, tmp_path: Path, mark: Path) -> None:
+def test_a_stage_or_a_teacher_that_the_run_points_at_is_no_pickle(
+    pickled: Pickled, run: Path, tmp_path: Path, mark: Path
+) -> None:
     theirs = teacher_folder(tmp_path / "theirs" / "model").parent
     pickled(theirs / "model" / "model.safetensors", mark)
     before = (run / "teacher" / "reference.json").read_text(encoding="utf-8")
@@ -93,7 +129,10 @@ def test_a_stage_or_a_teacher_that_the_run_points_at_is_no_pickle(pickled: Pickl
     assert "can't be read as weights" in not_evaluated(run)
     (run / "teacher" / "reference.json").write_text(before, encoding="utf-8")
     content = results(run)
-    content["stages"] = [{**each, "path": str(theirs)} if each["name"] == "labels_only" else each for each in content["stages"]]
+    content["stages"] = [
+        {**each, "path": str(theirs)} if each["name"] == "labels_only" else each
+        for each in content["stages"]
+    ]
     (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
     assert "can't be read as weights" in not_evaluated(run)
 
@@ -124,7 +163,9 @@ def test_a_run_to_learn_from_is_weights_and_their_description(run: Path, mark: P
 
 
 @pytest.mark.parametrize("runs", [True, False])
-def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_is_written(runs: bool, run: Path, tmp_path: Path, mark: Path) -> None:
+def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_is_written(
+    runs: bool, run: Path, tmp_path: Path, mark: Path
+) -> None:
     theirs = Path(shutil.copytree(run, Path("sweep/7")))
     content: dict[str, Any] = results(theirs)
     content["validation"]["student"]["top1"] = 1.0

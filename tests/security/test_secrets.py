@@ -1,4 +1,6 @@
-"""What a run leaves holds no secret of the environment or of the home folder, however it ends."""
+"""What a run leaves holds no secret of the environment or of the home folder, however
+it ends.
+"""
 
 from pathlib import Path
 
@@ -9,14 +11,22 @@ from tests.commands.call import TINY, call
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_PASSWORD")
 
 
-@pytest.mark.parametrize(("words", "code"), [((), 0), (("optimizer.lr=1e30",), 1)], ids=["finished", "failed"])
-def test_no_secret_gets_into_what_a_run_leaves_and_says(words: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "code"), [((), 0), (("optimizer.lr=1e30",), 1)], ids=["finished", "failed"]
+)
+def test_no_secret_gets_into_what_a_run_leaves_and_says(
+    words: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in SECRETS:
         monkeypatch.setenv(name, "s3cr3t-of-" + name.lower())
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password s3cr3t-of-home\n", encoding="utf-8")
+    (tmp_path / ".netrc").write_text(
+        "machine api.wandb.ai login user password s3cr3t-of-home\n", encoding="utf-8"
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     loggers = ("logger=[csv,wandb,tensorboard,mlflow]", "logger.wandb.mode=offline")
-    ended = call("debug=fdr", "teacher.name=resnet8", *TINY[2:], *loggers, *words, "out=run", "stages=stages")
+    ended = call(
+        "debug=fdr", "teacher.name=resnet8", *TINY[2:], *loggers, *words, "out=run", "stages=stages"
+    )
     assert ended.code == code, ended.err
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)

@@ -1,4 +1,6 @@
-"""Weights, checkpoints and arrays that are pickles: refused, and nothing of them is run."""
+"""Weights, checkpoints and arrays that are pickles: refused, and nothing of them is
+run.
+"""
 
 import json
 import shutil
@@ -22,7 +24,9 @@ from tests.training.made import image_folder, stage, teacher_folder
 
 
 @pytest.mark.parametrize("pickled", PICKLES)
-def test_the_payloads_leave_their_mark_where_somebody_unpickles_them(pickled: Pickled, tmp_path: Path) -> None:
+def test_the_payloads_leave_their_mark_where_somebody_unpickles_them(
+    pickled: Pickled, tmp_path: Path
+) -> None:
     with suppress(UnpicklingError, RuntimeError, TypeError):
         torch.load(pickled(tmp_path / "file", tmp_path / "left"), weights_only=False)
     assert (tmp_path / "left").exists()
@@ -30,7 +34,9 @@ def test_the_payloads_leave_their_mark_where_somebody_unpickles_them(pickled: Pi
 
 @pytest.mark.parametrize("pickled", PICKLES)
 @pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.ckpt", "x.bin", "x.safetensors", "x"])
-def test_weights_with_a_payload_are_not_read(name: str, pickled: Pickled, tmp_path: Path, mark: Path) -> None:
+def test_weights_with_a_payload_are_not_read(
+    name: str, pickled: Pickled, tmp_path: Path, mark: Path
+) -> None:
     with pytest.raises(RequestError, match="can't be read as weights"):
         read_state(pickled(tmp_path / name, mark))
 
@@ -38,27 +44,43 @@ def test_weights_with_a_payload_are_not_read(name: str, pickled: Pickled, tmp_pa
 @pytest.mark.parametrize("pickled", PICKLES)
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_a_checkpoint_with_a_payload_is_refused(role: str, name: str, pickled: Pickled, tmp_path: Path, mark: Path) -> None:
-    assert "can't be read as weights" in refused(*TINY, f"{role}.checkpoint={pickled(tmp_path / name, mark)}")
+def test_a_checkpoint_with_a_payload_is_refused(
+    role: str, name: str, pickled: Pickled, tmp_path: Path, mark: Path
+) -> None:
+    assert "can't be read as weights" in refused(
+        *TINY, f"{role}.checkpoint={pickled(tmp_path / name, mark)}"
+    )
 
 
 @pytest.mark.parametrize("pickled", PICKLES)
-def test_a_model_folder_whose_safetensors_are_a_pickle_is_refused(pickled: Pickled, tmp_path: Path, mark: Path) -> None:
+def test_a_model_folder_whose_safetensors_are_a_pickle_is_refused(
+    pickled: Pickled, tmp_path: Path, mark: Path
+) -> None:
     folder = teacher_folder(tmp_path / "teacher")
     pickled(folder / "model.safetensors", mark)
-    for said in (f"teacher.name=local-dir:{folder}", f"teacher.checkpoint={folder}", f"student.checkpoint={folder}"):
+    for said in (
+        f"teacher.name=local-dir:{folder}",
+        f"teacher.checkpoint={folder}",
+        f"student.checkpoint={folder}",
+    ):
         assert "can't be read as weights" in refused(*TINY, said)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "open_clip_pytorch_model.bin"])
-def test_a_pickle_in_the_place_of_the_safetensors_is_not_taken(name: str, run: Path, tmp_path: Path, mark: Path) -> None:
+def test_a_pickle_in_the_place_of_the_safetensors_is_not_taken(
+    name: str, run: Path, tmp_path: Path, mark: Path
+) -> None:
     folder = teacher_folder(tmp_path / "teacher")
     for each in (folder, run / "student"):
         (each / "model.safetensors").unlink()
         zipped(each / name, mark)
     assert "There is no checkpoint file" in refused(*TINY, f"teacher.name=local-dir:{folder}")
-    assert "There is no checkpoint file" in refused("debug=fdr", f"teacher.checkpoint={run}", "out=next", "logger=[csv]")
-    assert "There is no checkpoint file" in refused(f"run={run}", "out=again", command="kd-evaluate")
+    assert "There is no checkpoint file" in refused(
+        "debug=fdr", f"teacher.checkpoint={run}", "out=next", "logger=[csv]"
+    )
+    assert "There is no checkpoint file" in refused(
+        f"run={run}", "out=again", command="kd-evaluate"
+    )
     with pytest.raises(RequestError, match="can't be loaded"):
         kd_app.load_run(run).student()
 
@@ -93,7 +115,9 @@ def header(content: Any, size: int | None = None) -> bytes:
 )
 def test_absurd_safetensors_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    assert "can't be read as weights" in refused(*TINY, f"teacher.checkpoint={tmp_path / 'x.safetensors'}")
+    assert "can't be read as weights" in refused(
+        *TINY, f"teacher.checkpoint={tmp_path / 'x.safetensors'}"
+    )
 
 
 def unfinished(found: Path) -> Path:
@@ -103,10 +127,14 @@ def unfinished(found: Path) -> Path:
 
 
 @pytest.mark.parametrize("pickled", PICKLES)
-def test_a_checkpoint_of_a_training_to_go_on_with_is_no_pickle(pickled: Pickled, made: Path, tmp_path: Path, mark: Path) -> None:
+def test_a_checkpoint_of_a_training_to_go_on_with_is_no_pickle(
+    pickled: Pickled, made: Path, tmp_path: Path, mark: Path
+) -> None:
     stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
     pickled(unfinished(stages / stage(made / "run", "student").name) / "last.ckpt", mark)
-    assert "last.ckpt is damaged; this training starts again" in " ".join(done(*TINY, "out=run", f"stages={stages}").split())
+    assert "last.ckpt is damaged; this training starts again" in " ".join(
+        done(*TINY, "out=run", f"stages={stages}").split()
+    )
 
 
 def forged(found: Path) -> Path:
@@ -117,15 +145,30 @@ def forged(found: Path) -> Path:
 
 def test_arrays_of_a_stage_are_no_pickles(tmp_path: Path, mark: Path) -> None:
     photos = image_folder(tmp_path / "photos", images=12)
-    words = (*TINY, "student.name=resnet8", "data=folder", f"data.root={photos}", "data.image_size=16")
+    words = (
+        *TINY,
+        "student.name=resnet8",
+        "data=folder",
+        f"data.root={photos}",
+        "data.image_size=16",
+    )
     done(*words, "out=first")
     for name in ("sizes.npy", "shapes.npy"):
-        np.save(forged(stage(Path("first"), "data")) / name, np.array([Touch(mark)], dtype=object), allow_pickle=True)
+        np.save(
+            forged(stage(Path("first"), "data")) / name,
+            np.array([Touch(mark)], dtype=object),
+            allow_pickle=True,
+        )
         assert call(*words, "out=second").code == 1
 
 
 @pytest.mark.parametrize("pickled", PICKLES)
-def test_answers_of_a_stage_are_no_pickles(pickled: Pickled, made: Path, tmp_path: Path, mark: Path) -> None:
+def test_answers_of_a_stage_are_no_pickles(
+    pickled: Pickled, made: Path, tmp_path: Path, mark: Path
+) -> None:
     stages = Path(shutil.copytree(made / "stages", tmp_path / "stages"))
-    pickled(forged(stages / stage(made / "run", "answers-student-test").name) / "answers.safetensors", mark)
+    pickled(
+        forged(stages / stage(made / "run", "answers-student-test").name) / "answers.safetensors",
+        mark,
+    )
     assert call(*TINY, "out=run", f"stages={stages}").code == 1

@@ -1,4 +1,6 @@
-"""The finished run and the working directory that the commands' tests have, and that run's models as files."""
+"""The finished run and the working directory that the commands' tests have, and that
+run's models as files.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,13 @@ from tests.commands.conftest import _cwd, made
 
 __all__ = ["_cwd", "made"]
 
-QUICK = ("clock.seconds=0.02", "clock.rounds=6", "clock.batch_sizes=[1,4]", "calibration_images=8", "compared_images=8")
+QUICK = (
+    "clock.seconds=0.02",
+    "clock.rounds=6",
+    "clock.batch_sizes=[1,4]",
+    "calibration_images=8",
+    "compared_images=8",
+)
 
 
 def exported(*words: str) -> str:
@@ -21,4 +29,6 @@ def exported(*words: str) -> str:
 def both(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Student and teacher of the made run as ONNX files, and what the command said."""
     out = tmp_path_factory.mktemp("both") / "export"
-    return out, exported(f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={out}", "role=both")
+    return out, exported(
+        f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={out}", "role=both"
+    )

@@ -1,4 +1,6 @@
-"""A cheap model first, a dear one for the images it is unsure of: what that is worth, and the file that does it."""
+"""A cheap model first, a dear one for the images it is unsure of: what that is worth,
+and the file that does it.
+"""
 
 import json
 import subprocess
@@ -28,17 +30,31 @@ ROUTING = ("routing.images=8", "routing.steps=10")
 
 
 @pytest.fixture(scope="module")
-def judged(made: Path, both: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def judged(
+    made: Path, both: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """The made run's student and teacher as a cascade, and what the command said."""
     out = tmp_path_factory.mktemp("judged") / "cascade"
-    words = (f"cascade=[{both[0] / 'model.onnx'},{made / 'run' / 'teacher'}]", f"run={made / 'run'}", f"stages={made / 'stages'}", f"out={out}")
+    words = (
+        f"cascade=[{both[0] / 'model.onnx'},{made / 'run' / 'teacher'}]",
+        f"run={made / 'run'}",
+        f"stages={made / 'stages'}",
+        f"out={out}",
+    )
     return out, done(*words, *ROUTING, command="kd-evaluate")
 
 
-def test_the_curve_goes_from_the_last_stage_alone_to_the_first_alone_for_every_measure(judged: tuple[Path, str]) -> None:
+def test_the_curve_goes_from_the_last_stage_alone_to_the_first_alone_for_every_measure(
+    judged: tuple[Path, str],
+) -> None:
     cascade = results(judged[0])["cascade"]
     first, last = cascade["stages"]
-    assert {each["measure"] for each in cascade["curves"]} == {"maximum", "margin", "entropy", "energy"}
+    assert {each["measure"] for each in cascade["curves"]} == {
+        "maximum",
+        "margin",
+        "entropy",
+        "energy",
+    }
     for curve in cascade["curves"]:
         sent = [rung["shares"][1] for rung in curve["rungs"]]
         assert (sent[0], sent[-1]) == (1, 0)
@@ -67,7 +83,9 @@ def fitted(body: nn.Module, images: Tensor, target: Tensor) -> nn.Module:
         seen = body(images)
         seen = torch.cat([seen, torch.ones(len(seen), 1)], dim=1).double()
         wanted = 10 * nn.functional.one_hot(target, 10).double()
-        found = torch.linalg.solve(seen.mT @ seen + 0.1 * torch.eye(seen.shape[1]), seen.mT @ wanted).float()
+        found = torch.linalg.solve(
+            seen.mT @ seen + 0.1 * torch.eye(seen.shape[1]), seen.mT @ wanted
+        ).float()
         head = nn.Linear(seen.shape[1] - 1, 10)
         head.weight.copy_(found[:-1].mT)
         head.bias.copy_(found[-1])
@@ -76,19 +94,40 @@ def fitted(body: nn.Module, images: Tensor, target: Tensor) -> nn.Module:
 
 @pytest.fixture
 def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
-    """Two files: one that saw a few digits and looks at pixels, and one that saw all and looks at many random features of them."""
+    """Two files: one that saw a few digits and looks at pixels, and one that saw all
+    and looks at many random features of them.
+    """
     known = load_digits()
-    images, target = torch.tensor(known.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(known.target)
+    images, target = (
+        torch.tensor(known.images, dtype=torch.float32).unsqueeze(1) / 16,
+        torch.tensor(known.target),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        wide = [layer for width in (1, 64, 64, 64) for layer in (nn.Conv2d(width, 64, 3, padding=1), nn.ReLU())]
+        wide = [
+            layer
+            for width in (1, 64, 64, 64)
+            for layer in (nn.Conv2d(width, 64, 3, padding=1), nn.ReLU())
+        ]
         good = fitted(nn.Sequential(*wide, nn.MaxPool2d(2), nn.Flatten()), images, target)
     nets = {"weak": fitted(nn.Flatten(), images[:80], target[:80]), "good": good}
-    pixels, some = Pixels(1, 8, 8, (0.0,), (1.0,)), (images[:8] * 255).round().to(torch.uint8).numpy()
-    asked: dict[str, Any] = {"pixels": pixels, "classes": DIGITS, "license": "none", "calibration": [], "images": some}
+    pixels, some = (
+        Pixels(1, 8, 8, (0.0,), (1.0,)),
+        (images[:8] * 255).round().to(torch.uint8).numpy(),
+    )
+    asked: dict[str, Any] = {
+        "pixels": pixels,
+        "classes": DIGITS,
+        "license": "none",
+        "calibration": [],
+        "images": some,
+    }
     for name in nets:
         (tmp_path / name).mkdir()
-    first, second = (export(net, Onnx(opset=18, tolerance=1e-3), tmp_path / name, stem=name, **asked) for name, net in nets.items())
+    first, second = (
+        export(net, Onnx(opset=18, tolerance=1e-3), tmp_path / name, stem=name, **asked)
+        for name, net in nets.items()
+    )
     return first, second
 
 
@@ -98,7 +137,12 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
 ) -> None:
     stages, out = f"stages={made / 'stages'}", tmp_path / "cascade"
     done(*TINY, "verdict.margin=0.1", stages, f"out={tmp_path / 'run'}")
-    words = (f"cascade=[{','.join(map(str, weak_and_good))}]", f"run={tmp_path / 'run'}", stages, f"out={out}")
+    words = (
+        f"cascade=[{','.join(map(str, weak_and_good))}]",
+        f"run={tmp_path / 'run'}",
+        stages,
+        f"out={out}",
+    )
     done(*words, *ROUTING, command="kd-evaluate")
     found = results(out)["cascade"]
     assert found["answer"] == "cascade"
@@ -108,21 +152,35 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
     images = (load_digits().images[-40:] * 255 / 16).round().astype(np.uint8)
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "photos" / f"{number:02d}.png")
-    done(f"model={out / 'cascade.json'}", f"images={tmp_path / 'photos'}", f"out={tmp_path / 'labels.csv'}", command="kd-predict")
+    done(
+        f"model={out / 'cascade.json'}",
+        f"images={tmp_path / 'photos'}",
+        f"out={tmp_path / 'labels.csv'}",
+        command="kd-predict",
+    )
     labels = pd.read_csv(tmp_path / "labels.csv")
     logits = [open_artefact(each).logits(images[:, None]) for each in weak_and_good]
-    sent = confidence(logits[0], found["measure"], found["stages"][0]["temperature"]) < found["thresholds"][0]
+    sent = (
+        confidence(logits[0], found["measure"], found["stages"][0]["temperature"])
+        < found["thresholds"][0]
+    )
     assert 0 < sent.sum() < len(sent)
     assert labels["stage"].tolist() == sent.astype(int).tolist()
-    assert labels["label"].tolist() == np.where(sent, logits[1].argmax(axis=1), logits[0].argmax(axis=1)).tolist()
-    program = ALONE.partition("opened = ")[0] + (
-        "from kd_app.deployment.cascade import Cascade\n"
-        "images = [Image.open(each) for each in sorted(Path(sys.argv[2]).iterdir())]\n"
-        "label, probability, stage = Cascade.load(Path(sys.argv[1]), open_artefact).predict(images)\n"
-        "np.savez(sys.argv[3], label=label, probability=probability, stage=stage)\n"
+    assert (
+        labels["label"].tolist()
+        == np.where(sent, logits[1].argmax(axis=1), logits[0].argmax(axis=1)).tolist()
+    )
+    program = (
+        ALONE.partition("opened = ")[0]
+        + "from kd_app.deployment.cascade import Cascade\nimages = [Image.open(each) for each in"
+        " sorted(Path(sys.argv[2]).iterdir())]\nlabel, probability, stage ="
+        " Cascade.load(Path(sys.argv[1]), open_artefact).predict(images)\nnp.savez(sys.argv[3],"
+        " label=label, probability=probability, stage=stage)\n"
     )
     alone = [str(out / "cascade.json"), str(tmp_path / "photos"), str(tmp_path / "alone.npz")]
-    ended = subprocess.run([sys.executable, "-c", program, *alone], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *alone], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     for name, answers in np.load(tmp_path / "alone.npz").items():
         np.testing.assert_allclose(answers, labels[name], rtol=1e-5)
@@ -143,6 +201,13 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
         ((), "needs to know what to measure"),
     ],
 )
-def test_a_wrong_request_is_refused_in_words(made: Path, both: tuple[Path, str], words: tuple[str, ...], reason: str) -> None:
-    asked = [word.format(model=both[0] / "model.onnx", teacher=made / "run" / "teacher") for word in words]
-    assert reason in refused(*asked, f"stages={made / 'stages'}", "out=cascade", command="kd-evaluate")
+def test_a_wrong_request_is_refused_in_words(
+    made: Path, both: tuple[Path, str], words: tuple[str, ...], reason: str
+) -> None:
+    asked = [
+        word.format(model=both[0] / "model.onnx", teacher=made / "run" / "teacher")
+        for word in words
+    ]
+    assert reason in refused(
+        *asked, f"stages={made / 'stages'}", "out=cascade", command="kd-evaluate"
+    )

@@ -17,13 +17,25 @@ CONFIG: dict[str, Any] = {
     "out": "/home/me/runs/fm",
     "stages": "/home/me/stages",
     "data": {"name": "folder", "root": "{home}/photos"},
-    "teacher": {"name": "wrn_16_2", "checkpoint": "local-dir:{home}/nets/teacher", "kwargs": {"hub_token": SECRET}},
+    "teacher": {
+        "name": "wrn_16_2",
+        "checkpoint": "local-dir:{home}/nets/teacher",
+        "kwargs": {"hub_token": SECRET},
+    },
     "loss": {"soft_target": {"temperature": 4.0, "weight": 1.0}},
 }
 SHA = "ab" * 32
-TEACHER = {"name": "wrn_16_2", "source": "trained here in {home}/stages/teacher-12", "sha256": SHA, "stage": "{home}/stages/teacher-12"}
+TEACHER = {
+    "name": "wrn_16_2",
+    "source": "trained here in {home}/stages/teacher-12",
+    "sha256": SHA,
+    "stage": "{home}/stages/teacher-12",
+}
 KNOWLEDGE: dict[str, Any] = {
-    "entropy": [{"temperature": 1.0, "mean_nats": 0.2, "of_uniform": 0.18}, {"temperature": 4.0, "mean_nats": 0.9, "of_uniform": 0.82}],
+    "entropy": [
+        {"temperature": 1.0, "mean_nats": 0.2, "of_uniform": 0.18},
+        {"temperature": 4.0, "mean_nats": 0.9, "of_uniform": 0.82},
+    ],
     "similar": [{"first": "cat", "second": "dog", "probability": 0.2}],
     "matrix": None,
 }
@@ -42,10 +54,17 @@ RESULTS: dict[str, Any] = {
     "verdict": {"decision": "not shown", "margin": 0.01},
     "speed": {"student": {"images_per_second": 1234.5}},
     "models": {
-        "teacher": {"name": "wrn_16_2", "source": "local-dir:{home}/nets/teacher", "sha256": SHA, "params": 700_000},
+        "teacher": {
+            "name": "wrn_16_2",
+            "source": "local-dir:{home}/nets/teacher",
+            "sha256": SHA,
+            "params": 700_000,
+        },
         "student": {"name": "resnet8", "sha256": "5e" * 32},
     },
-    "stages": [{"name": "teacher", "path": "{home}/stages/teacher-12", "seconds": 3.0, "made": "found"}],
+    "stages": [
+        {"name": "teacher", "path": "{home}/stages/teacher-12", "seconds": 3.0, "made": "found"}
+    ],
 }
 
 
@@ -59,10 +78,26 @@ def wandb(**more: Any) -> Wandb:
     return Wandb(**{"project": "kd", "entity": None, "mode": "offline", **more})
 
 
-def tracker(out: Path, kinds: Mapping[str, Backend], said: list[str], *, name: str = "fm", shares: bool = False) -> Tracker:
+def tracker(
+    out: Path,
+    kinds: Mapping[str, Backend],
+    said: list[str],
+    *,
+    name: str = "fm",
+    shares: bool = False,
+) -> Tracker:
     """A tracker of a run in `out`."""
     config = with_home(CONFIG, out.parent)
-    return Tracker(kinds, out=out, name=name, group=name, tags=["first", "small"], config=config, say=said.append, shares=shares)
+    return Tracker(
+        kinds,
+        out=out,
+        name=name,
+        group=name,
+        tags=["first", "small"],
+        config=config,
+        say=said.append,
+        shares=shares,
+    )
 
 
 def points(epochs: int = 3) -> list[tuple[dict[str, float], int]]:
@@ -70,12 +105,29 @@ def points(epochs: int = 3) -> list[tuple[dict[str, float], int]]:
     found: list[tuple[dict[str, float], int]] = []
     for epoch in range(epochs):
         far = 0.25 * abs(epoch - 1)
-        found.append(({"train/loss": 1.0 / (epoch + 1), "train/soft_target": 0.5 / (epoch + 1)}, 10 * epoch + 5))
-        found.append(({"validation/top1": 1.0 - far, "validation/nll": 0.5 + far, "epoch": float(epoch)}, 10 * epoch + 10))
+        found.append(
+            (
+                {"train/loss": 1.0 / (epoch + 1), "train/soft_target": 0.5 / (epoch + 1)},
+                10 * epoch + 5,
+            )
+        )
+        found.append(
+            (
+                {"validation/top1": 1.0 - far, "validation/nll": 0.5 + far, "epoch": float(epoch)},
+                10 * epoch + 10,
+            )
+        )
     return found
 
 
-def train(tracker: Tracker, stage: str, *, epochs: int = 3, before: int = 0, teacher: Mapping[str, Any] | None = None) -> None:
+def train(
+    tracker: Tracker,
+    stage: str,
+    *,
+    epochs: int = 3,
+    before: int = 0,
+    teacher: Mapping[str, Any] | None = None,
+) -> None:
     """Train `stage`, going on after the first `before` points."""
     all_points = points(epochs)
     listen = tracker.start(stage, teacher, all_points[:before])
@@ -93,7 +145,10 @@ def png(side: int = 8) -> bytes:
 def split(out: Path, folder: str) -> Path:
     """A split.csv in `out` whose files lie in `folder`."""
     out.mkdir(parents=True, exist_ok=True)
-    rows = [f"{number},{folder}/{name}/{number}.png,{name},train," for number, name in enumerate(("cat", "dog"))]
+    rows = [
+        f"{number},{folder}/{name}/{number}.png,{name},train,"
+        for number, name in enumerate(("cat", "dog"))
+    ]
     (out / "split.csv").write_text("\n".join(["index,file,label,split,group", *rows, ""]))
     return out / "split.csv"
 
@@ -110,10 +165,27 @@ def files(out: Path) -> list[Path]:
     said = {"teacher_top1": [0, 1, 2], "labels_only_top1": [0, 0, 2], "student_top1": [0, 2, 2]}
     table = pd.DataFrame({"index": [4, 5, 6], "file": names, "target": [0, 1, 2], **said})
     table.to_parquet(out / "predictions.parquet", index=False)
-    more: dict[str, Any] = {f"{role}_probabilities": [[0.7, 0.3], [0.6, 0.4], [0.5, 0.5]] for role in ("teacher", "student")}
-    more |= {"png": [png()] * 3, "why": ["typical", "negative_flip", "typical"], "classes": [[0, 1], [1, 2], [2, 0]], "divergence": [0.01, 1.5, 0.0]}
-    table.drop(columns="labels_only_top1").assign(**more).to_parquet(out / "examples.parquet", index=False)
-    names = ["config.yaml", "results.json", "student", "split.csv", "predictions.parquet", "examples.parquet"]
+    more: dict[str, Any] = {
+        f"{role}_probabilities": [[0.7, 0.3], [0.6, 0.4], [0.5, 0.5]]
+        for role in ("teacher", "student")
+    }
+    more |= {
+        "png": [png()] * 3,
+        "why": ["typical", "negative_flip", "typical"],
+        "classes": [[0, 1], [1, 2], [2, 0]],
+        "divergence": [0.01, 1.5, 0.0],
+    }
+    table.drop(columns="labels_only_top1").assign(**more).to_parquet(
+        out / "examples.parquet", index=False
+    )
+    names = [
+        "config.yaml",
+        "results.json",
+        "student",
+        "split.csv",
+        "predictions.parquet",
+        "examples.parquet",
+    ]
     return [out / name for name in names]
 
 
@@ -123,7 +195,11 @@ def whole_run(out: Path, kinds: Mapping[str, Backend]) -> list[str]:
     following, teacher = tracker(out, kinds, said), with_home(TEACHER, out.parent)
     following.data("photos", "fe" * 32, {"train": 2}, split(out, f"{out.parent}/photos"))
     following.knowledge(KNOWLEDGE)
-    for stage, model, learns_from in (("teacher", teacher, None), ("labels_only", {}, None), ("student", {}, teacher)):
+    for stage, model, learns_from in (
+        ("teacher", teacher, None),
+        ("labels_only", {}, None),
+        ("student", {}, teacher),
+    ):
         train(following, stage, teacher=learns_from)
         following.ready(stage, model, learns_from, list)
     following.results(with_home(RESULTS, out.parent), files(out))

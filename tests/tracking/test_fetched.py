@@ -1,4 +1,6 @@
-"""Records of runs come back from Weights & Biases: from a stand-in for its server that has what the tracker makes."""
+"""Records of runs come back from Weights & Biases: from a stand-in for its server that
+has what the tracker makes.
+"""
 
 import json
 import os
@@ -28,14 +30,26 @@ def run_in(folder: Path, sha256: str) -> Results:
 def offered(server: Server, folder: Path, sha256: str) -> Results:
     """The server has the record of a run, made as the tracker makes it."""
     results = run_in(folder, sha256)
-    (record,) = lineage.outcome(folder.name, results.model_dump(mode="json"), {path.name: path for path in folder.iterdir()}, [])
+    (record,) = lineage.outcome(
+        folder.name,
+        results.model_dump(mode="json"),
+        {path.name: path for path in folder.iterdir()},
+        [],
+    )
     artifact: Any = _artifact(record, folder)[0]
-    content = {inside: Path(entry.local_path).read_bytes() for inside, entry in artifact.manifest.entries.items()}
-    server.offer(record.name, record.kind, artifact.manifest.to_manifest_json(), artifact.metadata, content)
+    content = {
+        inside: Path(entry.local_path).read_bytes()
+        for inside, entry in artifact.manifest.entries.items()
+    }
+    server.offer(
+        record.name, record.kind, artifact.manifest.to_manifest_json(), artifact.metadata, content
+    )
     return results
 
 
-def test_records_that_a_folder_has_not_are_fetched_whole_and_read_as_the_runs_they_are_of(tmp_path: Path) -> None:
+def test_records_that_a_folder_has_not_are_fetched_whole_and_read_as_the_runs_they_are_of(
+    tmp_path: Path,
+) -> None:
     runs = tmp_path / "runs"
     run_in(runs / "trained" / "here", "aa")
     code = f"""
@@ -54,16 +68,33 @@ for project, folder in (("me/nothing", {str(runs)!r}), ("me/kd_app", {str(tmp_pa
         second = offered(server, tmp_path / "second", "bb")
         outside = {"digest": "x", "size": 4, "birthArtifactID": "x"}
         manifest = json.loads(server.files["/manifest/run-first"])
-        server.files["/manifest/run-first"] = json.dumps({**manifest, "contents": {**manifest["contents"], "../../evil": outside}}).encode()
+        server.files["/manifest/run-first"] = json.dumps(
+            {**manifest, "contents": {**manifest["contents"], "../../evil": outside}}
+        ).encode()
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        online = {"HOME": str(tmp_path), "WANDB_API_KEY": "k" * 40, "WANDB_BASE_URL": server.url, "WANDB_ERROR_REPORTING": "false"}
+        online = {
+            "HOME": str(tmp_path),
+            "WANDB_API_KEY": "k" * 40,
+            "WANDB_BASE_URL": server.url,
+            "WANDB_ERROR_REPORTING": "false",
+        }
         words = [sys.executable, "-c", code]
-        done = subprocess.run(words, env={**clean, **online}, cwd=Path.cwd(), capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(
+            words,
+            env={**clean, **online},
+            cwd=Path.cwd(),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
     assert (done.returncode, done.stderr) == (0, "")
     fetched, again, refused, escaping = done.stdout.splitlines()
     assert fetched == "run-second"  # the first lies in the folder, under another name
     assert again == ""
-    assert refused.startswith("The runs of 'me/nothing' could not be fetched from Weights & Biases: ")
+    assert refused.startswith(
+        "The runs of 'me/nothing' could not be fetched from Weights & Biases: "
+    )
     assert "'../../evil', which would be written outside of its folder" in escaping
     assert not list(tmp_path.rglob("evil"))
     assert load_run(runs / "run-second").results == second

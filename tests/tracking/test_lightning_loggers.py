@@ -16,7 +16,11 @@ def test_tensorboard_has_the_curves_of_every_stage_and_the_students_figures(tmp_
     for stage in ("teacher", "labels_only", "student"):
         read = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / stage))
         read.Reload()
-        assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [(5, 1.0), (15, 0.5), (25, pytest.approx(1 / 3))]
+        assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [
+            (5, 1.0),
+            (15, 0.5),
+            (25, pytest.approx(1 / 3)),
+        ]
         assert ("test.student.top1" in read.Tags()["scalars"]) == (stage == "student")
     assert read.Scalars("test.student.top1")[0].value == pytest.approx(0.85)
 
@@ -26,7 +30,9 @@ def test_a_training_that_goes_on_has_all_its_points_once_in_tensorboard(tmp_path
         following = tracker(tmp_path / "fm", {"tensorboard": TensorBoard()}, [])
         train(following, "student", epochs=epochs, before=before)
         following.close(exit_code=0)
-        time.sleep(1 - time.time() % 1)  # TensorBoard reads files in the order of the seconds in their names
+        time.sleep(
+            1 - time.time() % 1
+        )  # TensorBoard reads files in the order of the seconds in their names
     read = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / "student"))
     read.Reload()
     assert [point.step for point in read.Scalars("train/loss")] == [5, 15, 25]
@@ -40,16 +46,25 @@ def mlflow_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[st
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("kd_app")
     assert experiment is not None
-    return client, {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+    return client, {
+        run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])
+    }
 
 
-def test_mlflow_has_a_run_for_every_stage_with_curves_parameters_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_has_a_run_for_every_stage_with_curves_parameters_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert whole_run(tmp_path / "fm", {"mlflow": MLflow(experiment="kd_app", uri=None)}) == []
     client, runs = mlflow_runs((tmp_path / "fm" / "mlflow").as_uri(), monkeypatch)
-    assert {stage: run.info.status for stage, run in runs.items()} == dict.fromkeys(("teacher", "labels_only", "student"), "FINISHED")
+    assert {stage: run.info.status for stage, run in runs.items()} == dict.fromkeys(
+        ("teacher", "labels_only", "student"), "FINISHED"
+    )
     student = runs["student"]
-    assert [(point.step, point.value) for point in client.get_metric_history(student.info.run_id, "train/loss")][:2] == [(5, 1.0), (15, 0.5)]
+    assert [
+        (point.step, point.value)
+        for point in client.get_metric_history(student.info.run_id, "train/loss")
+    ][:2] == [(5, 1.0), (15, 0.5)]
     assert student.data.params["loss/soft_target/temperature"] == "4.0"
     assert student.data.params["data/root"] == "photos"
     assert student.data.tags["group"] == "fm"
@@ -58,7 +73,9 @@ def test_mlflow_has_a_run_for_every_stage_with_curves_parameters_and_figures(tmp
 
 
 @pytest.mark.parametrize(("code", "status"), [(1, "FAILED"), (130, "KILLED")])
-def test_mlflow_is_told_how_a_run_ended(code: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_is_told_how_a_run_ended(
+    code: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = (tmp_path / "elsewhere").as_uri()
     following = tracker(tmp_path / "fm", {"mlflow": MLflow(experiment="kd_app", uri=uri)}, [])
     train(following, "student")
@@ -80,6 +97,11 @@ def test_a_missing_package_is_named_before_anything_begins(monkeypatch: pytest.M
 
 
 def test_a_database_without_the_package_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd_app.tracking.lightning_loggers.find_spec", lambda name: None if name == "sqlalchemy" else object())
-    with pytest.raises(RequestError, match=r"'pip install mlflow', or use logger\.mlflow\.uri=null"):
+    monkeypatch.setattr(
+        "kd_app.tracking.lightning_loggers.find_spec",
+        lambda name: None if name == "sqlalchemy" else object(),
+    )
+    with pytest.raises(
+        RequestError, match=r"'pip install mlflow', or use logger\.mlflow\.uri=null"
+    ):
         MLflow(experiment="kd_app", uri="sqlite:///runs.db")

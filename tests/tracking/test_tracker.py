@@ -37,7 +37,9 @@ class Notebook(Backend, Run):
         self._hear("close", exit_code)
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "logger").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONF / "logger").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_choice_of_logger_makes_a_backend_under_its_own_name(path: Path) -> None:
     (name, node), *others = OmegaConf.to_container(OmegaConf.load(path)).items()  # type: ignore[union-attr]
     assert (name, others) == (path.stem, [])
@@ -64,10 +66,15 @@ def test_csv_alone_follows_nothing_here(tmp_path: Path) -> None:
         ("open", ["open teacher"]),
         ("log", ["open teacher", "log 5", "close 0"]),
         ("close", ["open teacher", "log 5", "log 10", "close 0"]),
-        ("results", ["open teacher", "log 5", "log 10", "close 0", "open student", "results 3", "close 0"]),
+        (
+            "results",
+            ["open teacher", "log 5", "log 10", "close 0", "open student", "results 3", "close 0"],
+        ),
     ],
 )
-def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_hear_all(fails_at: str, heard: list[str], tmp_path: Path) -> None:
+def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_hear_all(
+    fails_at: str, heard: list[str], tmp_path: Path
+) -> None:
     said: list[str] = []
     bad, good = Notebook(fails_at=fails_at), Notebook(fails_at="")
     following = tracker(tmp_path, {"bad": bad, "good": good}, said)
@@ -77,11 +84,23 @@ def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_hear_all(
     following.results(RESULTS, [])
     following.close(exit_code=0)
     assert bad.heard == heard
-    assert good.heard == ["open teacher", "log 5", "log 10", "close 0", "open student", "results 3", "close 0"]
-    assert said == ["logger bad failed (OSError: disk full) and is left out from here on; the run goes on."]
+    assert good.heard == [
+        "open teacher",
+        "log 5",
+        "log 10",
+        "close 0",
+        "open student",
+        "results 3",
+        "close 0",
+    ]
+    assert said == [
+        "logger bad failed (OSError: disk full) and is left out from here on; the run goes on."
+    ]
 
 
-def test_what_is_still_open_at_the_end_is_closed_once_with_the_code_of_the_end(tmp_path: Path) -> None:
+def test_what_is_still_open_at_the_end_is_closed_once_with_the_code_of_the_end(
+    tmp_path: Path,
+) -> None:
     notebook = Notebook(fails_at="")
     following = tracker(tmp_path, {"notebook": notebook}, [])
     listen = following.start("teacher")

@@ -16,7 +16,9 @@ _FULL, _LAST = 1, 4
 
 @dataclass
 class OfflineRun:
-    """One ``.wandb`` file: who the run is, its configuration, its points in order, its last summary, its artifacts and its end."""
+    """One ``.wandb`` file: who the run is, its configuration, its points in order, its
+    last summary, its artifacts and its end.
+    """
 
     records: list[Any]
     run: Any = None
@@ -29,9 +31,11 @@ class OfflineRun:
 
 
 def offline_runs(out: Path) -> dict[str, list[OfflineRun]]:
-    """The runs under ``out/wandb`` by job type, oldest first; a run that went on is there as often as it was begun, unless a kill left nothing of it.
+    """The runs under ``out/wandb`` by job type, oldest first; a run that went on is
+    there as often as it was begun, unless a kill left nothing of it.
 
-    wandb's own process may still be writing when `finish` returns: waits for each run's end.
+    wandb's own process may still be writing when `finish` returns: waits for each run's
+    end.
     """
     found: dict[str, list[OfflineRun]] = {}
     paths = sorted(out.glob("wandb/offline-run-*/*.wandb"))
@@ -75,7 +79,9 @@ def _put(into: dict[str, Any], items: Any) -> dict[str, Any]:
 
 
 def _records(data: bytes) -> Iterator[Any]:
-    """LevelDB's log: blocks of 32,768 bytes, records cut into chunks with a header of checksum, length and kind."""
+    """LevelDB's log: blocks of 32,768 bytes, records cut into chunks with a header of
+    checksum, length and kind.
+    """
     at, whole = _HEADER, b""
     while at + _HEADER <= len(data):
         left = _BLOCK - at % _BLOCK

@@ -1,4 +1,6 @@
-"""Small runs that are made again and again: a teacher that is there already, data that take no time, and where a run left what."""
+"""Small runs that are made again and again: a teacher that is there already, data that
+take no time, and where a run left what.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 
-import kd_app.models.small  # noqa: F401  (registers the small nets with timm)
+import kd_app.models.small
 from kd_app.config import Pixels
 from kd_app.config.compose import composed
 from kd_app.deployment.measure import images_per_second
@@ -31,21 +33,35 @@ DIGITS = tuple("0123456789")
 GRAY = Pixels(1, 8, 8, (0.3,), (0.4,))
 
 quick_speed = partial(images_per_second, batch=8, seconds=0.02)
-"""In the place of what a run measures for seconds, where nobody asks how fast a model is."""
+"""In the place of what a run measures for seconds, where nobody asks how fast a model
+is.
+"""
 
 
 def quick_latency(shop: Workshop, members: Mapping[str, Member]) -> dict[str, float]:
-    """In the place of a compression's latencies, for which every student is lowered to a program: 2 ms, and int8 half of that."""
+    """In the place of a compression's latencies, for which every student is lowered to
+    a program: 2 ms, and int8 half of that.
+    """
     return {name: 1.0 if member.program else 2.0 for name, member in members.items()}
 
 
 def teacher_folder(
-    folder: Path, name: str = "resnet8", *, pixels: Pixels = GRAY, classes: tuple[str, ...] = DIGITS, license: str = "none", **kwargs: Any
+    folder: Path,
+    name: str = "resnet8",
+    *,
+    pixels: Pixels = GRAY,
+    classes: tuple[str, ...] = DIGITS,
+    license: str = "none",
+    **kwargs: Any,
 ) -> Path:
-    """A teacher for these classes with weights that nobody trained, in timm's local-dir layout; used as it is."""
+    """A teacher for these classes with weights that nobody trained, in timm's local-dir
+    layout; used as it is.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(77)
-        model = timm.create_model(name, num_classes=len(classes), in_chans=pixels.channels, **kwargs)
+        model = timm.create_model(
+            name, num_classes=len(classes), in_chans=pixels.channels, **kwargs
+        )
     save_model(model, folder, pixels=pixels, classes=classes, license=license)
     return folder
 
@@ -56,7 +72,9 @@ def image_folder(folder: Path, *, images: int, classes: int = 2, side: int = 16)
     for label in range(classes):
         (folder / f"class{label}").mkdir(parents=True)
         for number in range(images):
-            pixels = random.integers(0, 128 + 120 * label // max(classes - 1, 1), (side, side, 3), dtype=np.uint8)
+            pixels = random.integers(
+                0, 128 + 120 * label // max(classes - 1, 1), (side, side, 3), dtype=np.uint8
+            )
             Image.fromarray(pixels).save(folder / f"class{label}" / f"{number:03d}.png")
     return folder
 
@@ -69,7 +87,9 @@ class Listening:
         self.heard: list[dict[str, float]] = []
         self.finished: list[str] = []
 
-    def start(self, stage: str, teacher: Any, points: Sequence[Any]) -> Callable[[dict[str, float], int], None]:
+    def start(
+        self, stage: str, teacher: Any, points: Sequence[Any]
+    ) -> Callable[[dict[str, float], int], None]:
         self.known += [{"step": step, **row} for row, step in points]
         return lambda row, step: self.heard.append({"step": step, **row})
 
@@ -79,8 +99,9 @@ class Listening:
 
 @dataclass
 class Trained:
-    """A student that was trained without what comes before and after it: the stage's folder, its curves, what a tracker heard, the model,
-    and the data."""
+    """A student that was trained without what comes before and after it: the stage's
+    folder, its curves, what a tracker heard, the model, and the data.
+    """
 
     folder: Path
     curves: list[dict[str, float]]
@@ -90,21 +111,38 @@ class Trained:
 
 
 def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str) -> Trained:
-    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, the student's average, or none."""
+    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, the
+    student's average, or none.
+    """
     named = f"teacher={teacher}" if isinstance(teacher, str) else f"teacher.checkpoint={teacher}"
     taught = ["teacher=none", "loss=[cross_entropy]"] if teacher is None else [named]
-    fixed = [*taught, f"stages={folder / 'stages'}", "controls=[]", "logger=[]", "trainer=cpu", "trainer.precision=32-true"]
+    fixed = [
+        *taught,
+        f"stages={folder / 'stages'}",
+        "controls=[]",
+        "logger=[]",
+        "trainer=cpu",
+        "trainer.precision=32-true",
+    ]
     config = composed("distill", [*fixed, *overrides])
     made, listening = parts(config), Listening()
     shop = Workshop(made, Stages(Path(config["stages"])), Console(silent=True), tracker=listening)
     shop.prepare_data()
     student = train(shop, "student", shop.ready(made.teacher, seed=0) if made.teacher else None)
     assert student.folder is not None
-    return Trained(student.folder, list(read_curves(student.folder / "curves.jsonl")), listening.heard, student, shop.data)
+    return Trained(
+        student.folder,
+        list(read_curves(student.folder / "curves.jsonl")),
+        listening.heard,
+        student,
+        shop.data,
+    )
 
 
 def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Trained:
-    """A training, after one that was cut off before its fourth batch and said again has ended with its weights and curves, bit by bit."""
+    """A training, after one that was cut off before its fourth batch and said again has
+    ended with its weights and curves, bit by bit.
+    """
     whole = trained(teacher, folder / "whole", *overrides)
     plain, steps = Distillation.training_step, iter(range(100))
 
@@ -118,7 +156,10 @@ def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Tr
             trained(teacher, folder / "cut", *overrides)
         again = trained(teacher, folder / "cut", *overrides)
     weights = again.member.created.model.state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.member.created.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, weights[name])
+        for name, tensor in whole.member.created.model.state_dict().items()
+    )
     assert again.curves == whole.curves
     return whole
 

@@ -1,4 +1,6 @@
-"""Labels of which half are wrong, and a teacher that knows better: what it says of an image can't be had from the image's label."""
+"""Labels of which half are wrong, and a teacher that knows better: what it says of an
+image can't be had from the image's label.
+"""
 
 from typing import cast
 
@@ -16,7 +18,11 @@ class Mislabeled(Digits):
     def load(self) -> Arrays:
         pixels, target, split = super().load()
         random = np.random.default_rng(0)
-        return pixels, np.where(random.random(len(target)) < 0.5, random.integers(0, 10, len(target)), target), split
+        return (
+            pixels,
+            np.where(random.random(len(target)) < 0.5, random.integers(0, 10, len(target)), target),
+            split,
+        )
 
 
 def true_labels() -> np.ndarray:
@@ -24,7 +30,9 @@ def true_labels() -> np.ndarray:
 
 
 class Oracle(nn.Module):
-    """Knows every digit by heart: the class of the image that correlates most with what it is shown."""
+    """Knows every digit by heart: the class of the image that correlates most with what
+    it is shown.
+    """
 
     known: Tensor
     label: Tensor

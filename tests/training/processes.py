@@ -1,4 +1,6 @@
-"""Runs in processes of their own that start within a moment: forked from one that has imported everything, and ended by real signals."""
+"""Runs in processes of their own that start within a moment: forked from one that has
+imported everything, and ended by real signals.
+"""
 
 import os
 import signal
@@ -17,7 +19,9 @@ from unittest.mock import patch
 from kd_app.commands.app import guarded
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["kd_app.training.run", "kd_app.training.notebook", "torchvision", "torch._dynamo"])
+_CONTEXT.set_forkserver_preload(
+    ["kd_app.training.run", "kd_app.training.notebook", "torchvision", "torch._dynamo"]
+)
 
 Moment = tuple[str, int]
 """``('module:Class.method', n)``: the n-th call of that function in the process."""
@@ -39,23 +43,41 @@ def ended(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def begun(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL, listens: bool = False) -> BaseProcess:
-    """``kd-distill <overrides>`` in a new process, the first of a group of its own, that gets the signal `sign` just before each of `moments`. With
-    `listens` it ends with code 144 on SIGUSR2, as a job of submitit does that is sent again. Speed is measured for a moment only.
+def begun(
+    overrides: Sequence[str],
+    log: str,
+    *moments: Moment,
+    sign: int = signal.SIGKILL,
+    listens: bool = False,
+) -> BaseProcess:
+    """``kd-distill <overrides>`` in a new process, the first of a group of its own,
+    that gets the signal `sign` just before each of `moments`. With `listens` it ends
+    with code 144 on SIGUSR2, as a job of submitit does that is sent again. Speed is
+    measured for a moment only.
     """
     return start(_distill, tuple(overrides), log, moments, sign, listens)
 
 
-def distilled(overrides: Sequence[str], log: str, *moments: Moment, sign: int = signal.SIGKILL, listens: bool = False) -> int:
+def distilled(
+    overrides: Sequence[str],
+    log: str,
+    *moments: Moment,
+    sign: int = signal.SIGKILL,
+    listens: bool = False,
+) -> int:
     """The exit code of such a process. What it says is appended to `log`."""
     process = begun(overrides, log, *moments, sign=sign, listens=listens)
     code = ended(process)
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid or 0, signal.SIGKILL)  # its DataLoader workers, which would notice its death within 5 s, and hold its lock so long
+        os.killpg(
+            process.pid or 0, signal.SIGKILL
+        )  # its DataLoader workers, which would notice its death within 5 s, and hold its lock so long
     return code
 
 
-def _distill(overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool) -> None:
+def _distill(
+    overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool
+) -> None:
     from kd_app.config.compose import composed
     from kd_app.training.run import distill
     from tests.training.made import quick_speed
@@ -72,7 +94,9 @@ def _distill(overrides: Sequence[str], log: str, moments: Sequence[Moment], sign
 
 
 def commanded(words: Sequence[str], log: str) -> BaseProcess:
-    """``kd-distill <words>`` from its own main, sweeps and searches too, in such a process."""
+    """``kd-distill <words>`` from its own main, sweeps and searches too, in such a
+    process.
+    """
     return start(_command, tuple(words), log)
 
 
@@ -85,7 +109,9 @@ def _command(words: Sequence[str], log: str) -> None:
 
 
 def _alone(log: str) -> None:
-    """The first process of a group of its own, as if nobody had forked it; what it says is appended to `log`."""
+    """The first process of a group of its own, as if nobody had forked it; what it says
+    is appended to `log`.
+    """
     os.setsid()
     set_start_method("fork", force=True)
     with open(log, "a", encoding="utf-8") as file:

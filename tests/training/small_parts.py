@@ -44,7 +44,9 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> Any:
 
 
 class OwnData(pl.LightningDataModule):
-    """Somebody's own images, (image, target), float and ready: squares whose brightness is their class."""
+    """Somebody's own images, (image, target), float and ready: squares whose brightness
+    is their class.
+    """
 
     def __init__(self, batch_size: int = 8, images: int = 40, shuffle: bool = True) -> None:
         super().__init__()
@@ -53,7 +55,10 @@ class OwnData(pl.LightningDataModule):
         draw = torch.Generator().manual_seed(0)
         target = torch.arange(images) % CLASSES
         image = target.view(-1, 1, 1, 1) - 1 + 0.3 * torch.randn(images, 1, 6, 6, generator=draw)
-        self.sets = {name: TensorDataset(image + shift, target) for name, shift in (("train", 0.0), ("validation", 0.1), ("test", 0.2))}
+        self.sets = {
+            name: TensorDataset(image + shift, target)
+            for name, shift in (("train", 0.0), ("validation", 0.1), ("test", 0.2))
+        }
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.sets["train"], self.batch_size, shuffle=self.shuffle, drop_last=True)
@@ -81,21 +86,49 @@ class Given(LossTerm):
 
 def terms(weight: float = 2.0, **more: LossTerm) -> WeightedTerms:
     """Cross-entropy, soft targets times `weight`, and `more`."""
-    chosen = {"cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None), "soft_target": SoftTarget(temperature=4.0, standardize=False), **more}
-    return WeightedTerms(chosen, {name: weight if name == "soft_target" else 1.0 for name in chosen})
+    chosen = {
+        "cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None),
+        "soft_target": SoftTarget(temperature=4.0, standardize=False),
+        **more,
+    }
+    return WeightedTerms(
+        chosen, {name: weight if name == "soft_target" else 1.0 for name in chosen}
+    )
 
 
 def optimizer(**changed: Any) -> Optimizer:
-    plain = {"name": "momentum", "lr": 0.1, "scratch_lr": 0.1, "finetune_lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "kwargs": {}}
+    plain = {
+        "name": "momentum",
+        "lr": 0.1,
+        "scratch_lr": 0.1,
+        "finetune_lr": 0.1,
+        "weight_decay": 0.0,
+        "momentum": 0.0,
+        "kwargs": {},
+    }
     return Optimizer(**{**plain, **changed})
 
 
-def distillation(student: nn.Module | None = None, teacher: nn.Module | None = None, **changed: Any) -> Distillation:
+def distillation(
+    student: nn.Module | None = None, teacher: nn.Module | None = None, **changed: Any
+) -> Distillation:
     """A module of `Net`s that learns from a net with other weights."""
     chosen: WeightedTerms = changed.pop("terms", None) or terms()
-    held = FrozenTeacher(teacher or seeded(lambda: Net(width=12), 1), reads=chosen.teacher_reads, pixels=PIXELS, sees=PIXELS)
+    held = FrozenTeacher(
+        teacher or seeded(lambda: Net(width=12), 1),
+        reads=chosen.teacher_reads,
+        pixels=PIXELS,
+        sees=PIXELS,
+    )
     schedule: Schedule = changed.pop("schedule", None) or Constant(warmup=0.0)
-    made = {"teacher": held, "num_classes": CLASSES, "optimizer": optimizer(), "schedule": schedule, "log_every": 1, **changed}
+    made = {
+        "teacher": held,
+        "num_classes": CLASSES,
+        "optimizer": optimizer(),
+        "schedule": schedule,
+        "log_every": 1,
+        **changed,
+    }
     return Distillation(student or seeded(Net), terms=chosen, **made)
 
 
@@ -118,5 +151,12 @@ class Rows(pl.loggers.Logger):
 
 def plain_trainer(logger: Any = False, **more: Any) -> pl.Trainer:
     """Lightning's own, as anybody would make it."""
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    return pl.Trainer(**{**quiet, "max_epochs": 2, "logger": logger, "log_every_n_steps": 1, **more})
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "accelerator": "cpu",
+    }
+    return pl.Trainer(
+        **{**quiet, "max_epochs": 2, "logger": logger, "log_every_n_steps": 1, **more}
+    )

@@ -25,7 +25,9 @@ class Linear(nn.Sequential):
 
 
 @pytest.mark.parametrize("net", [Net, Linear])
-def test_after_every_step_the_teacher_moves_toward_the_student(net: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_every_step_the_teacher_moves_toward_the_student(
+    net: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     student = seeded(net)
     module = distillation(student=student, teacher=deepcopy(student), decay=0.6)
     steps: list[dict[str, Tensor]] = [deepcopy(dict(student.state_dict()))]
@@ -43,7 +45,12 @@ def test_after_every_step_the_teacher_moves_toward_the_student(net: type[nn.Modu
     for number, after in enumerate(steps[1:], start=1):
         decay = min(0.6, 1 - 1 / (number + 1))
         expected = {
-            name: decay * average + (1 - decay) * after[name] if average.is_floating_point() else after[name] for name, average in expected.items()
+            name: (
+                decay * average + (1 - decay) * after[name]
+                if average.is_floating_point()
+                else after[name]
+            )
+            for name, average in expected.items()
         }
     assert module.teacher is not None
     for name, average in module.teacher.model.state_dict().items():
@@ -52,12 +59,24 @@ def test_after_every_step_the_teacher_moves_toward_the_student(net: type[nn.Modu
 
 
 def test_a_run_with_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    words = ["teacher.decay=0.9", "student.name=resnet8", "data.batch_size=256", "trainer.max_epochs=2", "trainer.checkpoint_steps=1"]
+    words = [
+        "teacher.decay=0.9",
+        "student.name=resnet8",
+        "data.batch_size=256",
+        "trainer.max_epochs=2",
+        "trainer.checkpoint_steps=1",
+    ]
     whole = gone_on("ema", tmp_path, *words)
     assert all(row["train/soft_target"] > 0 for row in whole.curves if "train/soft_target" in row)
 
 
-@pytest.mark.parametrize(("words", "said"), [("teacher.decay=1", "teacher: decay=1 does not fit"), ("teacher.decay=0", "decay=0 does not fit")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("teacher.decay=1", "teacher: decay=1 does not fit"),
+        ("teacher.decay=0", "decay=0 does not fit"),
+    ],
+)
 def test_a_decay_out_of_range_is_refused(words: str, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         parts(composed("distill", ["teacher=ema", words]))

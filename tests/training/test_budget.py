@@ -24,14 +24,26 @@ def latency(self: LatencyBudget, shop: Workshop) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_a_search_ends_trials_over_the_budget_before_they_are_trained_and_says_the_figure(tmp_path: Path) -> None:
-    words = [*TINY, "-m", "hparams_search=student_under_budget", "student.name=choice(resnet14,resnet8)", "controls=[]", "budget.latency_ms=5"]
+def test_a_search_ends_trials_over_the_budget_before_they_are_trained_and_says_the_figure(
+    tmp_path: Path,
+) -> None:
+    words = [
+        *TINY,
+        "-m",
+        "hparams_search=student_under_budget",
+        "student.name=choice(resnet14,resnet8)",
+        "controls=[]",
+        "budget.latency_ms=5",
+    ]
     words += [f"out={tmp_path / 'search'}", f"stages={tmp_path / 'stages'}"]
     with patch.object(LatencyBudget, "latency", latency):
         said = done(*words)
     over, within = (results(tmp_path / "search" / str(number)) for number in (0, 1))
     assert (over["status"], within["status"]) == ("pruned", "finished")
-    assert over["reason"].startswith("Not trained, since it is over budget.latency_ms=5: the student resnet14, written as onnx, answers 95 of 100")
+    assert over["reason"].startswith(
+        "Not trained, since it is over budget.latency_ms=5: the student resnet14, written as onnx,"
+        " answers 95 of 100"
+    )
     assert "within 7 ms" in over["reason"]
     assert "budget=null, trains it" in said
     assert within["models"]["student"]["decided"]["latency_ms"]["p95"] == 3.0
@@ -42,18 +54,44 @@ def test_a_search_ends_trials_over_the_budget_before_they_are_trained_and_says_t
 
 
 def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
-    words = [*TINY, "student.name=resnet14", "controls=[]", "budget=latency", "budget.latency_ms=6.5", f"out={tmp_path / 'run'}"]
+    words = [
+        *TINY,
+        "student.name=resnet14",
+        "controls=[]",
+        "budget=latency",
+        "budget.latency_ms=6.5",
+        f"out={tmp_path / 'run'}",
+    ]
     with patch.object(LatencyBudget, "latency", latency):
         assert "over budget.latency_ms=6.5" in refused(*words, f"stages={tmp_path / 'stages'}")
 
 
-@pytest.mark.parametrize(("words", "message"), [(["budget.latency_ms=0"], "latency_ms=0 does not fit"), (["budget.clock.rounds=2"], "rounds=2")])
-def test_a_budget_that_makes_no_sense_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
-    assert message in refused(*TINY, "budget=latency", *words, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["budget.latency_ms=0"], "latency_ms=0 does not fit"),
+        (["budget.clock.rounds=2"], "rounds=2"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    assert message in refused(
+        *TINY, "budget=latency", *words, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}"
+    )
 
 
 def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:
-    config = composed("distill", [*TINY, "student.name=resnet8", "budget=latency", "budget.clock.seconds=0.01", "budget.clock.rounds=6"])
+    config = composed(
+        "distill",
+        [
+            *TINY,
+            "student.name=resnet8",
+            "budget=latency",
+            "budget.clock.seconds=0.01",
+            "budget.clock.rounds=6",
+        ],
+    )
     shop = Workshop(parts(config), Stages(tmp_path), Console(silent=True), tracker=None)
     shop.prepare_data()
     budget: LatencyBudget = make(config["budget"], LatencyBudget)

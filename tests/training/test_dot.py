@@ -20,11 +20,15 @@ from tests.training.small_parts import OwnData, distillation, plain_trainer, ter
 
 
 def losses(p: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """What the labels and what the teacher say of parameters at a step, with gradients that depend on both."""
+    """What the labels and what the teacher say of parameters at a step, with gradients
+    that depend on both.
+    """
     return (p * (step + 1)).square().sum(), (p - torch.linspace(-1, 1, len(p))).abs().pow(1.5).sum()
 
 
-def walked(made: Any, p: nn.Parameter, *, steps: int = 5, apart: bool = True, clip: float | None = None) -> Tensor:
+def walked(
+    made: Any, p: nn.Parameter, *, steps: int = 5, apart: bool = True, clip: float | None = None
+) -> Tensor:
     for step in range(steps):
         made.zero_grad()
         ours, theirs = losses(p, step)
@@ -45,8 +49,14 @@ def parameter() -> nn.Parameter:
 def test_it_moves_as_the_paper_says(clip: float | None) -> None:
     rate, momentum, delta, decay = 0.01, 0.9, 0.075, 0.1
     group = {"params": [parameter()], "weight_decay": decay}
-    found = walked(TwoMomenta([group], lr=rate, momentum=momentum, delta=delta), group["params"][0], clip=clip)  # type: ignore[index]
-    p, labels, teacher = parameter().detach(), torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    found = walked(
+        TwoMomenta([group], lr=rate, momentum=momentum, delta=delta), group["params"][0], clip=clip
+    )  # type: ignore[index]
+    p, labels, teacher = (
+        parameter().detach(),
+        torch.zeros(4, dtype=torch.float64),
+        torch.zeros(4, dtype=torch.float64),
+    )
     for step in range(5):
         own = p.clone().requires_grad_()
         ours, theirs = (torch.autograd.grad(loss, own)[0] for loss in losses(own, step))
@@ -60,7 +70,11 @@ def test_it_moves_as_the_paper_says(clip: float | None) -> None:
 @pytest.mark.parametrize(("delta", "apart"), [(0.0, True), (0.09, False)])
 def test_with_equal_momenta_or_one_gradient_it_is_sgd(delta: float, apart: bool) -> None:
     one, other = parameter(), parameter()
-    found = walked(TwoMomenta([{"params": [one], "weight_decay": 0.1}], lr=0.01, momentum=0.9, delta=delta), one, apart=apart)
+    found = walked(
+        TwoMomenta([{"params": [one], "weight_decay": 0.1}], lr=0.01, momentum=0.9, delta=delta),
+        one,
+        apart=apart,
+    )
     plain = torch.optim.SGD([other], lr=0.01, momentum=0.9, weight_decay=0.1)
     torch.testing.assert_close(found, walked(plain, other, apart=False))
 
@@ -88,8 +102,12 @@ def _given(made: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return made
 
 
-def test_in_a_training_the_labels_momentum_is_the_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A teacher's term of weight 0 leaves the labels alone, so that their momentum is seen; and the other way round."""
+def test_in_a_training_the_labels_momentum_is_the_smaller_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A teacher's term of weight 0 leaves the labels alone, so that their momentum is
+    seen; and the other way round.
+    """
     labels, teacher = terms(weight=0.0), terms(weight=1.0)
     teacher.weights["cross_entropy"] = 0.0
     for chosen, momentum in ((labels, 0.3), (teacher, 0.7)):
@@ -103,16 +121,29 @@ def test_in_a_training_the_labels_momentum_is_the_smaller_one(monkeypatch: pytes
         same(ended(0.2, chosen), dict(module.student.state_dict()))
 
 
-def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    for more in ({"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.05}, {"precision": "bf16-mixed"}):
+def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for more in (
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.05},
+        {"precision": "bf16-mixed"},
+    ):
         module = distillation(optimizer=Made(0.0))
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=0.5)
         plain.param_groups[0]["initial_lr"] = 0.1
         monkeypatch.setattr(module, "configure_optimizers", partial(_given, plain))
         with quiet():
             plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
-        same(ended(0.0, **more), dict(module.student.state_dict()), atol=1e-3 if "precision" in more else 1e-6)
-        assert not all(torch.equal(tensor, ended(0.2, **more)[name]) for name, tensor in module.student.state_dict().items())
+        same(
+            ended(0.0, **more),
+            dict(module.student.state_dict()),
+            atol=1e-3 if "precision" in more else 1e-6,
+        )
+        assert not all(
+            torch.equal(tensor, ended(0.2, **more)[name])
+            for name, tensor in module.student.state_dict().items()
+        )
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor], atol: float = 1e-6) -> None:

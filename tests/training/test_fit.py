@@ -36,7 +36,9 @@ def kwargs_of(role: str, kwargs: dict[str, Any]) -> list[str]:
 
 
 class Notes:
-    """What passed by during a training: the student's weights after each step, and those that were validated."""
+    """What passed by during a training: the student's weights after each step, and
+    those that were validated.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[dict[str, Tensor]] = []
@@ -45,11 +47,21 @@ class Notes:
 
         def step(module: Distillation, *args: Any, **kwargs: Any) -> None:
             plain_step(module, *args, **kwargs)
-            self.steps.append({name: tensor.detach().clone() for name, tensor in module.student.state_dict().items()})
+            self.steps.append(
+                {
+                    name: tensor.detach().clone()
+                    for name, tensor in module.student.state_dict().items()
+                }
+            )
 
         def validation(module: Distillation, batch: Any, batch_idx: int) -> None:
             if batch_idx == 0:
-                self.validated.append({name: tensor.detach().clone() for name, tensor in module.student.state_dict().items()})
+                self.validated.append(
+                    {
+                        name: tensor.detach().clone()
+                        for name, tensor in module.student.state_dict().items()
+                    }
+                )
             plain_epoch(module, batch, batch_idx)
 
         monkeypatch.setattr(Distillation, "optimizer_step", step)
@@ -75,28 +87,57 @@ def test_the_epoch_that_validates_best_ships_and_the_test_set_is_not_looked_at(
 
     monkeypatch.setattr(ImageData, "rows", rows)
     notes = Notes(monkeypatch)
-    for name, values in {"Top1": [0.3, 0.9, 0.9, 0.9, 0.5], "NegativeLogLikelihood": [1.0, 2.0, 1.5, 1.5, 0.1]}.items():
+    for name, values in {
+        "Top1": [0.3, 0.9, 0.9, 0.9, 0.5],
+        "NegativeLogLikelihood": [1.0, 2.0, 1.5, 1.5, 0.1],
+    }.items():
         scores = iter(values)
-        monkeypatch.setattr(f"kd_app.metrics.classification.{name}.compute", lambda _, scores=scores: torch.tensor(next(scores)))
+        monkeypatch.setattr(
+            f"kd_app.metrics.classification.{name}.compute",
+            lambda _, scores=scores: torch.tensor(next(scores)),
+        )
     found = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=5")
-    same(notes.validated[2], load_file(found.folder / "model" / "model.safetensors"), rtol=0.0, atol=0.0)
+    same(
+        notes.validated[2],
+        load_file(found.folder / "model" / "model.safetensors"),
+        rtol=0.0,
+        atol=0.0,
+    )
     assert found.member.record["best"] == {"top1": pytest.approx(0.9), "nll": 1.5, "epoch": 2}
     assert {"train", "validation"} <= set(seen)
     assert seen.count("test") <= 1  # is there an image in it?
 
 
-def test_the_average_of_the_weights_is_what_is_validated_and_ships(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_average_of_the_weights_is_what_is_validated_and_ships(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notes = Notes(monkeypatch)
-    found = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=2", "+callbacks=ema", "callbacks.ema.decay=0.75")
+    found = trained(
+        teacher,
+        tmp_path,
+        *SMALL,
+        "trainer.max_epochs=2",
+        "+callbacks=ema",
+        "callbacks.ema.decay=0.75",
+    )
     average = {name: tensor.clone() for name, tensor in notes.steps[0].items()}
     epochs = []
     for number, weights in enumerate(notes.steps):
         for name, tensor in weights.items() if number else ():
-            average[name] = 0.75 * average[name] + 0.25 * tensor if tensor.is_floating_point() else tensor
-        epochs.append({name: tensor.clone() for name, tensor in average.items() if tensor.is_floating_point()})
+            average[name] = (
+                0.75 * average[name] + 0.25 * tensor if tensor.is_floating_point() else tensor
+            )
+        epochs.append(
+            {name: tensor.clone() for name, tensor in average.items() if tensor.is_floating_point()}
+        )
     last = [epochs[len(epochs) // 2 - 1], epochs[-1]]
     for expected, validated in zip(last, notes.validated, strict=True):
-        same(expected, {name: tensor for name, tensor in validated.items() if tensor.is_floating_point()}, rtol=1e-4, atol=1e-5)
+        same(
+            expected,
+            {name: tensor for name, tensor in validated.items() if tensor.is_floating_point()},
+            rtol=1e-4,
+            atol=1e-5,
+        )
     best = int(found.member.record["best"]["epoch"])
     shipped = load_file(found.folder / "model" / "model.safetensors")
     same(notes.validated[best], shipped, rtol=0.0, atol=0.0)
@@ -108,7 +149,9 @@ def test_a_decay_out_of_range_is_refused(decay: float) -> None:
         EMA(decay=decay)
 
 
-def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fault 10 of other toolkits: teacher weights in every checkpoint."""
     kept: list[dict[str, Any]] = []
     plain = Keep._save
@@ -118,16 +161,31 @@ def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(teac
         kept.append(torch.load(keep.folder / "last.ckpt", weights_only=True))
 
     monkeypatch.setattr(Keep, "_save", save)
-    found = trained(teacher, tmp_path, *SMALL, "loss=[cross_entropy,feature_hint]", "trainer.checkpoint_minutes=1e-9", "+callbacks=ema")
+    found = trained(
+        teacher,
+        tmp_path,
+        *SMALL,
+        "loss=[cross_entropy,feature_hint]",
+        "trainer.checkpoint_minutes=1e-9",
+        "+callbacks=ema",
+    )
     assert len(kept) == 3 * 5  # of 5 steps an epoch the last is saved at the epoch's end
     student = {f"student.{name}" for name in found.member.created.model.state_dict()}
     for content in kept:
-        assert {name for name in content["state_dict"] if not name.startswith("terms.terms.feature_hint.adapter.")} == student
+        assert {
+            name
+            for name in content["state_dict"]
+            if not name.startswith("terms.terms.feature_hint.adapter.")
+        } == student
         assert set(content["state_dict"]) - student
-    assert not any("terms" in name for name in load_file(found.folder / "model" / "model.safetensors"))
+    assert not any(
+        "terms" in name for name in load_file(found.folder / "model" / "model.safetensors")
+    )
 
 
-def test_a_state_is_kept_after_every_so_many_steps(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_kept_after_every_so_many_steps(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[int] = []
     monkeypatch.setattr(Keep, "_save", lambda keep, trainer: steps.append(trainer.global_step))
     monkeypatch.setattr(Keep, "on_train_epoch_end", lambda *_: None)
@@ -135,17 +193,35 @@ def test_a_state_is_kept_after_every_so_many_steps(teacher: Path, tmp_path: Path
     assert steps == [2, 4, 6, 8, 12, 14]  # step 10 ends an epoch, which keeps a state of its own
 
 
-def test_a_training_leaves_what_ships_its_record_and_its_curves(teacher: Path, tmp_path: Path) -> None:
+def test_a_training_leaves_what_ships_its_record_and_its_curves(
+    teacher: Path, tmp_path: Path
+) -> None:
     found = trained(teacher, tmp_path, *SMALL, "trainer.log_every=2")
-    assert sorted(path.name for path in found.folder.iterdir()) == ["curves.jsonl", "model", "stage.json", "training.json"]
+    assert sorted(path.name for path in found.folder.iterdir()) == [
+        "curves.jsonl",
+        "model",
+        "stage.json",
+        "training.json",
+    ]
     assert found.heard == found.curves
     trains = [row for row in found.curves if "train/loss" in row]
     assert [row["step"] for row in trains] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
-    assert {name for row in trains for name in row} == {"step", "epoch", "train/loss", "train/cross_entropy", "train/soft_target", "train/lr"}
+    assert {name for row in trains for name in row} == {
+        "step",
+        "epoch",
+        "train/loss",
+        "train/cross_entropy",
+        "train/soft_target",
+        "train/lr",
+    }
     assert [row["step"] for row in found.curves if "validation/top1" in row] == [5, 10, 15]
-    assert {"validation/agreement", "validation/kl_to_teacher", "validation/ece"} <= {name for row in found.curves for name in row}
+    assert {"validation/agreement", "validation/kl_to_teacher", "validation/ece"} <= {
+        name for row in found.curves for name in row
+    }
     record = json.loads((found.folder / "training.json").read_text())
-    assert record["best"]["top1"] == pytest.approx(max(row.get("validation/top1", 0.0) for row in found.curves))
+    assert record["best"]["top1"] == pytest.approx(
+        max(row.get("validation/top1", 0.0) for row in found.curves)
+    )
     assert record["images_per_second"] > 0
     assert record["weights"]["source"] == "random"
     assert record["precision"] == "32-true"
@@ -156,55 +232,123 @@ def test_agreement_in_the_curves_is_that_of_the_two_models(teacher: Path, tmp_pa
     model = create(request(checkpoint=teacher), GRAY, 10, seed=0).model
     answers = []
     for each, pixels in ((found.member.created.model, found.member.created.pixels), (model, GRAY)):
-        answers.append(predict(each, found.data.evaluation("validation", pixels), pixels, device=torch.device("cpu")).logits.argmax(1))
+        answers.append(
+            predict(
+                each,
+                found.data.evaluation("validation", pixels),
+                pixels,
+                device=torch.device("cpu"),
+            ).logits.argmax(1)
+        )
     (told,) = (row["validation/agreement"] for row in found.curves if "validation/agreement" in row)
     assert told == pytest.approx(float((answers[0] == answers[1]).mean()))
 
 
-# -- pairs -------------------------------------------------------------------------------------------------------------------------------------------
+# -- pairs
+# -------------------------------------------------------------------------------------------------------------------------------------------
 
-VIT_STUDENT = ["student.name=vit_tiny_patch16_224", *kwargs_of("student", {**VIT, "patch_size": 4}), "student.image_size=16"]
+VIT_STUDENT = [
+    "student.name=vit_tiny_patch16_224",
+    *kwargs_of("student", {**VIT, "patch_size": 4}),
+    "student.image_size=16",
+]
 PAIRS: dict[str, tuple[str, Pixels, dict[str, Any], Sequence[str]]] = {
     "CNN to ViT": ("resnet8", GRAY, {}, VIT_STUDENT),
-    "ViT to CNN": ("vit_tiny_patch16_224", Pixels(3, 16, 16, (0.5,) * 3, (0.3,) * 3), {**VIT, "img_size": 16}, ["student.name=resnet8"]),
-    "CNN to CNN, larger images": ("test_resnet", Pixels(3, 40, 40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), {}, ["student.name=wrn_16_1"]),
+    "ViT to CNN": (
+        "vit_tiny_patch16_224",
+        Pixels(3, 16, 16, (0.5,) * 3, (0.3,) * 3),
+        {**VIT, "img_size": 16},
+        ["student.name=resnet8"],
+    ),
+    "CNN to CNN, larger images": (
+        "test_resnet",
+        Pixels(3, 40, 40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        {},
+        ["student.name=wrn_16_1"],
+    ),
 }
 
 
-BRIEF = ("trainer.limit_train_batches=4", "trainer.max_epochs=1", "trainer.log_every=1", "data.batch_size=64")
+BRIEF = (
+    "trainer.limit_train_batches=4",
+    "trainer.max_epochs=1",
+    "trainer.log_every=1",
+    "data.batch_size=64",
+)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_feature_terms_need_no_wiring_between_unlike_models_of_unlike_sizes(pair: str, tmp_path: Path) -> None:
+def test_feature_terms_need_no_wiring_between_unlike_models_of_unlike_sizes(
+    pair: str, tmp_path: Path
+) -> None:
     name, pixels, kwargs, student = PAIRS[pair]
     folder = teacher_folder(tmp_path / "teacher", name, pixels=pixels, **kwargs)
-    found = trained(folder, tmp_path, *student, "loss=[cross_entropy,feature_hint,attention_transfer]", *BRIEF)
+    found = trained(
+        folder, tmp_path, *student, "loss=[cross_entropy,feature_hint,attention_transfer]", *BRIEF
+    )
     rows = [row for row in found.curves if "train/loss" in row]
-    assert all(0 < row[f"train/{term}"] < 1e6 for row in rows for term in ("feature_hint", "attention_transfer"))
+    assert all(
+        0 < row[f"train/{term}"] < 1e6
+        for row in rows
+        for term in ("feature_hint", "attention_transfer")
+    )
     assert rows[-1]["train/feature_hint"] < rows[0]["train/feature_hint"]
     assert any("validation/agreement" in row for row in found.curves)
 
 
 @pytest.mark.parametrize("block", [-1, -3])
-def test_attention_relations_are_those_of_the_teachers_chosen_block(block: int, tmp_path: Path) -> None:
+def test_attention_relations_are_those_of_the_teachers_chosen_block(
+    block: int, tmp_path: Path
+) -> None:
     folder = teacher_folder(tmp_path / "teacher", "vit_tiny_patch16_224", **VIT, img_size=8)
-    student = ["student.name=vit_tiny_patch16_224", *kwargs_of("student", {**VIT, "embed_dim": 16, "depth": 2})]
-    term = ["loss=[cross_entropy,attention_relation]", f"loss.attention_relation.teacher_block={block}", "loss.attention_relation.relation_heads=4"]
+    student = [
+        "student.name=vit_tiny_patch16_224",
+        *kwargs_of("student", {**VIT, "embed_dim": 16, "depth": 2}),
+    ]
+    term = [
+        "loss=[cross_entropy,attention_relation]",
+        f"loss.attention_relation.teacher_block={block}",
+        "loss.attention_relation.relation_heads=4",
+    ]
     found = trained(folder, tmp_path, *student, *term, *BRIEF)
     assert found.curves[0]["train/attention_relation"] > 0
 
 
 def test_a_block_that_the_teacher_has_not_is_refused_by_its_number(tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "teacher", "vit_tiny_patch16_224", **VIT, img_size=8)
-    student = ["student.name=vit_tiny_patch16_224", *kwargs_of("student", VIT), "loss.attention_relation.relation_heads=4"]
-    with pytest.raises(RequestError, match=r"teacher_block=-9 counts from the teacher's last block, and it has 4\. Expected -1 to -4"):
-        trained(folder, tmp_path, *student, "loss=[cross_entropy,attention_relation]", "loss.attention_relation.teacher_block=-9")
+    student = [
+        "student.name=vit_tiny_patch16_224",
+        *kwargs_of("student", VIT),
+        "loss.attention_relation.relation_heads=4",
+    ]
+    with pytest.raises(
+        RequestError,
+        match=(
+            r"teacher_block=-9 counts from the teacher's last block, and it has 4\. Expected -1"
+            r" to -4"
+        ),
+    ):
+        trained(
+            folder,
+            tmp_path,
+            *student,
+            "loss=[cross_entropy,attention_relation]",
+            "loss.attention_relation.teacher_block=-9",
+        )
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
-def test_every_precision_trains_with_adapters_and_leaves_the_teacher_as_it_was(precision: str, teacher: Path, tmp_path: Path) -> None:
-    terms = ["loss=[cross_entropy,soft_target,feature_hint]", f"trainer.precision={precision}", "student.name=resnet8"]
-    found = trained(teacher, tmp_path, *BRIEF, *terms, "trainer.gradient_clip=1.0", "+callbacks=ema")
+def test_every_precision_trains_with_adapters_and_leaves_the_teacher_as_it_was(
+    precision: str, teacher: Path, tmp_path: Path
+) -> None:
+    terms = [
+        "loss=[cross_entropy,soft_target,feature_hint]",
+        f"trainer.precision={precision}",
+        "student.name=resnet8",
+    ]
+    found = trained(
+        teacher, tmp_path, *BRIEF, *terms, "trainer.gradient_clip=1.0", "+callbacks=ema"
+    )
     assert found.curves[0]["train/feature_hint"] > 0
     assert found.member.record["precision"] == precision
     assert {tensor.dtype for tensor in found.member.created.model.parameters()} == {torch.float32}
@@ -217,16 +361,34 @@ def test_points_of_an_attempt_that_saved_nothing_are_forgotten(tmp_path: Path) -
 
 
 def test_a_run_error_leaves_an_attempt_and_no_stage(teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"The loss term \w+ is (not finite|nan|inf).*Lower optimizer.lr"):
-        trained(teacher, tmp_path, *SMALL, "optimizer=sgd", "optimizer.lr=1e30", "trainer.log_every=1")
+    with pytest.raises(
+        RunError, match=r"The loss term \w+ is (not finite|nan|inf).*Lower optimizer.lr"
+    ):
+        trained(
+            teacher, tmp_path, *SMALL, "optimizer=sgd", "optimizer.lr=1e30", "trainer.log_every=1"
+        )
     assert [path.suffix for path in (tmp_path / "stages").glob("student-*")] == [".partial"]
 
 
 @pytest.mark.slow
-def test_a_compiled_student_trains_with_terms_that_look_inside_it_and_ships_like_any_other(teacher: Path, tmp_path: Path) -> None:
-    terms = ["student.name=resnet8", "loss=[cross_entropy,soft_target,feature_hint]", "trainer.precision=32-true"]
-    plain, compiled = (trained(teacher, tmp_path / name, *BRIEF, *terms, f"trainer.compile={name}") for name in ("false", "true"))
+def test_a_compiled_student_trains_with_terms_that_look_inside_it_and_ships_like_any_other(
+    teacher: Path, tmp_path: Path
+) -> None:
+    terms = [
+        "student.name=resnet8",
+        "loss=[cross_entropy,soft_target,feature_hint]",
+        "trainer.precision=32-true",
+    ]
+    plain, compiled = (
+        trained(teacher, tmp_path / name, *BRIEF, *terms, f"trainer.compile={name}")
+        for name in ("false", "true")
+    )
     assert compiled.curves[0]["train/feature_hint"] > 0
     for ours, theirs in zip(plain.curves[:4], compiled.curves[:4], strict=True):
         assert theirs["train/loss"] == pytest.approx(ours["train/loss"], rel=1e-3)
-    same(plain.member.created.model.state_dict(), compiled.member.created.model.state_dict(), rtol=1e-2, atol=1e-3)
+    same(
+        plain.member.created.model.state_dict(),
+        compiled.member.created.model.state_dict(),
+        rtol=1e-2,
+        atol=1e-3,
+    )

@@ -1,4 +1,6 @@
-"""Trainings of which only a part of the images has a label: who sees which images, and for how many steps."""
+"""Trainings of which only a part of the images has a label: who sees which images, and
+for how many steps.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,14 @@ from kd_app.training.workshop import Workshop
 from tests.commands.call import call
 from tests.training.made import Listening, image_folder, results, stage, teacher_folder
 
-FEW = ("data.labels=0.1", "data.batch_size=64", "student.name=resnet8", "trainer.max_epochs=2", "trainer=cpu", "trainer.precision=32-true")
+FEW = (
+    "data.labels=0.1",
+    "data.batch_size=64",
+    "student.name=resnet8",
+    "trainer.max_epochs=2",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,36 +79,66 @@ def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_a
     assert all(batch.labeled is not None and bool(batch.labeled.all()) for batch in batches)
 
 
-def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(tmp_path: Path, batches: list[Batch]) -> None:
+def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(
+    tmp_path: Path, batches: list[Batch]
+) -> None:
     made = shop(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
     train(made, "teacher")
-    assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(made.data.labeled_rows.tolist())
+    assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
+        made.data.labeled_rows.tolist()
+    )
     assert len(batches) == 1295 // 64
 
 
-def test_the_plan_says_how_many_are_labeled_and_who_sees_them(teacher: Path, tmp_path: Path) -> None:
-    lines = described(shop(tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.answers=stored"), ready=True)
+def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
+    teacher: Path, tmp_path: Path
+) -> None:
+    lines = described(
+        shop(tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.answers=stored"),
+        ready=True,
+    )
     data, _, control, student = lines
-    assert "129 of the images to train on have a label; 4 views of each in turn, to which the teacher's answers are stored" in data
+    assert (
+        "129 of the images to train on have a label; 4 views of each in turn, to which the"
+        " teacher's answers are stored" in data
+    )
     assert "on cross_entropy, on the 129 images with a label in as many steps, from" in control
     assert "with a label" not in student
 
 
-def test_a_whole_run_says_in_its_results_how_many_are_labeled(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_says_in_its_results_how_many_are_labeled(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [f"teacher.checkpoint={teacher}", "debug=fdr", "logger=[csv]", "out=run", "data.labels=0.01", "loss=[nkd,soft_target]"]
-    said = "10 of 1,295 images to train on keep their label (data.labels=0.01); the others are seen without"
+    words = [
+        f"teacher.checkpoint={teacher}",
+        "debug=fdr",
+        "logger=[csv]",
+        "out=run",
+        "data.labels=0.01",
+        "loss=[nkd,soft_target]",
+    ]
+    said = (
+        "10 of 1,295 images to train on keep their label (data.labels=0.01); the others are seen"
+        " without"
+    )
     assert said in call(*words, command="kd-check").out
     ended = call(*words)
     assert (ended.code, ended.err) == (0, "")
     assert said in (tmp_path / "run" / "results.json").read_text(encoding="utf-8")
 
 
-def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_check_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_check_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path / "photos", images=20)
     image_folder(tmp_path / "more", images=10)
-    known = teacher_folder(tmp_path / "teacher", pixels=Pixels(3, 16, 16, (0.5,) * 3, (0.25,) * 3), classes=("class0", "class1"))
+    known = teacher_folder(
+        tmp_path / "teacher",
+        pixels=Pixels(3, 16, 16, (0.5,) * 3, (0.25,) * 3),
+        classes=("class0", "class1"),
+    )
     words = [
         "data=folder",
         "data.root=photos",
@@ -111,9 +150,14 @@ def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_c
     ]
     ended = call(*words, "data.batch_size=16", "data.views=2", "teacher.answers=stored", "out=run")
     assert (ended.code, ended.err) == (0, "")
-    assert "28 of the images to train on have a label and 20 more beside them have none" in ended.out
+    assert (
+        "28 of the images to train on have a label and 20 more beside them have none" in ended.out
+    )
     assert results(tmp_path / "run")["data"]["sizes"]["unlabeled"] == 20
     stored = stage(tmp_path / "run", "answers-teacher-views")
     assert np.load(stored / "logits.npy", mmap_mode="r").shape == (2, 48, 2)
     checked = call(*words, command="kd-check")
-    assert "Note: data: 20 images without a label (data.unlabeled=more) are trained on as well" in checked.out
+    assert (
+        "Note: data: 20 images without a label (data.unlabeled=more) are trained on as well"
+        in checked.out
+    )

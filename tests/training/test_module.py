@@ -19,7 +19,18 @@ from kd_app.training.fit import quiet
 from kd_app.training.module import Answers
 from kd_app.training.optimizer import Cosine, Linear
 from kd_app.training.terms import WeightedTerms
-from tests.training.small_parts import CLASSES, Given, Net, OwnData, Rows, distillation, optimizer, plain_trainer, seeded, terms
+from tests.training.small_parts import (
+    CLASSES,
+    Given,
+    Net,
+    OwnData,
+    Rows,
+    distillation,
+    optimizer,
+    plain_trainer,
+    seeded,
+    terms,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +40,9 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def fitted(module: pl.LightningModule, data: OwnData | None = None, **more: Any) -> list[dict[str, float]]:
+def fitted(
+    module: pl.LightningModule, data: OwnData | None = None, **more: Any
+) -> list[dict[str, float]]:
     rows = Rows()
     plain_trainer(rows, **more).fit(module, datamodule=data or OwnData())
     return rows.rows
@@ -47,7 +60,11 @@ def test_a_plain_trainer_distills_on_batches_of_image_and_target() -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     validated = [row for row in rows if "validation/top1" in row]
     assert [row["step"] for row in validated] == [5, 10, 15, 20, 25, 30]
-    assert set(validated[0]) == {"step", "epoch", *(f"validation/{name}" for name in ("top1", "top5", "balanced_accuracy", "nll", "ece"))}
+    assert set(validated[0]) == {
+        "step",
+        "epoch",
+        *(f"validation/{name}" for name in ("top1", "top5", "balanced_accuracy", "nll", "ece")),
+    }
     assert validated[-1]["validation/top1"] > 0.5
 
 
@@ -56,7 +73,9 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_that_are_logged_by_name() -> 
         rows = fitted(distillation(terms=terms(weight)))
         for row in rows:
             if "train/loss" in row:
-                assert row["train/loss"] == pytest.approx(row["train/cross_entropy"] + weight * row["train/soft_target"], rel=1e-5)
+                assert row["train/loss"] == pytest.approx(
+                    row["train/cross_entropy"] + weight * row["train/soft_target"], rel=1e-5
+                )
                 assert row["train/soft_target"] > 0
 
 
@@ -75,20 +94,29 @@ class Modes(pl.Callback):
         self.training: list[bool] = []
         self.validating: list[bool] = []
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.training += [module.training for module in pl_module.student.modules()]
 
-    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.validating += [module.training for module in pl_module.student.modules()]
 
 
 def test_the_student_trains_in_train_mode_after_a_validation_too() -> None:
-    """Fault 4 of other toolkits: the student is left in eval mode after the first validation."""
+    """Fault 4 of other toolkits: the student is left in eval mode after the first
+    validation.
+    """
     modes = Modes()
     fitted(distillation(), max_epochs=3, callbacks=[modes])
     assert all(modes.training)
     assert not any(modes.validating)
-    assert (len(modes.training), len(modes.validating)) == (3 * 5 * 5, 3 * 5 * 5 + 2 * 5)  # epochs, batches, modules; and a look before the start
+    assert (len(modes.training), len(modes.validating)) == (
+        3 * 5 * 5,
+        3 * 5 * 5 + 2 * 5,
+    )  # epochs, batches, modules; and a look before the start
 
 
 def test_the_teacher_is_neither_trained_nor_changed() -> None:
@@ -96,7 +124,10 @@ def test_the_teacher_is_neither_trained_nor_changed() -> None:
     assert module.teacher is not None
     before = deepcopy(module.teacher.model.state_dict())
     fitted(module)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.teacher.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in module.teacher.model.state_dict().items()
+    )
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"student"}
 
 
@@ -117,15 +148,24 @@ def test_a_checkpoint_holds_no_tensor_of_the_teacher(tmp_path: Path) -> None:
 def _tensors(node: Any) -> Iterator[Tensor]:
     if isinstance(node, Tensor):
         yield node
-    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+    for inner in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    ):
         yield from _tensors(inner)
 
 
-# -- terms that teach nothing ------------------------------------------------------------------------------------------------------------------------
+# -- terms that teach nothing
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_student_that_is_its_teacher_is_told_which_term_is_zero() -> None:
-    with pytest.raises(RunError, match="The loss term soft_target is exactly zero in the first steps: student and teacher already agree"):
+    with pytest.raises(
+        RunError,
+        match=(
+            "The loss term soft_target is exactly zero in the first steps: student and teacher"
+            " already agree"
+        ),
+    ):
         fitted(distillation(student=seeded(linear), teacher=seeded(linear)))
 
 
@@ -136,8 +176,13 @@ def test_a_student_that_comes_in_eval_mode_trains_all_the_same() -> None:
 
 
 def test_a_term_without_a_gradient_for_the_student_stops_the_run_by_name() -> None:
-    for deaf in (lambda s, t, b: t.logits.square().mean(), lambda s, t, b: s.logits.detach().square().mean() + 0 * s.logits.sum()):
-        with pytest.raises(RunError, match="The loss term deaf gives the student no gradient in the first steps"):
+    for deaf in (
+        lambda s, t, b: t.logits.square().mean(),
+        lambda s, t, b: s.logits.detach().square().mean() + 0 * s.logits.sum(),
+    ):
+        with pytest.raises(
+            RunError, match="The loss term deaf gives the student no gradient in the first steps"
+        ):
             fitted(distillation(terms=terms(deaf=Given(deaf))))
 
 
@@ -148,37 +193,67 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(value: float) -> None:
 
 
 def wild_from(progress: float) -> Given:
-    return Given(lambda s, t, b: s.logits.square().mean() * (float("nan") if b.progress > progress else 1.0))
+    return Given(
+        lambda s, t, b: s.logits.square().mean() * (float("nan") if b.progress > progress else 1.0)
+    )
 
 
 @pytest.mark.parametrize("log_every", [1, 4, 1000])
-def test_a_term_that_becomes_nan_later_stops_the_run_with_its_name_and_the_images(log_every: int, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"The loss term wild is not finite at step 8. The last good state .* trainer.on_nan=skip"):
-        fitted(distillation(terms=terms(wild=wild_from(0.65)), log_every=log_every), default_root_dir=tmp_path)
+def test_a_term_that_becomes_nan_later_stops_the_run_with_its_name_and_the_images(
+    log_every: int, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RunError,
+        match=(
+            r"The loss term wild is not finite at step 8. The last good state .*"
+            r" trainer.on_nan=skip"
+        ),
+    ):
+        fitted(
+            distillation(terms=terms(wild=wild_from(0.65)), log_every=log_every),
+            default_root_dir=tmp_path,
+        )
     written = json.loads((tmp_path / "not_finite.json").read_text(encoding="utf-8"))
-    assert written == {"term": "wild", "step": 8, "epoch": 1, "images": []}  # plain batches number no images
+    assert written == {
+        "term": "wild",
+        "step": 8,
+        "epoch": 1,
+        "images": [],
+    }  # plain batches number no images
 
 
 def nan_at(*steps: int) -> Given:
     calls = iter(range(1, 1000))
-    return Given(lambda s, t, b: s.logits.square().mean() * (float("nan") if next(calls) in steps else 1.0))
+    return Given(
+        lambda s, t, b: s.logits.square().mean() * (float("nan") if next(calls) in steps else 1.0)
+    )
 
 
 @pytest.mark.parametrize("log_every", [1, 1000])
-def test_steps_that_are_not_finite_are_left_out_and_counted_where_that_is_asked_for(log_every: int) -> None:
+def test_steps_that_are_not_finite_are_left_out_and_counted_where_that_is_asked_for(
+    log_every: int,
+) -> None:
     class Weights(pl.Callback):
         def __init__(self) -> None:
             self.after: list[Tensor] = []
 
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.after.append(torch.cat([p.detach().flatten() for p in pl_module.student.parameters()]))
+        def on_train_batch_end(
+            self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            self.after.append(
+                torch.cat([p.detach().flatten() for p in pl_module.student.parameters()])
+            )
 
     skip, weights = SkipNotFinite(), Weights()
     module = distillation(terms=terms(wild=nan_at(5, 8)), log_every=log_every, skips=True)
     rows = fitted(module, callbacks=[skip, weights])
     assert skip.skipped == 2
     assert all(bool(each.isfinite().all()) for each in weights.after)
-    still = [number for number, (one, other) in enumerate(itertools.pairwise(weights.after), start=2) if torch.equal(one, other)]
+    still = [
+        number
+        for number, (one, other) in enumerate(itertools.pairwise(weights.after), start=2)
+        if torch.equal(one, other)
+    ]
     assert still == [5, 8]
     assert curve(rows, "train/skipped") == [1.0, 2.0]
     assert all(math.isfinite(value) for value in curve(rows, "train/loss"))
@@ -196,16 +271,24 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
 
 def test_an_epoch_of_which_most_is_skipped_ends_the_run() -> None:
     with pytest.raises(RunError, match="3 of 5 steps of epoch 2 had a gradient that is not finite"):
-        fitted(distillation(terms=terms(wild=nan_at(6, 7, 8)), skips=True), callbacks=[SkipNotFinite()])
+        fitted(
+            distillation(terms=terms(wild=nan_at(6, 7, 8)), skips=True), callbacks=[SkipNotFinite()]
+        )
 
 
 def test_a_broken_state_is_never_saved(tmp_path: Path) -> None:
     class Saves(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
     with pytest.raises(RunError, match="wild is not finite"):
-        fitted(distillation(terms=terms(wild=wild_from(0.55)), log_every=1000), callbacks=[Saves()], default_root_dir=tmp_path)
+        fitted(
+            distillation(terms=terms(wild=wild_from(0.55)), log_every=1000),
+            callbacks=[Saves()],
+            default_root_dir=tmp_path,
+        )
     for path in tmp_path.glob("*.ckpt"):
         state = torch.load(path, weights_only=True)["state_dict"]
         assert all(bool(tensor.isfinite().all()) for tensor in state.values()), path
@@ -218,16 +301,22 @@ def test_a_term_that_weighs_nothing_is_only_watched() -> None:
     assert set(curve(fitted(distillation(terms=watched)), "train/zero")) == {0.0}
 
 
-# -- steps -------------------------------------------------------------------------------------------------------------------------------------------
+# -- steps
+# -------------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_learning_rate_follows_the_schedule_step_by_step(accumulate: int) -> None:
     schedule, epochs = Cosine(warmup=0.25, final=0.1), 4
-    rows = fitted(distillation(schedule=schedule), max_epochs=epochs, accumulate_grad_batches=accumulate)
+    rows = fitted(
+        distillation(schedule=schedule), max_epochs=epochs, accumulate_grad_batches=accumulate
+    )
     steps = epochs * -(-5 // accumulate)  # 5 batches an epoch; an epoch's last step may have fewer
     found = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
-    assert found == {step: pytest.approx(0.1 * schedule.factor((step - 0.5) / steps)) for step in range(1, steps + 1)}
+    assert found == {
+        step: pytest.approx(0.1 * schedule.factor((step - 0.5) / steps))
+        for step in range(1, steps + 1)
+    }
 
 
 def linear() -> nn.Module:
@@ -244,12 +333,16 @@ def test_two_batches_a_step_are_one_batch_twice_as_large() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "momentum", "lamb"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_gradients_are_clipped_with_every_optimizer_in_every_precision(name: str, precision: Any) -> None:
+def test_gradients_are_clipped_with_every_optimizer_in_every_precision(
+    name: str, precision: Any
+) -> None:
     class Norms(pl.Callback):
         largest = 0.0
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            norms = torch.stack([p.grad.norm() for p in pl_module.parameters() if p.grad is not None])
+            norms = torch.stack(
+                [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+            )
             self.largest = max(self.largest, float(norms.norm()))
 
     norms = Norms()
@@ -258,7 +351,11 @@ def test_gradients_are_clipped_with_every_optimizer_in_every_precision(name: str
     assert norms.largest > 0.05  # what comes before the clipping
     before = seeded(Net).state_dict()
     if name == "momentum":
-        moved = sum((tensor - before[key]).square().sum() for key, tensor in module.student.state_dict().items() if "norm." not in key)
+        moved = sum(
+            (tensor - before[key]).square().sum()
+            for key, tensor in module.student.state_dict().items()
+            if "norm." not in key
+        )
         assert 0 < float(moved) ** 0.5 <= 10 * 0.1 * 0.05 + 1e-6
 
 
@@ -280,7 +377,9 @@ def test_a_step_draws_its_dropout_from_seed_and_position_alone() -> None:
         def __init__(self) -> None:
             self.found: list[float] = []
 
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+        ) -> None:
             torch.rand(int(torch.randint(1, 9, ())))  # whoever else draws does not matter
 
     def weights(seed: int, callbacks: list[Any]) -> list[Tensor]:

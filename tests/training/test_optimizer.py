@@ -1,4 +1,6 @@
-"""Optimizers by timm's names, and the schedule as a function of the share of training that is done."""
+"""Optimizers by timm's names, and the schedule as a function of the share of training
+that is done.
+"""
 
 import math
 from pathlib import Path
@@ -13,7 +15,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.training.optimizer import Constant, Cosine, Linear, MultiStep, Optimizer, Ramp, Schedule, Trained
+from kd_app.training.optimizer import (
+    Constant,
+    Cosine,
+    Linear,
+    MultiStep,
+    Optimizer,
+    Ramp,
+    Schedule,
+    Trained,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 SHARE = st.floats(0, 1)
@@ -35,7 +46,10 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum", "adam", "lamb", "lion", "muon", "adopt", "rmsproptf", "nadamw"])
+@pytest.mark.parametrize(
+    "name",
+    ["adamw", "sgd", "momentum", "adam", "lamb", "lion", "muon", "adopt", "rmsproptf", "nadamw"],
+)
 def test_timms_optimizers_lower_a_loss(name: str) -> None:
     torch.manual_seed(0)
     model, image = net(), torch.randn(8, 1, 4, 4)
@@ -51,7 +65,9 @@ def test_timms_optimizers_lower_a_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion"])
-def test_biases_and_norms_have_no_weight_decay_and_every_group_knows_its_top_rate(name: str) -> None:
+def test_biases_and_norms_have_no_weight_decay_and_every_group_knows_its_top_rate(
+    name: str,
+) -> None:
     model = net()
     made = optimizer(name=name, lr=0.25, weight_decay=0.1).make(model, from_random=True, fused=True)
     decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
@@ -63,11 +79,20 @@ def test_biases_and_norms_have_no_weight_decay_and_every_group_knows_its_top_rat
 
 def test_weight_decay_leaves_the_position_embedding_of_a_vit_alone_as_timm_does() -> None:
     vit = timm.create_model("test_vit", num_classes=2, img_size=32)
-    ours = optimizer().make(Trained({"student": vit, "terms": nn.Linear(2, 2)}), from_random=True, fused=False)
+    ours = optimizer().make(
+        Trained({"student": vit, "terms": nn.Linear(2, 2)}), from_random=True, fused=False
+    )
     timms = timm.optim.create_optimizer_v2(vit, opt="adamw", lr=0.1, weight_decay=0.05)
     names = {id(p): name for name, p in vit.named_parameters()}
     decayed, expected = (
-        {names[id(p)] for group in each.param_groups if group["weight_decay"] for p in group["params"] if id(p) in names} for each in (ours, timms)
+        {
+            names[id(p)]
+            for group in each.param_groups
+            if group["weight_decay"]
+            for p in group["params"]
+            if id(p) in names
+        }
+        for each in (ours, timms)
     )
     assert decayed == expected
     assert decayed.isdisjoint({"pos_embed", "cls_token", "head.bias", "norm.weight"})
@@ -94,7 +119,9 @@ def attempted(name: str) -> torch.optim.Optimizer | str:
 def test_every_name_of_timms_is_made_or_refused_in_a_paragraph(name: str) -> None:
     found = attempted(name)
     if isinstance(found, str):
-        assert name.startswith(("bnb", "fused")), found  # these need a package and a GPU of their own
+        assert name.startswith(("bnb", "fused")), (
+            found
+        )  # these need a package and a GPU of their own
         assert f"The optimizer {name} can't be made" in found
     else:
         assert {group["initial_lr"] for group in found.param_groups} == {0.25}
@@ -103,16 +130,35 @@ def test_every_name_of_timms_is_made_or_refused_in_a_paragraph(name: str) -> Non
 def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> None:
     auto = optimizer(scratch_lr=0.5, finetune_lr=0.125)
     assert (auto.rate(from_random=True), auto.rate(from_random=False)) == (0.5, 0.125)
-    assert {group["lr"] for group in auto.make(net(), from_random=False, fused=True).param_groups} == {0.125}
+    assert {
+        group["lr"] for group in auto.make(net(), from_random=False, fused=True).param_groups
+    } == {0.125}
     fixed = optimizer(lr=0.25)
     assert fixed.rate(from_random=True) == fixed.rate(from_random=False) == 0.25
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_one_kernel_is_used_where_there_is_one_and_it_may(fused: bool) -> None:
-    assert {group["fused"] for group in optimizer().make(net(), from_random=True, fused=fused).param_groups} == {fused}
-    assert {group["fused"] for group in optimizer(kwargs={"fused": False}).make(net(), from_random=True, fused=fused).param_groups} == {False}
-    assert not any(group["fused"] for group in optimizer(kwargs={"foreach": True}).make(net(), from_random=True, fused=fused).param_groups)
+    assert {
+        group["fused"]
+        for group in optimizer().make(net(), from_random=True, fused=fused).param_groups
+    } == {fused}
+    assert {
+        group["fused"]
+        for group in (
+            optimizer(kwargs={"fused": False})
+            .make(net(), from_random=True, fused=fused)
+            .param_groups
+        )
+    } == {False}
+    assert not any(
+        group["fused"]
+        for group in (
+            optimizer(kwargs={"foreach": True})
+            .make(net(), from_random=True, fused=fused)
+            .param_groups
+        )
+    )
 
 
 def test_arguments_reach_the_optimizer() -> None:
@@ -136,7 +182,9 @@ def test_arguments_reach_the_optimizer() -> None:
         ({"speed": 1}, "Optimizer has no setting 'speed'"),
     ],
 )
-def test_wrong_settings_are_refused_when_it_is_asked_for(wrong: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_refused_when_it_is_asked_for(
+    wrong: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         optimizer(**wrong)
 
@@ -153,7 +201,8 @@ def test_two_optimizers_share_no_settings() -> None:
     assert (one.lr, other.lr, other.kwargs) == (0.5, 0.125, {})
 
 
-# -- schedules ---------------------------------------------------------------------------------------------------------------------------------------
+# -- schedules
+# ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 @given(SCHEDULES, SHARE)
@@ -162,7 +211,9 @@ def test_a_factor_lies_between_0_and_1(schedule: Schedule, progress: float) -> N
 
 
 @given(SCHEDULES, SHARE, SHARE)
-def test_it_rises_in_a_straight_line_over_the_warm_up_and_never_rises_after_it(schedule: Schedule, one: float, other: float) -> None:
+def test_it_rises_in_a_straight_line_over_the_warm_up_and_never_rises_after_it(
+    schedule: Schedule, one: float, other: float
+) -> None:
     low, high = sorted((one, other))
     if high < schedule.warmup:
         assert schedule.factor(high) == pytest.approx(high / schedule.warmup)
@@ -173,13 +224,19 @@ def test_it_rises_in_a_straight_line_over_the_warm_up_and_never_rises_after_it(s
 @given(SHARE.filter(lambda warmup: warmup < 0.99), SHARE, SHARE)
 def test_the_formulas(warmup: float, final: float, progress: float) -> None:
     at = warmup + (1 - warmup) * progress
-    assert Cosine(warmup=warmup, final=final).factor(at) == pytest.approx(final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2, abs=1e-6)
-    assert Linear(warmup=warmup, final=final).factor(at) == pytest.approx(1 - (1 - final) * progress, abs=1e-6)
+    assert Cosine(warmup=warmup, final=final).factor(at) == pytest.approx(
+        final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2, abs=1e-6
+    )
+    assert Linear(warmup=warmup, final=final).factor(at) == pytest.approx(
+        1 - (1 - final) * progress, abs=1e-6
+    )
     assert Constant(warmup=warmup).factor(at) == 1
 
 
 @given(st.lists(SHARE, max_size=4), SHARE, SHARE)
-def test_a_step_down_at_each_milestone(milestones: list[float], gamma: float, progress: float) -> None:
+def test_a_step_down_at_each_milestone(
+    milestones: list[float], gamma: float, progress: float
+) -> None:
     found = MultiStep(warmup=0.0, milestones=milestones, gamma=gamma).factor(progress)
     assert found == pytest.approx(gamma ** len([each for each in milestones if each <= progress]))
 
@@ -187,13 +244,32 @@ def test_a_step_down_at_each_milestone(milestones: list[float], gamma: float, pr
 @pytest.mark.parametrize("file", sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml")))
 def test_every_schedule_in_conf_ends_where_it_says(file: str) -> None:
     settings = yaml.safe_load((CONF / "scheduler" / f"{file}.yaml").read_text())
-    kind = {"cosine": Cosine, "linear": Linear, "multistep": MultiStep, "constant": Constant, "warmup": Ramp, "ramp": Ramp}[file]
+    kind = {
+        "cosine": Cosine,
+        "linear": Linear,
+        "multistep": MultiStep,
+        "constant": Constant,
+        "warmup": Ramp,
+        "ramp": Ramp,
+    }[file]
     assert settings.pop("_target_") == f"kd_app.training.optimizer.{kind.__name__}"
-    end = {"cosine": settings.get("final"), "linear": settings.get("final"), "multistep": 0.1**3}.get(file, 1.0)
+    end = {
+        "cosine": settings.get("final"),
+        "linear": settings.get("final"),
+        "multistep": 0.1**3,
+    }.get(file, 1.0)
     assert kind(**settings).factor(1.0) == pytest.approx(end)
 
 
-@pytest.mark.parametrize("wrong", [{"warmup": -0.1}, {"warmup": 1.5}, {"warmup": 0.1, "final": 2}, {"warmup": 0.1, "finale": 0.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"warmup": -0.1},
+        {"warmup": 1.5},
+        {"warmup": 0.1, "final": 2},
+        {"warmup": 0.1, "finale": 0.5},
+    ],
+)
 def test_schedules_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=list(wrong)[-1]):
         Cosine(**{"final": 0.0, **wrong})

@@ -20,7 +20,14 @@ from tests.training.processes import distilled
 from tests.training.small_parts import CLASSES, Net, OwnData, seeded
 
 PARTS = "tests.training.small_parts"
-QUICK = ("logger=[]", "allow=[tests]", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=3", "optimizer.lr=0.05")
+QUICK = (
+    "logger=[]",
+    "allow=[tests]",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=3",
+    "optimizer.lr=0.05",
+)
 
 
 def places(folder: Path) -> list[str]:
@@ -32,7 +39,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, nn.Module, 
     """A run of three objects; the student and the teacher as they were handed over."""
     folder = tmp_path_factory.mktemp("objects")
     teacher, student = seeded(lambda: Net(width=12), 1), seeded(lambda: Net(drop=0.3), 2)
-    run = kd_app.distill(*QUICK, *places(folder), "trainer.log_every=1", teacher=teacher, student=student, data=OwnData())
+    run = kd_app.distill(
+        *QUICK,
+        *places(folder),
+        "trainer.log_every=1",
+        teacher=teacher,
+        student=student,
+        data=OwnData(),
+    )
     return run, teacher, student, folder
 
 
@@ -42,11 +56,15 @@ def test_three_objects_make_a_run_with_its_proof(finished: Any) -> None:
     assert told["status"] == "finished"
     assert told["data"]["classes"] == [str(number) for number in range(CLASSES)]
     assert set(told["models"]) == {"teacher", "labels_only", "student"}
-    assert told["models"]["teacher"]["params"] == sum(parameter.numel() for parameter in teacher.parameters())
+    assert told["models"]["teacher"]["params"] == sum(
+        parameter.numel() for parameter in teacher.parameters()
+    )
     assert {"retention", "gain", "agreement"} <= set(told["test"]["pair"])
     assert told["test"]["num_images"] == 40
     assert len(run.predictions) == 40
-    assert {told["license"][part] for part in ("teacher", "student_start", "data", "ships")} == {"unknown"}
+    assert {told["license"][part] for part in ("teacher", "student_start", "data", "ships")} == {
+        "unknown"
+    }
     assert len(told["license"]["unknown"]) == 3
     assert {model["license"] for model in told["models"].values()} == {"unknown"}
 
@@ -60,7 +78,10 @@ def test_images_that_nobody_told_how_to_show_are_examples_without_a_picture(fini
 
 def test_what_was_handed_over_is_left_as_it_was(finished: Any) -> None:
     _, teacher, student, _ = finished
-    for module, fresh in ((teacher, seeded(lambda: Net(width=12), 1)), (student, seeded(lambda: Net(drop=0.3), 2))):
+    for module, fresh in (
+        (teacher, seeded(lambda: Net(width=12), 1)),
+        (student, seeded(lambda: Net(drop=0.3), 2)),
+    ):
         for name, tensor in fresh.state_dict().items():
             assert torch.equal(module.state_dict()[name], tensor), name
         assert all(parameter.requires_grad for parameter in module.parameters())
@@ -69,9 +90,15 @@ def test_what_was_handed_over_is_left_as_it_was(finished: Any) -> None:
 
 def test_control_and_student_start_from_the_same_weights_and_end_with_others(finished: Any) -> None:
     run, _, student, _ = finished
-    records = {role: json.loads((stage(run.path, role) / "training.json").read_text()) for role in ("labels_only", "student")}
+    records = {
+        role: json.loads((stage(run.path, role) / "training.json").read_text())
+        for role in ("labels_only", "student")
+    }
     assert records["labels_only"]["weights"] == records["student"]["weights"]
-    ends = [load_file(stage(run.path, role) / "model" / "model.safetensors") for role in ("labels_only", "student")]
+    ends = [
+        load_file(stage(run.path, role) / "model" / "model.safetensors")
+        for role in ("labels_only", "student")
+    ]
     assert not torch.equal(ends[0]["head.weight"], ends[1]["head.weight"])
     for end in ends:
         assert not torch.equal(end["head.weight"], student.state_dict()["head.weight"])
@@ -79,7 +106,10 @@ def test_control_and_student_start_from_the_same_weights_and_end_with_others(fin
 
 def test_control_and_student_see_the_images_in_the_same_order(finished: Any) -> None:
     run, *_ = finished
-    first = [next(read_curves(stage(run.path, role) / "curves.jsonl")) for role in ("labels_only", "student")]
+    first = [
+        next(read_curves(stage(run.path, role) / "curves.jsonl"))
+        for role in ("labels_only", "student")
+    ]
     assert first[0]["train/cross_entropy"] == first[1]["train/cross_entropy"]
 
 
@@ -92,15 +122,26 @@ def test_what_ships_is_weights_and_what_they_are(finished: Any) -> None:
     assert (config["architecture"], config["license"]) == ("Net", "unknown")
 
 
-def test_the_same_objects_again_find_the_run_done_and_others_are_refused(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_objects_again_find_the_run_done_and_others_are_refused(
+    finished: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, teacher, student, folder = finished
     before = (run.path / "results.json").read_bytes()
-    again = kd_app.distill(*QUICK, *places(folder), "trainer.log_every=1", teacher=teacher, student=student, data=OwnData())
+    again = kd_app.distill(
+        *QUICK,
+        *places(folder),
+        "trainer.log_every=1",
+        teacher=teacher,
+        student=student,
+        data=OwnData(),
+    )
     assert again.path == run.path
     assert (run.path / "results.json").read_bytes() == before
     assert "finished" in capsys.readouterr().out
     with pytest.raises(RequestError, match="another configuration"):
-        kd_app.distill(*QUICK, *places(folder), "trainer.log_every=1", student=student, data=OwnData())
+        kd_app.distill(
+            *QUICK, *places(folder), "trainer.log_every=1", student=student, data=OwnData()
+        )
 
 
 def test_the_callers_random_numbers_are_not_disturbed(tmp_path: Path) -> None:
@@ -116,23 +157,49 @@ def test_the_callers_random_numbers_are_not_disturbed(tmp_path: Path) -> None:
 
 
 def test_without_a_teacher_the_results_speak_of_none(tmp_path: Path) -> None:
-    run = kd_app.distill(*QUICK, *places(tmp_path), "teacher=none", "loss=[cross_entropy]", student=Net(), data=OwnData())
+    run = kd_app.distill(
+        *QUICK,
+        *places(tmp_path),
+        "teacher=none",
+        "loss=[cross_entropy]",
+        student=Net(),
+        data=OwnData(),
+    )
     told = results(run.path)
     assert set(told["models"]) == {"student"}
-    assert (told["license"]["teacher"], told["license"]["ships"], told["models"]["student"]["license"]) == (None, "unknown", "unknown")
+    assert (
+        told["license"]["teacher"],
+        told["license"]["ships"],
+        told["models"]["student"]["license"],
+    ) == (None, "unknown", "unknown")
     for split in ("validation", "test"):
-        assert (told[split]["teacher"], told[split]["labels_only"], told[split]["pair"]) == (None, None, None)
+        assert (told[split]["teacher"], told[split]["labels_only"], told[split]["pair"]) == (
+            None,
+            None,
+            None,
+        )
         assert told[split]["student"]["top1"] is not None
     assert told["verdict"] is None
     assert told["speed"]["teacher"] is None
     assert not (run.path / "teacher").exists()
-    assert [each["name"] for each in told["stages"]] == ["student", "answers-student-validation", "answers-student-test"]
+    assert [each["name"] for each in told["stages"]] == [
+        "student",
+        "answers-student-validation",
+        "answers-student-test",
+    ]
 
 
 def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
-    named = [f"teacher._target_={PARTS}.Net", "teacher.kwargs.width=12", f"student._target_={PARTS}.Net", f"data._target_={PARTS}.OwnData"]
+    named = [
+        f"teacher._target_={PARTS}.Net",
+        "teacher.kwargs.width=12",
+        f"student._target_={PARTS}.Net",
+        f"data._target_={PARTS}.OwnData",
+    ]
     said = ["teacher.license=mit", "student.license=own", "data.license=cc-by-4.0"]
-    run = kd_app.distill(*QUICK, *places(tmp_path), *named, *said, "data.batch_size=10", "+data.images=50")
+    run = kd_app.distill(
+        *QUICK, *places(tmp_path), *named, *said, "data.batch_size=10", "+data.images=50"
+    )
     told = results(run.path)
     assert {role: model["license"] for role, model in told["models"].items()} == {
         "teacher": "mit",  # used as it is
@@ -150,9 +217,18 @@ def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
         ([f"data._target_={PARTS}.NoData"], r"data._target_='.*NoData' can't be found"),
         ([f"data._target_={PARTS}.Net"], "gives a Net, expected a LightningDataModule"),
         ([f"data._target_={PARTS}.OwnData", "+data.imagse=5"], "imagse"),
-        ([f"data._target_={PARTS}.OwnData", "data.batch_size=64"], "gives no batch to its train loader"),
-        ([f"data._target_={PARTS}.OwnData", "robustness=standard"], "Leave them out: robustness=none"),
-        ([f"data._target_={PARTS}.OwnData", "trainer=ddp_sim"], "gives every process the same batches. Use trainer.devices=1"),
+        (
+            [f"data._target_={PARTS}.OwnData", "data.batch_size=64"],
+            "gives no batch to its train loader",
+        ),
+        (
+            [f"data._target_={PARTS}.OwnData", "robustness=standard"],
+            "Leave them out: robustness=none",
+        ),
+        (
+            [f"data._target_={PARTS}.OwnData", "trainer=ddp_sim"],
+            "gives every process the same batches. Use trainer.devices=1",
+        ),
         ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' can't be found"),
     ],
 )
@@ -167,7 +243,9 @@ def test_objects_and_several_processes_do_not_go_together(tmp_path: Path) -> Non
         kd_app.distill("trainer=ddp_sim", *places(tmp_path), "logger=[]", student=Net())
 
 
-def test_no_secret_of_the_environment_gets_into_what_a_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_of_the_environment_gets_into_what_a_run_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "s3cr3t-of-" + name.lower())
     alone = ["teacher=none", "loss=[cross_entropy]", "trainer.max_epochs=1"]
@@ -178,7 +256,9 @@ def test_no_secret_of_the_environment_gets_into_what_a_run_leaves(tmp_path: Path
 
 
 def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_path: Path) -> None:
-    """It has no position in mid-epoch, so it goes on from the last whole epoch, in the order that this epoch had."""
+    """It has no position in mid-epoch, so it goes on from the last whole epoch, in the
+    order that this epoch had.
+    """
     named = [
         "teacher=none",
         "loss=[cross_entropy]",
@@ -187,10 +267,19 @@ def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_p
         f"data._target_={PARTS}.OwnData",
         "data.batch_size=8",
     ]
-    words: Callable[[str], list[str]] = lambda name: [*QUICK, *places(tmp_path / name), *named, "trainer.checkpoint_minutes=1e-9"]  # noqa: E731
+    words: Callable[[str], list[str]] = lambda name: [
+        *QUICK,
+        *places(tmp_path / name),
+        *named,
+        "trainer.checkpoint_minutes=1e-9",
+    ]
     log = str(tmp_path / "log")
     assert distilled(words("whole"), log) == 0, Path(log).read_text()
-    for moment, sign, code in ((3, signal.SIGKILL, -9), (8, signal.SIGINT, 130), (3, signal.SIGKILL, -9)):
+    for moment, sign, code in (
+        (3, signal.SIGKILL, -9),
+        (8, signal.SIGINT, 130),
+        (3, signal.SIGKILL, -9),
+    ):
         step = ("kd_app.training.module:Distillation.training_step", moment)
         assert distilled(words("killed"), log, step, sign=sign) == code, Path(log).read_text()
     assert distilled(words("killed"), log) == 0, Path(log).read_text()

@@ -1,4 +1,6 @@
-"""A training that is stopped at any moment goes on, and ends with the very same model, bit by bit."""
+"""A training that is stopped at any moment goes on, and ends with the very same model,
+bit by bit.
+"""
 
 import random
 import shutil
@@ -16,7 +18,9 @@ from tests.training.processes import Moment, begun, distilled
 MODULE = "kd_app.training.module:Distillation"
 KEEP = "kd_app.training.callbacks:Keep"
 EPOCHS, STEPS = 3, 9
-"""Optimizer steps of an epoch: 19 batches of 64, two a step; the last step has one batch."""
+"""Optimizer steps of an epoch: 19 batches of 64, two a step; the last step has one
+batch.
+"""
 
 KILLS: Sequence[Moment] = (
     (f"{MODULE}.training_step", 1),
@@ -24,7 +28,10 @@ KILLS: Sequence[Moment] = (
     (f"{MODULE}.training_step", 7),  # between two batches of one step
     (f"{MODULE}.validation_step", 1),
     (f"{MODULE}.validation_step", 2),
-    (f"{MODULE}.on_train_epoch_end", 1),  # the last batch and its validation are done, nothing is saved
+    (
+        f"{MODULE}.on_train_epoch_end",
+        1,
+    ),  # the last batch and its validation are done, nothing is saved
     ("os:replace", 5),  # a file is written and not yet in its place
     ("kd_app.training.callbacks:save_file", 1),
     (f"{KEEP}.on_train_epoch_end", 2),
@@ -38,20 +45,40 @@ KILLS: Sequence[Moment] = (
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[str], Path, str]]:
-    """(overrides, out, log) of a run in a place of its own; the runs differ in nothing else."""
+    """(overrides, out, log) of a run in a place of its own; the runs differ in nothing
+    else.
+    """
     teacher = teacher_folder(tmp_path_factory.mktemp("teacher"))
 
     def made(name: str, *more: str) -> tuple[list[str], Path, str]:
         folder = tmp_path_factory.mktemp(name)
-        fixed = [f"out={folder / 'out'}", f"stages={folder / 'stages'}", f"teacher.checkpoint={teacher}", "controls=[]", "logger=[]", "trainer=cpu"]
+        fixed = [
+            f"out={folder / 'out'}",
+            f"stages={folder / 'stages'}",
+            f"teacher.checkpoint={teacher}",
+            "controls=[]",
+            "logger=[]",
+            "trainer=cpu",
+        ]
         hard = [
             "student.name=test_resnet",
             "student.kwargs.drop_rate=0.2",
             "student.kwargs.drop_path_rate=0.2",
             "loss=[cross_entropy,feature_hint,crd]",
         ]
-        steps = [f"trainer.max_epochs={EPOCHS}", "data.batch_size=64", "trainer.accumulate=2", "trainer.log_every=4"]
-        every = ["+callbacks=ema", "callbacks.ema.decay=0.9", "scheduler=cosine", "trainer.checkpoint_minutes=1e-9", "trainer.precision=32-true"]
+        steps = [
+            f"trainer.max_epochs={EPOCHS}",
+            "data.batch_size=64",
+            "trainer.accumulate=2",
+            "trainer.log_every=4",
+        ]
+        every = [
+            "+callbacks=ema",
+            "callbacks.ema.decay=0.9",
+            "scheduler=cosine",
+            "trainer.checkpoint_minutes=1e-9",
+            "trainer.precision=32-true",
+        ]
         return [*fixed, *hard, *steps, *every, *more], folder / "out", str(folder / "log")
 
     return made
@@ -70,7 +97,9 @@ def undisturbed(words: Callable[..., tuple[list[str], Path, str]]) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path) -> None:
+def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(
+    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+) -> None:
     overrides, out, log = words("killed")
     for moment in KILLS:
         assert distilled(overrides, log, moment) == -signal.SIGKILL, (moment, Path(log).read_text())
@@ -81,16 +110,25 @@ def test_a_run_that_was_killed_at_many_moments_ends_bit_identical(words: Callabl
 
 
 @pytest.mark.parametrize(
-    ("sign", "code"), [pytest.param(signal.SIGTERM, 143, id="SIGTERM"), pytest.param(signal.SIGINT, 130, id="Ctrl-C", marks=pytest.mark.slow)]
+    ("sign", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path, sign: int, code: int
 ) -> None:
     overrides, out, log = words("stopped", "trainer.checkpoint_minutes=60")
     steps = {
-        (f"{MODULE}.training_step", 7): 4,  # the first batch of the fourth step; it is finished first
+        (
+            f"{MODULE}.training_step",
+            7,
+        ): 4,  # the first batch of the fourth step; it is finished first
         (f"{MODULE}.validation_step", 1): STEPS + 1,
-        (f"{MODULE}.training_step", 19): 2 * (STEPS + 1),  # an epoch's last batch; its validation is finished first
+        (f"{MODULE}.training_step", 19): (
+            2 * (STEPS + 1)
+        ),  # an epoch's last batch; its validation is finished first
         (f"{MODULE}.training_step", 2): 2 * (STEPS + 1) + 1,
     }
     for moment, step in steps.items():
@@ -106,13 +144,18 @@ def test_a_run_that_a_cluster_preempts_saves_where_it_is_and_leaves_the_rest_to_
     words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
 ) -> None:
     overrides, out, log = words("preempted", "trainer.checkpoint_minutes=60")
-    assert distilled(overrides, log, (f"{MODULE}.training_step", 7), sign=signal.SIGUSR2, listens=True) == 144, Path(log).read_text()
+    assert (
+        distilled(overrides, log, (f"{MODULE}.training_step", 7), sign=signal.SIGUSR2, listens=True)
+        == 144
+    ), Path(log).read_text()
     assert distilled(overrides, log) == 0
     assert "goes on at step 4\n" in Path(log).read_text()
     assert student_sha256(out) == student_sha256(undisturbed)
 
 
-def test_a_run_that_was_copied_goes_on_in_its_new_place(words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path) -> None:
+def test_a_run_that_was_copied_goes_on_in_its_new_place(
+    words: Callable[..., tuple[list[str], Path, str]], undisturbed: Path
+) -> None:
     overrides, out, log = words("here")
     assert distilled(overrides, log, (f"{MODULE}.training_step", 9)) == -signal.SIGKILL
     elsewhere, there, _ = words("there")
@@ -122,10 +165,15 @@ def test_a_run_that_was_copied_goes_on_in_its_new_place(words: Callable[..., tup
     assert "goes on at step" in (there.parent / "log").read_text()
     assert student_sha256(there) == student_sha256(undisturbed)
     assert results(there)["test"] == results(undisturbed)["test"]
-    assert results(there)["speed"]["training_images_per_second"] > results(undisturbed)["speed"]["training_images_per_second"] / 30
+    assert (
+        results(there)["speed"]["training_images_per_second"]
+        > results(undisturbed)["speed"]["training_images_per_second"] / 30
+    )
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step(words: Callable[..., tuple[list[str], Path, str]]) -> None:
+def test_a_second_ctrl_c_does_not_wait_for_the_step(
+    words: Callable[..., tuple[list[str], Path, str]],
+) -> None:
     overrides, _, log = words("impatient", "trainer.checkpoint_minutes=60")
     both = ((f"{MODULE}.training_step", 3), ("kd_app.training.terms:WeightedTerms.forward", 3))
     assert distilled(overrides, log, *both, sign=signal.SIGINT) == 130
@@ -133,12 +181,24 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(words: Callable[..., tuple[l
     assert not list(Path(log).parent.rglob("last.ckpt"))
 
 
-def test_images_that_worker_processes_read_are_the_same_after_a_kill(words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path) -> None:
+def test_images_that_worker_processes_read_are_the_same_after_a_kill(
+    words: Callable[..., tuple[list[str], Path, str]], tmp_path: Path
+) -> None:
     images = image_folder(tmp_path / "images", images=60)
-    folder = [f"data.root={images}", "data=folder", "data.num_workers=2", "data.cache=none", "data.batch_size=8"]
+    folder = [
+        f"data.root={images}",
+        "data=folder",
+        "data.num_workers=2",
+        "data.cache=none",
+        "data.batch_size=8",
+    ]
     folder += ["teacher=none", "trainer.max_epochs=2"]
     whole, out, log = words("whole")
-    whole = [word for word in whole if not word.startswith(("teacher", "loss", "trainer.max_epochs", "data."))] + [*folder, "loss=[cross_entropy]"]
+    whole = [
+        word
+        for word in whole
+        if not word.startswith(("teacher", "loss", "trainer.max_epochs", "data."))
+    ] + [*folder, "loss=[cross_entropy]"]
     assert distilled(whole, log) == 0, Path(log).read_text()
     killed = [word.replace("whole", "half") for word in whole]
     for moment in ((f"{MODULE}.training_step", 5), (f"{MODULE}.validation_step", 2)):

@@ -23,15 +23,22 @@ SHARE = st.floats(0, 1)
 
 
 @given(SHARE, SHARE, SHARE, SHARE, SHARE)
-def test_a_ramp_goes_from_its_first_factor_to_its_last(first: float, last: float, one: float, other: float, progress: float) -> None:
+def test_a_ramp_goes_from_its_first_factor_to_its_last(
+    first: float, last: float, one: float, other: float, progress: float
+) -> None:
     begin, end = sorted((one, other))
-    shapes: dict[Literal["linear", "cosine"], Callable[[float], float]] = {"linear": lambda t: t, "cosine": lambda t: math.sin(math.pi * t / 2) ** 2}
+    shapes: dict[Literal["linear", "cosine"], Callable[[float], float]] = {
+        "linear": lambda t: t,
+        "cosine": lambda t: math.sin(math.pi * t / 2) ** 2,
+    }
     for curve, rise in shapes.items():
         factor = Ramp(first=first, last=last, begin=begin, end=end, curve=curve).factor
         assert factor(end + 1e-9) == pytest.approx(last, abs=1e-6)
         assert begin == 0 or factor(0.0) == first
         if end - begin > 1e-3:
-            assert factor(begin + (end - begin) * progress) == pytest.approx(first + (last - first) * rise(progress), abs=1e-6)
+            assert factor(begin + (end - begin) * progress) == pytest.approx(
+                first + (last - first) * rise(progress), abs=1e-6
+            )
 
 
 def test_a_ramp_that_ends_before_it_begins_is_refused() -> None:
@@ -51,9 +58,22 @@ def test_a_term_counts_its_weight_times_what_its_schedule_says_at_that_moment() 
         torch.testing.assert_close(total, values["cross_entropy"] + weight * values["soft_target"])
 
 
-def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_step(tmp_path: Path) -> None:
-    words = ["loss=[cross_entropy,soft_target]", "loss.soft_target.weight=3", "loss.soft_target.schedule=warmup", "loss.soft_target.schedule.end=0.5"]
-    steps = ["student.name=resnet8", "data.batch_size=300", "trainer.max_epochs=2", "trainer.accumulate=2", "trainer.log_every=1"]
+def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_step(
+    tmp_path: Path,
+) -> None:
+    words = [
+        "loss=[cross_entropy,soft_target]",
+        "loss.soft_target.weight=3",
+        "loss.soft_target.schedule=warmup",
+        "loss.soft_target.schedule.end=0.5",
+    ]
+    steps = [
+        "student.name=resnet8",
+        "data.batch_size=300",
+        "trainer.max_epochs=2",
+        "trainer.accumulate=2",
+        "trainer.log_every=1",
+    ]
     made = trained(teacher_folder(tmp_path / "teacher"), tmp_path, *words, *steps)
     rows = [row for row in made.curves if "train/loss" in row]
     total = rows[-1]["step"]
@@ -62,14 +82,28 @@ def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_s
     for row in rows:
         weight = 3 * min((row["step"] - 0.5) / total / 0.5, 1.0)
         assert row["train/soft_target_weight"] == pytest.approx(weight)
-        assert row["train/loss"] == pytest.approx(row["train/cross_entropy"] + weight * row["train/soft_target"], rel=1e-4)
+        assert row["train/loss"] == pytest.approx(
+            row["train/cross_entropy"] + weight * row["train/soft_target"], rel=1e-4
+        )
         assert "train/cross_entropy_weight" not in row
 
 
 def test_a_schedule_is_any_of_schedulers_choices_with_settings_of_its_own() -> None:
-    for name, at_half in (("constant", 1.0), ("linear", 0.5), ("cosine", 0.5), ("ramp", 0.5), ("warmup", 1.0)):
-        settled = [f"loss.soft_target.schedule.{key}=0" for key in ("warmup",) if name in ("linear", "cosine")]
-        config = composed("distill", [f"loss.soft_target.schedule={name}", *settled, "loss.soft_target.weight=2"])
+    for name, at_half in (
+        ("constant", 1.0),
+        ("linear", 0.5),
+        ("cosine", 0.5),
+        ("ramp", 0.5),
+        ("warmup", 1.0),
+    ):
+        settled = [
+            f"loss.soft_target.schedule.{key}=0"
+            for key in ("warmup",)
+            if name in ("linear", "cosine")
+        ]
+        config = composed(
+            "distill", [f"loss.soft_target.schedule={name}", *settled, "loss.soft_target.weight=2"]
+        )
         chosen = parts(config).recipe.terms()
         assert chosen.weight("soft_target", 0.5) == pytest.approx(2 * at_half)
         assert chosen.weight("cross_entropy", 0.5) == 1.0

@@ -1,4 +1,6 @@
-"""A teacher's stored answers: the student that they make is the one that the teacher makes, and no other view is answered by them."""
+"""A teacher's stored answers: the student that they make is the one that the teacher
+makes, and no other view is answered by them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ from tests.commands.call import call
 from tests.training.made import Trained, teacher_folder, trained
 
 VIEWS = ("data.batch_size=256", "student.name=resnet8", "trainer.max_epochs=3", "data.views=2")
-VIT = [f"student.kwargs.{key}={value}" for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()]
+VIT = [
+    f"student.kwargs.{key}={value}"
+    for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()
+]
 STORED = (*VIEWS, "teacher.answers=stored")
 
 
@@ -62,7 +67,9 @@ class Asked:
         monkeypatch.setattr(FrozenTeacher, "forward", forward)
 
 
-def test_stored_answers_make_the_very_same_student_as_the_teacher_itself(teacher: Path, place: Path, tmp_path: Path) -> None:
+def test_stored_answers_make_the_very_same_student_as_the_teacher_itself(
+    teacher: Path, place: Path, tmp_path: Path
+) -> None:
     live = trained(teacher, tmp_path, *VIEWS)
     read = trained(teacher, place, *STORED)
     assert weights(read) == weights(live)
@@ -76,14 +83,21 @@ def test_another_seed_and_another_share_of_labels_read_the_same_answers_and_do_n
 ) -> None:
     trained(teacher, place, *STORED)
     asked = Asked(monkeypatch)
-    found = [trained(teacher, place, *STORED, *more) for more in (["seed=1"], ["data.labels=0.1"], ["data.labels=0.1", "seed=1"])]
+    found = [
+        trained(teacher, place, *STORED, *more)
+        for more in (["seed=1"], ["data.labels=0.1"], ["data.labels=0.1", "seed=1"])
+    ]
     assert len({weights(each) for each in found}) == 3
     assert len(files(place)) == 1
     assert asked.batches == len(found)  # once each, for the shapes of what the terms compare
 
 
-@pytest.mark.parametrize("other", ["data.seed=1", "data.view.padding=0", "data.views=3", "student.image_size=10"])
-def test_answers_to_other_views_are_never_read(teacher: Path, place: Path, tmp_path: Path, other: str) -> None:
+@pytest.mark.parametrize(
+    "other", ["data.seed=1", "data.view.padding=0", "data.views=3", "student.image_size=10"]
+)
+def test_answers_to_other_views_are_never_read(
+    teacher: Path, place: Path, tmp_path: Path, other: str
+) -> None:
     """Fault 6 of other toolkits: stored answers are used again under another crop."""
     trained(teacher, place, *STORED)
     first = np.load(files(place)[0])
@@ -93,7 +107,9 @@ def test_answers_to_other_views_are_never_read(teacher: Path, place: Path, tmp_p
     assert first.shape != second.shape or not np.allclose(first, second, atol=1e-2)
 
 
-def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(teacher: Path, place: Path, tmp_path: Path) -> None:
+def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(
+    teacher: Path, place: Path, tmp_path: Path
+) -> None:
     trained(teacher, place, *STORED)
     short = (
         "trainer.max_epochs=2",
@@ -108,7 +124,9 @@ def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(teacher:
     live = trained(teacher, tmp_path / "live", *VIEWS, *short)
     read = trained(teacher, tmp_path / "read", *STORED, *short)
     assert weights(read) == weights(live)
-    assert files(tmp_path / "read")[0].parent.name not in {path.parent.name for path in files(place)}
+    assert files(tmp_path / "read")[0].parent.name not in {
+        path.parent.name for path in files(place)
+    }
 
 
 def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
@@ -116,7 +134,17 @@ def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
     answers = StoredAnswers.load(files(place)[0].parent)
     assert answers.logits.shape == (2, len(answers.index), 10)
     assert answers.logits.dtype == np.float32
-    one, two = (answers.of(Batch(torch.zeros(3), torch.zeros(3), torch.from_numpy(answers.index[[5, 0, 7]].copy()), view=view)) for view in (0, 1))
+    one, two = (
+        answers.of(
+            Batch(
+                torch.zeros(3),
+                torch.zeros(3),
+                torch.from_numpy(answers.index[[5, 0, 7]].copy()),
+                view=view,
+            )
+        )
+        for view in (0, 1)
+    )
     assert torch.equal(one, torch.from_numpy(answers.logits[0, [5, 0, 7]]))
     assert not torch.allclose(one, two, atol=1e-2)
 
@@ -129,7 +157,9 @@ def test_a_control_that_pairs_images_reads_the_partners_answer(teacher: Path, pl
     assert torch.equal(shown, torch.from_numpy(answers.logits[1, [8, 9]]))
 
 
-def test_an_interrupted_attempt_is_gone_on_with(teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_attempt_is_gone_on_with(
+    teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained(teacher, place, *STORED)
     monkeypatch.setattr(stored, "_SECURED", 2)
     asked = Asked(monkeypatch)
@@ -140,11 +170,19 @@ def test_an_interrupted_attempt_is_gone_on_with(teacher: Path, place: Path, tmp_
     trained(teacher, tmp_path, *STORED)
     assert asked.batches == 12 - 8 + 1
     assert np.array_equal(np.load(files(tmp_path)[0]), np.load(files(place)[0]))
-    assert sorted(path.name for path in files(tmp_path)[0].parent.iterdir()) == ["index.npy", "logits.npy", "stage.json"]
+    assert sorted(path.name for path in files(tmp_path)[0].parent.iterdir()) == [
+        "index.npy",
+        "logits.npy",
+        "stage.json",
+    ]
 
 
-def test_a_disk_without_place_for_them_is_said_before_the_teacher_is_asked(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kd_app.training.stored.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+def test_a_disk_without_place_for_them_is_said_before_the_teacher_is_asked(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "kd_app.training.stored.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})()
+    )
     asked = Asked(monkeypatch)
     with pytest.raises(RunError, match=r"2 views of 1,295 images take .* lower data\.views"):
         trained(teacher, tmp_path, *STORED)
@@ -153,23 +191,41 @@ def test_a_disk_without_place_for_them_is_said_before_the_teacher_is_asked(teach
 
 @pytest.mark.slow
 def test_two_ranks_read_what_one_process_stored(teacher: Path, place: Path, tmp_path: Path) -> None:
-    two = ("trainer=ddp_sim", "data.batch_size=128", "data.labels=0.5", "trainer.max_epochs=2", "student.name=vit_tiny_patch16_224", *VIT)
+    two = (
+        "trainer=ddp_sim",
+        "data.batch_size=128",
+        "data.labels=0.5",
+        "trainer.max_epochs=2",
+        "student.name=vit_tiny_patch16_224",
+        *VIT,
+    )
     read = trained(teacher, place, *STORED, *two)
     live = trained(teacher, tmp_path, *VIEWS, *two)
     one = trained(teacher, place, *STORED, *two, "trainer=cpu", "data.batch_size=256")
     assert len(files(place)) == 1
     assert weights(read) == weights(live)
-    ours, theirs = (each.member.created.model.state_dict() for each in (one, read))  # no BatchNorm, which sees half as many
+    ours, theirs = (
+        each.member.created.model.state_dict() for each in (one, read)
+    )  # no BatchNorm, which sees half as many
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_many_share_it(tmp_path: Path) -> None:
+def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_many_share_it(
+    tmp_path: Path,
+) -> None:
     found = []
     for words in ([], ["data.views=4"]):
-        made = Workshop(parts(composed("distill", words)), Stages(tmp_path), Console(silent=True), tracker=None)
+        made = Workshop(
+            parts(composed("distill", words)), Stages(tmp_path), Console(silent=True), tracker=None
+        )
         made.prepare_data()
-        found.append({role: identity(made, taught(made, role, None, plain_recipe(made, role)), None) for role in ("teacher", "student")})
+        found.append(
+            {
+                role: identity(made, taught(made, role, None, plain_recipe(made, role)), None)
+                for role in ("teacher", "student")
+            }
+        )
     assert found[0]["teacher"] == found[1]["teacher"]
     assert found[0]["student"] != found[1]["student"]
 
@@ -186,12 +242,17 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         (["data.views=0"], "views=0"),
         (["data.labels=0"], "labels=0"),
         (["data.labels=1.5"], "labels=1.5"),
-        (["data.labels=0.1", "controls=[labels_only,shuffled_teacher]"], "the control shuffled_teacher"),
+        (
+            ["data.labels=0.1", "controls=[labels_only,shuffled_teacher]"],
+            "the control shuffled_teacher",
+        ),
         (["data.mix.mixup=0"], "mixup=0"),
         (["data.augment.magnitude=31"], "magnitude=31"),
     ],
 )
-def test_what_does_not_go_together_is_refused_by_name(words: list[str], said: str, tmp_path: Path) -> None:
+def test_what_does_not_go_together_is_refused_by_name(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
     ended = call(f"out={tmp_path / 'out'}", f"stages={tmp_path / 'stages'}", *words)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
@@ -201,7 +262,13 @@ def test_what_does_not_go_together_is_refused_by_name(words: list[str], said: st
 def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own() -> None:
     own = ["allow=[tests]", "data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
     for word in ("data.labels=0.5", "data.views=2", "data.unlabeled=more", "data.mix.cutmix=1.0"):
-        with pytest.raises(RequestError, match=f"{word.partition('.mix')[0].partition('=')[0]}.* is for the images that kd_app reads"):
+        with pytest.raises(
+            RequestError,
+            match=(
+                f"{word.partition('.mix')[0].partition('=')[0]}.* is for the images that kd_app"
+                " reads"
+            ),
+        ):
             parts(composed("distill", [*own, word]))
     with pytest.raises(RequestError, match="gives batches without views"):
         parts(composed("distill", [*own, "teacher.answers=stored"]))

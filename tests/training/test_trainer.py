@@ -39,9 +39,18 @@ def refused(**changes: Any) -> str:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend another machine: its GPUs and what they can do, Apple's, its cores, its CPU's flags."""
+    """Pretend another machine: its GPUs and what they can do, Apple's, its cores, its
+    CPU's flags.
+    """
 
-    def pretend(*, gpus: int = 0, capability: int = 9, mps: bool = False, cores: int = 2, flags: frozenset[str] = frozenset()) -> None:
+    def pretend(
+        *,
+        gpus: int = 0,
+        capability: int = 9,
+        mps: bool = False,
+        cores: int = 2,
+        flags: frozenset[str] = frozenset(),
+    ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
@@ -53,28 +62,49 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pretend
 
 
-# -- precision ---------------------------------------------------------------------------------------------------------------------------------------
+# -- precision
+# ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("flags", "precision"),
-    [({"avx512_bf16"}, "bf16-mixed"), ({"amx_bf16", "avx2"}, "bf16-mixed"), ({"avx2", "fma"}, "32-true"), ({"avx512f"}, "32-true"), ((), "32-true")],
+    [
+        ({"avx512_bf16"}, "bf16-mixed"),
+        ({"amx_bf16", "avx2"}, "bf16-mixed"),
+        ({"avx2", "fma"}, "32-true"),
+        ({"avx512f"}, "32-true"),
+        ((), "32-true"),
+    ],
 )
-def test_a_cpu_without_bf16_hardware_trains_in_float32(machine: Any, flags: Any, precision: str) -> None:
+def test_a_cpu_without_bf16_hardware_trains_in_float32(
+    machine: Any, flags: Any, precision: str
+) -> None:
     machine(flags=frozenset(flags))
     assert settings(precision="auto").precision == precision
 
 
-@pytest.mark.parametrize(("capability", "precision"), [(7, "16-mixed"), (8, "bf16-mixed"), (9, "bf16-mixed")])
-def test_a_gpu_trains_in_the_half_precision_that_it_has(machine: Any, capability: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("capability", "precision"), [(7, "16-mixed"), (8, "bf16-mixed"), (9, "bf16-mixed")]
+)
+def test_a_gpu_trains_in_the_half_precision_that_it_has(
+    machine: Any, capability: int, precision: str
+) -> None:
     machine(gpus=1, capability=capability)
     assert settings(accelerator="gpu", precision="auto").precision == precision
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "gpus", "asked", "world"), [("gpu", 2, True, True), ("gpu", 1, True, False), ("cpu", 0, True, False), ("gpu", 2, False, False)]
+    ("accelerator", "gpus", "asked", "world"),
+    [
+        ("gpu", 2, True, True),
+        ("gpu", 1, True, False),
+        ("cpu", 0, True, False),
+        ("gpu", 2, False, False),
+    ],
 )
-def test_batchnorm_is_synchronized_where_several_gpus_train(machine: Any, accelerator: str, gpus: int, asked: bool, world: bool) -> None:
+def test_batchnorm_is_synchronized_where_several_gpus_train(
+    machine: Any, accelerator: str, gpus: int, asked: bool, world: bool
+) -> None:
     machine(gpus=gpus)
     found = settings(accelerator=accelerator, devices="auto", sync_batchnorm=asked)
     assert found.sync_batchnorm is world
@@ -82,9 +112,18 @@ def test_batchnorm_is_synchronized_where_several_gpus_train(machine: Any, accele
 
 
 @pytest.mark.parametrize(
-    ("asked", "meant"), [(32, "32-true"), ("32", "32-true"), (64, "64-true"), ("bf16", "bf16-mixed"), ("bf16-true", "bf16-true")]
+    ("asked", "meant"),
+    [
+        (32, "32-true"),
+        ("32", "32-true"),
+        (64, "64-true"),
+        ("bf16", "bf16-mixed"),
+        ("bf16-true", "bf16-true"),
+    ],
 )
-def test_lightnings_short_names_are_understood_quoted_or_not(machine: Any, asked: str | int, meant: str) -> None:
+def test_lightnings_short_names_are_understood_quoted_or_not(
+    machine: Any, asked: str | int, meant: str
+) -> None:
     assert settings(precision=asked).precision == meant
 
 
@@ -100,7 +139,9 @@ def test_lightnings_short_names_are_understood_quoted_or_not(machine: Any, asked
         ("mps", "transformer-engine-float16"),
     ],
 )
-def test_a_precision_that_the_device_lacks_is_refused(machine: Any, accelerator: str, precision: str | int) -> None:
+def test_a_precision_that_the_device_lacks_is_refused(
+    machine: Any, accelerator: str, precision: str | int
+) -> None:
     machine(mps=True)
     said = refused(accelerator=accelerator, precision=precision)
     assert f"trainer.precision={precision}" in said
@@ -110,13 +151,23 @@ def test_a_precision_that_the_device_lacks_is_refused(machine: Any, accelerator:
 @pytest.mark.parametrize(
     ("text", "flags"),
     [
-        ("processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_tile\nbugs\t\t:\n\nprocessor\t: 1\nflags\t\t: fpu\n", {"fpu", "avx512_bf16", "amx_tile"}),
+        (
+            (
+                "processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_tile\nbugs\t\t:\n\nprocessor\t:"
+                " 1\nflags\t\t: fpu\n"
+            ),
+            {"fpu", "avx512_bf16", "amx_tile"},
+        ),
         ("processor : 0\nFeatures : fp asimd bf16\n", {"fp", "asimd", "bf16"}),
         ("nothing of the kind\n", set()),
     ],
 )
-def test_the_flags_are_those_that_the_operating_system_names(monkeypatch: pytest.MonkeyPatch, text: str, flags: set[str]) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda path, **_: text if str(path) == "/proc/cpuinfo" else "")
+def test_the_flags_are_those_that_the_operating_system_names(
+    monkeypatch: pytest.MonkeyPatch, text: str, flags: set[str]
+) -> None:
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **_: text if str(path) == "/proc/cpuinfo" else ""
+    )
     assert cpu_flags() == flags
 
 
@@ -128,7 +179,8 @@ def test_without_such_a_file_no_flag_is_known(monkeypatch: pytest.MonkeyPatch) -
     assert cpu_flags() == frozenset()
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------------------------------------
+# -- devices
+# -----------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,17 +192,31 @@ def test_without_such_a_file_no_flag_is_known(monkeypatch: pytest.MonkeyPatch) -
         ({"cores": 64}, "cpu", 1, "cpu"),
     ],
 )
-def test_auto_takes_all_gpus_or_else_what_there_is(machine: Any, there: dict[str, Any], accelerator: str, devices: int, device: str) -> None:
+def test_auto_takes_all_gpus_or_else_what_there_is(
+    machine: Any, there: dict[str, Any], accelerator: str, devices: int, device: str
+) -> None:
     machine(**there)
     found = settings(accelerator="auto", devices="auto")
-    assert (found.accelerator, found.devices, found.world_size, found.device.type) == (accelerator, devices, devices, device)
+    assert (found.accelerator, found.devices, found.world_size, found.device.type) == (
+        accelerator,
+        devices,
+        devices,
+        device,
+    )
 
 
 @pytest.mark.parametrize(
     ("there", "accelerator", "most"),
-    [({"gpus": 2}, "gpu", 2), ({"gpus": 2}, "cuda", 2), ({"mps": True}, "mps", 1), ({"cores": 3}, "cpu", 3)],
+    [
+        ({"gpus": 2}, "gpu", 2),
+        ({"gpus": 2}, "cuda", 2),
+        ({"mps": True}, "mps", 1),
+        ({"cores": 3}, "cpu", 3),
+    ],
 )
-def test_more_devices_than_there_are_are_refused(machine: Any, there: dict[str, Any], accelerator: str, most: int) -> None:
+def test_more_devices_than_there_are_are_refused(
+    machine: Any, there: dict[str, Any], accelerator: str, most: int
+) -> None:
     machine(**there)
     assert settings(accelerator=accelerator, devices=most).world_size == most
     said = refused(accelerator=accelerator, devices=most + 1)
@@ -158,7 +224,8 @@ def test_more_devices_than_there_are_are_refused(machine: Any, there: dict[str, 
     assert f"trainer.devices={most}" in said.replace(f"trainer.devices={most + 1}", "")
 
 
-# -- ranges ------------------------------------------------------------------------------------------------------------------------------------------
+# -- ranges
+# ------------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +270,8 @@ def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> No
         assert (type(limit), limit) == (type(value), value)
 
 
-# -- what follows from them --------------------------------------------------------------------------------------------------------------------------
+# -- what follows from them
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,15 +295,29 @@ def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> No
         ({"timeout": 5}, False),
     ],
 )
-def test_what_decides_the_weights_is_part_of_the_identity_of_a_training(machine: Any, changes: dict[str, Any], decides: bool) -> None:
+def test_what_decides_the_weights_is_part_of_the_identity_of_a_training(
+    machine: Any, changes: dict[str, Any], decides: bool
+) -> None:
     base = {"precision": "32-true"}
     assert (settings(**base).identity() != settings(**{**base, **changes}).identity()) == decides
 
 
 def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:
-    asked = settings(precision="32-true", accumulate=3, gradient_clip=0.5, limit_train_batches=0.5, limit_val_batches=2, detect_anomaly=True)
+    asked = settings(
+        precision="32-true",
+        accumulate=3,
+        gradient_clip=0.5,
+        limit_train_batches=0.5,
+        limit_val_batches=2,
+        detect_anomaly=True,
+    )
     made = asked.make(max_epochs=7, folder=tmp_path, callbacks=[], loggers=[])
-    assert (made.max_epochs, made.accumulate_grad_batches, made.gradient_clip_val, made.precision) == (7, 3, 0.5, "32-true")
+    assert (
+        made.max_epochs,
+        made.accumulate_grad_batches,
+        made.gradient_clip_val,
+        made.precision,
+    ) == (7, 3, 0.5, "32-true")
     assert (made.limit_train_batches, made.limit_val_batches) == (0.5, 2)
     assert made.default_root_dir == str(tmp_path)
     assert (made.world_size, made.loggers, made.num_sanity_val_steps) == (1, [], 0)
@@ -245,13 +327,23 @@ def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:
 def test_in_a_job_of_slurm_nothing_but_kd_app_starts_ranks_or_sends_the_job_again(
     machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "trial", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+    for name, value in {
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_NAME": "trial",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }.items():
         monkeypatch.setenv(name, value)
-    made = settings(precision="32-true").make(max_epochs=1, folder=tmp_path, callbacks=[], loggers=[])
+    made = settings(precision="32-true").make(
+        max_epochs=1, folder=tmp_path, callbacks=[], loggers=[]
+    )
     assert type(made._accelerator_connector.cluster_environment) is LightningEnvironment
 
 
-def test_a_checkpoint_replaces_the_one_before_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_replaces_the_one_before_only_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     AtomicCheckpoints().save_checkpoint({"step": 1}, tmp_path / "new" / "last.ckpt")
 
     def fails(content: Any, file: Any) -> None:

@@ -21,7 +21,9 @@ Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]
 
 
 class ExecuTorch(Format):
-    """A program in float32 for batches of up to `max_batch` images, its memory planned for so many; what XNNPACK has no kernel for stays portable."""
+    """A program in float32 for batches of up to `max_batch` images, its memory planned
+    for so many; what XNNPACK has no kernel for stays portable.
+    """
 
     name: ClassVar[str] = "executorch"
     ending: ClassVar[str] = ".pte"
@@ -31,14 +33,18 @@ class ExecuTorch(Format):
         self.max_batch = max_batch
         self.tolerance = tolerance
 
-    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+    def write(
+        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+    ) -> dict[str, Any]:
         """See `Format`."""
         lower(Deployed(model, pixels), pixels, path, max_batch=self.max_batch)
         return {"max_batch": self.max_batch}
 
 
 class ExecuTorchInt8(Format):
-    """As `ExecuTorch`, in int8: weights with a scale for each channel, activations with ranges from calibration images."""
+    """As `ExecuTorch`, in int8: weights with a scale for each channel, activations with
+    ranges from calibration images.
+    """
 
     name: ClassVar[str] = "executorch_int8"
     ending: ClassVar[str] = "_int8.pte"
@@ -48,8 +54,12 @@ class ExecuTorchInt8(Format):
     def __init__(self, *, max_batch: Batch) -> None:
         self.max_batch = max_batch
 
-    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
-        """See `Format`. Raises `RequestError` for calibration images of another shape, or none."""
+    def write(
+        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+    ) -> dict[str, Any]:
+        """See `Format`. Raises `RequestError` for calibration images of another shape,
+        or none.
+        """
         check_calibration(calibration, pixels)
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -58,39 +68,60 @@ class ExecuTorchInt8(Format):
         except ModuleNotFoundError as error:
             raise _missing(error) from None
         config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
-        quantizer = xnnpack_quantizer.XNNPACKQuantizer().set_global(config).set_filter_function(_of_the_model)
+        quantizer = (
+            xnnpack_quantizer.XNNPACKQuantizer()
+            .set_global(config)
+            .set_filter_function(_of_the_model)
+        )
         try:
             with warnings.catch_warnings(action="ignore"), torch.no_grad():
-                prepared = quantize_pt2e.prepare_pt2e(traced(Deployed(model, pixels), pixels, max_batch=self.max_batch).module(), quantizer)
+                prepared = quantize_pt2e.prepare_pt2e(
+                    traced(Deployed(model, pixels), pixels, max_batch=self.max_batch).module(),
+                    quantizer,
+                )
                 for batch in calibration:
                     prepared(torch.from_numpy(batch[: self.max_batch]))
                 converted = quantize_pt2e.convert_pt2e(prepared)
         except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(f"The model can't be quantized for ExecuTorch: {first_line(error)}") from error
+            raise RunError(
+                f"The model can't be quantized for ExecuTorch: {first_line(error)}"
+            ) from error
         lower(converted, pixels, path, max_batch=self.max_batch)
-        return {"max_batch": self.max_batch, "calibration_images": sum(len(batch[: self.max_batch]) for batch in calibration)}
+        return {
+            "max_batch": self.max_batch,
+            "calibration_images": sum(len(batch[: self.max_batch]) for batch in calibration),
+        }
 
 
 class Quantized(ExecuTorchInt8):
-    """`ExecuTorchInt8` of a student that kd-compress quantized: the program that it wrote then, with the ranges that were learned, not found anew.
+    """`ExecuTorchInt8` of a student that kd-compress quantized: the program that it
+    wrote then, with the ranges that were learned, not found anew.
 
-    program: that file. max_batch: images given to it at once, where it was planned for as many.
+    program: that file. max_batch: images given to it at once, where it was planned for
+    as many.
     """
 
     def __init__(self, *, program: Path, max_batch: Batch) -> None:
         super().__init__(max_batch=max_batch)
         self.program = program
 
-    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+    def write(
+        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+    ) -> dict[str, Any]:
         """See `Format`."""
         shutil.copyfile(self.program, path)
         return {"max_batch": self.max_batch}
 
 
 def _of_the_model(node: Any) -> bool:
-    """Whether an operation is the model's own: those around it normalize, and stay in float, so that a pixel is rounded once."""
+    """Whether an operation is the model's own: those around it normalize, and stay in
+    float, so that a pixel is rounded once.
+    """
     return node.op != "call_function" or len(node.meta.get("nn_module_stack") or {}) > 1
 
 
 def _missing(error: ModuleNotFoundError) -> RequestError:
-    return RequestError(f"ExecuTorch's files are written with the package {error.name}, which is not installed. pip install kd_app[deploy]")
+    return RequestError(
+        f"ExecuTorch's files are written with the package {error.name}, which is not installed. pip"
+        " install kd_app[deploy]"
+    )

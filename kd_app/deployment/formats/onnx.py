@@ -17,7 +17,8 @@ from kd_app.deployment.formats.format import Deployed, Format, blank
 
 
 class Onnx(Format):
-    """An ONNX file in float32 with batches of any size: ``images`` uint8 -> ``logits`` float32.
+    """An ONNX file in float32 with batches of any size: ``images`` uint8 -> ``logits``
+    float32.
 
     opset: version of ONNX's operators. tolerance: see `Format`.
     """
@@ -26,23 +27,32 @@ class Onnx(Format):
     ending: ClassVar[str] = ".onnx"
     runtime: ClassVar[str] = "onnxruntime"
 
-    def __init__(self, *, opset: Annotated[int, Field(ge=18, le=25, strict=True)], tolerance: PositiveFloat) -> None:
+    def __init__(
+        self, *, opset: Annotated[int, Field(ge=18, le=25, strict=True)], tolerance: PositiveFloat
+    ) -> None:
         self.opset = opset
         self.tolerance = tolerance
 
-    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+    def write(
+        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+    ) -> dict[str, Any]:
         """See `Format`."""
         write_onnx(model, pixels, path, opset=self.opset)
         return {"opset": self.opset}
 
 
 def write_onnx(model: nn.Module, pixels: Pixels, path: Path, *, opset: int) -> None:
-    """Write a float model as ONNX. Nothing of it says where on the machine its code lay. Raises `RunError` where torch's exporter can't."""
+    """Write a float model as ONNX. Nothing of it says where on the machine its code
+    lay. Raises `RunError` where torch's exporter can't.
+    """
     try:
         import onnx
         import onnxscript
     except ModuleNotFoundError as error:
-        raise RequestError(f"ONNX files are written with the package {error.name}, which is not installed. pip install kd_app[deploy]") from None
+        raise RequestError(
+            f"ONNX files are written with the package {error.name}, which is not installed. pip"
+            " install kd_app[deploy]"
+        ) from None
     assert onnxscript
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
@@ -59,10 +69,20 @@ def write_onnx(model: nn.Module, pixels: Pixels, path: Path, *, opset: int) -> N
                 external_data=False,
             )
         except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(f"The model can't be written as ONNX: {first_line(causes(error)[-1])}") from error
+            raise RunError(
+                f"The model can't be written as ONNX: {first_line(causes(error)[-1])}"
+            ) from error
     assert program is not None
     proto = program.model_proto
-    for holder in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+    for holder in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.value_info,
+        *proto.graph.initializer,
+    ):
         del holder.metadata_props[:]  # stack traces
         holder.doc_string = ""
     onnx.save(proto, path)

@@ -1,4 +1,6 @@
-"""ONNX in int8: quantize and dequantize pairs (QDQ) around what onnxruntime computes in int8, ranges from training images."""
+"""ONNX in int8: quantize and dequantize pairs (QDQ) around what onnxruntime computes in
+int8, ranges from training images.
+"""
 
 import logging
 import tempfile
@@ -24,10 +26,12 @@ _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 class OnnxInt8(Format):
-    """Static quantization: int8 weights with a scale for each channel, uint8 activations with ranges from calibration images.
+    """Static quantization: int8 weights with a scale for each channel, uint8
+    activations with ranges from calibration images.
 
-    reduce_range: weights of 7 bits. x86 without VNNI adds pairs of products in 16 bits, which 8 bits overflow: 'auto' reduces on such a CPU.
-    calibration: how ranges are found (onnxruntime's MinMax, Entropy, Percentile). opset: see `Onnx`.
+    reduce_range: weights of 7 bits. x86 without VNNI adds pairs of products in 16 bits,
+    which 8 bits overflow: 'auto' reduces on such a CPU. calibration: how ranges are
+    found (onnxruntime's MinMax, Entropy, Percentile). opset: see `Onnx`.
     """
 
     name: ClassVar[str] = "onnx_int8"
@@ -46,8 +50,12 @@ class OnnxInt8(Format):
         self.reduce_range = lacks_vnni(cpu_flags()) if reduce_range == "auto" else reduce_range
         self.calibration = calibration
 
-    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
-        """See `Format`. Raises `RequestError` for calibration images of another shape, or none."""
+    def write(
+        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+    ) -> dict[str, Any]:
+        """See `Format`. Raises `RequestError` for calibration images of another shape,
+        or none.
+        """
         check_calibration(calibration, pixels)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
             plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
@@ -55,12 +63,25 @@ class OnnxInt8(Format):
             try:
                 self._quantize(plain, prepared, calibration, path)
             except Exception as error:  # of many kinds: what a model may hold has no bounds
-                raise RunError(f"onnxruntime can't quantize the model: {first_line(error)}") from error
-        return {"opset": self.opset, "reduce_range": self.reduce_range, "calibration_images": sum(len(batch) for batch in calibration)}
+                raise RunError(
+                    f"onnxruntime can't quantize the model: {first_line(error)}"
+                ) from error
+        return {
+            "opset": self.opset,
+            "reduce_range": self.reduce_range,
+            "calibration_images": sum(len(batch) for batch in calibration),
+        }
 
-    def _quantize(self, plain: Path, prepared: Path, calibration: Sequence[NDArray[np.uint8]], path: Path) -> None:
+    def _quantize(
+        self, plain: Path, prepared: Path, calibration: Sequence[NDArray[np.uint8]], path: Path
+    ) -> None:
         import onnx
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import (
+            CalibrationMethod,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         quant_pre_process(str(plain), str(prepared), auto_merge=True)
@@ -78,7 +99,9 @@ class OnnxInt8(Format):
         )
         made = onnx.load(path)
         used = {node.domain for node in made.graph.node}
-        for opset in [each for each in made.opset_import if each.domain not in used]:  # onnxruntime names all that it knows
+        for opset in [
+            each for each in made.opset_import if each.domain not in used
+        ]:  # onnxruntime names all that it knows
             made.opset_import.remove(opset)
         onnx.save(made, path)
 
@@ -95,17 +118,25 @@ class _Reader:
 
 
 def lacks_vnni(flags: frozenset[str]) -> bool:
-    """Whether these are the flags of an x86 CPU that has no instruction for sums of int8 products in 32 bits."""
+    """Whether these are the flags of an x86 CPU that has no instruction for sums of
+    int8 products in 32 bits.
+    """
     return "sse2" in flags and not flags & _VNNI
 
 
 def _normalization(graph: Any) -> list[str]:
-    """The nodes that turn bytes into normalized numbers: they stay in float, so that a pixel is rounded once."""
+    """The nodes that turn bytes into normalized numbers: they stay in float, so that a
+    pixel is rounded once.
+    """
     found: list[str] = []
     value = graph.input[0].name
     while True:
         readers = [node for node in graph.node if value in node.input]
-        if len(readers) != 1 or readers[0].op_type not in _NORMALIZATION or len(found) == len(_NORMALIZATION):
+        if (
+            len(readers) != 1
+            or readers[0].op_type not in _NORMALIZATION
+            or len(found) == len(_NORMALIZATION)
+        ):
             return found
         found.append(readers[0].name)
         value = readers[0].output[0]

@@ -1,4 +1,6 @@
-"""A program of torch.export (``.pt2``), which loads without kd_app: ``torch.export.load(path).module()``."""
+"""A program of torch.export (``.pt2``), which loads without kd_app:
+``torch.export.load(path).module()``.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,9 @@ from kd_app.deployment.runtimes.torch_file import wrote
 
 
 class Program(Format):
-    """In float32, for any number of images at once. `kd_app.deployment.runtimes.torch_file` says which of these files are opened here."""
+    """In float32, for any number of images at once.
+    `kd_app.deployment.runtimes.torch_file` says which of these files are opened here.
+    """
 
     name: ClassVar[str] = "program"
     ending: ClassVar[str] = ".pt2"
@@ -27,11 +31,17 @@ class Program(Format):
     def __init__(self, *, tolerance: PositiveFloat) -> None:
         self.tolerance = tolerance
 
-    def write(self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path) -> dict[str, Any]:
+    def write(
+        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+    ) -> dict[str, Any]:
         """See `Format`."""
         try:
             with torch.no_grad():
-                program = torch.export.export(Deployed(model, pixels), (blank(pixels, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+                program = torch.export.export(
+                    Deployed(model, pixels),
+                    (blank(pixels, 2),),
+                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                )
         except Exception as error:  # of many kinds: what a model may hold has no bounds
             raise RunError(f"torch.export does not take the model: {first_line(error)}") from error
         torch.export.save(program, path)

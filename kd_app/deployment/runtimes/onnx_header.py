@@ -1,4 +1,6 @@
-"""What an ONNX file needs, read from its bytes without running anything of it, and without a package: protobuf's wire format."""
+"""What an ONNX file needs, read from its bytes without running anything of it, and
+without a package: protobuf's wire format.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +17,9 @@ _DEPTH = 32
 
 @dataclass
 class Header:
-    """opsets: version by domain ('' is ONNX's own) · domains: those of all operators and functions · external: weights lie in other files."""
+    """opsets: version by domain ('' is ONNX's own) · domains: those of all operators
+    and functions · external: weights lie in other files.
+    """
 
     opsets: dict[str, int] = field(default_factory=dict)
     domains: set[str] = field(default_factory=set)
@@ -23,7 +27,9 @@ class Header:
 
 
 def read_header(content: bytes) -> Header:
-    """The header of a file's `content`. Raises `ValueError` where that is cut off or no ONNX model."""
+    """The header of a file's `content`. Raises `ValueError` where that is cut off or no
+    ONNX model.
+    """
     header, seen = Header(), set()
     try:
         for number, value in _fields(memoryview(content)):
@@ -38,7 +44,9 @@ def read_header(content: bytes) -> Header:
     except (IndexError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"it is cut off or no ONNX model ({type(error).__name__})") from None
     if not {_IR_VERSION, _GRAPH, _OPSET} <= seen:
-        raise ValueError("it is cut off or no ONNX model (it has no graph, or says no operator set)")
+        raise ValueError(
+            "it is cut off or no ONNX model (it has no graph, or says no operator set)"
+        )
     return header
 
 
@@ -61,13 +69,18 @@ def _node(node: memoryview, header: Header, depth: int) -> None:
             for kind, inner in _fields(value):
                 if kind in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) and isinstance(inner, memoryview):
                     _graph(inner, header, depth + 1)
-                elif kind in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS) and isinstance(inner, memoryview):
+                elif kind in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS) and isinstance(
+                    inner, memoryview
+                ):
                     _tensor(inner, header)
     header.domains.add(domain)
 
 
 def _tensor(tensor: memoryview, header: Header) -> None:
-    header.external |= any(number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value) for number, value in _fields(tensor))
+    header.external |= any(
+        number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)
+        for number, value in _fields(tensor)
+    )
 
 
 def _text(value: object) -> str:

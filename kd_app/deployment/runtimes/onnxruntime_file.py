@@ -9,7 +9,9 @@ from kd_app.deployment.runtimes.onnx_header import read_header
 from kd_app.deployment.runtimes.opened import Opened
 
 OPSETS = range(13, 26)
-"""Versions of ONNX's operators that are run: from the first with quantization per channel on."""
+"""Versions of ONNX's operators that are run: from the first with quantization per
+channel on.
+"""
 _DOMAINS = frozenset({"", "ai.onnx"})
 _LOUD = 3
 """onnxruntime's level for errors."""
@@ -30,7 +32,9 @@ class OnnxFile(Opened):
 
 
 def opened(entry: Entry, *, threads: int | None) -> OnnxFile:
-    """The file of `entry`. Raises `ValueError`: not whole, another operator set, operators or files that are not ONNX's own."""
+    """The file of `entry`. Raises `ValueError`: not whole, another operator set,
+    operators or files that are not ONNX's own.
+    """
     content = entry.path.read_bytes()
     _check(entry, content)
     options = onnxruntime.SessionOptions()
@@ -40,7 +44,13 @@ def opened(entry: Entry, *, threads: int | None) -> OnnxFile:
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
-        raise ValueError(_refused(entry, f"onnxruntime {onnxruntime.__version__} does not take it: {str(error).splitlines()[0]}")) from None
+        raise ValueError(
+            _refused(
+                entry,
+                f"onnxruntime {onnxruntime.__version__} does not take it:"
+                f" {str(error).splitlines()[0]}",
+            )
+        ) from None
     return OnnxFile(entry, session)
 
 
@@ -51,14 +61,33 @@ def _check(entry: Entry, content: bytes) -> None:
         raise ValueError(_refused(entry, str(error))) from None
     strange = (header.domains | set(header.opsets)) - _DOMAINS
     if strange:
-        raise ValueError(_refused(entry, f"it needs operators of {', '.join(sorted(map(repr, strange)))}, which are not ONNX's own"))
+        raise ValueError(
+            _refused(
+                entry,
+                f"it needs operators of {', '.join(sorted(map(repr, strange)))}, which are not"
+                " ONNX's own",
+            )
+        )
     if header.external:
-        raise ValueError(_refused(entry, "its weights lie in other files, which its manifest says nothing of"))
+        raise ValueError(
+            _refused(entry, "its weights lie in other files, which its manifest says nothing of")
+        )
     opset = header.opsets.get("", header.opsets.get("ai.onnx"))
     if opset not in OPSETS:
-        raise ValueError(_refused(entry, f"it has the operator set {opset}; expected one of {OPSETS.start} to {OPSETS.stop - 1}"))
+        raise ValueError(
+            _refused(
+                entry,
+                f"it has the operator set {opset}; expected one of {OPSETS.start} to"
+                f" {OPSETS.stop - 1}",
+            )
+        )
     if opset != entry.told.get("opset"):
-        raise ValueError(_refused(entry, f"it has the operator set {opset}, and its manifest says {entry.told.get('opset')}"))
+        raise ValueError(
+            _refused(
+                entry,
+                f"it has the operator set {opset}, and its manifest says {entry.told.get('opset')}",
+            )
+        )
 
 
 def _refused(entry: Entry, why: str) -> str:

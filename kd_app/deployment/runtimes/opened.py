@@ -1,4 +1,6 @@
-"""What all opened files share: the picture that they see, and the check of what they are given; needs numpy and Pillow alone."""
+"""What all opened files share: the picture that they see, and the check of what they
+are given; needs numpy and Pillow alone.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -35,14 +37,16 @@ class Opened(ABC):
         shape = (self.pixels.channels, self.pixels.height, self.pixels.width)
         if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
             raise ValueError(
-                f"{self.entry.path.name} takes uint8 images of shape (batch, {', '.join(map(str, shape))}), got {images.dtype} of shape "
-                f"{images.shape}. picture() makes them from any image."
+                f"{self.entry.path.name} takes uint8 images of shape (batch,"
+                f" {', '.join(map(str, shape))}), got {images.dtype} of shape {images.shape}."
+                " picture() makes them from any image."
             )
         found = self.run(np.ascontiguousarray(images))
         if found.shape != (len(images), len(self.classes)):
             raise ValueError(
-                f"{self.entry.path.name} answered {len(images)} images with an array of shape {found.shape}, and its manifest names "
-                f"{len(self.classes)} classes. Export the run again."
+                f"{self.entry.path.name} answered {len(images)} images with an array of shape"
+                f" {found.shape}, and its manifest names {len(self.classes)} classes. Export the"
+                " run again."
             )
         return found.astype(np.float32, copy=False)
 

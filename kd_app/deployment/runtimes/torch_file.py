@@ -1,7 +1,8 @@
 """A program of torch.export (``.pt2``), opened only where this very process wrote it.
 
-``torch.export.load`` runs what a file says: it unpickles, evaluates shapes as Python and compiles guards. A manifest that names the sha256 is no
-signature, so what lies on a disk, a stage of an earlier command among it, is not opened.
+``torch.export.load`` runs what a file says: it unpickles, evaluates shapes as Python
+and compiles guards. A manifest that names the sha256 is no signature, so what lies on a
+disk, a stage of an earlier command among it, is not opened.
 """
 
 import io
@@ -41,12 +42,16 @@ class TorchFile(Opened):
 
 
 def opened(entry: Entry, *, threads: int | None) -> TorchFile:
-    """The program of `entry`, which computes with as many threads as torch has been given. Raises `ValueError`: this process did not write it."""
+    """The program of `entry`, which computes with as many threads as torch has been
+    given. Raises `ValueError`: this process did not write it.
+    """
     content = entry.path.read_bytes()
     if sha256(content).hexdigest() not in _WRITTEN:
         raise ValueError(
-            f"{str(entry.path)!r} is a program of torch.export, and is not opened: loading one runs what it holds. Use another file of the same "
-            "export, such as model.onnx ('formats=[onnx]'). In code of your own, torch.export.load(path).module() opens it, if you trust its sender."
+            f"{str(entry.path)!r} is a program of torch.export, and is not opened: loading one runs"
+            " what it holds. Use another file of the same export, such as model.onnx"
+            " ('formats=[onnx]'). In code of your own, torch.export.load(path).module() opens it,"
+            " if you trust its sender."
         )
     with warnings.catch_warnings(action="ignore"):
         return TorchFile(entry, torch.export.load(io.BytesIO(content)).module())

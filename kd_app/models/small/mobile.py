@@ -1,15 +1,21 @@
-"""Nets for phones, in the forms for small images that the distillation literature compares on (Tian et al., ICLR 2020, arXiv 1910.10699).
+"""Nets for phones, in the forms for small images that the distillation literature
+compares on (Tian et al., ICLR 2020, arXiv 1910.10699).
 
-================  =====================================  ======================================================================================
-name              widths                                 paper
-================  =====================================  ======================================================================================
-mobilenetv2_half  16, 8 12 16 32 48 80 160, 1280         Sandler et al., "MobileNetV2", CVPR 2018, arXiv 1801.04381, at half the width
-shufflenet_v1     24, 240 480 960, in 3 groups           Zhang et al., "ShuffleNet", CVPR 2018, arXiv 1707.01083
-shufflenet_v2     24, 116 232 464, 1024                  Ma et al., "ShuffleNet V2", ECCV 2018, arXiv 1807.11164
-================  =====================================  ======================================================================================
+================  =====================================
+======================================================================================
+name              widths                                 paper ================
+=====================================
+======================================================================================
+mobilenetv2_half  16, 8 12 16 32 48 80 160, 1280         Sandler et al., "MobileNetV2",
+CVPR 2018, arXiv 1801.04381, at half the width shufflenet_v1     24, 240 480 960, in 3
+groups           Zhang et al., "ShuffleNet", CVPR 2018, arXiv 1707.01083 shufflenet_v2
+24, 116 232 464, 1024                  Ma et al., "ShuffleNet V2", ECCV 2018, arXiv
+1807.11164 ================  =====================================
+======================================================================================
 
-They differ from their papers' nets for ImageNet: MobileNetV2 has ReLU for ReLU6, and stride 1 for 2 in its second group of blocks; ShuffleNets begin
-with a 1x1 convolution of stride 1 and no max-pool, and V1 has a ReLU behind its 3x3 convolutions, too.
+They differ from their papers' nets for ImageNet: MobileNetV2 has ReLU for ReLU6, and
+stride 1 for 2 in its second group of blocks; ShuffleNets begin with a 1x1 convolution
+of stride 1 and no max-pool, and V1 has a ReLU behind its 3x3 convolutions, too.
 """
 
 from collections.abc import Callable
@@ -40,15 +46,23 @@ def _depthwise(width: int, stride: int) -> nn.Conv2d:
 
 
 def shuffle(x: Maps, groups: int) -> Maps:
-    """Channel ``g * n + i`` goes to ``i * groups + g``, for `groups` groups of n: the next grouped convolution sees channels of every group."""
+    """Channel ``g * n + i`` goes to ``i * groups + g``, for `groups` groups of n: the
+    next grouped convolution sees channels of every group.
+    """
     batch, channels, height, width = x.shape
-    return x.reshape(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(x.shape)
+    return (
+        x.reshape(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(x.shape)
+    )
 
 
 class Inverted(nn.Module):
-    """Inverted residual: 1x1 to `expansion` times the width, 3x3 depthwise, 1x1 without an activation; plus the input where the shape stays."""
+    """Inverted residual: 1x1 to `expansion` times the width, 3x3 depthwise, 1x1 without
+    an activation; plus the input where the shape stays.
+    """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, expansion: int = _EXPANSION) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, *, expansion: int = _EXPANSION
+    ) -> None:
         super().__init__()
         wide = expansion * inputs
         self.body = nn.Sequential(conv(inputs, wide, kernel=1), *_norm_act(wide), _depthwise(wide, stride), *_norm_act(wide),
@@ -62,13 +76,19 @@ class Inverted(nn.Module):
 
 
 class Grouped(nn.Module):
-    """ShuffleNet's unit: 1x1 in `first` groups, shuffle, 3x3 depthwise, grouped 1x1. At stride 2 the pooled input is put beside it, else added."""
+    """ShuffleNet's unit: 1x1 in `first` groups, shuffle, 3x3 depthwise, grouped 1x1. At
+    stride 2 the pooled input is put beside it, else added.
+    """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, first: int = _GROUPS, groups: int = _GROUPS) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, *, first: int = _GROUPS, groups: int = _GROUPS
+    ) -> None:
         super().__init__()
         own = outputs - inputs if stride == 2 else outputs
         middle, self.groups = own // 4, first
-        self.conv1 = nn.Sequential(conv(inputs, middle, kernel=1, groups=self.groups), *_norm_act(middle))
+        self.conv1 = nn.Sequential(
+            conv(inputs, middle, kernel=1, groups=self.groups), *_norm_act(middle)
+        )
         self.conv2 = nn.Sequential(_depthwise(middle, stride), *_norm_act(middle))
         self.conv3 = nn.Sequential(conv(middle, own, kernel=1, groups=groups), nn.BatchNorm2d(own))
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
@@ -81,15 +101,23 @@ class Grouped(nn.Module):
 
 
 class Split(nn.Module):
-    """ShuffleNet V2's unit: one half of the channels as it is (at stride 2: both halves are made of all), the other through 1x1, 3x3 depthwise, 1x1;
-    then shuffled."""
+    """ShuffleNet V2's unit: one half of the channels as it is (at stride 2: both halves
+    are made of all), the other through 1x1, 3x3 depthwise, 1x1; then shuffled.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         half = outputs // 2
         enters = inputs if stride == 2 else half
         self.near = (
-            nn.Sequential(_depthwise(enters, 2), nn.BatchNorm2d(enters), conv(enters, half, kernel=1), *_norm_act(half)) if stride == 2 else None
+            nn.Sequential(
+                _depthwise(enters, 2),
+                nn.BatchNorm2d(enters),
+                conv(enters, half, kernel=1),
+                *_norm_act(half),
+            )
+            if stride == 2
+            else None
         )
         self.far = nn.Sequential(conv(enters, half, kernel=1), *_norm_act(half), _depthwise(half, stride), nn.BatchNorm2d(half),
                                  conv(half, half, kernel=1), *_norm_act(half))  # fmt: skip
@@ -101,10 +129,12 @@ class Split(nn.Module):
 
 
 class MobileNet(StagedNet):
-    """A convolution, groups of blocks, a 1x1 convolution to `last` channels where that is not 0, pooling and a linear classifier.
+    """A convolution, groups of blocks, a 1x1 convolution to `last` channels where that
+    is not 0, pooling and a linear classifier.
 
-    stem: width, kernel and stride of the convolution. groups: of each group the maker of its first block and of its others (inputs, outputs, stride),
-    the width, how many blocks, the stride of the first.
+    stem: width, kernel and stride of the convolution. groups: of each group the maker
+    of its first block and of its others (inputs, outputs, stride), the width, how many
+    blocks, the stride of the first.
     """
 
     def __init__(
@@ -125,12 +155,22 @@ class MobileNet(StagedNet):
         self.feature_info = [{"num_chs": inputs, "reduction": reduction, "module": "stem"}]
         for number, (first, other, width, count, stride) in enumerate(groups, start=1):
             name, reduction = f"layer{number}", reduction * stride
-            self.add_module(name, nn.Sequential(first(inputs, width, stride), *(other(width, width, 1) for _ in range(count - 1))))
+            self.add_module(
+                name,
+                nn.Sequential(
+                    first(inputs, width, stride),
+                    *(other(width, width, 1) for _ in range(count - 1)),
+                ),
+            )
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": name})
             inputs = width
-        self.norm = nn.Sequential(conv(inputs, last, kernel=1), *_norm_act(last)) if last else nn.Identity()
+        self.norm = (
+            nn.Sequential(conv(inputs, last, kernel=1), *_norm_act(last)) if last else nn.Identity()
+        )
         self.num_features = last or inputs
-        self.finish(num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+        self.finish(
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate
+        )
 
     def _stem(self, x: Tensor) -> Tensor:
         return self.stem(self.conv1(x))  # type: ignore[no-any-return]
@@ -141,7 +181,10 @@ class MobileNet(StagedNet):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Regular expressions of the layers, for timm's layer-wise learning-rate decay."""
-        return {"stem": r"^conv1|^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        return {
+            "stem": r"^conv1|^stem",
+            "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)",
+        }
 
 
 _NARROW = partial(Inverted, expansion=1)
@@ -161,7 +204,11 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "shufflenet_v1": {
         "stem": (24, 1, 1),
-        "groups": ((partial(Grouped, first=1), Grouped, 240, 4, 2), (Grouped, Grouped, 480, 8, 2), (Grouped, Grouped, 960, 4, 2)),
+        "groups": (
+            (partial(Grouped, first=1), Grouped, 240, 4, 2),
+            (Grouped, Grouped, 480, 8, 2),
+            (Grouped, Grouped, 960, 4, 2),
+        ),
         "last": 0,
     },
     "shufflenet_v2": {
@@ -177,16 +224,37 @@ default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"), size=4)
 @register_model
 def mobilenetv2_half(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 at half the width for images of 16 to 64 pixels, see the table above."""
-    return built(MobileNet, "mobilenetv2_half", pretrained, (2, 3, 5, 7), **_ARCHITECTURES["mobilenetv2_half"], **kwargs)
+    return built(
+        MobileNet,
+        "mobilenetv2_half",
+        pretrained,
+        (2, 3, 5, 7),
+        **_ARCHITECTURES["mobilenetv2_half"],
+        **kwargs,
+    )
 
 
 @register_model
 def shufflenet_v1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ShuffleNet for images of 8 to 64 pixels, see the table above."""
-    return built(MobileNet, "shufflenet_v1", pretrained, (1, 2, 3), **_ARCHITECTURES["shufflenet_v1"], **kwargs)
+    return built(
+        MobileNet,
+        "shufflenet_v1",
+        pretrained,
+        (1, 2, 3),
+        **_ARCHITECTURES["shufflenet_v1"],
+        **kwargs,
+    )
 
 
 @register_model
 def shufflenet_v2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ShuffleNet V2 for images of 8 to 64 pixels, see the table above."""
-    return built(MobileNet, "shufflenet_v2", pretrained, (1, 2, 3), **_ARCHITECTURES["shufflenet_v2"], **kwargs)
+    return built(
+        MobileNet,
+        "shufflenet_v2",
+        pretrained,
+        (1, 2, 3),
+        **_ARCHITECTURES["shufflenet_v2"],
+        **kwargs,
+    )

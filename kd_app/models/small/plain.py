@@ -1,14 +1,19 @@
 """VGG nets of small images: five stages of 3x3 convolutions, without shortcuts.
 
-============  ===========================  ==================================================================================================
-name          convolutions a stage         paper
-============  ===========================  ==================================================================================================
-vgg8          1, 1, 1, 1, 1                Simonyan & Zisserman, "Very deep convolutional networks", ICLR 2015, arXiv 1409.1556, with
-vgg13_small   2, 2, 2, 2, 2                BatchNorm, and with one linear layer as Tian et al., ICLR 2020, arXiv 1910.10699, have them
-============  ===========================  ==================================================================================================
+============  ===========================
+==================================================================================================
+name          convolutions a stage         paper ============
+===========================
+==================================================================================================
+vgg8          1, 1, 1, 1, 1                Simonyan & Zisserman, "Very deep
+convolutional networks", ICLR 2015, arXiv 1409.1556, with vgg13_small   2, 2, 2, 2, 2
+BatchNorm, and with one linear layer as Tian et al., ICLR 2020, arXiv 1910.10699, have
+them ============  ===========================
+==================================================================================================
 
-Widths 64, 128, 256, 512, 512; a 2x2 max-pool before the stages 2, 3 and 4, so that 32x32 pixels end as 4x4. The literature's ``vgg13`` has the name
-``vgg13_small`` here: timm's own `vgg13` is the net of 133 million parameters for ImageNet.
+Widths 64, 128, 256, 512, 512; a 2x2 max-pool before the stages 2, 3 and 4, so that
+32x32 pixels end as 4x4. The literature's ``vgg13`` has the name ``vgg13_small`` here:
+timm's own `vgg13` is the net of 133 million parameters for ImageNet.
 """
 
 from collections.abc import Callable
@@ -24,22 +29,38 @@ _DEPTHS = {"vgg8": 1, "vgg13_small": 2}
 
 
 class SmallVgg(StagedNet):
-    """Five stages of `depth` convolutions, BatchNorm and ReLU each; pooling, and a linear classifier. Depth 5 * `depth` + 3 by the count of VGG."""
+    """Five stages of `depth` convolutions, BatchNorm and ReLU each; pooling, and a
+    linear classifier. Depth 5 * `depth` + 3 by the count of VGG.
+    """
 
-    def __init__(self, *, depth: int, in_chans: int = 3, num_classes: int = 100, global_pool: str = "avg", drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        depth: int,
+        in_chans: int = 3,
+        num_classes: int = 100,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.num_features = _WIDTHS[-1]
         self.feature_info, reduction, inputs = [], 1, in_chans
         for number, (width, stride) in enumerate(zip(_WIDTHS, _STRIDES, strict=True)):
             layers: list[nn.Module] = [nn.MaxPool2d(stride)] if stride > 1 else []
             for _ in range(depth):
-                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(inputs, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
                 inputs = width
             name, reduction = f"stage{number}", reduction * stride
             self.add_module(name, nn.Sequential(*layers))
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": name})
         self.norm = nn.Identity()
-        self.finish(num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+        self.finish(
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate
+        )
 
     def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """The five."""
@@ -62,4 +83,6 @@ def vgg8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def vgg13_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The literature's vgg13 for images of 8 to 64 pixels, see the table above."""
-    return built(SmallVgg, "vgg13_small", pretrained, (1, 2, 3, 4), depth=_DEPTHS["vgg13_small"], **kwargs)
+    return built(
+        SmallVgg, "vgg13_small", pretrained, (1, 2, 3, 4), depth=_DEPTHS["vgg13_small"], **kwargs
+    )

@@ -1,17 +1,27 @@
 """Residual nets of small images.
 
-================================  ==========================================  =====================================================================
+================================  ==========================================
+=====================================================================
 names                             widths (stem, stages)                       paper
-================================  ==========================================  =====================================================================
-resnet8 14 20 32 44 56 110        16, 16 32 64                                He et al., "Deep residual learning", CVPR 2016, arXiv 1512.03385
-resnet8x4 resnet32x4              32, 64 128 256                              Tian et al., "Contrastive representation distillation", ICLR 2020,
-                                                                              arXiv 1910.10699
-wrn_{16,40}_{1,2}, wrn_28_2       16, 16k 32k 64k                             Zagoruyko & Komodakis, "Wide residual networks", BMVC 2016,
-(depth, width k)                                                              arXiv 1605.07146
-================================  ==========================================  =====================================================================
+================================  ==========================================
+=====================================================================
+resnet8 14 20 32 44 56 110        16, 16 32 64                                He et al.,
+"Deep residual learning", CVPR 2016, arXiv 1512.03385
+resnet8x4 resnet32x4              32, 64 128 256                              Tian et
+al., "Contrastive representation distillation", ICLR 2020,
+                                                                              arXiv
+                                                                              1910.10699
+wrn_{16,40}_{1,2}, wrn_28_2       16, 16k 32k 64k                             Zagoruyko
+& Komodakis, "Wide residual networks", BMVC 2016,
+(depth, width k)                                                              arXiv
+1605.07146
+================================  ==========================================
+=====================================================================
 
-The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64 pixels keep a map worth reading (8x8 -> 2x2, 32x32 -> 8x8). Shortcuts
-are the identity, or a 1x1 projection where the width or the size changes (option B), as all code of the distillation literature has it.
+The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64 pixels
+keep a map worth reading (8x8 -> 2x2, 32x32 -> 8x8). Shortcuts are the identity, or a
+1x1 projection where the width or the size changes (option B), as all code of the
+distillation literature has it.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +40,18 @@ class PostBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.act1 = conv(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        self.conv1, self.bn1, self.act1 = (
+            conv(inputs, outputs, stride),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
         self.conv2, self.bn2 = conv(outputs, outputs), nn.BatchNorm2d(outputs)
         projects = stride != 1 or inputs != outputs
-        self.shortcut = nn.Sequential(conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs)) if projects else nn.Identity()
+        self.shortcut = (
+            nn.Sequential(conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs))
+            if projects
+            else nn.Identity()
+        )
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Images) -> Maps:
@@ -44,13 +62,25 @@ class PostBlock(nn.Module):
 
 
 class PreBlock(nn.Module):
-    """Pre-activation block: ``shortcut(x) + conv(relu(bn(conv(relu(bn(x))))))``; a projecting shortcut reads the activated input."""
+    """Pre-activation block: ``shortcut(x) + conv(relu(bn(conv(relu(bn(x))))))``; a
+    projecting shortcut reads the activated input.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.act1, self.conv1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), conv(inputs, outputs, stride)
-        self.bn2, self.act2, self.conv2 = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), conv(outputs, outputs)
-        self.shortcut = conv(inputs, outputs, stride, kernel=1) if stride != 1 or inputs != outputs else None
+        self.bn1, self.act1, self.conv1 = (
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(inplace=True),
+            conv(inputs, outputs, stride),
+        )
+        self.bn2, self.act2, self.conv2 = (
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            conv(outputs, outputs),
+        )
+        self.shortcut = (
+            conv(inputs, outputs, stride, kernel=1) if stride != 1 or inputs != outputs else None
+        )
 
     def forward(self, x: Images) -> Maps:
         """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
@@ -61,11 +91,14 @@ class PreBlock(nn.Module):
 
 
 class SmallNet(StagedNet):
-    """Stem, three stages of `num_blocks` blocks, pooling and a linear classifier, with the interface of timm's models.
+    """Stem, three stages of `num_blocks` blocks, pooling and a linear classifier, with
+    the interface of timm's models.
 
-    `widths` are those of the stem and the three stages. `forward_intermediates` and ``features_only`` give four maps: stem, layer1, layer2, layer3 at
-    strides 1, 1, 2, 4. `drop_rate` is the dropout before the classifier in training. `stem_kernel`, `stem_stride` and `strides` (of the stages) are
-    for a net that is cheaper still: 5, 2 and (2, 2, 2) take a twelfth of resnet8's multiply-adds.
+    `widths` are those of the stem and the three stages. `forward_intermediates` and
+    ``features_only`` give four maps: stem, layer1, layer2, layer3 at strides 1, 1, 2,
+    4. `drop_rate` is the dropout before the classifier in training. `stem_kernel`,
+    `stem_stride` and `strides` (of the stages) are for a net that is cheaper still: 5,
+    2 and (2, 2, 2) take a twelfth of resnet8's multiply-adds.
     """
 
     block: ClassVar[type[nn.Module]]
@@ -85,21 +118,34 @@ class SmallNet(StagedNet):
     ) -> None:
         super().__init__()
         self.num_features = widths[-1]
-        self.conv1, self.stem = conv(in_chans, widths[0], stem_stride, stem_kernel), self._norm_act(first=True, width=widths[0])
+        self.conv1, self.stem = (
+            conv(in_chans, widths[0], stem_stride, stem_kernel),
+            self._norm_act(first=True, width=widths[0]),
+        )
         self.layer1 = self._stage(widths[0], widths[1], strides[0], num_blocks)
         self.layer2 = self._stage(widths[1], widths[2], strides[1], num_blocks)
         self.layer3 = self._stage(widths[2], widths[3], strides[2], num_blocks)
         self.norm = self._norm_act(first=False, width=widths[-1])
         names = ("stem", "layer1", "layer2", "layer3")
         reductions = accumulate((stem_stride, *strides), mul)
-        self.feature_info = [{"num_chs": c, "reduction": r, "module": m} for c, r, m in zip(widths, reductions, names, strict=True)]
-        self.finish(num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
+        self.feature_info = [
+            {"num_chs": c, "reduction": r, "module": m}
+            for c, r, m in zip(widths, reductions, names, strict=True)
+        ]
+        self.finish(
+            num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate
+        )
 
     def _stage(self, inputs: int, outputs: int, stride: int, num_blocks: int) -> nn.Sequential:
-        return nn.Sequential(self.block(inputs, outputs, stride), *(self.block(outputs, outputs, 1) for _ in range(num_blocks - 1)))
+        return nn.Sequential(
+            self.block(inputs, outputs, stride),
+            *(self.block(outputs, outputs, 1) for _ in range(num_blocks - 1)),
+        )
 
     def _norm_act(self, *, first: bool, width: int) -> nn.Module:
-        """What stands between the first convolution and the stages (`first`), or between the stages and the head."""
+        """What stands between the first convolution and the stages (`first`), or
+        between the stages and the head.
+        """
         raise NotImplementedError
 
     def _stem(self, x: Tensor) -> Tensor:
@@ -111,31 +157,45 @@ class SmallNet(StagedNet):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Regular expressions of the layers, for timm's layer-wise learning-rate decay."""
-        return {"stem": r"^conv1|^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        return {
+            "stem": r"^conv1|^stem",
+            "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)",
+        }
 
 
 class SmallResNet(SmallNet):
-    """ResNet of basic blocks for small images; depth = 6 * num_blocks + 2. He et al., CVPR 2016, arXiv 1512.03385."""
+    """ResNet of basic blocks for small images; depth = 6 * num_blocks + 2. He et al.,
+    CVPR 2016, arXiv 1512.03385.
+    """
 
     block = PostBlock
 
     def _norm_act(self, *, first: bool, width: int) -> nn.Module:
-        return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True)) if first else nn.Identity()
+        return (
+            nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True)) if first else nn.Identity()
+        )
 
 
 class WideResNet(SmallNet):
-    """Wide, pre-activation ResNet; depth = 6 * num_blocks + 4. Zagoruyko & Komodakis, BMVC 2016, arXiv 1605.07146 (dropout at the head alone)."""
+    """Wide, pre-activation ResNet; depth = 6 * num_blocks + 4. Zagoruyko & Komodakis,
+    BMVC 2016, arXiv 1605.07146 (dropout at the head alone).
+    """
 
     block = PreBlock
 
     def _norm_act(self, *, first: bool, width: int) -> nn.Module:
-        return nn.Identity() if first else nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        return (
+            nn.Identity() if first else nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        )
 
 
 _ARCHITECTURES: dict[str, tuple[type[SmallNet], int, tuple[int, int, int, int]]] = {
     **{f"resnet{6 * n + 2}": (SmallResNet, n, (16, 16, 32, 64)) for n in (1, 2, 3, 5, 7, 9, 18)},
     **{f"resnet{6 * n + 2}x4": (SmallResNet, n, (32, 64, 128, 256)) for n in (1, 5)},
-    **{f"wrn_{6 * n + 4}_{k}": (WideResNet, n, (16, 16 * k, 32 * k, 64 * k)) for n, k in ((2, 1), (2, 2), (4, 2), (6, 1), (6, 2))},
+    **{
+        f"wrn_{6 * n + 4}_{k}": (WideResNet, n, (16, 16 * k, 32 * k, 64 * k))
+        for n, k in ((2, 1), (2, 2), (4, 2), (6, 1), (6, 2))
+    },
 }
 
 default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"))
@@ -143,7 +203,9 @@ default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"))
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     net, num_blocks, widths = _ARCHITECTURES[name]
-    return built(net, name, pretrained, (1, 2, 3), **{"num_blocks": num_blocks, "widths": widths, **kwargs})
+    return built(
+        net, name, pretrained, (1, 2, 3), **{"num_blocks": num_blocks, "widths": widths, **kwargs}
+    )
 
 
 @register_model

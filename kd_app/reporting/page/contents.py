@@ -1,10 +1,21 @@
-"""What a report says, as plain data: ``report.json``. The page, the table and the text are views of it, and hold no figure of their own."""
+"""What a report says, as plain data: ``report.json``. The page, the table and the text
+are views of it, and hold no figure of their own.
+"""
 
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kd_app.reporting.results import Cascade, Estimate, Group, Knowledge, Number, Robustness, Step, Verdict
+from kd_app.reporting.results import (
+    Cascade,
+    Estimate,
+    Group,
+    Knowledge,
+    Number,
+    Robustness,
+    Step,
+    Verdict,
+)
 
 VERSION: Final = 1
 
@@ -16,7 +27,9 @@ class _Part(BaseModel):
 
 
 class ModelPart(_Part):
-    """One model of a run. params: entries · macs: multiply-adds of one image · size_bytes: on disk · figures: by name, as in ``results.json``."""
+    """One model of a run. params: entries · macs: multiply-adds of one image ·
+    size_bytes: on disk · figures: by name, as in ``results.json``.
+    """
 
     role: str
     label: str
@@ -30,7 +43,9 @@ class ModelPart(_Part):
 
 
 class PairPart(_Part):
-    """What compares the student with teacher or control. unit: share of 1, points (a difference of shares), nats, or a plain number."""
+    """What compares the student with teacher or control. unit: share of 1, points (a
+    difference of shares), nats, or a plain number.
+    """
 
     key: str
     name: str
@@ -49,7 +64,9 @@ class Curve(_Part):
 
 
 class ClassPart(_Part):
-    """One class. support: its images · accuracy: share of them that each model has right · change: student minus teacher, or null."""
+    """One class. support: its images · accuracy: share of them that each model has
+    right · change: student minus teacher, or null.
+    """
 
     name: str
     support: int
@@ -61,7 +78,9 @@ class ClassPart(_Part):
 
 
 class Confused(_Part):
-    """Images of class `label` that the model takes for class `answer`; share: of the images of `label`."""
+    """Images of class `label` that the model takes for class `answer`; share: of the
+    images of `label`.
+    """
 
     label: str
     answer: str
@@ -70,7 +89,9 @@ class Confused(_Part):
 
 
 class Confusion(_Part):
-    """The student's answers. counts: row = label, column = answer, null where there are too many classes to look at · strongest: the errors."""
+    """The student's answers. counts: row = label, column = answer, null where there are
+    too many classes to look at · strongest: the errors.
+    """
 
     classes: list[str]
     counts: list[list[int]] | None
@@ -78,7 +99,9 @@ class Confusion(_Part):
 
 
 class Bin(_Part):
-    """Images whose top-1 probability falls in one bin: how many, their mean probability, the share that is right."""
+    """Images whose top-1 probability falls in one bin: how many, their mean
+    probability, the share that is right.
+    """
 
     count: int
     confidence: float
@@ -102,7 +125,9 @@ class Answer(_Part):
 
 
 class Example(_Part):
-    """One image. image: PNG as base64, null where there is none · probabilities: of `classes`, by role · divergence: KL(teacher || student)."""
+    """One image. image: PNG as base64, null where there is none · probabilities: of
+    `classes`, by role · divergence: KL(teacher || student).
+    """
 
     index: int
     file: str
@@ -128,7 +153,9 @@ class Point(_Part):
 
 
 class Made(_Part):
-    """How a run was made. settings, environment: what to look at first · config: every setting by its dotted key · stages: name, seconds, made."""
+    """How a run was made. settings, environment: what to look at first · config: every
+    setting by its dotted key · stages: name, seconds, made.
+    """
 
     settings: dict[str, str]
     data: dict[str, str]
@@ -172,7 +199,9 @@ class RunPart(_Part):
 
 
 class RunRow(_Part):
-    """One run among others. differs: its settings that not all runs share · best: chosen on validation among the runs on the same data."""
+    """One run among others. differs: its settings that not all runs share · best:
+    chosen on validation among the runs on the same data.
+    """
 
     name: str
     differs: dict[str, str]
@@ -197,7 +226,9 @@ class OverSeeds(_Part):
 
 
 class MethodPart(_Part):
-    """One configuration and its seeds. runs: by seed · gain, to_teacher, to_baseline: the student minus its control, its teacher, the baseline's."""
+    """One configuration and its seeds. runs: by seed · gain, to_teacher, to_baseline:
+    the student minus its control, its teacher, the baseline's.
+    """
 
     label: str
     runs: dict[int, str]
@@ -210,7 +241,9 @@ class MethodPart(_Part):
 
 
 class ComparisonPart(_Part):
-    """The methods on one set of images, as `kd_app.reporting.comparison` compares them. says: each time whether of methods or of models."""
+    """The methods on one set of images, as `kd_app.reporting.comparison` compares them.
+    says: each time whether of methods or of models.
+    """
 
     data: str
     split: str
@@ -223,9 +256,12 @@ class ComparisonPart(_Part):
 
 
 class FilePart(_Part):
-    """What a run was exported to, or a model of it in torch (file: empty). role: whose it is · label: of the run and the file · tier: its number
-    among the unbeaten of validation accuracy and cost, from 1 for the cheapest · outcome, negative_flips: of the split that the figures are from
-    · ship: the run's choice · latency: milliseconds of one image, one thread."""
+    """What a run was exported to, or a model of it in torch (file: empty). role: whose
+    it is · label: of the run and the file · tier: its number among the unbeaten of
+    validation accuracy and cost, from 1 for the cheapest · outcome, negative_flips: of
+    the split that the figures are from · ship: the run's choice · latency: milliseconds
+    of one image, one thread.
+    """
 
     run: str
     file: str
@@ -258,7 +294,9 @@ class FilePart(_Part):
 
 
 class Choice(_Part):
-    """A question about a family, the file that answers it (null: none does), and the answer in a sentence."""
+    """A question about a family, the file that answers it (null: none does), and the
+    answer in a sentence.
+    """
 
     asked: str
     run: str | None
@@ -267,7 +305,9 @@ class Choice(_Part):
 
 
 class FamilyPart(_Part):
-    """All files for one data set that were measured on one device. choices: made on validation, with the figures of test."""
+    """All files for one data set that were measured on one device. choices: made on
+    validation, with the figures of test.
+    """
 
     data: str
     device: str

@@ -1,4 +1,6 @@
-"""What the answers to each image say about classes, confusions and calibration: from ``predictions.parquet``."""
+"""What the answers to each image say about classes, confusions and calibration: from
+``predictions.parquet``.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +18,18 @@ if TYPE_CHECKING:
 SEEN = 50
 """Classes up to which a whole confusion matrix can be looked at."""
 BINS = 15
-"""Of equal width, as those that the ECE is summed over (`kd_app.metrics.classification.BINS`)."""
+"""Of equal width, as those that the ECE is summed over
+(`kd_app.metrics.classification.BINS`).
+"""
 _STRONGEST = 20
 _TOP1, _PROBABILITY = "_top1", "_top1_probability"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What each model answered to every image: class numbers, and how probable it found them."""
+    """What each model answered to every image: class numbers, and how probable it found
+    them.
+    """
 
     target: Int64[np.ndarray, " images"]
     top1: Mapping[str, Int64[np.ndarray, " images"]]
@@ -39,7 +45,11 @@ def answers(table: "DataFrame") -> Answers:
     """The columns of ``predictions.parquet``, by model."""
     roles = [str(name).removesuffix(_TOP1) for name in table.columns if str(name).endswith(_TOP1)]
     top1 = {role: table[role + _TOP1].to_numpy(np.int64) for role in roles}
-    probability = {role: table[role + _PROBABILITY].to_numpy(np.float64) for role in roles if role + _PROBABILITY in table.columns}
+    probability = {
+        role: table[role + _PROBABILITY].to_numpy(np.float64)
+        for role in roles
+        if role + _PROBABILITY in table.columns
+    }
     return Answers(table["target"].to_numpy(np.int64), top1, probability)
 
 
@@ -87,13 +97,19 @@ def told_classes(told: PerClass, names: Sequence[str]) -> list[ClassPart]:
     return sorted(rows, key=_loss)
 
 
-def _shares(hits: Bool[np.ndarray, " images"], target: Int64[np.ndarray, " images"], count: Int64[np.ndarray, " classes"]) -> list[float | None]:
+def _shares(
+    hits: Bool[np.ndarray, " images"],
+    target: Int64[np.ndarray, " images"],
+    count: Int64[np.ndarray, " classes"],
+) -> list[float | None]:
     hit = np.bincount(target, weights=hits, minlength=len(count))
     return [float(share) for share in hit / np.maximum(count, 1)]
 
 
 def _change(accuracy: Mapping[str, Sequence[float | None]], number: int) -> float | None:
-    student, teacher = (accuracy[role][number] if role in accuracy else None for role in ("student", "teacher"))
+    student, teacher = (
+        accuracy[role][number] if role in accuracy else None for role in ("student", "teacher")
+    )
     return None if student is None or teacher is None else student - teacher
 
 
@@ -110,7 +126,12 @@ def confusion(found: Answers, names: Sequence[str]) -> Confusion:
     wrong = pairs // number != pairs % number
     order = np.argsort(-counts[wrong], kind="stable")[:_STRONGEST]
     strongest = [
-        Confused(label=names[pair // number], answer=names[pair % number], count=int(count), share=float(count / support[pair // number]))
+        Confused(
+            label=names[pair // number],
+            answer=names[pair % number],
+            count=int(count),
+            share=float(count / support[pair // number]),
+        )
         for pair, count in zip(pairs[wrong][order], counts[wrong][order], strict=True)
     ]
     matrix = None
@@ -122,13 +143,22 @@ def confusion(found: Answers, names: Sequence[str]) -> Confusion:
 
 
 def reliability(found: Answers, split: Split | None) -> list[Reliability]:
-    """Mean probability and share of right answers, of the images in each bin of the top-1 probability, for each model."""
+    """Mean probability and share of right answers, of the images in each bin of the
+    top-1 probability, for each model.
+    """
     parts = []
     for role, probability in found.probability.items():
         place = np.clip(np.ceil(probability * BINS).astype(np.int64) - 1, 0, BINS - 1)
         count = np.bincount(place, minlength=BINS)
-        sums = [np.bincount(place, weights=each, minlength=BINS) for each in (probability, found.right(role))]
-        bins = [Bin(count=int(n), confidence=float(p / n), accuracy=float(hit / n)) for n, p, hit in zip(count, *sums, strict=True) if n]
+        sums = [
+            np.bincount(place, weights=each, minlength=BINS)
+            for each in (probability, found.right(role))
+        ]
+        bins = [
+            Bin(count=int(n), confidence=float(p / n), accuracy=float(hit / n))
+            for n, p, hit in zip(count, *sums, strict=True)
+            if n
+        ]
         parts.append(Reliability(role=role, ece=figure_of(split, role, "ece"), bins=bins))
     return parts
 
@@ -136,4 +166,9 @@ def reliability(found: Answers, split: Split | None) -> list[Reliability]:
 def figure_of(split: Split | None, role: str, name: str) -> Estimate:
     """A model's figure with its interval, as results.json has it."""
     figures = getattr(split, role, None)
-    return Estimate(**{part: getattr(figures, f"{name}{end}", None) for part, end in (("value", ""), ("low", "_low"), ("high", "_high"))})
+    return Estimate(
+        **{
+            part: getattr(figures, f"{name}{end}", None)
+            for part, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+        }
+    )

@@ -1,4 +1,6 @@
-"""Images on which the models differ: from ``examples.parquet``, or, without thumbnails, from ``predictions.parquet``."""
+"""Images on which the models differ: from ``examples.parquet``, or, without thumbnails,
+from ``predictions.parquet``.
+"""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -12,13 +14,19 @@ if TYPE_CHECKING:
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST = 40_000
-"""Bytes of a thumbnail: it is 96 pixels a side at most, so a larger one is not what it says."""
+"""Bytes of a thumbnail: it is 96 pixels a side at most, so a larger one is not what it
+says.
+"""
 _LISTED = 12
 
 
 def examples(table: "DataFrame", names: Sequence[str]) -> list[Example]:
     """The rows of ``examples.parquet``."""
-    roles = [str(name).removesuffix("_probabilities") for name in table.columns if str(name).endswith("_probabilities")]
+    roles = [
+        str(name).removesuffix("_probabilities")
+        for name in table.columns
+        if str(name).endswith("_probabilities")
+    ]
     return [_example(row, roles, names) for row in table.to_dict("records")]
 
 
@@ -33,7 +41,12 @@ def _example(row: Mapping[Any, Any], roles: Sequence[str], names: Sequence[str])
         why=str(row["why"]),
         image=_thumbnail(row["png"]),
         answers=[
-            Answer(role=role, said=names[top1], probability=dict(zip(classes, shares[role], strict=True)).get(top1)) for role, top1 in said.items()
+            Answer(
+                role=role,
+                said=names[top1],
+                probability=dict(zip(classes, shares[role], strict=True)).get(top1),
+            )
+            for role, top1 in said.items()
         ],
         classes=[names[number] for number in classes],
         probabilities=shares,
@@ -49,26 +62,40 @@ def _thumbnail(content: object) -> str | None:
 
 
 def flips(found: Answers, table: "DataFrame", names: Sequence[str]) -> list[Example]:
-    """The images that the teacher has right and the student wrong, the surest errors first, and those the other way round; without pictures."""
+    """The images that the teacher has right and the student wrong, the surest errors
+    first, and those the other way round; without pictures.
+    """
     if "teacher" not in found.top1:
         return []
     teacher, student = found.right("teacher"), found.right("student")
     listed = []
-    for why, which, by in (("negative_flip", teacher & ~student, "student"), ("positive_flip", ~teacher & student, "teacher")):
+    for why, which, by in (
+        ("negative_flip", teacher & ~student, "student"),
+        ("positive_flip", ~teacher & student, "teacher"),
+    ):
         places = which.nonzero()[0]
         sure = found.probability[by][places]
-        listed += [_listed(found, table, names, int(place), why) for place in places[(-sure).argsort(kind="stable")][:_LISTED]]
+        listed += [
+            _listed(found, table, names, int(place), why)
+            for place in places[(-sure).argsort(kind="stable")][:_LISTED]
+        ]
     return listed
 
 
-def _listed(found: Answers, table: "DataFrame", names: Sequence[str], place: int, why: str) -> Example:
+def _listed(
+    found: Answers, table: "DataFrame", names: Sequence[str], place: int, why: str
+) -> Example:
     return Example(
         index=int(table["index"].iloc[place]),
         file=str(table["file"].iloc[place]),
         label=names[int(found.target[place])],
         why=why,
         answers=[
-            Answer(role=role, said=names[int(found.top1[role][place])], probability=float(found.probability[role][place]))
+            Answer(
+                role=role,
+                said=names[int(found.top1[role][place])],
+                probability=float(found.probability[role][place]),
+            )
             for role in ("teacher", "student")
         ],
     )

@@ -5,7 +5,17 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from kd_app.reporting.page.charts import Chart, Series, line, linear, logarithmic, percent, place, plain, plane
+from kd_app.reporting.page.charts import (
+    Chart,
+    Series,
+    line,
+    linear,
+    logarithmic,
+    percent,
+    place,
+    plain,
+    plane,
+)
 from kd_app.reporting.page.contents import FamilyPart, FilePart
 from kd_app.reporting.page.family import milliseconds, price
 from kd_app.reporting.page.marks import Look
@@ -17,7 +27,11 @@ _LOOKS = 6
 
 def tiers(family: FamilyPart) -> Table:
     """A row a tier, from cheap to dear, and the teachers in torch."""
-    teachers = [part for part in family.files if part.role == "teacher" and not part.file and part.cost_per_million]
+    teachers = [
+        part
+        for part in family.files
+        if part.role == "teacher" and not part.file and part.cost_per_million
+    ]
     chosen = [part for part in family.files if part.tier is not None]
     rows = [
         [
@@ -32,13 +46,32 @@ def tiers(family: FamilyPart) -> Table:
         ]
         for part in [*sorted(chosen, key=lambda part: part.tier or 0), *teachers]
     ]
-    heads = ["", "file", "top-1 accuracy", "a million images", "its teacher in torch costs", "latency, p50", "size", "license"]
-    return Table(f"Tiers on {family.device}: the files that no other beats in validation accuracy and cost", heads, rows, frozenset({0, 1, 7}))
+    heads = [
+        "",
+        "file",
+        "top-1 accuracy",
+        "a million images",
+        "its teacher in torch costs",
+        "latency, p50",
+        "size",
+        "license",
+    ]
+    return Table(
+        f"Tiers on {family.device}: the files that no other beats in validation accuracy and cost",
+        heads,
+        rows,
+        frozenset({0, 1, 7}),
+    )
 
 
 def _cheaper(part: FilePart, teachers: Sequence[FilePart]) -> str:
     teacher = next((each for each in teachers if each.run == part.run), None)
-    if teacher is None or teacher is part or not part.cost_per_million or teacher.cost_per_million is None:
+    if (
+        teacher is None
+        or teacher is part
+        or not part.cost_per_million
+        or teacher.cost_per_million is None
+    ):
         return ""
     return f"{teacher.cost_per_million / part.cost_per_million:.3g} x"
 
@@ -55,7 +88,8 @@ def files(family: FamilyPart) -> Table:
             Cell(_bytes(part.size_bytes)),
             Cell(_milliseconds(part.latency_p50), _tail(part)),
             Cell(
-                "" if part.images_per_second is None else f"{part.images_per_second:,.0f}", "" if not part.batch_size else f"batch {part.batch_size}"
+                "" if part.images_per_second is None else f"{part.images_per_second:,.0f}",
+                "" if not part.batch_size else f"batch {part.batch_size}",
             ),
             Cell(_price(part.cost_per_million, family)),
             Cell("" if part.start_seconds is None else milliseconds(1000 * part.start_seconds)),
@@ -65,14 +99,33 @@ def files(family: FamilyPart) -> Table:
         for part in family.files
     ]
     speeds = ["latency, p50", "images per second", "a million images", "start", "peak memory"]
-    heads = ["file", "validation top-1", "test top-1", "verdict", "negative flips", "size", *speeds, "license"]
+    heads = [
+        "file",
+        "validation top-1",
+        "test top-1",
+        "verdict",
+        "negative flips",
+        "size",
+        *speeds,
+        "license",
+    ]
     marked = frozenset(number for number, part in enumerate(family.files) if part.ship)
     star = " (★: the one to ship of its run)" if marked else ""
-    return Table(f"Every file of {family.data}, from cheap to dear{star}", heads, rows, frozenset({0, 3, len(heads) - 1}), marked)
+    return Table(
+        f"Every file of {family.data}, from cheap to dear{star}",
+        heads,
+        rows,
+        frozenset({0, 3, len(heads) - 1}),
+        marked,
+    )
 
 
 def _tail(part: FilePart) -> str:
-    found = [f"{name} {milliseconds(value)}" for name, value in (("p95", part.latency_p95), ("p99", part.latency_p99)) if value is not None]
+    found = [
+        f"{name} {milliseconds(value)}"
+        for name, value in (("p95", part.latency_p95), ("p99", part.latency_p99))
+        if value is not None
+    ]
     return ", ".join(found)
 
 
@@ -90,7 +143,11 @@ def _bytes(size: int | None) -> str:
 
 def front(family: FamilyPart) -> Iterator[Chart]:
     """Accuracy against cost; the dotted line joins the tiers."""
-    found = [(part, part.figure.value, part.cost_per_million) for part in family.files if part.figure and part.cost_per_million]
+    found = [
+        (part, part.figure.value, part.cost_per_million)
+        for part in family.files
+        if part.figure and part.cost_per_million
+    ]
     drawn = [(part, value, cost) for part, value, cost in found if value is not None and cost > 0]
     if len({cost for _, _, cost in drawn}) < 2:
         return
@@ -101,16 +158,35 @@ def front(family: FamilyPart) -> Iterator[Chart]:
     groups: dict[str, list[tuple[FilePart, float, float]]] = {}
     for name, each in zip(called, drawn, strict=True):
         groups.setdefault(name if name in apart else "others", []).append(each)
-    series = [_series(name, Look(number), each) for number, (name, each) in enumerate(groups.items())]
+    series = [
+        _series(name, Look(number), each) for number, (name, each) in enumerate(groups.items())
+    ]
     label = f"{family.currency} for a million images".strip()
     x = logarithmic(label, [cost for _, _, cost in drawn], plain)
-    y = linear("top-1", [end for each in series for end in (*each.y, *each.lows, *each.highs) if end is not None], percent, least=0, most=1)
-    steps = sorted((part.tier, place(x, y, cost, value)) for part, value, cost in drawn if part.tier is not None)
+    y = linear(
+        "top-1",
+        [end for each in series for end in (*each.y, *each.lows, *each.highs) if end is not None],
+        percent,
+        least=0,
+        most=1,
+    )
+    steps = sorted(
+        (part.tier, place(x, y, cost, value))
+        for part, value, cost in drawn
+        if part.tier is not None
+    )
     below = Markup("").join(line(*a, *b, "front") for (_, a), (_, b) in pairwise(steps))
     title = "Accuracy of each file against what a million images cost"
-    told = f"Top-1 accuracy against {label}, on a logarithmic axis. " + "; ".join(f"{each.name}: {len(each.x)}" for each in series)
+    told = f"Top-1 accuracy against {label}, on a logarithmic axis. " + "; ".join(
+        f"{each.name}: {len(each.x)}" for each in series
+    )
     svg = plane(title, f"{told}.", x, y, series, lines=False, below=below)
-    yield Chart(title, svg, [(each.look.key(), each.name) for each in series], "Up and left is better. Dotted: the tiers, chosen on validation.")
+    yield Chart(
+        title,
+        svg,
+        [(each.look.key(), each.name) for each in series],
+        "Up and left is better. Dotted: the tiers, chosen on validation.",
+    )
 
 
 def _group(part: FilePart, by_run: bool) -> str:
@@ -120,7 +196,11 @@ def _group(part: FilePart, by_run: bool) -> str:
 
 
 def _series(name: str, look: Look, found: Sequence[tuple[FilePart, float, float]]) -> Series:
-    ends = [(part.figure.low, part.figure.high) for part, _, _ in found if part.figure] if len(found) <= _LOOKS else []
+    ends = (
+        [(part.figure.low, part.figure.high) for part, _, _ in found if part.figure]
+        if len(found) <= _LOOKS
+        else []
+    )
     return Series(
         name,
         look,

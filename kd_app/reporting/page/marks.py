@@ -1,4 +1,6 @@
-"""How a series looks: always a color, a dash and a mark together, so that none of them has to be told apart alone."""
+"""How a series looks: always a color, a dash and a mark together, so that none of them
+has to be told apart alone.
+"""
 
 from dataclasses import dataclass
 
@@ -18,7 +20,9 @@ _SHAPES = (
 
 @dataclass(frozen=True)
 class Look:
-    """Number of a color of the style sheet (``--c0`` ...), the dashes of its line, and the path of its mark."""
+    """Number of a color of the style sheet (``--c0`` ...), the dashes of its line, and
+    the path of its mark.
+    """
 
     number: int
 
@@ -30,18 +34,26 @@ class Look:
     def mark(self, x: float, y: float, title: str = "") -> Markup:
         """The mark at a place of the drawing, with what it says when it is pointed at."""
         told = Markup("<title>{}</title>").format(title) if title else ""
-        return Markup('<path class="mark c{}" d="{}" transform="translate({:.1f} {:.1f})">{}</path>').format(
-            self.number, _SHAPES[self.number], x, y, told
-        )
+        return Markup(
+            '<path class="mark c{}" d="{}" transform="translate({:.1f} {:.1f})">{}</path>'
+        ).format(self.number, _SHAPES[self.number], x, y, told)
 
     def key(self) -> Markup:
-        """The look in small, for a legend; whoever reads aloud hears the name beside it."""
-        line = Markup('<path class="line c{}" d="M1 7H33" stroke-dasharray="{}"/>').format(self.number, self.dashes)
-        return Markup('<svg class="key" viewBox="0 0 34 14" aria-hidden="true">{}{}</svg>').format(line, self.mark(17, 7))
+        """The look in small, for a legend; whoever reads aloud hears the name beside
+        it.
+        """
+        line = Markup('<path class="line c{}" d="M1 7H33" stroke-dasharray="{}"/>').format(
+            self.number, self.dashes
+        )
+        return Markup('<svg class="key" viewBox="0 0 34 14" aria-hidden="true">{}{}</svg>').format(
+            line, self.mark(17, 7)
+        )
 
 
 def look(role: str, others: tuple[str, ...] = ()) -> Look:
-    """The look of a model: the same for a role on every page; further controls in the order of `others`."""
+    """The look of a model: the same for a role on every page; further controls in the
+    order of `others`.
+    """
     if role in _FIXED:
         return Look(_FIXED.index(role))
     place = others.index(role) if role in others else 0

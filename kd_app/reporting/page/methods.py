@@ -46,4 +46,9 @@ def _over_seeds(found: Found | None) -> OverSeeds | None:
     if found is None:
         return None
     p, corrected = (found.p, found.corrected) if isinstance(found, SeedDifference) else (None, None)
-    return OverSeeds(values=found.values, figure=Estimate(value=found.mean, low=found.low, high=found.high), p=p, corrected=corrected)
+    return OverSeeds(
+        values=found.values,
+        figure=Estimate(value=found.mean, low=found.low, high=found.high),
+        p=p,
+        corrected=corrected,
+    )

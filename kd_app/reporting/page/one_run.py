@@ -10,7 +10,14 @@ from kd_app.reporting.cascade import details
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.page.contents import Curve, ModelPart, PairPart, RunPart
-from kd_app.reporting.page.evidence import answers, classes, confusion, figure_of, reliability, told_classes
+from kd_app.reporting.page.evidence import (
+    answers,
+    classes,
+    confusion,
+    figure_of,
+    reliability,
+    told_classes,
+)
 from kd_app.reporting.page.examples import examples, flips
 from kd_app.reporting.page.made import limits, made
 from kd_app.reporting.results import Estimate, ModelFigures, PairFigures, Results, Split
@@ -28,12 +35,28 @@ _PAIR: dict[str, tuple[str, str, Literal["share", "points", "nats", "number"]]] 
     "gain": ("gain", "points above the same net trained on the labels only", "points"),
     "gap_closed": ("gap closed", "gain / (teacher - labels only)", "share"),
     "agreement": ("agreement", "images on which both say the same class", "share"),
-    "negative_flips": ("negative flips", "images that the teacher has right and the student wrong", "share"),
-    "positive_flips": ("positive flips", "images that the teacher has wrong and the student right", "share"),
+    "negative_flips": (
+        "negative flips",
+        "images that the teacher has right and the student wrong",
+        "share",
+    ),
+    "positive_flips": (
+        "positive flips",
+        "images that the teacher has wrong and the student right",
+        "share",
+    ),
     "kl_to_teacher": ("KL divergence", "KL(teacher || student), mean over the images", "nats"),
     "reverse_kl": ("reverse KL", "KL(student || teacher), mean over the images", "nats"),
-    "rank_correlation": ("rank correlation", "of the two models' class probabilities, mean over the images", "number"),
-    "cka": ("CKA", "likeness of the embeddings (linear centered kernel alignment), 1 is the same", "number"),
+    "rank_correlation": (
+        "rank correlation",
+        "of the two models' class probabilities, mean over the images",
+        "number",
+    ),
+    "cka": (
+        "CKA",
+        "likeness of the embeddings (linear centered kernel alignment), 1 is the same",
+        "number",
+    ),
 }
 
 
@@ -48,7 +71,9 @@ def labels(roles: Sequence[str]) -> dict[str, str]:
 
 
 def run_part(run: Run, name: str) -> RunPart:
-    """Everything about `run`, which is called `name`; what its folder lacks is left out, and said to be."""
+    """Everything about `run`, which is called `name`; what its folder lacks is left
+    out, and said to be.
+    """
     results, split, missing = run.results, measured(run.results), list[str]()
     names = results.data.classes if results.data else []
     part = RunPart(
@@ -78,29 +103,49 @@ def run_part(run: Run, name: str) -> RunPart:
         made=made(results),
         limits=[],
     )
-    _read(lambda: _from_answers(run, part, split, names), "Classes, confusions, flips and calibration", missing)
+    _read(
+        lambda: _from_answers(run, part, split, names),
+        "Classes, confusions, flips and calibration",
+        missing,
+    )
     _read(lambda: read_exports(run.path), "Exported files", missing)
-    part.limits, part.missing = limits(results, split, part.classes), [said.replace(str(run.path), name) for said in missing]
+    part.limits, part.missing = (
+        limits(results, split, part.classes),
+        [said.replace(str(run.path), name) for said in missing],
+    )
     return part
 
 
 def _read(read: Callable[[], T], what: str, missing: list[str]) -> T | None:
-    """What a file of the run's folder holds; None, and the reason in `missing`, where it can't be read."""
+    """What a file of the run's folder holds; None, and the reason in `missing`, where
+    it can't be read.
+    """
     try:
         return read()
     except RequestError as error:
         missing.append(f"{what} are left out. {error}")
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        missing.append(f"{what} are left out, since their file can't be read ({type(error).__name__}: {reason}). Run the same command again.")
+        missing.append(
+            f"{what} are left out, since their file can't be read ({type(error).__name__}:"
+            f" {reason}). Run the same command again."
+        )
     return None
 
 
 def title(results: Results) -> str:
-    """'resnet8 instead of wrn_16_2 on fashion_mnist', 'a cascade of runs/a and runs/a/teacher on fashion_mnist'."""
+    """'resnet8 instead of wrn_16_2 on fashion_mnist', 'a cascade of runs/a and
+    runs/a/teacher on fashion_mnist'.
+    """
     if results.cascade is not None:
-        return f"a cascade of {' and '.join(each.file for each in results.cascade.stages)}{_on(results)}"
-    student, teacher = (results.models[role].name if role in results.models else "" for role in ("student", "teacher"))
+        return (
+            "a cascade of"
+            f" {' and '.join(each.file for each in results.cascade.stages)}{_on(results)}"
+        )
+    student, teacher = (
+        results.models[role].name if role in results.models else ""
+        for role in ("student", "teacher")
+    )
     return (f"{student} instead of {teacher}" if teacher else student or "a run") + _on(results)
 
 
@@ -113,7 +158,9 @@ def question(results: Results) -> str:
     """What somebody wants to know of this run."""
     if results.cascade is not None:
         return "Does it pay to keep a dearer model for the hard images?"
-    has_teacher = "teacher" in results.models or (not results.models and results.config.get("teacher"))
+    has_teacher = "teacher" in results.models or (
+        not results.models and results.config.get("teacher")
+    )
     return _REPLACE if has_teacher else "How good is the student?"
 
 
@@ -123,26 +170,36 @@ def answer(results: Results) -> str:
         return routed(results.cascade)
     split = measured(results)
     if split is None:
-        return f"Nothing is measured yet: the run's status is '{results.status}'. {results.reason or ''}".rstrip()
+        return (
+            f"Nothing is measured yet: the run's status is '{results.status}'."
+            f" {results.reason or ''}".rstrip()
+        )
     if results.verdict is not None:
         return f"{_SHORT[results.verdict.outcome]} {verdict_sentence(results.verdict)}"
     top1 = figure_of(split, "student", "top1")
     if top1.value is None:
         return "Its accuracy is undefined."
-    return f"It has {100 * top1.value:.2f} % of {split.num_images:,} images right; it was compared with no teacher."
+    return (
+        f"It has {100 * top1.value:.2f} % of {split.num_images:,} images right; it was compared"
+        " with no teacher."
+    )
 
 
 def _basis(results: Results, split: Split | None) -> list[str]:
     found = [] if split is None else [basis(results, split), *undefined(split)]
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished" and split is not None:
-        found.append(f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip())
+        found.append(
+            f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip()
+        )
     return found
 
 
 def models(results: Results, split: Split | None) -> list[ModelPart]:
     """Every model that was measured: the teacher first, the student last."""
-    order = sorted(results.models, key=lambda role: {"teacher": 0, "labels_only": 1, "student": 3}.get(role, 2))
+    order = sorted(
+        results.models, key=lambda role: {"teacher": 0, "labels_only": 1, "student": 3}.get(role, 2)
+    )
     called = labels(order)
     return [
         ModelPart(
@@ -154,7 +211,11 @@ def models(results: Results, split: Split | None) -> list[ModelPart]:
             macs=results.models[role].macs,
             size_bytes=results.models[role].size_bytes,
             images_per_second=_speed(results, role),
-            figures={name: figure_of(split, role, name) for name in figure_names(ModelFigures) if _known(split, role, name)},
+            figures={
+                name: figure_of(split, role, name)
+                for name in figure_names(ModelFigures)
+                if _known(split, role, name)
+            },
         )
         for role in order
     ]
@@ -170,8 +231,13 @@ def _known(split: Split | None, role: str, name: str) -> bool:
 
 
 def _speed(results: Results, role: str) -> float | None:
-    """Images a second. A control of the student's architecture is the student's net with other weights, and is not measured twice."""
-    if role not in ("teacher", "student") and results.models[role].name != results.models["student"].name:
+    """Images a second. A control of the student's architecture is the student's net
+    with other weights, and is not measured twice.
+    """
+    if (
+        role not in ("teacher", "student")
+        and results.models[role].name != results.models["student"].name
+    ):
         return None
     found = results.speed.teacher if role == "teacher" else results.speed.student
     return found.images_per_second if found else None
@@ -189,19 +255,33 @@ def pair(split: Split | None) -> list[PairPart]:
             found.append(PairPart(key=key, name=name, meaning=meaning, unit=unit, figure=figure))
     called = labels(list(split.gains))
     return found + [
-        PairPart(key=f"gain.{control}", name=f"gain over {called[control]}", meaning="points above this control", unit="points", figure=gain)
+        PairPart(
+            key=f"gain.{control}",
+            name=f"gain over {called[control]}",
+            meaning="points above this control",
+            unit="points",
+            figure=gain,
+        )
         for control, gain in split.gains.items()
         if control != "labels_only"
     ]
 
 
 def _curves(run: Run) -> list[Curve]:
-    """The mean of each metric in each epoch of each training, in the order of the models."""
+    """The mean of each metric in each epoch of each training, in the order of the
+    models.
+    """
     table = run.curves
-    metrics = [str(name) for name in table.columns if str(name).startswith(("validation/", "train/"))]
+    metrics = [
+        str(name) for name in table.columns if str(name).startswith(("validation/", "train/"))
+    ]
     mean = table.groupby(["stage", "epoch"], sort=True)[metrics].mean()
     roles = list(dict.fromkeys(str(stage) for stage in table["stage"]))
-    found = [Curve(role=role, metric=metric, **_points(mean.loc[role][metric].dropna())) for role in roles for metric in metrics]
+    found = [
+        Curve(role=role, metric=metric, **_points(mean.loc[role][metric].dropna()))
+        for role in roles
+        for metric in metrics
+    ]
     return [curve for curve in found if curve.epochs]
 
 
@@ -209,7 +289,10 @@ def _points(column: Any) -> dict[str, list[float]]:
     """Not more points than can be seen."""
     every = math.ceil(len(column) / _MOST_POINTS) or 1
     thin = column.iloc[::every]
-    return {"epochs": [float(epoch) + 1 for epoch in thin.index], "values": [float(value) for value in thin]}
+    return {
+        "epochs": [float(epoch) + 1 for epoch in thin.index],
+        "values": [float(value) for value in thin],
+    }
 
 
 def _from_answers(run: Run, part: RunPart, split: Split | None, names: Sequence[str]) -> None:

@@ -1,4 +1,6 @@
-"""The sections of a page, in their order: each with what it says, its tables, its drawings and its images. One without content is not there."""
+"""The sections of a page, in their order: each with what it says, its tables, its
+drawings and its images. One without content is not there.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,10 +69,18 @@ def overview(report: Report) -> list[Section]:
     compared = Section(
         "methods",
         "Which method?",
-        items=[f"{part.data}: {said}" if several else said for part in report.comparisons for said in part.says],
+        items=[
+            f"{part.data}: {said}" if several else said
+            for part in report.comparisons
+            for said in part.says
+        ],
         tables=[tables.methods(part, several) for part in report.comparisons if part.methods],
         charts=[chart for part in report.comparisons for chart in drawn.methods(part)],
-        folded=[tables.seeds(part, several) for part in report.comparisons if any(len(method.runs) > 1 for method in part.methods)],
+        folded=[
+            tables.seeds(part, several)
+            for part in report.comparisons
+            if any(len(method.runs) > 1 for method in part.methods)
+        ],
     )
     found = [
         compared,
@@ -103,9 +113,19 @@ def sections(report: Report, run: RunPart) -> list[Section]:
 
 def _sections(report: Report, run: RunPart) -> Iterator[Section]:
     if run.cascade is not None:
-        yield Section("cascade", "The cascade", run.cascade_says, tables=cascade.tables(run.cascade), charts=list(cascade.charts(run.cascade)))
+        yield Section(
+            "cascade",
+            "The cascade",
+            run.cascade_says,
+            tables=cascade.tables(run.cascade),
+            charts=list(cascade.charts(run.cascade)),
+        )
     if run.models:
-        yield Section("evidence", "The evidence", tables=[tables.models(run), *([tables.pair(run)] if run.pair else [])])
+        yield Section(
+            "evidence",
+            "The evidence",
+            tables=[tables.models(run), *([tables.pair(run)] if run.pair else [])],
+        )
     if run.steps:
         yield Section("steps", "Step by step", [tables.LOST], tables=[tables.steps(run)])
     yield Section("needed", "Was distilling needed?", items=run.worth)
@@ -122,9 +142,19 @@ def _sections(report: Report, run: RunPart) -> Iterator[Section]:
     yield Section("calibration", "Calibration", charts=list(drawn.calibration(run)))
     if run.knowledge is not None:
         alike = tables.similar(run.knowledge)
-        says = ["What the student is taught beyond the label: how probable the teacher finds the other classes."]
+        says = [
+            "What the student is taught beyond the label: how probable the teacher finds the other"
+            " classes."
+        ]
         shown = [tables.softness(run.knowledge), *alike[:1]]
-        yield Section("soft-labels", "Soft labels", says, tables=shown, charts=list(drawn.soft_labels(run)), folded=alike[1:])
+        yield Section(
+            "soft-labels",
+            "Soft labels",
+            says,
+            tables=shown,
+            charts=list(drawn.soft_labels(run)),
+            folded=alike[1:],
+        )
     yield _made(run)
     yield Section("license", "License", items=run.license)
     yield Section("limits", "What it is not good for", items=run.limits)
@@ -147,15 +177,27 @@ def _classes(run: RunPart) -> Section:
 
 def _flips(run: RunPart) -> Section:
     pictured = [example for example in run.examples if example.image is not None]
-    title, says = "Flips", ["A flip is an image that one of the two models has right and the other wrong."] if run.examples else []
+    title, says = (
+        "Flips",
+        (
+            ["A flip is an image that one of the two models has right and the other wrong."]
+            if run.examples
+            else []
+        ),
+    )
     if not pictured:
         return Section("flips", title, says=says, tables=tables.flips(run, _WHY))
     whys = dict.fromkeys(example.why for example in pictured)
     cards = []
     for why in sorted(whys, key=lambda why: list(_WHY).index(why) if why in _WHY else len(_WHY)):
-        shown = [Card(example, drawn.distribution(example)) for example in pictured if example.why == why]
+        shown = [
+            Card(example, drawn.distribution(example)) for example in pictured if example.why == why
+        ]
         cards.append(Cards(_WHY.get(why, why), shown[:_OPEN], shown[_OPEN:]))
-    says += ["Bars: how probable each class is, in percent; of two bars the upper is the teacher's, the lower the student's."]
+    says += [
+        "Bars: how probable each class is, in percent; of two bars the upper is the teacher's, the"
+        " lower the student's."
+    ]
     return Section("flips", "Flips, and other images to look at", says=says, cards=cards)
 
 
@@ -163,6 +205,13 @@ def _made(run: RunPart) -> Section:
     return Section(
         "made",
         "How it was made",
-        tables=[tables.pairs("What was asked for", run.made.settings), tables.pairs("Data", run.made.data)],
-        folded=[tables.pairs("Where and with what", run.made.environment), tables.stages(run), tables.pairs("Every setting", run.made.config)],
+        tables=[
+            tables.pairs("What was asked for", run.made.settings),
+            tables.pairs("Data", run.made.data),
+        ],
+        folded=[
+            tables.pairs("Where and with what", run.made.environment),
+            tables.stages(run),
+            tables.pairs("Every setting", run.made.config),
+        ],
     )

@@ -3,7 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kd_app.reporting.page.contents import ComparisonPart, ModelPart, OverSeeds, Report, RunPart, RunRow
+from kd_app.reporting.page.contents import (
+    ComparisonPart,
+    ModelPart,
+    OverSeeds,
+    Report,
+    RunPart,
+    RunRow,
+)
 from kd_app.reporting.page.one_run import labels
 from kd_app.reporting.results import Estimate, Knowledge
 from kd_app.reporting.sentences import count, interval, percent, points
@@ -20,8 +27,9 @@ _NAMES = {
 }
 _NUMBERS = ("nll", "brier")
 LOST = (
-    "What each step lost beside the one before it, on the same validation images; a minus is a gain. Latency: the median of one image with one "
-    "thread, all in turns, so that its ratios hold on a busy machine."
+    "What each step lost beside the one before it, on the same validation images; a minus is a"
+    " gain. Latency: the median of one image with one thread, all in turns, so that its ratios hold"
+    " on a busy machine."
 )
 OUTCOMES = {"kept": "✓ kept", "lost": "✗ lost", "not shown": "? not shown"}
 
@@ -46,7 +54,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows begin with what they are about. words: the columns, by number, that hold words; all others hold numbers."""
+    """Rows begin with what they are about. words: the columns, by number, that hold
+    words; all others hold numbers.
+    """
 
     title: str
     columns: list[str]
@@ -62,7 +72,11 @@ def figure(found: Estimate | None, unit: str = "share") -> Cell:
     if unit == "share":
         return Cell(percent(found.value), interval(found.low, found.high))
     write: Callable[[float], str] = points if unit == "points" else number
-    bounds = f"{write(found.low)} to {write(found.high)}" if found.low is not None and found.high is not None else ""
+    bounds = (
+        f"{write(found.low)} to {write(found.high)}"
+        if found.low is not None and found.high is not None
+        else ""
+    )
     return Cell(write(found.value), bounds)
 
 
@@ -77,15 +91,27 @@ def models(run: RunPart) -> Table:
     keys = list(dict.fromkeys(key for model in order for key in model.figures))
     rows = [
         [Cell("model"), *(Cell(model.name) for model in order)],
-        *([Cell(_NAMES.get(key, key)), *(_model_figure(model, key) for model in order)] for key in keys),
+        *(
+            [Cell(_NAMES.get(key, key)), *(_model_figure(model, key) for model in order)]
+            for key in keys
+        ),
         [Cell("parameters"), *(Cell(count(model.params)) for model in order)],
         [Cell("multiply-adds an image"), *(Cell(count(model.macs)) for model in order)],
         [Cell("size on disk"), *(Cell(_bytes(model.size_bytes)) for model in order)],
         [Cell("images per second"), *(Cell(_whole(model.images_per_second)) for model in order)],
         [Cell("license of the weights"), *(Cell(model.license) for model in order)],
     ]
-    about = f"{run.split} split, {run.num_images:,} images; below each figure its {100 * run.confidence:g} % interval" if run.confidence else ""
-    return Table(f"The models ({about})" if about else "The models", ["", *(model.label for model in order)], rows)
+    about = (
+        f"{run.split} split, {run.num_images:,} images; below each figure its"
+        f" {100 * run.confidence:g} % interval"
+        if run.confidence
+        else ""
+    )
+    return Table(
+        f"The models ({about})" if about else "The models",
+        ["", *(model.label for model in order)],
+        rows,
+    )
 
 
 def _model_figure(model: ModelPart, key: str) -> Cell:
@@ -102,8 +128,12 @@ def _whole(value: float | None) -> str:
 
 def pair(run: RunPart) -> Table:
     """What compares the student with teacher and control."""
-    rows = [[Cell(each.name), figure(each.figure, each.unit), Cell(each.meaning)] for each in run.pair]
-    return Table("What was kept, what was lost", ["", "figure", "what it is"], rows, frozenset({0, 2}))
+    rows = [
+        [Cell(each.name), figure(each.figure, each.unit), Cell(each.meaning)] for each in run.pair
+    ]
+    return Table(
+        "What was kept, what was lost", ["", "figure", "what it is"], rows, frozenset({0, 2})
+    )
 
 
 def steps(run: RunPart) -> Table:
@@ -120,13 +150,25 @@ def steps(run: RunPart) -> Table:
         ]
         for step in run.steps
     ]
-    heads = ["step", "top-1 accuracy", "points lost", "multiply-adds", "parameters", "size on disk", "latency"]
+    heads = [
+        "step",
+        "top-1 accuracy",
+        "points lost",
+        "multiply-adds",
+        "parameters",
+        "size on disk",
+        "latency",
+    ]
     return Table("The steps; below each figure its 95 % interval", heads, rows)
 
 
 def classes(run: RunPart, most: int | None = None) -> Table:
     """A row a class, the largest loss first."""
-    roles = [role for role in ("teacher", "labels_only", "student") if any(role in row.accuracy for row in run.classes)]
+    roles = [
+        role
+        for role in ("teacher", "labels_only", "student")
+        if any(role in row.accuracy for row in run.classes)
+    ]
     called = labels(roles)
     paired = "teacher" in roles
     rows = [
@@ -134,12 +176,24 @@ def classes(run: RunPart, most: int | None = None) -> Table:
             Cell(row.name),
             Cell(f"{row.support:,}"),
             *(Cell(_percent(row.accuracy.get(role))) for role in roles),
-            *([Cell(_points(row.change)), Cell(_percent(row.negative_flips)), Cell(_percent(row.positive_flips))] if paired else []),
+            *(
+                [
+                    Cell(_points(row.change)),
+                    Cell(_percent(row.negative_flips)),
+                    Cell(_percent(row.positive_flips)),
+                ]
+                if paired
+                else []
+            ),
         ]
         for row in run.classes[:most]
     ]
     more = ["student - teacher", "negative flips", "positive flips"] if paired else []
-    return Table("Accuracy of each class", ["class", "images", *(called[role] for role in roles), *more], rows)
+    return Table(
+        "Accuracy of each class",
+        ["class", "images", *(called[role] for role in roles), *more],
+        rows,
+    )
 
 
 def _percent(value: float | None) -> str:
@@ -153,8 +207,16 @@ def _points(value: float | None) -> str:
 def confusions(run: RunPart) -> Table:
     """The most frequent errors."""
     strongest = run.confusion.strongest if run.confusion else []
-    rows = [[Cell(each.label), Cell(each.answer), Cell(f"{each.count:,}"), Cell(_percent(each.share))] for each in strongest]
-    return Table("The student's most frequent errors", ["label", "student says", "images", "of the label's"], rows, frozenset({0, 1}))
+    rows = [
+        [Cell(each.label), Cell(each.answer), Cell(f"{each.count:,}"), Cell(_percent(each.share))]
+        for each in strongest
+    ]
+    return Table(
+        "The student's most frequent errors",
+        ["label", "student says", "images", "of the label's"],
+        rows,
+        frozenset({0, 1}),
+    )
 
 
 def flips(run: RunPart, titles: dict[str, str]) -> list[Table]:
@@ -162,9 +224,23 @@ def flips(run: RunPart, titles: dict[str, str]) -> list[Table]:
     found = []
     for why in dict.fromkeys(each.why for each in run.examples):
         of = [each for each in run.examples if each.why == why]
-        rows = [[Cell(each.file), Cell(each.label), *(Cell(said.said, _percent(said.probability)) for said in each.answers)] for each in of]
+        rows = [
+            [
+                Cell(each.file),
+                Cell(each.label),
+                *(Cell(said.said, _percent(said.probability)) for said in each.answers),
+            ]
+            for each in of
+        ]
         heads = [f"{labels([said.role])[said.role]} says" for said in of[0].answers]
-        found.append(Table(f"{titles.get(why, why)}, the surest first", ["image", "label", *heads], rows, frozenset(range(2 + len(heads)))))
+        found.append(
+            Table(
+                f"{titles.get(why, why)}, the surest first",
+                ["image", "label", *heads],
+                rows,
+                frozenset(range(2 + len(heads))),
+            )
+        )
     return found
 
 
@@ -177,7 +253,13 @@ def rows(report: Report) -> Table:
         [
             Cell(f"★ {row.name}" if row.best else row.name),
             *([Cell("" if row.seed is None else str(row.seed))] if seeds else []),
-            Cell(", ".join(f"{short(key, varied)}={row.differs[key]}" for key in varied if key in row.differs)),
+            Cell(
+                ", ".join(
+                    f"{short(key, varied)}={row.differs[key]}"
+                    for key in varied
+                    if key in row.differs
+                )
+            ),
             figure(row.validation),
             figure(row.test),
             figure(row.teacher),
@@ -186,16 +268,30 @@ def rows(report: Report) -> Table:
         ]
         for row in shown
     ]
-    heads = ["run", *(["seed"] if seeds else []), "what differs", "validation top-1", "test top-1", "teacher", "gain", "verdict"]
+    heads = [
+        "run",
+        *(["seed"] if seeds else []),
+        "what differs",
+        "validation top-1",
+        "test top-1",
+        "teacher",
+        "gain",
+        "verdict",
+    ]
     words = frozenset({0, heads.index("what differs"), len(heads) - 1})
     marked = frozenset(number for number, row in enumerate(shown) if row.best)
-    best = " (★: chosen on validation, so the one whose test figure is to be quoted)" if marked else ""
+    best = (
+        " (★: chosen on validation, so the one whose test figure is to be quoted)" if marked else ""
+    )
     return Table(f"The runs, the best on validation first{best}", heads, found, words, marked)
 
 
 def methods(part: ComparisonPart, several: bool) -> Table:
     """A row a method, in the order of validation accuracy."""
-    ordered = sorted(part.methods, key=lambda method: -(method.validation.figure.value or 0.0) if method.validation else 1.0)
+    ordered = sorted(
+        part.methods,
+        key=lambda method: -(method.validation.figure.value or 0.0) if method.validation else 1.0,
+    )
     rows = [
         [
             Cell(f"★ {method.label}" if method.label == part.winner else method.label),
@@ -205,14 +301,32 @@ def methods(part: ComparisonPart, several: bool) -> Table:
             _over_seeds(method.gain, "points"),
             _over_seeds(method.to_teacher, "points"),
             _over_seeds(method.to_baseline, "points"),
-            Cell("" if method.to_baseline is None or method.to_baseline.corrected is None else f"{method.to_baseline.corrected:.2g}"),
+            Cell(
+                ""
+                if method.to_baseline is None or method.to_baseline.corrected is None
+                else f"{method.to_baseline.corrected:.2g}"
+            ),
         ]
         for method in ordered
     ]
-    heads = ["method", "seeds", "validation top-1", "test top-1", "minus labels only", "minus teacher", "minus baseline", f"p, {part.correction}"]
+    heads = [
+        "method",
+        "seeds",
+        "validation top-1",
+        "test top-1",
+        "minus labels only",
+        "minus teacher",
+        "minus baseline",
+        f"p, {part.correction}",
+    ]
     on = f" on {part.data}" if several else ""
-    title = f"The methods{on}: means over seeds, t-intervals at {100 * part.confidence:g} %{' (★: chosen on validation)' * (part.winner is not None)}"
-    marked = frozenset(number for number, method in enumerate(ordered) if method.label == part.winner)
+    title = (
+        f"The methods{on}: means over seeds, t-intervals at {100 * part.confidence:g}"
+        f" %{' (★: chosen on validation)' * (part.winner is not None)}"
+    )
+    marked = frozenset(
+        number for number, method in enumerate(ordered) if method.label == part.winner
+    )
     return Table(title, heads, rows, frozenset({0}), marked)
 
 
@@ -222,11 +336,28 @@ def _over_seeds(found: OverSeeds | None, unit: str = "share") -> Cell:
 
 def seeds(part: ComparisonPart, several: bool) -> Table:
     """A row a method, a column a seed."""
-    shown = [(method.label, found) for method in part.methods if (found := method.test if part.split == "test" else method.validation)]
+    shown = [
+        (method.label, found)
+        for method in part.methods
+        if (found := method.test if part.split == "test" else method.validation)
+    ]
     numbers = sorted({seed for _, found in shown for seed in found.values})
-    rows = [[Cell(label), *(Cell(percent(found.values[seed]) if seed in found.values else "") for seed in numbers)] for label, found in shown]
+    rows = [
+        [
+            Cell(label),
+            *(
+                Cell(percent(found.values[seed]) if seed in found.values else "")
+                for seed in numbers
+            ),
+        ]
+        for label, found in shown
+    ]
     on = f" on {part.data}" if several else ""
-    return Table(f"Top-1 accuracy of each seed{on}, {part.split} split", ["method", *(f"seed {seed}" for seed in numbers)], rows)
+    return Table(
+        f"Top-1 accuracy of each seed{on}, {part.split} split",
+        ["method", *(f"seed {seed}" for seed in numbers)],
+        rows,
+    )
 
 
 def _outcome(row: RunRow) -> str:
@@ -245,14 +376,26 @@ def short(key: str, among: Sequence[str]) -> str:
 
 def pairs(title: str, found: dict[str, str]) -> Table:
     """Names and values."""
-    return Table(title, ["setting", "value"], [[Cell(key), Cell(value)] for key, value in found.items()], frozenset({0, 1}))
+    return Table(
+        title,
+        ["setting", "value"],
+        [[Cell(key), Cell(value)] for key, value in found.items()],
+        frozenset({0, 1}),
+    )
 
 
 def stages(run: RunPart) -> Table:
     """What took how long."""
     total = sum(seconds for _, seconds, _ in run.made.stages)
-    found = [[Cell(name), Cell(duration(seconds)), Cell(how)] for name, seconds, how in run.made.stages]
-    return Table(f"Stages ({duration(total)} in all)", ["stage", "time", "by this run"], found, frozenset({0, 2}))
+    found = [
+        [Cell(name), Cell(duration(seconds)), Cell(how)] for name, seconds, how in run.made.stages
+    ]
+    return Table(
+        f"Stages ({duration(total)} in all)",
+        ["stage", "time", "by this run"],
+        found,
+        frozenset({0, 2}),
+    )
 
 
 def duration(seconds: float) -> str:
@@ -265,11 +408,28 @@ def duration(seconds: float) -> str:
 def softness(known: Knowledge) -> Table:
     """How much the teacher says beyond its top class."""
     rows = [
-        [Cell(f"{each.temperature:g}"), Cell(_three(each.mean_nats)), Cell(_percent(each.of_uniform)), Cell(_percent(each.beyond_top))]
+        [
+            Cell(f"{each.temperature:g}"),
+            Cell(_three(each.mean_nats)),
+            Cell(_percent(each.of_uniform)),
+            Cell(_percent(each.beyond_top)),
+        ]
         for each in known.entropy
     ]
-    title = f"How much the teacher says beyond its top class ({known.num_images:,} {known.split} images)"
-    return Table(title, ["temperature", "mean entropy, nats", "of the largest possible", "probability beside the top class"], rows)
+    title = (
+        f"How much the teacher says beyond its top class ({known.num_images:,} {known.split}"
+        " images)"
+    )
+    return Table(
+        title,
+        [
+            "temperature",
+            "mean entropy, nats",
+            "of the largest possible",
+            "probability beside the top class",
+        ],
+        rows,
+    )
 
 
 def _three(value: float | None) -> str:
@@ -283,7 +443,10 @@ def similar(known: Knowledge) -> list[Table]:
         Table(
             f"Classes that the teacher finds most alike, temperature {temperature:g}",
             ["class", "and", "mean probability of either on the other's images"],
-            [[Cell(pair.first), Cell(pair.second), Cell(_percent(pair.probability))] for pair in pairs],
+            [
+                [Cell(pair.first), Cell(pair.second), Cell(_percent(pair.probability))]
+                for pair in pairs
+            ],
             frozenset({0, 1}),
         )
         for temperature, pairs in found
@@ -295,10 +458,19 @@ def groups(run: RunPart) -> Table:
     """A row a group of the data."""
     roles = list(dict.fromkeys(role for group in run.groups.values() for role in group.accuracy))
     found = [
-        [Cell(name), Cell(f"{group.num_images:,}"), *(figure(group.accuracy.get(role)) for role in roles), Cell(_percent(group.agreement))]
+        [
+            Cell(name),
+            Cell(f"{group.num_images:,}"),
+            *(figure(group.accuracy.get(role)) for role in roles),
+            Cell(_percent(group.agreement)),
+        ]
         for name, group in run.groups.items()
     ]
-    return Table("Accuracy in each group of the data", ["group", "images", *(labels(roles)[role] for role in roles), "agreement"], found)
+    return Table(
+        "Accuracy in each group of the data",
+        ["group", "images", *(labels(roles)[role] for role in roles), "agreement"],
+        found,
+    )
 
 
 def robustness(run: RunPart) -> Table:
@@ -313,5 +485,10 @@ def robustness(run: RunPart) -> Table:
         ]
         for each in run.robustness
     ]
-    heads = ["corruption, severity", "images", *(labels(roles)[role] for role in roles), "agreement"]
+    heads = [
+        "corruption, severity",
+        "images",
+        *(labels(roles)[role] for role in roles),
+        "agreement",
+    ]
     return Table("Accuracy under corruptions", heads, found)

@@ -19,7 +19,15 @@ from kd_app.stages import write_atomically
 PAGE = "report.html"
 FILES = (PAGE, "report.json", "report.csv", "report.md")
 _OF_FILE = (
-    *("negative_flips", "size_bytes", "latency_p50", "latency_p95", "latency_p99", "images_per_second", "cost_per_million"),
+    *(
+        "negative_flips",
+        "size_bytes",
+        "latency_p50",
+        "latency_p95",
+        "latency_p99",
+        "images_per_second",
+        "cost_per_million",
+    ),
     *("start_seconds", "peak_memory_bytes", "tier"),
 )
 _HERE = Path(__file__).parent
@@ -38,10 +46,16 @@ class _Shown:
     parts: list[Section]
 
 
-def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], budgets: Sequence[float] = ()) -> Path:
-    """Write what the runs in these folders show into the folder `out`: report.html, report.json, report.csv and report.md; the path of the page.
+def write_report(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    budgets: Sequence[float] = (),
+) -> Path:
+    """Write what the runs in these folders show into the folder `out`: report.html,
+    report.json, report.csv and report.md; the path of the page.
 
-    budgets: of latency (95 of 100 images, one at a time), milliseconds: for each the best exported file is named.
+    budgets: of latency (95 of 100 images, one at a time), milliseconds: for each the
+    best exported file is named.
 
     Raises `RequestError`: none of the runs can be read, or `out` can't be made.
     """
@@ -49,8 +63,15 @@ def write_report(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"The folder out={str(folder)!r} can't be made: {error.strerror or error}. Choose another one with out=.") from None
-    for name, content in zip(FILES, (html(found), found.model_dump_json(indent=1) + "\n", table(found), markdown(found)), strict=True):
+        raise RequestError(
+            f"The folder out={str(folder)!r} can't be made: {error.strerror or error}. Choose"
+            " another one with out=."
+        ) from None
+    for name, content in zip(
+        FILES,
+        (html(found), found.model_dump_json(indent=1) + "\n", table(found), markdown(found)),
+        strict=True,
+    ):
         write_atomically(folder / name, content)
     return folder / PAGE
 
@@ -76,7 +97,13 @@ def html(found: Report) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["called"] = lambda role: labels([role])[role]
     runs, several = _shown(found), overview(found)
     return environment.get_template("page.html.jinja").render(
@@ -84,13 +111,17 @@ def html(found: Report) -> str:
         runs=runs,
         overview=several,
         title=runs[0].title if not several else f"{len(found.rows)} runs",
-        outcome=outcomes.pop() if len(outcomes := {row.outcome for row in found.rows}) == 1 else None,
+        outcome=(
+            outcomes.pop() if len(outcomes := {row.outcome for row in found.rows}) == 1 else None
+        ),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     )
 
 
 def table(found: Report) -> str:
-    """CSV with a row a figure: run, split, about (a model, 'pair', a class ...), figure, value, low, high."""
+    """CSV with a row a figure: run, split, about (a model, 'pair', a class ...),
+    figure, value, low, high.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "split", "about", "figure", "value", "low", "high"])
@@ -118,7 +149,13 @@ def _figures(run: RunPart) -> Iterator[list[object]]:
     for each in run.pair:
         yield ["pair", each.key, *_ends(each.figure)]
     if run.verdict is not None:
-        yield ["verdict", f"{run.verdict.metric} difference", run.verdict.difference, run.verdict.low, run.verdict.high]
+        yield [
+            "verdict",
+            f"{run.verdict.metric} difference",
+            run.verdict.difference,
+            run.verdict.low,
+            run.verdict.high,
+        ]
     for row in run.classes:
         for role, accuracy in row.accuracy.items():
             yield [role, f"accuracy of {row.name}", accuracy, None, None]
@@ -128,14 +165,32 @@ def _figures(run: RunPart) -> Iterator[list[object]]:
     yield from _routing_figures(run)
     for corrupted in run.robustness:
         for role, value in corrupted.accuracy.items():
-            yield [role, f"accuracy under {corrupted.corruption} {corrupted.severity}", value, None, None]
+            yield [
+                role,
+                f"accuracy under {corrupted.corruption} {corrupted.severity}",
+                value,
+                None,
+                None,
+            ]
 
 
 def _routing_figures(run: RunPart) -> Iterator[list[object]]:
     for curve in run.cascade.curves if run.cascade else []:
         for rung in curve.rungs:
-            yield [f"cascade by {curve.measure}", f"accuracy where {rung.shares[1]:.4g} is sent on", rung.accuracy, None, None]
-            yield [f"cascade by {curve.measure}", f"milliseconds where {rung.shares[1]:.4g} is sent on", rung.cost_ms, None, None]
+            yield [
+                f"cascade by {curve.measure}",
+                f"accuracy where {rung.shares[1]:.4g} is sent on",
+                rung.accuracy,
+                None,
+                None,
+            ]
+            yield [
+                f"cascade by {curve.measure}",
+                f"milliseconds where {rung.shares[1]:.4g} is sent on",
+                rung.cost_ms,
+                None,
+                None,
+            ]
 
 
 def _file_figures(part: FilePart) -> Iterator[list[object]]:
@@ -144,23 +199,42 @@ def _file_figures(part: FilePart) -> Iterator[list[object]]:
         if found is not None:
             yield [part.run, split, about, "top1", *_ends(found)]
     split = "test" if part.test else "validation"
-    yield from ([part.run, split, about, name, getattr(part, name), None, None] for name in _OF_FILE if getattr(part, name) is not None)
+    yield from (
+        [part.run, split, about, name, getattr(part, name), None, None]
+        for name in _OF_FILE
+        if getattr(part, name) is not None
+    )
 
 
 def markdown(found: Report) -> str:
     """The page without its drawings."""
-    lines = [f"# {found.question}", "", f"**{_flat(found.answer)}**", "", *(f"{_flat(said)}\n" for said in found.basis)]
+    lines = [
+        f"# {found.question}",
+        "",
+        f"**{_flat(found.answer)}**",
+        "",
+        *(f"{_flat(said)}\n" for said in found.basis),
+    ]
     lines += _texts(overview(found), "##")
     for run in _shown(found):
         if len(found.rows) > 1:
-            lines += [f"## {_flat(run.name)}: {_flat(run.title)}", "", f"**{_flat(run.answer)}**", "", *(f"{_flat(said)}\n" for said in run.basis)]
+            lines += [
+                f"## {_flat(run.name)}: {_flat(run.title)}",
+                "",
+                f"**{_flat(run.answer)}**",
+                "",
+                *(f"{_flat(said)}\n" for said in run.basis),
+            ]
         lines += _texts(run.parts, "##" if len(found.rows) == 1 else "###")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _texts(parts: Sequence[Section], level: str) -> Iterator[str]:
     for part in parts:
-        content = [*(f"{_flat(said)}\n" for said in part.says), *(f"- {_flat(item)}" for item in part.items)]
+        content = [
+            *(f"{_flat(said)}\n" for said in part.says),
+            *(f"- {_flat(item)}" for item in part.items),
+        ]
         content += [line for each in (*part.tables, *part.folded) for line in _table(each)]
         if content:
             yield from (f"{level} {part.title}", "", *content, "")
@@ -169,9 +243,19 @@ def _texts(parts: Sequence[Section], level: str) -> Iterator[str]:
 def _table(of: Table) -> Iterator[str]:
     yield from ("", f"{_flat(of.title)}:", "")
     yield "| " + " | ".join(_flat(head) for head in of.columns) + " |"
-    yield "|" + "|".join("---" if number in of.words else "---:" for number in range(len(of.columns))) + "|"
+    yield (
+        "|"
+        + "|".join("---" if number in of.words else "---:" for number in range(len(of.columns)))
+        + "|"
+    )
     for row in of.rows:
-        yield "| " + " | ".join(_flat(f"{cell.text} ({cell.small})" if cell.small else cell.text) for cell in row) + " |"
+        yield (
+            "| "
+            + " | ".join(
+                _flat(f"{cell.text} ({cell.small})" if cell.small else cell.text) for cell in row
+            )
+            + " |"
+        )
 
 
 def _flat(text: str) -> str:

@@ -20,9 +20,11 @@ _WORDS = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of the whole run, `measuring` of them for the answers on validation and test; seconds_an_epoch: of each training.
+    """seconds: of the whole run, `measuring` of them for the answers on validation and
+    test; seconds_an_epoch: of each training.
 
-    memory, gpu_memory, disk, peak_disk: bytes; the peak is reached while the largest model trains.
+    memory, gpu_memory, disk, peak_disk: bytes; the peak is reached while the largest
+    model trains.
     """
 
     seconds_an_epoch: dict[str, float]
@@ -53,35 +55,56 @@ def cost(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Cost:
     return Cost(
         seconds_an_epoch={seen.role: seen.seconds_an_epoch for seen in rehearsals},
         epochs={seen.role: seen.epochs for seen in rehearsals},
-        training={seen.role: student if seen.role in as_long else seen.seconds for seen in rehearsals},
+        training={
+            seen.role: student if seen.role in as_long else seen.seconds for seen in rehearsals
+        },
         measuring=images * sum(seen.answer_seconds for seen in rehearsals),
         memory=_peak_memory(),
         gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         disk=kept,
-        peak_disk=kept + max((seen.checkpoint_bytes + seen.model_bytes for seen in rehearsals), default=0),
+        peak_disk=kept
+        + max((seen.checkpoint_bytes + seen.model_bytes for seen in rehearsals), default=0),
     )
 
 
 def lines(subject: Subject, found: Cost) -> list[str]:
     """The cost in words."""
     trainer = subject.shop.parts.trainer
-    each = [f"{role} {found.epochs[role]} x {_short(seconds)} = {spoken(found.training[role])}" for role, seconds in found.seconds_an_epoch.items()]
+    each = [
+        f"{role} {found.epochs[role]} x {_short(seconds)} = {spoken(found.training[role])}"
+        for role, seconds in found.seconds_an_epoch.items()
+    ]
     free = shutil.disk_usage(_existing(subject.shop.stages.root)).free
     gpu = f", {_size(found.gpu_memory)} of the GPU's" if found.gpu_memory else ""
     told = [
-        f"Time: about {spoken(found.seconds)} in all on {trainer.world_size} x {trainer.accelerator}, {trainer.precision}; epochs: {', '.join(each)}",
-        f"Memory: {_size(found.memory)} of this process{gpu}; {_size(available_memory())} more are free",
-        f"Disk: {_size(found.disk)} that stay, {_size(found.peak_disk)} at most; {_size(free)} are free",
+        (
+            f"Time: about {spoken(found.seconds)} in all on {trainer.world_size} x"
+            f" {trainer.accelerator}, {trainer.precision}; epochs: {', '.join(each)}"
+        ),
+        (
+            f"Memory: {_size(found.memory)} of this process{gpu}; {_size(available_memory())} more"
+            " are free"
+        ),
+        (
+            f"Disk: {_size(found.disk)} that stay, {_size(found.peak_disk)} at most; {_size(free)}"
+            " are free"
+        ),
     ]
     if trainer.world_size > 1:
-        told.append("Note: the steps were measured in one process; several that share a processor are slower than this says.")
+        told.append(
+            "Note: the steps were measured in one process; several that share a processor are"
+            " slower than this says."
+        )
     return told
 
 
 def _peak_memory() -> int:
     """The most that this process, and those that it waited for, have held."""
     scale = 1 if sys.platform == "darwin" else 1024
-    return scale * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return scale * sum(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -6,7 +6,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found, under a name that stays. A refusal: a run would be of no use; a warning: it may not be what is meant."""
+    """One thing that was found, under a name that stays. A refusal: a run would be of
+    no use; a warning: it may not be what is meant.
+    """
 
     name: str
     weight: Literal["refusal", "warning", "note"]

@@ -1,4 +1,6 @@
-"""Are the three sets what they should be: whole, apart from each other, and large enough?"""
+"""Are the three sets what they should be: whole, apart from each other, and large
+enough?
+"""
 
 import time
 from collections.abc import Iterator
@@ -18,9 +20,13 @@ from kd_app.training.checks.finding import Finding, note, refusal, warning
 from kd_app.training.checks.subject import Subject
 
 _COARSE, _FINE = 8, 32
-"""Sides of the thumbnails: all are compared in the first, the nearest again in the second."""
+"""Sides of the thumbnails: all are compared in the first, the nearest again in the
+second.
+"""
 _MEASURED = 1000
-"""At most so many images of validation, and of test, are compared with those to train on."""
+"""At most so many images of validation, and of test, are compared with those to train
+on.
+"""
 _BUDGET = 5
 """Images are looked at for so many times the limits' seconds."""
 _RARE = 0.001
@@ -38,12 +44,18 @@ class Place(NamedTuple):
 
 @dataclass
 class Looked:
-    """What one look at the images gave: how many were seen of each split, which are in two, and thumbnails of some."""
+    """What one look at the images gave: how many were seen of each split, which are in
+    two, and thumbnails of some.
+    """
 
     seen: dict[str, int]
     same: list[tuple[Place, Place]] = field(default_factory=list)
-    places: dict[str, list[Place]] = field(default_factory=lambda: {split: [] for split in (*SPLITS, UNLABELED)})
-    thumbnails: dict[str, list[Tensor]] = field(default_factory=lambda: {split: [] for split in (*SPLITS, UNLABELED)})
+    places: dict[str, list[Place]] = field(
+        default_factory=lambda: {split: [] for split in (*SPLITS, UNLABELED)}
+    )
+    thumbnails: dict[str, list[Tensor]] = field(
+        default_factory=lambda: {split: [] for split in (*SPLITS, UNLABELED)}
+    )
 
 
 def class_missing(subject: Subject) -> Iterator[Finding]:
@@ -51,26 +63,48 @@ def class_missing(subject: Subject) -> Iterator[Finding]:
     classes = subject.shop.classes
     for split in SPLITS:
         targets = subject.shop.data.targets(split)
-        missing = [repr(name) for number, name in enumerate(classes) if number not in set(targets.tolist())] if targets is not None else []
+        missing = (
+            [
+                repr(name)
+                for number, name in enumerate(classes)
+                if number not in set(targets.tolist())
+            ]
+            if targets is not None
+            else []
+        )
         if missing:
-            some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+            some = ", ".join(missing[:8]) + (
+                f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+            )
             yield refusal(
-                "class-missing", f"There is no image of {some} in {split}. Add images of each class, or give ready splits that hold all of them."
+                "class-missing",
+                f"There is no image of {some} in {split}. Add images of each class, or give ready"
+                " splits that hold all of them.",
             )
 
 
 def same_image(subject: Subject) -> Iterator[Finding]:
-    """An image that is in two splits, pixel by pixel; and, with less weight, one that is nearly so."""
+    """An image that is in two splits, pixel by pixel; and, with less weight, one that
+    is nearly so.
+    """
     data = subject.shop.data
     looked = _look(subject)
-    few = [f"{count:,} of {data.sizes[split]:,} of {split}" for split, count in looked.seen.items() if count < data.sizes[split]]
+    few = [
+        f"{count:,} of {data.sizes[split]:,} of {split}"
+        for split, count in looked.seen.items()
+        if count < data.sizes[split]
+    ]
     if few:
-        yield note("same-image", f"Not all images were compared, that would take too long: {', '.join(few)} were.")
+        yield note(
+            "same-image",
+            f"Not all images were compared, that would take too long: {', '.join(few)} were.",
+        )
     if looked.same:
         yield refusal(
             "same-image",
-            f"{len(looked.same)} image(s) are in two splits: {_pairs(data, looked.same)}. A test would meet what training has seen. "
-            "Remove them, or give such images one name in the column group of data=csv.",
+            f"{len(looked.same)} image(s) are in two splits: {_pairs(data, looked.same)}. A test"
+            " would meet what training has seen. Remove them, or give such images one name in the"
+            " column group of data=csv.",
         )
     same = {frozenset(pair) for pair in looked.same}
     near = [pair for pair in _near(subject, looked) if frozenset(pair) not in same]
@@ -79,20 +113,28 @@ def same_image(subject: Subject) -> Iterator[Finding]:
         say = warning if len(near) >= _RARE * compared else note
         yield say(
             "near-duplicates",
-            f"{len(near)} of {compared:,} images of validation and test are nearly in another split, too: {_pairs(data, near)} "
-            f"(compared with {len(looked.places['train']):,} of train). What is measured on them is flattered.",
+            f"{len(near)} of {compared:,} images of validation and test are nearly in another"
+            f" split, too: {_pairs(data, near)} (compared with {len(looked.places['train']):,} of"
+            " train). What is measured on them is flattered.",
         )
 
 
 def _pairs(data: Any, pairs: list[tuple[Place, Place]]) -> str:
-    named = [f"{data.files[a.number]} ({a.split}) and {data.files[b.number]} ({b.split})" for a, b in pairs[:_NAMED]]
+    named = [
+        f"{data.files[a.number]} ({a.split}) and {data.files[b.number]} ({b.split})"
+        for a, b in pairs[:_NAMED]
+    ]
     return "; ".join(named) + (f"; and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else "")
 
 
 def _look(subject: Subject) -> Looked:
     """Test and validation whole, then train, as far as the time allows."""
     data = subject.shop.data
-    looked = Looked(dict.fromkeys(("test", "validation", *(split for split in data.sizes if split in _TRAINED)), 0))
+    looked = Looked(
+        dict.fromkeys(
+            ("test", "validation", *(split for split in data.sizes if split in _TRAINED)), 0
+        )
+    )
     first: dict[bytes, Place] = {}
     end = time.monotonic() + _BUDGET * subject.limits.seconds
     for split in looked.seen:
@@ -113,7 +155,9 @@ def _look(subject: Subject) -> Looked:
 
 
 def _pictures(data: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and pixels ``[H, W, C]`` of a split's images, in an order that says nothing."""
+    """Number and pixels ``[H, W, C]`` of a split's images, in an order that says
+    nothing.
+    """
     if isinstance(data, ImageData):
         for index in np.random.default_rng(data.seed).permutation(data.rows(split)).tolist():
             yield index, data.store.picture(index)
@@ -125,12 +169,16 @@ def _pictures(data: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:
 
 def _thumbnail(picture: np.ndarray) -> Tensor:
     """``[1, 32, 32]``: the mean over the channels in each field of a grid."""
-    fields: Tensor = adaptive_avg_pool2d(torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1), _FINE)
+    fields: Tensor = adaptive_avg_pool2d(
+        torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1), _FINE
+    )
     return fields.mean(dim=0, keepdim=True)
 
 
 def _contrasts(thumbnails: Tensor) -> Tensor:
-    """Rows less their mean, of length 1, so that their products are correlations; zero for an image of one color."""
+    """Rows less their mean, of length 1, so that their products are correlations; zero
+    for an image of one color.
+    """
     rows = thumbnails.flatten(1)
     rows = rows - rows.mean(dim=1, keepdim=True)
     lengths: Tensor = rows.norm(dim=1, keepdim=True)
@@ -138,25 +186,41 @@ def _contrasts(thumbnails: Tensor) -> Tensor:
 
 
 def _near(subject: Subject, looked: Looked) -> Iterator[tuple[Place, Place]]:
-    """Pairs over two splits whose thumbnails differ in less than `limits.near` of their contrast: ``1 - correlation``."""
+    """Pairs over two splits whose thumbnails differ in less than `limits.near` of their
+    contrast: ``1 - correlation``.
+    """
     for split, others in (("test", (*_TRAINED, "validation")), ("validation", _TRAINED)):
         places = [place for other in others for place in looked.places[other]]
         if not places or not looked.places[split]:
             continue
-        known = torch.stack([thumbnail for other in others for thumbnail in looked.thumbnails[other]])
+        known = torch.stack(
+            [thumbnail for other in others for thumbnail in looked.thumbnails[other]]
+        )
         asked = torch.stack(looked.thumbnails[split])
-        likeness, nearest = (_contrasts(adaptive_avg_pool2d(asked, _COARSE)) @ _contrasts(adaptive_avg_pool2d(known, _COARSE)).T).max(dim=1)
+        likeness, nearest = (
+            _contrasts(adaptive_avg_pool2d(asked, _COARSE))
+            @ _contrasts(adaptive_avg_pool2d(known, _COARSE)).T
+        ).max(dim=1)
         for row in torch.argsort(-likeness).tolist():
             if 1 - likeness[row] > 3 * subject.limits.near:
                 break
             near = int(nearest[row])
-            if 1 - float(_contrasts(asked[[row]]) @ _contrasts(known[[near]]).T) < subject.limits.near:
+            if (
+                1 - float(_contrasts(asked[[row]]) @ _contrasts(known[[near]]).T)
+                < subject.limits.near
+            ):
                 yield places[near], looked.places[split][row]
 
 
 def test_too_small(subject: Subject) -> Iterator[Finding]:
-    """A test set on which even a student that is as good as its teacher would rarely be shown to be."""
-    judge, targets, assumed = subject.judge, subject.shop.data.targets("test"), subject.limits.discordance
+    """A test set on which even a student that is as good as its teacher would rarely be
+    shown to be.
+    """
+    judge, targets, assumed = (
+        subject.judge,
+        subject.shop.data.targets("test"),
+        subject.limits.discordance,
+    )
     if subject.shop.parts.teacher is None or subject.unmeasured:
         return
     needed = judge.images_needed(targets, discordance=assumed)
@@ -164,7 +228,8 @@ def test_too_small(subject: Subject) -> Iterator[Finding]:
         many = "more than a million" if needed is None else f"{needed:,}"
         yield warning(
             "test-too-small",
-            f"{len(targets):,} images to test on are few for a margin of {judge.margin:g} of {judge.metric}: if teacher and student differ in "
-            f"{assumed:.0%} of the images (assumed: check.discordance) and are equally good, {many} are needed to show it with probability "
-            "0.8. Expect 'not shown', add images, or state a larger verdict.margin.",
+            f"{len(targets):,} images to test on are few for a margin of {judge.margin:g} of"
+            f" {judge.metric}: if teacher and student differ in {assumed:.0%} of the images"
+            f" (assumed: check.discordance) and are equally good, {many} are needed to show it with"
+            " probability 0.8. Expect 'not shown', add images, or state a larger verdict.margin.",
         )

@@ -1,4 +1,6 @@
-"""Is the teacher fed as it was trained: with these classes in this order, this normalization, this order of channels, this crop?"""
+"""Is the teacher fed as it was trained: with these classes in this order, this
+normalization, this order of channels, this crop?
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,12 +16,17 @@ from kd_app.training.checks.subject import PASSES, Subject, right, swapped
 
 NORMALIZATIONS = {
     "ImageNet's": (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
-    "that to -1..1 (Inception's)": (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD),
+    "that to -1..1 (Inception's)": (
+        constants.IMAGENET_INCEPTION_MEAN,
+        constants.IMAGENET_INCEPTION_STD,
+    ),
     "CLIP's": (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD),
     "none, 0..1": ((0.0,) * 3, (1.0,) * 3),
     "none, 0..255": ((0.0,) * 3, (1 / 255,) * 3),
 }
-"""What weights are usually trained with; and the mean and standard deviation of these images."""
+"""What weights are usually trained with; and the mean and standard deviation of these
+images.
+"""
 CROPS = (1.0, 0.875, 0.75, 0.5)
 """Shares of the shorter side that the center crop keeps."""
 _CLOSE = 0.05
@@ -28,7 +35,9 @@ _FOLDS = 2
 
 @dataclass(frozen=True)
 class Other:
-    """Where the teacher is right when it is read or fed in another way, and how to mend that."""
+    """Where the teacher is right when it is read or fed in another way, and how to mend
+    that.
+    """
 
     name: str
     way: str
@@ -37,37 +46,58 @@ class Other:
 
 
 def fed_otherwise(subject: Subject) -> Iterator[Finding]:
-    """A teacher that is significantly better with its classes in another order, or with another normalization, channel order or crop.
+    """A teacher that is significantly better with its classes in another order, or with
+    another normalization, channel order or crop.
 
     Of several explanations those that are as good as the best are told.
     """
     if subject.teacher is None:
         return
     better: dict[str, tuple[float, Finding]] = {}
-    for other in (_classes(subject), *_normalizations(subject), *_channels(subject), *_crops(subject)):
+    for other in (
+        _classes(subject),
+        *_normalizations(subject),
+        *_channels(subject),
+        *_crops(subject),
+    ):
         before, after = subject.hits, other.hits
         share, p = float(after.mean()), _by_chance(before, after)
-        if p * PASSES >= subject.limits.significance or share - before.mean() < subject.limits.better or share < better.get(other.name, (0.0,))[0]:
+        if (
+            p * PASSES >= subject.limits.significance
+            or share - before.mean() < subject.limits.better
+            or share < better.get(other.name, (0.0,))[0]
+        ):
             continue
         text = (
-            f"The teacher has {before.mean():.1%} of {len(before):,} images right as it is fed, and {share:.1%} with {other.way} "
-            f"(p = {p:.1g}, exact McNemar test): so it was trained. {other.mend}"
+            f"The teacher has {before.mean():.1%} of {len(before):,} images right as it is fed, and"
+            f" {share:.1%} with {other.way} (p = {p:.1g}, exact McNemar test): so it was trained."
+            f" {other.mend}"
         )
         better[other.name] = share, refusal(other.name, text)
     best = max((share for share, _ in better.values()), default=0.0)
-    yield from (finding for share, finding in better.values() if share > best - subject.limits.better)
+    yield from (
+        finding for share, finding in better.values() if share > best - subject.limits.better
+    )
 
 
 def _by_chance(before: Bool[np.ndarray, " images"], after: Bool[np.ndarray, " images"]) -> float:
-    """How likely so many more images would turn right than wrong, if neither were more likely than the other."""
+    """How likely so many more images would turn right than wrong, if neither were more
+    likely than the other.
+    """
     from scipy.stats import binomtest
 
     better, worse = int((after & ~before).sum()), int((before & ~after).sum())
-    return float(binomtest(better, better + worse, alternative="greater").pvalue) if better + worse else 1.0
+    return (
+        float(binomtest(better, better + worse, alternative="greater").pvalue)
+        if better + worse
+        else 1.0
+    )
 
 
 def _classes(subject: Subject) -> Other:
-    """The permutation of classes that fits one half of the images best, judged on the other half, and the other way round."""
+    """The permutation of classes that fits one half of the images best, judged on the
+    other half, and the other way round.
+    """
     answers, names = subject.answers, subject.shop.classes
     said, hits = answers.logits.argmax(axis=1), np.zeros(len(answers.target), dtype=bool)
     fold = np.random.default_rng(0).permutation(len(hits)) % _FOLDS
@@ -76,12 +106,19 @@ def _classes(subject: Subject) -> Other:
         hits[fold == number] = means[said[fold == number]] == answers.target[fold == number]
     means = _permutation(said, answers.target, len(names))
     moved = [f"by {names[a]!r} it means {names[b]!r}" for a, b in enumerate(means) if a != b][:3]
-    mend = f"Correct its label_names, or sort its classifier's rows by the data's classes: {', '.join(moved)} ..." if moved else ""
+    mend = (
+        "Correct its label_names, or sort its classifier's rows by the data's classes:"
+        f" {', '.join(moved)} ..."
+        if moved
+        else ""
+    )
     return Other("teacher-class-order", "its classes in another order", mend, hits)
 
 
 def _permutation(said: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
-    """``means[k]``: the class that an answer k stands for, so that most images are right; k itself where the images do not say."""
+    """``means[k]``: the class that an answer k stands for, so that most images are
+    right; k itself where the images do not say.
+    """
     from scipy.optimize import linear_sum_assignment
 
     counts = np.zeros((classes, classes))
@@ -95,16 +132,26 @@ def _normalizations(subject: Subject) -> Iterator[Other]:
     if not isinstance(subject.shop.data, ImageData):
         return  # they come normalized, nobody knows how
     given, seen = subject.teacher.created.pixels, subject.shop.seen()
-    for name, (mean, std) in {**NORMALIZATIONS, "that of these images": (seen.mean, seen.std)}.items():
+    for name, (mean, std) in {
+        **NORMALIZATIONS,
+        "that of these images": (seen.mean, seen.std),
+    }.items():
         pixels = replace(given, mean=_for(given, mean), std=_for(given, std))
-        if not np.allclose([*pixels.mean, *pixels.std], [*given.mean, *given.std], atol=_CLOSE / 5, rtol=_CLOSE):
-            mend = f"Say mean {_said(pixels.mean)} and std {_said(pixels.std)} in the config.json of its weights (name=local-dir:<folder>)."
+        if not np.allclose(
+            [*pixels.mean, *pixels.std], [*given.mean, *given.std], atol=_CLOSE / 5, rtol=_CLOSE
+        ):
+            mend = (
+                f"Say mean {_said(pixels.mean)} and std {_said(pixels.std)} in the config.json of"
+                " its weights (name=local-dir:<folder>)."
+            )
             hits = right(subject.answer(subject.sample, pixels))
             yield Other("teacher-normalization", f"another normalization: {name}", mend, hits)
 
 
 def _for(given: Pixels, values: tuple[float, ...]) -> tuple[float, ...]:
-    return values if len(values) == given.channels else (sum(values) / len(values),) * given.channels
+    return (
+        values if len(values) == given.channels else (sum(values) / len(values),) * given.channels
+    )
 
 
 def _said(values: tuple[float, ...]) -> str:
@@ -114,8 +161,15 @@ def _said(values: tuple[float, ...]) -> str:
 def _channels(subject: Subject) -> Iterator[Other]:
     assert subject.teacher is not None
     if subject.teacher.created.pixels.channels == 3 and subject.shop.data.channels == 3:
-        hits = right(subject.answer([swapped(batch) for batch in subject.sample], subject.teacher.created.pixels))
-        mend = "Swap the input channels of its first layer, or wrap it: it expects BGR where images are RGB."
+        hits = right(
+            subject.answer(
+                [swapped(batch) for batch in subject.sample], subject.teacher.created.pixels
+            )
+        )
+        mend = (
+            "Swap the input channels of its first layer, or wrap it: it expects BGR where images"
+            " are RGB."
+        )
         yield Other("teacher-channel-order", "the channels the other way round (BGR)", mend, hits)
 
 
@@ -128,5 +182,10 @@ def _crops(subject: Subject) -> Iterator[Other]:
         if abs(crop - given.crop) > _CLOSE:
             pixels = replace(given, crop=crop)
             hits = right(subject.answer(subject.batches(pixels, subject.images), pixels))
-            mend = f"Say crop_pct {crop:g} in the config.json of its weights (name=local-dir:<folder>)."
-            yield Other("teacher-crop", f"a crop of {crop:g} in place of {given.crop:g}", mend, hits)
+            mend = (
+                f"Say crop_pct {crop:g} in the config.json of its weights"
+                " (name=local-dir:<folder>)."
+            )
+            yield Other(
+                "teacher-crop", f"a crop of {crop:g} in place of {given.crop:g}", mend, hits
+            )

@@ -18,7 +18,12 @@ from kd_app.training.checks.inputs import fed_otherwise
 from kd_app.training.checks.license import licensed
 from kd_app.training.checks.rehearsal import Rehearsal, rehearse
 from kd_app.training.checks.subject import Limits, Subject
-from kd_app.training.checks.teacher import at_chance, below_published, not_deterministic, random_head
+from kd_app.training.checks.teacher import (
+    at_chance,
+    below_published,
+    not_deterministic,
+    random_head,
+)
 from kd_app.training.checks.terms import terms
 from kd_app.training.parts import Config, OwnParts, parts
 from kd_app.training.plan import described
@@ -50,14 +55,16 @@ class Report:
 
     def named(self, weight: str) -> list[str]:
         """The names of the refusals, warnings or notes, each once."""
-        return list(dict.fromkeys(finding.name for finding in self.findings if finding.weight == weight))
+        return list(
+            dict.fromkeys(finding.name for finding in self.findings if finding.weight == weight)
+        )
 
 
 def check(config: Config, *, own: OwnParts | None = None, console: Console | None = None) -> Report:
     """Look at the run that the configuration asks for, and say what was found.
 
-    Nothing that is trained stays, and nothing is written but the scan of the images, which the run finds. Raises `RequestError` with every reason
-    not to run.
+    Nothing that is trained stays, and nothing is written but the scan of the images,
+    which the run finds. Raises `RequestError` with every reason not to run.
     """
     console = console or Console()
     report = inspected(config, own=own, console=console)
@@ -67,13 +74,18 @@ def check(config: Config, *, own: OwnParts | None = None, console: Console | Non
     console.say("\n".join(report.plan))
     refusals = [str(finding) for finding in report.findings if finding.weight == "refusal"]
     if refusals:
-        raise RequestError(f"Refused for {len(refusals)} reason{'s' if len(refusals) > 1 else ''}. {' | '.join(refusals)}")
+        raise RequestError(
+            f"Refused for {len(refusals)} reason{'s' if len(refusals) > 1 else ''}."
+            f" {' | '.join(refusals)}"
+        )
     console.say("No reason was found not to run.")
     return report
 
 
 def inspected(config: Config, *, own: OwnParts | None = None, console: Console) -> Report:
-    """All findings and the plan. Raises `RequestError` where there is no run to look at."""
+    """All findings and the plan. Raises `RequestError` where there is no run to look
+    at.
+    """
     limits = Limits(**config["check"])
     made = parts({key: value for key, value in config.items() if key != "check"}, own)
     check_places(made.trainer)
@@ -92,7 +104,10 @@ def inspected(config: Config, *, own: OwnParts | None = None, console: Console) 
             found += each(subject)
         rehearsals = _rehearsals(subject, console)
         found += terms(subject, rehearsals)
-        plan, costs = described(shop, ready=subject.teacher is not None and subject.teacher.folder is None), None
+        plan, costs = (
+            described(shop, ready=subject.teacher is not None and subject.teacher.folder is None),
+            None,
+        )
         if not any(seen.error for seen in rehearsals):
             costs = cost(subject, rehearsals)
             plan += lines(subject, costs)
@@ -100,14 +115,27 @@ def inspected(config: Config, *, own: OwnParts | None = None, console: Console) 
 
 
 def _rehearsals(subject: Subject, console: Console) -> list[Rehearsal]:
-    """Of all that a run would train; a teacher or control that was trained before is left out."""
+    """Of all that a run would train; a teacher or control that was trained before is
+    left out.
+    """
     shop, seen, teacher = subject.shop, [], subject.any_teacher
-    if shop.parts.teacher is not None and subject.teacher is None and not subject.random_head and not subject.unmeasured:
+    if (
+        shop.parts.teacher is not None
+        and subject.teacher is None
+        and not subject.random_head
+        and not subject.unmeasured
+    ):
         console.line("  teacher: a few steps ...")
         seen.append(rehearse(subject, "teacher", None))
         teacher = seen[0].created
     for role in (*shop.parts.controls, "student"):
         if role == "student" or already_trained(shop, role) is None:
             console.line(f"  {role}: a few steps ...")
-            seen.append(rehearse(subject, role, teacher if plain_recipe(shop, role).terms().needs_teacher else None))
+            seen.append(
+                rehearse(
+                    subject,
+                    role,
+                    teacher if plain_recipe(shop, role).terms().needs_teacher else None,
+                )
+            )
     return seen

@@ -8,7 +8,9 @@ from kd_app.training.checks.subject import Subject
 
 
 def licensed(subject: Subject) -> Iterator[Finding]:
-    """A license that forbids what a run would do and was not accepted; one that nobody knows."""
+    """A license that forbids what a run would do and was not accepted; one that nobody
+    knows.
+    """
     licenses = subject.shop.parts.licenses
     try:
         licenses.check()

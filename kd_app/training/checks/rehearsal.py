@@ -1,4 +1,6 @@
-"""A short training of the real thing: the same loader, step, precision, validation and checkpoints for a few batches, watched."""
+"""A short training of the real thing: the same loader, step, precision, validation and
+checkpoints for a few batches, watched.
+"""
 
 import math
 import time
@@ -30,7 +32,9 @@ _VALIDATION = 8
 
 
 class Looking(Callback):
-    """Looks at each term by itself in the first steps, and at the first batch again at the end."""
+    """Looks at each term by itself in the first steps, and at the first batch again at
+    the end.
+    """
 
     def __init__(self) -> None:
         self.faults: dict[tuple[str, str], Fault] = {}
@@ -38,15 +42,24 @@ class Looking(Callback):
         self.before = self.after = math.nan
         self._first: Batch | None = None
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Each term's value and gradient, computed once more, before the step itself ends at the first that is wrong."""
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Each term's value and gradient, computed once more, before the step itself
+        ends at the first that is wrong.
+        """
         assert isinstance(pl_module, Distillation)
         if not pl_module.is_checked(trainer.global_step):
             return
         ready = replace(pl_module.prepared(batch), progress=pl_module.progress)
         with trainer.precision_plugin.train_step_context():
             total, values = pl_module.losses(ready)
-        self.faults.update({(fault.term, fault.kind): fault for fault in pl_module.terms.faults(values, pl_module.student, ready)})
+        self.faults.update(
+            {
+                (fault.term, fault.kind): fault
+                for fault in pl_module.terms.faults(values, pl_module.student, ready)
+            }
+        )
         self.norms.append(pl_module.terms.gradient_norms(values, pl_module.student))
         if self._first is None:
             self._first, self.before = ready, float(total.detach())
@@ -61,12 +74,21 @@ class Looking(Callback):
 
     def shares(self) -> dict[str, float]:
         """Each term's mean share of the length of all gradients."""
-        sums = {name: sum(norms[name] for norms in self.norms) for name in (self.norms[0] if self.norms else {})}
-        return {name: value / sum(sums.values()) for name, value in sums.items()} if sum(sums.values()) > 0 else {}
+        sums = {
+            name: sum(norms[name] for norms in self.norms)
+            for name in (self.norms[0] if self.norms else {})
+        }
+        return (
+            {name: value / sum(sums.values()) for name, value in sums.items()}
+            if sum(sums.values()) > 0
+            else {}
+        )
 
 
 class Stopwatch(Callback):
-    """What an epoch costs: its steps, its validation, and the rest (checkpoint, start of the loader, its first step)."""
+    """What an epoch costs: its steps, its validation, and the rest (checkpoint, start
+    of the loader, its first step).
+    """
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -82,7 +104,9 @@ class Stopwatch(Callback):
         self._epoch = time.perf_counter()
         self._step = 0.0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """From the beginning of a step to that of the next."""
         now = time.perf_counter()
         if self._counts and self._step:
@@ -110,7 +134,8 @@ class Stopwatch(Callback):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a short training showed. seconds_an_epoch, setup_seconds: of the real one; answer_seconds: of one image, when it is measured.
+    """What a short training showed. seconds_an_epoch, setup_seconds: of the real one;
+    answer_seconds: of one image, when it is measured.
 
     model_bytes, checkpoint_bytes: on disk; error: why it ended early, if it did.
     """
@@ -137,7 +162,9 @@ class Rehearsal:
 
 
 def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
-    """Train the teacher, a control or the student for a few seconds in a folder that is thrown away."""
+    """Train the teacher, a control or the student for a few seconds in a folder that is
+    thrown away.
+    """
     shop, trainer = subject.shop, subject.shop.parts.trainer
     plain = taught(shop, role, None, plain_recipe(shop, role))
     batches, validation = steps_an_epoch(shop), _validation_batches(subject)
@@ -147,7 +174,11 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
         plain,
         recipe=replace(plain.recipe, max_epochs=epochs),
         teacher=teacher,
-        answers=_answers(subject, teacher, measured) if teacher and trainer.limit_test_batches is None else None,
+        answers=(
+            _answers(subject, teacher, measured)
+            if teacher and trainer.limit_test_batches is None
+            else None
+        ),
     )
     looking, watch = Looking(), Stopwatch()
     checkpoint = _Size()
@@ -193,12 +224,16 @@ class _Size(Callback):
 
 def _validation_batches(subject: Subject) -> int:
     shop, limit = subject.shop, subject.shop.parts.trainer.limits["limit_val_batches"]
-    batches = math.ceil(shop.data.sizes["validation"] / (shop.data.batch_size or 1) / shop.parts.trainer.world_size)
+    batches = math.ceil(
+        shop.data.sizes["validation"] / (shop.data.batch_size or 1) / shop.parts.trainer.world_size
+    )
     return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * (limit or 1)))
 
 
 def _length(subject: Subject, role: str, teacher: Created | None, batches: int) -> tuple[int, int]:
-    """Steps of an epoch and epochs that take about the limits' seconds, and hold steps that look at the terms and more that do not."""
+    """Steps of an epoch and epochs that take about the limits' seconds, and hold steps
+    that look at the terms and more that do not.
+    """
     shop = subject.shop
     step = noise_seconds(shop, shop.request(role), train=True)[0]
     if teacher is not None and shop.parts.teacher is not None:
@@ -212,7 +247,11 @@ def _answers(subject: Subject, teacher: Created, batches: int) -> Answers:
     """The teacher's to the first batches of validation."""
     shop = subject.shop
     found = predict(
-        teacher.model, shop.data.evaluation("validation", teacher.pixels), teacher.pixels, device=shop.parts.trainer.device, limit=batches
+        teacher.model,
+        shop.data.evaluation("validation", teacher.pixels),
+        teacher.pixels,
+        device=shop.parts.trainer.device,
+        limit=batches,
     )
     order = found.index.argsort()
     return Answers(torch.from_numpy(found.index[order]), torch.from_numpy(found.logits[order]))

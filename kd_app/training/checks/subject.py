@@ -1,4 +1,6 @@
-"""What all checks look at: a run's parts and data before it begins, its teacher, and a sample of images with the teacher's answers."""
+"""What all checks look at: a run's parts and data before it begins, its teacher, and a
+sample of images with the teacher's answers.
+"""
 
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +24,9 @@ from kd_app.training.workshop import Member, Workshop
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 PASSES = 12
-"""About so often the sample is answered: as given, and in every other way that it could have been meant."""
+"""About so often the sample is answered: as given, and in every other way that it could
+have been meant.
+"""
 _LEAST = 64
 _FIRST = 16
 
@@ -56,7 +60,9 @@ class Limits(Typed, called="check"):
 
 @dataclass
 class Subject:
-    """A run that is looked at before it begins; `scratch` is a folder that is thrown away."""
+    """A run that is looked at before it begins; `scratch` is a folder that is thrown
+    away.
+    """
 
     shop: Workshop
     limits: Limits
@@ -65,7 +71,9 @@ class Subject:
 
     @cached_property
     def _as_it_is(self) -> tuple[Member | None, str]:
-        """The teacher where a run would not train it; and why it would answer with a random head, where it would."""
+        """The teacher where a run would not train it; and why it would answer with a
+        random head, where it would.
+        """
         try:
             return self.shop.as_it_is(), ""
         except RequestError as error:
@@ -78,7 +86,9 @@ class Subject:
 
     @cached_property
     def teacher(self) -> Member | None:
-        """The teacher as the student would hear it, if there is one by now that has figures: used as it is, or trained by an earlier run."""
+        """The teacher as the student would hear it, if there is one by now that has
+        figures: used as it is, or trained by an earlier run.
+        """
         if self.shop.parts.teacher is None or self.random_head or self.unmeasured:
             return None
         return self._as_it_is[0] or already_trained(self.shop, "teacher")
@@ -91,15 +101,25 @@ class Subject:
 
     @cached_property
     def any_teacher(self) -> Created | None:
-        """The teacher, or what it would be before its training; None where there is none."""
+        """The teacher, or what it would be before its training; None where there is
+        none.
+        """
         request = self.shop.parts.teacher
         if request is None:
             return None
-        return self.teacher.created if self.teacher else create(request, expected_pixels(request, self.shop.seen()), len(self.shop.classes), seed=0)
+        return (
+            self.teacher.created
+            if self.teacher
+            else create(
+                request, expected_pixels(request, self.shop.seen()), len(self.shop.classes), seed=0
+            )
+        )
 
     @cached_property
     def images(self) -> int:
-        """How many images judge the teacher: as many as the limits allow, and as can be answered in all the ways in four times their seconds."""
+        """How many images judge the teacher: as many as the limits allow, and as can be
+        answered in all the ways in four times their seconds.
+        """
         assert self.teacher is not None
         first = self.batches(self.teacher.created.pixels, _FIRST)
         self.answer(first, self.teacher.created.pixels)
@@ -115,15 +135,21 @@ class Subject:
         return self.batches(self.teacher.created.pixels, self.images)
 
     def batches(self, pixels: Pixels, images: int) -> list[Batch]:
-        """So many images of validation, and of train where these are too few, for a model that expects `pixels`."""
+        """So many images of validation, and of train where these are too few, for a
+        model that expects `pixels`.
+        """
         found = list(self.shop.data.sample("validation", pixels, images))
         missing = images - sum(len(batch) for batch in found)
-        return found + (list(self.shop.data.sample("train", pixels, missing)) if missing > 0 else [])
+        return found + (
+            list(self.shop.data.sample("train", pixels, missing)) if missing > 0 else []
+        )
 
     def answer(self, batches: list[Batch], pixels: Pixels) -> Predictions:
         """What the teacher says of these images, normalized as `pixels` says."""
         assert self.teacher is not None
-        return predict(self.teacher.created.model, batches, pixels, device=self.shop.parts.trainer.device)
+        return predict(
+            self.teacher.created.model, batches, pixels, device=self.shop.parts.trainer.device
+        )
 
     @cached_property
     def answers(self) -> Predictions:

@@ -1,4 +1,6 @@
-"""Is the teacher one: with a head that was trained, the same answers to the same images, and answers that beat chance?"""
+"""Is the teacher one: with a head that was trained, the same answers to the same
+images, and answers that beat chance?
+"""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -20,31 +22,52 @@ from kd_app.training.run_folder import RESULTS
 
 _TWICE = 32
 _TOLERANCE = 0.01
-"""Of the answers' spread: what another order of additions may change, and no dropout stays below."""
+"""Of the answers' spread: what another order of additions may change, and no dropout
+stays below.
+"""
 
 
 def random_head(subject: Subject) -> Iterator[Finding]:
     """A teacher whose classifier nobody has trained, or would train."""
     if subject.random_head:
         yield refusal("random-head", subject.random_head)
-    elif subject.teacher is None and subject.shop.parts.teacher is not None and not subject.unmeasured:
+    elif (
+        subject.teacher is None
+        and subject.shop.parts.teacher is not None
+        and not subject.unmeasured
+    ):
         yield note(
             "teacher-not-there",
-            f"The teacher {subject.shop.parts.teacher.name} is trained by the run itself first, so what it knows can't be judged yet. "
-            "Say kd-check again when it is there.",
+            f"The teacher {subject.shop.parts.teacher.name} is trained by the run itself first, so"
+            " what it knows can't be judged yet. Say kd-check again when it is there.",
         )
 
 
 def not_deterministic(subject: Subject) -> Iterator[Finding]:
-    """A teacher that answers the same images differently: dropout or drop-path that stay on, or BatchNorm that moves or goes by the batch."""
+    """A teacher that answers the same images differently: dropout or drop-path that
+    stay on, or BatchNorm that moves or goes by the batch.
+    """
     created = subject.any_teacher
     if created is None:
         return
     batches = list(subject.shop.data.sample("train", created.pixels, _TWICE))
     device = subject.shop.parts.trainer.device
     image = torch.cat([batch.image for batch in batches])[:_TWICE].to(device)
-    image = normalize(image, created.pixels, torch.contiguous_format) if image.dtype == torch.uint8 else image
-    frozen = FrozenTeacher(deepcopy(created.model), reads=frozenset({"logits"}), pixels=created.pixels, sees=created.pixels).to(device).train()
+    image = (
+        normalize(image, created.pixels, torch.contiguous_format)
+        if image.dtype == torch.uint8
+        else image
+    )
+    frozen = (
+        FrozenTeacher(
+            deepcopy(created.model),
+            reads=frozenset({"logits"}),
+            pixels=created.pixels,
+            sees=created.pixels,
+        )
+        .to(device)
+        .train()
+    )
     before = state_sha256(frozen.model.state_dict())
     answers = []
     for part in (image, image, *image.tensor_split(2)):
@@ -55,17 +78,32 @@ def not_deterministic(subject: Subject) -> Iterator[Finding]:
     wrong = [
         text
         for text, found in (
-            ("it answers the same batch differently the second time (dropout or drop-path that stays on)", _differ(once, again)),
-            ("its state changes while it answers (BatchNorm's running statistics)", state_sha256(frozen.model.state_dict()) != before),
-            ("its answer to an image depends on the others of the batch (BatchNorm that goes by the batch)", _differ(once, halves)),
+            (
+                (
+                    "it answers the same batch differently the second time (dropout or drop-path"
+                    " that stays on)"
+                ),
+                _differ(once, again),
+            ),
+            (
+                "its state changes while it answers (BatchNorm's running statistics)",
+                state_sha256(frozen.model.state_dict()) != before,
+            ),
+            (
+                (
+                    "its answer to an image depends on the others of the batch (BatchNorm that goes"
+                    " by the batch)"
+                ),
+                _differ(once, halves),
+            ),
         )
         if found
     ]
     if wrong:
         yield refusal(
             "teacher-not-deterministic",
-            f"The teacher {subject.shop.parts.teacher.name if subject.shop.parts.teacher else ''} is in eval mode and yet {'; '.join(wrong)}. "
-            "Make its modules follow eval().",
+            f"The teacher {subject.shop.parts.teacher.name if subject.shop.parts.teacher else ''}"
+            f" is in eval mode and yet {'; '.join(wrong)}. Make its modules follow eval().",
         )
 
 
@@ -74,19 +112,28 @@ def _differ(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def at_chance(subject: Subject) -> Iterator[Finding]:
-    """A teacher that is not shown to be better than answers in the same proportions that have nothing to do with the images."""
+    """A teacher that is not shown to be better than answers in the same proportions
+    that have nothing to do with the images.
+    """
     from scipy.stats import binomtest
 
     if subject.teacher is None:
         return
     hits, targets, classes = subject.hits, subject.answers.target, len(subject.shop.classes)
-    answered, there = (np.bincount(x, minlength=classes) / len(hits) for x in (subject.answers.logits.argmax(axis=1), targets))
+    answered, there = (
+        np.bincount(x, minlength=classes) / len(hits)
+        for x in (subject.answers.logits.argmax(axis=1), targets)
+    )
     chance = float(answered @ there)
-    if binomtest(int(hits.sum()), len(hits), chance, alternative="greater").pvalue > 1 - subject.judge.confidence:
+    if (
+        binomtest(int(hits.sum()), len(hits), chance, alternative="greater").pvalue
+        > 1 - subject.judge.confidence
+    ):
         yield refusal(
             "teacher-at-chance",
-            f"The teacher {subject.teacher.request.name} has {hits.mean():.1%} of {len(hits):,} images right, and chance has {chance:.1%}: "
-            "nothing can be learned from it. Its head may be random, its classes in another order, its input another one.",
+            f"The teacher {subject.teacher.request.name} has {hits.mean():.1%} of {len(hits):,}"
+            f" images right, and chance has {chance:.1%}: nothing can be learned from it. Its head"
+            " may be random, its classes in another order, its input another one.",
         )
 
 
@@ -98,16 +145,22 @@ def below_published(subject: Subject) -> Iterator[Finding]:
         return
     told, where = published(subject.teacher.request)
     hits = subject.hits
-    if told is not None and binomtest(int(hits.sum()), len(hits), told, alternative="less").pvalue < subject.limits.significance:
+    if (
+        told is not None
+        and binomtest(int(hits.sum()), len(hits), told, alternative="less").pvalue
+        < subject.limits.significance
+    ):
         yield warning(
             "teacher-below-published",
-            f"The teacher has {hits.mean():.1%} of {len(hits):,} images right, and {where} says {told:.1%}. "
-            "Is it fed as it was then, are these the same classes and such images?",
+            f"The teacher has {hits.mean():.1%} of {len(hits):,} images right, and {where} says"
+            f" {told:.1%}. Is it fed as it was then, are these the same classes and such images?",
         )
 
 
 def published(request: ModelRequest) -> tuple[float | None, str]:
-    """The accuracy (0..1) that is told beside a teacher's weights, and where: in the results of its run, or in its model card's model-index."""
+    """The accuracy (0..1) that is told beside a teacher's weights, and where: in the
+    results of its run, or in its model card's model-index.
+    """
     path = request.origin.path
     for folder in () if path is None else (path, path.parent):
         if (folder / RESULTS).is_file():
@@ -123,12 +176,20 @@ def published(request: ModelRequest) -> tuple[float | None, str]:
 
 
 def _card(path: Path) -> float | None:
-    """The first accuracy of a model card's metadata, as Hugging Face defines it; percent where it is more than 1."""
+    """The first accuracy of a model card's metadata, as Hugging Face defines it;
+    percent where it is more than 1.
+    """
     head = path.read_text(encoding="utf-8", errors="replace").split("---")
     try:
         index = yaml.safe_load(head[1])["model-index"] if len(head) > 2 else []
-        metrics = [metric for model in index for result in model["results"] for metric in result["metrics"]]
-        values = [float(metric["value"]) for metric in metrics if str(metric["type"]).lower() in ("accuracy", "top1", "top-1", "top_1_accuracy")]
+        metrics = [
+            metric for model in index for result in model["results"] for metric in result["metrics"]
+        ]
+        values = [
+            float(metric["value"])
+            for metric in metrics
+            if str(metric["type"]).lower() in ("accuracy", "top1", "top-1", "top_1_accuracy")
+        ]
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
     return (values[0] / 100 if values[0] > 1 else values[0]) if values else None

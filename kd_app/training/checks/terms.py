@@ -9,10 +9,14 @@ from kd_app.training.checks.subject import Subject
 
 
 def terms(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
-    """A term that is zero, not finite or without gradient; one that leaves the others no gradient; a training that ends or teaches nothing."""
+    """A term that is zero, not finite or without gradient; one that leaves the others
+    no gradient; a training that ends or teaches nothing.
+    """
     yield from _without_weight(subject)
     for seen in rehearsals:
-        yield from (refusal(f"term-{fault.kind}", f"{seen.role}: {fault.text}") for fault in seen.faults)
+        yield from (
+            refusal(f"term-{fault.kind}", f"{seen.role}: {fault.text}") for fault in seen.faults
+        )
         if seen.error and not any(fault.text == seen.error for fault in seen.faults):
             yield refusal("training", f"{seen.role}: {seen.error}")
         yield from _dominates(subject, seen)
@@ -24,19 +28,31 @@ def terms(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding
 def _without_weight(subject: Subject) -> Iterator[Finding]:
     for name, weight in subject.shop.parts.recipe.terms().weights.items():
         if weight == 0:
-            yield refusal("term-zero", f"The loss term {name} has the weight 0, so it teaches nothing. Leave it out, or set loss.{name}.weight.")
+            yield refusal(
+                "term-zero",
+                f"The loss term {name} has the weight 0, so it teaches nothing. Leave it out, or"
+                f" set loss.{name}.weight.",
+            )
 
 
 def _dominates(subject: Subject, seen: Rehearsal) -> Iterator[Finding]:
     if len(seen.shares) < 2:
         return
-    if seen.role == "student" and subject.teacher is None and subject.shop.parts.teacher is not None and not subject.unmeasured:
-        yield note("term-dominates", "How much each term weighs is seen when the teacher is trained.")
+    if (
+        seen.role == "student"
+        and subject.teacher is None
+        and subject.shop.parts.teacher is not None
+        and not subject.unmeasured
+    ):
+        yield note(
+            "term-dominates", "How much each term weighs is seen when the teacher is trained."
+        )
         return
     name, share = max(seen.shares.items(), key=lambda item: item[1])
     if share > subject.limits.share and not math.isnan(share):
         yield warning(
             "term-dominates",
-            f"The loss term {name} has {share:.1%} of the {seen.role}'s gradient in the first steps, so the others hardly count. "
-            f"Lower loss.{name}.weight, or leave the others out.",
+            f"The loss term {name} has {share:.1%} of the {seen.role}'s gradient in the first"
+            f" steps, so the others hardly count. Lower loss.{name}.weight, or leave the others"
+            " out.",
         )

@@ -1,1 +1,3 @@
-"""Several processes that train one model: how they are started, what they agree on, and what they share."""
+"""Several processes that train one model: how they are started, what they agree on, and
+what they share.
+"""

@@ -14,10 +14,12 @@ from kd_app.stages import fingerprint
 
 
 class Agreement(Callback):
-    """Compare by a collective what every rank was told, before the first step, and the parameters it ended with, after the last.
+    """Compare by a collective what every rank was told, before the first step, and the
+    parameters it ended with, after the last.
 
-    `ranks` is then the record of each: rank, told (sha256 of `told`), parameters (sha256), images (how many it trained on, in this attempt).
-    Raises `RunError` where they differ.
+    `ranks` is then the record of each: rank, told (sha256 of `told`), parameters
+    (sha256), images (how many it trained on, in this attempt). Raises `RunError` where
+    they differ.
     """
 
     def __init__(self, told: Any) -> None:
@@ -27,9 +29,20 @@ class Agreement(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before anything is trained."""
-        self._agreed(_gathered(trainer, {"rank": trainer.global_rank, "told": self._told}), "told", "were told different trainings")
+        self._agreed(
+            _gathered(trainer, {"rank": trainer.global_rank, "told": self._told}),
+            "told",
+            "were told different trainings",
+        )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Count."""
         self._images += len(batch if isinstance(batch, Batch) else batch[0])
 
@@ -38,7 +51,12 @@ class Agreement(Callback):
         digest = hashlib.sha256()
         for parameter in pl_module.parameters():
             digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-        mine = {"rank": trainer.global_rank, "told": self._told, "parameters": digest.hexdigest(), "images": self._images}
+        mine = {
+            "rank": trainer.global_rank,
+            "told": self._told,
+            "parameters": digest.hexdigest(),
+            "images": self._images,
+        }
         self.ranks = _gathered(trainer, mine)
         self._agreed(self.ranks, "parameters", "ended with different parameters")
 
@@ -46,7 +64,10 @@ class Agreement(Callback):
         first = ranks[0][key]
         others = [str(each["rank"]) for each in ranks if each[key] != first]
         if others:
-            raise RunError(f"The processes {what}: {', '.join(others)} another than 0 (of {len(ranks)}). Start the same command on all of them.")
+            raise RunError(
+                f"The processes {what}: {', '.join(others)} another than 0 (of {len(ranks)}). Start"
+                " the same command on all of them."
+            )
 
 
 def _gathered(trainer: pl.Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:

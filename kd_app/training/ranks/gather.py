@@ -15,17 +15,27 @@ _HELD = ("logits", "embedding", "features", "pre_activation", "tokens", "attenti
 
 def several_ranks() -> bool:
     """More than one process trains."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def whole_outputs(outputs: Outputs, reads: frozenset[str]) -> Outputs:
-    """`outputs` of the images of all ranks, in the order in which one rank would have them; of the fields `reads`, the others as they are."""
-    return replace(outputs, **{name: _whole(getattr(outputs, name)) for name in _HELD if name in reads})
+    """`outputs` of the images of all ranks, in the order in which one rank would have
+    them; of the fields `reads`, the others as they are.
+    """
+    return replace(
+        outputs, **{name: _whole(getattr(outputs, name)) for name in _HELD if name in reads}
+    )
 
 
 def whole_batch(batch: Batch) -> Batch:
     """The batch of all ranks but for its pixels, which stay this rank's own."""
-    return replace(batch, **{name: _whole(getattr(batch, name)) for name in ("target", "index", "labeled")})
+    return replace(
+        batch, **{name: _whole(getattr(batch, name)) for name in ("target", "index", "labeled")}
+    )
 
 
 def _whole(value: Any) -> Any:
@@ -37,10 +47,13 @@ def _whole(value: Any) -> Any:
 
 
 class _Gather(torch.autograd.Function):
-    """``[B, ...]`` of every rank to ``[W B, ...]``: row ``i W + r`` is row i of rank r, as the training loader deals images out.
+    """``[B, ...]`` of every rank to ``[W B, ...]``: row ``i W + r`` is row i of rank r,
+    as the training loader deals images out.
 
-    Backward sums what every rank's loss says about a row. All ranks compute the same loss of the whole batch, so a row's gradient is W times that of
-    one rank, and the mean over ranks that DDP takes of the parameters' gradients gives exactly the gradient of that loss.
+    Backward sums what every rank's loss says about a row. All ranks compute the same
+    loss of the whole batch, so a row's gradient is W times that of one rank, and the
+    mean over ranks that DDP takes of the parameters' gradients gives exactly the
+    gradient of that loss.
     """
 
     @staticmethod

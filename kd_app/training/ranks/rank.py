@@ -1,4 +1,5 @@
-"""One of several processes that train a model together: ``python -m kd_app.training.ranks.rank job.json``, with the ranks in the environment.
+"""One of several processes that train a model together: ``python -m
+kd_app.training.ranks.rank job.json``, with the ranks in the environment.
 
 It ends when its standard input does: whoever started it holds the other end.
 """
@@ -21,7 +22,9 @@ def main() -> None:
     """Do one rank's part of the job; what goes wrong is the last line on stderr."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _train(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank=int(os.environ["RANK"]))
+        _train(
+            json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank=int(os.environ["RANK"])
+        )
     except (RequestError, RunError) as error:
         print(error, file=sys.stderr)
         _leave(REFUSED if isinstance(error, RequestError) else FAILED)
@@ -58,9 +61,17 @@ def _train(job: dict[str, Any], rank: int) -> None:
     teacher: Member | None = None
     if job["listens"]:
         assert made.teacher is not None
-        request = trained(made.teacher, Path(str(job["teacher"]))) if job["teacher"] else made.teacher
+        request = (
+            trained(made.teacher, Path(str(job["teacher"]))) if job["teacher"] else made.teacher
+        )
         teacher = replace(shop.ready(request, seed=0), unmeasured=str(job["unmeasured"]))
-    fit(taught(shop, str(job["role"]), teacher, Recipe(**job["recipe"])), shop.data, made.trainer, Path(str(job["folder"])), console=console)
+    fit(
+        taught(shop, str(job["role"]), teacher, Recipe(**job["recipe"])),
+        shop.data,
+        made.trainer,
+        Path(str(job["folder"])),
+        console=console,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Several processes that train one model: started here, or by torchrun's processes on one machine or several, each told its job as plain data."""
+"""Several processes that train one model: started here, or by torchrun's processes on
+one machine or several, each told its job as plain data.
+"""
 
 import json
 import os
@@ -36,25 +38,34 @@ class Rank(Protocol):
 
 
 def check_places(settings: TrainerSettings) -> None:
-    """Refuse another number of processes than torchrun started, or several machines without it (`RequestError`)."""
+    """Refuse another number of processes than torchrun started, or several machines
+    without it (`RequestError`).
+    """
     asked, started = settings.world_size, launched()
     if started is None and settings.num_nodes > 1:
         raise RequestError(
-            f"trainer.num_nodes={settings.num_nodes}, but kd-distill starts processes on this machine alone. For several machines start it by "
-            f"torchrun on each: torchrun --nnodes={settings.num_nodes} --nproc-per-node={settings.devices} -m kd_app.commands.distill ..."
+            f"trainer.num_nodes={settings.num_nodes}, but kd-distill starts processes on this"
+            " machine alone. For several machines start it by torchrun on each: torchrun"
+            f" --nnodes={settings.num_nodes} --nproc-per-node={settings.devices} -m"
+            " kd_app.commands.distill ..."
         )
     if started is not None and asked not in (1, started.world_size):
         raise RequestError(
-            f"torchrun started {started.world_size} processes, and trainer.devices={settings.devices} x trainer.num_nodes={settings.num_nodes} "
-            f"asks for {asked}. Leave trainer.devices out, or make both the same."
+            f"torchrun started {started.world_size} processes, and"
+            f" trainer.devices={settings.devices} x trainer.num_nodes={settings.num_nodes} asks for"
+            f" {asked}. Leave trainer.devices out, or make both the same."
         )
 
 
-def fit_on_ranks(job: dict[str, Any], folder: Path, world_size: int, *, listen: Callable[..., None] | None) -> None:
-    """Train `job` in `folder` with `world_size` processes; the first that fails ends all, and its own error is the run's.
+def fit_on_ranks(
+    job: dict[str, Any], folder: Path, world_size: int, *, listen: Callable[..., None] | None
+) -> None:
+    """Train `job` in `folder` with `world_size` processes; the first that fails ends
+    all, and its own error is the run's.
 
-    They are children of this process, or under torchrun one child of each of torchrun's processes; `folder` is one that all of them see.
-    The curves that rank 0 writes are handed to `listen` as they come.
+    They are children of this process, or under torchrun one child of each of torchrun's
+    processes; `folder` is one that all of them see. The curves that rank 0 writes are
+    handed to `listen` as they come.
     """
     write_atomically(folder / JOB, json.dumps(job))
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
@@ -77,20 +88,43 @@ def fit_on_ranks(job: dict[str, Any], folder: Path, world_size: int, *, listen: 
 
 def _started(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Rank]:
     torchrun = Torchrun.here()
-    address = {"MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1", "MASTER_PORT": _free_port()}
+    address = {
+        "MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1",
+        "MASTER_PORT": _free_port(),
+    }
     if torchrun is None:
-        places = [{"RANK": number, "LOCAL_RANK": number, "NODE_RANK": 0, "WORLD_SIZE": world_size, **address} for number in range(world_size)]
+        places = [
+            {
+                "RANK": number,
+                "LOCAL_RANK": number,
+                "NODE_RANK": 0,
+                "WORLD_SIZE": world_size,
+                **address,
+            }
+            for number in range(world_size)
+        ]
         return [Child(folder / JOB, place, log) for place, log in zip(places, logs, strict=True)]
     first = Child(folder / JOB, {**torchrun.place(), **address}, logs[0])
-    return [first, *torchrun.ask({"job": str(folder / JOB), "logs": [str(log) for log in logs], "address": address})]
+    return [
+        first,
+        *torchrun.ask(
+            {"job": str(folder / JOB), "logs": [str(log) for log in logs], "address": address}
+        ),
+    ]
 
 
 def follow() -> None:
-    """What all of torchrun's processes do but the first: be one rank of every job that the first one asks for, until it ends."""
+    """What all of torchrun's processes do but the first: be one rank of every job that
+    the first one asks for, until it ends.
+    """
     torchrun = Torchrun.here()
     assert torchrun is not None
     for asked in torchrun.jobs(POLL):
-        child = Child(Path(asked.job["job"]), {**torchrun.place(), **asked.job["address"]}, Path(asked.job["logs"][torchrun.rank]))
+        child = Child(
+            Path(asked.job["job"]),
+            {**torchrun.place(), **asked.job["address"]},
+            Path(asked.job["logs"][torchrun.rank]),
+        )
         try:
             while child.poll() is None and not asked.stopped():
                 time.sleep(POLL)
@@ -104,26 +138,39 @@ def _failed(ranks: Sequence[Rank]) -> list[int]:
 
 
 def _explain(failed: Sequence[int], ranks: Sequence[Rank], logs: Sequence[Path]) -> NoReturn:
-    """Raise in the words of the rank that failed first: the one whose log ended first. The others only lost their peer."""
+    """Raise in the words of the rank that failed first: the one whose log ended first.
+    The others only lost their peer.
+    """
     first = min(failed, key=lambda number: logs[number].stat().st_mtime_ns)
     words, code = _last_words(logs[first]), ranks[first].poll() or 0
     if code == REFUSED:
         raise RequestError(words)
     ended = f"was killed by signal {-code}" if code < 0 else "failed"
-    raise RunError(f"Process {first} of {len(ranks)} {ended}: {words} Its whole log: {logs[first]}.")
+    raise RunError(
+        f"Process {first} of {len(ranks)} {ended}: {words} Its whole log: {logs[first]}."
+    )
 
 
 class Child:
     """A rank that this process starts. It ends when this process does."""
 
     def __init__(self, job: Path, place: Mapping[str, Any], log: Path) -> None:
-        threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // place["WORLD_SIZE"])
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
-        env = {**plain, **{key: str(value) for key, value in {**place, "OMP_NUM_THREADS": threads}.items()}}
+        threads = os.environ.get("OMP_NUM_THREADS") or max(
+            1, (os.cpu_count() or 1) // place["WORLD_SIZE"]
+        )
+        plain = {
+            key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")
+        }
+        env = {
+            **plain,
+            **{key: str(value) for key, value in {**place, "OMP_NUM_THREADS": threads}.items()},
+        }
         with log.open("wb") as file:
             output = None if place["RANK"] == 0 else file
             command = [sys.executable, "-m", "kd_app.training.ranks.rank", str(job)]
-            self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=file)
+            self._process = subprocess.Popen(
+                command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=file
+            )
 
     def poll(self) -> int | None:
         """Its exit code; None while it runs."""
@@ -157,7 +204,11 @@ def _tell(folder: Path, told: int, listen: Callable[..., None] | None) -> int:
 
 
 def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     return lines[-1] if lines else "it left no word."
 
 

@@ -1,6 +1,8 @@
-"""Under torchrun: the first process runs the command, the others wait for what it asks. They talk through the store that torchrun keeps.
+"""Under torchrun: the first process runs the command, the others wait for what it asks.
+They talk through the store that torchrun keeps.
 
-So the command runs once, whatever it is: a run, a sweep, an evaluation. No rank composes a configuration or chooses a trial of its own.
+So the command runs once, whatever it is: a run, a sweep, an evaluation. No rank
+composes a configuration or chooses a trial of its own.
 """
 
 import json
@@ -60,10 +62,19 @@ class Torchrun:
             return None
         from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-        number = {name: int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT")}
+        number = {
+            name: int(os.environ[name])
+            for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT")
+        }
         address = os.environ["MASTER_ADDR"]
         hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True) and number["RANK"] == 0
-        store = TCPStore(address, number["MASTER_PORT"], is_master=hosts, timeout=_PATIENCE, wait_for_workers=False)
+        store = TCPStore(
+            address,
+            number["MASTER_PORT"],
+            is_master=hosts,
+            timeout=_PATIENCE,
+            wait_for_workers=False,
+        )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(
             rank=number["RANK"],
@@ -76,7 +87,12 @@ class Torchrun:
 
     def place(self) -> dict[str, int]:
         """This process's part of what a rank's environment says."""
-        return {"RANK": self.rank, "LOCAL_RANK": self.local_rank, "NODE_RANK": self.node, "WORLD_SIZE": self.world_size}
+        return {
+            "RANK": self.rank,
+            "LOCAL_RANK": self.local_rank,
+            "NODE_RANK": self.node,
+            "WORLD_SIZE": self.world_size,
+        }
 
     def ask(self, job: dict[str, Any]) -> "list[Elsewhere]":
         """Tell all other processes to start their rank of `job`."""

@@ -4,31 +4,48 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from kd_app.config import RequestError
 
 
 def searched(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """The space of ``key=interval(1,8)``, ``key=tag(log,interval(1e-4,1e-1))``, ``key=int(interval(1,8))``, ``key=range(1,9)``, ``key=choice(a,b)``.
+    """The space of ``key=interval(1,8)``, ``key=tag(log,interval(1e-4,1e-1))``,
+    ``key=int(interval(1,8))``, ``key=range(1,9)``, ``key=choice(a,b)``.
 
-    An interval holds both its ends; a range stops before its second one, as everywhere in Hydra. Raises `RequestError` for anything else.
+    An interval holds both its ends; a range stops before its second one, as everywhere
+    in Hydra. Raises `RequestError` for anything else.
     """
     space = {override.get_key_element(): _distribution(override) for override in overrides}
     if not space:
-        raise RequestError("A search needs something to search: give hydra.sweeper.space, hparams_search=, or a sweep such as seed=0,1.")
+        raise RequestError(
+            "A search needs something to search: give hydra.sweeper.space, hparams_search=, or a"
+            " sweep such as seed=0,1."
+        )
     return space
 
 
 def _distribution(override: Override) -> BaseDistribution:
     if not override.is_sweep_override():
-        raise RequestError(f"{override.input_line!r} is no range to search. Expected interval(a,b), range(a,b) or choice(a,b,...).")
+        raise RequestError(
+            f"{override.input_line!r} is no range to search. Expected interval(a,b), range(a,b) or"
+            " choice(a,b,...)."
+        )
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
         start, end = value.start, value.end
         assert start is not None
         assert end is not None
-        kind = IntDistribution if isinstance(start, int) and isinstance(end, int) else FloatDistribution
+        kind = (
+            IntDistribution
+            if isinstance(start, int) and isinstance(end, int)
+            else FloatDistribution
+        )
         try:
             return kind(start, end, log="log" in value.tags)  # type: ignore[arg-type]
         except ValueError as error:
@@ -36,7 +53,11 @@ def _distribution(override: Override) -> BaseDistribution:
     if isinstance(value, RangeSweep):
         steps = list(value.range())
         if not steps:
-            raise RequestError(f"{override.input_line!r} is empty: a range stops before its second end.")
-        kind = IntDistribution if all(isinstance(step, int) for step in steps) else FloatDistribution
+            raise RequestError(
+                f"{override.input_line!r} is empty: a range stops before its second end."
+            )
+        kind = (
+            IntDistribution if all(isinstance(step, int) for step in steps) else FloatDistribution
+        )
         return kind(steps[0], steps[-1], step=value.step)  # type: ignore[arg-type]
     return CategoricalDistribution(list(override.sweep_string_iterator()))

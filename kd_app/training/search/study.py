@@ -1,8 +1,10 @@
-"""A search over settings: what the next trial is, told by what the earlier ones came to.
+"""A search over settings: what the next trial is, told by what the earlier ones came
+to.
 
-The trials' folders are the record: what was proposed lies in ``search.json``, what came of it in each trial's results.json and metrics.csv.
-There is no database to lose. Every proposal is a function of (seed, number, finished trials), so a search that was killed proposes what it
-would have proposed.
+The trials' folders are the record: what was proposed lies in ``search.json``, what came
+of it in each trial's results.json and metrics.csv. There is no database to lose. Every
+proposal is a function of (seed, number, finished trials), so a search that was killed
+proposes what it would have proposed.
 """
 
 import csv
@@ -39,7 +41,9 @@ Space = Mapping[str, BaseDistribution]
 
 
 class PrunedError(RunError):
-    """The trial was ended early, for example since the earlier trials were better at the same epoch; `hint` says how to go on all the same."""
+    """The trial was ended early, for example since the earlier trials were better at
+    the same epoch; `hint` says how to go on all the same.
+    """
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
@@ -47,9 +51,11 @@ class PrunedError(RunError):
 
 
 class SearchSettings(Typed, called="hydra.sweeper"):
-    """How to search: so many trials, proposed by Optuna's TPE or at random, or the cells of a grid in order.
+    """How to search: so many trials, proposed by Optuna's TPE or at random, or the
+    cells of a grid in order.
 
-    objectives: keys of results.json and the way that is better; `batch` trials are proposed at once, for a launcher that runs several.
+    objectives: keys of results.json and the way that is better; `batch` trials are
+    proposed at once, for a launcher that runs several.
     """
 
     def __init__(
@@ -62,12 +68,23 @@ class SearchSettings(Typed, called="hydra.sweeper"):
         objectives: dict[str, Literal["maximize", "minimize"]],
     ) -> None:
         if not objectives:
-            raise RequestError("hydra.sweeper.objectives={} names nothing to search for. Expected for example {validation.student.top1: maximize}.")
-        self.trials, self.sampler, self.seed, self.batch, self.objectives = trials, sampler, seed, batch, objectives
+            raise RequestError(
+                "hydra.sweeper.objectives={} names nothing to search for. Expected for example"
+                " {validation.student.top1: maximize}."
+            )
+        self.trials, self.sampler, self.seed, self.batch, self.objectives = (
+            trials,
+            sampler,
+            seed,
+            batch,
+            objectives,
+        )
 
 
 class Search:
-    """The search in the sweep's folder `out` over `space`, begun or gone on with. Raises `RequestError` for another search in that folder."""
+    """The search in the sweep's folder `out` over `space`, begun or gone on with.
+    Raises `RequestError` for another search in that folder.
+    """
 
     def __init__(self, out: Path, settings: SearchSettings, space: Space) -> None:
         self.out, self.settings, self.space = out, settings, space
@@ -82,8 +99,9 @@ class Search:
         if found is not None:
             if found["search"] != asked:
                 raise RequestError(
-                    f"{str(out)!r} holds another search: it was {found['search']}, now {asked}. Nothing was written over. "
-                    "Choose another out=, or say the same as before to go on (hydra.sweeper.trials may grow)."
+                    f"{str(out)!r} holds another search: it was {found['search']}, now {asked}."
+                    " Nothing was written over. Choose another out=, or say the same as before to"
+                    " go on (hydra.sweeper.trials may grow)."
                 )
             self.proposed = found["proposed"]
         self._asked = asked
@@ -91,14 +109,22 @@ class Search:
     @property
     def size(self) -> int:
         """How many trials there will be; a grid has no more than its cells."""
-        return min(self.settings.trials, len(_cells(self.space))) if self.settings.sampler == "grid" else self.settings.trials
+        return (
+            min(self.settings.trials, len(_cells(self.space)))
+            if self.settings.sampler == "grid"
+            else self.settings.trials
+        )
 
     def batches(self) -> Iterator[list[tuple[int, Params]]]:
-        """What is to be run next: neighboring numbers of trials that are not done, with their settings."""
+        """What is to be run next: neighboring numbers of trials that are not done, with
+        their settings.
+        """
         number = 0
         while number < self.size:
             batch: list[tuple[int, Params]] = []
-            while number < self.size and len(batch) < self.settings.batch and not self._done(number):
+            while (
+                number < self.size and len(batch) < self.settings.batch and not self._done(number)
+            ):
                 batch.append((number, self._params(number)))
                 number += 1
             if batch:
@@ -115,7 +141,10 @@ class Search:
         if number == len(self.proposed):
             self.proposed.append(self._propose(number))
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.out / FILE, json.dumps({"search": self._asked, "proposed": self.proposed}, indent=1))
+            write_atomically(
+                self.out / FILE,
+                json.dumps({"search": self._asked, "proposed": self.proposed}, indent=1),
+            )
         return self.proposed[number]
 
     def _propose(self, number: int) -> Params:
@@ -128,20 +157,35 @@ class Search:
         study = _study(self.settings.objectives.values(), sampler)
         for other, params in enumerate(self.proposed):
             study.add_trial(self._frozen(other, params))
-        return {key: _legible(value, self.space[key]) for key, value in study.ask(dict(self.space)).params.items()}
+        return {
+            key: _legible(value, self.space[key])
+            for key, value in study.ask(dict(self.space)).params.items()
+        }
 
     def _frozen(self, number: int, params: Params) -> optuna.trial.FrozenTrial:
         found = results(self.out / str(number))
         values = _values(found, self.settings.objectives)
         states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        state = TrialState.COMPLETE if values else states.get(found.status if found else "", TrialState.RUNNING)
+        state = (
+            TrialState.COMPLETE
+            if values
+            else states.get(found.status if found else "", TrialState.RUNNING)
+        )
         single = len(self.settings.objectives) == 1
         intermediate = curve(self.out / str(number)) if single else {}
-        return optuna.trial.create_trial(state=state, params=params, distributions=dict(self.space), values=values, intermediate_values=intermediate)
+        return optuna.trial.create_trial(
+            state=state,
+            params=params,
+            distributions=dict(self.space),
+            values=values,
+            intermediate_values=intermediate,
+        )
 
 
 def _values(found: Results | None, objectives: Mapping[str, str]) -> list[float] | None:
-    """What the objectives came to in a trial; None where it is not finished, or one is missing."""
+    """What the objectives came to in a trial; None where it is not finished, or one is
+    missing.
+    """
     if found is None or found.status != "finished":
         return None
     figures = dict(flat(found.model_dump(mode="json")))
@@ -158,7 +202,8 @@ def proposals(out: Path) -> dict[str, Any] | None:
         found["search"], found["proposed"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are whole: move that file away to search anew."
+            f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are whole:"
+            " move that file away to search anew."
         ) from None
     return found
 
@@ -183,9 +228,11 @@ def curve(folder: Path) -> dict[int, float]:
 
 @dataclass
 class Watch:
-    """Looks at the curve of a sweep's trial and ends it by `PrunedError` when the other trials were better: below the median of their best so far.
+    """Looks at the curve of a sweep's trial and ends it by `PrunedError` when the other
+    trials were better: below the median of their best so far.
 
-    The rule is Optuna's MedianPruner, after `STARTUP` trials and not before the second epoch.
+    The rule is Optuna's MedianPruner, after `STARTUP` trials and not before the second
+    epoch.
     """
 
     sweep: Path
@@ -200,7 +247,11 @@ class Watch:
         for folder in self.sweep.glob("[0-9]*"):
             if folder.name != str(self.number) and (points := curve(folder)):
                 last = points[max(points)]
-                self._study.add_trial(optuna.trial.create_trial(state=TrialState.COMPLETE, value=last, intermediate_values=points))
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.COMPLETE, value=last, intermediate_values=points
+                    )
+                )
         self._trial = self._study.ask()
 
     def __call__(self, row: Mapping[str, float], step: int) -> None:
@@ -212,23 +263,31 @@ class Watch:
         self._trial.report(row[CURVE], epoch)
         if self._trial.should_prune():
             raise PrunedError(
-                f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median of the other trials was better.",
+                f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median"
+                " of the other trials was better.",
                 "What was trained is kept; prune=null goes on with it.",
             )
 
 
 def advice(out: Path) -> list[str]:
-    """What to try next after the search in `out`, in sentences: settings whose best value lies at an end of their range, what mattered most, and
-    with several objectives the trials that no other beats in all of them. Nothing where there was no search."""
+    """What to try next after the search in `out`, in sentences: settings whose best
+    value lies at an end of their range, what mattered most, and with several objectives
+    the trials that no other beats in all of them. Nothing where there was no search.
+    """
     found = proposals(out)
     if found is None:
         return []
-    objectives, space = found["search"]["objectives"], {key: json_to_distribution(kind) for key, kind in found["search"]["space"].items()}
+    objectives, space = (
+        found["search"]["objectives"],
+        {key: json_to_distribution(kind) for key, kind in found["search"]["space"].items()},
+    )
     study, numbers = _study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
     for number, params in enumerate(found["proposed"]):
         values = _values(results(out / str(number)), objectives)
         if values is not None:
-            study.add_trial(optuna.trial.create_trial(values=values, params=params, distributions=space))
+            study.add_trial(
+                optuna.trial.create_trial(values=values, params=params, distributions=space)
+            )
             numbers.append(number)
     if len(numbers) < 2:
         return []
@@ -236,11 +295,20 @@ def advice(out: Path) -> list[str]:
     if len(objectives) > 1:
         front = ", ".join(str(numbers[trial.number]) for trial in best)
         return [f"No other trial beats these in all of {', '.join(objectives)}: {front}."]
-    said = [sentence for key, kind in space.items() if (sentence := _at_the_end(key, kind, best[0].params[key]))]
+    said = [
+        sentence
+        for key, kind in space.items()
+        if (sentence := _at_the_end(key, kind, best[0].params[key]))
+    ]
     if len(numbers) >= 8 and len(space) > 1 and len({trial.value for trial in study.trials}) > 1:
-        weights = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+        weights = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
         most = max(weights, key=lambda key: weights[key])
-        said.append(f"What mattered most in these {len(numbers)} trials: {most} ({100 * weights[most]:.0f} % of the importance, by PED-ANOVA).")
+        said.append(
+            f"What mattered most in these {len(numbers)} trials: {most} ({100 * weights[most]:.0f}"
+            " % of the importance, by PED-ANOVA)."
+        )
     return said
 
 
@@ -251,19 +319,31 @@ def _at_the_end(key: str, kind: BaseDistribution, value: Any) -> str:
     if 0.1 < share < 0.9:
         return ""
     side, beyond = ("lower", "below") if share <= 0.1 else ("upper", "above")
-    return f"The best {key}={value:g} lies at the {side} end of {kind.low:g} to {kind.high:g}: search {beyond} it, too."
+    return (
+        f"The best {key}={value:g} lies at the {side} end of {kind.low:g} to {kind.high:g}: search"
+        f" {beyond} it, too."
+    )
 
 
-def _study(directions: Iterable[str], sampler: optuna.samplers.BaseSampler, pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
+def _study(
+    directions: Iterable[str],
+    sampler: optuna.samplers.BaseSampler,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(
-        directions=[optuna.study.StudyDirection[direction.upper()] for direction in directions], sampler=sampler, pruner=pruner
+        directions=[optuna.study.StudyDirection[direction.upper()] for direction in directions],
+        sampler=sampler,
+        pruner=pruner,
     )
 
 
 def _cells(space: Space) -> list[Params]:
     """All combinations, the last setting changing fastest."""
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*(_steps(key, kind) for key, kind in space.items()))]
+    return [
+        dict(zip(space, values, strict=True))
+        for values in itertools.product(*(_steps(key, kind) for key, kind in space.items()))
+    ]
 
 
 def _steps(key: str, kind: BaseDistribution) -> list[Any]:
@@ -272,8 +352,14 @@ def _steps(key: str, kind: BaseDistribution) -> list[Any]:
     if isinstance(kind, IntDistribution) and not kind.log:
         return list(range(kind.low, kind.high + 1, kind.step))
     if isinstance(kind, FloatDistribution) and kind.step:
-        return [round(kind.low + number * kind.step, 10) for number in range(round((kind.high - kind.low) / kind.step) + 1)]
-    raise RequestError(f"{key} has no steps, and hydra.sweeper.sampler=grid needs them. Use choice(...) or range(...), or hydra.sweeper.sampler=tpe.")
+        return [
+            round(kind.low + number * kind.step, 10)
+            for number in range(round((kind.high - kind.low) / kind.step) + 1)
+        ]
+    raise RequestError(
+        f"{key} has no steps, and hydra.sweeper.sampler=grid needs them. Use choice(...) or"
+        " range(...), or hydra.sweeper.sampler=tpe."
+    )
 
 
 def _legible(value: Any, kind: BaseDistribution) -> Any:

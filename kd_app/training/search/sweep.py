@@ -1,4 +1,6 @@
-"""The end of a sweep: its trials in one table, best by validation first, the winner tested, what to try next, and one page about all."""
+"""The end of a sweep: its trials in one table, best by validation first, the winner
+tested, what to try next, and one page about all.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,9 @@ from kd_app.training.search.study import advice, results
 
 
 def conclude(config: Mapping[str, Any]) -> None:
-    """Test the winner of the sweep in ``config['out']``, unless ``test=never``, and show all trials. Raises `RunError` that names failed ones."""
+    """Test the winner of the sweep in ``config['out']``, unless ``test=never``, and
+    show all trials. Raises `RunError` that names failed ones.
+    """
     console, out = Console(), Path(config["out"])
     trials = _trials(out)
     winner = _winner(trials)
@@ -26,42 +30,75 @@ def conclude(config: Mapping[str, Any]) -> None:
         console.say(f"Trial {winner} is the best on validation; testing it")
         kept = {key: config[key] for key in ("out", "stages", "allow", "examples", "license")}
         again = {"test": "always", "remake": [], "overwrite": False, **kept}
-        run.distill({**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner)
+        run.distill(
+            {**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner
+        )
         trials = _trials(out)
     _shown(console, out, trials, winner=winner, says=[*advice(out), *_over_seeds(out, trials)])
 
 
 def set_side_by_side(config: Mapping[str, Any]) -> None:
-    """Show all trials of the sweep in ``config['out']``, and what they show beside the first. Raises `RunError` that names failed ones."""
+    """Show all trials of the sweep in ``config['out']``, and what they show beside the
+    first. Raises `RunError` that names failed ones.
+    """
     out = Path(config["out"])
     trials = _trials(out)
-    says = compare([load_run(out / str(trial.number)) for trial in trials if trial.results]).sentences()
+    says = compare(
+        [load_run(out / str(trial.number)) for trial in trials if trial.results]
+    ).sentences()
     _shown(Console(), out, trials, winner=_winner(trials), says=says)
 
 
-def _shown(console: Console, out: Path, trials: Sequence[Trial], *, winner: int | None, says: Sequence[str]) -> None:
+def _shown(
+    console: Console, out: Path, trials: Sequence[Trial], *, winner: int | None, says: Sequence[str]
+) -> None:
     console.show(sweep(trials, winner=winner))
     for sentence in says:
         console.say(sentence)
-    page = write_report([out / str(trial.number) for trial in trials], out / "report") if trials else None
+    page = (
+        write_report([out / str(trial.number) for trial in trials], out / "report")
+        if trials
+        else None
+    )
     console.say(f"Every trial is in {out}{f', and what they show in {page}' if page else ''}")
-    failed = [f"trial {each.number}: {each.results.reason}" for each in trials if each.results and each.results.status == "failed"]
+    failed = [
+        f"trial {each.number}: {each.results.reason}"
+        for each in trials
+        if each.results and each.results.status == "failed"
+    ]
     if failed:
-        raise RunError(f"{len(failed)} of {len(trials)} trials failed ({'; '.join(failed)}). The others are whole; the same words try these again.")
+        raise RunError(
+            f"{len(failed)} of {len(trials)} trials failed ({'; '.join(failed)}). The others are"
+            " whole; the same words try these again."
+        )
 
 
 def _over_seeds(out: Path, trials: Sequence[Trial]) -> list[str]:
     """What the trials show of methods, where some were run with several seeds."""
     seeds = {trial.results.seed for trial in trials if trial.results}
-    return compare([load_run(out / str(trial.number)) for trial in trials if trial.results]).sentences() if len(seeds) > 1 else []
+    return (
+        compare(
+            [load_run(out / str(trial.number)) for trial in trials if trial.results]
+        ).sentences()
+        if len(seeds) > 1
+        else []
+    )
 
 
 def _trials(out: Path) -> list[Trial]:
-    """The numbered folders of a sweep that hold a run, each with what it says differently from the others."""
-    folders = sorted((path for path in out.iterdir() if path.name.isdecimal() and (path / CONFIG).is_file()), key=lambda path: int(path.name))
+    """The numbered folders of a sweep that hold a run, each with what it says
+    differently from the others.
+    """
+    folders = sorted(
+        (path for path in out.iterdir() if path.name.isdecimal() and (path / CONFIG).is_file()),
+        key=lambda path: int(path.name),
+    )
     configs = [_config(folder) for folder in folders]
     varied = sorted({key for each in configs for key, _, _ in differences(configs[0], each)})
-    return [Trial(int(folder.name), _said(each, varied), results(folder)) for folder, each in zip(folders, configs, strict=True)]
+    return [
+        Trial(int(folder.name), _said(each, varied), results(folder))
+        for folder, each in zip(folders, configs, strict=True)
+    ]
 
 
 def _said(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
@@ -74,13 +111,20 @@ def _config(folder: Path) -> dict[str, Any]:
         found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
-    return {key: value for key, value in found.items() if key != "own"} if isinstance(found, dict) else {}
+    return (
+        {key: value for key, value in found.items() if key != "own"}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _winner(trials: Sequence[Trial]) -> int | None:
     scores = {
         trial.number: trial.results.validation.student.top1
         for trial in trials
-        if trial.results and trial.results.status == "finished" and trial.results.validation and trial.results.validation.student.top1 is not None
+        if trial.results
+        and trial.results.status == "finished"
+        and trial.results.validation
+        and trial.results.validation.student.top1 is not None
     }
     return max(scores, key=lambda number: (scores[number], -number)) if scores else None

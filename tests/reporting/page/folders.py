@@ -24,10 +24,18 @@ CLASSES = (
     "a | b",
     "a class of very many words, more than fit a line of a drawing",
 )
-FILES = ("a/ü ñ 日本.png", "new\nline.png", "<img src=x onerror=alert(2)>.png", "`b`|c.png", "x" * 120 + ".png")
+FILES = (
+    "a/ü ñ 日本.png",
+    "new\nline.png",
+    "<img src=x onerror=alert(2)>.png",
+    "`b`|c.png",
+    "x" * 120 + ".png",
+)
 
 
-def answers(skill: Mapping[str, float], *, images: int, classes: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def answers(
+    skill: Mapping[str, float], *, images: int, classes: int, seed: int = 0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Logits of models that share what they find hard, and the labels."""
     random = np.random.default_rng(seed)
     target = random.integers(classes, size=images)
@@ -46,8 +54,19 @@ def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int 
     logits, target = answers(skill, images=images, classes=len(names), seed=seed)
     measured = figures(logits, target, seed=0, confidence=0.95)
     split = "test" if test else "validation"
-    judgment = {**vars(Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target)), "split": split} if "teacher" in skill else None
-    data = {"classes": names, "sizes": {"train": 1000, "validation": images, "test": images}, "fingerprint": f"f00d{len(names)}"}
+    judgment = (
+        {
+            **vars(Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target)),
+            "split": split,
+        }
+        if "teacher" in skill
+        else None
+    )
+    data = {
+        "classes": names,
+        "sizes": {"train": 1000, "validation": images, "test": images},
+        "fingerprint": f"f00d{len(names)}",
+    }
     content = {
         "validation": measured,
         "test": measured if test else None,
@@ -64,26 +83,57 @@ def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int 
     }
     if "teacher" in skill:
         content["knowledge"] = known(logits["teacher"], target, names, split)
-    models = {role: model("a net" if role == "teacher" else "small", 25_557_032 if role == "teacher" else 2_542_856, 4_089_184_256) for role in skill}
-    results = Results.model_validate({**made().model_dump(), "config": config, "models": models, **content, **changes})
+    models = {
+        role: model(
+            "a net" if role == "teacher" else "small",
+            25_557_032 if role == "teacher" else 2_542_856,
+            4_089_184_256,
+        )
+        for role in skill
+    }
+    results = Results.model_validate(
+        {**made().model_dump(), "config": config, "models": models, **content, **changes}
+    )
     write(folder / "results.json", results)
     files = [FILES[number % len(FILES)] for number in range(images)]
-    write_predictions(folder / "predictions.parquet", index=np.arange(images), file=files, target=target, logits=logits)
+    write_predictions(
+        folder / "predictions.parquet",
+        index=np.arange(images),
+        file=files,
+        target=target,
+        logits=logits,
+    )
     if examples:
         some = list(range(0, min(images, 60), 2))
-        whys: tuple[Why, ...] = ("negative_flip", "positive_flip", "most_different", "similar_pair", "typical")
-        chosen = [Example(row, whys[row % 5], tuple(range(min(len(names), 5))), 0.1) for row in some]
+        whys: tuple[Why, ...] = (
+            "negative_flip",
+            "positive_flip",
+            "most_different",
+            "similar_pair",
+            "typical",
+        )
+        chosen = [
+            Example(row, whys[row % 5], tuple(range(min(len(names), 5))), 0.1) for row in some
+        ]
         write_examples(folder / "examples.parquet", chosen, index=np.arange(images), file=[files[row] for row in some], target=target, logits=logits,
                        png=[picture(row) for row in some])  # fmt: skip
     write_curves(folder / "metrics.csv", {role: curve(number) for number, role in enumerate(skill)})
     return results
 
 
-def known(logits: np.ndarray, target: np.ndarray, names: tuple[str, ...], split: str) -> dict[str, Any]:
+def known(
+    logits: np.ndarray, target: np.ndarray, names: tuple[str, ...], split: str
+) -> dict[str, Any]:
     """What the teacher says beyond the labels, as results.json tells of it."""
     found = soft_labels(logits, target, taught=[4.0])
     plain, *softened = (
-        {**alike, "similar": [{**pair, "first": names[pair["first"]], "second": names[pair["second"]]} for pair in alike["similar"]]}
+        {
+            **alike,
+            "similar": [
+                {**pair, "first": names[pair["first"]], "second": names[pair["second"]]}
+                for pair in alike["similar"]
+            ],
+        }
         for alike in found["alike"]
     )
     about = {"split": split, "num_images": found["num_images"], "entropy": found["entropy"]}
@@ -93,7 +143,9 @@ def known(logits: np.ndarray, target: np.ndarray, names: tuple[str, ...], split:
 def picture(number: int) -> bytes:
     """A small PNG."""
     file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(file, "PNG")
+    Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    ).save(file, "PNG")
     return file.getvalue()
 
 
@@ -101,8 +153,21 @@ def curve(number: int, epochs: int = 4) -> list[dict[str, float]]:
     """The points of a training."""
     points = []
     for epoch in range(epochs):
-        points += [{"epoch": epoch, "step": 10 * epoch + step, "train/loss": 3.0 / (epoch + 1) + step / 100, "train/lr": 0.1} for step in (3, 9)]
+        points += [
+            {
+                "epoch": epoch,
+                "step": 10 * epoch + step,
+                "train/loss": 3.0 / (epoch + 1) + step / 100,
+                "train/lr": 0.1,
+            }
+            for step in (3, 9)
+        ]
         points.append(
-            {"epoch": epoch, "step": 10 * epoch + 9, "validation/top1": 0.5 + 0.1 * epoch + number / 50, "validation/nll": 1.0 / (epoch + 1)}
+            {
+                "epoch": epoch,
+                "step": 10 * epoch + 9,
+                "validation/top1": 0.5 + 0.1 * epoch + number / 50,
+                "validation/nll": 1.0 / (epoch + 1),
+            }
         )
     return points

@@ -18,9 +18,20 @@ def sweep(folder: Path, *, runs: int, seeds: int, images: int, classes: int) -> 
     """Folders of runs: `seeds` of each temperature, the further from 1 the worse."""
     names = tuple(f"class {number}" for number in range(classes))
     for number in range(runs):
-        config = {"seed": number % seeds, "loss": {"soft_target": {"temperature": 1 + number // seeds, "weight": 1.0}}, "teacher": {"name": "a"}}
+        config = {
+            "seed": number % seeds,
+            "loss": {"soft_target": {"temperature": 1 + number // seeds, "weight": 1.0}},
+            "teacher": {"name": "a"},
+        }
         if number < seeds:
-            run_folder(folder / str(number), images=images, names=names, seed=number, config=config, examples=True)
+            run_folder(
+                folder / str(number),
+                images=images,
+                names=names,
+                seed=number,
+                config=config,
+                examples=True,
+            )
         else:
             shutil.copytree(folder / str(number % seeds), folder / str(number))
             path = folder / str(number) / "results.json"
@@ -47,10 +58,19 @@ def test_forty_runs_make_one_small_page(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_hundred_runs_make_a_page_in_a_minute(tmp_path: Path) -> None:
-    check(sweep(tmp_path / "runs", runs=200, seeds=10, images=10_000, classes=100), tmp_path / "out")
+    check(
+        sweep(tmp_path / "runs", runs=200, seeds=10, images=10_000, classes=100), tmp_path / "out"
+    )
 
 
 @pytest.mark.slow
-def test_fifty_thousand_images_of_a_thousand_classes_make_a_page_in_a_minute(tmp_path: Path) -> None:
-    run_folder(tmp_path / "run", images=50_000, names=tuple(f"class {number}" for number in range(1000)), examples=True)
+def test_fifty_thousand_images_of_a_thousand_classes_make_a_page_in_a_minute(
+    tmp_path: Path,
+) -> None:
+    run_folder(
+        tmp_path / "run",
+        images=50_000,
+        names=tuple(f"class {number}" for number in range(1000)),
+        examples=True,
+    )
     check([tmp_path / "run"], tmp_path / "out")

@@ -1,4 +1,6 @@
-"""A report's figures are those of results.json, in each of its four forms, whatever names its classes and files have."""
+"""A report's figures are those of results.json, in each of its four forms, whatever
+names its classes and files have.
+"""
 
 import csv
 import json
@@ -20,7 +22,9 @@ from tests.reporting.page.folders import CLASSES, FILES, run_folder
 
 
 class Page(HTMLParser):
-    """What a browser would see of a page: its elements, and its text without that of drawings."""
+    """What a browser would see of a page: its elements, and its text without that of
+    drawings.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -53,12 +57,18 @@ def figures(results: Results) -> Iterator[tuple[str, str, float, float, float]]:
             yield role, name, found[name], found[f"{name}_low"], found[f"{name}_high"]
 
 
-def test_every_figure_of_results_json_is_in_the_json_and_in_the_csv(one: tuple[Path, Results]) -> None:
+def test_every_figure_of_results_json_is_in_the_json_and_in_the_csv(
+    one: tuple[Path, Results],
+) -> None:
     folder, results = one
     told = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0]
     models = {model["role"]: model["figures"] for model in told["models"]}
     with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
-        rows = {(row["about"], row["figure"]): row for row in csv.DictReader(file) if row["run"] == "run" and row["split"] == "test"}
+        rows = {
+            (row["about"], row["figure"]): row
+            for row in csv.DictReader(file)
+            if row["run"] == "run" and row["split"] == "test"
+        }
     known = list(figures(results))
     assert len(known) >= 15
     for role, name, value, low, high in known:
@@ -69,13 +79,24 @@ def test_every_figure_of_results_json_is_in_the_json_and_in_the_csv(one: tuple[P
     pair = results.test.pair.model_dump()
     for each in told["pair"]:
         if "." not in each["key"]:
-            assert each["figure"] == {"value": pair[each["key"]], "low": pair[f"{each['key']}_low"], "high": pair[f"{each['key']}_high"]}
-    assert {"retention", "gain", "agreement", "negative_flips"} <= {each["key"] for each in told["pair"]}
+            assert each["figure"] == {
+                "value": pair[each["key"]],
+                "low": pair[f"{each['key']}_low"],
+                "high": pair[f"{each['key']}_high"],
+            }
+    assert {"retention", "gain", "agreement", "negative_flips"} <= {
+        each["key"] for each in told["pair"]
+    }
 
 
-def test_the_page_and_the_text_show_the_figures_of_results_json_with_their_intervals(one: tuple[Path, Results]) -> None:
+def test_the_page_and_the_text_show_the_figures_of_results_json_with_their_intervals(
+    one: tuple[Path, Results],
+) -> None:
     folder, results = one
-    page, text = Page(folder / "report.html").text, (folder / "report.md").read_text(encoding="utf-8")
+    page, text = (
+        Page(folder / "report.html").text,
+        (folder / "report.md").read_text(encoding="utf-8"),
+    )
     for _, name, value, low, high in figures(results):
         if name not in ("nll", "brier"):
             assert percent(value) in page
@@ -86,51 +107,91 @@ def test_the_page_and_the_text_show_the_figures_of_results_json_with_their_inter
 
 def test_question_answer_and_what_it_rests_on_come_first(one: tuple[Path, Results]) -> None:
     page = Page(one[0] / "report.html").text
-    order = ["Can the student replace the teacher?", "No. Verdict: lost.", "300 test images", "one seed (3)", "The evidence", "How it was made"]
+    order = [
+        "Can the student replace the teacher?",
+        "No. Verdict: lost.",
+        "300 test images",
+        "one seed (3)",
+        "The evidence",
+        "How it was made",
+    ]
     places = [page.index(words) for words in order]
     assert places == sorted(places)
 
 
 def test_names_of_classes_and_files_are_text_and_nothing_else(one: tuple[Path, Results]) -> None:
     page = Page(one[0] / "report.html")
-    assert {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "form", "base"} == set()
+    assert {tag for tag, _ in page.tags} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+    } == set()
     assert [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)] == []
-    addresses = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "data", "action", "srcset")]
+    addresses = [
+        value
+        for _, attrs in page.tags
+        for name, value in attrs.items()
+        if name in ("src", "href", "data", "action", "srcset")
+    ]
     assert all(address is not None and address.startswith(("#", "data:")) for address in addresses)
     for name in (*CLASSES, *FILES):
         assert " ".join(name.split()) in page.text
     text = (one[0] / "report.md").read_text(encoding="utf-8")
     assert "<script" not in re.sub(r"\\<", "", text)
-    assert all(len(re.findall(r"(?<!\\)\|", line)) >= 3 for line in text.splitlines() if line.startswith("| "))
+    assert all(
+        len(re.findall(r"(?<!\\)\|", line)) >= 3
+        for line in text.splitlines()
+        if line.startswith("| ")
+    )
 
 
-def test_accuracy_by_class_is_sorted_by_loss_and_adds_up_to_the_accuracy(one: tuple[Path, Results]) -> None:
+def test_accuracy_by_class_is_sorted_by_loss_and_adds_up_to_the_accuracy(
+    one: tuple[Path, Results],
+) -> None:
     folder, results = one
     rows = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0]["classes"]
     changes = [row["change"] for row in rows]
     assert changes == sorted(changes)
     assert results.test is not None
     for role in ("teacher", "student"):
-        assert sum(row["support"] * row["accuracy"][role] for row in rows) / 300 == pytest.approx(getattr(results.test, role).top1)
+        assert sum(row["support"] * row["accuracy"][role] for row in rows) / 300 == pytest.approx(
+            getattr(results.test, role).top1
+        )
     flips = sum(row["support"] * row["negative_flips"] for row in rows) / 300
     assert results.test.pair is not None
     assert flips == pytest.approx(results.test.pair.negative_flips)
 
 
-def test_the_reliability_diagram_adds_up_to_the_calibration_error_of_results_json(one: tuple[Path, Results]) -> None:
+def test_the_reliability_diagram_adds_up_to_the_calibration_error_of_results_json(
+    one: tuple[Path, Results],
+) -> None:
     folder, results = one
     assert DRAWN_BINS == BINS
-    for each in json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0]["reliability"]:
-        ece = sum(part["count"] / 300 * abs(part["confidence"] - part["accuracy"]) for part in each["bins"])
+    for each in json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0][
+        "reliability"
+    ]:
+        ece = sum(
+            part["count"] / 300 * abs(part["confidence"] - part["accuracy"])
+            for part in each["bins"]
+        )
         assert ece == pytest.approx(getattr(results.test, each["role"]).ece, abs=1e-5)
 
 
-def test_the_confusion_counts_every_image_and_its_diagonal_is_the_accuracy(one: tuple[Path, Results]) -> None:
+def test_the_confusion_counts_every_image_and_its_diagonal_is_the_accuracy(
+    one: tuple[Path, Results],
+) -> None:
     folder, results = one
-    counts = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0]["confusion"]["counts"]
+    counts = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0][
+        "confusion"
+    ]["counts"]
     assert sum(map(sum, counts)) == 300
     assert results.test is not None
-    assert sum(row[number] for number, row in enumerate(counts)) / 300 == pytest.approx(results.test.student.top1)
+    assert sum(row[number] for number, row in enumerate(counts)) / 300 == pytest.approx(
+        results.test.student.top1
+    )
 
 
 def test_the_same_runs_give_the_same_report(one: tuple[Path, Results], tmp_path: Path) -> None:
@@ -144,23 +205,43 @@ def told(folder: Path) -> Mapping[str, Any]:
     return found
 
 
-def test_of_several_runs_the_best_on_validation_is_marked_and_what_differs_is_said(tmp_path: Path) -> None:
+def test_of_several_runs_the_best_on_validation_is_marked_and_what_differs_is_said(
+    tmp_path: Path,
+) -> None:
     for number, lift in enumerate((1.0, 2.5, 2.0)):
-        config = {"seed": 0, "loss": {"soft_target": {"temperature": number + 1, "weight": 1.0}}, "teacher": {"name": "a"}}
-        run_folder(tmp_path / str(number), skill={"teacher": 3.0, "labels_only": 1.0, "student": lift}, seed=0, config=config, test=number == 1)
+        config = {
+            "seed": 0,
+            "loss": {"soft_target": {"temperature": number + 1, "weight": 1.0}},
+            "teacher": {"name": "a"},
+        }
+        run_folder(
+            tmp_path / str(number),
+            skill={"teacher": 3.0, "labels_only": 1.0, "student": lift},
+            seed=0,
+            config=config,
+            test=number == 1,
+        )
     write_report([tmp_path / str(number) for number in range(3)], tmp_path / "out")
     found = told(tmp_path / "out")
     assert [row["name"] for row in found["rows"]] == ["1", "2", "0"]
     assert [row["best"] for row in found["rows"]] == [True, False, False]
-    assert [row["differs"] for row in found["rows"]] == [{"loss.soft_target.temperature": str(number)} for number in (2, 3, 1)]
+    assert [row["differs"] for row in found["rows"]] == [
+        {"loss.soft_target.temperature": str(number)} for number in (2, 3, 1)
+    ]
     page = Page(tmp_path / "out" / "report.html").text
     assert "Chosen on validation: loss.soft_target.temperature=2. No. Verdict: lost." in page
     assert "temperature=2" in page
 
 
-def test_seeds_of_a_method_are_told_by_their_mean_and_none_is_called_the_best(tmp_path: Path) -> None:
+def test_seeds_of_a_method_are_told_by_their_mean_and_none_is_called_the_best(
+    tmp_path: Path,
+) -> None:
     for number in range(4):
-        config = {"seed": number % 2, "loss": {"soft_target": {"temperature": 1 + number // 2, "weight": 1.0}}, "teacher": {"name": "a"}}
+        config = {
+            "seed": number % 2,
+            "loss": {"soft_target": {"temperature": 1 + number // 2, "weight": 1.0}},
+            "teacher": {"name": "a"},
+        }
         skill = {"teacher": 3.0, "labels_only": 1.0, "student": 1.0 + number // 2}
         run_folder(tmp_path / str(number), skill=skill, seed=number % 2, config=config)
     write_report([tmp_path / str(number) for number in range(4)], tmp_path / "out")
@@ -168,9 +249,14 @@ def test_seeds_of_a_method_are_told_by_their_mean_and_none_is_called_the_best(tm
     methods = found["comparisons"][0]["methods"]
     assert [method["runs"] for method in methods] == [{"0": "0", "1": "1"}, {"0": "2", "1": "3"}]
     tops = [run["models"][-1]["figures"]["top1"]["value"] for run in found["runs"]]
-    assert [method["test"]["figure"]["value"] for method in methods] == [pytest.approx(sum(pair) / 2) for pair in (tops[:2], tops[2:])]
+    assert [method["test"]["figure"]["value"] for method in methods] == [
+        pytest.approx(sum(pair) / 2) for pair in (tops[:2], tops[2:])
+    ]
     assert not any(row["best"] for row in found["rows"])
-    assert "Chosen on validation: loss.soft_target.temperature=2. Its 2 seeds: 2 lost; over them, student minus teacher:" in found["answer"]
+    assert (
+        "Chosen on validation: loss.soft_target.temperature=2. Its 2 seeds: 2 lost; over them,"
+        " student minus teacher:" in found["answer"]
+    )
     assert str(tmp_path) not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -180,7 +266,10 @@ def test_runs_on_different_data_are_not_ranked_against_each_other(tmp_path: Path
     write_report([tmp_path / "five", tmp_path / "three"], tmp_path / "out")
     assert [row["best"] for row in told(tmp_path / "out")["rows"]] == [False, False]
     assert [len(part["methods"]) for part in told(tmp_path / "out")["comparisons"]] == [1, 1]
-    assert "figures of different data sets are not comparable, and nothing is chosen across them" in Page(tmp_path / "out" / "report.html").text
+    assert (
+        "figures of different data sets are not comparable, and nothing is chosen across them"
+        in Page(tmp_path / "out" / "report.html").text
+    )
 
 
 def test_what_a_run_has_not_is_left_out_and_said(tmp_path: Path) -> None:
@@ -189,8 +278,14 @@ def test_what_a_run_has_not_is_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "run" / "predictions.parquet").write_bytes(b"cut off")
     write_report([tmp_path / "run"], tmp_path / "out")
     missing = told(tmp_path / "out")["runs"][0]["missing"]
-    assert ["Curves are left out." in missing[0], "calibration are left out" in missing[1]] == [True, True]
-    assert all(words in Page(tmp_path / "out" / "report.html").text for words in ("What this page leaves out", "has no metrics.csv", "retention"))
+    assert ["Curves are left out." in missing[0], "calibration are left out" in missing[1]] == [
+        True,
+        True,
+    ]
+    assert all(
+        words in Page(tmp_path / "out" / "report.html").text
+        for words in ("What this page leaves out", "has no metrics.csv", "retention")
+    )
 
 
 def test_a_student_without_teacher_and_a_run_that_failed_have_a_page(tmp_path: Path) -> None:
@@ -198,12 +293,24 @@ def test_a_student_without_teacher_and_a_run_that_failed_have_a_page(tmp_path: P
     write_report([tmp_path / "plain"], tmp_path / "plain")
     assert "How good is the student?" in (page := Page(tmp_path / "plain" / "report.html").text)
     assert "it was compared with no teacher" in page
-    run_folder(tmp_path / "failed", status="failed", reason="The disk is full.", test=False, validation=None, verdict=None)
+    run_folder(
+        tmp_path / "failed",
+        status="failed",
+        reason="The disk is full.",
+        test=False,
+        validation=None,
+        verdict=None,
+    )
     write_report([tmp_path / "failed"], tmp_path / "failed")
-    assert "Nothing is measured yet: the run's status is 'failed'. The disk is full." in Page(tmp_path / "failed" / "report.html").text
+    assert (
+        "Nothing is measured yet: the run's status is 'failed'. The disk is full."
+        in Page(tmp_path / "failed" / "report.html").text
+    )
 
 
-def test_an_unreadable_run_among_others_is_a_row_with_its_reason_and_alone_is_refused(tmp_path: Path) -> None:
+def test_an_unreadable_run_among_others_is_a_row_with_its_reason_and_alone_is_refused(
+    tmp_path: Path,
+) -> None:
     run_folder(tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "results.json").write_text("{", encoding="utf-8")
@@ -214,7 +321,11 @@ def test_an_unreadable_run_among_others_is_a_row_with_its_reason_and_alone_is_re
 
 
 def test_paths_of_the_machine_and_secrets_are_not_in_a_report(tmp_path: Path) -> None:
-    config = {"seed": 0, "data": {"name": "folder", "root": f"{tmp_path}/photos"}, "logger": {"wandb": {"api_key": "s3cr3t-s3cr3t"}}}
+    config = {
+        "seed": 0,
+        "data": {"name": "folder", "root": f"{tmp_path}/photos"},
+        "logger": {"wandb": {"api_key": "s3cr3t-s3cr3t"}},
+    }
     run_folder(tmp_path / "run", config=config)
     (tmp_path / "run" / "metrics.csv").unlink()
     run_folder(tmp_path / "cut")

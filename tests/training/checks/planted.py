@@ -1,4 +1,6 @@
-"""Runs that have not begun, sound ones and such with a fault that somebody planted; and teachers that take no training."""
+"""Runs that have not begun, sound ones and such with a fault that somebody planted; and
+teachers that take no training.
+"""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +27,13 @@ from kd_app.training.workshop import Workshop
 
 HERE = "tests.training.checks.planted"
 QUIET = Console(silent=True)
-SMALL = ("trainer=cpu", "trainer.precision=32-true", "logger=[]", "controls=[]", "student.name=resnet8")
+SMALL = (
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "logger=[]",
+    "controls=[]",
+    "student.name=resnet8",
+)
 
 
 def config(folder: Path, *words: str, teacher: nn.Module | None = None) -> dict[str, Any]:
@@ -34,7 +42,9 @@ def config(folder: Path, *words: str, teacher: nn.Module | None = None) -> dict[
 
 
 def subject(folder: Path, *words: str, teacher: nn.Module | None = None) -> Subject:
-    """A run of these words, its data there; the teacher is handed over, or named by the words."""
+    """A run of these words, its data there; the teacher is handed over, or named by the
+    words.
+    """
     asked = config(folder, "check.seconds=10", *words, teacher=teacher)
     limits, judge = Limits(**asked.pop("check")), Verdict(**asked["verdict"])
     made = parts(asked, OwnParts(teacher=teacher))
@@ -45,7 +55,11 @@ def subject(folder: Path, *words: str, teacher: nn.Module | None = None) -> Subj
 
 def report(folder: Path, *words: str, teacher: nn.Module | None = None) -> Report:
     """All that the command finds."""
-    return inspected(config(folder, "check.seconds=0.1", *words, teacher=teacher), own=OwnParts(teacher=teacher), console=QUIET)
+    return inspected(
+        config(folder, "check.seconds=0.1", *words, teacher=teacher),
+        own=OwnParts(teacher=teacher),
+        console=QUIET,
+    )
 
 
 def names(findings: Any) -> list[str]:
@@ -54,7 +68,9 @@ def names(findings: Any) -> list[str]:
 
 
 class Fitted(nn.Module):
-    """Least squares from pixels to classes: a teacher that is sound after a moment. `means[k]` is what its answer k stands for."""
+    """Least squares from pixels to classes: a teacher that is sound after a moment.
+    `means[k]` is what its answer k stands for.
+    """
 
     def __init__(self, image: Tensor, target: Tensor, classes: int) -> None:
         super().__init__()
@@ -64,20 +80,28 @@ class Fitted(nn.Module):
         ridge = 0.001 * rows.square().sum() / rows.shape[1] * torch.eye(rows.shape[1])
         weight = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted)
         self.linear = nn.Linear(rows.shape[1], classes)
-        self.linear.weight.data, self.linear.bias.data = weight.T.float().contiguous(), (wanted.mean(dim=0) - center @ weight).float()
+        self.linear.weight.data, self.linear.bias.data = (
+            weight.T.float().contiguous(),
+            (wanted.mean(dim=0) - center @ weight).float(),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         return 10 * self.linear(image.flatten(1))  # type: ignore[no-any-return]
 
 
 def fitted(sound: Subject, pixels: Pixels | None = None) -> Fitted:
-    """A teacher of this run's images as `pixels` has them; by default as a teacher of one's own is fed."""
+    """A teacher of this run's images as `pixels` has them; by default as a teacher of
+    one's own is fed.
+    """
     mean, std = sound.shop.data.pixel_statistics()
     data, size = sound.shop.data, sound.shop.data.size
     asked = pixels or Pixels(data.channels, size, size, mean, std)
     batches = list(data.sample("train", asked, 2000))
     scale = torch.tensor(asked.std).view(1, -1, 1, 1)
-    image = (torch.cat([batch.image for batch in batches]) / 255 - torch.tensor(asked.mean).view(1, -1, 1, 1)) / scale
+    image = (
+        torch.cat([batch.image for batch in batches]) / 255
+        - torch.tensor(asked.mean).view(1, -1, 1, 1)
+    ) / scale
     return Fitted(image, torch.cat([batch.target for batch in batches]), len(data.classes))
 
 
@@ -105,12 +129,16 @@ COLORS = ((90, 60, 50), (50, 60, 90), (190, 150, 140), (120, 170, 160))
 
 
 def colored(folder: Path, *, images: int = 60, side: int = 16, ready: bool = False) -> Path:
-    """Photos of four classes, told apart by color and brightness alone; with ready splits, if asked."""
+    """Photos of four classes, told apart by color and brightness alone; with ready
+    splits, if asked.
+    """
     random = np.random.default_rng(0)
     for label, color in enumerate(COLORS):
         for number in range(images):
             split = ("test", "val", "train", "train")[number % 4] if ready else ""
-            pixels = np.array(color) + random.normal(0, 30, (side, side, 3)) + random.normal(0, 8, 3)
+            pixels = (
+                np.array(color) + random.normal(0, 30, (side, side, 3)) + random.normal(0, 8, 3)
+            )
             save(pixels, folder / split / f"class{label}" / f"{number:03d}.png")
     return folder
 
@@ -123,7 +151,10 @@ def centered(folder: Path, *, images: int = 60) -> Path:
         for number in range(images):
             pixels = random.integers(0, 2, (16, 16, 1)).repeat(2, axis=0).repeat(2, axis=1) * 120.0
             pixels[8:24, 8:24] = pattern
-            save(60 + pixels + random.normal(0, 20, (32, 32, 3)), folder / f"class{label}" / f"{number:03d}.png")
+            save(
+                60 + pixels + random.normal(0, 20, (32, 32, 3)),
+                folder / f"class{label}" / f"{number:03d}.png",
+            )
     return folder
 
 
@@ -133,7 +164,9 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 
 class Planted(LossTerm):
-    """A term with a fault: zero, without gradient, infinite, or infinite where the student computes in bfloat16."""
+    """A term with a fault: zero, without gradient, infinite, or infinite where the
+    student computes in bfloat16.
+    """
 
     level: ClassVar[Level] = "output"
 

@@ -1,4 +1,6 @@
-"""Sets that touch each other, lack a class or are too small are found; the digits are sound."""
+"""Sets that touch each other, lack a class or are too small are found; the digits are
+sound.
+"""
 
 import shutil
 from pathlib import Path
@@ -40,10 +42,14 @@ def test_the_same_image_under_two_labels_is_the_same_image(photos: Path, tmp_pat
     assert names(same_image(subject(tmp_path, *words(photos)))) == ["same-image"]
 
 
-def test_an_image_that_was_resized_made_paler_and_saved_as_a_jpeg_is_a_near_duplicate(photos: Path, tmp_path: Path) -> None:
+def test_an_image_that_was_resized_made_paler_and_saved_as_a_jpeg_is_a_near_duplicate(
+    photos: Path, tmp_path: Path
+) -> None:
     random = np.random.default_rng(0)
     for path in photos.rglob("*.png"):
-        Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((64, 64), Image.Resampling.BICUBIC).save(path)
+        Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+            (64, 64), Image.Resampling.BICUBIC
+        ).save(path)
     with Image.open(photos / "test" / "class1" / "000.png") as image:
         paler = image.resize((56, 56)).point(lambda level: int(0.9 * level + 12))
         paler.save(photos / "train" / "class1" / "again.jpg", quality=90)
@@ -55,7 +61,9 @@ def test_an_image_that_was_resized_made_paler_and_saved_as_a_jpeg_is_a_near_dupl
 
 def test_images_of_one_color_are_like_nothing(photos: Path, tmp_path: Path) -> None:
     for split, level in (("train", 10), ("test", 20)):
-        Image.fromarray(np.full((16, 16, 3), level, dtype=np.uint8)).save(photos / split / "class0" / "flat.png")
+        Image.fromarray(np.full((16, 16, 3), level, dtype=np.uint8)).save(
+            photos / split / "class0" / "flat.png"
+        )
     assert not names(same_image(subject(tmp_path, *words(photos))))
 
 
@@ -68,12 +76,16 @@ def test_a_class_missing_from_a_split_is_refused(photos: Path, tmp_path: Path) -
     assert "no image of 'class2' in validation" in findings[0].text
 
 
-def test_a_test_set_too_small_for_the_margin_is_warned_of_with_what_was_assumed(tmp_path: Path) -> None:
+def test_a_test_set_too_small_for_the_margin_is_warned_of_with_what_was_assumed(
+    tmp_path: Path,
+) -> None:
     (found,) = test_too_small(subject(tmp_path, "teacher.name=resnet8"))
     assert (found.name, found.weight) == ("test-too-small", "warning")
     assert "359 images" in found.text
     assert "5% of the images (assumed: check.discordance)" in found.text
-    assert not names(test_too_small(subject(tmp_path, "teacher.name=resnet8", "verdict.margin=0.05")))
+    assert not names(
+        test_too_small(subject(tmp_path, "teacher.name=resnet8", "verdict.margin=0.05"))
+    )
 
 
 def test_no_more_images_are_compared_than_is_said(photos: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A teacher that is fed otherwise than it was trained is refused, and told how it was; one that is not is left in peace."""
+"""A teacher that is fed otherwise than it was trained is refused, and told how it was;
+one that is not is left in peace.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,32 +28,49 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def looked_at(place: Path) -> Callable[[nn.Module | None], Subject]:
     """A run on the photos with this teacher."""
-    return lambda teacher: subject(place, "data=folder", f"data.root={place / 'photos'}", "data.image_size=16", teacher=teacher)
+    return lambda teacher: subject(
+        place, "data=folder", f"data.root={place / 'photos'}", "data.image_size=16", teacher=teacher
+    )
 
 
-def test_a_teacher_that_is_fed_as_it_was_trained_is_left_in_peace(looked_at: Callable[[nn.Module | None], Subject]) -> None:
+def test_a_teacher_that_is_fed_as_it_was_trained_is_left_in_peace(
+    looked_at: Callable[[nn.Module | None], Subject],
+) -> None:
     sound = looked_at(fitted(looked_at(None)))
     assert sound.hits.mean() > 0.9
     assert not names(fed_otherwise(sound))
 
 
-def test_classes_in_another_order_are_seen(looked_at: Callable[[nn.Module | None], Subject]) -> None:
+def test_classes_in_another_order_are_seen(
+    looked_at: Callable[[nn.Module | None], Subject],
+) -> None:
     rolled = Changed(fitted(looked_at(None)), after=lambda logits: logits.roll(1, dims=1))
     (found,) = fed_otherwise(looked_at(rolled))
     assert (found.name, found.weight) == ("teacher-class-order", "refusal")
     assert "by 'class0' it means 'class3'" in found.text
 
 
-def test_channels_the_other_way_round_are_seen(looked_at: Callable[[nn.Module | None], Subject]) -> None:
-    findings = {found.name: found for found in fed_otherwise(looked_at(Changed(fitted(looked_at(None)), before=lambda image: image.flip(1))))}
+def test_channels_the_other_way_round_are_seen(
+    looked_at: Callable[[nn.Module | None], Subject],
+) -> None:
+    findings = {
+        found.name: found
+        for found in fed_otherwise(
+            looked_at(Changed(fitted(looked_at(None)), before=lambda image: image.flip(1)))
+        )
+    }
     assert findings["teacher-channel-order"].weight == "refusal"
     assert "BGR" in findings["teacher-channel-order"].text
 
 
-def test_another_normalization_is_seen_and_named(looked_at: Callable[[nn.Module | None], Subject]) -> None:
+def test_another_normalization_is_seen_and_named(
+    looked_at: Callable[[nn.Module | None], Subject],
+) -> None:
     whole = replace(IMAGENET, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     findings = list(fed_otherwise(looked_at(fitted(looked_at(None), whole))))
-    assert [(found.name, found.weight) for found in findings] == [("teacher-normalization", "refusal")]
+    assert [(found.name, found.weight) for found in findings] == [
+        ("teacher-normalization", "refusal")
+    ]
     assert "none, 0..255" in findings[0].text
 
 
@@ -66,7 +85,9 @@ def test_another_crop_is_seen_and_named(tmp_path: Path) -> None:
     assert "a crop of 0.5 in place of 1" in findings[0].text
 
 
-def test_on_gray_images_and_those_of_ones_own_module_what_does_not_apply_is_left_out(tmp_path: Path) -> None:
+def test_on_gray_images_and_those_of_ones_own_module_what_does_not_apply_is_left_out(
+    tmp_path: Path,
+) -> None:
     gray = subject(tmp_path, teacher=fitted(subject(tmp_path)))
     assert not names(fed_otherwise(gray))
     assert torch.is_tensor(gray.sample[0].image)

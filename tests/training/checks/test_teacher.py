@@ -10,7 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from kd_app.training.checks.subject import Subject
-from kd_app.training.checks.teacher import at_chance, below_published, not_deterministic, random_head
+from kd_app.training.checks.teacher import (
+    at_chance,
+    below_published,
+    not_deterministic,
+    random_head,
+)
 from tests.training.checks.planted import Changed, Stubborn, fitted, names, subject
 from tests.training.made import teacher_folder
 from tests.training.small_parts import Net, seeded
@@ -42,16 +47,27 @@ def test_a_teacher_at_chance_is_refused(tmp_path: Path) -> None:
     assert "and chance has" in found.text
 
 
-def test_always_the_same_answer_is_chance_however_frequent_that_class_is(digits: Subject, tmp_path: Path) -> None:
+def test_always_the_same_answer_is_chance_however_frequent_that_class_is(
+    digits: Subject, tmp_path: Path
+) -> None:
     assert digits.teacher is not None
-    same = Changed(digits.teacher.created.model, after=lambda logits: F.one_hot(torch.full((len(logits),), 3), 10).float())
+    same = Changed(
+        digits.teacher.created.model,
+        after=lambda logits: F.one_hot(torch.full((len(logits),), 3), 10).float(),
+    )
     assert names(at_chance(subject(tmp_path, teacher=same))) == ["teacher-at-chance"]
 
 
 def test_a_head_of_other_classes_that_nothing_would_train_is_refused(tmp_path: Path) -> None:
-    save_file(timm.create_model("resnet8", num_classes=7, in_chans=1).state_dict(), tmp_path / "seven.safetensors")
+    save_file(
+        timm.create_model("resnet8", num_classes=7, in_chans=1).state_dict(),
+        tmp_path / "seven.safetensors",
+    )
     seven = (f"teacher.checkpoint={tmp_path / 'seven.safetensors'}", "teacher.name=resnet8")
-    for words in ((*seven, "teacher.max_epochs=0"), ("teacher.name=resnet8", "teacher.max_epochs=0")):
+    for words in (
+        (*seven, "teacher.max_epochs=0"),
+        ("teacher.name=resnet8", "teacher.max_epochs=0"),
+    ):
         looked_at = subject(tmp_path, *words)
         (found,) = random_head(looked_at)
         assert (found.name, found.weight) == ("random-head", "refusal")
@@ -67,19 +83,29 @@ def test_a_head_of_other_classes_that_nothing_would_train_is_refused(tmp_path: P
 @pytest.mark.parametrize(
     ("planted", "said"),
     [
-        ({"drop": Changed(nn.Identity(), after=lambda x: F.dropout(x, 0.2, training=True))}, "differently the second time"),
+        (
+            {"drop": Changed(nn.Identity(), after=lambda x: F.dropout(x, 0.2, training=True))},
+            "differently the second time",
+        ),
         ({"norm": Stubborn(8)}, "its state changes"),
-        ({"norm": nn.BatchNorm2d(8, track_running_stats=False)}, "depends on the others of the batch"),
+        (
+            {"norm": nn.BatchNorm2d(8, track_running_stats=False)},
+            "depends on the others of the batch",
+        ),
     ],
     ids=["dropout", "moving BatchNorm", "BatchNorm of the batch"],
 )
-def test_a_teacher_that_is_not_deterministic_is_refused(planted: dict[str, nn.Module], said: str, tmp_path: Path) -> None:
+def test_a_teacher_that_is_not_deterministic_is_refused(
+    planted: dict[str, nn.Module], said: str, tmp_path: Path
+) -> None:
     (found,) = not_deterministic(subject(tmp_path, teacher=net(**planted)))
     assert (found.name, found.weight) == ("teacher-not-deterministic", "refusal")
     assert said in found.text
 
 
-def test_dropout_that_hears_of_eval_mode_is_no_fault_and_one_to_be_trained_is_looked_at_too(tmp_path: Path) -> None:
+def test_dropout_that_hears_of_eval_mode_is_no_fault_and_one_to_be_trained_is_looked_at_too(
+    tmp_path: Path,
+) -> None:
     assert not names(not_deterministic(subject(tmp_path, teacher=net(drop=nn.Dropout(0.5)))))
     assert not names(not_deterministic(subject(tmp_path, "teacher.name=resnet8")))
 
@@ -87,7 +113,8 @@ def test_dropout_that_hears_of_eval_mode_is_no_fault_and_one_to_be_trained_is_lo
 def test_a_teacher_worse_than_its_card_says_is_warned_of(tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "told")
     (folder / "README.md").write_text(
-        "---\nlicense: mit\nmodel-index:\n- name: x\n  results:\n  - metrics:\n    - type: accuracy\n      value: 97.5\n---\n# x\n"
+        "---\nlicense: mit\nmodel-index:\n- name: x\n  results:\n  - metrics:\n    - type:"
+        " accuracy\n      value: 97.5\n---\n# x\n"
     )
     (found,) = below_published(subject(tmp_path, f"teacher.checkpoint={folder}"))
     assert (found.name, found.weight) == ("teacher-below-published", "warning")

@@ -16,7 +16,9 @@ from kd_app.training.ranks.agreement import Agreement
 
 
 class Likeness(LossTerm):
-    """Which images of the batch answer alike, for the student through a trained map: it compares images with each other."""
+    """Which images of the batch answer alike, for the student through a trained map: it
+    compares images with each other.
+    """
 
     level = "output"
     whole_batch = True
@@ -35,7 +37,15 @@ class Likeness(LossTerm):
         assert len(batch.target) == len(student.logits)
         ours, theirs = self.adapter(student.logits), teacher.logits
         same = (batch.target[:, None] == batch.target).float()
-        distance: Tensor = ((ours @ ours.T).softmax(dim=1) - (theirs @ theirs.T).softmax(dim=1) - same / same.sum(dim=1)).square().sum()
+        distance: Tensor = (
+            (
+                (ours @ ours.T).softmax(dim=1)
+                - (theirs @ theirs.T).softmax(dim=1)
+                - same / same.sum(dim=1)
+            )
+            .square()
+            .sum()
+        )
         return distance
 
 
@@ -45,7 +55,9 @@ class Breaker(Typed, Callback):
     def __init__(self, *, flag: Path) -> None:
         self.flag = flag
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_rank == 1 and trainer.current_epoch == 1 and self.flag.exists():
             raise ValueError("rank 1 has a fault of its own")
 
@@ -55,7 +67,9 @@ class ToldOtherwise(Typed, Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.global_rank == 1:
-            agreement = next(callback for callback in trainer.callbacks if isinstance(callback, Agreement))  # type: ignore[attr-defined]
+            agreement = next(
+                callback for callback in trainer.callbacks if isinstance(callback, Agreement)
+            )  # type: ignore[attr-defined]
             agreement._told = "something else"
 
 
@@ -65,6 +79,8 @@ class Sleeper(Typed, Callback):
     def __init__(self) -> None:
         pass
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_rank == 1 and batch_idx == 2:
             time.sleep(600)

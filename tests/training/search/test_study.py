@@ -7,21 +7,43 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from kd_app.config import RequestError
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import write_curves
 from kd_app.training.search.space import searched
-from kd_app.training.search.study import FILE, Params, PrunedError, Search, SearchSettings, Watch, advice
+from kd_app.training.search.study import (
+    FILE,
+    Params,
+    PrunedError,
+    Search,
+    SearchSettings,
+    Watch,
+    advice,
+)
 from tests.reporting.runs_made import made
 
 PLAIN = made()
-SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 10.0), "method": CategoricalDistribution(["a", "b"])}
+SPACE: dict[str, BaseDistribution] = {
+    "x": FloatDistribution(0.0, 10.0),
+    "method": CategoricalDistribution(["a", "b"]),
+}
 
 
 def settings(**changed: Any) -> SearchSettings:
-    plain = {"trials": 12, "sampler": "tpe", "seed": 0, "batch": 1, "objectives": {"validation.student.top1": "maximize"}}
+    plain = {
+        "trials": 12,
+        "sampler": "tpe",
+        "seed": 0,
+        "batch": 1,
+        "objectives": {"validation.student.top1": "maximize"},
+    }
     return SearchSettings(**{**plain, **changed})
 
 
@@ -29,7 +51,9 @@ def score(params: Params) -> float:
     return 1 - abs(float(params["x"]) - 3) / 10 - (0.2 if params["method"] == "b" else 0)
 
 
-def finish(out: Path, number: int, top1: float, *, status: str = "finished", macs: int = 1000) -> None:
+def finish(
+    out: Path, number: int, top1: float, *, status: str = "finished", macs: int = 1000
+) -> None:
     found = PLAIN.model_copy(deep=True)
     found.status = status  # type: ignore[assignment]
     assert found.validation is not None
@@ -39,8 +63,12 @@ def finish(out: Path, number: int, top1: float, *, status: str = "finished", mac
     write(out / str(number) / "results.json", found)
 
 
-def run(out: Path, space: dict[str, BaseDistribution] = SPACE, *, until: int = 1000, **changed: Any) -> list[Params]:
-    """Do what the search proposes; it is killed when trial `until` is to begin. What it had proposed so far."""
+def run(
+    out: Path, space: dict[str, BaseDistribution] = SPACE, *, until: int = 1000, **changed: Any
+) -> list[Params]:
+    """Do what the search proposes; it is killed when trial `until` is to begin. What it
+    had proposed so far.
+    """
     search = Search(out, settings(**changed), space)
     for batch in search.batches():
         for number, params in batch:
@@ -63,7 +91,9 @@ def test_a_search_finds_what_is_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
-def test_a_search_that_was_killed_ends_with_the_trials_of_one_that_was_not(sampler: str, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_ends_with_the_trials_of_one_that_was_not(
+    sampler: str, tmp_path: Path
+) -> None:
     space: dict[str, BaseDistribution] = {**SPACE, "x": IntDistribution(0, 5)}
     whole = run(tmp_path / "whole", space, sampler=sampler)
     for until in (0, 3, 4, 11):
@@ -72,24 +102,45 @@ def test_a_search_that_was_killed_ends_with_the_trials_of_one_that_was_not(sampl
     assert len(whole) == 12
 
 
-def test_what_is_done_is_not_proposed_again_and_more_trials_may_be_asked_for(tmp_path: Path) -> None:
+def test_what_is_done_is_not_proposed_again_and_more_trials_may_be_asked_for(
+    tmp_path: Path,
+) -> None:
     run(tmp_path, trials=3)
     finish(tmp_path, 1, 0.1, status="failed")
     finish(tmp_path, 2, 0.1, status="pruned")
-    assert [[number for number, _ in batch] for batch in Search(tmp_path, settings(trials=5, batch=4), SPACE).batches()] == [[1], [3, 4]]
+    assert [
+        [number for number, _ in batch]
+        for batch in Search(tmp_path, settings(trials=5, batch=4), SPACE).batches()
+    ] == [[1], [3, 4]]
 
 
 def test_a_grid_has_every_cell_once(tmp_path: Path) -> None:
-    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 0.5, step=0.25), "method": CategoricalDistribution(["a", "b"])}
+    space: dict[str, BaseDistribution] = {
+        "x": FloatDistribution(0.0, 0.5, step=0.25),
+        "method": CategoricalDistribution(["a", "b"]),
+    }
     cells = run(tmp_path, space, sampler="grid", trials=100)
-    assert [(cell["x"], cell["method"]) for cell in cells] == [(0.0, "a"), (0.0, "b"), (0.25, "a"), (0.25, "b"), (0.5, "a"), (0.5, "b")]
-    with pytest.raises(RequestError, match=r"x has no steps, and hydra\.sweeper\.sampler=grid needs them"):
+    assert [(cell["x"], cell["method"]) for cell in cells] == [
+        (0.0, "a"),
+        (0.0, "b"),
+        (0.25, "a"),
+        (0.25, "b"),
+        (0.5, "a"),
+        (0.5, "b"),
+    ]
+    with pytest.raises(
+        RequestError, match=r"x has no steps, and hydra\.sweeper\.sampler=grid needs them"
+    ):
         run(tmp_path / "none", SPACE, sampler="grid")
 
 
 def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     run(tmp_path, trials=2)
-    for changed in ({"seed": 1}, {"sampler": "random"}, {"objectives": {"models.student.macs": "minimize"}}):
+    for changed in (
+        {"seed": 1},
+        {"sampler": "random"},
+        {"objectives": {"models.student.macs": "minimize"}},
+    ):
         with pytest.raises(RequestError, match="holds another search"):
             Search(tmp_path, settings(**changed), SPACE)
     with pytest.raises(RequestError, match="holds another search"):
@@ -107,9 +158,14 @@ def test_a_spoiled_record_is_refused_and_left_alone(text: str, tmp_path: Path) -
 def test_two_objectives_are_searched_together_and_the_front_is_named(tmp_path: Path) -> None:
     objectives = {"validation.student.top1": "maximize", "models.student.macs": "minimize"}
     search = Search(tmp_path, settings(objectives=objectives, trials=4), SPACE)
-    for batch, (top1, macs) in zip(search.batches(), [(0.9, 100), (0.8, 200), (0.95, 300), (0.7, 50)], strict=True):
+    for batch, (top1, macs) in zip(
+        search.batches(), [(0.9, 100), (0.8, 200), (0.95, 300), (0.7, 50)], strict=True
+    ):
         finish(tmp_path, batch[0][0], top1, macs=macs)
-    assert advice(tmp_path) == ["No other trial beats these in all of validation.student.top1, models.student.macs: 0, 2, 3."]
+    assert advice(tmp_path) == [
+        "No other trial beats these in all of validation.student.top1, models.student.macs: 0,"
+        " 2, 3."
+    ]
 
 
 def test_the_end_says_what_mattered_and_where_to_look_next(tmp_path: Path) -> None:
@@ -142,7 +198,12 @@ def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [("x=3", "no range to search"), ("x=range(4,4)", "is empty"), ("x=interval(8,1)", "no range to search")]
+    ("word", "message"),
+    [
+        ("x=3", "no range to search"),
+        ("x=range(4,4)", "is empty"),
+        ("x=interval(8,1)", "no range to search"),
+    ],
 )
 def test_what_is_no_range_is_refused(word: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
@@ -152,7 +213,10 @@ def test_what_is_no_range_is_refused(word: str, message: str) -> None:
 
 
 def points(values: list[float]) -> list[dict[str, float]]:
-    return [{"epoch": float(epoch), "step": float(epoch), "validation/top1": value} for epoch, value in enumerate(values)]
+    return [
+        {"epoch": float(epoch), "step": float(epoch), "validation/top1": value}
+        for epoch, value in enumerate(values)
+    ]
 
 
 @pytest.fixture
@@ -160,7 +224,10 @@ def others(tmp_path: Path) -> Callable[[int], Path]:
     def write_others(number: int) -> Path:
         for other in range(number):
             (tmp_path / str(other)).mkdir()
-            write_curves(tmp_path / str(other) / "metrics.csv", {"teacher": points([0.1] * 4), "student": points([0.5, 0.6, 0.7, 0.8])})
+            write_curves(
+                tmp_path / str(other) / "metrics.csv",
+                {"teacher": points([0.1] * 4), "student": points([0.5, 0.6, 0.7, 0.8])},
+            )
         return tmp_path
 
     return write_others
