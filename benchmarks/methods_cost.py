@@ -26,7 +26,7 @@ import timm
 import torch
 from torch import nn
 
-import kd_app.models.small
+import kd_app.models.small  # noqa: F401
 from kd_app.config import Pixels, RequestError
 from kd_app.config.compose import choices, composed
 from kd_app.data.batch import Batch

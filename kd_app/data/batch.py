@@ -42,8 +42,9 @@ class Batch:
             return self
         parts = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
         return replace(
-            self, **{name: part.to(device, non_blocking=True) for name, part in parts.items()}
-        )  # type: ignore[arg-type]
+            self,
+            **{name: part.to(device, non_blocking=True) for name, part in parts.items()},  # type: ignore[arg-type]
+        )
 
     def hard_target(self) -> Tensor:
         """``[B]`` int64: the label, or the class with the largest share where labels

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-import kd_app.models.small
+import kd_app.models.small  # noqa: F401
 from kd_app.config import Pixels, RequestError, Typed, unknown
 from kd_app.models.labels import labels
 from kd_app.models.license import NONE, UNKNOWN

@@ -247,7 +247,7 @@ def _import_nets(name: str) -> str:
     """timm has to be told of the small nets, which are not its own."""
     from timm.models import is_model, model_entrypoint
 
-    import kd_app.models.small
+    import kd_app.models.small  # noqa: F401
 
     architecture = name.split(".", maxsplit=1)[0]
     ours = is_model(architecture) and model_entrypoint(architecture).__module__.startswith(

@@ -176,7 +176,7 @@ def _loaded(folder: Path) -> "nn.Module":
     import timm
     from safetensors import SafetensorError
 
-    import kd_app.models.small
+    import kd_app.models.small  # noqa: F401
 
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

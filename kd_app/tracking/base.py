@@ -84,7 +84,7 @@ class Run(ABC):
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Take one point of the curves."""
 
-    def made(self, artifact: Artifact) -> None:
+    def made(self, artifact: Artifact) -> None:  # noqa: B027
         """Take what the stage made for others to use."""
 
     @abstractmethod

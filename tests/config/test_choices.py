@@ -155,9 +155,9 @@ def test_every_search_proposes_settings_that_compose(name: str) -> None:
         )
     )
     first = {
-        key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low
+        key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low  # type: ignore[attr-defined]
         for key, kind in space.items()
-    }  # type: ignore[attr-defined]
+    }
     parts(
         composed(
             "distill",

@@ -224,10 +224,10 @@ def test_batches_of_another_kind_are_refused(batch: Any, said: str) -> None:
     ("loader", "said"),
     [
         (None, "NoneType"),
-        ([DataLoader([1]), DataLoader([1])], "list"),
-        ({"a": DataLoader([1])}, "dict"),
+        ([DataLoader([1]), DataLoader([1])], "list"),  # type: ignore[arg-type]
+        ({"a": DataLoader([1])}, "dict"),  # type: ignore[arg-type]
     ],
-)  # type: ignore[arg-type]
+)
 def test_none_or_several_loaders_are_refused(split: str, loader: Any, said: str) -> None:
     with pytest.raises(
         RequestError, match=f"gives {said} as its {split} loader. Expected one loader"

@@ -56,8 +56,8 @@ def splitmix(state: int) -> int:
 
 def crop_resize(**changes: object) -> ResizedCrop:
     return ResizedCrop(
-        **{"scale": (0.3, 1.0), "ratio": (0.75, 1.3333), "flip": True, "jitter": 0.3, **changes}
-    )  # type: ignore[arg-type]
+        **{"scale": (0.3, 1.0), "ratio": (0.75, 1.3333), "flip": True, "jitter": 0.3, **changes}  # type: ignore[arg-type]
+    )
 
 
 @given(

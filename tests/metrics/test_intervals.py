@@ -70,8 +70,11 @@ def test_the_percentile_interval_of_a_mean_holds_the_truth_as_often_as_it_says()
     for trial in range(300):
         sample = rng.exponential(size=200)
         resampled = bootstrap(
-            lambda w, x=sample: {"mean": w @ x / 200}, 200, seed=trial, resamples=300
-        )["mean"]  # type: ignore[misc]
+            lambda w, x=sample: {"mean": w @ x / 200},  # type: ignore[misc]
+            200,
+            seed=trial,
+            resamples=300,
+        )["mean"]
         low, high = percentile(float(sample.mean()), resampled, 0.9)
         held += low <= 1 <= high
     assert 0.85 <= held / 300 <= 0.94

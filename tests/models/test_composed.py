@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import kd_app.models.small
+import kd_app.models.small  # noqa: F401
 from kd_app.config import Pixels, RequestError
 from kd_app.models.class_map import ClassMap, KnownClasses, Mapped, SummedClasses
 from kd_app.models.composed import By, RuntimeModel, SeveralModels, known_classes

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import kd_app.models.small
+import kd_app.models.small  # noqa: F401
 from kd_app.config import Pixels
 from kd_app.models.cost import count_macs, count_params
 

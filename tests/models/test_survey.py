@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-import kd_app.models.small
+import kd_app.models.small  # noqa: F401
 from kd_app.config import RequestError
 from kd_app.models.survey import choose_stages
 from kd_app.models.taps import Taps

@@ -13,7 +13,7 @@ from timm.models.xcit import Xcit
 from torch import Tensor, nn
 from torch.nn import functional
 
-import kd_app.models.small
+import kd_app.models.small  # noqa: F401
 from kd_app.config import RequestError
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps

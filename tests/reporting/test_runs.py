@@ -132,7 +132,7 @@ def test_the_student_is_the_one_that_was_shipped(tmp_path: Path) -> None:
 
 
 def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> None:
-    import kd_app.models.small
+    import kd_app.models.small  # noqa: F401
 
     write(tmp_path / "results.json", made())
     pixels = Pixels(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))

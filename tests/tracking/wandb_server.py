@@ -327,7 +327,7 @@ def serving(*, refuses: bool = False, delay: float = 0.0) -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_PUT = do_POST = _serve
+        do_GET = do_PUT = do_POST = _serve  # noqa: N815
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing is printed."""

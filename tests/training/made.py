@@ -16,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 
-import kd_app.models.small
+import kd_app.models.small  # noqa: F401
 from kd_app.config import Pixels
 from kd_app.config.compose import composed
 from kd_app.deployment.measure import images_per_second

@@ -50,8 +50,10 @@ def test_it_moves_as_the_paper_says(clip: float | None) -> None:
     rate, momentum, delta, decay = 0.01, 0.9, 0.075, 0.1
     group = {"params": [parameter()], "weight_decay": decay}
     found = walked(
-        TwoMomenta([group], lr=rate, momentum=momentum, delta=delta), group["params"][0], clip=clip
-    )  # type: ignore[index]
+        TwoMomenta([group], lr=rate, momentum=momentum, delta=delta),
+        group["params"][0],  # type: ignore[index]
+        clip=clip,
+    )
     p, labels, teacher = (
         parameter().detach(),
         torch.zeros(4, dtype=torch.float64),

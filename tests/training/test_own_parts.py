@@ -267,7 +267,7 @@ def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_p
         f"data._target_={PARTS}.OwnData",
         "data.batch_size=8",
     ]
-    words: Callable[[str], list[str]] = lambda name: [
+    words: Callable[[str], list[str]] = lambda name: [  # noqa: E731
         *QUICK,
         *places(tmp_path / name),
         *named,

@@ -2,4 +2,4 @@
 kd_app.models.small``; ``timm.create_model("resnet8")``.
 """
 
-from kd_app.models.small import mobile, plain, residual
+from kd_app.models.small import mobile, plain, residual  # noqa: F401

@@ -68,8 +68,10 @@ class ToldOtherwise(Typed, Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.global_rank == 1:
             agreement = next(
-                callback for callback in trainer.callbacks if isinstance(callback, Agreement)
-            )  # type: ignore[attr-defined]
+                callback
+                for callback in trainer.callbacks  # type: ignore[attr-defined]
+                if isinstance(callback, Agreement)
+            )
             agreement._told = "something else"
 
 
