@@ -34,7 +34,7 @@ from kd_app.deployment.machine import cpu_name
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
-from kd_app.training.recipe import Recipe
+from kd_app.training.job import Recipe
 
 FILE = Path(__file__).parents[1] / "docs" / "methods-cost.csv"
 SIDE, BATCH, CLASSES, IMAGES = 32, 64, 100, 50_000

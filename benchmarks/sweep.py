@@ -66,7 +66,8 @@ def train(said: Sequence[str], trials: int) -> None:
     from kd_app.stages import Stages
     from kd_app.tracking import Tracker
     from kd_app.training.parts import parts
-    from kd_app.training.roles import train as train_role
+    from kd_app.training.role_jobs import student_job
+    from kd_app.training.train import train as train_job
     from kd_app.training.workshop import Workshop
 
     for seed in range(trials):
@@ -84,7 +85,8 @@ def train(said: Sequence[str], trials: int) -> None:
         shop = Workshop(made, Stages(Path(made.config["stages"])), console, tracker)
         shop.prepare_data()
         assert made.teacher is not None
-        train_role(shop, "student", shop.ready(made.teacher, seed=0))
+        job = student_job(shop, shop.ready(made.teacher, seed=0))
+        train_job(shop, job, listener=tracker)
 
 
 def seconds(command: Sequence[str]) -> tuple[float, float]:

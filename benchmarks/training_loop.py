@@ -27,9 +27,10 @@ from kd_app.stages import Stages
 from kd_app.training.callbacks import Keep, Progress
 from kd_app.training.curves import CurveLogger
 from kd_app.training.fit import build, quiet
+from kd_app.training.job import Teacher
 from kd_app.training.module import Distillation
 from kd_app.training.parts import Parts, parts
-from kd_app.training.roles import taught
+from kd_app.training.role_jobs import student_job
 from kd_app.training.workshop import Workshop
 
 TARGET = 0.97
@@ -92,12 +93,12 @@ def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
     """
     assert shop.parts.teacher is not None
     teacher = shop.ready(shop.parts.teacher, seed=0)
-    own = replace(taught(shop, "student", None), teacher=teacher.created)
+    job = replace(student_job(shop, None), teacher=Teacher(teacher.request, teacher.created))
 
     def run(number: int) -> float:
-        created = create(own.request, own.pixels, 10, seed=0)
-        shop.data.bind(own.pixels, order_seed=number)
-        module: Distillation = build(own, created, shop.data, shop.parts.trainer)
+        created = create(job.model, job.input, 10, seed=0)
+        shop.data.bind(job.input, order_seed=number)
+        module: Distillation = build(job, created, shop.data, shop.parts.trainer)
         assert isinstance(module.teacher, FrozenTeacher)
         clock = Clock(skip)
         callbacks = [Progress("student", Console(silent=True)), Keep(folder, minutes=5), clock]
@@ -119,12 +120,12 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         folder = Path(name)
         shop = workshop(teacher, student, folder, steps + skip)
         loop = trained(shop, folder, skip)
-        ours = taught(shop, "student", None)
+        ours = student_job(shop, None)
         teaches = shop.ready(shop.parts.teacher, seed=0) if shop.parts.teacher else None
         assert teaches is not None
-        pixels = ours.pixels
+        pixels = ours.input
         bare = BareLoop(
-            create(ours.request, pixels, 10, seed=0).model, teaches.created.model, shop.data.source.store(),
+            create(ours.model, pixels, 10, seed=0).model, teaches.created.model, shop.data.source.store(),
             torch.from_numpy(shop.data.listing.target), 128, shop.parts.trainer.precision, pixels.mean[0], pixels.std[0],
         )  # fmt: skip
         ratios = []

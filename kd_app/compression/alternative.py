@@ -1,12 +1,13 @@
 """What a compression has to beat: a smaller net of its cost, trained from scratch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.models.request import ModelRequest
 from kd_app.training.controls import closest, costs
-from kd_app.training.roles import train
+from kd_app.training.role_jobs import student_job
+from kd_app.training.train import train
 from kd_app.training.workshop import Member, Workshop
 
 STAGE = "alternative"
@@ -33,17 +34,9 @@ class Alternative:
         the student does.
         """
         request = self._request(shop, macs)
-        node = {
-            **shop.parts.config["student"],
-            "name": request.name,
-            "checkpoint": None,
-            "kwargs": request.kwargs,
-            "pretrained": "auto",
-        }
         shop.console.say(f"The alternative: {request.name}, trained on the run's recipe")
-        return train(
-            shop.going_on(request, node, shop.parts.recipe), "student", teacher, stage=STAGE
-        )
+        job = student_job(shop, teacher, name=STAGE, model=request)
+        return replace(train(shop, job, listener=shop.tracker), role="student")
 
     def _request(self, shop: Workshop, macs: int) -> ModelRequest:
         if self.name != "auto":

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pydantic import PositiveFloat, PositiveInt
 
 from kd_app.compression.step import Step
-from kd_app.training.roles import train
+from kd_app.training.role_jobs import student_job
+from kd_app.training.train import train
 from kd_app.training.workshop import Member, Workshop
 
 
@@ -24,7 +25,7 @@ class Finetune(Step):
         """A training like any other: found again, gone on with after a kill, on as many
         ranks as the run.
         """
-        recipe, node = shop.parts.recipe, shop.parts.config["student"]
+        recipe = shop.parts.recipe
         lr = self.lr or recipe.make_optimizer().rate(
             from_random=not shop.parts.student.origin.has_weights
         )
@@ -33,7 +34,5 @@ class Finetune(Step):
             max_epochs=self.max_epochs or recipe.max_epochs,
             optimizer={**recipe.optimizer, "lr": lr},
         )
-        path = student.request.origin.path
-        kwargs = student.request.kwargs
-        node = {**node, "pretrained": "auto", "checkpoint": str(path), "kwargs": kwargs}
-        return train(shop.going_on(student.request, node, recipe), "student", teacher, stage=name)
+        job = student_job(shop, teacher, name=name, model=student.request, recipe=recipe)
+        return replace(train(shop, job, listener=shop.tracker), role=student.role)

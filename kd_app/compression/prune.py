@@ -21,7 +21,8 @@ from kd_app.models.resized import changed, sizes
 from kd_app.models.reused import Reused
 from kd_app.models.ship import save_model
 from kd_app.stages import write_atomically
-from kd_app.training.fit import MODEL, Taught, build, trained
+from kd_app.training.fit import MODEL, build, trained
+from kd_app.training.job import Teacher, TrainingJob
 from kd_app.training.workshop import Member, Workshop
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -125,7 +126,7 @@ class Prune(Step):
             name, config, inputs, lambda folder: self._build(folder, shop, student, listens)
         )
         member = shop.ready(trained(student.request, stage.path), seed=0)
-        return replace(member, folder=stage.path)
+        return replace(member, role=student.role, folder=stage.path)
 
     def told(self, member: Member) -> dict[str, Any]:
         """The target, and the shares that are left."""
@@ -160,7 +161,7 @@ class Prune(Step):
         widths = {name: dict(own) for name, own in created.widths.items()}
         for module, own in changed(before, sizes(model)).items():
             widths.setdefault(module, {}).update(own)
-        license = shop.license("student", taught=shop.parts.recipe.terms().needs_teacher)
+        license = shop.license("student", taught=shop.parts.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,
@@ -304,11 +305,10 @@ class Prune(Step):
         pixels = student.created.pixels
         if teacher is not None:
             teacher.created.model.cpu()
-        taught = Taught(
-            "student", student.request, pixels, recipe, teacher.created if teacher else None
-        )
+        source = Teacher(teacher.request, teacher.created) if teacher else None
+        job = TrainingJob("prune", student.request, pixels, recipe, source)
         module = build(
-            taught, Created(model, pixels, student.created.weights), shop.data, shop.parts.trainer
+            job, Created(model, pixels, student.created.weights), shop.data, shop.parts.trainer
         )
         model.eval().zero_grad(set_to_none=True)
         for batch in shop.data.sample("train", pixels, self.images):

@@ -32,8 +32,9 @@ from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, save_model
 from kd_app.stages import write_atomically
 from kd_app.training.curves import FILE as CURVES
 from kd_app.training.fit import MODEL, trained
-from kd_app.training.recipe import Recipe
-from kd_app.training.roles import train
+from kd_app.training.job import Recipe
+from kd_app.training.role_jobs import student_job
+from kd_app.training.train import train
 from kd_app.training.workshop import Member, Workshop
 
 RECORD = "quantize.json"
@@ -93,9 +94,9 @@ class Quantize(Step):
         taught by, and for units that it has not.
         """
         created, recipe = student.created, self._recipe(shop)
-        listens = teacher if recipe is not None and recipe.terms().needs_teacher else None
+        listens = teacher if recipe is not None and recipe.needs_teacher else None
         how = (
-            {"recipe": vars(recipe), "trainer": shop.parts.trainer.graph().identity()}
+            {"recipe": recipe.to_json(), "trainer": shop.parts.trainer.graph().identity()}
             if recipe
             else {}
         )
@@ -114,7 +115,9 @@ class Quantize(Step):
             lambda folder: self._build(folder, name, shop, student, teacher=listens, recipe=recipe),
         )
         member = shop.ready(trained(student.request, stage.path), seed=0)
-        return replace(member, folder=stage.path, program=stage.path / MODEL / INT8)
+        return replace(
+            member, role=student.role, folder=stage.path, program=stage.path / MODEL / INT8
+        )
 
     def told(self, member: Member) -> dict[str, Any]:
         """How it was quantized, what stayed in float, and how sensitive each unit is."""
@@ -138,8 +141,8 @@ class Quantize(Step):
                 if self.terms is None or name in self.terms
             },
         )
-        chosen = recipe.terms().chosen
-        deaf = [name for name, term in chosen.items() if not term.reads <= {"logits"}]
+        reads = recipe.loss_reads
+        deaf = [name for name in reads if not reads[name] <= {"logits"}]
         if deaf:
             others = [name for name in recipe.loss if name not in deaf]
             fix = (
@@ -150,7 +153,7 @@ class Quantize(Step):
             raise RequestError(
                 f"quantize.epochs={self.epochs} trains a graph that gives logits alone, and the"
                 f" run's loss term {deaf[0]} reads more"
-                f" ({', '.join(sorted(chosen[deaf[0]].reads - {'logits'}))}). {fix}."
+                f" ({', '.join(sorted(reads[deaf[0]] - {'logits'}))}). {fix}."
             )
         lr = self.lr or _OF_THE_RATE * recipe.make_optimizer().rate(
             from_random=not shop.parts.student.origin.has_weights
@@ -194,7 +197,7 @@ class Quantize(Step):
             put(model, prepared.state_dict())
             shutil.copy(learned.folder / CURVES, folder / CURVES)
         converted = convert(prepared)
-        license = shop.license("student", taught=shop.parts.recipe.terms().needs_teacher)
+        license = shop.license("student", taught=shop.parts.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,
@@ -264,9 +267,8 @@ def _learned(
         image_size=None,
         factory=start,
     )
-    other = shop.going_on(request, shop.parts.config["student"], recipe)
-    other.parts = replace(other.parts, trainer=shop.parts.trainer.graph())
-    return train(other, "student", teacher, stage=name)
+    job = student_job(shop, teacher, name=name, model=request, recipe=recipe)
+    return train(shop, job, listener=shop.tracker, trainer=shop.parts.trainer.graph())
 
 
 def _within(unit: str, name: str) -> bool:

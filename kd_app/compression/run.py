@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -212,16 +211,13 @@ def _members(asked: Compression, shop: Workshop, before: Results) -> dict[str, M
                 f"The {role} of {str(asked.run)!r} is not there any more. Say the run's kd-distill"
                 " command again to make it."
             )
-    if "teacher" not in members and shop.parts.recipe.terms().needs_teacher:
+    if "teacher" not in members and shop.parts.recipe.needs_teacher:
         raise RequestError(
             f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its"
             " own average, or one of other classes), and no step of kd-compress can ask it. Name a"
             " run whose teacher answers in the data's classes."
         )
-    student = members.pop(asked.role)
-    request = copy(student.request)
-    request.role = "student"
-    return {**members, "student": replace(student, role=request.role, request=request)}
+    return {**members, "student": replace(members.pop(asked.role), role="student")}
 
 
 def _taken(

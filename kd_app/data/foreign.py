@@ -38,6 +38,7 @@ class ForeignData(LightningDataModule):
 
     def __init__(self, module: LightningDataModule) -> None:
         super().__init__()
+        self.config: dict[str, Any] | None = None
         self.module = module
         self.notes: tuple[str, ...] = ()
         self.needs_scan = False

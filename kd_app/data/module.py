@@ -84,6 +84,7 @@ class ImageData(LightningDataModule, Typed):
         augment: Augment | None,
     ) -> None:
         super().__init__()
+        self.config: dict[str, Any] | None = None
         self.source = _made(source, root)
         if unlabeled is not None:
             self.source = WithUnlabeled(self.source, unlabeled)

@@ -45,6 +45,10 @@ class OtherClasses(Composed):
         super().know(classes, seen)
         self._rows = self.class_map.rows(classes, known_classes(self.inner))
 
+    def to_json(self) -> dict[str, Any]:
+        """As `ModelRequest.to_json`."""
+        return {"inner": self.inner.to_json(), "class_map": str(self.class_map.path)}
+
     def pixels(self, seen: Seen) -> Pixels:
         """The model's own."""
         return expected_pixels(self.inner, seen)
@@ -111,6 +115,10 @@ class OwnAverage(Composed):
         super().__init__("teacher", origin, {})
         self.student, self.decay = student, decay
 
+    def to_json(self) -> dict[str, Any]:
+        """As `ModelRequest.to_json`."""
+        return {"student": self.student.to_json(), "decay": self.decay}
+
     def pixels(self, seen: Seen) -> Pixels:
         """The student's."""
         return expected_pixels(self.student, seen)
@@ -148,6 +156,11 @@ class Several(Composed):
                 member.know(classes, seen)
             elif not member.origin.fits(classes):
                 raise _not_ready(name, member)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `ModelRequest.to_json`."""
+        members = {name: member.to_json() for name, member in self.members.items()}
+        return {"members": members, "weights": self.weights, "by": self.by}
 
     def pixels(self, seen: Seen) -> Pixels:
         """The data's, at the size and crop of the largest member."""
@@ -266,6 +279,10 @@ class RuntimeFile(Composed):
             {},
         )
         self.artefact, self.sha256 = artefact, sha256
+
+    def to_json(self) -> dict[str, Any]:
+        """As `ModelRequest.to_json`."""
+        return {"file": str(self.origin.path)}
 
     def pixels(self, seen: Seen) -> Pixels:
         """As its manifest has them."""

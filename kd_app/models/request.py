@@ -120,6 +120,22 @@ class ModelRequest(Typed):
         """The model's name as tables print it."""
         return self.origin.name
 
+    def to_json(self) -> dict[str, Any]:
+        """The arguments as plain data; a factory by the `target` that it has where a
+        configuration names it.
+        """
+        target = getattr(self.factory, "target", None)
+        assert self.factory is None or target is not None, f"{self.name} lives in one process"
+        return {
+            "role": self.role,
+            "name": None if self.factory else self.origin.name,
+            "pretrained": self.origin.has_weights,
+            "checkpoint": str(self.origin.path) if self.origin.path else None,
+            "kwargs": self.kwargs,
+            "image_size": self.image_size,
+            "factory": target,
+        }
+
 
 class Composed(ModelRequest):
     """A model that is made of other things than one set of weights. It is used as it

@@ -14,7 +14,7 @@ from kd_app.config.targets import FACTORY
 from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.manifest import entry
 from kd_app.models.class_map import ClassMap
-from kd_app.models.composed import OtherClasses, RuntimeFile, Several
+from kd_app.models.composed import OtherClasses, OwnAverage, RuntimeFile, Several
 from kd_app.models.request import Composed, ModelRequest, Origin
 from kd_app.training.settings import SeveralTeachers, check_link
 
@@ -24,11 +24,11 @@ Config = dict[str, Any]
 @dataclass(frozen=True)
 class Link:
     """A net between teacher and student, which learns from the one before it and
-    teaches the next; and its configuration, as a student's.
+    teaches the next; and the seed of its training.
     """
 
     request: ModelRequest
-    node: Config
+    seed: int
 
 
 def composed(node: Config) -> Composed | None:
@@ -50,7 +50,7 @@ def composed(node: Config) -> Composed | None:
 def _single(node: Config) -> Composed | None:
     checkpoint, classes = node.get("checkpoint"), node.get("classes")
     file = (
-        _runtime_file(Path(checkpoint), node)
+        _runtime_file(Path(checkpoint))
         if checkpoint and Path(checkpoint).suffix == ".onnx"
         else None
     )
@@ -65,7 +65,7 @@ def _single(node: Config) -> Composed | None:
     return OtherClasses(inner, ClassMap(Path(classes)))
 
 
-def _runtime_file(path: Path, node: Config) -> RuntimeFile:
+def _runtime_file(path: Path) -> RuntimeFile:
     try:
         artefact, about = open_artefact(path), entry(path)
     except ValueError as error:
@@ -78,7 +78,7 @@ def _runtime_file(path: Path, node: Config) -> RuntimeFile:
 def links_of(node: Config | None) -> tuple[Link, ...]:
     """The nets of ``teacher.chain``: names, or what a student's group says."""
     links = []
-    for each in (node or {}).get("chain") or ():
+    for number, each in enumerate((node or {}).get("chain") or (), start=1):
         said = {"name": each} if isinstance(each, str) else each
         check_link(said)
         whole = {
@@ -89,7 +89,8 @@ def links_of(node: Config | None) -> tuple[Link, ...]:
             "image_size": None,
             **said,
         }
-        links.append(Link(requested("student", whole, None), whole))
+        seed = (node or {}).get("seed", 0) + number
+        links.append(Link(requested("student", whole, None), seed))
     return tuple(links)
 
 
@@ -109,7 +110,29 @@ def requested(role: str, node: Config, module: nn.Module | None) -> ModelRequest
         )
     if target == FACTORY:
         return ModelRequest(role=role, factory=None, **asked)
-    return ModelRequest(role=role, factory=found(role, target), **asked)
+    return ModelRequest(role=role, factory=_find_factory(role, target), **asked)
+
+
+def parse_model(node: Config) -> ModelRequest:
+    """The model of which `node` is the `ModelRequest.to_json`."""
+    if "members" in node:
+        members = {name: parse_model(each) for name, each in node["members"].items()}
+        return Several(members, node["weights"], node["by"])
+    if "class_map" in node:
+        return OtherClasses(parse_model(node["inner"]), ClassMap(Path(node["class_map"])))
+    if "file" in node:
+        return _runtime_file(Path(node["file"]))
+    if "decay" in node:
+        return OwnAverage(parse_model(node["student"]), node["decay"])
+    target = node["factory"]
+    return ModelRequest(
+        **{**node, "factory": _find_factory(node["role"], target) if target else None}
+    )
+
+
+def _find_factory(role: str, target: str) -> Any:
+    factory = found(role, target)
+    return _Named(target, factory) if callable(factory) else factory
 
 
 def found(group: str, target: str) -> Any:
@@ -121,6 +144,23 @@ def found(group: str, target: str) -> Any:
             f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a"
             " factory of a module."
         ) from None
+
+
+class _Named:
+    """A factory with the `target` by which another process finds it. Its own name can
+    be another one: a lambda's, or that of what a decorator returned.
+    """
+
+    def __init__(self, target: str, factory: Any) -> None:
+        self.target = target
+        self.pixels = getattr(factory, "pixels", None)
+        self.__wrapped__ = factory  # `inspect.signature` looks through it
+        self.__module__ = factory.__module__
+        self.__qualname__ = factory.__qualname__
+
+    def __call__(self, **kwargs: Any) -> nn.Module:
+        module: nn.Module = self.__wrapped__(**kwargs)
+        return module
 
 
 class _Copies:

@@ -5,7 +5,7 @@ distilling was worth.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from kd_app.config import RequestError, Typed
 from kd_app.models.cost import count_macs
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, Seen, better_start
+from kd_app.training.job import Recipe, format_epochs
 
 Config = dict[str, Any]
 _LARGEST = 0.999999
@@ -48,6 +49,53 @@ class ControlSettings(Typed, called="controls"):
         self.as_long = as_long
         self.entropy_at = entropy_at
         self.shuffled = shuffled
+
+
+@dataclass(frozen=True)
+class Control(Recipe):
+    """A recipe that is settled when its turn comes; see `ControlSettings`.
+
+    students: the nets of which the one nearest in cost to the student is taken; empty:
+    the student's own. named: the first of them is meant.
+    """
+
+    students: tuple[ModelRequest, ...] = ()
+    named: bool = True
+    as_long: bool = False
+    entropy_at: float | None = None
+    shuffled: bool = False
+
+    def plain(self, **changes: Any) -> Recipe:
+        """The recipe alone, with `changes`."""
+        return replace(Recipe(**self.to_json()), **changes)
+
+    @property
+    def how(self) -> str:
+        """As `Recipe.how`."""
+        long = (
+            "for as long as the student's training takes"
+            if self.as_long
+            else f"for {format_epochs(self.max_epochs)}"
+        )
+        soft = (
+            f", labels as soft as the teacher's answers at temperature {self.entropy_at:g}"
+            if self.entropy_at is not None
+            else ""
+        )
+        return (
+            f"{long} on"
+            f" {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffled else ''}"
+        )
+
+    def smoothed(self, entropy: float, num_classes: int) -> Recipe:
+        """With labels of this entropy (nats)."""
+        smoothing = smoothing_of(entropy, num_classes)
+        return self.plain(
+            loss={
+                name: {**node, "smoothing": smoothing} if "smoothing" in node else node
+                for name, node in self.loss.items()
+            }
+        )
 
 
 def check(name: str, settings: ControlSettings) -> None:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -19,10 +18,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.module import ImageData
 from kd_app.data.normalize import normalize
+from kd_app.deployment.measure import Predictions
 from kd_app.models.create import Created, create
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
@@ -33,9 +33,9 @@ from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
 from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNotFinite, Stopped
 from kd_app.training.curves import FILE, CurveLogger, forget_after
+from kd_app.training.job import TrainingJob
 from kd_app.training.module import NOT_FINITE, Answers, Distillation
 from kd_app.training.ranks.agreement import Agreement
-from kd_app.training.recipe import Recipe
 from kd_app.training.stored import StoredAnswers
 from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import PROFILE, TrainerSettings
@@ -44,30 +44,8 @@ MODEL = "model"
 RECORD = "training.json"
 
 
-@dataclass(frozen=True)
-class Taught:
-    """A model to train and what it is trained on: who asks for it, its recipe, its
-    pixels, and the teacher, if it has one.
-
-    decay: the teacher is the student's own average, which moves so. stored: the
-    teacher's answers, read in the place of asking it. shuffled: it is shown another
-    image of the same class in the place of each.
-    """
-
-    role: str
-    request: ModelRequest
-    pixels: Pixels
-    recipe: Recipe
-    teacher: Created | None = None
-    answers: Answers | None = None
-    license: str = "unknown"
-    shuffled: bool = False
-    stored: StoredAnswers | None = None
-    decay: float | None = None
-
-
 def fit(
-    taught: Taught,
+    job: TrainingJob,
     data: Any,
     settings: TrainerSettings,
     folder: Path,
@@ -76,7 +54,7 @@ def fit(
     listen: Callable[..., None] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train `taught` on `data` in `folder`: ``model/`` (what ships), ``training.json``,
+    """Train `job` on `data` in `folder`: ``model/`` (what ships), ``training.json``,
     ``curves.jsonl``; ``last.ckpt`` while it is under way.
 
     callbacks: more than the recipe's.
@@ -85,33 +63,30 @@ def fit(
         _tidy(folder)
         return
     classes = list(data.classes)
-    created = create(taught.request, taught.pixels, len(classes), seed=taught.recipe.seed)
-    on_labels = not taught.recipe.terms().needs_teacher
+    created = create(job.model, job.input, len(classes), seed=job.recipe.seed)
     data.bind(
-        taught.pixels,
-        order_seed=taught.recipe.seed,
-        shuffled=taught.shuffled,
-        on_labels=on_labels,
-        fresh=taught.role == "teacher",
+        job.input,
+        order_seed=job.recipe.seed,
+        shuffled=job.partner_images,
+        on_labels=not job.recipe.needs_teacher,
+        fresh=job.fresh_views,
     )
-    module = build(taught, created, data, settings)
+    module = build(job, created, data, settings)
     replayed = isinstance(data, ImageData)
     keep = Keep(
         folder,
         minutes=settings.checkpoint_minutes if replayed else None,
         steps=settings.checkpoint_steps if replayed else None,
     )
-    progress = Progress(taught.role, console)
+    progress = Progress(job.name, console)
     skip = SkipNotFinite()
-    agreement = (
-        Agreement(_told(taught, created, data, settings)) if settings.world_size > 1 else None
-    )
+    agreement = Agreement(_told(job, created, data, settings)) if settings.world_size > 1 else None
     asked = [skip] if settings.on_nan == "skip" else []
     together = [agreement] if agreement else []
-    all_of_them = [*taught.recipe.make_callbacks(), *callbacks, progress, *asked, *together, keep]
+    all_of_them = [*job.recipe.make_callbacks(), *callbacks, progress, *asked, *together, keep]
     with quiet():
         trainer = settings.make(
-            max_epochs=taught.recipe.max_epochs,
+            max_epochs=job.recipe.max_epochs,
             folder=folder,
             callbacks=all_of_them,
             loggers=[CurveLogger(folder, listen)],
@@ -123,7 +98,7 @@ def fit(
         module.student.compile()
     step = resumed(folder, console.say)
     if step is not None:
-        console.say(f"  {taught.role}: goes on at step {step}")
+        console.say(f"  {job.name}: goes on at step {step}")
     _run(trainer, module, data, keep, None if step is None else folder / LAST)
     if settings.profiler:
         console.say(
@@ -133,7 +108,7 @@ def fit(
         )
     if skip.skipped:
         console.say(
-            f"Note: {taught.role}: {skip.skipped} steps were left out because their gradient was"
+            f"Note: {job.name}: {skip.skipped} steps were left out because their gradient was"
             " not finite"
         )
     if trainer.is_global_zero:
@@ -142,9 +117,9 @@ def fit(
         save_model(
             net.cpu().eval(),
             folder / MODEL,
-            pixels=taught.pixels,
+            pixels=job.input,
             classes=classes,
-            license=taught.license,
+            license=job.license,
             widths=widths,
         )
         record = {
@@ -159,19 +134,25 @@ def fit(
         _tidy(folder)
 
 
-def _told(taught: Taught, created: Created, data: Any, settings: TrainerSettings) -> dict[str, Any]:
+def _told(
+    job: TrainingJob, created: Created, data: Any, settings: TrainerSettings
+) -> dict[str, Any]:
     """What decides a training, as plain data: ranks that differ in it must not train
     together.
     """
-    teacher = taught.teacher.weights.sha256 if taught.teacher else None
-    starts = {"student": created.weights.sha256, "teacher": teacher, "data": data.fingerprint}
-    own = {
-        "recipe": vars(taught.recipe),
-        "pixels": vars(taught.pixels),
-        "shuffled": taught.shuffled,
-        "stored": taught.stored is not None,
+    teacher = job.teacher
+    starts = {
+        "student": created.weights.sha256,
+        "teacher": teacher.created.weights.sha256 if teacher else None,
+        "data": data.fingerprint,
     }
-    return {"role": taught.role, "trainer": settings.identity(), **own, **starts}
+    own = {
+        "recipe": job.recipe.to_json(),
+        "pixels": vars(job.input),
+        "shuffled": job.partner_images,
+        "stored": teacher is not None and teacher.cached_logits is not None,
+    }
+    return {"role": job.name, "trainer": settings.identity(), **own, **starts}
 
 
 def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:
@@ -213,29 +194,30 @@ def _tidy(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings) -> Distillation:
+def build(job: TrainingJob, created: Created, data: Any, settings: TrainerSettings) -> Distillation:
     """The LightningModule of one training, with the adapters that its terms need for
     these two models.
     """
-    terms = taught.recipe.terms()
+    terms = job.recipe.terms()
+    source = job.teacher if terms.needs_teacher else None
+    decay = source.ema_decay if source else None
     teacher = None
-    if taught.teacher is not None and terms.needs_teacher:
+    if source is not None:
         casts = settings.precision not in ("32-true", "16-mixed", "bf16-mixed")
-        start = taught.teacher.model if taught.decay is None else created.model
+        start = source.created.model if decay is None else created.model
         model = (
-            deepcopy(start) if casts or taught.decay is not None else start
+            deepcopy(start) if casts or decay is not None else start
         )  # the run goes on to use it as it is
         teacher = FrozenTeacher(
             model,
             reads=terms.teacher_reads,
-            pixels=taught.teacher.pixels,
-            sees=taught.pixels,
+            pixels=source.created.pixels,
+            sees=job.input,
             attention_blocks=terms.attention_blocks,
             members=terms.member_reads,
         )
-    _adapt(terms, created, teacher, data, taught.recipe.seed)
+    _adapt(terms, created, teacher, data, job.recipe.seed)
     student = terms.deployed(created.model)
-    decay = None if teacher is None else taught.decay
     if decay is not None and student is not created.model:
         raise RequestError(
             "teacher=ema averages the student, and the loss makes another net of it (simkd). Leave"
@@ -245,23 +227,34 @@ def build(taught: Taught, created: Created, data: Any, settings: TrainerSettings
     for each in (student, teacher):
         if each is not None:
             each.to(memory_format=memory_format)
+    cached = StoredAnswers.load(source.cached_logits) if source and source.cached_logits else None
     return Distillation(
         student,
         terms=terms,
-        teacher=None if taught.stored else teacher,
-        pixels=taught.pixels,
+        teacher=None if cached else teacher,
+        pixels=job.input,
         num_classes=len(data.classes),
-        optimizer=taught.recipe.make_optimizer(),
-        schedule=taught.recipe.make_schedule(),
-        seed=taught.recipe.seed,
-        from_random=not taught.request.origin.has_weights,
-        answers=taught.answers,
+        optimizer=job.recipe.make_optimizer(),
+        schedule=job.recipe.make_schedule(),
+        seed=job.recipe.seed,
+        from_random=not job.model.origin.has_weights,
+        answers=_load_answers(source.validation_logits)
+        if source and source.validation_logits
+        else None,
         channels_last=settings.channels_last,
         log_every=settings.log_every,
         gradient_share=settings.gradient_share,
         skips=settings.on_nan == "skip",
-        stored=taught.stored,
+        stored=cached,
         decay=decay,
+    )
+
+
+def _load_answers(folder: Path) -> Answers:
+    predictions = Predictions.load(folder)
+    order = predictions.index.argsort()
+    return Answers(
+        torch.from_numpy(predictions.index[order]), torch.from_numpy(predictions.logits[order])
     )
 
 

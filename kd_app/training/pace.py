@@ -19,7 +19,8 @@ from lightning.pytorch.callbacks import Callback
 
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
-from kd_app.training.fit import Taught, fit
+from kd_app.training.fit import fit
+from kd_app.training.job import TrainingJob
 from kd_app.training.module import CHECKED_STEPS
 from kd_app.training.trainer import TrainerSettings
 
@@ -72,7 +73,7 @@ def _now() -> float:
 
 
 def seconds_an_epoch(
-    trainings: Mapping[str, Taught], data: Any, settings: TrainerSettings, folder: Path
+    trainings: Mapping[str, TrainingJob], data: Any, settings: TrainerSettings, folder: Path
 ) -> dict[str, float]:
     """Of each training: the batches of an epoch x the median of their seconds, those to
     train on and those to validate on, in one process.
@@ -80,7 +81,7 @@ def seconds_an_epoch(
     The steps are those of the training itself (`fit`): data, both forward passes, loss,
     backward, optimizer. `folder` is left as it was.
     """
-    data.bind(next(iter(trainings.values())).pixels, order_seed=0)
+    data.bind(next(iter(trainings.values())).input, order_seed=0)
     steps, batches = batches_an_epoch(data, settings)
     wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate
     brief = copy(settings)
@@ -94,12 +95,12 @@ def seconds_an_epoch(
     clocks = {name: _Clock() for name in trainings}
     place = folder / "turn"
     for _ in range(_ROUNDS):
-        for name, taught in trainings.items():
+        for name, job in trainings.items():
             shutil.rmtree(
                 place, ignore_errors=True
             )  # also what a kill left: it would be gone on with
             place.mkdir()
-            shortened = replace(taught, recipe=replace(taught.recipe, max_epochs=epochs))
+            shortened = replace(job, recipe=replace(job.recipe, max_epochs=epochs))
             fit(
                 shortened,
                 data,
@@ -135,7 +136,11 @@ def _limited(batches: int, limit: float | None) -> int:
 
 
 def as_long(
-    epochs: int, trainings: Mapping[str, Taught], data: Any, settings: TrainerSettings, folder: Path
+    epochs: int,
+    trainings: Mapping[str, TrainingJob],
+    data: Any,
+    settings: TrainerSettings,
+    folder: Path,
 ) -> None:
     """Write ``epochs.json`` into `folder`: as many epochs of the second training as
     last as long as `epochs` of the first, and what was measured.

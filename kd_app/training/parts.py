@@ -21,10 +21,10 @@ from kd_app.models.license import Licensed, Licenses, Policy, licenses
 from kd_app.models.request import ModelRequest
 from kd_app.training.asked import Link, composed, found, links_of, requested
 from kd_app.training.budget import LatencyBudget
-from kd_app.training.controls import ControlSettings
+from kd_app.training.controls import Control, ControlSettings
 from kd_app.training.controls import check as check_control
 from kd_app.training.fed import check_fed
-from kd_app.training.recipe import Control, Recipe
+from kd_app.training.job import Recipe
 from kd_app.training.settings import (
     Asking,
     Job,
@@ -74,6 +74,13 @@ class Parts:
     budget: LatencyBudget | None = None
     own: OwnParts = field(default_factory=OwnParts)
 
+    def to_json(self) -> Config:
+        """What another process needs beside a job to train it: the data and the trainer
+        of this run, as plain data.
+        """
+        trainer = {**self.config["trainer"], **self.trainer.place()}
+        return {"data": self.config["data"], "trainer": trainer}
+
 
 def parts(config: Config, own: OwnParts | None = None) -> Parts:
     """Make and check every part of a run's configuration; nothing is read, fetched or
@@ -98,7 +105,7 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         if teacher is not None
         else {}
     )
-    data = _data(config["data"], own)
+    data = ForeignData(own.data) if own.data is not None else build_data(config["data"])
     if trainer.world_size > 1 and isinstance(data, ForeignData):
         raise RequestError(
             f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every"
@@ -193,15 +200,15 @@ def _weights(
     return Licensed(f"the {what} ({request.name})", f"{request.role}.license", known, said)
 
 
-def _data(node: Config, own: OwnParts) -> Any:
-    """Our data module, or somebody's own behind the same face."""
-    if own.data is not None:
-        return ForeignData(own.data)
+def build_data(node: Config) -> Any:
+    """The data module that the data group names, ours or a user's."""
     settings = {key: value for key, value in node.items() if key not in _TOLD}
     if node["_target_"] != OURS:
         settings = _taken(settings)
     made = make(settings, LightningDataModule)
-    return made if isinstance(made, ImageData) else ForeignData(made)
+    data: Any = made if isinstance(made, ImageData) else ForeignData(made)
+    data.config = node
+    return data
 
 
 def _taken(settings: Config) -> Config:
@@ -230,7 +237,7 @@ def _check(made: Parts) -> None:
             "teacher=ema follows the student of one process, and"
             f" trainer.devices={made.trainer.world_size}. Use trainer.devices=1."
         )
-    if made.teacher is not None and not made.recipe.terms().needs_teacher:
+    if made.teacher is not None and not made.recipe.needs_teacher:
         raise RequestError(
             "A teacher is chosen, but no loss term listens to it. Add one, for example"
             " 'loss=[cross_entropy,soft_target]', or use teacher=none."
@@ -245,7 +252,7 @@ def _control(name: str, node: Config, student: Recipe) -> Control:
     named = asked.get("name") != "auto"
     nodes = [asked] if named else [{**asked, **each} for each in among.values()]
     return Control(
-        **{**vars(student), "loss": settings.loss},
+        **{**student.to_json(), "loss": settings.loss},
         students=tuple(
             requested(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked
         ),

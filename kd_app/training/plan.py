@@ -11,7 +11,7 @@ from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
-from kd_app.training.recipe import Recipe
+from kd_app.training.job import Recipe
 from kd_app.training.workshop import Workshop
 
 _STEPS = 3
@@ -39,9 +39,7 @@ def plan(shop: Workshop, *, ready: bool) -> str:
         total += (
             student
             if control.as_long
-            else control.max_epochs
-            * steps
-            * (own + (answers if control.terms().needs_teacher else 0.0))
+            else control.max_epochs * steps * (own + (answers if control.needs_teacher else 0.0))
         )
     total += student * (1 + len(made.links))
     lines = described(shop, ready=ready)
@@ -146,7 +144,7 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
     data, few = shop.data, ""
     if (
         isinstance(data, ImageData)
-        and not recipe.terms().needs_teacher
+        and not recipe.needs_teacher
         and len(data.labeled_rows) < len(data.training_rows)
     ):
         few = f", on the {len(data.labeled_rows):,} images with a label in as many steps"

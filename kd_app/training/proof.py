@@ -180,7 +180,7 @@ class Proof:
         if member.role == "teacher" and member.folder is None:
             assert licenses.teacher is not None
             return licenses.teacher
-        return self.shop.license(member.role, taught=recipe.terms().needs_teacher)
+        return self.shop.license(member.role, taught=recipe.needs_teacher)
 
     def compare(self, split: str, answers: Mapping[str, Predictions]) -> None:
         """The figures of a split; the verdict is about the last one, which is test

@@ -12,15 +12,16 @@ from kd_app.reporting.runs import CURVES, write_curves
 from kd_app.reporting.tables import summary
 from kd_app.stages import Stages, file_sha256
 from kd_app.tracking import Backend, Tracker
-from kd_app.training.chain import chained
+from kd_app.training.assistants import train_assistants
 from kd_app.training.parts import Config, OwnParts, Parts, parts
 from kd_app.training.plan import plan
 from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, evaluated
 from kd_app.training.ranks.start import check_places
 from kd_app.training.report_run import run_names
-from kd_app.training.roles import check_pair, train
+from kd_app.training.role_jobs import check_pair, control_job, student_job, teacher_job
 from kd_app.training.run_folder import RESULTS, claimed, run_name
 from kd_app.training.search.study import PrunedError, Watch
+from kd_app.training.train import Listeners, train
 from kd_app.training.workshop import Member, Workshop
 
 
@@ -136,12 +137,12 @@ def _go(
     trial: bool,
 ) -> None:
     stages = Stages(Path(made.config["stages"]), remake=made.config["remake"], say=console.say)
-    shop = Workshop(made, stages, console, tracker, watch)
+    shop = Workshop(made, stages, console, tracker)
     proof = Proof(shop, out, judge, trial=trial)
     with tracker.followed():
         try:
             proof.write("running")
-            members = _members(shop, console, proof, trial=trial)
+            members = _members(shop, console, proof, watch, trial=trial)
             proof.measure(
                 members,
                 {split: split for split in ("validation", "test") if split != "test" or read_test},
@@ -165,7 +166,9 @@ def _go(
     console.say(f"Everything is in {out}")
 
 
-def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> dict[str, Member]:
+def _members(
+    shop: Workshop, console: Console, proof: Proof, watch: Watch | None, *, trial: bool
+) -> dict[str, Member]:
     """Teacher, controls and student, each made or found."""
     made = shop.parts
     shop.prepare_data()
@@ -180,7 +183,7 @@ def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> 
         shop.decided["student"] = {"latency_ms": made.budget.check(shop, trial=trial)}
     members: dict[str, Member] = {}
     if made.teacher is not None:
-        teacher = teacher or train(shop, "teacher")
+        teacher = teacher or train(shop, teacher_job(shop), listener=shop.tracker)
         if teacher.unmeasured:
             console.say(f"Note: {proof.unmeasured(teacher)}")
         else:
@@ -190,8 +193,9 @@ def _members(shop: Workshop, console: Console, proof: Proof, *, trial: bool) -> 
                 f" {evaluated(shop.predictions(teacher, 'validation'))} on validation"
             )
             shop.tracker.knowledge(proof.knows(teacher, "validation"))
-    teaches = chained(shop, teacher) if teacher is not None and made.links else teacher
-    for control in made.controls:
-        members[control] = train(shop, control, teaches)
-    members["student"] = train(shop, "student", teaches)
+        teacher = train_assistants(shop, teacher)
+        for name in made.controls:
+            members[name] = train(shop, control_job(shop, name, teacher), listener=shop.tracker)
+    listener = Listeners([shop.tracker, watch]) if watch is not None else shop.tracker
+    members["student"] = train(shop, student_job(shop, teacher), listener=listener)
     return members

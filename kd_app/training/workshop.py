@@ -5,7 +5,6 @@ stages.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from kd_app.models.create import Created, create, expected_pixels
 from kd_app.models.request import Composed, ModelRequest, Seen
 from kd_app.reporting.console import Console
 from kd_app.stages import Stage, Stages, file_sha256, write_atomically
-from kd_app.training.controls import nearest
+from kd_app.training.controls import Control, nearest
+from kd_app.training.job import describe_source
 from kd_app.training.parts import Parts
-from kd_app.training.recipe import Control, Recipe
 from kd_app.training.suited import check_answers, check_classes
 
 SPEED = "speed.json"
@@ -68,18 +67,15 @@ class Workshop:
     """The data and the models that a run's configuration names, what the models answer,
     and the stages that this took.
 
-    How a role's model is trained is in `kd_app.training.roles`; `tracker` and `watch`
-    hear of it there.
+    How a model is trained is in `kd_app.training.train`, and what each role's training
+    is in `kd_app.training.role_jobs`.
     """
 
-    def __init__(
-        self, parts: Parts, stages: Stages, console: Console, tracker: Any, watch: Any = None
-    ) -> None:
+    def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any) -> None:
         self.parts = parts
         self.stages = stages
         self.console = console
         self.tracker = tracker
-        self.watch = watch
         self.used: list[Stage] = []
         self.data = parts.data
         self.data_folder: Path | None = None
@@ -109,13 +105,6 @@ class Workshop:
         recipes = (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values())
         check_classes((recipe.terms() for recipe in recipes if recipe), len(self.classes))
 
-    def load_data(self, folder: Path | None) -> None:
-        """Take the data as another process prepared them."""
-        self.data.list()
-        self.data_folder = folder
-        self.data.load(folder)
-        self._tell_teacher()
-
     def _tell_teacher(self) -> None:
         """A teacher that is made of other things has to know what it answers in and
         sees.
@@ -132,7 +121,7 @@ class Workshop:
 
     def _decode_size(self) -> int:
         """Enough for both models' crops, whatever the images' own size."""
-        asked = [self.parts.config["data"].get("image_size") or 0]
+        asked = [self.data.image_size or 0]
         asked += [
             expected_pixels(request, Seen(3, 1, (0.0,), (1.0,))).height
             for request in (self.parts.teacher, self.parts.student)
@@ -198,21 +187,6 @@ class Workshop:
             )
         return None
 
-    def going_on(
-        self, student: ModelRequest, node: Mapping[str, Any], recipe: Recipe
-    ) -> "Workshop":
-        """This workshop for the training of another student (`node` is its
-        configuration); data, stages and what was used are shared.
-        """
-        other = copy(self)
-        other.parts = replace(
-            self.parts,
-            student=student,
-            recipe=recipe,
-            config={**self.parts.config, "student": dict(node)},
-        )
-        return other
-
     def request(self, role: str) -> ModelRequest:
         """The model of a role. Raises `RequestError` where a control's is to be chosen
         and none fits.
@@ -243,14 +217,17 @@ class Workshop:
 
     def predictions(self, member: Member, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
-        stage = self.asked(
+        return Predictions.load(self.predictions_folder(member, split))
+
+    def predictions_folder(self, member: Member, split: str) -> Path:
+        """The folder of the stage that holds `predictions`."""
+        return self.asked(
             member,
             split,
             "answers",
             {"embedding": True},
             lambda folder: self.predict(member, split, embeddings=True).save(folder),
-        )
-        return Predictions.load(stage.path)
+        ).path
 
     def asked(
         self,
@@ -385,14 +362,7 @@ def told(member: Member) -> dict[str, Any]:
     """Where a model is to be found: name, source, sha256, and the stage that made it or
     the folder it came from.
     """
-    weights, path = member.created.weights, member.request.origin.path
-    return {
-        "name": member.request.name,
-        "source": weights.source,
-        "sha256": weights.sha256,
-        "stage": str(member.folder) if member.folder else None,
-        "path": str(path) if path else None,
-    }
+    return describe_source(member.request, member.created, member.folder)
 
 
 class Chained:

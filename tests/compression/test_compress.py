@@ -10,7 +10,7 @@ from PIL import Image
 
 import kd_app
 from kd_app.reporting.page import write_report
-from kd_app.training import roles, workshop
+from kd_app.training import train, workshop
 from tests.commands.call import call, done, paragraph, refused
 from tests.shipping.conftest import QUICK
 from tests.tracking.wandb_files import offline_runs
@@ -160,7 +160,7 @@ def test_a_command_that_was_stopped_goes_on_with_the_step_it_was_at(made: Path) 
         "out=stopped",
         f"stages={made / 'stages'}",
     )
-    with patch.object(roles, "fit", side_effect=KeyboardInterrupt):
+    with patch.object(train, "fit", side_effect=KeyboardInterrupt):
         assert call(*words, command="kd-compress").code == 130
     compressed(*words)
     made_or_found = {stage["name"]: stage["made"] for stage in results(Path("stopped"))["stages"]}

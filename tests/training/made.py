@@ -26,7 +26,8 @@ from kd_app.stages import Stages, file_sha256
 from kd_app.training.curves import read_curves
 from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
-from kd_app.training.roles import train
+from kd_app.training.role_jobs import student_job
+from kd_app.training.train import train
 from kd_app.training.workshop import Member, Workshop
 
 DIGITS = tuple("0123456789")
@@ -97,6 +98,24 @@ class Listening:
         self.finished.append(stage)
 
 
+def build_workspace(folder: Path, *overrides: str) -> Workshop:
+    """The workspace of ``kd-distill <overrides>`` on the CPU, its data prepared; one batch
+    of a split is looked at when a model is measured.
+    """
+    fixed = (
+        f"stages={folder / 'stages'}",
+        "logger=[]",
+        "trainer=cpu",
+        "trainer.precision=32-true",
+        "trainer.limit_test_batches=1",
+    )
+    config = composed("distill", [*fixed, *overrides])
+    stages = Stages(Path(config["stages"]))
+    workspace = Workshop(parts(config), stages, Console(silent=True), tracker=None)
+    workspace.prepare_data()
+    return workspace
+
+
 @dataclass
 class Trained:
     """A student that was trained without what comes before and after it: the stage's
@@ -126,9 +145,10 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
     ]
     config = composed("distill", [*fixed, *overrides])
     made, listening = parts(config), Listening()
-    shop = Workshop(made, Stages(Path(config["stages"])), Console(silent=True), tracker=listening)
+    shop = Workshop(made, Stages(Path(config["stages"])), Console(silent=True), tracker=None)
     shop.prepare_data()
-    student = train(shop, "student", shop.ready(made.teacher, seed=0) if made.teacher else None)
+    known = shop.ready(made.teacher, seed=0) if made.teacher else None
+    student = train(shop, student_job(shop, known), listener=listening)
     assert student.folder is not None
     return Trained(
         student.folder,

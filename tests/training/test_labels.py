@@ -17,10 +17,11 @@ from kd_app.stages import Stages
 from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
 from kd_app.training.plan import described
-from kd_app.training.roles import train
+from kd_app.training.role_jobs import control_job, student_job, teacher_job
+from kd_app.training.train import train
 from kd_app.training.workshop import Workshop
 from tests.commands.call import call
-from tests.training.made import Listening, image_folder, results, stage, teacher_folder
+from tests.training.made import image_folder, results, stage, teacher_folder
 
 FEW = (
     "data.labels=0.1",
@@ -39,7 +40,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shop(folder: Path, *words: str) -> Workshop:
     config = composed("distill", [f"stages={folder}", "logger=[]", *FEW, *words])
-    made = Workshop(parts(config), Stages(folder), Console(silent=True), tracker=Listening())
+    made = Workshop(parts(config), Stages(folder), Console(silent=True), tracker=None)
     made.prepare_data()
     return made
 
@@ -65,10 +66,11 @@ def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_a
     labeled = set(made.data.labeled_rows.tolist())
     assert len(labeled) == 129
     known = made.as_it_is()
-    train(made, "student", known)
+    assert known is not None
+    train(made, student_job(made, known))
     student = list(batches)
     batches.clear()
-    train(made, "labels_only", known)
+    train(made, control_job(made, "labels_only", known))
     assert len(batches) == len(student) == 2 * (1295 // 64)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) == labeled
     assert len(set(torch.cat([batch.index for batch in student]).tolist())) > 1200
@@ -83,7 +85,7 @@ def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(
     tmp_path: Path, batches: list[Batch]
 ) -> None:
     made = shop(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
-    train(made, "teacher")
+    train(made, teacher_job(made))
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
         made.data.labeled_rows.tolist()
     )

@@ -17,7 +17,7 @@ from kd_app.reporting.console import Console
 from kd_app.stages import Stages, file_sha256
 from kd_app.training import stored
 from kd_app.training.parts import parts
-from kd_app.training.roles import identity, plain_recipe, taught
+from kd_app.training.role_jobs import draft_job
 from kd_app.training.stored import StoredAnswers
 from kd_app.training.workshop import Workshop
 from tests.commands.call import call
@@ -222,7 +222,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         made.prepare_data()
         found.append(
             {
-                role: identity(made, taught(made, role, None, plain_recipe(made, role)), None)
+                role: draft_job(made, role).identity(made.data, made.parts.trainer)
                 for role in ("teacher", "student")
             }
         )

@@ -28,7 +28,8 @@ from kd_app.training.checks.terms import terms
 from kd_app.training.parts import Config, OwnParts, parts
 from kd_app.training.plan import described
 from kd_app.training.ranks.start import check_places
-from kd_app.training.roles import already_trained, plain_recipe
+from kd_app.training.role_jobs import draft_job
+from kd_app.training.train import find_trained
 from kd_app.training.workshop import Workshop
 
 CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
@@ -129,13 +130,8 @@ def _rehearsals(subject: Subject, console: Console) -> list[Rehearsal]:
         seen.append(rehearse(subject, "teacher", None))
         teacher = seen[0].created
     for role in (*shop.parts.controls, "student"):
-        if role == "student" or already_trained(shop, role) is None:
+        job = draft_job(shop, role)
+        if role == "student" or find_trained(shop, job) is None:
             console.line(f"  {role}: a few steps ...")
-            seen.append(
-                rehearse(
-                    subject,
-                    role,
-                    teacher if plain_recipe(shop, role).terms().needs_teacher else None,
-                )
-            )
+            seen.append(rehearse(subject, role, teacher if job.recipe.needs_teacher else None))
     return seen

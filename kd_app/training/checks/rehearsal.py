@@ -21,9 +21,10 @@ from kd_app.reporting.console import Console
 from kd_app.training.callbacks import LAST
 from kd_app.training.checks.subject import Subject
 from kd_app.training.fit import MODEL, fit, trained
-from kd_app.training.module import CHECKED_STEPS, Answers, Distillation
+from kd_app.training.job import Teacher
+from kd_app.training.module import CHECKED_STEPS, Distillation
 from kd_app.training.plan import noise_seconds, steps_an_epoch
-from kd_app.training.roles import plain_recipe, taught
+from kd_app.training.role_jobs import draft_job
 from kd_app.training.terms import Fault
 
 _STEPS = 40
@@ -166,24 +167,19 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     thrown away.
     """
     shop, trainer = subject.shop, subject.shop.parts.trainer
-    plain = taught(shop, role, None, plain_recipe(shop, role))
+    job = draft_job(shop, role)
     batches, validation = steps_an_epoch(shop), _validation_batches(subject)
     steps, epochs = _length(subject, role, teacher, batches)
     measured = min(validation, _VALIDATION)
+    folder = subject.scratch / role
+    folder.mkdir(parents=True)
     short = replace(
-        plain,
-        recipe=replace(plain.recipe, max_epochs=epochs),
-        teacher=teacher,
-        answers=(
-            _answers(subject, teacher, measured)
-            if teacher and trainer.limit_test_batches is None
-            else None
-        ),
+        job,
+        recipe=replace(job.recipe, max_epochs=epochs),
+        teacher=_build_teacher(subject, teacher, measured) if teacher else None,
     )
     looking, watch = Looking(), Stopwatch()
     checkpoint = _Size()
-    folder = subject.scratch / role
-    folder.mkdir(parents=True)
     start, error = time.perf_counter(), ""
     try:
         fit(short, shop.data, trainer.short(train=steps, validation=measured), folder, console=Console(silent=True),
@@ -191,7 +187,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     except (RequestError, RunError) as reason:
         error = str(reason)
     took = time.perf_counter() - start
-    seen = Rehearsal(role, plain.recipe.max_epochs, tuple(looking.faults.values()), looking.shares(), looking.before, looking.after,
+    seen = Rehearsal(role, job.recipe.max_epochs, tuple(looking.faults.values()), looking.shares(), looking.before, looking.after,
                      steps * epochs, error=error)  # fmt: skip
     if error:
         return seen
@@ -199,7 +195,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     evaluated = float(np.median(watch.validations)) / measured
     epoch = float(np.median(watch.epochs))
     rest = max(0.0, epoch - steps * step - measured * evaluated)
-    again = trained(plain.request, folder)
+    again = trained(job.model, folder)
     return replace(
         seen,
         seconds_an_epoch=batches * step + validation * evaluated + rest,
@@ -207,7 +203,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
         answer_seconds=evaluated / (shop.data.batch_size or 1),
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
         checkpoint_bytes=checkpoint.size,
-        created=create(again, plain.pixels, len(shop.classes), seed=0),
+        created=create(again, job.input, len(shop.classes), seed=0),
     )
 
 
@@ -243,15 +239,20 @@ def _length(subject: Subject, role: str, teacher: Created | None, batches: int) 
     return steps, max(least, min(_EPOCHS, int(subject.limits.seconds / step / steps)))
 
 
-def _answers(subject: Subject, teacher: Created, batches: int) -> Answers:
-    """The teacher's to the first batches of validation."""
-    shop = subject.shop
-    found = predict(
+def _build_teacher(subject: Subject, teacher: Created, batches: int) -> Teacher:
+    """The teacher with its logits on the first batches of validation."""
+    shop, folder = subject.shop, subject.scratch / "validation"
+    assert shop.parts.teacher is not None
+    source = Teacher(shop.parts.teacher, teacher)
+    if shop.limit is not None:
+        return source
+    predictions = predict(
         teacher.model,
         shop.data.evaluation("validation", teacher.pixels),
         teacher.pixels,
         device=shop.parts.trainer.device,
         limit=batches,
     )
-    order = found.index.argsort()
-    return Answers(torch.from_numpy(found.index[order]), torch.from_numpy(found.logits[order]))
+    folder.mkdir(exist_ok=True)
+    predictions.save(folder)
+    return replace(source, validation_logits=folder)

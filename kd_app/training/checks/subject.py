@@ -18,7 +18,8 @@ from kd_app.data.batch import Batch
 from kd_app.deployment.measure import Predictions, predict
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.create import Created, create, expected_pixels
-from kd_app.training.roles import already_trained
+from kd_app.training.role_jobs import teacher_job
+from kd_app.training.train import find_trained
 from kd_app.training.workshop import Member, Workshop
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -91,7 +92,7 @@ class Subject:
         """
         if self.shop.parts.teacher is None or self.random_head or self.unmeasured:
             return None
-        return self._as_it_is[0] or already_trained(self.shop, "teacher")
+        return self._as_it_is[0] or find_trained(self.shop, teacher_job(self.shop))
 
     @property
     def unmeasured(self) -> bool:

@@ -26,7 +26,7 @@ def terms(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding
 
 
 def _without_weight(subject: Subject) -> Iterator[Finding]:
-    for name, weight in subject.shop.parts.recipe.terms().weights.items():
+    for name, weight in subject.shop.parts.recipe.loss_weights.items():
         if weight == 0:
             yield refusal(
                 "term-zero",

@@ -10,12 +10,14 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from kd_app.config import RequestError, RunError
+from kd_app.config import Pixels, RequestError, RunError
 from kd_app.training.ranks.start import FAILED, REFUSED
+
+if TYPE_CHECKING:
+    from kd_app.training.job import Teacher, TrainingJob
 
 
 def main() -> None:
@@ -45,33 +47,63 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _train(job: dict[str, Any], rank: int) -> None:
+def _train(order: dict[str, Any], rank: int) -> None:
+    from kd_app.config.make import make
     from kd_app.reporting.console import Console
-    from kd_app.stages import Stages
-    from kd_app.training.fit import fit, trained
-    from kd_app.training.parts import parts
-    from kd_app.training.recipe import Recipe
-    from kd_app.training.roles import taught
-    from kd_app.training.workshop import Member, Workshop
+    from kd_app.training.fit import fit
+    from kd_app.training.parts import build_data
+    from kd_app.training.trainer import TrainerSettings
 
-    made = parts(job["config"])
-    console = Console(silent=rank != 0)
-    shop = Workshop(made, Stages(Path(str(job["stages"]))), console, tracker=None)
-    shop.load_data(Path(str(job["data"])) if job["data"] else None)
-    teacher: Member | None = None
-    if job["listens"]:
-        assert made.teacher is not None
-        request = (
-            trained(made.teacher, Path(str(job["teacher"]))) if job["teacher"] else made.teacher
-        )
-        teacher = replace(shop.ready(request, seed=0), unmeasured=str(job["unmeasured"]))
+    data = build_data(order["data"])
+    data.list()
+    data.load(Path(order["data_folder"]) if order["data_folder"] else None)
     fit(
-        taught(shop, str(job["role"]), teacher, Recipe(**job["recipe"])),
-        shop.data,
-        made.trainer,
-        Path(str(job["folder"])),
-        console=console,
+        load_job(order["job"], data),
+        data,
+        make(order["trainer"], TrainerSettings),
+        Path(order["folder"]),
+        console=Console(silent=rank != 0),
     )
+
+
+def load_job(record: dict[str, Any], data: Any) -> "TrainingJob":
+    """The job of which `record` is the `TrainingJob.to_json`, with the teacher's weights
+    loaded; `data` are loaded.
+    """
+    from kd_app.training.asked import parse_model
+    from kd_app.training.job import Recipe, TrainingJob
+
+    return TrainingJob(
+        name=record["name"],
+        model=parse_model(record["model"]),
+        input=_parse_input(record["input"]),
+        recipe=Recipe(**record["recipe"]),
+        teacher=_load_teacher(record["teacher"], data) if record["teacher"] else None,
+        partner_images=record["partner_images"],
+        fresh_views=record["fresh_views"],
+        license=record["license"],
+    )
+
+
+def _load_teacher(record: dict[str, Any], data: Any) -> "Teacher":
+    from kd_app.models.create import create
+    from kd_app.models.request import Composed, Seen
+    from kd_app.training.asked import parse_model
+    from kd_app.training.job import Teacher
+
+    model, classes = parse_model(record["model"]), tuple(data.classes)
+    if isinstance(model, Composed):
+        model.know(classes, Seen(data.channels, data.size, *data.pixel_statistics()))
+    folders = ("folder", "validation_logits", "cached_logits")
+    return Teacher(
+        model,
+        create(model, _parse_input(record["input"]), len(classes), seed=0),
+        **{name: Path(record[name]) if record[name] else None for name in folders},
+    )
+
+
+def _parse_input(record: dict[str, Any]) -> Pixels:
+    return Pixels(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ proposes what it would have proposed.
 import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -253,6 +253,17 @@ class Watch:
                     )
                 )
         self._trial = self._study.ask()
+
+    def start(
+        self, stage: str, teacher: Any, points: Sequence[tuple[dict[str, float], int]]
+    ) -> "Watch":
+        """Take the points of an earlier attempt."""
+        for row, step in points:
+            self(row, step)
+        return self
+
+    def ready(self, stage: str, model: Any, teacher: Any, points: Any) -> None:
+        """A training that has ended is not pruned."""
 
     def __call__(self, row: Mapping[str, float], step: int) -> None:
         """Take the next point of the curves."""

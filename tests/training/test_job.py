@@ -1,0 +1,232 @@
+"""A training as a value: what its identity holds, and that another process reads it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from kd_app.config import Pixels
+from kd_app.models.class_map import ClassMap
+from kd_app.models.composed import OtherClasses, OwnAverage, Several
+from kd_app.models.create import create
+from kd_app.models.request import Composed, ModelRequest, Seen
+from kd_app.stages import fingerprint
+from kd_app.training.asked import parse_model, requested
+from kd_app.training.job import Recipe, Teacher, TrainingJob, describe_batches
+from kd_app.training.ranks.rank import load_job
+from kd_app.training.trainer import TrainerSettings
+from tests.training.made import DIGITS, GRAY, teacher_folder
+from tests.training.small_parts import Net
+
+CROSS_ENTROPY = {
+    "_target_": "kd_app.losses.cross_entropy.CrossEntropy",
+    "smoothing": 0.0,
+    "class_weights": None,
+}
+SOFT_TARGET = {
+    "_target_": "kd_app.losses.soft_target.SoftTarget",
+    "temperature": 4.0,
+    "standardize": False,
+    "weight": 2.0,
+}
+RECIPE = Recipe(
+    loss={"cross_entropy": CROSS_ENTROPY, "soft_target": SOFT_TARGET},
+    optimizer={"lr": 0.1},
+    scheduler={"warmup": 0.0},
+    callbacks={},
+    max_epochs=3,
+    seed=5,
+)
+VIEW = {"_target_": "kd_app.data.crop.PadCrop", "padding": 1}
+
+make_net: Callable[..., Net] = lambda: Net(num_classes=10)  # noqa: E731
+
+
+def model(name: str | None = "resnet8", **changes: Any) -> ModelRequest:
+    plain = {"pretrained": "auto", "checkpoint": None, "kwargs": {}, "image_size": None}
+    return ModelRequest(**{"role": "student", "name": name, "factory": None, **plain, **changes})
+
+
+def data(**changes: Any) -> Any:
+    config = {"view": VIEW, "batch_size": 32, "views": None}
+    plain = {"mix": None, "augment": None, "labels": None, "config": config}
+    about = {
+        "classes": DIGITS,
+        "fingerprint": "f1",
+        "channels": 1,
+        "size": 8,
+        "pixel_statistics": lambda: ((0.3,), (0.4,)),
+    }
+    return SimpleNamespace(**{**plain, **about, **changes})
+
+
+def job(**changes: Any) -> TrainingJob:
+    return replace(TrainingJob("student", model(), GRAY, RECIPE), **changes)
+
+
+def teacher(folder: Path, **changes: Any) -> Teacher:
+    request = model(None, role="teacher", checkpoint=teacher_folder(folder))
+    return replace(Teacher(request, create(request, GRAY, 10, seed=0)), **changes)
+
+
+@pytest.fixture
+def trainer() -> TrainerSettings:
+    settings: Any = SimpleNamespace(identity=lambda: {"precision": "32-true", "max_epochs": 9})
+    return settings
+
+
+def test_the_identity_holds_all_that_decides_the_weights_and_no_more(
+    trainer: TrainerSettings, tmp_path: Path
+) -> None:
+    identity = job(teacher=teacher(tmp_path)).identity(data(), trainer)
+    assert identity == {
+        "model": {
+            "name": "resnet8",
+            "kwargs": {},
+            "pixels": vars(GRAY),
+            "classes": list(DIGITS),
+        },
+        "loss": RECIPE.loss,
+        "optimizer": {"lr": 0.1},
+        "scheduler": {"warmup": 0.0},
+        "callbacks": {},
+        "seed": 5,
+        "trainer": {"precision": "32-true", "max_epochs": 3},
+        "data": {"view": VIEW, "batch_size": 32},
+        "teacher": {"name": "resnet8", "pixels": vars(GRAY)},
+    }
+
+
+def test_the_hash_of_an_identity_is_the_one_that_earlier_versions_computed(
+    trainer: TrainerSettings,
+) -> None:
+    identity = job().identity(data(), trainer)
+    assert fingerprint(identity)[:16] == "ddc0709459cdefd3"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": "labels_only"}, {"license": "mit"}, {"teacher": None}, {"fresh_views": True}],
+)
+def test_who_asks_does_not_change_the_identity(
+    changes: dict[str, Any], trainer: TrainerSettings
+) -> None:
+    assert job(**changes).identity(data(), trainer) == job().identity(data(), trainer)
+
+
+def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_identity(
+    trainer: TrainerSettings, tmp_path: Path
+) -> None:
+    source = teacher(tmp_path)
+    paired = job(teacher=source, partner_images=True).identity(data(), trainer)
+    cached = job(teacher=replace(source, cached_logits=tmp_path)).identity(data(), trainer)
+    assert (paired["shuffled"], cached["answers"]) == (True, "stored")
+    assert not {"shuffled", "answers"} & set(job(teacher=source).identity(data(), trainer))
+
+
+def test_the_teachers_own_training_ignores_the_number_of_views() -> None:
+    views = data(config={"view": VIEW, "batch_size": 32, "views": 4}, labels=0.5)
+    assert describe_batches(views, for_teacher=False)["views"] == 4
+    assert describe_batches(views, for_teacher=True) == {
+        "view": VIEW,
+        "batch_size": 32,
+        "labels": 0.5,
+    }
+
+
+def test_a_data_module_that_was_handed_over_is_known_by_its_class() -> None:
+    own = data(config=None, module=Net(), batch_size=8)
+    assert describe_batches(own, for_teacher=False) == {"module": "Net", "batch_size": 8}
+
+
+def test_the_inputs_are_the_hashes_of_data_start_and_teacher(tmp_path: Path) -> None:
+    source = teacher(tmp_path)
+    alone, taught = job().inputs(data()), job(teacher=source).inputs(data())
+    assert set(alone) == {"data", "start"}
+    assert taught == {**alone, "teacher": source.created.weights.sha256}
+    assert job(recipe=replace(RECIPE, seed=6)).inputs(data())["start"] != alone["start"]
+
+
+def test_another_process_reads_the_very_same_job(trainer: TrainerSettings, tmp_path: Path) -> None:
+    folders = {"folder": tmp_path, "cached_logits": tmp_path / "c", "validation_logits": None}
+    whole = job(
+        teacher=teacher(tmp_path / "t", **folders), partner_images=True, license="mit", input=GRAY
+    )
+    again = load_job(json.loads(json.dumps(whole.to_json())), data())
+    assert again.to_json() == whole.to_json()
+    assert again.identity(data(), trainer) == whole.identity(data(), trainer)
+    assert again.inputs(data()) == whole.inputs(data())
+    assert again.input == GRAY
+    assert again.teacher is not None
+    assert again.teacher.cached_logits == tmp_path / "c"
+    assert again.teacher.validation_logits is None
+
+
+def test_a_job_without_a_teacher_has_none_in_another_process() -> None:
+    alone = job(fresh_views=True)
+    again = load_job(json.loads(json.dumps(alone.to_json())), data())
+    assert again == replace(alone, model=again.model)
+
+
+@pytest.mark.parametrize("name", ["Net", "make_net"])
+def test_a_users_factory_is_found_again_by_the_name_that_the_configuration_gives(
+    name: str, tmp_path: Path
+) -> None:
+    places = {"Net": "tests.training.small_parts.Net", "make_net": f"{__name__}.make_net"}
+    known = requested("student", {"_target_": places[name], "kwargs": {}}, None)
+    again = parse_model(json.loads(json.dumps(known.to_json())))
+    assert again.name == known.name
+    if name == "Net":
+        pixels = Pixels(1, 6, 6, (0.0,), (1.0,))
+        made = [create(each, pixels, 3, seed=0).model for each in (known, again)]
+        assert all(isinstance(each, Net) for each in made)
+        assert torch.equal(made[0].conv.weight, made[1].conv.weight)
+
+
+def test_a_module_that_was_handed_over_can_not_go_to_another_process() -> None:
+    with pytest.raises(AssertionError, match="lives in one process"):
+        requested("student", {}, Net()).to_json()
+
+
+def test_composite_teachers_are_read_again(tmp_path: Path) -> None:
+    first = model(None, role="teacher", checkpoint=teacher_folder(tmp_path / "a"))
+    second = model(None, role="teacher", checkpoint=teacher_folder(tmp_path / "b", "resnet14"))
+    rows = "teacher,class\n" + "".join(f"{digit},{digit}\n" for digit in DIGITS)
+    (tmp_path / "map.csv").write_text(rows, encoding="utf-8")
+    mapped = OtherClasses(second, ClassMap(tmp_path / "map.csv"))
+    several = Several({"a": first, "b": mapped}, {"a": 1.0, "b": 2.0}, "confidence")
+    hashes = []
+    for composite in (several, parse_model(json.loads(json.dumps(several.to_json())))):
+        assert isinstance(composite, Composed)
+        composite.know(DIGITS, Seen(1, 8, (0.3,), (0.4,)))
+        hashes.append(create(composite, GRAY, 10, seed=0).weights.sha256)
+    assert hashes[0] == hashes[1]
+
+
+def test_the_students_own_average_is_read_again_with_its_decay() -> None:
+    again = parse_model(json.loads(json.dumps(OwnAverage(model(), 0.9).to_json())))
+    assert isinstance(again, OwnAverage)
+    assert (again.decay, again.student.name) == (0.9, "resnet8")
+    assert Teacher(again, create(again, GRAY, 10, seed=0)).ema_decay == 0.9
+
+
+def test_a_recipe_knows_what_its_loss_reads_and_weighs_without_being_trained() -> None:
+    assert RECIPE.needs_teacher
+    assert not replace(RECIPE, loss={"cross_entropy": CROSS_ENTROPY}).needs_teacher
+    assert RECIPE.loss_reads == {name: frozenset({"logits"}) for name in RECIPE.loss}
+    assert RECIPE.loss_weights == {"cross_entropy": 1.0, "soft_target": 2.0}
+    assert Recipe(**RECIPE.to_json()) == RECIPE
+
+
+def test_asking_a_recipe_twice_builds_its_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, built = replace(RECIPE), []
+    plain = Recipe.terms
+    monkeypatch.setattr(Recipe, "terms", lambda self: built.append(1) or plain(self))
+    assert recipe.needs_teacher
+    assert recipe.loss_reads
+    assert len(built) == 1
