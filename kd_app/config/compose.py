@@ -128,8 +128,11 @@ def _no_group_choice(words: Sequence[str]) -> str:
 
 
 def choices(group: str) -> list[str]:
-    """The names that ``<group>=`` takes; empty where there is no such group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
+    """The names that ``<group>=`` takes; empty where there is no such group.
+
+    A file whose name starts with an underscore holds what several choices share.
+    """
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml")) if group else []
 
 
 def is_choice(group: str, name: str) -> bool:

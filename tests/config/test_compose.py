@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,11 @@ from kd_app.training.parts import parts
 
 PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
            "predict": ("model=a", "images=b", "out=c")}  # fmt: skip
-FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
+PARTS = {"controls/_labels", "data/_images", "data/_photos"}
+"""Settings that several choices share."""
+FILES = sorted(
+    path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/[!_]*.yaml")
+)
 CHOICES = [
     file
     for file in FILES
@@ -55,9 +60,11 @@ def content(choice: str) -> dict[str, Any]:
 
 
 def test_all_of_conf_is_covered() -> None:
-    assert {path.stem for path in CONF.glob("*.yaml")} == set(PRIMARY)
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*PRIMARY, "hydra_defaults"}
     assert sorted(MANY) == ["callbacks", "controls", "logger", "loss"]
-    assert len(FILES) == len(list(CONF.rglob("*.yaml"))) - len(PRIMARY)
+    assert {
+        path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/_*.yaml")
+    } == PARTS
     assert {choice.split("/")[0] for choice in FILES} == {
         path.name for path in CONF.iterdir() if path.is_dir()
     }
@@ -120,6 +127,37 @@ def held(part: Any, whole: Any) -> bool:
 @pytest.mark.parametrize("name", choices("data"))
 def test_every_data_may_be_evaluated_on(name: str) -> None:
     assert composed("evaluate", ["run=a", "out=b", f"data={name}"])["data"]["name"] == name
+
+
+def test_data_share_their_settings_and_each_choice_adds_its_own() -> None:
+    shared = content("data/_images")
+    own = {key for key, value in shared.items() if value == "???"}
+    assert own == {"source", "view", "batch_size", "name", "suggested"}
+    for name in choices("data"):
+        data = composed("distill", [f"data={name}"])["data"]
+        assert data.keys() == shared.keys()
+        for key in shared.keys() - own - {"root"}:
+            assert data[key] == shared[key]
+
+
+def test_controls_on_labels_share_one_loss() -> None:
+    controls = composed("distill", ["controls=[labels_only,as_long,other_family,smoothed_labels]"])[
+        "controls"
+    ]
+    shared = content("controls/_labels")["loss"]["cross_entropy"]
+    for control in controls.values():
+        assert control["loss"]["cross_entropy"].keys() == shared.keys()
+
+
+@pytest.mark.parametrize("primary", PRIMARY)
+def test_hydra_writes_nothing_and_stays_where_it_is(primary: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra = compose(primary, list(PRIMARY[primary]), return_hydra_config=True).hydra
+    assert hydra.output_subdir is None
+    assert hydra.job.chdir is False
+    assert hydra.run.dir == "."
+    assert hydra.job_logging.root is None
+    assert hydra.hydra_logging.root is None
 
 
 @pytest.mark.parametrize("choice", FILES)

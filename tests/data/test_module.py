@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
 from kd_app.config import Pixels, RequestError
+from kd_app.config.compose import choices, composed
 from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
 from kd_app.data.module import ImageData
 from kd_app.data.source import Listing, Source
 from kd_app.data.views import CropFlip, Plain, ResizedCrop
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
 GRAY = Pixels(1, 6, 6, (0.5,), (0.5,))
 PER_CLASS = 20
 
@@ -310,17 +309,17 @@ def test_data_that_was_copied_or_pickled_serves_the_same(
 
 
 def settings_of(name: str) -> Any:
-    """What stands in the YAML for the part itself; the other keys tell the rest of the
-    configuration about it.
+    """The arguments of the data module; the other keys are for the rest of the
+    configuration.
     """
-    config = OmegaConf.load(CONF / f"{name}.yaml")
+    config = composed("distill", [f"data={name}"])["data"]
     return {
         key: value for key, value in config.items() if key not in ("name", "suggested", "license")
     }
 
 
 def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
-    names = sorted(path.stem for path in CONF.glob("*.yaml"))
+    names = choices("data")
     assert names == ["csv", "digits", "fashion_mnist", "folder", "timm"]
     for name in names:
         config = settings_of(name)
