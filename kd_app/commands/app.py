@@ -25,7 +25,6 @@ from omegaconf import DictConfig
 from kd_app.commands.help import ASKED, helped
 from kd_app.config.compose import COMPOSING, composed, explained, opened, plain
 from kd_app.config.errors import RequestError, RunError
-from kd_app.config.foreign_files import told_apart
 from kd_app.config.paths import CONF
 from kd_app.training.ranks.torchrun import Torchrun, is_follower
 
@@ -88,8 +87,7 @@ def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None]
         if ASKED & set(sys.argv):
             print(helped(primary, sys.argv[1:]))
             return 0
-        with told_apart(primary):
-            main()
+        main()
     except _Stopped:
         pass
     except COMPOSING as error:

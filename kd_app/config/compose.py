@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_app.config.errors import RequestError, causes, closest, first_line
-from kd_app.config.foreign_files import told_apart
 from kd_app.config.paths import CONF
 
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
@@ -57,7 +56,7 @@ def composed(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"), told_apart(primary):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(primary, overrides=opened(overrides))
     except COMPOSING as error:
         raise RequestError(explained(error, primary, overrides)) from None

@@ -20,11 +20,11 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
     """Refuse a ``_target_`` of a configuration that is no part of `OURS` or `CALLBACKS`
     and lies in no package of `allow` (`RequestError`).
 
-    A configuration may come from somebody else: a run's folder, an experiment file.
-    What it names is called, so it could run anything (``_target_: os.system``). Nothing
-    outside the trusted packages is imported to find that out. Interpolations are
-    resolved when a configuration is composed; one that is still there could become a
-    ``_target_`` later, and is refused.
+    The configuration in a run's folder may come from somebody else. What it names is
+    called, so it could run anything (``_target_: os.system``). Nothing outside the
+    trusted packages is imported to find that out. Interpolations are resolved when a
+    configuration is composed; one that is still there could become a ``_target_``
+    later, and is refused.
     """
     for place, target in _leaves(config):
         if isinstance(target, str) and "${" in target:

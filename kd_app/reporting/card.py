@@ -387,8 +387,7 @@ def _limits(results: Results, split: Split) -> list[str]:
             f"Replacing its teacher unseen: {percent(pair.negative_flips)} of the images are right"
             " by the teacher and wrong by this model."
         )
-    if split.per_class:
-        found += _weak_classes(split.per_class, classes)
+    found += _weak_classes(split.per_class, classes)
     found += [
         f"Images of the group {_code(name)}: {percent(group.accuracy['student'].value)} right, of"
         f" {group.num_images:,}."

@@ -80,15 +80,15 @@ class ModelFigures(_Part):
     ece: Number
     ece_low: Number
     ece_high: Number
-    brier: Number = None
-    brier_low: Number = None
-    brier_high: Number = None
-    classwise_ece: Number = None
-    classwise_ece_low: Number = None
-    classwise_ece_high: Number = None
-    f1: Number = None
-    f1_low: Number = None
-    f1_high: Number = None
+    brier: Number
+    brier_low: Number
+    brier_high: Number
+    classwise_ece: Number
+    classwise_ece_low: Number
+    classwise_ece_high: Number
+    f1: Number
+    f1_low: Number
+    f1_high: Number
 
 
 class PairFigures(_Part):
@@ -198,7 +198,7 @@ class Split(_Part):
     student: ModelFigures
     pair: PairFigures | None = None
     gains: dict[str, Difference] = {}
-    per_class: PerClass | None = None
+    per_class: PerClass
     groups: dict[str, Group] = {}
     robustness: list[Robustness] = []
 

@@ -102,8 +102,7 @@ class Run:
 
         if self.results.status == "finished" and not (self.path / EXAMPLES).exists():
             raise RequestError(
-                f"The run {str(self.path)!r} has no {EXAMPLES}: it was made with examples=0, or by"
-                " an older kd_app."
+                f"The run {str(self.path)!r} has no {EXAMPLES}: it was made with examples=0."
             )
         return pd.read_parquet(self._file(EXAMPLES))
 

@@ -125,7 +125,7 @@ def weak_spots(results: Results, split: Split) -> list[str]:
     student, and how both do on corrupted images.
     """
     found = []
-    if split.per_class and results.data and "teacher" in split.per_class.accuracy:
+    if results.data and "teacher" in split.per_class.accuracy:
         each = split.per_class
         of_teacher, of_student = each.accuracy["teacher"], each.accuracy["student"]
         by_class = [

@@ -23,7 +23,7 @@ def worth(results: Results) -> list[str]:
         return []
     gains = {
         control: gain
-        for control, gain in _gains(split).items()
+        for control, gain in split.gains.items()
         if gain.value is not None and gain.low is not None and gain.high is not None
     }
     if not gains:
@@ -34,17 +34,6 @@ def worth(results: Results) -> list[str]:
         if (sentence := _said(control, gain, gains, results))
     ]
     return [*found, _advice(gains, results, split), _basis(results)]
-
-
-def _gains(split: Split) -> dict[str, Difference]:
-    """By control; of a run that is older than further controls, that of the labels."""
-    if split.gains or split.pair is None:
-        return split.gains
-    return {
-        "labels_only": Difference(
-            value=split.pair.gain, low=split.pair.gain_low, high=split.pair.gain_high
-        )
-    }
 
 
 def _figure(gain: Difference) -> str:

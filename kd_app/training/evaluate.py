@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,9 +15,8 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import summary
 from kd_app.stages import RECORD, Stages
-from kd_app.training.fed import OURS_ALONE
 from kd_app.training.fit import MODEL
-from kd_app.training.parts import OURS, Config, parts
+from kd_app.training.parts import Config, parts
 from kd_app.training.proof import Proof
 from kd_app.training.run_folder import CONFIG, RESULTS, claimed
 from kd_app.training.settings import Evaluation
@@ -107,17 +105,10 @@ def as_run(run: Path, config: Config, before: Results) -> Config:
         ) from None
     for key in (OWN, COMPRESSED):
         found.pop(key, None)
-    found["data"] = _with_newer(found.get("data"))
     found["budget"] = None  # it is trained already
     found["stages"] = config["stages"] or (str(stages) if _is_there(before, stages) else STAGES)
     found["allow"] = config["allow"]  # what the run itself allowed is no reason to trust it
     return found
-
-
-def _with_newer(data: Any) -> Any:
-    """The data group of a run with the keys that came after it."""
-    ours = isinstance(data, dict) and data.get("_target_") == OURS
-    return {**dict.fromkeys(OURS_ALONE), **data} if ours else data
 
 
 def _is_there(before: Results, stages: Path) -> bool:

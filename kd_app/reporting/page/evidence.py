@@ -53,57 +53,23 @@ def answers(table: "DataFrame") -> Answers:
     return Answers(table["target"].to_numpy(np.int64), top1, probability)
 
 
-def classes(found: Answers, names: Sequence[str]) -> list[ClassPart]:
-    """Accuracy and flips of each class that has images, the largest loss first."""
-    count = np.bincount(found.target, minlength=len(names))
-    accuracy = {role: _shares(found.right(role), found.target, count) for role in found.top1}
-    flips: dict[str, list[float | None]] = {}
-    if "teacher" in found.top1:
-        teacher, student = found.right("teacher"), found.right("student")
-        flips = {
-            "negative_flips": _shares(teacher & ~student, found.target, count),
-            "positive_flips": _shares(~teacher & student, found.target, count),
-        }
+def build_classes(per_class: PerClass, names: Sequence[str]) -> list[ClassPart]:
+    """Accuracy, F1 and flips of each class that has images, the largest loss first."""
+    paired = "teacher" in per_class.accuracy
     rows = [
         ClassPart(
             name=name,
-            support=int(count[number]),
-            accuracy={role: values[number] for role, values in accuracy.items()},
-            change=_change(accuracy, number),
-            **{key: values[number] for key, values in flips.items()},
+            support=per_class.support[number],
+            accuracy={role: values[number] for role, values in per_class.accuracy.items()},
+            f1={role: values[number] for role, values in per_class.f1.items()},
+            change=_change(per_class.accuracy, number),
+            negative_flips=per_class.negative_flips[number] if paired else None,
+            positive_flips=per_class.positive_flips[number] if paired else None,
         )
         for number, name in enumerate(names)
-        if count[number]
+        if per_class.support[number]
     ]
     return sorted(rows, key=_loss)
-
-
-def told_classes(told: PerClass, names: Sequence[str]) -> list[ClassPart]:
-    """The same as results.json tells it, with F1."""
-    paired = "teacher" in told.accuracy
-    rows = [
-        ClassPart(
-            name=name,
-            support=told.support[number],
-            accuracy={role: values[number] for role, values in told.accuracy.items()},
-            f1={role: values[number] for role, values in told.f1.items()},
-            change=_change(told.accuracy, number),
-            negative_flips=told.negative_flips[number] if paired else None,
-            positive_flips=told.positive_flips[number] if paired else None,
-        )
-        for number, name in enumerate(names)
-        if told.support[number]
-    ]
-    return sorted(rows, key=_loss)
-
-
-def _shares(
-    hits: Bool[np.ndarray, " images"],
-    target: Int64[np.ndarray, " images"],
-    count: Int64[np.ndarray, " classes"],
-) -> list[float | None]:
-    hit = np.bincount(target, weights=hits, minlength=len(count))
-    return [float(share) for share in hit / np.maximum(count, 1)]
 
 
 def _change(accuracy: Mapping[str, Sequence[float | None]], number: int) -> float | None:

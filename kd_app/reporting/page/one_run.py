@@ -12,11 +12,10 @@ from kd_app.reporting.exports import read_exports
 from kd_app.reporting.page.contents import Curve, ModelPart, PairPart, RunPart
 from kd_app.reporting.page.evidence import (
     answers,
-    classes,
+    build_classes,
     confusion,
     figure_of,
     reliability,
-    told_classes,
 )
 from kd_app.reporting.page.examples import examples, flips
 from kd_app.reporting.page.made import limits, made
@@ -92,7 +91,7 @@ def run_part(run: Run, name: str) -> RunPart:
         pair=pair(split),
         worth=worth(results),
         curves=_read(lambda: _curves(run), "Curves", missing) or [],
-        classes=told_classes(split.per_class, names) if split and split.per_class else [],
+        classes=build_classes(split.per_class, names) if split else [],
         groups=split.groups if split else {},
         robustness=split.robustness if split else [],
         steps=results.steps,
@@ -105,7 +104,7 @@ def run_part(run: Run, name: str) -> RunPart:
     )
     _read(
         lambda: _from_answers(run, part, split, names),
-        "Classes, confusions, flips and calibration",
+        "Confusions, flips and calibration",
         missing,
     )
     _read(lambda: read_exports(run.path), "Exported files", missing)
@@ -298,8 +297,6 @@ def _points(column: Any) -> dict[str, list[float]]:
 def _from_answers(run: Run, part: RunPart, split: Split | None, names: Sequence[str]) -> None:
     table = run.predictions
     found = answers(table)
-    if not part.classes:
-        part.classes = classes(found, names)
     part.confusion = confusion(found, names)
     part.reliability = reliability(found, split)
     part.examples = _examples(run, names) or flips(found, table, names)
