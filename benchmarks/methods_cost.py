@@ -28,7 +28,8 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import Pixels, RequestError
-from kd_app.config.compose import choices, composed
+from kd_app.config.compose import composed
+from kd_app.config.paths import choices
 from kd_app.data.batch import Batch
 from kd_app.deployment.machine import cpu_name
 from kd_app.models.outputs import Outputs

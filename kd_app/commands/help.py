@@ -1,66 +1,135 @@
-"""What ``--help`` says: the groups with their choices, and every setting. Hydra's own
-help takes twice as long, since it copies all it knows for every group.
+"""The texts of ``--help`` and ``--version``.
+
+They are read from ``conf/`` as text, without Hydra: importing it and composing takes
+ten times as long, and Hydra's own help prints the whole configuration.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from textwrap import shorten, wrap
+from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from kd_app.config.compose import choices, opened
-from kd_app.config.paths import CONF
+from kd_app import __version__
+from kd_app.config.paths import CONF, choices
 
-ASKED = {"-h", "--help"}
+_WIDTH, _LINES = 100, 40
+_SETTING = re.compile(r"^(\w+):([^#\n]*)# (.*)$", re.MULTILINE)
+
+EXAMPLES = {
+    "distill": (
+        "kd-distill out=runs/demo",
+        "kd-distill data=folder data.root=photos teacher.name=resnet50.a1_in1k out=runs/photos",
+        "kd-distill 'loss=[cross_entropy,dist]' trainer.max_epochs=20 -m seed=0,1,2",
+    ),
+    "check": (
+        "kd-check",
+        "kd-check data=folder data.root=photos teacher.name=resnet50.a1_in1k",
+        "kd-check 'loss=[cross_entropy,review]' check.seconds=10",
+    ),
+    "evaluate": (
+        "kd-evaluate run=runs/fm out=runs/fm-again",
+        "kd-evaluate run=runs/fm robustness=standard out=runs/fm-corrupted",
+        "kd-evaluate 'cascade=[runs/fm/export/model.onnx,runs/fm/teacher]' out=runs/fm-cascade",
+    ),
+    "compress": (
+        "kd-compress run=runs/fm 'steps=[prune,finetune]' prune.macs=0.5 out=runs/fm-half",
+        "kd-compress run=runs/fm 'steps=[quantize]' out=runs/fm-int8",
+        "kd-compress run=runs/fm 'steps=[quantize]' quantize.epochs=2 out=runs/fm-qat",
+    ),
+    "export": (
+        "kd-export run=runs/fm",
+        "kd-export run=runs/fm role=both",
+        "kd-export run=runs/fm 'formats=[onnx,onnx_int8,executorch]'",
+    ),
+    "predict": (
+        "kd-predict model=runs/fm/export/model.onnx images=photos out=labels.csv",
+        "kd-predict model=runs/fm images=photos top=3 out=labels.parquet",
+        "kd-predict model=runs/fm-cascade/cascade.json images=list.csv out=labels.csv",
+    ),
+    "report": (
+        "kd-report 'runs=[runs/fm]'",
+        "kd-report 'runs=[runs/a,runs/seed*]' out=report",
+        "kd-report schema=true",
+    ),
+}
 
 
-def helped(primary: str, words: Sequence[str]) -> str:
-    """The help for ``conf/<primary>.yaml`` with the choices in `words`. Raises what
-    Hydra raises for words that it can't compose.
+def answer(primary: str, words: Sequence[str]) -> str | None:
+    """The text that these words of the command line ask for; None where they ask for
+    work.
     """
-    groups = _groups(primary)
-    listed = [
-        f"  {group}: {', '.join(choices(group))}"
-        for group in [*sorted(groups), "hydra/launcher", "hydra/sweeper"]
+    if {"-h", "--help"} & set(words):
+        return help_text(primary)
+    return f"kd-{primary} {__version__}" if "--version" in words else None
+
+
+def help_text(primary: str) -> str:
+    """What the command is for, three examples, its groups and settings, and where the
+    rest is: at most 40 lines.
+    """
+    command = f"kd-{primary}"
+    defaults = dict(_list_defaults(primary))
+    groups = [group for group in sorted(defaults) if choices(group)]
+    lists = [group for group in groups if isinstance(defaults[group], list)]
+    head = [_read(primary).splitlines()[0].removeprefix("# "), "", "Examples:"]
+    head += [f"  {example}" for example in EXAMPLES[primary]]
+    if groups:
+        note = f"; {', '.join(lists)}: one or several, as '{lists[-1]}=[a,b]'" if lists else ""
+        head += ["", f"Groups (<group>=<choice>{note}):"]
+        head += [_describe_group(group) for group in groups]
+    if "loss" in groups:  # that is, where a sweep may be a search
+        head += [_describe_group(group) for group in ("hydra/launcher", "hydra/sweeper")]
+    tail = [
+        "",
+        f"  {command} --cfg job ...    the whole configuration that these words make",
+        f"  {command} -m ...           a sweep: <setting>=a,b gives one trial for each value",
+        f"  {command} --hydra-help     flags of Hydra: --config-dir, --shell-completion ...",
+        "  README.md and docs/ explain the methods, the controls and the verdict.",
     ]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(
-            primary, overrides=opened(word for word in words if not word.startswith("-"))
-        )
-    return "\n".join(
-        [
-            f"kd-{primary} <setting>=<value> ...",
-            "",
-            (
-                "Settings are words such as seed=1. Quote what has brackets:"
-                " 'loss=[cross_entropy,soft_target]'."
-            ),
-            (
-                "-m runs one trial for each combination of seed=0,1,2; --cfg job prints the"
-                " settings that the words make; --hydra-help tells of Hydra."
-            ),
-            "",
-            (
-                "Groups and their choices (<group>=<choice>; loss, callbacks, controls and logger"
-                " take lists):"
-            ),
-            *listed,
-            "",
-            "All settings, as these words make them:",
-            "",
-            OmegaConf.to_yaml(config),
-        ]
-    )
+    settings = list(_list_settings(primary, groups))
+    room = _LINES - len(head) - len(tail) - 2
+    if len(settings) <= room:
+        middle = [_describe(name, comment) for name, comment in settings]
+    else:
+        names = ", ".join(name for name, _ in settings)
+        middle = wrap(names, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([*head, "", "Settings (<setting>=<value>):", *middle, *tail])
 
 
-def _groups(primary: str) -> list[str]:
-    """The groups of a primary configuration, and of those that it takes over."""
-    found: list[str] = []
-    for default in yaml.safe_load((CONF / f"{primary}.yaml").read_text(encoding="utf-8"))[
-        "defaults"
-    ]:
+def _read(name: str) -> str:
+    return (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _list_defaults(primary: str) -> Iterator[tuple[str, Any]]:
+    """The groups of a primary configuration with their default choices, those of the
+    configurations that it extends included.
+    """
+    for default in yaml.safe_load(_read(primary))["defaults"]:
         if isinstance(default, dict):
-            found += [group for group in default if choices(group)]
+            yield from default.items()
         elif default != "_self_":
-            found += _groups(default)
-    return found
+            yield from _list_defaults(default)
+
+
+def _list_settings(primary: str, groups: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The settings of a primary configuration that belong to no group, with the
+    comments that stand beside them.
+    """
+    for default in yaml.safe_load(_read(primary))["defaults"]:
+        if isinstance(default, str) and default not in ("_self_", "hydra_defaults"):
+            yield from _list_settings(default, groups)
+    for name, value, comment in _SETTING.findall(_read(primary)):
+        if name not in groups:
+            yield name, f"{'(required) ' if '???' in value else ''}{comment}"
+
+
+def _describe(name: str, text: str) -> str:
+    return f"  {name:<15} {shorten(text, _WIDTH - 18, placeholder=' ...')}"
+
+
+def _describe_group(group: str) -> str:
+    names = choices(group)
+    text = _describe(group, ", ".join(names))
+    return f"{text} ({len(names)})" if text.endswith("...") else text

@@ -10,15 +10,17 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_app.config.errors import RequestError, causes, closest, first_line
-from kd_app.config.paths import CONF
+from kd_app.config.errors import RequestError, causes, closest, first_line, nearest
+from kd_app.config.paths import CONF, choices
 
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises for words that it can't compose."""
 
+_PRESETS = "data.suggested"
+"""Defaults of other groups: nobody sets them by hand."""
 _SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
 _FREE = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+|loss\.\w+\.teacher)=")
-_NO_KEY = re.compile(r"Key '[^']+' is not in struct.*?full_key: (\S+)")
+_NO_KEY = re.compile(r"Key '[^']+' (?:is not in struct|not in '\w+').*?full_key: (\S+)")
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
@@ -82,17 +84,79 @@ def explained(error: BaseException, primary: str, words: Sequence[str]) -> str:
         return _no_choice(*choice.groups())
     if "Config group override must be" in text:
         return _no_group_choice(words)
+    for pattern, sentence in _HYDRA_SAYS:
+        if found := pattern.search(text):
+            return sentence.format(*found.groups())
     return text.split(" Config search path:")[0]
+
+
+_HYDRA_SAYS = (
+    (
+        re.compile(r"Could not append to config\. An item is already at '([^']+)'"),
+        "'+' adds a setting, and there is one named {0!r} already. Leave out the '+'.",
+    ),
+    (
+        re.compile(r"Could not delete from config\. '([^']+)' does not exist"),
+        "'~' removes a setting, and there is none named {0!r}. '--cfg job' prints all settings.",
+    ),
+    (
+        re.compile(r"Could not delete from config\. The value of '([^']+)' is (.+) and not (.+)\."),
+        "'~{0}={2}' removes nothing: {0} is {1}. Write '~{0}', or {0}=<value> to change it.",
+    ),
+    (
+        re.compile(r"Could not delete '([^'=]+)[^']*'\. No match in the defaults list"),
+        "'~{0}' removes nothing: no such choice was made. To choose others, write {0}=<choice>, or"
+        " a list of choices.",
+    ),
+    (
+        re.compile(r"Could not override '([^']+)'\. Did you mean to override ([^?]+)\?"),
+        "There is no group {0!r}. Did you mean {1!r}?",
+    ),
+    (
+        re.compile(
+            r"looks like a config group override, but config group '([^']+)' does not exist"
+        ),
+        "There is no group {0!r}. '--help' lists the groups and their choices.",
+    ),
+    (
+        re.compile(r"Ambiguous value for argument '([^=]+)=([^']*)'"),
+        "{0}={1} gives several values to one run. Add -m for a run with each of them, or write"
+        " '{0}=[{1}]' for a list.",
+    ),
+)
+"""What Hydra says, and the sentence for it that names no more than a user has to know."""
 
 
 def _no_key(key: str, primary: str, words: Sequence[str]) -> str:
     group, _, name = key.partition(".")
     if is_choice(group, name):
         return not_chosen(group, name)
-    return (
-        f"There is no setting {key!r}. {closest(key, known_keys(primary, words))}'--cfg job' prints"
-        " all settings."
-    )
+    if key.replace("/", ".").startswith("hydra."):
+        return (
+            f"There is no setting {key!r} of Hydra here. '--cfg hydra' prints those that there are;"
+            " hydra/sweeper=search, or a hparams_search=, adds those of a search."
+        )
+    tree = _compose_tree(primary, words)
+    near, beside = nearest(key, _list_keys(tree)), _list_beside(key, tree)
+    if not beside and not near:
+        beside = f"Groups and settings: {', '.join(tree)}. "
+    return f"There is no setting {key!r}. {near}{beside}'--cfg job' prints all settings."
+
+
+def _list_beside(key: str, tree: dict[str, Any]) -> str:
+    """The settings of the innermost group that a wrong key names; empty where it names
+    none.
+    """
+    node, place = tree, list[str]()
+    for part in key.replace("/", ".").split(".")[:-1]:
+        if not isinstance(node.get(part), dict):
+            break
+        node = node[part]
+        place.append(part)
+    if not place:
+        return ""
+    names = [name for name in node if not name.startswith("_")]
+    return f"Settings of {'.'.join(place)}: {', '.join(names) or 'none'}. "
 
 
 def _no_choice(group: str, asked: str) -> str:
@@ -126,14 +190,6 @@ def _no_group_choice(words: Sequence[str]) -> str:
     return f"{wrong!r} chooses nothing. {hint or 'Expected <setting>=<value>, for example seed=1.'}"
 
 
-def choices(group: str) -> list[str]:
-    """The names that ``<group>=`` takes; empty where there is no such group.
-
-    A file whose name starts with an underscore holds what several choices share.
-    """
-    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml")) if group else []
-
-
 def is_choice(group: str, name: str) -> bool:
     """Whether ``<group>=[<name>]`` would be understood."""
     return bool(name) and name in choices(group)
@@ -151,18 +207,31 @@ def known_keys(primary: str, words: Sequence[str] = ()) -> list[str]:
     """Every dotted key of a primary configuration with the choices in `words`, and the
     names of its groups.
     """
+    return _list_keys(_compose_tree(primary, words))
+
+
+def _compose_tree(primary: str, words: Sequence[str]) -> dict[str, Any]:
+    """A primary configuration with those of the choices in `words` that can be made."""
     chosen = [word for word in words if choices(word.partition("=")[0])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose(primary, overrides=chosen)
         except COMPOSING:
             config = compose(primary)
-    found: list[str] = [path.name for path in CONF.iterdir() if path.is_dir()]
+    tree = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _list_keys(tree: dict[str, Any]) -> list[str]:
+    keys = [path.name for path in CONF.iterdir() if path.is_dir()]
 
     def walk(node: Any, prefix: str) -> None:
         for key, value in node.items() if isinstance(node, dict) else []:
-            found.append(f"{prefix}{key}")
+            if f"{prefix}{key}" == _PRESETS:
+                continue
+            keys.append(f"{prefix}{key}")
             walk(value, f"{prefix}{key}.")
 
-    walk(OmegaConf.to_container(config, resolve=False), "")
-    return found
+    walk(tree, "")
+    return keys

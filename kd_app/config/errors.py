@@ -27,6 +27,35 @@ def closest(word: str, choices: Iterable[str]) -> str:
     return f"Did you mean {found[0]!r}? " if found else ""
 
 
+def nearest(key: str, keys: Iterable[str], *, most: int = 3) -> str:
+    """``"Did you mean 'a.x' or 'b.x'? "`` for the dotted keys most like `key`, or the
+    empty string when none is near.
+
+    The last name alone counts nearly as much as the whole key: who writes ``lr`` means
+    ``optimizer.lr``.
+    """
+    scores = {each: _likeness(key, each) for each in keys}
+    best = max(scores.values(), default=0.0)
+    if best < _NEAR:
+        return ""
+    near = sorted(
+        (each for each, score in scores.items() if score > best - _EQUALLY_NEAR),
+        key=lambda each: (-scores[each], len(each), each),
+    )[:most]
+    *first, last = map(repr, near)
+    return f"Did you mean {', '.join(first)}{' or ' if first else ''}{last}? "
+
+
+_NEAR, _EQUALLY_NEAR, _OF_LAST_NAME = 0.6, 0.05, 0.9
+
+
+def _likeness(key: str, other: str) -> float:
+    """0 to 1, as difflib has it."""
+    whole = difflib.SequenceMatcher(a=key, b=other).ratio()
+    last = difflib.SequenceMatcher(a=key.rpartition(".")[2], b=other.rpartition(".")[2]).ratio()
+    return max(whole, _OF_LAST_NAME * last)
+
+
 def unknown(what: str, got: str, choices: Iterable[str], *, listed: int = 40) -> RequestError:
     """The error for a name that is none of `choices`: names the closest one, lists them
     when they are few.

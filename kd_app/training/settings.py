@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, StrictBool
 
 from kd_app.config import RequestError, Typed, unknown
-from kd_app.config.compose import choices, is_choice, not_chosen
+from kd_app.config.compose import is_choice, not_chosen
+from kd_app.config.paths import choices
 from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
 

@@ -66,10 +66,3 @@ def test_a_wrong_request_is_one_paragraph(words: tuple[str, ...], said: str) -> 
     ended = call(*words, command="kd-check")
     assert ended.code == 2
     assert said in paragraph(ended.err)
-
-
-def test_help_lists_the_groups_of_kd_distill_and_the_limits() -> None:
-    out = done("--help", command="kd-check")
-    assert out.startswith("kd-check <setting>=<value>")
-    assert "  loss: attention_relation, " in out
-    assert "significance: 0.001" in out

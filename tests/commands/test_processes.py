@@ -33,11 +33,12 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "here"
 
 
-def test_help_lists_the_groups_in_less_than_a_second(home: Path) -> None:
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_and_version_are_there_at_once(word: str, home: Path) -> None:
     times = []
     for _ in range(3):
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        ended = process("--help", cwd=home)
+        ended = process(word, cwd=home)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         wall, work = (
             time.perf_counter() - start,
@@ -45,15 +46,7 @@ def test_help_lists_the_groups_in_less_than_a_second(home: Path) -> None:
         )
         times.append(min(wall, work))  # its own work where others keep the machine busy
         assert (ended.code, ended.err) == (0, "")
-    assert min(times) < 1, times
-    for group in (
-        "data: csv, digits, fashion_mnist, folder, timm",
-        "loss: attention_relation",
-        "debug:",
-        "experiment:",
-        "trainer: auto, cpu",
-    ):
-        assert group in ended.out
+    assert min(times) < 0.25, times
 
 
 @pytest.mark.parametrize(

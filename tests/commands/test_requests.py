@@ -36,6 +36,17 @@ WRONG = [
         "+loss.soft_target.bar=1",
         "SoftTarget has no setting 'bar'. Known: temperature, standardize.",
     ),
+    ("lr=0.1", "Did you mean 'optimizer.lr' or 'teacher.optimizer.lr'?"),
+    ("epochs=3", "Did you mean 'teacher.max_epochs' or 'trainer.max_epochs'?"),
+    ("data.split.tst=0.1", "Settings of data.split: validation, test."),
+    ("foo=1", "no setting 'foo'. Groups and settings: out, stages,"),
+    ("data.source.x=1", "Settings of data.source: none."),
+    ("+seed=1", "'+' adds a setting, and there is one named 'seed' already"),
+    ("~foo", "'~' removes a setting, and there is none named 'foo'"),
+    ("~seed=3", "'~seed=3' removes nothing: seed is 0"),
+    ("~loss", "'~loss' removes nothing: no such choice was made"),
+    ("data@x=digits", "no group 'data@x'. Did you mean 'data'?"),
+    ("+x@y=1", "no group 'x'. '--help' lists the groups"),
     ("+foo=1", "kd-distill has no setting 'foo'"),
     ("+sead=1", "kd-distill has no setting 'sead'. Did you mean 'seed'?"),
     ("+teacher.nam=x", "no setting 'teacher.nam'. Did you mean 'teacher.name'?"),
@@ -52,7 +63,7 @@ WRONG = [
         "++loss.soft_targt.temperature=1",
         "no choice of loss= 'soft_targt'. Did you mean 'soft_target'?",
     ),
-    ("hydra.foo=1", "'foo' not in 'HydraConf'"),
+    ("hydra.foo=1", "no setting 'hydra.foo' of Hydra here"),
     # choices
     ("data=fashion_mnst", "no data 'fashion_mnst'. Did you mean 'fashion_mnist'?"),
     ("optimizer=sgdd", "no optimizer 'sgdd'. Did you mean 'sgd'?"),
@@ -157,7 +168,8 @@ def test_a_wrong_request_is_answered_with_what_is_wrong_and_what_is_right(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [*WRONG[::10], ("seed=0,1", "To sweep over it, add --multirun")]
+    ("words", "said"),
+    [*WRONG[::10], ("seed=0,1", "seed=0,1 gives several values to one run. Add -m")],
 )
 def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -> None:
     assert said in refused(*words.split())

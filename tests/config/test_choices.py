@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution
 
-from kd_app.config.compose import choices, composed
-from kd_app.config.paths import CONF
+from kd_app.config.compose import composed
+from kd_app.config.paths import CONF, choices
 from kd_app.training.curves import read_curves
 from kd_app.training.parts import parts
 from kd_app.training.search.space import searched

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_app.config import RequestError
-from kd_app.config.compose import choices, composed, explained, known_keys, opened
+from kd_app.config.compose import composed, explained, known_keys, opened
 from kd_app.config.make import make
-from kd_app.config.paths import CONF
+from kd_app.config.paths import CONF, choices
 from kd_app.shipping.export import Export
 from kd_app.tracking import Backend
 from kd_app.training.parts import parts

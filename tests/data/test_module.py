@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from kd_app.config import Pixels, RequestError
-from kd_app.config.compose import choices, composed
+from kd_app.config.compose import composed
+from kd_app.config.paths import choices
 from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
 from kd_app.data.module import ImageData

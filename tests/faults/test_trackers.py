@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from kd_app.commands.app import guarded
+from kd_app.commands.exit_codes import guarded
 from tests.commands.call import snapshot
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import EPOCHS, STEPS, WORDS, outcome, places

@@ -16,7 +16,7 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
-from kd_app.commands.app import guarded
+from kd_app.commands.exit_codes import guarded
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(

@@ -16,7 +16,8 @@ from scipy.stats import entropy
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.config.compose import choices, composed
+from kd_app.config.compose import composed
+from kd_app.config.paths import choices
 from kd_app.models.request import ModelRequest, Seen
 from kd_app.training.controls import family, label_entropy, mean_entropy, nearest, smoothing_of
 from kd_app.training.curves import read_curves

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd_app.commands.app import guarded
+from kd_app.commands.exit_codes import guarded
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import composed
 from kd_app.training.ranks.start import fit_on_ranks

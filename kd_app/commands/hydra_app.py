@@ -1,0 +1,108 @@
+"""Hydra around a task: composes the configuration, runs one trial or a sweep of them,
+and leaves no files of Hydra's own.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from kd_app.commands.exit_codes import STOPPED, combine, guarded, report
+from kd_app.config.compose import COMPOSING, composed, explained, opened, plain
+from kd_app.config.paths import CONF
+
+_SWEEP = {"-m", "--multirun"}
+
+
+def run_with_hydra(
+    task: Callable[[dict[str, Any], int | None], None],
+    primary: str,
+    after_sweep: Callable[[dict[str, Any]], None] | None,
+) -> int:
+    """Compose ``conf/<primary>.yaml`` with the words of the command line and run `task`,
+    once or once a trial; the exit code.
+    """
+    codes: list[int] = []
+    configs: list[DictConfig] = []
+
+    @hydra.main(config_path=str(CONF), config_name=primary, version_base="1.3")
+    def main(config: DictConfig) -> None:
+        settings = HydraConfig.get()
+        trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
+        codes.append(
+            guarded(
+                lambda: task(plain(config), trial),
+                about="" if trial is None else f"Trial {trial}: ",
+            )
+        )
+        configs.append(config)
+        if codes[-1] in STOPPED:
+            raise _Stopped
+
+    sys.argv[1:] = _words(sys.argv[1:])
+    try:
+        main()
+    except _Stopped:
+        pass
+    except COMPOSING as error:
+        words = [word for word in sys.argv[1:] if not word.startswith("-")]
+        codes.append(report(2, explained(error, primary, words)))
+    except KeyboardInterrupt:
+        codes.append(130)
+    if _SWEEP & set(sys.argv):
+        _end_sweep(
+            codes,
+            after_sweep,
+            lambda: (
+                plain(configs[-1]) if configs else composed(primary, _without_sweeps(sys.argv[1:]))
+            ),
+        )
+    return combine(codes)
+
+
+def _end_sweep(
+    codes: list[int],
+    after_sweep: Callable[[dict[str, Any]], None] | None,
+    config: Callable[[], dict[str, Any]],
+) -> None:
+    """Leave nothing of Hydra's own behind, and conclude if there is something to
+    conclude.
+    """
+    out = Path(next(word.removeprefix("out=") for word in sys.argv[1:] if word.startswith("out=")))
+    (out / "multirun.yaml").unlink(missing_ok=True)
+    for folder in [*out.glob("[0-9]*"), out]:
+        with suppress(OSError):  # it holds something, or is not there
+            folder.rmdir()
+    ran = not codes or set(codes) - {2}  # without codes: in other processes, or earlier
+    if after_sweep and ran and not STOPPED & set(codes) and (codes or any(out.glob("[0-9]*"))):
+        codes.append(guarded(lambda: after_sweep(config())))
+
+
+def _without_sweeps(words: list[str]) -> list[str]:
+    said = OverridesParser.create().parse_overrides(
+        [word for word in words if not word.startswith("-")]
+    )
+    return [str(override.input_line) for override in said if not override.is_sweep_override()]
+
+
+class _Stopped(BaseException):
+    """Somebody stopped a trial: no more trials."""
+
+
+def _words(argv: list[str]) -> list[str]:
+    """The command line for Hydra: kwargs opened, ``-m`` first, and a folder for a sweep
+    that names none (the same words find the same folder).
+    """
+    words = sorted(opened(argv), key=lambda word: word not in _SWEEP)
+    if _SWEEP & set(words) and not any(word.startswith("out=") for word in words):
+        name = hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:8]
+        words.append(f"out=runs/sweep-{name}")
+    return words

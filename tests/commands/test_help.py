@@ -1,0 +1,86 @@
+"""``--help`` fits on a screen, and what it shows is true; ``--version`` says which."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from kd_app import __version__
+from kd_app.commands.help import EXAMPLES, answer, help_text
+from kd_app.config.compose import composed
+from kd_app.config.paths import CONF, choices
+from tests.commands.call import done
+
+COMMANDS = ["check", "compress", "distill", "evaluate", "export", "predict", "report"]
+
+
+def test_every_command_has_a_help() -> None:
+    assert sorted(EXAMPLES) == COMMANDS
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(
+        [*COMMANDS, "hydra_defaults"]
+    )
+
+
+@pytest.mark.parametrize("primary", COMMANDS)
+def test_it_fits_on_a_screen(primary: str) -> None:
+    lines = help_text(primary).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert lines[0].startswith(f"kd-{primary}: ")
+
+
+@pytest.mark.parametrize("primary", COMMANDS)
+def test_the_command_prints_it_and_does_nothing_else(primary: str) -> None:
+    assert done("--help", "nonsense=1", command=f"kd-{primary}") == help_text(primary) + "\n"
+    assert done("-h", command=f"kd-{primary}") == help_text(primary) + "\n"
+
+
+@pytest.mark.parametrize("primary", COMMANDS)
+def test_the_command_says_its_version(primary: str) -> None:
+    assert done("--version", command=f"kd-{primary}") == f"kd-{primary} {__version__}\n"
+
+
+@pytest.mark.parametrize("example", [example for each in EXAMPLES.values() for example in each])
+def test_every_example_composes(example: str) -> None:
+    command, *words = shlex.split(example)
+    plain = [
+        word for word in words if word != "-m" and "," not in word.partition("=")[2].strip("[]")
+    ]
+    lists = [word for word in words if word.endswith("]")]
+    assert composed(command.removeprefix("kd-"), list(dict.fromkeys([*plain, *lists])))
+
+
+def test_groups_are_listed_with_their_choices_and_which_take_several() -> None:
+    text = help_text("distill")
+    for group in ("data", "loss", "trainer", "experiment", "debug", "hydra/sweeper"):
+        assert f"\n  {group} " in text
+    for name in choices("data"):
+        assert f" {name}" in text
+    assert f"({len(choices('loss'))})" in text
+    assert "callbacks, controls, logger, loss: one or several" in text
+
+
+def test_settings_are_explained_where_there_is_room_and_named_where_not() -> None:
+    assert "\n  model           (required) a file of kd-export's" in help_text("predict")
+    assert "\n  out, stages, remake," in help_text("distill")
+    assert ", license, check\n" in help_text("check")
+
+
+def test_words_that_ask_for_work_have_no_answer() -> None:
+    assert answer("distill", ["seed=1"]) is None
+    assert answer("distill", []) is None
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_neither_imports_hydra_or_torch(word: str) -> None:
+    program = (
+        f"import sys; sys.argv = ['kd-distill', {word!r}]\n"
+        "from kd_app.commands.distill import main\n"
+        "try: main()\n"
+        "finally: print({'hydra', 'omegaconf', 'pydantic', 'torch', 'numpy'} & set(sys.modules))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "set()"
