@@ -1,18 +1,28 @@
-# Everything runs in .venv, which 'make setup' makes; nothing else needs to be installed but Python and make.
+# Everything runs in .venv, which the targets fill as they need it; nothing else needs to be installed but Python and make.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.complete
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# What is installed: RUN is kd_app alone, ALL what tests, notebooks and exports need, too. ALL contains RUN.
+RUN := .venv/.run
+ALL := .venv/.all
 
 .PHONY: setup demo test test-all faults models methods exports verdict lint bench headline cifar golden clean
 
-setup: $(STAMP)
+setup: $(ALL)
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
 
-demo: setup
+$(RUN): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	touch $(RUN)
+
+$(ALL): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	touch $(RUN) $(ALL)
+
+demo: $(RUN)
 	$(BIN)/kd-distill out=runs/demo
 
 test: setup

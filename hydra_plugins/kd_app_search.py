@@ -38,6 +38,9 @@ class SearchSweeper(Sweeper):
         """Run the search to its end."""
         from omegaconf import OmegaConf
 
+        from kd_app.training.search.trials import require_optuna
+
+        require_optuna()
         from kd_app.training.search.space import searched
         from kd_app.training.search.study import Search, SearchSettings
 

@@ -43,6 +43,7 @@ def test_the_wheel_holds_all_of_conf_and_all_of_the_package(unpacked: Path) -> N
         ("kd_app", "*.py", "kd_app"),
         ("kd_app/reporting/page", "page.*", "kd_app/reporting/page"),
         ("kd_app/models", "licenses.yaml", "kd_app/models"),
+        ("kd_app", "py.typed", "kd_app"),
     ):
         files = sorted(
             path.relative_to(REPOSITORY / kept) for path in (REPOSITORY / kept).rglob(pattern)

@@ -13,7 +13,7 @@ from kd_app.deployment.clock import Clock
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.format import Format
 from kd_app.deployment.machine import measured_on
-from kd_app.training.search.study import PrunedError
+from kd_app.training.search.pruning import PrunedError
 
 if TYPE_CHECKING:
     from kd_app.training.workshop import Workshop

@@ -20,7 +20,7 @@ from kd_app.training.ranks.start import check_places
 from kd_app.training.report_run import run_names
 from kd_app.training.role_jobs import check_pair, control_job, student_job, teacher_job
 from kd_app.training.run_folder import RESULTS, claimed, run_name
-from kd_app.training.search.study import PrunedError, Watch
+from kd_app.training.search.pruning import PrunedError, Watch
 from kd_app.training.train import Listeners, train
 from kd_app.training.workshop import Member, Workshop
 

@@ -7,11 +7,9 @@ proposal is a function of (seed, number, finished trials), so a search that was 
 proposes what it would have proposed.
 """
 
-import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,27 +25,15 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from pydantic import NonNegativeInt, PositiveInt
 
-from kd_app.config import RequestError, RunError, Typed
-from kd_app.reporting.results import Results, read
-from kd_app.reporting.runs import CURVES, flat
+from kd_app.config import RequestError, Typed
+from kd_app.reporting.results import Results
+from kd_app.reporting.runs import flat
 from kd_app.stages import fingerprint, write_atomically
-from kd_app.training.run_folder import RESULTS
+from kd_app.training.search.trials import FILE, curve, proposals, results
 
-FILE = "search.json"
-CURVE = "validation/top1"
 DONE = ("finished", "pruned")
 Params = dict[str, Any]
 Space = Mapping[str, BaseDistribution]
-
-
-class PrunedError(RunError):
-    """The trial was ended early, for example since the earlier trials were better at
-    the same epoch; `hint` says how to go on all the same.
-    """
-
-    def __init__(self, reason: str, hint: str) -> None:
-        super().__init__(reason)
-        self.hint = hint
 
 
 class SearchSettings(Typed, called="hydra.sweeper"):
@@ -154,7 +140,7 @@ class Search:
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
         if self.settings.sampler == "tpe":
             sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        study = _study(self.settings.objectives.values(), sampler)
+        study = create_study(self.settings.objectives.values(), sampler)
         for other, params in enumerate(self.proposed):
             study.add_trial(self._frozen(other, params))
         return {
@@ -193,93 +179,6 @@ def _values(found: Results | None, objectives: Mapping[str, str]) -> list[float]
     return None if None in values else [float(value) for value in values if value is not None]
 
 
-def proposals(out: Path) -> dict[str, Any] | None:
-    """The content of ``search.json``; None where there is no search."""
-    if not (out / FILE).is_file():
-        return None
-    try:
-        found: dict[str, Any] = json.loads((out / FILE).read_text(encoding="utf-8"))
-        found["search"], found["proposed"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are whole:"
-            " move that file away to search anew."
-        ) from None
-    return found
-
-
-def results(folder: Path) -> Results | None:
-    """A trial's results; None where there are none that can be read."""
-    try:
-        return read(folder / RESULTS)
-    except RequestError:
-        return None
-
-
-def curve(folder: Path) -> dict[int, float]:
-    """The student's validation accuracy by epoch, of a trial that is done."""
-    path = folder / CURVES
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["stage"] == "student" and row.get(CURVE)]
-    return {int(float(row["epoch"])): float(row[CURVE]) for row in rows}
-
-
-@dataclass
-class Watch:
-    """Looks at the curve of a sweep's trial and ends it by `PrunedError` when the other
-    trials were better: below the median of their best so far.
-
-    The rule is Optuna's MedianPruner, after `STARTUP` trials and not before the second
-    epoch.
-    """
-
-    sweep: Path
-    number: int
-
-    STARTUP = 4
-
-    def __post_init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=self.STARTUP, n_warmup_steps=1)
-        self._study = _study(["maximize"], optuna.samplers.RandomSampler(seed=0), pruner)
-        for folder in self.sweep.glob("[0-9]*"):
-            if folder.name != str(self.number) and (points := curve(folder)):
-                last = points[max(points)]
-                self._study.add_trial(
-                    optuna.trial.create_trial(
-                        state=TrialState.COMPLETE, value=last, intermediate_values=points
-                    )
-                )
-        self._trial = self._study.ask()
-
-    def start(
-        self, stage: str, teacher: Any, points: Sequence[tuple[dict[str, float], int]]
-    ) -> "Watch":
-        """Take the points of an earlier attempt."""
-        for row, step in points:
-            self(row, step)
-        return self
-
-    def ready(self, stage: str, model: Any, teacher: Any, points: Any) -> None:
-        """A training that has ended is not pruned."""
-
-    def __call__(self, row: Mapping[str, float], step: int) -> None:
-        """Take the next point of the curves."""
-        self.rows.append({**row, "step": float(step)})
-        if CURVE not in row:
-            return
-        epoch = int(row["epoch"])
-        self._trial.report(row[CURVE], epoch)
-        if self._trial.should_prune():
-            raise PrunedError(
-                f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median"
-                " of the other trials was better.",
-                "What was trained is kept; prune=null goes on with it.",
-            )
-
-
 def advice(out: Path) -> list[str]:
     """What to try next after the search in `out`, in sentences: settings whose best
     value lies at an end of their range, what mattered most, and with several objectives
@@ -292,7 +191,7 @@ def advice(out: Path) -> list[str]:
         found["search"]["objectives"],
         {key: json_to_distribution(kind) for key, kind in found["search"]["space"].items()},
     )
-    study, numbers = _study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
+    study, numbers = create_study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
     for number, params in enumerate(found["proposed"]):
         values = _values(results(out / str(number)), objectives)
         if values is not None:
@@ -336,11 +235,12 @@ def _at_the_end(key: str, kind: BaseDistribution, value: Any) -> str:
     )
 
 
-def _study(
+def create_study(
     directions: Iterable[str],
     sampler: optuna.samplers.BaseSampler,
     pruner: optuna.pruners.BasePruner | None = None,
 ) -> optuna.Study:
+    """A study in memory that logs errors alone."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(
         directions=[optuna.study.StudyDirection[direction.upper()] for direction in directions],

@@ -16,7 +16,7 @@ from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, sweep
 from kd_app.training import run
 from kd_app.training.run_folder import CONFIG, differences
-from kd_app.training.search.study import advice, results
+from kd_app.training.search.trials import proposals, require_optuna, results
 
 
 def conclude(config: Mapping[str, Any]) -> None:
@@ -34,7 +34,17 @@ def conclude(config: Mapping[str, Any]) -> None:
             {**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner
         )
         trials = _trials(out)
-    _shown(console, out, trials, winner=winner, says=[*advice(out), *_over_seeds(out, trials)])
+    _shown(console, out, trials, winner=winner, says=[*_advice(out), *_over_seeds(out, trials)])
+
+
+def _advice(out: Path) -> list[str]:
+    """What to try next after a search; nothing after a plain sweep."""
+    if proposals(out) is None:
+        return []
+    require_optuna()
+    from kd_app.training.search.study import advice
+
+    return advice(out)
 
 
 def set_side_by_side(config: Mapping[str, Any]) -> None:

@@ -17,16 +17,10 @@ from optuna.distributions import (
 from kd_app.config import RequestError
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import write_curves
+from kd_app.training.search.pruning import PrunedError, Watch
 from kd_app.training.search.space import searched
-from kd_app.training.search.study import (
-    FILE,
-    Params,
-    PrunedError,
-    Search,
-    SearchSettings,
-    Watch,
-    advice,
-)
+from kd_app.training.search.study import Params, Search, SearchSettings, advice
+from kd_app.training.search.trials import FILE
 from tests.reporting.runs_made import made
 
 PLAIN = made()

@@ -1,0 +1,60 @@
+"""What a sweep's folder holds: the record of a search, and the results and curves of its
+trials.
+"""
+
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kd_app.config import RequestError
+from kd_app.reporting.results import Results, read
+from kd_app.reporting.runs import CURVES
+from kd_app.training.run_folder import RESULTS
+
+FILE = "search.json"
+CURVE = "validation/top1"
+
+
+def require_optuna() -> None:
+    """Raise `RequestError` where optuna is not installed."""
+    if find_spec("optuna") is None:
+        raise RequestError(
+            "A search, and a sweep that ends its hopeless trials early, need optuna, which is not"
+            " installed. Install it: pip install 'kd_app[search]'. A plain sweep (-m seed=0,1)"
+            " needs no more than kd_app."
+        )
+
+
+def proposals(out: Path) -> dict[str, Any] | None:
+    """The content of ``search.json``; None where there is no search."""
+    if not (out / FILE).is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads((out / FILE).read_text(encoding="utf-8"))
+        found["search"], found["proposed"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are whole:"
+            " move that file away to search anew."
+        ) from None
+    return found
+
+
+def results(folder: Path) -> Results | None:
+    """A trial's results; None where there are none that can be read."""
+    try:
+        return read(folder / RESULTS)
+    except RequestError:
+        return None
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """The student's validation accuracy by epoch, of a trial that is done."""
+    path = folder / CURVES
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == "student" and row.get(CURVE)]
+    return {int(float(row["epoch"])): float(row[CURVE]) for row in rows}

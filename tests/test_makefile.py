@@ -1,0 +1,61 @@
+"""``make demo`` installs kd_app alone, ``make setup`` all of it, and neither undoes the
+other. Make prints what it would do, and does nothing.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+FILES = ("Makefile", "pyproject.toml", "constraints.txt")
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in FILES:
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    return tmp_path
+
+
+def plan(target: str, checkout: Path) -> str:
+    return subprocess.run(
+        ["make", "-n", target], cwd=checkout, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def installed(checkout: Path, *stamps: str) -> None:
+    """Leave what a target leaves."""
+    (checkout / ".venv" / "bin").mkdir(parents=True, exist_ok=True)
+    for name in ("bin/python", *stamps):
+        (checkout / ".venv" / name).touch()
+
+
+def test_the_demo_installs_no_extra(checkout: Path) -> None:
+    said = plan("demo", checkout)
+    assert "--constraint constraints.txt --editable .\n" in said
+    assert "[dev]" not in said
+    assert said.endswith("kd-distill out=runs/demo\n")
+
+
+def test_after_the_demo_setup_adds_the_rest(checkout: Path) -> None:
+    installed(checkout, ".run")
+    assert "--editable '.[dev]'" in plan("setup", checkout)
+    assert "-m venv" not in plan("setup", checkout)
+    assert "pip install" not in plan("demo", checkout)
+
+
+def test_after_setup_the_demo_installs_nothing(checkout: Path) -> None:
+    installed(checkout, ".run", ".all")
+    assert "pip install" not in plan("demo", checkout)
+    assert "pip install" not in plan("setup", checkout)
+
+
+def test_a_changed_list_of_packages_is_installed_again(checkout: Path) -> None:
+    installed(checkout, ".run", ".all")
+    (checkout / "pyproject.toml").touch()
+    assert "--editable ." in plan("demo", checkout)
+    assert "--editable '.[dev]'" in plan("setup", checkout)
