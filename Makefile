@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 RUN := .venv/.run
 ALL := .venv/.all
 
-.PHONY: setup demo test test-all faults models methods exports verdict lint bench headline cifar golden clean
+.PHONY: setup demo test test-all faults models methods exports verdict docs lint bench headline cifar golden clean
 
 setup: $(ALL)
 
@@ -48,6 +48,10 @@ exports: setup
 verdict: setup
 	$(BIN)/python -m benchmarks.error_rates > docs/verdict.md
 
+docs: setup
+	$(BIN)/python -m benchmarks.reference
+	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,4 +73,4 @@ golden: setup
 	$(BIN)/python -m tests.losses.golden_check $(GOLDEN)
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv runs dist build site .cache

@@ -12,7 +12,6 @@ from tests.losses.samples import CONF, TERMS
 
 COSTS = read()
 REFUSED = [known for known in COSTS.values() if known.ratio is None]
-README = TABLE.parents[1] / "README.md"
 every_pair = pytest.mark.parametrize("number", range(len(PAIRS)), ids=[pair.name for pair in PAIRS])
 
 
@@ -67,14 +66,3 @@ def test_a_step_of_what_applies_is_measured_beside_one_of_soft_targets(number: i
     assert found.low == found.ratio == found.high
     assert 0.1 < found.ratio < 10
     assert found.adapters
-
-
-def test_the_readme_sends_its_readers_to_terms_that_are_there() -> None:
-    linked = re.findall(
-        r"\[`(\w+)`\]\(docs/methods\.md#(\w+)\)", README.read_text(encoding="utf-8")
-    )
-    assert len(linked) > 10
-    assert all(
-        shown == anchor and f"\n### {anchor}\n" in TABLE.read_text(encoding="utf-8")
-        for shown, anchor in linked
-    )

@@ -1,5 +1,5 @@
 """A loss term of somebody's own: one .py and one .yaml in a folder outside the package,
-as the README shows it.
+as docs/extending.md shows it.
 """
 
 import csv
@@ -11,15 +11,15 @@ import pytest
 
 from tests.commands.call import TINY, call
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 (MODULE,) = (
     block
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     if "class LogitGap" in block
 )
 (CHOICE,) = (
     block
-    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     if "mine.logit_gap.LogitGap" in block
 )
 
