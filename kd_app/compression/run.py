@@ -20,17 +20,14 @@ from kd_app.metrics.intervals import wilson
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
-from kd_app.reporting.results import Results, read
 from kd_app.reporting.tables import summary, waterfall
-from kd_app.stages import Stages
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.base import STUDENT
-from kd_app.training.evaluate import COMPRESSED, as_run, check_classes, members_of
-from kd_app.training.parts import Config, parts
+from kd_app.training.open_run import COMPRESSED, OpenRun, load_models, open_run, read_run
+from kd_app.training.parts import Config
 from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, described, evaluated
-from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.settings import Group, Place
-from kd_app.training.workshop import Member, Workshop, told
+from kd_app.training.workshop import Member, told
 
 _AROUND = ("out", "stages", "remake", "overwrite", "allow", "test", "logger", "tags", "license")
 
@@ -93,43 +90,38 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
     check_targets(asked.blocks, config["allow"])
     steps: list[tuple[str, Step]] = [(name, make(asked.blocks[name], Step)) for name in asked.steps]
     _check_order(steps)
-    before = read(asked.run / RESULTS)
-    if before.status != "finished":
-        raise RequestError(
-            f"The run {str(asked.run)!r} is {before.status}, not finished. Say its kd-distill"
-            " command again to finish it."
-        )
-    taken_up = {
-        **as_run(asked.run, config, before),
-        "license": config["license"],
-        "controls": {},
-        "remake": [],
-    }
-    made = parts(taken_up)
-    made.licenses.check()
+    saved = read_run(asked.run, config, "train")
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     words = {
         key: value
         for key, value in config.items()
         if key not in _AROUND and (key not in asked.blocks or key in asked.steps)
     }
-    record = {**taken_up, COMPRESSED: words}
+    record = {**saved.config, COMPRESSED: words}
     out = asked.out if trial is None else asked.out / str(trial)
-    with claimed(out, record, overwrite=config["overwrite"]):
-        stages = Stages(Path(taken_up["stages"]), remake=config["remake"], say=console.say)
-        about = {
-            "name": out.name,
-            "group": out.parent.name,
-            "tags": config["tags"],
-            "shares": trial is not None,
-        }
-        tracker = Tracker(backends, out=out, config=record, say=console.say, **about)
-        shop = Workshop(made, stages, console, tracker)
-        proof = Proof(shop, out, Verdict(**taken_up["verdict"]))
+    about = {
+        "name": out.name,
+        "group": out.parent.name,
+        "tags": config["tags"],
+        "shares": trial is not None,
+    }
+    tracker = Tracker(backends, out=out, config=record, say=console.say, **about)
+    with (
+        open_run(
+            saved,
+            out,
+            record,
+            overwrite=config["overwrite"],
+            console=console,
+            remake=config["remake"],
+            tracker=tracker,
+        ) as run,
+        tracker.followed(),
+    ):
+        proof = Proof(run.workspace, out, run.verdict)
         proof.found["config"] = record
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
-        with tracker.followed():
-            _go(asked, steps, proof, before, read_test=read_test, report=trial is None)
+        _go(asked, steps, proof, run, read_test=read_test, report=trial is None)
     return out
 
 
@@ -148,15 +140,13 @@ def _go(
     asked: Compression,
     steps: list[tuple[str, Step]],
     proof: Proof,
-    before: Results,
+    run: OpenRun,
     *,
     read_test: bool,
     report: bool,
 ) -> None:
-    shop = proof.shop
-    shop.prepare_data()
-    check_classes(shop, before)
-    members = _members(asked, shop, before)
+    shop = run.workspace
+    members = _members(asked, run)
     if members["student"].program is not None:
         raise RequestError(
             f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name"
@@ -192,26 +182,22 @@ def _go(
         raise RunError(stopped)
 
 
-def _members(asked: Compression, shop: Workshop, before: Results) -> dict[str, Member]:
+def _members(asked: Compression, run: OpenRun) -> dict[str, Member]:
     """The teacher, where the run has one, and as the student the model that is
     compressed.
     """
-    roles = [role for role in before.models if role != "teacher"]
+    roles = [role for role in run.results.models if role != "teacher"]
     if asked.role not in roles:
         raise unknown(f"model to compress in {str(asked.run)!r}", asked.role, roles)
-    wanted = {
-        role: model for role, model in before.models.items() if role in ("teacher", asked.role)
-    }
-    members = members_of(
-        shop, asked.run, before.model_copy(update={"models": wanted}), shop.console
-    )
+    wanted = ("teacher", asked.role)
+    members = load_models(run, wanted)
     for role in wanted:
-        if role not in members:
+        if role in run.results.models and role not in members:
             raise RequestError(
                 f"The {role} of {str(asked.run)!r} is not there any more. Say the run's kd-distill"
                 " command again to make it."
             )
-    if "teacher" not in members and shop.parts.recipe.needs_teacher:
+    if "teacher" not in members and run.workspace.parts.recipe.needs_teacher:
         raise RequestError(
             f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its"
             " own average, or one of other classes), and no step of kd-compress can ask it. Name a"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config.pixels import Pixels
+from kd_app.run_files import MANIFEST
 
-MANIFEST: Final = "manifest.json"
 VERSION: Final = 1
 _AGAIN: Final = "Export the run again (kd-export), or copy its whole export folder."
 

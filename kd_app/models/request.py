@@ -19,6 +19,7 @@ from kd_app.config import Pixels, RequestError, Typed, unknown
 from kd_app.models.labels import labels
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.ship import WEIGHTS
+from kd_app.run_files import RESULTS, STUDENT
 
 if TYPE_CHECKING:
     from kd_app.models.create import Created
@@ -231,7 +232,7 @@ def _registered(role: str, name: str) -> dict[str, Any]:
 
 def _shipped(folder: Path) -> Path:
     """A run's student, or the folder itself."""
-    return folder / "student" if (folder / "results.json").is_file() else folder
+    return folder / STUDENT if (folder / RESULTS).is_file() else folder
 
 
 def _folder(role: str, folder: Path) -> Origin:

@@ -19,8 +19,9 @@ from kd_app.metrics.seeds import (
 )
 from kd_app.reporting.methods import Group, by_method
 from kd_app.reporting.results import Split
-from kd_app.reporting.runs import PREDICTIONS, Run
+from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import interval, percent, points
+from kd_app.run_files import PREDICTIONS
 
 Where = Literal["validation", "test"]
 _CONFIDENCE: Final = 0.95

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_app.config import RequestError
 from kd_app.reporting.results import Number, Verdict
+from kd_app.run_files import MANIFEST
 
 FOLDER: Final = "export"
-MANIFEST: Final = "manifest.json"
 
 
 class _Open(BaseModel):

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from kd_app.models.labels import weights_sha256
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read
+from kd_app.reporting.teacher_reference import read_teacher_reference
+from kd_app.run_files import CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
 from kd_app.stages import write_atomically
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Run", "find_runs", "load_run", "load_runs", "write_curves", "write_predictions"]
-
-RESULTS = "results.json"
-PREDICTIONS = "predictions.parquet"
-CURVES = "metrics.csv"
-REFERENCE = "teacher/reference.json"
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class Run:
 
     def student(self) -> "nn.Module":
         """The student that ships, with its weights, in eval mode, as timm loads it."""
-        return _loaded(self._file("student"))
+        return _loaded(self._file(STUDENT))
 
     def teacher(self) -> "nn.Module":
         """The teacher that this run learned from, with its weights, in eval mode, as
@@ -130,32 +126,23 @@ class Run:
             raise RequestError(
                 f"The run {str(self.path)!r} has no teacher: it was trained on the labels alone."
             )
-        text = self._file(REFERENCE).read_text(encoding="utf-8")
-        try:
-            reference = json.loads(text)
-            name, source, sha256, folder = (
-                *(reference[key] for key in ("name", "source", "sha256")),
-                Path(reference["path"] or ""),
-            )
-        except (ValueError, KeyError, TypeError) as error:
+        reference = read_teacher_reference(self._file(f"{TEACHER}/{REFERENCE}").parent)
+        folder = reference.path
+        if folder is None or folder.is_file():
             raise RequestError(
-                f"The {REFERENCE} of {str(self.path)!r} does not say where the teacher is"
-                f" ({type(error).__name__})."
-            ) from None
-        if reference["path"] is None or folder.is_file():
-            raise RequestError(
-                f"The run {str(self.path)!r} did not keep its teacher in a folder: {name} came from"
-                f" {source}. Make it as the run did, with timm.create_model or your own factory."
+                f"The run {str(self.path)!r} did not keep its teacher in a folder:"
+                f" {reference.name} came from {reference.source}. Make it as the run did, with"
+                " timm.create_model or your own factory."
             )
         weights = folder / "model.safetensors"
-        if not weights.is_file() or weights_sha256(weights) != sha256:
+        if not weights.is_file() or weights_sha256(weights) != reference.sha256:
             what = (
                 "holds other weights now"
                 if weights.is_file()
                 else f"is not there, seen from {str(Path.cwd())!r}"
             )
             raise RequestError(
-                f"The teacher {name} of the run {str(self.path)!r} was in {str(folder)!r}, which"
+                f"The teacher {reference.name} of the run {str(self.path)!r} was in {str(folder)!r}, which"
                 f" {what}. Read the run from the folder it was made in; if the teacher was removed,"
                 " run the same command again with overwrite=true."
             )

@@ -25,14 +25,13 @@ from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.export_tables import accuracy_table, cost_table
 from kd_app.reporting.exports import Exports
-from kd_app.reporting.results import Results, read
+from kd_app.reporting.results import Results
 from kd_app.shipping.choice import remarks, to_ship
 from kd_app.shipping.files import Written, written
 from kd_app.shipping.measured import beside, timings
-from kd_app.stages import Stages, file_sha256
-from kd_app.training.evaluate import as_run, check_classes, members_of
-from kd_app.training.parts import Config, parts
-from kd_app.training.run_folder import RESULTS, claimed
+from kd_app.stages import file_sha256
+from kd_app.training.open_run import OpenRun, load_models, open_run, read_run
+from kd_app.training.parts import Config
 from kd_app.training.settings import Group, Place
 from kd_app.training.workshop import Chained, Member, Workshop
 
@@ -103,69 +102,31 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
     """
     check_targets({key: config[key] for key in ("formats", "clock", "price")}, config["allow"])
     asked, console = Export(**config), console or Console()
-    before = read(asked.run / RESULTS)
-    if before.status != "finished":
-        raise RequestError(
-            f"The run {str(asked.run)!r} is {before.status}, not finished. Say its kd-distill"
-            " command again to finish it."
-        )
-    taken_up = {
-        **as_run(asked.run, config, before),
-        "license": config["license"],
-        "controls": {},
-        "remake": [],
-    }
-    taken_up["trainer"] = {
-        **taken_up["trainer"],
-        "accelerator": "auto",
-        "devices": 1,
-        "precision": "auto",
-    }
-    made = parts(taken_up)
-    made.licenses.check()
+    saved = read_run(asked.run, config, "export")
     out = asked.out if trial is None else asked.out / str(trial)
-    with claimed(out, config, overwrite=config["overwrite"]):
-        anew = [
-            f"export-{role}-{name}"
-            for role in asked.roles
-            for name, form in asked.formats.items()
-            if not form.found_again
-        ]
-        shop = Workshop(
-            made,
-            Stages(Path(taken_up["stages"]), remake=[*config["remake"], *anew], say=console.say),
-            console,
-            tracker=None,
-        )
-        shop.prepare_data()
-        check_classes(shop, before)
+    anew = [
+        f"export-{role}-{name}"
+        for role in asked.roles
+        for name, form in asked.formats.items()
+        if not form.found_again
+    ]
+    with open_run(
+        saved,
+        out,
+        config,
+        overwrite=config["overwrite"],
+        console=console,
+        remake=[*config["remake"], *anew],
+    ) as run:
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
         splits = ("validation", "test") if read_test else ("validation",)
-        _go(
-            _Job(
-                asked,
-                shop,
-                Verdict(**taken_up["verdict"]),
-                before,
-                _members(asked, shop, before),
-                splits,
-            ),
-            out,
-        )
+        members = _members(asked, run)
+        _go(_Job(asked, run.workspace, run.verdict, run.results, members, splits), out)
     return out
 
 
-def _members(asked: Export, shop: Workshop, before: Results) -> dict[str, Member]:
-    there = before.model_copy(
-        update={
-            "models": {
-                role: model
-                for role, model in before.models.items()
-                if role in ("teacher", "student")
-            }
-        }
-    )
-    members = members_of(shop, asked.run, there, shop.console)
+def _members(asked: Export, run: OpenRun) -> dict[str, Member]:
+    members = load_models(run, ("teacher", "student"))
     for role in asked.roles:
         if role not in members:
             raise RequestError(

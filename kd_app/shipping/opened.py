@@ -19,10 +19,10 @@ from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, Seen
 from kd_app.models.ship import CONFIG, WEIGHTS
-from kd_app.training.run_folder import RESULTS
+from kd_app.reporting.teacher_reference import read_teacher_reference
+from kd_app.run_files import REFERENCE, RESULTS, STUDENT
 from kd_app.training.workshop import decode_size
 
-REFERENCE = "reference.json"
 _EXPECTED = (
     "Expected: a file that kd-export wrote, with its manifest.json beside it; a run's folder (its"
     " student), the teacher folder in it, a model's folder in timm's local-dir layout"
@@ -156,7 +156,7 @@ def channels_and_size(models: Sequence[Model]) -> tuple[int, int]:
 def _folder(path: Path) -> tuple[Path, Path | None]:
     """The folder of the model that is meant, and its run's."""
     if (path / RESULTS).is_file():
-        return path / "student", path
+        return path / STUDENT, path
     if (path / REFERENCE).is_file():
         return _teacher(path), path.parent
     if not (path / CONFIG).is_file():
@@ -168,19 +168,11 @@ def _folder(path: Path) -> tuple[Path, Path | None]:
 
 def _teacher(path: Path) -> Path:
     """Where a run's teacher lies."""
-    reference = path / REFERENCE
-    try:
-        told = json.loads(reference.read_text(encoding="utf-8"))
-        stage, folder, name = told["stage"], told["path"], str(told["name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{str(reference)!r} does not say where the teacher is ({first_line(error)}). Name a"
-            " whole run folder."
-        ) from None
-    found = Path(stage) / "model" if stage else Path(folder) if folder else None
+    reference = read_teacher_reference(path)
+    found = reference.folder
     if found is None:
         raise RequestError(
-            f"The teacher of {str(path.parent)!r}, {name}, came from a hub and was used as it is:"
+            f"The teacher of {str(path.parent)!r}, {reference.name}, came from a hub and was used as it is:"
             " no folder holds it. Put it in one, in timm's local-dir layout, and name that, or"
             " export it and name the file."
         )

@@ -25,13 +25,12 @@ from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.cascade import cascade_tables
 from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
-from kd_app.reporting.results import Results, read
+from kd_app.reporting.results import Results
 from kd_app.shipping.opened import Opened, check_same_classes, opened
-from kd_app.stages import Stages, file_sha256
-from kd_app.training.evaluate import check_classes, to_measure
-from kd_app.training.parts import Config, parts
+from kd_app.stages import file_sha256
+from kd_app.training.open_run import open_run, read_run
+from kd_app.training.parts import Config
 from kd_app.training.proof import Proof
-from kd_app.training.run_folder import RESULTS, claimed
 from kd_app.training.settings import Evaluation
 from kd_app.training.workshop import Workshop
 
@@ -104,22 +103,13 @@ def evaluate_cascade(
     _check_asked(config)
     stages = [opened(said, threads=1) for said in config["cascade"]]
     check_same_classes([(each.name, each.model.classes) for each in stages])
-    run = _run(config, stages)
-    before = read(run / RESULTS)
-    if before.status != "finished":
-        raise RequestError(
-            f"The run {str(run)!r} is {before.status}, not finished. Say its kd-distill command"
-            " again to finish it, then evaluate."
-        )
-    asked = to_measure(run, config, before)
-    made = parts(asked)
+    saved = read_run(_run(config, stages), config, "measure")
     out = Path(config["out"]) / ("" if trial is None else str(trial))
-    with claimed(out, config, overwrite=config["overwrite"]):
-        shop = Workshop(made, Stages(Path(asked["stages"]), say=console.say), console, tracker=None)
-        _check_data(shop, before, stages)
-        proof = Proof(shop, out, Verdict(**asked["verdict"]), again=before)
+    with open_run(saved, out, config, overwrite=config["overwrite"], console=console) as run:
+        _check_data(run.workspace, stages)
+        proof = Proof(run.workspace, out, run.verdict, again=run.results)
         proof.found["config"] = {
-            **asked,
+            **run.config,
             "cascade": {"stages": config["cascade"], **config["routing"]},
         }
         results = _judged(routing, stages, proof)
@@ -164,14 +154,12 @@ def _run(config: Config, stages: Sequence[Opened]) -> Path:
     return found
 
 
-def _check_data(shop: Workshop, before: Results, stages: Sequence[Opened]) -> None:
+def _check_data(shop: Workshop, stages: Sequence[Opened]) -> None:
     if not isinstance(shop.data, ImageData):
         raise RequestError(
             "The data module of this run gives normalized images, and the stages of a cascade take"
             " 8-bit ones. Choose other data=."
         )
-    shop.prepare_data()
-    check_classes(shop, before)
     check_same_classes([("The data", shop.classes), (stages[0].name, stages[0].model.classes)])
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.config.errors import first_line
-from kd_app.reporting.runs import RESULTS, find_runs, load_run
+from kd_app.reporting.runs import find_runs, load_run
+from kd_app.run_files import RESULTS
 from kd_app.tracking.base import STUDENT, borrowed_environment
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kd_app.config.private import relative
 from kd_app.reporting.examples import EXAMPLES
-from kd_app.reporting.runs import PREDICTIONS
+from kd_app.run_files import PREDICTIONS
 from kd_app.tracking.base import Outcome
 
 _TOP1 = "_top1"

@@ -86,9 +86,17 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
     """Make and check every part of a run's configuration; nothing is read, fetched or
     written.
     """
-    own = own or OwnParts()
     Job(**config)
     check_targets(config, config["allow"])
+    made = assemble_parts(config, own or OwnParts())
+    check_trainings(made)
+    return made
+
+
+def assemble_parts(config: Config, own: OwnParts) -> Parts:
+    """Make the parts of a run. Recipes stay plain configuration: none of their losses,
+    optimizers, schedules and callbacks is made.
+    """
     trainer = make(config["trainer"], TrainerSettings)
     if trainer.world_size > 1 and own != OwnParts():
         raise RequestError(
@@ -126,7 +134,7 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
             "robustness.corruptions are made on images of 8 bits, and the data module of this run"
             " gives normalized ones. Leave them out: robustness=none."
         )
-    made = Parts(
+    return Parts(
         config=config,
         data=data,
         trainer=trainer,
@@ -142,21 +150,6 @@ def parts(config: Config, own: OwnParts | None = None) -> Parts:
         budget=make(config["budget"], LatencyBudget) if config["budget"] is not None else None,
         own=own,
     )
-    _check(made)
-    listening = (
-        {name: each.terms() for name, each in {**controls, "student": recipe}.items()}
-        if teacher is not None
-        else {}
-    )
-    shuffled = [name for name, control in controls.items() if control.shuffled]
-    check_fed(
-        config["data"],
-        data,
-        made.answers,
-        {name: terms for name, terms in listening.items() if terms.needs_teacher},
-        shuffled,
-    )
-    return made
 
 
 def _licenses(
@@ -220,8 +213,11 @@ def _taken(settings: Config) -> Config:
     return {key: value for key, value in settings.items() if key not in ours or key in taken}
 
 
-def _check(made: Parts) -> None:
-    """Make every recipe's parts once, so that what is wrong with them is said now."""
+def check_trainings(made: Parts) -> None:
+    """Make the parts of every recipe once, and check that they suit teacher and data.
+
+    Raises `RequestError`.
+    """
     for each in (made.recipe, made.teacher_recipe, *made.controls.values()):
         if each is None:
             continue
@@ -242,6 +238,18 @@ def _check(made: Parts) -> None:
             "A teacher is chosen, but no loss term listens to it. Add one, for example"
             " 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
+    listening = (
+        {name: each.terms() for name, each in {**made.controls, "student": made.recipe}.items()}
+        if made.teacher is not None
+        else {}
+    )
+    check_fed(
+        made.config["data"],
+        made.data,
+        made.answers,
+        {name: terms for name, terms in listening.items() if terms.needs_teacher},
+        [name for name, control in made.controls.items() if control.shuffled],
+    )
 
 
 def _control(name: str, node: Config, student: Recipe) -> Control:

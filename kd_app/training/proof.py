@@ -29,19 +29,19 @@ from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.page import PAGE
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import FileRecord, Results, read, write
-from kd_app.reporting.runs import CURVES, write_curves
+from kd_app.reporting.runs import write_curves
+from kd_app.run_files import CONFIG, CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
 from kd_app.stages import Stage, file_sha256, write_atomically
 from kd_app.training.curves import FILE, read_curves
 from kd_app.training.fit import MODEL
 from kd_app.training.knowledge import knowledge, show_examples
 from kd_app.training.robustness import robustness
-from kd_app.training.run_folder import CONFIG, RESULTS
 from kd_app.training.workshop import Member, Workshop, told
 
 SPLIT = "split.csv"
-BESIDE = ("predictions.parquet", EXAMPLES, "metrics.csv", SPLIT, "teacher/reference.json")
+BESIDE = (PREDICTIONS, EXAMPLES, CURVES, SPLIT, f"{TEACHER}/{REFERENCE}")
 """What a run writes beside results.json and the folder of the student."""
-SHOWN = (CONFIG, RESULTS, PAGE, "student", "teacher", *BESIDE)
+SHOWN = (CONFIG, RESULTS, PAGE, STUDENT, TEACHER, *BESIDE)
 """What of a run's folder the trackers are given."""
 
 
@@ -87,15 +87,15 @@ class Proof:
             }
         )
         if status == "finished":
-            if (self.out / "student").is_dir():
-                write_card(self.out / "student", known)
+            if (self.out / STUDENT).is_dir():
+                write_card(self.out / STUDENT, known)
             known.files = self._files()
         write(self.out / RESULTS, known)
         return known
 
     def _files(self) -> list[FileRecord]:
         """What lies beside results.json."""
-        paths = [*(self.out / name for name in BESIDE), *(self.out / "student").glob("*")]
+        paths = [*(self.out / name for name in BESIDE), *(self.out / STUDENT).glob("*")]
         return [
             FileRecord(name=path.relative_to(self.out).as_posix(), sha256=file_sha256(path))
             for path in sorted(paths)
@@ -233,7 +233,7 @@ class Proof:
         """predictions.parquet; of a cascade with the `stage` that answered each image."""
         first, files = answers["student"], self.shop.data.files
         write_predictions(
-            self.out / "predictions.parquet",
+            self.out / PREDICTIONS,
             index=first.index,
             file=[files[int(number)] for number in first.index],
             target=first.target,
@@ -259,9 +259,9 @@ class Proof:
             teacher.name if teacher is not None else None,
         )
         if "teacher" in members:
-            (self.out / "teacher").mkdir(exist_ok=True)
+            (self.out / TEACHER).mkdir(exist_ok=True)
             write_atomically(
-                self.out / "teacher" / "reference.json",
+                self.out / TEACHER / REFERENCE,
                 json.dumps(told(members["teacher"]), indent=1),
             )
 
@@ -269,7 +269,7 @@ class Proof:
         """What ships: a copy of the trained model that says its license, whole or not
         there.
         """
-        target = self.out / "student"
+        target = self.out / STUDENT
         partial = target.with_name(f".{target.name}.partial")
         for old in (partial, target):
             shutil.rmtree(old, ignore_errors=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from kd_app.config.make import make
 from kd_app.reporting.results import read
+from kd_app.run_files import RESULTS, STUDENT
 from kd_app.tracking import Artifact, Backend, Tracker, lineage
-from kd_app.training.run_folder import RESULTS
 
 
 def tell_report(runs: Sequence[Path], page: Path, loggers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -43,5 +43,5 @@ def run_names(out: Path, *, trial: bool | None = None) -> tuple[str, str]:
 
 def _student(run: Path, name: str) -> Artifact:
     student = read(run / RESULTS).models.get("student")
-    files = {path.relative_to(run).as_posix(): path for path in sorted((run / "student").glob("*"))}
+    files = {path.relative_to(run).as_posix(): path for path in sorted((run / STUDENT).glob("*"))}
     return lineage.student(name, files, student.sha256 if student else "unknown", ())

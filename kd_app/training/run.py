@@ -8,8 +8,9 @@ from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
 from kd_app.reporting.results import Results, read
-from kd_app.reporting.runs import CURVES, write_curves
+from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import summary
+from kd_app.run_files import CURVES, RESULTS
 from kd_app.stages import Stages, file_sha256
 from kd_app.tracking import Backend, Tracker
 from kd_app.training.assistants import train_assistants
@@ -19,7 +20,7 @@ from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, evaluated
 from kd_app.training.ranks.start import check_places
 from kd_app.training.report_run import run_names
 from kd_app.training.role_jobs import check_pair, control_job, student_job, teacher_job
-from kd_app.training.run_folder import RESULTS, claimed, run_name
+from kd_app.training.run_folder import claimed, run_name
 from kd_app.training.search.pruning import PrunedError, Watch
 from kd_app.training.train import Listeners, train
 from kd_app.training.workshop import Member, Workshop
@@ -172,6 +173,7 @@ def _members(
     """Teacher, controls and student, each made or found."""
     made = shop.parts
     shop.prepare_data()
+    shop.check_losses()
     shop.data.write_split(proof.out / SPLIT)
     shop.tracker.data(data_name(shop), shop.data.fingerprint, shop.data.sizes, proof.out / SPLIT)
     for note in (*shop.data.notes, *made.licenses.unknown, *made.licenses.accepted):

@@ -16,10 +16,9 @@ from filelock import FileLock, Timeout
 from kd_app.config import RequestError
 from kd_app.config.keys import AROUND, INSIDE
 from kd_app.reporting.runs import flat
+from kd_app.run_files import CONFIG, RESULTS
 from kd_app.stages import fingerprint, write_atomically
 
-CONFIG = "config.yaml"
-RESULTS = "results.json"
 _LOCK, _BEFORE = ".lock", ".before"
 _FREE = (*AROUND, *INSIDE, "test", "robustness")
 """Keys that may differ when a run goes on: they say where, how and whether, not what.

@@ -86,9 +86,7 @@ class Workshop:
         self._chosen: dict[str, ModelRequest] = {}
 
     def prepare_data(self) -> None:
-        """List the images, look at each once where they are files, and split them; the
-        labels' own loss terms have to suit the classes.
-        """
+        """List the images, look at each once where they are files, and split them."""
         self.data.list()
         if self.data.needs_scan:
             decode_size = self._decode_size()
@@ -102,6 +100,9 @@ class Workshop:
             self.data_folder = stage.path
         self.data.load(self.data_folder)
         self._tell_teacher()
+
+    def check_losses(self) -> None:
+        """Refuse loss terms that do not suit the number of classes (`RequestError`)."""
         recipes = (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values())
         check_classes((recipe.terms() for recipe in recipes if recipe), len(self.classes))
 

@@ -246,7 +246,7 @@ def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
         (run / "results.json").write_text(
             json.dumps({**content, "status": status}), encoding="utf-8"
         )
-        assert f"is {status}, not finished. Say its kd-distill command again" in not_evaluated(
+        assert f"is {status}, not finished. Expected a finished run." in not_evaluated(
             f"run={run}", "out=again"
         )
     (run / "results.json").write_text(json.dumps(content)[:500], encoding="utf-8")

@@ -28,7 +28,7 @@ from kd_app.data.views import Plain, image_keys
 from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.export import difference, export
 from kd_app.deployment.formats.onnx import Onnx
-from kd_app.deployment.manifest import MANIFEST
+from kd_app.run_files import MANIFEST
 from kd_app.stages import file_sha256
 from tests.deployment.conftest import CLASSES, PIXELS
 

@@ -19,8 +19,8 @@ from kd_app.deployment.export import export
 from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8, lacks_vnni
 from kd_app.deployment.formats.program import Program
-from kd_app.deployment.manifest import MANIFEST
 from kd_app.deployment.runtimes import torch_file
+from kd_app.run_files import MANIFEST
 from kd_app.stages import file_sha256
 from tests.deployment.conftest import CLASSES, PIXELS
 

@@ -24,20 +24,39 @@ def not_evaluated(run: Path, *words: str) -> str:
     return refused(f"run={run}", "out=again", *words, command="kd-evaluate")
 
 
-PLACES = [
+NOT_BUILT = [
     "callbacks.x",
+    "logger.x",
     "loss.soft_target",
+    "optimizer",
+    "scheduler",
+    "teacher.loss.x",
+]
+BUILT = [
     "data.source",
     "data.view.x.y",
     "trainer.x",
     "teacher.kwargs.x",
     "student",
-    "optimizer",
+    "controls.labels_only.student",
     "verdict.x",
 ]
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", NOT_BUILT)
+def test_what_a_measurement_does_not_need_is_not_built(place: str, run: Path, mark: Path) -> None:
+    changed(run / "config.yaml", place, touching(mark))
+    evaluated(run)
+
+
+@pytest.mark.parametrize("place", ["loss.soft_target", "optimizer", "scheduler"])
+def test_a_training_that_is_not_ours_is_refused(place: str, run: Path, mark: Path) -> None:
+    changed(run / "config.yaml", place, touching(mark))
+    words = (f"run={run}", "steps=[finetune]", "out=small")
+    assert "names code that is no part of kd_app" in refused(*words, command="kd-compress")
+
+
+@pytest.mark.parametrize("place", BUILT)
 def test_a_part_that_is_not_ours_is_refused_though_the_run_allowed_it(
     place: str, run: Path, mark: Path
 ) -> None:
@@ -48,8 +67,8 @@ def test_a_part_that_is_not_ours_is_refused_though_the_run_allowed_it(
 
 def test_an_interpolation_does_not_become_a_part_later(run: Path, mark: Path) -> None:
     hidden = '${oc.create:"{_target_: os.mkdir, path: ' + str(mark) + '}"}'
-    changed(run / "config.yaml", "optimizer.lr", hidden)
-    assert "optimizer.lr=" in not_evaluated(run)
+    changed(run / "config.yaml", "trainer.max_epochs", hidden)
+    assert "trainer.max_epochs=" in not_evaluated(run)
 
 
 @pytest.mark.parametrize(

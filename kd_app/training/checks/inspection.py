@@ -96,6 +96,7 @@ def inspected(config: Config, *, own: OwnParts | None = None, console: Console) 
     shop = Workshop(made, Stages(Path(config["stages"]), say=console.say), console, tracker=None)
     try:
         shop.prepare_data()
+        shop.check_losses()
     except RequestError as error:
         return Report((refusal("data", str(error)),))
     with TemporaryDirectory(prefix="kd-check-") as scratch:

@@ -16,9 +16,9 @@ from kd_app.models.request import ModelRequest
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.models.weights import state_sha256
 from kd_app.reporting.results import read
+from kd_app.run_files import RESULTS
 from kd_app.training.checks.finding import Finding, note, refusal, warning
 from kd_app.training.checks.subject import Subject
-from kd_app.training.run_folder import RESULTS
 
 _TWICE = 32
 _TOLERANCE = 0.01

@@ -14,8 +14,9 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
 from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, sweep
+from kd_app.run_files import CONFIG
 from kd_app.training import run
-from kd_app.training.run_folder import CONFIG, differences
+from kd_app.training.run_folder import differences
 from kd_app.training.search.trials import proposals, require_optuna, results
 
 

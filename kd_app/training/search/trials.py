@@ -10,8 +10,7 @@ from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.reporting.results import Results, read
-from kd_app.reporting.runs import CURVES
-from kd_app.training.run_folder import RESULTS
+from kd_app.run_files import CURVES, RESULTS
 
 FILE = "search.json"
 CURVE = "validation/top1"
