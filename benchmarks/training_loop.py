@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.bare_loop import BareLoop
 from kd_app.config.compose import composed
+from kd_app.data.module import ImageData
 from kd_app.models.create import create
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
@@ -94,11 +95,13 @@ def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
     assert shop.parts.teacher is not None
     teacher = shop.ready(shop.parts.teacher, seed=0)
     job = replace(student_job(shop, None), teacher=Teacher(teacher.request, teacher.created))
+    data = shop.data
+    assert isinstance(data, ImageData)
 
     def run(number: int) -> float:
         created = create(job.model, job.input, 10, seed=0)
-        shop.data.bind(job.input, order_seed=number)
-        module: Distillation = build(job, created, shop.data, shop.parts.trainer)
+        data.bind(job.input, order_seed=number)
+        module: Distillation = build(job, created, data, shop.parts.trainer)
         assert isinstance(module.teacher, FrozenTeacher)
         clock = Clock(skip)
         callbacks = [Progress("student", Console(silent=True)), Keep(folder, minutes=5), clock]
@@ -106,7 +109,7 @@ def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
         with quiet():
-            trainer.fit(module, datamodule=shop.data)
+            trainer.fit(module, datamodule=data)
         return clock.seconds
 
     return run
@@ -124,9 +127,13 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         teaches = shop.ready(shop.parts.teacher, seed=0) if shop.parts.teacher else None
         assert teaches is not None
         pixels = ours.input
+        data = shop.data
+        assert isinstance(data, ImageData)
+        images = data.index.source.store()
+        assert images is not None
         bare = BareLoop(
-            create(ours.model, pixels, 10, seed=0).model, teaches.created.model, shop.data.source.store(),
-            torch.from_numpy(shop.data.listing.target), 128, shop.parts.trainer.precision, pixels.mean[0], pixels.std[0],
+            create(ours.model, pixels, 10, seed=0).model, teaches.created.model, images,
+            torch.from_numpy(data.index.listing.target), 128, shop.parts.trainer.precision, pixels.mean[0], pixels.std[0],
         )  # fmt: skip
         ratios = []
         for number in range(rounds + 1):

@@ -50,6 +50,17 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
             raise _refused(place, target, home.partition(".")[0])
 
 
+def resolve_target(group: str, target: str) -> Any:
+    """What a ``_target_`` names. Raises `RequestError` where there is none."""
+    try:
+        return resolve_name(target)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise RequestError(
+            f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a"
+            " factory of a module."
+        ) from None
+
+
 def _is_part(named: type) -> bool:
     return issubclass(named, Typed) and _within(named.__module__, (OURS,))
 

@@ -3,7 +3,7 @@ RandAugment and random erasing.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ class Augment:
     (Zhong et al., AAAI 2020, arXiv 1708.04896).
     """
 
+    SWITCHES: ClassVar[tuple[str, ...]] = ("operations", "erasing")
+    """The settings of which one has to be set for anything to be changed."""
+
     operations: NonNegativeInt
     magnitude: Annotated[int, Field(ge=0, le=30)]
     erasing: Annotated[float, Field(ge=0, le=1)]
@@ -38,6 +41,10 @@ class Augment:
     def active(self) -> bool:
         """Whether anything is done."""
         return self.operations > 0 or self.erasing > 0
+
+    def describe(self) -> str:
+        """A phrase for the plan of a run."""
+        return f"RandAugment {self.operations} x {self.magnitude}, erasing {self.erasing:g}"
 
     def __call__(self, pictures: Pictures, keys: Keys) -> Pictures:
         """The images, each changed as its key says."""

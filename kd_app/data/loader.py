@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_app.config import Pixels, RequestError
-from kd_app.data.augment import Augment
 from kd_app.data.batch import Batch
 from kd_app.data.mix import Mixing, mixed, shares
 from kd_app.data.pixel_store import Selection, Store
-from kd_app.data.views import EVALUATION, Keys, View, image_keys
+from kd_app.data.views import EVALUATION, Keys, Pictures, View, image_keys
 
 Position = Callable[[], tuple[int, int]]
 """(epoch, batches of it that were already seen), asked whenever an iteration starts."""
+
+PixelChange = Callable[[Pictures, Keys], Pictures]
+"""What changes the images of a batch; all that is random follows from the keys."""
 
 
 class Request(NamedTuple):
@@ -50,9 +52,9 @@ class Maker(Dataset[Batch]):
     target: class numbers by image number. partners: by image number, the image that the
     teacher is shown in its place, in its own view of the same number; None: the image
     itself. labeled: by image number, whether its label may be used; None: every one. Of
-    the others the batch's target is -1. augment: what is done to an image after its
-    view. mixing: how images are mixed, None: not at all; the target is shares of
-    classes then.
+    the others the batch's target is -1. after_view: what changes the images after their
+    view, one after the other. mixing: how images are mixed, None: not at all; the target
+    is shares of classes then.
     """
 
     store: Store
@@ -63,7 +65,7 @@ class Maker(Dataset[Batch]):
     partners: Int64[np.ndarray, " images"] | None = None
     labeled: Bool[np.ndarray, " images"] | None = None
     mixing: Mixing | None = None
-    augment: Augment | None = None
+    after_view: tuple[PixelChange, ...] = ()
 
     def __getitem__(self, request: Request) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
@@ -111,12 +113,14 @@ class Maker(Dataset[Batch]):
             else self._nothing()
         )
         image = _with_channels(image, self.pixels.channels)
-        return image if self.augment is None else self.augment(image, keys)
+        for change in self.after_view:
+            image = change(image, keys)
+        return image
 
     def is_slow(self) -> bool:
         """Whether worker processes pay."""
         return (
-            self.augment is not None
+            len(self.after_view) > 0
             or not self.store.in_memory
             or self.view.is_slow(self.store.size, self.pixels)
         )

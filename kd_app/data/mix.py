@@ -3,7 +3,7 @@ teacher sees the student's pixels, and answers can be stored.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
@@ -40,6 +40,9 @@ class Mix:
     price of making two views for each.
     """
 
+    SWITCHES: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
+    """The settings of which one has to be set for anything to be mixed."""
+
     mixup: PositiveFloat | None
     cutmix: PositiveFloat | None
     probability: Annotated[float, Field(gt=0, le=1)]
@@ -47,7 +50,14 @@ class Mix:
     @property
     def active(self) -> bool:
         """Whether anything is mixed."""
-        return self.mixup is not None or self.cutmix is not None
+        return bool(self._ways())
+
+    def describe(self) -> str:
+        """A phrase for the plan of a run."""
+        return f"mixed by {' and '.join(self._ways())}"
+
+    def _ways(self) -> list[str]:
+        return [name for name in self.SWITCHES if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)

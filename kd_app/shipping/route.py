@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 
 from kd_app.config import RequestError, Typed
-from kd_app.data.module import ImageData
+from kd_app.data.base import require
 from kd_app.deployment.cascade import Cascade, SeeingStage, taken
 from kd_app.deployment.clock import Floats, in_turns, nearest_rank, one_thread
 from kd_app.deployment.confidence import fit_temperature, log_probabilities
@@ -155,11 +155,7 @@ def _run(config: Config, stages: Sequence[Opened]) -> Path:
 
 
 def _check_data(shop: Workshop, stages: Sequence[Opened]) -> None:
-    if not isinstance(shop.data, ImageData):
-        raise RequestError(
-            "The data module of this run gives normalized images, and the stages of a cascade take"
-            " 8-bit ones. Choose other data=."
-        )
+    require(shop.data, "uint8", because="A cascade", instead="judge it on other data")
     check_same_classes([("The data", shop.classes), (stages[0].name, stages[0].model.classes)])
 
 
@@ -243,8 +239,12 @@ def _answers(
 def _images(shop: Workshop, answers: Predictions, most: int) -> list[Image.Image]:
     """Evenly spread images of those that were answered, as they were decoded."""
     rows = np.linspace(0, len(answers.index) - 1, min(most, len(answers.index))).round().astype(int)
-    pictures = (shop.data.store.picture(int(answers.index[row])) for row in rows)
-    return [Image.fromarray(each if each.shape[2] == 3 else each[:, :, 0]) for each in pictures]
+    pictures = (shop.data.picture(int(answers.index[row])) for row in rows)
+    return [
+        Image.fromarray(each if each.shape[2] == 3 else each[:, :, 0])
+        for each in pictures
+        if each is not None
+    ]
 
 
 def _alone(model: SeeingStage, image: Image.Image) -> NDArray[np.float32]:

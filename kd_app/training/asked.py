@@ -4,13 +4,12 @@ teacher of other classes, the links of a chain.
 
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.config.targets import FACTORY
+from kd_app.config.targets import FACTORY, resolve_target
 from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.manifest import entry
 from kd_app.models.class_map import ClassMap
@@ -131,19 +130,8 @@ def parse_model(node: Config) -> ModelRequest:
 
 
 def _find_factory(role: str, target: str) -> Any:
-    factory = found(role, target)
+    factory = resolve_target(role, target)
     return _Named(target, factory) if callable(factory) else factory
-
-
-def found(group: str, target: str) -> Any:
-    """What a `_target_` names. Raises `RequestError` where there is none."""
-    try:
-        return resolve_name(target)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise RequestError(
-            f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a"
-            " factory of a module."
-        ) from None
 
 
 class _Named:

@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from kd_app.config import RequestError
+from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
-from kd_app.data.module import ImageData
 from kd_app.data.normalize import normalize
 from kd_app.deployment.measure import Predictions
 from kd_app.models.create import Created, create
@@ -46,7 +46,7 @@ RECORD = "training.json"
 
 def fit(
     job: TrainingJob,
-    data: Any,
+    data: RunData,
     settings: TrainerSettings,
     folder: Path,
     *,
@@ -67,12 +67,12 @@ def fit(
     data.bind(
         job.input,
         order_seed=job.recipe.seed,
-        shuffled=job.partner_images,
-        on_labels=not job.recipe.needs_teacher,
-        fresh=job.fresh_views,
+        partner_images=job.partner_images,
+        labeled_only=not job.recipe.needs_teacher,
+        fresh_views=job.fresh_views,
     )
     module = build(job, created, data, settings)
-    replayed = isinstance(data, ImageData)
+    replayed = "replay" in data.capabilities
     keep = Keep(
         folder,
         minutes=settings.checkpoint_minutes if replayed else None,
@@ -135,7 +135,7 @@ def fit(
 
 
 def _told(
-    job: TrainingJob, created: Created, data: Any, settings: TrainerSettings
+    job: TrainingJob, created: Created, data: RunData, settings: TrainerSettings
 ) -> dict[str, Any]:
     """What decides a training, as plain data: ranks that differ in it must not train
     together.
@@ -194,7 +194,9 @@ def _tidy(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def build(job: TrainingJob, created: Created, data: Any, settings: TrainerSettings) -> Distillation:
+def build(
+    job: TrainingJob, created: Created, data: RunData, settings: TrainerSettings
+) -> Distillation:
     """The LightningModule of one training, with the adapters that its terms need for
     these two models.
     """
@@ -259,7 +261,7 @@ def _load_answers(folder: Path) -> Answers:
 
 
 def _adapt(
-    terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: Any, seed: int
+    terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: RunData, seed: int
 ) -> None:
     """Measure both models on a few real images and let the terms build their adapters
     from what they saw.
@@ -275,12 +277,13 @@ def _adapt(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
-        images = torch.from_numpy(data.rows("train")) if isinstance(data, ImageData) else None
+        rows = data.rows("train")
+        images = None if rows is None else torch.from_numpy(rows)
         terms.build(outputs, teacher(image), images)
 
 
 def _run(
-    trainer: Any, module: Distillation, data: Any, keep: Keep, checkpoint: Path | None
+    trainer: Any, module: Distillation, data: RunData, keep: Keep, checkpoint: Path | None
 ) -> None:
     """Fit; then signals do what they did before, where Lightning and `Keep` make them
     something else.

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from kd_app.config import Pixels, RequestError
 from kd_app.config.make import make
 from kd_app.config.schedule import Schedule
+from kd_app.data.base import RunData
 from kd_app.losses.base import LossTerm
 from kd_app.models.composed import OwnAverage
 from kd_app.models.create import Created, create
@@ -163,7 +164,7 @@ class TrainingJob:
     fresh_views: bool = False
     license: str = "unknown"
 
-    def identity(self, data: Any, trainer: TrainerSettings) -> dict[str, Any]:
+    def identity(self, data: RunData, trainer: TrainerSettings) -> dict[str, Any]:
         """What decides the trained weights, beside the hashes in `inputs`."""
         recipe, teacher = self.recipe, self.teacher
         return {
@@ -179,7 +180,7 @@ class TrainingJob:
             "callbacks": recipe.callbacks,
             "seed": recipe.seed,
             "trainer": {**trainer.identity(), "max_epochs": recipe.max_epochs},
-            "data": describe_batches(data, for_teacher=self.fresh_views),
+            "data": data.identity(for_teacher=self.fresh_views),
             "teacher": (
                 {"name": teacher.model.name, "pixels": vars(teacher.created.pixels)}
                 if teacher
@@ -189,7 +190,7 @@ class TrainingJob:
             **({"answers": "stored"} if teacher and teacher.cached_logits else {}),
         }
 
-    def inputs(self, data: Any) -> dict[str, str]:
+    def inputs(self, data: RunData) -> dict[str, str]:
         """Hashes of the data, the starting weights and the teacher."""
         start = create(self.model, self.input, len(data.classes), seed=self.recipe.seed)
         return {
@@ -212,26 +213,6 @@ class TrainingJob:
             "fresh_views": self.fresh_views,
             "license": self.license,
         }
-
-
-def describe_batches(data: Any, *, for_teacher: bool) -> dict[str, Any]:
-    """What decides the batches beside the images: the view, the batch size, and what is
-    done to images after their view. The teacher's own training ignores ``data.views``.
-    """
-    node = data.config
-    if node is None:
-        return {"module": type(data.module).__qualname__, "batch_size": data.batch_size}
-    changes = {key: getattr(data, key, None) for key in ("mix", "augment")}
-    more = {
-        **{key: vars(part) for key, part in changes.items() if part is not None},
-        "views": None if for_teacher else node.get("views"),
-        "labels": getattr(data, "labels", None),
-    }
-    return {
-        "view": node.get("view"),
-        "batch_size": node.get("batch_size"),
-        **{key: value for key, value in more.items() if value is not None},
-    }
 
 
 def describe_source(model: ModelRequest, created: Created, folder: Path | None) -> dict[str, Any]:

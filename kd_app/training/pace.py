@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from kd_app.data.base import RunData
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
 from kd_app.training.fit import fit
@@ -73,7 +74,7 @@ def _now() -> float:
 
 
 def seconds_an_epoch(
-    trainings: Mapping[str, TrainingJob], data: Any, settings: TrainerSettings, folder: Path
+    trainings: Mapping[str, TrainingJob], data: RunData, settings: TrainerSettings, folder: Path
 ) -> dict[str, float]:
     """Of each training: the batches of an epoch x the median of their seconds, those to
     train on and those to validate on, in one process.
@@ -81,7 +82,6 @@ def seconds_an_epoch(
     The steps are those of the training itself (`fit`): data, both forward passes, loss,
     backward, optimizer. `folder` is left as it was.
     """
-    data.bind(next(iter(trainings.values())).input, order_seed=0)
     steps, batches = batches_an_epoch(data, settings)
     wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate
     brief = copy(settings)
@@ -116,14 +116,12 @@ def seconds_an_epoch(
     }
 
 
-def batches_an_epoch(data: Any, settings: TrainerSettings) -> tuple[int, int]:
+def batches_an_epoch(data: RunData, settings: TrainerSettings) -> tuple[int, int]:
     """Batches to train on and to validate on in an epoch, of each process, within the
-    limits of the settings; `data` serve some model.
+    limits of the settings.
     """
-    both, world = settings.limits["overfit_batches"], settings.world_size
-    train, validation = (
-        len(loader) // world for loader in (data.train_dataloader(), data.val_dataloader())
-    )
+    both = settings.limits["overfit_batches"]
+    train, validation = data.steps_per_epoch(settings.world_size)
     return _limited(train, both or settings.limits["limit_train_batches"]), _limited(
         validation, both or settings.limits["limit_val_batches"]
     )
@@ -138,7 +136,7 @@ def _limited(batches: int, limit: float | None) -> int:
 def as_long(
     epochs: int,
     trainings: Mapping[str, TrainingJob],
-    data: Any,
+    data: RunData,
     settings: TrainerSettings,
     folder: Path,
 ) -> None:

@@ -4,7 +4,6 @@ signature, and what they allow of each other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -13,13 +12,13 @@ from torch import nn
 from kd_app.config import RequestError
 from kd_app.config.make import make
 from kd_app.config.targets import FACTORY, check_targets
+from kd_app.data.base import RunData, require
+from kd_app.data.build import build_data
 from kd_app.data.corruptions import Robustness
-from kd_app.data.foreign import UNPAIRED, ForeignData
-from kd_app.data.module import ImageData
 from kd_app.models.composed import OwnAverage
 from kd_app.models.license import Licensed, Licenses, Policy, licenses
 from kd_app.models.request import ModelRequest
-from kd_app.training.asked import Link, composed, found, links_of, requested
+from kd_app.training.asked import Link, composed, links_of, requested
 from kd_app.training.budget import LatencyBudget
 from kd_app.training.controls import Control, ControlSettings
 from kd_app.training.controls import check as check_control
@@ -37,9 +36,6 @@ from kd_app.training.suited import check_teacher
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
-OURS = f"{ImageData.__module__}.{ImageData.__qualname__}"
-_TOLD = ("name", "suggested", "license")
-"""Keys of the data group that are not for the data module."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Parts:
     """
 
     config: Config
-    data: Any
+    data: RunData
     trainer: TrainerSettings
     student: ModelRequest
     recipe: Recipe
@@ -113,14 +109,14 @@ def assemble_parts(config: Config, own: OwnParts) -> Parts:
         if teacher is not None
         else {}
     )
-    data = ForeignData(own.data) if own.data is not None else build_data(config["data"])
-    if trainer.world_size > 1 and isinstance(data, ForeignData):
-        raise RequestError(
-            f"trainer.devices={trainer.world_size}, but {config['data']['_target_']} gives every"
-            " process the same batches. Use trainer.devices=1."
+    data = build_data(config["data"], own.data)
+    if trainer.world_size > 1:
+        require(
+            data,
+            "sharded",
+            because=f"trainer.devices={trainer.world_size}",
+            instead="use trainer.devices=1",
         )
-    if isinstance(data, ForeignData) and any(control.shuffled for control in controls.values()):
-        raise RequestError(UNPAIRED)
     student = requested("student", config["student"], own.student)
     links = links_of(config["teacher"])
     if links and (teacher is None or own.teacher is not None):
@@ -129,10 +125,12 @@ def assemble_parts(config: Config, own: OwnParts) -> Parts:
             " that a configuration names."
         )
     robustness = Robustness(**config["robustness"])
-    if robustness.chosen and isinstance(data, ForeignData):
-        raise RequestError(
-            "robustness.corruptions are made on images of 8 bits, and the data module of this run"
-            " gives normalized ones. Leave them out: robustness=none."
+    if robustness.chosen:
+        require(
+            data,
+            "uint8",
+            because="robustness.corruptions",
+            instead="leave corruptions out: robustness=none",
         )
     return Parts(
         config=config,
@@ -157,23 +155,20 @@ def _licenses(
     teacher: ModelRequest | None,
     links: Sequence[Link],
     student: ModelRequest,
-    data: Any,
+    data: RunData,
 ) -> Licenses:
     """What the run's weights and images are under, as they say it or, where they don't,
     as the configuration does.
     """
     asked = Licensing(**config["license"])
-    if isinstance(data, ImageData):
-        name, known = str(config["data"].get("name", "images")), data.source.license
-    else:
-        name, known = type(data.module).__qualname__, getattr(data.module, "license", None)
+    name = data.name or str(config["data"].get("name", "images"))
     return licenses(
         teacher=_weights(teacher, "teacher's weights", config, links) if teacher else None,
         student_start=_weights(student, "student's starting weights", config),
         data=Licensed(
             f"the data ({name})",
             "data.license",
-            known,
+            data.license,
             Said(license=config["data"].get("license")).license,
         ),
         accept=asked.accept,
@@ -191,26 +186,6 @@ def _weights(
         else request.origin.license
     )
     return Licensed(f"the {what} ({request.name})", f"{request.role}.license", known, said)
-
-
-def build_data(node: Config) -> Any:
-    """The data module that the data group names, ours or a user's."""
-    settings = {key: value for key, value in node.items() if key not in _TOLD}
-    if node["_target_"] != OURS:
-        settings = _taken(settings)
-    made = make(settings, LightningDataModule)
-    data: Any = made if isinstance(made, ImageData) else ForeignData(made)
-    data.config = node
-    return data
-
-
-def _taken(settings: Config) -> Config:
-    """For somebody's own module: of the settings that are there for ours those that it
-    takes, and all others.
-    """
-    ours = signature(ImageData).parameters
-    taken = signature(found("data", settings["_target_"])).parameters
-    return {key: value for key, value in settings.items() if key not in ours or key in taken}
 
 
 def check_trainings(made: Parts) -> None:
@@ -244,7 +219,6 @@ def check_trainings(made: Parts) -> None:
         else {}
     )
     check_fed(
-        made.config["data"],
         made.data,
         made.answers,
         {name: terms for name, terms in listening.items() if terms.needs_teacher},

@@ -6,8 +6,6 @@ import time
 
 import torch
 
-from kd_app.data.module import ImageData
-from kd_app.data.unlabeled import UNLABELED
 from kd_app.models.cost import count_params
 from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
@@ -70,7 +68,7 @@ def described(shop: Workshop, *, ready: bool) -> list[str]:
     made, sizes = shop.parts, shop.data.sizes
     lines = [
         f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on,"
-        f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_fed(shop)}"
+        f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_describe_data(shop)}"
     ]
     if made.teacher is not None:
         lines.append(_line("Teacher", made.teacher, None if ready else made.teacher_recipe, shop))
@@ -85,44 +83,20 @@ def described(shop: Workshop, *, ready: bool) -> list[str]:
     return [*lines, _line("Student", made.student, made.recipe, shop)]
 
 
-def _fed(shop: Workshop) -> str:
-    """Of how many images the label is used, and how often an image is seen anew, where
-    that is not the usual.
-    """
-    data = shop.data
-    if not isinstance(data, ImageData):
-        return ""
-    few, beside = len(data.labeled_rows) < len(data.training_rows), len(data.rows(UNLABELED))
-    more = f" and {beside:,} more beside them have none" if beside else ""
-    labeled = (
-        f"; {len(data.labeled_rows):,} of the images to train on have a label{more}" if few else ""
+def _describe_data(shop: Workshop) -> str:
+    """What is special about the images of a training."""
+    stored = (
+        ("the teacher's answers to these views are stored",)
+        if shop.parts.answers == "stored"
+        else ()
     )
-    views = f"; {data.views} views of each in turn" if data.views else ""
-    stored = ", to which the teacher's answers are stored" if shop.parts.answers == "stored" else ""
-    ways = [
-        name
-        for name in ("mixup", "cutmix")
-        if data.mix is not None and getattr(data.mix, name) is not None
-    ]
-    by = f"; mixed by {' and '.join(ways)}" if ways else ""
-    augment = (
-        f"; RandAugment {data.augment.operations} x {data.augment.magnitude}, erasing"
-        f" {data.augment.erasing:g}"
-        if data.augment
-        else ""
-    )
-    return f"{labeled}{views}{stored}{augment}{by}"
+    return "".join(f"; {phrase}" for phrase in (*shop.data.describe_training(), *stored))
 
 
 def steps_an_epoch(shop: Workshop) -> int:
     """Batches of an epoch, within the limits that are set."""
     trainer = shop.parts.trainer
-    images = (
-        len(shop.data.training_rows)
-        if isinstance(shop.data, ImageData)
-        else shop.data.sizes["train"]
-    )
-    steps = max(1, images // ((shop.data.batch_size or 1) * trainer.world_size))
+    steps, _ = shop.data.steps_per_epoch(trainer.world_size)
     limit = trainer.limits["overfit_batches"] or trainer.limits["limit_train_batches"]
     return min(steps, limit) if isinstance(limit, int) else max(1, int(steps * (limit or 1)))
 
@@ -141,13 +115,9 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
     if recipe is None:
         return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
     verb = "fine-tuned" if origin.has_weights else "trained"
-    data, few = shop.data, ""
-    if (
-        isinstance(data, ImageData)
-        and not recipe.needs_teacher
-        and len(data.labeled_rows) < len(data.training_rows)
-    ):
-        few = f", on the {len(data.labeled_rows):,} images with a label in as many steps"
+    few, labeled = "", shop.data.num_labeled
+    if labeled is not None and not recipe.needs_teacher:
+        few = f", on the {labeled:,} images with a label in as many steps"
     return (
         f"{who}: {origin.name} {verb} {recipe.how}{few}, from {weights},"
         f" {pixels.height}x{pixels.width}{hint}"
@@ -176,7 +146,7 @@ def noise_seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tupl
         .model.to(device)
         .to(memory_format=torch.channels_last)
     )
-    image = torch.rand(shop.data.batch_size or 32, pixels.channels, pixels.height, pixels.width).to(
+    image = torch.rand(shop.data.batch_size, pixels.channels, pixels.height, pixels.width).to(
         device, memory_format=torch.channels_last
     )
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16

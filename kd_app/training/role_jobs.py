@@ -13,7 +13,7 @@ from kd_app.models.create import create, expected_pixels
 from kd_app.models.request import ModelRequest
 from kd_app.training.controls import mean_entropy
 from kd_app.training.fit import build
-from kd_app.training.job import Recipe, Teacher, TrainingJob, describe_batches
+from kd_app.training.job import Recipe, Teacher, TrainingJob
 from kd_app.training.pace import FILE as EPOCHS
 from kd_app.training.pace import as_long
 from kd_app.training.stored import STORED, store
@@ -127,14 +127,13 @@ def _cache_logits(workspace: Workshop, teacher: Member, student_input: Pixels) -
     is shown, computed once.
     """
     data, trainer = workspace.data, workspace.parts.trainer
-    batches = describe_batches(data, for_teacher=False)
-    views = {key: batches[key] for key in batches if key not in ("batch_size", "labels")}
+    replay = data.replay(student_input)
+    assert replay is not None, "the parts of a run require data with views"
     config = {
         "model": teacher.request.name,
         "pixels": vars(teacher.created.pixels),
         "sees": vars(student_input),
-        **views,
-        **({"labels": data.labels} if data.mix else {}),  # mixing pairs images by their labels
+        **replay.identity,
     }
     inputs = {"data": data.fingerprint, "weights": teacher.created.weights.sha256}
     place: dict[str, Any] = {
@@ -146,7 +145,9 @@ def _cache_logits(workspace: Workshop, teacher: Member, student_input: Pixels) -
         STORED,
         config,
         inputs,
-        lambda folder: store(teacher.created, data, student_input, folder, **place),
+        lambda folder: store(
+            teacher.created, replay, len(workspace.classes), student_input, folder, **place
+        ),
     ).path
 
 

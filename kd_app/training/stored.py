@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from kd_app.config import Pixels, RunError
+from kd_app.data.base import ViewReplay
 from kd_app.data.batch import Batch
-from kd_app.data.module import ImageData
 from kd_app.data.normalize import normalize
 from kd_app.models.create import Created
 from kd_app.models.teacher import FrozenTeacher
@@ -62,7 +62,8 @@ class StoredAnswers:
 
 def store(
     teacher: Created,
-    data: ImageData,
+    replay: ViewReplay,
+    classes: int,
     pixels: Pixels,
     folder: Path,
     *,
@@ -70,14 +71,13 @@ def store(
     channels_last: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Fill `folder` with the answers of `teacher` to the views that a student who
-    expects `pixels` is shown, in float32.
+    """Fill `folder` with the answers of `teacher` in `classes` classes to the views of
+    `replay`, which a student who expects `pixels` is shown, in float32.
 
     Goes on where an earlier attempt in `folder` was. Raises `RunError` where the disk
     has no place for them.
     """
-    rows, views, classes = data.training_rows, data.views, len(data.classes)
-    assert views is not None
+    rows, views = replay.rows, replay.views
     logits, done = _opened(folder, (views, len(rows), classes))
     np.save(folder / _INDEX, rows)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -90,8 +90,8 @@ def store(
     )
     for view in range(done // len(rows), views):
         say(f"  teacher: view {view + 1} of {views} ...")
-        loader, start = data.seen_in(view, pixels), max(0, done - view * len(rows))
-        for number, raw in enumerate(replace(loader, rows=rows[start:])):
+        start = max(0, done - view * len(rows))
+        for number, raw in enumerate(replay.batches(view, start)):
             batch = raw.to(device)
             answer = asked(normalize(batch.image, pixels, memory_format)).logits
             assert answer is not None

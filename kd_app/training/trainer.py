@@ -228,7 +228,7 @@ class AtLeastOne(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Turn shares into numbers of this process's batches."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: pl.LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for name, loader in (
             ("limit_train_batches", "train_dataloader"),
             ("limit_val_batches", "val_dataloader"),

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from kd_app.config import RequestError, RunError
+from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.deployment.measure import Predictions, predict
@@ -77,7 +78,7 @@ class Workshop:
         self.console = console
         self.tracker = tracker
         self.used: list[Stage] = []
-        self.data = parts.data
+        self.data: RunData = parts.data
         self.data_folder: Path | None = None
         self.decided: dict[str, dict[str, Any]] = {}
         """Of a control, what its configuration leaves open: from which figures, and
@@ -88,14 +89,10 @@ class Workshop:
     def prepare_data(self) -> None:
         """List the images, look at each once where they are files, and split them."""
         self.data.list()
-        if self.data.needs_scan:
-            decode_size = self._decode_size()
-            inputs = {"listing": self.data.listing.fingerprint}
+        scan = self.data.scan_job(self._decode_size())
+        if scan is not None:
             stage = self.make(
-                "data",
-                self.data.scan_config(decode_size),
-                inputs,
-                lambda folder: self._scan(folder, decode_size),
+                "data", scan.config, scan.inputs, lambda folder: scan.run(folder, self._show_scan)
             )
             self.data_folder = stage.path
         self.data.load(self.data_folder)
@@ -113,12 +110,9 @@ class Workshop:
         if isinstance(self.parts.teacher, Composed):
             self.parts.teacher.know(self.classes, self.seen())
 
-    def _scan(self, folder: Path, decode_size: int) -> None:
-        def progress(done: int, of: int) -> None:
-            if self.console.live or done == of or done % max(1, of // 10) == 0:
-                self.console.line(f"  data: {done:,} of {of:,} images looked at")
-
-        self.data.scan(folder, decode_size=decode_size, progress=progress)
+    def _show_scan(self, done: int, total: int) -> None:
+        if self.console.live or done == total or done % max(1, total // 10) == 0:
+            self.console.line(f"  data: {done:,} of {total:,} images looked at")
 
     def _decode_size(self) -> int:
         """Enough for both models' crops, whatever the images' own size."""
@@ -133,7 +127,7 @@ class Workshop:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the data's classes."""
-        return tuple(self.data.classes)
+        return self.data.classes
 
     def seen(self) -> Seen:
         """What models that start from random weights will see."""
@@ -295,10 +289,12 @@ class Workshop:
         corruption: Corruption | None = None,
     ) -> Predictions:
         """A member's answers on a split, or on its images corrupted."""
-        spoiled = {"corruption": corruption} if corruption else {}
         splits = ("train", "validation", "test") if split == "all" else (split,)
         batches = Chained(
-            [self.data.evaluation(each, member.created.pixels, **spoiled) for each in splits]
+            [
+                self.data.evaluation(each, member.created.pixels, corruption=corruption)
+                for each in splits
+            ]
         )
         if corruption is None:
             self.console.line(f"  {member.role}: {split} images ...")

@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution
 
 from kd_app.config.compose import composed
 from kd_app.config.paths import CONF, choices
+from kd_app.data.module import ImageData
 from kd_app.training.curves import read_curves
 from kd_app.training.parts import parts
 from kd_app.training.search.space import searched
@@ -62,6 +63,8 @@ def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> No
     patient = parts(made["patient"])
     assert not any(term.uses_labels for term in patient.recipe.terms().chosen.values())
     assert made["patient"]["loss"]["soft_target"]["temperature"] == 1.0
+    assert isinstance(patient.data, ImageData)
+    assert patient.data.mix is not None
     assert patient.data.mix.mixup == 1.0  # a share that is uniform from 0 to 1
     assert patient.teacher_recipe is not None
     assert patient.teacher_recipe.max_epochs == made["standard"]["trainer"]["max_epochs"]

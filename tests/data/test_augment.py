@@ -62,7 +62,7 @@ def test_without_operations_and_erasing_nothing_is_done() -> None:
 
 
 def test_the_loader_changes_the_view_of_an_image() -> None:
-    plain, made = maker(30), replace(maker(30), augment=augment())
+    plain, made = maker(30), replace(maker(30), after_view=(augment(),))
     seen, request = plain[Request(1, INDEX[:9])], Request(1, INDEX[:9])
     expected = augment()(
         seen.image.permute(0, 2, 3, 1).contiguous().numpy(), image_keys(3, INDEX[:9], 1)

@@ -105,9 +105,10 @@ def files(
     view = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
     data = made(partial(Files, bad=bad), **{"root": Path("photos"), "view": view, **changes})
     data.list()
-    assert data.needs_scan
+    scan = data.scan_job(decode_size)
+    assert scan is not None
     if not (folder / "scan.json").exists():
-        data.scan(folder, decode_size=decode_size, progress=lambda done, total: None)
+        scan.run(folder, lambda done, total: None)
     data.load(folder)
     return data
 
@@ -126,66 +127,6 @@ def test_making_it_reads_no_data() -> None:
             raise AssertionError("read")
 
     assert made(partial(Untouched, images=6)).batch_size == 8
-
-
-def test_images_in_memory_need_no_scan_and_are_known_after_loading() -> None:
-    data = arrays()
-    assert not data.needs_scan
-    assert data.classes == ("a", "b", "c")
-    assert (data.channels, data.size) == (1, 6)
-    assert data.sizes == {"train": 42, "validation": 6, "test": 12}
-    assert sorted(np.concatenate([data.rows(name) for name in data.sizes]).tolist()) == list(
-        range(60)
-    )
-    assert data.targets("test").tolist() == (data.rows("test") % 3).tolist()
-    assert data.files[7] == "007"
-    assert data.notes == ()
-
-
-def test_files_are_measured_by_the_scan(tmp_path: Path) -> None:
-    data = files(tmp_path)
-    assert data.size == 32
-    assert data.store.picture(0).shape == (36, 32, 3)
-    assert arrays(image_size=48).size == 48
-
-
-def test_the_statistics_are_those_of_the_train_split(tmp_path: Path) -> None:
-    data = arrays()
-    train = data.store.array(data.rows("train")) / 255
-    assert data.pixel_statistics() == (
-        (round(float(train.mean()), 4),),
-        (round(float(train.std()), 4),),
-    )
-    of_files = [files(subfolder(tmp_path, cache), cache=cache) for cache in ("ram", "none")]
-    assert of_files[0].pixel_statistics() == of_files[1].pixel_statistics()
-
-
-def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
-    with pytest.raises(
-        RequestError,
-        match=(
-            r"7 of 60 images.*003, 005, 010, 011, 020 and 2 more.*photos/003 is"
-            r" truncated.*on_error=skip"
-        ),
-    ):
-        files(tmp_path, bad=(3, 5, 10, 11, 20, 30, 59))
-
-
-def test_the_scan_of_a_refused_run_serves_one_that_skips_bad_images(tmp_path: Path) -> None:
-    with pytest.raises(RequestError):
-        files(tmp_path, bad=(3, 59))
-    data = files(tmp_path, bad=(3, 59), on_error="skip")
-    assert data.notes == (
-        "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",
-    )
-    everything = np.concatenate([data.rows(name) for name in data.sizes])
-    assert sorted(everything.tolist()) == [number for number in range(60) if number not in (3, 59)]
-    assert sum(data.sizes.values()) == 58
-
-
-def test_skipping_every_image_of_a_class_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="class 'b' in train"):
-        files(tmp_path, bad=tuple(range(1, 60, 3)), on_error="skip")
 
 
 def test_the_fingerprint_follows_what_determines_the_pixels(tmp_path: Path) -> None:
@@ -261,7 +202,7 @@ def test_a_view_that_does_not_fit_the_images_is_refused_when_it_is_bound(tmp_pat
 
 
 def test_files_without_a_scan_say_what_to_call() -> None:
-    with pytest.raises(RequestError, match=r"data\.scan"):
+    with pytest.raises(RequestError, match=r"data\.scan_job"):
         made(partial(Files, bad=()), root=Path("photos"), view=Plain()).setup("fit")
 
 
@@ -328,7 +269,12 @@ def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
         data = instantiate(config)
         assert isinstance(data, ImageData)
         assert data.batch_size == (128 if name in ("digits", "fashion_mnist") else 64)
-        assert (data.cache, data.on_error, data.num_workers, data.seed) == (
+        assert (
+            data.index.cache,
+            data.index.on_error,
+            data.loaders.num_workers,
+            data.index.seed,
+        ) == (
             "ram",
             "raise",
             "auto",
@@ -344,27 +290,11 @@ def test_the_digits_are_served_from_their_yaml() -> None:
     assert (tuple(batch.image.shape), sum(data.sizes.values())) == ((128, 1, 8, 8), 1797)
 
 
-def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_part_of_a_larger_one() -> (
-    None
-):
-    few, some, other = (
-        arrays(labels=share, seed=seed) for share, seed in ((0.1, 0), (0.4, 0), (0.4, 1))
-    )
-    target = few.listing.target
-    assert np.bincount(target[few.labeled_rows]).tolist() == [1, 1, 1]
-    assert np.bincount(target[some.labeled_rows]).tolist() == [
-        round(0.4 * n) for n in np.bincount(some.targets("train"))
-    ]
-    assert set(few.labeled_rows) < set(some.labeled_rows) < set(some.training_rows)
-    assert set(some.labeled_rows) != set(other.labeled_rows)
-    assert few.fingerprint == some.fingerprint == arrays().fingerprint  # the pixels are the same
-
-
 def test_the_smallest_share_leaves_every_class_one_label_and_all_is_all() -> None:
-    assert len(arrays(labels=1e-6).labeled_rows) == 3
+    assert len(arrays(labels=1e-6).index.labeled_rows) == 3
     whole = arrays(labels=1)
     whole.bind(GRAY, order_seed=0)
-    assert len(whole.labeled_rows) == len(whole.training_rows)
+    assert len(whole.index.labeled_rows) == len(whole.index.training_rows)
     assert next(iter(whole.train_dataloader())).labeled is None
     assert whole.notes == arrays().notes
 
@@ -376,7 +306,7 @@ def test_what_is_measured_is_measured_by_all_labels_and_a_sample_to_learn_from_h
     measured = list(data.evaluation("train", GRAY))
     assert all(batch.labeled is None and bool((batch.target >= 0).all()) for batch in measured)
     sampled = torch.cat([batch.index for batch in data.sample("train", GRAY, 1000)])
-    assert sampled.tolist() == data.labeled_rows.tolist()
+    assert sampled.tolist() == data.index.labeled_rows.tolist()
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
@@ -390,10 +320,12 @@ def test_views_return_after_so_many_epochs_and_what_is_shown_can_be_asked_for(ep
         for batch in loader
         for number, image in zip(batch.index.tolist(), batch.image, strict=True)
     }
+    replay = data.replay(GRAY)
+    assert replay is not None
     asked = {
         n: image
-        for batch in data.seen_in(epoch % 2, GRAY)
+        for batch in replay.batches(epoch % 2, 0)
         for n, image in zip(batch.index.tolist(), batch.image, strict=True)
     }
-    assert list(asked) == data.training_rows.tolist()
+    assert list(asked) == data.index.training_rows.tolist()
     assert all(torch.equal(image, asked[number]) for number, image in shown.items())

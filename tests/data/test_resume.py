@@ -9,7 +9,8 @@ from torch import Tensor
 from kd_app.config import Pixels
 from kd_app.data.batch import Batch
 from kd_app.data.digits import Digits
-from kd_app.data.module import ImageData, Shares
+from kd_app.data.index import Shares
+from kd_app.data.module import ImageData
 from kd_app.data.views import CropFlip, ResizedCrop, View
 
 pytestmark = pytest.mark.filterwarnings(

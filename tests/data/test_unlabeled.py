@@ -36,7 +36,9 @@ def served(photos: Path, folder: Path, **changed: object) -> ImageData:
     data = made(partial(Folder, channels=3), **settings)
     data.list()
     if not (folder / "scan.json").exists():
-        data.scan(folder, decode_size=32, progress=lambda done, of: None)
+        scan = data.scan_job(32)
+        assert scan is not None
+        scan.run(folder, lambda done, total: None)
     data.load(folder)
     data.bind(COLOR, order_seed=0)
     return data
@@ -65,12 +67,12 @@ def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(
     photos: Path, tmp_path: Path
 ) -> None:
     data = served(photos, tmp_path, labels=0.5)
-    data.bind(COLOR, order_seed=0, on_labels=True)
+    data.bind(COLOR, order_seed=0, labeled_only=True)
     batches = list(data.train_dataloader())
     assert len(batches) == 36 // 8
-    assert len(data.labeled_rows) == 14
+    assert len(data.index.labeled_rows) == 14
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
-        data.labeled_rows.tolist()
+        data.index.labeled_rows.tolist()
     )
     assert [note.partition(" (")[0] for note in data.notes] == [
         "14 of 28 images to train on keep their label",
@@ -98,7 +100,7 @@ def test_other_images_or_other_names_are_other_data(photos: Path, tmp_path: Path
             partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=folder
         )
         data.list()
-        return data.listing.fingerprint
+        return data.index.listing.fingerprint
 
     image = (photos / "more" / "top.png").read_bytes()
     for name, files in {

@@ -17,7 +17,7 @@ from kd_app.models.create import create
 from kd_app.models.request import Composed, ModelRequest, Seen
 from kd_app.stages import fingerprint
 from kd_app.training.asked import parse_model, requested
-from kd_app.training.job import Recipe, Teacher, TrainingJob, describe_batches
+from kd_app.training.job import Recipe, Teacher, TrainingJob
 from kd_app.training.ranks.rank import load_job
 from kd_app.training.trainer import TrainerSettings
 from tests.training.made import DIGITS, GRAY, teacher_folder
@@ -53,16 +53,15 @@ def model(name: str | None = "resnet8", **changes: Any) -> ModelRequest:
 
 
 def data(**changes: Any) -> Any:
-    config = {"view": VIEW, "batch_size": 32, "views": None}
-    plain = {"mix": None, "augment": None, "labels": None, "config": config}
     about = {
         "classes": DIGITS,
         "fingerprint": "f1",
         "channels": 1,
         "size": 8,
         "pixel_statistics": lambda: ((0.3,), (0.4,)),
+        "identity": lambda *, for_teacher: {"view": VIEW, "batch_size": 32},
     }
-    return SimpleNamespace(**{**plain, **about, **changes})
+    return SimpleNamespace(**{**about, **changes})
 
 
 def job(**changes: Any) -> TrainingJob:
@@ -129,19 +128,13 @@ def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_ident
     assert not {"shuffled", "answers"} & set(job(teacher=source).identity(data(), trainer))
 
 
-def test_the_teachers_own_training_ignores_the_number_of_views() -> None:
-    views = data(config={"view": VIEW, "batch_size": 32, "views": 4}, labels=0.5)
-    assert describe_batches(views, for_teacher=False)["views"] == 4
-    assert describe_batches(views, for_teacher=True) == {
-        "view": VIEW,
-        "batch_size": 32,
-        "labels": 0.5,
-    }
-
-
-def test_a_data_module_that_was_handed_over_is_known_by_its_class() -> None:
-    own = data(config=None, module=Net(), batch_size=8)
-    assert describe_batches(own, for_teacher=False) == {"module": "Net", "batch_size": 8}
+@pytest.mark.parametrize("fresh_views", [False, True])
+def test_the_identity_of_the_data_is_the_teachers_where_the_views_are_fresh(
+    fresh_views: bool, trainer: TrainerSettings
+) -> None:
+    served = data(identity=lambda *, for_teacher: {"for_teacher": for_teacher})
+    identity = job(fresh_views=fresh_views).identity(served, trainer)
+    assert identity["data"] == {"for_teacher": fresh_views}
 
 
 def test_the_inputs_are_the_hashes_of_data_start_and_teacher(tmp_path: Path) -> None:

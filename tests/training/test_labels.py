@@ -12,6 +12,7 @@ import torch
 from kd_app.config import Pixels
 from kd_app.config.compose import composed
 from kd_app.data.batch import Batch
+from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
 from kd_app.stages import Stages
 from kd_app.training.module import Distillation
@@ -63,7 +64,8 @@ def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_a
     teacher: Path, tmp_path: Path, batches: list[Batch]
 ) -> None:
     made = shop(tmp_path, f"teacher.checkpoint={teacher}")
-    labeled = set(made.data.labeled_rows.tolist())
+    assert isinstance(made.data, ImageData)
+    labeled = set(made.data.index.labeled_rows.tolist())
     assert len(labeled) == 129
     known = made.as_it_is()
     assert known is not None
@@ -86,8 +88,9 @@ def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(
 ) -> None:
     made = shop(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
     train(made, teacher_job(made))
+    assert isinstance(made.data, ImageData)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
-        made.data.labeled_rows.tolist()
+        made.data.index.labeled_rows.tolist()
     )
     assert len(batches) == 1295 // 64
 
@@ -101,8 +104,8 @@ def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
     )
     data, _, control, student = lines
     assert (
-        "129 of the images to train on have a label; 4 views of each in turn, to which the"
-        " teacher's answers are stored" in data
+        "129 of the images to train on have a label; 4 views of each in turn; the teacher's"
+        " answers to these views are stored" in data
     )
     assert "on cross_entropy, on the 129 images with a label in as many steps, from" in control
     assert "with a label" not in student

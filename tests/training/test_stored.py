@@ -244,7 +244,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         (["data.labels=1.5"], "labels=1.5"),
         (
             ["data.labels=0.1", "controls=[labels_only,shuffled_teacher]"],
-            "the control shuffled_teacher",
+            "The control shuffled_teacher",
         ),
         (["data.mix.mixup=0"], "mixup=0"),
         (["data.augment.magnitude=31"], "magnitude=31"),
@@ -265,8 +265,8 @@ def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own()
         with pytest.raises(
             RequestError,
             match=(
-                f"{word.partition('.mix')[0].partition('=')[0]}.* is for the images that kd_app"
-                " reads"
+                f"{word.partition('.mix')[0].partition('=')[0]}.* needs images that kd_app reads"
+                " itself, but the data module OwnData"
             ),
         ):
             parts(composed("distill", [*own, word]))

@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from kd_app.data.module import ImageData
+from kd_app.data.base import RunData
 from kd_app.data.source import SPLITS
 from kd_app.data.unlabeled import UNLABELED
 from kd_app.training.checks.finding import Finding, note, refusal, warning
@@ -119,7 +119,7 @@ def same_image(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _pairs(data: Any, pairs: list[tuple[Place, Place]]) -> str:
+def _pairs(data: RunData, pairs: list[tuple[Place, Place]]) -> str:
     named = [
         f"{data.files[a.number]} ({a.split}) and {data.files[b.number]} ({b.split})"
         for a, b in pairs[:_NAMED]
@@ -139,7 +139,7 @@ def _look(subject: Subject) -> Looked:
     end = time.monotonic() + _BUDGET * subject.limits.seconds
     for split in looked.seen:
         wanted = subject.limits.compared if split in _TRAINED else _MEASURED
-        for index, picture in _pictures(data, split):
+        for index, picture in data.pictures(split):
             place = Place(split, index)
             key = blake2b(repr(picture.shape).encode() + picture.tobytes()).digest()
             before = first.setdefault(key, place)
@@ -152,19 +152,6 @@ def _look(subject: Subject) -> Looked:
             if looked.seen[split] % 256 == 0 and time.monotonic() > end:
                 break
     return looked
-
-
-def _pictures(data: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and pixels ``[H, W, C]`` of a split's images, in an order that says
-    nothing.
-    """
-    if isinstance(data, ImageData):
-        for index in np.random.default_rng(data.seed).permutation(data.rows(split)).tolist():
-            yield index, data.store.picture(index)
-    else:
-        for batch in data.evaluation(split, None):
-            for index, image in zip(batch.index.tolist(), batch.image, strict=True):
-                yield index, image.permute(1, 2, 0).numpy()
 
 
 def _thumbnail(picture: np.ndarray) -> Tensor:
@@ -223,6 +210,7 @@ def test_too_small(subject: Subject) -> Iterator[Finding]:
     )
     if subject.shop.parts.teacher is None or subject.unmeasured:
         return
+    assert targets is not None, "every module knows the labels of test"
     needed = judge.images_needed(targets, discordance=assumed)
     if needed is None or needed > len(targets):
         many = "more than a million" if needed is None else f"{needed:,}"

@@ -10,7 +10,6 @@ from jaxtyping import Bool
 from timm.data import constants
 
 from kd_app.config import Pixels
-from kd_app.data.module import ImageData
 from kd_app.training.checks.finding import Finding, refusal
 from kd_app.training.checks.subject import PASSES, Subject, right, swapped
 
@@ -129,7 +128,7 @@ def _permutation(said: np.ndarray, target: np.ndarray, classes: int) -> np.ndarr
 
 def _normalizations(subject: Subject) -> Iterator[Other]:
     assert subject.teacher is not None
-    if not isinstance(subject.shop.data, ImageData):
+    if "uint8" not in subject.shop.data.capabilities:
         return  # they come normalized, nobody knows how
     given, seen = subject.teacher.created.pixels, subject.shop.seen()
     for name, (mean, std) in {
@@ -175,7 +174,7 @@ def _channels(subject: Subject) -> Iterator[Other]:
 
 def _crops(subject: Subject) -> Iterator[Other]:
     assert subject.teacher is not None
-    if not isinstance(subject.shop.data, ImageData):
+    if "uint8" not in subject.shop.data.capabilities:
         return
     given = subject.teacher.created.pixels
     for crop in CROPS:

@@ -200,7 +200,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
         seen,
         seconds_an_epoch=batches * step + validation * evaluated + rest,
         setup_seconds=max(0.0, took - epochs * epoch),
-        answer_seconds=evaluated / (shop.data.batch_size or 1),
+        answer_seconds=evaluated / shop.data.batch_size,
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
         checkpoint_bytes=checkpoint.size,
         created=create(again, job.input, len(shop.classes), seed=0),
@@ -220,9 +220,7 @@ class _Size(Callback):
 
 def _validation_batches(subject: Subject) -> int:
     shop, limit = subject.shop, subject.shop.parts.trainer.limits["limit_val_batches"]
-    batches = math.ceil(
-        shop.data.sizes["validation"] / (shop.data.batch_size or 1) / shop.parts.trainer.world_size
-    )
+    _, batches = shop.data.steps_per_epoch(shop.parts.trainer.world_size)
     return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * (limit or 1)))
 
 

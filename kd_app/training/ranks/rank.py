@@ -17,6 +17,7 @@ from kd_app.config import Pixels, RequestError, RunError
 from kd_app.training.ranks.start import FAILED, REFUSED
 
 if TYPE_CHECKING:
+    from kd_app.data.base import RunData
     from kd_app.training.job import Teacher, TrainingJob
 
 
@@ -49,9 +50,9 @@ def _end_with_parent() -> None:
 
 def _train(order: dict[str, Any], rank: int) -> None:
     from kd_app.config.make import make
+    from kd_app.data.build import build_data
     from kd_app.reporting.console import Console
     from kd_app.training.fit import fit
-    from kd_app.training.parts import build_data
     from kd_app.training.trainer import TrainerSettings
 
     data = build_data(order["data"])
@@ -66,7 +67,7 @@ def _train(order: dict[str, Any], rank: int) -> None:
     )
 
 
-def load_job(record: dict[str, Any], data: Any) -> "TrainingJob":
+def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
     """The job of which `record` is the `TrainingJob.to_json`, with the teacher's weights
     loaded; `data` are loaded.
     """
@@ -85,7 +86,7 @@ def load_job(record: dict[str, Any], data: Any) -> "TrainingJob":
     )
 
 
-def _load_teacher(record: dict[str, Any], data: Any) -> "Teacher":
+def _load_teacher(record: dict[str, Any], data: "RunData") -> "Teacher":
     from kd_app.models.create import create
     from kd_app.models.request import Composed, Seen
     from kd_app.training.asked import parse_model

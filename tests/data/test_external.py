@@ -1,4 +1,4 @@
-"""Somebody's own data module, served like ours."""
+"""A data module of the user, served as the data of a run."""
 
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kd_app.config import Pixels, RequestError
 from kd_app.data.batch import Batch
-from kd_app.data.foreign import ForeignData
+from kd_app.data.external import ExternalDataModule
 
 SIZES = {"train": 12, "validation": 7, "test": 5}
 
@@ -81,8 +81,8 @@ class Module(LightningDataModule):
         return self.loader("test")
 
 
-def served(module: LightningDataModule | None = None, **kwargs: Any) -> ForeignData:
-    data = ForeignData(module or Module(**kwargs))
+def served(module: LightningDataModule | None = None, **kwargs: Any) -> ExternalDataModule:
+    data = ExternalDataModule(module or Module(**kwargs))
     data.list()
     data.load(None)
     return data
@@ -98,7 +98,7 @@ def gathered(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def order(data: ForeignData) -> list[float]:
+def order(data: ExternalDataModule) -> list[float]:
     """The images of an epoch of training, in its order."""
     return [value for image, _ in data.train_dataloader() for value in image[:, 0, 0, 0].tolist()]
 
@@ -165,7 +165,7 @@ def test_batches_of_our_kind_are_taken_as_they_are() -> None:
 # ---------------------------------------------------------------------------------------------------------------------------
 
 
-def bound(seed: int, epoch: int = 0) -> ForeignData:
+def bound(seed: int, epoch: int = 0) -> ExternalDataModule:
     data = served()
     data.bind(Pixels(3, 8, 8, (0.0,) * 3, (1.0,) * 3), order_seed=seed)
     trainer: Any = SimpleNamespace(current_epoch=epoch)

@@ -1,7 +1,7 @@
-"""Somebody's own LightningDataModule, served like ours."""
+"""A LightningDataModule of the user as the data of a run."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,39 +14,85 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from kd_app.config import Pixels, RequestError
+from kd_app.data.base import Capability, Lack, capabilities_without, require
 from kd_app.data.batch import Batch
+from kd_app.data.corruptions import Corruption
 
-UNPAIRED = (
-    "The data module gives batches, and a control of which the teacher is shown another image of"
-    " each class needs images by number. Leave that control out of 'controls=[...]', or read the"
-    " images by data=folder or data=csv."
-)
+_FIX = "Read the images by data=folder or data=csv"
 
 
-class ForeignData(LightningDataModule):
-    """Wraps a data module whose batches are (image, target), float images that are
-    ready for the student, or `Batch`.
+class ExternalDataModule(LightningDataModule):
+    """Wraps a data module of the user whose batches are (image, target), with float
+    images that are normalized for the student, or `Batch`.
 
     Splits are its train, validation and test loaders; class names are its `classes` or
-    `class_names`, else the numbers that its labels show. The images' order in a loader
-    is their number, so validation and test must not be shuffled. The order of an epoch
-    of training follows from (order seed, epoch) where it comes from torch's default
+    `class_names`, else the numbers that its labels show. The order of the images in a
+    loader is their number, so validation and test must not be shuffled. The order of an
+    epoch of training follows from (order seed, epoch) where it comes from torch's default
     generator, as that of ``DataLoader(shuffle=True)`` does. It has no views: a resumed
-    training starts its epoch again, and other sizes or normalizations than the batches'
-    are not to be had.
+    training starts its epoch again, and it serves no other sizes or normalizations than
+    those of its batches.
+
+    config: the node of the configuration that it was built from; None: it was passed as
+    an object.
     """
 
-    def __init__(self, module: LightningDataModule) -> None:
+    def __init__(
+        self, module: LightningDataModule, config: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.config: dict[str, Any] | None = None
         self.module = module
+        self.name = type(module).__qualname__
+        self.license: str | None = getattr(module, "license", None)
         self.notes: tuple[str, ...] = ()
-        self.needs_scan = False
-        self.batch_size: int | None = getattr(module, "batch_size", None)
+        self.num_labeled = None
+        self.image_size = None
         self.classes: tuple[str, ...] = ()
+        self._config = config
         self._order_seed = 0
         self._first: Batch | None = None
         self._targets: dict[str, Int64[np.ndarray, " images"]] = {}
+
+    @property
+    def lacks(self) -> dict[Capability, Lack]:
+        """See `RunData`."""
+        module = f"the data module {self.name}"
+        return {
+            "replay": Lack(f"{module} has no position in an epoch", _FIX),
+            "views": Lack(f"{module} gives batches without views", _FIX),
+            "partners": Lack(f"{module} gives batches, not images by number", _FIX),
+            "options": Lack(f"{module} gives batches that are ready", _FIX),
+            "uint8": Lack(f"{module} gives images that are normalized already", _FIX),
+            "sharded": Lack(f"{module} gives every process the same batches", _FIX),
+        }
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """See `RunData`."""
+        return capabilities_without(self.lacks)
+
+    def identity(self, *, for_teacher: bool) -> dict[str, Any]:
+        """See `RunData`."""
+        if self._config is None:
+            return {"module": self.name, "batch_size": getattr(self.module, "batch_size", None)}
+        views = None if for_teacher else self._config.get("views")
+        return {
+            "view": self._config.get("view"),
+            "batch_size": self._config.get("batch_size"),
+            **({} if views is None else {"views": views}),
+        }
+
+    def steps_per_epoch(self, world_size: int) -> tuple[int, int]:
+        """See `RunData`."""
+        train, validation = len(self.train_dataloader()), len(self.val_dataloader())
+        return max(1, train // world_size), max(1, validation // world_size)
+
+    def describe_training(self) -> tuple[str, ...]:
+        """See `RunData`."""
+        return ()
+
+    def scan_job(self, decode_size: int) -> None:
+        """Its images are decoded already."""
 
     def list(self) -> None:
         """Nothing is known before it is set up."""
@@ -80,6 +126,11 @@ class ForeignData(LightningDataModule):
         if not labels:
             raise _empty(split)
         return np.concatenate(labels)
+
+    @property
+    def batch_size(self) -> int:
+        """That of the module where it has one, else that of its first batch."""
+        return int(getattr(self.module, "batch_size", None) or len(self._first or ()))
 
     @property
     def channels(self) -> int:
@@ -123,7 +174,7 @@ class ForeignData(LightningDataModule):
         return _Numbers()
 
     def thumbnail(self, index: int) -> bytes | None:
-        """None: its images are normalized in a way that nobody told."""
+        """None: its images are normalized in an unknown way."""
 
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Its images are normalized already."""
@@ -134,18 +185,18 @@ class ForeignData(LightningDataModule):
         pixels: Pixels,
         *,
         order_seed: int,
-        shuffled: bool = False,
-        on_labels: bool = False,
-        fresh: bool = False,
+        partner_images: bool = False,
+        labeled_only: bool = False,
+        fresh_views: bool = False,
     ) -> None:
-        """The same batches for every model, in an order that follows from `order_seed`:
-        refuses another size, and to pair images.
+        """The same batches for every model, in an order that follows from `order_seed`.
+        Raises `RequestError` for another size, and for `partner_images`.
 
-        Which images have a label, and what is done to them, is the module's own affair:
-        on_labels and fresh change nothing.
+        The module decides which images have a label, and what changes them:
+        `labeled_only` and `fresh_views` have no effect.
         """
-        if shuffled:
-            raise RequestError(UNPAIRED)
+        if partner_images:
+            require(self, "partners", because="partner_images", instead="leave it out")
         self._order_seed = order_seed
         if (pixels.channels, pixels.height) != (self.channels, self.size):
             raise RequestError(
@@ -163,14 +214,23 @@ class ForeignData(LightningDataModule):
             self.trainer.current_epoch if self.trainer is not None else 0
         )
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> "Numbered":
         """The module's own, with the images numbered."""
         return self.evaluation("validation", None)
 
     def evaluation(
-        self, split: str, pixels: Pixels | None, *, batch_size: int | None = None
+        self,
+        split: str,
+        pixels: Pixels | None,
+        *,
+        batch_size: int | None = None,
+        corruption: Corruption | None = None,
     ) -> "Numbered":
-        """A split's batches with the images numbered in their order."""
+        """The batches of a split, of the size that they have, with the images numbered
+        in their order. Raises `RequestError` for a corruption.
+        """
+        if corruption is not None:
+            require(self, "uint8", because="A corruption", instead="leave it out")
         loader = {
             "train": self.module.train_dataloader,
             "validation": self.module.val_dataloader,
@@ -195,6 +255,21 @@ class ForeignData(LightningDataModule):
     def targets(self, split: str) -> Int64[np.ndarray, " images"] | None:
         """Class numbers of validation or test; those of train are not looked at."""
         return self._targets.get(split)
+
+    def rows(self, split: str) -> None:
+        """Its images have no numbers before they are read."""
+
+    def pictures(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and pixels, normalized, of each image of a split in its order."""
+        for batch in self.evaluation(split, None):
+            for index, image in zip(batch.index.tolist(), batch.image, strict=True):
+                yield index, image.permute(1, 2, 0).numpy()
+
+    def picture(self, index: int) -> None:
+        """None: its images are normalized in an unknown way."""
+
+    def replay(self, pixels: Pixels) -> None:
+        """None: it has no views."""
 
     def write_split(self, path: Path) -> None:
         """The split is the module's own; there is nothing to write."""

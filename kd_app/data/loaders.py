@@ -1,0 +1,140 @@
+"""Loaders of the images of an `ImageIndex`, for models with any `Pixels`."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from kd_app.config import Pixels
+from kd_app.data.corruptions import Corrupted, Corruption
+from kd_app.data.index import ImageIndex, count_cores
+from kd_app.data.loader import (
+    SINGLE,
+    EvaluationLoader,
+    Maker,
+    PixelChange,
+    Position,
+    Rank,
+    Request,
+    TrainingLoader,
+)
+from kd_app.data.mix import Mix, Mixing
+from kd_app.data.views import Plain, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLoaders:
+    """Builds loaders. after_view, mix: what changes the images of a training after
+    their view, in this order; None: no mixing.
+    """
+
+    index: ImageIndex
+    view: View
+    batch_size: int
+    num_workers: int | Literal["auto"]
+    mix: Mix | None
+    after_view: tuple[PixelChange, ...]
+
+    def check_view(self, pixels: Pixels) -> None:
+        """Make the view of one image. Raises `RequestError` where the view can't."""
+        self._maker(self.view, pixels)[Request(0, self.index.rows("train")[:1])]
+
+    def training(
+        self,
+        pixels: Pixels,
+        *,
+        order_seed: int,
+        partners: Int64[np.ndarray, " images"] | None,
+        labeled_only: bool,
+        views: int | None,
+        position: Position,
+        rank: Rank,
+        reshuffle: bool,
+    ) -> TrainingLoader:
+        """Shuffled batches to train on; see `TrainingLoader`. labeled_only: images with
+        a label, in as many steps as all images take.
+        """
+        maker = replace(self._training_maker(pixels), partners=partners)
+        all_rows = self.index.training_rows
+        rows = self.index.labeled_rows if labeled_only else all_rows
+        return TrainingLoader(
+            maker,
+            rows,
+            batch_size=self.batch_size,
+            num_workers=self._count_workers(maker, rank),
+            order_seed=order_seed,
+            position=position,
+            rank=rank,
+            reshuffle=reshuffle,
+            views=views,
+            images_an_epoch=None if len(rows) == len(all_rows) else len(all_rows),
+        )
+
+    def evaluation(
+        self,
+        split: str,
+        pixels: Pixels,
+        *,
+        batch_size: int | None = None,
+        corruption: Corruption | None = None,
+        rank: Rank = SINGLE,
+    ) -> EvaluationLoader:
+        """The images of a split in order, corrupted where that is asked for."""
+        view = Plain() if corruption is None else Corrupted(corruption)
+        maker = self._maker(view, pixels)
+        return EvaluationLoader(
+            maker,
+            self.index.rows(split),
+            batch_size=batch_size or self.batch_size,
+            num_workers=self._count_workers(maker, rank),
+            rank=rank,
+        )
+
+    def sample(self, split: str, pixels: Pixels, images: int) -> EvaluationLoader:
+        """So many images of a split, drawn at random; of train only images whose label
+        is used.
+        """
+        rows = self.index.labeled_rows if split == "train" else self.index.rows(split)
+        rows = np.random.default_rng(self.index.seed).permutation(rows)[:images]
+        return replace(
+            self.evaluation(split, pixels),
+            rows=np.sort(rows),
+            batch_size=min(self.batch_size, images),
+        )
+
+    def replay(self, pixels: Pixels, view: int, start: int) -> EvaluationLoader:
+        """The images to train on in order, from the row `start` on, in the view of that
+        number as a training shows it.
+        """
+        maker = self._training_maker(pixels)
+        return EvaluationLoader(
+            maker,
+            self.index.training_rows[start:],
+            self.batch_size,
+            num_workers=self._count_workers(maker, SINGLE),
+            view=view,
+        )
+
+    def _training_maker(self, pixels: Pixels) -> Maker:
+        index, mixing = self.index, None
+        if self.mix is not None:
+            mixing = Mixing(self.mix, len(index.classes), index.training_rows, index.labeled)
+        return replace(
+            self._maker(self.view, pixels),
+            labeled=index.labeled,
+            mixing=mixing,
+            after_view=self.after_view,
+        )
+
+    def _maker(self, view: View, pixels: Pixels) -> Maker:
+        index = self.index
+        return Maker(index.store, index.listing.target, view, pixels, index.seed)
+
+    def _count_workers(self, maker: Maker, rank: Rank) -> int:
+        """No worker where a batch costs less than handing it over."""
+        if not maker.is_slow():
+            return 0
+        return (
+            max(1, count_cores() // rank.world) if self.num_workers == "auto" else self.num_workers
+        )

@@ -1,0 +1,135 @@
+"""Which images a data set holds, in which split, with which label."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kd_app.config import RequestError
+from kd_app.data.index import ImageIndex, Shares, build_source
+from tests.data.test_module import Arrays, Files, subfolder
+
+
+def index(source: Arrays, **changes: Any) -> ImageIndex:
+    settings: dict[str, Any] = {"seed": 0, "cache": "ram", "on_error": "raise"}
+    result = ImageIndex(source, shares=Shares(0.1, 0.2), **{**settings, **changes})
+    result.list()
+    return result
+
+
+def arrays(**changes: Any) -> ImageIndex:
+    result = index(Arrays(images=60), **changes)
+    result.load(None)
+    return result
+
+
+def files(folder: Path, *, bad: tuple[int, ...] = (), **changes: Any) -> ImageIndex:
+    result = index(Files(root=Path("photos"), bad=bad), **changes)
+    scan = result.scan_job(32)
+    assert scan is not None
+    if not (folder / "scan.json").exists():
+        scan.run(folder, lambda done, total: None)
+    result.load(folder)
+    return result
+
+
+def test_images_in_memory_need_no_scan_and_are_known_after_loading() -> None:
+    data = arrays()
+    assert data.scan_job(32) is None
+    assert data.classes == ("a", "b", "c")
+    assert (data.source.channels, data.size) == (1, 6)
+    assert data.sizes == {"train": 42, "validation": 6, "test": 12}
+    assert sorted(np.concatenate([data.rows(name) for name in data.sizes]).tolist()) == list(
+        range(60)
+    )
+    assert data.targets("test").tolist() == (data.rows("test") % 3).tolist()
+    assert data.listing.files[7] == "007"
+    assert data.notes == ()
+
+
+def test_files_are_measured_by_the_scan(tmp_path: Path) -> None:
+    data = files(tmp_path)
+    assert data.size == 32
+    assert data.store.picture(0).shape == (36, 32, 3)
+    assert arrays(image_size=48).size == 48
+
+
+def test_the_statistics_are_those_of_the_train_split(tmp_path: Path) -> None:
+    data = arrays()
+    train = data.store.array(data.rows("train")) / 255
+    assert data.pixel_statistics() == (
+        (round(float(train.mean()), 4),),
+        (round(float(train.std()), 4),),
+    )
+    of_files = [files(subfolder(tmp_path, cache), cache=cache) for cache in ("ram", "none")]
+    assert of_files[0].pixel_statistics() == of_files[1].pixel_statistics()
+
+
+def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
+    with pytest.raises(
+        RequestError,
+        match=(
+            r"7 of 60 images.*003, 005, 010, 011, 020 and 2 more.*photos/003 is"
+            r" truncated.*on_error=skip"
+        ),
+    ):
+        files(tmp_path, bad=(3, 5, 10, 11, 20, 30, 59))
+
+
+def test_the_scan_of_a_refused_run_serves_one_that_skips_bad_images(tmp_path: Path) -> None:
+    with pytest.raises(RequestError):
+        files(tmp_path, bad=(3, 59))
+    data = files(tmp_path, bad=(3, 59), on_error="skip")
+    assert data.notes == (
+        "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",
+    )
+    everything = np.concatenate([data.rows(name) for name in data.sizes])
+    assert sorted(everything.tolist()) == [number for number in range(60) if number not in (3, 59)]
+    assert sum(data.sizes.values()) == 58
+
+
+def test_skipping_every_image_of_a_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="class 'b' in train"):
+        files(tmp_path, bad=tuple(range(1, 60, 3)), on_error="skip")
+
+
+def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_part_of_a_larger_one() -> (
+    None
+):
+    few, some, other = (
+        arrays(labels=share, seed=seed) for share, seed in ((0.1, 0), (0.4, 0), (0.4, 1))
+    )
+    target = few.listing.target
+    assert np.bincount(target[few.labeled_rows]).tolist() == [1, 1, 1]
+    assert np.bincount(target[some.labeled_rows]).tolist() == [
+        round(0.4 * n) for n in np.bincount(some.targets("train"))
+    ]
+    assert set(few.labeled_rows) < set(some.labeled_rows) < set(some.training_rows)
+    assert set(some.labeled_rows) != set(other.labeled_rows)
+    assert few.fingerprint == some.fingerprint == arrays().fingerprint  # the pixels are the same
+
+
+def test_a_scan_is_known_by_the_listing_and_by_what_it_keeps() -> None:
+    scan = index(Files(root=Path("photos"), bad=()), cache="none").scan_job(48)
+    assert scan is not None
+    assert scan.config == {"decode_size": 48, "channels": 3, "keep": False}
+    assert scan.inputs == {"listing": "f" * 64}
+
+
+def test_pictures_are_all_of_a_split_shuffled_by_the_seed() -> None:
+    data = arrays()
+    numbers = [number for number, _ in data.pictures("train")]
+    assert sorted(numbers) == data.rows("train").tolist() != numbers
+    assert numbers == [number for number, _ in arrays().pictures("train")]
+    number, picture = next(data.pictures("test"))
+    assert np.array_equal(picture, data.store.picture(number))
+
+
+def test_a_source_gets_the_root_only_if_it_reads_one() -> None:
+    source = build_source(partial(Files, bad=()), Path("photos"))
+    assert isinstance(source, Files)
+    assert source.root == Path("photos")
+    with pytest.raises(RequestError, match=r"data\.root=photos does nothing"):
+        build_source(partial(Arrays, images=6), Path("photos"))

@@ -1,0 +1,91 @@
+"""The loaders of an index, without a Trainer or a binding."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from kd_app.data.corruptions import Corruption
+from kd_app.data.loader import SINGLE, Rank
+from kd_app.data.loaders import ImageLoaders
+from kd_app.data.views import CropFlip, Keys, Pictures
+from tests.data.test_index import arrays
+from tests.data.test_module import GRAY
+
+
+def invert(pictures: Pictures, keys: Keys) -> Pictures:
+    return 255 - pictures
+
+
+def double(pictures: Pictures, keys: Keys) -> Pictures:
+    return 2 * pictures
+
+
+def loaders(**changes: Any) -> ImageLoaders:
+    settings: dict[str, Any] = {
+        "index": arrays(labels=changes.pop("labels", None)),
+        "view": CropFlip(padding=1, flip=True),
+        "batch_size": 8,
+        "num_workers": 0,
+        "mix": None,
+        "after_view": (),
+    }
+    return ImageLoaders(**{**settings, **changes})
+
+
+def train(source: ImageLoaders, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "order_seed": 4,
+        "partners": None,
+        "labeled_only": False,
+        "views": None,
+        "position": lambda: (0, 0),
+        "rank": SINGLE,
+        "reshuffle": True,
+    }
+    return source.training(GRAY, **{**settings, **changes})
+
+
+def test_what_changes_the_images_is_applied_after_the_view_in_its_order_in_training_alone() -> None:
+    plain = next(iter(train(loaders())))
+    changed = loaders(after_view=(invert, double))
+    assert torch.equal(next(iter(train(changed))).image, 2 * (255 - plain.image))
+    for split in ("train", "test"):
+        one, other = (next(iter(each.evaluation(split, GRAY))) for each in (loaders(), changed))
+        assert torch.equal(one.image, other.image)
+
+
+def test_labels_alone_take_as_many_steps_as_all_images() -> None:
+    source = loaders(labels=0.5)
+    every, labeled = train(source), train(source, labeled_only=True)
+    assert len(every) == len(labeled) == 42 // 8
+    seen = {number for batch in labeled for number in batch.index.tolist()}
+    assert seen <= set(source.index.labeled_rows.tolist())
+
+
+def test_a_replay_starts_at_any_row() -> None:
+    source = loaders()
+    whole = torch.cat([batch.image for batch in source.replay(GRAY, 1, 0)])
+    assert torch.equal(torch.cat([batch.image for batch in source.replay(GRAY, 1, 11)]), whole[11:])
+
+
+def test_a_sample_is_a_part_of_the_split_in_order() -> None:
+    source = loaders()
+    numbers = torch.cat([batch.index for batch in source.sample("train", GRAY, 10)]).tolist()
+    assert len(numbers) == 10
+    assert numbers == sorted(numbers)
+    assert set(numbers) < set(source.index.rows("train").tolist())
+
+
+def test_a_corruption_changes_the_images_of_an_evaluation_and_ranks_share_it() -> None:
+    source = loaders()
+    plain, noisy = (
+        torch.cat([batch.image for batch in source.evaluation("test", GRAY, corruption=each)])
+        for each in (None, Corruption("gaussian_noise", 3))
+    )
+    assert not torch.equal(plain, noisy)
+    shares = [
+        torch.cat([batch.index for batch in source.evaluation("test", GRAY, rank=Rank(number, 2))])
+        for number in range(2)
+    ]
+    assert np.array_equal(np.sort(torch.cat(shares).numpy()), source.index.rows("test"))
