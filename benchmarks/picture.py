@@ -11,7 +11,7 @@ mpl.use("svg")
 
 import matplotlib.pyplot as plt
 
-from kd_app.reporting.results import Model, ModelFigures, Results, read
+from kd_app.reporting.results import Model, ModelMetrics, Results, read
 
 NAMES = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled"}
 COLORS = {"teacher": "#0072B2", "labels_only": "#7F7F7F", "student": "#D55E00"}
@@ -21,7 +21,7 @@ def picture(results: Results, path: Path) -> None:
     """Three bars of test accuracy with their intervals, and what each model costs."""
     split = results.test
     assert split is not None, "the run has not read its test set"
-    shown: list[tuple[str, ModelFigures, Model]] = [
+    shown: list[tuple[str, ModelMetrics, Model]] = [
         (role, figures, results.models[role])
         for role in NAMES
         if (figures := getattr(split, role)) is not None and role in results.models

@@ -15,8 +15,8 @@ from kd_app.compression.step import Step
 from kd_app.config import RequestError, RunError, Typed, unknown
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
-from kd_app.deployment.measure import Predictions
-from kd_app.metrics.intervals import wilson
+from kd_app.metrics.measure import estimate_rate
+from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
@@ -289,12 +289,11 @@ def _measured(
     """
     shop = proof.shop
     answers = shop.predictions(member, "validation")
-    right = int((answers.logits.argmax(axis=1) == answers.target).sum())
-    low, high = wilson(right, len(answers.target), 0.95)
+    top1, (low, high) = estimate_rate(answers.hits, 0.95)
     about = described(member, shop, "")
     line = {
         "name": name,
-        "top1": {"value": right / len(answers.target), "low": low, "high": high},
+        "top1": {"value": top1, "low": low, "high": high},
         "lost": _difference(proof.verdict, before.answers, answers) if before else None,
         **{key: about[key] for key in ("macs", "params", "size_bytes")},
         "told": told or {},
@@ -310,5 +309,5 @@ def _difference(verdict: Verdict, before: Predictions, now: Predictions) -> dict
     """What `now` lost beside `before` on the same images, in 0..1, with the ends of its
     interval.
     """
-    judged = verdict.judge({"teacher": before.logits, "student": now.logits}, now.target)
+    judged = verdict.judge(now, before)
     return {"value": -judged.difference, "low": -judged.high, "high": -judged.low}

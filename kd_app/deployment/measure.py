@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
-from safetensors.numpy import load_file, save_file
+from jaxtyping import UInt8
 from torch import nn
 
 from kd_app.config import Pixels, RequestError
@@ -18,60 +15,13 @@ from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.deployment.artefact import Artefact
 from kd_app.deployment.clock import in_turns
+from kd_app.metrics.record import Predictions
 from kd_app.models.taps import Taps
 
-_FILE = "answers.safetensors"
 _KEPT = 2**25
 """So many numbers of a split's embeddings are kept at most: 128 MB, which is 16,384
 images of a ResNet-50.
 """
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Answers of one model on one split: ``index [N]``, ``target [N]``, ``logits [N,
-    K]`` as float32.
-
-    embedding: ``[M, D]`` float32, what the classifier was given, of the images in the
-    places ``kept [M]``: all, or evenly spread ones where all would take more than 128
-    MB. None where nobody asked, or where the model has none (no linear classifier that
-    turns one vector into the logits).
-    """
-
-    index: Int64[np.ndarray, " images"]
-    target: Int64[np.ndarray, " images"]
-    logits: Float[np.ndarray, "images classes"]
-    embedding: Float[np.ndarray, "kept width"] | None = None
-    kept: Int64[np.ndarray, " kept"] | None = None
-
-    def save(self, folder: Path) -> None:
-        """Write them into `folder`."""
-        save_file(
-            {name: column for name, column in vars(self).items() if column is not None},
-            folder / _FILE,
-        )
-
-    @staticmethod
-    def load(folder: Path) -> "Predictions":
-        """Read them from `folder`."""
-        return Predictions(**load_file(folder / _FILE))
-
-
-def same_images(first: Predictions, second: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
-    """The embeddings ``[M, D1]`` and ``[M, D2]`` of the images of which both models'
-    are kept; None where one has none.
-    """
-    if (
-        first.embedding is None
-        or second.embedding is None
-        or first.kept is None
-        or second.kept is None
-    ):
-        return None
-    _, ours, theirs = np.intersect1d(
-        first.kept, second.kept, assume_unique=True, return_indices=True
-    )
-    return first.embedding[ours], second.embedding[theirs]
 
 
 def predict(

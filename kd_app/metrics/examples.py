@@ -3,17 +3,16 @@ teacher.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
 
-from kd_app.metrics.figures import Logits, Target
-from kd_app.metrics.per_image import blocks, per_image
+from kd_app.metrics.per_image import blocks
+from kd_app.metrics.record import Predictions
 from kd_app.metrics.scores import widen
 
 Why = Literal["negative_flip", "positive_flip", "most_different", "similar_pair", "typical"]
@@ -55,18 +54,18 @@ class _Answers:
     judged by that: the teacher, else the student.
     """
 
-    logits: Logits
-    target: Target
+    records: Mapping[str, Predictions]
+    target: Int64[np.ndarray, " images"]
     student: Bool[np.ndarray, " images"]
     teacher: Bool[np.ndarray, " images"]
     confidence: Float[np.ndarray, " images"]
     kl: Float[np.ndarray, " images"] | None
 
 
-def examples(
-    logits: Logits, target: Target, *, pairs: Sequence[tuple[int, int]], count: int
+def choose_examples(
+    records: Mapping[str, Predictions], *, pairs: Sequence[tuple[int, int]], count: int
 ) -> list[Example]:
-    """At most `count` images, each list complete in itself (an image may be in
+    """At most `count` images of the `records` ('student', and 'teacher'), each list complete in itself (an image may be in
     several), most telling first.
 
     negative_flip: teacher right, student wrong; positive_flip: the other way round;
@@ -76,7 +75,7 @@ def examples(
     middle confidence of their class. Without a teacher only the last can be had, of the
     student alone. Computed in blocks; nothing is drawn at random.
     """
-    found = _answers(logits, target)
+    found = _answers(records)
     room = {why: int(share * count) for why, share in SHARES.items()}
     chosen: dict[Why, Iterable[int]] = {"typical": _typical(found, room["typical"])}
     if found.kl is not None:
@@ -89,46 +88,27 @@ def examples(
         }
     made = [_example(int(row), why, (), found) for why, rows in chosen.items() for row in rows]
     if found.kl is not None:
-        alike = itertools.islice(_alike(logits["teacher"], target, pairs), room["similar_pair"])
+        alike = itertools.islice(_alike(records["teacher"], pairs), room["similar_pair"])
         made += [_example(row, "similar_pair", (other,), found) for row, other in alike]
     return made
 
 
-def _answers(logits: Logits, target: Target) -> _Answers:
-    if "teacher" not in logits:
-        alone = per_image(logits["student"], target)
-        return _Answers(logits, target, alone.hits, alone.hits, alone.confidence, None)
-    parts = [
-        _compared(*each)
-        for block in blocks(logits["student"], logits["teacher"], target)
-        for each in _near(*block)
-    ]
-    student, teacher, confidence, kl = (
-        torch.cat(column).numpy() for column in zip(*parts, strict=True)
-    )
-    return _Answers(logits, target, student, teacher, confidence, kl)
+def _answers(records: Mapping[str, Predictions]) -> _Answers:
+    student = records["student"]
+    judge = records.get("teacher", student)
+    kl = _divergences(student, judge) if "teacher" in records else None
+    return _Answers(records, student.target, student.hits, judge.hits, judge.scores.confidence, kl)
 
 
-def _near(
-    student: Tensor, teacher: Tensor, label: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The rows of a block, as many at a time as stay in the processor's cache."""
-    rows = max(1, _NEAR // student.shape[1])
-    return zip(
-        widen(student).split(rows), widen(teacher).split(rows), label.split(rows), strict=True
-    )
-
-
-def _compared(
-    student: Tensor, teacher: Tensor, label: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Is the student right, is the teacher, how sure is the teacher, and the
-    divergence.
-    """
-    log_s, log_t = student.log_softmax(dim=1), teacher.log_softmax(dim=1)
-    sure, top = log_t.max(dim=1)
-    kl = torch.linalg.vecdot(log_t.exp(), log_t - log_s).clamp(min=0)
-    return student.argmax(dim=1) == label, top == label, sure.exp(), kl
+def _divergences(student: Predictions, teacher: Predictions) -> Float[np.ndarray, " images"]:
+    """``KL(p_teacher || p_student)`` of each image, nats."""
+    rows = max(1, _NEAR // student.num_classes)
+    parts = []
+    for block in blocks(student.logits, teacher.logits):
+        for ours, theirs in zip(*(widen(each).split(rows) for each in block), strict=True):
+            log_s, log_t = ours.log_softmax(dim=1), theirs.log_softmax(dim=1)
+            parts.append(torch.linalg.vecdot(log_t.exp(), log_t - log_s).clamp(min=0))
+    return torch.cat(parts).numpy()
 
 
 def _typical(found: _Answers, count: int) -> list[int]:
@@ -149,22 +129,20 @@ def _middle(rows: Rows, confidence: Float[np.ndarray, " images"]) -> int:
     return int(rows[np.argsort(confidence[rows], kind="stable")[len(rows) // 2]])
 
 
-def _alike(
-    teacher: Float[np.ndarray, "images classes"], target: Target, pairs: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, int]]:
+def _alike(teacher: Predictions, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Image and the other class of its pair."""
     for pair in pairs:
         for label, other in (pair, pair[::-1]):
-            rows = np.flatnonzero(target == label)
-            likely = np.argsort(-_probabilities(teacher[rows])[:, other], kind="stable")
+            rows = np.flatnonzero(teacher.target == label)
+            likely = np.argsort(-_probabilities(teacher.logits[rows])[:, other], kind="stable")
             yield from ((int(row), other) for row in rows[likely[:_EACH_WAY]])
 
 
 def _example(row: int, why: Why, also: tuple[int, ...], found: _Answers) -> Example:
     heard = [
-        _probabilities(found.logits[name][row])
+        _probabilities(found.records[name].logits[row])
         for name in ("teacher", "student")
-        if name in found.logits
+        if name in found.records
     ]
     likely = np.argsort(-np.max(heard, axis=0), kind="stable")[:_CLASSES].tolist()
     classes = dict.fromkeys(

@@ -44,12 +44,12 @@ def bootstrap(
     *,
     seed: int,
     resamples: int = 1000,
-) -> dict[str, Float[np.ndarray, " resamples"]]:
+) -> dict[str, Float[np.ndarray, "resamples ..."]]:
     """`statistics` of `resamples` sets of `num_images` images, drawn with replacement
     (B. Efron, Annals of Statistics 1979).
 
     `statistics` is given how often each image was drawn, a block of resamples at a
-    time, and returns named columns of one number a resample. All of them, hence all
+    time, and returns named arrays, a row a resample. All of them, hence all
     models, see the same draws: differences and ratios are paired. Equal seeds give
     equal draws.
     """

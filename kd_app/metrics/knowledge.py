@@ -3,14 +3,13 @@ spreads over them, at each temperature.
 """
 
 import math
-from collections.abc import Collection
-from typing import TypedDict
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torchmetrics import Metric
 
 from kd_app.metrics.per_image import blocks
 from kd_app.metrics.scores import share, widen
@@ -25,69 +24,53 @@ processor's cache.
 """
 
 
-class SoftLabels(Metric):
-    """Sums over the images of ``p = softmax(logits / T)`` for each temperature T; ranks
-    add them up exactly.
+class Averages(NamedTuple):
+    """Of each temperature: entropy ``mean_b -sum_k p log p`` (nats) and beyond_top
+    ``mean_b 1 - max_k p``, NaN without images.
+
+    similarity: of each temperature that it was asked for, the mean probability of class
+    j over the images of class i; NaN for classes without images.
+    """
+
+    entropy: Float[Tensor, " temperatures"]
+    beyond_top: Float[Tensor, " temperatures"]
+    similarity: Float[Tensor, "alike classes classes"]
+
+
+def average_soft_labels(
+    logits: Float[np.ndarray, "images classes"],
+    target: Int64[np.ndarray, " images"],
+    *,
+    temperatures: Sequence[float],
+    alike: Sequence[float],
+) -> Averages:
+    """Averages over the images of ``p = softmax(logits / T)`` for each temperature T.
 
     temperatures: at which entropy is measured. alike: those among them at which p is
     summed by class too, ``len(alike) x K x K`` numbers.
     """
-
-    is_differentiable = False
-    full_state_update = False
-    seen: Tensor
-    entropy: Tensor
-    beyond_top: Tensor
-    probability: Tensor
-
-    def __init__(
-        self, num_classes: int, *, temperatures: Collection[float], alike: Collection[float]
-    ) -> None:
-        super().__init__()
-        self.temperatures = tuple(temperatures)
-        self.alike = tuple(alike)
-        self.add_state("seen", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("entropy", torch.zeros(len(self.temperatures)), dist_reduce_fx="sum")
-        self.add_state("beyond_top", torch.zeros(len(self.temperatures)), dist_reduce_fx="sum")
-        self.add_state(
-            "probability",
-            torch.zeros(len(self.alike), num_classes, num_classes),
-            dist_reduce_fx="sum",
-        )
-
-    def update(
-        self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
-    ) -> None:
-        """Add a batch, which may be empty."""
-        rows = max(1, _NEAR // logits.shape[1])
-        for some, labels in zip(widen(logits).split(rows), target.split(rows), strict=True):
+    classes = logits.shape[1]
+    entropy, beyond_top = torch.zeros(len(temperatures)), torch.zeros(len(temperatures))
+    probability = torch.zeros(len(alike), classes, classes)
+    rows = max(1, _NEAR // classes)
+    for block, label in blocks(logits, target):
+        for some, labels in zip(widen(block).split(rows), label.split(rows), strict=True):
             below = some - some.amax(dim=1, keepdim=True)
-            for number, temperature in enumerate(self.temperatures):
+            for number, temperature in enumerate(temperatures):
                 p = (below / temperature).exp_()
                 whole = p.sum(dim=1)
-                self.entropy[number] += (
+                entropy[number] += (
                     whole.log() - torch.linalg.vecdot(p, below) / (temperature * whole)
                 ).sum()
-                self.beyond_top[number] += (1 - 1 / whole).sum()
-                if temperature in self.alike:
-                    self.probability[self.alike.index(temperature)].index_add_(
-                        0, labels, p / whole[:, None]
-                    )
-        self.seen += torch.bincount(target, minlength=len(self.seen))
-
-    def compute(self) -> dict[str, Tensor]:
-        """Of each temperature: entropy ``mean_b -sum_k p log p`` (nats) and beyond_top
-        ``mean_b 1 - max_k p``, NaN without images.
-
-        similarity ``[alike, K, K]``: the mean probability of class j over the images of
-        class i; NaN for classes without images.
-        """
-        images = self.seen.sum()
-        return {
-            "entropy": share(self.entropy, images),
-            "beyond_top": share(self.beyond_top, images),
-            "similarity": share(self.probability, self.seen[:, None]),
-        }
+                beyond_top[number] += (1 - 1 / whole).sum()
+                if temperature in alike:
+                    probability[alike.index(temperature)].index_add_(0, labels, p / whole[:, None])
+    images = torch.bincount(torch.from_numpy(np.array(target)), minlength=classes)
+    return Averages(
+        share(entropy, images.sum()),
+        share(beyond_top, images.sum()),
+        share(probability, images[:, None]),
+    )
 
 
 class Softness(TypedDict):
@@ -143,22 +126,19 @@ def soft_labels(
     classes = logits.shape[1]
     alike = (1.0, *sorted(set(taught) - {1.0}))
     temperatures = sorted({*TEMPERATURES, *taught})
-    metric = SoftLabels(classes, temperatures=temperatures, alike=alike)
-    for block in blocks(logits, target):
-        metric.update(*block)
-    found = metric.compute()
+    found = average_soft_labels(logits, target, temperatures=temperatures, alike=alike)
     entropy = [
         Softness(
             temperature=each, mean_nats=nats, of_uniform=nats / math.log(classes), beyond_top=beyond
         )
         for each, nats, beyond in zip(
-            temperatures, found["entropy"].tolist(), found["beyond_top"].tolist(), strict=True
+            temperatures, found.entropy.tolist(), found.beyond_top.tolist(), strict=True
         )
     ]
     return SoftLabelFigures(
         num_images=len(target),
         entropy=entropy,
-        alike=[_alike(*each) for each in zip(alike, found["similarity"].numpy(), strict=True)],
+        alike=[_alike(*each) for each in zip(alike, found.similarity.numpy(), strict=True)],
     )
 
 

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
 
-from kd_app.metrics.scores import share, widen
+from kd_app.metrics.scores import widen
 
 
 def average_ranks(scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
@@ -58,80 +57,11 @@ def rank_correlations(
 def reverse_divergences(
     student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, " batch"]:
-    """``KL(p_student || p_teacher)`` of each image at temperature 1, nats."""
+    """``KL(p_student || p_teacher)`` of each image at temperature 1, nats: large where
+    the student is sure of what the teacher thinks unlikely.
+    """
     student, teacher = widen(student), widen(teacher)
     kl = functional.kl_div(
         teacher.log_softmax(dim=1), student.softmax(dim=1).to(teacher.dtype), reduction="none"
     )
     return kl.sum(dim=1).clamp(min=0)
-
-
-class SoftLabelTally(Metric):
-    """The sums that both measures are made of; ranks add them up exactly. `defined`
-    counts the images that have a rank correlation.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-    seen: Tensor
-    defined: Tensor
-    kl: Tensor
-    rho: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("seen", "defined"):
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        for name in ("kl", "rho"):
-            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(
-        self,
-        student_logits: Float[Tensor, "batch classes"],
-        teacher_logits: Float[Tensor, "batch classes"],
-    ) -> None:
-        """Add a batch, which may be empty."""
-        rho = rank_correlations(student_logits, teacher_logits)
-        self.seen = self.seen + len(rho)
-        self.defined = self.defined + rho.isfinite().sum()
-        self.kl = self.kl + reverse_divergences(student_logits, teacher_logits).sum().to(
-            self.kl.dtype
-        )
-        self.rho = self.rho + rho.nansum().to(self.rho.dtype)
-
-
-class ReverseKL(SoftLabelTally):
-    """``mean_b KL(p_student || p_teacher)`` at temperature 1, nats: large where the
-    student is sure of what the teacher thinks unlikely.
-    """
-
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """0 or more; NaN without images."""
-        return share(self.kl, self.seen)
-
-
-class RankCorrelation(SoftLabelTally):
-    """Mean over the images of `rank_correlations`; images on which one model scores all
-    classes alike have none and are left out.
-    """
-
-    higher_is_better = True
-
-    def compute(self) -> Tensor:
-        """In -1..1; NaN without images that have one."""
-        return share(self.rho, self.defined)
-
-
-def soft_label_measures() -> MetricCollection:
-    """reverse_kl and rank_correlation of ``update(student_logits, teacher_logits)``, in
-    one pass.
-    """
-    parts: dict[str, type[SoftLabelTally]] = {
-        "reverse_kl": ReverseKL,
-        "rank_correlation": RankCorrelation,
-    }
-    return MetricCollection(
-        {name: part() for name, part in parts.items()}, compute_groups=[list(parts)]
-    )

@@ -7,13 +7,13 @@ from statistics import NormalDist
 from typing import Annotated, Final, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, Real
+from jaxtyping import Bool, Int64, Real
 from pydantic import Field
 
 from kd_app.config import Typed
 from kd_app.metrics.intervals import Interval, wilson_bounds
 from kd_app.metrics.paired import exact_interval, mcnemar, paired_bounds
-from kd_app.metrics.per_image import per_image
+from kd_app.metrics.record import Record
 
 Outcome = Literal["kept", "lost", "not shown"]
 Judged = Literal["top1", "balanced_accuracy", "worst_class"]
@@ -175,14 +175,9 @@ class Verdict(Typed):
         self.margin = margin
         self.confidence = confidence
 
-    def judge(
-        self,
-        logits: Mapping[str, Float[np.ndarray, "images classes"]],
-        target: Int64[np.ndarray, " images"],
-    ) -> Judgment:
-        """Compare ``logits['student']`` with ``logits['teacher']``."""
-        student, teacher = (per_image(logits[name], target).hits for name in ("student", "teacher"))
-        return self.of(Tally.of(student, teacher, target))
+    def judge(self, candidate: Record, reference: Record) -> Judgment:
+        """Compare the records of two models on the same images."""
+        return self.of(Tally.of(candidate.hits, reference.hits, candidate.target))
 
     def of(self, tally: Tally) -> Judgment:
         """The verdict on what was counted."""

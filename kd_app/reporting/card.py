@@ -3,23 +3,25 @@ what it is not good for, and how it was made.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config.private import cleaned
 from kd_app.config.targets import FACTORY
+from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.metrics.spec import Format
 from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
-from kd_app.reporting.results import Model, ModelFigures, PerClass, Results, Split
+from kd_app.reporting.results import Estimate, Model, PerClass, Results, Split
 from kd_app.reporting.sentences import (
     basis,
     count,
-    interval,
     pair_rows,
     percent,
     points,
     undefined,
     verdict_sentence,
+    write,
 )
 from kd_app.reporting.worth import worth
 from kd_app.stages import write_atomically
@@ -119,17 +121,6 @@ It is quantized: the figures are those of `{INT8}`, its int8 program for ExecuTo
 float weights that it was made from; `torch.export.load("student/{CONVERTED}").module()` rounds as the program does, for any number of images.
 `{INT8_OF_BYTES}` is what kd-export ships: the program for uint8 images, which it normalizes itself."""
 
-_FIGURES: Final[dict[str, tuple[str, Callable[[float | None], str]]]] = {
-    "top1": ("top-1 accuracy", percent),
-    "top5": ("top-5 accuracy", percent),
-    "balanced_accuracy": ("balanced accuracy", percent),
-    "nll": (
-        "negative log-likelihood, nats",
-        lambda value: "undefined" if value is None else f"{value:.4f}",
-    ),
-    "ece": ("calibration error (ECE)", percent),
-}
-
 
 def write_card(folder: Path, results: Results) -> None:
     """Write ``README.md`` into the folder of a student; all of it comes from `results`.
@@ -175,14 +166,6 @@ def metadata(results: Results, split: Split) -> str:
 
     from kd_app.models.license import Policy
 
-    figures = {
-        "accuracy": ("top-1 accuracy", split.student.top1),
-        "top_5_accuracy": ("top-5 accuracy", split.student.top5),
-    }
-    figures |= {
-        "nll": ("negative log-likelihood", split.student.nll),
-        "ece": ("expected calibration error", split.student.ece),
-    }
     name = _dataset(results)
     measured = [
         EvalResult(
@@ -191,12 +174,12 @@ def metadata(results: Results, split: Split) -> str:
             dataset_type=_word(name),
             dataset_name=name,
             dataset_split="test" if split is results.test else "validation",
-            metric_type=kind,
-            metric_name=title,
+            metric_type=spec.hub,
+            metric_name=spec.label,
             metric_value=round(value, 6),
         )
-        for kind, (title, value) in figures.items()
-        if value is not None
+        for spec in MODEL_METRICS
+        if spec.hub and (value := split.student.get(spec.name).value) is not None
     ]
     taught = ["knowledge-distillation"] if "teacher" in results.models else []
     license, license_name = _hub_license(_ships(results))
@@ -326,8 +309,12 @@ def _table(results: Results, split: Split) -> str:
         ["---", *("---:" for _ in roles)],
         ["net", *(_code(model.name) for model in models)],
         *(
-            [title, *(_figure(figures, key, shown) for figures in roles.values())]
-            for key, (title, shown) in _FIGURES.items()
+            [
+                spec.label,
+                *(_figure(metrics.get(spec.name), spec.format) for metrics in roles.values()),
+            ]
+            for spec in MODEL_METRICS
+            if "card" in spec.shown
         ),
         ["parameters", *(count(model.params) for model in models)],
         ["multiply-adds", *(count(model.macs) for model in models)],
@@ -340,18 +327,15 @@ def _markdown(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _figure(figures: ModelFigures, key: str, shown: Callable[[float | None], str]) -> str:
-    value, low, high = (getattr(figures, f"{key}{end}") for end in ("", "_low", "_high"))
-    if low is None or high is None:
-        return shown(value)
-    bounds = interval(low, high) if shown is percent else f"{shown(low)} to {shown(high)}"
-    return f"{shown(value)} ({bounds})"
+def _figure(estimate: Estimate, unit: Format) -> str:
+    value, bounds = write(estimate, unit)
+    return f"{value} ({bounds})" if bounds else value
 
 
 def _pairs(split: Split) -> str:
     rows = [
         (name, f"{figure} ({bounds})" if bounds else figure, meaning)
-        for name, figure, bounds, meaning in pair_rows(split)
+        for name, figure, bounds, meaning in pair_rows(split, "card")
     ]
     return (
         _markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows]) if rows else ""

@@ -2,12 +2,16 @@
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from kd_app.config import RequestError
+from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.metrics.pair_metrics import PAIR_METRICS
+from kd_app.metrics.spec import MetricSpec
 from kd_app.stages import write_atomically
 
 VERSION: Final = 1
@@ -60,83 +64,62 @@ class Model(_Open):
     weights: dict[str, Any]
 
 
-class ModelFigures(_Part):
-    """Each in 0..1 (nll in nats, brier in 0..2), with the ends of its interval;
-    classwise_ece has none. f1: the mean over the classes with images.
-    """
-
-    top1: Number
-    top1_low: Number
-    top1_high: Number
-    top5: Number
-    top5_low: Number
-    top5_high: Number
-    balanced_accuracy: Number
-    balanced_accuracy_low: Number
-    balanced_accuracy_high: Number
-    nll: Number
-    nll_low: Number
-    nll_high: Number
-    ece: Number
-    ece_low: Number
-    ece_high: Number
-    brier: Number
-    brier_low: Number
-    brier_high: Number
-    classwise_ece: Number
-    classwise_ece_low: Number
-    classwise_ece_high: Number
-    f1: Number
-    f1_low: Number
-    f1_high: Number
-
-
-class PairFigures(_Part):
-    """The student beside teacher and labels-only control; absent (null) is what needs a
-    model that the run has not, or is undefined.
-
-    kl_to_teacher: KL(teacher || student), reverse_kl: KL(student || teacher), nats.
-    rank_correlation: Spearman's, -1..1. cka: 0..1, without interval.
-    """
-
-    retention: Number = None
-    retention_low: Number = None
-    retention_high: Number = None
-    gain: Number = None
-    gain_low: Number = None
-    gain_high: Number = None
-    gap_closed: Number = None
-    gap_closed_low: Number = None
-    gap_closed_high: Number = None
-    agreement: Number = None
-    agreement_low: Number = None
-    agreement_high: Number = None
-    negative_flips: Number = None
-    negative_flips_low: Number = None
-    negative_flips_high: Number = None
-    positive_flips: Number = None
-    positive_flips_low: Number = None
-    positive_flips_high: Number = None
-    kl_to_teacher: Number = None
-    kl_to_teacher_low: Number = None
-    kl_to_teacher_high: Number = None
-    reverse_kl: Number = None
-    reverse_kl_low: Number = None
-    reverse_kl_high: Number = None
-    rank_correlation: Number = None
-    rank_correlation_low: Number = None
-    rank_correlation_high: Number = None
-    cka: Number = None
-    cka_low: Number = None
-    cka_high: Number = None
-
-
 class Estimate(_Part):
     """A figure and the ends of its interval."""
 
     value: Number
     low: Number = None
     high: Number = None
+
+
+class _Metrics(_Part):
+    """Values by the names of metrics, each with the ends of its interval."""
+
+    if TYPE_CHECKING:  # the fields come from the list of metrics
+
+        def __getattr__(self, name: str) -> float | None: ...
+        def __setattr__(self, name: str, value: float | None) -> None: ...
+
+    def get(self, name: str) -> Estimate:
+        """A metric with its interval."""
+        return Estimate(
+            value=getattr(self, name),
+            low=getattr(self, f"{name}_low"),
+            high=getattr(self, f"{name}_high"),
+        )
+
+
+def _declare(specs: Sequence[MetricSpec[Any]]) -> Callable[[type[_Metrics]], Any]:
+    """Give a part three fields a metric: its value and the ends of its interval."""
+
+    def extend(part: type[_Metrics]) -> Any:
+        fields: dict[str, Any] = {
+            f"{spec.name}{end}": (Number, ... if spec.required else None)
+            for spec in specs
+            for end in ("", "_low", "_high")
+        }
+        return create_model(
+            part.__name__, __base__=part, __doc__=part.__doc__, __module__=part.__module__, **fields
+        )
+
+    return extend
+
+
+@_declare(MODEL_METRICS)
+class ModelMetrics(_Metrics):
+    """The `MODEL_METRICS` of one model: each in 0..1 (nll in nats, brier in 0..2), with
+    the ends of its interval; classwise_ece has none.
+    """
+
+
+@_declare(PAIR_METRICS)
+class PairMetrics(_Metrics):
+    """The `PAIR_METRICS`: the student beside teacher and labels-only control; absent
+    (null) is what needs a model that the run has not, or is undefined.
+
+    kl_to_teacher: KL(teacher || student), reverse_kl: KL(student || teacher), nats.
+    rank_correlation: Spearman's, -1..1. cka: 0..1, without interval.
+    """
 
 
 class Difference(Estimate):
@@ -189,21 +172,21 @@ class Split(_Part):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, ModelFigures] = Field(init=False)
+    __pydantic_extra__: dict[str, ModelMetrics] = Field(init=False)
 
     num_images: int
     confidence: float
-    teacher: ModelFigures | None = None
-    labels_only: ModelFigures | None = None
-    student: ModelFigures
-    pair: PairFigures | None = None
+    teacher: ModelMetrics | None = None
+    labels_only: ModelMetrics | None = None
+    student: ModelMetrics
+    pair: PairMetrics | None = None
     gains: dict[str, Difference] = {}
     per_class: PerClass
     groups: dict[str, Group] = {}
     robustness: list[Robustness] = []
 
     @property
-    def by_model(self) -> dict[str, ModelFigures]:
+    def by_model(self) -> dict[str, ModelMetrics]:
         """The models that were measured: teacher, labels_only, further controls,
         student.
         """

@@ -10,6 +10,8 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kd_app.config import RequestError, unknown
 from kd_app.config.errors import first_line
 from kd_app.models.labels import weights_sha256
@@ -55,9 +57,8 @@ class Run:
         Raises `RequestError` for a model that the run has not.
         """
         import pandas as pd
-        import torch
 
-        from kd_app.metrics.per_class import Confusion
+        from kd_app.metrics.per_class import count_confusions
 
         column, classes = f"{model}_top1", self.results.data.classes if self.results.data else []
         if column not in self.predictions:
@@ -70,15 +71,11 @@ class Run:
                     if str(name).endswith("_top1")
                 ],
             )
-        metric = Confusion(len(classes))
-        metric.update(
-            *(
-                torch.tensor(self.predictions[name].to_numpy(), dtype=torch.int64)
-                for name in (column, "target")
-            )
+        predicted, target = (
+            self.predictions[name].to_numpy(np.int64) for name in (column, "target")
         )
         return pd.DataFrame(
-            metric.compute().numpy(),
+            count_confusions(predicted, target, len(classes)),
             index=pd.Index(classes, name="label"),
             columns=pd.Index(classes, name=column),
         )

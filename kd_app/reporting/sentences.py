@@ -3,21 +3,16 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from kd_app.reporting.results import Difference, Licenses, PairFigures, Results, Split, Verdict
+from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.metrics.pair_metrics import PAIR_METRICS
+from kd_app.metrics.spec import Format, MetricSpec, Place
+from kd_app.reporting.results import Difference, Estimate, Licenses, Results, Split, Verdict
 
 _METRICS = {
-    "top1": "top-1 accuracy",
-    "balanced_accuracy": "balanced accuracy",
+    **{spec.name: spec.label for spec in MODEL_METRICS},
     "worst_class": "recall of the worst class",
-}
-_PAIR = {
-    "retention": ("retention", "student / teacher accuracy"),
-    "gain": ("gain", "points above labels only"),
-    "gap_closed": ("gap closed", "gain / (teacher - labels only)"),
-    "agreement": ("agreement", "same top-1 class as teacher"),
-    "negative_flips": ("negative flips", "teacher right, student wrong"),
 }
 
 
@@ -61,23 +56,32 @@ def count(number: int | None) -> str:
     return str(number)
 
 
-def pair_rows(split: Split) -> list[tuple[str, str, str, str]]:
+def pair_rows(split: Split, place: Place = "console") -> list[tuple[str, str, str, str]]:
     """Name, figure, interval and meaning of what compares the student with teacher and
     control, as far as the run has them.
     """
     if split.pair is None:
         return []
     further = {control: gain for control, gain in split.gains.items() if control != "labels_only"}
-    return [_pair_row(split.pair, key) for key in _PAIR if _applies(split, key)] + [
-        _gain_row(control, gain) for control, gain in further.items()
-    ]
+    specs = [spec for spec in PAIR_METRICS if place in spec.shown and _applies(split, spec)]
+    return [
+        (spec.label, *write(split.pair.get(spec.name), spec.format), spec.meaning) for spec in specs
+    ] + [_gain_row(control, gain) for control, gain in further.items()]
 
 
-def _applies(split: Split, key: str) -> bool:
-    needs = {"gain": [split.labels_only], "gap_closed": [split.teacher, split.labels_only]}.get(
-        key, [split.teacher]
-    )
-    return all(model is not None for model in needs)
+def write(estimate: Estimate, unit: Format) -> tuple[str, str]:
+    """A metric and its interval in words."""
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if unit == "percent":
+        return percent(value), interval(low, high)
+    if unit == "points":
+        return difference(value, low, high)
+    bounds = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+    return "undefined" if value is None else f"{value:.4f}", bounds
+
+
+def _applies(split: Split, spec: MetricSpec[Any]) -> bool:
+    return set(spec.needs) <= set(split.by_model)
 
 
 def _gain_row(control: str, gain: Difference) -> tuple[str, str, str, str]:
@@ -92,14 +96,6 @@ def _gain_row(control: str, gain: Difference) -> tuple[str, str, str, str]:
         bounds,
         "points above this control",
     )
-
-
-def _pair_row(pair: PairFigures, key: str) -> tuple[str, str, str, str]:
-    name, meaning = _PAIR[key]
-    value, low, high = (getattr(pair, f"{key}{end}") for end in ("", "_low", "_high"))
-    if key == "gain" and value is not None:
-        return name, *difference(value, low, high), meaning
-    return name, percent(value), interval(low, high), meaning
 
 
 def sentences(results: Results, split: Split) -> list[str]:
@@ -210,18 +206,14 @@ def license_sentences(license: Licenses | None) -> list[str]:
 
 def undefined(split: Split) -> list[str]:
     """Why figures of the pair are not there."""
-    found = []
-    if _applies(split, "gap_closed") and split.pair and split.pair.gap_closed is None:
-        found.append(
-            "Gap closed is undefined because the teacher is not measurably better than the"
-            " labels-only student on these images."
-        )
-    if _applies(split, "retention") and split.pair and split.pair.retention is None:
-        found.append(
-            "Retention is undefined because the teacher is not measurably right on any of these"
-            " images."
-        )
-    return found
+    return [
+        f"{spec.label.capitalize()} is undefined because {spec.undefined}."
+        for spec in PAIR_METRICS
+        if spec.undefined
+        and split.pair
+        and _applies(split, spec)
+        and split.pair.get(spec.name).value is None
+    ]
 
 
 def verdict_sentence(verdict: Verdict) -> str:

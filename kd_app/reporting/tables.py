@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kd_app.reporting.results import Model, ModelFigures, Results, Split, Step
+from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.reporting.results import Model, ModelMetrics, Results, Split, Step
 from kd_app.reporting.sentences import (
     count,
     difference,
@@ -19,6 +20,7 @@ from kd_app.reporting.sentences import (
     percent,
     points,
     sentences,
+    write,
 )
 from kd_app.reporting.worth import worth
 
@@ -67,11 +69,10 @@ def _models(results: Results, split: Split) -> Table:
         table.add_column(heads[role], justify="right", overflow="fold")
     models = {role: results.models.get(role) for role in present}
     table.add_row("model", *(model.name if model else "" for model in models.values()))
-    table.add_row("top-1 accuracy", *(percent(each.top1) for each in present.values()))
-    table.add_row(
-        f"  {100 * split.confidence:g} % interval",
-        *(interval(each.top1_low, each.top1_high) for each in present.values()),
-    )
+    for spec in (spec for spec in MODEL_METRICS if "console" in spec.shown):
+        cells = [write(each.get(spec.name), spec.format) for each in present.values()]
+        table.add_row(spec.label, *(value for value, _ in cells))
+        table.add_row(f"  {100 * split.confidence:g} % interval", *(bounds for _, bounds in cells))
     table.add_row(
         "parameters", *(count(model.params if model else None) for model in models.values())
     )
@@ -207,7 +208,7 @@ def _validation(trial: Trial) -> Split | None:
     return trial.results.validation if trial.results else None
 
 
-def _student(split: Split | None) -> ModelFigures | None:
+def _student(split: Split | None) -> ModelMetrics | None:
     return split.student if split else None
 
 
@@ -216,7 +217,7 @@ def _validation_top1(trial: Trial) -> float:
     return -1.0 if figures is None or figures.top1 is None else figures.top1
 
 
-def _top1(figures: ModelFigures | None) -> tuple[str, str]:
+def _top1(figures: ModelMetrics | None) -> tuple[str, str]:
     return (
         (percent(figures.top1), interval(figures.top1_low, figures.top1_high))
         if figures

@@ -19,8 +19,9 @@ from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.clock import Clock
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.format import Format
-from kd_app.deployment.measure import Predictions, answers
+from kd_app.deployment.measure import answers
 from kd_app.deployment.price import Price
+from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.export_tables import accuracy_table, cost_table

@@ -13,12 +13,13 @@ from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.cascade import Stage
 from kd_app.deployment.clock import Clock, Timing
 from kd_app.deployment.machine import measured_on
-from kd_app.deployment.measure import Predictions
 from kd_app.deployment.price import Price
 from kd_app.deployment.start import first_answer
 from kd_app.deployment.torch_model import TorchModel
-from kd_app.metrics.figures import figures
-from kd_app.metrics.intervals import wilson
+from kd_app.metrics.measure import estimate_rate
+from kd_app.metrics.pair_metrics import find_flips
+from kd_app.metrics.record import Predictions
+from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.results import Results
 from kd_app.shipping.files import Written, images_of
@@ -53,8 +54,8 @@ def beside(
     those of the pair and the verdict; and what being written as a file changed:
     `origin` are the answers of the model in torch on the same images.
     """
-    logits = {"student": given.logits, **({"teacher": teacher.logits} if teacher else {})}
-    found = figures(logits, given.target, seed=0, confidence=verdict.confidence)
+    records = {"student": given, **({"teacher": teacher} if teacher else {})}
+    found = measure_split(records, seed=0, confidence=verdict.confidence)
     told = {
         "num_images": found["num_images"],
         "confidence": found["confidence"],
@@ -62,7 +63,7 @@ def beside(
         **found.get("pair", {}),
     }
     if teacher is not None:
-        told["verdict"] = {**vars(verdict.judge(logits, given.target)), "split": "the same images"}
+        told["verdict"] = {**vars(verdict.judge(given, teacher)), "split": "the same images"}
     if origin is not None:
         told["beside_torch"] = _changed(given, origin, verdict)
     return told
@@ -72,12 +73,8 @@ def _changed(given: Predictions, origin: Predictions, verdict: Verdict) -> dict[
     """The paired verdict of a file on the model that it was written from; `lost` is
     accuracy (verdict.metric) of that model minus its own.
     """
-    judged = verdict.judge({"teacher": origin.logits, "student": given.logits}, given.target)
-    ours, theirs = given.logits.argmax(axis=1), origin.logits.argmax(axis=1)
-    worse, better = (
-        (theirs == given.target) & (ours != given.target),
-        (ours == given.target) & (theirs != given.target),
-    )
+    judged = verdict.judge(given, origin)
+    worse, better = find_flips(given, origin)
     told: dict[str, Any] = {
         "lost": -judged.difference,
         "lost_low": -judged.high,
@@ -90,12 +87,12 @@ def _changed(given: Predictions, origin: Predictions, verdict: Verdict) -> dict[
         "mcnemar_p": judged.mcnemar_p,
     }
     for name, hits in (
-        ("agreement", ours == theirs),
+        ("agreement", given.scores.predicted == origin.scores.predicted),
         ("negative_flips", worse),
         ("positive_flips", better),
     ):
-        low, high = wilson(int(hits.sum()), len(hits), verdict.confidence)
-        told |= {name: float(np.mean(hits)), f"{name}_low": low, f"{name}_high": high}
+        share, (low, high) = estimate_rate(hits, verdict.confidence)
+        told |= {name: share, f"{name}_low": low, f"{name}_high": high}
     return told
 
 

@@ -18,9 +18,10 @@ from kd_app.data.base import require
 from kd_app.deployment.cascade import Cascade, SeeingStage, taken
 from kd_app.deployment.clock import Floats, in_turns, nearest_rank, one_thread
 from kd_app.deployment.confidence import fit_temperature, log_probabilities
-from kd_app.deployment.measure import Predictions, limited
+from kd_app.deployment.measure import limited
 from kd_app.deployment.routing import Choice, Rung, choose_threshold, routing_curve, rung_at
-from kd_app.metrics.intervals import wilson
+from kd_app.metrics.measure import estimate_rate
+from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.cascade import cascade_tables
 from kd_app.reporting.console import Console
@@ -373,9 +374,8 @@ def _rung(rung: Rung) -> dict[str, Any]:
 
 
 def _accuracy(answers: Predictions, confidence: float) -> dict[str, float]:
-    right, of = int((answers.logits.argmax(axis=1) == answers.target).sum()), len(answers.target)
-    low, high = wilson(right, of, confidence)
-    return {"value": right / of, "low": low, "high": high}
+    top1, (low, high) = estimate_rate(answers.hits, confidence)
+    return {"value": top1, "low": low, "high": high}
 
 
 def _latency(seconds: Floats) -> dict[str, float]:

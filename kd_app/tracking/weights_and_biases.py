@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from kd_app.config.errors import first_line
 from kd_app.config.private import to_tell
+from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.stages import write_atomically
 from kd_app.tracking.base import (
     STUDENT,
@@ -35,15 +37,6 @@ _MODES: dict[str, Mode] = {
     "offline": "offline",
     "dryrun": "offline",
     "disabled": "disabled",
-}
-_BEST = {
-    "top1": "max",
-    "top5": "max",
-    "balanced_accuracy": "max",
-    "agreement": "max",
-    "nll": "min",
-    "ece": "min",
-    "kl_to_teacher": "min",
 }
 _OBJECTIVE = "validation/top1"
 BEST = "validation/best_top1"
@@ -259,8 +252,11 @@ def _define_metrics(run: Any) -> None:
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     run.define_metric("validation/*", step_metric="epoch")
-    for name, best in _BEST.items():
-        run.define_metric(f"validation/{name}", step_metric="epoch", summary=best)
+    better = {spec.name: spec.better for spec in MODEL_METRICS}
+    better |= {spec.name: spec.better for spec in PAIR_METRICS}
+    for name, direction in better.items():
+        summary = "max" if direction == "higher" else "min"
+        run.define_metric(f"validation/{name}", step_metric="epoch", summary=summary)
 
 
 def _table(table: Table) -> Any:

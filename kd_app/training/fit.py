@@ -22,7 +22,7 @@ from kd_app.config import RequestError
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.deployment.measure import Predictions
+from kd_app.metrics.record import Predictions
 from kd_app.models.create import Created, create
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
@@ -253,11 +253,8 @@ def build(
 
 
 def _load_answers(folder: Path) -> Answers:
-    predictions = Predictions.load(folder)
-    order = predictions.index.argsort()
-    return Answers(
-        torch.from_numpy(predictions.index[order]), torch.from_numpy(predictions.logits[order])
-    )
+    predictions = Predictions.load(folder).sorted()
+    return Answers(torch.from_numpy(predictions.index), torch.from_numpy(predictions.logits))
 
 
 def _adapt(

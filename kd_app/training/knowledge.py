@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_app.deployment.measure import Predictions
-from kd_app.metrics.examples import examples
+from kd_app.metrics.examples import choose_examples
 from kd_app.metrics.knowledge import Alike, soft_labels
+from kd_app.metrics.record import Predictions
 from kd_app.reporting.examples import EXAMPLES, write_examples
 from kd_app.training.workshop import Workshop
 
@@ -50,10 +50,10 @@ def show_examples(
     if not count:
         (out / EXAMPLES).unlink(missing_ok=True)
         return
-    first, logits = answers["student"], {role: found.logits for role, found in answers.items()}
+    first = answers["student"]
     number = {name: place for place, name in enumerate(shop.classes)}
     pairs = [(number[pair["first"]], number[pair["second"]]) for pair in similar]
-    chosen = examples(logits, first.target, pairs=pairs, count=count)
+    chosen = choose_examples(answers, pairs=pairs, count=count)
     index = [int(first.index[each.row]) for each in chosen]
     png = {each: shop.data.thumbnail(each) for each in dict.fromkeys(index)}
     write_examples(
@@ -62,6 +62,6 @@ def show_examples(
         index=first.index,
         file=[shop.data.files[each] for each in index],
         target=first.target,
-        logits=logits,
+        logits={role: found.logits for role, found in answers.items()},
         png=[png[each] for each in index],
     )

@@ -17,9 +17,10 @@ import torch
 import kd_app
 from kd_app.config import RequestError
 from kd_app.deployment.machine import cpu_name
-from kd_app.deployment.measure import Predictions, images_per_second, same_images
-from kd_app.metrics.figures import figures
-from kd_app.metrics.intervals import wilson
+from kd_app.deployment.measure import images_per_second
+from kd_app.metrics.measure import estimate_rate
+from kd_app.metrics.record import Predictions
+from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.composed import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
@@ -186,24 +187,12 @@ class Proof:
         """The figures of a split; the verdict is about the last one, which is test
         where test is read.
         """
-        logits, student = (
-            {role: found.logits for role, found in answers.items()},
-            answers["student"],
-        )
-        target, embeddings = (
-            student.target,
-            (same_images(student, answers["teacher"]) if "teacher" in answers else None),
-        )
-        self.found[split] = figures(
-            logits,
-            target,
-            seed=0,
-            confidence=self.verdict.confidence,
-            group=self._groups(student),
-            embeddings=embeddings,
+        student = answers["student"]
+        self.found[split] = measure_split(
+            answers, seed=0, confidence=self.verdict.confidence, group=self._groups(student)
         )
         if "teacher" in answers:
-            judged = self.verdict.judge(logits, target)
+            judged = self.verdict.judge(student, answers["teacher"])
             self.found["verdict"] = {**vars(judged), "split": split}
 
     def _groups(self, answers: Predictions) -> list[str] | None:
@@ -376,9 +365,8 @@ def commit() -> str | None:
 
 def evaluated(found: Predictions) -> str:
     """'top1 0.923 (0.901 to 0.940)' of some predictions."""
-    right = int((found.logits.argmax(axis=1) == found.target).sum())
-    low, high = wilson(right, len(found.target), 0.95)
+    top1, (low, high) = estimate_rate(found.hits, 0.95)
     return (
-        f"top1 {right / max(len(found.target), 1):.3f} ({low:.3f} to {high:.3f},"
+        f"top1 {top1:.3f} ({low:.3f} to {high:.3f},"
         f" {len(np.unique(found.target))} classes, {len(found.target)} images)"
     )

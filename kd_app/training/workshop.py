@@ -15,8 +15,9 @@ from kd_app.config import RequestError, RunError
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
-from kd_app.deployment.measure import Predictions, predict
+from kd_app.deployment.measure import predict
 from kd_app.deployment.xnnpack import Lowered
+from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
 from kd_app.models.create import Created, create, expected_pixels
 from kd_app.models.request import Composed, ModelRequest, Seen

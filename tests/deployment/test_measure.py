@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from kd_app.config import Pixels
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.deployment.measure import Predictions, images_per_second, predict, same_images
+from kd_app.deployment.measure import images_per_second, predict
+from kd_app.metrics.record import Predictions, match_embeddings
 
 CPU = torch.device("cpu")
 PIXELS = Pixels(3, 4, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -193,7 +194,7 @@ def test_embeddings_come_from_the_pass_that_gives_the_answers_and_make_them() ->
     )
 
 
-def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_same_images(
+def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_match_embeddings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = {
@@ -208,7 +209,7 @@ def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_s
     kept = {width: found.kept.tolist() for width, found in few.items() if found.kept is not None}
     assert kept == {4: list(range(0, 20, 2)), 9: list(range(0, 20, 4))}
     few[4].save(tmp_path)
-    pair = same_images(Predictions.load(tmp_path), few[9])
+    pair = match_embeddings(Predictions.load(tmp_path), few[9])
     assert pair is not None
     for width, mine in zip((4, 9), pair, strict=True):
         everything = whole[width].embedding
@@ -220,4 +221,4 @@ def test_a_model_without_a_classifier_gives_its_answers_and_no_embedding() -> No
     found = predict(Headed(3, linear=False), batches(4, 2), PIXELS, device=CPU, embeddings=True)
     assert found.logits.shape == (6, 3)
     assert found.embedding is None
-    assert same_images(found, found) is None
+    assert match_embeddings(found, found) is None

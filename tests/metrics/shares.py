@@ -7,11 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kd_app.metrics.cka import CKA
 from kd_app.metrics.classification import Tally, measures
 from kd_app.metrics.pair import pair_measures
-from kd_app.metrics.per_class import Confusion, class_flips, class_measures
-from kd_app.metrics.soft_labels import soft_label_measures
 
 Images = dict[str, Tensor]
 SHARES: dict[str, Callable[[int, int], range]] = {
@@ -26,31 +23,13 @@ def all_figures(images: Images) -> tuple[dict[str, Tensor], int]:
     seen itself.
     """
     student, teacher, target = images["student"], images["teacher"], images["target"]
-    classes = student.shape[1]
-    whole, by_class, pair, flips, soft = (
-        measures(classes),
-        class_measures(classes),
-        pair_measures(),
-        class_flips(classes),
-        soft_label_measures(),
-    )
-    confusion, cka = Confusion(classes), CKA(images["first"].shape[1], images["second"].shape[1])
+    whole, pair = measures(student.shape[1]), pair_measures()
     if len(target):
-        for metric in (whole, by_class):
-            metric.update(student, target)
-        for metric in (pair, flips):
-            metric.update(student, teacher, target)
-        soft.update(student, teacher)
-        confusion.update(student.argmax(1), target)
-        cka.update(images["first"], images["second"])
-    found = {
-        f"{number}.{name}": value
-        for number, each in enumerate((whole, by_class, pair, flips, soft))
-        for name, value in each.compute().items()
-    }
+        whole.update(student, target)
+        pair.update(student, teacher, target)
     top1 = whole["top1"]
     assert isinstance(top1, Tally)
-    return {**found, "confusion": confusion.compute(), "cka": cka.compute()}, int(top1.count())
+    return {**whole.compute(), **pair.compute()}, int(top1.count())
 
 
 def measure_shares(rank: int, folder: str) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import rel_entr, softmax
 
-from kd_app.metrics.examples import SHARES, Example, examples
+from kd_app.metrics.examples import SHARES, Example, choose_examples
+from tests.metrics.records import to_records
 
 
 def made(n: int = 400, classes: int = 10) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -22,10 +23,11 @@ def of(why: str, found: list[Example]) -> list[Example]:
 
 
 LOGITS, TARGET = made()
+RECORDS = to_records(LOGITS, TARGET)
 P = {name: softmax(each.astype(np.float64), axis=1) for name, each in LOGITS.items()}
 RIGHT = {name: each.argmax(axis=1) == TARGET for name, each in P.items()}
 PAIRS = [(2, 7), (0, 1), (3, 4)]
-FOUND = examples(LOGITS, TARGET, pairs=PAIRS, count=80)
+FOUND = choose_examples(RECORDS, pairs=PAIRS, count=80)
 
 
 def test_each_list_has_its_share_and_all_together_no_more_than_was_asked_for() -> None:
@@ -37,7 +39,7 @@ def test_each_list_has_its_share_and_all_together_no_more_than_was_asked_for() -
         "typical": 10,
     }
     for count in (1, 7, 96, 1000):
-        assert len(examples(LOGITS, TARGET, pairs=PAIRS, count=count)) <= count
+        assert len(choose_examples(RECORDS, pairs=PAIRS, count=count)) <= count
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_typical_images_are_right_by_both_one_a_class() -> None:
     shown = of("typical", FOUND)
     assert [int(TARGET[each.row]) for each in shown] == list(range(10))
     assert all(RIGHT["teacher"][each.row] and RIGHT["student"][each.row] for each in shown)
-    few = of("typical", examples(LOGITS, TARGET, pairs=[], count=24))
+    few = of("typical", choose_examples(RECORDS, pairs=[], count=24))
     assert [int(TARGET[each.row]) for each in few] == [0, 4, 9]
 
 
@@ -94,10 +96,10 @@ def test_two_classes_are_all_there_are() -> None:
     logits, target = made(60, 2)
     assert all(
         sorted(each.classes) == [0, 1]
-        for each in examples(logits, target, pairs=[(0, 1)], count=40)
+        for each in choose_examples(to_records(logits, target), pairs=[(0, 1)], count=40)
     )
 
 
 def test_without_a_teacher_typical_images_are_left() -> None:
-    found = examples({"student": LOGITS["student"]}, TARGET, pairs=[], count=80)
+    found = choose_examples({"student": RECORDS["student"]}, pairs=[], count=80)
     assert {(each.why, each.divergence) for each in found} == {("typical", None)}

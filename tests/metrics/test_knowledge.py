@@ -1,16 +1,12 @@
 """What a teacher says beyond the label, beside scipy and plain loops."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from kd_app.metrics.knowledge import TEMPERATURES, SoftLabels, soft_labels, strongest
+from kd_app.metrics.knowledge import TEMPERATURES, average_soft_labels, soft_labels, strongest
 
 
 def made(num_images: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,44 +67,17 @@ def test_of_many_classes_the_pairs_are_kept_and_the_matrix_is_not() -> None:
     assert len(plain["similar"]) == 20
 
 
-@settings(max_examples=20, deadline=None)
-@given(cuts=st.lists(st.integers(0, 60), max_size=4))
-def test_how_images_fall_into_batches_empty_ones_included_changes_nothing(cuts: list[int]) -> None:
-    logits, target = (torch.from_numpy(each) for each in made(60, 7))
-    edges = [0, *sorted(cuts), 60]
-    metrics = [SoftLabels(7, temperatures=TEMPERATURES, alike=(1.0, 4.0)) for _ in range(2)]
-    metrics[0].update(logits, target)
-    for start, end in itertools.pairwise(edges):
-        metrics[1].update(logits[start:end], target[start:end])
-    whole, parts = (metric.compute() for metric in metrics)
-    for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, equal_nan=True, rtol=1e-4, atol=1e-6)
-
-
-def test_the_sums_of_two_ranks_are_those_of_one() -> None:
-    logits, target = (torch.from_numpy(each) for each in made(61, 7))
-    first, second, both = (SoftLabels(7, temperatures=(1.0, 4.0), alike=(1.0,)) for _ in range(3))
-    first.update(logits[::2], target[::2])
-    second.update(logits[1::2], target[1::2])
-    both.update(logits, target)
-    first.merge_state(second)
-    for name, value in both.compute().items():
-        torch.testing.assert_close(
-            first.compute()[name], value, equal_nan=True, rtol=1e-5, atol=1e-6
-        )
+def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, target = made(60, 7)
+    whole = average_soft_labels(logits, target, temperatures=TEMPERATURES, alike=(1.0, 4.0))
+    monkeypatch.setattr("kd_app.metrics.per_image._VALUES", 70)
+    monkeypatch.setattr("kd_app.metrics.knowledge._NEAR", 21)
+    parts = average_soft_labels(logits, target, temperatures=TEMPERATURES, alike=(1.0, 4.0))
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-4, atol=1e-6)
 
 
 def test_without_images_nothing_is_known() -> None:
-    metric = SoftLabels(3, temperatures=(1.0,), alike=(1.0,))
-    metric.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-    assert all(bool(value.isnan().all()) for value in metric.compute().values())
-
-
-def test_after_a_reset_nothing_of_what_was_seen_is_left() -> None:
-    logits, target = (torch.from_numpy(each) for each in made(20, 4))
-    metric = SoftLabels(4, temperatures=(1.0,), alike=(1.0,))
-    metric.update(logits, target)
-    before = metric.compute()
-    metric.reset()
-    metric.update(logits, target)
-    assert all(torch.equal(metric.compute()[name], value) for name, value in before.items())
+    none = np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
+    found = average_soft_labels(*none, temperatures=(1.0,), alike=(1.0,))
+    assert all(bool(value.isnan().all()) for value in found)

@@ -15,6 +15,7 @@ from kd_app.metrics.paired import (
     shown_above,
 )
 from kd_app.metrics.verdict import Judged, Judgment, Tally, Verdict
+from tests.metrics.records import to_records
 
 
 def logits(predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -38,7 +39,8 @@ def judge(
     teacher[:better] = 1 - teacher[:better]
     student[better : better + worse] = 1 - student[better : better + worse]
     rule = Verdict(metric=metric, margin=margin, confidence=confidence)
-    return rule.judge({"student": logits(student, 2), "teacher": logits(teacher, 2)}, target)
+    records = to_records({"student": logits(student, 2), "teacher": logits(teacher, 2)}, target)
+    return rule.judge(records["student"], records["teacher"])
 
 
 def score_by_numerical_likelihood(better: int, worse: int, n: int, difference: float) -> float:
@@ -122,9 +124,10 @@ def test_the_worst_class_is_judged_by_its_own_recall_not_by_the_accuracy() -> No
     target = np.repeat(np.arange(10), 400)
     student = target.copy()
     student[:120] = 1
-    images = {"student": logits(student, 10), "teacher": logits(target, 10)}
-    worst = Verdict(metric="worst_class", margin=0.05, confidence=0.95).judge(images, target)
-    top1 = Verdict(metric="top1", margin=0.05, confidence=0.95).judge(images, target)
+    records = to_records({"student": logits(student, 10), "teacher": logits(target, 10)}, target)
+    both = records["student"], records["teacher"]
+    worst = Verdict(metric="worst_class", margin=0.05, confidence=0.95).judge(*both)
+    top1 = Verdict(metric="top1", margin=0.05, confidence=0.95).judge(*both)
     assert (worst.outcome, top1.outcome) == ("lost", "kept")
     assert (worst.difference, top1.difference) == pytest.approx((-0.3, -0.03))
 

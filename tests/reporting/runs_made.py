@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from kd_app.metrics.figures import figures
+from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.results import Results
+from tests.metrics.records import to_records
 
 THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
 
@@ -41,8 +42,8 @@ def model(name: str, params: int, macs: int) -> dict[str, Any]:
 
 def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes: Any) -> Results:
     skill = THREE if skill is None else skill
-    logits, target = logits_and_target(skill)
-    measured = figures(logits, target, seed=0, confidence=0.95)
+    records = to_records(*logits_and_target(skill))
+    measured = measure_split(records, seed=0, confidence=0.95)
     splits = ("validation", "test") if test else ("validation",)
     known = {
         "teacher": model("resnet50.a1_in1k", 25_557_032, 4_089_184_256),
@@ -71,6 +72,8 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
         **dict.fromkeys(splits, measured),
     }
     if "teacher" in skill:
-        judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target)
+        judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(
+            records["student"], records["teacher"]
+        )
         content["verdict"] = {**vars(judgment), "split": splits[-1]}
     return Results.model_validate({**content, **changes})

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.metrics.figures import figures
-from kd_app.reporting.results import ModelFigures, Results, json_schema, read, write
+from kd_app.metrics.report_metrics import measure_split
+from kd_app.reporting.results import ModelMetrics, Results, json_schema, read, write
+from tests.metrics.records import to_records
 from tests.reporting.runs_made import THREE, logits_and_target, made
 
 
@@ -18,8 +19,8 @@ def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
 def test_the_figures_of_the_metrics_room_stand_under_their_split_unchanged(tmp_path: Path) -> None:
     write(tmp_path / "results.json", made())
     content = json.loads((tmp_path / "results.json").read_text())
-    logits, target = logits_and_target(THREE)
-    assert content["test"] == {**figures(logits, target, seed=0, confidence=0.95), "robustness": []}
+    records = to_records(*logits_and_target(THREE))
+    assert content["test"] == {**measure_split(records, seed=0, confidence=0.95), "robustness": []}
     assert content["schema_version"] == 1
     assert content["verdict"]["outcome"] == "lost"
 
@@ -66,7 +67,7 @@ def test_a_control_beside_labels_only_has_the_figures_of_a_model_and_nothing_els
     test = read(tmp_path / "results.json").test
     assert test is not None
     assert list(test.by_model) == ["teacher", "labels_only", "smoothed", "student"]
-    assert isinstance(test.by_model["smoothed"], ModelFigures)
+    assert isinstance(test.by_model["smoothed"], ModelMetrics)
     content["test"]["smoothed"] = 0.5
     with pytest.raises(ValueError, match="smoothed"):
         Results.model_validate(content)
@@ -76,7 +77,7 @@ def test_the_json_schema_names_every_key_and_fits_what_is_written() -> None:
     schema = json_schema()
     assert set(schema["properties"]) == set(made().model_dump())
     assert schema["properties"]["schema_version"]["const"] == 1
-    assert set(schema["$defs"]["ModelFigures"]["required"]) >= {
+    assert set(schema["$defs"]["ModelMetrics"]["required"]) >= {
         "top1",
         "top1_low",
         "top1_high",

@@ -11,8 +11,8 @@ import pytest
 from kd_app.deployment.artefact import open_artefact
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8
-from kd_app.deployment.measure import Predictions
 from kd_app.deployment.runtimes import torch_file
+from kd_app.metrics.record import Predictions
 from kd_app.reporting.exports import read_exports
 from kd_app.stages import file_sha256
 from tests.commands.call import TINY, call, done, paragraph, refused

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from kd_app.metrics.spec import Format
 from kd_app.reporting.results import (
     Cascade,
     Estimate,
@@ -43,14 +44,12 @@ class ModelPart(_Part):
 
 
 class PairPart(_Part):
-    """What compares the student with teacher or control. unit: share of 1, points (a
-    difference of shares), nats, or a plain number.
-    """
+    """What compares the student with teacher or control. unit: as of a `MetricSpec`."""
 
     key: str
     name: str
     meaning: str
-    unit: Literal["share", "points", "nats", "number"]
+    unit: Format
     figure: Estimate
 
 

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from kd_app.config import RequestError
+from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import answer as routed
 from kd_app.reporting.cascade import details
 from kd_app.reporting.examples import EXAMPLES
@@ -19,7 +21,7 @@ from kd_app.reporting.page.evidence import (
 )
 from kd_app.reporting.page.examples import examples, flips
 from kd_app.reporting.page.made import limits, made
-from kd_app.reporting.results import Estimate, ModelFigures, PairFigures, Results, Split
+from kd_app.reporting.results import Estimate, Results, Split
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import basis, license_sentences, undefined, verdict_sentence
 from kd_app.reporting.worth import worth
@@ -29,34 +31,6 @@ LABELS = {"teacher": "teacher", "labels_only": "labels only", "student": "studen
 _REPLACE = "Can the student replace the teacher?"
 _SHORT = {"kept": "Yes.", "lost": "No.", "not shown": "These images can't tell."}
 _MOST_POINTS = 400
-_PAIR: dict[str, tuple[str, str, Literal["share", "points", "nats", "number"]]] = {
-    "retention": ("retention", "student accuracy / teacher accuracy", "share"),
-    "gain": ("gain", "points above the same net trained on the labels only", "points"),
-    "gap_closed": ("gap closed", "gain / (teacher - labels only)", "share"),
-    "agreement": ("agreement", "images on which both say the same class", "share"),
-    "negative_flips": (
-        "negative flips",
-        "images that the teacher has right and the student wrong",
-        "share",
-    ),
-    "positive_flips": (
-        "positive flips",
-        "images that the teacher has wrong and the student right",
-        "share",
-    ),
-    "kl_to_teacher": ("KL divergence", "KL(teacher || student), mean over the images", "nats"),
-    "reverse_kl": ("reverse KL", "KL(student || teacher), mean over the images", "nats"),
-    "rank_correlation": (
-        "rank correlation",
-        "of the two models' class probabilities, mean over the images",
-        "number",
-    ),
-    "cka": (
-        "CKA",
-        "likeness of the embeddings (linear centered kernel alignment), 1 is the same",
-        "number",
-    ),
-}
 
 
 def measured(results: Results) -> Split | None:
@@ -211,22 +185,14 @@ def models(results: Results, split: Split | None) -> list[ModelPart]:
             size_bytes=results.models[role].size_bytes,
             images_per_second=_speed(results, role),
             figures={
-                name: figure_of(split, role, name)
-                for name in figure_names(ModelFigures)
-                if _known(split, role, name)
+                spec.name: figure
+                for spec in MODEL_METRICS
+                if "page" in spec.shown
+                and (figure := figure_of(split, role, spec.name)).value is not None
             },
         )
         for role in order
     ]
-
-
-def figure_names(part: type[Any]) -> list[str]:
-    """The figures of a part of ``results.json``, without the ends of their intervals."""
-    return [name for name in part.model_fields if not name.endswith(("_low", "_high"))]
-
-
-def _known(split: Split | None, role: str, name: str) -> bool:
-    return figure_of(split, role, name).value is not None
 
 
 def _speed(results: Results, role: str) -> float | None:
@@ -246,12 +212,14 @@ def pair(split: Split | None) -> list[PairPart]:
     """What compares the student with teacher and controls, as far as it is defined."""
     if split is None:
         return []
-    found = []
-    for key in figure_names(PairFigures):
-        figure = figure_of(split, "pair", key)
-        if key in _PAIR and figure.value is not None:
-            name, meaning, unit = _PAIR[key]
-            found.append(PairPart(key=key, name=name, meaning=meaning, unit=unit, figure=figure))
+    found = [
+        PairPart(
+            key=spec.name, name=spec.label, meaning=spec.meaning, unit=spec.format, figure=figure
+        )
+        for spec in PAIR_METRICS
+        if "page" in spec.shown
+        and (figure := figure_of(split, "pair", spec.name)).value is not None
+    ]
     called = labels(list(split.gains))
     return found + [
         PairPart(

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.metrics.spec import Format
 from kd_app.reporting.page.contents import (
     ComparisonPart,
-    ModelPart,
     OverSeeds,
     Report,
     RunPart,
@@ -15,17 +16,6 @@ from kd_app.reporting.page.one_run import labels
 from kd_app.reporting.results import Estimate, Knowledge
 from kd_app.reporting.sentences import count, interval, percent, points
 
-_NAMES = {
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1, mean over classes",
-    "nll": "negative log-likelihood, nats",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE)",
-    "classwise_ece": "classwise ECE",
-}
-_NUMBERS = ("nll", "brier")
 LOST = (
     "What each step lost beside the one before it, on the same validation images; a minus is a"
     " gain. Latency: the median of one image with one thread, all in turns, so that its ratios hold"
@@ -65,11 +55,11 @@ class Table:
     marked: frozenset[int] = frozenset()
 
 
-def figure(found: Estimate | None, unit: str = "share") -> Cell:
+def figure(found: Estimate | None, unit: Format = "percent") -> Cell:
     """A figure with its interval."""
     if found is None or found.value is None:
         return Cell("")
-    if unit == "share":
+    if unit == "percent":
         return Cell(percent(found.value), interval(found.low, found.high))
     write: Callable[[float], str] = points if unit == "points" else number
     bounds = (
@@ -88,12 +78,15 @@ def number(value: float) -> str:
 def models(run: RunPart) -> Table:
     """A column a model: what it is, what it costs, how good it is."""
     order = run.models
-    keys = list(dict.fromkeys(key for model in order for key in model.figures))
+    specs = [spec for spec in MODEL_METRICS if any(spec.name in model.figures for model in order)]
     rows = [
         [Cell("model"), *(Cell(model.name) for model in order)],
         *(
-            [Cell(_NAMES.get(key, key)), *(_model_figure(model, key) for model in order)]
-            for key in keys
+            [
+                Cell(spec.label),
+                *(figure(model.figures.get(spec.name), spec.format) for model in order),
+            ]
+            for spec in specs
         ),
         [Cell("parameters"), *(Cell(count(model.params)) for model in order)],
         [Cell("multiply-adds an image"), *(Cell(count(model.macs)) for model in order)],
@@ -112,10 +105,6 @@ def models(run: RunPart) -> Table:
         ["", *(model.label for model in order)],
         rows,
     )
-
-
-def _model_figure(model: ModelPart, key: str) -> Cell:
-    return figure(model.figures.get(key), "number" if key in _NUMBERS else "share")
 
 
 def _bytes(size: int | None) -> str:
@@ -330,7 +319,7 @@ def methods(part: ComparisonPart, several: bool) -> Table:
     return Table(title, heads, rows, frozenset({0}), marked)
 
 
-def _over_seeds(found: OverSeeds | None, unit: str = "share") -> Cell:
+def _over_seeds(found: OverSeeds | None, unit: Format = "percent") -> Cell:
     return figure(found.figure if found else None, unit)
 
 

@@ -11,7 +11,7 @@ from timm.data import constants
 
 from kd_app.config import Pixels
 from kd_app.training.checks.finding import Finding, refusal
-from kd_app.training.checks.subject import PASSES, Subject, right, swapped
+from kd_app.training.checks.subject import PASSES, Subject, swapped
 
 NORMALIZATIONS = {
     "ImageNet's": (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
@@ -143,7 +143,7 @@ def _normalizations(subject: Subject) -> Iterator[Other]:
                 f"Say mean {_said(pixels.mean)} and std {_said(pixels.std)} in the config.json of"
                 " its weights (name=local-dir:<folder>)."
             )
-            hits = right(subject.answer(subject.sample, pixels))
+            hits = subject.answer(subject.sample, pixels).hits
             yield Other("teacher-normalization", f"another normalization: {name}", mend, hits)
 
 
@@ -160,11 +160,8 @@ def _said(values: tuple[float, ...]) -> str:
 def _channels(subject: Subject) -> Iterator[Other]:
     assert subject.teacher is not None
     if subject.teacher.created.pixels.channels == 3 and subject.shop.data.channels == 3:
-        hits = right(
-            subject.answer(
-                [swapped(batch) for batch in subject.sample], subject.teacher.created.pixels
-            )
-        )
+        batches = [swapped(batch) for batch in subject.sample]
+        hits = subject.answer(batches, subject.teacher.created.pixels).hits
         mend = (
             "Swap the input channels of its first layer, or wrap it: it expects BGR where images"
             " are RGB."
@@ -180,7 +177,7 @@ def _crops(subject: Subject) -> Iterator[Other]:
     for crop in CROPS:
         if abs(crop - given.crop) > _CLOSE:
             pixels = replace(given, crop=crop)
-            hits = right(subject.answer(subject.batches(pixels, subject.images), pixels))
+            hits = subject.answer(subject.batches(pixels, subject.images), pixels).hits
             mend = (
                 f"Say crop_pct {crop:g} in the config.json of its weights"
                 " (name=local-dir:<folder>)."

@@ -15,7 +15,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from kd_app.config import Pixels, RequestError, Typed
 from kd_app.data.batch import Batch
-from kd_app.deployment.measure import Predictions, predict
+from kd_app.deployment.measure import predict
+from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.create import Created, create, expected_pixels
 from kd_app.training.role_jobs import teacher_job
@@ -161,13 +162,7 @@ class Subject:
     @cached_property
     def hits(self) -> Bool[np.ndarray, " images"]:
         """Where it is right."""
-        return right(self.answers)
-
-
-def right(answers: Predictions) -> Bool[np.ndarray, " images"]:
-    """Where the answer with the largest logit is the label."""
-    found: np.ndarray = answers.logits.argmax(axis=1) == answers.target
-    return found
+        return self.answers.hits
 
 
 def swapped(batch: Batch) -> Batch:

@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from kd_app.metrics.examples import Example, Why
-from kd_app.metrics.figures import figures
 from kd_app.metrics.knowledge import soft_labels
+from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.examples import write_examples
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import write_curves, write_predictions
+from tests.metrics.records import to_records
 from tests.reporting.runs_made import THREE, made, model
 
 CLASSES = (
@@ -52,11 +53,16 @@ def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int 
     """A finished run in `folder`."""
     folder.mkdir(parents=True)
     logits, target = answers(skill, images=images, classes=len(names), seed=seed)
-    measured = figures(logits, target, seed=0, confidence=0.95)
+    records = to_records(logits, target)
+    measured = measure_split(records, seed=0, confidence=0.95)
     split = "test" if test else "validation"
     judgment = (
         {
-            **vars(Verdict(metric="top1", margin=0.01, confidence=0.95).judge(logits, target)),
+            **vars(
+                Verdict(metric="top1", margin=0.01, confidence=0.95).judge(
+                    records["student"], records["teacher"]
+                )
+            ),
             "split": split,
         }
         if "teacher" in skill

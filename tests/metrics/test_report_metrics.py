@@ -3,14 +3,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from kd_app.metrics.cka import CKA
-from kd_app.metrics.figures import figures
+from kd_app.metrics.cka import compute_cka
+from kd_app.metrics.record import Predictions
+from kd_app.metrics.report_metrics import measure_split
+from tests.metrics.records import to_records
 
 MODEL = ("top1", "top5", "balanced_accuracy", "f1", "nll", "brier", "ece", "classwise_ece")
 Images = tuple[dict[str, np.ndarray], np.ndarray]
@@ -31,6 +32,10 @@ def made(skill: dict[str, float], n: int = 300, num_classes: int = 10, seed: int
     return found, target
 
 
+def measure(logits: dict[str, np.ndarray], target: np.ndarray, **settings: Any) -> dict[str, Any]:
+    return measure_split(to_records(logits, target), **settings)
+
+
 THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
 
 
@@ -41,7 +46,7 @@ def value(found: dict[str, Any], name: str) -> float:
 
 
 def test_the_keys_are_those_of_results_json() -> None:
-    found = figures(*made(THREE), seed=0, confidence=0.95)
+    found = measure(*made(THREE), seed=0, confidence=0.95)
     assert set(found) == {
         "num_images",
         "confidence",
@@ -70,22 +75,22 @@ def test_the_keys_are_those_of_results_json() -> None:
 
 def test_without_a_teacher_or_a_control_nothing_is_said_that_needs_it() -> None:
     logits, target = made(THREE)
-    alone = figures({"student": logits["student"]}, target, seed=0, confidence=0.95)
+    alone = measure({"student": logits["student"]}, target, seed=0, confidence=0.95)
     assert set(alone) == {"num_images", "confidence", "student", "gains", "per_class", "groups"}
     assert (alone["gains"], alone["per_class"]["negative_flips"], alone["groups"]) == ({}, [], {})
-    without_control = figures(
+    without_control = measure(
         {name: logits[name] for name in ("teacher", "student")}, target, seed=0, confidence=0.95
     )["pair"]
     assert {"retention", "agreement"} <= set(without_control)
     assert not {"gain", "gap_closed"} & set(without_control)
-    without_teacher = figures(
+    without_teacher = measure(
         {name: logits[name] for name in ("labels_only", "student")}, target, seed=0, confidence=0.95
     )["pair"]
     assert set(without_teacher) == {"gain", "gain_low", "gain_high"}
 
 
 def test_ratios_are_those_of_the_accuracies() -> None:
-    found = figures(*made(THREE), seed=0, confidence=0.95)
+    found = measure(*made(THREE), seed=0, confidence=0.95)
     teacher, control, student = (
         value(part, "top1") for part in (found["teacher"], found["labels_only"], found["student"])
     )
@@ -98,7 +103,7 @@ def test_ratios_are_those_of_the_accuracies() -> None:
 
 def test_the_interval_of_a_rate_is_wilsons() -> None:
     logits, target = made(THREE)
-    found = figures(logits, target, seed=0, confidence=0.9)["student"]
+    found = measure(logits, target, seed=0, confidence=0.9)["student"]
     expected = binomtest(
         int((logits["student"].argmax(1) == target).sum()), len(target)
     ).proportion_ci(0.9, method="wilson")
@@ -112,7 +117,7 @@ def test_the_interval_of_retention_is_that_of_a_plain_bootstrap_loop() -> None:
     for _ in range(3000):
         chosen = rng.integers(200, size=200)
         ratios.append(right["student"][chosen].mean() / right["teacher"][chosen].mean())
-    found = figures(logits, target, seed=0, confidence=0.95)["pair"]
+    found = measure(logits, target, seed=0, confidence=0.95)["pair"]
     assert (found["retention_low"], found["retention_high"]) == pytest.approx(
         np.quantile(ratios, [0.025, 0.975]), abs=0.012
     )
@@ -136,7 +141,7 @@ def test_the_intervals_of_f1_and_brier_are_those_of_a_plain_bootstrap_loop() -> 
             )
         )
         brier.append(squares[rows].mean())
-    found = figures(logits, target, seed=0, confidence=0.95)["student"]
+    found = measure(logits, target, seed=0, confidence=0.95)["student"]
     assert (found["f1_low"], found["f1_high"]) == pytest.approx(
         np.quantile(f1, [0.025, 0.975]), abs=0.02
     )
@@ -149,7 +154,7 @@ def test_every_control_has_its_figures_and_its_gain_and_only_labels_only_closes_
     logits, target = made(
         {"teacher": 3.0, "smoothed": 1.5, "labels_only": 1.0, "shuffled": 1.2, "student": 2.0}
     )
-    found = figures(logits, target, seed=0, confidence=0.95)
+    found = measure(logits, target, seed=0, confidence=0.95)
     assert list(found["gains"]) == ["smoothed", "labels_only", "shuffled"]
     for control, gain in found["gains"].items():
         assert gain["value"] == pytest.approx(found["student"]["top1"] - found[control]["top1"])
@@ -160,7 +165,7 @@ def test_every_control_has_its_figures_and_its_gain_and_only_labels_only_closes_
         "low": pair["gain_low"],
         "high": pair["gain_high"],
     }
-    assert found == {**figures({name: logits[name] for name in THREE}, target, seed=0, confidence=0.95), **{
+    assert found == {**measure({name: logits[name] for name in THREE}, target, seed=0, confidence=0.95), **{
         key: found[key] for key in ("smoothed", "shuffled", "gains", "per_class")
     }}  # fmt: skip
     assert set(found["per_class"]["accuracy"]) == set(found["per_class"]["f1"]) == set(logits)
@@ -169,7 +174,7 @@ def test_every_control_has_its_figures_and_its_gain_and_only_labels_only_closes_
 def test_what_an_average_hides_is_there_by_class() -> None:
     logits, target = made(THREE, n=400, num_classes=5)
     target[target == 3] = 2
-    found = figures(logits, target, seed=0, confidence=0.95)
+    found = measure(logits, target, seed=0, confidence=0.95)
     by_class = found["per_class"]
     assert by_class["support"] == np.bincount(target, minlength=5).tolist()
     assert by_class["accuracy"]["student"][3] is None
@@ -196,10 +201,10 @@ def test_a_group_has_the_figures_of_its_images_alone() -> None:
         .choice(["", "north", "south"], p=[0.2, 0.3, 0.5], size=200)
         .tolist()
     )
-    found = figures(logits, target, seed=0, confidence=0.95, group=group)["groups"]
+    found = measure(logits, target, seed=0, confidence=0.95, group=group)["groups"]
     assert list(found) == ["south", "north"]
     rows = np.array(group) == "north"
-    alone = figures(
+    alone = measure(
         {name: z[rows] for name, z in logits.items()}, target[rows], seed=0, confidence=0.95
     )
     assert found["north"]["num_images"] == rows.sum()
@@ -214,7 +219,7 @@ def test_a_group_has_the_figures_of_its_images_alone() -> None:
 def test_of_many_groups_the_hundred_largest_are_listed() -> None:
     logits, target = made({"student": 2.0}, n=500)
     group = [f"patient {number % 160 if number < 320 else number % 40}" for number in range(500)]
-    found = figures(logits, target, seed=0, confidence=0.95, group=group)["groups"]
+    found = measure(logits, target, seed=0, confidence=0.95, group=group)["groups"]
     assert len(found) == 100
     assert min(each["num_images"] for each in found.values()) >= 2
     assert {f"patient {number}" for number in range(40)} <= set(found)
@@ -227,11 +232,14 @@ def test_embeddings_are_compared_where_they_are_given() -> None:
         np.random.default_rng(width).standard_normal((30, width)).astype(np.float32)
         for width in (4, 7)
     )
-    metric = CKA(4, 7)
-    metric.update(torch.from_numpy(first), torch.from_numpy(second))
-    found = figures(logits, target, seed=0, confidence=0.95, embeddings=(first, second))["pair"]
-    assert found["cka"] == float(metric.compute())
-    assert figures(logits, target, seed=0, confidence=0.95)["pair"]["cka"] is None
+    records = to_records(logits, target)
+    for name, embedding in (("student", first), ("teacher", second)):
+        records[name] = Predictions(
+            np.arange(60), target, logits[name], embedding, np.arange(0, 60, 2)
+        )
+    found = measure_split(records, seed=0, confidence=0.95)["pair"]
+    assert found["cka"] == compute_cka(first, second)
+    assert measure(logits, target, seed=0, confidence=0.95)["pair"]["cka"] is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -244,7 +252,7 @@ def test_embeddings_are_compared_where_they_are_given() -> None:
 def test_every_interval_holds_its_point_however_few_the_images(
     seed: int, n: int, num_classes: int, confidence: float
 ) -> None:
-    found = figures(*made(THREE, n, num_classes, seed), seed=0, confidence=confidence)
+    found = measure(*made(THREE, n, num_classes, seed), seed=0, confidence=confidence)
     for part in (found["teacher"], found["labels_only"], found["student"], found["pair"]):
         for name in [key for key in part if not key.endswith(("_low", "_high"))]:
             low, point, high = (part[key] for key in (f"{name}_low", name, f"{name}_high"))
@@ -256,7 +264,7 @@ def test_every_interval_holds_its_point_however_few_the_images(
 
 def test_a_student_that_is_its_teacher_retains_exactly_all() -> None:
     logits, target = made({"teacher": 2.0, "labels_only": 1.0})
-    found = figures({**logits, "student": logits["teacher"]}, target, seed=0, confidence=0.95)[
+    found = measure({**logits, "student": logits["teacher"]}, target, seed=0, confidence=0.95)[
         "pair"
     ]
     assert [found[f"retention{end}"] for end in ("", "_low", "_high")] == [1, 1, 1]
@@ -268,7 +276,7 @@ def test_a_student_that_is_its_teacher_retains_exactly_all() -> None:
 def test_gap_closed_is_undefined_where_the_teacher_is_not_measurably_better_than_the_control(
     teacher: float,
 ) -> None:
-    found = figures(
+    found = measure(
         *made({"teacher": teacher, "labels_only": 1.0, "student": 1.5}), seed=0, confidence=0.95
     )["pair"]
     assert [found[f"gap_closed{end}"] for end in ("", "_low", "_high")] == [None, None, None]
@@ -277,12 +285,12 @@ def test_gap_closed_is_undefined_where_the_teacher_is_not_measurably_better_than
 
 def test_retention_of_a_teacher_that_is_never_right_is_undefined() -> None:
     logits, target = made({"teacher": -50.0, "student": 2.0})
-    assert figures(logits, target, seed=0, confidence=0.95)["pair"]["retention"] is None
+    assert measure(logits, target, seed=0, confidence=0.95)["pair"]["retention"] is None
 
 
 def test_a_diverged_student_gives_nulls_not_nans() -> None:
     logits, target = made({"teacher": 2.0, "student": 2.0})
-    found = figures(
+    found = measure(
         {**logits, "student": np.full_like(logits["student"], np.nan)},
         target,
         seed=0,
@@ -304,9 +312,9 @@ def test_a_diverged_student_gives_nulls_not_nans() -> None:
 
 def test_equal_seeds_give_equal_figures_and_the_order_of_the_images_does_not_move_a_point() -> None:
     logits, target = made(THREE)
-    one = figures(logits, target, seed=0, confidence=0.95)
-    assert figures(logits, target, seed=0, confidence=0.95) == one
-    turned = figures(
+    one = measure(logits, target, seed=0, confidence=0.95)
+    assert measure(logits, target, seed=0, confidence=0.95) == one
+    turned = measure(
         {name: z[::-1].copy() for name, z in logits.items()},
         target[::-1].copy(),
         seed=0,
@@ -328,7 +336,7 @@ def test_the_interval_of_the_calibration_error_holds_it_though_the_estimate_is_t
         p = rng.uniform(0.5, 1, size=400)
         logits = sharpness * np.stack([np.log(p), np.log1p(-p)], axis=1).astype(np.float32)
         target = (rng.random(400) > p).astype(np.int64)
-        found = figures({"student": logits}, target, seed=trial, confidence=0.95)["student"]
+        found = measure({"student": logits}, target, seed=trial, confidence=0.95)["student"]
         held += value(found, "ece_low") <= error <= value(found, "ece_high")
     assert held / 40 >= 0.85
 
@@ -338,7 +346,7 @@ def test_read_only_half_precision_logits_as_from_a_memory_map_are_fine() -> None
     frozen = {name: z.astype(np.float16) for name, z in logits.items()}
     for z in frozen.values():
         z.setflags(write=False)
-    found = figures(frozen, target, seed=0, confidence=0.95)
-    assert found == figures(
+    found = measure(frozen, target, seed=0, confidence=0.95)
+    assert found == measure(
         {name: z.astype(np.float32) for name, z in frozen.items()}, target, seed=0, confidence=0.95
     )

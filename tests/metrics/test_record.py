@@ -1,0 +1,64 @@
+"""What one model said of each image."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kd_app.metrics.record import Predictions, Record, match_embeddings, sort_by_class
+
+INDEX = np.array([3, 0, 2, 1])
+TARGET = np.array([1, 0, 1, 0])
+LOGITS = np.array([[0, 2], [0, 2], [1, 1], [1, 1]], dtype=np.float32)
+
+
+def test_predictions_are_a_record() -> None:
+    record: Record = Predictions(INDEX, TARGET, LOGITS)
+    assert record.hits.tolist() == [True, False, False, True]
+
+
+def test_a_record_is_sorted_by_the_numbers_of_its_images() -> None:
+    found = Predictions(INDEX, TARGET, LOGITS).sorted()
+    assert found.index.tolist() == [0, 1, 2, 3]
+    assert found.target.tolist() == [0, 0, 1, 1]
+    assert found.hits.tolist() == [False, True, False, True]
+
+
+def test_taken_images_keep_their_embeddings() -> None:
+    embedding = np.array([[10.0], [12.0]], dtype=np.float32)
+    record = Predictions(INDEX, TARGET, LOGITS, embedding, np.array([0, 2]))
+    found = record.take(np.array([2, 1, 0]))
+    assert found.index.tolist() == [2, 0, 3]
+    assert found.kept is not None
+    assert found.embedding is not None
+    assert found.kept.tolist() == [0, 2]
+    assert found.embedding.tolist() == [[12.0], [10.0]]
+
+
+def test_a_record_comes_back_from_its_folder_without_what_was_computed_from_it(
+    tmp_path: Path,
+) -> None:
+    record = Predictions(INDEX, TARGET, LOGITS)
+    assert record.hits.any()
+    record.save(tmp_path)
+    found = Predictions.load(tmp_path)
+    assert set(vars(found)) == {"index", "target", "logits", "embedding", "kept"}
+    np.testing.assert_array_equal(found.logits, LOGITS)
+
+
+def test_scores_are_computed_once() -> None:
+    record = Predictions(INDEX, TARGET, LOGITS)
+    assert record.scores is record.scores
+
+
+def test_images_of_a_class_keep_their_order() -> None:
+    assert sort_by_class(Predictions(INDEX, TARGET, LOGITS)).tolist() == [1, 3, 0, 2]
+
+
+@pytest.mark.parametrize("kept", [None, np.array([1, 3])])
+def test_embeddings_are_matched_by_image(kept: np.ndarray | None) -> None:
+    embedding = None if kept is None else np.array([[1.0], [3.0]], dtype=np.float32)
+    first = Predictions(INDEX, TARGET, LOGITS, embedding, kept)
+    second = Predictions(INDEX, TARGET, LOGITS, np.zeros((1, 2), np.float32), np.array([3]))
+    pair = match_embeddings(first, second)
+    assert pair is None if kept is None else pair is not None and pair[0].tolist() == [[3.0]]
