@@ -68,8 +68,8 @@ def job(**changes: Any) -> TrainingJob:
     return replace(TrainingJob("student", model(), GRAY, RECIPE), **changes)
 
 
-def teacher(folder: Path, **changes: Any) -> Teacher:
-    request = model(None, role="teacher", checkpoint=teacher_folder(folder))
+def teacher(place: Path, **changes: Any) -> Teacher:
+    request = model(None, role="teacher", checkpoint=teacher_folder(place))
     return replace(Teacher(request, create(request, GRAY, 10, seed=0)), **changes)
 
 
