@@ -86,7 +86,7 @@ def line(name: str, costs: Sequence[Cost]) -> str:
     """The term's line of the table."""
     term: LossTerm = make(name)
     theirs = _listed(term.teacher_reads) if term.needs_teacher else "nothing"
-    marks = ["yes" if known else "no" for known in (reads_labels(name), term.whole_batch)]
+    marks = ["yes" if known else "no" for known in (reads_labels(name), term.needs_global_batch)]
     times = [f"{cost.ratio:.2f}" if cost.ratio is not None else "no" for cost in costs]
     return f"| {' | '.join([f'[`{name}`](#{name})', term.level, _listed(term.reads), theirs, *marks, *times])} |"
 

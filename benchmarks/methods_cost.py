@@ -116,7 +116,9 @@ class Training:
                     self.teacher(few),
                     torch.arange(IMAGES),
                 )
-        self.student = self.terms.deployed(student).to(memory_format=torch.channels_last).train()
+        self.student = (
+            self.terms.wrap_student(student).to(memory_format=torch.channels_last).train()
+        )
         self.taps = Taps(self.student, self.terms.reads)
         trained = {
             id(p): p

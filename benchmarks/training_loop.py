@@ -22,7 +22,6 @@ from benchmarks.bare_loop import BareLoop
 from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
 from kd_app.models.create import create
-from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import Stages
 from kd_app.training.callbacks import Keep, Progress
@@ -32,6 +31,7 @@ from kd_app.training.job import Teacher
 from kd_app.training.module import Distillation
 from kd_app.training.parts import Parts, parts
 from kd_app.training.role_jobs import student_job
+from kd_app.training.teacher_source import LiveTeacher
 from kd_app.training.workshop import Workshop
 
 TARGET = 0.97
@@ -102,7 +102,7 @@ def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
         created = create(job.model, job.input, 10, seed=0)
         data.bind(job.input, order_seed=number)
         module: Distillation = build(job, created, data, shop.parts.trainer)
-        assert isinstance(module.teacher, FrozenTeacher)
+        assert isinstance(module.teacher, LiveTeacher)
         clock = Clock(skip)
         callbacks = [Progress("student", Console(silent=True)), Keep(folder, minutes=5), clock]
         trainer = shop.parts.trainer.make(

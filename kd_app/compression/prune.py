@@ -312,7 +312,7 @@ class Prune(Step):
         )
         model.eval().zero_grad(set_to_none=True)
         for batch in shop.data.sample("train", pixels, self.images):
-            module.losses(module.prepared(batch))[0].backward()
+            module.compute_losses(module.prepare_batch(batch))[0].backward()
         for parameter in model.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

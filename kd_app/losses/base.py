@@ -34,10 +34,15 @@ class LossTerm(Typed, nn.Module):
     where none has, still joined to the graph. Every other term is the mean over all
     images.
     """
-    whole_batch: ClassVar[bool] = False
+    needs_global_batch: ClassVar[bool] = False
     """Where it compares images with each other: it is given the images of all ranks
     then, so that two ranks of 32 images say what one of 64 says. A term that is a mean
     over images leaves it False.
+    """
+
+    label_temperature: float | None = None
+    """The temperature at which the term softens class probabilities, set in ``__init__``;
+    None if it softens none, or at several temperatures or a learned one.
     """
 
     images: Int64[Tensor, " images"] | None = None
@@ -65,7 +70,7 @@ class LossTerm(Typed, nn.Module):
         terms can. The default has no adapter.
         """
 
-    def deployed(self, student: nn.Module) -> nn.Module:
+    def wrap_student(self, student: nn.Module) -> nn.Module:
         """The model that is trained, validated and shipped: the student itself, unless
         an adapter of the term is a part of it. After `build`.
         """

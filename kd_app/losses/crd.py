@@ -43,7 +43,7 @@ class CRD(LossTerm):
 
     level: ClassVar[Level] = "relation"
     reads: frozenset[str] = frozenset({"embedding"})
-    whole_batch: ClassVar[bool] = True
+    needs_global_batch: ClassVar[bool] = True
 
     embed_s: nn.Linear
     embed_t: nn.Linear

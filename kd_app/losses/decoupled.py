@@ -36,6 +36,7 @@ class Decoupled(LogitTerm):
     ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
+        self.label_temperature = temperature
         self.alpha = alpha
         self.beta = beta
 

@@ -27,7 +27,7 @@ class DIST(LogitTerm):
     Teacher", NeurIPS 2022, arXiv 2205.10536.
     """
 
-    whole_batch: ClassVar[bool] = True
+    needs_global_batch: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class DIST(LogitTerm):
     ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
+        self.label_temperature = temperature
         self.beta = beta
         self.gamma = gamma
 

@@ -27,7 +27,7 @@ class MultiLevel(LogitTerm):
     one, and drops two sums; none of that is here.
     """
 
-    whole_batch: ClassVar[bool] = True
+    needs_global_batch: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class NKD(LogitTerm):
     ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
+        self.label_temperature = temperature
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:

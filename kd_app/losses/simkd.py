@@ -72,7 +72,7 @@ class SimKD(LossTerm):
             relu=bool((theirs >= 0).all()),
         ).to(ours.device)
 
-    def deployed(self, student: nn.Module) -> nn.Module:
+    def wrap_student(self, student: nn.Module) -> nn.Module:
         """The student with projector and classifier. Raises `RequestError` for one that
         is not of timm's kind.
         """

@@ -27,6 +27,7 @@ class SoftTarget(LogitTerm):
     ) -> None:
         super().__init__(standardize=standardize)
         self.temperature = temperature
+        self.label_temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch; 0 when both models give the same probabilities."""

@@ -29,6 +29,7 @@ class SoftToken(TwoHeads):
     ) -> None:
         super().__init__(label=label)
         self.temperature = temperature
+        self.label_temperature = temperature
         self._answers = SoftTarget(temperature=temperature, standardize=False)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:

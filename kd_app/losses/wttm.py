@@ -22,6 +22,7 @@ class WTTM(LogitTerm):
     def __init__(self, *, power: Power, standardize: bool) -> None:
         super().__init__(standardize=standardize)
         self.power = power
+        self.label_temperature = 1 / power
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch."""

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class ControlSettings(Typed, called="controls"):
     loss: its loss terms. student: another net than the student's. as_long: for as many
     epochs as the student's training takes in wall time. entropy_at: the smoothing of
     its cross_entropy makes a label's entropy the teacher's mean entropy at this
-    temperature. shuffled: the teacher is shown another image of the same class in the
+    temperature ('auto': that of the student's first term with a `label_temperature`,
+    else 1). shuffled: the teacher is shown another image of the same class in the
     place of each.
     """
 
@@ -41,7 +42,7 @@ class ControlSettings(Typed, called="controls"):
         loss: Config,
         student: Config | None = None,
         as_long: StrictBool = False,
-        entropy_at: Annotated[float, Field(ge=0.01, le=1000)] | None = None,
+        entropy_at: Annotated[float, Field(ge=0.01, le=1000)] | Literal["auto"] | None = None,
         shuffled: StrictBool = False,
     ) -> None:
         self.loss = loss

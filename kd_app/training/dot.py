@@ -85,7 +85,7 @@ class TwoMomenta(torch.optim.Optimizer):
     gradient, m the momentum, d `delta`, w the weight decay; both v are 0 at first.
 
     With d = 0 it is SGD with momentum; so it is, with m, in steps before which
-    `keep_apart` was not called. Zhao et al., "DOT: A Distillation-Oriented Trainer",
+    `split_gradients` was not called. Zhao et al., "DOT: A Distillation-Oriented Trainer",
     ICCV 2023, arXiv 2307.08436.
     """
 
@@ -95,24 +95,26 @@ class TwoMomenta(torch.optim.Optimizer):
         )
         self._apart: dict[Tensor, Tensor] | None = None
 
-    def keep_apart(self, loss: Tensor) -> None:
-        """Add the gradient of `loss`, a part of the loss whose gradient is added up in
-        ``.grad``, to g_l of the next step. Its graph is left.
+    def split_gradients(self, label_loss: Tensor) -> None:
+        """Add the gradient of `label_loss`, a part of the loss whose gradient is added up
+        in ``.grad``, to g_l of the next step. Its graph stays.
         """
         parameters = self._parameters()
         apart = self._apart or {}
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            label_loss, parameters, retain_graph=True, allow_unused=True
+        )
         for p, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 apart[p] = apart[p] + gradient if p in apart else gradient
         self._apart = apart
 
-    def clip(self, largest: float) -> None:
+    def clip_gradients(self, max_norm: float) -> None:
         """Scale the gradient, and the part of it that is kept apart, so that the norm
-        of the whole is at most `largest`.
+        of the whole is at most `max_norm`.
         """
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        scale = (largest / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+        scale = (max_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
         for gradient in (*gradients, *(self._apart or {}).values()):
             gradient.mul_(scale)
 

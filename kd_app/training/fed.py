@@ -7,13 +7,13 @@ from typing import Literal
 
 from kd_app.config import RequestError
 from kd_app.data.base import RunData, require
-from kd_app.training.terms import WeightedTerms
+from kd_app.training.loss import DistillationLoss
 
 
 def check_fed(
     data: RunData,
     answers: Literal["live", "stored"],
-    taught: Mapping[str, WeightedTerms],
+    taught: Mapping[str, DistillationLoss],
     shuffled: Iterable[str],
 ) -> None:
     """Refuse what does not go together (`RequestError`).
@@ -38,7 +38,7 @@ def check_fed(
         )
 
 
-def _check_stored(taught: Mapping[str, WeightedTerms]) -> None:
+def _check_stored(taught: Mapping[str, DistillationLoss]) -> None:
     for role, terms in taught.items():
         for name, term in terms.chosen.items():
             more = sorted(term.reads - {"logits"}) if term.needs_teacher else []

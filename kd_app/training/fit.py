@@ -22,7 +22,6 @@ from kd_app.config import RequestError
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.metrics.record import Predictions
 from kd_app.models.create import Created, create
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
@@ -33,11 +32,12 @@ from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
 from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNotFinite, Stopped
 from kd_app.training.curves import FILE, CurveLogger, forget_after
-from kd_app.training.job import TrainingJob
-from kd_app.training.module import NOT_FINITE, Answers, Distillation
+from kd_app.training.job import Teacher, TrainingJob
+from kd_app.training.loss import DistillationLoss
+from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.ranks.agreement import Agreement
-from kd_app.training.stored import StoredAnswers
-from kd_app.training.terms import WeightedTerms
+from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
+from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
 from kd_app.training.trainer import PROFILE, TrainerSettings
 
 MODEL = "model"
@@ -219,7 +219,7 @@ def build(
             members=terms.member_reads,
         )
     _adapt(terms, created, teacher, data, job.recipe.seed)
-    student = terms.deployed(created.model)
+    student = terms.wrap_student(created.model)
     if decay is not None and student is not created.model:
         raise RequestError(
             "teacher=ema averages the student, and the loss makes another net of it (simkd). Leave"
@@ -229,36 +229,42 @@ def build(
     for each in (student, teacher):
         if each is not None:
             each.to(memory_format=memory_format)
-    cached = StoredAnswers.load(source.cached_logits) if source and source.cached_logits else None
     return Distillation(
         student,
-        terms=terms,
-        teacher=None if cached else teacher,
+        loss=terms,
+        teacher=_build_source(source, teacher) if source and teacher else None,
         pixels=job.input,
         num_classes=len(data.classes),
         optimizer=job.recipe.make_optimizer(),
         schedule=job.recipe.make_schedule(),
-        seed=job.recipe.seed,
         from_random=not job.model.origin.has_weights,
-        answers=_load_answers(source.validation_logits)
+        validation_logits=TeacherLogits.load(source.validation_logits)
         if source and source.validation_logits
         else None,
-        channels_last=settings.channels_last,
-        log_every=settings.log_every,
-        gradient_share=settings.gradient_share,
-        skips=settings.on_nan == "skip",
-        stored=cached,
-        decay=decay,
+        options=StepOptions(
+            seed=job.recipe.seed,
+            channels_last=settings.channels_last,
+            log_every=settings.log_every,
+            gradient_share=settings.gradient_share,
+            skip_nonfinite=settings.on_nan == "skip",
+        ),
     )
 
 
-def _load_answers(folder: Path) -> Answers:
-    predictions = Predictions.load(folder).sorted()
-    return Answers(torch.from_numpy(predictions.index), torch.from_numpy(predictions.logits))
+def _build_source(teacher: Teacher, frozen: FrozenTeacher) -> TeacherSource:
+    if teacher.cached_logits is not None:
+        return CachedTeacher(CachedTeacherLogits.load(teacher.cached_logits))
+    if teacher.ema_decay is not None:
+        return StudentEma(frozen, decay=teacher.ema_decay)
+    return LiveTeacher(frozen)
 
 
 def _adapt(
-    terms: WeightedTerms, created: Created, teacher: FrozenTeacher | None, data: RunData, seed: int
+    terms: DistillationLoss,
+    created: Created,
+    teacher: FrozenTeacher | None,
+    data: RunData,
+    seed: int,
 ) -> None:
     """Measure both models on a few real images and let the terms build their adapters
     from what they saw.

@@ -18,8 +18,8 @@ from kd_app.losses.base import LossTerm
 from kd_app.models.composed import OwnAverage
 from kd_app.models.create import Created, create
 from kd_app.models.request import ModelRequest
+from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer
-from kd_app.training.terms import WeightedTerms
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
@@ -46,7 +46,7 @@ class Recipe:
         return f"for {format_epochs(self.max_epochs)} on {' + '.join(self.loss)}"
 
     @cached_property
-    def _loss(self) -> WeightedTerms:
+    def _loss(self) -> DistillationLoss:
         # Built once to answer questions about the loss. It is never trained.
         return self.terms()
 
@@ -65,7 +65,12 @@ class Recipe:
         """The weight of each loss term."""
         return self._loss.weights
 
-    def terms(self) -> WeightedTerms:
+    @property
+    def label_temperatures(self) -> list[float]:
+        """The temperatures of the loss terms that soften class probabilities."""
+        return self._loss.label_temperatures
+
+    def terms(self) -> DistillationLoss:
         """Fresh terms, without adapters yet."""
         parts = {
             name: {k: v for k, v in node.items() if k not in _OF_THE_SUM}
@@ -82,7 +87,7 @@ class Recipe:
             for name, node in self.loss.items()
             if node.get("teacher") is not None
         }
-        return WeightedTerms(
+        return DistillationLoss(
             {name: make(part, LossTerm) for name, part in parts.items()},
             weights,
             schedules,

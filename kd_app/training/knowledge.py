@@ -15,11 +15,7 @@ def knowledge(shop: Workshop, teacher: Predictions, split: str) -> dict[str, Any
     """The teacher's soft labels on the images of `split`, as results.json tells of
     them.
     """
-    taught = [
-        float(node["temperature"])
-        for node in shop.parts.recipe.loss.values()
-        if "temperature" in node
-    ]
+    taught = shop.parts.recipe.label_temperatures
     found = soft_labels(teacher.logits, teacher.target, taught=taught)
     plain, *softened = (_named(each, shop.classes) for each in found["alike"])
     return {

@@ -1,16 +1,26 @@
 """The optimizer, by any of timm's names, and the schedule of its learning rate."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import timm.optim
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
-from torch import nn
+from torch import Tensor, nn
 
 from kd_app.config import RequestError, Typed, unknown
 from kd_app.config.schedule import Constant, Cosine, Linear, MultiStep, Ramp, Schedule, Share
 
-__all__ = ["Constant", "Cosine", "Linear", "MultiStep", "Optimizer", "Ramp", "Schedule", "Trained"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Linear",
+    "MultiStep",
+    "Optimizer",
+    "Ramp",
+    "Schedule",
+    "SplitsGradients",
+    "Trained",
+]
 _TAKES_FUSED = {"adam", "adamw", "sgd", "momentum"}
 
 
@@ -110,3 +120,20 @@ class Trained(nn.ModuleDict):
             if hasattr(part, "no_weight_decay")
             for name in part.no_weight_decay()
         }
+
+
+@runtime_checkable
+class SplitsGradients(Protocol):
+    """A torch optimizer that treats the gradient of the label terms apart from that of
+    the others.
+    """
+
+    def split_gradients(self, label_loss: Tensor) -> None:
+        """Take the gradient of `label_loss`, a part of the loss, before the backward pass
+        through the whole loss; its graph must stay.
+        """
+
+    def clip_gradients(self, max_norm: float) -> None:
+        """Scale the whole gradient to a norm of at most `max_norm`, and its parts with
+        it.
+        """

@@ -240,7 +240,11 @@ def _control(name: str, node: Config, student: Recipe) -> Control:
         ),
         named=named,
         as_long=settings.as_long,
-        entropy_at=settings.entropy_at,
+        entropy_at=(
+            next(iter(student.label_temperatures), 1.0)
+            if settings.entropy_at == "auto"
+            else settings.entropy_at
+        ),
         shuffled=settings.shuffled,
     )
 

@@ -16,7 +16,7 @@ from kd_app.training.fit import build
 from kd_app.training.job import Recipe, Teacher, TrainingJob
 from kd_app.training.pace import FILE as EPOCHS
 from kd_app.training.pace import as_long
-from kd_app.training.stored import STORED, store
+from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
 from kd_app.training.workshop import Member, Workshop
 
 
@@ -142,10 +142,10 @@ def _cache_logits(workspace: Workshop, teacher: Member, student_input: Pixels) -
         "say": workspace.console.line,
     }
     return workspace.make(
-        STORED,
+        CACHE_STAGE,
         config,
         inputs,
-        lambda folder: store(
+        lambda folder: cache_teacher_logits(
             teacher.created, replay, len(workspace.classes), student_input, folder, **place
         ),
     ).path

@@ -10,10 +10,10 @@ from kd_app.config import RequestError, unknown
 from kd_app.models.composed import Several
 from kd_app.models.outputs import Outputs
 from kd_app.models.request import ModelRequest
-from kd_app.training.terms import WeightedTerms
+from kd_app.training.loss import DistillationLoss
 
 
-def check_teacher(terms: WeightedTerms, teacher: ModelRequest | None, *, chained: bool) -> None:
+def check_teacher(terms: DistillationLoss, teacher: ModelRequest | None, *, chained: bool) -> None:
     """Refuse terms that need a teacher where there is none, or read one of several
     where it is none of them, or links of a chain stand between.
     """
@@ -35,7 +35,7 @@ def check_teacher(terms: WeightedTerms, teacher: ModelRequest | None, *, chained
 
 
 def check_answers(
-    trainings: Iterable[WeightedTerms], teacher: ModelRequest, num_classes: int
+    trainings: Iterable[DistillationLoss], teacher: ModelRequest, num_classes: int
 ) -> None:
     """Refuse terms that read the answers of a teacher which has none in the data's
     classes.
@@ -53,7 +53,7 @@ def check_answers(
                 )
 
 
-def check_classes(trainings: Iterable[WeightedTerms], num_classes: int) -> None:
+def check_classes(trainings: Iterable[DistillationLoss], num_classes: int) -> None:
     """Let the terms that read logits alone look at logits of so many classes; they
     refuse them where they can't.
     """

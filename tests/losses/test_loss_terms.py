@@ -15,7 +15,7 @@ import torch
 from kd_app.config import RequestError
 from kd_app.losses.base import Level, LossTerm
 from kd_app.models.outputs import Outputs
-from kd_app.training.terms import WeightedTerms
+from kd_app.training.loss import DistillationLoss
 from tests.losses.samples import (
     CLASSES,
     CONF,
@@ -174,7 +174,7 @@ def test_half_precision_outputs_give_what_the_same_rounded_numbers_give_in_singl
         labels(5),
     )
     single = [changed(outputs, torch.Tensor.float) for outputs in (ours, theirs)]
-    terms = WeightedTerms({name: built(name, *single)}, {name: 1.0})
+    terms = DistillationLoss({name: built(name, *single)}, {name: 1.0})
     torch.testing.assert_close(
         copy.deepcopy(terms)(ours, theirs, batch)[0], terms(*single, batch)[0], rtol=1e-6, atol=0
     )

@@ -21,7 +21,7 @@ def pooled(
 
 @pytest.mark.parametrize("name", ["sp", *POOLED, "dist", "multi_level"])
 def test_what_compares_images_is_given_those_of_all_ranks(name: str) -> None:
-    assert class_of(name).whole_batch
+    assert class_of(name).needs_global_batch
 
 
 @pytest.mark.parametrize("name", [name for name in TERMS if class_of(name).level == "relation"])

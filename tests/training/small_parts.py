@@ -1,6 +1,7 @@
 """A net, terms and a data module of nobody's in particular, for trainings of a moment."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -15,9 +16,10 @@ from kd_app.losses.cross_entropy import CrossEntropy
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
-from kd_app.training.module import Distillation
+from kd_app.training.loss import DistillationLoss
+from kd_app.training.module import Distillation, StepOptions
 from kd_app.training.optimizer import Constant, Optimizer, Schedule
-from kd_app.training.terms import WeightedTerms
+from kd_app.training.teacher_source import LiveTeacher
 
 CLASSES = 3
 PIXELS = Pixels(1, 6, 6, (0.0,), (1.0,))
@@ -84,14 +86,14 @@ class Given(LossTerm):
         return loss
 
 
-def terms(weight: float = 2.0, **more: LossTerm) -> WeightedTerms:
+def terms(weight: float = 2.0, **more: LossTerm) -> DistillationLoss:
     """Cross-entropy, soft targets times `weight`, and `more`."""
     chosen = {
         "cross_entropy": CrossEntropy(smoothing=0.0, class_weights=None),
         "soft_target": SoftTarget(temperature=4.0, standardize=False),
         **more,
     }
-    return WeightedTerms(
+    return DistillationLoss(
         chosen, {name: weight if name == "soft_target" else 1.0 for name in chosen}
     )
 
@@ -109,27 +111,30 @@ def optimizer(**changed: Any) -> Optimizer:
     return Optimizer(**{**plain, **changed})
 
 
+def frozen(model: nn.Module, reads: frozenset[str] = frozenset({"logits"})) -> FrozenTeacher:
+    return FrozenTeacher(model, reads=reads, pixels=PIXELS, sees=PIXELS)
+
+
 def distillation(
     student: nn.Module | None = None, teacher: nn.Module | None = None, **changed: Any
 ) -> Distillation:
-    """A module of `Net`s that learns from a net with other weights."""
-    chosen: WeightedTerms = changed.pop("terms", None) or terms()
-    held = FrozenTeacher(
-        teacher or seeded(lambda: Net(width=12), 1),
-        reads=chosen.teacher_reads,
-        pixels=PIXELS,
-        sees=PIXELS,
-    )
+    """A module of `Net`s that learns from a net with other weights; step options are
+    given by their names.
+    """
+    chosen: DistillationLoss = changed.pop("terms", None) or terms()
+    held = LiveTeacher(frozen(teacher or seeded(lambda: Net(width=12), 1), chosen.teacher_reads))
+    names = [each.name for each in fields(StepOptions) if each.name in changed]
+    options = {"log_every": 1, **{name: changed.pop(name) for name in names}}
     schedule: Schedule = changed.pop("schedule", None) or Constant(warmup=0.0)
     made = {
         "teacher": held,
         "num_classes": CLASSES,
         "optimizer": optimizer(),
         "schedule": schedule,
-        "log_every": 1,
+        "options": StepOptions(**options),
         **changed,
     }
-    return Distillation(student or seeded(Net), terms=chosen, **made)
+    return Distillation(student or seeded(Net), loss=chosen, **made)
 
 
 class Rows(pl.loggers.Logger):

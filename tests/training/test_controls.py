@@ -140,6 +140,22 @@ def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() 
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "temperature"),
+    [
+        (["loss.soft_target.temperature=2"], 2.0),
+        (["loss=[cross_entropy,nkd]", "loss.nkd.temperature=3"], 3.0),
+        (["loss=[cross_entropy,crd]"], 1.0),
+        (["controls.smoothed_labels.entropy_at=5"], 5.0),
+    ],
+)
+def test_labels_are_as_soft_as_the_teacher_at_the_temperature_of_the_students_term(
+    words: list[str], temperature: float
+) -> None:
+    spec = parts(composed("distill", ["controls=[smoothed_labels]", *words]))
+    assert spec.controls["smoothed_labels"].entropy_at == temperature
+
+
 LONG = (
     "logger=[]",
     "trainer=cpu",

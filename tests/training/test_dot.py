@@ -12,9 +12,9 @@ from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.training.dot import TwoMomenta
 from kd_app.training.fit import quiet
+from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import Distillation
 from kd_app.training.parts import parts
-from kd_app.training.terms import WeightedTerms
 from tests.training.made import gone_on, teacher_folder
 from tests.training.small_parts import OwnData, distillation, plain_trainer, terms
 
@@ -33,10 +33,10 @@ def walked(
         made.zero_grad()
         ours, theirs = losses(p, step)
         if apart:
-            made.keep_apart(ours)
+            made.split_gradients(ours)
         (ours + theirs).backward()
         if clip is not None:
-            made.clip(clip)
+            made.clip_gradients(clip)
         made.step()
     return p.detach()
 
@@ -93,7 +93,7 @@ class Made:
         return made
 
 
-def ended(delta: float, chosen: WeightedTerms | None = None, **more: Any) -> dict[str, Tensor]:
+def ended(delta: float, chosen: DistillationLoss | None = None, **more: Any) -> dict[str, Tensor]:
     module: Distillation = distillation(terms=chosen, optimizer=Made(delta))
     with quiet():
         plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
@@ -113,7 +113,7 @@ def test_in_a_training_the_labels_momentum_is_the_smaller_one(
     labels, teacher = terms(weight=0.0), terms(weight=1.0)
     teacher.weights["cross_entropy"] = 0.0
     for chosen, momentum in ((labels, 0.3), (teacher, 0.7)):
-        alone = WeightedTerms(chosen.chosen, chosen.weights)
+        alone = DistillationLoss(chosen.chosen, chosen.weights)
         module = distillation(terms=alone, optimizer=Made(0.0))
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=momentum)
         plain.param_groups[0]["initial_lr"] = 0.1

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from kd_app.config import RunError
 from kd_app.training.callbacks import SkipNotFinite
 from kd_app.training.fit import quiet
-from kd_app.training.module import Answers
+from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Cosine, Linear
-from kd_app.training.terms import WeightedTerms
 from tests.training.small_parts import (
     CLASSES,
     Given,
@@ -80,7 +79,8 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_that_are_logged_by_name() -> 
 
 
 def test_without_a_teacher_it_is_supervised_training() -> None:
-    alone = WeightedTerms({"cross_entropy": terms().terms["cross_entropy"]}, {"cross_entropy": 1.0})  # type: ignore[dict-item]
+    labels = terms().chosen["cross_entropy"]
+    alone = DistillationLoss({"cross_entropy": labels}, {"cross_entropy": 1.0})
     module = distillation(terms=alone)
     module.teacher = None
     losses = curve(fitted(module, max_epochs=6), "train/loss")
@@ -120,14 +120,11 @@ def test_the_student_trains_in_train_mode_after_a_validation_too() -> None:
 
 
 def test_the_teacher_is_neither_trained_nor_changed() -> None:
-    module = distillation(student=seeded(lambda: Net(drop=0.5)))
-    assert module.teacher is not None
-    before = deepcopy(module.teacher.model.state_dict())
+    teacher = seeded(lambda: Net(width=12), 1)
+    before = deepcopy(teacher.state_dict())
+    module = distillation(student=seeded(lambda: Net(drop=0.5)), teacher=teacher)
     fitted(module)
-    assert all(
-        torch.equal(tensor, before[name])
-        for name, tensor in module.teacher.model.state_dict().items()
-    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"student"}
 
 
@@ -245,7 +242,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_where_that_is_asked_
             )
 
     skip, weights = SkipNotFinite(), Weights()
-    module = distillation(terms=terms(wild=nan_at(5, 8)), log_every=log_every, skips=True)
+    module = distillation(terms=terms(wild=nan_at(5, 8)), log_every=log_every, skip_nonfinite=True)
     rows = fitted(module, callbacks=[skip, weights])
     assert skip.skipped == 2
     assert all(bool(each.isfinite().all()) for each in weights.after)
@@ -264,7 +261,12 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
     data = OwnData(shuffle=False)
     data.sets["train"].tensors[0][33] = float("nan")  # in an epoch's fifth batch
     skip = SkipNotFinite()
-    fitted(distillation(student, terms=terms(), skips=True), data, callbacks=[skip], max_epochs=1)
+    fitted(
+        distillation(student, terms=terms(), skip_nonfinite=True),
+        data,
+        callbacks=[skip],
+        max_epochs=1,
+    )
     assert skip.skipped == 1
     assert all(bool(tensor.isfinite().all()) for tensor in student.state_dict().values())
 
@@ -272,7 +274,8 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
 def test_an_epoch_of_which_most_is_skipped_ends_the_run() -> None:
     with pytest.raises(RunError, match="3 of 5 steps of epoch 2 had a gradient that is not finite"):
         fitted(
-            distillation(terms=terms(wild=nan_at(6, 7, 8)), skips=True), callbacks=[SkipNotFinite()]
+            distillation(terms=terms(wild=nan_at(6, 7, 8)), skip_nonfinite=True),
+            callbacks=[SkipNotFinite()],
         )
 
 
@@ -395,8 +398,3 @@ def test_a_step_draws_its_dropout_from_seed_and_position_alone() -> None:
 def test_a_training_without_an_end_is_refused() -> None:
     with pytest.raises(RunError, match="The schedule needs a number of epochs"):
         fitted(distillation(schedule=Linear(warmup=0.0, final=0.0)), max_epochs=-1, max_steps=3)
-
-
-def test_stored_answers_are_found_by_the_images_number() -> None:
-    answers = Answers(torch.tensor([2, 5, 9]), torch.tensor([[2.0], [5.0], [9.0]]))
-    assert answers.of(torch.tensor([9, 2, 2, 5])).flatten().tolist() == [9.0, 2.0, 2.0, 5.0]

@@ -175,7 +175,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     words: Callable[..., tuple[list[str], Path, str]],
 ) -> None:
     overrides, _, log = words("impatient", "trainer.checkpoint_minutes=60")
-    both = ((f"{MODULE}.training_step", 3), ("kd_app.training.terms:WeightedTerms.forward", 3))
+    both = ((f"{MODULE}.training_step", 3), ("kd_app.training.loss:DistillationLoss.forward", 3))
     assert distilled(overrides, log, *both, sign=signal.SIGINT) == 130
     assert "once more to stop at once" in Path(log).read_text()
     assert not list(Path(log).parent.rglob("last.ckpt"))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.config.schedule import Ramp
+from kd_app.training.loss import DistillationLoss
 from kd_app.training.parts import parts
-from kd_app.training.terms import WeightedTerms
 from tests.training.made import teacher_folder, trained
 from tests.training.small_parts import terms
-from tests.training.test_terms import answers, batch, student
+from tests.training.small_terms import answers, batch, student
 
 SHARE = st.floats(0, 1)
 
@@ -49,7 +49,7 @@ def test_a_ramp_that_ends_before_it_begins_is_refused() -> None:
 def test_a_term_counts_its_weight_times_what_its_schedule_says_at_that_moment() -> None:
     chosen = terms(weight=4.0)
     ramp = Ramp(first=0.5, last=0.0, begin=0.2, end=0.6, curve="linear")
-    scheduled = WeightedTerms(chosen.chosen, chosen.weights, {"soft_target": ramp})
+    scheduled = DistillationLoss(chosen.chosen, chosen.weights, {"soft_target": ramp})
     images = batch()
     own, teacher = answers(student(), images)
     for progress, weight in ((0.0, 2.0), (0.4, 1.0), (0.7, 0.0)):

@@ -20,12 +20,12 @@ from kd_app.models.create import Created, create
 from kd_app.reporting.console import Console
 from kd_app.training.callbacks import LAST
 from kd_app.training.checks.subject import Subject
+from kd_app.training.diagnostics import Fault, find_faults, gradient_norms
 from kd_app.training.fit import MODEL, fit, trained
 from kd_app.training.job import Teacher
 from kd_app.training.module import CHECKED_STEPS, Distillation
 from kd_app.training.plan import noise_seconds, steps_an_epoch
 from kd_app.training.role_jobs import draft_job
-from kd_app.training.terms import Fault
 
 _STEPS = 40
 _EPOCHS = 6
@@ -52,16 +52,16 @@ class Looking(Callback):
         assert isinstance(pl_module, Distillation)
         if not pl_module.is_checked(trainer.global_step):
             return
-        ready = replace(pl_module.prepared(batch), progress=pl_module.progress)
+        ready = replace(pl_module.prepare_batch(batch), progress=pl_module.progress)
         with trainer.precision_plugin.train_step_context():
-            total, values = pl_module.losses(ready)
+            total, values = pl_module.compute_losses(ready)
         self.faults.update(
             {
                 (fault.term, fault.kind): fault
-                for fault in pl_module.terms.faults(values, pl_module.student, ready)
+                for fault in find_faults(pl_module.loss, values, pl_module.student, ready)
             }
         )
-        self.norms.append(pl_module.terms.gradient_norms(values, pl_module.student))
+        self.norms.append(gradient_norms(pl_module.loss, values, pl_module.student))
         if self._first is None:
             self._first, self.before = ready, float(total.detach())
 
@@ -71,7 +71,7 @@ class Looking(Callback):
         assert self._first is not None
         pl_module.student.train()
         with torch.no_grad(), trainer.precision_plugin.train_step_context():
-            self.after = float(pl_module.losses(self._first)[0])
+            self.after = float(pl_module.compute_losses(self._first)[0])
 
     def shares(self) -> dict[str, float]:
         """Each term's mean share of the length of all gradients."""

@@ -21,7 +21,7 @@ class Likeness(LossTerm):
     """
 
     level = "output"
-    whole_batch = True
+    needs_global_batch = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""A teacher's stored answers: the student that they make is the one that the teacher
-makes, and no other view is answered by them.
+"""Cached teacher logits: they train the same student as the teacher itself, and serve no
+other view.
 """
 
 from pathlib import Path
@@ -12,13 +12,14 @@ import torch
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import composed
 from kd_app.data.batch import Batch
+from kd_app.metrics.record import Predictions
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import Stages, file_sha256
-from kd_app.training import stored
+from kd_app.training import teacher_cache
 from kd_app.training.parts import parts
 from kd_app.training.role_jobs import draft_job
-from kd_app.training.stored import StoredAnswers
+from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from kd_app.training.workshop import Workshop
 from tests.commands.call import call
 from tests.training.made import Trained, teacher_folder, trained
@@ -65,6 +66,17 @@ class Asked:
             return plain(teacher, image)
 
         monkeypatch.setattr(FrozenTeacher, "forward", forward)
+
+
+def test_logits_are_selected_by_image_number() -> None:
+    logits = TeacherLogits(torch.tensor([2, 5, 9]), torch.tensor([[2.0], [5.0], [9.0]]))
+    assert logits.select(torch.tensor([9, 2, 2, 5])).flatten().tolist() == [9.0, 2.0, 2.0, 5.0]
+
+
+def test_logits_of_predictions_are_sorted_by_image_number() -> None:
+    logits = np.array([[5.0], [2.0], [9.0]], np.float32)
+    predictions = Predictions(np.array([5, 2, 9]), np.array([0, 0, 0]), logits)
+    assert TeacherLogits.from_predictions(predictions).logits.flatten().tolist() == [2.0, 5.0, 9.0]
 
 
 def test_stored_answers_make_the_very_same_student_as_the_teacher_itself(
@@ -131,11 +143,11 @@ def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(
 
 def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
     trained(teacher, place, *STORED)
-    answers = StoredAnswers.load(files(place)[0].parent)
+    answers = CachedTeacherLogits.load(files(place)[0].parent)
     assert answers.logits.shape == (2, len(answers.index), 10)
     assert answers.logits.dtype == np.float32
     one, two = (
-        answers.of(
+        answers.select(
             Batch(
                 torch.zeros(3),
                 torch.zeros(3),
@@ -151,9 +163,9 @@ def test_each_view_has_its_own_answer(teacher: Path, place: Path) -> None:
 
 def test_a_control_that_pairs_images_reads_the_partners_answer(teacher: Path, place: Path) -> None:
     trained(teacher, place, *STORED)
-    answers = StoredAnswers.load(files(place)[0].parent)
+    answers = CachedTeacherLogits.load(files(place)[0].parent)
     index, other = (torch.from_numpy(answers.index[rows].copy()) for rows in ([0, 1], [8, 9]))
-    shown = answers.of(Batch(torch.zeros(2), torch.zeros(2), index, view=1, other_index=other))
+    shown = answers.select(Batch(torch.zeros(2), torch.zeros(2), index, view=1, other_index=other))
     assert torch.equal(shown, torch.from_numpy(answers.logits[1, [8, 9]]))
 
 
@@ -161,7 +173,7 @@ def test_an_interrupted_attempt_is_gone_on_with(
     teacher: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(teacher, place, *STORED)
-    monkeypatch.setattr(stored, "_SECURED", 2)
+    monkeypatch.setattr(teacher_cache, "_FLUSH_EVERY", 2)
     asked = Asked(monkeypatch)
     asked.ends_at = 9  # 6 batches are a view: 8 are secured, one was answered after them
     with pytest.raises(RunError):
@@ -181,7 +193,8 @@ def test_a_disk_without_place_for_them_is_said_before_the_teacher_is_asked(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "kd_app.training.stored.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})()
+        "kd_app.training.teacher_cache.shutil.disk_usage",
+        lambda _: type("Usage", (), {"free": 1000})(),
     )
     asked = Asked(monkeypatch)
     with pytest.raises(RunError, match=r"2 views of 1,295 images take .* lower data\.views"):

@@ -1,0 +1,43 @@
+"""The losses since the last point of the curves."""
+
+import math
+
+import torch
+
+from kd_app.training.loss_window import LossWindow
+
+
+def window(*losses: float) -> LossWindow:
+    """Batches of two images whose first term is the loss and whose second is 1."""
+    made = LossWindow(["first", "second"])
+    for number, loss in enumerate(losses):
+        value = torch.tensor(loss)
+        made.append(
+            value, {"first": value, "second": torch.tensor(1.0)}, torch.tensor([number, -1])
+        )
+    return made
+
+
+def test_means_leave_out_batches_that_are_not_finite() -> None:
+    assert window(1.0, 3.0).finite_means() == {"loss": 2.0, "first": 2.0, "second": 1.0}
+    assert window(1.0, math.nan).finite_means() == {"loss": 1.0, "first": 1.0, "second": 1.0}
+    assert window(math.inf).finite_means() == {}
+
+
+def test_the_first_term_that_broke_is_named_with_the_numbered_images_of_its_batch() -> None:
+    broken = window(1.0, math.nan, math.inf, 1.0).first_nonfinite()
+    assert (broken.term, broken.batches_after, broken.images) == ("first", 2, [1])
+
+
+def test_an_empty_window_is_finite() -> None:
+    assert window().is_finite()
+    assert window(1.0).is_finite()
+    assert not window(1.0, math.nan).is_finite()
+
+
+def test_a_restored_window_has_the_same_means() -> None:
+    saved, restored = window(1.0, 5.0), window()
+    restored.load_state_dict(saved.state_dict(), torch.device("cpu"))
+    saved.clear()
+    assert (len(saved), len(restored)) == (0, 2)
+    assert restored.finite_means()["loss"] == 3.0

@@ -1,0 +1,150 @@
+"""Teacher sources: a model that runs, a cache, or an average of the student."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_app.config import RequestError
+from kd_app.config.compose import composed
+from kd_app.data.batch import Batch
+from kd_app.training.fit import quiet
+from kd_app.training.module import Distillation
+from kd_app.training.parts import parts
+from kd_app.training.teacher_cache import CachedTeacherLogits
+from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma
+from tests.training.made import gone_on
+from tests.training.small_parts import Net, OwnData, distillation, frozen, plain_trainer, seeded
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(image: Tensor, **more: Any) -> Batch:
+    return Batch(image, torch.zeros(4, dtype=torch.long), torch.arange(4), **more)
+
+
+def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
+    model = seeded(Net)
+    source = LiveTeacher(frozen(model))
+    own, other = images(0), images(1)
+    torch.testing.assert_close(source.outputs(batch(own)).logits, model(own))
+    torch.testing.assert_close(source.outputs(batch(own, other=other)).logits, model(other))
+
+
+def test_a_cached_teacher_returns_the_logits_of_the_view() -> None:
+    logits = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
+    source = CachedTeacher(CachedTeacherLogits(np.arange(4), logits))
+    found = source.outputs(batch(images(), view=1)).logits
+    assert found is not None
+    assert torch.equal(found, torch.from_numpy(logits[1]))
+    double = source.outputs(batch(images().double())).logits
+    assert double is not None
+    assert double.dtype == torch.float64
+
+
+def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint() -> None:
+    cache = CachedTeacherLogits(np.arange(1), np.zeros((1, 1, 3), np.float32))
+    for source in (
+        LiveTeacher(frozen(seeded(Net))),
+        CachedTeacher(cache),
+        StudentEma(frozen(seeded(Net)), decay=0.9),
+    ):
+        assert list(source.parameters()) == []
+        assert source.state_dict() == {}
+        assert deepcopy(source) is source
+
+
+def test_only_an_average_has_a_training_state_and_restores_it() -> None:
+    assert LiveTeacher(frozen(seeded(Net))).training_state() == {}
+    student = seeded(Net, 1)
+    source, restored = (StudentEma(frozen(seeded(Net)), decay=0.9) for _ in range(2))
+    source.after_step(student, step=1)
+    restored.load_training_state(deepcopy(source.training_state()))
+    for name, tensor in source.training_state().items():
+        assert torch.equal(restored.training_state()[name], tensor)
+
+
+def test_a_live_teacher_stays_as_it_is_after_a_step() -> None:
+    model = seeded(Net)
+    before = deepcopy(model.state_dict())
+    LiveTeacher(frozen(model)).after_step(seeded(Net, 1), step=1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_first_steps_check_the_terms_unless_the_teacher_equals_the_student() -> None:
+    module = distillation()
+    assert [module.is_checked(step) for step in range(4)] == [True, True, True, False]
+    module.teacher = StudentEma(frozen(seeded(Net)), decay=0.9)
+    assert [module.is_checked(step) for step in range(4)] == [False, True, True, False]
+
+
+class Linear(nn.Sequential):
+    """A net without BatchNorm: at first its average says the very same."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(36, 3))
+
+
+@pytest.mark.parametrize("net", [Net, Linear])
+def test_after_every_step_the_teacher_moves_toward_the_student(
+    net: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = seeded(net)
+    average = deepcopy(student)
+    module = distillation(student=student)
+    module.teacher = StudentEma(frozen(average), decay=0.6)
+    steps: list[dict[str, Tensor]] = [deepcopy(dict(student.state_dict()))]
+    plain = Distillation.optimizer_step
+
+    def step(self: Distillation, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        steps.append(deepcopy(dict(self.student.state_dict())))
+
+    monkeypatch.setattr(Distillation, "optimizer_step", step)
+    with quiet():
+        plain_trainer(max_epochs=2, accumulate_grad_batches=2).fit(module, datamodule=OwnData())
+    assert len(steps) == 7
+    expected = steps[0]
+    for number, after in enumerate(steps[1:], start=1):
+        decay = min(0.6, 1 - 1 / (number + 1))
+        expected = {
+            name: (
+                decay * tensor + (1 - decay) * after[name]
+                if tensor.is_floating_point()
+                else after[name]
+            )
+            for name, tensor in expected.items()
+        }
+    for name, tensor in average.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+
+
+def test_a_run_with_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    words = [
+        "teacher.decay=0.9",
+        "student.name=resnet8",
+        "data.batch_size=256",
+        "trainer.max_epochs=2",
+        "trainer.checkpoint_steps=1",
+    ]
+    whole = gone_on("ema", tmp_path, *words)
+    assert all(row["train/soft_target"] > 0 for row in whole.curves if "train/soft_target" in row)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("teacher.decay=1", "teacher: decay=1 does not fit"),
+        ("teacher.decay=0", "decay=0 does not fit"),
+    ],
+)
+def test_a_decay_out_of_range_is_refused(words: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        parts(composed("distill", ["teacher=ema", words]))
