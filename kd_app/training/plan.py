@@ -2,52 +2,49 @@
 what, for how long.
 """
 
-import time
-
-import torch
-
 from kd_app.models.cost import count_params
-from kd_app.models.create import create, expected_pixels
+from kd_app.models.create import Created, create, expected_pixels
 from kd_app.models.request import ModelRequest, better_start
 from kd_app.training.job import Recipe
+from kd_app.training.timing import StepEstimate, estimate, steps_per_epoch
 from kd_app.training.workshop import Workshop
-
-_STEPS = 3
 
 
 def plan(shop: Workshop, *, ready: bool) -> str:
     """The plan as text; `ready`: the teacher is used as it is. Its times come from a
     few steps of each model on noise.
     """
-    made, steps = shop.parts, steps_an_epoch(shop)
+    made, steps = shop.parts, steps_per_epoch(shop.data, shop.parts.trainer).training
+    teacher = None if made.teacher is None else _load(shop, made.teacher)
+    student = _load(shop, made.student)
     total = 0.0
     answers = 0.0
-    if made.teacher is not None:
-        learn, answers = noise_seconds(shop, made.teacher, train=not ready)
-        total += (
-            made.teacher_recipe.max_epochs * steps * learn
-            if made.teacher_recipe and not ready
-            else 0
-        )
-    learn, _ = noise_seconds(shop, made.student, train=True)
-    student = made.recipe.max_epochs * steps * (learn + answers)
+    if teacher is not None:
+        seconds = _estimate(shop, teacher, train=not ready)
+        answers = seconds.inference
+        if made.teacher_recipe and not ready:
+            total += made.teacher_recipe.max_epochs * steps * seconds.training
+    learn = _estimate(shop, student, train=True).training
+    student_seconds = made.recipe.max_epochs * steps * (learn + answers)
     for name, control in made.controls.items():
         request = shop.request(name)
-        own = learn if request is made.student else noise_seconds(shop, request, train=True)[0]
+        own = (
+            learn
+            if request is made.student
+            else _estimate(shop, _load(shop, request), train=True).training
+        )
         total += (
-            student
+            student_seconds
             if control.as_long
             else control.max_epochs * steps * (own + (answers if control.needs_teacher else 0.0))
         )
-    total += student * (1 + len(made.links))
+    total += student_seconds * (1 + len(made.links))
     lines = described(shop, ready=ready)
     lines.append(
         f"Training: {made.trainer.precision} on {made.trainer.world_size} x"
         f" {made.trainer.accelerator}, about {spoken(total)} for what is not found"
     )
-    larger = (
-        made.teacher is not None and _params(shop, made.student) > _params(shop, made.teacher) > 0
-    )
+    larger = teacher is not None and count_params(student.model) > count_params(teacher.model) > 0
     return "\n".join(
         lines
         + (
@@ -93,14 +90,6 @@ def _describe_data(shop: Workshop) -> str:
     return "".join(f"; {phrase}" for phrase in (*shop.data.describe_training(), *stored))
 
 
-def steps_an_epoch(shop: Workshop) -> int:
-    """Batches of an epoch, within the limits that are set."""
-    trainer = shop.parts.trainer
-    steps, _ = shop.data.steps_per_epoch(trainer.world_size)
-    limit = trainer.limits["overfit_batches"] or trainer.limits["limit_train_batches"]
-    return min(steps, limit) if isinstance(limit, int) else max(1, int(steps * (limit or 1)))
-
-
 def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop) -> str:
     origin, pixels = request.origin, expected_pixels(request, shop.seen())
     weights = {
@@ -137,43 +126,13 @@ def _beside(shop: Workshop, control: str) -> str:
     )
 
 
-def noise_seconds(shop: Workshop, request: ModelRequest, *, train: bool) -> tuple[float, float]:
-    """Seconds of a training step, and of answering a batch, on noise."""
-    pixels = expected_pixels(request, shop.seen())
-    device, precision = shop.parts.trainer.device, shop.parts.trainer.precision
-    model = (
-        create(request, pixels, len(shop.classes), seed=0)
-        .model.to(device)
-        .to(memory_format=torch.channels_last)
-    )
-    image = torch.rand(shop.data.batch_size, pixels.channels, pixels.height, pixels.width).to(
-        device, memory_format=torch.channels_last
-    )
-    dtype = torch.bfloat16 if "bf16" in precision else torch.float16
-    with torch.autocast(device.type, dtype=dtype, enabled="mixed" in precision):
-        learn = (
-            _timed(lambda: model(image).float().square().mean().backward(), device)
-            if train
-            else 0.0
-        )
-        with torch.no_grad():
-            return learn, _timed(lambda: model(image), device)
+def _load(shop: Workshop, request: ModelRequest) -> Created:
+    return create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0)
 
 
-def _timed(body: object, device: torch.device) -> float:
-    assert callable(body)
-    body()
-    start = time.perf_counter()
-    for _ in range(_STEPS):
-        body()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / _STEPS
-
-
-def _params(shop: Workshop, request: ModelRequest) -> int:
-    return count_params(
-        create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0).model
+def _estimate(shop: Workshop, created: Created, *, train: bool) -> StepEstimate:
+    return estimate(
+        created.model, created.pixels, shop.data.batch_size, shop.parts.trainer, train=train
     )
 
 

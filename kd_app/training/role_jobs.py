@@ -14,9 +14,8 @@ from kd_app.models.request import ModelRequest
 from kd_app.training.controls import mean_entropy
 from kd_app.training.fit import build
 from kd_app.training.job import Recipe, Teacher, TrainingJob
-from kd_app.training.pace import FILE as EPOCHS
-from kd_app.training.pace import as_long
 from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
+from kd_app.training.timing import EPOCHS, match_wall_time
 from kd_app.training.workshop import Member, Workshop
 
 
@@ -189,7 +188,7 @@ def _match_wall_time(
 
     def measure(folder: Path) -> None:
         workspace.console.line(f"  {name}: measuring how long an epoch takes ...")
-        as_long(workspace.parts.recipe.max_epochs, jobs, data, trainer, folder)
+        match_wall_time(workspace.parts.recipe.max_epochs, jobs, data, trainer, folder)
 
     stage = workspace.make(f"epochs-{name}", config, inputs, measure)
     return dict(json.loads((stage.path / EPOCHS).read_text(encoding="utf-8")))

@@ -6,17 +6,18 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.deployment.measure import predict
-from kd_app.models.create import Created, create
+from kd_app.models.create import Created, create, expected_pixels
+from kd_app.models.request import ModelRequest
 from kd_app.reporting.console import Console
 from kd_app.training.callbacks import LAST
 from kd_app.training.checks.subject import Subject
@@ -24,8 +25,14 @@ from kd_app.training.diagnostics import Fault, find_faults, gradient_norms
 from kd_app.training.fit import MODEL, fit, trained
 from kd_app.training.job import Teacher
 from kd_app.training.module import CHECKED_STEPS, Distillation
-from kd_app.training.plan import noise_seconds, steps_an_epoch
 from kd_app.training.role_jobs import draft_job
+from kd_app.training.timing import (
+    EpochSteps,
+    EpochTimer,
+    StepEstimate,
+    estimate,
+    steps_per_epoch,
+)
 
 _STEPS = 40
 _EPOCHS = 6
@@ -86,53 +93,6 @@ class Looking(Callback):
         )
 
 
-class Stopwatch(Callback):
-    """What an epoch costs: its steps, its validation, and the rest (checkpoint, start
-    of the loader, its first step).
-    """
-
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.validations: list[float] = []
-        self.epochs: list[float] = []
-        self._epoch = self._step = self._validation = 0.0
-        self._counts = False
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The first epochs, whose steps look at each term, do not count."""
-        self._end_epoch()
-        self._counts = trainer.global_step >= CHECKED_STEPS
-        self._epoch = time.perf_counter()
-        self._step = 0.0
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """From the beginning of a step to that of the next."""
-        now = time.perf_counter()
-        if self._counts and self._step:
-            self.steps.append(now - self._step)
-        self._step = now
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start."""
-        self._validation = time.perf_counter()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop."""
-        if self._counts:
-            self.validations.append(time.perf_counter() - self._validation)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last epoch ends here."""
-        self._end_epoch()
-
-    def _end_epoch(self) -> None:
-        if self._counts:
-            self.epochs.append(time.perf_counter() - self._epoch)
-        self._counts = False
-
-
 @dataclass(frozen=True)
 class Rehearsal:
     """What a short training showed. seconds_an_epoch, setup_seconds: of the real one;
@@ -168,22 +128,22 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     """
     shop, trainer = subject.shop, subject.shop.parts.trainer
     job = draft_job(shop, role)
-    batches, validation = steps_an_epoch(shop), _validation_batches(subject)
-    steps, epochs = _length(subject, role, teacher, batches)
-    measured = min(validation, _VALIDATION)
+    whole = steps_per_epoch(shop.data, trainer)
+    steps, epochs = _length(subject, role, teacher, whole.training)
+    timed = EpochSteps(steps, min(whole.validation, _VALIDATION))
     folder = subject.scratch / role
     folder.mkdir(parents=True)
     short = replace(
         job,
         recipe=replace(job.recipe, max_epochs=epochs),
-        teacher=_build_teacher(subject, teacher, measured) if teacher else None,
+        teacher=_build_teacher(subject, teacher, timed.validation) if teacher else None,
     )
-    looking, watch = Looking(), Stopwatch()
+    looking, timer = Looking(), EpochTimer()
     checkpoint = _Size()
     start, error = time.perf_counter(), ""
     try:
-        fit(short, shop.data, trainer.short(train=steps, validation=measured), folder, console=Console(silent=True),
-            callbacks=(looking, watch, checkpoint))  # fmt: skip
+        fit(short, shop.data, trainer.short(train=steps, validation=timed.validation), folder, console=Console(silent=True),
+            callbacks=(looking, timer, checkpoint))  # fmt: skip
     except (RequestError, RunError) as reason:
         error = str(reason)
     took = time.perf_counter() - start
@@ -191,16 +151,12 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
                      steps * epochs, error=error)  # fmt: skip
     if error:
         return seen
-    step = float(np.median(watch.steps)) if watch.steps else 0.0
-    evaluated = float(np.median(watch.validations)) / measured
-    epoch = float(np.median(watch.epochs))
-    rest = max(0.0, epoch - steps * step - measured * evaluated)
     again = trained(job.model, folder)
     return replace(
         seen,
-        seconds_an_epoch=batches * step + validation * evaluated + rest,
-        setup_seconds=max(0.0, took - epochs * epoch),
-        answer_seconds=evaluated / shop.data.batch_size,
+        seconds_an_epoch=timer.seconds(whole) + timer.overhead(timed),
+        setup_seconds=max(0.0, took - epochs * median(timer.epochs)),
+        answer_seconds=median(timer.validation) / shop.data.batch_size,
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
         checkpoint_bytes=checkpoint.size,
         created=create(again, job.input, len(shop.classes), seed=0),
@@ -218,23 +174,25 @@ class _Size(Callback):
         self.size = path.stat().st_size if path.is_file() else 0
 
 
-def _validation_batches(subject: Subject) -> int:
-    shop, limit = subject.shop, subject.shop.parts.trainer.limits["limit_val_batches"]
-    _, batches = shop.data.steps_per_epoch(shop.parts.trainer.world_size)
-    return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * (limit or 1)))
-
-
 def _length(subject: Subject, role: str, teacher: Created | None, batches: int) -> tuple[int, int]:
-    """Steps of an epoch and epochs that take about the limits' seconds, and hold steps
+    """Batches of an epoch and epochs that take about the limits' seconds, and hold steps
     that look at the terms and more that do not.
     """
-    shop = subject.shop
-    step = noise_seconds(shop, shop.request(role), train=True)[0]
+    shop, accumulate = subject.shop, subject.shop.parts.trainer.accumulate
+    step = _estimate(subject, shop.request(role), train=True).training
     if teacher is not None and shop.parts.teacher is not None:
-        step += noise_seconds(shop, shop.parts.teacher, train=False)[1]
-    steps = min(batches, _STEPS, max(CHECKED_STEPS + 1, int(subject.limits.seconds / 2 / step)))
-    least = 1 + math.ceil(CHECKED_STEPS / steps)
-    return steps, max(least, min(_EPOCHS, int(subject.limits.seconds / step / steps)))
+        step += _estimate(subject, shop.parts.teacher, train=False).inference
+    least = (CHECKED_STEPS + 1) * accumulate
+    steps = min(batches, max(least, min(_STEPS, int(subject.limits.seconds / 2 / step))))
+    least_epochs = 1 + math.ceil(CHECKED_STEPS / math.ceil(steps / accumulate))
+    return steps, max(least_epochs, min(_EPOCHS, int(subject.limits.seconds / step / steps)))
+
+
+def _estimate(subject: Subject, request: ModelRequest, *, train: bool) -> StepEstimate:
+    shop = subject.shop
+    pixels = expected_pixels(request, shop.seen())
+    model = create(request, pixels, len(shop.classes), seed=0).model
+    return estimate(model, pixels, shop.data.batch_size, shop.parts.trainer, train=train)
 
 
 def _build_teacher(subject: Subject, teacher: Created, batches: int) -> Teacher:

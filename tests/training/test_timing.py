@@ -1,0 +1,125 @@
+"""Steps and seconds of an epoch."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kd_app.config.compose import composed
+from kd_app.training import timing
+from kd_app.training.fit import quiet
+from kd_app.training.module import CHECKED_STEPS
+from kd_app.training.parts import parts
+from kd_app.training.timing import (
+    EpochSteps,
+    EpochTimer,
+    estimate,
+    match_wall_time,
+    steps_per_epoch,
+    time_steps,
+)
+from kd_app.training.trainer import TrainerSettings
+from tests.training.small_parts import PIXELS, Net, OwnData, distillation, plain_trainer, seeded
+
+
+def settings(*words: str) -> TrainerSettings:
+    return parts(composed("distill", ["trainer=cpu", *words])).trainer
+
+
+def batches(training: int, validation: int) -> Any:
+    """Data of which only the number of batches is known."""
+    return SimpleNamespace(
+        steps_per_epoch=lambda world_size: (training // world_size, validation // world_size)
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], EpochSteps(100, 20)),
+        (["trainer.limit_train_batches=7"], EpochSteps(7, 20)),
+        (["trainer.limit_train_batches=1000"], EpochSteps(100, 20)),
+        (["trainer.limit_train_batches=0.1", "trainer.limit_val_batches=0.5"], EpochSteps(10, 10)),
+        (["trainer.limit_val_batches=0.001"], EpochSteps(100, 1)),
+        (["trainer.overfit_batches=3", "trainer.limit_train_batches=7"], EpochSteps(3, 3)),
+    ],
+)
+def test_limits_shorten_an_epoch(words: list[str], expected: EpochSteps) -> None:
+    assert steps_per_epoch(batches(100, 20), settings(*words)) == expected
+
+
+def test_processes_share_the_batches_of_an_epoch() -> None:
+    two = settings("trainer.devices=2")
+    assert steps_per_epoch(batches(101, 20), two) == EpochSteps(50, 10)
+
+
+def test_a_timer_leaves_out_the_checked_steps_and_the_epoch_that_holds_them() -> None:
+    timer = EpochTimer()
+    with quiet():
+        trainer = plain_trainer(max_epochs=3, callbacks=[timer], num_sanity_val_steps=0)
+        trainer.fit(distillation(), datamodule=OwnData())
+    assert len(timer.training) == 3 * 5 - CHECKED_STEPS
+    assert (len(timer.validation), len(timer.epochs)) == (3, 2)
+    assert min(*timer.training, *timer.validation) > 0
+    assert min(timer.epochs) > 5 * min(timer.training)
+
+
+def timer(training: float, validation: float, epoch: float = 0.0) -> EpochTimer:
+    made = EpochTimer()
+    made.training, made.validation, made.epochs = [training], [validation], [epoch]
+    return made
+
+
+def test_an_epoch_takes_its_batches_and_the_rest() -> None:
+    timed = timer(2.0, 0.5, epoch=30.0)
+    assert timed.seconds(EpochSteps(100, 10)) == 205.0
+    assert timed.overhead(EpochSteps(10, 4)) == 30.0 - 22.0
+    assert timed.overhead(EpochSteps(100, 10)) == 0.0
+
+
+def test_trainings_are_timed_in_turn_on_a_few_steps_in_a_folder_that_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[float, dict[str, Any], int]] = []
+
+    def fit(training: Any, data: Any, brief: Any, folder: Path, **more: Any) -> None:
+        fitted.append((training.seconds, brief.limits, training.recipe.max_epochs))
+        (folder / "last.ckpt").touch()
+        more["callbacks"][0].training.append(training.seconds)
+        more["callbacks"][0].validation.append(1.0)
+
+    def changed(training: Any, **values: Any) -> Any:
+        return SimpleNamespace(**{**vars(training), **values})
+
+    monkeypatch.setattr(timing, "fit", fit)
+    monkeypatch.setattr(timing, "replace", changed)
+    recipe = SimpleNamespace(max_epochs=100)
+    trainings: Any = {
+        "student": SimpleNamespace(seconds=3.0, recipe=recipe),
+        "control": SimpleNamespace(seconds=1.0, recipe=recipe),
+    }
+    seconds = time_steps(trainings, batches(5, 2), settings(), tmp_path)
+    assert seconds == {"student": 5 * 3.0 + 2, "control": 5 * 1.0 + 2}
+    assert [taken for taken, _, _ in fitted] == [3.0, 1.0] * 3
+    limits = {"limit_train_batches": 5, "limit_val_batches": 2, "overfit_batches": None}
+    assert all((found, epochs) == (limits, 2) for _, found, epochs in fitted)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("student", "epochs"), [(3.0, 6), (0.5, 2)])
+def test_the_epochs_that_take_as_long_are_never_fewer(
+    student: float, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"student": student, "control": 1.0}
+    monkeypatch.setattr(timing, "time_steps", lambda *_: seconds)
+    match_wall_time(2, {}, batches(5, 2), settings(), tmp_path)
+    written = json.loads((tmp_path / "epochs.json").read_text(encoding="utf-8"))
+    assert written == {"max_epochs": epochs, "seconds_an_epoch": seconds}
+
+
+def test_an_estimate_on_noise_times_training_only_on_request() -> None:
+    learns = estimate(seeded(Net), PIXELS, 8, settings(), train=True)
+    assert learns.training > 0 < learns.inference
+    assert estimate(seeded(Net), PIXELS, 8, settings(), train=False).training == 0
