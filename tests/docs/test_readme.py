@@ -43,14 +43,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shorten(word: str) -> str:
-    """An override with a stand-in for weights of the hub, and with one value where it
-    sweeps over several.
+    """An override with a stand-in for weights of the hub, and with fewer values where it
+    sweeps: one seed, and two of anything else.
     """
     key, _, value = word.partition("=")
     if value in STAND_INS:
         return f"{key}=local-dir:{value}"
-    is_sweep = not word.startswith("-") and not value.startswith("[") and "," in value
-    return f"{key}={value.split(',')[0]}" if is_sweep and key == "seed" else word
+    if word.startswith("-") or value.startswith("["):
+        return word
+    return f"{key}={','.join(value.split(',')[: 1 if key == 'seed' else 2])}" if value else word
 
 
 def find_missing_inputs(words: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
