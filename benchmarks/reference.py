@@ -187,8 +187,8 @@ def _slug(heading: str) -> str:
 
 def _render_choice(group: str, path: Path) -> list[str]:
     config = parse_config(path.read_text(encoding="utf-8"))
-    shared = path.stem.startswith("_")
-    parts = [f"### {group}: {'shared settings' if shared else path.stem}"]
+    name = path.stem.lstrip("_")
+    parts = [f"### {group}: {name}{' (shared)' if name != path.stem else ''}"]
     if config.about:
         parts.append(config.about)
     if group == "loss":
