@@ -50,7 +50,7 @@ def parse_config(text: str) -> ConfigFile:
         head.append(line.removeprefix("#").rstrip())
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     content = yaml.safe_load(text) or {}
-    settings = _parse_mapping(root, lines, len(head)) if root is not None else ()
+    settings = _parse_mapping(root, lines, len(head)) if isinstance(root, yaml.MappingNode) else ()
     return ConfigFile(
         about=_render_head([line for line in head if "@package" not in line]),
         is_global=" @package _global_" in head,

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -48,7 +49,12 @@ make_net: Callable[..., Net] = lambda: Net(num_classes=10)  # noqa: E731
 
 
 def model(name: str | None = "resnet8", **changes: Any) -> ModelRequest:
-    plain = {"pretrained": "auto", "checkpoint": None, "kwargs": {}, "image_size": None}
+    plain: dict[str, Any] = {
+        "pretrained": "auto",
+        "checkpoint": None,
+        "kwargs": {},
+        "image_size": None,
+    }
     return ModelRequest(**{"role": "student", "name": name, "factory": None, **plain, **changes})
 
 
@@ -75,8 +81,8 @@ def teacher(place: Path, **changes: Any) -> Teacher:
 
 @pytest.fixture
 def trainer() -> TrainerSettings:
-    settings: Any = SimpleNamespace(identity=lambda: {"precision": "32-true", "max_epochs": 9})
-    return settings
+    namespace = SimpleNamespace(identity=lambda: {"precision": "32-true", "max_epochs": 9})
+    return cast(TrainerSettings, namespace)
 
 
 def test_the_identity_holds_all_that_decides_the_weights_and_no_more(
@@ -176,7 +182,7 @@ def test_a_users_factory_is_found_again_by_the_name_that_the_configuration_gives
     assert again.name == known.name
     if name == "Net":
         pixels = Pixels(1, 6, 6, (0.0,), (1.0,))
-        made = [create(each, pixels, 3, seed=0).model for each in (known, again)]
+        made: list[Any] = [create(each, pixels, 3, seed=0).model for each in (known, again)]
         assert all(isinstance(each, Net) for each in made)
         assert torch.equal(made[0].conv.weight, made[1].conv.weight)
 
@@ -217,9 +223,8 @@ def test_a_recipe_knows_what_its_loss_reads_and_weighs_without_being_trained() -
 
 
 def test_asking_a_recipe_twice_builds_its_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, built = replace(RECIPE), []
-    plain = Recipe.terms
-    monkeypatch.setattr(Recipe, "terms", lambda self: built.append(1) or plain(self))
+    recipe, builds = replace(RECIPE), Mock(side_effect=Recipe.terms)
+    monkeypatch.setattr(Recipe, "terms", lambda self: builds(self))  # noqa: PLW0108 (a method)
     assert recipe.needs_teacher
     assert recipe.loss_reads
-    assert len(built) == 1
+    assert builds.call_count == 1

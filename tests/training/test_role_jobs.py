@@ -21,7 +21,7 @@ ALL = "controls=[labels_only,smoothed_labels,shuffled_teacher,as_long,other_fami
 
 @pytest.fixture(scope="module")
 def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return teacher_folder(tmp_path_factory.mktemp("teacher"), "wrn_16_1", license="apache-2.0")
+    return teacher_folder(tmp_path_factory.mktemp("teacher"), "wrn_16_1", license="cc-by-nc-4.0")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_student_learns_from_the_teacher_by_the_runs_recipe(
         workspace.parts.recipe,
     )
     assert (job.partner_images, job.fresh_views, job.teacher.cached_logits) == (False, False, None)
-    assert job.license == "apache-2.0"
+    assert job.license == "cc-by-nc-4.0"
 
 
 def test_a_part_of_validation_is_not_kept_as_the_teachers_logits(
@@ -94,7 +94,7 @@ def test_a_job_like_the_students_has_its_own_name_net_and_recipe(
 
 def test_labels_only_has_no_teacher(workspace: Workshop, teacher: Member) -> None:
     job = control_job(workspace, "labels_only", teacher)
-    assert (job.name, job.teacher, job.license) == ("labels_only", None, "none")
+    assert (job.name, job.teacher, job.license) == ("labels_only", None, "cc-by-4.0")
     assert list(job.recipe.loss) == ["cross_entropy"]
     assert job.model is workspace.parts.student
 
