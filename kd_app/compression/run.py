@@ -15,19 +15,29 @@ from kd_app.compression.step import Step
 from kd_app.config import RequestError, RunError, Typed, unknown
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
-from kd_app.metrics.measure import estimate_rate
 from kd_app.metrics.record import Predictions
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import Judgment, Verdict
 from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
+from kd_app.reporting.results import Difference
+from kd_app.reporting.results import Step as StepPart
 from kd_app.reporting.tables import summary, waterfall
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.base import STUDENT
+from kd_app.training.measurement import (
+    describe_model,
+    estimate_top1,
+    format_top1,
+    measure_models,
+    name_data,
+    start_results,
+)
 from kd_app.training.open_run import COMPRESSED, OpenRun, load_models, open_run, read_run
 from kd_app.training.parts import Config
-from kd_app.training.proof import SHOWN, SPLIT, Proof, data_name, described, evaluated
+from kd_app.training.results_builder import ResultsBuilder, SplitName
+from kd_app.training.run_output import SPLIT, list_uploads, write_models
 from kd_app.training.settings import Group, Place
-from kd_app.training.workshop import Member, told
+from kd_app.training.workshop import Member, Workshop, told
 
 _AROUND = ("out", "stages", "remake", "overwrite", "allow", "test", "logger", "tags", "license")
 
@@ -76,7 +86,7 @@ class _Reached:
 
     member: Member
     answers: Predictions
-    line: dict[str, Any]
+    line: StepPart
 
 
 def compress(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
@@ -118,10 +128,10 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
         ) as run,
         tracker.followed(),
     ):
-        proof = Proof(run.workspace, out, run.verdict)
-        proof.found["config"] = record
+        builder = start_results(run.workspace, out, run.verdict)
+        builder.config = record
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
-        _go(asked, steps, proof, run, read_test=read_test, report=trial is None)
+        _go(asked, steps, builder, run, read_test=read_test, report=trial is None)
     return out
 
 
@@ -139,13 +149,13 @@ def _check_order(steps: list[tuple[str, Step]]) -> None:
 def _go(
     asked: Compression,
     steps: list[tuple[str, Step]],
-    proof: Proof,
+    builder: ResultsBuilder,
     run: OpenRun,
     *,
     read_test: bool,
     report: bool,
 ) -> None:
-    shop = run.workspace
+    shop, out, rule = run.workspace, builder.out, builder.rule
     members = _members(asked, run)
     if members["student"].program is not None:
         raise RequestError(
@@ -153,31 +163,32 @@ def _go(
             " the run that it was made from, with all steps:"
             f" 'steps=[{','.join(asked.steps)},quantize]'."
         )
-    shop.data.write_split(proof.out / SPLIT)
-    shop.tracker.data(data_name(shop), shop.data.fingerprint, shop.data.sizes, proof.out / SPLIT)
-    way, kept, stopped = _taken(asked, steps, proof, members["student"], members.get("teacher"))
-    if not stopped and asked.alternative:
-        way.append(
-            _instead(asked.alternative, proof, way, members.get("teacher"), read_test=read_test)
+    shop.data.write_split(out / SPLIT)
+    shop.tracker.data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
+    student, teacher = members["student"], members.get("teacher")
+    way, kept, stopped = _taken(asked, steps, shop, rule, student=student, teacher=teacher)
+    if stopped:
+        stopped += (
+            f" {out / 'student'} is the student of the step before: {kept.line.name}. Ask for less"
+            " (a larger share, more epochs), or for a larger max_loss."
         )
-    _timed(proof, way)
+    elif asked.alternative:
+        way.append(_instead(asked.alternative, shop, rule, way, teacher, read_test=read_test))
+    builder.steps = _timed(shop, way)
     members["student"] = kept.member
-    proof.measure(
-        members, {split: split for split in ("validation", "test") if split != "test" or read_test}
-    )
-    proof.ship(members)
-    results = proof.write("failed" if stopped else "finished", reason=stopped)
+    splits: dict[SplitName, str] = {"validation": "validation"}
+    measure_models(builder, shop, members, splits | ({"test": "test"} if read_test else {}))
+    builder.models["student"].size_bytes = write_models(out, shop, members)
+    results = builder.write("failed" if stopped else "finished", stopped)
     if not stopped and report:
-        write_report([proof.out], proof.out)
+        write_report([out], out)
     shop.tracker.start(STUDENT, told(members["teacher"]) if "teacher" in members else None)
-    shop.tracker.results(
-        results, [path for path in sorted(proof.out.iterdir()) if path.name in SHOWN]
-    )
+    shop.tracker.results(results, list_uploads(out))
     shop.console.say()
     if not stopped:
         shop.console.show(summary(results))
     shop.console.show(waterfall(results.steps))
-    shop.console.say(f"Everything is in {proof.out}")
+    shop.console.say(f"Everything is in {out}")
     if stopped:
         raise RunError(stopped)
 
@@ -209,42 +220,39 @@ def _members(asked: Compression, run: OpenRun) -> dict[str, Member]:
 def _taken(
     asked: Compression,
     steps: list[tuple[str, Step]],
-    proof: Proof,
+    shop: Workshop,
+    rule: Verdict,
+    *,
     student: Member,
     teacher: Member | None,
 ) -> tuple[list[_Reached], _Reached, str | None]:
     """All steps, or those before the first that lost too much; the one that is kept;
     and why it stopped there.
     """
-    shop = proof.shop
-    kept = now = _measured("start", proof, student, None)
+    kept = now = _measured("start", shop, rule, student, None)
     way = [now]
     for number, (name, step) in enumerate(steps):
         after = step.take(name, shop, now.member, teacher)
-        now = _measured(name, proof, after, now, told=step.told(after))
+        now = _measured(name, shop, rule, after, now, told=step.told(after))
         way.append(now)
         if number + 1 < len(steps) and steps[number + 1][1].recovers:
             continue  # what it lost is judged when that was tried
-        lost = _difference(proof.verdict, kept.answers, now.answers)["value"]
+        lost = -rule.judge(now.answers, kept.answers).difference
         if asked.max_loss is not None and lost > asked.max_loss:
-            return (
-                way,
-                kept,
-                (
-                    f"The step {name} lost {100 * lost:.2f} points of {proof.verdict.metric} on"
-                    f" validation beside {kept.line['name']}, more than max_loss={asked.max_loss:g}"
-                    f" ({100 * asked.max_loss:g} points). {proof.out / 'student'} is the student of"
-                    f" the step before: {kept.line['name']}. Ask for less (a larger share, more"
-                    " epochs), or for a larger max_loss."
-                ),
+            stopped = (
+                f"The step {name} lost {100 * lost:.2f} points of {rule.metric} on validation"
+                f" beside {kept.line.name}, more than max_loss={asked.max_loss:g}"
+                f" ({100 * asked.max_loss:g} points)."
             )
+            return way, kept, stopped
         kept = now
     return way, kept, None
 
 
 def _instead(
     alternative: Alternative,
-    proof: Proof,
+    shop: Workshop,
+    rule: Verdict,
     way: list[_Reached],
     teacher: Member | None,
     *,
@@ -253,8 +261,8 @@ def _instead(
     """The alternative: a net of the cost that was reached. What int8 saves is in its
     latency, so that counts as if it were multiply-adds.
     """
-    shop, last = proof.shop, way[-1]
-    macs = float(last.line["macs"])
+    last = way[-1]
+    macs = float(last.line.macs)
     if last.member.program is not None:
         found = latencies(shop, {"float": way[-2].member, "int8": last.member})
         macs *= found["int8"] / found["float"] if found else 1.0
@@ -263,22 +271,24 @@ def _instead(
     if read_test:
         answers = shop.predictions(member, "test")
         told["test_top1"] = float((answers.logits.argmax(axis=1) == answers.target).mean())
-    return _measured(f"{ALTERNATIVE}: {member.request.name}", proof, member, last, told=told)
+    name = f"{ALTERNATIVE}: {member.request.name}"
+    return _measured(name, shop, rule, member, last, told=told)
 
 
-def _timed(proof: Proof, way: list[_Reached]) -> None:
+def _timed(shop: Workshop, way: list[_Reached]) -> list[StepPart]:
     """The waterfall, with latencies that were measured in turns."""
     named = {str(number): reached.member for number, reached in enumerate(way)}
-    found = latencies(proof.shop, named)
-    proof.found["steps"] = [
-        {**reached.line, "latency_ms": found.get(number)}
+    found = latencies(shop, named)
+    return [
+        reached.line.model_copy(update={"latency_ms": found.get(number)})
         for number, reached in zip(named, way, strict=True)
     ]
 
 
 def _measured(
     name: str,
-    proof: Proof,
+    shop: Workshop,
+    rule: Verdict,
     member: Member,
     before: _Reached | None,
     *,
@@ -287,27 +297,27 @@ def _measured(
     """A student's figures on validation, beside those of the step before; said as soon
     as they are known.
     """
-    shop = proof.shop
     answers = shop.predictions(member, "validation")
-    top1, (low, high) = estimate_rate(answers.hits, 0.95)
-    about = described(member, shop, "")
-    line = {
-        "name": name,
-        "top1": {"value": top1, "low": low, "high": high},
-        "lost": _difference(proof.verdict, before.answers, answers) if before else None,
-        **{key: about[key] for key in ("macs", "params", "size_bytes")},
-        "told": told or {},
-    }
-    shop.console.say(
-        f"{name}: {evaluated(answers)} on validation, {line['macs']:,} multiply-adds,"
-        f" {line['params']:,} parameters"
+    model = describe_model(shop, member, "")
+    assert model.macs is not None
+    assert model.params is not None
+    judgment = rule.judge(answers, before.answers) if before else None
+    line = StepPart(
+        name=name,
+        top1=estimate_top1(answers, 0.95),
+        lost=judgment and _loss(judgment),
+        macs=model.macs,
+        params=model.params,
+        size_bytes=model.size_bytes,
+        told=json.loads(json.dumps(told or {})),
     )
-    return _Reached(member, answers, json.loads(json.dumps(line)))
+    shop.console.say(
+        f"{name}: {format_top1(answers)} on validation, {line.macs:,} multiply-adds,"
+        f" {line.params:,} parameters"
+    )
+    return _Reached(member, answers, line)
 
 
-def _difference(verdict: Verdict, before: Predictions, now: Predictions) -> dict[str, float]:
-    """What `now` lost beside `before` on the same images, in 0..1, with the ends of its
-    interval.
-    """
-    judged = verdict.judge(now, before)
-    return {"value": -judged.difference, "low": -judged.high, "high": -judged.low}
+def _loss(judgment: Judgment) -> Difference:
+    """Accuracy lost, in 0..1, with the ends of its interval."""
+    return Difference(value=-judgment.difference, low=-judgment.high, high=-judgment.low)

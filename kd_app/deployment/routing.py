@@ -39,7 +39,7 @@ class Choice:
     expected cost of an image of what is to be shipped.
     """
 
-    answer: Literal["cascade", "student", "teacher"]
+    answer: Literal["cascade", "first", "last"]
     rung: Rung
     cost: float
     proven: int
@@ -152,7 +152,7 @@ def choose_threshold(
     at the labels; temperatures do, so the level is exact for those that were fitted on
     other images, and approximate for those fitted on these.
 
-    'teacher': no proven rung is cheaper than the last stage alone. 'student': the first
+    'last': no proven rung is cheaper than the last stage alone. 'first': the first
     stage alone is proven and the cheapest.
     """
     from kd_app.metrics.paired import shown_above
@@ -164,7 +164,7 @@ def choose_threshold(
         proven += 1
     best = min(reversed(curve[:proven]), key=lambda rung: rung.cost)
     if best.cost >= costs[-1]:
-        return Choice("teacher", curve[0], float(costs[-1]), proven, tuple(curve))
+        return Choice("last", curve[0], float(costs[-1]), proven, tuple(curve))
     return Choice(
-        "student" if best is curve[-1] else "cascade", best, best.cost, proven, tuple(curve)
+        "first" if best is curve[-1] else "cascade", best, best.cost, proven, tuple(curve)
     )

@@ -26,8 +26,8 @@ _MOST: Final = 1e6
 class Judgment:
     """The verdict and what it rests on.
 
-    difference: student minus teacher, in 0..1; low, high: its bounds, each one-sided at
-    `confidence`. n_needed: images at which a set like this one would settle it with
+    difference: candidate minus reference, in 0..1; low, high: its bounds, each
+    one-sided at `confidence`. n_needed: images at which a set like this one would settle it with
     probability 0.8; None when it is settled, or would never be. mcnemar_p: two-sided p
     of 'neither has more images right than the other' (exact McNemar test), whatever the
     metric.
@@ -47,28 +47,34 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Tally:
-    """What two models have right, class by class: n images, of which the student has
-    `student` right, the teacher `teacher`, one of both alone `better` (the student) and
-    `worse` (the teacher).
+    """Counts of each class: `n` images, of which the candidate has `candidate` right and
+    the reference `reference`. Only the candidate has `better` right, only the reference
+    `worse`.
     """
 
     n: Real[np.ndarray, " present"]
-    student: Real[np.ndarray, " present"]
-    teacher: Real[np.ndarray, " present"]
+    candidate: Real[np.ndarray, " present"]
+    reference: Real[np.ndarray, " present"]
     better: Real[np.ndarray, " present"]
     worse: Real[np.ndarray, " present"]
 
     @classmethod
     def of(
         cls,
-        student: Bool[np.ndarray, " images"],
-        teacher: Bool[np.ndarray, " images"],
+        candidate: Bool[np.ndarray, " images"],
+        reference: Bool[np.ndarray, " images"],
         classes: Int64[np.ndarray, " images"],
     ) -> "Tally":
         """Count; classes without an image are left out."""
         counts = [
             np.bincount(classes[which])
-            for which in (slice(None), student, teacher, student & ~teacher, teacher & ~student)
+            for which in (
+                slice(None),
+                candidate,
+                reference,
+                candidate & ~reference,
+                reference & ~candidate,
+            )
         ]
         whole = np.stack([np.pad(count, (0, len(counts[0]) - len(count))) for count in counts])
         return cls(*whole[:, whole[0] > 0])
@@ -101,11 +107,11 @@ def balanced(tally: Tally, error: float, spare: float) -> Interval:
 
 
 def worst(tally: Tally, error: float, spare: float) -> Interval:
-    """Bounds of the difference of the smallest recalls, ``min_k S_k - min_j T_j = min_k
-    max_j (S_k - T_j)``, whichever the worst classes are.
+    """Bounds of the difference of the smallest recalls, ``min_k C_k - min_j R_j = min_k
+    max_j (C_k - R_j)``, whichever the worst classes are.
 
-    All pairs of classes have bounds that hold together: one class's student and teacher
-    by Tango with half of the error, two classes, whose images are independent, by
+    All pairs of classes have bounds that hold together: both models on one class by
+    Tango with half of the error, two classes, whose images are independent, by
     Newcombe's hybrid of Wilson's intervals (Statistics in Medicine 17:873-890, 1998)
     with the other half shared among them (Bonferroni). The recall of a class that came
     out worst is too low by chance; bounds for one class alone, or the bootstrap, do not
@@ -114,14 +120,15 @@ def worst(tally: Tally, error: float, spare: float) -> Interval:
     own, other = (
         (error, error) if len(tally.n) == 1 else (error / 2, error / 2 / (len(tally.n) - 1))
     )
-    s, t = tally.student / tally.n, tally.teacher / tally.n
-    (s_low, s_high), (t_low, t_high) = (
-        wilson_bounds(right, tally.n, _z(other) + spare) for right in (tally.student, tally.teacher)
+    c, r = tally.candidate / tally.n, tally.reference / tally.n
+    (c_low, c_high), (r_low, r_high) = (
+        wilson_bounds(right, tally.n, _z(other) + spare)
+        for right in (tally.candidate, tally.reference)
     )
-    d = s[:, None] - t[None, :]
+    d = c[:, None] - r[None, :]
     low, high = (
-        d - np.hypot((s - s_low)[:, None], (t_high - t)[None, :]),
-        d + np.hypot((s_high - s)[:, None], (t - t_low)[None, :]),
+        d - np.hypot((c - c_low)[:, None], (r_high - r)[None, :]),
+        d + np.hypot((c_high - c)[:, None], (r - r_low)[None, :]),
     )
     same = np.arange(len(d))
     low[same, same], high[same, same] = paired_bounds(
@@ -135,7 +142,7 @@ def _z(error: float) -> float:
 
 
 Bounds = Callable[[Tally, float, float], Interval]
-"""Lower and upper bound of student minus teacher, each missing the truth with the
+"""Lower and upper bound of candidate minus reference, each missing the truth with the
 probability `error`; `spare` is added to every quantile.
 """
 BOUNDS: Final[Mapping[Judged, Bounds]] = {
@@ -147,17 +154,18 @@ POINTS: Final[Mapping[Judged, Callable[[Tally], float]]] = {
     "top1": lambda tally: float((tally.better - tally.worse).sum() / tally.n.sum()),
     "balanced_accuracy": lambda tally: float(((tally.better - tally.worse) / tally.n).mean()),
     "worst_class": lambda tally: float(
-        (tally.student / tally.n).min() - (tally.teacher / tally.n).min()
+        (tally.candidate / tally.n).min() - (tally.reference / tally.n).min()
     ),
 }
 
 
 class Verdict(Typed):
-    """The rule, stated before the run: the student is 'kept' when its `metric` is shown
-    to be no more than `margin` below the teacher's.
+    """The rule, stated before the run: a candidate (the student) is 'kept' when its
+    `metric` is shown to be no more than `margin` below that of a reference (the
+    teacher).
 
     A paired non-inferiority test on the same images, one-sided at `confidence`: 'kept'
-    if the lower bound of student minus teacher is above -margin, 'lost' if the upper
+    if the lower bound of candidate minus reference is above -margin, 'lost' if the upper
     bound is below it, else 'not shown'. top1: an exact test on Tango's score, which is
     wrong at most as often as it says; balanced_accuracy and worst_class (the smallest
     recall of any class): bounds made from those of every class. How often each is wrong
@@ -209,8 +217,8 @@ class Verdict(Typed):
     def images_needed(
         self, target: Int64[np.ndarray, " images"], *, discordance: float
     ) -> int | None:
-        """Images in these classes' proportions on which a student as good as its
-        teacher is 'kept' with probability 0.8; None: more than a million.
+        """Images in these classes' proportions on which a candidate as good as its
+        reference is 'kept' with probability 0.8; None: more than a million.
 
         `discordance`: share of the images that one of both has right and the other
         wrong, half of them either way; so many does each have wrong.

@@ -21,12 +21,12 @@ def answer(cascade: Cascade) -> str:
         f"shown on {cascade.num_images:,} validation images, at {100 * cascade.confidence:g} %, to"
         f" lose at most {said_margin(cascade.margin)}"
     )
-    if cascade.answer == "teacher":
+    if cascade.answer == "last":
         return (
             f"Do not route: no threshold is {shown} of top-1 against {last.file} and to cost less"
             f" than it alone. Use {last.file}."
         )
-    if cascade.answer == "student":
+    if cascade.answer == "first":
         return (
             f"Do not route: {first.file} alone is {shown} of top-1 against {last.file}, and nothing"
             f" else that is costs less. Use {first.file}."
@@ -74,9 +74,9 @@ def details(results: Results, cascade: Cascade) -> list[str]:
     shown.
     """
     found, last, alike = [], cascade.stages[-1], cascade.test
-    split = results.test
+    what = "the cascade" if cascade.answer == "cascade" else f"{cascade.stages[0].file} alone"
+    split = cascade.splits.get("test")
     if split is not None:
-        what = "the cascade" if cascade.answer == "cascade" else f"{cascade.stages[0].file} alone"
         better = (
             f"{alike.better:,} images that only {what} has right, {alike.worse:,} that only"
             f" {last.file} has"
@@ -86,10 +86,7 @@ def details(results: Results, cascade: Cascade) -> list[str]:
             f" {last.file} {percent(last.test.value)}: {better}."
         )
     if results.verdict is not None:
-        found.append(
-            f"{verdict_sentence(results.verdict)} Here the student is what is compared with"
-            f" {last.file}, the teacher."
-        )
+        found.append(verdict_sentence(results.verdict, what, last.file))
     if cascade.latency is not None:
         whole = cascade.latency
         found.append(
@@ -100,7 +97,7 @@ def details(results: Results, cascade: Cascade) -> list[str]:
             f" {whole.p99:.3g} ms; {last.file}: p50 {last.latency.p50:.3g} ms, p99"
             f" {last.latency.p99:.3g} ms."
         )
-    if cascade.answer == "teacher":
+    if cascade.answer == "last":
         found += _unproven(cascade)
     several = (
         f"{len(cascade.curves)} measures, each tested at a higher level so that all hold together"

@@ -114,8 +114,9 @@ class ModelMetrics(_Metrics):
 
 @_declare(PAIR_METRICS)
 class PairMetrics(_Metrics):
-    """The `PAIR_METRICS`: the student beside teacher and labels-only control; absent
-    (null) is what needs a model that the run has not, or is undefined.
+    """The `PAIR_METRICS`: the student beside teacher and labels-only control, of a
+    cascade the candidate beside the reference; absent (null) is what needs a model that
+    the run has not, or is undefined.
 
     kl_to_teacher: KL(teacher || student), reverse_kl: KL(student || teacher), nats.
     rank_correlation: Spearman's, -1..1. cka: 0..1, without interval.
@@ -162,28 +163,34 @@ class Robustness(_Part):
     agreement: Number = None
 
 
-class Split(_Part):
-    """Figures of one split: how many images were measured, the confidence of all its
-    intervals, the models, the pair.
-
-    Controls beside labels_only stand under their own names, like models. gains: the
-    student's top1 minus that of each control. groups: those with the most images, up to
-    100; predictions.parquet has all.
+class Measurement(_Part):
+    """Figures of models on the same images: how many images there are, the confidence
+    of all intervals, the pair. groups: those with the most images, up to 100;
+    predictions.parquet has all.
     """
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, ModelMetrics] = Field(init=False)
 
     num_images: int
     confidence: float
-    teacher: ModelMetrics | None = None
-    labels_only: ModelMetrics | None = None
-    student: ModelMetrics
     pair: PairMetrics | None = None
     gains: dict[str, Difference] = {}
     per_class: PerClass
     groups: dict[str, Group] = {}
     robustness: list[Robustness] = []
+
+
+class Split(Measurement):
+    """Figures of a run's models on one split.
+
+    Controls beside labels_only stand under their own names, like models. gains: the
+    student's top1 minus that of each control.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ModelMetrics] = Field(init=False)
+
+    teacher: ModelMetrics | None = None
+    labels_only: ModelMetrics | None = None
+    student: ModelMetrics
 
     @property
     def by_model(self) -> dict[str, ModelMetrics]:
@@ -381,19 +388,26 @@ class RoutingCurve(_Part):
     chosen: int | None
 
 
+class CascadeSplit(Measurement):
+    """Figures on one split of the candidate, which is the cascade (the first stage,
+    where the answer is one model), and of the reference, which is the last stage.
+    """
+
+    candidate: ModelMetrics
+    reference: ModelMetrics
+
+
 class Cascade(_Part):
-    """What routing was worth. answer: ship the cascade, or the first ('student') or the
-    last stage ('teacher') alone. Under `validation` and `test` of the results 'student'
-    is the cascade (the first stage, where the answer is one model) and 'teacher' the
-    last stage.
+    """What routing was worth. answer: ship the cascade, or the first or the last stage
+    alone.
 
     margin: of top-1 against the last stage · confidence: at which it is shown for all
     measures together · measure, thresholds: what was chosen, on `num_images` validation
     images · test: the same thresholds on test · latency: of the cascade, measured; null
-    where it is not to be used.
+    where it is not to be used · splits: figures by the name of the split.
     """
 
-    answer: Literal["cascade", "student", "teacher"]
+    answer: Literal["cascade", "first", "last"]
     margin: float
     confidence: float
     num_images: int
@@ -403,6 +417,7 @@ class Cascade(_Part):
     curves: list[RoutingCurve]
     test: Rung
     latency: Latency | None = None
+    splits: dict[Literal["validation", "test"], CascadeSplit] = {}
 
 
 class FileRecord(_Part):

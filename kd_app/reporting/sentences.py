@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.metrics.spec import Format, MetricSpec, Place
-from kd_app.reporting.results import Difference, Estimate, Licenses, Results, Split, Verdict
+from kd_app.reporting.results import (
+    Difference,
+    Estimate,
+    Licenses,
+    Measurement,
+    Results,
+    Split,
+    Verdict,
+)
 
 _METRICS = {
     **{spec.name: spec.label for spec in MODEL_METRICS},
@@ -216,18 +224,21 @@ def undefined(split: Split) -> list[str]:
     ]
 
 
-def verdict_sentence(verdict: Verdict) -> str:
-    """The verdict with its margin, the difference, and what it rests on."""
+def verdict_sentence(
+    verdict: Verdict, candidate: str = "the student", reference: str = "the teacher"
+) -> str:
+    """The verdict on `candidate` with its margin, the difference, and what it rests on."""
     metric, margin = _METRICS[verdict.metric], said_margin(verdict.margin)
+    judged = f"{candidate[0].upper()}{candidate[1:]}'s {metric}"
     difference = (
         f"{points(verdict.difference)} points, {points(verdict.low)} to {points(verdict.high)}"
     )
     said = {
-        "kept": f"kept. The student's {metric} is at most {margin} below the teacher's",
-        "lost": f"lost. The student's {metric} is more than {margin} below the teacher's",
+        "kept": f"kept. {judged} is at most {margin} below {reference}'s",
+        "lost": f"lost. {judged} is more than {margin} below {reference}'s",
         "not shown": (
-            f"not shown. These images can't tell whether the student's {metric} is within {margin}"
-            " of the teacher's"
+            f"not shown. These images can't tell whether {candidate}'s {metric} is within {margin}"
+            f" of {reference}'s"
         ),
     }[verdict.outcome]
     needed = f" About {verdict.n_needed:,} images would be needed." if verdict.n_needed else ""
@@ -238,9 +249,9 @@ def verdict_sentence(verdict: Verdict) -> str:
     return f"Verdict: {said}: the difference is {difference} ({rests_on}).{needed}"
 
 
-def basis(results: Results, split: Split) -> str:
+def basis(results: Results, split: Measurement) -> str:
     """What all figures of a split rest on, and what they leave out."""
-    name = "test" if split is results.test else "validation"
+    name = "validation" if split is results.validation else "test"
     unread = "" if name == "test" else " The test set was not read."
     return (
         f"All figures: {name} split, {split.num_images:,} images, one seed ({results.seed}). "

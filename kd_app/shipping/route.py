@@ -3,7 +3,7 @@ threshold that keeps the margin, and the check on test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,18 +20,22 @@ from kd_app.deployment.clock import Floats, in_turns, nearest_rank, one_thread
 from kd_app.deployment.confidence import fit_temperature, log_probabilities
 from kd_app.deployment.measure import limited
 from kd_app.deployment.routing import Choice, Rung, choose_threshold, routing_curve, rung_at
-from kd_app.metrics.measure import estimate_rate
+from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
+from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.cascade import cascade_tables
 from kd_app.reporting.console import Console
 from kd_app.reporting.page import write_report
-from kd_app.reporting.results import Results
+from kd_app.reporting.results import Cascade as CascadePart
+from kd_app.reporting.results import CascadeSplit, Results
 from kd_app.shipping.opened import Opened, check_same_classes, opened
 from kd_app.stages import file_sha256
+from kd_app.training.measurement import add_data, estimate_top1, start_results
 from kd_app.training.open_run import open_run, read_run
 from kd_app.training.parts import Config
-from kd_app.training.proof import Proof
+from kd_app.training.results_builder import ResultsBuilder, SplitName
+from kd_app.training.run_output import list_groups, write_predictions
 from kd_app.training.settings import Evaluation
 from kd_app.training.workshop import Workshop
 
@@ -108,12 +112,12 @@ def evaluate_cascade(
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     with open_run(saved, out, config, overwrite=config["overwrite"], console=console) as run:
         _check_data(run.workspace, stages)
-        proof = Proof(run.workspace, out, run.verdict, again=run.results)
-        proof.found["config"] = {
+        builder = start_results(run.workspace, out, run.verdict, before=run.results)
+        builder.config = {
             **run.config,
             "cascade": {"stages": config["cascade"], **config["routing"]},
         }
-        results = _judged(routing, stages, proof)
+        results = _judged(routing, stages, run.workspace, builder)
         if trial is None:
             write_report([out], out)
         for each in cascade_tables(results):
@@ -160,11 +164,13 @@ def _check_data(shop: Workshop, stages: Sequence[Opened]) -> None:
     check_same_classes([("The data", shop.classes), (stages[0].name, stages[0].model.classes)])
 
 
-def _judged(routing: Routing, stages: Sequence[Opened], proof: Proof) -> Results:
-    shop, verdict = proof.shop, proof.verdict
-    proof.about_data()
+def _judged(
+    routing: Routing, stages: Sequence[Opened], shop: Workshop, builder: ResultsBuilder
+) -> Results:
+    verdict = builder.rule
+    add_data(builder, shop)
     if verdict.metric != "top1":
-        proof.found["notes"].append(
+        builder.notes.append(
             f"The thresholds keep the margin in top-1; the run's verdict is about {verdict.metric}."
         )
     validation, test = (
@@ -194,19 +200,28 @@ def _judged(routing: Routing, stages: Sequence[Opened], proof: Proof) -> Results
         {**alone, **({_WHOLE: lambda image: cascade.answers([image])} if cascade else {})},
         _images(shop, test[0], routing.images),
     )
-    for split, answers in (("validation", validation), ("test", test)):
-        ours, stage = _shipped(answers, found)
-        both = {
-            "student": Predictions(answers[0].index, answers[0].target, ours),
-            "teacher": answers[-1],
-        }
-        proof.compare(split, both)
-        proof.write_answers(both, stage)
-    if cascade:
-        cascade.save(proof.out / FILE, [each.file for each in stages])
     took = {name: _latency(each) for name, each in latency.items()}
-    proof.found["cascade"] = _told(stages, validation, test, found, verdict=verdict, latency=took)
-    return proof.write("finished")
+    told = _told(stages, validation, test, found, verdict=verdict, latency=took)
+    builder.cascade = CascadePart.model_validate(told)
+    splits: tuple[tuple[SplitName, list[Predictions]], ...] = (
+        ("validation", validation),
+        ("test", test),
+    )
+    for split, answers in splits:
+        logits, stage = _shipped(answers, found)
+        candidate, reference = replace(answers[0], logits=logits), answers[-1]
+        both = dict(zip(CASCADE, (candidate, reference), strict=True))
+        groups = list_groups(shop, candidate)
+        metrics = measure_split(
+            both, seed=0, confidence=verdict.confidence, group=groups, pair=CASCADE
+        )
+        builder.cascade.splits[split] = CascadeSplit.model_validate(metrics)
+        judgment = verdict.judge(candidate, reference)
+        builder.set_verdict(judgment, split)
+        write_predictions(builder.out, shop, both, stage)
+    if cascade:
+        cascade.save(builder.out / FILE, [each.file for each in stages])
+    return builder.write("finished")
 
 
 def _answers(
@@ -343,8 +358,8 @@ def _told(
                 "file": stage.name,
                 "sha256": file_sha256(stage.file),
                 "temperature": found.temperatures[number],
-                "validation": _accuracy(validation[number], verdict.confidence),
-                "test": _accuracy(test[number], verdict.confidence),
+                "validation": estimate_top1(validation[number], verdict.confidence),
+                "test": estimate_top1(test[number], verdict.confidence),
                 "cost_ms": 1000 * found.costs[number],
                 "latency": latency[f"stage {number}"],
             }
@@ -357,7 +372,7 @@ def _told(
 
 
 def _curve(measure: str, choice: Choice) -> dict[str, Any]:
-    chosen = None if choice.answer == "teacher" else choice.curve.index(choice.rung)
+    chosen = None if choice.answer == "last" else choice.curve.index(choice.rung)
     return {
         "measure": measure,
         "rungs": [
@@ -371,11 +386,6 @@ def _rung(rung: Rung) -> dict[str, Any]:
     told = asdict(rung)
     cost = told.pop("cost")
     return {**told, "cost_ms": 1000 * cost}
-
-
-def _accuracy(answers: Predictions, confidence: float) -> dict[str, float]:
-    top1, (low, high) = estimate_rate(answers.hits, confidence)
-    return {"value": top1, "low": low, "high": high}
 
 
 def _latency(seconds: Floats) -> dict[str, float]:

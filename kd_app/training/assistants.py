@@ -8,7 +8,7 @@ arXiv 1902.03393; Furlanello et al., "Born-again neural networks", ICML 2018, ar
 
 from dataclasses import replace
 
-from kd_app.training.proof import evaluated
+from kd_app.training.measurement import format_top1
 from kd_app.training.role_jobs import student_job
 from kd_app.training.train import train
 from kd_app.training.workshop import Member, Workshop
@@ -31,6 +31,6 @@ def train_assistants(workspace: Workshop, teacher: Member) -> Member:
         teacher = replace(train(workspace, job), role="teacher")
         workspace.console.say(
             f"Link {number} of the chain, {teacher.request.name}:"
-            f" {evaluated(workspace.predictions(teacher, 'validation'))} on validation"
+            f" {format_top1(workspace.predictions(teacher, 'validation'))} on validation"
         )
     return teacher

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from kd_app.reporting.console import Console
 from kd_app.reporting.tables import summary
+from kd_app.training.measurement import measure_models, start_results
 from kd_app.training.open_run import load_models, open_run, read_run
 from kd_app.training.parts import Config
-from kd_app.training.proof import Proof
 from kd_app.training.settings import Evaluation
 
 
@@ -22,12 +22,14 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     saved = read_run(Path(config["run"]), config, "measure")
     with open_run(saved, out, config, overwrite=config["overwrite"], console=console) as run:
-        proof = Proof(run.workspace, out, run.verdict, again=run.results)
+        builder = start_results(run.workspace, out, run.verdict, before=run.results)
         split = (
             ("all" if config["data"] else "test") if config["split"] == "auto" else config["split"]
         )
-        proof.measure(load_models(run), {"test": split})
-        results = proof.write("finished")
+        licenses = {role: model.license for role, model in run.results.models.items()}
+        models = load_models(run)
+        measure_models(builder, run.workspace, models, {"test": split}, licenses=licenses)
+        results = builder.write("finished")
         console.show(summary(results))
         console.say(
             f"Measured {split} images of {config['data']['name'] if config['data'] else 'the run'}:"

@@ -1,6 +1,6 @@
 """What the teacher knows beyond the labels, and the images that show it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +8,25 @@ from kd_app.metrics.examples import choose_examples
 from kd_app.metrics.knowledge import Alike, soft_labels
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.examples import EXAMPLES, write_examples
+from kd_app.reporting.results import Knowledge, SimilarPair
 from kd_app.training.workshop import Workshop
 
 
-def knowledge(shop: Workshop, teacher: Predictions, split: str) -> dict[str, Any]:
-    """The teacher's soft labels on the images of `split`, as results.json tells of
-    them.
-    """
+def teacher_knowledge(shop: Workshop, teacher: Predictions, split: str) -> Knowledge:
+    """The teacher's soft labels on the images of `split`."""
     taught = shop.parts.recipe.label_temperatures
     found = soft_labels(teacher.logits, teacher.target, taught=taught)
     plain, *softened = (_named(each, shop.classes) for each in found["alike"])
-    return {
-        "split": split,
-        "num_images": found["num_images"],
-        "entropy": found["entropy"],
-        "similar": plain["similar"],
-        "matrix": plain["matrix"],
-        "softened": softened,
-    }
+    return Knowledge.model_validate(
+        {
+            "split": split,
+            "num_images": found["num_images"],
+            "entropy": found["entropy"],
+            "similar": plain["similar"],
+            "matrix": plain["matrix"],
+            "softened": softened,
+        }
+    )
 
 
 def _named(alike: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def _named(alike: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def show_examples(
-    shop: Workshop, answers: Mapping[str, Predictions], similar: list[dict[str, Any]], out: Path
+    shop: Workshop, answers: Mapping[str, Predictions], similar: Sequence[SimilarPair], out: Path
 ) -> None:
     """Write ``examples.parquet``; none where none are wanted, and what an earlier
     attempt wrote goes. `similar`: pairs of classes by name.
@@ -48,7 +49,7 @@ def show_examples(
         return
     first = answers["student"]
     number = {name: place for place, name in enumerate(shop.classes)}
-    pairs = [(number[pair["first"]], number[pair["second"]]) for pair in similar]
+    pairs = [(number[pair.first], number[pair.second]) for pair in similar]
     chosen = choose_examples(answers, pairs=pairs, count=count)
     index = [int(first.index[each.row]) for each in chosen]
     png = {each: shop.data.thumbnail(each) for each in dict.fromkeys(index)}

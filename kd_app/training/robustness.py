@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from kd_app.data.corruptions import SETTINGS, Corruption
+from kd_app.reporting.results import Robustness
 from kd_app.training.workshop import Member, Workshop
 
 UNDECIDED = -1
@@ -17,7 +17,7 @@ UNDECIDED = -1
 
 def robustness(
     shop: Workshop, members: Mapping[str, Member], split: str, target: Int64[np.ndarray, " images"]
-) -> list[dict[str, Any]]:
+) -> list[Robustness]:
     """Top-1 of each model, and the student's agreement with the teacher, on the images
     of `split` (whose labels are `target`) under each corruption at each severity that
     the run's configuration asks for.
@@ -37,13 +37,13 @@ def robustness(
             else None
         )
         found.append(
-            {
-                "corruption": corruption.kind,
-                "severity": corruption.severity,
-                "num_images": len(target),
-                "accuracy": {role: float((each == target).mean()) for role, each in top1.items()},
-                "agreement": None if agree is None else float(agree.mean()),
-            }
+            Robustness(
+                corruption=corruption.kind,
+                severity=corruption.severity,
+                num_images=len(target),
+                accuracy={role: float((each == target).mean()) for role, each in top1.items()},
+                agreement=None if agree is None else float(agree.mean()),
+            )
         )
     return found
 

@@ -55,7 +55,7 @@ def _as_it_was() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     with (
         patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
-        patch("kd_app.training.proof.images_per_second", quick_speed),
+        patch("kd_app.training.measurement.images_per_second", quick_speed),
         patch("kd_app.compression.run.latencies", quick_latency),
     ):
         try:

@@ -21,11 +21,11 @@ WRITES = (
     ("the best weights", "kd_app.training.callbacks.save_file", 2),
     ("a stage's model", "kd_app.training.fit.save_model", 1),
     ("a stage's answers", "kd_app.deployment.measure.Predictions.save", 1),
-    ("predictions.parquet", "kd_app.training.proof.write_predictions", 1),
+    ("predictions.parquet", "kd_app.training.run_output.write_table", 1),
     ("examples.parquet", "kd_app.training.knowledge.write_examples", 1),
-    ("metrics.csv", "kd_app.training.proof.write_curves", 1),
-    ("the copy of the student", "kd_app.training.proof.copy_labeled", 1),
-    ("the model card", "kd_app.training.proof.write_card", 1),
+    ("metrics.csv", "kd_app.training.run_output.write_curves", 1),
+    ("the copy of the student", "kd_app.training.run_output.copy_labeled", 1),
+    ("the model card", "kd_app.training.results_builder.write_card", 1),
     ("results.json", "kd_app.reporting.results.write_atomically", 2),
 )
 """What is being written, and the call before which the disk gets full, in the order in

@@ -35,12 +35,14 @@ def judge(
     differ on better + worse images.
     """
     target = np.arange(n) % 2
-    student, teacher = target.copy(), target.copy()
-    teacher[:better] = 1 - teacher[:better]
-    student[better : better + worse] = 1 - student[better : better + worse]
+    candidate, reference = target.copy(), target.copy()
+    reference[:better] = 1 - reference[:better]
+    candidate[better : better + worse] = 1 - candidate[better : better + worse]
     rule = Verdict(metric=metric, margin=margin, confidence=confidence)
-    records = to_records({"student": logits(student, 2), "teacher": logits(teacher, 2)}, target)
-    return rule.judge(records["student"], records["teacher"])
+    records = to_records(
+        {"candidate": logits(candidate, 2), "reference": logits(reference, 2)}, target
+    )
+    return rule.judge(**records)
 
 
 def score_by_numerical_likelihood(better: int, worse: int, n: int, difference: float) -> float:
@@ -122,12 +124,11 @@ def test_equal_answers_to_a_handful_of_images_show_nothing() -> None:
 
 def test_the_worst_class_is_judged_by_its_own_recall_not_by_the_accuracy() -> None:
     target = np.repeat(np.arange(10), 400)
-    student = target.copy()
-    student[:120] = 1
-    records = to_records({"student": logits(student, 10), "teacher": logits(target, 10)}, target)
-    both = records["student"], records["teacher"]
-    worst = Verdict(metric="worst_class", margin=0.05, confidence=0.95).judge(*both)
-    top1 = Verdict(metric="top1", margin=0.05, confidence=0.95).judge(*both)
+    candidate = target.copy()
+    candidate[:120] = 1
+    both = to_records({"candidate": logits(candidate, 10), "reference": logits(target, 10)}, target)
+    worst = Verdict(metric="worst_class", margin=0.05, confidence=0.95).judge(**both)
+    top1 = Verdict(metric="top1", margin=0.05, confidence=0.95).judge(**both)
     assert (worst.outcome, top1.outcome) == ("lost", "kept")
     assert (worst.difference, top1.difference) == pytest.approx((-0.3, -0.03))
 
@@ -161,7 +162,7 @@ def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
     assert exact_p(better, worse, n, -margin, forgone=1e-6) == pytest.approx(max(tails), abs=1e-4)
 
 
-def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_teachers_is_no_loss_of_the_worst_class() -> (
+def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_references_is_no_loss_of_the_worst_class() -> (
     None
 ):
     tally = Tally(*np.array([[2000, 2000], [1960, 1300], [1300, 1960], [660, 0], [0, 660]]))

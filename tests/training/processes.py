@@ -89,7 +89,7 @@ def _distill(
         signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
     for name, count in moments:
         _strike(name, count, sign)
-    with patch("kd_app.training.proof.images_per_second", quick_speed):
+    with patch("kd_app.training.measurement.images_per_second", quick_speed):
         sys.exit(guarded(lambda: distill(composed("distill", overrides))))
 
 

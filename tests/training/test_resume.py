@@ -38,7 +38,7 @@ KILLS: Sequence[Moment] = (
     (f"{MODULE}.training_step", 13),
     ("kd_app.training.fit:save_model", 1),  # all is trained, nothing ships
     ("kd_app.training.fit:_tidy", 1),
-    ("kd_app.training.proof:Proof.ship", 1),
+    ("kd_app.training.run_output:write_student", 1),
     ("kd_app.reporting.results:write_atomically", 2),
 )
 

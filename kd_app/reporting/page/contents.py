@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
 from kd_app.reporting.results import (
     Cascade,
@@ -195,6 +196,11 @@ class RunPart(_Part):
     made: Made
     limits: list[str]
     missing: list[str] = []
+
+    @property
+    def compared(self) -> ModelPair:
+        """The roles of the two models that the page compares."""
+        return DISTILLATION if self.cascade is None else CASCADE
 
 
 class RunRow(_Part):

@@ -273,7 +273,7 @@ def classes(run: RunPart) -> Iterator[Chart]:
     ]
     roles = [
         role
-        for role in ("teacher", "labels_only", "student")
+        for role in (run.compared.reference, "labels_only", run.compared.candidate)
         if any(role in marks for _, marks in rows)
     ]
     if rows and roles:
@@ -302,7 +302,7 @@ def classes(run: RunPart) -> Iterator[Chart]:
 
 
 def confusion(run: RunPart) -> Iterator[Chart]:
-    """What the student takes for what."""
+    """What the student, or a cascade, takes for what."""
     found = run.confusion
     if found is not None and found.counts is not None:
         shares = [[each / max(sum(row), 1) for each in row] for row in found.counts]
@@ -310,14 +310,14 @@ def confusion(run: RunPart) -> Iterator[Chart]:
             f"{each.label} taken for {each.answer}: {100 * each.share:.1f} %"
             for each in found.strongest[:5]
         )
-        title = "What the student takes for what"
+        title = f"What the {run.compared.candidate} takes for what"
         svg = heat(
             title,
             f"Most frequent: {strongest}.",
             found.classes,
             shares,
             rows="label",
-            columns="student says",
+            columns=f"{run.compared.candidate} says",
         )
         yield Chart(
             title,

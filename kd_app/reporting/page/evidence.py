@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from kd_app.metrics.model_pair import find_pair
 from kd_app.reporting.page.contents import Bin, ClassPart, Confused, Confusion, Reliability
-from kd_app.reporting.results import Estimate, PerClass, Split
+from kd_app.reporting.results import Estimate, Measurement, PerClass
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,7 +56,7 @@ def answers(table: "DataFrame") -> Answers:
 
 def build_classes(per_class: PerClass, names: Sequence[str]) -> list[ClassPart]:
     """Accuracy, F1 and flips of each class that has images, the largest loss first."""
-    paired = "teacher" in per_class.accuracy
+    paired = find_pair(per_class.accuracy).reference in per_class.accuracy
     rows = [
         ClassPart(
             name=name,
@@ -73,21 +74,27 @@ def build_classes(per_class: PerClass, names: Sequence[str]) -> list[ClassPart]:
 
 
 def _change(accuracy: Mapping[str, Sequence[float | None]], number: int) -> float | None:
-    student, teacher = (
-        accuracy[role][number] if role in accuracy else None for role in ("student", "teacher")
+    candidate, reference = (
+        accuracy[role][number] if role in accuracy else None for role in find_pair(accuracy)
     )
-    return None if student is None or teacher is None else student - teacher
+    return None if candidate is None or reference is None else candidate - reference
 
 
 def _loss(row: ClassPart) -> tuple[float, str]:
-    change = row.change if row.change is not None else row.accuracy.get("student")
+    change = (
+        row.change
+        if row.change is not None
+        else row.accuracy.get(find_pair(row.accuracy).candidate)
+    )
     return (0.0 if change is None else change), row.name
 
 
 def confusion(found: Answers, names: Sequence[str]) -> Confusion:
-    """The student's answers by label, and its most frequent errors."""
-    number = len(names)
-    pairs, counts = np.unique(found.target * number + found.top1["student"], return_counts=True)
+    """The answers of the student, or of a cascade, by label, and its most frequent
+    errors.
+    """
+    number, top1 = len(names), found.top1[find_pair(found.top1).candidate]
+    pairs, counts = np.unique(found.target * number + top1, return_counts=True)
     support = np.bincount(found.target, minlength=number)
     wrong = pairs // number != pairs % number
     order = np.argsort(-counts[wrong], kind="stable")[:_STRONGEST]
@@ -108,7 +115,7 @@ def confusion(found: Answers, names: Sequence[str]) -> Confusion:
     return Confusion(classes=list(names), counts=matrix, strongest=strongest)
 
 
-def reliability(found: Answers, split: Split | None) -> list[Reliability]:
+def reliability(found: Answers, split: Measurement | None) -> list[Reliability]:
     """Mean probability and share of right answers, of the images in each bin of the
     top-1 probability, for each model.
     """
@@ -129,7 +136,7 @@ def reliability(found: Answers, split: Split | None) -> list[Reliability]:
     return parts
 
 
-def figure_of(split: Split | None, role: str, name: str) -> Estimate:
+def figure_of(split: Measurement | None, role: str, name: str) -> Estimate:
     """A model's figure with its interval, as results.json has it."""
     figures = getattr(split, role, None)
     return Estimate(

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kd_app.metrics.model_pair import find_pair
 from kd_app.reporting.page.contents import Answer, Example
 from kd_app.reporting.page.evidence import Answers
 
@@ -62,16 +63,18 @@ def _thumbnail(content: object) -> str | None:
 
 
 def flips(found: Answers, table: "DataFrame", names: Sequence[str]) -> list[Example]:
-    """The images that the teacher has right and the student wrong, the surest errors
-    first, and those the other way round; without pictures.
+    """The images that the teacher (of a cascade the last stage) has right and the
+    student (the cascade) wrong, the surest errors first, and those the other way round;
+    without pictures.
     """
-    if "teacher" not in found.top1:
+    pair = find_pair(found.top1)
+    if pair.reference not in found.top1:
         return []
-    teacher, student = found.right("teacher"), found.right("student")
+    candidate, reference = map(found.right, pair)
     listed = []
     for why, which, by in (
-        ("negative_flip", teacher & ~student, "student"),
-        ("positive_flip", ~teacher & student, "teacher"),
+        ("negative_flip", reference & ~candidate, pair.candidate),
+        ("positive_flip", ~reference & candidate, pair.reference),
     ):
         places = which.nonzero()[0]
         sure = found.probability[by][places]
@@ -96,6 +99,6 @@ def _listed(
                 said=names[int(found.top1[role][place])],
                 probability=float(found.probability[role][place]),
             )
-            for role in ("teacher", "student")
+            for role in reversed(find_pair(found.top1))
         ],
     )

@@ -9,11 +9,19 @@ from typing import Any
 from kd_app.config import RequestError
 from kd_app.config.keys import AROUND
 from kd_app.config.private import cleaned
+from kd_app.metrics.model_pair import CASCADE, DISTILLATION
 from kd_app.reporting.page.contents import ComparisonPart, Point, Report, RunRow
 from kd_app.reporting.page.evidence import figure_of
 from kd_app.reporting.page.family import families
 from kd_app.reporting.page.methods import compared
-from kd_app.reporting.page.one_run import answer, measured, points_of, question, run_part
+from kd_app.reporting.page.one_run import (
+    answer,
+    find_split,
+    measured,
+    points_of,
+    question,
+    run_part,
+)
 from kd_app.reporting.results import Estimate, Results
 from kd_app.reporting.runs import Run, flat, load_run
 from kd_app.reporting.sentences import points
@@ -216,6 +224,7 @@ def _row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
             name=each.name, differs={}, seed=None, status="unreadable", reason=each.reason
         )
     results, split = each.run.results, measured(each.run.results)
+    pair = CASCADE if results.cascade is not None else DISTILLATION
     return RunRow(
         name=each.name,
         differs=differs,
@@ -224,9 +233,9 @@ def _row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
         reason=results.reason,
         best=best,
         outcome=results.verdict.outcome if results.verdict else None,
-        validation=_there(figure_of(results.validation, "student", "top1")),
-        test=_there(figure_of(results.test, "student", "top1")),
-        teacher=_there(figure_of(split, "teacher", "top1")),
+        validation=_there(figure_of(find_split(results, "validation"), pair.candidate, "top1")),
+        test=_there(figure_of(find_split(results, "test"), pair.candidate, "top1")),
+        teacher=_there(figure_of(split, pair.reference, "top1")),
         gain=_there(figure_of(split, "pair", "gain")),
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from kd_app.config.private import cleaned
 from kd_app.reporting.page.contents import ClassPart, Made
-from kd_app.reporting.results import Results, Split
+from kd_app.reporting.results import Measurement, Results
 from kd_app.reporting.runs import flat
 from kd_app.reporting.sentences import points
 
@@ -112,12 +112,12 @@ def _said(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def limits(results: Results, split: Split | None, classes: list[ClassPart]) -> list[str]:
+def limits(results: Results, split: Measurement | None, classes: list[ClassPart]) -> list[str]:
     """What the figures do not show, as far as this run tells."""
     return [*_about_data(results, split), *_about_classes(classes), *_about_use(results)]
 
 
-def _about_data(results: Results, split: Split | None) -> Iterator[str]:
+def _about_data(results: Results, split: Measurement | None) -> Iterator[str]:
     if results.data is not None:
         yield (
             "Other images: everything was measured on images like those of this data set"

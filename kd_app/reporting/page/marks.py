@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from kd_app.metrics.model_pair import CASCADE, DISTILLATION
+
 _FIXED = ("teacher", "student", "labels_only")
+_ALIKE = dict(zip(CASCADE, DISTILLATION, strict=True))
+"""The models of a cascade look like those of a run."""
 _DASHES = ("", "", "6 3", "2 3", "9 3 2 3", "1 4")
 _SHAPES = (
     "M-4-4H4V4H-4Z",  # square
@@ -54,6 +58,7 @@ def look(role: str, others: tuple[str, ...] = ()) -> Look:
     """The look of a model: the same for a role on every page; further controls in the
     order of `others`.
     """
+    role = _ALIKE.get(role, role)
     if role in _FIXED:
         return Look(_FIXED.index(role))
     place = others.index(role) if role in others else 0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from kd_app.config import RequestError
 from kd_app.metrics.model_metrics import MODEL_METRICS
@@ -21,21 +21,34 @@ from kd_app.reporting.page.evidence import (
 )
 from kd_app.reporting.page.examples import examples, flips
 from kd_app.reporting.page.made import limits, made
-from kd_app.reporting.results import Estimate, Results, Split
+from kd_app.reporting.results import Estimate, Measurement, Results, Split
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import basis, license_sentences, undefined, verdict_sentence
 from kd_app.reporting.worth import worth
 
 T = TypeVar("T")
-LABELS = {"teacher": "teacher", "labels_only": "labels only", "student": "student"}
+LABELS = {
+    "teacher": "teacher",
+    "labels_only": "labels only",
+    "student": "student",
+    "reference": "reference",
+    "candidate": "candidate",
+}
 _REPLACE = "Can the student replace the teacher?"
 _SHORT = {"kept": "Yes.", "lost": "No.", "not shown": "These images can't tell."}
 _MOST_POINTS = 400
 
 
-def measured(results: Results) -> Split | None:
+def measured(results: Results) -> Measurement | None:
     """The split that the figures to quote are from."""
-    return results.test or results.validation
+    return find_split(results, "test") or find_split(results, "validation")
+
+
+def find_split(results: Results, name: Literal["validation", "test"]) -> Measurement | None:
+    """The figures of a split, of a run or of a cascade."""
+    if results.cascade is not None:
+        return results.cascade.splits.get(name)
+    return results.test if name == "test" else results.validation
 
 
 def labels(roles: Sequence[str]) -> dict[str, str]:
@@ -57,7 +70,7 @@ def run_part(run: Run, name: str) -> RunPart:
         question=question(results),
         answer=answer(results),
         basis=_basis(results, split),
-        split=None if split is None else "test" if split is results.test else "validation",
+        split=None if split is None else "validation" if split is results.validation else "test",
         num_images=split.num_images if split else None,
         confidence=split.confidence if split else None,
         verdict=results.verdict,
@@ -158,8 +171,9 @@ def answer(results: Results) -> str:
     )
 
 
-def _basis(results: Results, split: Split | None) -> list[str]:
-    found = [] if split is None else [basis(results, split), *undefined(split)]
+def _basis(results: Results, split: Measurement | None) -> list[str]:
+    found = [] if split is None else [basis(results, split)]
+    found += undefined(split) if isinstance(split, Split) else []
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished" and split is not None:
         found.append(
@@ -168,7 +182,7 @@ def _basis(results: Results, split: Split | None) -> list[str]:
     return found
 
 
-def models(results: Results, split: Split | None) -> list[ModelPart]:
+def models(results: Results, split: Measurement | None) -> list[ModelPart]:
     """Every model that was measured: the teacher first, the student last."""
     order = sorted(
         results.models, key=lambda role: {"teacher": 0, "labels_only": 1, "student": 3}.get(role, 2)
@@ -208,7 +222,7 @@ def _speed(results: Results, role: str) -> float | None:
     return found.images_per_second if found else None
 
 
-def pair(split: Split | None) -> list[PairPart]:
+def pair(split: Measurement | None) -> list[PairPart]:
     """What compares the student with teacher and controls, as far as it is defined."""
     if split is None:
         return []
@@ -262,7 +276,7 @@ def _points(column: Any) -> dict[str, list[float]]:
     }
 
 
-def _from_answers(run: Run, part: RunPart, split: Split | None, names: Sequence[str]) -> None:
+def _from_answers(run: Run, part: RunPart, split: Measurement | None, names: Sequence[str]) -> None:
     table = run.predictions
     found = answers(table)
     part.confusion = confusion(found, names)

@@ -13,8 +13,8 @@ from kd_app.reporting.page.contents import Example, Report, RunPart
 from kd_app.reporting.page.tables import Table
 
 _WHY = {
-    "negative_flip": "The teacher is right, the student wrong",
-    "positive_flip": "The teacher is wrong, the student right",
+    "negative_flip": "The {reference} is right, the {candidate} wrong",
+    "positive_flip": "The {reference} is wrong, the {candidate} right",
     "most_different": "Where they differ most",
     "similar_pair": "Classes that the teacher finds similar",
     "typical": "Typical images",
@@ -185,15 +185,16 @@ def _flips(run: RunPart) -> Section:
             else []
         ),
     )
+    titles = {why: said.format(**run.compared._asdict()) for why, said in _WHY.items()}
     if not pictured:
-        return Section("flips", title, says=says, tables=tables.flips(run, _WHY))
+        return Section("flips", title, says=says, tables=tables.flips(run, titles))
     whys = dict.fromkeys(example.why for example in pictured)
     cards = []
     for why in sorted(whys, key=lambda why: list(_WHY).index(why) if why in _WHY else len(_WHY)):
         shown = [
             Card(example, drawn.distribution(example)) for example in pictured if example.why == why
         ]
-        cards.append(Cards(_WHY.get(why, why), shown[:_OPEN], shown[_OPEN:]))
+        cards.append(Cards(titles.get(why, why), shown[:_OPEN], shown[_OPEN:]))
     says += [
         "Bars: how probable each class is, in percent; of two bars the upper is the teacher's, the"
         " lower the student's."

@@ -155,11 +155,11 @@ def classes(run: RunPart, most: int | None = None) -> Table:
     """A row a class, the largest loss first."""
     roles = [
         role
-        for role in ("teacher", "labels_only", "student")
+        for role in (run.compared.reference, "labels_only", run.compared.candidate)
         if any(role in row.accuracy for row in run.classes)
     ]
     called = labels(roles)
-    paired = "teacher" in roles
+    paired = run.compared.reference in roles
     rows = [
         [
             Cell(row.name),
@@ -177,7 +177,8 @@ def classes(run: RunPart, most: int | None = None) -> Table:
         ]
         for row in run.classes[:most]
     ]
-    more = ["student - teacher", "negative flips", "positive flips"] if paired else []
+    difference = " - ".join(run.compared)
+    more = [difference, "negative flips", "positive flips"] if paired else []
     return Table(
         "Accuracy of each class",
         ["class", "images", *(called[role] for role in roles), *more],
@@ -201,8 +202,8 @@ def confusions(run: RunPart) -> Table:
         for each in strongest
     ]
     return Table(
-        "The student's most frequent errors",
-        ["label", "student says", "images", "of the label's"],
+        f"The {run.compared.candidate}'s most frequent errors",
+        ["label", f"{run.compared.candidate} says", "images", "of the label's"],
         rows,
         frozenset({0, 1}),
     )

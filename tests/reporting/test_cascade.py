@@ -1,0 +1,127 @@
+"""A cascade is compared with its last stage, by the names of neither student nor
+teacher.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kd_app.metrics.model_pair import CASCADE
+from kd_app.metrics.report_metrics import measure_split
+from kd_app.metrics.verdict import Verdict
+from kd_app.reporting.cascade import details
+from kd_app.reporting.page.gather import report
+from kd_app.reporting.page.one_run import measured, run_part
+from kd_app.reporting.page.sections import sections
+from kd_app.reporting.results import Results, write
+from kd_app.reporting.runs import load_run, write_predictions
+from tests.metrics.records import to_records
+from tests.reporting.runs_made import logits_and_target, made
+
+LATENCY = {"mean": 2.0, "p50": 2.0, "p95": 3.0, "p99": 3.0, "num_images": 8}
+
+
+def stage(file: str, top1: float, cost_ms: float) -> dict[str, Any]:
+    accuracy = {"value": top1}
+    return {
+        "file": file,
+        "sha256": "ab",
+        "temperature": 1.0,
+        "validation": accuracy,
+        "test": accuracy,
+        "cost_ms": cost_ms,
+        "latency": LATENCY,
+    }
+
+
+def rung(threshold: float, sent_on: float, cost_ms: float) -> dict[str, Any]:
+    return {
+        "thresholds": [threshold],
+        "shares": [1.0, sent_on],
+        "accuracy": 0.9,
+        "better": 1,
+        "worse": 2,
+        "cost_ms": cost_ms,
+        "proven": True,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The results of a cascade of two files."""
+    logits, target = logits_and_target({"candidate": 2.0, "reference": 3.0})
+    records = to_records(logits, target)
+    split = measure_split(records, seed=0, confidence=0.95, pair=CASCADE)
+    judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(**records)
+    cascade = {
+        "answer": "cascade",
+        "margin": 0.01,
+        "confidence": 0.95,
+        "num_images": 300,
+        "measure": "margin",
+        "thresholds": [0.5],
+        "stages": [stage("small.onnx", 0.8, 1.0), stage("large.onnx", 0.9, 9.0)],
+        "curves": [
+            {"measure": "margin", "rungs": [rung(1.0, 1.0, 10.0), rung(0.5, 0.2, 3.0)], "chosen": 1}
+        ],
+        "test": rung(0.5, 0.2, 3.0),
+        "latency": LATENCY,
+        "splits": {"validation": split, "test": split},
+    }
+    results = Results.model_validate(
+        {
+            **made().model_dump(),
+            "models": {},
+            "validation": None,
+            "test": None,
+            "verdict": {**vars(judgment), "split": "test"},
+            "cascade": cascade,
+        }
+    )
+    write(tmp_path / "results.json", results)
+    index = np.arange(len(target))
+    write_predictions(
+        tmp_path / "predictions.parquet",
+        index=index,
+        file=[f"{number}.png" for number in index],
+        target=target,
+        logits=logits,
+    )
+    return tmp_path
+
+
+def test_the_verdict_names_the_cascade_and_its_last_stage(folder: Path) -> None:
+    results = load_run(folder).results
+    assert results.cascade is not None
+    said = " ".join(details(results, results.cascade))
+    assert "The cascade's top-1 accuracy is" in said
+    assert "below large.onnx's" in said
+    assert "student" not in said
+    assert "teacher" not in said
+
+
+def test_the_figures_of_a_page_are_those_of_the_test_split(folder: Path) -> None:
+    results = load_run(folder).results
+    assert results.cascade is not None
+    assert measured(results) is results.cascade.splits["test"]
+    row = report([folder]).rows[0]
+    test = results.cascade.splits["test"]
+    assert row.test is not None
+    assert row.teacher is not None
+    assert (row.test.value, row.teacher.value) == (test.candidate.top1, test.reference.top1)
+
+
+def test_classes_and_flips_are_those_of_candidate_and_reference(folder: Path) -> None:
+    part = run_part(load_run(folder), "a cascade")
+    heads = [
+        head
+        for section in sections(report([folder]), part)
+        for table in (*section.tables, *section.folded)
+        for head in (table.title, *table.columns)
+    ]
+    assert {"candidate", "reference", "candidate - reference", "candidate says"} <= set(heads)
+    assert "The reference is right, the candidate wrong, the surest first" in heads
+    assert part.classes[0].change == min(row.change or 0 for row in part.classes)
+    assert not [head for head in heads if "student" in head or "teacher" in head]
