@@ -31,7 +31,7 @@ from kd_app.config import Pixels, RequestError
 from kd_app.config.compose import composed
 from kd_app.config.paths import choices
 from kd_app.data.batch import Batch
-from kd_app.deployment.machine import cpu_name
+from kd_app.deployment.hardware import cpu_name
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher

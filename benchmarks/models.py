@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.variants import SIDES, Variant, images, modules, smallest
 from kd_app.models.hooks import at_rest
 from kd_app.models.outputs import Outputs
-from kd_app.models.survey import survey
+from kd_app.models.tap_plan import survey
 from kd_app.models.taps import Taps
 
 FIELDS = ("logits", "embedding", "classifier", "features", "pre_activation", "tokens", "attention")

@@ -36,8 +36,8 @@ def make_teacher(folder: Path) -> None:
     """
     from kd_app.config import Pixels
     from kd_app.models.create import create, expected_pixels
-    from kd_app.models.request import ModelRequest, Seen
-    from kd_app.models.ship import save_model
+    from kd_app.models.save import save_model
+    from kd_app.models.spec import ModelRequest, Seen
 
     request = ModelRequest(
         role="teacher",
@@ -63,12 +63,12 @@ def train(said: Sequence[str], trials: int) -> None:
     """The students alone."""
     from kd_app.config.compose import composed
     from kd_app.reporting.console import Console
+    from kd_app.run.role_jobs import student_job
+    from kd_app.run.spec import parts
+    from kd_app.run.train import train as train_job
+    from kd_app.run.workspace import Workshop
     from kd_app.stages import Stages
     from kd_app.tracking import Tracker
-    from kd_app.training.parts import parts
-    from kd_app.training.role_jobs import student_job
-    from kd_app.training.train import train as train_job
-    from kd_app.training.workshop import Workshop
 
     for seed in range(trials):
         made = parts(composed("distill", [*said, f"seed={seed}"]))

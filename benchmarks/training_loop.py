@@ -23,16 +23,16 @@ from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
 from kd_app.models.create import create
 from kd_app.reporting.console import Console
+from kd_app.run.role_jobs import student_job
+from kd_app.run.spec import Parts, parts
+from kd_app.run.workspace import Workshop
 from kd_app.stages import Stages
 from kd_app.training.callbacks import Keep, Progress
-from kd_app.training.curves import CurveLogger
+from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build, quiet
 from kd_app.training.job import Teacher
 from kd_app.training.module import Distillation
-from kd_app.training.parts import Parts, parts
-from kd_app.training.role_jobs import student_job
 from kd_app.training.teacher_source import LiveTeacher
-from kd_app.training.workshop import Workshop
 
 TARGET = 0.97
 PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))

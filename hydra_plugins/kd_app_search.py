@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 
 class SearchSweeper(Sweeper):
-    """Runs the trials that `kd_app.training.search.study` proposes; `space` and the
+    """Runs the trials that `kd_app.search.study` proposes; `space` and the
     sweeps on the command line say what is searched.
     """
 
@@ -38,11 +38,11 @@ class SearchSweeper(Sweeper):
         """Run the search to its end."""
         from omegaconf import OmegaConf
 
-        from kd_app.training.search.trials import require_optuna
+        from kd_app.search.trials import require_optuna
 
         require_optuna()
-        from kd_app.training.search.space import searched
-        from kd_app.training.search.study import Search, SearchSettings
+        from kd_app.search.space import searched
+        from kd_app.search.study import Search, SearchSettings
 
         parse = OverridesParser.create(
             config_loader=self.hydra_context.config_loader

@@ -10,11 +10,11 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "distill", "load_run", "load_runs"]
 
 if TYPE_CHECKING:
+    from kd_app.jobs.api import distill
     from kd_app.reporting.runs import load_run, load_runs
-    from kd_app.training.notebook import distill
 
 _LAZY = {
-    "distill": "kd_app.training.notebook",
+    "distill": "kd_app.jobs.api",
     "load_run": "kd_app.reporting.runs",
     "load_runs": "kd_app.reporting.runs",
 }

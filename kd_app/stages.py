@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when a change makes what older stages hold wrong."""
 RECORD = "stage.json"
 _HASHED = 2**28

@@ -20,7 +20,7 @@ from PIL import Image
 import kd_app
 from kd_app.data.digits import Digits
 from kd_app.reporting.comparison import compare
-from kd_app.reporting.worth import worth
+from kd_app.reporting.distillation_gain import worth
 from tests.commands.call import TINY, done
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"

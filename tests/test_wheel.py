@@ -41,7 +41,7 @@ def test_the_wheel_holds_all_of_conf_and_all_of_the_package(unpacked: Path) -> N
     for kept, pattern, where in (
         ("conf", "*.yaml", "kd_app/conf"),
         ("kd_app", "*.py", "kd_app"),
-        ("kd_app/reporting/page", "page.*", "kd_app/reporting/page"),
+        ("kd_app/reporting/html", "page.*", "kd_app/reporting/html"),
         ("kd_app/models", "licenses.yaml", "kd_app/models"),
         ("kd_app", "py.typed", "kd_app"),
     ):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from kd_app.commands.help import answer
-from kd_app.training.ranks.torchrun import Torchrun, is_follower
+from kd_app.training.distributed.torchrun import Torchrun, is_follower
 
 Task = Callable[[dict[str, Any], int | None], None]
 """``task(config, trial)``: `trial` is the number of the trial in a sweep, else None."""
@@ -43,7 +43,7 @@ def _together(body: Callable[[], int]) -> int:
     it is done; its exit code. Alone it is just `body`.
     """
     if is_follower():
-        from kd_app.training.ranks.start import follow
+        from kd_app.training.distributed.launch import follow
 
         with suppress(KeyboardInterrupt):
             follow()

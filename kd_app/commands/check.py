@@ -6,7 +6,7 @@ from kd_app.commands.app import run
 
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
-    from kd_app.training.checks.inspection import check
+    from kd_app.jobs.check import check
 
     check(config)
 

@@ -6,13 +6,13 @@ from kd_app.commands.app import run
 
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
-    from kd_app.compression.run import compress
+    from kd_app.jobs.compress import compress
 
     compress(config, trial=trial)
 
 
 def _after_sweep(config: dict[str, Any]) -> None:
-    from kd_app.training.search.sweep import set_side_by_side
+    from kd_app.jobs.sweep import set_side_by_side
 
     set_side_by_side(config)
 

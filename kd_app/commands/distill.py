@@ -6,13 +6,13 @@ from kd_app.commands.app import run
 
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
-    from kd_app.training.run import distill
+    from kd_app.jobs.distill import distill
 
     distill(config, trial=trial)
 
 
 def _after_sweep(config: dict[str, Any]) -> None:
-    from kd_app.training.search.sweep import conclude
+    from kd_app.jobs.sweep import conclude
 
     conclude(config)
 

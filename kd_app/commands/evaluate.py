@@ -9,11 +9,11 @@ from kd_app.commands.app import run
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
     if config["cascade"] is not None:
-        from kd_app.shipping.route import evaluate_cascade
+        from kd_app.jobs.cascade import evaluate_cascade
 
         evaluate_cascade(config, trial=trial)
         return
-    from kd_app.training.evaluate import evaluate
+    from kd_app.jobs.evaluate import evaluate
 
     evaluate(config, trial=trial)
 

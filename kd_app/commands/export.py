@@ -8,7 +8,7 @@ from kd_app.commands.app import run
 
 
 def _task(config: dict[str, Any], trial: int | None) -> None:
-    from kd_app.shipping.export import export_run
+    from kd_app.jobs.export import export_run
 
     export_run(config, trial=trial)
 

@@ -12,7 +12,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
             "kd-predict writes one file, and -m asks for several. Say it once for each, with an"
             " out= of its own."
         )
-    from kd_app.shipping.predict import predict
+    from kd_app.jobs.predict import predict
 
     predict(config)
 

@@ -44,14 +44,14 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
             "kd-report needs to know which runs: 'runs=[runs/a,runs/b]', or a sweep's folder. Quote"
             " it for the shell."
         )
-    from kd_app.reporting.page import write_report
+    from kd_app.reporting.html import write_report
     from kd_app.reporting.runs import find_runs
 
     runs = find_runs(asked.runs)
     out = Path(asked.out) if asked.out else _beside(runs)
     page = write_report(runs, out if trial is None else out / str(trial), asked.latency_ms)
     if asked.logger:
-        from kd_app.training.report_run import tell_report
+        from kd_app.tracking.report import tell_report
 
         tell_report(runs, page, asked.logger)
     print(

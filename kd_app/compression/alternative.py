@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kd_app.config import RequestError
-from kd_app.models.request import ModelRequest
-from kd_app.training.controls import closest, costs
-from kd_app.training.role_jobs import student_job
-from kd_app.training.train import train
-from kd_app.training.workshop import Member, Workshop
+from kd_app.models.spec import ModelRequest
+from kd_app.run.controls import closest, costs
+from kd_app.run.role_jobs import student_job
+from kd_app.run.train import train
+from kd_app.run.workspace import Member, Workshop
 
 STAGE = "alternative"
 _SLACK = 1.25

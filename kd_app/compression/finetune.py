@@ -5,9 +5,9 @@ from dataclasses import replace
 from pydantic import PositiveFloat, PositiveInt
 
 from kd_app.compression.step import Step
-from kd_app.training.role_jobs import student_job
-from kd_app.training.train import train
-from kd_app.training.workshop import Member, Workshop
+from kd_app.run.role_jobs import student_job
+from kd_app.run.train import train
+from kd_app.run.workspace import Member, Workshop
 
 
 class Finetune(Step):

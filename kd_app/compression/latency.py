@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kd_app.config import Pixels, RequestError, RunError
-from kd_app.deployment.clock import Floats, in_turns
+from kd_app.deployment.timing import Floats, in_turns
 from kd_app.deployment.xnnpack import Lowered, lower
-from kd_app.training.workshop import Member, Workshop
+from kd_app.run.workspace import Member, Workshop
 
 PROGRAM = "program.pte"
 _ROUNDS = 20

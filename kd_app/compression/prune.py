@@ -17,13 +17,13 @@ from kd_app.config import Pixels, RequestError
 from kd_app.config.errors import first_line
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.create import Created
-from kd_app.models.resized import changed, sizes
-from kd_app.models.reused import Reused
-from kd_app.models.ship import save_model
+from kd_app.models.layer_widths import changed, sizes
+from kd_app.models.save import save_model
+from kd_app.models.simkd_student import Reused
+from kd_app.run.workspace import Member, Workshop
 from kd_app.stages import write_atomically
 from kd_app.training.fit import MODEL, build, trained
 from kd_app.training.job import Teacher, TrainingJob
-from kd_app.training.workshop import Member, Workshop
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 RECORD = "prune.json"

@@ -25,17 +25,17 @@ from kd_app.compression.graph import (
 from kd_app.compression.step import Step
 from kd_app.config import Pixels, RequestError, unknown
 from kd_app.data.normalize import normalize
-from kd_app.deployment.formats.format import Deployed
+from kd_app.deployment.formats.base import Deployed
 from kd_app.deployment.xnnpack import lower
-from kd_app.models.request import ModelRequest
-from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, save_model
+from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, save_model
+from kd_app.models.spec import ModelRequest
+from kd_app.run.role_jobs import student_job
+from kd_app.run.train import train
+from kd_app.run.workspace import Member, Workshop
 from kd_app.stages import write_atomically
-from kd_app.training.curves import FILE as CURVES
+from kd_app.training.curve_log import FILE as CURVES
 from kd_app.training.fit import MODEL, trained
 from kd_app.training.job import Recipe
-from kd_app.training.role_jobs import student_job
-from kd_app.training.train import train
-from kd_app.training.workshop import Member, Workshop
 
 RECORD = "quantize.json"
 _OF_THE_RATE = 0.1

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from kd_app.config import Typed
-from kd_app.training.workshop import Member, Workshop
+from kd_app.run.workspace import Member, Workshop
 
 
 class Step(Typed):

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from kd_app.config import RequestError
 from kd_app.data.base import ScanJob
 from kd_app.data.images import BadImageError
-from kd_app.data.labels import labeled_images
+from kd_app.data.label_subset import labeled_images
 from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
 from kd_app.data.scan import Progress, read_scan, scan, typical_size
 from kd_app.data.source import SPLITS, Listing, Source

@@ -125,7 +125,7 @@ class Cascade:
     @classmethod
     def load(cls, path: Path, open_stage: "Callable[[Path], SeeingStage]") -> "Cascade":
         """The cascade of a cascade.json, its stages opened by `open_stage`, such as
-        `kd_app.deployment.artefact.open_artefact`.
+        `kd_app.deployment.artifact.open_artefact`.
 
         Raises:
             ValueError: it is no cascade.json, a stage's file is not there or not the

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kd_app.config import Pixels, RunError
-from kd_app.deployment.artefact import Artefact, open_artefact
-from kd_app.deployment.formats.format import Deployed, Format
+from kd_app.deployment.artifact import Artefact, open_artefact
+from kd_app.deployment.formats.base import Deployed, Format
 from kd_app.deployment.manifest import VERSION, told_pixels
 from kd_app.run_files import MANIFEST
 from kd_app.stages import file_sha256, write_atomically

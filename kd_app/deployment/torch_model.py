@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_app.config import Pixels
 from kd_app.data.normalize import normalize
-from kd_app.deployment.runtimes.opened import picture
+from kd_app.deployment.runtimes.base import picture
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,5 @@ class TorchModel:
         return answered
 
     def picture(self, image: Image.Image) -> NDArray[np.uint8]:
-        """See `kd_app.deployment.artefact.Artefact`."""
+        """See `kd_app.deployment.artifact.Artefact`."""
         return picture(image, self.pixels)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kd_app.config import Pixels, RequestError, RunError
 from kd_app.config.errors import first_line
-from kd_app.deployment.formats.format import blank
+from kd_app.deployment.formats.base import blank
 
 
 def lower(model: nn.Module, pixels: Pixels, path: Path, *, max_batch: int | None = None) -> None:

@@ -11,10 +11,10 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kd_app.config.schedule import Ramp
 from kd_app.data.batch import Batch
 from kd_app.losses.logits import LogitTerm
 from kd_app.models.outputs import Outputs
+from kd_app.schedules import Ramp
 
 
 class CTKD(LogitTerm):

@@ -14,7 +14,7 @@ from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.pairing import same_size, stage_pairs
 from kd_app.models.outputs import Outputs
-from kd_app.models.reused import Projector, Reused, plain_classifier
+from kd_app.models.simkd_student import Projector, Reused, plain_classifier
 
 _INSTEAD = "Choose another term: softmax_regression, embedding_mse or feature_hint."
 

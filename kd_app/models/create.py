@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from kd_app.config import Pixels, RequestError
 from kd_app.config.errors import first_line
-from kd_app.models.labels import weights_sha256
-from kd_app.models.request import Composed, ModelRequest, Origin, Seen
-from kd_app.models.resized import WIDTHS, Widths, resize
-from kd_app.models.reused import REUSED, with_projector
-from kd_app.models.ship import CONFIG
+from kd_app.models.layer_widths import WIDTHS, Widths, resize
+from kd_app.models.save import CONFIG
+from kd_app.models.simkd_student import REUSED, with_projector
+from kd_app.models.spec import Composed, ModelRequest, Origin, Seen
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
+from kd_app.models.weights_metadata import weights_sha256
 
 SMALL = 64
 """Up to this side (pixels) an image is used whole: no centre crop."""

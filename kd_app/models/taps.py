@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, unknown
-from kd_app.models.attended import Attended
+from kd_app.models.attention_recorder import Attended
 from kd_app.models.class_map import Mapped
 from kd_app.models.heads import own_classifiers, read_head, shares_of
 from kd_app.models.hooks import Recorder, eager
 from kd_app.models.outputs import Outputs, Tokens
-from kd_app.models.survey import Survey, survey
+from kd_app.models.tap_plan import Survey, survey
 
 _INSTEAD = "Terms that read logits alone: soft_target, decoupled, dist."
 _FIELDS = frozenset(f.name for f in fields(Outputs))

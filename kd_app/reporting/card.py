@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kd_app.config.private import cleaned
+from kd_app.config.redact import cleaned
 from kd_app.config.targets import FACTORY
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.spec import Format
-from kd_app.models.ship import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
+from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
+from kd_app.reporting.distillation_gain import worth
 from kd_app.reporting.results import Estimate, Model, PerClass, Results, Split
 from kd_app.reporting.sentences import (
     basis,
@@ -23,7 +24,6 @@ from kd_app.reporting.sentences import (
     verdict_sentence,
     write,
 )
-from kd_app.reporting.worth import worth
 from kd_app.stages import write_atomically
 
 CARD = "README.md"

@@ -14,7 +14,7 @@ import numpy as np
 
 from kd_app.config import RequestError, unknown
 from kd_app.config.errors import first_line
-from kd_app.models.labels import weights_sha256
+from kd_app.models.weights_metadata import weights_sha256
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.metrics.model_metrics import MODEL_METRICS
+from kd_app.reporting.distillation_gain import worth
 from kd_app.reporting.results import Model, ModelMetrics, Results, Split, Step
 from kd_app.reporting.sentences import (
     count,
@@ -22,7 +23,6 @@ from kd_app.reporting.sentences import (
     sentences,
     write,
 )
-from kd_app.reporting.worth import worth
 
 
 @dataclass(frozen=True)

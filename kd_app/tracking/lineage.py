@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_app.config.private import cleaned
+from kd_app.config.redact import cleaned
 from kd_app.stages import file_sha256
 from kd_app.tracking.base import STUDENT, Artifact
 

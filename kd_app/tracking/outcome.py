@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_app.config.private import cleaned
+from kd_app.config.redact import cleaned
 from kd_app.tracking import lineage
 from kd_app.tracking.base import Artifact, Outcome
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_app.config.private import relative
+from kd_app.config.redact import relative
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.run_files import PREDICTIONS
 from kd_app.tracking.base import Outcome

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kd_app.config.private import cleaned
+from kd_app.config.redact import cleaned
 from kd_app.tracking import lineage
 from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, Opening, Point, Run
 from kd_app.tracking.outcome import outcome

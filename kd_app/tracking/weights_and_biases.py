@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_app.config.errors import first_line
-from kd_app.config.private import to_tell
+from kd_app.config.redact import to_tell
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.stages import write_atomically

@@ -24,18 +24,18 @@ from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.models.create import Created, create
 from kd_app.models.outputs import Outputs
-from kd_app.models.request import ModelRequest
-from kd_app.models.ship import save_model
+from kd_app.models.save import save_model
+from kd_app.models.spec import ModelRequest
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
 from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNotFinite, Stopped
-from kd_app.training.curves import FILE, CurveLogger, forget_after
+from kd_app.training.curve_log import FILE, CurveLogger, forget_after
+from kd_app.training.distributed.consistency import Agreement
 from kd_app.training.job import Teacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
-from kd_app.training.ranks.agreement import Agreement
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma, TeacherSource
 from kd_app.training.trainer import PROFILE, TrainerSettings

@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import Callback
 
 from kd_app.config import Pixels, RequestError
 from kd_app.config.make import make
-from kd_app.config.schedule import Schedule
 from kd_app.data.base import RunData
 from kd_app.losses.base import LossTerm
-from kd_app.models.composed import OwnAverage
+from kd_app.models.composite import OwnAverage
 from kd_app.models.create import Created, create
-from kd_app.models.request import ModelRequest
+from kd_app.models.spec import ModelRequest
+from kd_app.schedules import Schedule
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer
 from kd_app.training.trainer import TrainerSettings
@@ -206,7 +206,7 @@ class TrainingJob:
 
     def to_json(self) -> dict[str, Any]:
         """The job as plain data, for the processes that train it together;
-        `kd_app.training.ranks.rank.load_job` reads it.
+        `kd_app.run.worker.load_job` reads it.
         """
         return {
             "name": self.name,

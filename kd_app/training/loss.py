@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.config.schedule import Schedule
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs, Panel
-from kd_app.training.ranks.gather import several_ranks, whole_batch, whole_outputs
+from kd_app.schedules import Schedule
+from kd_app.training.distributed.collectives import several_ranks, whole_batch, whole_outputs
 
 
 class DistillationLoss(nn.Module):

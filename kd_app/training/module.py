@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import Pixels, RunError
-from kd_app.config.schedule import Schedule
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.metrics.classification import measures
 from kd_app.metrics.pair import pair_measures
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
+from kd_app.schedules import Schedule
 from kd_app.stages import write_atomically
 from kd_app.training.diagnostics import check_terms, gradient_shares
 from kd_app.training.loss import DistillationLoss

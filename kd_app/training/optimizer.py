@@ -8,19 +8,8 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from kd_app.config import RequestError, Typed, unknown
-from kd_app.config.schedule import Constant, Cosine, Linear, MultiStep, Ramp, Schedule, Share
+from kd_app.schedules import Share
 
-__all__ = [
-    "Constant",
-    "Cosine",
-    "Linear",
-    "MultiStep",
-    "Optimizer",
-    "Ramp",
-    "Schedule",
-    "SplitsGradients",
-    "Trained",
-]
 _TAKES_FUSED = {"adam", "adamw", "sgd", "momentum"}
 
 

@@ -15,8 +15,8 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
-from kd_app.deployment.machine import cpu_flags
-from kd_app.training.ranks.torchrun import launched
+from kd_app.deployment.hardware import cpu_flags
+from kd_app.training.distributed.torchrun import launched
 
 Precision = Literal[
     "auto",

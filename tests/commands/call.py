@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.training.made import quick_latency, quick_speed
+from tests.builders import quick_latency, quick_speed
 
 TINY = ("debug=fdr", "logger=[csv]", "teacher.name=resnet8")
 """A whole run in about a second."""
@@ -55,8 +55,8 @@ def _as_it_was() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     with (
         patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
-        patch("kd_app.training.measurement.images_per_second", quick_speed),
-        patch("kd_app.compression.run.latencies", quick_latency),
+        patch("kd_app.run.measurement.images_per_second", quick_speed),
+        patch("kd_app.jobs.compress.latencies", quick_latency),
     ):
         try:
             yield

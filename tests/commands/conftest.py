@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import image_folder
 from tests.commands.call import TINY, done
-from tests.training.made import image_folder
 
 
 @pytest.fixture(autouse=True)

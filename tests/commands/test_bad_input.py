@@ -14,8 +14,8 @@ import pytest
 import timm
 import torch
 
+from tests.builders import results, teacher_folder
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
-from tests.training.made import results, teacher_folder
 
 SMALL = (*TINY, "student.name=resnet8", "data=folder", "data.image_size=16", "out=run")
 

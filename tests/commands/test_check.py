@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.checks.planted import colored
 from tests.commands.call import call, done, paragraph, snapshot
-from tests.training.checks.planted import colored
 
 QUICK = ("teacher.name=resnet8", "logger=[]", "check.seconds=0.1")
 

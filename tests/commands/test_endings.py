@@ -11,7 +11,7 @@ from tests.commands.call import Ended, call, paragraph
 
 def ending(error: BaseException) -> Ended:
     """The command whose work ends in this way."""
-    with patch("kd_app.training.run.distill", side_effect=error):
+    with patch("kd_app.jobs.distill.distill", side_effect=error):
         return call("seed=1")
 
 
@@ -59,7 +59,7 @@ def test_a_fault_of_the_program_is_told_with_its_traceback_and_is_a_failed_run()
 
 
 def test_a_run_that_does_its_work_ends_with_0_and_says_nothing_on_stderr() -> None:
-    with patch("kd_app.training.run.distill") as done:
+    with patch("kd_app.jobs.distill.distill") as done:
         ended = call("seed=1")
     assert (ended.code, ended.err) == (0, "")
     assert done.call_args.args[0]["seed"] == 1
@@ -77,8 +77,8 @@ def test_the_worst_trial_is_the_exit_code_of_a_sweep(codes: tuple[str, ...], cod
         "failed": RunError("The run failed."),
     }
     with (
-        patch("kd_app.training.run.distill", side_effect=[endings[each] for each in codes]),
-        patch("kd_app.training.search.sweep.conclude") as concluded,
+        patch("kd_app.jobs.distill.distill", side_effect=[endings[each] for each in codes]),
+        patch("kd_app.jobs.sweep.conclude") as concluded,
     ):
         ended = call(
             "-m", f"seed={','.join(str(number) for number in range(len(codes)))}", "out=sweep"

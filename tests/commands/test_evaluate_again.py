@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 
 import kd_app
 from kd_app.config import RequestError
+from tests.builders import results
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
-from tests.training.made import results
 
 
 def evaluated(*words: str) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import results
 from tests.commands.call import TINY, done
 from tests.losses.samples import TERMS, class_of
-from tests.training.made import results
 
 OF_TOKENS = [
     "attention_relation",

@@ -9,9 +9,9 @@ import pytest
 from filelock import FileLock
 
 from kd_app.config import RequestError
-from kd_app.training.run_folder import claimed
+from kd_app.run.run_folder import claimed
+from tests.builders import results, student_sha256
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
-from tests.training.made import results, student_sha256
 
 
 @pytest.fixture

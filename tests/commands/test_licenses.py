@@ -15,12 +15,12 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
+from kd_app.run.run_folder import run_name
+from kd_app.run.workspace import Workshop
 from kd_app.tracking import Tracker
 from kd_app.tracking.outcome import outcome
-from kd_app.training.run_folder import run_name
-from kd_app.training.workshop import Workshop
+from tests.builders import results, teacher_folder
 from tests.commands.call import TINY, call, done, paragraph, refused
-from tests.training.made import results, teacher_folder
 
 NC = "cc-by-nc-4.0"
 QUICK = ("debug=fdr", "logger=[csv]", "student.name=resnet8")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.builders import results
 from tests.commands.call import TINY, call, paragraph, process, script, surroundings
-from tests.training.made import results
 
 ALONE = (
     "teacher=none",

@@ -9,8 +9,8 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
-from kd_app.training.run import distill
-from kd_app.training.workshop import Workshop
+from kd_app.jobs.distill import distill
+from kd_app.run.workspace import Workshop
 from tests.commands.call import refused
 
 WRONG = [

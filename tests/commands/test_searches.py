@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.builders import results
 from tests.commands.call import TINY, call, done, refused
-from tests.training.made import results
 from tests.training.processes import commanded, ended, wait_for
 
 SEARCH = ("-m", "hparams_search=temperature", "hydra.sweeper.trials=5")

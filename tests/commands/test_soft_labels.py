@@ -20,8 +20,8 @@ from sklearn.datasets import load_digits
 import kd_app
 from kd_app.config import RequestError
 from kd_app.stages import file_sha256
+from tests.builders import results, stage
 from tests.commands.call import TINY, done, refused, snapshot
-from tests.training.made import results, stage
 
 
 def picture(png: bytes) -> np.ndarray:

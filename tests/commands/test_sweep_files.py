@@ -11,8 +11,8 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from kd_app.tracking.weights_and_biases import BEST
+from tests.builders import results
 from tests.commands.call import TINY, done
-from tests.training.made import results
 
 FILES = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 

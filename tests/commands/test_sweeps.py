@@ -11,8 +11,8 @@ from unittest.mock import patch
 import pytest
 
 import kd_app
+from tests.builders import results
 from tests.commands.call import TINY, Ended, call, done, paragraph, refused, snapshot
-from tests.training.made import results
 
 SWEEP = ("-m", "loss.soft_target.temperature=1,2", "seed=0,1")
 
@@ -205,8 +205,8 @@ def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
 def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code: int) -> None:
     with (
-        patch("kd_app.training.run.distill", side_effect=stop) as started,
-        patch("kd_app.training.search.sweep.conclude") as concluded,
+        patch("kd_app.jobs.distill.distill", side_effect=stop) as started,
+        patch("kd_app.jobs.sweep.conclude") as concluded,
     ):
         ended = call("-m", "seed=0,1,2", "out=sweep")
     assert ended.code == code

@@ -11,8 +11,8 @@ import timm
 
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
+from tests.builders import DIGITS, GRAY, results, teacher_folder
 from tests.commands.call import done, refused
-from tests.training.made import DIGITS, GRAY, results, teacher_folder
 
 OTHERS = tuple(f"kind{number}" for number in range(12))
 RUN = ("debug=fdr", "logger=[csv]", "controls=[]", "examples=0")

@@ -15,9 +15,9 @@ from kd_app.compression.prune import Prune
 from kd_app.config import Pixels, RequestError
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.create import create
-from kd_app.models.request import ModelRequest
-from kd_app.models.resized import changed, resize, sizes
-from kd_app.models.ship import save_model
+from kd_app.models.layer_widths import changed, resize, sizes
+from kd_app.models.save import save_model
+from kd_app.models.spec import ModelRequest
 
 NETS = {
     "resnet8": 32,

@@ -23,11 +23,11 @@ from kd_app.compression.quantize import Quantize
 from kd_app.config import Pixels, RequestError
 from kd_app.config.compose import composed
 from kd_app.deployment.xnnpack import Lowered, lower
+from kd_app.run.spec import parts
 from kd_app.stages import file_sha256
-from kd_app.training.parts import parts
+from tests.builders import results
 from tests.commands.call import done, refused
-from tests.shipping.conftest import QUICK
-from tests.training.made import results
+from tests.jobs.conftest import QUICK
 
 PIXELS = Pixels(1, 8, 8, (0.0,), (1.0,))
 
@@ -410,7 +410,7 @@ def test_a_quantized_student_is_exported_as_the_program_that_it_is_or_said_to_be
 ) -> None:
     words = (f"run={made_int8[0]}", f"stages={made / 'stages'}", *QUICK)
     out = tmp_path / "export"
-    with patch("kd_app.shipping.measured.first_answer", lambda *_: {}):
+    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
         told = done(
             *words,
             f"out={out}",

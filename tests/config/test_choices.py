@@ -12,11 +12,11 @@ from optuna.distributions import CategoricalDistribution
 from kd_app.config.compose import composed
 from kd_app.config.paths import CONF, choices
 from kd_app.data.module import ImageData
-from kd_app.training.curves import read_curves
-from kd_app.training.parts import parts
-from kd_app.training.search.space import searched
+from kd_app.run.spec import parts
+from kd_app.search.space import searched
+from kd_app.training.curve_log import read_curves
+from tests.builders import results, stage
 from tests.commands.call import call, done
-from tests.training.made import results, stage
 
 SMALL = ("teacher.name=resnet8", "logger=[csv]", "out=run", "stages=stages")
 

@@ -17,9 +17,9 @@ from kd_app.config import RequestError
 from kd_app.config.compose import composed, explained, known_keys, opened
 from kd_app.config.make import make
 from kd_app.config.paths import CONF, choices
-from kd_app.shipping.export import Export
+from kd_app.jobs.export import Export
+from kd_app.run.spec import parts
 from kd_app.tracking import Backend
-from kd_app.training.parts import parts
 
 PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
            "predict": ("model=a", "images=b", "out=c")}  # fmt: skip

@@ -35,7 +35,7 @@ def config(target: str) -> dict[str, Any]:
         "kd_app.commands.distill.main",
         "kd_app.stages.Path",
         "kd_app.stages.Stages",
-        "kd_app.training.ranks.start.Child",
+        "kd_app.training.distributed.launch.Child",
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "lightning.pytorch.callbacks.OnExceptionCheckpoint",
         "lightning.pytorch.loggers.CSVLogger",

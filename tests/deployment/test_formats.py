@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kd_app.config import RequestError, RunError
-from kd_app.deployment.artefact import open_artefact
+from kd_app.deployment.artifact import open_artefact
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8, lacks_vnni

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from kd_app.config import Pixels
+from tests.builders import image_folder, results, teacher_folder
 from tests.commands.call import Ended, call
 from tests.docs.shell import README, find_commands
-from tests.training.made import image_folder, results, teacher_folder
 
 SHOWN = [
     (command, tuple(words))

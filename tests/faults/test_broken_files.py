@@ -9,11 +9,11 @@ from unittest.mock import DEFAULT, patch
 
 import pytest
 
-from kd_app.models.ship import save_model
+from kd_app.models.save import save_model
+from tests.builders import student_sha256
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
-from tests.training.made import student_sha256
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut off": lambda content: content[: len(content) // 2],

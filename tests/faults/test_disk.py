@@ -6,26 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import student_sha256
 from tests.commands.call import call, done, paragraph, refused
 from tests.faults.conftest import Fault
 from tests.faults.disk import Disk
 from tests.faults.whole_run import WORDS, outcome, places
-from tests.training.made import student_sha256
 
 WRITES = (
     ("results.json", "kd_app.reporting.results.write_atomically", 1),
     ("a stage's record", "kd_app.stages.Stages._build", 1),
     ("a checkpoint", "kd_app.training.trainer.AtomicCheckpoints.save_checkpoint", 1),
     ("a checkpoint", "kd_app.training.trainer.AtomicCheckpoints.save_checkpoint", 3),
-    ("a curve", "kd_app.training.curves.CurveLogger.log_metrics", 2),
+    ("a curve", "kd_app.training.curve_log.CurveLogger.log_metrics", 2),
     ("the best weights", "kd_app.training.callbacks.save_file", 2),
     ("a stage's model", "kd_app.training.fit.save_model", 1),
-    ("a stage's answers", "kd_app.deployment.measure.Predictions.save", 1),
-    ("predictions.parquet", "kd_app.training.run_output.write_table", 1),
-    ("examples.parquet", "kd_app.training.knowledge.write_examples", 1),
-    ("metrics.csv", "kd_app.training.run_output.write_curves", 1),
-    ("the copy of the student", "kd_app.training.run_output.copy_labeled", 1),
-    ("the model card", "kd_app.training.results_builder.write_card", 1),
+    ("a stage's answers", "kd_app.deployment.predictions.Predictions.save", 1),
+    ("predictions.parquet", "kd_app.run.run_output.write_table", 1),
+    ("examples.parquet", "kd_app.run.dark_knowledge.write_examples", 1),
+    ("metrics.csv", "kd_app.run.run_output.write_curves", 1),
+    ("the copy of the student", "kd_app.run.run_output.copy_labeled", 1),
+    ("the model card", "kd_app.run.results_builder.write_card", 1),
     ("results.json", "kd_app.reporting.results.write_atomically", 2),
 )
 """What is being written, and the call before which the disk gets full, in the order in

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from kd_app import load_run
+from tests.builders import image_folder, results
 from tests.commands.call import TINY, done
 from tests.faults.conftest import Fault
-from tests.training.made import image_folder, results
 
 
 def distilled(folder: Path, *words: str) -> str:

@@ -31,8 +31,8 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
     first validation where `kills`.
     """
     from kd_app.config.compose import composed
+    from kd_app.jobs.distill import distill
     from kd_app.training.module import Distillation
-    from kd_app.training.run import distill
 
     os.setsid()
     with log.open("a", encoding="utf-8") as file:

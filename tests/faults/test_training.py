@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.training.module import Distillation
+from tests.builders import results, student_sha256
 from tests.commands.call import TINY, call, done, paragraph
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
-from tests.training.made import results, student_sha256
 
 
 def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(

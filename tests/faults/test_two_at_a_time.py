@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import results
 from tests.commands.call import done, refused
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import WORDS, outcome, places
-from tests.training.made import results
 from tests.training.processes import begun, ended, wait_for
 
 

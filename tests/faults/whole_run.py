@@ -5,8 +5,8 @@ a second together; and what of it must not change.
 from pathlib import Path
 from typing import Any
 
+from tests.builders import results, student_sha256
 from tests.commands.call import TINY
-from tests.training.made import results, student_sha256
 
 EPOCHS, STEPS = 2, 4
 WORDS = (

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from kd_app.config import Pixels, RequestError
 from kd_app.models.create import Created, create, expected_pixels
-from kd_app.models.request import Seen
-from kd_app.models.ship import save_model
+from kd_app.models.save import save_model
+from kd_app.models.spec import Seen
 from kd_app.models.weights import state_sha256
 from kd_app.stages import file_sha256
-from tests.models.test_request import request
-from tests.training.made import DIGITS, GRAY, teacher_folder
+from tests.builders import DIGITS, GRAY, teacher_folder
+from tests.models.test_spec import request
 
 SEEN = Seen(1, 8, (0.3,), (0.4,))
 COLOR = Seen(3, 200, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3))

@@ -10,10 +10,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from kd_app.config.compose import composed
 from kd_app.reporting.card import CARD, write_card
+from kd_app.reporting.distillation_gain import worth
 from kd_app.reporting.results import Licenses, Results
 from kd_app.reporting.sentences import verdict_sentence
-from kd_app.reporting.worth import worth
-from tests.reporting.runs_made import made
+from tests.reporting.run_folders import made
 
 
 @dataclass(frozen=True)

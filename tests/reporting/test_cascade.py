@@ -12,13 +12,13 @@ from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.cascade import details
-from kd_app.reporting.page.gather import report
-from kd_app.reporting.page.one_run import measured, run_part
-from kd_app.reporting.page.sections import sections
+from kd_app.reporting.html.collect import report
+from kd_app.reporting.html.run_section import measured, run_part
+from kd_app.reporting.html.sections import sections
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import load_run, write_predictions
 from tests.metrics.records import to_records
-from tests.reporting.runs_made import logits_and_target, made
+from tests.reporting.run_folders import logits_and_target, made
 
 LATENCY = {"mean": 2.0, "p50": 2.0, "p95": 3.0, "p99": 3.0, "num_images": 8}
 

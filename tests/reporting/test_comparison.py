@@ -17,7 +17,7 @@ from kd_app.config import RequestError
 from kd_app.reporting.comparison import Comparison, compare
 from kd_app.reporting.results import Data, FileRecord, Results
 from kd_app.reporting.runs import Run, write_predictions
-from tests.reporting.runs_made import logits_and_target, made
+from tests.reporting.run_folders import logits_and_target, made
 
 SOFT = {"_target_": "kd_app.losses.soft_target.SoftTarget", "weight": 1.0, "temperature": 4.0}
 PLAIN = {"_target_": "kd_app.losses.cross_entropy.CrossEntropy", "weight": 1.0}

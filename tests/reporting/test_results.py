@@ -7,7 +7,7 @@ from kd_app.config import RequestError
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.reporting.results import ModelMetrics, Results, json_schema, read, write
 from tests.metrics.records import to_records
-from tests.reporting.runs_made import THREE, logits_and_target, made
+from tests.reporting.run_folders import THREE, logits_and_target, made
 
 
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
 from kd_app.config import Pixels, RequestError
-from kd_app.models.ship import save_model
+from kd_app.models.save import save_model
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import load_run, load_runs, write_curves, write_predictions
 from kd_app.stages import file_sha256
-from tests.reporting.runs_made import THREE, logits_and_target, made
+from tests.reporting.run_folders import THREE, logits_and_target, made
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from rich.console import Console, RenderableType
 from kd_app.reporting.results import Results
 from kd_app.reporting.sentences import points
 from kd_app.reporting.tables import Trial, summary, sweep
-from tests.reporting.runs_made import THREE, made
+from tests.reporting.run_folders import THREE, made
 
 
 def text(renderable: RenderableType, width: int = 80) -> str:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from kd_app.config.compose import composed
+from tests.builders import results
 from tests.commands.call import TINY, done, refused
 from tests.security.payloads import touching
-from tests.training.made import results
 
 Words = tuple[str, ...]
 
@@ -81,13 +81,13 @@ def test_an_interpolation_does_not_become_a_part_later(tmp_path: Path, mark: Pat
 
 def test_classes_of_ours_that_are_no_parts_are_not_made(tmp_path: Path, mark: Path) -> None:
     starts = {
-        "_target_": "kd_app.training.ranks.start.Child",
+        "_target_": "kd_app.training.distributed.launch.Child",
         "job": "x",
         "place": {"RANK": 1, "WORLD_SIZE": 1, "PYTHONPATH": "x"},
         "log": str(mark),
     }
     words = experiment(tmp_path / "conf", {"callbacks": {"x": starts}})
-    assert "'kd_app.training.ranks.start.Child' names code that is no part" in refused(
+    assert "'kd_app.training.distributed.launch.Child' names code that is no part" in refused(
         *words, *TINY
     )
 

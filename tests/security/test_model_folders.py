@@ -12,9 +12,9 @@ import pytest
 
 import kd_app
 from kd_app.config import RequestError
+from tests.builders import teacher_folder
 from tests.commands.call import call, snapshot
 from tests.security.payloads import zipped
-from tests.training.made import teacher_folder
 
 
 @pytest.fixture

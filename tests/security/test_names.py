@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import kd_app
+from tests.builders import results
 from tests.commands.call import TINY, done
-from tests.training.made import results
 
 SMALL = (*TINY, "student.name=resnet8", "data.image_size=16", "out=run", "stages=stages")
 LABELS = [

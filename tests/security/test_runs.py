@@ -11,9 +11,9 @@ import pytest
 
 import kd_app
 from kd_app.config import RequestError
+from tests.builders import results, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused, snapshot
 from tests.security.payloads import PICKLES, Pickled, changed, plain, touching, zipped
-from tests.training.made import results, stage, teacher_folder
 
 
 def evaluated(run: Path, *words: str) -> str:

@@ -18,9 +18,9 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.models.weights import read_state
 from kd_app.stages import file_sha256
+from tests.builders import image_folder, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused
 from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped
-from tests.training.made import image_folder, stage, teacher_folder
 
 
 @pytest.mark.parametrize("pickled", PICKLES)

@@ -13,7 +13,7 @@ from kd_app.reporting.results import Results, read, write
 from kd_app.reporting.runs import load_run, load_runs
 from kd_app.tracking import lineage
 from kd_app.tracking.weights_and_biases import _artifact
-from tests.reporting.runs_made import made
+from tests.reporting.run_folders import made
 from tests.tracking.wandb_server import Server, serving
 
 

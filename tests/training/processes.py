@@ -20,7 +20,7 @@ from kd_app.commands.exit_codes import guarded
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["kd_app.training.run", "kd_app.training.notebook", "torchvision", "torch._dynamo"]
+    ["kd_app.jobs.distill", "kd_app.jobs.api", "torchvision", "torch._dynamo"]
 )
 
 Moment = tuple[str, int]
@@ -79,8 +79,8 @@ def _distill(
     overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool
 ) -> None:
     from kd_app.config.compose import composed
-    from kd_app.training.run import distill
-    from tests.training.made import quick_speed
+    from kd_app.jobs.distill import distill
+    from tests.builders import quick_speed
 
     _alone(log)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
@@ -89,7 +89,7 @@ def _distill(
         signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
     for name, count in moments:
         _strike(name, count, sign)
-    with patch("kd_app.training.measurement.images_per_second", quick_speed):
+    with patch("kd_app.run.measurement.images_per_second", quick_speed):
         sys.exit(guarded(lambda: distill(composed("distill", overrides))))
 
 

@@ -16,9 +16,10 @@ from kd_app.losses.cross_entropy import CrossEntropy
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
+from kd_app.schedules import Constant, Schedule
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import Distillation, StepOptions
-from kd_app.training.optimizer import Constant, Optimizer, Schedule
+from kd_app.training.optimizer import Optimizer
 from kd_app.training.teacher_source import LiveTeacher
 
 CLASSES = 3

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from kd_app.config import RequestError
 from kd_app.config.compose import composed
+from kd_app.run.spec import parts
 from kd_app.training.dot import TwoMomenta
 from kd_app.training.fit import quiet
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import Distillation
-from kd_app.training.parts import parts
-from tests.training.made import gone_on, teacher_folder
+from tests.builders import gone_on, teacher_folder
 from tests.training.small_parts import OwnData, distillation, plain_trainer, terms
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from kd_app.config import Pixels, RequestError, RunError
 from kd_app.data.module import ImageData
-from kd_app.deployment.measure import predict
+from kd_app.deployment.predictions import predict
 from kd_app.models.create import create
 from kd_app.training.callbacks import EMA, Keep
-from kd_app.training.curves import read_curves
+from kd_app.training.curve_log import read_curves
 from kd_app.training.fit import resumed
 from kd_app.training.module import Distillation
-from tests.models.test_request import request
-from tests.training.made import GRAY, teacher_folder, trained
+from tests.builders import GRAY, teacher_folder, trained
+from tests.models.test_spec import request
 
 SMALL = ("data.batch_size=256", "student.name=resnet8", "trainer.max_epochs=3")
 VIT: dict[str, Any] = {"patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 2}

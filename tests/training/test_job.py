@@ -13,15 +13,15 @@ import torch
 
 from kd_app.config import Pixels
 from kd_app.models.class_map import ClassMap
-from kd_app.models.composed import OtherClasses, OwnAverage, Several
+from kd_app.models.composite import OtherClasses, OwnAverage, Several
 from kd_app.models.create import create
-from kd_app.models.request import Composed, ModelRequest, Seen
+from kd_app.models.spec import Composed, ModelRequest, Seen
+from kd_app.run.model_specs import parse_model, requested
+from kd_app.run.worker import load_job
 from kd_app.stages import fingerprint
-from kd_app.training.asked import parse_model, requested
 from kd_app.training.job import Recipe, Teacher, TrainingJob
-from kd_app.training.ranks.rank import load_job
 from kd_app.training.trainer import TrainerSettings
-from tests.training.made import DIGITS, GRAY, teacher_folder
+from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.training.small_parts import Net
 
 CROSS_ENTROPY = {

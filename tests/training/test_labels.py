@@ -14,15 +14,15 @@ from kd_app.config.compose import composed
 from kd_app.data.batch import Batch
 from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
+from kd_app.run.plan import described
+from kd_app.run.role_jobs import control_job, student_job, teacher_job
+from kd_app.run.spec import parts
+from kd_app.run.train import train
+from kd_app.run.workspace import Workshop
 from kd_app.stages import Stages
 from kd_app.training.module import Distillation
-from kd_app.training.parts import parts
-from kd_app.training.plan import described
-from kd_app.training.role_jobs import control_job, student_job, teacher_job
-from kd_app.training.train import train
-from kd_app.training.workshop import Workshop
+from tests.builders import image_folder, results, stage, teacher_folder
 from tests.commands.call import call
-from tests.training.made import image_folder, results, stage, teacher_folder
 
 FEW = (
     "data.labels=0.1",

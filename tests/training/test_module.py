@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import RunError
+from kd_app.schedules import Cosine, Linear
 from kd_app.training.callbacks import SkipNotFinite
 from kd_app.training.fit import quiet
 from kd_app.training.loss import DistillationLoss
-from kd_app.training.optimizer import Cosine, Linear
 from tests.training.small_parts import (
     CLASSES,
     Given,

@@ -15,16 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.training.optimizer import (
-    Constant,
-    Cosine,
-    Linear,
-    MultiStep,
-    Optimizer,
-    Ramp,
-    Schedule,
-    Trained,
-)
+from kd_app.schedules import Constant, Cosine, Linear, MultiStep, Ramp, Schedule
+from kd_app.training.optimizer import Optimizer, Trained
 
 CONF = Path(__file__).parents[2] / "conf"
 SHARE = st.floats(0, 1)

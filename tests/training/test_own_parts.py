@@ -14,8 +14,8 @@ from torch import nn
 import kd_app
 from kd_app.config import RequestError
 from kd_app.reporting.runs import Run
-from kd_app.training.curves import read_curves
-from tests.training.made import results, stage, student_sha256
+from kd_app.training.curve_log import read_curves
+from tests.builders import results, stage, student_sha256
 from tests.training.processes import distilled
 from tests.training.small_parts import CLASSES, Net, OwnData, seeded
 

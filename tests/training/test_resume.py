@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kd_app.training.curves import read_curves
-from tests.training.made import image_folder, results, stage, student_sha256, teacher_folder
+from kd_app.training.curve_log import read_curves
+from tests.builders import image_folder, results, stage, student_sha256, teacher_folder
 from tests.training.processes import Moment, begun, distilled
 
 MODULE = "kd_app.training.module:Distillation"
@@ -38,7 +38,7 @@ KILLS: Sequence[Moment] = (
     (f"{MODULE}.training_step", 13),
     ("kd_app.training.fit:save_model", 1),  # all is trained, nothing ships
     ("kd_app.training.fit:_tidy", 1),
-    ("kd_app.training.run_output:write_student", 1),
+    ("kd_app.run.run_output:write_student", 1),
     ("kd_app.reporting.results:write_atomically", 2),
 )
 

@@ -15,14 +15,14 @@ from kd_app.data.batch import Batch
 from kd_app.metrics.record import Predictions
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
+from kd_app.run.role_jobs import draft_job
+from kd_app.run.spec import parts
+from kd_app.run.workspace import Workshop
 from kd_app.stages import Stages, file_sha256
 from kd_app.training import teacher_cache
-from kd_app.training.parts import parts
-from kd_app.training.role_jobs import draft_job
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
-from kd_app.training.workshop import Workshop
+from tests.builders import Trained, teacher_folder, trained
 from tests.commands.call import call
-from tests.training.made import Trained, teacher_folder, trained
 
 VIEWS = ("data.batch_size=256", "student.name=resnet8", "trainer.max_epochs=3", "data.views=2")
 VIT = [

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.data.batch import Batch
+from kd_app.run.spec import parts
 from kd_app.training.fit import quiet
 from kd_app.training.module import Distillation
-from kd_app.training.parts import parts
 from kd_app.training.teacher_cache import CachedTeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma
-from tests.training.made import gone_on
+from tests.builders import gone_on
 from tests.training.small_parts import Net, OwnData, distillation, frozen, plain_trainer, seeded
 
 

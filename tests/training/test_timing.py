@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from kd_app.config.compose import composed
+from kd_app.run.spec import parts
 from kd_app.training import timing
 from kd_app.training.fit import quiet
 from kd_app.training.module import CHECKED_STEPS
-from kd_app.training.parts import parts
 from kd_app.training.timing import (
     EpochSteps,
     EpochTimer,

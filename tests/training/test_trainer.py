@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
-from kd_app.deployment.machine import cpu_flags
+from kd_app.deployment.hardware import cpu_flags
 from kd_app.training import trainer
 from kd_app.training.trainer import AtomicCheckpoints, TrainerSettings
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from kd_app.config import Pixels, RequestError, RunError
 from kd_app.config.errors import first_line
-from kd_app.deployment.formats.format import Deployed, Format, check_calibration
+from kd_app.deployment.formats.base import Deployed, Format, check_calibration
 from kd_app.deployment.xnnpack import lower, traced
 
 Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]

@@ -13,7 +13,7 @@ from torch import nn
 
 from kd_app.config import Pixels, RequestError, RunError
 from kd_app.config.errors import causes, first_line
-from kd_app.deployment.formats.format import Deployed, Format, blank
+from kd_app.deployment.formats.base import Deployed, Format, blank
 
 
 class Onnx(Format):

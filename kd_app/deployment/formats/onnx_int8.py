@@ -17,9 +17,9 @@ from torch import nn
 
 from kd_app.config import Pixels, RunError
 from kd_app.config.errors import first_line
-from kd_app.deployment.formats.format import Format, check_calibration
+from kd_app.deployment.formats.base import Format, check_calibration
 from kd_app.deployment.formats.onnx import write_onnx
-from kd_app.deployment.machine import cpu_flags
+from kd_app.deployment.hardware import cpu_flags
 
 _NORMALIZATION = frozenset({"Cast", "Mul", "Add"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})

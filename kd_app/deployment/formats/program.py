@@ -14,7 +14,7 @@ from torch import nn
 
 from kd_app.config import Pixels, RunError
 from kd_app.config.errors import first_line
-from kd_app.deployment.formats.format import Deployed, Format, blank
+from kd_app.deployment.formats.base import Deployed, Format, blank
 from kd_app.deployment.runtimes.torch_file import wrote
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kd_app.deployment.manifest import Entry
-from kd_app.deployment.runtimes.opened import Opened
+from kd_app.deployment.runtimes.base import Opened
 
 with warnings.catch_warnings(action="ignore"):
     from executorch.extension.pybindings import portable_lib

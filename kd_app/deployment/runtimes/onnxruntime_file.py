@@ -5,8 +5,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from kd_app.deployment.manifest import Entry
+from kd_app.deployment.runtimes.base import Opened
 from kd_app.deployment.runtimes.onnx_header import read_header
-from kd_app.deployment.runtimes.opened import Opened
 
 OPSETS = range(13, 26)
 """Versions of ONNX's operators that are run: from the first with quantization per

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from kd_app.deployment.manifest import Entry
-from kd_app.deployment.runtimes.opened import Opened
+from kd_app.deployment.runtimes.base import Opened
 
 _WRITTEN: set[str] = set()
 """The sha256 of each program that this process wrote."""

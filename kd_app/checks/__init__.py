@@ -1,0 +1,1 @@
+"""Questions that kd-check asks before a run; each yields findings."""

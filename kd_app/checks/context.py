@@ -1,0 +1,170 @@
+"""What all checks look at: a run's parts and data before it begins, its teacher, and a
+sample of images with the teacher's answers.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from kd_app.config import Pixels, RequestError, Typed
+from kd_app.data.batch import Batch
+from kd_app.deployment.predictions import predict
+from kd_app.metrics.record import Predictions
+from kd_app.metrics.verdict import Verdict
+from kd_app.models.create import Created, create, expected_pixels
+from kd_app.run.role_jobs import teacher_job
+from kd_app.run.train import find_trained
+from kd_app.run.workspace import Member, Workshop
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+PASSES = 12
+"""About so often the sample is answered: as given, and in every other way that it could
+have been meant.
+"""
+_LEAST = 64
+_FIRST = 16
+
+
+class Limits(Typed, called="check"):
+    """How much is looked at and what counts as a fault; see ``conf/check.yaml``."""
+
+    def __init__(
+        self,
+        *,
+        seconds: PositiveFloat,
+        images: PositiveInt,
+        compared: PositiveInt,
+        significance: Share,
+        better: Share,
+        near: Share,
+        discordance: Share,
+        share: Share,
+        learns: Share,
+    ) -> None:
+        self.seconds = seconds
+        self.images = images
+        self.compared = compared
+        self.significance = significance
+        self.better = better
+        self.near = near
+        self.discordance = discordance
+        self.share = share
+        self.learns = learns
+
+
+@dataclass
+class Subject:
+    """A run that is looked at before it begins; `scratch` is a folder that is thrown
+    away.
+    """
+
+    shop: Workshop
+    limits: Limits
+    judge: Verdict
+    scratch: Path
+
+    @cached_property
+    def _as_it_is(self) -> tuple[Member | None, str]:
+        """The teacher where a run would not train it; and why it would answer with a
+        random head, where it would.
+        """
+        try:
+            return self.shop.as_it_is(), ""
+        except RequestError as error:
+            return None, str(error)
+
+    @property
+    def random_head(self) -> str:
+        """Why the teacher would answer with a random head; empty where it would not."""
+        return self._as_it_is[1]
+
+    @cached_property
+    def teacher(self) -> Member | None:
+        """The teacher as the student would hear it, if there is one by now that has
+        figures: used as it is, or trained by an earlier run.
+        """
+        if self.shop.parts.teacher is None or self.random_head or self.unmeasured:
+            return None
+        return self._as_it_is[0] or find_trained(self.shop, teacher_job(self.shop))
+
+    @property
+    def unmeasured(self) -> bool:
+        """The teacher is used as it is, and its answers have no figures."""
+        found = self._as_it_is[0]
+        return found is not None and found.unmeasured != ""
+
+    @cached_property
+    def any_teacher(self) -> Created | None:
+        """The teacher, or what it would be before its training; None where there is
+        none.
+        """
+        request = self.shop.parts.teacher
+        if request is None:
+            return None
+        return (
+            self.teacher.created
+            if self.teacher
+            else create(
+                request, expected_pixels(request, self.shop.seen()), len(self.shop.classes), seed=0
+            )
+        )
+
+    @cached_property
+    def images(self) -> int:
+        """How many images judge the teacher: as many as the limits allow, and as can be
+        answered in all the ways in four times their seconds.
+        """
+        assert self.teacher is not None
+        first = self.batches(self.teacher.created.pixels, _FIRST)
+        self.answer(first, self.teacher.created.pixels)
+        start = time.perf_counter()
+        self.answer(first, self.teacher.created.pixels)
+        each = (time.perf_counter() - start) / sum(len(batch) for batch in first)
+        return min(self.limits.images, max(_LEAST, int(4 * self.limits.seconds / PASSES / each)))
+
+    @cached_property
+    def sample(self) -> list[Batch]:
+        """Images to judge the teacher by, as it expects them."""
+        assert self.teacher is not None
+        return self.batches(self.teacher.created.pixels, self.images)
+
+    def batches(self, pixels: Pixels, images: int) -> list[Batch]:
+        """So many images of validation, and of train where these are too few, for a
+        model that expects `pixels`.
+        """
+        found = list(self.shop.data.sample("validation", pixels, images))
+        missing = images - sum(len(batch) for batch in found)
+        return found + (
+            list(self.shop.data.sample("train", pixels, missing)) if missing > 0 else []
+        )
+
+    def answer(self, batches: list[Batch], pixels: Pixels) -> Predictions:
+        """What the teacher says of these images, normalized as `pixels` says."""
+        assert self.teacher is not None
+        return predict(
+            self.teacher.created.model, batches, pixels, device=self.shop.parts.trainer.device
+        )
+
+    @cached_property
+    def answers(self) -> Predictions:
+        """What the teacher says of the sample, fed as it is to be."""
+        assert self.teacher is not None
+        return self.answer(self.sample, self.teacher.created.pixels)
+
+    @cached_property
+    def hits(self) -> Bool[np.ndarray, " images"]:
+        """Where it is right."""
+        return self.answers.hits
+
+
+def swapped(batch: Batch) -> Batch:
+    """With the channels in the opposite order."""
+    return replace(batch, image=torch.flip(batch.image, dims=[1]))

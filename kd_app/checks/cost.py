@@ -1,0 +1,119 @@
+"""What a run will cost on this machine, from short trainings of the real thing."""
+
+import resource
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kd_app.checks.context import Subject
+from kd_app.checks.dry_run import Rehearsal
+from kd_app.data.pixel_store import available_memory
+from kd_app.run.plan import spoken
+
+_WORDS = 4
+"""Bytes of a number as it is stored."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: of the whole run, `measuring` of them for the answers on validation and
+    test; seconds_an_epoch: of each training.
+
+    memory, gpu_memory, disk, peak_disk: bytes; the peak is reached while the largest
+    model trains.
+    """
+
+    seconds_an_epoch: dict[str, float]
+    epochs: dict[str, int]
+    training: dict[str, float]
+    measuring: float
+    memory: int
+    gpu_memory: int
+    disk: int
+    peak_disk: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(self.training.values()) + self.measuring
+
+
+def cost(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Cost:
+    """Add up what was measured."""
+    data, classes = subject.shop.data, len(subject.shop.classes)
+    images = data.sizes["validation"] + data.sizes["test"]
+    models = len(subject.shop.parts.controls) + 1 + (subject.shop.parts.teacher is not None)
+    answers = models * images * (classes + 4) * _WORDS
+    student = next(seen.seconds for seen in rehearsals if seen.role == "student")
+    as_long = {name for name, control in subject.shop.parts.controls.items() if control.as_long}
+    shipped = max((seen.model_bytes for seen in rehearsals if seen.role == "student"), default=0)
+    kept = sum(seen.model_bytes for seen in rehearsals) + shipped + answers
+    return Cost(
+        seconds_an_epoch={seen.role: seen.seconds_an_epoch for seen in rehearsals},
+        epochs={seen.role: seen.epochs for seen in rehearsals},
+        training={
+            seen.role: student if seen.role in as_long else seen.seconds for seen in rehearsals
+        },
+        measuring=images * sum(seen.answer_seconds for seen in rehearsals),
+        memory=_peak_memory(),
+        gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        disk=kept,
+        peak_disk=kept
+        + max((seen.checkpoint_bytes + seen.model_bytes for seen in rehearsals), default=0),
+    )
+
+
+def lines(subject: Subject, found: Cost) -> list[str]:
+    """The cost in words."""
+    trainer = subject.shop.parts.trainer
+    each = [
+        f"{role} {found.epochs[role]} x {_short(seconds)} = {spoken(found.training[role])}"
+        for role, seconds in found.seconds_an_epoch.items()
+    ]
+    free = shutil.disk_usage(_existing(subject.shop.stages.root)).free
+    gpu = f", {_size(found.gpu_memory)} of the GPU's" if found.gpu_memory else ""
+    told = [
+        (
+            f"Time: about {spoken(found.seconds)} in all on {trainer.world_size} x"
+            f" {trainer.accelerator}, {trainer.precision}; epochs: {', '.join(each)}"
+        ),
+        (
+            f"Memory: {_size(found.memory)} of this process{gpu}; {_size(available_memory())} more"
+            " are free"
+        ),
+        (
+            f"Disk: {_size(found.disk)} that stay, {_size(found.peak_disk)} at most; {_size(free)}"
+            " are free"
+        ),
+    ]
+    if trainer.world_size > 1:
+        told.append(
+            "Note: the steps were measured in one process; several that share a processor are"
+            " slower than this says."
+        )
+    return told
+
+
+def _peak_memory() -> int:
+    """The most that this process, and those that it waited for, have held."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return scale * sum(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else spoken(seconds)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count / 2**20, 0.1):.1f} MiB"

@@ -1,0 +1,138 @@
+"""``kd-check``: every check of a run that has not begun, and what it will cost."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kd_app.checks.context import Limits, Subject
+from kd_app.checks.cost import Cost, cost, lines
+from kd_app.checks.dry_run import Rehearsal, rehearse
+from kd_app.checks.finding import Finding, note, refusal
+from kd_app.checks.images import class_missing, same_image, test_too_small
+from kd_app.checks.license import licensed
+from kd_app.checks.loss_terms import terms
+from kd_app.checks.teacher import (
+    at_chance,
+    below_published,
+    not_deterministic,
+    random_head,
+)
+from kd_app.checks.teacher_input import fed_otherwise
+from kd_app.config import RequestError
+from kd_app.config.make import make
+from kd_app.metrics.verdict import Verdict
+from kd_app.reporting.console import Console
+from kd_app.run.plan import described
+from kd_app.run.role_jobs import draft_job
+from kd_app.run.spec import Config, OwnParts, parts
+from kd_app.run.train import find_trained
+from kd_app.run.workspace import Workshop
+from kd_app.stages import Stages
+from kd_app.tracking import Backend
+from kd_app.training.distributed.launch import check_places
+
+CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
+    licensed,
+    class_missing,
+    same_image,
+    test_too_small,
+    random_head,
+    not_deterministic,
+    at_chance,
+    fed_otherwise,
+    below_published,
+)
+"""Those that need no training."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, and what a run will cost; None where it could not be measured."""
+
+    findings: tuple[Finding, ...]
+    plan: tuple[str, ...] = ()
+    cost: Cost | None = None
+
+    def named(self, weight: str) -> list[str]:
+        """The names of the refusals, warnings or notes, each once."""
+        return list(
+            dict.fromkeys(finding.name for finding in self.findings if finding.weight == weight)
+        )
+
+
+def check(config: Config, *, own: OwnParts | None = None, console: Console | None = None) -> Report:
+    """Look at the run that the configuration asks for, and say what was found.
+
+    Nothing that is trained stays, and nothing is written but the scan of the images,
+    which the run finds. Raises `RequestError` with every reason not to run.
+    """
+    console = console or Console()
+    report = inspected(config, own=own, console=console)
+    for finding in report.findings:
+        if finding.weight != "refusal":
+            console.say(f"{finding.weight.capitalize()}: {finding}")
+    console.say("\n".join(report.plan))
+    refusals = [str(finding) for finding in report.findings if finding.weight == "refusal"]
+    if refusals:
+        raise RequestError(
+            f"Refused for {len(refusals)} reason{'s' if len(refusals) > 1 else ''}."
+            f" {' | '.join(refusals)}"
+        )
+    console.say("No reason was found not to run.")
+    return report
+
+
+def inspected(config: Config, *, own: OwnParts | None = None, console: Console) -> Report:
+    """All findings and the plan. Raises `RequestError` where there is no run to look
+    at.
+    """
+    limits = Limits(**config["check"])
+    made = parts({key: value for key, value in config.items() if key != "check"}, own)
+    check_places(made.trainer)
+    judge = Verdict(**config["verdict"])
+    for node in config["logger"].values():
+        make(node, Backend)
+    shop = Workshop(made, Stages(Path(config["stages"]), say=console.say), console, tracker=None)
+    try:
+        shop.prepare_data()
+        shop.check_losses()
+    except RequestError as error:
+        return Report((refusal("data", str(error)),))
+    with TemporaryDirectory(prefix="kd-check-") as scratch:
+        subject = Subject(shop, limits, judge, Path(scratch))
+        found = [note("data", text) for text in shop.data.notes]
+        for each in CHECKS:
+            found += each(subject)
+        rehearsals = _rehearsals(subject, console)
+        found += terms(subject, rehearsals)
+        plan, costs = (
+            described(shop, ready=subject.teacher is not None and subject.teacher.folder is None),
+            None,
+        )
+        if not any(seen.error for seen in rehearsals):
+            costs = cost(subject, rehearsals)
+            plan += lines(subject, costs)
+    return Report(tuple(found), tuple(plan), costs)
+
+
+def _rehearsals(subject: Subject, console: Console) -> list[Rehearsal]:
+    """Of all that a run would train; a teacher or control that was trained before is
+    left out.
+    """
+    shop, seen, teacher = subject.shop, [], subject.any_teacher
+    if (
+        shop.parts.teacher is not None
+        and subject.teacher is None
+        and not subject.random_head
+        and not subject.unmeasured
+    ):
+        console.line("  teacher: a few steps ...")
+        seen.append(rehearse(subject, "teacher", None))
+        teacher = seen[0].created
+    for role in (*shop.parts.controls, "student"):
+        job = draft_job(shop, role)
+        if role == "student" or find_trained(shop, job) is None:
+            console.line(f"  {role}: a few steps ...")
+            seen.append(rehearse(subject, role, teacher if job.recipe.needs_teacher else None))
+    return seen

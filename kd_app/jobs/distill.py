@@ -1,0 +1,233 @@
+"""The main job: teacher, controls, student, results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kd_app.config import RequestError
+from kd_app.config.make import make
+from kd_app.metrics.verdict import Verdict
+from kd_app.reporting.console import Console
+from kd_app.reporting.html import write_report
+from kd_app.reporting.results import FileRecord, Results, read
+from kd_app.reporting.runs import write_curves
+from kd_app.reporting.tables import summary
+from kd_app.run.assistants import train_assistants
+from kd_app.run.dark_knowledge import teacher_knowledge
+from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
+from kd_app.run.plan import plan
+from kd_app.run.results_builder import ResultsBuilder, SplitName
+from kd_app.run.role_jobs import check_pair, control_job, student_job, teacher_job
+from kd_app.run.run_folder import claimed, run_name
+from kd_app.run.run_output import SPLIT, list_uploads, write_models
+from kd_app.run.spec import Config, OwnParts, Parts, parts
+from kd_app.run.train import Listeners, train
+from kd_app.run.workspace import Member, Workshop
+from kd_app.run_files import CURVES, RESULTS
+from kd_app.search.pruning import PrunedError, Watch
+from kd_app.stages import Stages, file_sha256
+from kd_app.tracking import Backend, Tracker
+from kd_app.tracking.report import run_names
+from kd_app.training.distributed.launch import check_places
+
+
+def distill(
+    config: Config,
+    *,
+    own: OwnParts | None = None,
+    console: Console | None = None,
+    trial: int | None = None,
+) -> Path:
+    """Run what the configuration describes, resume it, or find it finished; the run's
+    folder.
+
+    In a sweep, `trial` numbers the run: its folder is ``out/<trial>``, and only the
+    winner reads the test set. Raises `RequestError` before anything is read or written
+    where the request is wrong, `RunError` where the run fails.
+    """
+    console = console or Console()
+    spec = parts(config, own)
+    spec.licenses.check()
+    check_places(spec.trainer)
+    rule = Verdict(**config["verdict"])
+    backends = {name: make(node, Backend) for name, node in config["logger"].items()}
+    out = _name_folder(config, trial)
+    own_parts = sorted(name for name, part in vars(spec.own).items() if part is not None)
+    splits: dict[SplitName, str] = {"validation": "validation"}
+    if config["test"] == "always" or (config["test"] == "auto" and trial is None):
+        splits["test"] = "test"
+    with claimed(out, {**config, "own": own_parts}, overwrite=config["overwrite"]):
+        results = None if config["remake"] else _find_results(out, spec, splits, console)
+        if results is not None:
+            console.say(
+                f"{out} holds this run, finished. remake=[student] makes a stage anew,"
+                " overwrite=true starts it afresh."
+            )
+            console.show(summary(results))
+            return out
+        tracker = _open_tracker(backends, spec, out, console, trial)
+        watch = Watch(out.parent, trial) if config["prune"] and trial is not None else None
+        stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.say)
+        shop = Workshop(spec, stages, console, tracker)
+        builder = start_results(shop, out, rule)
+        with tracker.followed():
+            _run(shop, builder, splits, watch, trial=trial)
+    return out
+
+
+def _name_folder(config: Config, trial: int | None) -> Path:
+    out = Path(config["out"] or Path("runs") / run_name(config))
+    return out if trial is None else out / str(trial)
+
+
+def _open_tracker(
+    backends: Mapping[str, Backend], spec: Parts, out: Path, console: Console, trial: int | None
+) -> Tracker:
+    """A tracker that knows the run's configuration with the licenses that follow from
+    it.
+    """
+    group, name = run_names(out, trial=trial is not None)
+    license = {**spec.config["license"], **spec.licenses.told()}
+    return Tracker(
+        backends,
+        out=out,
+        name=name,
+        group=group,
+        tags=spec.config["tags"],
+        config={**spec.config, "license": license},
+        shares=trial is not None,
+        say=console.say,
+    )
+
+
+def _find_results(
+    out: Path, spec: Parts, splits: Mapping[SplitName, str], console: Console
+) -> Results | None:
+    """The results of a finished run with these licenses that has measured all that the
+    configuration wants, or of a trial that was ended early and may stay so.
+    """
+    if not (out / RESULTS).is_file():
+        return None
+    try:
+        results = read(out / RESULTS)
+    except RequestError:
+        return None  # cut off or corrupt: the stages hold all that took long
+    config = spec.config
+    if results.status == "pruned":
+        may_end_early = config["prune"] is not None or config["budget"] is not None
+        same_budget = results.config.get("budget") == config["budget"]
+        return results if may_end_early and same_budget else None
+    damaged = next((file.name for file in results.files if not _is_intact(out, file)), None)
+    if damaged:
+        console.say(f"{out / damaged} is not what this run wrote; it is written again")
+        return None
+    is_complete = (
+        (results.test is not None or "test" not in splits)
+        and results.config.get("examples", config["examples"]) == config["examples"]
+        and (
+            not config["robustness"]["corruptions"]
+            or results.config.get("robustness") == config["robustness"]
+        )
+    )
+    has_license = results.license is not None and (
+        results.license.model_dump() == spec.licenses.told()
+    )
+    return results if results.status == "finished" and is_complete and has_license else None
+
+
+def _is_intact(out: Path, file: FileRecord) -> bool:
+    path = out / file.name
+    return path.is_file() and file_sha256(path) == file.sha256
+
+
+def _run(
+    shop: Workshop,
+    builder: ResultsBuilder,
+    splits: Mapping[SplitName, str],
+    watch: Watch | None,
+    *,
+    trial: int | None,
+) -> None:
+    """Train the models, measure them, and write the run's folder; results.json says how
+    the run ended.
+    """
+    out, console = builder.out, shop.console
+    try:
+        builder.write("running")
+        models = _train_models(shop, builder, watch, trial=trial)
+        sweep = None if trial is None else out.parent
+        measure_models(builder, shop, models, splits, sweep=sweep)
+        builder.models["student"].size_bytes = write_models(out, shop, models)
+        results = builder.write("finished")
+        if trial is None:
+            write_report([out], out)
+        shop.tracker.results(results, list_uploads(out))
+    except PrunedError as reason:
+        if watch is not None:
+            write_curves(out / CURVES, {"student": watch.rows})
+        builder.write("pruned", str(reason))
+        console.say(f"{reason} {reason.hint}")
+        return
+    except Exception as error:
+        builder.write("failed", str(error) or type(error).__name__)
+        raise
+    console.say()
+    console.show(summary(results))
+    console.say(f"Everything is in {out}")
+
+
+def _train_models(
+    shop: Workshop, builder: ResultsBuilder, watch: Watch | None, *, trial: int | None
+) -> dict[str, Member]:
+    """Teacher, controls and student, each trained or reused."""
+    spec, console = shop.parts, shop.console
+    _prepare_data(shop, builder.out)
+    teacher = shop.as_it_is()
+    console.say(plan(shop, ready=teacher is not None))
+    check_pair(shop)
+    if spec.budget is not None:
+        latency = spec.budget.check(shop, trial=trial is not None)
+        shop.decided["student"] = {"latency_ms": latency}
+    models: dict[str, Member] = {}
+    if spec.teacher is not None:
+        teacher = teacher or train(shop, teacher_job(shop), listener=shop.tracker)
+        if _measure_teacher(shop, builder, teacher):
+            models["teacher"] = teacher
+        teacher = train_assistants(shop, teacher)
+        for name in spec.controls:
+            models[name] = train(shop, control_job(shop, name, teacher), listener=shop.tracker)
+    listener = Listeners([shop.tracker, watch]) if watch is not None else shop.tracker
+    models["student"] = train(shop, student_job(shop, teacher), listener=listener)
+    return models
+
+
+def _prepare_data(shop: Workshop, out: Path) -> None:
+    """Load the data, write which image is in which split, and name both to the trackers
+    and on the console.
+    """
+    shop.prepare_data()
+    shop.check_losses()
+    shop.data.write_split(out / SPLIT)
+    shop.tracker.data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
+    licenses = shop.parts.licenses
+    for note in (*shop.data.notes, *licenses.unknown, *licenses.accepted):
+        shop.console.say(f"Note: {note}")
+
+
+def _measure_teacher(shop: Workshop, builder: ResultsBuilder, teacher: Member) -> bool:
+    """Measure what the teacher knows beyond the labels; False for a teacher whose
+    outputs have no metrics.
+    """
+    name = teacher.request.name
+    if teacher.unmeasured:
+        note = (
+            f"The teacher, {name}, {teacher.unmeasured}, so no figure compares the student with"
+            " it; the controls say what it was worth."
+        )
+        builder.notes.append(note)
+        shop.console.say(f"Note: {note}")
+        return False
+    predictions = shop.predictions(teacher, "validation")
+    shop.console.say(f"Teacher {name}: {format_top1(predictions)} on validation")
+    builder.knowledge = teacher_knowledge(shop, predictions, "validation")
+    shop.tracker.knowledge(builder.knowledge.model_dump())
+    return True

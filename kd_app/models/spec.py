@@ -1,0 +1,318 @@
+"""Which model is asked for, and where its weights come from: checked before anything is
+read or fetched.
+"""
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import timm
+import torch
+from pydantic import Field
+from torch import nn
+
+import kd_app.models.small  # noqa: F401
+from kd_app.config import Pixels, RequestError, Typed, unknown
+from kd_app.models.license import NONE, UNKNOWN
+from kd_app.models.save import WEIGHTS
+from kd_app.models.weights_metadata import labels
+from kd_app.run_files import RESULTS, STUDENT
+
+if TYPE_CHECKING:
+    from kd_app.models.create import Created
+
+Kind = Literal["random", "hub", "folder", "file", "own"]
+_SAID_ELSEWHERE = {
+    "pretrained": "{role}.pretrained",
+    "checkpoint_path": "{role}.checkpoint",
+    "num_classes": "the number of the data's classes",
+}
+"""Arguments of timm.create_model that follow from other settings."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from: 'random', 'hub' (timm's or a Hugging Face repository),
+    'folder' (timm's local-dir), 'file', or 'own' (a module).
+
+    num_classes and label_names are those of the weights, where known; license is the
+    weights' own, 'unknown' where nobody says.
+    """
+
+    kind: Kind
+    name: str
+    path: Path | None = None
+    license: str = UNKNOWN
+    num_classes: int | None = None
+    label_names: tuple[str, ...] | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Something was learned before; from random weights nothing was."""
+        return self.kind != "random"
+
+    def fits(self, classes: tuple[str, ...]) -> bool:
+        """The weights answer in these classes: as many, and of these names where the
+        weights name theirs.
+        """
+        return (
+            self.has_weights
+            and self.num_classes in (None, len(classes))
+            and self.label_names in (None, classes)
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The images that a model made from random weights will see: channels, side, and
+    the mean and std of their pixels (0..1).
+    """
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ModelRequest(Typed):
+    """A teacher or student as asked for in the config (`role` names it in messages).
+
+    name: a timm model with or without tag, ``local-dir:<folder>``,
+    ``hf-hub:<repository>``. checkpoint: a file of weights, a local-dir folder, or a
+    run's folder (that run's student); folders bring their own name. pretrained: 'auto'
+    is true when the name carries a tag. factory: a callable of our user's own that
+    makes the module instead of timm; `kwargs` go to whichever makes it. image_size:
+    side of its input.
+    """
+
+    unmeasured: ClassVar[str] = ""
+    """Why its answers to the data's images have no figures, whatever the data are;
+    empty where they may have.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: str,
+        name: str | None,
+        pretrained: bool | Literal["auto"],
+        checkpoint: Path | None,
+        kwargs: dict[str, Any],
+        image_size: Annotated[int, Field(gt=0)] | None,
+        factory: Callable[..., nn.Module] | None,
+    ) -> None:
+        self.role = role
+        self.kwargs = kwargs
+        self.image_size = image_size
+        self.factory = factory
+        self.origin = (
+            _own(factory, checkpoint, pretrained)
+            if factory
+            else _timm(role, name, pretrained, checkpoint)
+        )
+        if not factory:
+            _check_arguments(role, self.origin, kwargs)
+
+    @property
+    def name(self) -> str:
+        """The model's name as tables print it."""
+        return self.origin.name
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments as plain data; a factory by the `target` that it has where a
+        configuration names it.
+        """
+        target = getattr(self.factory, "target", None)
+        assert self.factory is None or target is not None, f"{self.name} lives in one process"
+        return {
+            "role": self.role,
+            "name": None if self.factory else self.origin.name,
+            "pretrained": self.origin.has_weights,
+            "checkpoint": str(self.origin.path) if self.origin.path else None,
+            "kwargs": self.kwargs,
+            "image_size": self.image_size,
+            "factory": target,
+        }
+
+
+class Composed(ModelRequest):
+    """A model that is made of other things than one set of weights. It is used as it
+    is, and told first of the data: `know`.
+    """
+
+    seen: Seen
+
+    def __init__(self, role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
+        self.role, self.origin, self.kwargs = role, origin, kwargs
+        self.image_size = self.factory = None
+
+    def know(self, classes: tuple[str, ...], seen: Seen) -> None:
+        """What it has to answer in and will be shown. Raises `RequestError` where it
+        can't answer in these classes.
+        """
+        self.seen = seen
+        if self.origin.num_classes is not None and not self.origin.fits(classes):
+            raise RequestError(
+                f"The {self.role} {self.name} answers in {self.origin.num_classes} classes that are"
+                f" not the data's {len(classes)}, and can't be trained here. Map them:"
+                f" {self.role}.classes=<a CSV file with the columns teacher,class>."
+            )
+
+    @abstractmethod
+    def pixels(self, seen: Seen) -> Pixels:
+        """What it expects to be fed."""
+
+    @abstractmethod
+    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> "Created":
+        """It, on the CPU, in eval mode."""
+
+
+def _own(
+    factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]
+) -> Origin:
+    """A factory may load its weights by itself; ``pretrained=false`` says that it does
+    not.
+    """
+    kind: Kind = "file" if checkpoint else "random" if pretrained is False else "own"
+    if checkpoint is not None and checkpoint.is_dir():
+        checkpoint = _shipped(checkpoint) / WEIGHTS
+    license = _license_of(checkpoint) if checkpoint else NONE if kind == "random" else UNKNOWN
+    return Origin(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint, license)
+
+
+def _timm(
+    role: str, name: str | None, pretrained: bool | Literal["auto"], checkpoint: Path | None
+) -> Origin:
+    if checkpoint is not None and checkpoint.is_dir():
+        return _folder(role, _shipped(checkpoint))
+    if name is None:
+        raise RequestError(
+            f"No {role} is named. Give {role}.name=<a timm model>, for example"
+            f" {role}.name=resnet18."
+        )
+    if name.startswith("local-dir:"):
+        return _folder(role, Path(name.removeprefix("local-dir:")))
+    if name.startswith("hf-hub:"):
+        return Origin("hub", name)
+    cfg = _registered(role, name)
+    if checkpoint is not None:
+        return Origin("file", name, checkpoint, _license_of(checkpoint))
+    if pretrained is False or (pretrained == "auto" and "." not in name):
+        return Origin("random", name, license=NONE)
+    if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
+        raise RequestError(
+            f"{role}.pretrained=true, but timm has no weights for {name!r}. Use"
+            f" {role}.pretrained=false, or a name with a tag{better_start(name)}."
+        )
+    labels = cfg.get("label_names")
+    return Origin(
+        "hub",
+        name,
+        None,
+        cfg.get("license") or UNKNOWN,
+        cfg.get("num_classes"),
+        tuple(labels) if labels else None,
+    )
+
+
+def _registered(role: str, name: str) -> dict[str, Any]:
+    """timm's configuration of `name`; refuses a model or a tag that timm does not have."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown(f"{role} model", name, timm.list_models())
+    tags = timm.models.get_arch_pretrained_cfgs(architecture)
+    if tag and name not in tags:
+        raise unknown(f"tag of {role} model {architecture}", name, tags)
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return cfg.to_dict() if cfg else {}
+
+
+def _shipped(folder: Path) -> Path:
+    """A run's student, or the folder itself."""
+    return folder / STUDENT if (folder / RESULTS).is_file() else folder
+
+
+def _folder(role: str, folder: Path) -> Origin:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        cfg = config["pretrained_cfg"]
+        labels = config.get("label_names") or cfg.get("label_names")
+        names = tuple(labels.values() if isinstance(labels, dict) else labels) if labels else None
+        origin = Origin(
+            "folder",
+            config["architecture"],
+            folder,
+            _licensed(config),
+            config["num_classes"],
+            names,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(
+            f"{str(folder)!r} is no model folder for the {role} ({type(error).__name__}: {error})."
+            " Expected a run's folder, or a folder in timm's local-dir layout: config.json"
+            " (architecture, num_classes, pretrained_cfg) and model.safetensors."
+        ) from None
+    if not timm.is_model(origin.name):
+        raise RequestError(
+            f"The model in {str(folder)!r} is a {origin.name}, which timm does not know: it came"
+            f" from a factory of somebody's own. Name that factory with {role}._target_ and give"
+            f" {role}.checkpoint={folder}."
+        )
+    return origin
+
+
+def _license_of(weights: Path) -> str:
+    """What a file of weights says of itself or, where it lies in a model's folder, the
+    folder's config.json.
+    """
+    if said := labels(weights).get("license"):
+        return said
+    try:
+        return _licensed(json.loads((weights.parent / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return UNKNOWN
+
+
+def _licensed(config: dict[str, Any]) -> str:
+    """The license in a config.json: ours, else timm's."""
+    return str(config.get("license") or config["pretrained_cfg"].get("license") or UNKNOWN)
+
+
+def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that the model does not take, without making its weights."""
+    for key, said_by in _SAID_ELSEWHERE.items():
+        if key in kwargs:
+            raise RequestError(
+                f"{role}.kwargs.{key}={kwargs[key]!r} is not to be set: {said_by.format(role=role)}"
+                " says it. Leave it out."
+            )
+    if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
+        return
+    try:
+        with torch.device("meta"):
+            timm.create_model(origin.name.split(".")[0], pretrained=False, **kwargs)
+    except TypeError as error:
+        raise RequestError(
+            f"{role}.kwargs={kwargs!r} do not fit {origin.name}: {error}. See timm.create_model for"
+            " its arguments."
+        ) from None
+    except (NotImplementedError, RuntimeError, AssertionError, ValueError):
+        return  # not every model can be made without memory, or without its real size; the real one is checked when it is made
+
+
+def better_start(name: str) -> str:
+    """', for example x.y' for a tag of `name` that has weights, preferring timm's
+    default; '' where there is none.
+    """
+    architecture = name.split(".", maxsplit=1)[0]
+    cfg = (
+        timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+        if timm.is_model(architecture)
+        else None
+    )
+    if cfg is None or not cfg.tag or not (cfg.hf_hub_id or cfg.url):
+        return ""
+    return f", for example {architecture}.{cfg.tag}"

@@ -1,0 +1,209 @@
+"""The files that runs were exported to, as a family: which no other beats, and which
+answers what is asked.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from kd_app.config import RequestError
+from kd_app.reporting.exports import Answering, Exports, Figures, read_exports
+from kd_app.reporting.html.schema import Choice, FamilyPart, FilePart
+from kd_app.reporting.pareto import unbeaten
+from kd_app.reporting.results import Estimate
+from kd_app.reporting.runs import Run
+from kd_app.reporting.sentences import percent, said_margin
+
+_Named = Sequence[tuple[str, Run]]
+
+
+def families(
+    runs: _Named, data: Callable[[Run], str], budgets: Sequence[float]
+) -> list[FamilyPart]:
+    """The families of `runs` with their names: one for each data set and device.
+    budgets: of latency, milliseconds, p95.
+    """
+    found: dict[tuple[str, str, str], list[FilePart]] = {}
+    called: dict[tuple[str, str, str], str] = {}
+    for name, run in runs:
+        try:
+            exports = read_exports(run.path)
+        except RequestError:
+            continue  # the run itself says so, among what its page leaves out
+        for device, currency, part in _parts(name, exports) if exports else ():
+            key = (run.results.data.fingerprint if run.results.data else "", device, currency)
+            found.setdefault(key, []).append(part)
+            called[key] = data(run)
+    return [_family(called[key], key[1], key[2], parts, budgets) for key, parts in found.items()]
+
+
+def _parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
+    for role, model in exports.torch.items():
+        yield (
+            *_about(model),
+            _part(
+                model,
+                run=run,
+                file="",
+                role=role,
+                label=f"{run}: {role} in torch ({model.name})",
+                format="torch",
+            ),
+        )
+    for name, file in exports.files.items():
+        part = _part(
+            file, run=run, file=name, role=file.role, label=f"{run}/{name}", format=file.format
+        )
+        yield (
+            *_about(file),
+            part.model_copy(update={"size_bytes": file.size_bytes, "ship": name == exports.ship}),
+        )
+
+
+def _about(of: Answering) -> tuple[str, str]:
+    return of.device or "an unknown device", of.currency or ""
+
+
+def _part(of: Answering, **known: str) -> FilePart:
+    told, latency, chosen_by = (
+        of.test or of.validation,
+        of.latency_ms,
+        of.validation.verdict if of.validation else None,
+    )
+    verdict = told.verdict if told else None
+    return FilePart(
+        **known,
+        license=of.license,
+        size_bytes=None,
+        validation=_estimate(of.validation),
+        test=_estimate(of.test),
+        outcome_validation=chosen_by.outcome if chosen_by else None,
+        outcome=verdict.outcome if verdict else None,
+        margin=verdict.margin if verdict else None,
+        negative_flips=told.negative_flips if told else None,
+        latency_p50=latency.p50 if latency else None,
+        latency_p95=latency.p95 if latency else None,
+        latency_p99=latency.p99 if latency else None,
+        images_per_second=of.images_per_second,
+        batch_size=of.batch_size,
+        cost_per_million=of.cost_per_million,
+        start_seconds=of.start_seconds,
+        peak_memory_bytes=of.peak_memory_bytes,
+    )
+
+
+def _estimate(of: Figures | None) -> Estimate | None:
+    return (
+        None
+        if of is None or of.top1 is None
+        else Estimate(value=of.top1, low=of.top1_low, high=of.top1_high)
+    )
+
+
+def _family(
+    data: str, device: str, currency: str, parts: list[FilePart], budgets: Sequence[float]
+) -> FamilyPart:
+    files = [part for part in parts if part.file]
+    tiers = unbeaten(
+        [part for part in files if part.cost_per_million is not None and part.validation],
+        cost=_cost,
+        value=_validated,
+    )
+    numbers = {id(part): number for number, part in enumerate(tiers, 1)}
+    shown = [
+        part.model_copy(update={"tier": numbers.get(id(part))}) for part in sorted(parts, key=_cost)
+    ]
+    choices = [_keeping(files, currency), *(_within(files, budget, currency) for budget in budgets)]
+    return FamilyPart(
+        data=data,
+        device=device,
+        currency=currency,
+        files=shown,
+        choices=choices,
+        basis=list(_basis(parts, device)),
+    )
+
+
+def _cost(part: FilePart) -> float:
+    return float("inf") if part.cost_per_million is None else part.cost_per_million
+
+
+def _validated(part: FilePart) -> float:
+    return (part.validation.value if part.validation else None) or 0.0
+
+
+def _keeping(files: Sequence[FilePart], currency: str) -> Choice:
+    asked = "Cheapest that keeps the margin"
+    kept = [part for part in files if part.outcome_validation == "kept"]
+    if not kept:
+        judged = (
+            "none was shown to keep it on validation"
+            if any(part.outcome_validation for part in files)
+            else "no file has a verdict on validation"
+        )
+        return Choice(asked=asked, run=None, file=None, says=f"{asked}: {judged}.")
+    best = min(kept, key=_cost)
+    margin = f" of {said_margin(best.margin)}" if best.margin is not None else ""
+    return Choice(
+        asked=asked, run=best.run, file=best.file, says=f"{asked}{margin}: {_told(best, currency)}"
+    )
+
+
+def _within(files: Sequence[FilePart], budget: float, currency: str) -> Choice:
+    asked = f"Best under {budget:g} ms"
+    timed = [(part.latency_p95, part) for part in files if part.latency_p95 is not None]
+    within = [part for latency, part in timed if latency <= budget]
+    if within:
+        best = max(within, key=lambda part: (_validated(part), -_cost(part)))
+        return Choice(
+            asked=asked,
+            run=best.run,
+            file=best.file,
+            says=f"{asked} (95 of 100 images, one at a time): {_told(best, currency)}",
+        )
+    if not timed:
+        return Choice(asked=asked, run=None, file=None, says=f"{asked}: no latency was measured.")
+    latency, quickest = min(timed, key=lambda each: each[0])
+    return Choice(
+        asked=asked,
+        run=None,
+        file=None,
+        says=f"{asked}: none; the quickest is {quickest.label} with {milliseconds(latency)} (p95).",
+    )
+
+
+def _told(part: FilePart, currency: str) -> str:
+    figure, split = part.figure, "test" if part.test else "validation"
+    accuracy = f"{percent(figure.value)} on {split}" if figure else "of unknown accuracy"
+    verdict = f", verdict there: {part.outcome}" if part.outcome else ""
+    latency = "" if part.latency_p95 is None else f", {milliseconds(part.latency_p95)} (p95)"
+    cost = (
+        ""
+        if part.cost_per_million is None
+        else f", {price(part.cost_per_million, currency)} per million images"
+    )
+    return f"{part.label}, {accuracy}{verdict}{latency}{cost}; license: {part.license}."
+
+
+def price(value: float, currency: str) -> str:
+    """'0.00123 USD'."""
+    return f"{value:.3g} {currency}".rstrip()
+
+
+def milliseconds(value: float) -> str:
+    """'0.312 ms', '12.5 ms'."""
+    return f"{value:.3g} ms"
+
+
+def _basis(parts: Sequence[FilePart], device: str) -> Iterator[str]:
+    yield (
+        "Every figure of a file was measured on that file, in its own runtime, with one thread, on"
+        f" {device}."
+    )
+    yield (
+        "Tiers and answers are chosen on validation; their figures are those of test, where test"
+        " was read."
+    )
+    if len({part.run for part in parts}) > 1:
+        yield (
+            "Files of one run were timed in turns; those of different runs at different times, so"
+            " that small differences between these mean little."
+        )

@@ -1,0 +1,172 @@
+"""How a run was made, and what its student is not good for."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kd_app.config.redact import cleaned
+from kd_app.reporting.html.schema import ClassPart, Made
+from kd_app.reporting.results import Measurement, Results
+from kd_app.reporting.runs import flat
+from kd_app.reporting.sentences import points
+
+_FEW = 30
+"""Images of a class below which its accuracy says little."""
+_UNSAID = (
+    "_target_",
+    "_convert_",
+    "_partial_",
+    "out",
+    "stages",
+    "own",
+    "remake",
+    "overwrite",
+    "allow",
+    "logger",
+    "suggested",
+)
+"""Parts of a dotted key that say where and by what code, not what was made."""
+
+
+def made(results: Results) -> Made:
+    """Settings, data, environment and stages; of paths of the machine the last part,
+    and nothing that is named like a secret.
+    """
+    config = cleaned(results.config)
+    data = results.data
+    sizes = (
+        ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
+        if data
+        else "unknown"
+    )
+    known = {
+        "images": sizes,
+        "classes": f"{len(data.classes):,}" if data else "unknown",
+        "fingerprint": data.fingerprint if data else "unknown",
+    }
+    return Made(
+        settings=dict(_settings(config, results)),
+        data={"data": _said(_at(config, "data", "name")), **known},
+        environment={key: _said(value) for key, value in cleaned(results.environment).items()},
+        stages=[(stage.name, stage.seconds, stage.made) for stage in results.stages],
+        config={
+            key: _said(value)
+            for key, value in flat(config)
+            if not set(key.split(".")) & set(_UNSAID)
+        },
+    )
+
+
+def _settings(config: Mapping[str, Any], results: Results) -> Iterator[tuple[str, str]]:
+    for role in ("teacher", "student"):
+        model = results.models.get(role)
+        if model is not None:
+            yield role, f"{model.name}, {model.source}"
+    for name, term in _dict(config.get("loss")).items():
+        own = [
+            f"{key}={_said(value)}"
+            for key, value in _dict(term).items()
+            if key not in ("_target_", "weight") and value is not None
+        ]
+        yield f"loss.{name}", ", ".join([f"weight={_said(_at(term, 'weight'))}", *own])
+    controls = ", ".join(_dict(config.get("controls")))
+    yield "controls", controls or "none"
+    yield (
+        "optimizer",
+        f"{_said(_at(config, 'optimizer', 'name'))}, lr={_said(_at(config, 'optimizer', 'lr'))}",
+    )
+    yield (
+        "epochs",
+        (
+            f"{_said(_at(config, 'trainer', 'max_epochs'))} (teacher:"
+            f" {_said(_at(config, 'teacher', 'max_epochs'))})"
+        ),
+    )
+    yield "batch size", _said(_at(config, "data", "batch_size"))
+    yield (
+        "seeds",
+        (
+            f"seed={results.seed}, data.seed={_said(_at(config, 'data', 'seed'))},"
+            f" teacher.seed={_said(_at(config, 'teacher', 'seed'))}"
+        ),
+    )
+    if _dict(config.get("callbacks")):
+        yield "callbacks", ", ".join(_dict(config.get("callbacks")))
+
+
+def _dict(node: Any) -> Mapping[str, Any]:
+    return node if isinstance(node, Mapping) else {}
+
+
+def _at(node: Any, *keys: str) -> Any:
+    for key in keys:
+        node = _dict(node).get(key)
+    return node
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        own = ", ".join(
+            f"{key}={_said(inner)}" for key, inner in value.items() if key != "_target_"
+        )
+        return f"{str(value.get('_target_', '')).rpartition('.')[2]}({own})"
+    return "none" if value is None else str(value)
+
+
+def limits(results: Results, split: Measurement | None, classes: list[ClassPart]) -> list[str]:
+    """What the figures do not show, as far as this run tells."""
+    return [*_about_data(results, split), *_about_classes(classes), *_about_use(results)]
+
+
+def _about_data(results: Results, split: Measurement | None) -> Iterator[str]:
+    if results.data is not None:
+        yield (
+            "Other images: everything was measured on images like those of this data set"
+            f" ({len(results.data.classes):,} classes). For another camera, place or time the"
+            " figures promise nothing; measure again with kd-evaluate run=... data=..."
+        )
+        yield (
+            "Anything else: an image of none of these classes is called one of them, often with a"
+            " high probability."
+        )
+    if split is not None and split is results.validation:
+        yield (
+            "A figure to quote: the test set was not read. If something was chosen on validation,"
+            " its figures are too good by chance."
+        )
+    if split is not None:
+        yield (
+            f"A claim about the method: one seed ({results.seed}) compares two models. It takes"
+            " several seeds to compare two ways of training."
+        )
+    limited = [
+        key
+        for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches")
+        if _at(results.config, "trainer", key) is not None
+    ]
+    if limited:
+        yield f"Any conclusion at all: only a part of the images was used ({', '.join(limited)})."
+
+
+def _about_classes(classes: list[ClassPart]) -> Iterator[str]:
+    lost = [row for row in classes if row.change is not None and row.change < 0][:3]
+    if lost:
+        named = "; ".join(
+            f"{row.name} ({points(row.change or 0)} points, {row.support:,} images)" for row in lost
+        )
+        yield f"Whoever depends on the classes that lost most: {named}."
+    few = [row.name for row in classes if row.support < _FEW]
+    if few:
+        named = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        yield f"A judgment of single classes with fewer than {_FEW} images: {named}."
+
+
+def _about_use(results: Results) -> Iterator[str]:
+    device = results.environment.get("device")
+    if results.speed.student is not None and results.speed.student.images_per_second is not None:
+        yield (
+            "A promise of speed: images per second were measured on one machine"
+            f" ({device or 'unknown'}), in torch, in batches."
+        )
+    unknown = [role for role, model in results.models.items() if model.license == "unknown"]
+    if unknown:
+        yield f"Use without looking: the license of the weights of {', '.join(unknown)} is unknown."

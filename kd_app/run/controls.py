@@ -1,0 +1,254 @@
+"""Controls: the student's training with something changed, so that one sees what
+distilling was worth.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, StrictBool
+
+from kd_app.config import RequestError, Typed
+from kd_app.models.cost import count_macs
+from kd_app.models.create import create, expected_pixels
+from kd_app.models.spec import ModelRequest, Seen, better_start
+from kd_app.training.job import Recipe, format_epochs
+
+Config = dict[str, Any]
+_LARGEST = 0.999999
+_DIGITS = 6
+"""Of a smoothing that was computed."""
+
+
+class ControlSettings(Typed, called="controls"):
+    """One control of ``conf/controls/``; what it does not say is as the student has it.
+
+    loss: its loss terms. student: another net than the student's. as_long: for as many
+    epochs as the student's training takes in wall time. entropy_at: the smoothing of
+    its cross_entropy makes a label's entropy the teacher's mean entropy at this
+    temperature ('auto': that of the student's first term with a `label_temperature`,
+    else 1). shuffled: the teacher is shown another image of the same class in the
+    place of each.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: Config,
+        student: Config | None = None,
+        as_long: StrictBool = False,
+        entropy_at: Annotated[float, Field(ge=0.01, le=1000)] | Literal["auto"] | None = None,
+        shuffled: StrictBool = False,
+    ) -> None:
+        self.loss = loss
+        self.student = student
+        self.as_long = as_long
+        self.entropy_at = entropy_at
+        self.shuffled = shuffled
+
+
+@dataclass(frozen=True)
+class Control(Recipe):
+    """A recipe that is settled when its turn comes; see `ControlSettings`.
+
+    students: the nets of which the one nearest in cost to the student is taken; empty:
+    the student's own. named: the first of them is meant.
+    """
+
+    students: tuple[ModelRequest, ...] = ()
+    named: bool = True
+    as_long: bool = False
+    entropy_at: float | None = None
+    shuffled: bool = False
+
+    def plain(self, **changes: Any) -> Recipe:
+        """The recipe alone, with `changes`."""
+        return replace(Recipe(**self.to_json()), **changes)
+
+    @property
+    def how(self) -> str:
+        """As `Recipe.how`."""
+        long = (
+            "for as long as the student's training takes"
+            if self.as_long
+            else f"for {format_epochs(self.max_epochs)}"
+        )
+        soft = (
+            f", labels as soft as the teacher's answers at temperature {self.entropy_at:g}"
+            if self.entropy_at is not None
+            else ""
+        )
+        return (
+            f"{long} on"
+            f" {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffled else ''}"
+        )
+
+    def smoothed(self, entropy: float, num_classes: int) -> Recipe:
+        """With labels of this entropy (nats)."""
+        smoothing = smoothing_of(entropy, num_classes)
+        return self.plain(
+            loss={
+                name: {**node, "smoothing": smoothing} if "smoothing" in node else node
+                for name, node in self.loss.items()
+            }
+        )
+
+
+def check(name: str, settings: ControlSettings) -> None:
+    """Refuse settings that do not go together (`RequestError`)."""
+    if settings.entropy_at is not None and not any(
+        "smoothing" in node for node in settings.loss.values()
+    ):
+        raise RequestError(
+            f"controls.{name}.entropy_at={settings.entropy_at} sets the smoothing of the labels,"
+            f" and none of its loss terms ({', '.join(settings.loss) or 'none'}) has one. Give it"
+            " the term cross_entropy, or leave entropy_at out."
+        )
+
+
+def mean_entropy(logits: Float[np.ndarray, "images classes"], temperature: float) -> float:
+    """Mean over the images of ``-sum_c p_c log p_c`` (nats), ``p = softmax(logits /
+    temperature)``.
+    """
+    log_p = torch.from_numpy(logits).double().div(temperature).log_softmax(dim=1)
+    return float(-(log_p.exp() * log_p).sum(dim=1).mean())
+
+
+def label_entropy(smoothing: float, num_classes: int) -> float:
+    """Entropy (nats) of a label of which the share `smoothing` is spread evenly over
+    all classes.
+    """
+    others = smoothing / num_classes
+    own = 1 - smoothing + others
+    return -sum(
+        count * p * math.log(p) for count, p in ((1, own), (num_classes - 1, others)) if p > 0
+    )
+
+
+def smoothing_of(entropy: float, num_classes: int) -> float:
+    """The smoothing whose `label_entropy` is `entropy`, to 6 digits; it grows from 0 to
+    log K as the smoothing does from 0 to 1.
+    """
+    from scipy.optimize import brentq
+
+    if entropy >= label_entropy(_LARGEST, num_classes):
+        return _LARGEST
+    return round(
+        float(
+            brentq(
+                lambda smoothing: label_entropy(smoothing, num_classes) - entropy,
+                0.0,
+                _LARGEST,
+                xtol=1e-9,
+            )
+        ),
+        _DIGITS,
+    )
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A net and its multiply-adds, beside the student's."""
+
+    request: ModelRequest
+    macs: int
+    student_macs: int
+
+
+def nearest(
+    candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int
+) -> Nearest:
+    """Of the candidates of another family than the student's the one with the nearest
+    number of multiply-adds (in ratio; of equals the first).
+
+    A family is what shares the letters that timm's name begins with (resnet8 and
+    resnet50; wrn_16_1). Left out are nets that can't take such images, or that leave a
+    map of less than 2x2 of them where the student leaves more: their cost is wasted on
+    images of this size. Where the student starts from weights, so does the net, and one
+    for which timm has none is left out. Raises `RequestError` where nothing is left.
+    """
+    ours, _ = _cost(student, seen, num_classes)
+    found = costs(
+        [each for each in candidates if family(each.name) != family(student.name)],
+        student,
+        seen,
+        num_classes,
+    )
+    if not found:
+        role = candidates[0].role
+        raise RequestError(
+            f"None of the nets in {role}.among is of another family than {student.name}, can take"
+            f" images of {seen.size}x{seen.size}, and starts from"
+            f" {'weights of timm' if student.origin.has_weights else 'random weights'} as the"
+            f" student does. Name one: {role}.name=<a timm model>."
+        )
+    return closest(found, ours)
+
+
+def costs(
+    candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int
+) -> list[tuple[ModelRequest, int]]:
+    """The candidates that could stand in the student's place, and their multiply-adds;
+    see `nearest` for those that are left out.
+    """
+    _, deepest = _cost(student, seen, num_classes)
+    found = []
+    for each in candidates:
+        used = (
+            _asked(each, pretrained=True)
+            if student.origin.has_weights and better_start(each.name)
+            else each
+        )
+        if used.origin.has_weights != student.origin.has_weights:
+            continue
+        try:
+            macs, left = _cost(used, seen, num_classes)
+        except RequestError:
+            continue
+        if left >= min(2, deepest):
+            found.append((used, macs))
+    return found
+
+
+def closest(found: Sequence[tuple[ModelRequest, int]], macs: int) -> Nearest:
+    """Of some nets and their multiply-adds the one nearest to `macs` in ratio; of
+    equals the first.
+    """
+    request, own = min(found, key=lambda one: abs(math.log(max(one[1], 1) / max(macs, 1))))
+    return Nearest(request, own, macs)
+
+
+def family(name: str) -> str:
+    """The letters that a name begins with."""
+    found = re.match(r"[a-z]*", name)
+    return found[0] if found else ""
+
+
+def _asked(request: ModelRequest, *, pretrained: bool) -> ModelRequest:
+    """The same architecture, with timm's weights or with random ones."""
+    more: Config = {
+        "kwargs": request.kwargs,
+        "image_size": request.image_size,
+        "checkpoint": None,
+        "factory": None,
+    }
+    return ModelRequest(role=request.role, name=request.origin.name, pretrained=pretrained, **more)
+
+
+def _cost(request: ModelRequest, seen: Seen, num_classes: int) -> tuple[int, int]:
+    """Multiply-adds, and the side of the deepest map; from random weights where that is
+    possible, so that nothing is fetched.
+    """
+    known = request.factory is None and not request.origin.name.startswith("hf-hub:")
+    pixels = expected_pixels(request, seen)
+    model = create(
+        _asked(request, pretrained=False) if known else request, pixels, num_classes, seed=0
+    ).model
+    info: Any = getattr(model, "feature_info", None)
+    side = pixels.height // max(1, info[-1]["reduction"]) if isinstance(info, list) and info else 2
+    return count_macs(model, pixels), side

@@ -1,0 +1,144 @@
+"""What is about to happen, said before it does: which models from which weights, on
+what, for how long.
+"""
+
+from kd_app.models.cost import count_params
+from kd_app.models.create import Created, create, expected_pixels
+from kd_app.models.spec import ModelRequest, better_start
+from kd_app.run.workspace import Workshop
+from kd_app.training.job import Recipe
+from kd_app.training.timing import StepEstimate, estimate, steps_per_epoch
+
+
+def plan(shop: Workshop, *, ready: bool) -> str:
+    """The plan as text; `ready`: the teacher is used as it is. Its times come from a
+    few steps of each model on noise.
+    """
+    made, steps = shop.parts, steps_per_epoch(shop.data, shop.parts.trainer).training
+    teacher = None if made.teacher is None else _load(shop, made.teacher)
+    student = _load(shop, made.student)
+    total = 0.0
+    answers = 0.0
+    if teacher is not None:
+        seconds = _estimate(shop, teacher, train=not ready)
+        answers = seconds.inference
+        if made.teacher_recipe and not ready:
+            total += made.teacher_recipe.max_epochs * steps * seconds.training
+    learn = _estimate(shop, student, train=True).training
+    student_seconds = made.recipe.max_epochs * steps * (learn + answers)
+    for name, control in made.controls.items():
+        request = shop.request(name)
+        own = (
+            learn
+            if request is made.student
+            else _estimate(shop, _load(shop, request), train=True).training
+        )
+        total += (
+            student_seconds
+            if control.as_long
+            else control.max_epochs * steps * (own + (answers if control.needs_teacher else 0.0))
+        )
+    total += student_seconds * (1 + len(made.links))
+    lines = described(shop, ready=ready)
+    lines.append(
+        f"Training: {made.trainer.precision} on {made.trainer.world_size} x"
+        f" {made.trainer.accelerator}, about {spoken(total)} for what is not found"
+    )
+    larger = teacher is not None and count_params(student.model) > count_params(teacher.model) > 0
+    return "\n".join(
+        lines
+        + (
+            [
+                "Note: the student is larger than its teacher. That is allowed; the gain in cost"
+                " will not be one."
+            ]
+            if larger
+            else []
+        )
+    )
+
+
+def described(shop: Workshop, *, ready: bool) -> list[str]:
+    """The data, and each model with the weights it starts from and what it is trained
+    on; `ready`: the teacher is used as it is.
+    """
+    made, sizes = shop.parts, shop.data.sizes
+    lines = [
+        f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on,"
+        f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_describe_data(shop)}"
+    ]
+    if made.teacher is not None:
+        lines.append(_line("Teacher", made.teacher, None if ready else made.teacher_recipe, shop))
+    lines += [
+        _line(f"Control {name}", shop.request(name), control, shop) + _beside(shop, name)
+        for name, control in made.controls.items()
+    ]
+    lines += [
+        _line(f"Link {number}", link.request, made.recipe, shop)
+        for number, link in enumerate(made.links, start=1)
+    ]
+    return [*lines, _line("Student", made.student, made.recipe, shop)]
+
+
+def _describe_data(shop: Workshop) -> str:
+    """What is special about the images of a training."""
+    stored = (
+        ("the teacher's answers to these views are stored",)
+        if shop.parts.answers == "stored"
+        else ()
+    )
+    return "".join(f"; {phrase}" for phrase in (*shop.data.describe_training(), *stored))
+
+
+def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop) -> str:
+    origin, pixels = request.origin, expected_pixels(request, shop.seen())
+    weights = {
+        "random": "random weights",
+        "hub": f"the hub's weights {origin.name}",
+        "folder": f"the weights in {origin.path}",
+        "file": f"the weights in {origin.path}",
+        "own": "its own weights",
+    }[origin.kind]
+    better = better_start(origin.name) if origin.kind == "random" else ""
+    hint = f"; a better start may be {better.removeprefix(', for example ')}" if better else ""
+    if recipe is None:
+        return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
+    verb = "fine-tuned" if origin.has_weights else "trained"
+    few, labeled = "", shop.data.num_labeled
+    if labeled is not None and not recipe.needs_teacher:
+        few = f", on the {labeled:,} images with a label in as many steps"
+    return (
+        f"{who}: {origin.name} {verb} {recipe.how}{few}, from {weights},"
+        f" {pixels.height}x{pixels.width}{hint}"
+    )
+
+
+def _beside(shop: Workshop, control: str) -> str:
+    """Where the net was chosen by its cost, that."""
+    macs = shop.decided.get(control, {}).get("macs")
+    return (
+        ""
+        if macs is None
+        else (
+            f"; {macs / 1e6:,.2f} M multiply-adds beside the student's"
+            f" {shop.decided[control]['student_macs'] / 1e6:,.2f} M"
+        )
+    )
+
+
+def _load(shop: Workshop, request: ModelRequest) -> Created:
+    return create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0)
+
+
+def _estimate(shop: Workshop, created: Created, *, train: bool) -> StepEstimate:
+    return estimate(
+        created.model, created.pixels, shop.data.batch_size, shop.parts.trainer, train=train
+    )
+
+
+def spoken(seconds: float) -> str:
+    """'12 s', '35 min', '3.2 h'."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

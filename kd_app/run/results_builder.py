@@ -1,0 +1,145 @@
+"""``results.json``, built part by part."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from kd_app.config import RequestError
+from kd_app.metrics.record import Predictions
+from kd_app.metrics.report_metrics import measure_split
+from kd_app.metrics.verdict import Judgment, Verdict
+from kd_app.reporting.card import write_card
+from kd_app.reporting.results import (
+    Cascade,
+    Data,
+    Knowledge,
+    Licenses,
+    Model,
+    Results,
+    Speed,
+    Split,
+    StageRecord,
+    Step,
+    read,
+    write,
+)
+from kd_app.reporting.results import Verdict as VerdictPart
+from kd_app.run.environment import describe_environment
+from kd_app.run.run_output import list_files
+from kd_app.run_files import RESULTS, STUDENT
+from kd_app.stages import Stage
+from kd_app.training.trainer import TrainerSettings
+
+SplitName = Literal["validation", "test"]
+Status = Literal["running", "finished", "failed", "pruned"]
+
+
+class ResultsBuilder:
+    """The parts of a run's results, each set as soon as it is known.
+
+    `rule` judges the student. `stages` is the list to which the run adds each stage that
+    it uses; results.json in `out` says which of those an earlier attempt computed.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        rule: Verdict,
+        *,
+        config: Mapping[str, Any],
+        trainer: TrainerSettings,
+        license: Licenses | None,
+        stages: Sequence[Stage],
+    ) -> None:
+        self.out = out
+        self.rule = rule
+        self.config = config
+        self.license = license
+        self.data: Data | None = None
+        self.models: dict[str, Model] = {}
+        self.splits: dict[SplitName, Split] = {}
+        self.verdict: VerdictPart | None = None
+        self.knowledge: Knowledge | None = None
+        self.speed = Speed()
+        self.steps: list[Step] = []
+        self.cascade: Cascade | None = None
+        self.notes: list[str] = []
+        self._trainer = trainer
+        self._stages = stages
+        self._computed_before = _read_computed_stages(out / RESULTS)
+
+    def add_data(self, data: Data, notes: Sequence[str] = ()) -> None:
+        """Set the data; their `notes` come before all others."""
+        self.data = data
+        self.notes = [*notes, *self.notes]
+
+    def add_split_metrics(
+        self,
+        split: SplitName,
+        predictions: Mapping[str, Predictions],
+        groups: Sequence[str] | None = None,
+    ) -> None:
+        """Compare the student with the other models on the images of a split, and judge
+        it where there is a teacher. The verdict is about the split that was added last.
+        """
+        metrics = measure_split(predictions, seed=0, confidence=self.rule.confidence, group=groups)
+        self.splits[split] = Split.model_validate(metrics)
+        student, teacher = predictions["student"], predictions.get("teacher")
+        if teacher is not None:
+            self.set_verdict(self.rule.judge(student, teacher), split)
+
+    def set_verdict(self, judgment: Judgment, split: SplitName) -> None:
+        """Set the verdict, which is about `split`."""
+        self.verdict = VerdictPart(**vars(judgment), split=split)
+
+    def build(self, status: Status, reason: str | None = None) -> Results:
+        """The results as far as they are known."""
+        return Results(
+            status=status,
+            reason=reason,
+            seed=self.config["seed"],
+            config=dict(self.config),
+            environment=describe_environment(self._trainer),
+            data=self.data,
+            license=self.license,
+            models=self.models,
+            validation=self.splits.get("validation"),
+            test=self.splits.get("test"),
+            verdict=self.verdict,
+            knowledge=self.knowledge,
+            speed=self.speed,
+            steps=self.steps,
+            cascade=self.cascade,
+            stages=[self._record(stage) for stage in self._stages],
+            notes=self.notes,
+        )
+
+    def write(self, status: Status, reason: str | None = None) -> Results:
+        """Write results.json; of a finished run also the student's card, and the hashes
+        of all files.
+        """
+        results = self.build(status, reason)
+        if status == "finished":
+            if (self.out / STUDENT).is_dir():
+                write_card(self.out / STUDENT, results)
+            results.files = list_files(self.out)
+        write(self.out / RESULTS, results)
+        return results
+
+    def _record(self, stage: Stage) -> StageRecord:
+        """A stage that an earlier attempt at this run computed counts as computed."""
+        computed = stage.made or str(stage.path) in self._computed_before
+        return StageRecord(
+            name=stage.name,
+            path=str(stage.path),
+            seconds=stage.seconds,
+            made="made" if computed else "found",
+        )
+
+
+def _read_computed_stages(path: Path) -> frozenset[str]:
+    """The folders of the stages that earlier attempts at a run computed."""
+    try:
+        return frozenset(stage.path for stage in read(path).stages if stage.made == "made")
+    except RequestError:
+        return frozenset()

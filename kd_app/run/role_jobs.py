@@ -1,0 +1,194 @@
+"""Which training each role of a run gets. The only module of the training that knows
+roles.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kd_app.config import Pixels
+from kd_app.models.create import create, expected_pixels
+from kd_app.models.spec import ModelRequest
+from kd_app.run.controls import mean_entropy
+from kd_app.run.workspace import Member, Workshop
+from kd_app.training.fit import build
+from kd_app.training.job import Recipe, Teacher, TrainingJob
+from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
+from kd_app.training.timing import EPOCHS, match_wall_time
+
+
+def teacher_job(workspace: Workshop) -> TrainingJob:
+    """The teacher's own training, on labels."""
+    model, recipe = workspace.parts.teacher, workspace.parts.teacher_recipe
+    assert model is not None
+    assert recipe is not None
+    job = _build_job(workspace, "teacher", model, recipe, None)
+    return replace(job, fresh_views=True, license=workspace.license("teacher", taught=False))
+
+
+def control_job(workspace: Workshop, name: str, teacher: Member) -> TrainingJob:
+    """The training of a control. Settings that depend on the teacher's logits or on wall
+    time are computed once and cached as stages.
+    """
+    return _build_control(workspace, name, _resolve_recipe(workspace, name, teacher), teacher)
+
+
+def student_job(
+    workspace: Workshop,
+    teacher: Member | None,
+    *,
+    name: str = "student",
+    model: ModelRequest | None = None,
+    recipe: Recipe | None = None,
+) -> TrainingJob:
+    """The student's training, or one like it under another `name`, with another model or
+    recipe than the run's student.
+    """
+    job = _build_job(
+        workspace,
+        name,
+        model or workspace.parts.student,
+        recipe or workspace.parts.recipe,
+        teacher,
+    )
+    license = workspace.license("student", taught=job.teacher is not None)
+    return replace(job, license=license)
+
+
+def draft_job(workspace: Workshop, role: str) -> TrainingJob:
+    """The job of a role as far as it is known without a teacher: what a control computes
+    from the teacher is left as configured.
+    """
+    if role == "teacher":
+        return teacher_job(workspace)
+    control = workspace.parts.controls.get(role)
+    if control is not None:
+        return _build_control(workspace, role, control.plain(), None)
+    return student_job(workspace, None)
+
+
+def check_pair(workspace: Workshop) -> None:
+    """Build the student's loss for teacher and student before either is trained. Raises
+    `RequestError` where a term can't compare them.
+    """
+    parts = workspace.parts
+    if parts.teacher is not None:
+        teacher, student = (
+            create(model, expected_pixels(model, workspace.seen()), len(workspace.classes), seed=0)
+            for model in (parts.teacher, parts.student)
+        )
+        job = TrainingJob(
+            "student", parts.student, student.pixels, parts.recipe, Teacher(parts.teacher, teacher)
+        )
+        build(job, student, workspace.data, parts.trainer)
+
+
+def _build_control(
+    workspace: Workshop, name: str, recipe: Recipe, teacher: Member | None
+) -> TrainingJob:
+    control = workspace.parts.controls[name]
+    job = _build_job(workspace, name, workspace.request(name), recipe, teacher)
+    license = workspace.license(name, taught=job.teacher is not None)
+    return replace(job, partner_images=control.shuffled, license=license)
+
+
+def _build_job(
+    workspace: Workshop, name: str, model: ModelRequest, recipe: Recipe, teacher: Member | None
+) -> TrainingJob:
+    """A job whose recipe decides whether there is a teacher in it."""
+    pixels = expected_pixels(model, workspace.seen())
+    listens = teacher is not None and recipe.needs_teacher
+    source = _build_teacher(workspace, teacher, pixels) if teacher and listens else None
+    return TrainingJob(name, model, pixels, recipe, source)
+
+
+def _build_teacher(workspace: Workshop, teacher: Member, student_input: Pixels) -> Teacher:
+    parts = workspace.parts
+    # Validation is answered whole or not at all: a part of it has other metrics.
+    is_measured = not teacher.unmeasured and workspace.limit is None
+    return Teacher(
+        teacher.request,
+        teacher.created,
+        teacher.folder,
+        validation_logits=(
+            workspace.predictions_folder(teacher, "validation") if is_measured else None
+        ),
+        cached_logits=(
+            _cache_logits(workspace, teacher, student_input) if parts.answers == "stored" else None
+        ),
+    )
+
+
+def _cache_logits(workspace: Workshop, teacher: Member, student_input: Pixels) -> Path:
+    """The folder of the teacher's logits for every view that a student with this input
+    is shown, computed once.
+    """
+    data, trainer = workspace.data, workspace.parts.trainer
+    replay = data.replay(student_input)
+    assert replay is not None, "the parts of a run require data with views"
+    config = {
+        "model": teacher.request.name,
+        "pixels": vars(teacher.created.pixels),
+        "sees": vars(student_input),
+        **replay.identity,
+    }
+    inputs = {"data": data.fingerprint, "weights": teacher.created.weights.sha256}
+    place: dict[str, Any] = {
+        "device": trainer.device,
+        "channels_last": trainer.channels_last,
+        "say": workspace.console.line,
+    }
+    return workspace.make(
+        CACHE_STAGE,
+        config,
+        inputs,
+        lambda folder: cache_teacher_logits(
+            teacher.created, replay, len(workspace.classes), student_input, folder, **place
+        ),
+    ).path
+
+
+def _resolve_recipe(workspace: Workshop, name: str, teacher: Member) -> Recipe:
+    """The recipe of a control, with the label smoothing and the number of epochs that
+    the control leaves open.
+    """
+    control = workspace.parts.controls[name]
+    recipe = control.plain()
+    if control.entropy_at is not None:
+        entropy = mean_entropy(workspace.predictions(teacher, "train").logits, control.entropy_at)
+        recipe = control.smoothed(entropy, len(workspace.classes))
+        workspace.decided.setdefault(name, {}).update(
+            teacher_entropy=entropy, temperature=control.entropy_at, loss=recipe.loss
+        )
+    if control.as_long:
+        matched = _match_wall_time(workspace, name, teacher, recipe)
+        recipe = replace(recipe, max_epochs=matched["max_epochs"])
+        workspace.decided.setdefault(name, {}).update(matched)
+    return recipe
+
+
+def _match_wall_time(
+    workspace: Workshop, name: str, teacher: Member, recipe: Recipe
+) -> Mapping[str, Any]:
+    """How many epochs of `recipe` take as long as the student's training. The seeds of
+    one recipe share the measurement.
+    """
+    data, trainer = workspace.data, workspace.parts.trainer
+    jobs = {
+        "student": student_job(workspace, teacher),
+        name: _build_control(workspace, name, recipe, teacher),
+    }
+    config = {
+        key: {part: value for part, value in job.identity(data, trainer).items() if part != "seed"}
+        for key, job in jobs.items()
+    }
+    inputs = {"data": data.fingerprint, "teacher": teacher.created.weights.sha256}
+
+    def measure(folder: Path) -> None:
+        workspace.console.line(f"  {name}: measuring how long an epoch takes ...")
+        match_wall_time(workspace.parts.recipe.max_epochs, jobs, data, trainer, folder)
+
+    stage = workspace.make(f"epochs-{name}", config, inputs, measure)
+    return dict(json.loads((stage.path / EPOCHS).read_text(encoding="utf-8")))

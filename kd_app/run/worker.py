@@ -1,0 +1,111 @@
+"""One of several processes that train a model together: ``python -m
+kd_app.run.worker job.json``, with the ranks in the environment.
+
+It ends when its standard input does: whoever started it holds the other end.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kd_app.config import Pixels, RequestError, RunError
+from kd_app.training.distributed.launch import FAILED, REFUSED
+
+if TYPE_CHECKING:
+    from kd_app.data.base import RunData
+    from kd_app.training.job import Teacher, TrainingJob
+
+
+def main() -> None:
+    """Do one rank's part of the job; what goes wrong is the last line on stderr."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _train(
+            json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank=int(os.environ["RANK"])
+        )
+    except (RequestError, RunError) as error:
+        print(error, file=sys.stderr)
+        _leave(REFUSED if isinstance(error, RequestError) else FAILED)
+    except Exception:
+        traceback.print_exc()
+        _leave(FAILED)
+
+
+def _leave(code: int) -> NoReturn:
+    """Without the last words of torch.distributed, which would hide ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _train(order: dict[str, Any], rank: int) -> None:
+    from kd_app.config.make import make
+    from kd_app.data.build import build_data
+    from kd_app.reporting.console import Console
+    from kd_app.training.fit import fit
+    from kd_app.training.trainer import TrainerSettings
+
+    data = build_data(order["data"])
+    data.list()
+    data.load(Path(order["data_folder"]) if order["data_folder"] else None)
+    fit(
+        load_job(order["job"], data),
+        data,
+        make(order["trainer"], TrainerSettings),
+        Path(order["folder"]),
+        console=Console(silent=rank != 0),
+    )
+
+
+def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
+    """The job of which `record` is the `TrainingJob.to_json`, with the teacher's weights
+    loaded; `data` are loaded.
+    """
+    from kd_app.run.model_specs import parse_model
+    from kd_app.training.job import Recipe, TrainingJob
+
+    return TrainingJob(
+        name=record["name"],
+        model=parse_model(record["model"]),
+        input=_parse_input(record["input"]),
+        recipe=Recipe(**record["recipe"]),
+        teacher=_load_teacher(record["teacher"], data) if record["teacher"] else None,
+        partner_images=record["partner_images"],
+        fresh_views=record["fresh_views"],
+        license=record["license"],
+    )
+
+
+def _load_teacher(record: dict[str, Any], data: "RunData") -> "Teacher":
+    from kd_app.models.create import create
+    from kd_app.models.spec import Composed, Seen
+    from kd_app.run.model_specs import parse_model
+    from kd_app.training.job import Teacher
+
+    model, classes = parse_model(record["model"]), tuple(data.classes)
+    if isinstance(model, Composed):
+        model.know(classes, Seen(data.channels, data.size, *data.pixel_statistics()))
+    folders = ("folder", "validation_logits", "cached_logits")
+    return Teacher(
+        model,
+        create(model, _parse_input(record["input"]), len(classes), seed=0),
+        **{name: Path(record[name]) if record[name] else None for name in folders},
+    )
+
+
+def _parse_input(record: dict[str, Any]) -> Pixels:
+    return Pixels(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,377 @@
+"""What a run works on: its data, its models and their answers, each made once, as
+stages.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kd_app.config import RequestError, RunError
+from kd_app.data.base import RunData
+from kd_app.data.batch import Batch
+from kd_app.data.corruptions import Corruption
+from kd_app.deployment.predictions import predict
+from kd_app.deployment.xnnpack import Lowered
+from kd_app.metrics.record import Predictions
+from kd_app.models.cost import count_params
+from kd_app.models.create import Created, create, expected_pixels
+from kd_app.models.spec import Composed, ModelRequest, Seen
+from kd_app.reporting.console import Console
+from kd_app.run.controls import Control, nearest
+from kd_app.run.spec import Parts
+from kd_app.run.validation import check_answers, check_classes
+from kd_app.stages import Stage, Stages, file_sha256, write_atomically
+from kd_app.training.job import describe_source
+
+SPEED = "speed.json"
+DECODED = 320
+"""Shorter side (pixels) of the largest images that are kept, where no model needs more.
+"""
+
+
+def decode_size(heights: Sequence[int]) -> int:
+    """Shorter side up to which the pixels of an image file are kept for models of these
+    input heights.
+    """
+    return max(DECODED, math.ceil(1.15 * max(heights)))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the run that is ready to answer: its role, how to make it again, what
+    it expects, and the record of its training, if it had one.
+
+    program: where it is quantized, the file that answers in the place of the module.
+    unmeasured: why its answers have no figures, for a sentence whose subject it is;
+    empty where they have. A teacher that answers in other classes has none, nor has one
+    that is made by the training itself.
+    """
+
+    role: str
+    request: ModelRequest
+    created: Created
+    record: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    program: Path | None = None
+    unmeasured: str = ""
+
+    def answering(self) -> nn.Module:
+        """What answers: an int8 program in its own runtime, or the module."""
+        return Lowered(self.program) if self.program else self.created.model
+
+
+class Workshop:
+    """The data and the models that a run's configuration names, what the models answer,
+    and the stages that this took.
+
+    How a model is trained is in `kd_app.run.train`, and what each role's training
+    is in `kd_app.run.role_jobs`.
+    """
+
+    def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any) -> None:
+        self.parts = parts
+        self.stages = stages
+        self.console = console
+        self.tracker = tracker
+        self.used: list[Stage] = []
+        self.data: RunData = parts.data
+        self.data_folder: Path | None = None
+        self.decided: dict[str, dict[str, Any]] = {}
+        """Of a control, what its configuration leaves open: from which figures, and
+        how.
+        """
+        self._chosen: dict[str, ModelRequest] = {}
+
+    def prepare_data(self) -> None:
+        """List the images, look at each once where they are files, and split them."""
+        self.data.list()
+        scan = self.data.scan_job(self._decode_size())
+        if scan is not None:
+            stage = self.make(
+                "data", scan.config, scan.inputs, lambda folder: scan.run(folder, self._show_scan)
+            )
+            self.data_folder = stage.path
+        self.data.load(self.data_folder)
+        self._tell_teacher()
+
+    def check_losses(self) -> None:
+        """Refuse loss terms that do not suit the number of classes (`RequestError`)."""
+        recipes = (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values())
+        check_classes((recipe.terms() for recipe in recipes if recipe), len(self.classes))
+
+    def _tell_teacher(self) -> None:
+        """A teacher that is made of other things has to know what it answers in and
+        sees.
+        """
+        if isinstance(self.parts.teacher, Composed):
+            self.parts.teacher.know(self.classes, self.seen())
+
+    def _show_scan(self, done: int, total: int) -> None:
+        if self.console.live or done == total or done % max(1, total // 10) == 0:
+            self.console.line(f"  data: {done:,} of {total:,} images looked at")
+
+    def _decode_size(self) -> int:
+        """Enough for both models' crops, whatever the images' own size."""
+        asked = [self.data.image_size or 0]
+        asked += [
+            expected_pixels(request, Seen(3, 1, (0.0,), (1.0,))).height
+            for request in (self.parts.teacher, self.parts.student)
+            if request
+        ]
+        return decode_size(asked)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the data's classes."""
+        return self.data.classes
+
+    def seen(self) -> Seen:
+        """What models that start from random weights will see."""
+        mean, std = self.data.pixel_statistics()
+        return Seen(self.data.channels, self.data.size, mean, std)
+
+    def ready(self, request: ModelRequest, *, seed: int) -> Member:
+        """A model that is used as it is."""
+        pixels = expected_pixels(request, self.seen())
+        created = create(request, pixels, len(self.classes), seed=seed)
+        return Member(request.role, request, created, unmeasured=request.unmeasured)
+
+    def as_it_is(self) -> Member | None:
+        """The teacher, where it is used without any training; None where it is trained
+        first. One that answers in other classes is not measured.
+
+        Raises `RequestError` for one with a random head that nothing would train and
+        some term reads.
+        """
+        found = self._as_it_is()
+        if found is None or not found.unmeasured:
+            return found
+        for name, control in self.parts.controls.items():
+            if control.entropy_at is not None:
+                raise RequestError(
+                    f"The control {name} has labels as soft as the teacher's answers, and the"
+                    f" teacher {found.request.name} has none in the data's classes before the"
+                    " training. Leave that control out of 'controls=[...]'."
+                )
+        return found
+
+    def _as_it_is(self) -> Member | None:
+        request, recipe = self.parts.teacher, self.parts.teacher_recipe
+        if request is None:
+            return None
+        if isinstance(request, Composed):
+            return self.ready(request, seed=0)
+        member = self.ready(request, seed=0) if request.origin.fits(self.classes) else None
+        if member is not None and not member.created.weights.new_head:
+            return member
+        if recipe is None or recipe.max_epochs == 0:
+            origin = request.origin
+            if origin.has_weights:
+                recipes = (self.parts.recipe, *self.parts.controls.values())
+                check_answers((recipe.terms() for recipe in recipes), request, len(self.classes))
+                return _of_other_classes(member or self.ready(request, seed=0))
+            raise RequestError(
+                f"The teacher {request.name} has random weights, the data have {len(self.classes)}"
+                " classes, and teacher.max_epochs=0 forbids its training: it would answer with a"
+                " random head. Set teacher.max_epochs to 1 or more, or name a teacher of these"
+                " classes."
+            )
+        return None
+
+    def request(self, role: str) -> ModelRequest:
+        """The model of a role. Raises `RequestError` where a control's is to be chosen
+        and none fits.
+        """
+        control = self.parts.controls.get(role)
+        if control is None or not control.students:
+            asked = self.parts.teacher if role == "teacher" else self.parts.student
+            assert asked is not None
+            return asked
+        if role not in self._chosen:
+            self._chosen[role] = (
+                control.students[0] if control.named else self._nearest(role, control)
+            )
+        return self._chosen[role]
+
+    def _nearest(self, role: str, control: Control) -> ModelRequest:
+        found = nearest(control.students, self.parts.student, self.seen(), len(self.classes))
+        self.decided[role] = {"macs": found.macs, "student_macs": found.student_macs}
+        return found.request
+
+    def license(self, role: str, *, taught: bool) -> str:
+        """What the weights of a model are under that is trained here."""
+        control = self.parts.controls.get(role)
+        start = (
+            self.request(role).origin.license if control is not None and control.students else None
+        )
+        return self.parts.licenses.trained(role, taught=taught, start=start)
+
+    def predictions(self, member: Member, split: str) -> Predictions:
+        """A member's answers on a split, computed once."""
+        return Predictions.load(self.predictions_folder(member, split))
+
+    def predictions_folder(self, member: Member, split: str) -> Path:
+        """The folder of the stage that holds `predictions`."""
+        return self.asked(
+            member,
+            split,
+            "answers",
+            {"embedding": True},
+            lambda folder: self.predict(member, split, embeddings=True).save(folder),
+        ).path
+
+    def asked(
+        self,
+        member: Member,
+        split: str,
+        name: str,
+        settings: Mapping[str, Any],
+        build: Callable[[Path], None],
+    ) -> Stage:
+        """The stage ``<name>-<role>-<split>`` of what a member answers to a split under
+        these `settings`.
+        """
+        config = {
+            "model": member.request.name,
+            "pixels": vars(member.created.pixels),
+            "split": split,
+            "limit": self.limit,
+            **settings,
+        }
+        inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
+        inputs |= {"program": file_sha256(member.program)} if member.program else {}
+        return self.make(f"{name}-{member.role}-{split}", config, inputs, build)
+
+    def speed(
+        self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]
+    ) -> dict[str, float]:
+        """Images per second by role, measured once in a `sweep` for each pair of nets:
+        its trials differ in weights, which are as fast as others.
+        """
+        nets = {
+            role: [
+                m.request.name,
+                m.request.kwargs,
+                vars(m.created.pixels),
+                count_params(m.created.model),
+            ]
+            for role, m in members.items()
+        }
+        config = {
+            "sweep": str(sweep.absolute()),
+            "nets": nets,
+            "device": str(self.parts.trainer.device),
+        }
+        stage = self.make(
+            "speed",
+            config,
+            {},
+            lambda folder: write_atomically(folder / SPEED, json.dumps(measure())),
+        )
+        found: dict[str, float] = json.loads((stage.path / SPEED).read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def limit(self) -> float | None:
+        """How much of a split is looked at when a model is measured."""
+        return self.parts.trainer.limit_test_batches
+
+    def predict(
+        self,
+        member: Member,
+        split: str,
+        *,
+        embeddings: bool = False,
+        corruption: Corruption | None = None,
+    ) -> Predictions:
+        """A member's answers on a split, or on its images corrupted."""
+        splits = ("train", "validation", "test") if split == "all" else (split,)
+        batches = Chained(
+            [
+                self.data.evaluation(each, member.created.pixels, corruption=corruption)
+                for each in splits
+            ]
+        )
+        if corruption is None:
+            self.console.line(f"  {member.role}: {split} images ...")
+        device = self.parts.trainer.device
+        return predict(
+            member.answering(),
+            batches,
+            member.created.pixels,
+            device=device,
+            limit=self.limit,
+            embeddings=embeddings,
+        )
+
+    def find(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage | None:
+        """The stage `name` of this configuration and these inputs, if it was made; it
+        is not counted as used.
+        """
+        return self.stages.find(name, config=_plain(config), inputs=inputs)
+
+    def make(
+        self,
+        name: str,
+        config: dict[str, Any],
+        inputs: dict[str, str],
+        build: Callable[[Path], None],
+    ) -> Stage:
+        """The stage `name` of this configuration and these inputs, made or found, and
+        counted as used.
+        """
+        try:
+            stage = self.stages.make(name, config=_plain(config), inputs=inputs, build=build)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(
+                f"{str(error).strip()} It read images; a machine without memory left kills such"
+                " processes. What was trained is kept: the same command goes on from here, with"
+                " data.num_workers=0 in this process alone."
+            ) from error
+        self.used.append(stage)
+        return stage
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(config))
+    return found
+
+
+def _of_other_classes(teacher: Member) -> Member:
+    known = teacher.created.weights
+    return replace(
+        teacher,
+        unmeasured=(
+            f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the"
+            " data's"
+        ),
+    )
+
+
+def told(member: Member) -> dict[str, Any]:
+    """Where a model is to be found: name, source, sha256, and the stage that made it or
+    the folder it came from.
+    """
+    return describe_source(member.request, member.created, member.folder)
+
+
+class Chained:
+    """Several loaders, one after the other."""
+
+    def __init__(self, loaders: list[Any]) -> None:
+        self._loaders = loaders
+
+    def __len__(self) -> int:
+        return sum(len(loader) for loader in self._loaders)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for loader in self._loaders:
+            yield from loader

@@ -1,1 +1,0 @@
-"""Many runs: what to try next, and what came of it."""

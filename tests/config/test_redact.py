@@ -1,0 +1,98 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_app.config.redact import cleaned, relative
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("/home/me/photos", "photos"),
+        ("/home/me/my photos/", "my photos"),
+        ("~/photos", "photos"),
+        ("local-dir:/home/me/nets/teacher", "local-dir:teacher"),
+        ("file:///tmp/nets/teacher", "teacher"),
+        ("https://me:hunter2@example.org/home/x", "https://example.org/home/x"),
+    ],
+)
+def test_of_a_machine_path_only_the_last_part_stays(told: str, kept: str) -> None:
+    assert cleaned(told) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runs/fm",
+        "hf-hub:timm/resnet50",
+        "/m/01g317",
+        "student / teacher",
+        "https://example.org/tmp/x",
+        "resnet50.a1_in1k",
+        "n/a",
+        "../photos",
+    ],
+)
+def test_texts_that_only_look_like_paths_stay(text: str) -> None:
+    assert cleaned(text) == text
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["token", "hub_token", "api_key", "wandb.apikey", "PASSWORD", "aws_secret", "credentials"],
+)
+def test_keys_named_like_a_secret_go(key: str) -> None:
+    assert cleaned({"kwargs": {key: "x", "num_tokens": 4}}) == {"kwargs": {"num_tokens": 4}}
+
+
+def test_values_of_secret_variables_go_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "abcdefgh1234")
+    assert cleaned(["x?auth=abcdefgh1234"]) == ["x?auth=***"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["/home/me/photos/cat/1.png", "/home/me/photos/dog/1.png"], ["cat/1.png", "dog/1.png"]),
+        (["/home/me/1.png"], ["1.png"]),
+        (["cat/1.png", "dog/1.png"], ["cat/1.png", "dog/1.png"]),
+        (["cat/1.png", "/home/me/photos/dog/1.png"], ["cat/1.png", "1.png"]),
+        (["/home/me/1.png", "/tmp/x/1.png"], ["1.png", "1.png"]),
+        ([], []),
+    ],
+)
+def test_names_of_files_are_told_as_seen_from_the_folder_that_all_are_in(
+    names: list[str], told: list[str]
+) -> None:
+    assert relative(names) == told
+
+
+def test_names_of_files_from_the_home_folder_and_elsewhere_do_not_name_who_is_at_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert relative(["/home/me/photos/1.png", "/home/you/2.png"]) == ["1.png", "2.png"]
+
+
+_PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.text(alphabet="ab/: ").map(lambda tail: f"{Path.home()}/{tail}"),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+
+
+@given(_PLAIN)
+@settings(max_examples=50, deadline=None)
+def test_no_text_names_the_home_folder_afterwards_and_cleaning_twice_changes_nothing(
+    value: Any,
+) -> None:
+    once = cleaned(value)
+    assert f"{Path.home()}/" not in str(once)
+    assert cleaned(once) == once

@@ -1,0 +1,312 @@
+"""An exported file: it answers as the model did, alone, and whatever is wrong about one
+is refused before anything of it is run.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image
+from torch import nn
+
+from kd_app.config import RunError
+from kd_app.data.normalize import normalize
+from kd_app.data.pixel_store import Selection, hold
+from kd_app.data.views import Plain, image_keys
+from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.export import difference, export
+from kd_app.deployment.formats.onnx import Onnx
+from kd_app.run_files import MANIFEST
+from kd_app.stages import file_sha256
+from tests.deployment.conftest import CLASSES, PIXELS
+
+ALONE = """
+import sys
+allowed = {"kd_app", "numpy", "PIL", "onnxruntime"}
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in allowed and top not in sys.stdlib_module_names and top[0] != "_":
+            raise ModuleNotFoundError(f"{name} is not to be had here", name=name)
+sys.meta_path.insert(0, Only())
+import numpy as np
+from pathlib import Path
+from PIL import Image
+from kd_app.deployment.artifact import open_artefact
+opened = open_artefact(Path(sys.argv[1]), threads=1)
+images = np.load(sys.argv[2])
+picture = opened.picture(Image.open(sys.argv[3]))
+np.savez(sys.argv[4], logits=opened.logits(images), picture=picture)
+assert not {"torch", "pydantic", "hydra"} & set(sys.modules)
+"""
+
+
+def test_it_runs_where_there_is_only_numpy_pillow_and_onnxruntime(
+    exported: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    np.save(tmp_path / "images.npy", images)
+    words = [
+        str(exported),
+        str(tmp_path / "images.npy"),
+        str(tmp_path / "photo.png"),
+        str(tmp_path / "out.npz"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")
+    with torch.no_grad():
+        expected = net(normalize(torch.from_numpy(images), PIXELS, torch.contiguous_format)).numpy()
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+    store = hold(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None])
+    index = np.array([0])
+    seen = Plain()(Selection(store, index), image_keys(0, index, -1), PIXELS)[0]
+    np.testing.assert_array_equal(found["picture"], seen.transpose(2, 0, 1))
+
+
+def test_batches_of_any_size_give_the_same_logits(
+    exported: Path, images: NDArray[np.uint8]
+) -> None:
+    opened = open_artefact(exported)
+    assert opened.classes == CLASSES
+    np.testing.assert_allclose(
+        np.concatenate([opened.logits(images[:1]), opened.logits(images[1:])]),
+        opened.logits(images),
+        atol=1e-5,
+    )
+
+
+def test_a_gray_picture_is_shown_to_a_color_model_in_gray(exported: Path) -> None:
+    picture = open_artefact(exported).picture(Image.new("L", (16, 16), 77))
+    assert picture.shape == (3, 16, 16)
+    assert (picture == 77).all()
+
+
+def test_the_file_says_nothing_of_the_machine_it_was_written_on(exported: Path) -> None:
+    assert str(Path(torch.__file__).parent.parent).encode() not in exported.read_bytes()
+    assert b"stack_trace" not in exported.read_bytes()
+
+
+def test_a_model_that_the_file_does_not_answer_like_fails_the_run(
+    net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    about: Any = {
+        "stem": "model",
+        "pixels": PIXELS,
+        "classes": CLASSES,
+        "license": "mit",
+        "calibration": [],
+    }
+    with pytest.raises(
+        RunError,
+        match=r"off by up to .* of the largest one, more than formats\.onnx\.tolerance=1e-12",
+    ):
+        export(net, Onnx(opset=18, tolerance=1e-12), tmp_path, images=images, **about)
+
+
+def test_the_difference_to_another_model_is_seen(
+    exported: Path, net: nn.Module, images: NDArray[np.uint8]
+) -> None:
+    assert difference(net, PIXELS, open_artefact(exported), images) < 1e-5
+    other = deepcopy(net)
+    other.fc.reset_parameters()  # type: ignore[union-attr, operator]
+    assert difference(other, PIXELS, open_artefact(exported), images) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 3, 16, 17), np.uint8),
+        np.zeros((1, 3, 16, 16), np.float32),
+        np.zeros((3, 16, 16), np.uint8),
+    ],
+)
+def test_images_of_another_shape_or_type_are_refused(exported: Path, wrong: NDArray[Any]) -> None:
+    with pytest.raises(ValueError, match=r"takes uint8 images of shape \(batch, 3, 16, 16\), got"):
+        open_artefact(exported).logits(wrong)
+
+
+def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    change(told)
+    (folder / MANIFEST).write_text(json.dumps(told), encoding="utf-8")
+
+
+def _whole(file: Path) -> None:
+    """Let the manifest say that this is the file."""
+    _manifest(file.parent, lambda told: told["files"][file.name].update(sha256=file_sha256(file)))
+
+
+def _no_manifest(file: Path) -> None:
+    (file.parent / MANIFEST).unlink()
+
+
+def _not_named(file: Path) -> None:
+    _manifest(
+        file.parent, lambda told: told["files"].update({"other.onnx": told["files"].pop(file.name)})
+    )
+
+
+def _cut_manifest(file: Path) -> None:
+    text = (file.parent / MANIFEST).read_text(encoding="utf-8")
+    (file.parent / MANIFEST).write_text(text[: len(text) // 2], encoding="utf-8")
+
+
+def _newer_manifest(file: Path) -> None:
+    _manifest(file.parent, lambda told: told.update(schema_version=2))
+
+
+def _no_input(file: Path) -> None:
+    _manifest(file.parent, lambda told: told["files"][file.name].pop("input"))
+
+
+def _unknown_format(file: Path) -> None:
+    _manifest(file.parent, lambda told: told["files"][file.name].update(format="pickle"))
+
+
+def _exchanged(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+
+
+def _truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _truncated_and_declared(file: Path) -> None:
+    _truncated(file)
+    _whole(file)
+
+
+def _emptied_and_declared(file: Path) -> None:
+    file.write_bytes(b"")
+    _whole(file)
+
+
+def _changed(file: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    model = onnx.load(file)
+    change(model)
+    file.write_bytes(model.SerializeToString())
+    _whole(file)
+
+
+def _other_opset(file: Path) -> None:
+    _changed(file, lambda model: setattr(model.opset_import[0], "version", 17))
+
+
+def _future_opset(file: Path) -> None:
+    _changed(file, lambda model: setattr(model.opset_import[0], "version", 99))
+    _manifest(file.parent, lambda told: told["files"][file.name].update(opset=99))
+
+
+def _stranger(file: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node[0].domain = "com.stranger"
+        model.opset_import.append(helper.make_opsetid("com.stranger", 1))
+
+    _changed(file, change)
+
+
+def _stranger_within(file: Path) -> None:
+    """The operator lies in a branch of an If."""
+
+    def change(model: onnx.ModelProto) -> None:
+        inner = helper.make_node("Evil", [], ["inner"], domain="com.stranger")
+        branch = helper.make_graph(
+            [inner], "branch", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1])]
+        )
+        model.graph.node.append(
+            helper.make_node("If", ["images"], ["unused"], then_branch=branch, else_branch=branch)
+        )
+
+    _changed(file, change)
+
+
+def _elsewhere(file: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../secret")
+
+    _changed(file, change)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_no_manifest, "There is no manifest.json"),
+        (_not_named, "is not in the manifest.json beside it, which names other.onnx"),
+        (_cut_manifest, "can't be read"),
+        (_newer_manifest, "has schema_version 2"),
+        (_no_input, "does not say what that file is"),
+        (_unknown_format, "has the format 'pickle'"),
+        (_exchanged, "is not the file that was exported"),
+        (_truncated, "is not the file that was exported"),
+        (_truncated_and_declared, "cut off or no ONNX model"),
+        (_emptied_and_declared, "cut off or no ONNX model"),
+        (
+            _other_opset,
+            "the operator set 17, and its manifest says 18|the operator set 17; expected",
+        ),
+        (_future_opset, "the operator set 99; expected one of"),
+        (_stranger, "needs operators of 'com.stranger', which are not ONNX's own"),
+        (_stranger_within, "needs operators of 'com.stranger', which are not ONNX's own"),
+        (_elsewhere, "its weights lie in other files"),
+    ],
+)
+def test_what_is_wrong_about_a_file_is_refused_before_anything_of_it_is_run(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+    reason: str,
+) -> None:
+    file = Path(shutil.copytree(exported.parent, tmp_path / "export")) / exported.name
+    spoil(file)
+
+    def run(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was handed to the runtime")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", run)
+    with pytest.raises(ValueError, match=reason):
+        open_artefact(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"There is no file .*gone\.onnx"):
+        open_artefact(tmp_path / "gone.onnx")
+
+
+def test_a_runtime_that_is_not_installed_is_named(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "kd_app.deployment.runtimes.onnxruntime_file", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"pip install onnxruntime \(or kd_app\[deploy\]\)"):
+        open_artefact(exported)
+
+
+def test_openvino_reads_the_file_and_gives_the_same_logits(
+    exported: Path, images: NDArray[np.uint8]
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.Core().compile_model(
+        str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    found = compiled([images])[0]
+    np.testing.assert_allclose(found, open_artefact(exported).logits(images), atol=1e-4)

@@ -1,0 +1,170 @@
+"""How long models take, measured in turns."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from kd_app.config import RequestError
+from kd_app.deployment.timing import Clock, Timing, in_turns, median_ratio, nearest_rank
+
+IMAGES = np.arange(3 * 2 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
+
+
+class Slept:
+    """Answers after a number of seconds a call and an image; writes down what it was
+    given.
+    """
+
+    def __init__(
+        self, call: float, image: float = 0.0, diary: list[str] | None = None, name: str = ""
+    ) -> None:
+        self.call, self.image, self.name = call, image, name
+        self.diary = [] if diary is None else diary
+        self.seen: list[NDArray[np.uint8]] = []
+        self.threads: set[int] = set()
+
+    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        self.diary.append(self.name)
+        self.seen.append(images)
+        self.threads.add(torch.get_num_threads())
+        time.sleep(self.call + self.image * len(images))
+        return np.zeros((len(images), 2), dtype=np.float32)
+
+
+def clock(seconds: float = 1e-9, rounds: int = 6, batch_sizes: tuple[int, ...] = (1, 4)) -> Clock:
+    return Clock(seconds=seconds, rounds=rounds, batch_sizes=list(batch_sizes))
+
+
+def test_in_each_round_each_takes_its_turn_after_a_call_that_is_not_measured() -> None:
+    diary: list[str] = []
+    calls = {name: lambda name=name: diary.append(name) for name in ("teacher", "student")}
+    taken = in_turns(calls, rounds=3, repeats={"teacher": 1, "student": 2}, warm=1)
+    assert diary == ["teacher", "teacher", "student", "student", "student"] * 3
+    assert {name: each.shape for name, each in taken.items()} == {
+        "teacher": (3, 1),
+        "student": (3, 2),
+    }
+    assert all((each > 0).all() for each in taken.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([5, 1, 3], 0.5, 3),
+        ([4, 1, 2, 3], 0.5, 2),
+        (range(1, 101), 0.95, 95),
+        (range(1, 101), 0.99, 99),
+        ([7], 0.99, 7),
+        ([1, 2], 0.0, 1),
+        ([1, 2], 1.0, 2),
+    ],
+)
+def test_a_percentile_is_the_smallest_value_that_the_share_does_not_exceed(
+    values: list[float], share: float, expected: float
+) -> None:
+    assert nearest_rank(np.array(list(values), dtype=float), share) == expected
+
+
+@pytest.mark.parametrize(("rounds", "confidence"), [(6, 0.95), (20, 0.95), (21, 0.9), (40, 0.99)])
+def test_the_interval_of_a_ratio_is_the_narrowest_pair_of_ranks_that_covers_the_median(
+    rounds: int, confidence: float
+) -> None:
+    ratios = np.arange(1.0, rounds + 1)
+    found = median_ratio(2 * ratios[::-1], np.full(rounds, 2.0), confidence)
+    assert found.value == (rounds + 1) / 2
+    rank = int(found.low)
+    assert (found.low, found.high) == (rank, rounds + 1 - rank)
+    assert 1 - 2 * binom.cdf(rank - 1, rounds, 0.5) >= confidence
+    assert 1 - 2 * binom.cdf(rank, rounds, 0.5) < confidence
+
+
+def test_too_few_rounds_tell_nothing_about_a_ratio() -> None:
+    found = median_ratio(np.array([3.0, 5.0]), np.ones(2), 0.95)
+    assert (found.value, found.low, found.high) == (4.0, 0.0, float("inf"))
+
+
+def test_a_machine_that_drifts_leaves_the_ratios_alone() -> None:
+    drift = np.linspace(1, 9, 12)
+    slow, fast = (
+        Timing(seconds * drift[:, None] * np.ones((12, 3)), 1 / (seconds * drift), 1, 1.0)
+        for seconds in (0.5, 0.1)
+    )
+    for found in (fast.times_faster(slow, 0.95), fast.times_cheaper(slow, 0.95)):
+        assert (found.value, found.low, found.high) == pytest.approx((5, 5, 5))
+
+
+def test_latency_and_throughput_are_those_of_known_models() -> None:
+    found = clock(seconds=0.1).measure(
+        {"slow": Slept(0.01), "fast": Slept(0.002)}, {"slow": IMAGES, "fast": IMAGES}
+    )
+    slow, fast = found["slow"], found["fast"]
+    assert 10 <= slow.latency_ms["p50"] < 20
+    assert 2 <= fast.latency_ms["p50"] < 6
+    assert slow.latency_ms["p50"] <= slow.latency_ms["p95"] <= slow.latency_ms["p99"]
+    assert slow.latency_ms["calls"] == slow.latency.size >= 6
+    assert 4 / 0.04 < slow.images_per_second <= 4 / 0.01
+    assert 2 < fast.times_faster(slow, 0.95).value < 6
+    assert 2 < fast.times_cheaper(slow, 0.95).value < 6
+    assert slow.told()["batch_size"] == 4
+
+
+def test_the_batch_with_the_most_images_a_second_is_taken() -> None:
+    model = Slept(0.01)
+    found = clock(seconds=0.1, batch_sizes=(8, 1, 2)).measure({"model": model}, {"model": IMAGES})[
+        "model"
+    ]
+    assert found.batch_size == 8
+    assert 8 / 0.04 < found.images_per_second <= 8 / 0.01
+
+
+def test_no_batch_is_tried_after_one_that_takes_too_long() -> None:
+    model = Slept(0.0, 0.002)
+    clock(seconds=0.005, batch_sizes=(1, 4, 16)).measure({"model": model}, {"model": IMAGES})
+    assert {len(seen) for seen in model.seen} == {1, 4}
+
+
+def test_a_batch_is_filled_with_the_images_one_after_another() -> None:
+    model = Slept(0.0)
+    clock(batch_sizes=(5,)).measure({"model": model}, {"model": IMAGES})
+    batch = next(seen for seen in model.seen if len(seen) == 5)
+    np.testing.assert_array_equal(batch, IMAGES[[0, 1, 0, 1, 0]])
+    np.testing.assert_array_equal(next(seen for seen in model.seen if len(seen) == 1), IMAGES[:1])
+
+
+def test_torch_has_one_thread_meanwhile_and_what_it_had_afterwards() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        model = Slept(0.0)
+        clock().measure({"model": model}, {"model": IMAGES})
+        assert model.threads == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cores_in_use_are_the_processors_seconds_of_all_threads_over_the_seconds_that_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asleep = clock(seconds=0.1).measure({"model": Slept(0.004)}, {"model": IMAGES})["model"].cores
+    monkeypatch.setattr(time, "process_time", lambda: 3 * time.perf_counter())
+    busy = clock(seconds=0.1).measure({"model": Slept(0.004)}, {"model": IMAGES})["model"].cores
+    assert 0 <= asleep < 0.5
+    assert busy == pytest.approx(3, rel=0.1)
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    cases: list[dict[str, Any]] = [
+        {"seconds": 0.0},
+        {"rounds": 5},
+        {"batch_sizes": []},
+        {"batch_sizes": [0]},
+    ]
+    for wrong in cases:
+        with pytest.raises(RequestError, match=next(iter(wrong))):
+            Clock(**{"seconds": 1.0, "rounds": 6, "batch_sizes": [1], **wrong})

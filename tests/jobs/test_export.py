@@ -1,0 +1,236 @@
+"""The whole command: a run in, files, a manifest and the file to ship out."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.formats.onnx import Onnx
+from kd_app.deployment.formats.onnx_int8 import OnnxInt8
+from kd_app.deployment.runtimes import torch_file
+from kd_app.metrics.record import Predictions
+from kd_app.reporting.exports import read_exports
+from kd_app.stages import file_sha256
+from tests.builders import results
+from tests.commands.call import TINY, call, done, paragraph, refused
+from tests.jobs.conftest import QUICK, exported
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def test_each_file_has_its_own_figures_speed_and_cost_under_the_names_of_results_json(
+    made: Path, both: tuple[Path, str]
+) -> None:
+    told, run = manifest(both[0]), results(made / "run")
+    assert list(told["files"]) == [
+        "model.onnx",
+        "model_int8.onnx",
+        "teacher.onnx",
+        "teacher_int8.onnx",
+    ]
+    for name, file in told["files"].items():
+        assert file["sha256"] == file_sha256(both[0] / name)
+        assert file["size_bytes"] == (both[0] / name).stat().st_size
+        assert file["classes"] == run["data"]["classes"]
+        assert file["runtime"]["name"] == "onnxruntime"
+        assert (
+            0 < file["latency_ms"]["p50"] <= file["latency_ms"]["p95"] <= file["latency_ms"]["p99"]
+        )
+        assert file["cost_per_million"] == pytest.approx(
+            1e6 / file["images_per_second"] / 3600 * 0.04 * max(1.0, file["cores"])
+        )
+        assert file["peak_memory_bytes"] > 10_000_000
+        assert 0 < file["start_seconds"] < file["cold_start_seconds"]
+        for split in ("validation", "test"):
+            assert (
+                0 <= file[split]["top1_low"] <= file[split]["top1"] <= file[split]["top1_high"] <= 1
+            )
+            assert {"negative_flips", "agreement", "nll", "verdict", "beside_torch"} <= set(
+                file[split]
+            )
+    assert told["files"]["model.onnx"]["license"] == run["models"]["student"]["license"]
+    assert told["torch"]["teacher"]["test"]["top1"] == run["test"]["teacher"]["top1"]
+    assert told["torch"]["student"]["test"]["top1"] == run["test"]["student"]["top1"]
+
+
+def test_a_float_file_has_the_answers_of_the_model_in_torch(both: tuple[Path, str]) -> None:
+    told = manifest(both[0])
+    for role, name in (("student", "model.onnx"), ("teacher", "teacher.onnx")):
+        file = told["files"][name]
+        assert file["test"]["top1"] == told["torch"][role]["test"]["top1"]
+        assert file["test"]["beside_torch"]["agreement"] == 1
+        assert file["test"]["beside_torch"]["negative_flips"] == 0
+        assert file["largest_difference"] < 1e-3
+
+
+def test_the_figures_are_those_of_the_file(made: Path, both: tuple[Path, str]) -> None:
+    """Its answers, given again by the file in its folder, have the accuracy that the
+    manifest says.
+    """
+    stage = next((made / "stages").glob("answers-model_int8.onnx-test-*"))
+    told, kept = manifest(both[0])["files"]["model_int8.onnx"], Predictions.load(stage)
+    assert told["test"]["num_images"] == len(kept.target)
+    assert told["test"]["top1"] == float((kept.logits.argmax(axis=1) == kept.target).mean())
+    opened = open_artefact(both[0] / "model_int8.onnx")
+    assert opened.logits(
+        np.zeros((3, opened.pixels.channels, opened.pixels.height, opened.pixels.width), np.uint8)
+    ).shape == (3, 10)
+
+
+def test_the_file_to_ship_is_the_students_that_costs_least_within_the_margin(
+    both: tuple[Path, str],
+) -> None:
+    told = manifest(both[0])
+    files = {name: file for name, file in told["files"].items() if file["role"] == "student"}
+    within = [
+        name for name, file in files.items() if file["validation"]["beside_torch"]["lost"] <= 0.01
+    ]
+    assert told["ship"] == min(within, key=lambda name: files[name]["cost_per_million"])
+    assert f"Ship {told['ship']}" in both[1]
+    assert "images/s" in both[1]
+    assert "USD per core-hour" in both[1]
+
+
+def test_a_report_reads_the_manifest(both: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "export").symlink_to(both[0])
+    found = read_exports(tmp_path)
+    assert found is not None
+    assert found.ship == manifest(both[0])["ship"]
+    assert found.torch["teacher"].latency_ms is not None
+
+
+def test_said_again_it_finds_the_files_and_their_answers_and_without_test_reads_none(
+    made: Path, both: tuple[Path, str], tmp_path: Path
+) -> None:
+    before = {path.name for path in (made / "stages").iterdir()}
+    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
+        exported(
+            f"run={made / 'run'}",
+            f"stages={made / 'stages'}",
+            f"out={tmp_path / 'again'}",
+            "formats=[onnx]",
+            "test=never",
+        )
+    assert {path.name for path in (made / "stages").iterdir()} == before
+    told = manifest(tmp_path / "again")["files"]["model.onnx"]
+    assert "test" not in told
+    assert told["sha256"] == manifest(both[0])["files"]["model.onnx"]["sha256"]
+
+
+def test_a_program_of_torch_is_written_and_measured_by_each_command_anew(
+    made: Path, tmp_path: Path
+) -> None:
+    words = (
+        f"run={made / 'run'}",
+        f"stages={tmp_path / 'stages'}",
+        "formats=[program]",
+        "test=never",
+    )
+    for name in ("first", "second"):
+        exported(*words, f"out={tmp_path / name}")
+        told = manifest(tmp_path / name)["files"]["model.pt2"]
+        assert told["validation"]["beside_torch"]["agreement"] == 1
+        assert told["images_per_second"] > 0
+        assert told["runtime"]["name"] == "torch"
+        torch_file._WRITTEN.clear()  # as in a new process
+
+
+def test_another_run_with_the_same_teacher_finds_the_teachers_files_and_their_answers(
+    made: Path, both: tuple[Path, str], tmp_path: Path
+) -> None:
+    stages = f"stages={made / 'stages'}"
+    done(*TINY, "seed=1", f"out={tmp_path / 'other'}", stages)
+    before = {path.name for path in (made / "stages").iterdir()}
+    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
+        exported(f"run={tmp_path / 'other'}", stages, f"out={tmp_path / 'export'}", "role=teacher")
+    assert {path.name for path in (made / "stages").iterdir()} == before
+    assert (
+        results(tmp_path / "other")["models"]["student"]["sha256"]
+        != results(made / "run")["models"]["student"]["sha256"]
+    )
+    for name in ("teacher.onnx", "teacher_int8.onnx"):
+        told, known = (manifest(folder)["files"][name] for folder in (tmp_path / "export", both[0]))
+        assert all(
+            told[key] == known[key]
+            for key in ("sha256", "largest_difference", "validation", "test")
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("formats=[onnx]", "formats.onnx.opset=12"), "opset=12 does not fit"),
+        (("formats=[onnxx]",), "There is no formats 'onnxx'. Did you mean 'onnx'?"),
+        (("remake=[export-teacher-onnx]",), "There is no stage to remake 'export-teacher-onnx'"),
+        (
+            ("formats=[onnx]", "+formats.evil._target_=os.system"),
+            "names code that is no part of kd_app",
+        ),
+    ],
+)
+def test_a_wrong_word_is_refused(made: Path, words: tuple[str, ...], reason: str) -> None:
+    assert reason in refused(
+        f"run={made / 'run'}",
+        f"stages={made / 'stages'}",
+        "out=export",
+        *words,
+        command="kd-export",
+    )
+
+
+def test_a_model_that_differs_from_its_file_fails_the_run_and_leaves_no_manifest(
+    made: Path,
+) -> None:
+    words = (
+        f"run={made / 'run'}",
+        f"stages={made / 'stages'}",
+        "out=export",
+        "formats=[onnx]",
+        "formats.onnx.tolerance=1e-12",
+        *QUICK,
+    )
+    ended = call(*words, command="kd-export")
+    assert ended.code == 1
+    assert "does not answer as the model does" in paragraph(ended.err)
+    assert not (Path("export") / "manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stop",
+    [KeyboardInterrupt, OSError("No space left on device")],
+    ids=["interrupted", "disk full"],
+)
+def test_a_command_that_was_stopped_at_its_second_file_finds_the_first(
+    made: Path, tmp_path: Path, stop: Any
+) -> None:
+    words = (
+        f"run={made / 'run'}",
+        f"stages={tmp_path / 'stages'}",
+        f"out={tmp_path / 'export'}",
+        "test=never",
+        *QUICK,
+    )
+
+    def half_written(
+        self: OnnxInt8, model: Any, pixels: Any, calibration: Any, path: Path
+    ) -> dict[str, Any]:
+        path.write_bytes(b"half")
+        raise stop
+
+    with patch.object(OnnxInt8, "write", half_written):
+        assert call(*words, command="kd-export").code != 0
+    assert not (tmp_path / "export" / "manifest.json").exists()
+    with (
+        patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}),
+        patch.object(Onnx, "write", side_effect=AssertionError("made anew")),
+    ):
+        exported(*words)
+    assert list(manifest(tmp_path / "export")["files"]) == ["model.onnx", "model_int8.onnx"]
+    assert open_artefact(tmp_path / "export" / "model_int8.onnx").classes

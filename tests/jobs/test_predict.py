@@ -1,0 +1,126 @@
+"""Images in a folder, labels in a table."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from kd_app.deployment.artifact import open_artefact
+from tests.commands.call import call, done, refused
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of several sizes and modes, in a folder and one below it."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    (folder / "b").mkdir()
+    for name, shape in (("2.png", (8, 8)), ("b/1.png", (20, 31, 3)), ("b/3.jpg", (9, 7))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_every_image_has_its_best_classes_in_the_order_of_names(
+    both: tuple[Path, str], photos: Path
+) -> None:
+    model = both[0] / "model.onnx"
+    said = done(
+        f"model={model}",
+        f"images={photos}",
+        "out=labels.csv",
+        "top=3",
+        "batch_size=2",
+        command="kd-predict",
+    )
+    assert "3 images labeled in 10 classes" in said
+    table = pd.read_csv("labels.csv", dtype={"label": str, "label_2": str, "label_3": str})
+    assert list(table) == [
+        "file",
+        "label",
+        "probability",
+        "label_2",
+        "probability_2",
+        "label_3",
+        "probability_3",
+    ]
+    assert list(table["file"]) == ["2.png", "b/1.png", "b/3.jpg"]
+    opened = open_artefact(model)
+    logits = opened.logits(opened.picture(Image.open(photos / "2.png"))[None])[0].astype(float)
+    order = np.argsort(-logits)
+    assert [table[column][0] for column in ("label", "label_2", "label_3")] == [
+        opened.classes[each] for each in order[:3]
+    ]
+    assert table["probability"][0] == pytest.approx(
+        1 / np.exp(logits - logits.max()).sum(), rel=1e-5
+    )
+
+
+def test_a_run_its_student_and_its_float_file_label_alike_in_csv_and_parquet(
+    made: Path, both: tuple[Path, str], photos: Path
+) -> None:
+    tables = []
+    for number, model in enumerate(
+        (made / "run", made / "run" / "student", both[0] / "model.onnx")
+    ):
+        out = f"labels{number}.{'csv' if number else 'parquet'}"
+        done(f"model={model}", f"images={photos}", f"out={out}", command="kd-predict")
+        tables.append(pd.read_csv(out) if number else pd.read_parquet(out))
+    for table in tables[1:]:
+        assert list(table["label"].astype(str)) == list(tables[0]["label"].astype(str))
+        np.testing.assert_allclose(table["probability"], tables[0]["probability"], rtol=1e-4)
+
+
+def test_images_that_cannot_be_read_are_all_named_and_nothing_is_written_or_left_out_and_counted(
+    both: tuple[Path, str], photos: Path
+) -> None:
+    words = (f"model={both[0] / 'model.onnx'}", "images=spoiled", "out=labels.csv")
+    Path("spoiled").mkdir()
+    for name in ("a.png", "b.png"):
+        (Path("spoiled") / name).write_bytes(b"no image")
+    (Path("spoiled") / "c.png").write_bytes((photos / "2.png").read_bytes())
+    message = refused(*words, command="kd-predict")
+    assert "2 of 3 images can't be read: a.png, b.png" in message
+    assert "left out: a.png, b.png" in done(*words, "on_error=skip", command="kd-predict")
+    assert list(pd.read_csv("labels.csv")["file"]) == ["c.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("model=nothing.onnx",), "There is no 'nothing.onnx'"),
+        (("images=nowhere",), "There is no images='nowhere'"),
+        (("images=nowhere", "out=there.csv"), "There is no images='nowhere'"),
+        (("images=gaps.csv",), "1 of 2 rows have no path, the first is row 2"),
+        (("out=labels.txt",), "Expected: a file that ends in .csv or .parquet"),
+        (("top=11",), "the model knows 10 classes"),
+        (("batch_size=0",), "batch_size=0 does not fit"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words(
+    both: tuple[Path, str], photos: Path, words: tuple[str, ...], reason: str
+) -> None:
+    asked = {
+        "model": f"model={both[0] / 'model.onnx'}",
+        "images": f"images={photos}",
+        "out": "out=labels.csv",
+    }
+    asked |= {word.partition("=")[0]: word for word in words}
+    Path("there.csv").write_text("mine")
+    Path("gaps.csv").write_text("path,label\n2.png,a\n,b\n")
+    if "out=there.csv" in words:
+        asked["overwrite"] = "overwrite=true"
+    assert reason in refused(*asked.values(), command="kd-predict")
+
+
+def test_a_table_that_is_there_is_not_overwritten_unasked(
+    both: tuple[Path, str], photos: Path
+) -> None:
+    words = (f"model={both[0] / 'model.onnx'}", f"images={photos}", "out=labels.csv")
+    Path("labels.csv").write_text("mine")
+    assert "left as it is" in refused(*words, command="kd-predict")
+    assert Path("labels.csv").read_text() == "mine"
+    assert call(*words, "overwrite=true", command="kd-predict").code == 0
+    assert Path("labels.csv").read_text().startswith("file,label,probability")

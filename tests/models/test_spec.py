@@ -1,0 +1,181 @@
+"""Which model is asked for: refused by name before anything is made, read or fetched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kd_app.config import RequestError
+from kd_app.models.save import save_model
+from kd_app.models.spec import ModelRequest, better_start
+from tests.builders import GRAY, teacher_folder
+
+
+def request(**asked: Any) -> ModelRequest:
+    plain: dict[str, Any] = {
+        "role": "student",
+        "name": None,
+        "pretrained": "auto",
+        "checkpoint": None,
+        "kwargs": {},
+        "image_size": None,
+        "factory": None,
+    }
+    return ModelRequest(**{**plain, **asked})
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ({"name": "resnet18"}, "random"),
+        ({"name": "resnet8"}, "random"),
+        ({"name": "resnet18.a1_in1k"}, "hub"),
+        ({"name": "resnet18.a1_in1k", "pretrained": False}, "random"),
+        ({"name": "resnet18", "pretrained": True}, "hub"),
+        ({"name": "resnet18", "checkpoint": Path("weights.pth")}, "file"),
+        ({"name": "hf-hub:timm/resnet18.a1_in1k"}, "hub"),
+    ],
+)
+def test_where_the_weights_come_from(asked: dict[str, Any], kind: str) -> None:
+    origin = request(**asked).origin
+    assert origin.kind == kind
+    assert origin.has_weights == (kind != "random")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "No student is named. Give student.name="),
+        ({"name": "resnet19"}, "There is no student model 'resnet19'. Did you mean 'resnet1"),
+        (
+            {"name": "resnet18.a9_in1k"},
+            (
+                "There is no tag of student model resnet18 'resnet18.a9_in1k'. Did you mean"
+                " 'resnet18.a"
+            ),
+        ),
+        (
+            {"name": "resnet8", "pretrained": True},
+            "timm has no weights for 'resnet8'. Use student.pretrained=false",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"blok_size": 2}},
+            r"student.kwargs=\{'blok_size': 2\} do not fit resnet18: .*blok_size",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"blok_size": 2}, "checkpoint": Path("x.pth")},
+            r"student.kwargs=.* do not fit resnet18: .*blok_size",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"num_classes": 3}},
+            "student.kwargs.num_classes=3 is not to be set",
+        ),
+        (
+            {"name": "resnet18", "kwargs": {"checkpoint_path": "x.pth"}},
+            "checkpoint_path='x.pth' is not to be set: student.checkpoint says it",
+        ),
+        ({"name": "resnet18", "kwargs": {"pretrained": True}}, "student.pretrained says it"),
+        ({"name": "local-dir:nowhere"}, "'nowhere' is no model folder for the student"),
+        ({"name": "resnet18", "image_size": 0}, "image_size=0 does not fit"),
+        ({"name": "resnet18", "pretrained": "maybe"}, "pretrained.*'maybe' does not fit"),
+    ],
+)
+def test_a_wrong_request_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        request(**asked)
+
+
+def test_asking_makes_no_weights_and_draws_no_random_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    monkeypatch.setattr(
+        "torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("fetched")
+    )
+    request(name="vit_huge_patch14_224", kwargs={"img_size": 112})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_folder_brings_its_name_classes_and_license(tmp_path: Path) -> None:
+    folder = teacher_folder(tmp_path / "model", classes=("cat", "dog", "eel"))
+    for asked in ({"name": f"local-dir:{folder}"}, {"checkpoint": folder, "name": "resnet18"}):
+        origin = request(**asked).origin
+        assert (origin.kind, origin.name, origin.num_classes, origin.label_names) == (
+            "folder",
+            "resnet8",
+            3,
+            ("cat", "dog", "eel"),
+        )
+        assert origin.license == "none"
+
+
+def test_a_run_stands_for_its_student(tmp_path: Path) -> None:
+    teacher_folder(tmp_path / "student")
+    (tmp_path / "results.json").write_text("{}")
+    assert request(checkpoint=tmp_path).origin.path == tmp_path / "student"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"architecture": "resnet8"}',
+        '{"architecture": "resnet8", "num_classes": 3, "pretrained_cfg": 1}',
+    ],
+)
+def test_a_folder_with_another_config_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RequestError, match="is no model folder for the teacher"):
+        request(role="teacher", checkpoint=tmp_path)
+
+
+def test_a_folder_of_a_module_that_timm_does_not_know_needs_its_factory(tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    save_model(nn.Linear(2, 3), folder, pixels=GRAY, classes=("a", "b", "c"), license="none")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(
+        RequestError,
+        match=r"is a Linear, which timm does not know.*Name that factory with student._target_",
+    ):
+        request(checkpoint=tmp_path)
+    assert (
+        request(checkpoint=tmp_path, factory=nn.Linear).origin.path == folder / "model.safetensors"
+    )
+
+
+def test_weights_fit_classes_of_the_same_number_and_names(tmp_path: Path) -> None:
+    named = request(checkpoint=teacher_folder(tmp_path / "named", classes=("cat", "dog"))).origin
+    assert named.fits(("cat", "dog"))
+    assert not named.fits(("dog", "cat"))
+    assert not named.fits(("cat", "dog", "eel"))
+    config = json.loads((tmp_path / "named" / "config.json").read_text())
+    del config["label_names"]
+    (tmp_path / "named" / "config.json").write_text(json.dumps(config))
+    assert request(checkpoint=tmp_path / "named").origin.fits(("dog", "cat"))
+
+
+def test_an_imagenet_tag_does_not_fit_other_classes_and_random_weights_fit_none() -> None:
+    assert not request(name="resnet18.a1_in1k").origin.fits(("cat", "dog"))
+    assert not request(name="resnet18").origin.fits(("cat", "dog"))
+
+
+def test_a_factory_of_ones_own_is_taken_with_its_name() -> None:
+    def factory(num_classes: int) -> nn.Module:
+        return nn.Linear(2, num_classes)
+
+    assert request(factory=factory).origin.kind == "own"
+    assert request(factory=factory, pretrained=False).origin.kind == "random"
+    assert request(factory=factory, checkpoint=Path("x.pth")).origin.kind == "file"
+    assert "factory" in request(factory=factory).name
+
+
+def test_a_better_start_is_a_tag_that_timm_has() -> None:
+    assert better_start("resnet18") == ", for example resnet18.a1_in1k"
+    assert better_start("resnet8") == ""
+    assert better_start("no_such_net") == ""

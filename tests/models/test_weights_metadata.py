@@ -1,0 +1,57 @@
+"""Weights that say their license are the same weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from kd_app.models.weights_metadata import labels, weights_sha256, write_labeled
+from kd_app.stages import file_sha256
+
+STATE = {
+    "conv.weight": torch.arange(24.0).reshape(2, 3, 4),
+    "count": torch.tensor(7),
+    "bias": torch.ones(3, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"format": "pt", "who": 'Zoë "Q" \\ \n'}]
+)
+def test_a_labeled_file_holds_the_same_weights_under_the_same_hash(
+    metadata: dict[str, str] | None, tmp_path: Path
+) -> None:
+    plain, labeled, again = (
+        tmp_path / f"{name}.safetensors" for name in ("plain", "labeled", "again")
+    )
+    save_file(STATE, plain, metadata=metadata)
+    write_labeled(plain, labeled, license="cc-by-nc-4.0", teacher="größe.net")
+    write_labeled(labeled, again, license="mit", teacher=None)
+    assert file_sha256(labeled) != file_sha256(plain) == weights_sha256(plain)
+    for file, license in ((labeled, "cc-by-nc-4.0"), (again, "mit")):
+        assert weights_sha256(file) == weights_sha256(plain)
+        with safe_open(file, "pt") as opened:
+            assert opened.metadata() == labels(file)
+        assert {**(metadata or {}), "license": license}.items() <= labels(file).items()
+        assert all(torch.equal(tensor, STATE[name]) for name, tensor in load_file(file).items())
+
+
+def test_other_weights_or_other_labels_of_somebody_elses_have_another_hash(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    save_file(STATE, files[0])
+    save_file({**STATE, "count": torch.tensor(8)}, files[1])
+    save_file(STATE, files[2], metadata={"license": "mit"})
+    write_labeled(files[1], files[3], license="mit", teacher=None)
+    assert len({weights_sha256(file) for file in files}) == 3
+    assert weights_sha256(files[2]) == file_sha256(files[2])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"[]", b"\x20" + b"\0" * 7 + b'{"cut']
+)
+def test_what_is_no_file_of_weights_says_nothing(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert labels(tmp_path / "x.safetensors") == labels(tmp_path / "nowhere") == {}
+    assert weights_sha256(tmp_path / "x.safetensors") == file_sha256(tmp_path / "x.safetensors")

@@ -1,0 +1,70 @@
+"""Teacher assistants: each learns from the one before it, and the last one teaches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_app.models.create import create
+from kd_app.run import assistants
+from kd_app.run.assistants import train_assistants
+from kd_app.run.workspace import Member, Workshop
+from kd_app.training.job import TrainingJob
+from tests.builders import build_workspace, teacher_folder
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainingJob]:
+    """The jobs that are asked for; each is done by not training at all."""
+    asked: list[TrainingJob] = []
+
+    def train(workspace: Workshop, job: TrainingJob, **listens: Any) -> Member:
+        assert not listens, "no tracker and no pruner follows an assistant"
+        asked.append(job)
+        created = create(job.model, job.input, len(workspace.classes), seed=job.recipe.seed)
+        return Member(job.name, job.model, created)
+
+    monkeypatch.setattr(assistants, "train", train)
+    return asked
+
+
+def test_each_assistant_learns_from_the_one_before_it(
+    tmp_path: Path, jobs: list[TrainingJob]
+) -> None:
+    workspace = build_workspace(
+        tmp_path,
+        f"teacher.checkpoint={teacher_folder(tmp_path / 'teacher')}",
+        "teacher.chain=[resnet14,resnet8]",
+        "teacher.seed=40",
+        "student.name=resnet8",
+        "seed=3",
+        "callbacks=[ema]",
+        "controls=[]",
+    )
+    teacher = workspace.as_it_is()
+    assert teacher is not None
+    last = train_assistants(workspace, teacher)
+    first, second = jobs
+    assert (first.name, second.name) == ("link-1", "link-2")
+    assert (first.model.name, second.model.name) == ("resnet14", "resnet8")
+    assert first.teacher is not None
+    assert second.teacher is not None
+    assert first.teacher.created is teacher.created
+    assert second.teacher.model is first.model
+    assert (last.role, last.request) == ("teacher", second.model)
+    assert [job.recipe.seed for job in jobs] == [41, 42]
+    assert {len(job.recipe.callbacks) for job in jobs} == {0}
+    assert {*first.recipe.loss} == {*workspace.parts.recipe.loss}
+
+
+def test_without_assistants_the_teacher_itself_teaches(
+    tmp_path: Path, jobs: list[TrainingJob]
+) -> None:
+    known = teacher_folder(tmp_path / "teacher")
+    workspace = build_workspace(
+        tmp_path, f"teacher.checkpoint={known}", "student.name=resnet8", "controls=[]"
+    )
+    teacher = workspace.as_it_is()
+    assert teacher is not None
+    assert train_assistants(workspace, teacher) is teacher
+    assert not jobs

@@ -1,0 +1,338 @@
+"""Controls beside labels only: each is the student's training with one thing changed."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from scipy.special import softmax
+from scipy.stats import entropy
+
+import kd_app
+from kd_app.config import RequestError
+from kd_app.config.compose import composed
+from kd_app.config.paths import choices
+from kd_app.models.spec import ModelRequest, Seen
+from kd_app.run.controls import family, label_entropy, mean_entropy, nearest, smoothing_of
+from kd_app.run.spec import parts
+from kd_app.training.curve_log import read_curves
+from tests.builders import results, stage, teacher_folder
+from tests.commands.call import TINY, done
+from tests.training.oracle import true_labels
+from tests.training.processes import distilled
+from tests.training.small_parts import OwnData
+
+ALL = choices("controls")
+WORDS = (*TINY, f"controls=[{','.join(ALL)}]", "trainer=cpu", "trainer.precision=32-true")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every control; its stages beside it."""
+    folder = tmp_path_factory.mktemp("controls")
+    (folder / "said").write_text(
+        done(*WORDS, f"out={folder / 'run'}", f"stages={folder / 'stages'}"), encoding="utf-8"
+    )
+    return folder / "run"
+
+
+def test_every_control_is_trained_measured_and_told_of(run: Path) -> None:
+    found, said = results(run), (run.parent / "said").read_text(encoding="utf-8")
+    assert ALL == ["as_long", "labels_only", "other_family", "shuffled_teacher", "smoothed_labels"]
+    for split in ("validation", "test"):
+        for control in ALL:
+            gain = found[split]["student"]["top1"] - found[split][control]["top1"]
+            assert found[split]["gains"][control]["value"] == pytest.approx(gain)
+            assert found[split]["gains"][control]["low"] <= gain + 1e-9
+    assert set(found["models"]) == {"teacher", "student", *ALL}
+    made = {each["name"] for each in found["stages"]}
+    assert {
+        *ALL,
+        "epochs-as_long",
+        "answers-teacher-train",
+        *(f"answers-{control}-test" for control in ALL),
+    } <= made
+    assert {f"{control}_top1" for control in ALL} <= set(
+        pd.read_parquet(run / "predictions.parquet").columns
+    )
+    assert set(ALL) <= set(pd.read_csv(run / "metrics.csv")["stage"])
+    assert f"other family ({found['models']['other_family']['name']})" in said
+    assert "Recommendation:" in said
+
+
+def test_a_run_with_them_is_measured_again(run: Path, tmp_path: Path) -> None:
+    done(f"run={run}", f"out={tmp_path / 'again'}", "limit=2", command="kd-evaluate")
+    assert results(tmp_path / "again")["test"] == results(run)["test"]
+
+
+def test_other_controls_do_not_change_what_is_trained_without_them(
+    run: Path, tmp_path: Path
+) -> None:
+    words = [word for word in WORDS if not word.startswith("controls=")]
+    done(*words, f"out={tmp_path / 'run'}", f"stages={run.parent / 'stages'}")
+    assert {each["made"] for each in results(tmp_path / "run")["stages"]} == {"found"}
+
+
+def starts(run: Path, role: str) -> Any:
+    return json.loads((stage(run, role) / "training.json").read_text(encoding="utf-8"))["weights"]
+
+
+def first(run: Path, role: str, value: str) -> float:
+    return next(read_curves(stage(run, role) / "curves.jsonl"))[value]
+
+
+def test_they_share_initial_weights_and_the_order_of_images(run: Path) -> None:
+    for control in set(ALL) - {"other_family"}:
+        assert starts(run, control) == starts(run, "student")
+    for control in ("labels_only", "as_long", "shuffled_teacher"):
+        assert first(run, control, "train/cross_entropy") == pytest.approx(
+            first(run, "student", "train/cross_entropy"), rel=1e-6
+        )
+
+
+def test_the_shuffled_teacher_says_something_else_of_the_same_images(run: Path) -> None:
+    assert first(run, "shuffled_teacher", "train/soft_target") != first(
+        run, "student", "train/soft_target"
+    )
+
+
+def configured(run: Path, role: str) -> Any:
+    return json.loads((stage(run, role) / "stage.json").read_text(encoding="utf-8"))["config"]
+
+
+def test_smoothed_labels_are_as_soft_as_the_teacher(run: Path) -> None:
+    answers = load_file(stage(run, "answers-teacher-train") / "answers.safetensors")[
+        "logits"
+    ].astype(np.float64)
+    theirs = float(entropy(softmax(answers / 4, axis=1), axis=1).mean())
+    smoothing = configured(run, "smoothed_labels")["loss"]["cross_entropy"]["smoothing"]
+    label = np.full(10, smoothing / 10)
+    label[3] += 1 - smoothing
+    assert float(entropy(label)) == pytest.approx(theirs, abs=1e-3)
+    decided = results(run)["models"]["smoothed_labels"]["decided"]
+    assert decided["teacher_entropy"] == pytest.approx(theirs, abs=1e-6)
+    assert (decided["temperature"], decided["loss"]["cross_entropy"]["smoothing"]) == (
+        4.0,
+        smoothing,
+    )
+
+
+@given(st.floats(0, 1), st.integers(2, 1000))
+def test_the_smoothing_gives_the_entropy_that_is_asked_for(share: float, num_classes: int) -> None:
+    wanted = share * math.log(num_classes)
+    assert label_entropy(smoothing_of(wanted, num_classes), num_classes) == pytest.approx(
+        wanted, abs=1e-3
+    )
+
+
+def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() -> None:
+    assert smoothing_of(mean_entropy(np.array([[1e4, 0, 0]], np.float32), 1.0), 3) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert smoothing_of(mean_entropy(np.zeros((2, 3), np.float32), 1.0), 3) == pytest.approx(
+        1, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "temperature"),
+    [
+        (["loss.soft_target.temperature=2"], 2.0),
+        (["loss=[cross_entropy,nkd]", "loss.nkd.temperature=3"], 3.0),
+        (["loss=[cross_entropy,crd]"], 1.0),
+        (["controls.smoothed_labels.entropy_at=5"], 5.0),
+    ],
+)
+def test_labels_are_as_soft_as_the_teacher_at_the_temperature_of_the_students_term(
+    words: list[str], temperature: float
+) -> None:
+    spec = parts(composed("distill", ["controls=[smoothed_labels]", *words]))
+    assert spec.controls["smoothed_labels"].entropy_at == temperature
+
+
+LONG = (
+    "logger=[]",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=4",
+    "student.name=resnet8",
+)
+
+
+@pytest.mark.slow
+def test_as_long_trains_the_epochs_that_were_measured_also_after_a_kill(tmp_path: Path) -> None:
+    teacher = teacher_folder(tmp_path / "teacher", "wrn_16_2")
+    words = [
+        *LONG,
+        f"teacher.checkpoint={teacher}",
+        "controls=[as_long]",
+        f"out={tmp_path / 'run'}",
+        f"stages={tmp_path / 'stages'}",
+    ]
+    log = str(tmp_path / "log")
+    steps = "kd_app.training.module:Distillation.training_step"
+    assert distilled(words, log, (steps, 30)) == -9, "in the middle of measuring"
+    assert not list(tmp_path.glob("stages/as_long-*"))
+    assert (
+        distilled(words, log, ("kd_app.training.module:Distillation.on_train_epoch_end", 20)) == -9
+    ), Path(log).read_text(encoding="utf-8")
+    measured = next(tmp_path.glob("stages/epochs-as_long-*/epochs.json")).read_bytes()
+    assert distilled(words, log) == 0, Path(log).read_text(encoding="utf-8")
+    again = stage(tmp_path / "run", "epochs-as_long")
+    assert sorted(path.name for path in again.iterdir()) == ["epochs.json", "stage.json"]
+    assert (again / "epochs.json").read_bytes() == measured
+    decided = json.loads(measured)
+    taken = decided["seconds_an_epoch"]
+    assert decided["max_epochs"] == max(2, round(2 * taken["student"] / taken["as_long"])) > 2
+    validated = [
+        row["epoch"]
+        for row in read_curves(stage(tmp_path / "run", "as_long") / "curves.jsonl")
+        if "validation/top1" in row
+    ]
+    assert validated == list(range(decided["max_epochs"]))
+    assert results(tmp_path / "run")["models"]["as_long"]["decided"] == decided
+
+
+def test_where_the_teacher_knows_better_than_the_labels_shuffling_it_destroys_the_gain(
+    tmp_path: Path,
+) -> None:
+    own = "tests.training.oracle"
+    quick = [
+        "logger=[]",
+        "trainer=cpu",
+        "trainer.precision=32-true",
+        "trainer.max_epochs=25",
+        "optimizer.lr=0.003",
+    ]
+    known = ["allow=[tests]", f"data.source._target_={own}.Mislabeled", "data.view.padding=0"]
+    nets = [
+        f"teacher._target_={own}.Oracle",
+        "teacher.name=null",
+        "teacher.max_epochs=0",
+        f"student._target_={own}.Perceptron",
+        "student.name=null",
+    ]
+    learn = [
+        "loss=[soft_target]",
+        "loss.soft_target.temperature=1",
+        "controls=[labels_only,shuffled_teacher]",
+    ]
+    run = kd_app.distill(
+        *quick, *known, *nets, *learn, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}"
+    )
+    truth = true_labels()[run.predictions["index"]]
+    right = {
+        role: float((run.predictions[f"{role}_top1"] == truth).mean())
+        for role in ("teacher", "labels_only", "shuffled_teacher", "student")
+    }
+    assert right["teacher"] == 1
+    assert right["student"] > 0.9
+    assert right["shuffled_teacher"] < right["student"] - 0.1
+    assert right["shuffled_teacher"] == pytest.approx(right["labels_only"], abs=0.12)
+
+
+WRONG = {
+    "controls=[as_long] +controls.as_long.entropy_at=4 ~controls.as_long.loss.cross_entropy.smoothing": (
+        "none of its loss"
+    ),
+    "controls=[as_long] controls.as_long.as_long=3": "controls: as_long=3 does not fit",
+    "controls=[smoothed_labels] controls.smoothed_labels.entropy_at=0": (
+        "controls: entropy_at=0 does not fit"
+    ),
+    "controls=[other_family] controls.other_family.student.name=resnet9": (
+        "There is no controls.other_family.student model 'resnet9'"
+    ),
+    "controls=[other_family] +controls.other_family.student.names=x": (
+        "Did you mean 'controls.other_family.student.name'?"
+    ),
+    "controls=[other_family] controls.other_family.student.among=null": (
+        "lists the nets to choose from"
+    ),
+    "controls=[other_family] controls.other_family.student.among.resnet8.name=7": "does not fit",
+}
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG.items())
+def test_a_control_that_can_not_be_is_refused_before_data_are_read(words: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said.replace("?", r"\?")):
+        parts(composed("distill", words.split()))
+
+
+def test_images_without_numbers_have_no_partners(tmp_path: Path) -> None:
+    with pytest.raises(
+        RequestError,
+        match=(
+            "The data module gives batches, and a control of which the teacher is shown another"
+            " image"
+        ),
+    ):
+        kd_app.distill(
+            "controls=[shuffled_teacher]", f"out={tmp_path}", "logger=[]", data=OwnData()
+        )
+
+
+def asked(name: str, **kwargs: Any) -> ModelRequest:
+    return ModelRequest(
+        role="net",
+        name=name,
+        pretrained="auto",
+        checkpoint=None,
+        kwargs=kwargs,
+        image_size=None,
+        factory=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("student", "size", "chosen"),
+    [("resnet8", 8, "wrn_16_1"), ("wrn_16_1", 8, "resnet8"), ("resnet8", 28, "mobilenetv2_050")],
+)
+def test_the_net_of_another_family_is_the_nearest_in_cost_that_has_a_map_left(
+    student: str, size: int, chosen: str
+) -> None:
+    candidates = [
+        asked("resnet8"),
+        asked("wrn_16_1"),
+        asked("wrn_16_2"),
+        asked("lcnet_050"),
+        asked("mobilenetv2_050", output_stride=8),
+    ]
+    found = nearest(candidates, asked(student), Seen(1, size, (0.5,), (0.5,)), 10)
+    assert found.request.name == chosen
+    assert family(found.request.name) != family(student)
+    assert found.macs > 0
+
+
+def test_where_no_net_of_another_family_is_listed_one_has_to_be_named() -> None:
+    with pytest.raises(
+        RequestError, match=r"None of the nets in net.among is of another family than resnet8"
+    ):
+        nearest([asked("resnet20")], asked("resnet8"), Seen(1, 8, (0.5,), (0.5,)), 10)
+
+
+@pytest.mark.slow
+def test_several_processes_train_each_control(tmp_path: Path) -> None:
+    teacher = teacher_folder(tmp_path / "teacher")
+    words = [
+        *WORDS[:2],
+        WORDS[3],
+        WORDS[5],
+        f"teacher.checkpoint={teacher}",
+        "trainer=ddp_sim",
+        "data.batch_size=32",
+    ]
+    done(*words, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}")
+    models = results(tmp_path / "run")["models"]
+    for control in ALL:
+        epochs = models[control].get("decided", {}).get("max_epochs", 1)
+        ranks = json.loads(
+            (stage(tmp_path / "run", control) / "training.json").read_text(encoding="utf-8")
+        )["ranks"]
+        assert [each["images"] for each in ranks] == [2 * 32 * epochs] * 2

@@ -1,0 +1,100 @@
+"""A student that is slower than it may be is not trained."""
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from kd_app.config.compose import composed
+from kd_app.config.make import make
+from kd_app.reporting.console import Console
+from kd_app.run.latency_budget import LatencyBudget
+from kd_app.run.spec import parts
+from kd_app.run.workspace import Workshop
+from kd_app.stages import Stages
+from tests.builders import results
+from tests.commands.call import TINY, done, refused
+
+_LATENCY = {"resnet8": 3.0, "resnet14": 7.0}
+
+
+def latency(self: LatencyBudget, shop: Workshop) -> dict[str, float]:
+    """As known as a test needs it."""
+    return {"p50": 1.0, "p95": _LATENCY[shop.parts.student.name], "p99": 9.0, "calls": 100}
+
+
+@pytest.mark.slow
+def test_a_search_ends_trials_over_the_budget_before_they_are_trained_and_says_the_figure(
+    tmp_path: Path,
+) -> None:
+    words = [
+        *TINY,
+        "-m",
+        "hparams_search=student_under_budget",
+        "student.name=choice(resnet14,resnet8)",
+        "controls=[]",
+        "budget.latency_ms=5",
+    ]
+    words += [f"out={tmp_path / 'search'}", f"stages={tmp_path / 'stages'}"]
+    with patch.object(LatencyBudget, "latency", latency):
+        said = done(*words)
+    over, within = (results(tmp_path / "search" / str(number)) for number in (0, 1))
+    assert (over["status"], within["status"]) == ("pruned", "finished")
+    assert over["reason"].startswith(
+        "Not trained, since it is over budget.latency_ms=5: the student resnet14, written as onnx,"
+        " answers 95 of 100"
+    )
+    assert "within 7 ms" in over["reason"]
+    assert "budget=null, trains it" in said
+    assert within["models"]["student"]["decided"]["latency_ms"]["p95"] == 3.0
+    assert [stage["name"] for stage in over["stages"]] == []
+    assert within["test"] is not None
+    with patch.object(LatencyBudget, "latency", side_effect=AssertionError("measured again")):
+        done(*words)
+
+
+def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
+    words = [
+        *TINY,
+        "student.name=resnet14",
+        "controls=[]",
+        "budget=latency",
+        "budget.latency_ms=6.5",
+        f"out={tmp_path / 'run'}",
+    ]
+    with patch.object(LatencyBudget, "latency", latency):
+        assert "over budget.latency_ms=6.5" in refused(*words, f"stages={tmp_path / 'stages'}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["budget.latency_ms=0"], "latency_ms=0 does not fit"),
+        (["budget.clock.rounds=2"], "rounds=2"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    assert message in refused(
+        *TINY, "budget=latency", *words, f"out={tmp_path / 'run'}", f"stages={tmp_path / 'stages'}"
+    )
+
+
+def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:
+    config = composed(
+        "distill",
+        [
+            *TINY,
+            "student.name=resnet8",
+            "budget=latency",
+            "budget.clock.seconds=0.01",
+            "budget.clock.rounds=6",
+        ],
+    )
+    shop = Workshop(parts(config), Stages(tmp_path), Console(silent=True), tracker=None)
+    shop.prepare_data()
+    budget: LatencyBudget = make(config["budget"], LatencyBudget)
+    found = budget.latency(shop)
+    assert 0 < found["p50"] <= found["p95"] <= found["p99"]
+    assert found["calls"] >= 6

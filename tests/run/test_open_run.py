@@ -1,0 +1,261 @@
+"""A finished run, opened again: what is read, what is built, and what is refused. The
+runs are written as files; nothing is trained.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kd_app.config import RequestError
+from kd_app.config.compose import composed
+from kd_app.jobs.evaluate import evaluate
+from kd_app.jobs.export import export_run
+from kd_app.reporting.console import Console
+from kd_app.reporting.results import write
+from kd_app.run.open_run import (
+    STAGES,
+    Purpose,
+    SavedRun,
+    build_parts,
+    load_models,
+    open_run,
+    read_run,
+)
+from tests.builders import DIGITS, results, teacher_folder
+from tests.commands.conftest import _cwd
+from tests.jobs.conftest import QUICK
+from tests.reporting.run_folders import made, model
+
+__all__ = ["_cwd"]
+
+GONE = {"_target_": "kd_app.losses.renamed.Renamed", "weight": 1.0}
+"""A loss that does not exist (any more)."""
+FOREIGN = {"_target_": "os.mkdir", "path": "mark"}
+SILENT = Console(silent=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run on digits: a teacher in a folder, and a student."""
+    folder, teacher = tmp_path / "run", teacher_folder(tmp_path / "teacher")
+    teacher_folder(folder / "student")
+    words = ["debug=fdr", f"teacher.checkpoint={teacher}", "student.name=resnet8", "logger=[csv]"]
+    write_config(folder, composed("distill", words))
+    (folder / "teacher").mkdir()
+    reference = {
+        "name": "resnet8",
+        "source": f"folder {teacher}",
+        "sha256": "ab",
+        "stage": None,
+        "path": str(teacher),
+    }
+    (folder / "teacher" / "reference.json").write_text(json.dumps(reference), encoding="utf-8")
+    data = {"classes": list(DIGITS), "sizes": {"test": 4}, "fingerprint": "f00d"}
+    models = {role: model("resnet8", 100, 1000) for role in ("teacher", "student")}
+    write(folder / "results.json", made(data=data, models=models))
+    return folder
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return config
+
+
+def write_config(run: Path, config: dict[str, Any]) -> None:
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def change_config(run: Path, **groups: Any) -> None:
+    write_config(run, {**read_config(run), **groups})
+
+
+def change_results(run: Path, **changes: Any) -> None:
+    (run / "results.json").write_text(json.dumps({**results(run), **changes}), encoding="utf-8")
+
+
+def evaluation(run: Path, *words: str) -> dict[str, Any]:
+    return composed("evaluate", [f"run={run}", "out=again", "limit=1", *words])
+
+
+def read_saved(run: Path, purpose: Purpose = "measure", words: Sequence[str] = ()) -> SavedRun:
+    name = {"measure": "evaluate", "export": "export", "train": "compress"}[purpose]
+    steps = ["steps=[prune]"] if purpose == "train" else []
+    command = composed(name, [f"run={run}", "out=again", *steps, *words])
+    return read_run(run, command, purpose)
+
+
+def test_an_unfinished_run_is_refused_with_its_status(run: Path) -> None:
+    for status in ("running", "failed", "pruned"):
+        change_results(run, status=status)
+        for purpose in ("measure", "export", "train"):
+            with pytest.raises(RequestError, match=f"is {status}, not finished. Expected"):
+                read_saved(run, purpose)
+
+
+def test_the_command_decides_where_stages_go_what_is_trusted_and_which_licenses_count(
+    run: Path,
+) -> None:
+    change_config(run, stages="/elsewhere", allow=["os"], license={"accept": ["x"], "policy": "p"})
+    for purpose in ("measure", "export", "train"):
+        config = read_saved(run, purpose).config
+        assert config["stages"] == STAGES
+        assert config["allow"] == []
+        assert config["license"]["accept"] == []
+        assert config["license"]["policy"] is None
+    assert read_saved(run, words=["stages=mine"]).config["stages"] == "mine"
+
+
+def test_a_measurement_runs_on_this_machine_and_a_training_as_the_run_did(run: Path) -> None:
+    trainer = read_config(run)["trainer"]
+    change_config(run, trainer={**trainer, "devices": 4, "precision": "16-mixed"})
+    measured = read_saved(run, words=["limit=3"]).config["trainer"]
+    assert [measured[key] for key in ("devices", "precision", "accelerator")] == [1, "auto", "auto"]
+    assert measured["limit_test_batches"] == 3
+    trained = read_saved(run, "train").config["trainer"]
+    assert [trained[key] for key in ("devices", "precision")] == [4, "16-mixed"]
+
+
+def test_only_a_measurement_looks_at_controls(run: Path) -> None:
+    assert list(read_saved(run).config["controls"]) == ["labels_only"]
+    assert read_saved(run, "export").config["controls"] == {}
+    assert read_saved(run, "train").config["controls"] == {}
+
+
+@pytest.mark.parametrize("purpose", ["measure", "export"])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"loss": {"gone": GONE}},
+        {"optimizer": FOREIGN},
+        {"scheduler": FOREIGN},
+        {"callbacks": {"x": FOREIGN}},
+        {"logger": {"x": FOREIGN}},
+    ],
+)
+def test_parts_that_only_a_training_needs_are_not_looked_at(
+    groups: dict[str, Any], purpose: Purpose, run: Path
+) -> None:
+    change_config(run, **groups)
+    parts = build_parts(read_saved(run, purpose))
+    assert parts.student.origin.name == "resnet8"
+    assert parts.teacher_recipe is None
+    assert not Path("mark").exists()
+
+
+@pytest.mark.parametrize("group", ["loss", "optimizer", "scheduler"])
+def test_a_training_needs_a_recipe_that_is_ours(group: str, run: Path) -> None:
+    change_config(run, **{group: {"x": FOREIGN} if group == "loss" else FOREIGN})
+    with pytest.raises(RequestError, match=r"'os.mkdir' names code that is no part of kd_app"):
+        build_parts(read_saved(run, "train"))
+
+
+@pytest.mark.parametrize("group", ["callbacks", "logger"])
+def test_callbacks_and_loggers_of_a_record_are_not_even_built_to_train(
+    group: str, run: Path
+) -> None:
+    change_config(run, **{group: {"x": FOREIGN}})
+    saved = read_saved(run, "train")
+    assert len(saved.notes) == (group == "callbacks")
+    parts = build_parts(saved)
+    assert parts.config[group] == {}
+    assert parts.recipe.make_callbacks() == []
+
+
+@pytest.mark.parametrize("purpose", ["measure", "export", "train"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "data.source",
+        "student.kwargs.x",
+        "teacher.kwargs.x",
+        "trainer.x",
+        "robustness.x",
+        "verdict.x",
+    ],
+)
+def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, run: Path) -> None:
+    saved = read_saved(run, purpose)
+    *above, last = place.split(".")
+    node = saved.config
+    for key in above:
+        node = node[key]
+    node[last] = FOREIGN
+    with pytest.raises(RequestError, match="names code that is no part of kd_app"):
+        build_parts(saved)
+    assert not Path("mark").exists()
+
+
+def test_a_controls_own_net_is_ours(run: Path) -> None:
+    controls = read_config(run)["controls"]
+    net = {"name": "resnet8", "kwargs": {"x": FOREIGN}}
+    change_config(run, controls={"labels_only": {**controls["labels_only"], "student": net}})
+    with pytest.raises(RequestError, match=r"controls.labels_only.student.kwargs.x._target_"):
+        build_parts(read_saved(run))
+
+
+def test_a_model_that_the_configuration_does_not_name_is_refused(run: Path) -> None:
+    change_results(run, models={**results(run)["models"], "../evil": model("resnet8", 1, 1)})
+    with pytest.raises(RequestError, match=r"models that its configuration does not: '../evil'"):
+        read_saved(run)
+
+
+def test_an_open_run_has_its_data_and_holds_out(run: Path) -> None:
+    saved, out = read_saved(run), Path("again")
+    with open_run(saved, out, {"a": 1}, overwrite=False, console=SILENT) as opened:
+        assert opened.workspace.classes == DIGITS
+        assert opened.verdict.metric == "top1"
+        assert read_config(out) == {"a": 1}
+        models = load_models(opened)
+        assert list(models) == ["teacher", "student"]
+        assert models["student"].request.origin.path == run / "student"
+        assert list(load_models(opened, ["student"])) == ["student"]
+        with (
+            pytest.raises(RequestError, match="Another process works in"),
+            open_run(saved, out, {"a": 1}, overwrite=False, console=SILENT),
+        ):
+            pass
+
+
+def test_data_of_other_classes_are_refused_and_nothing_is_left(run: Path) -> None:
+    change_results(run, data={**results(run)["data"], "classes": [*DIGITS[:9], "ten"]})
+    with (
+        pytest.raises(RequestError, match="differ in '9'"),
+        open_run(read_saved(run), Path("again"), {}, overwrite=False, console=SILENT),
+    ):
+        pass
+    assert not Path("again").exists()
+
+
+def test_a_license_that_forbids_an_export_does_not_forbid_to_measure(run: Path) -> None:
+    teacher_folder(run.parent / "teacher", license="cc-by-nd-4.0")
+    with open_run(read_saved(run), Path("again"), {}, overwrite=False, console=SILENT):
+        pass
+    with (
+        pytest.raises(RequestError, match="cc-by-nd"),
+        open_run(read_saved(run, "export"), Path("files"), {}, overwrite=False, console=SILENT),
+    ):
+        pass
+
+
+def test_a_student_that_was_removed_is_left_out(run: Path) -> None:
+    (run / "student" / "config.json").unlink()
+    with open_run(read_saved(run), Path("again"), {}, overwrite=False, console=SILENT) as opened:
+        assert list(load_models(opened)) == ["teacher"]
+
+
+def test_a_run_whose_loss_does_not_exist_any_more_is_evaluated(run: Path) -> None:
+    change_config(run, loss={"gone": GONE}, optimizer={"_target_": "kd_app.training.gone.Gone"})
+    evaluate(evaluation(run), console=SILENT)
+    assert results(Path("again"))["status"] == "finished"
+    assert results(Path("again"))["config"]["loss"] == {"gone": GONE}
+
+
+def test_a_run_whose_loss_does_not_exist_any_more_is_exported(run: Path) -> None:
+    change_config(run, loss={"gone": GONE}, optimizer={"_target_": "kd_app.training.gone.Gone"})
+    words = [f"run={run}", "out=files", "license.accept=[none]", "formats=[onnx]", *QUICK]
+    export_run(composed("export", words), console=SILENT)
+    assert (Path("files") / "manifest.json").is_file()

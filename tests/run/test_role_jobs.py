@@ -1,0 +1,185 @@
+"""Which training each role of a run gets."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_app.config import RequestError
+from kd_app.run import role_jobs
+from kd_app.run.controls import label_entropy
+from kd_app.run.role_jobs import check_pair, control_job, draft_job, student_job, teacher_job
+from kd_app.run.workspace import Member, Workshop
+from kd_app.training.job import TrainingJob
+from tests.builders import build_workspace, teacher_folder
+
+ALL = "controls=[labels_only,smoothed_labels,shuffled_teacher,as_long,other_family]"
+
+
+@pytest.fixture(scope="module")
+def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teacher_folder(tmp_path_factory.mktemp("teacher"), "wrn_16_1", license="cc-by-nc-4.0")
+
+
+@pytest.fixture(scope="module")
+def workspace(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", ALL)
+    return build_workspace(tmp_path_factory.mktemp("run"), *words, "trainer.max_epochs=3")
+
+
+@pytest.fixture(scope="module")
+def teacher(workspace: Workshop) -> Member:
+    known = workspace.as_it_is()
+    assert known is not None
+    return known
+
+
+def test_the_teacher_learns_from_labels_on_fresh_views(tmp_path: Path) -> None:
+    job = teacher_job(build_workspace(tmp_path, "teacher.max_epochs=7", "data.views=2"))
+    assert (job.name, job.teacher, job.fresh_views) == ("teacher", None, True)
+    assert job.recipe.max_epochs == 7
+    assert not job.recipe.needs_teacher
+
+
+def test_the_student_learns_from_the_teacher_by_the_runs_recipe(
+    workspace: Workshop, teacher: Member
+) -> None:
+    job = student_job(workspace, teacher)
+    assert job.teacher is not None
+    assert job.teacher.created is teacher.created
+    assert (job.name, job.model, job.recipe) == (
+        "student",
+        workspace.parts.student,
+        workspace.parts.recipe,
+    )
+    assert (job.partner_images, job.fresh_views, job.teacher.cached_logits) == (False, False, None)
+    assert job.license == "cc-by-nc-4.0"
+
+
+def test_a_part_of_validation_is_not_kept_as_the_teachers_logits(
+    workspace: Workshop, teacher: Member
+) -> None:
+    job = student_job(workspace, teacher)
+    assert workspace.limit is not None
+    assert job.teacher is not None
+    assert job.teacher.validation_logits is None
+
+
+def test_the_teachers_logits_on_validation_are_those_of_its_stage(
+    teacher_path: Path, tmp_path: Path
+) -> None:
+    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
+    whole = build_workspace(tmp_path, *words, "trainer.limit_test_batches=null")
+    known = whole.as_it_is()
+    job = student_job(whole, known)
+    assert known is not None
+    assert job.teacher is not None
+    assert job.teacher.validation_logits == whole.predictions_folder(known, "validation")
+    unmeasured = student_job(whole, replace(known, unmeasured="answers in other classes"))
+    assert unmeasured.teacher is not None
+    assert unmeasured.teacher.validation_logits is None
+
+
+def test_a_job_like_the_students_has_its_own_name_net_and_recipe(
+    workspace: Workshop, teacher: Member
+) -> None:
+    recipe = replace(workspace.parts.recipe, max_epochs=9)
+    job = student_job(workspace, teacher, name="finetune", model=teacher.request, recipe=recipe)
+    assert (job.name, job.model, job.recipe) == ("finetune", teacher.request, recipe)
+    assert job.input == teacher.created.pixels
+
+
+def test_labels_only_has_no_teacher(workspace: Workshop, teacher: Member) -> None:
+    job = control_job(workspace, "labels_only", teacher)
+    assert (job.name, job.teacher, job.license) == ("labels_only", None, "cc-by-4.0")
+    assert list(job.recipe.loss) == ["cross_entropy"]
+    assert job.model is workspace.parts.student
+
+
+def test_labels_are_as_soft_as_the_teachers_logits(workspace: Workshop, teacher: Member) -> None:
+    job = control_job(workspace, "smoothed_labels", teacher)
+    smoothing = job.recipe.loss["cross_entropy"]["smoothing"]
+    decided = workspace.decided["smoothed_labels"]
+    assert label_entropy(smoothing, 10) == pytest.approx(decided["teacher_entropy"], abs=1e-4)
+    assert decided["loss"] == job.recipe.loss
+    assert job.teacher is None
+
+
+def test_the_shuffled_teacher_sees_another_image_of_the_class(
+    workspace: Workshop, teacher: Member
+) -> None:
+    job = control_job(workspace, "shuffled_teacher", teacher)
+    assert job.partner_images
+    assert job.teacher is not None
+    assert job.recipe.loss == workspace.parts.recipe.loss
+
+
+def test_as_long_trains_for_the_epochs_that_take_as_long(
+    workspace: Workshop, teacher: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: dict[str, TrainingJob] = {}
+
+    def measure(
+        epochs: int, jobs: Mapping[str, TrainingJob], data: Any, trainer: Any, folder: Path
+    ) -> None:
+        measured.update(jobs)
+        (folder / "epochs.json").write_text(json.dumps({"max_epochs": 2 * epochs}))
+
+    monkeypatch.setattr(role_jobs, "as_long", measure)
+    job = control_job(workspace, "as_long", teacher)
+    assert job.recipe.max_epochs == 6
+    assert workspace.decided["as_long"] == {"max_epochs": 6}
+    assert list(measured) == ["student", "as_long"]
+    assert [each.teacher is None for each in measured.values()] == [False, True]
+
+
+def test_the_net_of_another_family_is_the_nearest_in_cost(
+    workspace: Workshop, teacher: Member
+) -> None:
+    job = control_job(workspace, "other_family", teacher)
+    assert job.model is workspace.request("other_family")
+    assert job.model.name != "resnet8"
+    assert set(workspace.decided["other_family"]) >= {"macs", "student_macs"}
+
+
+def test_a_draft_is_made_without_a_teacher(workspace: Workshop) -> None:
+    drafts = {role: draft_job(workspace, role) for role in (*workspace.parts.controls, "student")}
+    assert all(job.teacher is None for job in drafts.values())
+    assert {job.recipe.max_epochs for job in drafts.values()} == {3}
+    assert drafts["shuffled_teacher"].partner_images
+    assert drafts["student"].recipe is workspace.parts.recipe
+
+
+def test_cached_logits_are_computed_once_for_students_of_one_input(
+    teacher_path: Path, tmp_path: Path
+) -> None:
+    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
+    cached = build_workspace(tmp_path, *words, "data.views=1", "teacher.answers=stored")
+    known = cached.as_it_is()
+    folders = [
+        job.teacher.cached_logits
+        for job in (student_job(cached, known), student_job(cached, known, name="link-1"))
+        if job.teacher is not None
+    ]
+    assert len(folders) == 2
+    assert folders[0] == folders[1]
+    assert folders[0] is not None
+    assert (folders[0] / "logits.npy").is_file()
+
+
+def test_a_pair_that_a_term_can_not_compare_is_refused_before_anything_is_trained(
+    teacher_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8")
+    workspace = build_workspace(tmp_path, *words)
+    check_pair(workspace)
+
+    def refuse(*_: Any) -> None:
+        raise RequestError("shapes differ")
+
+    monkeypatch.setattr("kd_app.training.loss.DistillationLoss.build", refuse)
+    with pytest.raises(RequestError, match="shapes differ"):
+        check_pair(workspace)

@@ -1,0 +1,257 @@
+"""A search proposes by what its trials came to, from their folders alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from kd_app.config import RequestError
+from kd_app.reporting.results import write
+from kd_app.reporting.runs import write_curves
+from kd_app.search.pruning import PrunedError, Watch
+from kd_app.search.space import searched
+from kd_app.search.study import Params, Search, SearchSettings, advice
+from kd_app.search.trials import FILE
+from tests.reporting.run_folders import made
+
+PLAIN = made()
+SPACE: dict[str, BaseDistribution] = {
+    "x": FloatDistribution(0.0, 10.0),
+    "method": CategoricalDistribution(["a", "b"]),
+}
+
+
+def settings(**changed: Any) -> SearchSettings:
+    plain = {
+        "trials": 12,
+        "sampler": "tpe",
+        "seed": 0,
+        "batch": 1,
+        "objectives": {"validation.student.top1": "maximize"},
+    }
+    return SearchSettings(**{**plain, **changed})
+
+
+def score(params: Params) -> float:
+    return 1 - abs(float(params["x"]) - 3) / 10 - (0.2 if params["method"] == "b" else 0)
+
+
+def finish(
+    out: Path, number: int, top1: float, *, status: str = "finished", macs: int = 1000
+) -> None:
+    found = PLAIN.model_copy(deep=True)
+    found.status = status  # type: ignore[assignment]
+    assert found.validation is not None
+    found.validation.student.top1 = top1
+    found.models["student"].macs = macs
+    (out / str(number)).mkdir(parents=True, exist_ok=True)
+    write(out / str(number) / "results.json", found)
+
+
+def run(
+    out: Path, space: dict[str, BaseDistribution] = SPACE, *, until: int = 1000, **changed: Any
+) -> list[Params]:
+    """Do what the search proposes; it is killed when trial `until` is to begin. What it
+    had proposed so far.
+    """
+    search = Search(out, settings(**changed), space)
+    for batch in search.batches():
+        for number, params in batch:
+            if number == until:
+                return search.proposed
+            finish(out, number, score(params))
+    return search.proposed
+
+
+def parsed(*words: str) -> list[Any]:
+    return OverridesParser.create().parse_overrides(list(words))
+
+
+def test_a_search_finds_what_is_good(tmp_path: Path) -> None:
+    tpe = run(tmp_path / "tpe", trials=30)
+    assert len(tpe) == 30
+    assert max(map(score, tpe)) > 0.97
+    later, earlier = tpe[15:], tpe[:10]
+    assert sum(map(score, later)) / len(later) > sum(map(score, earlier)) / len(earlier)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_a_search_that_was_killed_ends_with_the_trials_of_one_that_was_not(
+    sampler: str, tmp_path: Path
+) -> None:
+    space: dict[str, BaseDistribution] = {**SPACE, "x": IntDistribution(0, 5)}
+    whole = run(tmp_path / "whole", space, sampler=sampler)
+    for until in (0, 3, 4, 11):
+        run(tmp_path / "killed", space, sampler=sampler, until=until)
+    assert run(tmp_path / "killed", space, sampler=sampler) == whole
+    assert len(whole) == 12
+
+
+def test_what_is_done_is_not_proposed_again_and_more_trials_may_be_asked_for(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, trials=3)
+    finish(tmp_path, 1, 0.1, status="failed")
+    finish(tmp_path, 2, 0.1, status="pruned")
+    assert [
+        [number for number, _ in batch]
+        for batch in Search(tmp_path, settings(trials=5, batch=4), SPACE).batches()
+    ] == [[1], [3, 4]]
+
+
+def test_a_grid_has_every_cell_once(tmp_path: Path) -> None:
+    space: dict[str, BaseDistribution] = {
+        "x": FloatDistribution(0.0, 0.5, step=0.25),
+        "method": CategoricalDistribution(["a", "b"]),
+    }
+    cells = run(tmp_path, space, sampler="grid", trials=100)
+    assert [(cell["x"], cell["method"]) for cell in cells] == [
+        (0.0, "a"),
+        (0.0, "b"),
+        (0.25, "a"),
+        (0.25, "b"),
+        (0.5, "a"),
+        (0.5, "b"),
+    ]
+    with pytest.raises(
+        RequestError, match=r"x has no steps, and hydra\.sweeper\.sampler=grid needs them"
+    ):
+        run(tmp_path / "none", SPACE, sampler="grid")
+
+
+def test_another_search_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, trials=2)
+    for changed in (
+        {"seed": 1},
+        {"sampler": "random"},
+        {"objectives": {"models.student.macs": "minimize"}},
+    ):
+        with pytest.raises(RequestError, match="holds another search"):
+            Search(tmp_path, settings(**changed), SPACE)
+    with pytest.raises(RequestError, match="holds another search"):
+        Search(tmp_path, settings(), {"y": FloatDistribution(0.0, 1.0)})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"search": 1}'])
+def test_a_spoiled_record_is_refused_and_left_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match=r"search\.json' can't be read.*move that file away"):
+        Search(tmp_path, settings(), SPACE)
+    assert (tmp_path / FILE).read_text(encoding="utf-8") == text
+
+
+def test_two_objectives_are_searched_together_and_the_front_is_named(tmp_path: Path) -> None:
+    objectives = {"validation.student.top1": "maximize", "models.student.macs": "minimize"}
+    search = Search(tmp_path, settings(objectives=objectives, trials=4), SPACE)
+    for batch, (top1, macs) in zip(
+        search.batches(), [(0.9, 100), (0.8, 200), (0.95, 300), (0.7, 50)], strict=True
+    ):
+        finish(tmp_path, batch[0][0], top1, macs=macs)
+    assert advice(tmp_path) == [
+        "No other trial beats these in all of validation.student.top1, models.student.macs: 0,"
+        " 2, 3."
+    ]
+
+
+def test_the_end_says_what_mattered_and_where_to_look_next(tmp_path: Path) -> None:
+    space: dict[str, BaseDistribution] = {
+        "x": FloatDistribution(3.0, 10.0),
+        "y": FloatDistribution(0.0, 1.0),
+        "method": CategoricalDistribution(["a", "b"]),
+    }
+    run(tmp_path, space, trials=25, sampler="random")
+    said = " ".join(advice(tmp_path))
+    assert "lies at the lower end of 3 to 10: search below it, too." in said
+    assert "What mattered most in these 25 trials: x" in said
+    assert advice(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("x=interval(1,8)", FloatDistribution(1.0, 8.0)),
+        ("x=int(interval(1,8))", IntDistribution(1, 8)),
+        ("x=tag(log,interval(0.001,1))", FloatDistribution(0.001, 1.0, log=True)),
+        ("x=range(1,4)", IntDistribution(1, 3)),
+        ("x=range(0,1,0.25)", FloatDistribution(0.0, 0.75, step=0.25)),
+        ("x=1,2,4", CategoricalDistribution(["1", "2", "4"])),
+        ("x=choice([a,b],[a,c])", CategoricalDistribution(["[a,b]", "[a,c]"])),
+    ],
+)
+def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution) -> None:
+    assert searched(parsed(word)) == {"x": expected}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("x=3", "no range to search"),
+        ("x=range(4,4)", "is empty"),
+        ("x=interval(8,1)", "no range to search"),
+    ],
+)
+def test_what_is_no_range_is_refused(word: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        searched(parsed(word))
+    with pytest.raises(RequestError, match="needs something to search"):
+        searched([])
+
+
+def points(values: list[float]) -> list[dict[str, float]]:
+    return [
+        {"epoch": float(epoch), "step": float(epoch), "validation/top1": value}
+        for epoch, value in enumerate(values)
+    ]
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Callable[[int], Path]:
+    def write_others(number: int) -> Path:
+        for other in range(number):
+            (tmp_path / str(other)).mkdir()
+            write_curves(
+                tmp_path / str(other) / "metrics.csv",
+                {"teacher": points([0.1] * 4), "student": points([0.5, 0.6, 0.7, 0.8])},
+            )
+        return tmp_path
+
+    return write_others
+
+
+def pruned_after(sweep: Path, values: list[float]) -> int | None:
+    """The epoch after which a trial with this curve is ended."""
+    watch = Watch(sweep, 99)
+    for row in points(values):
+        try:
+            watch(row, int(row["step"]))
+            watch({"train/loss": 1.0, "epoch": row["epoch"]}, int(row["step"]))
+        except PrunedError:
+            return int(row["epoch"])
+    return None
+
+
+def test_a_hopeless_trial_ends_early_and_a_good_one_does_not(others: Callable[[int], Path]) -> None:
+    sweep = others(4)
+    assert pruned_after(sweep, [0.1, 0.2, 0.3, 0.4]) == 1
+    assert pruned_after(sweep, [0.1, 0.7, 0.75, 0.9]) is None
+    assert pruned_after(sweep, [0.5, 0.61, 0.62, 0.63]) == 2
+
+
+def test_with_few_others_nobody_is_ended(others: Callable[[int], Path]) -> None:
+    assert pruned_after(others(3), [0.0, 0.0, 0.0, 0.0]) is None
+
+
+def test_the_record_is_plain_json(tmp_path: Path) -> None:
+    run(tmp_path, trials=2)
+    found = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    assert list(found) == ["search", "proposed"]
+    assert [list(params) for params in found["proposed"]] == [["x", "method"]] * 2

@@ -1,0 +1,30 @@
+"""Optuna is needed for a search alone, and its absence is a wrong request."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kd_app.config import RequestError
+from kd_app.search import trials
+from kd_app.search.pruning import Watch
+from kd_app.search.trials import require_optuna
+
+
+def test_a_search_without_optuna_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "find_spec", lambda _: None)
+    with pytest.raises(RequestError, match=r"pip install 'kd_app\[search\]'"):
+        require_optuna()
+    with pytest.raises(RequestError, match="optuna, which is not installed"):
+        Watch(tmp_path, 0)
+
+
+def test_a_run_and_a_plain_sweep_do_not_import_optuna() -> None:
+    program = (
+        "import sys, kd_app.jobs.distill, kd_app.jobs.sweep, kd_app.jobs.compress;"
+        " sys.exit('optuna' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,109 @@
+"""Weights of loss terms that change while a training goes on."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kd_app.config import RequestError
+from kd_app.config.compose import composed
+from kd_app.run.spec import parts
+from kd_app.schedules import Ramp
+from kd_app.training.loss import DistillationLoss
+from tests.builders import teacher_folder, trained
+from tests.training.small_parts import terms
+from tests.training.small_terms import answers, batch, student
+
+SHARE = st.floats(0, 1)
+
+
+@given(SHARE, SHARE, SHARE, SHARE, SHARE)
+def test_a_ramp_goes_from_its_first_factor_to_its_last(
+    first: float, last: float, one: float, other: float, progress: float
+) -> None:
+    begin, end = sorted((one, other))
+    shapes: dict[Literal["linear", "cosine"], Callable[[float], float]] = {
+        "linear": lambda t: t,
+        "cosine": lambda t: math.sin(math.pi * t / 2) ** 2,
+    }
+    for curve, rise in shapes.items():
+        factor = Ramp(first=first, last=last, begin=begin, end=end, curve=curve).factor
+        assert factor(end + 1e-9) == pytest.approx(last, abs=1e-6)
+        assert begin == 0 or factor(0.0) == first
+        if end - begin > 1e-3:
+            assert factor(begin + (end - begin) * progress) == pytest.approx(
+                first + (last - first) * rise(progress), abs=1e-6
+            )
+
+
+def test_a_ramp_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"begins at begin=0.5 and ends at end=0.2"):
+        Ramp(first=0.0, last=1.0, begin=0.5, end=0.2, curve="linear")
+
+
+def test_a_term_counts_its_weight_times_what_its_schedule_says_at_that_moment() -> None:
+    chosen = terms(weight=4.0)
+    ramp = Ramp(first=0.5, last=0.0, begin=0.2, end=0.6, curve="linear")
+    scheduled = DistillationLoss(chosen.chosen, chosen.weights, {"soft_target": ramp})
+    images = batch()
+    own, teacher = answers(student(), images)
+    for progress, weight in ((0.0, 2.0), (0.4, 1.0), (0.7, 0.0)):
+        images.progress = progress
+        total, values = scheduled(own, teacher, images)
+        torch.testing.assert_close(total, values["cross_entropy"] + weight * values["soft_target"])
+
+
+def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_step(
+    tmp_path: Path,
+) -> None:
+    words = [
+        "loss=[cross_entropy,soft_target]",
+        "loss.soft_target.weight=3",
+        "loss.soft_target.schedule=warmup",
+        "loss.soft_target.schedule.end=0.5",
+    ]
+    steps = [
+        "student.name=resnet8",
+        "data.batch_size=300",
+        "trainer.max_epochs=2",
+        "trainer.accumulate=2",
+        "trainer.log_every=1",
+    ]
+    made = trained(teacher_folder(tmp_path / "teacher"), tmp_path, *words, *steps)
+    rows = [row for row in made.curves if "train/loss" in row]
+    total = rows[-1]["step"]
+    assert len(rows) == 8
+    assert total == 4
+    for row in rows:
+        weight = 3 * min((row["step"] - 0.5) / total / 0.5, 1.0)
+        assert row["train/soft_target_weight"] == pytest.approx(weight)
+        assert row["train/loss"] == pytest.approx(
+            row["train/cross_entropy"] + weight * row["train/soft_target"], rel=1e-4
+        )
+        assert "train/cross_entropy_weight" not in row
+
+
+def test_a_schedule_is_any_of_schedulers_choices_with_settings_of_its_own() -> None:
+    for name, at_half in (
+        ("constant", 1.0),
+        ("linear", 0.5),
+        ("cosine", 0.5),
+        ("ramp", 0.5),
+        ("warmup", 1.0),
+    ):
+        settled = [
+            f"loss.soft_target.schedule.{key}=0"
+            for key in ("warmup",)
+            if name in ("linear", "cosine")
+        ]
+        config = composed(
+            "distill", [f"loss.soft_target.schedule={name}", *settled, "loss.soft_target.weight=2"]
+        )
+        chosen = parts(config).recipe.terms()
+        assert chosen.weight("soft_target", 0.5) == pytest.approx(2 * at_half)
+        assert chosen.weight("cross_entropy", 0.5) == 1.0
