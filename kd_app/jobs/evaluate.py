@@ -26,9 +26,8 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
         split = (
             ("all" if config["data"] else "test") if config["split"] == "auto" else config["split"]
         )
-        licenses = {role: model.license for role, model in run.results.models.items()}
         models = load_models(run)
-        measure_models(builder, run.workspace, models, {"test": split}, licenses=licenses)
+        measure_models(builder, run.workspace, models, {"test": split}, before=run.results)
         results = builder.write("finished")
         console.show(summary(results))
         console.say(

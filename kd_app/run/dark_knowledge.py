@@ -8,13 +8,22 @@ from kd_app.metrics.class_similarity import Alike, soft_labels
 from kd_app.metrics.examples import choose_examples
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.examples import EXAMPLES, write_examples
-from kd_app.reporting.results import Knowledge, SimilarPair
+from kd_app.reporting.results import Knowledge, Results, SimilarPair
 from kd_app.run.workspace import Workshop
 
 
-def teacher_knowledge(shop: Workshop, teacher: Predictions, split: str) -> Knowledge:
-    """The teacher's soft labels on the images of `split`."""
-    taught = shop.parts.recipe.label_temperatures
+def teacher_knowledge(
+    shop: Workshop, teacher: Predictions, split: str, *, before: Results | None = None
+) -> Knowledge:
+    """The teacher's soft labels on the images of `split`, at the temperatures of the
+    run's losses. For a finished run they come from its results, `before`: its losses
+    are not built to measure it.
+    """
+    if before is None:
+        taught = shop.parts.recipe.label_temperatures
+    else:
+        similarities = before.knowledge.softened if before.knowledge else []
+        taught = [similarity.temperature for similarity in similarities]
     found = soft_labels(teacher.logits, teacher.target, taught=taught)
     plain, *softened = (_named(each, shop.classes) for each in found["alike"])
     return Knowledge.model_validate(

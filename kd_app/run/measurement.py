@@ -44,18 +44,18 @@ def measure_models(
     members: Mapping[str, Member],
     splits: Mapping[SplitName, str],
     *,
-    licenses: Mapping[str, str] | None = None,
+    before: Results | None = None,
     sweep: Path | None = None,
 ) -> None:
     """Measure all models on `splits`: for each part of the results the split of the data
     that it is about. Corrupted images are those of the last split.
 
-    `licenses` of the weights by role, where they are settled. The trials of a `sweep`
-    share the measured speed.
+    Models of a finished run that are measured again keep the licenses that its results,
+    `before`, give them. The trials of a `sweep` share the measured speed.
     """
     add_data(builder, shop)
     for role, member in members.items():
-        license = licenses[role] if licenses else find_license(shop, member)
+        license = before.models[role].license if before else find_license(shop, member)
         builder.models[role] = describe_model(shop, member, license)
     *_, last = splits.values()
     for place, split in splits.items():
@@ -66,7 +66,9 @@ def measure_models(
         if split == last:
             builder.splits[place].robustness = robustness(shop, members, split, student.target)
         if "teacher" in members and builder.knowledge is None:
-            builder.knowledge = teacher_knowledge(shop, predictions["teacher"], split)
+            builder.knowledge = teacher_knowledge(
+                shop, predictions["teacher"], split, before=before
+            )
     similar = builder.knowledge.similar if builder.knowledge else []
     show_examples(shop, predictions, similar, builder.out)
     builder.speed = measure_speed(shop, members, sweep)

@@ -159,8 +159,11 @@ def build_parts(saved: SavedRun) -> Parts:
     config = saved.config
     Job(**config)
     check_targets(_built(config, saved.purpose), config["allow"])
+    # Only the nets of controls are needed. An entropy "auto" would build the student's losses.
+    controls = {name: {**node, "entropy_at": None} for name, node in config["controls"].items()}
+    parts = assemble_parts({**config, "controls": controls}, OwnParts())
     # The teacher of a finished run is not trained again.
-    parts = replace(assemble_parts(config, OwnParts()), teacher_recipe=None)
+    parts = replace(parts, config=config, teacher_recipe=None)
     if saved.purpose == "train":
         check_trainings(parts)
     return parts

@@ -189,6 +189,15 @@ def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, r
     assert not Path("mark").exists()
 
 
+def test_a_control_with_soft_labels_does_not_build_the_students_losses(run: Path) -> None:
+    controls = composed("distill", ["controls=[smoothed_labels]"])["controls"]
+    assert controls["smoothed_labels"]["entropy_at"] == "auto"
+    change_config(run, loss={"x": FOREIGN}, controls=controls)
+    change_results(run, models=dict.fromkeys(("teacher", "student"), model("resnet8", 100, 1000)))
+    assert list(build_parts(read_saved(run)).controls) == ["smoothed_labels"]
+    assert not Path("mark").exists()
+
+
 def test_a_controls_own_net_is_ours(run: Path) -> None:
     controls = read_config(run)["controls"]
     net = {"name": "resnet8", "kwargs": {"x": FOREIGN}}
