@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import binom
 
-from kd_app.metrics.intervals import percentile, wilson_bounds
-from kd_app.metrics.paired import paired_bounds, shown_above
-from kd_app.metrics.seeds import SeedDifference, corrected, over_seeds, paired_by_seed
+from kd_app.metrics.intervals import compute_percentile_interval, compute_wilson_bounds
+from kd_app.metrics.paired import compute_paired_bounds, is_shown_above
+from kd_app.metrics.seeds import SeedDifference, corrected, summarize_seeds, compare_by_seed
 from kd_app.metrics.verdict import BOUNDS, Judged, Tally, Verdict
 
 CONFIDENCE = 0.95
@@ -83,9 +83,9 @@ def _called(side: Side, n: int, margin: float, rates: tuple[float, float]) -> fl
         while high - low > 1:
             b = (low + high) // 2
             kept = (
-                shown_above(b, c, n, -margin, CONFIDENCE)
+                is_shown_above(b, c, n, -margin, CONFIDENCE)
                 if side == "kept"
-                else not shown_above(c, b, n, margin, CONFIDENCE)
+                else not is_shown_above(c, b, n, margin, CONFIDENCE)
             )
             low, high = (low, b) if kept else (b, high)
         total += binom.pmf(c, n, worse) * (
@@ -117,7 +117,7 @@ def power(better: int, worse: int, n: int) -> Rate:
 def wilson_coverage(n: int, rate: float) -> Rate:
     """Wilson's interval of an accuracy."""
     hits = np.arange(n + 1)
-    low, high = wilson_bounds(hits, np.full(n + 1, n), TWO_SIDED)
+    low, high = compute_wilson_bounds(hits, np.full(n + 1, n), TWO_SIDED)
     held = float(binom.pmf(hits, n, rate) @ ((low <= rate) & (rate <= high)))
     return Rate(
         "Wilson: holds the accuracy", f"{n:,}", f"{100 * rate:g} %", "about", CONFIDENCE, held, None
@@ -130,7 +130,7 @@ def tango_coverage(n: int, better: float, worse: float) -> Rate:
     b = np.arange(int(binom.ppf(1e-8, n, better)), int(binom.ppf(1 - 1e-8, n, better)) + 1)
     b, c = (each.ravel() for each in np.meshgrid(b, c))
     b, c = b[b + c <= n], c[b + c <= n]
-    low, high = paired_bounds(b, c, np.full(len(b), n), TWO_SIDED)
+    low, high = compute_paired_bounds(b, c, np.full(len(b), n), TWO_SIDED)
     weight = binom.pmf(c, n, worse) * binom.pmf(b, n - c, better / (1 - worse))
     held = float(weight @ ((low <= better - worse) & (better - worse <= high)))
     truth = f"{100 * better:g} % better, {100 * worse:g} % worse"
@@ -239,7 +239,7 @@ def bootstrap_coverage(
     for counts in rng.multinomial(n, cells, size=sets):
         drawn = rng.multinomial(n, counts / n, size=resamples)
         for name, point, resampled in _figures(np.vstack([drawn, counts]) @ signs.T / n):
-            low, high = percentile(point, resampled, CONFIDENCE)
+            low, high = compute_percentile_interval(point, resampled, CONFIDENCE)
             known[name] += 1
             held[name] += low <= truths[name] <= high
     for name in truths:
@@ -286,7 +286,7 @@ def _figures(
     gain, gap = student - control, teacher - control
     yield "gain", float(gain[-1]), gain[:-1]
     yield "retention", float(student[-1] / teacher[-1]), student[:-1] / teacher[:-1]
-    if percentile(float(gap[-1]), gap[:-1], CONFIDENCE)[0] > 0:
+    if compute_percentile_interval(float(gap[-1]), gap[:-1], CONFIDENCE)[0] > 0:
         with np.errstate(divide="ignore", invalid="ignore"):
             closed = gain / gap
         yield "gap closed", float(closed[-1]), closed[:-1]
@@ -298,7 +298,7 @@ def seeds_coverage(seeds: int, *, sets: int) -> Rate:
     """
     rng, held, told = np.random.default_rng(0), 0, 0
     for values in np.round(rng.normal(0.92, 0.002, size=(sets, seeds)), 4):
-        found = over_seeds(dict(enumerate(values.tolist())), CONFIDENCE)
+        found = summarize_seeds(dict(enumerate(values.tolist())), CONFIDENCE)
         if found.low is not None and found.high is not None:
             told += 1
             held += found.low <= 0.92 <= found.high
@@ -318,7 +318,7 @@ def holm_error(methods: int, seeds: int, *, sets: int) -> Rate:
     rng, wrong = np.random.default_rng(0), 0
     for values in rng.normal(0.92, 0.002, size=(sets, methods + 1, seeds)):
         base, *others = (dict(enumerate(row.tolist())) for row in values)
-        family = [found for other in others if (found := paired_by_seed(other, base, CONFIDENCE))]
+        family = [found for other in others if (found := compare_by_seed(other, base, CONFIDENCE))]
         wrong += any(_shown(each) for each in corrected(family))
     what = f"Holm: any of {methods} methods wrongly shown to differ"
     return Rate(

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.models import listed, noised
 from benchmarks.variants import CLASSES, Variant
-from kd_app.config import Pixels, RunError
+from kd_app.config import InputSpec, RunError
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.manifest import read_manifest
@@ -53,7 +53,7 @@ def prove(variant: Variant) -> Row:
     """Write a variant's model as `Onnx` does for anyone, open the file as anyone does,
     and compare its logits of four images of noise.
     """
-    pixels = Pixels(3, variant.side, variant.side, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    pixels = InputSpec(3, variant.side, variant.side, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     images = np.random.default_rng(0).integers(
         0, 256, (4, 3, variant.side, variant.side), dtype=np.uint8
     )

@@ -27,11 +27,11 @@ import torch
 from torch import nn
 
 import kd_app.models.small  # noqa: F401
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.config.compose import composed
 from kd_app.config.paths import choices
 from kd_app.data.batch import Batch
-from kd_app.deployment.hardware import cpu_name
+from kd_app.deployment.hardware import read_cpu_name
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
@@ -40,7 +40,7 @@ from kd_app.training.job import Recipe
 FILE = Path(__file__).parents[1] / "docs" / "methods-cost.csv"
 SIDE, BATCH, CLASSES, IMAGES = 32, 64, 100, 50_000
 _GRID = {"img_size": SIDE, "patch_size": 4}
-_PIXELS = Pixels(3, SIDE, SIDE, (0.5,) * 3, (0.25,) * 3)
+_PIXELS = InputSpec(3, SIDE, SIDE, (0.5,) * 3, (0.25,) * 3)
 _LABELS, _PLAIN = "cross_entropy", "soft_target"
 
 
@@ -160,7 +160,7 @@ def _made(model: tuple[str, Mapping[str, Any]]) -> nn.Module:
 
 def cost(pair: Pair, term: str, *, rounds: int) -> Cost:
     """Measure a term on a pair; the first round warms up."""
-    where = {"device": cpu_name(), "torch": version("torch"), "timm": version("timm")}
+    where = {"device": read_cpu_name(), "torch": version("torch"), "timm": version("timm")}
     try:
         own = Training(pair, [_LABELS] if term == _LABELS else [_LABELS, term])
     except RequestError as refused:

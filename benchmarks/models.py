@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.variants import SIDES, Variant, images, modules, smallest
-from kd_app.models.hooks import at_rest
+from kd_app.models.hooks import freeze_state
 from kd_app.models.outputs import Outputs
-from kd_app.models.tap_plan import survey
+from kd_app.models.tap_plan import plan_taps
 from kd_app.models.taps import Taps
 
 FIELDS = ("logits", "embedding", "classifier", "features", "pre_activation", "tokens", "attention")
@@ -85,7 +85,7 @@ def prove(variant: Variant) -> Row:
     """
     model, image = noised(variant), images(variant.side)
     reasons = {
-        name: why for name, why in survey(model, image[:1], 1).lacks.items() if name in FIELDS
+        name: why for name, why in plan_taps(model, image[:1], 1).lacks.items() if name in FIELDS
     }
     reads = frozenset(name for name in FIELDS if name not in reasons)
     with _Witness() as witness:
@@ -113,7 +113,7 @@ def _told(value: Any) -> str:
 
 
 def _check(model: nn.Module, image: Tensor, outputs: Outputs, attended: list[Tensor]) -> None:
-    with at_rest(model):
+    with freeze_state(model):
         expected = model(image)
     assert outputs.logits is not None
     torch.testing.assert_close(outputs.logits, expected, rtol=1e-3, atol=1e-4)

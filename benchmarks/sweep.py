@@ -34,12 +34,12 @@ def make_teacher(folder: Path) -> None:
     """A wrn_16_2 for digits as a model folder. How well it knows them does not matter
     here.
     """
-    from kd_app.config import Pixels
-    from kd_app.models.create import create, expected_pixels
+    from kd_app.config import InputSpec
+    from kd_app.models.create import create, resolve_input
     from kd_app.models.save import save_model
-    from kd_app.models.spec import ModelRequest, Seen
+    from kd_app.models.spec import ModelSpec, Seen
 
-    request = ModelRequest(
+    request = ModelSpec(
         role="teacher",
         name="wrn_16_2",
         pretrained=False,
@@ -48,7 +48,7 @@ def make_teacher(folder: Path) -> None:
         image_size=None,
         factory=None,
     )
-    pixels: Pixels = expected_pixels(request, Seen(1, 8, (0.3,), (0.4,)))
+    pixels: InputSpec = resolve_input(request, Seen(1, 8, (0.3,), (0.4,)))
     created = create(request, pixels, 10, seed=0)
     save_model(
         created.model,
@@ -63,10 +63,10 @@ def train(said: Sequence[str], trials: int) -> None:
     """The students alone."""
     from kd_app.config.compose import composed
     from kd_app.reporting.console import Console
-    from kd_app.run.role_jobs import student_job
+    from kd_app.run.role_jobs import build_student_job
     from kd_app.run.spec import parts
     from kd_app.run.train import train as train_job
-    from kd_app.run.workspace import Workshop
+    from kd_app.run.workspace import Workspace
     from kd_app.stages import Stages
     from kd_app.tracking import Tracker
 
@@ -82,10 +82,10 @@ def train(said: Sequence[str], trials: int) -> None:
             config={},
             say=console.say,
         )
-        shop = Workshop(made, Stages(Path(made.config["stages"])), console, tracker)
+        shop = Workspace(made, Stages(Path(made.config["stages"])), console, tracker)
         shop.prepare_data()
         assert made.teacher is not None
-        job = student_job(shop, shop.ready(made.teacher, seed=0))
+        job = build_student_job(shop, shop.ready(made.teacher, seed=0))
         train_job(shop, job, listener=tracker)
 
 

@@ -23,14 +23,14 @@ from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
 from kd_app.models.create import create
 from kd_app.reporting.console import Console
-from kd_app.run.role_jobs import student_job
-from kd_app.run.spec import Parts, parts
-from kd_app.run.workspace import Workshop
+from kd_app.run.role_jobs import build_student_job
+from kd_app.run.spec import RunSpec, parts
+from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.training.callbacks import Keep, Progress
 from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build, quiet
-from kd_app.training.job import Teacher
+from kd_app.training.job import JobTeacher
 from kd_app.training.module import Distillation
 from kd_app.training.teacher_source import LiveTeacher
 
@@ -65,7 +65,7 @@ class Clock(pl.Callback):
         self.seconds = time.perf_counter() - self._start
 
 
-def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workshop:
+def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
     """The main job's parts for a pair at 28x28, batch 128, on noise."""
     words = [
         "allow=[benchmarks]",
@@ -82,19 +82,19 @@ def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workshop:
         "trainer.max_epochs=1",
     ]
     words += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1"]
-    made: Parts = parts(composed("distill", words))
-    shop = Workshop(made, Stages(folder), Console(silent=True), tracker=None)
+    made: RunSpec = parts(composed("distill", words))
+    shop = Workspace(made, Stages(folder), Console(silent=True), tracker=None)
     shop.prepare_data()
     return shop
 
 
-def trained(shop: Workshop, folder: Path, skip: int) -> Callable[[int], float]:
+def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
     """A function that trains by the main job's loop, with its callbacks and curves, and
     gives the seconds of the steps behind the first `skip`.
     """
     assert shop.parts.teacher is not None
     teacher = shop.ready(shop.parts.teacher, seed=0)
-    job = replace(student_job(shop, None), teacher=Teacher(teacher.request, teacher.created))
+    job = replace(build_student_job(shop, None), teacher=JobTeacher(teacher.request, teacher.created))
     data = shop.data
     assert isinstance(data, ImageData)
 
@@ -123,7 +123,7 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         folder = Path(name)
         shop = workshop(teacher, student, folder, steps + skip)
         loop = trained(shop, folder, skip)
-        ours = student_job(shop, None)
+        ours = build_student_job(shop, None)
         teaches = shop.ready(shop.parts.teacher, seed=0) if shop.parts.teacher else None
         assert teaches is not None
         pixels = ours.input

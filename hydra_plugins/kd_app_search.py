@@ -41,7 +41,7 @@ class SearchSweeper(Sweeper):
         from kd_app.search.trials import require_optuna
 
         require_optuna()
-        from kd_app.search.space import searched
+        from kd_app.search.space import parse_space
         from kd_app.search.study import Search, SearchSettings
 
         parse = OverridesParser.create(
@@ -57,7 +57,7 @@ class SearchSweeper(Sweeper):
             }
         )
         out = Path(str(self.config.hydra.sweep.dir))
-        search = Search(out, settings, searched(space))
+        search = Search(out, settings, parse_space(space))
         for batch in search.batches():
             trials = [
                 [*words, *(f"{key}={value}" for key, value in params.items())]

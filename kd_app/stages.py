@@ -44,7 +44,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,16 +93,16 @@ class Stages:
         holder's lock is free. A stage of which a file is not what was written is made
         anew.
         """
-        asked, path = self._asked(name, config, inputs)
+        asked, path = self._resolve_stage(name, config, inputs)
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock(path):
             if name in self._remake and path not in self._fresh:
                 self._discard(path)
             self._fresh.add(path)
             if path.is_dir():
-                damaged = _damaged(path)
+                damaged = _find_damaged(path)
                 if damaged is None:
-                    return Stage(name, path, _seconds(path), made=False)
+                    return Stage(name, path, _read_seconds(path), made=False)
                 self.say(
                     f"{path.name}: {damaged} is not what was written there; the stage is made anew"
                 )
@@ -115,11 +115,11 @@ class Stages:
         """The stage that `make` would find; None where it would build one. Nothing is
         written.
         """
-        _, path = self._asked(name, config, inputs)
-        whole = name not in self._remake and path.is_dir() and _damaged(path) is None
-        return Stage(name, path, _seconds(path), made=False) if whole else None
+        _, path = self._resolve_stage(name, config, inputs)
+        whole = name not in self._remake and path.is_dir() and _find_damaged(path) is None
+        return Stage(name, path, _read_seconds(path), made=False) if whole else None
 
-    def _asked(
+    def _resolve_stage(
         self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> tuple[dict[str, Any], Path]:
         """What a stage is made from, and its folder."""
@@ -129,11 +129,11 @@ class Stages:
     def _build(self, path: Path, asked: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(exist_ok=True)
-        before, start, files = _seconds(partial), time.monotonic(), {}
+        before, start, files = _read_seconds(partial), time.monotonic(), {}
         write_atomically(partial / RECORD, json.dumps({**asked, "seconds": before}, indent=1))
         try:
             build(partial)
-            files = {name: _content(partial / name) for name in _names(partial)}
+            files = {name: _hash_content(partial / name) for name in _list_files(partial)}
         finally:
             seconds = before + time.monotonic() - start
             write_atomically(
@@ -171,11 +171,11 @@ class Stages:
                 shutil.rmtree(doomed)
 
 
-def _seconds(folder: Path) -> float:
+def _read_seconds(folder: Path) -> float:
     return float(_record(folder).get("seconds", 0.0))
 
 
-def _damaged(folder: Path) -> str | None:
+def _find_damaged(folder: Path) -> str | None:
     """The first file of a finished stage that is gone or not what was written; None
     where all are, or nobody wrote down what they were.
     """
@@ -184,7 +184,7 @@ def _damaged(folder: Path) -> str | None:
         (
             name
             for name, content in files.items()
-            if not (folder / name).is_file() or _content(folder / name) != content
+            if not (folder / name).is_file() or _hash_content(folder / name) != content
         ),
         None,
     )
@@ -197,7 +197,7 @@ def _record(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _names(folder: Path) -> list[str]:
+def _list_files(folder: Path) -> list[str]:
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -205,7 +205,7 @@ def _names(folder: Path) -> list[str]:
     )
 
 
-def _content(path: Path) -> str:
+def _hash_content(path: Path) -> str:
     """What a file is compared by."""
     size = path.stat().st_size
-    return file_sha256(path) if size <= _HASHED else f"{size} bytes"
+    return hash_file(path) if size <= _HASHED else f"{size} bytes"

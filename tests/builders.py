@@ -17,21 +17,21 @@ import torch
 from PIL import Image
 
 import kd_app.models.small  # noqa: F401
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.config.compose import composed
 from kd_app.deployment.predictions import images_per_second
 from kd_app.models.save import save_model
 from kd_app.reporting.console import Console
-from kd_app.run.role_jobs import student_job
+from kd_app.run.role_jobs import build_student_job
 from kd_app.run.spec import parts
 from kd_app.run.train import train
-from kd_app.run.workspace import Member, Workshop
-from kd_app.stages import Stages, file_sha256
+from kd_app.run.workspace import RunModel, Workspace
+from kd_app.stages import Stages, hash_file
 from kd_app.training.curve_log import read_curves
 from kd_app.training.module import Distillation
 
 DIGITS = tuple("0123456789")
-GRAY = Pixels(1, 8, 8, (0.3,), (0.4,))
+GRAY = InputSpec(1, 8, 8, (0.3,), (0.4,))
 
 quick_speed = partial(images_per_second, batch=8, seconds=0.02)
 """In the place of what a run measures for seconds, where nobody asks how fast a model
@@ -39,7 +39,7 @@ is.
 """
 
 
-def quick_latency(shop: Workshop, members: Mapping[str, Member]) -> dict[str, float]:
+def quick_latency(shop: Workspace, members: Mapping[str, RunModel]) -> dict[str, float]:
     """In the place of a compression's latencies, for which every student is lowered to
     a program: 2 ms, and int8 half of that.
     """
@@ -50,7 +50,7 @@ def teacher_folder(
     folder: Path,
     name: str = "resnet8",
     *,
-    pixels: Pixels = GRAY,
+    pixels: InputSpec = GRAY,
     classes: tuple[str, ...] = DIGITS,
     license: str = "none",
     **kwargs: Any,
@@ -98,7 +98,7 @@ class Listening:
         self.finished.append(stage)
 
 
-def build_workspace(folder: Path, *overrides: str) -> Workshop:
+def build_workspace(folder: Path, *overrides: str) -> Workspace:
     """The workspace of ``kd-distill <overrides>`` on the CPU, its data prepared; one batch
     of a split is looked at when a model is measured.
     """
@@ -111,7 +111,7 @@ def build_workspace(folder: Path, *overrides: str) -> Workshop:
     )
     config = composed("distill", [*fixed, *overrides])
     stages = Stages(Path(config["stages"]))
-    workspace = Workshop(parts(config), stages, Console(silent=True), tracker=None)
+    workspace = Workspace(parts(config), stages, Console(silent=True), tracker=None)
     workspace.prepare_data()
     return workspace
 
@@ -125,7 +125,7 @@ class Trained:
     folder: Path
     curves: list[dict[str, float]]
     heard: list[dict[str, float]]
-    member: Member
+    member: RunModel
     data: Any
 
 
@@ -145,10 +145,10 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
     ]
     config = composed("distill", [*fixed, *overrides])
     made, listening = parts(config), Listening()
-    shop = Workshop(made, Stages(Path(config["stages"])), Console(silent=True), tracker=None)
+    shop = Workspace(made, Stages(Path(config["stages"])), Console(silent=True), tracker=None)
     shop.prepare_data()
     known = shop.ready(made.teacher, seed=0) if made.teacher else None
-    student = train(shop, student_job(shop, known), listener=listening)
+    student = train(shop, build_student_job(shop, known), listener=listening)
     assert student.folder is not None
     return Trained(
         student.folder,
@@ -186,7 +186,7 @@ def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Tr
 
 def student_sha256(out: Path) -> str:
     """sha256 of the student that ships."""
-    return file_sha256(out / "student" / "model.safetensors")
+    return hash_file(out / "student" / "model.safetensors")
 
 
 def results(out: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.stages import Stage, Stages, file_sha256, fingerprint, write_atomically
+from kd_app.stages import Stage, Stages, hash_file, fingerprint, write_atomically
 
 PROCESSES = multiprocessing.get_context("spawn")
 PLAIN = st.recursive(
@@ -181,7 +181,7 @@ def test_an_atomic_write_gives_back_what_was_written_and_leaves_nothing_else(
 def test_a_files_sha256_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert (
-        file_sha256(tmp_path / "file")
+        hash_file(tmp_path / "file")
         == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
 

@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Bool
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from kd_app.config import Pixels, RequestError, Typed
+from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Verdict
-from kd_app.models.create import Created, create, expected_pixels
-from kd_app.run.role_jobs import teacher_job
+from kd_app.models.create import LoadedModel, create, resolve_input
+from kd_app.run.role_jobs import build_teacher_job
 from kd_app.run.train import find_trained
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -66,18 +66,18 @@ class Subject:
     away.
     """
 
-    shop: Workshop
+    shop: Workspace
     limits: Limits
     judge: Verdict
     scratch: Path
 
     @cached_property
-    def _as_it_is(self) -> tuple[Member | None, str]:
+    def _as_it_is(self) -> tuple[RunModel | None, str]:
         """The teacher where a run would not train it; and why it would answer with a
         random head, where it would.
         """
         try:
-            return self.shop.as_it_is(), ""
+            return self.shop.load_pretrained_teacher(), ""
         except RequestError as error:
             return None, str(error)
 
@@ -87,13 +87,13 @@ class Subject:
         return self._as_it_is[1]
 
     @cached_property
-    def teacher(self) -> Member | None:
+    def teacher(self) -> RunModel | None:
         """The teacher as the student would hear it, if there is one by now that has
         figures: used as it is, or trained by an earlier run.
         """
         if self.shop.parts.teacher is None or self.random_head or self.unmeasured:
             return None
-        return self._as_it_is[0] or find_trained(self.shop, teacher_job(self.shop))
+        return self._as_it_is[0] or find_trained(self.shop, build_teacher_job(self.shop))
 
     @property
     def unmeasured(self) -> bool:
@@ -102,7 +102,7 @@ class Subject:
         return found is not None and found.unmeasured != ""
 
     @cached_property
-    def any_teacher(self) -> Created | None:
+    def any_teacher(self) -> LoadedModel | None:
         """The teacher, or what it would be before its training; None where there is
         none.
         """
@@ -113,7 +113,7 @@ class Subject:
             self.teacher.created
             if self.teacher
             else create(
-                request, expected_pixels(request, self.shop.seen()), len(self.shop.classes), seed=0
+                request, resolve_input(request, self.shop.seen()), len(self.shop.classes), seed=0
             )
         )
 
@@ -136,7 +136,7 @@ class Subject:
         assert self.teacher is not None
         return self.batches(self.teacher.created.pixels, self.images)
 
-    def batches(self, pixels: Pixels, images: int) -> list[Batch]:
+    def batches(self, pixels: InputSpec, images: int) -> list[Batch]:
         """So many images of validation, and of train where these are too few, for a
         model that expects `pixels`.
         """
@@ -146,7 +146,7 @@ class Subject:
             list(self.shop.data.sample("train", pixels, missing)) if missing > 0 else []
         )
 
-    def answer(self, batches: list[Batch], pixels: Pixels) -> Predictions:
+    def answer(self, batches: list[Batch], pixels: InputSpec) -> Predictions:
         """What the teacher says of these images, normalized as `pixels` says."""
         assert self.teacher is not None
         return predict(
@@ -165,6 +165,6 @@ class Subject:
         return self.answers.hits
 
 
-def swapped(batch: Batch) -> Batch:
+def swap_channels(batch: Batch) -> Batch:
     """With the channels in the opposite order."""
     return replace(batch, image=torch.flip(batch.image, dims=[1]))

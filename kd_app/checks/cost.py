@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from kd_app.checks.context import Subject
-from kd_app.checks.dry_run import Rehearsal
-from kd_app.data.pixel_store import available_memory
-from kd_app.run.plan import spoken
+from kd_app.checks.dry_run import DryRun
+from kd_app.data.pixel_store import read_available_memory
+from kd_app.run.plan import format_seconds
 
 _WORDS = 4
 """Bytes of a number as it is stored."""
@@ -42,7 +42,7 @@ class Cost:
         return sum(self.training.values()) + self.measuring
 
 
-def cost(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Cost:
+def cost(subject: Subject, rehearsals: Sequence[DryRun]) -> Cost:
     """Add up what was measured."""
     data, classes = subject.shop.data, len(subject.shop.classes)
     images = data.sizes["validation"] + data.sizes["test"]
@@ -59,7 +59,7 @@ def cost(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Cost:
             seen.role: student if seen.role in as_long else seen.seconds for seen in rehearsals
         },
         measuring=images * sum(seen.answer_seconds for seen in rehearsals),
-        memory=_peak_memory(),
+        memory=_read_peak_memory(),
         gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         disk=kept,
         peak_disk=kept
@@ -71,22 +71,22 @@ def lines(subject: Subject, found: Cost) -> list[str]:
     """The cost in words."""
     trainer = subject.shop.parts.trainer
     each = [
-        f"{role} {found.epochs[role]} x {_short(seconds)} = {spoken(found.training[role])}"
+        f"{role} {found.epochs[role]} x {_format_seconds(seconds)} = {format_seconds(found.training[role])}"
         for role, seconds in found.seconds_an_epoch.items()
     ]
-    free = shutil.disk_usage(_existing(subject.shop.stages.root)).free
-    gpu = f", {_size(found.gpu_memory)} of the GPU's" if found.gpu_memory else ""
+    free = shutil.disk_usage(_find_existing_parent(subject.shop.stages.root)).free
+    gpu = f", {_format_count(found.gpu_memory)} of the GPU's" if found.gpu_memory else ""
     told = [
         (
-            f"Time: about {spoken(found.seconds)} in all on {trainer.world_size} x"
+            f"Time: about {format_seconds(found.seconds)} in all on {trainer.world_size} x"
             f" {trainer.accelerator}, {trainer.precision}; epochs: {', '.join(each)}"
         ),
         (
-            f"Memory: {_size(found.memory)} of this process{gpu}; {_size(available_memory())} more"
+            f"Memory: {_format_count(found.memory)} of this process{gpu}; {_format_count(read_available_memory())} more"
             " are free"
         ),
         (
-            f"Disk: {_size(found.disk)} that stay, {_size(found.peak_disk)} at most; {_size(free)}"
+            f"Disk: {_format_count(found.disk)} that stay, {_format_count(found.peak_disk)} at most; {_format_count(free)}"
             " are free"
         ),
     ]
@@ -98,7 +98,7 @@ def lines(subject: Subject, found: Cost) -> list[str]:
     return told
 
 
-def _peak_memory() -> int:
+def _read_peak_memory() -> int:
     """The most that this process, and those that it waited for, have held."""
     scale = 1 if sys.platform == "darwin" else 1024
     return scale * sum(
@@ -107,13 +107,13 @@ def _peak_memory() -> int:
     )
 
 
-def _existing(path: Path) -> Path:
+def _find_existing_parent(path: Path) -> Path:
     return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
-def _short(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else spoken(seconds)
+def _format_seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else format_seconds(seconds)
 
 
-def _size(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count / 2**20, 0.1):.1f} MiB"

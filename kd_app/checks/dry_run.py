@@ -17,14 +17,14 @@ from kd_app.checks.context import Subject
 from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
-from kd_app.models.create import Created, create, expected_pixels
-from kd_app.models.spec import ModelRequest
+from kd_app.models.create import LoadedModel, create, resolve_input
+from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
-from kd_app.run.role_jobs import draft_job
+from kd_app.run.role_jobs import draft_role_job
 from kd_app.training.callbacks import LAST
-from kd_app.training.diagnostics import Fault, find_faults, gradient_norms
+from kd_app.training.diagnostics import Fault, find_faults, compute_gradient_norms
 from kd_app.training.fit import MODEL, fit, trained
-from kd_app.training.job import Teacher
+from kd_app.training.job import JobTeacher
 from kd_app.training.module import CHECKED_STEPS, Distillation
 from kd_app.training.timing import (
     EpochSteps,
@@ -39,7 +39,7 @@ _EPOCHS = 6
 _VALIDATION = 8
 
 
-class Looking(Callback):
+class TermProbe(Callback):
     """Looks at each term by itself in the first steps, and at the first batch again at
     the end.
     """
@@ -68,7 +68,7 @@ class Looking(Callback):
                 for fault in find_faults(pl_module.loss, values, pl_module.student, ready)
             }
         )
-        self.norms.append(gradient_norms(pl_module.loss, values, pl_module.student))
+        self.norms.append(compute_gradient_norms(pl_module.loss, values, pl_module.student))
         if self._first is None:
             self._first, self.before = ready, float(total.detach())
 
@@ -94,7 +94,7 @@ class Looking(Callback):
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a short training showed. seconds_an_epoch, setup_seconds: of the real one;
     answer_seconds: of one image, when it is measured.
 
@@ -114,7 +114,7 @@ class Rehearsal:
     model_bytes: int = 0
     checkpoint_bytes: int = 0
     error: str = ""
-    created: Created | None = None
+    created: LoadedModel | None = None
 
     @property
     def seconds(self) -> float:
@@ -122,14 +122,14 @@ class Rehearsal:
         return self.setup_seconds + self.epochs * self.seconds_an_epoch
 
 
-def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
+def dry_run(subject: Subject, role: str, teacher: LoadedModel | None) -> DryRun:
     """Train the teacher, a control or the student for a few seconds in a folder that is
     thrown away.
     """
     shop, trainer = subject.shop, subject.shop.parts.trainer
-    job = draft_job(shop, role)
+    job = draft_role_job(shop, role)
     whole = steps_per_epoch(shop.data, trainer)
-    steps, epochs = _length(subject, role, teacher, whole.training)
+    steps, epochs = _choose_length(subject, role, teacher, whole.training)
     timed = EpochSteps(steps, min(whole.validation, _VALIDATION))
     folder = subject.scratch / role
     folder.mkdir(parents=True)
@@ -138,7 +138,7 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
         recipe=replace(job.recipe, max_epochs=epochs),
         teacher=_build_teacher(subject, teacher, timed.validation) if teacher else None,
     )
-    looking, timer = Looking(), EpochTimer()
+    looking, timer = TermProbe(), EpochTimer()
     checkpoint = _Size()
     start, error = time.perf_counter(), ""
     try:
@@ -147,14 +147,14 @@ def rehearse(subject: Subject, role: str, teacher: Created | None) -> Rehearsal:
     except (RequestError, RunError) as reason:
         error = str(reason)
     took = time.perf_counter() - start
-    seen = Rehearsal(role, job.recipe.max_epochs, tuple(looking.faults.values()), looking.shares(), looking.before, looking.after,
+    seen = DryRun(role, job.recipe.max_epochs, tuple(looking.faults.values()), looking.shares(), looking.before, looking.after,
                      steps * epochs, error=error)  # fmt: skip
     if error:
         return seen
     again = trained(job.model, folder)
     return replace(
         seen,
-        seconds_an_epoch=timer.seconds(whole) + timer.overhead(timed),
+        seconds_an_epoch=timer.seconds(whole) + timer.estimate_overhead(timed),
         setup_seconds=max(0.0, took - epochs * median(timer.epochs)),
         answer_seconds=median(timer.validation) / shop.data.batch_size,
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
@@ -174,7 +174,7 @@ class _Size(Callback):
         self.size = path.stat().st_size if path.is_file() else 0
 
 
-def _length(subject: Subject, role: str, teacher: Created | None, batches: int) -> tuple[int, int]:
+def _choose_length(subject: Subject, role: str, teacher: LoadedModel | None, batches: int) -> tuple[int, int]:
     """Batches of an epoch and epochs that take about the limits' seconds, and hold steps
     that look at the terms and more that do not.
     """
@@ -188,18 +188,18 @@ def _length(subject: Subject, role: str, teacher: Created | None, batches: int) 
     return steps, max(least_epochs, min(_EPOCHS, int(subject.limits.seconds / step / steps)))
 
 
-def _estimate(subject: Subject, request: ModelRequest, *, train: bool) -> StepEstimate:
+def _estimate(subject: Subject, request: ModelSpec, *, train: bool) -> StepEstimate:
     shop = subject.shop
-    pixels = expected_pixels(request, shop.seen())
+    pixels = resolve_input(request, shop.seen())
     model = create(request, pixels, len(shop.classes), seed=0).model
     return estimate(model, pixels, shop.data.batch_size, shop.parts.trainer, train=train)
 
 
-def _build_teacher(subject: Subject, teacher: Created, batches: int) -> Teacher:
+def _build_teacher(subject: Subject, teacher: LoadedModel, batches: int) -> JobTeacher:
     """The teacher with its logits on the first batches of validation."""
     shop, folder = subject.shop, subject.scratch / "validation"
     assert shop.parts.teacher is not None
-    source = Teacher(shop.parts.teacher, teacher)
+    source = JobTeacher(shop.parts.teacher, teacher)
     if shop.limit is not None:
         return source
     predictions = predict(

@@ -23,7 +23,7 @@ def refusal(name: str, text: str) -> Finding:
     return Finding(name, "refusal", text)
 
 
-def warning(name: str, text: str) -> Finding:
+def warn(name: str, text: str) -> Finding:
     """A reason to think again."""
     return Finding(name, "warning", text)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from kd_app.checks.context import Subject
-from kd_app.checks.finding import Finding, note, refusal, warning
+from kd_app.checks.finding import Finding, note, refusal, warn
 from kd_app.data.base import RunData
 from kd_app.data.source import SPLITS
 from kd_app.data.unlabeled import UNLABELED
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 @dataclass
-class Looked:
+class ScannedImages:
     """What one look at the images gave: how many were seen of each split, which are in
     two, and thumbnails of some.
     """
@@ -58,7 +58,7 @@ class Looked:
     )
 
 
-def class_missing(subject: Subject) -> Iterator[Finding]:
+def check_missing_classes(subject: Subject) -> Iterator[Finding]:
     """A class of which a split has no image."""
     classes = subject.shop.classes
     for split in SPLITS:
@@ -83,7 +83,7 @@ def class_missing(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def same_image(subject: Subject) -> Iterator[Finding]:
+def check_same_image(subject: Subject) -> Iterator[Finding]:
     """An image that is in two splits, pixel by pixel; and, with less weight, one that
     is nearly so.
     """
@@ -102,24 +102,24 @@ def same_image(subject: Subject) -> Iterator[Finding]:
     if looked.same:
         yield refusal(
             "same-image",
-            f"{len(looked.same)} image(s) are in two splits: {_pairs(data, looked.same)}. A test"
+            f"{len(looked.same)} image(s) are in two splits: {_describe_pairs(data, looked.same)}. A test"
             " would meet what training has seen. Remove them, or give such images one name in the"
             " column group of data=csv.",
         )
     same = {frozenset(pair) for pair in looked.same}
-    near = [pair for pair in _near(subject, looked) if frozenset(pair) not in same]
+    near = [pair for pair in _find_near_duplicates(subject, looked) if frozenset(pair) not in same]
     if near:
         compared = sum(len(looked.places[split]) for split in ("validation", "test"))
-        say = warning if len(near) >= _RARE * compared else note
+        say = warn if len(near) >= _RARE * compared else note
         yield say(
             "near-duplicates",
             f"{len(near)} of {compared:,} images of validation and test are nearly in another"
-            f" split, too: {_pairs(data, near)} (compared with {len(looked.places['train']):,} of"
+            f" split, too: {_describe_pairs(data, near)} (compared with {len(looked.places['train']):,} of"
             " train). What is measured on them is flattered.",
         )
 
 
-def _pairs(data: RunData, pairs: list[tuple[Place, Place]]) -> str:
+def _describe_pairs(data: RunData, pairs: list[tuple[Place, Place]]) -> str:
     named = [
         f"{data.files[a.number]} ({a.split}) and {data.files[b.number]} ({b.split})"
         for a, b in pairs[:_NAMED]
@@ -127,10 +127,10 @@ def _pairs(data: RunData, pairs: list[tuple[Place, Place]]) -> str:
     return "; ".join(named) + (f"; and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else "")
 
 
-def _look(subject: Subject) -> Looked:
+def _look(subject: Subject) -> ScannedImages:
     """Test and validation whole, then train, as far as the time allows."""
     data = subject.shop.data
-    looked = Looked(
+    looked = ScannedImages(
         dict.fromkeys(
             ("test", "validation", *(split for split in data.sizes if split in _TRAINED)), 0
         )
@@ -147,14 +147,14 @@ def _look(subject: Subject) -> Looked:
                 looked.same.append((before, place))
             if looked.seen[split] < wanted:
                 looked.places[split].append(place)
-                looked.thumbnails[split].append(_thumbnail(picture))
+                looked.thumbnails[split].append(_make_thumbnail(picture))
             looked.seen[split] += 1
             if looked.seen[split] % 256 == 0 and time.monotonic() > end:
                 break
     return looked
 
 
-def _thumbnail(picture: np.ndarray) -> Tensor:
+def _make_thumbnail(picture: np.ndarray) -> Tensor:
     """``[1, 32, 32]``: the mean over the channels in each field of a grid."""
     fields: Tensor = adaptive_avg_pool2d(
         torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1), _FINE
@@ -162,7 +162,7 @@ def _thumbnail(picture: np.ndarray) -> Tensor:
     return fields.mean(dim=0, keepdim=True)
 
 
-def _contrasts(thumbnails: Tensor) -> Tensor:
+def _normalize_contrasts(thumbnails: Tensor) -> Tensor:
     """Rows less their mean, of length 1, so that their products are correlations; zero
     for an image of one color.
     """
@@ -172,7 +172,7 @@ def _contrasts(thumbnails: Tensor) -> Tensor:
     return rows / lengths.clamp_min(1e-3)
 
 
-def _near(subject: Subject, looked: Looked) -> Iterator[tuple[Place, Place]]:
+def _find_near_duplicates(subject: Subject, looked: ScannedImages) -> Iterator[tuple[Place, Place]]:
     """Pairs over two splits whose thumbnails differ in less than `limits.near` of their
     contrast: ``1 - correlation``.
     """
@@ -185,15 +185,15 @@ def _near(subject: Subject, looked: Looked) -> Iterator[tuple[Place, Place]]:
         )
         asked = torch.stack(looked.thumbnails[split])
         likeness, nearest = (
-            _contrasts(adaptive_avg_pool2d(asked, _COARSE))
-            @ _contrasts(adaptive_avg_pool2d(known, _COARSE)).T
+            _normalize_contrasts(adaptive_avg_pool2d(asked, _COARSE))
+            @ _normalize_contrasts(adaptive_avg_pool2d(known, _COARSE)).T
         ).max(dim=1)
         for row in torch.argsort(-likeness).tolist():
             if 1 - likeness[row] > 3 * subject.limits.near:
                 break
             near = int(nearest[row])
             if (
-                1 - float(_contrasts(asked[[row]]) @ _contrasts(known[[near]]).T)
+                1 - float(_normalize_contrasts(asked[[row]]) @ _normalize_contrasts(known[[near]]).T)
                 < subject.limits.near
             ):
                 yield places[near], looked.places[split][row]
@@ -211,10 +211,10 @@ def test_too_small(subject: Subject) -> Iterator[Finding]:
     if subject.shop.parts.teacher is None or subject.unmeasured:
         return
     assert targets is not None, "every module knows the labels of test"
-    needed = judge.images_needed(targets, discordance=assumed)
+    needed = judge.estimate_images_needed(targets, discordance=assumed)
     if needed is None or needed > len(targets):
         many = "more than a million" if needed is None else f"{needed:,}"
-        yield warning(
+        yield warn(
             "test-too-small",
             f"{len(targets):,} images to test on are few for a margin of {judge.margin:g} of"
             f" {judge.metric}: if teacher and student differ in {assumed:.0%} of the images"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from kd_app.checks.context import Subject
-from kd_app.checks.finding import Finding, refusal, warning
+from kd_app.checks.finding import Finding, refusal, warn
 from kd_app.config import RequestError
 
 
@@ -16,4 +16,4 @@ def licensed(subject: Subject) -> Iterator[Finding]:
         licenses.check()
     except RequestError as error:
         yield refusal("license-forbids", str(error))
-    yield from (warning("license-unknown", text) for text in licenses.unknown)
+    yield from (warn("license-unknown", text) for text in licenses.unknown)

@@ -4,28 +4,28 @@ import math
 from collections.abc import Iterator, Sequence
 
 from kd_app.checks.context import Subject
-from kd_app.checks.dry_run import Rehearsal
-from kd_app.checks.finding import Finding, note, refusal, warning
+from kd_app.checks.dry_run import DryRun
+from kd_app.checks.finding import Finding, note, refusal, warn
 
 
-def terms(subject: Subject, rehearsals: Sequence[Rehearsal]) -> Iterator[Finding]:
+def terms(subject: Subject, rehearsals: Sequence[DryRun]) -> Iterator[Finding]:
     """A term that is zero, not finite or without gradient; one that leaves the others
     no gradient; a training that ends or teaches nothing.
     """
-    yield from _without_weight(subject)
+    yield from _find_unweighted(subject)
     for seen in rehearsals:
         yield from (
             refusal(f"term-{fault.kind}", f"{seen.role}: {fault.text}") for fault in seen.faults
         )
         if seen.error and not any(fault.text == seen.error for fault in seen.faults):
             yield refusal("training", f"{seen.role}: {seen.error}")
-        yield from _dominates(subject, seen)
+        yield from _find_dominant(subject, seen)
         if not seen.error and not seen.after < (1 - subject.limits.learns) * seen.before:
-            yield warning("learns-nothing", f"The {seen.role} does not learn: its loss on its first batch was {seen.before:.4g} and is "
+            yield warn("learns-nothing", f"The {seen.role} does not learn: its loss on its first batch was {seen.before:.4g} and is "
                           f"{seen.after:.4g} after {seen.steps} steps. Look at optimizer.lr.")  # fmt: skip
 
 
-def _without_weight(subject: Subject) -> Iterator[Finding]:
+def _find_unweighted(subject: Subject) -> Iterator[Finding]:
     for name, weight in subject.shop.parts.recipe.loss_weights.items():
         if weight == 0:
             yield refusal(
@@ -35,7 +35,7 @@ def _without_weight(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _dominates(subject: Subject, seen: Rehearsal) -> Iterator[Finding]:
+def _find_dominant(subject: Subject, seen: DryRun) -> Iterator[Finding]:
     if len(seen.shares) < 2:
         return
     if (
@@ -50,7 +50,7 @@ def _dominates(subject: Subject, seen: Rehearsal) -> Iterator[Finding]:
         return
     name, share = max(seen.shares.items(), key=lambda item: item[1])
     if share > subject.limits.share and not math.isnan(share):
-        yield warning(
+        yield warn(
             "term-dominates",
             f"The loss term {name} has {share:.1%} of the {seen.role}'s gradient in the first"
             f" steps, so the others hardly count. Lower loss.{name}.weight, or leave the others"

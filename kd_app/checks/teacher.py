@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from kd_app.checks.context import Subject
-from kd_app.checks.finding import Finding, note, refusal, warning
+from kd_app.checks.finding import Finding, note, refusal, warn
 from kd_app.config import RequestError
 from kd_app.data.normalize import normalize
-from kd_app.models.spec import ModelRequest
+from kd_app.models.spec import ModelSpec
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.models.weights import state_sha256
 from kd_app.reporting.results import read
@@ -43,7 +43,7 @@ def random_head(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def not_deterministic(subject: Subject) -> Iterator[Finding]:
+def check_determinism(subject: Subject) -> Iterator[Finding]:
     """A teacher that answers the same images differently: dropout or drop-path that
     stay on, or BatchNorm that moves or goes by the batch.
     """
@@ -83,7 +83,7 @@ def not_deterministic(subject: Subject) -> Iterator[Finding]:
                     "it answers the same batch differently the second time (dropout or drop-path"
                     " that stays on)"
                 ),
-                _differ(once, again),
+                _is_different(once, again),
             ),
             (
                 "its state changes while it answers (BatchNorm's running statistics)",
@@ -94,7 +94,7 @@ def not_deterministic(subject: Subject) -> Iterator[Finding]:
                     "its answer to an image depends on the others of the batch (BatchNorm that goes"
                     " by the batch)"
                 ),
-                _differ(once, halves),
+                _is_different(once, halves),
             ),
         )
         if found
@@ -107,11 +107,11 @@ def not_deterministic(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _differ(first: torch.Tensor, second: torch.Tensor) -> bool:
+def _is_different(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool((first - second).abs().max() > _TOLERANCE * first.std() + 1e-6)
 
 
-def at_chance(subject: Subject) -> Iterator[Finding]:
+def check_chance_level(subject: Subject) -> Iterator[Finding]:
     """A teacher that is not shown to be better than answers in the same proportions
     that have nothing to do with the images.
     """
@@ -137,27 +137,27 @@ def at_chance(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def below_published(subject: Subject) -> Iterator[Finding]:
+def check_published_accuracy(subject: Subject) -> Iterator[Finding]:
     """A teacher that is worse here than a figure that lies beside its weights says."""
     from scipy.stats import binomtest
 
     if subject.teacher is None:
         return
-    told, where = published(subject.teacher.request)
+    told, where = read_published_accuracy(subject.teacher.request)
     hits = subject.hits
     if (
         told is not None
         and binomtest(int(hits.sum()), len(hits), told, alternative="less").pvalue
         < subject.limits.significance
     ):
-        yield warning(
+        yield warn(
             "teacher-below-published",
             f"The teacher has {hits.mean():.1%} of {len(hits):,} images right, and {where} says"
             f" {told:.1%}. Is it fed as it was then, are these the same classes and such images?",
         )
 
 
-def published(request: ModelRequest) -> tuple[float | None, str]:
+def read_published_accuracy(request: ModelSpec) -> tuple[float | None, str]:
     """The accuracy (0..1) that is told beside a teacher's weights, and where: in the
     results of its run, or in its model card's model-index.
     """
@@ -171,11 +171,11 @@ def published(request: ModelRequest) -> tuple[float | None, str]:
             split = found.test or found.validation
             return (split.student.top1 if split else None), f"{folder.name}/{RESULTS}"
         if (folder / "README.md").is_file():
-            return _card(folder / "README.md"), f"{folder.name}/README.md"
+            return _read_card_accuracy(folder / "README.md"), f"{folder.name}/README.md"
     return None, ""
 
 
-def _card(path: Path) -> float | None:
+def _read_card_accuracy(path: Path) -> float | None:
     """The first accuracy of a model card's metadata, as Hugging Face defines it;
     percent where it is more than 1.
     """

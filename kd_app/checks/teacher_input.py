@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool
 from timm.data import constants
 
-from kd_app.checks.context import PASSES, Subject, swapped
+from kd_app.checks.context import PASSES, Subject, swap_channels
 from kd_app.checks.finding import Finding, refusal
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 
 NORMALIZATIONS = {
     "ImageNet's": (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD),
@@ -33,7 +33,7 @@ _FOLDS = 2
 
 
 @dataclass(frozen=True)
-class Other:
+class InputAlternative:
     """Where the teacher is right when it is read or fed in another way, and how to mend
     that.
     """
@@ -44,7 +44,7 @@ class Other:
     hits: Bool[np.ndarray, " images"]
 
 
-def fed_otherwise(subject: Subject) -> Iterator[Finding]:
+def check_teacher_input(subject: Subject) -> Iterator[Finding]:
     """A teacher that is significantly better with its classes in another order, or with
     another normalization, channel order or crop.
 
@@ -54,13 +54,13 @@ def fed_otherwise(subject: Subject) -> Iterator[Finding]:
         return
     better: dict[str, tuple[float, Finding]] = {}
     for other in (
-        _classes(subject),
-        *_normalizations(subject),
-        *_channels(subject),
-        *_crops(subject),
+        _try_class_order(subject),
+        *_try_normalizations(subject),
+        *_try_channel_order(subject),
+        *_try_crops(subject),
     ):
         before, after = subject.hits, other.hits
-        share, p = float(after.mean()), _by_chance(before, after)
+        share, p = float(after.mean()), _compute_chance(before, after)
         if (
             p * PASSES >= subject.limits.significance
             or share - before.mean() < subject.limits.better
@@ -79,7 +79,7 @@ def fed_otherwise(subject: Subject) -> Iterator[Finding]:
     )
 
 
-def _by_chance(before: Bool[np.ndarray, " images"], after: Bool[np.ndarray, " images"]) -> float:
+def _compute_chance(before: Bool[np.ndarray, " images"], after: Bool[np.ndarray, " images"]) -> float:
     """How likely so many more images would turn right than wrong, if neither were more
     likely than the other.
     """
@@ -93,7 +93,7 @@ def _by_chance(before: Bool[np.ndarray, " images"], after: Bool[np.ndarray, " im
     )
 
 
-def _classes(subject: Subject) -> Other:
+def _try_class_order(subject: Subject) -> InputAlternative:
     """The permutation of classes that fits one half of the images best, judged on the
     other half, and the other way round.
     """
@@ -101,9 +101,9 @@ def _classes(subject: Subject) -> Other:
     said, hits = answers.logits.argmax(axis=1), np.zeros(len(answers.target), dtype=bool)
     fold = np.random.default_rng(0).permutation(len(hits)) % _FOLDS
     for number in range(_FOLDS):
-        means = _permutation(said[fold != number], answers.target[fold != number], len(names))
+        means = _find_permutation(said[fold != number], answers.target[fold != number], len(names))
         hits[fold == number] = means[said[fold == number]] == answers.target[fold == number]
-    means = _permutation(said, answers.target, len(names))
+    means = _find_permutation(said, answers.target, len(names))
     moved = [f"by {names[a]!r} it means {names[b]!r}" for a, b in enumerate(means) if a != b][:3]
     mend = (
         "Correct its label_names, or sort its classifier's rows by the data's classes:"
@@ -111,10 +111,10 @@ def _classes(subject: Subject) -> Other:
         if moved
         else ""
     )
-    return Other("teacher-class-order", "its classes in another order", mend, hits)
+    return InputAlternative("teacher-class-order", "its classes in another order", mend, hits)
 
 
-def _permutation(said: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
+def _find_permutation(said: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
     """``means[k]``: the class that an answer k stands for, so that most images are
     right; k itself where the images do not say.
     """
@@ -126,7 +126,7 @@ def _permutation(said: np.ndarray, target: np.ndarray, classes: int) -> np.ndarr
     return means
 
 
-def _normalizations(subject: Subject) -> Iterator[Other]:
+def _try_normalizations(subject: Subject) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if "uint8" not in subject.shop.data.capabilities:
         return  # they come normalized, nobody knows how
@@ -135,41 +135,41 @@ def _normalizations(subject: Subject) -> Iterator[Other]:
         **NORMALIZATIONS,
         "that of these images": (seen.mean, seen.std),
     }.items():
-        pixels = replace(given, mean=_for(given, mean), std=_for(given, std))
+        pixels = replace(given, mean=_match_channels(given, mean), std=_match_channels(given, std))
         if not np.allclose(
             [*pixels.mean, *pixels.std], [*given.mean, *given.std], atol=_CLOSE / 5, rtol=_CLOSE
         ):
             mend = (
-                f"Say mean {_said(pixels.mean)} and std {_said(pixels.std)} in the config.json of"
+                f"Say mean {_format_values(pixels.mean)} and std {_format_values(pixels.std)} in the config.json of"
                 " its weights (name=local-dir:<folder>)."
             )
             hits = subject.answer(subject.sample, pixels).hits
-            yield Other("teacher-normalization", f"another normalization: {name}", mend, hits)
+            yield InputAlternative("teacher-normalization", f"another normalization: {name}", mend, hits)
 
 
-def _for(given: Pixels, values: tuple[float, ...]) -> tuple[float, ...]:
+def _match_channels(given: InputSpec, values: tuple[float, ...]) -> tuple[float, ...]:
     return (
         values if len(values) == given.channels else (sum(values) / len(values),) * given.channels
     )
 
 
-def _said(values: tuple[float, ...]) -> str:
+def _format_values(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:.4g}' for value in values)}]"
 
 
-def _channels(subject: Subject) -> Iterator[Other]:
+def _try_channel_order(subject: Subject) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if subject.teacher.created.pixels.channels == 3 and subject.shop.data.channels == 3:
-        batches = [swapped(batch) for batch in subject.sample]
+        batches = [swap_channels(batch) for batch in subject.sample]
         hits = subject.answer(batches, subject.teacher.created.pixels).hits
         mend = (
             "Swap the input channels of its first layer, or wrap it: it expects BGR where images"
             " are RGB."
         )
-        yield Other("teacher-channel-order", "the channels the other way round (BGR)", mend, hits)
+        yield InputAlternative("teacher-channel-order", "the channels the other way round (BGR)", mend, hits)
 
 
-def _crops(subject: Subject) -> Iterator[Other]:
+def _try_crops(subject: Subject) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if "uint8" not in subject.shop.data.capabilities:
         return
@@ -182,6 +182,6 @@ def _crops(subject: Subject) -> Iterator[Other]:
                 f"Say crop_pct {crop:g} in the config.json of its weights"
                 " (name=local-dir:<folder>)."
             )
-            yield Other(
+            yield InputAlternative(
                 "teacher-crop", f"a crop of {crop:g} in place of {given.crop:g}", mend, hits
             )

@@ -28,8 +28,8 @@ def run(
         print(text)
         sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(_together(lambda: _run(task, primary, after_sweep)))
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.exit(_run_under_torchrun(lambda: _run(task, primary, after_sweep)))
 
 
 def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None] | None) -> int:
@@ -38,7 +38,7 @@ def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None]
     return run_with_hydra(task, primary, after_sweep)
 
 
-def _together(body: Callable[[], int]) -> int:
+def _run_under_torchrun(body: Callable[[], int]) -> int:
     """Run `body` in the first of torchrun's processes, and let the others follow until
     it is done; its exit code. Alone it is just `body`.
     """
@@ -56,5 +56,5 @@ def _together(body: Callable[[], int]) -> int:
             torchrun.dismiss()
 
 
-def _terminated(number: int, frame: Any) -> NoReturn:
+def _raise_terminated(number: int, frame: Any) -> NoReturn:
     sys.exit(143)

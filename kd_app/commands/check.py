@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 from kd_app.commands.app import run
 
 
-def _task(config: dict[str, Any], trial: int | None) -> None:
+def _run_task(config: dict[str, Any], trial: int | None) -> None:
     from kd_app.jobs.check import check
 
     check(config)
@@ -13,7 +13,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
 
 def main() -> NoReturn:
     """The command."""
-    run(_task, "check")
+    run(_run_task, "check")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from typing import Any, NoReturn
 from kd_app.commands.app import run
 
 
-def _task(config: dict[str, Any], trial: int | None) -> None:
+def _run_task(config: dict[str, Any], trial: int | None) -> None:
     from kd_app.jobs.compress import compress
 
     compress(config, trial=trial)
 
 
-def _after_sweep(config: dict[str, Any]) -> None:
+def _finish_sweep(config: dict[str, Any]) -> None:
     from kd_app.jobs.sweep import set_side_by_side
 
     set_side_by_side(config)
@@ -19,7 +19,7 @@ def _after_sweep(config: dict[str, Any]) -> None:
 
 def main() -> NoReturn:
     """The command."""
-    run(_task, "compress", after_sweep=_after_sweep)
+    run(_run_task, "compress", after_sweep=_finish_sweep)
 
 
 if __name__ == "__main__":

@@ -5,21 +5,21 @@ from typing import Any, NoReturn
 from kd_app.commands.app import run
 
 
-def _task(config: dict[str, Any], trial: int | None) -> None:
+def _run_task(config: dict[str, Any], trial: int | None) -> None:
     from kd_app.jobs.distill import distill
 
     distill(config, trial=trial)
 
 
-def _after_sweep(config: dict[str, Any]) -> None:
-    from kd_app.jobs.sweep import conclude
+def _finish_sweep(config: dict[str, Any]) -> None:
+    from kd_app.jobs.sweep import finish_sweep
 
-    conclude(config)
+    finish_sweep(config)
 
 
 def main() -> NoReturn:
     """The command."""
-    run(_task, "distill", after_sweep=_after_sweep)
+    run(_run_task, "distill", after_sweep=_finish_sweep)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from kd_app.commands.app import run
 
 
-def _task(config: dict[str, Any], trial: int | None) -> None:
+def _run_task(config: dict[str, Any], trial: int | None) -> None:
     if config["cascade"] is not None:
         from kd_app.jobs.cascade import evaluate_cascade
 
@@ -20,7 +20,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
 
 def main() -> NoReturn:
     """The command."""
-    run(_task, "evaluate")
+    run(_run_task, "evaluate")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from kd_app.config.errors import RequestError, RunError
 STOPPED = {130, 143}
 
 
-def guarded(body: Callable[[], object], *, about: str = "") -> int:
+def run_to_exit_code(body: Callable[[], object], *, about: str = "") -> int:
     """Run `body`; its ending as an exit code, with one paragraph on stderr where it did
     not go well, that begins with what it is `about`.
     """
@@ -30,7 +30,7 @@ def guarded(body: Callable[[], object], *, about: str = "") -> int:
             raise
         return report(143, f"Stopped by SIGTERM. {goes_on}")
     except Exception as error:
-        return report(1, f"{about}{_failure(error)}. {goes_on}")
+        return report(1, f"{about}{_explain_failure(error)}. {goes_on}")
     return 0
 
 
@@ -47,7 +47,7 @@ def combine(codes: Sequence[int]) -> int:
     return next((code for code in (143, 130, 1, 2) if code in codes), 0)
 
 
-def _failure(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     """What the system refused (disk full, no right to write) in words; all else is a
     fault of the program, with its traceback.
     """

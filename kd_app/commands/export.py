@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from kd_app.commands.app import run
 
 
-def _task(config: dict[str, Any], trial: int | None) -> None:
+def _run_task(config: dict[str, Any], trial: int | None) -> None:
     from kd_app.jobs.export import export_run
 
     export_run(config, trial=trial)
@@ -15,7 +15,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
 
 def main() -> NoReturn:
     """The command."""
-    run(_task, "export")
+    run(_run_task, "export")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_app.commands.exit_codes import STOPPED, combine, guarded, report
-from kd_app.config.compose import COMPOSING, composed, explained, opened, plain
+from kd_app.commands.exit_codes import STOPPED, combine, run_to_exit_code, report
+from kd_app.config.compose import COMPOSING, composed, explain_error, opened, plain
 from kd_app.config.paths import CONF
 
 _SWEEP = {"-m", "--multirun"}
@@ -38,23 +38,23 @@ def run_with_hydra(
         settings = HydraConfig.get()
         trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
         codes.append(
-            guarded(
+            run_to_exit_code(
                 lambda: task(plain(config), trial),
                 about="" if trial is None else f"Trial {trial}: ",
             )
         )
         configs.append(config)
         if codes[-1] in STOPPED:
-            raise _Stopped
+            raise _TrialsStopped
 
-    sys.argv[1:] = _words(sys.argv[1:])
+    sys.argv[1:] = _prepare_overrides(sys.argv[1:])
     try:
         main()
-    except _Stopped:
+    except _TrialsStopped:
         pass
     except COMPOSING as error:
         words = [word for word in sys.argv[1:] if not word.startswith("-")]
-        codes.append(report(2, explained(error, primary, words)))
+        codes.append(report(2, explain_error(error, primary, words)))
     except KeyboardInterrupt:
         codes.append(130)
     if _SWEEP & set(sys.argv):
@@ -62,7 +62,7 @@ def run_with_hydra(
             codes,
             after_sweep,
             lambda: (
-                plain(configs[-1]) if configs else composed(primary, _without_sweeps(sys.argv[1:]))
+                plain(configs[-1]) if configs else composed(primary, _drop_sweeps(sys.argv[1:]))
             ),
         )
     return combine(codes)
@@ -83,21 +83,21 @@ def _end_sweep(
             folder.rmdir()
     ran = not codes or set(codes) - {2}  # without codes: in other processes, or earlier
     if after_sweep and ran and not STOPPED & set(codes) and (codes or any(out.glob("[0-9]*"))):
-        codes.append(guarded(lambda: after_sweep(config())))
+        codes.append(run_to_exit_code(lambda: after_sweep(config())))
 
 
-def _without_sweeps(words: list[str]) -> list[str]:
+def _drop_sweeps(words: list[str]) -> list[str]:
     said = OverridesParser.create().parse_overrides(
         [word for word in words if not word.startswith("-")]
     )
     return [str(override.input_line) for override in said if not override.is_sweep_override()]
 
 
-class _Stopped(BaseException):
+class _TrialsStopped(BaseException):
     """Somebody stopped a trial: no more trials."""
 
 
-def _words(argv: list[str]) -> list[str]:
+def _prepare_overrides(argv: list[str]) -> list[str]:
     """The command line for Hydra: kwargs opened, ``-m`` first, and a folder for a sweep
     that names none (the same words find the same folder).
     """

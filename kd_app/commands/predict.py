@@ -6,7 +6,7 @@ from kd_app.commands.app import run
 from kd_app.config import RequestError
 
 
-def _task(config: dict[str, Any], trial: int | None) -> None:
+def _run_task(config: dict[str, Any], trial: int | None) -> None:
     if trial is not None:
         raise RequestError(
             "kd-predict writes one file, and -m asks for several. Say it once for each, with an"
@@ -19,7 +19,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
 
 def main() -> NoReturn:
     """The command."""
-    run(_task, "predict")
+    run(_run_task, "predict")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,12 @@ class Asked(Typed, called="kd-report"):
         self.logger = logger
 
 
-def _task(config: dict[str, Any], trial: int | None) -> None:
+def _run_task(config: dict[str, Any], trial: int | None) -> None:
     asked = Asked(**config)
     if asked.schema:
-        from kd_app.reporting.results import json_schema
+        from kd_app.reporting.results import build_json_schema
 
-        print(json.dumps(json_schema(), indent=1))
+        print(json.dumps(build_json_schema(), indent=1))
         return
     if not asked.runs:
         raise RequestError(
@@ -48,7 +48,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
     from kd_app.reporting.runs import find_runs
 
     runs = find_runs(asked.runs)
-    out = Path(asked.out) if asked.out else _beside(runs)
+    out = Path(asked.out) if asked.out else _resolve_out(runs)
     page = write_report(runs, out if trial is None else out / str(trial), asked.latency_ms)
     if asked.logger:
         from kd_app.tracking.report import tell_report
@@ -60,7 +60,7 @@ def _task(config: dict[str, Any], trial: int | None) -> None:
     )
 
 
-def _beside(runs: list[Path]) -> Path:
+def _resolve_out(runs: list[Path]) -> Path:
     """A single run's own folder; ``report`` in the folder that holds all of several."""
     return (
         runs[0]
@@ -71,7 +71,7 @@ def _beside(runs: list[Path]) -> Path:
 
 def main() -> NoReturn:
     """The command."""
-    run(_task, "report")
+    run(_run_task, "report")
 
 
 if __name__ == "__main__":

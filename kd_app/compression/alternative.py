@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kd_app.config import RequestError
-from kd_app.models.spec import ModelRequest
+from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import closest, costs
-from kd_app.run.role_jobs import student_job
+from kd_app.run.role_jobs import build_student_job
 from kd_app.run.train import train
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 STAGE = "alternative"
 _SLACK = 1.25
@@ -26,7 +26,7 @@ class Alternative:
     name: str
     among: tuple[dict[str, Any], ...]
 
-    def train(self, shop: Workshop, teacher: Member | None, macs: int) -> Member:
+    def train(self, shop: Workspace, teacher: RunModel | None, macs: int) -> RunModel:
         """The net of about `macs` multiply-adds, trained on the run's own recipe from
         the same teacher, or found.
 
@@ -35,14 +35,14 @@ class Alternative:
         """
         request = self._request(shop, macs)
         shop.console.say(f"The alternative: {request.name}, trained on the run's recipe")
-        job = student_job(shop, teacher, name=STAGE, model=request)
+        job = build_student_job(shop, teacher, name=STAGE, model=request)
         return replace(train(shop, job, listener=shop.tracker), role="student")
 
-    def _request(self, shop: Workshop, macs: int) -> ModelRequest:
+    def _request(self, shop: Workspace, macs: int) -> ModelSpec:
         if self.name != "auto":
-            return _asked({"name": self.name})
+            return _parse_model({"name": self.name})
         found = costs(
-            [_asked(node) for node in self.among],
+            [_parse_model(node) for node in self.among],
             shop.parts.student,
             shop.seen(),
             len(shop.classes),
@@ -57,11 +57,11 @@ class Alternative:
         return closest(cheap or found, macs).request
 
 
-def _asked(node: dict[str, Any]) -> ModelRequest:
+def _parse_model(node: dict[str, Any]) -> ModelSpec:
     more: dict[str, Any] = {
         "kwargs": node.get("kwargs", {}),
         "image_size": None,
         "checkpoint": None,
         "factory": None,
     }
-    return ModelRequest(role="student", name=node["name"], pretrained="auto", **more)
+    return ModelSpec(role="student", name=node["name"], pretrained="auto", **more)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pydantic import PositiveFloat, PositiveInt
 
 from kd_app.compression.step import Step
-from kd_app.run.role_jobs import student_job
+from kd_app.run.role_jobs import build_student_job
 from kd_app.run.train import train
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 
 class Finetune(Step):
@@ -21,7 +21,7 @@ class Finetune(Step):
         self.max_epochs = max_epochs
         self.lr = lr
 
-    def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
+    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
         """A training like any other: found again, gone on with after a kill, on as many
         ranks as the run.
         """
@@ -34,5 +34,5 @@ class Finetune(Step):
             max_epochs=self.max_epochs or recipe.max_epochs,
             optimizer={**recipe.optimizer, "lr": lr},
         )
-        job = student_job(shop, teacher, name=name, model=student.request, recipe=recipe)
+        job = build_student_job(shop, teacher, name=name, model=student.request, recipe=recipe)
         return replace(train(shop, job, listener=shop.tracker), role=student.role)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from kd_app.config import Pixels, RequestError, RunError
-from kd_app.config.errors import first_line
+from kd_app.config import InputSpec, RequestError, RunError
+from kd_app.config.errors import take_first_line
 from kd_app.deployment.xnnpack import quiet
 
 Images = Float[Tensor, "batch channels height width"]
@@ -35,7 +35,7 @@ def library() -> Any:
     return quantize_pt2e, xnnpack_quantizer
 
 
-def trace(model: nn.Module, pixels: Pixels) -> fx.GraphModule:
+def trace(model: nn.Module, pixels: InputSpec) -> fx.GraphModule:
     """`model` in eval mode as a graph for batches of any size, its batch norms folded
     into the convolutions before them (in `model`, too).
 
@@ -54,10 +54,10 @@ def trace(model: nn.Module, pixels: Pixels) -> fx.GraphModule:
     except Exception as error:  # of many kinds: what a model may hold has no bounds
         raise RunError(
             f"torch can't export this {type(model).__name__}, so it can't be quantized:"
-            f" {first_line(error)}"
+            f" {take_first_line(error)}"
         ) from error
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for conv, norm in _pairs(graph.graph):
+    for conv, norm in _find_conv_bn_pairs(graph.graph):
         weight, bias = conv.args[1], conv.args[2] if len(conv.args) > 2 else None
         gamma, beta, mean, variance = norm.args[1:5]
         named = [
@@ -76,7 +76,7 @@ def trace(model: nn.Module, pixels: Pixels) -> fx.GraphModule:
     return graph
 
 
-def _pairs(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+def _find_conv_bn_pairs(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Each convolution whose only reader is a batch norm with weights, and whose weight
     nothing else reads; and that norm.
     """
@@ -177,7 +177,7 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     return converted
 
 
-def save(converted: fx.GraphModule, pixels: Pixels, path: Path) -> None:
+def save(converted: fx.GraphModule, pixels: InputSpec, path: Path) -> None:
     """As an exported program (normalized images of any number -> logits):
     ``torch.export.load(path).module()`` needs neither kd_app nor timm.
     """
@@ -215,7 +215,7 @@ class Learning(nn.Module):
         return self
 
 
-class Probe:
+class QuantizationProbe:
     """What rounding to int8 does to the logits, with any of the units in float: one
     graph whose roundings are switched on and off.
     """
@@ -237,19 +237,19 @@ class Probe:
             name
             for node in self._graph.graph.nodes
             if node.target in self._roundings
-            for name in _around(node)
+            for name in _find_neighbors(node)
         )
         return tuple(dict.fromkeys(found))
 
     def only(self, unit: str) -> float:
         """Mean over the images of ``KL(float || this unit alone in int8)``, nats."""
-        return self._divergence(lambda units: unit in units)
+        return self._measure_divergence(lambda units: unit in units)
 
     def without(self, keep: Collection[str]) -> float:
         """Mean over the images of ``KL(float || all but `keep` in int8)``, nats."""
-        return self._divergence(lambda units: bool(units - set(keep)))
+        return self._measure_divergence(lambda units: bool(units - set(keep)))
 
-    def _divergence(self, on: Callable[[frozenset[str]], bool]) -> float:
+    def _measure_divergence(self, on: Callable[[frozenset[str]], bool]) -> float:
         self._switch(on)
         return float((self._expected.exp() * (self._expected - self._log_p())).sum(dim=1).mean())
 
@@ -257,7 +257,7 @@ class Probe:
         rounds = dict.fromkeys(self._roundings, False)
         for node in self._graph.graph.nodes:
             if node.target in rounds:
-                rounds[node.target] |= on(_around(node))
+                rounds[node.target] |= on(_find_neighbors(node))
         for name, rounding in self._roundings.items():
             rounding.fake_quant_enabled[0] = int(rounds[name])
 
@@ -276,7 +276,7 @@ def _roundings(graph: fx.GraphModule) -> dict[str, Any]:
     }
 
 
-def _around(rounding: fx.Node) -> frozenset[str]:
+def _find_neighbors(rounding: fx.Node) -> frozenset[str]:
     """The units whose inputs or outputs it rounds: those that read it, and the one that
     made what it rounds, an activation between them or not.
     """

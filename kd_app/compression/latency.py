@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kd_app.config import Pixels, RequestError, RunError
-from kd_app.deployment.timing import Floats, in_turns
+from kd_app.config import InputSpec, RequestError, RunError
+from kd_app.deployment.timing import Floats, time_interleaved
 from kd_app.deployment.xnnpack import Lowered, lower
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 PROGRAM = "program.pte"
 _ROUNDS = 20
@@ -19,7 +19,7 @@ _SECONDS = 1.0
 """About as long is each measured."""
 
 
-def latencies(shop: Workshop, members: Mapping[str, Member]) -> dict[str, float]:
+def measure_latencies(shop: Workspace, members: Mapping[str, RunModel]) -> dict[str, float]:
     """Milliseconds of one image with one thread, by the members' names: the median of
     calls that they take in turns, each as its XNNPACK program.
 
@@ -27,7 +27,7 @@ def latencies(shop: Workshop, members: Mapping[str, Member]) -> dict[str, float]
     of them.
     """
     try:
-        programs = {name: _program(shop, member) for name, member in members.items()}
+        programs = {name: _lower_program(shop, member) for name, member in members.items()}
         taken = timed(
             {name: (Lowered(path), members[name].created.pixels) for name, path in programs.items()}
         )
@@ -37,7 +37,7 @@ def latencies(shop: Workshop, members: Mapping[str, Member]) -> dict[str, float]
     return {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
 
 
-def _program(shop: Workshop, member: Member) -> Path:
+def _lower_program(shop: Workspace, member: RunModel) -> Path:
     if member.program is not None:
         return member.program
     created = member.created
@@ -49,37 +49,37 @@ def _program(shop: Workshop, member: Member) -> Path:
         "program",
         config,
         inputs,
-        lambda folder: lower(_plain(created.model), created.pixels, folder / PROGRAM),
+        lambda folder: lower(_copy_contiguous(created.model), created.pixels, folder / PROGRAM),
     )
     return stage.path / PROGRAM
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def _copy_contiguous(model: nn.Module) -> nn.Module:
     """As it is lowered: ExecuTorch can't take weights of one channel in the order that
     measuring left them in, channels last.
     """
     return model.cpu().eval().to(memory_format=torch.contiguous_format)
 
 
-def timed(models: Mapping[str, tuple[nn.Module, Pixels]]) -> dict[str, Floats]:
+def timed(models: Mapping[str, tuple[nn.Module, InputSpec]]) -> dict[str, Floats]:
     """Seconds of each call with one image of noise, ``[rounds, calls]``."""
     with torch.inference_mode():
         calls = {
             name: partial(model, torch.rand(1, each.channels, each.height, each.width))
             for name, (model, each) in models.items()
         }
-        once = {name: _quickest(call) for name, call in calls.items()}
+        once = {name: _time_fastest(call) for name, call in calls.items()}
         repeats = {
             name: max(1, int(_SECONDS / _ROUNDS / seconds)) for name, seconds in once.items()
         }
-        return in_turns(calls, rounds=_ROUNDS, repeats=repeats, warm=1)
+        return time_interleaved(calls, rounds=_ROUNDS, repeats=repeats, warm=1)
 
 
-def _quickest(call: Callable[[], object]) -> float:
-    return max(1e-6, float(in_turns({"": call}, rounds=3, repeats={"": 1}, warm=1)[""].min()))
+def _time_fastest(call: Callable[[], object]) -> float:
+    return max(1e-6, float(time_interleaved({"": call}, rounds=3, repeats={"": 1}, warm=1)[""].min()))
 
 
-def latency_share(model: nn.Module, whole: nn.Module, pixels: Pixels, folder: Path) -> float:
+def measure_latency_share(model: nn.Module, whole: nn.Module, pixels: InputSpec, folder: Path) -> float:
     """The median latency of `model` over that of `whole`; their programs are written
     into `folder`, that of `whole` once.
     """

@@ -11,19 +11,19 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from kd_app.compression.latency import latency_share
+from kd_app.compression.latency import measure_latency_share
 from kd_app.compression.step import Step
-from kd_app.config import Pixels, RequestError
-from kd_app.config.errors import first_line
+from kd_app.config import InputSpec, RequestError
+from kd_app.config.errors import take_first_line
 from kd_app.models.cost import count_macs, count_params
-from kd_app.models.create import Created
+from kd_app.models.create import LoadedModel
 from kd_app.models.layer_widths import changed, sizes
 from kd_app.models.save import save_model
 from kd_app.models.simkd_student import Reused
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
 from kd_app.training.fit import MODEL, build, trained
-from kd_app.training.job import Teacher, TrainingJob
+from kd_app.training.job import JobTeacher, TrainingJob
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 RECORD = "prune.json"
@@ -89,9 +89,9 @@ class Prune(Step):
         self.images = images
         self.iterations = iterations
         self.round_to = round_to
-        _library()
+        _load_torch_pruning()
 
-    def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
+    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
         """The pruned student. Raises `RequestError` for a target out of reach, or a net
         whose channels can't be told apart.
         """
@@ -128,13 +128,13 @@ class Prune(Step):
         member = shop.ready(trained(student.request, stage.path), seed=0)
         return replace(member, role=student.role, folder=stage.path)
 
-    def told(self, member: Member) -> dict[str, Any]:
+    def told(self, member: RunModel) -> dict[str, Any]:
         """The target, and the shares that are left."""
         assert member.folder is not None
         found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
         return found
 
-    def _build(self, folder: Path, shop: Workshop, student: Member, teacher: Member | None) -> None:
+    def _build(self, folder: Path, shop: Workspace, student: RunModel, teacher: RunModel | None) -> None:
         shop.console.line(
             f"  prune: removing channels until {self.target:g} of the {self.of} is left ..."
         )
@@ -144,16 +144,16 @@ class Prune(Step):
         measure = (
             None
             if self.importance == "magnitude"
-            else lambda net: self._gradients(shop, student, net, teacher)
+            else lambda net: self._accumulate_gradients(shop, student, net, teacher)
         )
         told: dict[str, Any] = {}
         if self.of == "latency":
             whole = deepcopy(model)
-            model, told = self.by_latency(
+            model, told = self.prune_by_latency(
                 model,
                 created.pixels,
                 measure,
-                lambda net: latency_share(net, whole, created.pixels, folder),
+                lambda net: measure_latency_share(net, whole, created.pixels, folder),
             )
             kept = told["kept"]
         else:
@@ -184,10 +184,10 @@ class Prune(Step):
             ),
         )
 
-    def by_latency(
+    def prune_by_latency(
         self,
         model: nn.Module,
-        pixels: Pixels,
+        pixels: InputSpec,
         measure: Callable[[nn.Module], None] | None,
         share: Callable[[nn.Module], float],
     ) -> tuple[nn.Module, dict[str, Any]]:
@@ -225,7 +225,7 @@ class Prune(Step):
     def prune(
         self,
         model: nn.Module,
-        pixels: Pixels,
+        pixels: InputSpec,
         measure: Callable[[nn.Module], None] | None,
         *,
         target: float,
@@ -241,7 +241,7 @@ class Prune(Step):
             now = 1 - (1 - target) * number / self.iterations
             if measure is not None:
                 measure(model)
-            left = self._towards(model, pixels, now, lambda: cost(model) / whole)
+            left = self._prune_toward(model, pixels, now, lambda: cost(model) / whole)
         model.zero_grad(set_to_none=True)
         if left > target:
             raise RequestError(
@@ -251,11 +251,11 @@ class Prune(Step):
             )
         return left
 
-    def _towards(
-        self, model: nn.Module, pixels: Pixels, target: float, share: Callable[[], float]
+    def _prune_toward(
+        self, model: nn.Module, pixels: InputSpec, target: float, share: Callable[[], float]
     ) -> float:
         """One way down, channel group by channel group."""
-        library = _library()
+        library = _load_torch_pruning()
         kinds = library.pruner.importance
         importance = (
             kinds.GroupMagnitudeImportance(p=2)
@@ -264,7 +264,7 @@ class Prune(Step):
         )
         classifier = getattr(model, "get_classifier", lambda: None)()
         heads = [module for module in model.modules() if module is classifier]
-        bare = [(parameter, parameter.dim() - 1) for parameter in _bare(model)]
+        bare = [(parameter, parameter.dim() - 1) for parameter in _find_bare_parameters(model)]
         example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
         left = share()
         try:
@@ -290,13 +290,13 @@ class Prune(Step):
         ) as error:
             raise RequestError(
                 f"torch-pruning can't follow the channels of this {type(model).__name__}:"
-                f" {first_line(error)[:200]}. Choose a student of another architecture, such as a"
+                f" {take_first_line(error)[:200]}. Choose a student of another architecture, such as a"
                 " ResNet, MobileNetV3, EfficientNet, ConvNeXt or RegNet."
             ) from None
         return left
 
-    def _gradients(
-        self, shop: Workshop, student: Member, model: nn.Module, teacher: Member | None
+    def _accumulate_gradients(
+        self, shop: Workspace, student: RunModel, model: nn.Module, teacher: RunModel | None
     ) -> None:
         """Those of the loss, summed over `images` images of train, in eval mode."""
         recipe = shop.parts.recipe
@@ -305,10 +305,10 @@ class Prune(Step):
         pixels = student.created.pixels
         if teacher is not None:
             teacher.created.model.cpu()
-        source = Teacher(teacher.request, teacher.created) if teacher else None
+        source = JobTeacher(teacher.request, teacher.created) if teacher else None
         job = TrainingJob("prune", student.request, pixels, recipe, source)
         module = build(
-            job, Created(model, pixels, student.created.weights), shop.data, shop.parts.trainer
+            job, LoadedModel(model, pixels, student.created.weights), shop.data, shop.parts.trainer
         )
         model.eval().zero_grad(set_to_none=True)
         for batch in shop.data.sample("train", pixels, self.images):
@@ -319,7 +319,7 @@ class Prune(Step):
         model.to(memory_format=torch.contiguous_format)
 
 
-def _bare(model: nn.Module) -> list[nn.Parameter]:
+def _find_bare_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that lie in no layer of a known kind, such as ConvNeXt's layer scale."""
     layers = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     return [
@@ -330,7 +330,7 @@ def _bare(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def _library() -> Any:
+def _load_torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from kd_app.compression.graph import (
     Learning,
-    Probe,
+    QuantizationProbe,
     calibrate,
     convert,
     library,
@@ -23,15 +23,15 @@ from kd_app.compression.graph import (
     trace,
 )
 from kd_app.compression.step import Step
-from kd_app.config import Pixels, RequestError, unknown
+from kd_app.config import InputSpec, RequestError, unknown
 from kd_app.data.normalize import normalize
-from kd_app.deployment.formats.base import Deployed
+from kd_app.deployment.formats.base import UInt8Model
 from kd_app.deployment.xnnpack import lower
 from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, save_model
-from kd_app.models.spec import ModelRequest
-from kd_app.run.role_jobs import student_job
+from kd_app.models.spec import ModelSpec
+from kd_app.run.role_jobs import build_student_job
 from kd_app.run.train import train
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE as CURVES
 from kd_app.training.fit import MODEL, trained
@@ -89,11 +89,11 @@ class Quantize(Step):
         self.per_channel = per_channel
         library()
 
-    def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
+    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
         """The quantized student. Raises `RequestError` for terms that a graph can't be
         taught by, and for units that it has not.
         """
-        created, recipe = student.created, self._recipe(shop)
+        created, recipe = student.created, self._build_recipe(shop)
         listens = teacher if recipe is not None and recipe.needs_teacher else None
         how = (
             {"recipe": recipe.to_json(), "trainer": shop.parts.trainer.graph().identity()}
@@ -119,13 +119,13 @@ class Quantize(Step):
             member, role=student.role, folder=stage.path, program=stage.path / MODEL / INT8
         )
 
-    def told(self, member: Member) -> dict[str, Any]:
+    def told(self, member: RunModel) -> dict[str, Any]:
         """How it was quantized, what stayed in float, and how sensitive each unit is."""
         assert member.folder is not None
         found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
         return found
 
-    def _recipe(self, shop: Workshop) -> Recipe | None:
+    def _build_recipe(self, shop: Workspace) -> Recipe | None:
         """How the graph is trained; None where it isn't."""
         if not self.epochs:
             return None
@@ -166,10 +166,10 @@ class Quantize(Step):
         self,
         folder: Path,
         name: str,
-        shop: Workshop,
-        student: Member,
+        shop: Workspace,
+        student: RunModel,
         *,
-        teacher: Member | None,
+        teacher: RunModel | None,
         recipe: Recipe | None,
     ) -> None:
         created = student.created
@@ -177,19 +177,19 @@ class Quantize(Step):
         model = deepcopy(created.model).cpu().float().to(memory_format=torch.contiguous_format)
         graph = trace(model, pixels)
         batches = [
-            _normalized(batch.image, pixels)
+            _normalize(batch.image, pixels)
             for batch in shop.data.sample("train", pixels, self.images)
         ]
         shop.console.line(
             f"  quantize: measuring on {self.images} images which layers int8 spoils ..."
         )
-        keep, found = self.keep(Probe(graph, batches, per_channel=self.per_channel))
+        keep, found = self.keep(QuantizationProbe(graph, batches, per_channel=self.per_channel))
         prepared = prepare(
             graph, keep=keep, per_channel=self.per_channel, learns=recipe is not None
         )
         calibrate(prepared, batches)
         if recipe is not None:
-            learned = _learned(
+            learned = _train_graph(
                 name, shop, Start(prepared, pixels, student.request.name), recipe, teacher
             )
             assert learned.folder is not None
@@ -209,13 +209,13 @@ class Quantize(Step):
         save(converted, pixels, folder / MODEL / CONVERTED)
         shop.console.line("  quantize: lowering to XNNPACK ...")
         lower(converted, pixels, folder / MODEL / INT8)
-        lower(Deployed(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH)
+        lower(UInt8Model(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH)
         write_atomically(
             folder / RECORD,
             json.dumps({"epochs": self.epochs, "per_channel": self.per_channel, **found}, indent=1),
         )
 
-    def keep(self, probe: Probe) -> tuple[list[str], dict[str, Any]]:
+    def keep(self, probe: QuantizationProbe) -> tuple[list[str], dict[str, Any]]:
         """The units that stay in float, and what is told of that: sensitivity (nats) of
         each, and the divergence that is left after training.
         """
@@ -227,10 +227,10 @@ class Quantize(Step):
                 keep.append(order[len(keep)])
         else:
             for name in self.keep_float:
-                if not any(_within(each, name) for each in sensitivity):
+                if not any(_is_within(each, name) for each in sensitivity):
                     raise unknown("unit to keep in float", name, sensitivity)
             keep = [
-                each for each in sensitivity if any(_within(each, name) for name in self.keep_float)
+                each for each in sensitivity if any(_is_within(each, name) for name in self.keep_float)
             ]
             left = probe.without(keep)
         return keep, {
@@ -244,7 +244,7 @@ class Quantize(Step):
 class Start:
     """A factory of a prepared graph to train: copies of it, for images of `pixels`."""
 
-    def __init__(self, prepared: fx.GraphModule, pixels: Pixels, name: str) -> None:
+    def __init__(self, prepared: fx.GraphModule, pixels: InputSpec, name: str) -> None:
         self.pixels = pixels
         self._prepared = prepared
         self.__module__, self.__qualname__ = "int8", name
@@ -254,11 +254,11 @@ class Start:
         return Learning(deepcopy(self._prepared))
 
 
-def _learned(
-    name: str, shop: Workshop, start: Start, recipe: Recipe, teacher: Member | None
-) -> Member:
+def _train_graph(
+    name: str, shop: Workspace, start: Start, recipe: Recipe, teacher: RunModel | None
+) -> RunModel:
     """A training like any other: gone on with after a kill, followed by the trackers."""
-    request = ModelRequest(
+    request = ModelSpec(
         role="student",
         name=None,
         pretrained="auto",
@@ -267,15 +267,15 @@ def _learned(
         image_size=None,
         factory=start,
     )
-    job = student_job(shop, teacher, name=name, model=request, recipe=recipe)
+    job = build_student_job(shop, teacher, name=name, model=request, recipe=recipe)
     return train(shop, job, listener=shop.tracker, trainer=shop.parts.trainer.graph())
 
 
-def _within(unit: str, name: str) -> bool:
+def _is_within(unit: str, name: str) -> bool:
     return unit == name or unit.startswith(f"{name}.")
 
 
-def _normalized(image: Tensor, pixels: Pixels) -> Tensor:
+def _normalize(image: Tensor, pixels: InputSpec) -> Tensor:
     return (
         normalize(image, pixels, torch.contiguous_format)
         if image.dtype == torch.uint8

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from kd_app.config import Typed
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 
 class Step(Typed):
@@ -21,13 +21,13 @@ class Step(Typed):
     """No other step can go on from its student."""
 
     @abstractmethod
-    def take(self, name: str, shop: Workshop, student: Member, teacher: Member | None) -> Member:
+    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
         """The student after this step, made or found as the stage `name` of `shop`: its
         folder holds ``model/``, in timm's layout.
 
         Raises `RequestError` where the step can't be taken, `RunError` where it fails.
         """
 
-    def told(self, member: Member) -> dict[str, Any]:
+    def told(self, member: RunModel) -> dict[str, Any]:
         """What ``results.json`` says of the step beside its figures."""
         return {}

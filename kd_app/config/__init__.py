@@ -5,12 +5,12 @@ parts, which alone needs pydantic.
 from typing import TYPE_CHECKING, Any
 
 from kd_app.config.errors import RequestError, RunError, closest, unknown
-from kd_app.config.pixels import Pixels
+from kd_app.config.pixels import InputSpec
 
 if TYPE_CHECKING:
     from kd_app.config.typed import Typed
 
-__all__ = ["Pixels", "RequestError", "RunError", "Typed", "closest", "unknown"]
+__all__ = ["InputSpec", "RequestError", "RunError", "Typed", "closest", "unknown"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_app.config.errors import RequestError, causes, closest, first_line, nearest
+from kd_app.config.errors import RequestError, list_causes, closest, take_first_line, nearest
 from kd_app.config.paths import CONF, choices
 
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
@@ -46,7 +46,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise RequestError(f"The configuration can't be resolved: {first_line(error)}.") from None
+        raise RequestError(f"The configuration can't be resolved: {take_first_line(error)}.") from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items() if key != "hydra"}
 
@@ -61,11 +61,11 @@ def composed(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(primary, overrides=opened(overrides))
     except COMPOSING as error:
-        raise RequestError(explained(error, primary, overrides)) from None
+        raise RequestError(explain_error(error, primary, overrides)) from None
     return plain(config)
 
 
-def explained(error: BaseException, primary: str, words: Sequence[str]) -> str:
+def explain_error(error: BaseException, primary: str, words: Sequence[str]) -> str:
     """One paragraph for what Hydra or OmegaConf refused in `words`, with the closest
     key or choice where one is near.
     """
@@ -76,14 +76,14 @@ def explained(error: BaseException, primary: str, words: Sequence[str]) -> str:
             " 'loss=[cross_entropy,soft_target]'."
         )
     text = " ".join(
-        " ".join(str(each).split("\nSet the environment")[0].split()) for each in causes(error)
+        " ".join(str(each).split("\nSet the environment")[0].split()) for each in list_causes(error)
     )
     if key := _NO_KEY.search(text):
-        return _no_key(key[1], primary, words)
+        return _explain_unknown_key(key[1], primary, words)
     if choice := _NO_CHOICE.search(text):
-        return _no_choice(*choice.groups())
+        return _explain_unknown_choice(*choice.groups())
     if "Config group override must be" in text:
-        return _no_group_choice(words)
+        return _explain_null_group(words)
     for pattern, sentence in _HYDRA_SAYS:
         if found := pattern.search(text):
             return sentence.format(*found.groups())
@@ -127,10 +127,10 @@ _HYDRA_SAYS = (
 """What Hydra says, and the sentence for it that names no more than a user has to know."""
 
 
-def _no_key(key: str, primary: str, words: Sequence[str]) -> str:
+def _explain_unknown_key(key: str, primary: str, words: Sequence[str]) -> str:
     group, _, name = key.partition(".")
     if is_choice(group, name):
-        return not_chosen(group, name)
+        return explain_not_chosen(group, name)
     if key.replace("/", ".").startswith("hydra."):
         return (
             f"There is no setting {key!r} of Hydra here. '--cfg hydra' prints those that there are;"
@@ -159,7 +159,7 @@ def _list_beside(key: str, tree: dict[str, Any]) -> str:
     return f"Settings of {'.'.join(place)}: {', '.join(names) or 'none'}. "
 
 
-def _no_choice(group: str, asked: str) -> str:
+def _explain_unknown_choice(group: str, asked: str) -> str:
     none = "null (written so) chooses none. " if asked == "None" else ""
     known = choices(group)
     return (
@@ -168,7 +168,7 @@ def _no_choice(group: str, asked: str) -> str:
     )
 
 
-def _no_group_choice(words: Sequence[str]) -> str:
+def _explain_null_group(words: Sequence[str]) -> str:
     """A group was given null or a number, where it takes a name or a list of names."""
     asked = [word for word in words if choices(word.partition("=")[0])]
     wrong = next(
@@ -195,7 +195,7 @@ def is_choice(group: str, name: str) -> bool:
     return bool(name) and name in choices(group)
 
 
-def not_chosen(group: str, name: str) -> str:
+def explain_not_chosen(group: str, name: str) -> str:
     """The paragraph for a setting of a choice that was not made."""
     return (
         f"{group}.{name} is set, but {name} is not among the choices of {group}=. Add it:"
@@ -203,7 +203,7 @@ def not_chosen(group: str, name: str) -> str:
     )
 
 
-def known_keys(primary: str, words: Sequence[str] = ()) -> list[str]:
+def list_known_keys(primary: str, words: Sequence[str] = ()) -> list[str]:
     """Every dotted key of a primary configuration with the choices in `words`, and the
     names of its groups.
     """

@@ -65,11 +65,11 @@ def unknown(what: str, got: str, choices: Iterable[str], *, listed: int = 40) ->
     return RequestError(f"There is no {what} {got!r}. {closest(got, names)}{some}")
 
 
-def first_line(error: BaseException) -> str:
+def take_first_line(error: BaseException) -> str:
     """The first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def causes(error: BaseException) -> list[BaseException]:
+def list_causes(error: BaseException) -> list[BaseException]:
     """An error, and those that it was raised from, the first that happened last."""
-    return [error, *causes(error.__cause__)] if error.__cause__ is not None else [error]
+    return [error, *list_causes(error.__cause__)] if error.__cause__ is not None else [error]

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-AROUND: Final = (
+NON_IDENTITY_KEYS: Final = (
     "out",
     "stages",
     "remake",
@@ -18,7 +18,7 @@ AROUND: Final = (
 """The same run may be said with others of these: they name places, what is followed,
 kept and allowed.
 """
-INSIDE: Final = (
+NESTED_NON_IDENTITY_KEYS: Final = (
     *("data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
     "teacher.answers",
     *("trainer.on_nan", "trainer.checkpoint_minutes", "trainer.checkpoint_steps"),

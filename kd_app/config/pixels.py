@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Pixels:
+class InputSpec:
     """Input of one model: ``(x / 255 - mean) / std`` on images of `channels` x `height`
     x `width`.
 

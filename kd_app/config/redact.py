@@ -19,7 +19,7 @@ _FILE = "file"
 """The column of a table that names files."""
 
 
-def cleaned(value: Any) -> Any:
+def redact(value: Any) -> Any:
     """`value` (plain data) without keys that are named like a secret, values of secret
     environment variables, users in URLs, and machine paths.
 
@@ -31,45 +31,45 @@ def cleaned(value: Any) -> Any:
         for name, text in os.environ.items()
         if _SECRET.search(name) and len(text) >= _SHORTEST_SECRET
     ]
-    return _cleaned(value, secrets)
+    return _redact(value, secrets)
 
 
 def relative(names: Sequence[str]) -> list[str]:
     """Names of files, those of this machine's folders as seen from the folder that all
     of them are in, so that each stays told apart.
     """
-    machine = [name for name in names if _machine_path().match(name)]
+    machine = [name for name in names if _compile_path_pattern().match(name)]
     above = (
         os.path.commonpath([os.path.dirname(name) for name in machine])
         if len({name[0] for name in machine}) == 1
         else ""
     )
     if not above or Path.home().is_relative_to(above):
-        return [str(name) for name in cleaned(list(names))]
+        return [str(name) for name in redact(list(names))]
     return [
         str(name)
-        for name in cleaned(
+        for name in redact(
             [
-                os.path.relpath(name, above) if _machine_path().match(name) else name
+                os.path.relpath(name, above) if _compile_path_pattern().match(name) else name
                 for name in names
             ]
         )
     ]
 
 
-def to_tell(path: Path, copy: Path) -> Path:
+def redacted_copy(path: Path, copy: Path) -> Path:
     """`path`, or a `copy` of it without what must not leave the machine, where it holds
     some of that: in JSON, YAML, and names of files in tables.
     """
     if path.suffix in (".json", ".yaml"):
-        return _told_text(path, copy)
-    return _told_table(path, copy) if path.suffix in (".csv", ".parquet") else path
+        return _redact_text_file(path, copy)
+    return _redact_table_file(path, copy) if path.suffix in (".csv", ".parquet") else path
 
 
-def _told_text(path: Path, copy: Path) -> Path:
+def _redact_text_file(path: Path, copy: Path) -> Path:
     text = path.read_text(encoding="utf-8")
     content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    clean = cleaned(content)
+    clean = redact(content)
     if clean == content:
         return path
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _told_text(path: Path, copy: Path) -> Path:
     return copy
 
 
-def _told_table(path: Path, copy: Path) -> Path:
+def _redact_table_file(path: Path, copy: Path) -> Path:
     import pandas as pd
 
     table = (
@@ -92,7 +92,7 @@ def _told_table(path: Path, copy: Path) -> Path:
         if path.suffix == ".parquet"
         else pd.read_csv(path, dtype=str, keep_default_na=False)
     )
-    if _FILE not in table or not any(_machine_path().search(name) for name in table[_FILE]):
+    if _FILE not in table or not any(_compile_path_pattern().search(name) for name in table[_FILE]):
         return path
     table[_FILE] = relative(table[_FILE].tolist())
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -104,30 +104,30 @@ def _told_table(path: Path, copy: Path) -> Path:
     return copy
 
 
-def _cleaned(value: Any, secrets: list[str]) -> Any:
+def _redact(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, Mapping):
         return {
-            _text(str(key), secrets): _cleaned(inner, secrets)
+            _redact_text(str(key), secrets): _redact(inner, secrets)
             for key, inner in value.items()
             if not _SECRET.search(str(key))
         }
     if isinstance(value, list | tuple):
-        return [_cleaned(inner, secrets) for inner in value]
+        return [_redact(inner, secrets) for inner in value]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    return _text(value, secrets) if isinstance(value, str) else value
+    return _redact_text(value, secrets) if isinstance(value, str) else value
 
 
-def _text(text: str, secrets: list[str]) -> str:
+def _redact_text(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
-    return _machine_path().sub(
+    return _compile_path_pattern().sub(
         lambda found: found[0].rstrip("/").rsplit("/", 1)[-1], _USER_IN_URL.sub("", text)
     )
 
 
 @cache
-def _machine_path() -> re.Pattern[str]:
+def _compile_path_pattern() -> re.Pattern[str]:
     """From where a path of this machine begins (at home, or at a folder that its root
     holds) to the end of the text.
 

@@ -26,7 +26,7 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
     configuration is composed; one that is still there could become a ``_target_``
     later, and is refused.
     """
-    for place, target in _leaves(config):
+    for place, target in _walk_leaves(config):
         if isinstance(target, str) and "${" in target:
             raise RequestError(
                 f"{place}={target!r} holds an interpolation, where a value is expected. Write the"
@@ -36,18 +36,18 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
             place.split(".")[-1] != "_target_"
             or not isinstance(target, str)
             or target == FACTORY
-            or _within(target, allow)
+            or _is_within(target, allow)
         ):
             continue
-        if not _within(target, (OURS, CALLBACKS)):
-            raise _refused(place, target, target.partition(".")[0])
+        if not _is_within(target, (OURS, CALLBACKS)):
+            raise _build_refusal(place, target, target.partition(".")[0])
         try:
             named = resolve_name(target)
         except (ImportError, ValueError, AttributeError):
             continue  # whoever makes the part says what is missing
         home = getattr(named, "__module__", None) or "?"
         if not isinstance(named, type) or not (_is_part(named) or _is_callback(named)):
-            raise _refused(place, target, home.partition(".")[0])
+            raise _build_refusal(place, target, home.partition(".")[0])
 
 
 def resolve_target(group: str, target: str) -> Any:
@@ -62,33 +62,33 @@ def resolve_target(group: str, target: str) -> Any:
 
 
 def _is_part(named: type) -> bool:
-    return issubclass(named, Typed) and _within(named.__module__, (OURS,))
+    return issubclass(named, Typed) and _is_within(named.__module__, (OURS,))
 
 
 def _is_callback(named: type) -> bool:
     """One of Lightning's that writes into no folder of the configuration's choice."""
-    return _within(named.__module__, (CALLBACKS,)) and "dirpath" not in signature(named).parameters
+    return _is_within(named.__module__, (CALLBACKS,)) and "dirpath" not in signature(named).parameters
 
 
-def _leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _walk_leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """Every value that holds no others, with its dotted place."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            yield from _leaves(value, f"{place}{key}.")
+            yield from _walk_leaves(value, f"{place}{key}.")
     elif isinstance(node, list | tuple):
         for number, value in enumerate(node):
-            yield from _leaves(value, f"{place}{number}.")
+            yield from _walk_leaves(value, f"{place}{number}.")
     else:
         yield place.removesuffix("."), node
 
 
-def _within(name: str, packages: Sequence[str]) -> bool:
+def _is_within(name: str, packages: Sequence[str]) -> bool:
     return any(
         name == package or name.startswith((f"{package}.", f"{package}:")) for package in packages
     )
 
 
-def _refused(place: str, target: str, package: str) -> RequestError:
+def _build_refusal(place: str, target: str, package: str) -> RequestError:
     return RequestError(
         f"{place}={target!r} names code that is no part of kd_app. Expected a part of kd_app or"
         f" {FACTORY}; what a configuration names is run. If you trust it, say so:"

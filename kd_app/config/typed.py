@@ -36,7 +36,7 @@ class Typed:
                 checked(self, *args, **values)
             except ValidationError as error:
                 raise RequestError(
-                    _paragraph(called or cls.__name__, signature, error.errors(), values)
+                    _write_paragraph(called or cls.__name__, signature, error.errors(), values)
                 ) from None
 
         init.__doc__ = plain.__doc__
@@ -44,7 +44,7 @@ class Typed:
         cls.__init__ = init  # type: ignore[method-assign]
 
 
-def _paragraph(
+def _write_paragraph(
     owner: str,
     signature: inspect.Signature,
     problems: Sequence[ErrorDetails],
@@ -55,7 +55,7 @@ def _paragraph(
     said: list[str] = []
     misfits: dict[str, tuple[Any, list[str]]] = {}
     for problem in problems:
-        where = _where(problem["loc"], values) or owner
+        where = _format_location(problem["loc"], values) or owner
         if problem["type"] == "unexpected_keyword_argument":
             said.append(
                 f"{owner} has no setting {where!r}. {closest(where, known)}Known:"
@@ -66,11 +66,11 @@ def _paragraph(
         else:
             misfits.setdefault(where, (problem["input"], []))[1].append(problem["msg"])
     return " ".join(
-        said + [_misfit(owner, where, got, expected) for where, (got, expected) in misfits.items()]
+        said + [_describe_misfit(owner, where, got, expected) for where, (got, expected) in misfits.items()]
     )
 
 
-def _misfit(owner: str, where: str, got: Any, messages: Sequence[str]) -> str:
+def _describe_misfit(owner: str, where: str, got: Any, messages: Sequence[str]) -> str:
     """A value that fits none of the types it may have."""
     plain = all(message.startswith(_EXPECTED) for message in messages)
     expected = " or ".join(dict.fromkeys(message.removeprefix(_EXPECTED) for message in messages))
@@ -78,7 +78,7 @@ def _misfit(owner: str, where: str, got: Any, messages: Sequence[str]) -> str:
     return f"{owner}: {where}={got!r} does not fit: {'expected ' if plain else ''}{expected}.{null}"
 
 
-def _where(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
+def _format_location(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
     """The dotted name of a value, without what pydantic adds to tell the members of a
     union apart.
     """

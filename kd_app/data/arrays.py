@@ -10,7 +10,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from kd_app.data.fingerprint import fingerprinted
+from kd_app.data.fingerprint import add_fingerprint
 from kd_app.data.source import Listing, Source
 
 Arrays = tuple[UInt8[np.ndarray, "images side side"], Int64[np.ndarray, " images"], tuple[str, ...]]
@@ -38,7 +38,7 @@ class ArraySource(Source):
         width = len(str(len(target) - 1))
         files = tuple(f"{self.name}/{number:0{width}d}" for number in range(len(target)))
         listing = Listing(self.classes, files, target, split, ("",) * len(target), fingerprint="")
-        return fingerprinted(listing, [hashlib.sha256(image).digest() for image in pixels])
+        return add_fingerprint(listing, [hashlib.sha256(image).digest() for image in pixels])
 
     def listing(self) -> Listing:
         """Names, labels and ready splits; see `Source.listing`."""

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kd_app.data.views import Keys, Pictures, own_generators, remixed
+from kd_app.data.views import Keys, Pictures, own_generators, remix_keys
 
 _STREAM = 100
 """Of the keys: another one than those that mixing draws from."""
@@ -55,7 +55,7 @@ class Augment:
         )
         made = np.empty_like(pictures)
         with own_generators():
-            for row, key in enumerate(remixed(keys, _STREAM).tolist()):
+            for row, key in enumerate(remix_keys(keys, _STREAM).tolist()):
                 torch.default_generator.manual_seed(key >> 1)
                 image = torch.from_numpy(pictures[row]).permute(2, 0, 1).clone()
                 image = randomly(image) if self.operations else image

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 from kd_app.data.scan import Progress
@@ -161,7 +161,7 @@ class RunData(Protocol):
 
     def bind(
         self,
-        pixels: Pixels,
+        pixels: InputSpec,
         *,
         order_seed: int,
         partner_images: bool = False,
@@ -185,7 +185,7 @@ class RunData(Protocol):
     def evaluation(
         self,
         split: str,
-        pixels: Pixels,
+        pixels: InputSpec,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
@@ -194,10 +194,10 @@ class RunData(Protocol):
         process.
         """
 
-    def sample(self, split: str, pixels: Pixels, images: int) -> Iterable[Batch]:
+    def sample(self, split: str, pixels: InputSpec, images: int) -> Iterable[Batch]:
         """Up to so many images of a split."""
 
-    def replay(self, pixels: Pixels) -> ViewReplay | None:
+    def replay(self, pixels: InputSpec) -> ViewReplay | None:
         """The views that a model which expects `pixels` is trained on; None without the
         capability "views".
         """

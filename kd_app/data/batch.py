@@ -46,7 +46,7 @@ class Batch:
             **{name: part.to(device, non_blocking=True) for name, part in parts.items()},  # type: ignore[arg-type]
         )
 
-    def hard_target(self) -> Tensor:
+    def to_hard_target(self) -> Tensor:
         """``[B]`` int64: the label, or the class with the largest share where labels
         are mixed.
         """

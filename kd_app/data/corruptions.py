@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from pydantic import Field
 
-from kd_app.config import Pixels, RequestError, Typed
+from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.views import Images, Keys, Pictures, Plain
 
 Kind = Literal["gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg", "pixelate"]
@@ -52,73 +52,73 @@ _SMALL = 64 * 64
 """Images of so many pixels are corrupted faster than worker processes start."""
 
 
-def gaussian_noise(picture: Picture, sigma: float, key: int) -> Picture:
+def add_gaussian_noise(picture: Picture, sigma: float, key: int) -> Picture:
     """Each value plus its own draw from a normal distribution of standard deviation
     ``255 sigma``; `key` seeds it, at all severities alike.
     """
     noise = np.random.default_rng(key).standard_normal(picture.shape, dtype=np.float32)
-    return _bytes(picture + 255 * sigma * noise)
+    return _to_bytes(picture + 255 * sigma * noise)
 
 
-def gaussian_blur(picture: Picture, scale: float, key: int) -> Picture:
+def blur(picture: Picture, scale: float, key: int) -> Picture:
     """Convolved with a Gaussian of standard deviation ``scale sqrt(shorter side)``
     pixels: 0.4 to 1.3 at 28 pixels, 1 to 3.6 at 224.
     """
     from scipy.ndimage import gaussian_filter
 
     sigma = scale * min(picture.shape[:2]) ** 0.5
-    return _bytes(gaussian_filter(picture.astype(np.float32), (sigma, sigma, 0), mode="nearest"))
+    return _to_bytes(gaussian_filter(picture.astype(np.float32), (sigma, sigma, 0), mode="nearest"))
 
 
-def brightness(picture: Picture, share: float, key: int) -> Picture:
+def change_brightness(picture: Picture, share: float, key: int) -> Picture:
     """Every value plus ``255 share``."""
-    return _bytes(picture + np.float32(255 * share))
+    return _to_bytes(picture + np.float32(255 * share))
 
 
-def contrast(picture: Picture, share: float, key: int) -> Picture:
+def change_contrast(picture: Picture, share: float, key: int) -> Picture:
     """``mean + share (value - mean)``, the mean being each channel's over the image."""
     mean = picture.mean(axis=(0, 1), dtype=np.float32)
-    return _bytes(mean + np.float32(share) * (picture - mean))
+    return _to_bytes(mean + np.float32(share) * (picture - mean))
 
 
 def jpeg(picture: Picture, quality: float, key: int) -> Picture:
     """Saved as a JPEG of this quality, and read again."""
     file = io.BytesIO()
-    _image(picture).save(file, "jpeg", quality=int(quality))
-    return _array(Image.open(file))
+    _to_image(picture).save(file, "jpeg", quality=int(quality))
+    return _to_array(Image.open(file))
 
 
 def pixelate(picture: Picture, share: float, key: int) -> Picture:
     """Made smaller to ``share`` of its sides (box filter), and enlarged again without
     smoothing.
     """
-    image = _image(picture)
+    image = _to_image(picture)
     small = (max(1, round(share * image.width)), max(1, round(share * image.height)))
-    return _array(
+    return _to_array(
         image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
     )
 
 
 _FUNCTIONS: Final[dict[Kind, Callable[[Picture, float, int], Picture]]] = {
-    "gaussian_noise": gaussian_noise,
-    "gaussian_blur": gaussian_blur,
-    "brightness": brightness,
-    "contrast": contrast,
+    "gaussian_noise": add_gaussian_noise,
+    "gaussian_blur": blur,
+    "brightness": change_brightness,
+    "contrast": change_contrast,
     "jpeg": jpeg,
     "pixelate": pixelate,
 }
 
 
-def _image(picture: Picture) -> Image.Image:
+def _to_image(picture: Picture) -> Image.Image:
     return Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
 
 
-def _array(image: Image.Image) -> Picture:
+def _to_array(image: Image.Image) -> Picture:
     found = np.asarray(image)
     return found if found.ndim == 3 else found[:, :, None]
 
 
-def _bytes(values: np.ndarray[Any, Any]) -> Picture:
+def _to_bytes(values: np.ndarray[Any, Any]) -> Picture:
     made: Picture = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return made
 
@@ -143,15 +143,15 @@ class Corrupted(Plain):
     def __init__(self, corruption: Corruption) -> None:
         self.corruption = corruption
 
-    def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
+    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`."""
         spoiled = (
-            self.corruption(_array(picture), key)
+            self.corruption(_to_array(picture), key)
             for picture, key in zip(images.pictures(), keys.tolist(), strict=True)
         )
-        return np.stack([_array(self.image(_image(picture), pixels)) for picture in spoiled])
+        return np.stack([_to_array(self.image(_to_image(picture), pixels)) for picture in spoiled])
 
-    def is_slow(self, size: tuple[int, int] | None, pixels: Pixels) -> bool:
+    def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
         """See `View`."""
         return size is None or size[0] * size[1] > _SMALL or pixels.height * pixels.width > _SMALL
 

@@ -5,7 +5,7 @@ import math
 from PIL import Image
 
 from kd_app.config.errors import unknown
-from kd_app.config.pixels import Pixels
+from kd_app.config.pixels import InputSpec
 
 _STRIP = 4
 """From this ratio of the sides on an image is a strip."""
@@ -15,14 +15,14 @@ _RESAMPLING = {
 }
 
 
-def resampling(name: str) -> Image.Resampling:
+def resolve_resampling(name: str) -> Image.Resampling:
     """PIL's filter of that name. Raises `RequestError` for one that PIL has not."""
     if name not in _RESAMPLING:
         raise unknown("interpolation", name, _RESAMPLING)
     return _RESAMPLING[name]
 
 
-def center(image: Image.Image, pixels: Pixels) -> Image.Image:
+def center(image: Image.Image, pixels: InputSpec) -> Image.Image:
     """The transform of every evaluation, as timm's: the shorter side becomes
     ``floor(side / crop)``, the center is cropped.
 
@@ -32,20 +32,20 @@ def center(image: Image.Image, pixels: Pixels) -> Image.Image:
     size = (pixels.width, pixels.height)
     if image.size == size:
         return image
-    resized = _resized(image.size, pixels)
+    resized = _compute_resized_size(image.size, pixels)
     left, top = (round((whole - part) / 2) for whole, part in zip(resized, size, strict=True))
     box = (left, top, left + pixels.width, top + pixels.height)
     if max(image.size) <= _STRIP * min(image.size):
-        return image.resize(resized, resampling(pixels.interpolation)).crop(box)
+        return image.resize(resized, resolve_resampling(pixels.interpolation)).crop(box)
     across, down = (stored / whole for stored, whole in zip(image.size, resized, strict=True))
     return image.resize(
         size,
-        resampling(pixels.interpolation),
+        resolve_resampling(pixels.interpolation),
         box=(box[0] * across, box[1] * down, box[2] * across, box[3] * down),
     )
 
 
-def _resized(size: tuple[int, int], pixels: Pixels) -> tuple[int, int]:
+def _compute_resized_size(size: tuple[int, int], pixels: InputSpec) -> tuple[int, int]:
     """(width, height) of the whole image at the scale of the crop, rounded as timm
     rounds.
     """

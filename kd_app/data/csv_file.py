@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kd_app.config import RequestError, closest
-from kd_app.data.files import FileSource, existing, need_two
+from kd_app.data.files import FileSource, resolve_root, require_two_classes
 from kd_app.data.folder import SPLIT_WORDS
 from kd_app.data.source import Listing
 
@@ -48,15 +48,15 @@ class CsvFile(FileSource):
         """Read the table. Raises `RequestError`, naming the row: a missing column, file
         or label, an unknown split, a path twice or outside.
         """
-        file = _table(self.root)
+        file = _find_table(self.root)
         self.base = file.parent
         rows = _read(file)
         _check_files(file, rows)
         labels = [row.label for row in rows]
         whole_numbers = all(label.isdecimal() for label in labels)
         classes = sorted(set(labels), key=lambda label: (int(label) if whole_numbers else 0, label))
-        need_two(classes, file)
-        return self.made_listing(
+        require_two_classes(classes, file)
+        return self.build_listing(
             classes,
             [row.path for row in rows],
             labels,
@@ -65,8 +65,8 @@ class CsvFile(FileSource):
         )
 
 
-def _table(root: Path | None) -> Path:
-    path = existing(root)
+def _find_table(root: Path | None) -> Path:
+    path = resolve_root(root)
     if path.is_file():
         return path
     if (path / _NAME).is_file():
@@ -86,9 +86,9 @@ def _read(file: Path) -> list[_Row]:
             header = text.readline()
             text.seek(0)
             reader = csv.reader(text, delimiter=max(",;\t", key=header.count), strict=True)
-            places = _places(file, next(reader, []))
+            places = _find_columns(file, next(reader, []))
             rows = [
-                _row(file, number, cells, places)
+                _parse_row(file, number, cells, places)
                 for number, cells in enumerate(reader, start=2)
                 if any(cells)
             ]
@@ -105,7 +105,7 @@ def _read(file: Path) -> list[_Row]:
     return rows
 
 
-def _places(file: Path, header: Sequence[str]) -> dict[str, int]:
+def _find_columns(file: Path, header: Sequence[str]) -> dict[str, int]:
     """Column name -> position. Raises `RequestError` where path or label is missing."""
     names = [name.strip().lower() for name in header]
     for column in _NEEDED:
@@ -120,7 +120,7 @@ def _places(file: Path, header: Sequence[str]) -> dict[str, int]:
     return {column: names.index(column) for column in _COLUMNS if column in names}
 
 
-def _row(file: Path, number: int, cells: Sequence[str], places: dict[str, int]) -> _Row:
+def _parse_row(file: Path, number: int, cells: Sequence[str], places: dict[str, int]) -> _Row:
     found = {
         column: cells[place].strip() if place < len(cells) else ""
         for column, place in places.items()
@@ -140,14 +140,14 @@ def _row(file: Path, number: int, cells: Sequence[str], places: dict[str, int]) 
         )
     return _Row(
         number,
-        _inside(file, number, found["path"]),
+        _resolve_path(file, number, found["path"]),
         found["label"],
         SPLIT_WORDS.get(word, ""),
         found.get("group", ""),
     )
 
 
-def _inside(file: Path, number: int, path: str) -> str:
+def _resolve_path(file: Path, number: int, path: str) -> str:
     """The path relative to the table's folder, '/'-separated. Raises `RequestError`
     where it leads out of it.
     """

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.base import Capability, Lack, capabilities_without, require
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
@@ -104,10 +104,10 @@ class ExternalDataModule(LightningDataModule):
         self.module.prepare_data()
         self.module.setup("fit")
         self.module.setup("test")
-        self._targets = {name: self._labels(name) for name in ("validation", "test")}
+        self._targets = {name: self._read_labels(name) for name in ("validation", "test")}
         self._first = next(iter(self.evaluation("train", None)), None)
         if self._first is None:
-            raise _empty("train")
+            raise _build_empty_split_error("train")
         if self._first.image.dim() != 4 or self._first.image.dtype == torch.uint8:
             shape, kind = tuple(self._first.image.shape), self._first.image.dtype
             raise RequestError(
@@ -116,15 +116,15 @@ class ExternalDataModule(LightningDataModule):
             )
         named = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
         shown = 1 + max(
-            int(self._first.hard_target().max()), *(int(t.max()) for t in self._targets.values())
+            int(self._first.to_hard_target().max()), *(int(t.max()) for t in self._targets.values())
         )
         counted = range(shown if self._first.target.dim() == 1 else self._first.target.shape[1])
         self.classes = tuple(str(name) for name in named or counted)
 
-    def _labels(self, split: str) -> Int64[np.ndarray, " images"]:
-        labels = [batch.hard_target().numpy() for batch in self.evaluation(split, None)]
+    def _read_labels(self, split: str) -> Int64[np.ndarray, " images"]:
+        labels = [batch.to_hard_target().numpy() for batch in self.evaluation(split, None)]
         if not labels:
-            raise _empty(split)
+            raise _build_empty_split_error(split)
         return np.concatenate(labels)
 
     @property
@@ -182,7 +182,7 @@ class ExternalDataModule(LightningDataModule):
 
     def bind(
         self,
-        pixels: Pixels,
+        pixels: InputSpec,
         *,
         order_seed: int,
         partner_images: bool = False,
@@ -207,9 +207,9 @@ class ExternalDataModule(LightningDataModule):
 
     def train_dataloader(self) -> "Ordered":
         """The module's own."""
-        return Ordered(self.module.train_dataloader(), self._epoch_seed)
+        return Ordered(self.module.train_dataloader(), self._compute_epoch_seed)
 
-    def _epoch_seed(self) -> int:
+    def _compute_epoch_seed(self) -> int:
         return self._order_seed * 1_000_003 + (
             self.trainer.current_epoch if self.trainer is not None else 0
         )
@@ -221,7 +221,7 @@ class ExternalDataModule(LightningDataModule):
     def evaluation(
         self,
         split: str,
-        pixels: Pixels | None,
+        pixels: InputSpec | None,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
@@ -243,7 +243,7 @@ class ExternalDataModule(LightningDataModule):
             )
         return Numbered(loader)
 
-    def sample(self, split: str, pixels: Pixels | None, images: int) -> Iterator[Batch]:
+    def sample(self, split: str, pixels: InputSpec | None, images: int) -> Iterator[Batch]:
         """The first batches of a split, up to so many images or one batch."""
         seen = 0
         for batch in self.evaluation(split, pixels):
@@ -268,7 +268,7 @@ class ExternalDataModule(LightningDataModule):
     def picture(self, index: int) -> None:
         """None: its images are normalized in an unknown way."""
 
-    def replay(self, pixels: Pixels) -> None:
+    def replay(self, pixels: InputSpec) -> None:
         """None: it has no views."""
 
     def write_split(self, path: Path) -> None:
@@ -288,10 +288,10 @@ class Ordered:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        yield from _started(self.loader, self.seed())
+        yield from _start_loader(self.loader, self.seed())
 
 
-def _started(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+def _start_loader(loader: Iterable[Any], seed: int) -> Iterator[Any]:
     """The loader's items. It draws what it shuffles by before its first one: then
     torch's generator is in the state of `seed`.
     """
@@ -314,24 +314,24 @@ class Numbered:
 
     def __iter__(self) -> Iterator[Batch]:
         start = 0
-        for item in _started(self.loader, seed=0):
+        for item in _start_loader(self.loader, seed=0):
             batch = (
                 item
                 if isinstance(item, Batch)
-                else Batch(*_pair(item), index=torch.arange(start, start + len(item[0])))
+                else Batch(*_split_item(item), index=torch.arange(start, start + len(item[0])))
             )
             start += len(batch)
             yield batch
 
 
-def _empty(split: str) -> RequestError:
+def _build_empty_split_error(split: str) -> RequestError:
     return RequestError(
         f"The data module gives no batch to its {split} loader. Expected one at least; with"
         " drop_last=True the batch size must fit into the images."
     )
 
 
-def _pair(item: Any) -> tuple[Tensor, Tensor]:
+def _split_item(item: Any) -> tuple[Tensor, Tensor]:
     if not (
         isinstance(item, list | tuple)
         and len(item) == 2

@@ -56,14 +56,14 @@ class FashionMNIST(ArraySource):
         """
         train_images, train_labels, test_images, test_labels = self._find()
         parts = [
-            (_images(train_images), _labels(train_labels, len(self.classes))),
-            (_images(test_images), _labels(test_labels, len(self.classes))),
+            (_read_images(train_images), _read_labels(train_labels, len(self.classes))),
+            (_read_images(test_images), _read_labels(test_labels, len(self.classes))),
         ]
         for (images, labels), path in zip(parts, (train_images, test_images), strict=True):
             if len(images) != len(labels):
                 raise RequestError(
                     f"{str(path)!r} holds {len(images)} images and the file beside it {len(labels)}"
-                    f" labels. {_how_to_get()}"
+                    f" labels. {_explain_download()}"
                 )
         pixels, target = (np.concatenate(pair) for pair in zip(*parts, strict=True))
         return (
@@ -92,11 +92,11 @@ class FashionMNIST(ArraySource):
         looked = ", ".join(str(folder) for folder in folders)
         raise RequestError(
             f"The four files of Fashion-MNIST are not all there. Looked in: {looked}."
-            f" {_how_to_get()}"
+            f" {_explain_download()}"
         )
 
 
-def _how_to_get() -> str:
+def _explain_download() -> str:
     return (
         "To get them: `apt-get install dataset-fashion-mnist` (Debian, Ubuntu), or put "
         + ", ".join(f"{name}.gz" for name in _FILES)
@@ -118,27 +118,27 @@ def _default_folders() -> list[Path]:
     ]
 
 
-def _images(path: Path) -> np.ndarray:
-    found = _idx(path, dimensions=3)
+def _read_images(path: Path) -> np.ndarray:
+    found = _read_idx(path, dimensions=3)
     if found.shape[1:] != (_SIDE, _SIDE):
         raise RequestError(
             f"{str(path)!r} holds images of {found.shape[1]}x{found.shape[2]} pixels;"
-            f" Fashion-MNIST's are {_SIDE}x{_SIDE}. {_how_to_get()}"
+            f" Fashion-MNIST's are {_SIDE}x{_SIDE}. {_explain_download()}"
         )
     return found
 
 
-def _labels(path: Path, classes: int) -> np.ndarray:
-    found = _idx(path, dimensions=1)
+def _read_labels(path: Path, classes: int) -> np.ndarray:
+    found = _read_idx(path, dimensions=1)
     if found.size and found.max() >= classes:
         raise RequestError(
             f"{str(path)!r} holds the label {found.max()}; Fashion-MNIST's are 0 to {classes - 1}."
-            f" {_how_to_get()}"
+            f" {_explain_download()}"
         )
     return found
 
 
-def _idx(path: Path, *, dimensions: int) -> np.ndarray:
+def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     """The bytes of an idx file: magic 0, 0, 8 (unsigned byte), number of dimensions;
     sizes as big-endian int32; data.
     """
@@ -146,14 +146,14 @@ def _idx(path: Path, *, dimensions: int) -> np.ndarray:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise RequestError(
-            f"{str(path)!r} can't be read, it is truncated or damaged: {error}. {_how_to_get()}"
+            f"{str(path)!r} can't be read, it is truncated or damaged: {error}. {_explain_download()}"
         ) from error
     start = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
     if data[:4] != magic or len(data) < start:
         raise RequestError(
             f"{str(path)!r} is no idx file of {dimensions} dimension(s): it begins with"
-            f" {data[:4].hex()}, not {magic.hex()}. {_how_to_get()}"
+            f" {data[:4].hex()}, not {magic.hex()}. {_explain_download()}"
         )
     shape = tuple(
         int(side) for side in np.frombuffer(data, dtype=">u4", count=dimensions, offset=4)
@@ -162,6 +162,6 @@ def _idx(path: Path, *, dimensions: int) -> np.ndarray:
     if len(data) != expected:
         raise RequestError(
             f"{str(path)!r} holds {len(data)} bytes; its header {shape} announces {expected}."
-            f" {_how_to_get()}"
+            f" {_explain_download()}"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)

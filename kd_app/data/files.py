@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kd_app.config import RequestError, closest
-from kd_app.data.fingerprint import digest_files, fingerprinted
+from kd_app.data.fingerprint import hash_files, add_fingerprint
 from kd_app.data.images import open_image
 from kd_app.data.source import Listing, Source
 
@@ -43,7 +43,7 @@ class FileSource(Source):
         file = self.listing().files[index]
         return open_image(self.base / file, self.channels, shorter_side=shorter_side)
 
-    def made_listing(
+    def build_listing(
         self,
         classes: Sequence[str],
         files: Sequence[str],
@@ -57,10 +57,10 @@ class FileSource(Source):
         listing = Listing(
             tuple(classes), tuple(files), target, tuple(split), tuple(group), fingerprint=""
         )
-        return fingerprinted(listing, digest_files([self.base / file for file in files]))
+        return add_fingerprint(listing, hash_files([self.base / file for file in files]))
 
 
-def existing(root: Path | None, key: str = "data.root") -> Path:
+def resolve_root(root: Path | None, key: str = "data.root") -> Path:
     """`root` with ``~`` expanded. Raises `RequestError` where it is None, or where
     nothing is there, naming `key` and what is called alike.
     """
@@ -84,7 +84,7 @@ def existing(root: Path | None, key: str = "data.root") -> Path:
     )
 
 
-def need_two(classes: Sequence[str], where: Path) -> None:
+def require_two_classes(classes: Sequence[str], where: Path) -> None:
     """Raises `RequestError` for a single class: there is nothing to tell apart."""
     if len(classes) < 2:
         raise RequestError(

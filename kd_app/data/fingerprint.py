@@ -21,7 +21,7 @@ _END = 4096
 _CHUNK = 256
 
 
-def fingerprinted(listing: Listing, contents: Sequence[bytes]) -> Listing:
+def add_fingerprint(listing: Listing, contents: Sequence[bytes]) -> Listing:
     """The listing with its fingerprint: sha256 over the classes, and over each image's
     name, class, ready split, group and hash of its content.
     """
@@ -49,30 +49,30 @@ def digest(file: BinaryIO, *, whole: bool) -> bytes:
     return found.digest()
 
 
-def digest_files(paths: Sequence[Path]) -> list[bytes]:
+def hash_files(paths: Sequence[Path]) -> list[bytes]:
     """`digest` of each file, whole unless all together hold more than `WHOLE_LIMIT`
     bytes; empty where a file can't be opened.
     """
-    whole = sum(map(_size, paths)) <= WHOLE_LIMIT
+    whole = sum(map(_read_size, paths)) <= WHOLE_LIMIT
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [
             found
             for part in pool.map(
-                lambda chunk: [_digest_path(path, whole) for path in chunk], chunks
+                lambda chunk: [_hash_path(path, whole) for path in chunk], chunks
             )
             for found in part
         ]
 
 
-def _size(path: Path) -> int:
+def _read_size(path: Path) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
         return 0
 
 
-def _digest_path(path: Path, whole: bool) -> bytes:
+def _hash_path(path: Path, whole: bool) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return digest(file, whole=whole)

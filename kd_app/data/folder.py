@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_app.config import RequestError
-from kd_app.data.files import FileSource, existing, need_two
+from kd_app.data.files import FileSource, resolve_root, require_two_classes
 from kd_app.data.images import is_image_name
 from kd_app.data.source import SPLITS, Listing
 
@@ -44,22 +44,22 @@ class Folder(FileSource):
         """Walk the folder. Raises `RequestError`: not there, a file, empty, another
         layout, one class, an empty class, splits of other classes.
         """
-        self.base = _folder(self.root)
-        parts = _ready_splits(self.base) or {"": self.base}
+        self.base = _require_folder(self.root)
+        parts = _find_ready_splits(self.base) or {"": self.base}
         rows: list[tuple[str, str, str]] = []
         classes: dict[str, list[str]] = {}
         for split, part in parts.items():
-            classes[split] = _class_names(part)
+            classes[split] = _list_class_names(part)
             rows += [
-                (file, name, split) for name in classes[split] for file in self._images(part, name)
+                (file, name, split) for name in classes[split] for file in self._list_class_images(part, name)
             ]
-        _same_classes(classes, parts)
+        _check_same_classes(classes, parts)
         names = next(iter(classes.values()))
-        need_two(names, next(iter(parts.values())))
+        require_two_classes(names, next(iter(parts.values())))
         files, labels, splits = zip(*sorted(rows), strict=True)
-        return self.made_listing(names, files, labels, splits, ("",) * len(files))
+        return self.build_listing(names, files, labels, splits, ("",) * len(files))
 
-    def _images(self, part: Path, name: str) -> list[str]:
+    def _list_class_images(self, part: Path, name: str) -> list[str]:
         """Images of one class, relative to the root. Raises `RequestError` where there
         is none.
         """
@@ -80,7 +80,7 @@ class Folder(FileSource):
         return images
 
 
-def images_below(folder: Path) -> list[str]:
+def list_images_below(folder: Path) -> list[str]:
     """Names of all images in a folder and below it, relative to it and '/'-separated;
     left out is what `Folder` leaves out.
     """
@@ -91,8 +91,8 @@ def images_below(folder: Path) -> list[str]:
     ]
 
 
-def _folder(root: Path | None) -> Path:
-    path = existing(root)
+def _require_folder(root: Path | None) -> Path:
+    path = resolve_root(root)
     if path.is_dir():
         return path
     fix = (
@@ -103,7 +103,7 @@ def _folder(root: Path | None) -> Path:
     raise RequestError(f"{str(path)!r} is a file. {_LAYOUT} {fix}")
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
+def _list_visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted(
@@ -121,8 +121,8 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if _is_folder(entry)]
+def _list_folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _list_visible(folder) if _is_folder(entry)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -140,41 +140,41 @@ def walk(folder: Path, seen: set[str]) -> Iterator[str]:
     if real in seen:
         return
     seen.add(real)
-    for entry in _visible(folder):
+    for entry in _list_visible(folder):
         if _is_folder(entry):
             yield from walk(Path(entry.path), seen)
         elif entry.is_symlink() or entry.is_file():  # a broken link is told by name when it is read
             yield entry.path
 
 
-def _ready_splits(root: Path) -> dict[str, Path]:
+def _find_ready_splits(root: Path) -> dict[str, Path]:
     """The folders of ready splits, in the order train, validation, test; none where the
     sub-folders are classes.
     """
-    folders = _folders(root)
+    folders = _list_folders(root)
     words = {name: SPLIT_WORDS[name.lower()] for name in folders if name.lower() in SPLIT_WORDS}
     others = [name for name in folders if name not in words]
-    if not words or (others and not any(_folders(root / name) for name in words)):
+    if not words or (others and not any(_list_folders(root / name) for name in words)):
         return {}  # 'train' among other names, with images and no folders in it, is a class: one that runs on rails
     if others:
         raise RequestError(
-            f"{str(root)!r} holds {_some(list(words))} and beside them {_some(others)}: ready"
+            f"{str(root)!r} holds {_list_some(list(words))} and beside them {_list_some(others)}: ready"
             f" splits, or classes? {_LAYOUT} Move the others away."
         )
     if len(set(words.values())) < len(words):
         raise RequestError(
-            f"{str(root)!r} holds {_some(list(words))}: two folders for the same split. {_LAYOUT}"
+            f"{str(root)!r} holds {_list_some(list(words))}: two folders for the same split. {_LAYOUT}"
             " Put them together."
         )
     if "train" not in words.values():
         raise RequestError(
-            f"{str(root)!r} holds {_some(list(words))} and no train folder. {_LAYOUT}"
+            f"{str(root)!r} holds {_list_some(list(words))} and no train folder. {_LAYOUT}"
         )
     return {split: root / name for split in SPLITS for name in words if words[name] == split}
 
 
-def _class_names(part: Path) -> list[str]:
-    entries = _visible(part)
+def _list_class_names(part: Path) -> list[str]:
+    entries = _list_visible(part)
     names = [entry.name for entry in entries if _is_folder(entry)]
     if names:
         return names
@@ -194,14 +194,14 @@ def _class_names(part: Path) -> list[str]:
     )
 
 
-def _same_classes(classes: dict[str, list[str]], parts: dict[str, Path]) -> None:
+def _check_same_classes(classes: dict[str, list[str]], parts: dict[str, Path]) -> None:
     first, *others = classes
     for other in others:
         missing = [name for name in classes[first] if name not in classes[other]]
         extra = [name for name in classes[other] if name not in classes[first]]
         if missing or extra:
-            wrong = [f"{_some(missing)} only in {parts[first].name!r}"] * bool(missing) + [
-                f"{_some(extra)} only in {parts[other].name!r}"
+            wrong = [f"{_list_some(missing)} only in {parts[first].name!r}"] * bool(missing) + [
+                f"{_list_some(extra)} only in {parts[other].name!r}"
             ] * bool(extra)
             raise RequestError(
                 f"The ready splits have other classes: {', '.join(wrong)}. Expected: the same class"
@@ -209,7 +209,7 @@ def _same_classes(classes: dict[str, list[str]], parts: dict[str, Path]) -> None
             )
 
 
-def _some(names: Sequence[str]) -> str:
+def _list_some(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:8]) + (
         f" and {len(names) - 8} more" if len(names) > 8 else ""
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_app.config import RequestError, closest
-from kd_app.data.folder import images_below
+from kd_app.data.folder import list_images_below
 from kd_app.data.images import is_image_name
 
 _TABLES = (".csv", ".tsv")
@@ -29,7 +29,7 @@ def image_list(said: str) -> ImageList:
     """
     path = Path(said).expanduser()
     if path.is_dir():
-        names = images_below(path)
+        names = list_images_below(path)
         if not names:
             raise RequestError(
                 f"There is no image in the folder images={said!r} or below it. Expected: files that"

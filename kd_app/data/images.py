@@ -38,17 +38,17 @@ class BadImageError(RequestError):
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def _list_formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in Image.ID if name not in _NOT_READ)
 
 
 @cache
-def image_extensions() -> frozenset[str]:
+def list_image_extensions() -> frozenset[str]:
     """The endings ('.jpg', '.png' ..., lower case) of the files that `open_image`
     reads.
     """
-    readable = set(_formats())
+    readable = set(_list_formats())
     return frozenset(
         ending for ending, name in Image.registered_extensions().items() if name in readable
     )
@@ -56,7 +56,7 @@ def image_extensions() -> frozenset[str]:
 
 def is_image_name(name: str) -> bool:
     """Whether the name ends as an image's does, in any case."""
-    return Path(name).suffix.lower() in image_extensions()
+    return Path(name).suffix.lower() in list_image_extensions()
 
 
 def open_image(path: Path, channels: int, *, shorter_side: int | None = None) -> Image.Image:
@@ -76,26 +76,26 @@ def open_image(path: Path, channels: int, *, shorter_side: int | None = None) ->
         with path.open("rb") as file:
             return decode_image(file, str(path), channels, shorter_side=shorter_side)
     except OSError as error:
-        raise _bad(str(path), error) from error
+        raise _build_bad_image_error(str(path), error) from error
 
 
 def decode_image(
     file: BinaryIO, name: str, channels: int, *, shorter_side: int | None = None
 ) -> Image.Image:
     """As `open_image`, from an open file; `name` is what an error calls it."""
-    _quiet()
+    _silence_pillow()
     try:
         return _decode(file, channels, shorter_side)
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise _bad(name, error) from error
+        raise _build_bad_image_error(name, error) from error
 
 
-def plain_mode(image: Image.Image, channels: int) -> Image.Image:
+def convert_mode(image: Image.Image, channels: int) -> Image.Image:
     """A copy in mode 'L' or 'RGB', what is transparent on white; not turned. Ranges as
     in `open_image`.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bits(image)
+        image = _reduce_to_eight_bits(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     plain = image.convert("L" if channels == 1 else "RGB")
@@ -104,7 +104,7 @@ def plain_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _decode(file: BinaryIO, channels: int, shorter_side: int | None) -> Image.Image:
-    with Image.open(file, formats=_formats()) as image:
+    with Image.open(file, formats=_list_formats()) as image:
         stored = image.size
         # JPEG alone: decodes at 1/2, 1/4 or 1/8, still twice as large as needed; the
         # filter below does the rest
@@ -114,14 +114,14 @@ def _decode(file: BinaryIO, channels: int, shorter_side: int | None) -> Image.Im
         image.load()
         if min(image.size) < 1:
             raise ValueError("it has no pixels")
-        turn = _UPRIGHT.get(_orientation(image))
-        plain = plain_mode(image, channels)
+        turn = _UPRIGHT.get(_read_orientation(image))
+        plain = convert_mode(image, channels)
         if shorter_side is not None:
             plain = _reduce(plain, stored if drafted else image.size, shorter_side)
     return plain if turn is None else plain.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata around pixels that are whole
@@ -139,7 +139,7 @@ def _reduce(image: Image.Image, stored: tuple[int, int], shorter_side: int) -> I
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
     """Mode 'L' of gray with more bits; a transparent gray value (PNG's tRNS) becomes
     white.
     """
@@ -149,7 +149,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         posinf=0.0,
         neginf=0.0,
     )
-    low, high = _value_range(image.mode, float(values.min()), float(values.max()))
+    low, high = _choose_value_range(image.mode, float(values.min()), float(values.max()))
     gray = np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -157,7 +157,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray)
 
 
-def _value_range(mode: str, least: float, greatest: float) -> tuple[float, float]:
+def _choose_value_range(mode: str, least: float, greatest: float) -> tuple[float, float]:
     """The values that become 0 and 255."""
     for full in (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,):
         if least >= 0 and greatest <= full:
@@ -165,7 +165,7 @@ def _value_range(mode: str, least: float, greatest: float) -> tuple[float, float
     return least, max(greatest, least + 1)
 
 
-def _quiet() -> None:
+def _silence_pillow() -> None:
     """Turn Pillow's own warnings (large image, odd metadata) off: an image is read or
     it is an error.
 
@@ -179,8 +179,8 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _bad(name: str, error: Exception) -> BadImageError:
-    reason = _reason(error)
+def _build_bad_image_error(name: str, error: Exception) -> BadImageError:
+    reason = _explain_failure(error)
     told = BadImageError(
         f"The image {name!r} can't be read: {reason}. Expected: a whole file of a format that"
         " Pillow reads (JPEG, PNG, WebP, TIFF ...). To fix it, replace or remove the file, or set"
@@ -190,7 +190,7 @@ def _bad(name: str, error: Exception) -> BadImageError:
     return told
 
 
-def _reason(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, damaged at its beginning, or no image at all"
     if isinstance(error, Image.DecompressionBombError):

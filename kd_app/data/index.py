@@ -16,14 +16,14 @@ from pydantic.dataclasses import dataclass
 from kd_app.config import RequestError
 from kd_app.data.base import ScanJob
 from kd_app.data.images import BadImageError
-from kd_app.data.label_subset import labeled_images
-from kd_app.data.pixel_store import Cache, Store, channel_statistics, hold, open_store
-from kd_app.data.scan import Progress, read_scan, scan, typical_size
+from kd_app.data.label_subset import select_labeled_images
+from kd_app.data.pixel_store import Cache, PixelStore, compute_channel_statistics, hold, open_store
+from kd_app.data.scan import Progress, read_scan, scan, choose_typical_size
 from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
 from kd_app.data.thumbnail import thumbnail
-from kd_app.data.unlabeled import UNLABELED, WithUnlabeled, labeled_part
+from kd_app.data.unlabeled import UNLABELED, WithUnlabeled, select_labeled
 from kd_app.stages import fingerprint
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -46,7 +46,7 @@ class ImageIndex:
 
     ``list()`` is cheap. Where the images are files, ``scan_job`` decodes each once.
     ``load(folder)`` makes the pixels readable; nothing changes after it. labels: share of
-    the images to train on whose label is used, see `labeled_images`; None: all. unlabeled:
+    the images to train on whose label is used, see `select_labeled_images`; None: all. unlabeled:
     a folder of images without a label, see `WithUnlabeled`.
     """
 
@@ -76,7 +76,7 @@ class ImageIndex:
         self._listing: Listing | None = None
         self._names: tuple[str, ...] = ()
         self._rows: dict[str, Int64[np.ndarray, " rows"]] = {}
-        self._store: Store | None = None
+        self._store: PixelStore | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._bad: dict[str, str] = {}
         self._decode_size: int | None = None
@@ -90,7 +90,7 @@ class ImageIndex:
         """
         if self._listing is None:
             listing = self.source.listing()
-            labeled = labeled_part(listing)
+            labeled = select_labeled(listing)
             division = divide(
                 labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
             )
@@ -103,7 +103,7 @@ class ImageIndex:
         names[[int(number) for number in self._bad]] = ""
         self._rows = {name: np.flatnonzero(names == name) for name in (*SPLITS, UNLABELED)}
         if self.labels is not None or len(self._rows[UNLABELED]):
-            self.labeled = labeled_images(
+            self.labeled = select_labeled_images(
                 self.listing, self._rows["train"], self.labels or 1.0, seed=self.seed
             )
 
@@ -172,7 +172,7 @@ class ImageIndex:
         self._store, notes = open_store(self.source, folder, self.cache)
         self._decode_size = result.summary.decode_size
         self._divide()
-        self._measured_size = typical_size(result.sizes[self.listing.target >= 0])
+        self._measured_size = choose_typical_size(result.sizes[self.listing.target >= 0])
         skipped = (
             (f"{len(self._bad)} image(s) can't be read and are left out: {self._name_bad()}",)
             if self._bad
@@ -223,7 +223,7 @@ class ImageIndex:
     # -- what it holds
 
     @property
-    def store(self) -> Store:
+    def store(self) -> PixelStore:
         """The pixels of all images by number."""
         assert self._store is not None, "load() comes first"
         return self._store
@@ -321,7 +321,7 @@ class ImageIndex:
             sample = rows[
                 np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)
             ]
-            self._statistics = channel_statistics(
+            self._statistics = compute_channel_statistics(
                 self.store.picture(number) for number in sample.tolist()
             )
         return self._statistics

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 from kd_app.data.source import Listing
 
 
-def labeled_images(
+def select_labeled_images(
     listing: Listing, rows: Int64[np.ndarray, " rows"], share: float, *, seed: int
 ) -> Bool[np.ndarray, " images"]:
     """By image number: whether its label may be used. Of the n images of a class among

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
-from kd_app.data.mix import Mixing, mixed, shares
-from kd_app.data.pixel_store import Selection, Store
-from kd_app.data.views import EVALUATION, Keys, Pictures, View, image_keys
+from kd_app.data.mix import BatchMixer, mixed, shares
+from kd_app.data.pixel_store import ImageSelection, PixelStore
+from kd_app.data.views import EVALUATION, Keys, Pictures, View, compute_image_keys
 
 Position = Callable[[], tuple[int, int]]
 """(epoch, batches of it that were already seen), asked whenever an iteration starts."""
@@ -28,7 +28,7 @@ PixelChange = Callable[[Pictures, Keys], Pictures]
 """What changes the images of a batch; all that is random follows from the keys."""
 
 
-class Request(NamedTuple):
+class BatchRequest(NamedTuple):
     """The numbers of the images of one batch, and of the view they are wanted in."""
 
     view: int
@@ -46,7 +46,7 @@ SINGLE = Rank(0, 1)
 
 
 @dataclass(frozen=True)
-class Maker(Dataset[Batch]):
+class BatchBuilder(Dataset[Batch]):
     """Makes the batch of a request: a pure function of it and of these settings.
 
     target: class numbers by image number. partners: by image number, the image that the
@@ -57,60 +57,60 @@ class Maker(Dataset[Batch]):
     is shares of classes then.
     """
 
-    store: Store
+    store: PixelStore
     target: Int64[np.ndarray, " images"]
     view: View
-    pixels: Pixels
+    pixels: InputSpec
     seed: int
     partners: Int64[np.ndarray, " images"] | None = None
     labeled: Bool[np.ndarray, " images"] | None = None
-    mixing: Mixing | None = None
+    mixing: BatchMixer | None = None
     after_view: tuple[PixelChange, ...] = ()
 
-    def __getitem__(self, request: Request) -> Batch:
+    def __getitem__(self, request: BatchRequest) -> Batch:
         """The batch; ``image`` is uint8 in channels-last memory."""
-        image, target = self._seen(request)
+        image, target = self._view_images(request)
         batch = Batch(
             image, torch.from_numpy(target), torch.from_numpy(request.images), view=request.view
         )
         if self.labeled is not None:
             batch.labeled = torch.from_numpy(self.labeled[request.images])
         if self.partners is not None:
-            others = Request(request.view, self.partners[request.images])
-            batch.other, batch.other_index = self._seen(others)[0], torch.from_numpy(others.images)
+            others = BatchRequest(request.view, self.partners[request.images])
+            batch.other, batch.other_index = self._view_images(others)[0], torch.from_numpy(others.images)
         return batch
 
-    def _seen(
-        self, request: Request
+    def _view_images(
+        self, request: BatchRequest
     ) -> tuple[Tensor, Int64[np.ndarray, " batch"] | Float32[np.ndarray, "batch classes"]]:
         """Images and labels of a request, mixed where they are to be."""
         keys, target = (
-            image_keys(self.seed, request.images, request.view),
-            self._labels(request.images),
+            compute_image_keys(self.seed, request.images, request.view),
+            self._read_labels(request.images),
         )
         image = self._view(request, keys)
         if self.mixing is None or not len(keys):
-            return _channels_first(image), target
+            return _to_channels_first(image), target
         drawn = self.mixing.drawn(keys, request.images, (self.pixels.height, self.pixels.width))
-        partner = Request(request.view, drawn.partner)
+        partner = BatchRequest(request.view, drawn.partner)
         image = mixed(
-            image, self._view(partner, image_keys(self.seed, partner.images, partner.view)), drawn
+            image, self._view(partner, compute_image_keys(self.seed, partner.images, partner.view)), drawn
         )
-        return _channels_first(image), shares(
-            target, self._labels(partner.images), drawn, self.mixing.classes
+        return _to_channels_first(image), shares(
+            target, self._read_labels(partner.images), drawn, self.mixing.classes
         )
 
-    def _labels(self, images: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
+    def _read_labels(self, images: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
         found: Int64[np.ndarray, " batch"] = self.target[images]
         return found if self.labeled is None else np.where(self.labeled[images], found, -1)
 
     def _view(
-        self, request: Request, keys: Keys
+        self, request: BatchRequest, keys: Keys
     ) -> UInt8[np.ndarray, "batch height width channels"]:
         image = (
-            self.view(Selection(self.store, request.images), keys, self.pixels)
+            self.view(ImageSelection(self.store, request.images), keys, self.pixels)
             if len(keys)
-            else self._nothing()
+            else self._make_empty_batch()
         )
         image = _with_channels(image, self.pixels.channels)
         for change in self.after_view:
@@ -125,13 +125,13 @@ class Maker(Dataset[Batch]):
             or self.view.is_slow(self.store.size, self.pixels)
         )
 
-    def _nothing(self) -> UInt8[np.ndarray, "0 height width channels"]:
+    def _make_empty_batch(self) -> UInt8[np.ndarray, "0 height width channels"]:
         return np.zeros(
             (0, self.pixels.height, self.pixels.width, self.pixels.channels), dtype=np.uint8
         )
 
 
-def _channels_first(image: UInt8[np.ndarray, "batch height width channels"]) -> Tensor:
+def _to_channels_first(image: UInt8[np.ndarray, "batch height width channels"]) -> Tensor:
     return torch.from_numpy(image).permute(0, 3, 1, 2)
 
 
@@ -152,24 +152,24 @@ class _Stream:
     processes that live as long as this object.
     """
 
-    def __init__(self, maker: Maker, num_workers: int) -> None:
+    def __init__(self, maker: BatchBuilder, num_workers: int) -> None:
         self._maker = maker
         self._num_workers = num_workers
         self._requests = _Requests()
         self._workers: DataLoader[Any] | None = None
 
-    def __call__(self, requests: Sequence[Request]) -> Iterator[Batch]:
+    def __call__(self, requests: Sequence[BatchRequest]) -> Iterator[Batch]:
         if not self._num_workers:
             for request in requests:
-                yield _pinned(self._maker[request])
+                yield _pin_batch(self._maker[request])
             return
         self._requests.wanted = requests
-        for found in self._started():
+        for found in self._start():
             if isinstance(found, RequestError):
                 raise found
-            yield _pinned(found)
+            yield _pin_batch(found)
 
-    def _started(self) -> Iterable[Any]:
+    def _start(self) -> Iterable[Any]:
         if self._workers is None:
             self._workers = DataLoader(
                 _Guarded(self._maker),
@@ -187,12 +187,12 @@ class _Stream:
         return {**self.__dict__, "_workers": None, "_requests": _Requests()}
 
 
-class _Requests(Sampler[Request]):
+class _Requests(Sampler[BatchRequest]):
     """Hands the requests of the present epoch to the workers."""
 
-    wanted: Sequence[Request] = ()
+    wanted: Sequence[BatchRequest] = ()
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         return iter(self.wanted)
 
     def __len__(self) -> int:
@@ -205,9 +205,9 @@ class _Guarded(Dataset[Batch | RequestError]):
     worker's traceback in its text.
     """
 
-    maker: Maker
+    maker: BatchBuilder
 
-    def __getitem__(self, request: Request) -> Batch | RequestError:
+    def __getitem__(self, request: BatchRequest) -> Batch | RequestError:
         try:
             return self.maker[request]
         except RequestError as error:
@@ -235,7 +235,7 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _pinned(batch: Batch) -> Batch:
+def _pin_batch(batch: Batch) -> Batch:
     """In memory that a GPU copies from while it computes, where there is one."""
     if not torch.cuda.is_available():
         return batch
@@ -260,7 +260,7 @@ class TrainingLoader:
     `images_an_epoch` images has, in as many passes as that takes.
     """
 
-    maker: Maker
+    maker: BatchBuilder
     rows: Int64[np.ndarray, " rows"]
     batch_size: int
     num_workers: int
@@ -280,9 +280,9 @@ class TrainingLoader:
         self._stream = _Stream(self.maker, self.num_workers)
 
     def __len__(self) -> int:
-        return self._steps(self.images_an_epoch or len(self.rows))
+        return self._count_steps(self.images_an_epoch or len(self.rows))
 
-    def _steps(self, images: int) -> int:
+    def _count_steps(self, images: int) -> int:
         return max(1, images // (self.batch_size * self.rank.world))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -312,23 +312,23 @@ class TrainingLoader:
                 " times trainer.devices, the data and the seed, or start afresh."
             )
 
-    def _epoch(self, epoch: int) -> list[Request]:
+    def _epoch(self, epoch: int) -> list[BatchRequest]:
         steps = range(epoch * len(self), (epoch + 1) * len(self))
-        a_pass = self._steps(len(self.rows))
+        a_pass = self._count_steps(len(self.rows))
         passes = {
             number: self._pass(number)
             for number in range(steps.start // a_pass, (steps.stop - 1) // a_pass + 1)
         }
         return [passes[step // a_pass][step % a_pass] for step in steps]
 
-    def _pass(self, number: int) -> list[Request]:
+    def _pass(self, number: int) -> list[BatchRequest]:
         random = np.random.default_rng([self.order_seed, number if self.reshuffle else 0])
         order = self.rows[random.permutation(len(self.rows))]
         together = min(self.batch_size, len(order) // self.rank.world) * self.rank.world
         view = number if self.views is None else number % self.views
-        starts = range(0, self._steps(len(order)) * together, together)
+        starts = range(0, self._count_steps(len(order)) * together, together)
         return [
-            Request(view, order[start + self.rank.number : start + together : self.rank.world])
+            BatchRequest(view, order[start + self.rank.number : start + together : self.rank.world])
             for start in starts
         ]
 
@@ -342,7 +342,7 @@ class EvaluationLoader:
     rows than those of others, or none.
     """
 
-    maker: Maker
+    maker: BatchBuilder
     rows: Int64[np.ndarray, " rows"]
     batch_size: int
     num_workers: int
@@ -359,7 +359,7 @@ class EvaluationLoader:
         own = self.rows[self.rank.number :: self.rank.world]
         yield from self._stream(
             [
-                Request(self.view, own[step * self.batch_size : (step + 1) * self.batch_size])
+                BatchRequest(self.view, own[step * self.batch_size : (step + 1) * self.batch_size])
                 for step in range(len(self))
             ]
         )

@@ -1,4 +1,4 @@
-"""Loaders of the images of an `ImageIndex`, for models with any `Pixels`."""
+"""Loaders of the images of an `ImageIndex`, for models with any `InputSpec`."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -6,20 +6,20 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int64
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.corruptions import Corrupted, Corruption
 from kd_app.data.index import ImageIndex, count_cores
 from kd_app.data.loader import (
     SINGLE,
     EvaluationLoader,
-    Maker,
+    BatchBuilder,
     PixelChange,
     Position,
     Rank,
-    Request,
+    BatchRequest,
     TrainingLoader,
 )
-from kd_app.data.mix import Mix, Mixing
+from kd_app.data.mix import Mix, BatchMixer
 from kd_app.data.views import Plain, View
 
 
@@ -36,13 +36,13 @@ class ImageLoaders:
     mix: Mix | None
     after_view: tuple[PixelChange, ...]
 
-    def check_view(self, pixels: Pixels) -> None:
+    def check_view(self, pixels: InputSpec) -> None:
         """Make the view of one image. Raises `RequestError` where the view can't."""
-        self._maker(self.view, pixels)[Request(0, self.index.rows("train")[:1])]
+        self._build_batch_builder(self.view, pixels)[BatchRequest(0, self.index.rows("train")[:1])]
 
     def training(
         self,
-        pixels: Pixels,
+        pixels: InputSpec,
         *,
         order_seed: int,
         partners: Int64[np.ndarray, " images"] | None,
@@ -55,7 +55,7 @@ class ImageLoaders:
         """Shuffled batches to train on; see `TrainingLoader`. labeled_only: images with
         a label, in as many steps as all images take.
         """
-        maker = replace(self._training_maker(pixels), partners=partners)
+        maker = replace(self._build_training_builder(pixels), partners=partners)
         all_rows = self.index.training_rows
         rows = self.index.labeled_rows if labeled_only else all_rows
         return TrainingLoader(
@@ -74,7 +74,7 @@ class ImageLoaders:
     def evaluation(
         self,
         split: str,
-        pixels: Pixels,
+        pixels: InputSpec,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
@@ -82,7 +82,7 @@ class ImageLoaders:
     ) -> EvaluationLoader:
         """The images of a split in order, corrupted where that is asked for."""
         view = Plain() if corruption is None else Corrupted(corruption)
-        maker = self._maker(view, pixels)
+        maker = self._build_batch_builder(view, pixels)
         return EvaluationLoader(
             maker,
             self.index.rows(split),
@@ -91,7 +91,7 @@ class ImageLoaders:
             rank=rank,
         )
 
-    def sample(self, split: str, pixels: Pixels, images: int) -> EvaluationLoader:
+    def sample(self, split: str, pixels: InputSpec, images: int) -> EvaluationLoader:
         """So many images of a split, drawn at random; of train only images whose label
         is used.
         """
@@ -103,11 +103,11 @@ class ImageLoaders:
             batch_size=min(self.batch_size, images),
         )
 
-    def replay(self, pixels: Pixels, view: int, start: int) -> EvaluationLoader:
+    def replay(self, pixels: InputSpec, view: int, start: int) -> EvaluationLoader:
         """The images to train on in order, from the row `start` on, in the view of that
         number as a training shows it.
         """
-        maker = self._training_maker(pixels)
+        maker = self._build_training_builder(pixels)
         return EvaluationLoader(
             maker,
             self.index.training_rows[start:],
@@ -116,22 +116,22 @@ class ImageLoaders:
             view=view,
         )
 
-    def _training_maker(self, pixels: Pixels) -> Maker:
+    def _build_training_builder(self, pixels: InputSpec) -> BatchBuilder:
         index, mixing = self.index, None
         if self.mix is not None:
-            mixing = Mixing(self.mix, len(index.classes), index.training_rows, index.labeled)
+            mixing = BatchMixer(self.mix, len(index.classes), index.training_rows, index.labeled)
         return replace(
-            self._maker(self.view, pixels),
+            self._build_batch_builder(self.view, pixels),
             labeled=index.labeled,
             mixing=mixing,
             after_view=self.after_view,
         )
 
-    def _maker(self, view: View, pixels: Pixels) -> Maker:
+    def _build_batch_builder(self, view: View, pixels: InputSpec) -> BatchBuilder:
         index = self.index
-        return Maker(index.store, index.listing.target, view, pixels, index.seed)
+        return BatchBuilder(index.store, index.listing.target, view, pixels, index.seed)
 
-    def _count_workers(self, maker: Maker, rank: Rank) -> int:
+    def _count_workers(self, maker: BatchBuilder, rank: Rank) -> int:
         """No worker where a batch costs less than handing it over."""
         if not maker.is_slow():
             return 0

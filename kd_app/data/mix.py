@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from pydantic import ConfigDict, Field, PositiveFloat
 from pydantic.dataclasses import dataclass as checked
 
-from kd_app.data.views import Keys, remixed
+from kd_app.data.views import Keys, remix_keys
 
 
-class Drawn(NamedTuple):
+class MixDraw(NamedTuple):
     """partner: with which image each one is mixed. kept: ``[B, H, W]``, the share of
     its own in each pixel, and `share` ``[B]``, their mean.
     """
@@ -50,18 +50,18 @@ class Mix:
     @property
     def active(self) -> bool:
         """Whether anything is mixed."""
-        return bool(self._ways())
+        return bool(self._list_ways())
 
     def describe(self) -> str:
         """A phrase for the plan of a run."""
-        return f"mixed by {' and '.join(self._ways())}"
+        return f"mixed by {' and '.join(self._list_ways())}"
 
-    def _ways(self) -> list[str]:
+    def _list_ways(self) -> list[str]:
         return [name for name in self.SWITCHES if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)
-class Mixing:
+class BatchMixer:
     """`mix` for these data: their number of classes, the images to train on (`rows`),
     and by image number whether it has a label, None: all have.
     """
@@ -71,9 +71,9 @@ class Mixing:
     rows: Int64[np.ndarray, " rows"]
     labeled: Bool[np.ndarray, " images"] | None
 
-    def drawn(self, keys: Keys, index: Int64[np.ndarray, " batch"], size: tuple[int, int]) -> Drawn:
+    def drawn(self, keys: Keys, index: Int64[np.ndarray, " batch"], size: tuple[int, int]) -> MixDraw:
         """What `keys` draw for the images `index`, of (height, width) `size`."""
-        mix, chance = self.mix, [_uniform(remixed(keys, number)) for number in range(6)]
+        mix, chance = self.mix, [_draw_uniform(remix_keys(keys, number)) for number in range(6)]
         cut = (
             np.full(len(index), mix.mixup is None)
             if mix.mixup is None or mix.cutmix is None
@@ -82,14 +82,14 @@ class Mixing:
         share = np.ones(len(index))
         for alpha, which in ((mix.mixup, ~cut), (mix.cutmix, cut)):
             if alpha is not None and which.any():
-                share[which] = _beta(alpha, chance[2][which])
+                share[which] = _draw_beta(alpha, chance[2][which])
         share[chance[3] >= mix.probability] = 1.0
         kept = np.broadcast_to(share.astype(np.float32)[:, None, None], (len(index), *size)).copy()
         if cut.any():
-            kept[cut] = 1.0 - _boxes(1.0 - share[cut], chance[4][cut], chance[5][cut], size)
-        return Drawn(self._partners(index, chance[0]), kept, kept.mean(axis=(1, 2)))
+            kept[cut] = 1.0 - _draw_boxes(1.0 - share[cut], chance[4][cut], chance[5][cut], size)
+        return MixDraw(self._choose_partners(index, chance[0]), kept, kept.mean(axis=(1, 2)))
 
-    def _partners(
+    def _choose_partners(
         self, index: Int64[np.ndarray, " batch"], chance: Float64[np.ndarray, " batch"]
     ) -> Int64[np.ndarray, " batch"]:
         partner = _from(self.rows, chance)
@@ -105,7 +105,7 @@ class Mixing:
 def mixed(
     own: UInt8[np.ndarray, "batch height width channels"],
     other: UInt8[np.ndarray, "batch height width channels"],
-    drawn: Drawn,
+    drawn: MixDraw,
 ) -> UInt8[np.ndarray, "batch height width channels"]:
     """The pixels, rounded to 8 bits."""
     kept = drawn.kept[..., None]
@@ -116,7 +116,7 @@ def mixed(
 
 
 def shares(
-    own: Int64[np.ndarray, " batch"], other: Int64[np.ndarray, " batch"], drawn: Drawn, classes: int
+    own: Int64[np.ndarray, " batch"], other: Int64[np.ndarray, " batch"], drawn: MixDraw, classes: int
 ) -> Float32[np.ndarray, "batch classes"]:
     """``[B, K]``: the share of each class; not a number in the rows of images without a
     label (class -1).
@@ -129,7 +129,7 @@ def shares(
     return found
 
 
-def _uniform(keys: Keys) -> Float64[np.ndarray, " batch"]:
+def _draw_uniform(keys: Keys) -> Float64[np.ndarray, " batch"]:
     """In [0, 1), from the upper 53 bits."""
     return (keys >> np.uint64(11)).astype(np.float64) / 2**53
 
@@ -141,7 +141,7 @@ def _from(
     return found
 
 
-def _beta(alpha: float, chance: Float64[np.ndarray, " drawn"]) -> Float64[np.ndarray, " drawn"]:
+def _draw_beta(alpha: float, chance: Float64[np.ndarray, " drawn"]) -> Float64[np.ndarray, " drawn"]:
     """The quantiles of Beta(alpha, alpha)."""
     from scipy.special import betaincinv
 
@@ -149,7 +149,7 @@ def _beta(alpha: float, chance: Float64[np.ndarray, " drawn"]) -> Float64[np.nda
     return found
 
 
-def _boxes(
+def _draw_boxes(
     area: Float64[np.ndarray, " drawn"],
     down: Float64[np.ndarray, " drawn"],
     across: Float64[np.ndarray, " drawn"],

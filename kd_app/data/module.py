@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 from lightning.pytorch import LightningDataModule
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from kd_app.config import Pixels, RequestError, Typed
+from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, capabilities_without
 from kd_app.data.corruptions import Corruption
@@ -21,7 +21,7 @@ from kd_app.data.index import ImageIndex, Shares, build_source
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
 from kd_app.data.loaders import ImageLoaders
 from kd_app.data.mix import Mix
-from kd_app.data.partners import class_partners
+from kd_app.data.partners import draw_class_partners
 from kd_app.data.pixel_store import Cache
 from kd_app.data.unlabeled import UNLABELED
 from kd_app.data.views import View
@@ -47,7 +47,7 @@ class ImageData(LightningDataModule, Typed):
 
     views: number of views of each image, one per epoch in turn; None: a fresh one every
     epoch. labels: share of the images to train on whose label is used in training, see
-    `labeled_images`; None: all. Metrics, those on train as well, use all labels.
+    `select_labeled_images`; None: all. Metrics, those on train as well, use all labels.
     unlabeled: a folder of images without labels to train on as well, see
     `WithUnlabeled`. augment, mix: what changes each image to train on after its view,
     and how images are mixed with each other.
@@ -101,7 +101,7 @@ class ImageData(LightningDataModule, Typed):
         )
         self.name = None
         self.image_size = image_size
-        self._bound: tuple[Pixels, int] | None = None
+        self._bound: tuple[InputSpec, int] | None = None
         self._partners: Int64[np.ndarray, " images"] | None = None
         self._labeled_only = self._fresh_views = False
 
@@ -131,7 +131,7 @@ class ImageData(LightningDataModule, Typed):
     def identity(self, *, for_teacher: bool) -> dict[str, Any]:
         """See `RunData`."""
         options = {
-            **self._changes(),
+            **self._describe_changes(),
             "views": None if for_teacher else self.views,
             "labels": self.index.labels,
         }
@@ -141,7 +141,7 @@ class ImageData(LightningDataModule, Typed):
             **{key: value for key, value in options.items() if value is not None},
         }
 
-    def _changes(self) -> dict[str, Any]:
+    def _describe_changes(self) -> dict[str, Any]:
         """What changes the pixels after the view, where anything does."""
         changes = {"mix": self.mix, "augment": self.augment}
         return {key: vars(change) for key, change in changes.items() if change is not None}
@@ -264,7 +264,7 @@ class ImageData(LightningDataModule, Typed):
 
     def bind(
         self,
-        pixels: Pixels,
+        pixels: InputSpec,
         *,
         order_seed: int,
         partner_images: bool = False,
@@ -275,7 +275,7 @@ class ImageData(LightningDataModule, Typed):
         self._bound = (pixels, order_seed)
         self._labeled_only, self._fresh_views = labeled_only, fresh_views
         self._partners = (
-            class_partners(self.index.listing.target, self.rows("train"), seed=order_seed)
+            draw_class_partners(self.index.listing.target, self.rows("train"), seed=order_seed)
             if partner_images
             else None
         )
@@ -291,7 +291,7 @@ class ImageData(LightningDataModule, Typed):
         """Augmented, shuffled batches; with ``overfit_batches`` of the Trainer the same
         images in each epoch.
         """
-        pixels, order_seed = self._binding()
+        pixels, order_seed = self._require_binding()
         return self.loaders.training(
             pixels,
             order_seed=order_seed,
@@ -305,13 +305,13 @@ class ImageData(LightningDataModule, Typed):
 
     def val_dataloader(self) -> EvaluationLoader:
         """This rank's share of the validation images."""
-        pixels, _ = self._binding()
+        pixels, _ = self._require_binding()
         return self.loaders.evaluation("validation", pixels, rank=self._rank())
 
     def evaluation(
         self,
         split: str,
-        pixels: Pixels,
+        pixels: InputSpec,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
@@ -319,17 +319,17 @@ class ImageData(LightningDataModule, Typed):
         """See `RunData`. corruption: what is done to each image."""
         return self.loaders.evaluation(split, pixels, batch_size=batch_size, corruption=corruption)
 
-    def sample(self, split: str, pixels: Pixels, images: int) -> EvaluationLoader:
+    def sample(self, split: str, pixels: InputSpec, images: int) -> EvaluationLoader:
         """So many images of a split, or all it has, drawn at random with the seed of
         the data, as `evaluation` shows them. Of train only images whose label is used.
         """
         return self.loaders.sample(split, pixels, images)
 
-    def replay(self, pixels: Pixels) -> ViewReplay | None:
+    def replay(self, pixels: InputSpec) -> ViewReplay | None:
         """See `RunData`."""
         if self.views is None:
             return None
-        identity = {"view": self.view_config, "views": self.views, **self._changes()}
+        identity = {"view": self.view_config, "views": self.views, **self._describe_changes()}
         if self.mix is not None:  # an image with a label is mixed only with another of them
             identity["labels"] = self.index.labels
         return ViewReplay(
@@ -339,7 +339,7 @@ class ImageData(LightningDataModule, Typed):
             partial(self.loaders.replay, pixels),
         )
 
-    def _binding(self) -> tuple[Pixels, int]:
+    def _require_binding(self) -> tuple[InputSpec, int]:
         if self._bound is None:
             raise RequestError(
                 "The data serves no model yet: call data.bind(pixels, order_seed=...) with what the"

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int64
 
 
-def class_partners(
+def draw_class_partners(
     target: Int64[np.ndarray, " images"], rows: Int64[np.ndarray, " rows"], *, seed: int
 ) -> Int64[np.ndarray, " images"]:
     """By image number: for each of the images `rows` another one of them, of the same

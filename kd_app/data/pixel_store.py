@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from kd_app.config import RequestError
-from kd_app.data.scan import PIXELS, Scan, bounded, read_scan
+from kd_app.data.scan import PIXELS, Scan, bound_size, read_scan
 from kd_app.data.source import Source
 
 Cache = Literal["ram", "disk", "none"]
@@ -27,7 +27,7 @@ _SHARE_OF_MEMORY = 4
 """One part in so many of the available memory may hold pixels."""
 
 
-class Store(ABC):
+class PixelStore(ABC):
     """The pixels of all images by number. Nothing changes in it, so that a copy is the
     store itself.
 
@@ -52,7 +52,7 @@ class Store(ABC):
         return self
 
 
-class HeldStore(Store):
+class HeldStore(PixelStore):
     """Pixels one behind the other in one array, or in one mapped file. Pickled, it is
     the path: whoever unpickles it maps the file.
     """
@@ -74,7 +74,7 @@ class HeldStore(Store):
         """
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """See `Store`."""
+        """See `PixelStore`."""
         height, width = self._shapes[index].tolist()
         end = int(self._ends[index])
         picture: np.ndarray = self._pixels[end - height * width * self._channels : end].reshape(
@@ -85,7 +85,7 @@ class HeldStore(Store):
     def array(
         self, index: Int64[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        """See `Store`; one gather."""
+        """See `PixelStore`; one gather."""
         assert self.size is not None
         found: np.ndarray = self._pixels.reshape(-1, *self.size, self._channels)[self._rows[index]]
         return found
@@ -100,10 +100,10 @@ class HeldStore(Store):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._path is not None:
-            self._pixels = np.asarray(_mapped(self._path))
+            self._pixels = np.asarray(_map_file(self._path))
 
 
-class DecodingStore(Store):
+class DecodingStore(PixelStore):
     """Decodes an image each time it is read."""
 
     in_memory = False
@@ -115,20 +115,20 @@ class DecodingStore(Store):
         self._source, self._decode_size = source, decode_size
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """See `Store`. Raises `BadImageError` for a file that has become bad since the
+        """See `PixelStore`. Raises `BadImageError` for a file that has become bad since the
         scan.
         """
         found = np.asarray(
-            bounded(self._source.read(index, shorter_side=self._decode_size), self._decode_size)
+            bound_size(self._source.read(index, shorter_side=self._decode_size), self._decode_size)
         )
         return found.reshape(*found.shape[:2], self._source.channels)
 
 
 @dataclass(frozen=True)
-class Selection:
+class ImageSelection:
     """The images of one batch, as a view gets them; see `kd_app.data.views.Images`."""
 
-    store: Store
+    store: PixelStore
     index: Int64[np.ndarray, " batch"]
 
     @property
@@ -156,7 +156,7 @@ class Selection:
 class Opened(NamedTuple):
     """notes: what a user should know, one sentence each."""
 
-    store: Store
+    store: PixelStore
     notes: tuple[str, ...]
 
 
@@ -178,25 +178,25 @@ def open_store(source: Source, folder: Path, cache: Cache) -> Opened:
     if cache == "none" or not found.summary.kept:
         return Opened(
             DecodingStore(source, found.shapes, found.summary.decode_size),
-            _why_decoded(cache, found),
+            _explain_decoding(cache, found),
         )
     path = folder / PIXELS
-    available = available_memory()
+    available = read_available_memory()
     if cache == "disk" or found.summary.size_bytes > available // _SHARE_OF_MEMORY:
         notes = () if cache == "disk" else (
-            f"data.cache=ram: {_gib(found.summary.size_bytes)} of pixels are more than a quarter of the available memory ({_gib(available)}); "
+            f"data.cache=ram: {_format_gib(found.summary.size_bytes)} of pixels are more than a quarter of the available memory ({_format_gib(available)}); "
             "they are read from a mapped file (data.cache=disk).",
         )  # fmt: skip
-        return Opened(HeldStore(_mapped(path), found.shapes, source.channels, path), notes)
+        return Opened(HeldStore(_map_file(path), found.shapes, source.channels, path), notes)
     return Opened(
         HeldStore(np.fromfile(path, dtype=np.uint8), found.shapes, source.channels, path), ()
     )
 
 
-def _why_decoded(cache: Cache, found: Scan) -> tuple[str, ...]:
+def _explain_decoding(cache: Cache, found: Scan) -> tuple[str, ...]:
     if cache == "none":
         return ()
-    needed = _gib(found.summary.size_bytes)
+    needed = _format_gib(found.summary.size_bytes)
     return (
         (
             f"data.cache={cache}: {needed} of pixels were more than half of the free disk when they"
@@ -215,20 +215,20 @@ def common_size(shapes: Int64[np.ndarray, "images 2"]) -> tuple[int, int] | None
     return int(good[0, 0]), int(good[0, 1])
 
 
-def channel_statistics(
+def compute_channel_statistics(
     pictures: Iterable[UInt8[np.ndarray, "height width channels"]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in 0..1, to 4
     digits; from exact counts of the 256 values.
     """
-    counts: np.ndarray = sum(_histogram(picture) for picture in pictures)  # type: ignore[assignment]
+    counts: np.ndarray = sum(_count_values(picture) for picture in pictures)  # type: ignore[assignment]
     shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = shares @ levels
     deviation = np.sqrt(np.maximum(shares @ levels**2 - mean**2, _LEAST_DEVIATION**2))
     return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist())
 
 
-def _histogram(
+def _count_values(
     picture: UInt8[np.ndarray, "height width channels"],
 ) -> Int64[np.ndarray, "channels 256"]:
     return np.stack(
@@ -239,29 +239,29 @@ def _histogram(
     )
 
 
-def available_memory() -> int:
+def read_available_memory() -> int:
     """Bytes that can be had without swapping, within the limit of the process's
     container where there is one.
     """
-    lines = dict(line.split(":", maxsplit=1) for line in _text("/proc/meminfo").splitlines())
+    lines = dict(line.split(":", maxsplit=1) for line in _read_text("/proc/meminfo").splitlines())
     found = int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else 4 * 2**30
     limit, used = (
-        _text("/sys/fs/cgroup/memory.max").strip(),
-        _text("/sys/fs/cgroup/memory.current").strip(),
+        _read_text("/sys/fs/cgroup/memory.max").strip(),
+        _read_text("/sys/fs/cgroup/memory.current").strip(),
     )
     return min(found, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else found
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii")
     except OSError:
         return ""
 
 
-def _mapped(path: Path) -> UInt8[np.ndarray, " bytes"]:
+def _map_file(path: Path) -> UInt8[np.ndarray, " bytes"]:
     return np.memmap(path, dtype=np.uint8, mode="r")
 
 
-def _gib(size: int) -> str:
+def _format_gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"

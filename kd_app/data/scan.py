@@ -60,7 +60,7 @@ class _Decoded(NamedTuple):
     problem: str
 
 
-def bounded(image: Image.Image, decode_size: int) -> Image.Image:
+def bound_size(image: Image.Image, decode_size: int) -> Image.Image:
     """The image with a shorter side of at most `decode_size` (bicubic, antialiased);
     one that is smaller stays as it is.
     """
@@ -93,7 +93,7 @@ def scan(
     allowed = shutil.disk_usage(folder).free // 2
     size_bytes = 0
     with (folder / PIXELS).open("wb") as file:
-        for index, found in enumerate(_decoded(source, images, decode_size, threads)):
+        for index, found in enumerate(_decode_images(source, images, decode_size, threads)):
             if found.pixels is None:
                 bad[str(index)] = found.problem
             else:
@@ -121,7 +121,7 @@ def read_scan(folder: Path) -> Scan:
     )
 
 
-def typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
+def choose_typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
     """The side of images that are all equal squares of up to 224 pixels; else the
     median shorter side, rounded to a multiple of 32 from 32 to 224.
     """
@@ -131,7 +131,7 @@ def typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
     return min(max(round(float(np.median(good.min(axis=1))) / _STEP), 1) * _STEP, _LARGEST)
 
 
-def _decoded(source: Source, images: int, decode_size: int, threads: int) -> Iterator[_Decoded]:
+def _decode_images(source: Source, images: int, decode_size: int, threads: int) -> Iterator[_Decoded]:
     """In order; a few images a thread are under way, so that memory stays small."""
     waiting: deque[Future[_Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -151,7 +151,7 @@ def _decode(source: Source, index: int, decode_size: int) -> _Decoded:
         image = source.read(index, shorter_side=decode_size)
     except BadImageError as error:
         return _Decoded(None, (0, 0), str(error))
-    pixels = np.asarray(bounded(image, decode_size))
+    pixels = np.asarray(bound_size(image, decode_size))
     return _Decoded(
         np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], source.channels)),
         (image.height, image.width),

@@ -113,7 +113,7 @@ def _draw(
     """Numbers of the images to take out of those that are allowed; of each class at
     least one group is left, and `keep` where it has more.
     """
-    groups = _groups(listing, allowed)
+    groups = _build_groups(listing, allowed)
     images = Counter(
         number for number, free in zip(listing.target.tolist(), allowed, strict=True) if free
     )
@@ -129,7 +129,7 @@ def _draw(
         closer = sum(
             abs(want[number]) - abs(want[number] - count) for number, count in group.classes.items()
         )
-        if closer <= 0 or not _spares(left, group, keep):
+        if closer <= 0 or not _can_spare(left, group, keep):
             rest.append(group)
             continue
         taken.append(group)
@@ -153,24 +153,24 @@ def _cover(
             choices[number].append(group)
     more: list[_Group] = []
     for number in sorted(choices):
-        fitting = [group for group in choices[number] if _spares(left, group, 1)]
+        fitting = [group for group in choices[number] if _can_spare(left, group, 1)]
         if fitting and number not in covered:
             more.append(
-                min(fitting, key=lambda group: (not _spares(left, group, keep), len(group.images)))
+                min(fitting, key=lambda group: (not _can_spare(left, group, keep), len(group.images)))
             )
             left.subtract(more[-1].classes.keys())
             covered |= more[-1].classes.keys()
     return more
 
 
-def _spares(left: Counter[int], group: _Group, keep: int) -> bool:
+def _can_spare(left: Counter[int], group: _Group, keep: int) -> bool:
     """Whether each class in the group has `keep` other groups among those that are
     left.
     """
     return all(left[number] > keep for number in group.classes)
 
 
-def _groups(listing: Listing, allowed: Sequence[bool]) -> dict[tuple[str, str], _Group]:
+def _build_groups(listing: Listing, allowed: Sequence[bool]) -> dict[tuple[str, str], _Group]:
     """(kind, name) -> group; an image without a group is one of its own, and goes by
     its file's name.
     """

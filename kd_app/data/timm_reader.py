@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from kd_app.config import RequestError, unknown
-from kd_app.data.files import existing, need_two
-from kd_app.data.fingerprint import WHOLE_LIMIT, digest, fingerprinted
-from kd_app.data.images import decode_image, plain_mode
+from kd_app.data.files import resolve_root, require_two_classes
+from kd_app.data.fingerprint import WHOLE_LIMIT, digest, add_fingerprint
+from kd_app.data.images import decode_image, convert_mode
 from kd_app.data.source import Listing, Source
 
 _BY_NAME = ("hfds", "hfids", "tfds", "wds")
@@ -90,7 +90,7 @@ class TimmReader(Source):
             return decode_image(
                 io.BytesIO(png), listing.files[index], self.channels, shorter_side=shorter_side
             )
-        opened = self._readers()
+        opened = self._open_readers()
         with opened.lock, opened.by_split[split][number][0] as file:
             data = file.read()
         return decode_image(
@@ -99,14 +99,14 @@ class TimmReader(Source):
 
     @cached_property
     def _found(self) -> tuple[Listing, list[tuple[str, int, bytes]]]:
-        by_split = self._readers().by_split
+        by_split = self._open_readers().by_split
         rows = [
-            row for split, reader in by_split.items() for row in _rows(split, reader, self.channels)
+            row for split, reader in by_split.items() for row in _iterate_rows(split, reader, self.channels)
         ]
-        classes = list(_class_names(next(iter(by_split.values()))).values()) or sorted(
+        classes = list(_read_class_names(next(iter(by_split.values()))).values()) or sorted(
             {row.label for row in rows}, key=lambda label: (len(label), label)
         )
-        need_two(classes, Path(self.root or self.reader))
+        require_two_classes(classes, Path(self.root or self.reader))
         number = {name: position for position, name in enumerate(classes)}
         unknown = sorted({row.label for row in rows} - set(number))
         if unknown:
@@ -118,11 +118,11 @@ class TimmReader(Source):
         files, split = [row.file for row in rows], [row.split for row in rows]
         group = ("",) * len(rows)
         listing = Listing(tuple(classes), tuple(files), target, tuple(split), group, fingerprint="")
-        return fingerprinted(listing, [row.content for row in rows]), [
+        return add_fingerprint(listing, [row.content for row in rows]), [
             (row.split, row.number, row.png) for row in rows
         ]
 
-    def _readers(self) -> _Readers:
+    def _open_readers(self) -> _Readers:
         opened = self._opened
         if opened is None or opened.process != os.getpid():
             opened = _Readers(os.getpid(), threading.Lock(), _open(self.reader, self.root))
@@ -134,7 +134,7 @@ def _open(reader: str, root: Path | None) -> dict[str, Any]:
     """timm's readers by split ('' where there are no ready splits)."""
     prefix, _, name = reader.partition("/")
     if reader == "folder":
-        return _open_folders(existing(root))
+        return _open_folders(resolve_root(root))
     if prefix.lower() not in _BY_NAME or not name:
         raise unknown("timm reader", reader, ("folder", *(f"{known}/<name>" for known in _BY_NAME)))
     return _open_by_name(reader, None if root is None else str(root.expanduser()))
@@ -207,7 +207,7 @@ def _try(reader: str, root: str | None, split: str, problems: list[str]) -> Any:
         return None
 
 
-def _class_names(reader: Any) -> dict[int, str]:
+def _read_class_names(reader: Any) -> dict[int, str]:
     """Class number -> name, in order; empty where the reader knows none."""
     known = (
         getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
@@ -215,10 +215,10 @@ def _class_names(reader: Any) -> dict[int, str]:
     return {number: str(name) for name, number in sorted(known.items(), key=lambda item: item[1])}
 
 
-def _rows(split: str, reader: Any, channels: int) -> Iterator[_Row]:
-    names = _class_names(reader)
+def _iterate_rows(split: str, reader: Any, channels: int) -> Iterator[_Row]:
+    names = _read_class_names(reader)
     one_by_one = (
-        _by_number(split, reader)
+        _iterate_by_number(split, reader)
         if hasattr(reader, "__getitem__")
         else _stream(split, reader, channels)
     )
@@ -233,7 +233,7 @@ def _rows(split: str, reader: Any, channels: int) -> Iterator[_Row]:
         yield row._replace(label=names.get(number, str(number)))
 
 
-def _by_number(split: str, reader: Any) -> Iterator[tuple[_Row, Any]]:
+def _iterate_by_number(split: str, reader: Any) -> Iterator[tuple[_Row, Any]]:
     total = 0
     for number in range(len(reader)):
         file, target = reader[number][:2]
@@ -258,7 +258,7 @@ def _stream(split: str, reader: Any, channels: int) -> Iterator[tuple[_Row, Any]
     )  # every rank reads the whole set; who sees what is decided behind the source
     total = 0
     for number, (image, target) in enumerate(reader):
-        plain = plain_mode(image, channels)
+        plain = convert_mode(image, channels)
         buffer = io.BytesIO()
         plain.save(buffer, "png", compress_level=1)
         total += buffer.tell()

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from kd_app.config import RequestError
-from kd_app.data.files import existing
-from kd_app.data.fingerprint import digest_files
+from kd_app.data.files import resolve_root
+from kd_app.data.fingerprint import hash_files
 from kd_app.data.folder import Folder, walk
 from kd_app.data.images import is_image_name, open_image
 from kd_app.data.source import Listing, Source
@@ -27,7 +27,7 @@ class WithUnlabeled(Source):
 
     def __init__(self, labeled: Source, folder: Path) -> None:
         self.labeled = labeled
-        self.folder = existing(folder, "data.unlabeled")
+        self.folder = resolve_root(folder, "data.unlabeled")
         self.channels = labeled.channels
         self.license = labeled.license
         self._files: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class WithUnlabeled(Source):
                 f"data.unlabeled={str(self.folder)!r} holds no image. Expected: a folder of images,"
                 " at any depth. Name another one."
             )
-        contents = digest_files([self.folder / file for file in self._files])
+        contents = hash_files([self.folder / file for file in self._files])
         total = hashlib.sha256(first.fingerprint.encode())
         for file, content in zip(self._files, contents, strict=True):
             total.update(f"{file}\n{content.hex()}\n".encode("utf-8", "surrogateescape"))
@@ -85,7 +85,7 @@ class WithUnlabeled(Source):
         )
 
 
-def labeled_part(listing: Listing) -> Listing:
+def select_labeled(listing: Listing) -> Listing:
     """The images with a class, which come first."""
     count = int((listing.target >= 0).sum())
     return replace(

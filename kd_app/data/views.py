@@ -18,8 +18,8 @@ from jaxtyping import Int64, UInt8, UInt64
 from PIL import Image, ImageEnhance
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
-from kd_app.config import Pixels, RequestError, Typed
-from kd_app.data.crop import center, resampling
+from kd_app.config import InputSpec, RequestError, Typed
+from kd_app.data.crop import center, resolve_resampling
 
 Keys = UInt64[np.ndarray, " batch"]
 Pictures = UInt8[np.ndarray, "batch height width channels"]
@@ -45,7 +45,7 @@ class Images(Protocol):
         """One after the other, in mode 'L' or 'RGB'."""
 
 
-def image_keys(seed: int, index: Int64[np.ndarray, " batch"], number: int) -> Keys:
+def compute_image_keys(seed: int, index: Int64[np.ndarray, " batch"], number: int) -> Keys:
     """64 random bits for each image of view `number`: ``mix(mix(mix(seed) + number) +
     index)``, mix being splitmix64.
 
@@ -65,7 +65,7 @@ def _mix(state: Keys) -> Keys:
     return mixed
 
 
-def remixed(keys: Keys, number: int) -> Keys:
+def remix_keys(keys: Keys, number: int) -> Keys:
     """Other 64 random bits for each key: ``mix(key + mix(number))``."""
     return _mix(keys + _mix(np.array([number], dtype=np.uint64)))
 
@@ -74,12 +74,12 @@ class View(Typed):
     """What happens to the images of a batch before the model sees them."""
 
     @abstractmethod
-    def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
+    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
         """The images at ``pixels.height`` x ``pixels.width`` (channels as stored); all
         that is random follows from `keys`, one an image.
         """
 
-    def is_slow(self, size: tuple[int, int] | None, pixels: Pixels) -> bool:
+    def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
         """Whether an image of this stored size costs so much that worker processes pay
         (more than about 5 microseconds).
         """
@@ -92,19 +92,19 @@ class ImageView(View):
     """
 
     @abstractmethod
-    def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
+    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         """`image` at ``pixels.width`` x ``pixels.height``. Any torchvision or timm
         transform of PIL images may be called here.
         """
 
-    def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
+    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`."""
         made = []
         with own_generators():
             for picture, key in zip(images.pictures(), keys.tolist(), strict=True):
                 random.seed(key)
                 torch.default_generator.manual_seed(key >> 1)
-                made.append(_checked(self, self.image(picture, pixels), pixels))
+                made.append(_check_view(self, self.image(picture, pixels), pixels))
         return np.stack(made)
 
 
@@ -120,8 +120,8 @@ def own_generators() -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
-def _checked(
-    view: View, image: Image.Image, pixels: Pixels
+def _check_view(
+    view: View, image: Image.Image, pixels: InputSpec
 ) -> UInt8[np.ndarray, "height width channels"]:
     if image.size != (pixels.width, pixels.height):
         raise RequestError(
@@ -138,7 +138,7 @@ class Plain(ImageView):
     def __init__(self) -> None:
         """Takes no settings."""
 
-    def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
+    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`."""
         return (
             super().__call__(images, keys, pixels)
@@ -146,11 +146,11 @@ class Plain(ImageView):
             else images.array()
         )
 
-    def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
+    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         """See `ImageView`."""
         return center(image, pixels)
 
-    def is_slow(self, size: tuple[int, int] | None, pixels: Pixels) -> bool:
+    def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
         """See `View`."""
         return size != (pixels.height, pixels.width)
 
@@ -167,27 +167,27 @@ class CropFlip(View):
         self.padding = padding
         self.flip = flip
 
-    def __call__(self, images: Images, keys: Keys, pixels: Pixels) -> Pictures:
+    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`; bits 0-20 of a key place the crop's top, 21-41 its left side, bit
         63 mirrors.
         """
         made = images.array()
         if self.padding:
-            made = _moved(made, keys, self.padding)
+            made = _shift_images(made, keys, self.padding)
         if self.flip:
             mirrored = np.flatnonzero(keys >> np.uint64(63))
             for channel in range(
                 made.shape[3]
             ):  # plane by plane: numpy is slow at reversing pixels of several bytes
                 made[mirrored, :, :, channel] = made[mirrored, :, ::-1, channel]
-        return made if made.shape[1:3] == (pixels.height, pixels.width) else _scaled(made, pixels)
+        return made if made.shape[1:3] == (pixels.height, pixels.width) else _scale_images(made, pixels)
 
-    def is_slow(self, size: tuple[int, int] | None, pixels: Pixels) -> bool:
+    def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
         """See `View`."""
         return False
 
 
-def _moved(images: Pictures, keys: Keys, padding: int) -> Pictures:
+def _shift_images(images: Pictures, keys: Keys, padding: int) -> Pictures:
     batch, height, width, channels = images.shape
     padded = np.zeros((batch, height + 2 * padding, width + 2 * padding, channels), dtype=np.uint8)
     padded[:, padding : padding + height, padding : padding + width] = images
@@ -210,7 +210,7 @@ def _moved(images: Pictures, keys: Keys, padding: int) -> Pictures:
     return moved
 
 
-def _scaled(images: Pictures, pixels: Pixels) -> Pictures:
+def _scale_images(images: Pictures, pixels: InputSpec) -> Pictures:
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
     scaled = torch.nn.functional.interpolate(
         tensor, (pixels.height, pixels.width), mode="bilinear", antialias=True
@@ -247,12 +247,12 @@ class ResizedCrop(ImageView):
         self.flip = flip
         self.jitter = jitter
 
-    def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
+    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         """See `ImageView`."""
-        left, top, width, height = self._part(*image.size)
+        left, top, width, height = self._choose_part(*image.size)
         size = (pixels.width, pixels.height)
         made = image.resize(
-            size, resampling(pixels.interpolation), box=(left, top, left + width, top + height)
+            size, resolve_resampling(pixels.interpolation), box=(left, top, left + width, top + height)
         )
         if self.flip and random.random() < 0.5:
             made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -261,7 +261,7 @@ class ResizedCrop(ImageView):
                 made = change(made).enhance(random.uniform(1 - self.jitter, 1 + self.jitter))
         return made
 
-    def _part(self, width: int, height: int) -> tuple[int, int, int, int]:
+    def _choose_part(self, width: int, height: int) -> tuple[int, int, int, int]:
         """(left, top, width, height); the largest part in the middle that has a ratio
         in range, where ten tries find none that fits.
         """

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kd_app.config.pixels import Pixels
+from kd_app.config.pixels import InputSpec
 from kd_app.deployment.manifest import entry
 
 RUNTIMES: Final = {
@@ -23,11 +23,11 @@ it; each is opened by the module of that name in `runtimes`.
 """
 
 
-class Artefact(Protocol):
+class Artifact(Protocol):
     """A classifier that is a file."""
 
     classes: tuple[str, ...]
-    pixels: Pixels
+    pixels: InputSpec
 
     def picture(self, image: Image.Image) -> NDArray[np.uint8]:
         """``[C, H, W]``: the part of an image that the model sees, as the manifest
@@ -38,7 +38,7 @@ class Artefact(Protocol):
         """``images[B, C, H, W] -> [B, K]``."""
 
 
-def open_artefact(path: Path, *, threads: int | None = None) -> Artefact:
+def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
     """Open a file that kd-export wrote; `threads` is how many it may compute with
     (None: as many as its runtime takes).
 
@@ -68,5 +68,5 @@ def open_artefact(path: Path, *, threads: int | None = None) -> Artefact:
             f"{str(path)!r} is run by {runtime}, and {error.name} is not installed. Install it: pip"
             f" install {runtime} (or kd_app[deploy])."
         ) from None
-    opened: Artefact = module.opened(found, threads=threads)
+    opened: Artifact = module.opened(found, threads=threads)
     return opened

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_app.deployment.confidence import MEASURES, confidence, log_probabilities
-from kd_app.deployment.manifest import sha256_of
+from kd_app.deployment.manifest import hash_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,7 @@ class Stage(Protocol):
         """The logits of a batch."""
 
 
-class SeeingStage(Stage, Protocol):
+class ImageStage(Stage, Protocol):
     """A stage that makes its own input of an image."""
 
     def picture(self, image: "Image", /) -> NDArray[np.uint8]:
@@ -48,7 +48,7 @@ class Cascade:
     stage, for its confidence and its probability.
     """
 
-    stages: Sequence[SeeingStage]
+    stages: Sequence[ImageStage]
     thresholds: tuple[float, ...]
     measure: str
     temperatures: tuple[float, ...]
@@ -106,7 +106,7 @@ class Cascade:
         stages = [
             {
                 "file": Path(os.path.relpath(file.resolve(), root)).as_posix(),
-                "sha256": sha256_of(file),
+                "sha256": hash_file(file),
             }
             for file in files
         ]
@@ -123,9 +123,9 @@ class Cascade:
         partial.replace(path)
 
     @classmethod
-    def load(cls, path: Path, open_stage: "Callable[[Path], SeeingStage]") -> "Cascade":
+    def load(cls, path: Path, open_stage: "Callable[[Path], ImageStage]") -> "Cascade":
         """The cascade of a cascade.json, its stages opened by `open_stage`, such as
-        `kd_app.deployment.artifact.open_artefact`.
+        `kd_app.deployment.artifact.open_artifact`.
 
         Raises:
             ValueError: it is no cascade.json, a stage's file is not there or not the
@@ -140,7 +140,7 @@ class Cascade:
                     f"{str(path)!r} names the stage {each['file']!r}, and there is no"
                     f" {str(file)!r}. Put that file back."
                 )
-            if (got := sha256_of(file)) != each["sha256"]:
+            if (got := hash_file(file)) != each["sha256"]:
                 raise ValueError(
                     f"{file} has the sha256 {got}, and the thresholds of {path} were chosen for"
                     f" {each['sha256']}. Put that file back, or choose the thresholds anew."
@@ -155,7 +155,7 @@ class Cascade:
         return cls(stages, tuple(told["thresholds"]), told["measure"], tuple(told["temperatures"]))
 
 
-def taken(images: Images, rows: NDArray[np.int64], model: SeeingStage) -> NDArray[np.uint8]:
+def taken(images: Images, rows: NDArray[np.int64], model: ImageStage) -> NDArray[np.uint8]:
     """The images `rows` as `model` expects them, ``uint8 [B, C, H, W]``."""
     return (
         images[rows]

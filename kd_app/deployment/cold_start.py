@@ -10,7 +10,7 @@ from kd_app.config import RunError
 from kd_app.deployment.cascade import Stage
 
 
-def first_answer(
+def measure_cold_start(
     path: Path, shape: Sequence[int], opener: Callable[..., Stage]
 ) -> dict[str, float]:
     """Measured in a process of its own, with one thread and ``uint8 [*shape]`` images;

@@ -33,7 +33,7 @@ def main(opener: str, file: str, *shape: str) -> None:
         return time.perf_counter() - start
 
     answered()
-    cold, peak = time.perf_counter() - _BEGAN, _peak_memory()
+    cold, peak = time.perf_counter() - _BEGAN, _read_peak_memory()
     print(
         json.dumps(
             {
@@ -45,7 +45,7 @@ def main(opener: str, file: str, *shape: str) -> None:
     )
 
 
-def _peak_memory() -> int:
+def _read_peak_memory() -> int:
     """The most memory this process has had resident, in bytes.
 
     On Linux from /proc: what getrusage says there is at least what the process that

@@ -17,31 +17,31 @@ def log_probabilities(logits: NDArray[np.floating], temperature: float) -> Float
     return np.asarray(scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True)))
 
 
-def _maximum(logits: NDArray[np.floating], temperature: float) -> Floats:
+def _compute_maximum(logits: NDArray[np.floating], temperature: float) -> Floats:
     return np.asarray(np.exp(log_probabilities(logits, temperature)).max(axis=-1))
 
 
-def _margin(logits: NDArray[np.floating], temperature: float) -> Floats:
+def _compute_margin(logits: NDArray[np.floating], temperature: float) -> Floats:
     best = np.partition(np.exp(log_probabilities(logits, temperature)), -2, axis=-1)
     return np.asarray(best[..., -1] - best[..., -2])
 
 
-def _entropy(logits: NDArray[np.floating], temperature: float) -> Floats:
+def _compute_entropy(logits: NDArray[np.floating], temperature: float) -> Floats:
     logs = log_probabilities(logits, temperature)
     return np.asarray((np.exp(logs) * logs).sum(axis=-1))
 
 
-def _energy(logits: NDArray[np.floating], temperature: float) -> Floats:
+def _compute_energy(logits: NDArray[np.floating], temperature: float) -> Floats:
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     most = scaled.max(axis=-1)
     return np.asarray(temperature * (most + np.log(np.exp(scaled - most[..., None]).sum(axis=-1))))
 
 
 MEASURES: Final[dict[str, Callable[[NDArray[np.floating], float], Floats]]] = {
-    "maximum": _maximum,
-    "margin": _margin,
-    "entropy": _entropy,
-    "energy": _energy,
+    "maximum": _compute_maximum,
+    "margin": _compute_margin,
+    "entropy": _compute_entropy,
+    "energy": _compute_energy,
 }
 
 

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kd_app.config import Pixels, RunError
-from kd_app.deployment.artifact import Artefact, open_artefact
-from kd_app.deployment.formats.base import Deployed, Format
-from kd_app.deployment.manifest import VERSION, told_pixels
+from kd_app.config import InputSpec, RunError
+from kd_app.deployment.artifact import Artifact, open_artifact
+from kd_app.deployment.formats.base import UInt8Model, Format
+from kd_app.deployment.manifest import VERSION, describe_input
 from kd_app.run_files import MANIFEST
-from kd_app.stages import file_sha256, write_atomically
+from kd_app.stages import hash_file, write_atomically
 
 
 def export(
@@ -27,7 +27,7 @@ def export(
     folder: Path,
     *,
     stem: str,
-    pixels: Pixels,
+    pixels: InputSpec,
     classes: Sequence[str],
     license: str,
     calibration: Sequence[NDArray[np.uint8]],
@@ -43,18 +43,18 @@ def export(
     more = form.write(model, pixels, calibration, path)
     told = {
         "format": form.name,
-        "input": told_pixels(pixels),
+        "input": describe_input(pixels),
         "output": "logits",
         "classes": list(classes),
         "license": license,
-        "sha256": file_sha256(path),
+        "sha256": hash_file(path),
         "size_bytes": path.stat().st_size,
         "runtime": {"name": form.runtime, "version": version(form.runtime)},
         **more,
     }
     write_manifest(folder, {path.name: told})
     try:
-        opened = open_artefact(path)
+        opened = open_artifact(path)
     except ValueError as error:
         raise RunError(f"What was written can't be opened: {error}") from error
     off = difference(model, pixels, opened, images)
@@ -70,13 +70,13 @@ def export(
 
 
 def difference(
-    model: nn.Module, pixels: Pixels, opened: Artefact, images: NDArray[np.uint8]
+    model: nn.Module, pixels: InputSpec, opened: Artifact, images: NDArray[np.uint8]
 ) -> float:
     """``max |artefact - torch| / max(1, max |torch|)`` over the logits of `images`; not
     a number where one of them is none.
     """
     with torch.inference_mode():
-        expected = Deployed(model, pixels)(torch.from_numpy(images)).numpy()
+        expected = UInt8Model(model, pixels)(torch.from_numpy(images)).numpy()
     return float(
         np.abs(opened.logits(images) - expected).max() / max(1.0, float(np.abs(expected).max()))
     )

@@ -4,27 +4,27 @@ import platform
 from pathlib import Path
 
 
-def cpu_flags() -> frozenset[str]:
+def read_cpu_flags() -> frozenset[str]:
     """The processor's instruction sets as the operating system names them; empty where
     it does not say.
     """
-    return frozenset(_cpu_says("flags", "Features").split())
+    return frozenset(_read_cpu_info("flags", "Features").split())
 
 
-def cpu_name() -> str:
+def read_cpu_name() -> str:
     """The processor's name; that of its architecture where the operating system says no
     more.
     """
-    return _cpu_says("model name") or platform.processor() or platform.machine()
+    return _read_cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def measured_on() -> str:
     """'Intel(R) Xeon(R) Processor, x86_64': what figures of this machine are called."""
-    name, architecture = cpu_name(), platform.machine()
+    name, architecture = read_cpu_name(), platform.machine()
     return name if architecture in name else f"{name}, {architecture}"
 
 
-def _cpu_says(*names: str) -> str:
+def _read_cpu_info(*names: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kd_app.config.pixels import Pixels
+from kd_app.config.pixels import InputSpec
 from kd_app.run_files import MANIFEST
 
 VERSION: Final = 1
@@ -18,7 +18,7 @@ _AGAIN: Final = "Export the run again (kd-export), or copy its whole export fold
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """One file of a manifest: where it is, what it is fed (uint8 images of `pixels`; it
     normalizes them itself), and all that is `told` of it.
     """
@@ -26,12 +26,12 @@ class Entry:
     path: Path
     format: str
     classes: tuple[str, ...]
-    pixels: Pixels
+    pixels: InputSpec
     license: str
     told: Mapping[str, Any]
 
 
-def entry(path: Path) -> Entry:
+def entry(path: Path) -> ManifestEntry:
     """What the manifest beside `path` says of that file, after comparing the file with
     it.
 
@@ -53,7 +53,7 @@ def entry(path: Path) -> Entry:
         )
     told = files[path.name]
     try:
-        found = _entry(path, told)
+        found = _parse_entry(path, told)
         sha256 = str(told["sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -61,7 +61,7 @@ def entry(path: Path) -> Entry:
             f" ({type(error).__name__}: {error}). Expected format, input, classes, license and"
             f" sha256. {_AGAIN}"
         ) from None
-    if (got := sha256_of(path)) != sha256:
+    if (got := hash_file(path)) != sha256:
         raise ValueError(
             f"{str(path)!r} is not the file that was exported: its sha256 is {got[:16]}..., the"
             f" {MANIFEST} beside it says {sha256[:16]}.... It was cut off, damaged or exchanged,"
@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def told_pixels(pixels: Pixels) -> dict[str, Any]:
+def describe_input(pixels: InputSpec) -> dict[str, Any]:
     """The entry ``input`` of a manifest."""
     shape = ["batch", pixels.channels, pixels.height, pixels.width]
     about = {
@@ -114,10 +114,10 @@ def told_pixels(pixels: Pixels) -> dict[str, Any]:
     return {"dtype": "uint8", "shape": shape, **about}
 
 
-def _entry(path: Path, told: Mapping[str, Any]) -> Entry:
+def _parse_entry(path: Path, told: Mapping[str, Any]) -> ManifestEntry:
     expected = told["input"]
     batch, *sizes = expected["shape"]
-    channels, height, width = (_positive(size) for size in sizes)
+    channels, height, width = (_check_positive(size) for size in sizes)
     if expected["dtype"] != "uint8" or batch != "batch":
         raise ValueError(f"input={expected!r}")
     mean, std = (tuple(float(value) for value in expected[key]) for key in ("mean", "std"))
@@ -127,18 +127,18 @@ def _entry(path: Path, told: Mapping[str, Any]) -> Entry:
     classes = tuple(str(name) for name in told["classes"])
     if len(classes) < 2:
         raise ValueError(f"classes={told['classes']!r}")
-    pixels = Pixels(channels, height, width, mean, std, crop, str(expected["interpolation"]))
-    return Entry(path, str(told["format"]), classes, pixels, str(told["license"]), told)
+    pixels = InputSpec(channels, height, width, mean, std, crop, str(expected["interpolation"]))
+    return ManifestEntry(path, str(told["format"]), classes, pixels, str(told["license"]), told)
 
 
-def _positive(size: Any) -> int:
+def _check_positive(size: Any) -> int:
     if not isinstance(size, int) or not 0 < size <= 2**15:
         raise ValueError(f"a size of {size!r}")
     return size
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's contents; `kd_app.stages.file_sha256` for where the standard library
+def hash_file(path: Path) -> str:
+    """Of a file's contents; `kd_app.stages.hash_file` for where the standard library
     is all there is.
     """
     with path.open("rb") as file:

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import UInt8
 from torch import nn
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.deployment.artifact import Artefact
-from kd_app.deployment.timing import in_turns
+from kd_app.deployment.artifact import Artifact
+from kd_app.deployment.timing import time_interleaved
 from kd_app.metrics.record import Predictions
 from kd_app.models.taps import Taps
 
@@ -27,7 +27,7 @@ images of a ResNet-50.
 def predict(
     model: nn.Module,
     batches: Iterable[Batch],
-    pixels: Pixels,
+    pixels: InputSpec,
     *,
     device: torch.device,
     limit: float | None = None,
@@ -40,7 +40,7 @@ def predict(
     With `embeddings`, what its classifier was given comes with them, from the same
     forward pass.
     """
-    model = _placed(model, device)
+    model = _place_model(model, device)
     taps = Taps(model, frozenset({"logits"}))
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     kept: list[tuple[np.ndarray, np.ndarray]] = []
@@ -60,7 +60,7 @@ def predict(
             rows.append(
                 (
                     batch.index.cpu().numpy(),
-                    batch.hard_target().cpu().numpy(),
+                    batch.to_hard_target().cpu().numpy(),
                     outputs.logits.float().cpu().numpy(),
                 )
             )
@@ -86,23 +86,23 @@ def predict(
 
 
 def answers(
-    model: Artefact, batches: Iterable[Batch], *, limit: float | None = None
+    model: Artifact, batches: Iterable[Batch], *, limit: float | None = None
 ) -> Predictions:
     """The answers of an exported file to all batches, or to the first `limit` of them,
-    in its own runtime. Raises `RequestError` as `as_fed`.
+    in its own runtime. Raises `RequestError` as `to_uint8_input`.
     """
     rows = [
         (
             batch.index.numpy(),
-            batch.hard_target().numpy(),
-            model.logits(as_fed(batch.image, model.pixels)),
+            batch.to_hard_target().numpy(),
+            model.logits(to_uint8_input(batch.image, model.pixels)),
         )
         for batch in limited(batches, limit)
     ]
     return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
-def as_fed(image: torch.Tensor, pixels: Pixels) -> UInt8[np.ndarray, "batch channels height width"]:
+def to_uint8_input(image: torch.Tensor, pixels: InputSpec) -> UInt8[np.ndarray, "batch channels height width"]:
     """The images of a batch as an exported file takes them: a gray one is repeated
     where the model wants color.
 
@@ -136,7 +136,7 @@ def _step(batches: Iterable[Batch], batch_size: int, width: int) -> int:
     return 1 << max(0, math.ceil(math.log2(max(1, images * width) / _KEPT)))
 
 
-def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+def _place_model(model: nn.Module, device: torch.device) -> nn.Module:
     return model.eval().to(device).to(memory_format=torch.channels_last)
 
 
@@ -151,7 +151,7 @@ def limited(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
 
 @torch.inference_mode()
 def images_per_second(
-    models: Mapping[str, tuple[nn.Module, Pixels]],
+    models: Mapping[str, tuple[nn.Module, InputSpec]],
     *,
     device: torch.device,
     batch: int = 64,
@@ -162,25 +162,25 @@ def images_per_second(
     drifts. `seconds` is about what each model gets.
     """
     ready = {
-        name: (_placed(model, device), _noise(pixels, batch, device))
+        name: (_place_model(model, device), _make_noise(pixels, batch, device))
         for name, (model, pixels) in models.items()
     }
 
     def calls(repeats: Mapping[str, int]) -> dict[str, Callable[[], None]]:
         return {
-            name: partial(_answer, model, image, repeats[name], device)
+            name: partial(_run_model, model, image, repeats[name], device)
             for name, (model, image) in ready.items()
         }
 
     single = dict.fromkeys(ready, 1)
-    once = in_turns(calls(single), rounds=1, repeats=single)  # also the warm-up
+    once = time_interleaved(calls(single), rounds=1, repeats=single)  # also the warm-up
     rounds = 5
     repeats = {name: max(1, int(seconds / rounds / max(once[name].item(), 1e-6))) for name in ready}
-    times = in_turns(calls(repeats), rounds=rounds, repeats=single)
+    times = time_interleaved(calls(repeats), rounds=rounds, repeats=single)
     return {name: batch * repeats[name] / float(np.median(taken)) for name, taken in times.items()}
 
 
-def _noise(pixels: Pixels, batch: int, device: torch.device) -> torch.Tensor:
+def _make_noise(pixels: InputSpec, batch: int, device: torch.device) -> torch.Tensor:
     image = torch.rand(
         batch,
         pixels.channels,
@@ -191,7 +191,7 @@ def _noise(pixels: Pixels, batch: int, device: torch.device) -> torch.Tensor:
     return image.to(device, memory_format=torch.channels_last)
 
 
-def _answer(model: nn.Module, image: torch.Tensor, repeats: int, device: torch.device) -> None:
+def _run_model(model: nn.Module, image: torch.Tensor, repeats: int, device: torch.device) -> None:
     for _ in range(repeats):
         model(image)
     if device.type == "cuda":

@@ -24,23 +24,23 @@ class Price(Typed):
         )
         self.currency = currency
 
-    def per_million(self, images_per_second: float, *, cores: float = 1.0) -> float:
+    def compute_per_million(self, images_per_second: float, *, cores: float = 1.0) -> float:
         """``1e6 / images_per_second / 3600 * price of an hour``, in the price's
         currency; at a price per core, times the cores that were in use.
         """
-        return 1e6 / images_per_second / 3600 * self._per_hour * self._cores(cores)
+        return 1e6 / images_per_second / 3600 * self._per_hour * self._round_up_cores(cores)
 
-    def formula(self, images_per_second: float, *, cores: float = 1.0) -> str:
-        """`per_million` as it is computed, with its numbers."""
-        used = self._cores(cores)
+    def describe_formula(self, images_per_second: float, *, cores: float = 1.0) -> str:
+        """`compute_per_million` as it is computed, with its numbers."""
+        used = self._round_up_cores(cores)
         times = "" if used == 1 else f" x {used:.2f} cores"
         return (
             f"1e6 images / {images_per_second:,.1f} images/s / 3600 s/h{times} x {self._per_hour:g}"
             f" {self.currency} per {self._unit}-hour ="
-            f" {self.per_million(images_per_second, cores=cores):.4g} {self.currency} per million"
+            f" {self.compute_per_million(images_per_second, cores=cores):.4g} {self.currency} per million"
             " images"
         )
 
-    def _cores(self, cores: float) -> float:
+    def _round_up_cores(self, cores: float) -> float:
         """One core is paid whole even where less of it was in use."""
         return max(1.0, cores) if self._unit == "core" else 1.0

@@ -46,7 +46,7 @@ class Choice:
     curve: tuple[Rung, ...]
 
 
-def routing_curve(
+def compute_routing_curve(
     logits: Sequence[NDArray[np.floating]],
     target: NDArray[np.integer],
     costs: Sequence[float],
@@ -83,12 +83,12 @@ def routing_curve(
     right = np.stack([each.argmax(axis=-1) == target for each in logits])
     levels = [step / num_steps for step in range(num_steps, -1, -1)]
     return tuple(
-        _rung(tuple(_threshold(each, level) for each in sure), sure, right, costs)
+        _build_point(tuple(_find_threshold(each, level) for each in sure), sure, right, costs)
         for level in levels
     )
 
 
-def rung_at(
+def measure_thresholds(
     thresholds: Sequence[float],
     logits: Sequence[NDArray[np.floating]],
     target: NDArray[np.integer],
@@ -97,12 +97,12 @@ def rung_at(
     measure: str,
     temperatures: Sequence[float],
 ) -> Rung:
-    """The rung of thresholds that were chosen on other images; else as `routing_curve`."""
+    """The rung of thresholds that were chosen on other images; else as `compute_routing_curve`."""
     sure = [
         confidence(each, measure, heat)
         for each, heat in zip(logits[:-1], temperatures[:-1], strict=True)
     ]
-    return _rung(
+    return _build_point(
         tuple(thresholds),
         sure,
         np.stack([each.argmax(axis=-1) == target for each in logits]),
@@ -110,13 +110,13 @@ def rung_at(
     )
 
 
-def _threshold(sure: NDArray[np.float64], level: float) -> float:
+def _find_threshold(sure: NDArray[np.float64], level: float) -> float:
     if level in (0.0, 1.0):
         return float("inf") if level else float("-inf")
     return float(np.quantile(sure, level))
 
 
-def _rung(
+def _build_point(
     thresholds: tuple[float, ...],
     sure: list[NDArray[np.float64]],
     right: NDArray[np.bool_],
@@ -140,7 +140,7 @@ def choose_threshold(
     margin: float,
     confidence_level: float,
 ) -> Choice:
-    """The cheapest rung of `routing_curve` shown to lose at most `margin` of accuracy
+    """The cheapest rung of `compute_routing_curve` shown to lose at most `margin` of accuracy
     (0..1) against the last stage, or one stage alone.
 
     The rungs are tested from the safest down, each by the exact paired test at the full
@@ -155,10 +155,10 @@ def choose_threshold(
     'last': no proven rung is cheaper than the last stage alone. 'first': the first
     stage alone is proven and the cheapest.
     """
-    from kd_app.metrics.paired import shown_above
+    from kd_app.metrics.paired import is_shown_above
 
     proven = 1
-    while proven < len(curve) and shown_above(
+    while proven < len(curve) and is_shown_above(
         curve[proven].better, curve[proven].worse, num_images, -margin, confidence_level
     ):
         proven += 1

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 Images = NDArray[np.uint8]
 
 
-def in_turns(
+def time_interleaved(
     calls: Mapping[str, Callable[[], object]],
     *,
     rounds: int,
@@ -48,7 +48,7 @@ def in_turns(
     return taken
 
 
-def nearest_rank(values: NDArray[np.floating], share: float) -> float:
+def select_nearest_rank(values: NDArray[np.floating], share: float) -> float:
     """The percentile that is one of the values: the smallest that at least `share`
     (0..1) of them do not exceed.
     """
@@ -65,7 +65,7 @@ class Ratio:
     high: float
 
 
-def median_ratio(above: Floats, below: Floats, confidence: float) -> Ratio:
+def compute_median_ratio(above: Floats, below: Floats, confidence: float) -> Ratio:
     """The median over rounds of ``above[r] / below[r]``, and its interval by order
     statistics.
 
@@ -105,7 +105,7 @@ class Timing:
         """
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
         return {
-            **{name: 1000 * nearest_rank(self.latency, share) for name, share in shares.items()},
+            **{name: 1000 * select_nearest_rank(self.latency, share) for name, share in shares.items()},
             "calls": self.latency.size,
         }
 
@@ -127,7 +127,7 @@ class Timing:
         """How many times shorter the latency is than the other's: the ratio of the
         median calls of each round.
         """
-        return median_ratio(
+        return compute_median_ratio(
             np.median(than.latency, axis=1), np.median(self.latency, axis=1), confidence
         )
 
@@ -135,7 +135,7 @@ class Timing:
         """How many times as many images a second there are as of the other, which is
         the ratio of costs where both pay the same price.
         """
-        return median_ratio(self.throughput, than.throughput, confidence)
+        return compute_median_ratio(self.throughput, than.throughput, confidence)
 
 
 class Clock(Typed):
@@ -169,18 +169,18 @@ class Clock(Typed):
         """
         with one_thread():
             single = {
-                name: partial(model.logits, _batch(images[name], 1))
+                name: partial(model.logits, _repeat_to_batch(images[name], 1))
                 for name, model in models.items()
             }
-            latency = self._timed(single)
-            chosen = {name: self._best_batch(model, images[name]) for name, model in models.items()}
+            latency = self._time_calls(single)
+            chosen = {name: self._find_best_batch(model, images[name]) for name, model in models.items()}
             full = {
-                name: partial(model.logits, _batch(images[name], chosen[name]))
+                name: partial(model.logits, _repeat_to_batch(images[name], chosen[name]))
                 for name, model in models.items()
             }
-            taken = self._timed(full)
+            taken = self._time_calls(full)
             cores = {
-                name: _cores_used(call, self._seconds / self._rounds) for name, call in full.items()
+                name: _measure_cores_used(call, self._seconds / self._rounds) for name, call in full.items()
             }
         return {
             name: Timing(
@@ -189,28 +189,28 @@ class Clock(Typed):
             for name in models
         }
 
-    def _timed(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, Floats]:
-        once = {name: _quickest(call) for name, call in calls.items()}
+    def _time_calls(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, Floats]:
+        once = {name: _time_fastest(call) for name, call in calls.items()}
         repeats = {
             name: max(1, int(self._seconds / self._rounds / seconds))
             for name, seconds in once.items()
         }
-        return in_turns(calls, rounds=self._rounds, repeats=repeats, warm=1)
+        return time_interleaved(calls, rounds=self._rounds, repeats=repeats, warm=1)
 
-    def _best_batch(self, model: Stage, images: Images) -> int:
+    def _find_best_batch(self, model: Stage, images: Images) -> int:
         """The batch size with the most images a second in a short trial, from the
         smallest up; none after one that takes longer than `seconds`.
         """
         speed: dict[int, float] = {}
         for size in self._batch_sizes:
-            seconds = _quickest(partial(model.logits, _batch(images, size)))
+            seconds = _time_fastest(partial(model.logits, _repeat_to_batch(images, size)))
             speed[size] = size / seconds
             if seconds > self._seconds:
                 break
         return max(speed, key=speed.__getitem__)
 
 
-def _quickest(call: Callable[[], object], tries: int = 3) -> float:
+def _time_fastest(call: Callable[[], object], tries: int = 3) -> float:
     """Seconds of the quickest of some calls, after one to warm up; a slow one is tried
     once.
     """
@@ -218,14 +218,14 @@ def _quickest(call: Callable[[], object], tries: int = 3) -> float:
     call()
     if (first := time.perf_counter() - start) > 1:
         return first
-    return max(1e-9, float(in_turns({"": call}, rounds=1, repeats={"": tries})[""].min()))
+    return max(1e-9, float(time_interleaved({"": call}, rounds=1, repeats={"": tries})[""].min()))
 
 
-def _batch(images: Images, size: int) -> Images:
+def _repeat_to_batch(images: Images, size: int) -> Images:
     return np.ascontiguousarray(np.resize(images, (size, *images.shape[1:])))
 
 
-def _cores_used(call: Callable[[], object], seconds: float) -> float:
+def _measure_cores_used(call: Callable[[], object], seconds: float) -> float:
     """Seconds of processor over seconds, of all threads of this process, while calls
     are made for that long.
     """

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.normalize import normalize
 from kd_app.deployment.runtimes.base import picture
 
@@ -21,7 +21,7 @@ class TorchModel:
 
     module: nn.Module
     classes: tuple[str, ...]
-    pixels: Pixels
+    pixels: InputSpec
     device: torch.device
 
     def __post_init__(self) -> None:
@@ -37,5 +37,5 @@ class TorchModel:
         return answered
 
     def picture(self, image: Image.Image) -> NDArray[np.uint8]:
-        """See `kd_app.deployment.artifact.Artefact`."""
+        """See `kd_app.deployment.artifact.Artifact`."""
         return picture(image, self.pixels)

@@ -15,17 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kd_app.config import Pixels, RequestError, RunError
-from kd_app.config.errors import first_line
-from kd_app.deployment.formats.base import blank
+from kd_app.config import InputSpec, RequestError, RunError
+from kd_app.config.errors import take_first_line
+from kd_app.deployment.formats.base import make_blank_images
 
 
-def lower(model: nn.Module, pixels: Pixels, path: Path, *, max_batch: int | None = None) -> None:
+def lower(model: nn.Module, pixels: InputSpec, path: Path, *, max_batch: int | None = None) -> None:
     """Write `model` (in eval mode) as a program; what XNNPACK has no kernel for stays
     portable.
 
     Without `max_batch` it takes one normalized image at a time; with it up to so many
-    uint8 ones, as `Deployed` does. A graph that PT2E converted is computed in int8:
+    uint8 ones, as `UInt8Model` does. A graph that PT2E converted is computed in int8:
     XNNPACK's kernels take the place of its quantize and dequantize pairs. Raises
     `RequestError` where ExecuTorch is not installed, `RunError` where it can't take the
     model.
@@ -35,19 +35,19 @@ def lower(model: nn.Module, pixels: Pixels, path: Path, *, max_batch: int | None
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
         except ImportError:
-            raise _missing() from None
+            raise _explain_missing_package() from None
         try:
-            program = traced(model, pixels, max_batch=max_batch)
+            program = trace_model(model, pixels, max_batch=max_batch)
             lowered = to_edge_transform_and_lower(
                 program, partitioner=[XnnpackPartitioner()]
             ).to_executorch()
         except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(f"The model can't be lowered to XNNPACK: {first_line(error)}") from error
+            raise RunError(f"The model can't be lowered to XNNPACK: {take_first_line(error)}") from error
     path.write_bytes(lowered.buffer)
 
 
-def traced(
-    model: nn.Module, pixels: Pixels, *, max_batch: int | None
+def trace_model(
+    model: nn.Module, pixels: InputSpec, *, max_batch: int | None
 ) -> torch.export.ExportedProgram:
     """`model` as a graph of what `lower` says it takes."""
     if max_batch is None:
@@ -55,7 +55,7 @@ def traced(
             model, (torch.zeros(1, pixels.channels, pixels.height, pixels.width),)
         )
     batch = torch.export.Dim("batch", min=1, max=max_batch)
-    return torch.export.export(model, (blank(pixels, 2),), dynamic_shapes=({0: batch},))
+    return torch.export.export(model, (make_blank_images(pixels, 2),), dynamic_shapes=({0: batch},))
 
 
 class Lowered(nn.Module):
@@ -68,14 +68,14 @@ class Lowered(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        runtime = _runtime()
+        runtime = _load_runtime()
         try:
             with quiet():
                 self._program = runtime.load_program(path)
                 self._method = self._program.load_method("forward")
         except RuntimeError as error:
             raise RequestError(
-                f"{str(path)!r} can't be run: {first_line(error)} It is damaged, or of another"
+                f"{str(path)!r} can't be run: {take_first_line(error)} It is damaged, or of another"
                 " version of ExecuTorch. Make the model again."
             ) from None
 
@@ -90,7 +90,7 @@ class Lowered(nn.Module):
 
 
 @cache
-def _runtime() -> Any:
+def _load_runtime() -> Any:
     """ExecuTorch's runtime, whose threads are set to one before any program has taken
     some.
     """
@@ -103,10 +103,10 @@ def _runtime() -> Any:
                 portable_lib._unsafe_reset_threadpool(1)
             return Runtime.get()
     except ImportError:
-        raise _missing() from None
+        raise _explain_missing_package() from None
 
 
-def _missing() -> RequestError:
+def _explain_missing_package() -> RequestError:
     return RequestError(
         "ExecuTorch's programs need the package executorch, which is not installed. Install it: pip"
         " install kd_app[deploy]"

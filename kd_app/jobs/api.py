@@ -7,7 +7,7 @@ from torch import nn
 from kd_app.config.compose import composed
 from kd_app.jobs import distill as run
 from kd_app.reporting.runs import Run, load_run
-from kd_app.run.spec import OwnParts
+from kd_app.run.spec import ExternalParts
 
 
 def distill(
@@ -26,4 +26,4 @@ def distill(
     """
     config = composed("distill", overrides)
     with torch.random.fork_rng(devices=[]):  # the caller draws on as if nothing had been drawn
-        return load_run(run.distill(config, own=OwnParts(teacher, student, data)))
+        return load_run(run.distill(config, own=ExternalParts(teacher, student, data)))

@@ -15,16 +15,16 @@ from pydantic import Field, PositiveInt
 
 from kd_app.config import RequestError, Typed
 from kd_app.data.base import require
-from kd_app.deployment.cascade import Cascade, SeeingStage, taken
+from kd_app.deployment.cascade import Cascade, ImageStage, taken
 from kd_app.deployment.confidence import fit_temperature, log_probabilities
 from kd_app.deployment.predictions import limited
-from kd_app.deployment.routing import Choice, Rung, choose_threshold, routing_curve, rung_at
-from kd_app.deployment.timing import Floats, in_turns, nearest_rank, one_thread
+from kd_app.deployment.routing import Choice, Rung, choose_threshold, compute_routing_curve, measure_thresholds
+from kd_app.deployment.timing import Floats, time_interleaved, select_nearest_rank, one_thread
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
-from kd_app.reporting.cascade import cascade_tables
+from kd_app.reporting.cascade import build_cascade_tables
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.results import Cascade as CascadePart
@@ -34,10 +34,10 @@ from kd_app.run.open_model import Opened, check_same_classes, opened
 from kd_app.run.open_run import open_run, read_run
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_output import list_groups, write_predictions
-from kd_app.run.schema import Evaluation
+from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
-from kd_app.run.workspace import Workshop
-from kd_app.stages import file_sha256
+from kd_app.run.workspace import Workspace
+from kd_app.stages import hash_file
 
 FILE = "cascade.json"
 Measure = Literal["maximum", "margin", "entropy", "energy"]
@@ -62,7 +62,7 @@ class Routing(Typed, called="routing"):
 
 
 @dataclass(frozen=True)
-class _Known:
+class _RecordedModel:
     """A stage whose answers are known: of an image's number. So thresholds are checked
     by the very code that ships.
     """
@@ -78,7 +78,7 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Selection:
     """The measure and its choice, and what was compared to find it."""
 
     measure: Measure
@@ -103,7 +103,7 @@ def evaluate_cascade(
     Raises `RequestError`: fewer than two stages, no such model, other classes, no run
     whose data to judge it on, data that give no 8-bit images.
     """
-    Evaluation(**config)
+    EvaluationSettings(**config)
     routing, console = Routing(**config["routing"]), console or Console()
     _check_asked(config)
     stages = [opened(said, threads=1) for said in config["cascade"]]
@@ -117,10 +117,10 @@ def evaluate_cascade(
             **run.config,
             "cascade": {"stages": config["cascade"], **config["routing"]},
         }
-        results = _judged(routing, stages, run.workspace, builder)
+        results = _judge(routing, stages, run.workspace, builder)
         if trial is None:
             write_report([out], out)
-        for each in cascade_tables(results):
+        for each in build_cascade_tables(results):
             console.show(each)
         console.say(f"Everything is in {out}")
     return out
@@ -159,13 +159,13 @@ def _run(config: Config, stages: Sequence[Opened]) -> Path:
     return found
 
 
-def _check_data(shop: Workshop, stages: Sequence[Opened]) -> None:
+def _check_data(shop: Workspace, stages: Sequence[Opened]) -> None:
     require(shop.data, "uint8", because="A cascade", instead="judge it on other data")
     check_same_classes([("The data", shop.classes), (stages[0].name, stages[0].model.classes)])
 
 
-def _judged(
-    routing: Routing, stages: Sequence[Opened], shop: Workshop, builder: ResultsBuilder
+def _judge(
+    routing: Routing, stages: Sequence[Opened], shop: Workspace, builder: ResultsBuilder
 ) -> Results:
     verdict = builder.rule
     add_data(builder, shop)
@@ -174,13 +174,13 @@ def _judged(
             f"The thresholds keep the margin in top-1; the run's verdict is about {verdict.metric}."
         )
     validation, test = (
-        [_answers(shop, each, number, split) for number, each in enumerate(stages)]
+        [_load_predictions(shop, each, number, split) for number, each in enumerate(stages)]
         for split in ("validation", "test")
     )
     shop.console.line("  timing the stages ...")
     names = [f"stage {number}" for number in range(len(stages))]
-    alone = {name: partial(_alone, each.model) for name, each in zip(names, stages, strict=True)}
-    costs = _timed(alone, _images(shop, validation[0], routing.images))
+    alone = {name: partial(_infer_single, each.model) for name, each in zip(names, stages, strict=True)}
+    costs = _time_calls(alone, _select_images(shop, validation[0], routing.images))
     found = _choose(
         routing, verdict, validation, tuple(float(costs[name].mean()) for name in names)
     )
@@ -196,19 +196,19 @@ def _judged(
         else None
     )
     shop.console.line("  timing all of it, image by image ...")
-    latency = _timed(
+    latency = _time_calls(
         {**alone, **({_WHOLE: lambda image: cascade.answers([image])} if cascade else {})},
-        _images(shop, test[0], routing.images),
+        _select_images(shop, test[0], routing.images),
     )
-    took = {name: _latency(each) for name, each in latency.items()}
-    told = _told(stages, validation, test, found, verdict=verdict, latency=took)
+    took = {name: _summarize_latency(each) for name, each in latency.items()}
+    told = _build_record(stages, validation, test, found, verdict=verdict, latency=took)
     builder.cascade = CascadePart.model_validate(told)
     splits: tuple[tuple[SplitName, list[Predictions]], ...] = (
         ("validation", validation),
         ("test", test),
     )
     for split, answers in splits:
-        logits, stage = _shipped(answers, found)
+        logits, stage = _combine_predictions(answers, found)
         candidate, reference = replace(answers[0], logits=logits), answers[-1]
         both = dict(zip(CASCADE, (candidate, reference), strict=True))
         groups = list_groups(shop, candidate)
@@ -224,18 +224,18 @@ def _judged(
     return builder.write("finished")
 
 
-def _answers(
-    shop: Workshop, stage: Opened, number: int, split: Literal["validation", "test"]
+def _load_predictions(
+    shop: Workspace, stage: Opened, number: int, split: Literal["validation", "test"]
 ) -> Predictions:
     """What a stage answers to a split, computed once."""
-    sha256, pixels = file_sha256(stage.file), stage.model.pixels
+    sha256, pixels = hash_file(stage.file), stage.model.pixels
 
     def build(folder: Path) -> None:
         shop.console.line(f"  stage {number}: {split} images ...")
         rows = [
             (
                 batch.index.numpy(),
-                batch.hard_target().numpy(),
+                batch.to_hard_target().numpy(),
                 stage.model.logits(np.ascontiguousarray(batch.image.numpy())),
             )
             for batch in limited(shop.data.evaluation(split, pixels), shop.limit)
@@ -252,7 +252,7 @@ def _answers(
     return Predictions.load(made.path)
 
 
-def _images(shop: Workshop, answers: Predictions, most: int) -> list[Image.Image]:
+def _select_images(shop: Workspace, answers: Predictions, most: int) -> list[Image.Image]:
     """Evenly spread images of those that were answered, as they were decoded."""
     rows = np.linspace(0, len(answers.index) - 1, min(most, len(answers.index))).round().astype(int)
     pictures = (shop.data.picture(int(answers.index[row])) for row in rows)
@@ -263,11 +263,11 @@ def _images(shop: Workshop, answers: Predictions, most: int) -> list[Image.Image
     ]
 
 
-def _alone(model: SeeingStage, image: Image.Image) -> NDArray[np.float32]:
+def _infer_single(model: ImageStage, image: Image.Image) -> NDArray[np.float32]:
     return model.logits(taken([image], np.zeros(1, dtype=np.int64), model))
 
 
-def _timed(
+def _time_calls(
     calls: Mapping[str, Callable[[Image.Image], object]], images: Sequence[Image.Image]
 ) -> dict[str, Floats]:
     """Seconds of every image through each, ``[images]``: one thread, one image at a
@@ -278,7 +278,7 @@ def _timed(
             for call in calls.values():
                 call(image)
         rounds = [
-            in_turns(
+            time_interleaved(
                 {name: partial(call, image) for name, call in calls.items()},
                 rounds=1,
                 repeats=dict.fromkeys(calls, 1),
@@ -290,25 +290,25 @@ def _timed(
 
 def _choose(
     routing: Routing, verdict: Verdict, answers: Sequence[Predictions], costs: tuple[float, ...]
-) -> _Chosen:
+) -> _Selection:
     """The measure whose proven choice costs least; the first of equals."""
     target, logits = answers[0].target, [each.logits for each in answers]
     heats = tuple(fit_temperature(each, target) for each in logits)
     level = 1 - (1 - verdict.confidence) / len(routing.measures)
     choices = {}
     for measure in routing.measures:
-        curve = routing_curve(
+        curve = compute_routing_curve(
             logits, target, costs, measure=measure, temperatures=heats, num_steps=routing.steps
         )
         choices[measure] = choose_threshold(
             curve, costs, num_images=len(target), margin=verdict.margin, confidence_level=level
         )
     best = min(choices, key=lambda measure: choices[measure].cost)
-    return _Chosen(best, choices[best], choices, heats, costs)
+    return _Selection(best, choices[best], choices, heats, costs)
 
 
-def _shipped(
-    answers: Sequence[Predictions], found: _Chosen
+def _combine_predictions(
+    answers: Sequence[Predictions], found: _Selection
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Log-probabilities of what is compared with the last stage (the cascade, or the
     first stage where nothing is routed), and who answered.
@@ -319,7 +319,7 @@ def _shipped(
             len(logits[0]), dtype=np.int64
         )
     known = Cascade(
-        [_Known(each) for each in logits],
+        [_RecordedModel(each) for each in logits],
         found.choice.rung.thresholds,
         found.measure,
         found.temperatures,
@@ -328,11 +328,11 @@ def _shipped(
     return ours.astype(np.float32), stage
 
 
-def _told(
+def _build_record(
     stages: Sequence[Opened],
     validation: Sequence[Predictions],
     test: Sequence[Predictions],
-    found: _Chosen,
+    found: _Selection,
     *,
     verdict: Verdict,
     latency: Mapping[str, dict[str, float]],
@@ -345,7 +345,7 @@ def _told(
         if found.choice.answer == "cascade"
         else (float("-inf"),) * (len(stages) - 1)
     )
-    tested = rung_at(thresholds, [each.logits for each in test], target, found.costs, **known)  # type: ignore[arg-type]
+    tested = measure_thresholds(thresholds, [each.logits for each in test], target, found.costs, **known)  # type: ignore[arg-type]
     return {
         "answer": found.choice.answer,
         "margin": verdict.margin,
@@ -356,7 +356,7 @@ def _told(
         "stages": [
             {
                 "file": stage.name,
-                "sha256": file_sha256(stage.file),
+                "sha256": hash_file(stage.file),
                 "temperature": found.temperatures[number],
                 "validation": estimate_top1(validation[number], verdict.confidence),
                 "test": estimate_top1(test[number], verdict.confidence),
@@ -365,29 +365,29 @@ def _told(
             }
             for number, stage in enumerate(stages)
         ],
-        "curves": [_curve(measure, choice) for measure, choice in found.choices.items()],
-        "test": _rung(tested),
+        "curves": [_build_curve(measure, choice) for measure, choice in found.choices.items()],
+        "test": _build_point(tested),
         "latency": latency.get(_WHOLE),
     }
 
 
-def _curve(measure: str, choice: Choice) -> dict[str, Any]:
+def _build_curve(measure: str, choice: Choice) -> dict[str, Any]:
     chosen = None if choice.answer == "last" else choice.curve.index(choice.rung)
     return {
         "measure": measure,
         "rungs": [
-            {**_rung(rung), "proven": k < choice.proven} for k, rung in enumerate(choice.curve)
+            {**_build_point(rung), "proven": k < choice.proven} for k, rung in enumerate(choice.curve)
         ],
         "chosen": chosen,
     }
 
 
-def _rung(rung: Rung) -> dict[str, Any]:
+def _build_point(rung: Rung) -> dict[str, Any]:
     told = asdict(rung)
     cost = told.pop("cost")
     return {**told, "cost_ms": 1000 * cost}
 
 
-def _latency(seconds: Floats) -> dict[str, float]:
-    percentiles = {f"p{share}": 1000 * nearest_rank(seconds, share / 100) for share in (50, 95, 99)}
+def _summarize_latency(seconds: Floats) -> dict[str, float]:
+    percentiles = {f"p{share}": 1000 * select_nearest_rank(seconds, share / 100) for share in (50, 95, 99)}
     return {"mean": 1000 * float(seconds.mean()), **percentiles, "num_images": len(seconds)}

@@ -7,41 +7,41 @@ from tempfile import TemporaryDirectory
 
 from kd_app.checks.context import Limits, Subject
 from kd_app.checks.cost import Cost, cost, lines
-from kd_app.checks.dry_run import Rehearsal, rehearse
+from kd_app.checks.dry_run import DryRun, dry_run
 from kd_app.checks.finding import Finding, note, refusal
-from kd_app.checks.images import class_missing, same_image, test_too_small
+from kd_app.checks.images import check_missing_classes, check_same_image, test_too_small
 from kd_app.checks.license import licensed
 from kd_app.checks.loss_terms import terms
 from kd_app.checks.teacher import (
-    at_chance,
-    below_published,
-    not_deterministic,
+    check_chance_level,
+    check_published_accuracy,
+    check_determinism,
     random_head,
 )
-from kd_app.checks.teacher_input import fed_otherwise
+from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.config import RequestError
 from kd_app.config.make import make
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
-from kd_app.run.plan import described
-from kd_app.run.role_jobs import draft_job
-from kd_app.run.spec import Config, OwnParts, parts
+from kd_app.run.plan import describe_models
+from kd_app.run.role_jobs import draft_role_job
+from kd_app.run.spec import Config, ExternalParts, parts
 from kd_app.run.train import find_trained
-from kd_app.run.workspace import Workshop
+from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.tracking import Backend
 from kd_app.training.distributed.launch import check_places
 
 CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     licensed,
-    class_missing,
-    same_image,
+    check_missing_classes,
+    check_same_image,
     test_too_small,
     random_head,
-    not_deterministic,
-    at_chance,
-    fed_otherwise,
-    below_published,
+    check_determinism,
+    check_chance_level,
+    check_teacher_input,
+    check_published_accuracy,
 )
 """Those that need no training."""
 
@@ -61,14 +61,14 @@ class Report:
         )
 
 
-def check(config: Config, *, own: OwnParts | None = None, console: Console | None = None) -> Report:
+def check(config: Config, *, own: ExternalParts | None = None, console: Console | None = None) -> Report:
     """Look at the run that the configuration asks for, and say what was found.
 
     Nothing that is trained stays, and nothing is written but the scan of the images,
     which the run finds. Raises `RequestError` with every reason not to run.
     """
     console = console or Console()
-    report = inspected(config, own=own, console=console)
+    report = inspect_setup(config, own=own, console=console)
     for finding in report.findings:
         if finding.weight != "refusal":
             console.say(f"{finding.weight.capitalize()}: {finding}")
@@ -83,7 +83,7 @@ def check(config: Config, *, own: OwnParts | None = None, console: Console | Non
     return report
 
 
-def inspected(config: Config, *, own: OwnParts | None = None, console: Console) -> Report:
+def inspect_setup(config: Config, *, own: ExternalParts | None = None, console: Console) -> Report:
     """All findings and the plan. Raises `RequestError` where there is no run to look
     at.
     """
@@ -93,7 +93,7 @@ def inspected(config: Config, *, own: OwnParts | None = None, console: Console) 
     judge = Verdict(**config["verdict"])
     for node in config["logger"].values():
         make(node, Backend)
-    shop = Workshop(made, Stages(Path(config["stages"]), say=console.say), console, tracker=None)
+    shop = Workspace(made, Stages(Path(config["stages"]), say=console.say), console, tracker=None)
     try:
         shop.prepare_data()
         shop.check_losses()
@@ -104,10 +104,10 @@ def inspected(config: Config, *, own: OwnParts | None = None, console: Console) 
         found = [note("data", text) for text in shop.data.notes]
         for each in CHECKS:
             found += each(subject)
-        rehearsals = _rehearsals(subject, console)
+        rehearsals = _dry_run_all(subject, console)
         found += terms(subject, rehearsals)
         plan, costs = (
-            described(shop, ready=subject.teacher is not None and subject.teacher.folder is None),
+            describe_models(shop, ready=subject.teacher is not None and subject.teacher.folder is None),
             None,
         )
         if not any(seen.error for seen in rehearsals):
@@ -116,7 +116,7 @@ def inspected(config: Config, *, own: OwnParts | None = None, console: Console) 
     return Report(tuple(found), tuple(plan), costs)
 
 
-def _rehearsals(subject: Subject, console: Console) -> list[Rehearsal]:
+def _dry_run_all(subject: Subject, console: Console) -> list[DryRun]:
     """Of all that a run would train; a teacher or control that was trained before is
     left out.
     """
@@ -128,11 +128,11 @@ def _rehearsals(subject: Subject, console: Console) -> list[Rehearsal]:
         and not subject.unmeasured
     ):
         console.line("  teacher: a few steps ...")
-        seen.append(rehearse(subject, "teacher", None))
+        seen.append(dry_run(subject, "teacher", None))
         teacher = seen[0].created
     for role in (*shop.parts.controls, "student"):
-        job = draft_job(shop, role)
+        job = draft_role_job(shop, role)
         if role == "student" or find_trained(shop, job) is None:
             console.line(f"  {role}: a few steps ...")
-            seen.append(rehearse(subject, role, teacher if job.recipe.needs_teacher else None))
+            seen.append(dry_run(subject, role, teacher if job.recipe.needs_teacher else None))
     return seen

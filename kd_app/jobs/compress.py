@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool
 
 from kd_app.compression.alternative import STAGE as ALTERNATIVE
 from kd_app.compression.alternative import Alternative
-from kd_app.compression.latency import latencies
+from kd_app.compression.latency import measure_latencies
 from kd_app.compression.step import Step
 from kd_app.config import RequestError, RunError, Typed, unknown
 from kd_app.config.make import make
@@ -21,7 +21,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.results import Difference
 from kd_app.reporting.results import Step as StepPart
-from kd_app.reporting.tables import summary, waterfall
+from kd_app.reporting.tables import summary, build_waterfall
 from kd_app.run.measurement import (
     describe_model,
     estimate_top1,
@@ -35,7 +35,7 @@ from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
 from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
-from kd_app.run.workspace import Member, Workshop, told
+from kd_app.run.workspace import RunModel, Workspace, told
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.base import STUDENT
 
@@ -81,10 +81,10 @@ class Compression(Typed, called="kd-compress"):
 
 
 @dataclass(frozen=True)
-class _Reached:
+class _StepResult:
     """A student, its answers on validation, and its line of the waterfall."""
 
-    member: Member
+    member: RunModel
     answers: Predictions
     line: StepPart
 
@@ -156,7 +156,7 @@ def _go(
     report: bool,
 ) -> None:
     shop, out, rule = run.workspace, builder.out, builder.rule
-    members = _members(asked, run)
+    members = _load_models(asked, run)
     if members["student"].program is not None:
         raise RequestError(
             f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name"
@@ -166,15 +166,15 @@ def _go(
     shop.data.write_split(out / SPLIT)
     shop.tracker.data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
     student, teacher = members["student"], members.get("teacher")
-    way, kept, stopped = _taken(asked, steps, shop, rule, student=student, teacher=teacher)
+    way, kept, stopped = _run_steps(asked, steps, shop, rule, student=student, teacher=teacher)
     if stopped:
         stopped += (
             f" {out / 'student'} is the student of the step before: {kept.line.name}. Ask for less"
             " (a larger share, more epochs), or for a larger max_loss."
         )
     elif asked.alternative:
-        way.append(_instead(asked.alternative, shop, rule, way, teacher, read_test=read_test))
-    builder.steps = _timed(shop, way)
+        way.append(_run_alternative(asked.alternative, shop, rule, way, teacher, read_test=read_test))
+    builder.steps = _time_steps(shop, way)
     members["student"] = kept.member
     splits: dict[SplitName, str] = {"validation": "validation"}
     measure_models(builder, shop, members, splits | ({"test": "test"} if read_test else {}))
@@ -187,13 +187,13 @@ def _go(
     shop.console.say()
     if not stopped:
         shop.console.show(summary(results))
-    shop.console.show(waterfall(results.steps))
+    shop.console.show(build_waterfall(results.steps))
     shop.console.say(f"Everything is in {out}")
     if stopped:
         raise RunError(stopped)
 
 
-def _members(asked: Compression, run: OpenRun) -> dict[str, Member]:
+def _load_models(asked: Compression, run: OpenRun) -> dict[str, RunModel]:
     """The teacher, where the run has one, and as the student the model that is
     compressed.
     """
@@ -217,23 +217,23 @@ def _members(asked: Compression, run: OpenRun) -> dict[str, Member]:
     return {**members, "student": replace(members.pop(asked.role), role="student")}
 
 
-def _taken(
+def _run_steps(
     asked: Compression,
     steps: list[tuple[str, Step]],
-    shop: Workshop,
+    shop: Workspace,
     rule: Verdict,
     *,
-    student: Member,
-    teacher: Member | None,
-) -> tuple[list[_Reached], _Reached, str | None]:
+    student: RunModel,
+    teacher: RunModel | None,
+) -> tuple[list[_StepResult], _StepResult, str | None]:
     """All steps, or those before the first that lost too much; the one that is kept;
     and why it stopped there.
     """
-    kept = now = _measured("start", shop, rule, student, None)
+    kept = now = _measure_step("start", shop, rule, student, None)
     way = [now]
     for number, (name, step) in enumerate(steps):
         after = step.take(name, shop, now.member, teacher)
-        now = _measured(name, shop, rule, after, now, told=step.told(after))
+        now = _measure_step(name, shop, rule, after, now, told=step.told(after))
         way.append(now)
         if number + 1 < len(steps) and steps[number + 1][1].recovers:
             continue  # what it lost is judged when that was tried
@@ -249,22 +249,22 @@ def _taken(
     return way, kept, None
 
 
-def _instead(
+def _run_alternative(
     alternative: Alternative,
-    shop: Workshop,
+    shop: Workspace,
     rule: Verdict,
-    way: list[_Reached],
-    teacher: Member | None,
+    way: list[_StepResult],
+    teacher: RunModel | None,
     *,
     read_test: bool,
-) -> _Reached:
+) -> _StepResult:
     """The alternative: a net of the cost that was reached. What int8 saves is in its
     latency, so that counts as if it were multiply-adds.
     """
     last = way[-1]
     macs = float(last.line.macs)
     if last.member.program is not None:
-        found = latencies(shop, {"float": way[-2].member, "int8": last.member})
+        found = measure_latencies(shop, {"float": way[-2].member, "int8": last.member})
         macs *= found["int8"] / found["float"] if found else 1.0
     member = alternative.train(shop, teacher, round(macs))
     told: dict[str, Any] = {"instead": True, "macs": round(macs)}
@@ -272,28 +272,28 @@ def _instead(
         answers = shop.predictions(member, "test")
         told["test_top1"] = float((answers.logits.argmax(axis=1) == answers.target).mean())
     name = f"{ALTERNATIVE}: {member.request.name}"
-    return _measured(name, shop, rule, member, last, told=told)
+    return _measure_step(name, shop, rule, member, last, told=told)
 
 
-def _timed(shop: Workshop, way: list[_Reached]) -> list[StepPart]:
+def _time_steps(shop: Workspace, way: list[_StepResult]) -> list[StepPart]:
     """The waterfall, with latencies that were measured in turns."""
     named = {str(number): reached.member for number, reached in enumerate(way)}
-    found = latencies(shop, named)
+    found = measure_latencies(shop, named)
     return [
         reached.line.model_copy(update={"latency_ms": found.get(number)})
         for number, reached in zip(named, way, strict=True)
     ]
 
 
-def _measured(
+def _measure_step(
     name: str,
-    shop: Workshop,
+    shop: Workspace,
     rule: Verdict,
-    member: Member,
-    before: _Reached | None,
+    member: RunModel,
+    before: _StepResult | None,
     *,
     told: dict[str, Any] | None = None,
-) -> _Reached:
+) -> _StepResult:
     """A student's figures on validation, beside those of the step before; said as soon
     as they are known.
     """
@@ -305,7 +305,7 @@ def _measured(
     line = StepPart(
         name=name,
         top1=estimate_top1(answers, 0.95),
-        lost=judgment and _loss(judgment),
+        lost=judgment and _compute_loss(judgment),
         macs=model.macs,
         params=model.params,
         size_bytes=model.size_bytes,
@@ -315,9 +315,9 @@ def _measured(
         f"{name}: {format_top1(answers)} on validation, {line.macs:,} multiply-adds,"
         f" {line.params:,} parameters"
     )
-    return _Reached(member, answers, line)
+    return _StepResult(member, answers, line)
 
 
-def _loss(judgment: Judgment) -> Difference:
+def _compute_loss(judgment: Judgment) -> Difference:
     """Accuracy lost, in 0..1, with the ends of its interval."""
     return Difference(value=-judgment.difference, low=-judgment.high, high=-judgment.low)

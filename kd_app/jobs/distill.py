@@ -12,19 +12,19 @@ from kd_app.reporting.results import FileRecord, Results, read
 from kd_app.reporting.runs import write_curves
 from kd_app.reporting.tables import summary
 from kd_app.run.assistants import train_assistants
-from kd_app.run.dark_knowledge import teacher_knowledge
+from kd_app.run.dark_knowledge import measure_teacher_knowledge
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
-from kd_app.run.role_jobs import check_pair, control_job, student_job, teacher_job
+from kd_app.run.role_jobs import check_pair, build_control_job, build_student_job, build_teacher_job
 from kd_app.run.run_folder import claimed, run_name
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
-from kd_app.run.spec import Config, OwnParts, Parts, parts
+from kd_app.run.spec import Config, ExternalParts, RunSpec, parts
 from kd_app.run.train import Listeners, train
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 from kd_app.run_files import CURVES, RESULTS
-from kd_app.search.pruning import PrunedError, Watch
-from kd_app.stages import Stages, file_sha256
+from kd_app.search.pruning import TrialPruned, MedianPruner
+from kd_app.stages import Stages, hash_file
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.report import run_names
 from kd_app.training.distributed.launch import check_places
@@ -33,7 +33,7 @@ from kd_app.training.distributed.launch import check_places
 def distill(
     config: Config,
     *,
-    own: OwnParts | None = None,
+    own: ExternalParts | None = None,
     console: Console | None = None,
     trial: int | None = None,
 ) -> Path:
@@ -65,9 +65,9 @@ def distill(
             console.show(summary(results))
             return out
         tracker = _open_tracker(backends, spec, out, console, trial)
-        watch = Watch(out.parent, trial) if config["prune"] and trial is not None else None
+        watch = MedianPruner(out.parent, trial) if config["prune"] and trial is not None else None
         stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.say)
-        shop = Workshop(spec, stages, console, tracker)
+        shop = Workspace(spec, stages, console, tracker)
         builder = start_results(shop, out, rule)
         with tracker.followed():
             _run(shop, builder, splits, watch, trial=trial)
@@ -80,7 +80,7 @@ def _name_folder(config: Config, trial: int | None) -> Path:
 
 
 def _open_tracker(
-    backends: Mapping[str, Backend], spec: Parts, out: Path, console: Console, trial: int | None
+    backends: Mapping[str, Backend], spec: RunSpec, out: Path, console: Console, trial: int | None
 ) -> Tracker:
     """A tracker that knows the run's configuration with the licenses that follow from
     it.
@@ -100,7 +100,7 @@ def _open_tracker(
 
 
 def _find_results(
-    out: Path, spec: Parts, splits: Mapping[SplitName, str], console: Console
+    out: Path, spec: RunSpec, splits: Mapping[SplitName, str], console: Console
 ) -> Results | None:
     """The results of a finished run with these licenses that has measured all that the
     configuration wants, or of a trial that was ended early and may stay so.
@@ -136,14 +136,14 @@ def _find_results(
 
 def _is_intact(out: Path, file: FileRecord) -> bool:
     path = out / file.name
-    return path.is_file() and file_sha256(path) == file.sha256
+    return path.is_file() and hash_file(path) == file.sha256
 
 
 def _run(
-    shop: Workshop,
+    shop: Workspace,
     builder: ResultsBuilder,
     splits: Mapping[SplitName, str],
-    watch: Watch | None,
+    watch: MedianPruner | None,
     *,
     trial: int | None,
 ) -> None:
@@ -161,7 +161,7 @@ def _run(
         if trial is None:
             write_report([out], out)
         shop.tracker.results(results, list_uploads(out))
-    except PrunedError as reason:
+    except TrialPruned as reason:
         if watch is not None:
             write_curves(out / CURVES, {"student": watch.rows})
         builder.write("pruned", str(reason))
@@ -176,31 +176,31 @@ def _run(
 
 
 def _train_models(
-    shop: Workshop, builder: ResultsBuilder, watch: Watch | None, *, trial: int | None
-) -> dict[str, Member]:
+    shop: Workspace, builder: ResultsBuilder, watch: MedianPruner | None, *, trial: int | None
+) -> dict[str, RunModel]:
     """Teacher, controls and student, each trained or reused."""
     spec, console = shop.parts, shop.console
     _prepare_data(shop, builder.out)
-    teacher = shop.as_it_is()
+    teacher = shop.load_pretrained_teacher()
     console.say(plan(shop, ready=teacher is not None))
     check_pair(shop)
     if spec.budget is not None:
         latency = spec.budget.check(shop, trial=trial is not None)
         shop.decided["student"] = {"latency_ms": latency}
-    models: dict[str, Member] = {}
+    models: dict[str, RunModel] = {}
     if spec.teacher is not None:
-        teacher = teacher or train(shop, teacher_job(shop), listener=shop.tracker)
+        teacher = teacher or train(shop, build_teacher_job(shop), listener=shop.tracker)
         if _measure_teacher(shop, builder, teacher):
             models["teacher"] = teacher
         teacher = train_assistants(shop, teacher)
         for name in spec.controls:
-            models[name] = train(shop, control_job(shop, name, teacher), listener=shop.tracker)
+            models[name] = train(shop, build_control_job(shop, name, teacher), listener=shop.tracker)
     listener = Listeners([shop.tracker, watch]) if watch is not None else shop.tracker
-    models["student"] = train(shop, student_job(shop, teacher), listener=listener)
+    models["student"] = train(shop, build_student_job(shop, teacher), listener=listener)
     return models
 
 
-def _prepare_data(shop: Workshop, out: Path) -> None:
+def _prepare_data(shop: Workspace, out: Path) -> None:
     """Load the data, write which image is in which split, and name both to the trackers
     and on the console.
     """
@@ -213,7 +213,7 @@ def _prepare_data(shop: Workshop, out: Path) -> None:
         shop.console.say(f"Note: {note}")
 
 
-def _measure_teacher(shop: Workshop, builder: ResultsBuilder, teacher: Member) -> bool:
+def _measure_teacher(shop: Workspace, builder: ResultsBuilder, teacher: RunModel) -> bool:
     """Measure what the teacher knows beyond the labels; False for a teacher whose
     outputs have no metrics.
     """
@@ -228,6 +228,6 @@ def _measure_teacher(shop: Workshop, builder: ResultsBuilder, teacher: Member) -
         return False
     predictions = shop.predictions(teacher, "validation")
     shop.console.say(f"Teacher {name}: {format_top1(predictions)} on validation")
-    builder.knowledge = teacher_knowledge(shop, predictions, "validation")
+    builder.knowledge = measure_teacher_knowledge(shop, predictions, "validation")
     shop.tracker.knowledge(builder.knowledge.model_dump())
     return True

@@ -6,7 +6,7 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.tables import summary
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.open_run import load_models, open_run, read_run
-from kd_app.run.schema import Evaluation
+from kd_app.run.schema import EvaluationSettings
 from kd_app.run.spec import Config
 
 
@@ -17,7 +17,7 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     Raises `RequestError`: no finished run, classes that are not the run's, an unknown
     split.
     """
-    Evaluation(**config)
+    EvaluationSettings(**config)
     console = console or Console()
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     saved = read_run(Path(config["run"]), config, "measure")

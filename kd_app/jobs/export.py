@@ -15,7 +15,7 @@ import kd_app
 from kd_app.config import RequestError, RunError, Typed, unknown
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
-from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.base import Format
 from kd_app.deployment.predictions import answers
@@ -24,17 +24,17 @@ from kd_app.deployment.timing import Clock
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.console import Console
-from kd_app.reporting.export_tables import accuracy_table, cost_table
+from kd_app.reporting.export_tables import build_accuracy_table, build_cost_table
 from kd_app.reporting.exports import Exports
 from kd_app.reporting.results import Results
-from kd_app.run.exported_benchmark import beside, timings
-from kd_app.run.exported_files import Written, written
+from kd_app.run.exported_benchmark import beside, time_files
+from kd_app.run.exported_files import ExportedFile, written
 from kd_app.run.open_run import OpenRun, load_models, open_run, read_run
-from kd_app.run.recommend_file import remarks, to_ship
+from kd_app.run.recommend_file import list_remarks, to_ship
 from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
-from kd_app.run.workspace import Chained, Member, Workshop
-from kd_app.stages import file_sha256
+from kd_app.run.workspace import Chained, RunModel, Workspace
+from kd_app.stages import hash_file
 
 ROLES: dict[str, tuple[str, ...]] = {
     "student": ("student",),
@@ -87,10 +87,10 @@ class _Job:
     """What is done, with what, and the models in torch."""
 
     asked: Export
-    shop: Workshop
+    shop: Workspace
     verdict: Verdict
     before: Results
-    members: Mapping[str, Member]
+    members: Mapping[str, RunModel]
     splits: tuple[str, ...]
 
 
@@ -121,12 +121,12 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
     ) as run:
         read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
         splits = ("validation", "test") if read_test else ("validation",)
-        members = _members(asked, run)
+        members = _load_models(asked, run)
         _go(_Job(asked, run.workspace, run.verdict, run.results, members, splits), out)
     return out
 
 
-def _members(asked: Export, run: OpenRun) -> dict[str, Member]:
+def _load_models(asked: Export, run: OpenRun) -> dict[str, RunModel]:
     members = load_models(run, ("teacher", "student"))
     for role in asked.roles:
         if role not in members:
@@ -143,13 +143,13 @@ def _go(job: _Job, out: Path) -> None:
         role: {split: job.shop.predictions(member, split) for split in job.splits}
         for role, member in job.members.items()
     }
-    found = {name: _figures(job, name, file, torch_answers) for name, file in files.items()}
-    timed = timings(job.asked, job.shop, job.before, job.members, files)
+    found = {name: _measure_file(job, name, file, torch_answers) for name, file in files.items()}
+    timed = time_files(job.asked, job.shop, job.before, job.members, files)
     entries = {
         name: {**file.told, **found[name], **timed.files[name]} for name, file in files.items()
     }
     models = {
-        role: {**timed.torch[role], **_in_torch(job, role, torch_answers)} for role in job.members
+        role: {**timed.torch[role], **_measure_torch_model(job, role, torch_answers)} for role in job.members
     }
     told = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
     ship = to_ship(told)
@@ -166,9 +166,9 @@ def _go(job: _Job, out: Path) -> None:
     told.ship = ship.file
     console = job.shop.console
     console.say()
-    console.show(accuracy_table(told, job.splits[-1]))
-    console.show(cost_table(told))
-    for sentence in (*ship.says, *remarks(told), *timed.says):
+    console.show(build_accuracy_table(told, job.splits[-1]))
+    console.show(build_cost_table(told))
+    for sentence in (*ship.says, *list_remarks(told), *timed.says):
         console.say(sentence)
     if any(member.program for member in job.members.values()):
         console.say(
@@ -178,21 +178,21 @@ def _go(job: _Job, out: Path) -> None:
     console.say(f"Everything is in {out}")
 
 
-def _figures(
-    job: _Job, name: str, file: Written, torch_answers: Mapping[str, Mapping[str, Predictions]]
+def _measure_file(
+    job: _Job, name: str, file: ExportedFile, torch_answers: Mapping[str, Mapping[str, Predictions]]
 ) -> dict[str, Any]:
     """The figures of a file by split: its own, beside the teacher, and beside the model
     that it was written from.
     """
     found = {}
     for split in job.splits:
-        given = _answers(job.shop, name, file, split)
+        given = _load_predictions(job.shop, name, file, split)
         teacher = torch_answers["teacher"][split] if "teacher" in torch_answers else None
         found[split] = beside(given, teacher, torch_answers[file.role][split], job.verdict)
     return found
 
 
-def _in_torch(
+def _measure_torch_model(
     job: _Job, role: str, torch_answers: Mapping[str, Mapping[str, Predictions]]
 ) -> dict[str, Any]:
     teacher = torch_answers.get("teacher")
@@ -204,12 +204,12 @@ def _in_torch(
     }
 
 
-def _answers(shop: Workshop, name: str, file: Written, split: str) -> Predictions:
+def _load_predictions(shop: Workspace, name: str, file: ExportedFile, split: str) -> Predictions:
     """The answers of a file to a split, computed once."""
 
     def build(folder: Path) -> None:
         shop.console.line(f"  {name}: {split} images ...")
-        opened = open_artefact(file.path)
+        opened = open_artifact(file.path)
         answers(
             opened, Chained([shop.data.evaluation(split, opened.pixels)]), limit=shop.limit
         ).save(folder)
@@ -224,7 +224,7 @@ def _put(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.copyfile(source, partial)
     os.replace(partial, target)
-    if file_sha256(target) != file_sha256(source):
+    if hash_file(target) != hash_file(source):
         raise RunError(
             f"{str(target)!r} is not what was written there. Is the disk full or failing? The same"
             " command goes on from here."

@@ -16,11 +16,11 @@ from pydantic import Field, PositiveInt, StrictBool
 from kd_app.config import RequestError, Typed
 from kd_app.data.image_list import ImageList, image_list
 from kd_app.data.images import BadImageError, open_image
-from kd_app.data.scan import bounded
+from kd_app.data.scan import bound_size
 from kd_app.deployment.cascade import taken
 from kd_app.deployment.confidence import log_probabilities
 from kd_app.reporting.console import Console
-from kd_app.run.open_model import Model, channels_and_size, open_cascade, opened
+from kd_app.run.open_model import Model, find_channels_and_size, open_cascade, opened
 from kd_app.run.spec import Config
 
 CASCADE = "cascade.json"
@@ -100,16 +100,16 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
     asked, console = Prediction(**config), console or Console()
     _check_out(asked)
     images = image_list(asked.images)
-    labeler = _labeler(asked)
+    labeler = _open_labeler(asked)
     if asked.top > len(labeler.classes):
         raise RequestError(
             f"top={asked.top}, and the model knows {len(labeler.classes)} classes. Use that many at"
             " most."
         )
-    table = _labeled(labeler, images, asked, console)
+    table = _label_images(labeler, images, asked, console)
     _check_bad(table.bad, len(images.names), asked)
-    _write(_frame(table, labeler, images), asked.out)
-    console.say(_told(table, labeler, asked))
+    _write(_build_frame(table, labeler, images), asked.out)
+    console.say(_write_table(table, labeler, asked))
     return asked.out
 
 
@@ -143,7 +143,7 @@ def _check_out(asked: Prediction) -> None:
         )
 
 
-def _labeler(asked: Prediction) -> _Labeler:
+def _open_labeler(asked: Prediction) -> _Labeler:
     path = Path(asked.model)
     path = path / CASCADE if (path / CASCADE).is_file() else path
     if path.suffix == ".json" and path.is_file():
@@ -152,20 +152,20 @@ def _labeler(asked: Prediction) -> _Labeler:
         return _Labeler(
             found.models[0].classes,
             found.cascade.answers,
-            *channels_and_size(found.models),
+            *find_channels_and_size(found.models),
             stages=names,
         )
     model = opened(asked.model, threads=asked.threads).model
     return _Labeler(
-        model.classes, lambda images: (_alone(model, images), None), *channels_and_size([model])
+        model.classes, lambda images: (_infer_single(model, images), None), *find_channels_and_size([model])
     )
 
 
-def _alone(model: Model, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+def _infer_single(model: Model, images: Sequence[Image.Image]) -> NDArray[np.float64]:
     return log_probabilities(model.logits(taken(images, np.arange(len(images)), model)), 1.0)
 
 
-def _labeled(labeler: _Labeler, images: ImageList, asked: Prediction, console: Console) -> _Table:
+def _label_images(labeler: _Labeler, images: ImageList, asked: Prediction, console: Console) -> _Table:
     """All answers. After an image that can't be read and may not be skipped the others
     are only looked at, so that all such are known.
     """
@@ -189,11 +189,11 @@ def _labeled(labeler: _Labeler, images: ImageList, asked: Prediction, console: C
                 labeler.answer([image for _, image in good]),
                 asked.top,
             )
-        _progress(console, start, start + len(batch), of)
+        _print_progress(console, start, start + len(batch), of)
     return table
 
 
-def _progress(console: Console, before: int, now: int, of: int) -> None:
+def _print_progress(console: Console, before: int, now: int, of: int) -> None:
     tenth = max(1, of // 10)
     if console.live or now == of or now // tenth > before // tenth:
         console.line(f"  {now:,} of {of:,} images")
@@ -206,7 +206,7 @@ def _read(
 
     def look(name: str) -> Image.Image | BadImageError:
         try:
-            return bounded(
+            return bound_size(
                 open_image(images.base / name, labeler.channels, shorter_side=labeler.side),
                 labeler.side,
             )
@@ -254,17 +254,17 @@ def _check_bad(bad: dict[str, BadImageError], of: int, asked: Prediction) -> Non
         )
     )
     raise RequestError(
-        f"{len(bad):,} of {of:,} images can't be read: {_named(bad)}. The first: {first.reason}."
+        f"{len(bad):,} of {of:,} images can't be read: {_list_bad(bad)}. The first: {first.reason}."
         f" Nothing was written. {fix}"
     )
 
 
-def _named(bad: dict[str, BadImageError]) -> str:
+def _list_bad(bad: dict[str, BadImageError]) -> str:
     more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
     return f"{', '.join(list(bad)[:_NAMED])}{more}"
 
 
-def _frame(table: _Table, labeler: _Labeler, images: ImageList) -> Any:
+def _build_frame(table: _Table, labeler: _Labeler, images: ImageList) -> Any:
     import pandas as pd
 
     names = np.array(labeler.classes, dtype=object)
@@ -289,9 +289,9 @@ def _write(frame: Any, out: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _told(table: _Table, labeler: _Labeler, asked: Prediction) -> str:
+def _write_table(table: _Table, labeler: _Labeler, asked: Prediction) -> str:
     skipped = (
-        f"; {len(table.bad):,} can't be read and are left out: {_named(table.bad)}"
+        f"; {len(table.bad):,} can't be read and are left out: {_list_bad(table.bad)}"
         if table.bad
         else ""
     )

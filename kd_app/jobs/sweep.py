@@ -17,30 +17,30 @@ from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, sweep
 from kd_app.run.run_folder import differences
 from kd_app.run_files import CONFIG
-from kd_app.search.trials import proposals, require_optuna, results
+from kd_app.search.trials import read_proposals, require_optuna, results
 
 
-def conclude(config: Mapping[str, Any]) -> None:
+def finish_sweep(config: Mapping[str, Any]) -> None:
     """Test the winner of the sweep in ``config['out']``, unless ``test=never``, and
     show all trials. Raises `RunError` that names failed ones.
     """
     console, out = Console(), Path(config["out"])
-    trials = _trials(out)
-    winner = _winner(trials)
+    trials = _load_trials(out)
+    winner = _select_winner(trials)
     if winner is not None and config["test"] == "auto":
         console.say(f"Trial {winner} is the best on validation; testing it")
         kept = {key: config[key] for key in ("out", "stages", "allow", "examples", "license")}
         again = {"test": "always", "remake": [], "overwrite": False, **kept}
         run.distill(
-            {**_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner
+            {**_read_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner
         )
-        trials = _trials(out)
-    _shown(console, out, trials, winner=winner, says=[*_advice(out), *_over_seeds(out, trials)])
+        trials = _load_trials(out)
+    _show_trials(console, out, trials, winner=winner, says=[*_suggest_next(out), *_summarize_seeds(out, trials)])
 
 
-def _advice(out: Path) -> list[str]:
+def _suggest_next(out: Path) -> list[str]:
     """What to try next after a search; nothing after a plain sweep."""
-    if proposals(out) is None:
+    if read_proposals(out) is None:
         return []
     require_optuna()
     from kd_app.search.study import advice
@@ -53,14 +53,14 @@ def set_side_by_side(config: Mapping[str, Any]) -> None:
     first. Raises `RunError` that names failed ones.
     """
     out = Path(config["out"])
-    trials = _trials(out)
+    trials = _load_trials(out)
     says = compare(
         [load_run(out / str(trial.number)) for trial in trials if trial.results]
     ).sentences()
-    _shown(Console(), out, trials, winner=_winner(trials), says=says)
+    _show_trials(Console(), out, trials, winner=_select_winner(trials), says=says)
 
 
-def _shown(
+def _show_trials(
     console: Console, out: Path, trials: Sequence[Trial], *, winner: int | None, says: Sequence[str]
 ) -> None:
     console.show(sweep(trials, winner=winner))
@@ -84,7 +84,7 @@ def _shown(
         )
 
 
-def _over_seeds(out: Path, trials: Sequence[Trial]) -> list[str]:
+def _summarize_seeds(out: Path, trials: Sequence[Trial]) -> list[str]:
     """What the trials show of methods, where some were run with several seeds."""
     seeds = {trial.results.seed for trial in trials if trial.results}
     return (
@@ -96,7 +96,7 @@ def _over_seeds(out: Path, trials: Sequence[Trial]) -> list[str]:
     )
 
 
-def _trials(out: Path) -> list[Trial]:
+def _load_trials(out: Path) -> list[Trial]:
     """The numbered folders of a sweep that hold a run, each with what it says
     differently from the others.
     """
@@ -104,20 +104,20 @@ def _trials(out: Path) -> list[Trial]:
         (path for path in out.iterdir() if path.name.isdecimal() and (path / CONFIG).is_file()),
         key=lambda path: int(path.name),
     )
-    configs = [_config(folder) for folder in folders]
+    configs = [_read_config(folder) for folder in folders]
     varied = sorted({key for each in configs for key, _, _ in differences(configs[0], each)})
     return [
-        Trial(int(folder.name), _said(each, varied), results(folder))
+        Trial(int(folder.name), _format_differences(each, varied), results(folder))
         for folder, each in zip(folders, configs, strict=True)
     ]
 
 
-def _said(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+def _format_differences(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
     flat = {key: now for key, _, now in differences({}, config)}
     return tuple(f"{key}={flat.get(key)}" for key in keys)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -129,7 +129,7 @@ def _config(folder: Path) -> dict[str, Any]:
     )
 
 
-def _winner(trials: Sequence[Trial]) -> int | None:
+def _select_winner(trials: Sequence[Trial]) -> int | None:
     scores = {
         trial.number: trial.results.validation.student.top1
         for trial in trials

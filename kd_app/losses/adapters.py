@@ -30,27 +30,27 @@ class BatchNorm(nn.BatchNorm2d):
         )
 
 
-def classified(
+def apply_classifier(
     classifier: Callable[[Tensor], Tensor], embedding: Float[Tensor, "batch width"]
 ) -> Float[Tensor, "batch classes"]:
     """The logits of an embedding, by a classifier whose weights are used in the
     precision of the embedding.
     """
     return (
-        in_float(classifier)(embedding)
+        match_precision(classifier)(embedding)
         if isinstance(classifier, Head)
-        else _in_its_precision(classifier, embedding)
+        else _apply_in_own_precision(classifier, embedding)
     )
 
 
-def in_float(head: Head) -> Head:
+def match_precision(head: Head) -> Head:
     """The same head, whose weights are used in the precision of what it reads."""
     return replace(
-        head, classifiers=tuple(partial(_in_its_precision, one) for one in head.classifiers)
+        head, classifiers=tuple(partial(_apply_in_own_precision, one) for one in head.classifiers)
     )
 
 
-def _in_its_precision(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _apply_in_own_precision(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not isinstance(classifier, nn.Module):
         return classifier(x)
     state = {**dict(classifier.named_parameters()), **dict(classifier.named_buffers())}

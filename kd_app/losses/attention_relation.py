@@ -72,9 +72,9 @@ class AttentionRelation(LossTerm):
                 f" last block, and it has {len(teacher.attention)}. Expected -1 to"
                 f" -{len(teacher.attention)}."
             )
-        ours, theirs = self._blocks(student, teacher)
+        ours, theirs = self._select_blocks(student, teacher)
         for part in sorted(set("".join(self.relations))):
-            self._check(_part(ours, part), _part(theirs, part), _PART[part])
+            self._check(_select_part(ours, part), _select_part(theirs, part), _PART[part])
 
     def _check(self, ours: Tensor, theirs: Tensor, part: str) -> None:
         if ours.shape[2] != theirs.shape[2]:
@@ -97,15 +97,15 @@ class AttentionRelation(LossTerm):
         """The weighted sum over the relations; 0 when both models relate the tokens in
         the same way.
         """
-        ours, theirs = self._blocks(student, teacher)
+        ours, theirs = self._select_blocks(student, teacher)
         return torch.stack(
             [
-                weight * self._divergence(ours, theirs, relation)
+                weight * self._compute_divergence(ours, theirs, relation)
                 for relation, weight in self.relations.items()
             ]
         ).sum()
 
-    def _blocks(self, student: Outputs, teacher: Outputs) -> tuple[Attention, Attention]:
+    def _select_blocks(self, student: Outputs, teacher: Outputs) -> tuple[Attention, Attention]:
         """The two blocks that are compared, without the prefix tokens where these are
         not equally many.
         """
@@ -113,10 +113,10 @@ class AttentionRelation(LossTerm):
         return (
             (ours, theirs)
             if ours.num_prefix == theirs.num_prefix
-            else (_patches(ours), _patches(theirs))
+            else (_drop_prefix(ours), _drop_prefix(theirs))
         )
 
-    def _divergence(
+    def _compute_divergence(
         self, ours: Attention, theirs: Attention, relation: Relation
     ) -> Float[Tensor, ""]:
         log_s, log_t = self._log_relation(ours, relation), self._log_relation(theirs, relation)
@@ -125,7 +125,7 @@ class AttentionRelation(LossTerm):
     def _log_relation(
         self, block: Attention, relation: Relation
     ) -> Float[Tensor, "batch relation_heads tokens others"]:
-        x, y = (self._cut(_part(block, part)) for part in relation)
+        x, y = (self._cut(_select_part(block, part)) for part in relation)
         return F.log_softmax((x * x.shape[-1] ** -0.5) @ y.transpose(-1, -2), dim=-1)
 
     def _cut(
@@ -136,12 +136,12 @@ class AttentionRelation(LossTerm):
         return x.transpose(1, 2).reshape(batch, tokens, self.relation_heads, -1).transpose(1, 2)
 
 
-def _part(block: Attention, letter: str) -> Tensor:
+def _select_part(block: Attention, letter: str) -> Tensor:
     part = getattr(block, _PART[letter])
     assert isinstance(part, Tensor)
     return part
 
 
-def _patches(block: Attention) -> Attention:
+def _drop_prefix(block: Attention) -> Attention:
     query, key, value = (x[:, :, block.num_prefix :] for x in (block.query, block.key, block.value))
     return Attention(query, key, value, 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import pairs_of_cells, same_size
+from kd_app.losses.pairing import pair_spatial_stages, match_sizes
 from kd_app.models.outputs import Outputs
 
 
@@ -37,17 +37,17 @@ class AttentionTransfer(LossTerm):
         """Raises `RequestError` when a model gives no feature maps, or none that share
         more than one cell.
         """
-        self._pairs(student, teacher)
+        self._pair_maps(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the stages; 0 when both look at the same places."""
-        pairs = (same_size(*pair) for pair in self._pairs(student, teacher))
+        pairs = (match_sizes(*pair) for pair in self._pair_maps(student, teacher))
         return torch.stack(
-            [F.mse_loss(attention_map(ours), attention_map(theirs)) for ours, theirs in pairs]
+            [F.mse_loss(compute_attention_map(ours), compute_attention_map(theirs)) for ours, theirs in pairs]
         ).sum()
 
-    def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        return pairs_of_cells(
+    def _pair_maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        return pair_spatial_stages(
             "attention_transfer",
             "where in the image the activation is",
             student,
@@ -56,7 +56,7 @@ class AttentionTransfer(LossTerm):
         )
 
 
-def attention_map(
+def compute_attention_map(
     feature: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, "batch cells"]:
     """The energy of every cell, summed over channels, with L2 norm 1 over the cells of

@@ -45,10 +45,10 @@ class CorrelationCongruence(LossTerm):
         """The mean over the pairs of images; 0 where both have the same kernel matrix,
         as in a batch of one.
         """
-        ours, theirs = (self._kernel(x) for x in embeddings("cc", student, teacher))
+        ours, theirs = (self._compute_kernel(x) for x in embeddings("cc", student, teacher))
         return F.mse_loss(ours, theirs)
 
-    def _kernel(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
+    def _compute_kernel(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
         x = F.normalize(x, dim=1)
         near = 2 * self.gamma * (x @ x.T)
         series = torch.stack([near**p / math.factorial(p) for p in range(self.order + 1)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
-from kd_app.losses.adapters import classified
+from kd_app.losses.adapters import apply_classifier
 from kd_app.losses.base import Level, LossTerm
 from kd_app.models.outputs import Outputs
 
@@ -52,7 +52,7 @@ class ClassAttention(LossTerm):
                     f" Choose another {name}, one that classifies its averaged map, or another"
                     " term: attention_transfer, soft_target or feature_hint."
                 )
-        ours, theirs = (_activation(outputs).shape[1] for outputs in (student, teacher))
+        ours, theirs = (_compute_activation(outputs).shape[1] for outputs in (student, teacher))
         if ours != theirs:
             raise RequestError(
                 f"class_attention compares class by class, and the student has {ours} classes, the"
@@ -62,7 +62,7 @@ class ClassAttention(LossTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean squared difference; 0 when both see every class at the same places."""
-        ours, theirs = _activation(student), _activation(teacher)
+        ours, theirs = _compute_activation(student), _compute_activation(teacher)
         height, width = (
             min(self.resolution, a, b)
             for a, b in zip(ours.shape[2:], theirs.shape[2:], strict=True)
@@ -72,13 +72,13 @@ class ClassAttention(LossTerm):
         return F.mse_loss(ours, theirs)
 
 
-def _activation(outputs: Outputs) -> Float[Tensor, "batch classes height width"]:
+def _compute_activation(outputs: Outputs) -> Float[Tensor, "batch classes height width"]:
     """What each cell would add to the logits, without the bias."""
     classifier: Callable[[Tensor], Tensor] | None = outputs.classifier
     assert classifier is not None
     feature = outputs.features[-1]
     cells = feature.movedim(1, -1)
-    said = classified(classifier, cells.flatten(0, 2))
-    bias = classified(classifier, cells.new_zeros(1, cells.shape[-1]))
+    said = apply_classifier(classifier, cells.flatten(0, 2))
+    bias = apply_classifier(classifier, cells.new_zeros(1, cells.shape[-1]))
     activation: Tensor = (said - bias).unflatten(0, cells.shape[:-1])
     return activation.movedim(-1, 1)

@@ -115,9 +115,9 @@ class CRD(LossTerm):
             for embed, x in ((self.embed_s, ours), (self.embed_t, theirs))
         )
         labeled = known if batch.labeled is None else known & batch.labeled
-        self.classes[rows[labeled[known]]] = batch.hard_target()[labeled]
+        self.classes[rows[labeled[known]]] = batch.to_hard_target()[labeled]
         chosen = torch.cat((rows[:, None], self._others(batch, rows, known)), dim=1)
-        value = self._side(s, self.memory_t, 0, chosen) + self._side(t, self.memory_s, 1, chosen)
+        value = self._score_side(s, self.memory_t, 0, chosen) + self._score_side(t, self.memory_s, 1, chosen)
         if self.training:
             self._remember(rows, s, t)
         return value / max(len(rows), 1)
@@ -138,7 +138,7 @@ class CRD(LossTerm):
         place = (drawn * (len(order) - size)).long()
         return order[place + torch.where(place >= first, size, 0)]
 
-    def _side(self, v: Tensor, memory: Tensor, number: int, chosen: Tensor) -> Tensor:
+    def _score_side(self, v: Tensor, memory: Tensor, number: int, chosen: Tensor) -> Tensor:
         images = len(memory)
         likeness = (v @ memory.T.clone()).gather(1, chosen).div(self.temperature).exp()
         if len(v) and self.partition[number] == 0:

@@ -44,7 +44,7 @@ class Decoupled(LogitTerm):
         """The mean over the labeled images of the batch; 0 when both models give the
         same probabilities, or when no image is labeled.
         """
-        z_s, z_t, target = self.labeled_logits(student, teacher, batch)
+        z_s, z_t, target = self.select_labeled_logits(student, teacher, batch)
         binary_s, others_s = split(z_s / self.temperature, target)
         binary_t, others_t = split(z_t / self.temperature, target)
         target_class = F.kl_div(binary_s, binary_t, reduction="sum", log_target=True)

@@ -46,11 +46,11 @@ class DIST(LogitTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of both parts."""
         p, q = (F.softmax(z / self.temperature, dim=1) for z in self.logits(student, teacher))
-        classes, images = (1 - _correlation(p, q, dim).mean() for dim in (1, 0))
+        classes, images = (1 - _correlate(p, q, dim).mean() for dim in (1, 0))
         return self.temperature**2 * (self.beta * classes + self.gamma * images)
 
 
-def _correlation(
+def _correlate(
     a: Float[Tensor, "batch classes"], b: Float[Tensor, "batch classes"], dim: int
 ) -> Float[Tensor, " others"]:
     a, b = (x - x.mean(dim=dim, keepdim=True) for x in (a, b))

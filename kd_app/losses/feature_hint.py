@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import same_size, stage_pair
+from kd_app.losses.pairing import match_sizes, pair_stage
 from kd_app.models.outputs import Outputs
 
 _LARGEST_KERNEL = 5
@@ -44,15 +44,15 @@ class FeatureHint(LossTerm):
 
         Raises `RequestError` when one of the models gives no feature maps.
         """
-        ours, theirs = stage_pair("feature_hint", student, teacher, self.stage)
+        ours, theirs = pair_stage("feature_hint", student, teacher, self.stage)
         relu = bool((theirs >= 0).all()) if self.activation == "auto" else self.activation == "relu"
         self.adapter = Regressor(ours, theirs, relu=relu).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean squared difference; needs `build` first."""
-        ours, theirs = stage_pair("feature_hint", student, teacher, self.stage)
+        ours, theirs = pair_stage("feature_hint", student, teacher, self.stage)
         if self.adapter.pointwise:
-            ours, theirs = same_size(ours, theirs)
+            ours, theirs = match_sizes(ours, theirs)
         return F.mse_loss(self.adapter(ours), theirs)
 
 
@@ -63,7 +63,7 @@ class Regressor(nn.Module):
 
     def __init__(self, student: Tensor, teacher: Tensor, *, relu: bool) -> None:
         super().__init__()
-        self.conv = _convolution(student, teacher)
+        self.conv = _build_adapter(student, teacher)
         self.bn = nn.BatchNorm2d(teacher.shape[1])
         self.relu = relu
 
@@ -91,7 +91,7 @@ class Regressor(nn.Module):
         return F.relu(x) if self.relu else x
 
 
-def _convolution(student: Tensor, teacher: Tensor) -> nn.Conv2d | nn.ConvTranspose2d:
+def _build_adapter(student: Tensor, teacher: Tensor) -> nn.Conv2d | nn.ConvTranspose2d:
     (_, wide, height, width), (_, out, to_height, to_width) = student.shape, teacher.shape
     if (height, width) == (2 * to_height, 2 * to_width):
         return nn.Conv2d(wide, out, 3, stride=2, padding=1)

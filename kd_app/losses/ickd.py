@@ -12,7 +12,7 @@ from torch import Tensor
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.feature_hint import Regressor
-from kd_app.losses.pairing import stage_pair
+from kd_app.losses.pairing import pair_stage
 from kd_app.models.outputs import Outputs
 
 
@@ -39,19 +39,19 @@ class ICKD(LossTerm):
         """Make the convolution for the two measured widths. Raises `RequestError` when
         one of the models gives no feature maps.
         """
-        ours, theirs = stage_pair("ickd", student, teacher, self.stage)
+        ours, theirs = pair_stage("ickd", student, teacher, self.stage)
         self.adapter = Regressor(ours[..., :1, :1], theirs[..., :1, :1], relu=False).to(
             ours.device
         )  # one cell each: pointwise
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over images and channels; needs `build` first."""
-        ours, theirs = stage_pair("ickd", student, teacher, self.stage)
-        gap = channel_likeness(self.adapter(ours)) - channel_likeness(theirs)
+        ours, theirs = pair_stage("ickd", student, teacher, self.stage)
+        gap = compute_channel_similarity(self.adapter(ours)) - compute_channel_similarity(theirs)
         return gap.square().sum() / (gap.shape[0] * gap.shape[1])
 
 
-def channel_likeness(
+def compute_channel_similarity(
     feature: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, "batch channels others"]:
     """The inner products of the channels of each image, with rows of L2 norm 1."""

@@ -30,19 +30,19 @@ class LogitTerm(LossTerm):
         assert student.logits is not None
         assert teacher.logits is not None
         return (
-            (standardized(student.logits), standardized(teacher.logits))
+            (standardize_logits(student.logits), standardize_logits(teacher.logits))
             if self.standardize
             else (student.logits, teacher.logits)
         )
 
-    def labeled_logits(
+    def select_labeled_logits(
         self, student: Outputs, teacher: Outputs, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both models' logits and the class numbers of the images that have a label; of
         mixed labels the class with the largest share.
         """
         ours, theirs = self.logits(student, teacher)
-        target = batch.hard_target()
+        target = batch.to_hard_target()
         return (
             (ours, theirs, target)
             if batch.labeled is None
@@ -50,7 +50,7 @@ class LogitTerm(LossTerm):
         )
 
 
-def standardized(z: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+def standardize_logits(z: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
     """``(z - mean_c z) / (std_c z + 1e-7)`` of every image, std with K - 1: only the
     shape of the logits is left, neither shift nor size.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.noise import noise
-from kd_app.losses.pairing import same_size, stage_pairs
+from kd_app.losses.pairing import match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
 
 
@@ -40,7 +40,7 @@ class MaskedGeneration(LossTerm):
         """Make the three convolutions. Raises `RequestError` when one of the models
         gives no feature maps.
         """
-        (ours, theirs), *_ = stage_pairs("masked_generation", student, teacher)
+        (ours, theirs), *_ = pair_stages("masked_generation", student, teacher)
         width = theirs.shape[1]
         self.align = nn.Conv2d(ours.shape[1], width, 1).to(ours.device)
         first, second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
@@ -48,7 +48,7 @@ class MaskedGeneration(LossTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum of squares, as a mean over the batch; needs `build` first."""
-        ours, theirs = same_size(*stage_pairs("masked_generation", student, teacher)[0])
+        ours, theirs = match_sizes(*pair_stages("masked_generation", student, teacher)[0])
         aligned = self.align(ours)
         kept = self.draw(batch, aligned.shape[1]) >= self.masked
         made = self.generation(aligned * kept[:, :, None, None])

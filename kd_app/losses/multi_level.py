@@ -47,7 +47,7 @@ class MultiLevel(LogitTerm):
         assert student.logits is not None
         assert teacher.logits is not None
         sure = F.softmax(teacher.logits, dim=1)
-        images, classes = _unsure(sure.amax(dim=1)), _unsure(sure.sum(dim=0))
+        images, classes = _flag_unsure(sure.amax(dim=1)), _flag_unsure(sure.sum(dim=0))
         z_s, z_t = self.logits(student, teacher)
         total = z_s.new_zeros(())
         for temperature in self.temperatures:
@@ -72,7 +72,7 @@ def relation(
     return (rows[:, None] * (q @ q.T - p @ p.T).square()).sum() / len(p)
 
 
-def _unsure(x: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+def _flag_unsure(x: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """1 where a value is at most the median (the mean of the two in the middle), else
     0.
     """

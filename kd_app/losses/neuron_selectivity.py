@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import pairs_of_cells, same_size
+from kd_app.losses.pairing import pair_spatial_stages, match_sizes
 from kd_app.models.outputs import Outputs
 
 
@@ -38,15 +38,15 @@ class NeuronSelectivity(LossTerm):
         """Raises `RequestError` when a model gives no feature maps, or none that share
         more than one cell.
         """
-        self._pairs(student, teacher)
+        self._pair_maps(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the stages; 0 when the channels have the same distribution."""
-        pairs = (same_size(*pair) for pair in self._pairs(student, teacher))
-        return torch.stack([_discrepancy(ours, theirs) for ours, theirs in pairs]).sum()
+        pairs = (match_sizes(*pair) for pair in self._pair_maps(student, teacher))
+        return torch.stack([_compute_discrepancy(ours, theirs) for ours, theirs in pairs]).sum()
 
-    def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        return pairs_of_cells(
+    def _pair_maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        return pair_spatial_stages(
             "neuron_selectivity",
             "the places that channels answer to",
             student,
@@ -55,14 +55,14 @@ class NeuronSelectivity(LossTerm):
         )
 
 
-def _discrepancy(
+def _compute_discrepancy(
     ours: Float[Tensor, "batch cs height width"], theirs: Float[Tensor, "batch ct height width"]
 ) -> Float[Tensor, ""]:
     s, t = (F.normalize(x.flatten(2), dim=2) for x in (ours, theirs))
-    return _kernel(t, t) + _kernel(s, s) - 2 * _kernel(s, t)
+    return _compute_kernel(t, t) + _compute_kernel(s, s) - 2 * _compute_kernel(s, t)
 
 
-def _kernel(
+def _compute_kernel(
     a: Float[Tensor, "batch ca cells"], b: Float[Tensor, "batch cb cells"]
 ) -> Float[Tensor, ""]:
     return (a @ b.transpose(1, 2)).square().mean()

@@ -41,7 +41,7 @@ class NKD(LogitTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the labeled images of the batch; 0 when no image is labeled."""
-        z_s, z_t, target = self.labeled_logits(student, teacher, batch)
+        z_s, z_t, target = self.select_labeled_logits(student, teacher, batch)
         log_s, log_t = (F.log_softmax(z, dim=1).gather(1, target[:, None]) for z in (z_s, z_t))
         (_, others_s), (_, others_t) = (split(z / self.temperature, target) for z in (z_s, z_t))
         # both parts are 0 at the label itself, so the sum over all classes is that over the others

@@ -18,19 +18,19 @@ def noise(batch: Batch, count: int) -> Float[Tensor, "batch count"]:
     Images without an index of their own share their row.
     """
     column = torch.arange(count, device=batch.index.device)
-    row = _mixed(batch.index + int(batch.progress * 2**52))
-    drawn: Tensor = _mixed(row[:, None] + column) & (2**53 - 1)
+    row = _mix_bits(batch.index + int(batch.progress * 2**52))
+    drawn: Tensor = _mix_bits(row[:, None] + column) & (2**53 - 1)
     return drawn.double() / 2**53
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _mix_bits(x: Tensor) -> Tensor:
     x = x * -_STEP + _STEP
-    x = (x ^ _shifted(x, 30)) * _FIRST
-    x = (x ^ _shifted(x, 27)) * _SECOND
-    return x ^ _shifted(x, 31)
+    x = (x ^ _shift_right(x, 30)) * _FIRST
+    x = (x ^ _shift_right(x, 27)) * _SECOND
+    return x ^ _shift_right(x, 31)
 
 
-def _shifted(x: Tensor, bits: int) -> Tensor:
+def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Right, with zeros coming in: the sign is a bit like the others."""
     shifted: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
     return shifted

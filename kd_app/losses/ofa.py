@@ -72,14 +72,14 @@ class OFA(LossTerm):
         maps, or has no class token where one is asked for.
         """
         assert student.logits is not None
-        maps = self._maps(student)
+        maps = self._select_maps(student)
         if not maps:
             raise RequestError(
                 "ofa leads every stage of the student to the classes, and the student gives no"
                 " feature maps that can be read. Choose another student, or another term:"
                 " soft_target, dist or nkd."
             )
-        tokens = self._class_tokens(student)
+        tokens = self._select_class_tokens(student)
         if self.class_token and not (tokens and tokens[0].shape[1]):
             raise RequestError(
                 "ofa.class_token=true lets the student's class token answer, and the student has"
@@ -99,26 +99,26 @@ class OFA(LossTerm):
         assert student.logits is not None
         assert teacher.logits is not None
         read = (
-            (self._maps(student), self._class_tokens(student))
+            (self._select_maps(student), self._select_class_tokens(student))
             if self.class_token
-            else (self._maps(student),)
+            else (self._select_maps(student),)
         )
         answers = [
             student.logits,
             *(branch(*x) for branch, *x in zip(self.branches, *read, strict=True)),
         ]
         p = teacher.logits.softmax(dim=1)
-        label = F.one_hot(batch.hard_target().clamp(min=0), p.shape[1]).to(p.dtype)
+        label = F.one_hot(batch.to_hard_target().clamp(min=0), p.shape[1]).to(p.dtype)
         if batch.labeled is not None:
             label = label * batch.labeled[:, None]
         aim = (p + label).pow(self.exponent) - label
         return -(aim * torch.stack(answers).log_softmax(dim=2)).sum() / len(p)
 
-    def _maps(self, student: Outputs) -> list[Tensor]:
+    def _select_maps(self, student: Outputs) -> list[Tensor]:
         """From the deepest upward."""
         return student.features[::-1][: self.stages]
 
-    def _class_tokens(self, student: Outputs) -> list[Tensor]:
+    def _select_class_tokens(self, student: Outputs) -> list[Tensor]:
         """Those of the same stages, [B, 1, D]; of no width where the student has no
         class token.
         """
@@ -130,13 +130,13 @@ def map_branch(channels: int, blocks: int, width: int, classes: int) -> nn.Seque
     double the channels, the last one to `width`; none: a 1x1 convolution.
     """
     widths = [*(channels * 2**k for k in range(blocks)), width]
-    down: list[nn.Module] = [separable(*pair) for pair in pairwise(widths)] or [
+    down: list[nn.Module] = [build_separable_conv(*pair) for pair in pairwise(widths)] or [
         nn.Conv2d(channels, width, 1)
     ]
     return nn.Sequential(*down, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
-def separable(ours: int, theirs: int) -> nn.Sequential:
+def build_separable_conv(ours: int, theirs: int) -> nn.Sequential:
     """Depthwise 3x3 of stride 2 and pointwise, depthwise 3x3 and pointwise, each pair
     with batch norm and ReLU.
     """

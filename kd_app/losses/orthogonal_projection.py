@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import stage_pairs
+from kd_app.losses.pairing import pair_stages
 from kd_app.models.outputs import Outputs
 
 
@@ -41,13 +41,13 @@ class OrthogonalProjection(LossTerm):
         """Make the map. Raises `RequestError` when one of the models gives no feature
         maps.
         """
-        (ours, theirs), *_ = stage_pairs("orthogonal_projection", student, teacher)
+        (ours, theirs), *_ = pair_stages("orthogonal_projection", student, teacher)
         self.adapter = Orthogonal(ours.shape[1], theirs.shape[1]).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean smooth L1 distance; needs `build` first."""
         ours, theirs = (
-            x.mean((2, 3)) for x in stage_pairs("orthogonal_projection", student, teacher)[0]
+            x.mean((2, 3)) for x in pair_stages("orthogonal_projection", student, teacher)[0]
         )
         return F.smooth_l1_loss(
             self.adapter(ours), F.layer_norm(theirs, theirs.shape[1:]), beta=self.beta

@@ -11,7 +11,7 @@ Map = Float[Tensor, "batch channels height width"]
 Smaller = Float[Tensor, "batch channels smaller_height smaller_width"]
 
 
-def stage_pairs(term: str, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+def pair_stages(term: str, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
     """(student's map, teacher's map) from the deepest stage upward, as many as both
     models have.
 
@@ -28,23 +28,23 @@ def stage_pairs(term: str, student: Outputs, teacher: Outputs) -> list[tuple[Ten
     return list(zip(reversed(student.features), reversed(teacher.features), strict=False))
 
 
-def stage_pair(term: str, student: Outputs, teacher: Outputs, stage: int) -> tuple[Tensor, Tensor]:
+def pair_stage(term: str, student: Outputs, teacher: Outputs, stage: int) -> tuple[Tensor, Tensor]:
     """The maps of one stage, -1 the deepest; the shallowest there is where `stage` lies
-    further up. Errors as `stage_pairs`.
+    further up. Errors as `pair_stages`.
     """
-    pairs = stage_pairs(term, student, teacher)
+    pairs = pair_stages(term, student, teacher)
     return pairs[min(-stage, len(pairs)) - 1]
 
 
-def pairs_of_cells(
+def pair_spatial_stages(
     term: str, compares: str, student: Outputs, teacher: Outputs, stages: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """As `stage_pairs`, the `stages` deepest of those that share more than one cell.
+    """As `pair_stages`, the `stages` deepest of those that share more than one cell.
 
     Raises `RequestError`, in the name of `term` which `compares` something, when there
     are none.
     """
-    pairs = [pair for pair in stage_pairs(term, student, teacher) if common_size(*pair) != (1, 1)][
+    pairs = [pair for pair in pair_stages(term, student, teacher) if common_size(*pair) != (1, 1)][
         :stages
     ]
     if not pairs:
@@ -65,17 +65,17 @@ def common_size(a: Tensor, b: Tensor) -> tuple[int, int]:
     return min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1])
 
 
-def same_size(
+def match_sizes(
     a: Float[Tensor, "batch ca ha wa"], b: Float[Tensor, "batch cb hb wb"]
 ) -> tuple[Tensor, Tensor]:
     """Both maps at their common size: the larger is averaged over cells (whole or
     fractional numbers of them), the smaller stays as it is.
     """
     size = common_size(a, b)
-    return _averaged(a, size), _averaged(b, size)
+    return _average_cells(a, size), _average_cells(b, size)
 
 
-def _averaged(x: Map, size: tuple[int, int]) -> Smaller:
+def _average_cells(x: Map, size: tuple[int, int]) -> Smaller:
     return x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size)
 
 

@@ -40,10 +40,10 @@ class PKT(LossTerm):
         """The mean over the pairs of images; 0 where both see the same neighbors, as in
         a batch of one.
         """
-        ours, theirs = (self._neighbors(x) for x in embeddings("pkt", student, teacher))
+        ours, theirs = (self._compute_neighbors(x) for x in embeddings("pkt", student, teacher))
         return (theirs * ((theirs + self.epsilon).log() - (ours + self.epsilon).log())).mean()
 
-    def _neighbors(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
+    def _compute_neighbors(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
         x = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.epsilon)
         near = (x @ x.T + 1) / 2
         return near / near.sum(dim=1, keepdim=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_app.data.batch import Batch
 from kd_app.losses.adapters import BatchNorm
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings, stage_pairs
+from kd_app.losses.pairing import embeddings, pair_stages
 from kd_app.models.outputs import Outputs
 
 _POOLED = (4, 2, 1)
@@ -48,7 +48,7 @@ class Review(LossTerm):
         """Make one fusion a level. Raises `RequestError` when a model gives no feature
         maps or no embedding.
         """
-        levels = self._levels(student, teacher)
+        levels = self._pair_levels(student, teacher)
         width = min(self.width, levels[0][0].shape[1])
         fusions = (
             Fusion(s.shape[1], width, t.shape[1], mixes=k > 0) for k, (s, t) in enumerate(levels)
@@ -60,17 +60,17 @@ class Review(LossTerm):
         values: list[Tensor] = []
         residual = None
         for fusion, (ours, theirs) in zip(
-            self.adapters, self._levels(student, teacher), strict=True
+            self.adapters, self._pair_levels(student, teacher), strict=True
         ):
             out, residual = fusion(ours, residual, theirs.shape[2:])
-            values.append(hierarchical(out, theirs))
+            values.append(compute_hierarchical_loss(out, theirs))
         return torch.stack(values).sum()
 
-    def _levels(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    def _pair_levels(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         ours, theirs = embeddings("review", student, teacher)
         return [
             (ours[:, :, None, None], theirs[:, :, None, None]),
-            *stage_pairs("review", student, teacher)[: self.stages],
+            *pair_stages("review", student, teacher)[: self.stages],
         ]
 
 
@@ -108,7 +108,7 @@ class Fusion(nn.Module):
         return self.conv2(resized), x
 
 
-def hierarchical(
+def compute_hierarchical_loss(
     ours: Float[Tensor, "batch channels height width"],
     theirs: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, ""]:

@@ -43,18 +43,18 @@ class RKD(LossTerm):
         of the other but for size, shift and rotation.
         """
         ours, theirs = (x[:, None] - x[None] for x in embeddings("rkd", student, teacher))
-        distances = F.smooth_l1_loss(_distances(ours), _distances(theirs))
+        distances = F.smooth_l1_loss(_compute_distances(ours), _compute_distances(theirs))
         return self.distance * distances + self.angle * F.smooth_l1_loss(
-            _angles(ours), _angles(theirs)
+            _compute_angles(ours), _compute_angles(theirs)
         )
 
 
-def _distances(gaps: Float[Tensor, "batch batch features"]) -> Float[Tensor, "batch batch"]:
+def _compute_distances(gaps: Float[Tensor, "batch batch features"]) -> Float[Tensor, "batch batch"]:
     found: Tensor = torch.linalg.vector_norm(gaps, dim=2)
     mean = found.sum() / (found > 0).sum().clamp(min=1)
     return found / mean.clamp(min=torch.finfo(found.dtype).tiny)
 
 
-def _angles(gaps: Float[Tensor, "batch batch features"]) -> Float[Tensor, "batch batch batch"]:
+def _compute_angles(gaps: Float[Tensor, "batch batch features"]) -> Float[Tensor, "batch batch batch"]:
     directions = F.normalize(gaps, dim=2)
     return directions @ directions.transpose(1, 2)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import same_size, stage_pairs
+from kd_app.losses.pairing import match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
-from kd_app.models.simkd_student import Projector, Reused, plain_classifier
+from kd_app.models.simkd_student import Projector, Reused, find_linear_classifier
 
 _INSTEAD = "Choose another term: softmax_regression, embedding_mse or feature_hint."
 
@@ -51,10 +51,10 @@ class SimKD(LossTerm):
         """Make the projector. Raises `RequestError` for a model without maps, or a
         teacher whose classifier reads anything but their average.
         """
-        (ours, theirs), *_ = stage_pairs("simkd", student, teacher)
-        classifier = plain_classifier(teacher.classifier)
+        (ours, theirs), *_ = pair_stages("simkd", student, teacher)
+        classifier = find_linear_classifier(teacher.classifier)
         pooled = theirs.mean((2, 3))
-        if classifier is None or teacher.embedding is None or not _equal(teacher.embedding, pooled):
+        if classifier is None or teacher.embedding is None or not _is_equal(teacher.embedding, pooled):
             raise RequestError(
                 "simkd gives the teacher's classifier to the student, and this teacher's is no"
                 " linear map of its last feature map averaged over the cells (as that of a ResNet,"
@@ -86,12 +86,12 @@ class SimKD(LossTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over batch, channels and cells; needs `build` first."""
-        ours, theirs = stage_pairs("simkd", student, teacher)[0]
-        ours, theirs = same_size(ours, theirs)
+        ours, theirs = pair_stages("simkd", student, teacher)[0]
+        ours, theirs = match_sizes(ours, theirs)
         return F.mse_loss(self.projector(ours), theirs)
 
 
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
+def _is_equal(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and bool(
         (ours - theirs).abs().max() <= 0.02 * theirs.abs().max() + 1e-6
     )

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
-from kd_app.losses.adapters import BatchNorm, classified
+from kd_app.losses.adapters import BatchNorm, apply_classifier
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings, stage_pairs
+from kd_app.losses.pairing import embeddings, pair_stages
 from kd_app.models.outputs import Outputs
 
 
@@ -46,7 +46,7 @@ class SoftmaxRegression(LossTerm):
         """Make the connector. Raises `RequestError` when the student gives no maps, or
         the teacher no embedding or classifier.
         """
-        (ours, _), *_ = stage_pairs("softmax_regression", student, teacher)
+        (ours, _), *_ = pair_stages("softmax_regression", student, teacher)
         _, theirs = embeddings("softmax_regression", student, teacher)
         if teacher.classifier is None:
             raise RequestError(
@@ -68,7 +68,7 @@ class SoftmaxRegression(LossTerm):
         assert teacher.logits is not None
         assert teacher.classifier is not None
         connected = self.adapter(student.features[-1]).mean((2, 3))
-        said = classified(teacher.classifier, connected)
+        said = apply_classifier(teacher.classifier, connected)
         return F.mse_loss(connected, teacher.embedding) + self.regression * F.mse_loss(
             said, teacher.logits
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import stage_pair
+from kd_app.losses.pairing import pair_stage
 from kd_app.models.outputs import Outputs
 
 
@@ -33,14 +33,14 @@ class SimilarityPreserving(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no feature maps."""
-        stage_pair("sp", student, teacher, self.stage)
+        pair_stage("sp", student, teacher, self.stage)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the pairs of images; 0 where both see the same likenesses, as
         in a batch of one.
         """
         ours, theirs = (
-            F.normalize(gram(x), dim=1) for x in stage_pair("sp", student, teacher, self.stage)
+            F.normalize(gram(x), dim=1) for x in pair_stage("sp", student, teacher, self.stage)
         )
         return F.mse_loss(ours, theirs)
 

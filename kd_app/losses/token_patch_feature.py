@@ -62,7 +62,7 @@ class TokenPatchFeature(LossTerm):
                 f" the teacher {counts[1]}. Expected the same number: give both models the same"
                 f" image size / patch size. {_INSTEAD}"
             )
-        pairs = self._pairs(student, teacher)
+        pairs = self._pair_tokens(student, teacher)
         heads = (
             nn.Sequential(nn.LayerNorm(s.shape[-1]), nn.Linear(s.shape[-1], t.shape[-1]))
             for s, t in pairs
@@ -71,12 +71,12 @@ class TokenPatchFeature(LossTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the three; needs `build` first."""
-        parts = zip(self.weights, self.adapters, self._pairs(student, teacher), strict=True)
+        parts = zip(self.weights, self.adapters, self._pair_tokens(student, teacher), strict=True)
         return torch.stack(
             [weight * F.mse_loss(head(ours), theirs) for weight, head, (ours, theirs) in parts]
         ).sum()
 
-    def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    def _pair_tokens(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         ours, theirs = student.tokens[-1], teacher.tokens[-1]
         pooled = embeddings("token_patch_feature", student, teacher)
         return [(ours.prefix[:, 0], theirs.prefix[:, 0]), (ours.patch, theirs.patch), pooled]

@@ -30,10 +30,10 @@ class TTM(LogitTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch."""
-        return transformed_divergence(*self.logits(student, teacher), self.power).mean()
+        return compute_transformed_divergence(*self.logits(student, teacher), self.power).mean()
 
 
-def transformed_divergence(
+def compute_transformed_divergence(
     z_s: Float[Tensor, "batch classes"], z_t: Float[Tensor, "batch classes"], power: float
 ) -> Float[Tensor, " batch"]:
     """``KL(softmax(power z_t) || softmax(z_s))`` of every image."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
-from kd_app.losses.adapters import in_float
+from kd_app.losses.adapters import match_precision
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.cross_entropy import CrossEntropy
 from kd_app.models.heads import Head
@@ -56,7 +56,7 @@ class TwoHeads(LossTerm):
         """Logits of the head for the labels and of that for the teacher's answers."""
         assert isinstance(student.classifier, Head)
         assert student.embedding is not None
-        first, second = in_float(student.classifier).each(student.embedding)
+        first, second = match_precision(student.classifier).each(student.embedding)
         return first, second
 
     def on_labels(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:

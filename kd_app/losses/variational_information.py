@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import same_size, stage_pairs
+from kd_app.losses.pairing import match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
 
 _SMALLEST_VARIANCE = 1e-5
@@ -44,18 +44,18 @@ class VariationalInformation(LossTerm):
         """Make the Gaussian of every stage. Raises `RequestError` when one of the
         models gives no feature maps.
         """
-        pairs = self._pairs(student, teacher)
+        pairs = self._pair_maps(student, teacher)
         self.adapters = nn.ModuleList(
             Gaussian(s.shape[1], t.shape[1], self.variance) for s, t in pairs
         ).to(pairs[0][0].device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The sum over the stages; needs `build` first."""
-        pairs = zip(self.adapters, self._pairs(student, teacher), strict=True)
-        return torch.stack([gaussian(*same_size(*pair)) for gaussian, pair in pairs]).sum()
+        pairs = zip(self.adapters, self._pair_maps(student, teacher), strict=True)
+        return torch.stack([gaussian(*match_sizes(*pair)) for gaussian, pair in pairs]).sum()
 
-    def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        return stage_pairs("variational_information", student, teacher)[: self.stages]
+    def _pair_maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        return pair_stages("variational_information", student, teacher)[: self.stages]
 
 
 class Gaussian(nn.Module):

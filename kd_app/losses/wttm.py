@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.logits import LogitTerm
-from kd_app.losses.ttm import Power, transformed_divergence
+from kd_app.losses.ttm import Power, compute_transformed_divergence
 from kd_app.models.outputs import Outputs
 
 
@@ -29,4 +29,4 @@ class WTTM(LogitTerm):
         z_s, z_t = self.logits(student, teacher)
         # logsumexp twice: powers of probabilities that underflow would leave classes out
         unsure = ((self.power * z_t).logsumexp(dim=1) - self.power * z_t.logsumexp(dim=1)).exp()
-        return (unsure * transformed_divergence(z_s, z_t, self.power)).mean()
+        return (unsure * compute_transformed_divergence(z_s, z_t, self.power)).mean()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from kd_app.metrics.per_image import blocks
-from kd_app.metrics.scores import share, widen
+from kd_app.metrics.scores import share, to_float32
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
 _PAIRS = 20
@@ -54,7 +54,7 @@ def average_soft_labels(
     probability = torch.zeros(len(alike), classes, classes)
     rows = max(1, _NEAR // classes)
     for block, label in blocks(logits, target):
-        for some, labels in zip(widen(block).split(rows), label.split(rows), strict=True):
+        for some, labels in zip(to_float32(block).split(rows), label.split(rows), strict=True):
             below = some - some.amax(dim=1, keepdim=True)
             for number, temperature in enumerate(temperatures):
                 p = (below / temperature).exp_()
@@ -138,11 +138,11 @@ def soft_labels(
     return SoftLabelFigures(
         num_images=len(target),
         entropy=entropy,
-        alike=[_alike(*each) for each in zip(alike, found.similarity.numpy(), strict=True)],
+        alike=[_build_similarity(*each) for each in zip(alike, found.similarity.numpy(), strict=True)],
     )
 
 
-def _alike(temperature: float, matrix: Float[np.ndarray, "classes classes"]) -> Alike:
+def _build_similarity(temperature: float, matrix: Float[np.ndarray, "classes classes"]) -> Alike:
     rows = matrix.round(_DIGITS).tolist() if len(matrix) <= _LARGEST_MATRIX else None
     return Alike(temperature=temperature, similar=strongest(matrix, _PAIRS), matrix=rows)
 

@@ -12,7 +12,7 @@ from kd_app.metrics.scores import scores, share
 BINS = 15
 
 
-def calibration_bins(p: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+def assign_calibration_bins(p: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     """Number of the bin ``(b / 15, (b + 1) / 15]`` that holds each probability; 0 lies
     in the first, NaN in the last.
     """
@@ -57,7 +57,7 @@ class Tally(Metric):
         self.nll = self.nll + nll.sum().to(self.nll.dtype)
         self.excess = self.excess.index_add(
             0,
-            calibration_bins(confidence),
+            assign_calibration_bins(confidence),
             (confidence - hit.to(confidence.dtype)).to(self.excess.dtype),
         )
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 
 from kd_app.metrics.per_image import blocks
 from kd_app.metrics.record import Predictions
-from kd_app.metrics.scores import widen
+from kd_app.metrics.scores import to_float32
 
 Why = Literal["negative_flip", "positive_flip", "most_different", "similar_pair", "typical"]
 SHARES: Final[dict[Why, float]] = {
@@ -75,9 +75,9 @@ def choose_examples(
     middle confidence of their class. Without a teacher only the last can be had, of the
     student alone. Computed in blocks; nothing is drawn at random.
     """
-    found = _answers(records)
+    found = _collect_answers(records)
     room = {why: int(share * count) for why, share in SHARES.items()}
-    chosen: dict[Why, Iterable[int]] = {"typical": _typical(found, room["typical"])}
+    chosen: dict[Why, Iterable[int]] = {"typical": _select_typical(found, room["typical"])}
     if found.kl is not None:
         sure = np.argsort(-found.confidence, kind="stable")
         chosen = {
@@ -86,32 +86,32 @@ def choose_examples(
             "most_different": np.argsort(-found.kl, kind="stable")[: room["most_different"]],
             **chosen,
         }
-    made = [_example(int(row), why, (), found) for why, rows in chosen.items() for row in rows]
+    made = [_build_example(int(row), why, (), found) for why, rows in chosen.items() for row in rows]
     if found.kl is not None:
-        alike = itertools.islice(_alike(records["teacher"], pairs), room["similar_pair"])
-        made += [_example(row, "similar_pair", (other,), found) for row, other in alike]
+        alike = itertools.islice(_select_similar(records["teacher"], pairs), room["similar_pair"])
+        made += [_build_example(row, "similar_pair", (other,), found) for row, other in alike]
     return made
 
 
-def _answers(records: Mapping[str, Predictions]) -> _Answers:
+def _collect_answers(records: Mapping[str, Predictions]) -> _Answers:
     student = records["student"]
     judge = records.get("teacher", student)
-    kl = _divergences(student, judge) if "teacher" in records else None
+    kl = _compute_divergences(student, judge) if "teacher" in records else None
     return _Answers(records, student.target, student.hits, judge.hits, judge.scores.confidence, kl)
 
 
-def _divergences(student: Predictions, teacher: Predictions) -> Float[np.ndarray, " images"]:
+def _compute_divergences(student: Predictions, teacher: Predictions) -> Float[np.ndarray, " images"]:
     """``KL(p_teacher || p_student)`` of each image, nats."""
     rows = max(1, _NEAR // student.num_classes)
     parts = []
     for block in blocks(student.logits, teacher.logits):
-        for ours, theirs in zip(*(widen(each).split(rows) for each in block), strict=True):
+        for ours, theirs in zip(*(to_float32(each).split(rows) for each in block), strict=True):
             log_s, log_t = ours.log_softmax(dim=1), theirs.log_softmax(dim=1)
             parts.append(torch.linalg.vecdot(log_t.exp(), log_t - log_s).clamp(min=0))
     return torch.cat(parts).numpy()
 
 
-def _typical(found: _Answers, count: int) -> list[int]:
+def _select_typical(found: _Answers, count: int) -> list[int]:
     """One image of each class, or of `count` classes evenly spread where there are
     more.
     """
@@ -122,25 +122,25 @@ def _typical(found: _Answers, count: int) -> list[int]:
         if len(classes) <= count
         else classes[np.linspace(0, len(classes) - 1, count).round().astype(np.int64)]
     )
-    return [_middle(right[found.target[right] == each], found.confidence) for each in some]
+    return [_select_middle(right[found.target[right] == each], found.confidence) for each in some]
 
 
-def _middle(rows: Rows, confidence: Float[np.ndarray, " images"]) -> int:
+def _select_middle(rows: Rows, confidence: Float[np.ndarray, " images"]) -> int:
     return int(rows[np.argsort(confidence[rows], kind="stable")[len(rows) // 2]])
 
 
-def _alike(teacher: Predictions, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _select_similar(teacher: Predictions, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Image and the other class of its pair."""
     for pair in pairs:
         for label, other in (pair, pair[::-1]):
             rows = np.flatnonzero(teacher.target == label)
-            likely = np.argsort(-_probabilities(teacher.logits[rows])[:, other], kind="stable")
+            likely = np.argsort(-_compute_probabilities(teacher.logits[rows])[:, other], kind="stable")
             yield from ((int(row), other) for row in rows[likely[:_EACH_WAY]])
 
 
-def _example(row: int, why: Why, also: tuple[int, ...], found: _Answers) -> Example:
+def _build_example(row: int, why: Why, also: tuple[int, ...], found: _Answers) -> Example:
     heard = [
-        _probabilities(found.records[name].logits[row])
+        _compute_probabilities(found.records[name].logits[row])
         for name in ("teacher", "student")
         if name in found.records
     ]
@@ -153,5 +153,5 @@ def _example(row: int, why: Why, also: tuple[int, ...], found: _Answers) -> Exam
     )
 
 
-def _probabilities(logits: Float[np.ndarray, "... classes"]) -> Float[np.ndarray, "... classes"]:
+def _compute_probabilities(logits: Float[np.ndarray, "... classes"]) -> Float[np.ndarray, "... classes"]:
     return torch.from_numpy(np.array(logits, dtype=np.float64)).softmax(dim=-1).numpy()

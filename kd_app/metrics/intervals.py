@@ -12,7 +12,7 @@ _AT_ONCE = 2**22
 """Weights held in memory at a time: 32 MB in float64."""
 
 
-def wilson(successes: int, n: int, confidence: float) -> Interval:
+def compute_wilson_interval(successes: int, n: int, confidence: float) -> Interval:
     """Score interval of a rate: all p with ``|successes / n - p| <= z sqrt(p (1 - p) /
     n)``; (0, 1) when n is 0.
 
@@ -21,13 +21,13 @@ def wilson(successes: int, n: int, confidence: float) -> Interval:
     """
     if n == 0:
         return 0.0, 1.0
-    low, high = wilson_bounds(
+    low, high = compute_wilson_bounds(
         np.array([successes]), np.array([n]), NormalDist().inv_cdf(0.5 + confidence / 2)
     )
     return float(low[0]), float(high[0])
 
 
-def wilson_bounds(
+def compute_wilson_bounds(
     successes: Real[np.ndarray, " rates"], n: Real[np.ndarray, " rates"], z: float
 ) -> tuple[Float[np.ndarray, " rates"], Float[np.ndarray, " rates"]]:
     """Wilson's bounds of many rates at a time, at the normal quantile `z`; n above 0."""
@@ -70,17 +70,17 @@ def bootstrap(
     return {name: np.concatenate(columns) for name, columns in parts.items()}
 
 
-def percentile(
+def compute_percentile_interval(
     point: float, resampled: Float[np.ndarray, " resamples"], confidence: float
 ) -> Interval:
     """The middle `confidence` of the resampled figures, widened to hold the point where
     it does not.
     """
-    low, high = _middle(resampled, confidence)
+    low, high = _take_middle(resampled, confidence)
     return min(point, low), max(point, high)
 
 
-def reflected(
+def reflect_interval(
     point: float,
     resampled: Float[np.ndarray, " resamples"],
     nothing: Float[np.ndarray, " resamples"],
@@ -94,12 +94,12 @@ def reflected(
     of Davison and Hinkley, 'Bootstrap Methods and their Application', 1997, section
     5.2, which alone misses a truth near 0.
     """
-    low, high = _middle(resampled, confidence)
+    low, high = _take_middle(resampled, confidence)
     low, high = max(0.0, 2 * point - high), max(point, 2 * point - low)
-    return (0.0 if point <= _middle(nothing, confidence)[1] else min(point, low)), high
+    return (0.0 if point <= _take_middle(nothing, confidence)[1] else min(point, low)), high
 
 
-def _middle(resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
+def _take_middle(resampled: Float[np.ndarray, " resamples"], confidence: float) -> Interval:
     known = resampled[~np.isnan(resampled)]
     if not len(known):
         return math.nan, math.nan
@@ -117,10 +117,10 @@ def f1s(
     """F1 of each class that is there, for images sorted by class; NaN where a resample
     drew none of a class.
     """
-    starts, order = class_starts(target), np.argsort(predicted, kind="stable")
+    starts, order = find_class_starts(target), np.argsort(predicted, kind="stable")
     present, named = target[starts], np.unique(predicted)
     images = np.add.reduceat(weights, starts, axis=1)
-    as_named = np.add.reduceat(weights[:, order], class_starts(predicted[order]), axis=1)
+    as_named = np.add.reduceat(weights[:, order], find_class_starts(predicted[order]), axis=1)
     wanted = np.isin(named, present)
     answers = np.zeros_like(images)
     answers[:, np.searchsorted(present, named[wanted])] = as_named[:, wanted]
@@ -132,13 +132,13 @@ def f1s(
         )
 
 
-def class_starts(target: Int[np.ndarray, " images"]) -> Int[np.ndarray, " present"]:
+def find_class_starts(target: Int[np.ndarray, " images"]) -> Int[np.ndarray, " present"]:
     """Where each class begins among images sorted by class."""
     assert (np.diff(target) >= 0).all(), "images must be sorted by class"
     return np.flatnonzero(np.diff(target, prepend=-1))
 
 
-def recalls(
+def compute_recalls(
     weights: Float[np.ndarray, "resamples images"],
     hits: Bool[np.ndarray, " images"],
     starts: Int[np.ndarray, " present"],

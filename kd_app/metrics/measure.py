@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from kd_app.metrics.intervals import Interval, bootstrap, percentile, reflected, wilson
+from kd_app.metrics.intervals import Interval, bootstrap, compute_percentile_interval, reflect_interval, compute_wilson_interval
 
 Weights = Float[np.ndarray, "resamples images"]
 """How often each resample holds each image, the images sorted by class."""
@@ -61,7 +61,7 @@ class Sums:
 
     columns: what each image adds, in the order of the record · reduce: from the sums of
     each resample to its value · reflect: the metric is 0 at best and resampling pushes
-    it up, as an ECE, so that its interval is `reflected`.
+    it up, as an ECE, so that its interval is `reflect_interval`.
     """
 
     value: float
@@ -76,9 +76,9 @@ class Sums:
             return math.nan, UNKNOWN
         resampled = self.reduce(draws)
         if not self.reflect:
-            return self.value, percentile(self.value, resampled, confidence)
+            return self.value, compute_percentile_interval(self.value, resampled, confidence)
         without = self.reduce(draws - self.columns.sum(axis=0))
-        return self.value, reflected(self.value, resampled, without, confidence)
+        return self.value, reflect_interval(self.value, resampled, without, confidence)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Resampled:
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
         """The value between percentiles of the draws."""
-        return self.value, percentile(self.value, draws[:, 0], confidence)
+        return self.value, compute_percentile_interval(self.value, draws[:, 0], confidence)
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class Ratio:
             return math.nan, UNKNOWN
         with np.errstate(divide="ignore", invalid="ignore"):
             value = float(np.divide(self.part.value, self.whole.value))
-            return value, percentile(value, draws[:, 0] / draws[:, 1], confidence)
+            return value, compute_percentile_interval(value, draws[:, 0] / draws[:, 1], confidence)
 
 
 def estimate_rate(hits: Bool[np.ndarray, " images"], confidence: float) -> Estimate:
     """The share of hits with Wilson's interval; NaN within (0, 1) without images."""
     count, n = int(hits.sum()), len(hits)
-    return count / n if n else math.nan, wilson(count, n, confidence)
+    return count / n if n else math.nan, compute_wilson_interval(count, n, confidence)
 
 
 def resample(

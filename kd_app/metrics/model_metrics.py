@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from kd_app.metrics.intervals import class_starts, f1s, recalls
+from kd_app.metrics.intervals import find_class_starts, f1s, compute_recalls
 from kd_app.metrics.measure import Column, Draws, Measure, Plain, Rate, Resampled, Sums, Weights
 from kd_app.metrics.record import Predictions, sort_by_class
 from kd_app.metrics.spec import EVERYWHERE, MetricSpec
@@ -27,10 +27,10 @@ def measure_top5(record: Predictions) -> Measure:
 def measure_balanced_accuracy(record: Predictions) -> Measure:
     """Mean of the classes' recalls, of those that have images."""
     order = sort_by_class(record)
-    hits, starts = record.hits[order], class_starts(record.target[order])
+    hits, starts = record.hits[order], find_class_starts(record.target[order])
 
     def compute(weights: Weights) -> Column:
-        mean: np.ndarray = np.nanmean(recalls(weights, hits, starts), axis=1)
+        mean: np.ndarray = np.nanmean(compute_recalls(weights, hits, starts), axis=1)
         return mean
 
     return Resampled(record.totals.balanced_accuracy, compute)
@@ -47,11 +47,11 @@ def measure_ece(record: Predictions) -> Measure:
     """
     import torch  # what prints results needs the list below, and not torch
 
-    from kd_app.metrics.classification import BINS, calibration_bins
+    from kd_app.metrics.classification import BINS, assign_calibration_bins
 
     n, confidence = len(record.target), record.scores.confidence
     excess = np.zeros((n, BINS))
-    place = calibration_bins(torch.from_numpy(confidence)).numpy()
+    place = assign_calibration_bins(torch.from_numpy(confidence)).numpy()
     excess[np.arange(n), place] = confidence - record.hits
 
     def reduce(sums: Draws) -> Column:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from kd_app.metrics.scores import pair_scores, share
+from kd_app.metrics.scores import compute_pair_scores, share
 
 
 class PairTally(Metric):
@@ -36,7 +36,7 @@ class PairTally(Metric):
         target: Int64[Tensor, " batch"],
     ) -> None:
         """Add a batch, which may be empty."""
-        agree, student, teacher, kl = pair_scores(student_logits, teacher_logits, target)
+        agree, student, teacher, kl = compute_pair_scores(student_logits, teacher_logits, target)
         self.seen = self.seen + len(target)
         self.agree = self.agree + agree.sum()
         self.worse = self.worse + (teacher & ~student).sum()
@@ -86,7 +86,7 @@ class PositiveFlips(PairTally):
         return share(self.better, self.seen)
 
 
-def pair_measures() -> MetricCollection:
+def build_pair_metrics() -> MetricCollection:
     """agreement, kl_to_teacher, negative_flips and positive_flips of
     ``update(student_logits, teacher_logits, target)``, in one pass.
     """

@@ -56,7 +56,7 @@ class Comparison:
 
 def measure_retention(pair: Comparison) -> Measure:
     """``top1(student) / top1(teacher)``."""
-    return Ratio(_accuracy(pair.candidate), _accuracy(pair.teacher))
+    return Ratio(_resample_accuracy(pair.candidate), _resample_accuracy(pair.teacher))
 
 
 def measure_gain(pair: Comparison) -> Measure:
@@ -76,7 +76,7 @@ def measure_gap_closed(pair: Comparison) -> Measure:
 
 def measure_difference(first: Record, second: Record) -> Resampled:
     """Difference of two models' accuracies on the same images."""
-    one, other = _accuracy(first), _accuracy(second)
+    one, other = _resample_accuracy(first), _resample_accuracy(second)
     return Resampled(
         one.value - other.value, lambda weights: one.statistic(weights) - other.statistic(weights)
     )
@@ -134,7 +134,7 @@ def find_flips(
     return reference.hits & ~candidate.hits, candidate.hits & ~reference.hits
 
 
-def _accuracy(record: Record) -> Resampled:
+def _resample_accuracy(record: Record) -> Resampled:
     hits, n = record.hits[sort_by_class(record)].astype(np.float64), len(record.target)
     return Resampled(float(record.hits.mean()), lambda weights: weights @ hits / n)
 

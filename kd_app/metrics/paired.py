@@ -47,7 +47,7 @@ def score(
     return np.where(variance > 0, over / np.sqrt(np.where(variance > 0, variance, 1.0)), without)
 
 
-def paired_bounds(
+def compute_paired_bounds(
     better: Real[np.ndarray, " pairs"],
     worse: Real[np.ndarray, " pairs"],
     n: Real[np.ndarray, " pairs"],
@@ -57,10 +57,10 @@ def paired_bounds(
     of many pairs of rates at a time.
     """
     point = (better - worse) / n
-    return -_root(worse, better, n, -point, z), _root(better, worse, n, point, z)
+    return -_find_root(worse, better, n, -point, z), _find_root(better, worse, n, point, z)
 
 
-def _root(
+def _find_root(
     better: Real[np.ndarray, " pairs"],
     worse: Real[np.ndarray, " pairs"],
     n: Real[np.ndarray, " pairs"],
@@ -78,26 +78,26 @@ def _root(
     return high
 
 
-def paired_interval(better: int, worse: int, n: int, confidence: float) -> Interval:
+def compute_paired_interval(better: int, worse: int, n: int, confidence: float) -> Interval:
     """All differences of paired rates that Tango's score test does not reject; each
     bound is one-sided at `confidence`.
     """
-    low, high = paired_bounds(
+    low, high = compute_paired_bounds(
         np.array([better]), np.array([worse]), np.array([n]), NormalDist().inv_cdf(confidence)
     )
     return float(low[0]), float(high[0])
 
 
-def shown_above(better: int, worse: int, n: int, difference: float, confidence: float) -> bool:
+def is_shown_above(better: int, worse: int, n: int, difference: float, confidence: float) -> bool:
     """The paired rates differ by more than `difference`: said wrongly with a
     probability of at most ``1 - confidence``, whatever the truth.
     """
     return (
-        exact_p(better, worse, n, difference, forgone=_FORGONE * (1 - confidence)) <= 1 - confidence
+        compute_exact_p(better, worse, n, difference, forgone=_FORGONE * (1 - confidence)) <= 1 - confidence
     )
 
 
-def exact_p(better: int, worse: int, n: int, difference: float, *, forgone: float) -> float:
+def compute_exact_p(better: int, worse: int, n: int, difference: float, *, forgone: float) -> float:
     """p of 'the paired rates differ by at most `difference`', which is right at every n
     and every rate of discordant pairs.
 
@@ -119,13 +119,13 @@ def exact_p(better: int, worse: int, n: int, difference: float, *, forgone: floa
     low, high = np.sqrt(np.clip(ends, least, most))
     q = np.clip(np.linspace(low, high, _NUISANCE) ** 2, least, most)
     tables = np.arange(int(binom.ppf(_TAIL, n, q[0])), int(binom.ppf(1 - _TAIL, n, q[-1])) + 1)
-    fewest = _fewest(tables, n, difference, float(score(better, worse, n, difference)) - _TAIL)
+    fewest = _find_fewest(tables, n, difference, float(score(better, worse, n, difference)) - _TAIL)
     of_rest = np.clip((q + difference) / np.maximum(1 - q, _TAIL), 0, 1)
     beyond = binom.sf(fewest - 1, n - tables, of_rest[:, None])
     return float((binom.pmf(tables, n, q[:, None]) * beyond).sum(axis=1).max()) + forgone
 
 
-def _fewest(
+def _find_fewest(
     worse: Real[np.ndarray, " tables"], n: int, difference: float, z: float
 ) -> Real[np.ndarray, " tables"]:
     """For each number of 'worse' the smallest number of 'better' whose score is at
@@ -140,32 +140,32 @@ def _fewest(
     return high
 
 
-def exact_interval(better: int, worse: int, n: int, confidence: float, *, at: float) -> Interval:
+def compute_exact_interval(better: int, worse: int, n: int, confidence: float, *, at: float) -> Interval:
     """The differences that the exact test does not reject, each bound one-sided at
     `confidence`.
 
     `at` is the difference that matters: a bound lies beyond it if, and only if, the
     test rejects that very difference.
     """
-    return _exact_low(better, worse, n, confidence, at), -_exact_low(
+    return _find_exact_low(better, worse, n, confidence, at), -_find_exact_low(
         worse, better, n, confidence, -at
     )
 
 
-def _exact_low(better: int, worse: int, n: int, confidence: float, at: float) -> float:
+def _find_exact_low(better: int, worse: int, n: int, confidence: float, at: float) -> float:
     point = (better - worse) / n
     low, high = (
-        (at, point) if shown_above(better, worse, n, at, confidence) else (-1.0, min(at, point))
+        (at, point) if is_shown_above(better, worse, n, at, confidence) else (-1.0, min(at, point))
     )
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (
-            (middle, high) if shown_above(better, worse, n, middle, confidence) else (low, middle)
+            (middle, high) if is_shown_above(better, worse, n, middle, confidence) else (low, middle)
         )
     return low
 
 
-def mcnemar(better: int, worse: int) -> float:
+def compute_mcnemar_p(better: int, worse: int) -> float:
     """Two-sided exact p of McNemar's test (Q. McNemar, Psychometrika 1947): are
     discordant pairs split evenly?
     """

@@ -28,7 +28,7 @@ def share_by_class(hits: Hits, target: Target, num_classes: int) -> Float[np.nda
     return shares
 
 
-def f1_by_class(
+def compute_f1_by_class(
     hits: Hits, predicted: Target, target: Target, num_classes: int
 ) -> Float[np.ndarray, " classes"]:
     """``2 hits / (images + predictions)`` of each class; NaN for a class without

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from kd_app.metrics.classification import BINS, calibration_bins, measures
-from kd_app.metrics.pair import pair_measures
-from kd_app.metrics.per_class import f1_by_class
+from kd_app.metrics.classification import BINS, assign_calibration_bins, measures
+from kd_app.metrics.pair import build_pair_metrics
+from kd_app.metrics.per_class import compute_f1_by_class
 from kd_app.metrics.record import Predictions, Scores, SoftLabelScores, Totals
-from kd_app.metrics.scores import pair_scores, squared_errors, widen
+from kd_app.metrics.scores import compute_pair_scores, compute_squared_errors, to_float32
 from kd_app.metrics.scores import scores as score_batch
 from kd_app.metrics.soft_labels import rank_correlations, reverse_divergences
 
@@ -36,7 +36,7 @@ def score_images(
     parts, brier, predicted = [], [], []
     for block, label in blocks(logits, target):
         parts.append(score_batch(block, label))
-        brier.append(squared_errors(widen(block).softmax(dim=1), label))
+        brier.append(compute_squared_errors(to_float32(block).softmax(dim=1), label))
         predicted.append(block.argmax(dim=1))
     return Scores(
         torch.cat([part.rank for part in parts]).numpy(),
@@ -58,10 +58,10 @@ def sum_up(
     squares, excess = torch.zeros(()), torch.zeros(classes, BINS)
     for block, label in blocks(logits, target):
         logged.update(block, label)
-        p = widen(block).softmax(dim=1)
-        squares = squares + squared_errors(p, label).sum().float()
-        excess = excess + class_excess(p, label).float()
-    f1 = f1_by_class(scores.rank == 0, scores.predicted, target, classes)
+        p = to_float32(block).softmax(dim=1)
+        squares = squares + compute_squared_errors(p, label).sum().float()
+        excess = excess + sum_class_excess(p, label).float()
+    f1 = compute_f1_by_class(scores.rank == 0, scores.predicted, target, classes)
     known = {name: float(value) for name, value in logged.compute().items()}
     return Totals(
         balanced_accuracy=known["balanced_accuracy"],
@@ -75,18 +75,18 @@ def sum_up(
 
 def compare_soft_labels(student: Predictions, teacher: Predictions) -> SoftLabelScores:
     """How the probabilities of two models compare, on each image."""
-    logged = pair_measures()
+    logged = build_pair_metrics()
     kl, reverse, rho = [], [], []
     for ours, theirs, label in blocks(student.logits, teacher.logits, student.target):
         logged.update(ours, theirs, label)
-        kl.append(pair_scores(ours, theirs, label).kl)
+        kl.append(compute_pair_scores(ours, theirs, label).kl)
         reverse.append(reverse_divergences(ours, theirs))
         rho.append(rank_correlations(ours, theirs))
     columns = (torch.cat(each).double().numpy() for each in (kl, reverse, rho))
     return SoftLabelScores(float(logged.compute()["kl_to_teacher"]), *columns)
 
 
-def class_excess(
+def sum_class_excess(
     p: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
 ) -> Float[Tensor, "classes bins"]:
     """Of each class and each bin of its probability, the sum over the bin's images of
@@ -94,9 +94,9 @@ def class_excess(
     """
     classes = p.shape[1]
     label = p.gather(1, target[:, None])[:, 0]
-    place = calibration_bins(p) + BINS * torch.arange(classes, device=p.device)
+    place = assign_calibration_bins(p) + BINS * torch.arange(classes, device=p.device)
     sums = torch.zeros(classes * BINS, device=p.device, dtype=p.dtype).index_add(
         0, place.flatten(), p.flatten()
     )
-    hit = calibration_bins(label) + BINS * target
+    hit = assign_calibration_bins(label) + BINS * target
     return sums.index_add(0, hit, -torch.ones_like(label)).view(classes, BINS)

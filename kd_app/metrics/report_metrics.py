@@ -18,7 +18,7 @@ from kd_app.metrics.pair_metrics import (
     find_flips,
     measure_difference,
 )
-from kd_app.metrics.per_class import count_classes, f1_by_class, share_by_class
+from kd_app.metrics.per_class import count_classes, compute_f1_by_class, share_by_class
 from kd_app.metrics.record import Predictions, sort_by_class
 
 Metrics = dict[str, float | None]
@@ -123,7 +123,7 @@ def _measure_classes(records: Records, pair: ModelPair) -> dict[str, Any]:
             for name, each in records.items()
         },
         "f1": {
-            name: _round(f1_by_class(each.hits, each.scores.predicted, target, classes))
+            name: _round(compute_f1_by_class(each.hits, each.scores.predicted, target, classes))
             for name, each in records.items()
         },
         **flips,

@@ -29,7 +29,7 @@ class PairScores(NamedTuple):
     kl: Float[Tensor, " batch"]
 
 
-def widen(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+def to_float32(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
     """The same logits in float32 or better."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -51,14 +51,14 @@ def ranks(
 
 def scores(logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> Scores:
     """Rank of the label, negative log-likelihood and confidence of each image."""
-    logits = widen(logits)
+    logits = to_float32(logits)
     log_p = logits.log_softmax(dim=1)
     return Scores(
         ranks(logits, target), -log_p.gather(1, target[:, None])[:, 0], log_p.amax(dim=1).exp()
     )
 
 
-def squared_errors(
+def compute_squared_errors(
     p: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """``sum_k (p_k - [k is the label])^2`` of each image."""
@@ -66,13 +66,13 @@ def squared_errors(
     return others.square().sum(dim=1) + others.sum(dim=1).square()
 
 
-def pair_scores(
+def compute_pair_scores(
     student: Float[Tensor, "batch classes"],
     teacher: Float[Tensor, "batch classes"],
     target: Int64[Tensor, " batch"],
 ) -> PairScores:
     """How the student's answer to each image compares with the teacher's."""
-    student, teacher = widen(student), widen(teacher)
+    student, teacher = to_float32(student), to_float32(teacher)
     kl = (
         functional.kl_div(
             student.log_softmax(dim=1), teacher.softmax(dim=1).to(student.dtype), reduction="none"

@@ -48,20 +48,20 @@ class SeedDifference(OverSeeds):
     compared: int = 1
 
 
-def over_seeds(values: Mapping[int, float], confidence: float) -> OverSeeds:
+def summarize_seeds(values: Mapping[int, float], confidence: float) -> OverSeeds:
     """Mean and t-interval of a figure, by seed; at least one."""
-    low, high, _ = _t(values, confidence)
+    low, high, _ = _compute_t_interval(values, confidence)
     return OverSeeds(
         dict(values),
         confidence,
         float(np.mean(list(values.values()))),
-        _deviation(values),
+        _compute_deviation(values),
         low,
         high,
     )
 
 
-def paired_by_seed(
+def compare_by_seed(
     first: Mapping[int, float], second: Mapping[int, float], confidence: float
 ) -> SeedDifference | None:
     """`first` minus `second` over the seeds that both have; None where they have none
@@ -70,12 +70,12 @@ def paired_by_seed(
     values = {seed: first[seed] - second[seed] for seed in first if seed in second}
     if not values:
         return None
-    low, high, p = _t(values, confidence)
+    low, high, p = _compute_t_interval(values, confidence)
     return SeedDifference(
         values,
         confidence,
         float(np.mean(list(values.values()))),
-        _deviation(values),
+        _compute_deviation(values),
         low,
         high,
         p,
@@ -103,11 +103,11 @@ def corrected(differences: Sequence[SeedDifference]) -> list[SeedDifference]:
     ]
 
 
-def _deviation(values: Mapping[int, float]) -> float | None:
+def _compute_deviation(values: Mapping[int, float]) -> float | None:
     return float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
 
 
-def _t(
+def _compute_t_interval(
     values: Mapping[int, float], confidence: float
 ) -> tuple[float | None, float | None, float | None]:
     numbers = np.array(list(values.values()))

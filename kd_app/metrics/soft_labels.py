@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from kd_app.metrics.scores import widen
+from kd_app.metrics.scores import to_float32
 
 
 def average_ranks(scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
@@ -20,11 +20,11 @@ def average_ranks(scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batc
     )
     starts = functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
     tied = ~starts.all(dim=1)
-    place[tied] = _shared(place[tied], starts[tied])
+    place[tied] = _share_ranks(place[tied], starts[tied])
     return torch.empty_like(scores).scatter_(1, order, place)
 
 
-def _shared(
+def _share_ranks(
     place: Float[Tensor, "batch classes"], starts: Bool[Tensor, "batch classes"]
 ) -> Float[Tensor, "batch classes"]:
     """Ranks in ascending order, where those of a run of equal scores, which begins at
@@ -46,7 +46,7 @@ def rank_correlations(
     With two classes it is +1 or -1, for whether both models prefer the same one. NaN
     where one model scores all classes alike, or has a NaN.
     """
-    student, teacher = widen(student), widen(teacher)
+    student, teacher = to_float32(student), to_float32(teacher)
     unknown = student.isnan().any(dim=1) | teacher.isnan().any(dim=1)
     middle = (student.shape[1] + 1) / 2
     one, other = average_ranks(student) - middle, average_ranks(teacher) - middle
@@ -60,7 +60,7 @@ def reverse_divergences(
     """``KL(p_student || p_teacher)`` of each image at temperature 1, nats: large where
     the student is sure of what the teacher thinks unlikely.
     """
-    student, teacher = widen(student), widen(teacher)
+    student, teacher = to_float32(student), to_float32(teacher)
     kl = functional.kl_div(
         teacher.log_softmax(dim=1), student.softmax(dim=1).to(teacher.dtype), reduction="none"
     )

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Int64, Real
 from pydantic import Field
 
 from kd_app.config import Typed
-from kd_app.metrics.intervals import Interval, wilson_bounds
-from kd_app.metrics.paired import exact_interval, mcnemar, paired_bounds
+from kd_app.metrics.intervals import Interval, compute_wilson_bounds
+from kd_app.metrics.paired import compute_exact_interval, compute_mcnemar_p, compute_paired_bounds
 from kd_app.metrics.record import Record
 
 Outcome = Literal["kept", "lost", "not shown"]
@@ -84,14 +84,14 @@ class Tally:
         return Tally(*(factor * each for each in vars(self).values()))
 
 
-def over_images(tally: Tally, error: float, spare: float) -> Interval:
+def bound_accuracy(tally: Tally, error: float, spare: float) -> Interval:
     """Tango's bounds of the difference in accuracy."""
     better, worse, n = (each.sum(keepdims=True) for each in (tally.better, tally.worse, tally.n))
-    low, high = paired_bounds(better, worse, n, _z(error) + spare)
+    low, high = compute_paired_bounds(better, worse, n, _compute_z(error) + spare)
     return float(low[0]), float(high[0])
 
 
-def balanced(tally: Tally, error: float, spare: float) -> Interval:
+def bound_balanced_accuracy(tally: Tally, error: float, spare: float) -> Interval:
     """Bounds of the mean over classes of the differences in recall, from each class's
     bounds by Tango.
 
@@ -100,7 +100,7 @@ def balanced(tally: Tally, error: float, spare: float) -> Interval:
     Statistics in Medicine 27:1693-1702, 2008.
     """
     d = (tally.better - tally.worse) / tally.n
-    low, high = paired_bounds(tally.better, tally.worse, tally.n, _z(error) + spare)
+    low, high = compute_paired_bounds(tally.better, tally.worse, tally.n, _compute_z(error) + spare)
     return float(d.mean() - np.linalg.norm(d - low) / len(d)), float(
         d.mean() + np.linalg.norm(high - d) / len(d)
     )
@@ -122,7 +122,7 @@ def worst(tally: Tally, error: float, spare: float) -> Interval:
     )
     c, r = tally.candidate / tally.n, tally.reference / tally.n
     (c_low, c_high), (r_low, r_high) = (
-        wilson_bounds(right, tally.n, _z(other) + spare)
+        compute_wilson_bounds(right, tally.n, _compute_z(other) + spare)
         for right in (tally.candidate, tally.reference)
     )
     d = c[:, None] - r[None, :]
@@ -131,13 +131,13 @@ def worst(tally: Tally, error: float, spare: float) -> Interval:
         d + np.hypot((c_high - c)[:, None], (r - r_low)[None, :]),
     )
     same = np.arange(len(d))
-    low[same, same], high[same, same] = paired_bounds(
-        tally.better, tally.worse, tally.n, _z(own) + spare
+    low[same, same], high[same, same] = compute_paired_bounds(
+        tally.better, tally.worse, tally.n, _compute_z(own) + spare
     )
     return float(low.max(axis=1).min()), float(high.min(axis=0).max())
 
 
-def _z(error: float) -> float:
+def _compute_z(error: float) -> float:
     return NormalDist().inv_cdf(1 - error)
 
 
@@ -146,8 +146,8 @@ Bounds = Callable[[Tally, float, float], Interval]
 probability `error`; `spare` is added to every quantile.
 """
 BOUNDS: Final[Mapping[Judged, Bounds]] = {
-    "top1": over_images,
-    "balanced_accuracy": balanced,
+    "top1": bound_accuracy,
+    "balanced_accuracy": bound_balanced_accuracy,
     "worst_class": worst,
 }
 POINTS: Final[Mapping[Judged, Callable[[Tally], float]]] = {
@@ -192,15 +192,15 @@ class Verdict(Typed):
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
         exact = self.metric == "top1"
         low, high = (
-            exact_interval(better, worse, n, self.confidence, at=-self.margin)
+            compute_exact_interval(better, worse, n, self.confidence, at=-self.margin)
             if exact
-            else self._bounds(tally, 0.0)
+            else self._compute_bounds(tally, 0.0)
         )
         outcome: Outcome = (
             "kept" if low >= -self.margin else "lost" if high <= -self.margin else "not shown"
         )
-        needed = self._needed(tally, n) if outcome == "not shown" else None
-        p = mcnemar(better, worse)
+        needed = self._search_images_needed(tally, n) if outcome == "not shown" else None
+        p = compute_mcnemar_p(better, worse)
         return Judgment(
             outcome,
             self.metric,
@@ -214,7 +214,7 @@ class Verdict(Typed):
             p,
         )
 
-    def images_needed(
+    def estimate_images_needed(
         self, target: Int64[np.ndarray, " images"], *, discordance: float
     ) -> int | None:
         """Images in these classes' proportions on which a candidate as good as its
@@ -226,19 +226,19 @@ class Verdict(Typed):
         share = np.bincount(target) / len(target)
         share = share[share > 0]
         right, half = share * (1 - discordance), share * discordance / 2
-        return self._needed(Tally(share, right, right, half, half), 1)
+        return self._search_images_needed(Tally(share, right, right, half, half), 1)
 
-    def _bounds(self, tally: Tally, spare: float) -> Interval:
+    def _compute_bounds(self, tally: Tally, spare: float) -> Interval:
         return BOUNDS[self.metric](tally, 1 - self.confidence, spare)
 
-    def _needed(self, tally: Tally, n: int) -> int | None:
+    def _search_images_needed(self, tally: Tally, n: int) -> int | None:
         """Of how many images with these rates bounds that are wider by what chance
         takes from four of five sets would settle it.
         """
         spare = NormalDist().inv_cdf(POWER)
 
         def settled(factor: float) -> bool:
-            low, high = self._bounds(tally.times(factor), spare)
+            low, high = self._compute_bounds(tally.times(factor), spare)
             return low >= -self.margin or high <= -self.margin
 
         few, many = 1.0, _MOST

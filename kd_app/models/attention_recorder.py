@@ -40,14 +40,14 @@ class Attended(TorchFunctionMode):
         """Called by torch for each of its functions."""
         if func is _FUSED:
             if self._wanted is None or self._count in self._wanted:
-                self.calls[self._count] = _attention(
+                self.calls[self._count] = _build_attention(
                     **dict(zip(_NAMES, args, strict=False)), **(kwargs or {})
                 )
             self._count += 1
         return func(*args, **(kwargs or {}))
 
 
-def _attention(
+def _build_attention(
     *,
     query: Tensor,
     key: Tensor,
@@ -76,7 +76,7 @@ def last_calls(
     size).
     """
     fits = {
-        number: _global(call) and call.query.shape[2] - patches in prefixes
+        number: _is_global(call) and call.query.shape[2] - patches in prefixes
         for number, call in calls.items()
     }
     numbers = list(calls)
@@ -87,13 +87,13 @@ def last_calls(
         numbers
         and len(chosen) < count
         and fits[numbers[-1]]
-        and (not chosen or _alike(calls[numbers[-1]], calls[chosen[0]]))
+        and (not chosen or _is_alike(calls[numbers[-1]], calls[chosen[0]]))
     ):
         chosen.insert(0, numbers.pop())
     return tuple(chosen)
 
 
-def _global(call: Attention) -> bool:
+def _is_global(call: Attention) -> bool:
     """Of one image, with as many keys as queries, and no token kept from another."""
     seen = call.bias is None or call.bias.dtype != torch.bool
     return (
@@ -104,5 +104,5 @@ def _global(call: Attention) -> bool:
     )
 
 
-def _alike(one: Attention, other: Attention) -> bool:
+def _is_alike(one: Attention, other: Attention) -> bool:
     return one.query.shape[2] == other.query.shape[2]

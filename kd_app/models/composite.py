@@ -14,13 +14,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.models.class_map import ClassMap, KnownClasses, Mapped
-from kd_app.models.create import Created, create, expected_pixels
+from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.license import Policy
 from kd_app.models.outputs import LogitsOnly
-from kd_app.models.spec import Composed, ModelRequest, Origin, Seen
-from kd_app.models.teacher import Repainted
+from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, Seen
+from kd_app.models.teacher import InputAdapter
 from kd_app.models.weights import WeightsReport
 
 By = Literal["mean", "confidence"]
@@ -28,10 +28,10 @@ _LEAST = 1e-3
 """What a member that is not sure of anything still counts."""
 
 
-class OtherClasses(Composed):
+class ClassMappedTeacher(CompositeTeacher):
     """A teacher whose own classes are brought to the data's by a class map."""
 
-    def __init__(self, inner: ModelRequest, class_map: ClassMap) -> None:
+    def __init__(self, inner: ModelSpec, class_map: ClassMap) -> None:
         super().__init__(
             inner.role, replace(inner.origin, num_classes=None, label_names=None), inner.kwargs
         )
@@ -43,19 +43,19 @@ class OtherClasses(Composed):
         data that no row gives.
         """
         super().know(classes, seen)
-        self._rows = self.class_map.rows(classes, known_classes(self.inner))
+        self._rows = self.class_map.rows(classes, find_known_classes(self.inner))
 
     def to_json(self) -> dict[str, Any]:
         """As `ModelRequest.to_json`."""
         return {"inner": self.inner.to_json(), "class_map": str(self.class_map.path)}
 
-    def pixels(self, seen: Seen) -> Pixels:
+    def pixels(self, seen: Seen) -> InputSpec:
         """The model's own."""
-        return expected_pixels(self.inner, seen)
+        return resolve_input(self.inner, seen)
 
-    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
+    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """The model as it is, with the map behind its logits."""
-        made = create(self.inner, pixels, known_classes(self.inner).count, seed=seed)
+        made = create(self.inner, pixels, find_known_classes(self.inner).count, seed=seed)
         weights = made.weights
         sha256 = hashlib.sha256(f"{weights.sha256}:{self._rows}".encode()).hexdigest()
         report = replace(
@@ -66,7 +66,7 @@ class OtherClasses(Composed):
         return replace(made, model=Mapped(made.model, self._rows), weights=report)
 
 
-def known_classes(request: ModelRequest) -> KnownClasses:
+def find_known_classes(request: ModelSpec) -> KnownClasses:
     """The classes of a model's weights. Raises `RequestError` where nobody says how
     many they are.
     """
@@ -77,10 +77,10 @@ def known_classes(request: ModelRequest) -> KnownClasses:
             " teacher.classes can't map them. Expected a tag of timm's, a run, a folder in timm's"
             " local-dir layout, or an exported file."
         )
-    return KnownClasses(origin.num_classes, origin.label_names or _imagenet_names(origin))
+    return KnownClasses(origin.num_classes, origin.label_names or _load_imagenet_names(origin))
 
 
-def _imagenet_names(origin: Origin) -> tuple[str, ...]:
+def _load_imagenet_names(origin: WeightsSource) -> tuple[str, ...]:
     """The names of ImageNet's classes (WordNet's numbers, ``n01440764``), where the
     weights are of one of its sets.
     """
@@ -98,7 +98,7 @@ def _imagenet_names(origin: Origin) -> tuple[str, ...]:
     return tuple(ImageNetInfo(sets[origin.num_classes]).label_names())
 
 
-class OwnAverage(Composed):
+class EmaTeacher(CompositeTeacher):
     """The average of a student's own weights, which moves with it: at first it is the
     student. There is none to measure before the training.
 
@@ -108,8 +108,8 @@ class OwnAverage(Composed):
 
     unmeasured: ClassVar[str] = "is the student's own"
 
-    def __init__(self, student: ModelRequest, decay: float) -> None:
-        origin = Origin(
+    def __init__(self, student: ModelSpec, decay: float) -> None:
+        origin = WeightsSource(
             "own", f"average of {student.name} (decay {decay:g})", license=student.origin.license
         )
         super().__init__("teacher", origin, {})
@@ -119,18 +119,18 @@ class OwnAverage(Composed):
         """As `ModelRequest.to_json`."""
         return {"student": self.student.to_json(), "decay": self.decay}
 
-    def pixels(self, seen: Seen) -> Pixels:
+    def pixels(self, seen: Seen) -> InputSpec:
         """The student's."""
-        return expected_pixels(self.student, seen)
+        return resolve_input(self.student, seen)
 
-    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
+    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """A net like the student; a training replaces its weights by its own student's
         first ones.
         """
         return create(self.student, pixels, num_classes, seed=seed)
 
 
-class Several(Composed):
+class TeacherEnsemble(CompositeTeacher):
     """Several teachers that answer as one: ``log sum_m w_m p_m`` of their
     probabilities.
 
@@ -142,60 +142,60 @@ class Several(Composed):
     """
 
     def __init__(
-        self, members: Mapping[str, ModelRequest], weights: Mapping[str, float], by: By
+        self, members: Mapping[str, ModelSpec], weights: Mapping[str, float], by: By
     ) -> None:
-        license = Policy().strictest(*(member.origin.license for member in members.values()))
-        super().__init__("teacher", Origin("own", " + ".join(members), license=license), {})
+        license = Policy().find_strictest(*(member.origin.license for member in members.values()))
+        super().__init__("teacher", WeightsSource("own", " + ".join(members), license=license), {})
         self.members, self.weights, self.by = dict(members), dict(weights), by
 
     def know(self, classes: tuple[str, ...], seen: Seen) -> None:
         """Raises `RequestError` for a member that does not answer in these classes."""
         super().know(classes, seen)
         for name, member in self.members.items():
-            if isinstance(member, Composed):
+            if isinstance(member, CompositeTeacher):
                 member.know(classes, seen)
             elif not member.origin.fits(classes):
-                raise _not_ready(name, member)
+                raise _build_not_ready_error(name, member)
 
     def to_json(self) -> dict[str, Any]:
         """As `ModelRequest.to_json`."""
         members = {name: member.to_json() for name, member in self.members.items()}
         return {"members": members, "weights": self.weights, "by": self.by}
 
-    def pixels(self, seen: Seen) -> Pixels:
+    def pixels(self, seen: Seen) -> InputSpec:
         """The data's, at the size and crop of the largest member."""
         largest = max(
-            (expected_pixels(member, seen) for member in self.members.values()),
+            (resolve_input(member, seen) for member in self.members.values()),
             key=lambda each: each.height,
         )
         return replace(largest, channels=seen.channels, mean=seen.mean, std=seen.std)
 
-    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
+    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """All of them, as one module."""
         created = {
-            name: create(member, expected_pixels(member, self.seen), num_classes, seed=seed)
+            name: create(member, resolve_input(member, self.seen), num_classes, seed=seed)
             for name, member in self.members.items()
         }
         for name, each in created.items():
             if each.weights.new_head:
-                raise _not_ready(name, self.members[name])
+                raise _build_not_ready_error(name, self.members[name])
         told = "; ".join(f"{name}: {each.weights.source}" for name, each in created.items())
         identity = [(each.weights.sha256, self.weights[name]) for name, each in created.items()]
         sha256 = hashlib.sha256(f"{self.by}:{identity}".encode()).hexdigest()
-        model = SeveralModels(
+        model = EnsembleModel(
             {name: (each.model, each.pixels) for name, each in created.items()},
             list(self.weights.values()),
             self.by,
             pixels,
         )
-        return Created(
+        return LoadedModel(
             model.eval(),
             pixels,
             WeightsReport(told, sha256, sum(each.weights.matched for each in created.values())),
         )
 
 
-def _not_ready(name: str, member: ModelRequest) -> RequestError:
+def _build_not_ready_error(name: str, member: ModelSpec) -> RequestError:
     return RequestError(
         f"The teacher's member {name} ({member.name}) does not answer in the data's classes; of"
         " several teachers each has to be ready. Train it first (kd-distill teacher=none"
@@ -205,17 +205,17 @@ def _not_ready(name: str, member: ModelRequest) -> RequestError:
     )
 
 
-class SeveralModels(LogitsOnly):
-    """See `Several`; takes images normalized as `pixels` say."""
+class EnsembleModel(LogitsOnly):
+    """See `TeacherEnsemble`; takes images normalized as `pixels` say."""
 
     shares: Tensor
 
     def __init__(
         self,
-        members: Mapping[str, tuple[nn.Module, Pixels]],
+        members: Mapping[str, tuple[nn.Module, InputSpec]],
         shares: list[float],
         by: By,
-        pixels: Pixels,
+        pixels: InputSpec,
     ) -> None:
         super().__init__(
             "several teachers have one answer together and nothing else in common;"
@@ -223,7 +223,7 @@ class SeveralModels(LogitsOnly):
         )
         self.names = tuple(members)
         self.models = nn.ModuleList(model for model, _ in members.values())
-        self.views = nn.ModuleList(Repainted(pixels, wants) for _, wants in members.values())
+        self.views = nn.ModuleList(InputAdapter(pixels, wants) for _, wants in members.values())
         self.by = by
         self.register_buffer("shares", torch.tensor(shares) / sum(shares))
 
@@ -262,17 +262,17 @@ class Runs(Protocol):
     """
 
     classes: tuple[str, ...]
-    pixels: Pixels
+    pixels: InputSpec
 
     @abstractmethod
     def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Logits."""
 
 
-class RuntimeFile(Composed):
+class ArtifactTeacher(CompositeTeacher):
     """A teacher that is a file for another runtime (ONNX)."""
 
-    def __init__(self, artefact: Runs, origin: Origin, sha256: str) -> None:
+    def __init__(self, artefact: Runs, origin: WeightsSource, sha256: str) -> None:
         super().__init__(
             "teacher",
             replace(origin, num_classes=len(artefact.classes), label_names=artefact.classes),
@@ -284,13 +284,13 @@ class RuntimeFile(Composed):
         """As `ModelRequest.to_json`."""
         return {"file": str(self.origin.path)}
 
-    def pixels(self, seen: Seen) -> Pixels:
+    def pixels(self, seen: Seen) -> InputSpec:
         """As its manifest has them."""
         return self.artefact.pixels
 
-    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
+    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """The file, as a module."""
-        return Created(
+        return LoadedModel(
             RuntimeModel(self.artefact),
             pixels,
             WeightsReport(f"file {self.origin.name}", self.sha256, 0),

@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd_app.config import Pixels
-from kd_app.models.hooks import at_rest, eager
+from kd_app.config import InputSpec
+from kd_app.models.hooks import freeze_state, unwrap_compiled
 
 
 def count_params(model: nn.Module) -> int:
@@ -16,7 +16,7 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, pixels: Pixels) -> int:
+def count_macs(model: nn.Module, pixels: InputSpec) -> int:
     """Multiply-adds of one image of `pixels`: half the floating-point operations of its
     convolutions, matrix products and attention.
 
@@ -30,6 +30,6 @@ def count_macs(model: nn.Module, pixels: Pixels) -> int:
     )
     # The plain kernel shows attention as the two matrix products it is; a CPU's fused one is
     # unknown to the counter.
-    with at_rest(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        eager(model)(image)
+    with freeze_state(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        unwrap_compiled(model)(image)
     return int(counter.get_total_flops()) // 2

@@ -12,14 +12,14 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from kd_app.config import Pixels, RequestError
-from kd_app.config.errors import first_line
+from kd_app.config import InputSpec, RequestError
+from kd_app.config.errors import take_first_line
 from kd_app.models.layer_widths import WIDTHS, Widths, resize
 from kd_app.models.save import CONFIG
 from kd_app.models.simkd_student import REUSED, with_projector
-from kd_app.models.spec import Composed, ModelRequest, Origin, Seen
+from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, Seen
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
-from kd_app.models.weights_metadata import weights_sha256
+from kd_app.models.weights_metadata import hash_weights
 
 SMALL = 64
 """Up to this side (pixels) an image is used whole: no centre crop."""
@@ -28,30 +28,30 @@ _PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
-class Created:
+class LoadedModel:
     """A model, the pixels that it expects, what is known of its weights, and the widths
     of its layers that are not its architecture's.
     """
 
     model: nn.Module
-    pixels: Pixels
+    pixels: InputSpec
     weights: WeightsReport
     widths: Widths = field(default_factory=dict)
 
 
-def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
+def resolve_input(request: ModelSpec, seen: Seen) -> InputSpec:
     """What the model is to be fed: as its weights were trained, or a factory's
     attribute `pixels` says; from random weights, the data as they are.
 
     Raises `RequestError` for a hub that can't be reached (the weights' own
     configuration lies there).
     """
-    if isinstance(request, Composed):
+    if isinstance(request, CompositeTeacher):
         return request.pixels(seen)
     own = getattr(request.factory, "pixels", None)
-    if isinstance(own, Pixels):
+    if isinstance(own, InputSpec):
         return own
-    cfg = _config(request.origin)
+    cfg = _load_timm_config(request.origin)
     data: dict[str, Any] = (
         resolve_data_config(pretrained_cfg=cfg)
         if cfg
@@ -61,15 +61,15 @@ def expected_pixels(request: ModelRequest, seen: Seen) -> Pixels:
         channels, height, width = data["input_size"]
         channels = request.kwargs.get("in_chans", channels)
         height, width = (request.image_size,) * 2 if request.image_size else (height, width)
-        mean, std = (tuple(_channels(data[key], channels)) for key in ("mean", "std"))
-        return Pixels(channels, height, width, mean, std, data["crop_pct"], data["interpolation"])
+        mean, std = (tuple(_match_channels(data[key], channels)) for key in ("mean", "std"))
+        return InputSpec(channels, height, width, mean, std, data["crop_pct"], data["interpolation"])
     channels, size = request.kwargs.get("in_chans", seen.channels), request.image_size or seen.size
     crop = 1.0 if size <= SMALL else data["crop_pct"]
-    mean, std = tuple(_channels(seen.mean, channels)), tuple(_channels(seen.std, channels))
-    return Pixels(channels, size, size, mean, std, crop, data["interpolation"])
+    mean, std = tuple(_match_channels(seen.mean, channels)), tuple(_match_channels(seen.std, channels))
+    return InputSpec(channels, size, size, mean, std, crop, data["interpolation"])
 
 
-def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int) -> Created:
+def create(request: ModelSpec, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
     """The model on the CPU, in eval mode; what is random in it is a function of `seed`
     alone.
 
@@ -79,7 +79,7 @@ def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            created = _made(request, pixels, num_classes, seed)
+            created = _build(request, pixels, num_classes, seed)
         except (
             AssertionError,
             TypeError,
@@ -100,17 +100,17 @@ def create(request: ModelRequest, pixels: Pixels, num_classes: int, *, seed: int
     return created
 
 
-def _made(request: ModelRequest, pixels: Pixels, num_classes: int, seed: int) -> Created:
-    if isinstance(request, Composed):
+def _build(request: ModelSpec, pixels: InputSpec, num_classes: int, seed: int) -> LoadedModel:
+    if isinstance(request, CompositeTeacher):
         return request.made(pixels, num_classes, seed=seed)
     return (
         _own(request, pixels, num_classes)
         if request.factory
-        else _timm(request, pixels, num_classes)
+        else _create_timm(request, pixels, num_classes)
     )
 
 
-def _config(origin: Origin) -> dict[str, Any]:
+def _load_timm_config(origin: WeightsSource) -> dict[str, Any]:
     """timm's pretrained_cfg of an origin, without making the model."""
     if origin.kind == "own" or (
         origin.kind == "file" and not timm.is_model(origin.name.split(".")[0])
@@ -123,19 +123,19 @@ def _config(origin: Origin) -> dict[str, Any]:
         return dict(
             load_model_config_from_path(origin.path)[0]
             if origin.path
-            else _fetched(origin, load_model_config_from_hf)[0]
+            else _fetch(origin, load_model_config_from_hf)[0]
         )
     cfg = timm.get_pretrained_cfg(origin.name, allow_unregistered=True)
     return dict(cfg.to_dict()) if cfg else {}
 
 
-def _fetched(origin: Origin, fetch: Any, *args: Any, **kwargs: Any) -> Any:
+def _fetch(origin: WeightsSource, fetch: Any, *args: Any, **kwargs: Any) -> Any:
     """Call what may go to a hub; a hub out of reach becomes one paragraph."""
     try:
-        with _asked_once():
+        with _probe_hub_once():
             return fetch(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = first_line(error)[:200]
+        reason = take_first_line(error)[:200]
         raise RequestError(
             f"The weights of {origin.name!r} could not be fetched from their hub ({reason}). Get"
             " online, or put them in a folder and use name=local-dir:<folder> or"
@@ -144,7 +144,7 @@ def _fetched(origin: Origin, fetch: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def _asked_once() -> Iterator[None]:
+def _probe_hub_once() -> Iterator[None]:
     """Ask the hub once whether it is there. If it is not, only its cache is read: its
     client would try every file for half a minute.
     """
@@ -163,9 +163,9 @@ def _asked_once() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
+def _create_timm(request: ModelSpec, pixels: InputSpec, num_classes: int) -> LoadedModel:
     origin, kwargs = request.origin, dict(request.kwargs)
-    cfg = _config(origin)
+    cfg = _load_timm_config(origin)
     kwargs.setdefault("in_chans", pixels.channels)
     if cfg.get("fixed_input_size") and (pixels.height, pixels.width) != tuple(
         cfg["input_size"][1:]
@@ -174,11 +174,11 @@ def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
     name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
     state, source, sha256 = _state(origin, name, kwargs)
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
-    recorded = _recorded(origin)
+    recorded = _read_folder_config(origin)
     widths = recorded.get(WIDTHS, {})
     resize(model, widths, source=source)
     if state is None:
-        return Created(model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0))
+        return LoadedModel(model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0))
     head = cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
     if REUSED in recorded:
@@ -186,12 +186,12 @@ def _timm(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
             with_projector(model, recorded[REUSED], state, num_classes, source=source),
             ("classifier",),
         )
-    return Created(
+    return LoadedModel(
         model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256), widths
     )
 
 
-def _recorded(origin: Origin) -> dict[str, Any]:
+def _read_folder_config(origin: WeightsSource) -> dict[str, Any]:
     """What a folder says beside the architecture; nothing of an origin that is no
     folder.
     """
@@ -204,25 +204,25 @@ def _recorded(origin: Origin) -> dict[str, Any]:
 
 
 def _state(
-    origin: Origin, name: str, kwargs: dict[str, Any]
+    origin: WeightsSource, name: str, kwargs: dict[str, Any]
 ) -> tuple[dict[str, Tensor] | None, str, str]:
     """The weights with all their classes, what to call their source, and their sha256."""
     if origin.kind == "random":
         return None, "random", ""
     if origin.kind == "file":
         assert origin.path is not None
-        return read_state(origin.path), f"file {origin.path.name}", weights_sha256(origin.path)
+        return read_state(origin.path), f"file {origin.path.name}", hash_weights(origin.path)
     if origin.kind == "folder":
         assert origin.path is not None
         path = origin.path / "model.safetensors"
         state = read_state(path)
-        return state, f"folder {origin.path.name}", weights_sha256(path)
-    full = _fetched(origin, timm.create_model, name, pretrained=True, **kwargs)
+        return state, f"folder {origin.path.name}", hash_weights(path)
+    full = _fetch(origin, timm.create_model, name, pretrained=True, **kwargs)
     state = full.state_dict()
     return state, f"hub {origin.name}", state_sha256(state)
 
 
-def _own(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
+def _own(request: ModelSpec, pixels: InputSpec, num_classes: int) -> LoadedModel:
     assert request.factory is not None
     offered = {"num_classes": num_classes, "in_chans": pixels.channels}
     accepted = inspect.signature(request.factory).parameters
@@ -235,7 +235,7 @@ def _own(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
         )
     path = request.origin.path
     if path is None:
-        return Created(
+        return LoadedModel(
             model.eval(),
             pixels,
             WeightsReport(
@@ -243,13 +243,13 @@ def _own(request: ModelRequest, pixels: Pixels, num_classes: int) -> Created:
             ),
         )
     report = load_into(
-        model, read_state(path), head=(), source=f"file {path.name}", sha256=weights_sha256(path)
+        model, read_state(path), head=(), source=f"file {path.name}", sha256=hash_weights(path)
     )
-    return Created(model.eval(), pixels, report)
+    return LoadedModel(model.eval(), pixels, report)
 
 
 def _check_logits(
-    request: ModelRequest, model: nn.Module, pixels: Pixels, num_classes: int
+    request: ModelSpec, model: nn.Module, pixels: InputSpec, num_classes: int
 ) -> None:
     """One pass over two gray images: the model takes such pixels and answers in as many
     classes as the data have.
@@ -258,7 +258,7 @@ def _check_logits(
         try:
             logits = model(torch.zeros(2, pixels.channels, pixels.height, pixels.width))
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-            reason = first_line(error)
+            reason = take_first_line(error)
             raise RequestError(
                 f"The {request.role} {request.name} can't take images of"
                 f" {pixels.channels}x{pixels.height}x{pixels.width}: {reason} Change"
@@ -274,7 +274,7 @@ def _check_logits(
         )
 
 
-def _channels(values: Any, channels: int) -> list[float]:
+def _match_channels(values: Any, channels: int) -> list[float]:
     """Statistics for `channels` channels: as they are, or their mean repeated where the
     number differs.
     """

@@ -61,19 +61,19 @@ def own_classifiers(model: Any) -> tuple[nn.Module, ...]:
     found = model.get_classifier()
     return tuple(
         head.fc if isinstance(head, ClassifierHead | NormMlpClassifierHead) else head
-        for head in _flat(found)
+        for head in _flatten(found)
     )
 
 
-def _flat(found: Any) -> Iterator[nn.Module]:
+def _flatten(found: Any) -> Iterator[nn.Module]:
     if isinstance(found, tuple | list | nn.ModuleList):
         for each in found:
-            yield from _flat(each)
+            yield from _flatten(each)
     else:
         yield found
 
 
-def shares_of(model: nn.Module) -> Callable[[], Tensor] | None:
+def find_shares(model: nn.Module) -> Callable[[], Tensor] | None:
     """What each of `own_classifiers` counts in the logits, where the model has learned
     it; None where all count the same.
     """

@@ -59,7 +59,7 @@ class Recorder:
 
 
 @contextmanager
-def at_rest(model: nn.Module) -> Iterator[nn.Module]:
+def freeze_state(model: nn.Module) -> Iterator[nn.Module]:
     """`model` in eval mode and without gradients; each module gets its own mode back,
     and no running statistic or random state moves.
     """
@@ -74,7 +74,7 @@ def at_rest(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
-def eager(model: nn.Module) -> Any:
+def unwrap_compiled(model: nn.Module) -> Any:
     """What to call so that hooks run: the model, or its plain ``forward`` where
     ``model.compile()`` was used (compiled code sees no new hook).
     """

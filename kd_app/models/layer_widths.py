@@ -44,7 +44,7 @@ def sizes(model: nn.Module) -> Widths:
     kind, the shapes of the tensors that it holds itself.
     """
     found = {
-        name: {key: _listed(value) for key, value in _own(module).items()}
+        name: {key: _to_list(value) for key, value in _own(module).items()}
         for name, module in model.named_modules()
     }
     return {name: own for name, own in found.items() if own}
@@ -81,14 +81,14 @@ def resize(model: nn.Module, widths: Mapping[str, Any], *, source: str) -> None:
 def _resize(module: nn.Module, own: Mapping[str, Any]) -> None:
     known = _own(module)
     for key, value in own.items():
-        old, new = _numbers(known[key]), _numbers(value)
+        old, new = _to_numbers(known[key]), _to_numbers(value)
         if len(new) != len(old) or not all(
             isinstance(n, int) and 0 < n <= o for n, o in zip(new, old, strict=True)
         ):
-            raise ValueError(f"{key}={value!r} where the architecture has {_listed(known[key])!r}")
+            raise ValueError(f"{key}={value!r} where the architecture has {_to_list(known[key])!r}")
         if not isinstance(getattr(module, key), torch.Tensor):
             setattr(module, key, tuple(new) if isinstance(known[key], tuple) else new[0])
-    shape = _of_kind(_SHAPES, module)
+    shape = _find_kind(_SHAPES, module)
     for name, tensor in [
         *module.named_parameters(recurse=False),
         *module.named_buffers(recurse=False),
@@ -108,19 +108,19 @@ def _resize(module: nn.Module, own: Mapping[str, Any]) -> None:
 
 
 def _own(module: nn.Module) -> dict[str, Any]:
-    names = _of_kind(_SIZES, module)
+    names = _find_kind(_SIZES, module)
     if names is not None:
         return {name: getattr(module, name) for name in names}
     return {name: tuple(tensor.shape) for name, tensor in module.named_parameters(recurse=False)}
 
 
-def _of_kind(table: Mapping[type[nn.Module], Any], module: nn.Module) -> Any:
+def _find_kind(table: Mapping[type[nn.Module], Any], module: nn.Module) -> Any:
     return next((value for kind, value in table.items() if isinstance(module, kind)), None)
 
 
-def _numbers(value: Any) -> list[Any]:
+def _to_numbers(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _listed(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

@@ -61,7 +61,7 @@ class Policy:
         self.path = path
         self._known = _read(path)
         self._names = {
-            _spelled(each): name
+            _normalize_spelling(each): name
             for name, known in self._known.items()
             for each in (name, *known.also)
         }
@@ -78,9 +78,9 @@ class Policy:
         that the policy does not have keeps its own.
         """
         spelled = (text or "").strip().lower() or UNKNOWN
-        return self._names.get(_spelled(spelled), spelled)
+        return self._names.get(_normalize_spelling(spelled), spelled)
 
-    def knows(self, name: str) -> bool:
+    def has_entry(self, name: str) -> bool:
         """The policy says something of a license of that name."""
         return name in self._known
 
@@ -88,11 +88,11 @@ class Policy:
         """What it allows; of a license that the policy does not have nothing is known."""
         return self._known.get(name, self._known[UNKNOWN])
 
-    def strictest(self, *names: str) -> str:
+    def find_strictest(self, *names: str) -> str:
         """The license of what is made from things of these licenses."""
-        return max(names, key=self._strictness)
+        return max(names, key=self._rank_strictness)
 
-    def _strictness(self, name: str) -> tuple[int, int]:
+    def _rank_strictness(self, name: str) -> tuple[int, int]:
         known = self.of(name)
         level = (
             3 if known.derived is False else 2 if known.commercial is False else int(known.is_open)
@@ -104,13 +104,13 @@ class Policy:
         have, with the closest.
         """
         for name in names:
-            if not self.knows(self.named(name)):
+            if not self.has_entry(self.named(name)):
                 raise unknown("license", name, self._known)
         return frozenset(self.named(name) for name in names)
 
 
 @dataclass(frozen=True)
-class Licensed:
+class LicenseClaim:
     """Something that the student is made from: what it is in words, its license as its
     source has it, and as the setting `key` has it.
     """
@@ -166,9 +166,9 @@ class Licenses:
         """
         if role == "teacher":
             assert self.teacher is not None
-            return self.policy.strictest(self.teacher, self.data)
+            return self.policy.find_strictest(self.teacher, self.data)
         begins = self.student_start if start is None else self.policy.named(start)
-        return self.policy.strictest(
+        return self.policy.find_strictest(
             begins, self.data, *([self.teacher] if taught and self.teacher else [])
         )
 
@@ -185,9 +185,9 @@ class Licenses:
 
 def licenses(
     *,
-    teacher: Licensed | None,
-    student_start: Licensed,
-    data: Licensed,
+    teacher: LicenseClaim | None,
+    student_start: LicenseClaim,
+    data: LicenseClaim,
     accept: Collection[str] = (),
     policy: Policy | None = None,
 ) -> Licenses:
@@ -213,7 +213,7 @@ def licenses(
                 f"The license of {part.what}, {name}{link}, forbids {known.forbids}."
             )
         elif known.is_open:
-            said["unknown"].append(_unknown(part, name, policy))
+            said["unknown"].append(_describe_unknown(part, name, policy))
         if known.notice is True:
             said["notices"].append(
                 f"{part.what[0].upper()}{part.what[1:]}: {name}{link} asks for a notice."
@@ -227,17 +227,17 @@ def licenses(
         teacher=given[teacher] if teacher else None,
         student_start=given[student_start],
         data=given[data],
-        ships=policy.strictest(*given.values()),
+        ships=policy.find_strictest(*given.values()),
         names=(*sorted(accepted), *refused) if refused else (),
         policy=policy,
         **{key: tuple(sentences) for key, sentences in said.items()},
     )
 
 
-def _unknown(part: Licensed, name: str, policy: Policy) -> str:
+def _describe_unknown(part: LicenseClaim, name: str, policy: Policy) -> str:
     if name == UNKNOWN:
         return f"The license of {part.what} is unknown; {part.key}=<name> says it."
-    if not policy.knows(name):
+    if not policy.has_entry(name):
         return (
             f"The license of {part.what}, {name}, is not in the policy {policy.path.name}, so what"
             " it allows is unknown."
@@ -245,7 +245,7 @@ def _unknown(part: Licensed, name: str, policy: Policy) -> str:
     return f"What the license of {part.what}, {name}, allows is unknown."
 
 
-def _spelled(text: str) -> str:
+def _normalize_spelling(text: str) -> str:
     return re.sub(r"-licen[sc]e$", "", re.sub(r"[\s_-]+", "-", text.lower()))
 
 

@@ -72,7 +72,7 @@ class Outputs:
     attention: list[Attention] = field(default_factory=list)
     classifier: Callable[[Tensor], Tensor] | None = None
 
-    def at_least_float32(self) -> "Outputs":
+    def to_float32(self) -> "Outputs":
         """The same with half-precision tensors as float32: losses are never computed in
         less (float64 stays).
         """
@@ -95,7 +95,7 @@ def _widen(value: T) -> T:
     if isinstance(value, Tensor):
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value  # type: ignore[return-value]
     if isinstance(value, dict):
-        return {name: said.at_least_float32() for name, said in value.items()}  # type: ignore[return-value]
+        return {name: said.to_float32() for name, said in value.items()}  # type: ignore[return-value]
     if isinstance(value, tuple):
         return type(value)(*(_widen(part) for part in value))
     return [_widen(part) for part in value] if isinstance(value, list) else value  # type: ignore[return-value]

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.models.layer_widths import WIDTHS
 from kd_app.models.simkd_student import REUSED, Reused
-from kd_app.models.weights_metadata import write_labeled
+from kd_app.models.weights_metadata import write_with_metadata
 
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
 CONVERTED, INT8, INT8_OF_BYTES = "quantized.pt2", "quantized.pte", "quantized_uint8.pte"
@@ -28,7 +28,7 @@ def save_model(
     model: nn.Module,
     folder: Path,
     *,
-    pixels: Pixels,
+    pixels: InputSpec,
     classes: Sequence[str],
     license: str,
     widths: Mapping[str, Any] | None = None,
@@ -82,7 +82,7 @@ def save_model(
     )
 
 
-def _export(model: nn.Module, path: Path, pixels: Pixels) -> None:
+def _export(model: nn.Module, path: Path, pixels: InputSpec) -> None:
     example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
     program = torch.export.export(
         model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
@@ -95,7 +95,7 @@ def copy_labeled(source: Path, target: Path, *, license: str, teacher: str | Non
     config.json say under which `license` it is, and who taught it.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG))
-    write_labeled(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)
+    write_with_metadata(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)
     config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
     config |= {
         "license": license,

@@ -130,7 +130,7 @@ class Reused(nn.Module):
         return classifier
 
 
-def plain_classifier(classifier: Any) -> nn.Linear | None:
+def find_linear_classifier(classifier: Any) -> nn.Linear | None:
     """A model's classifier as one linear map; None where it is none."""
     if (
         isinstance(classifier, Head)

@@ -15,14 +15,14 @@ from pydantic import Field
 from torch import nn
 
 import kd_app.models.small  # noqa: F401
-from kd_app.config import Pixels, RequestError, Typed, unknown
+from kd_app.config import InputSpec, RequestError, Typed, unknown
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.save import WEIGHTS
 from kd_app.models.weights_metadata import labels
 from kd_app.run_files import RESULTS, STUDENT
 
 if TYPE_CHECKING:
-    from kd_app.models.create import Created
+    from kd_app.models.create import LoadedModel
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
 _SAID_ELSEWHERE = {
@@ -34,7 +34,7 @@ _SAID_ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsSource:
     """Where weights come from: 'random', 'hub' (timm's or a Hugging Face repository),
     'folder' (timm's local-dir), 'file', or 'own' (a module).
 
@@ -77,7 +77,7 @@ class Seen:
     std: tuple[float, ...]
 
 
-class ModelRequest(Typed):
+class ModelSpec(Typed):
     """A teacher or student as asked for in the config (`role` names it in messages).
 
     name: a timm model with or without tag, ``local-dir:<folder>``,
@@ -111,7 +111,7 @@ class ModelRequest(Typed):
         self.origin = (
             _own(factory, checkpoint, pretrained)
             if factory
-            else _timm(role, name, pretrained, checkpoint)
+            else _resolve_timm(role, name, pretrained, checkpoint)
         )
         if not factory:
             _check_arguments(role, self.origin, kwargs)
@@ -138,14 +138,14 @@ class ModelRequest(Typed):
         }
 
 
-class Composed(ModelRequest):
+class CompositeTeacher(ModelSpec):
     """A model that is made of other things than one set of weights. It is used as it
     is, and told first of the data: `know`.
     """
 
     seen: Seen
 
-    def __init__(self, role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
+    def __init__(self, role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs
         self.image_size = self.factory = None
 
@@ -162,53 +162,53 @@ class Composed(ModelRequest):
             )
 
     @abstractmethod
-    def pixels(self, seen: Seen) -> Pixels:
+    def pixels(self, seen: Seen) -> InputSpec:
         """What it expects to be fed."""
 
     @abstractmethod
-    def made(self, pixels: Pixels, num_classes: int, *, seed: int) -> "Created":
+    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> "LoadedModel":
         """It, on the CPU, in eval mode."""
 
 
 def _own(
     factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]
-) -> Origin:
+) -> WeightsSource:
     """A factory may load its weights by itself; ``pretrained=false`` says that it does
     not.
     """
     kind: Kind = "file" if checkpoint else "random" if pretrained is False else "own"
     if checkpoint is not None and checkpoint.is_dir():
-        checkpoint = _shipped(checkpoint) / WEIGHTS
-    license = _license_of(checkpoint) if checkpoint else NONE if kind == "random" else UNKNOWN
-    return Origin(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint, license)
+        checkpoint = _resolve_student_folder(checkpoint) / WEIGHTS
+    license = _read_license(checkpoint) if checkpoint else NONE if kind == "random" else UNKNOWN
+    return WeightsSource(kind, f"{factory.__module__}:{factory.__qualname__}", checkpoint, license)
 
 
-def _timm(
+def _resolve_timm(
     role: str, name: str | None, pretrained: bool | Literal["auto"], checkpoint: Path | None
-) -> Origin:
+) -> WeightsSource:
     if checkpoint is not None and checkpoint.is_dir():
-        return _folder(role, _shipped(checkpoint))
+        return _resolve_folder(role, _resolve_student_folder(checkpoint))
     if name is None:
         raise RequestError(
             f"No {role} is named. Give {role}.name=<a timm model>, for example"
             f" {role}.name=resnet18."
         )
     if name.startswith("local-dir:"):
-        return _folder(role, Path(name.removeprefix("local-dir:")))
+        return _resolve_folder(role, Path(name.removeprefix("local-dir:")))
     if name.startswith("hf-hub:"):
-        return Origin("hub", name)
-    cfg = _registered(role, name)
+        return WeightsSource("hub", name)
+    cfg = _find_registered(role, name)
     if checkpoint is not None:
-        return Origin("file", name, checkpoint, _license_of(checkpoint))
+        return WeightsSource("file", name, checkpoint, _read_license(checkpoint))
     if pretrained is False or (pretrained == "auto" and "." not in name):
-        return Origin("random", name, license=NONE)
+        return WeightsSource("random", name, license=NONE)
     if not (cfg.get("hf_hub_id") or cfg.get("url") or cfg.get("file")):
         raise RequestError(
             f"{role}.pretrained=true, but timm has no weights for {name!r}. Use"
-            f" {role}.pretrained=false, or a name with a tag{better_start(name)}."
+            f" {role}.pretrained=false, or a name with a tag{suggest_pretrained_tag(name)}."
         )
     labels = cfg.get("label_names")
-    return Origin(
+    return WeightsSource(
         "hub",
         name,
         None,
@@ -218,7 +218,7 @@ def _timm(
     )
 
 
-def _registered(role: str, name: str) -> dict[str, Any]:
+def _find_registered(role: str, name: str) -> dict[str, Any]:
     """timm's configuration of `name`; refuses a model or a tag that timm does not have."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -230,22 +230,22 @@ def _registered(role: str, name: str) -> dict[str, Any]:
     return cfg.to_dict() if cfg else {}
 
 
-def _shipped(folder: Path) -> Path:
+def _resolve_student_folder(folder: Path) -> Path:
     """A run's student, or the folder itself."""
     return folder / STUDENT if (folder / RESULTS).is_file() else folder
 
 
-def _folder(role: str, folder: Path) -> Origin:
+def _resolve_folder(role: str, folder: Path) -> WeightsSource:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         cfg = config["pretrained_cfg"]
         labels = config.get("label_names") or cfg.get("label_names")
         names = tuple(labels.values() if isinstance(labels, dict) else labels) if labels else None
-        origin = Origin(
+        origin = WeightsSource(
             "folder",
             config["architecture"],
             folder,
-            _licensed(config),
+            _parse_license(config),
             config["num_classes"],
             names,
         )
@@ -264,24 +264,24 @@ def _folder(role: str, folder: Path) -> Origin:
     return origin
 
 
-def _license_of(weights: Path) -> str:
+def _read_license(weights: Path) -> str:
     """What a file of weights says of itself or, where it lies in a model's folder, the
     folder's config.json.
     """
     if said := labels(weights).get("license"):
         return said
     try:
-        return _licensed(json.loads((weights.parent / "config.json").read_text(encoding="utf-8")))
+        return _parse_license(json.loads((weights.parent / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return UNKNOWN
 
 
-def _licensed(config: dict[str, Any]) -> str:
+def _parse_license(config: dict[str, Any]) -> str:
     """The license in a config.json: ours, else timm's."""
     return str(config.get("license") or config["pretrained_cfg"].get("license") or UNKNOWN)
 
 
-def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
+def _check_arguments(role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
     """Refuse arguments that the model does not take, without making its weights."""
     for key, said_by in _SAID_ELSEWHERE.items():
         if key in kwargs:
@@ -303,7 +303,7 @@ def _check_arguments(role: str, origin: Origin, kwargs: dict[str, Any]) -> None:
         return  # not every model can be made without memory, or without its real size; the real one is checked when it is made
 
 
-def better_start(name: str) -> str:
+def suggest_pretrained_tag(name: str) -> str:
     """', for example x.y' for a tag of `name` that has weights, preferring timm's
     default; '' where there is none.
     """

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kd_app.config import RequestError
 from kd_app.models.attention_recorder import Attended, last_calls
-from kd_app.models.heads import last_linear, own_classifiers, read_head, shares_of
-from kd_app.models.hooks import Recorder, at_rest, eager
+from kd_app.models.heads import last_linear, own_classifiers, read_head, find_shares
+from kd_app.models.hooks import Recorder, freeze_state, unwrap_compiled
 from kd_app.models.outputs import LogitsOnly, Outputs
 
 NUM_STAGES = 4
@@ -23,7 +23,7 @@ _ACTIVATIONS = (
 
 
 @dataclass
-class Survey:
+class TapPlan:
     """Where the fields of `Outputs` are found in one model; modules by name, calls of
     attention by number, stages shallow to deep.
 
@@ -75,21 +75,21 @@ class _Pass:
     names: dict[nn.Module, str]
 
 
-def survey(model: nn.Module, image: Tensor, attention_blocks: int) -> Survey:
+def plan_taps(model: nn.Module, image: Tensor, attention_blocks: int) -> TapPlan:
     """Run `model` in eval mode, without gradients and without a trace, on one image
     ``[1, C, H, W]`` as it is fed.
 
     Raises `RequestError` where the model gives no logits ``[1, K]``.
     """
     if isinstance(model, LogitsOnly):
-        return Survey(
+        return TapPlan(
             lacks=dict.fromkeys(
                 (each.name for each in fields(Outputs) if each.name != "logits"), model.why
             )
         )
     names = {module: name for name, module in model.named_modules()}
-    found = Survey()
-    with at_rest(model):
+    found = TapPlan()
+    with freeze_state(model):
         with Recorder() as seen:
             seen.watch_output(names)
             seen.watch_input(
@@ -98,7 +98,7 @@ def survey(model: nn.Module, image: Tensor, attention_blocks: int) -> Survey:
                     *(module for module in names if isinstance(module, nn.Linear)),
                 }
             )
-            logits = eager(model)(image)
+            logits = unwrap_compiled(model)(image)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise RequestError(
@@ -112,30 +112,30 @@ def survey(model: nn.Module, image: Tensor, attention_blocks: int) -> Survey:
     return found
 
 
-def _find_head(found: Survey, run: _Pass) -> None:
+def _find_head(found: TapPlan, run: _Pass) -> None:
     classifiers = own_classifiers(run.model)
     if not classifiers:
         classifiers = last_linear(run.seen, run.logits)
         found.heads = tuple(run.names[module] for module in classifiers)
-    read = read_head(classifiers, run.seen, shares_of(run.model))
+    read = read_head(classifiers, run.seen, find_shares(run.model))
     if read is None:
         found.lacks |= dict.fromkeys(
             ("embedding", "classifier"),
             "no linear classifier that turns one vector an image into the logits was found",
         )
-    elif not _equal(read[1](read[0]), run.logits):
+    elif not _is_equal(read[1](read[0]), run.logits):
         found.lacks["classifier"] = (
             "its logits are more than its classifier's output (an auxiliary head is added)"
         )
 
 
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
+def _is_equal(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and bool(
         (ours - theirs).abs().max() <= 0.01 * theirs.abs().max() + 1e-6
     )
 
 
-def _find_intermediates(found: Survey, run: _Pass, attention_blocks: int) -> bool:
+def _find_intermediates(found: TapPlan, run: _Pass, attention_blocks: int) -> bool:
     """Fill in what timm's ``forward_intermediates`` gives, if it is there and leads to
     the same logits.
     """
@@ -149,7 +149,7 @@ def _find_intermediates(found: Survey, run: _Pass, attention_blocks: int) -> boo
     with Recorder() as seen, Attended() as attended:
         seen.watch_output(module for module in run.names if type(module).__module__ in _ACTIVATIONS)
         last, maps = model.forward_intermediates(run.image, output_fmt="NCHW")
-        same = _equal(model.forward_head(last), run.logits)
+        same = _is_equal(model.forward_head(last), run.logits)
     if not same:
         return False
     strides = [info["reduction"] for info in model.feature_info]
@@ -157,13 +157,13 @@ def _find_intermediates(found: Survey, run: _Pass, attention_blocks: int) -> boo
         strides if len(strides) == len(maps) else [-one.shape[-1] * one.shape[-2] for one in maps]
     )
     chosen = [maps[index] for index in found.indices]
-    found.pre_activation = _activations_of(chosen, seen, run.names)
+    found.pre_activation = _find_activations(chosen, seen, run.names)
     _find_tokens(found, run, chosen)
     _find_attention(found, run, attended, attention_blocks, chosen[-1])
     return True
 
 
-def _activations_of(
+def _find_activations(
     maps: list[Tensor], seen: Recorder, names: dict[nn.Module, str]
 ) -> tuple[str, ...]:
     """Activation modules that made the maps; their inputs are the maps before the
@@ -177,8 +177,8 @@ def _activations_of(
     return tuple(made[id(one)] for one in maps if id(one) in made)
 
 
-def _find_tokens(found: Survey, run: _Pass, maps: list[Tensor]) -> None:
-    if len({one.shape for one in maps}) > 1 or not _gives_rows(run.model, run.image):
+def _find_tokens(found: TapPlan, run: _Pass, maps: list[Tensor]) -> None:
+    if len({one.shape for one in maps}) > 1 or not _returns_rows(run.model, run.image):
         found.lacks["tokens"] = (
             "its blocks do not hand on one row of tokens from first to last (it is a CNN or a"
             " pyramid)"
@@ -191,7 +191,7 @@ def _find_tokens(found: Survey, run: _Pass, maps: list[Tensor]) -> None:
     )
 
 
-def _gives_rows(model: Any, image: Tensor) -> bool:
+def _returns_rows(model: Any, image: Tensor) -> bool:
     try:
         model.forward_intermediates(image, indices=1, output_fmt="NLC", intermediates_only=True)
     except AssertionError:
@@ -200,7 +200,7 @@ def _gives_rows(model: Any, image: Tensor) -> bool:
 
 
 def _find_attention(
-    found: Survey, run: _Pass, attended: Attended, blocks: int, last: Tensor
+    found: TapPlan, run: _Pass, attended: Attended, blocks: int, last: Tensor
 ) -> None:
     patches = last.shape[-2] * last.shape[-1]
     prefix = getattr(
@@ -213,12 +213,12 @@ def _find_attention(
         return
     found.attention = last_calls(attended.calls, blocks, patches=patches, prefixes={0, prefix})
     if not found.attention:
-        found.lacks["attention"] = _no_attention(attended)
+        found.lacks["attention"] = _explain_no_attention(attended)
         return
     found.num_prefix = attended.calls[found.attention[-1]].query.shape[2] - patches
 
 
-def _no_attention(attended: Attended) -> str:
+def _explain_no_attention(attended: Attended) -> str:
     if not attended.calls:
         return (
             "it calls no scaled_dot_product_attention, by which torch's fused attention shows"
@@ -230,7 +230,7 @@ def _no_attention(attended: Attended) -> str:
     )
 
 
-def _find_maps(found: Survey, run: _Pass) -> None:
+def _find_maps(found: TapPlan, run: _Pass) -> None:
     """Stages of any module: 4-d outputs grouped by size, of each the last in the run;
     pooled 1x1 maps don't count where there are others.
     """
@@ -245,7 +245,7 @@ def _find_maps(found: Survey, run: _Pass) -> None:
         else []
     )
     found.maps = tuple(run.names[module] for module in stages)
-    found.pre_activation = _activations_of(
+    found.pre_activation = _find_activations(
         [outputs[module] for module in stages], run.seen, run.names
     )
     if not stages:

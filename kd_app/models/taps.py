@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from kd_app.config import RequestError, unknown
 from kd_app.models.attention_recorder import Attended
 from kd_app.models.class_map import Mapped
-from kd_app.models.heads import own_classifiers, read_head, shares_of
-from kd_app.models.hooks import Recorder, eager
+from kd_app.models.heads import own_classifiers, read_head, find_shares
+from kd_app.models.hooks import Recorder, unwrap_compiled
 from kd_app.models.outputs import Outputs, Tokens
-from kd_app.models.tap_plan import Survey, survey
+from kd_app.models.tap_plan import TapPlan, plan_taps
 
 _INSTEAD = "Terms that read logits alone: soft_target, decoupled, dist."
 _FIELDS = frozenset(f.name for f in fields(Outputs))
@@ -73,22 +73,22 @@ class Taps:
         self._mapping = model.mapping if isinstance(model, Mapped) else None
         self.reads = reads
         self.attention_blocks = attention_blocks
-        self._survey: Survey | None = None
+        self._survey: TapPlan | None = None
 
     def __call__(self, image: Float[Tensor, "batch channels height width"]) -> Outputs:
         """`Outputs` of normalized images, as the model expects them."""
-        outputs = self._outputs(image)
-        return outputs if self._mapping is None else _mapped(outputs, self._mapping)
+        outputs = self._collect_outputs(image)
+        return outputs if self._mapping is None else _map_classes(outputs, self._mapping)
 
-    def _outputs(self, image: Tensor) -> Outputs:
+    def _collect_outputs(self, image: Tensor) -> Outputs:
         if self.reads == {"logits"}:
             return Outputs(logits=self.model(image))
         if self._survey is None:
             self._survey = self._measure(image)
         return self._read(image, self._survey)
 
-    def _measure(self, image: Tensor) -> Survey:
-        found = survey(self.model, image[:1], self.attention_blocks)
+    def _measure(self, image: Tensor) -> TapPlan:
+        found = plan_taps(self.model, image[:1], self.attention_blocks)
         missing = {name: why for name, why in found.lacks.items() if name in self.reads}
         if missing:
             given = ", ".join(sorted(_FIELDS - found.lacks.keys()))
@@ -99,13 +99,13 @@ class Taps:
             )
         return found
 
-    def _read(self, image: Tensor, found: Survey) -> Outputs:
+    def _read(self, image: Tensor, found: TapPlan) -> Outputs:
         outputs = Outputs()
         with Recorder() as seen:
-            classifiers = self._modules(found.heads) or own_classifiers(self.model)
+            classifiers = self._find_modules(found.heads) or own_classifiers(self.model)
             if self.reads & _HEAD:
                 seen.watch_input(classifiers)
-            before = self._modules(found.pre_activation) if "pre_activation" in self.reads else ()
+            before = self._find_modules(found.pre_activation) if "pre_activation" in self.reads else ()
             seen.watch_input(before, clone=True)
             with (
                 Attended(found.attention) if "attention" in self.reads else nullcontext()
@@ -118,25 +118,25 @@ class Taps:
                 for number in found.attention
             ]
         if self.reads & _HEAD:
-            head = read_head(classifiers, seen, shares_of(self.model))
+            head = read_head(classifiers, seen, find_shares(self.model))
             assert head is not None, "The classifier ran in the measured pass and not in this one."
             outputs.embedding = head[0] if "embedding" in self.reads else None
             outputs.classifier = head[1] if "classifier" in self.reads else None
         return outputs
 
-    def _run(self, image: Tensor, found: Survey, seen: Recorder, outputs: Outputs) -> None:
+    def _run(self, image: Tensor, found: TapPlan, seen: Recorder, outputs: Outputs) -> None:
         """The one pass; fills logits, features and tokens."""
         if found.indices and self.reads & _MAPS:
             logits = self._run_by_stages(image, found, outputs)
         else:
-            stages = self._modules(found.maps) if "features" in self.reads else ()
+            stages = self._find_modules(found.maps) if "features" in self.reads else ()
             seen.watch_output(stages)
-            logits = eager(self.model)(image)
+            logits = unwrap_compiled(self.model)(image)
             outputs.features = [seen.left[module] for module in stages]
         if "logits" in self.reads:
             outputs.logits = logits
 
-    def _run_by_stages(self, image: Tensor, found: Survey, outputs: Outputs) -> Tensor | None:
+    def _run_by_stages(self, image: Tensor, found: TapPlan, outputs: Outputs) -> Tensor | None:
         """The pass through ``forward_intermediates``, whose maps are NCHW for every
         timm model; the head only where it is needed.
         """
@@ -157,14 +157,14 @@ class Taps:
         if "features" in self.reads:
             outputs.features = [grid for grid, _ in pairs]
         if "tokens" in self.reads:
-            outputs.tokens = [_tokens(grid, before) for grid, before in pairs]
+            outputs.tokens = [_split_tokens(grid, before) for grid, before in pairs]
         return None if headless else model.forward_head(last)
 
-    def _modules(self, names: tuple[str, ...]) -> tuple[nn.Module, ...]:
+    def _find_modules(self, names: tuple[str, ...]) -> tuple[nn.Module, ...]:
         return tuple(self.model.get_submodule(name) for name in names)
 
 
-def _mapped(outputs: Outputs, mapping: nn.Module) -> Outputs:
+def _map_classes(outputs: Outputs, mapping: nn.Module) -> Outputs:
     """With logits, and a classifier, of the classes that the model's own are mapped to."""
     classifier = outputs.classifier
     return replace(
@@ -174,6 +174,6 @@ def _mapped(outputs: Outputs, mapping: nn.Module) -> Outputs:
     )
 
 
-def _tokens(grid: Tensor, prefix: Tensor | None) -> Tokens:
+def _split_tokens(grid: Tensor, prefix: Tensor | None) -> Tokens:
     patch = grid.flatten(2).transpose(1, 2)
     return Tokens(patch, patch[:, :0] if prefix is None else prefix)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.models.outputs import Outputs, Panel
 from kd_app.models.taps import Taps
 
@@ -18,7 +18,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 @runtime_checkable
-class Together(Protocol):
+class Ensemble(Protocol):
     """Several models that answer as one."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class FrozenTeacher(nn.Module):
     count. The image comes normalized as the student `sees` it and is turned into the
     pixels the teacher expects: channels, then ``x * std_s / std_t + (mean_s - mean_t) /
     std_t``, then size. `reads` and `attention_blocks`: see `Taps`. members: what is
-    read of each of several models by itself, by its name (a model that is `Together`);
+    read of each of several models by itself, by its name (a model that is `Ensemble`);
     the answer is a `Panel` then, and a member runs once a batch.
     """
 
@@ -50,8 +50,8 @@ class FrozenTeacher(nn.Module):
         model: nn.Module,
         *,
         reads: frozenset[str],
-        pixels: Pixels,
-        sees: Pixels,
+        pixels: InputSpec,
+        sees: InputSpec,
         attention_blocks: int = 1,
         members: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
@@ -59,12 +59,12 @@ class FrozenTeacher(nn.Module):
         model.requires_grad_(False).eval()
         self._held = (
             model,
-            Repainted(sees, pixels).eval(),
+            InputAdapter(sees, pixels).eval(),
         )  # a tuple: nn.Module registers nothing in it
         self._taps = Taps(model, reads, attention_blocks=attention_blocks)
         self._members: dict[str, tuple[nn.Module, Taps]] = {}
         for name, of_member in (members or {}).items():
-            assert isinstance(model, Together)
+            assert isinstance(model, Ensemble)
             view, member = model.member(name)
             self._members[name] = (
                 view,
@@ -83,7 +83,7 @@ class FrozenTeacher(nn.Module):
         said = {name: taps(view(seen)) for name, (view, taps) in self._members.items()}
         known = {name: each.logits for name, each in said.items() if each.logits is not None}
         model = self._held[0]
-        assert isinstance(model, Together)
+        assert isinstance(model, Ensemble)
         return Panel(
             logits=model.together(seen, known) if "logits" in self._taps.reads else None,
             members=said,
@@ -110,14 +110,14 @@ class FrozenTeacher(nn.Module):
         return self
 
 
-class Repainted(nn.Module):
+class InputAdapter(nn.Module):
     """From pixels normalized for one model to pixels normalized for another."""
 
     luma: Tensor
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, sees: Pixels, wants: Pixels) -> None:
+    def __init__(self, sees: InputSpec, wants: InputSpec) -> None:
         super().__init__()
         self.wants = wants
         self.to_gray = sees.channels == 3 and wants.channels == 1

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.config.errors import first_line
+from kd_app.config.errors import take_first_line
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 _PREFIXES = ("student.", "_orig_mod.", "module.", "model.")
@@ -89,25 +89,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
         KeyError,
     ) as error:
         raise RequestError(
-            f"The checkpoint {str(path)!r} can't be read as weights: {_reason(error)} It is"
+            f"The checkpoint {str(path)!r} can't be read as weights: {_explain_failure(error)} It is"
             " truncated, of another format, or a pickle that would run code, which is never done."
             " Expected a state dict of tensors; save it again with safetensors or"
             " torch.save(model.state_dict(), ...)."
         ) from None
-    return _unwrapped(content, path)
+    return _unwrap(content, path)
 
 
-def _reason(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     """What is wrong with a file; not in torch's words for a pickle, which advise to run
     it all the same.
     """
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL (\S+)", str(error))
         return f"it holds {found[1]}, which is no tensor." if found else "it is no file of tensors."
-    return first_line(error)[:200]
+    return take_first_line(error)[:200]
 
 
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

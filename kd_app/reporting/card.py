@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from kd_app.config.redact import cleaned
+from kd_app.config.redact import redact
 from kd_app.config.targets import FACTORY
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.spec import Format
@@ -17,11 +17,11 @@ from kd_app.reporting.results import Estimate, Model, PerClass, Results, Split
 from kd_app.reporting.sentences import (
     basis,
     count,
-    pair_rows,
+    build_pair_rows,
     percent,
     points,
     undefined,
-    verdict_sentence,
+    write_verdict,
     write,
 )
 from kd_app.stages import write_atomically
@@ -131,29 +131,29 @@ def write_card(folder: Path, results: Results) -> None:
     assert results.data is not None
     parts = [
         f"---\n{metadata(results, split)}\n---",
-        f"# {_title(results)}",
-        _what(results, student),
+        f"# {_write_title(results)}",
+        _describe_student(results, student),
         "## How to use it",
-        f"```python\n{_EXPORTED if (folder / PROGRAM).is_file() else snippet(results)}\n```",
+        f"```python\n{_EXPORTED if (folder / PROGRAM).is_file() else write_snippet(results)}\n```",
         _INT8 if (folder / INT8).is_file() else "",
         "## Results",
-        _table(results, split),
-        _pairs(split),
-        *_verdict(results),
-        _items(worth(results)),
+        _build_table(results, split),
+        _format_pairs(split),
+        *_write_verdict(results),
+        _to_list_items(worth(results)),
         *undefined(split),
         basis(results, split),
         "## Meant for",
         (
-            f"Images like those that it was measured on: {_dataset(results)}, in its"
-            f" {_classes(results.data.classes)}."
+            f"Images like those that it was measured on: {_name_dataset(results)}, in its"
+            f" {_list_classes(results.data.classes)}."
         ),
         "## Not good for",
-        _items(_limits(results, split)),
+        _to_list_items(_list_limits(results, split)),
         "## How it was made",
-        _items(_made(results)),
+        _to_list_items(_write_provenance(results)),
         "## Licenses",
-        _items(_licenses(results)),
+        _to_list_items(_write_licenses(results)),
     ]
     write_atomically(folder / CARD, "\n\n".join(part for part in parts if part) + "\n")
 
@@ -166,12 +166,12 @@ def metadata(results: Results, split: Split) -> str:
 
     from kd_app.models.license import Policy
 
-    name = _dataset(results)
+    name = _name_dataset(results)
     measured = [
         EvalResult(
             task_type=_TASK,
             task_name="Image Classification",
-            dataset_type=_word(name),
+            dataset_type=_to_identifier(name),
             dataset_name=name,
             dataset_split="test" if split is results.test else "validation",
             metric_type=spec.hub,
@@ -182,31 +182,31 @@ def metadata(results: Results, split: Split) -> str:
         if spec.hub and (value := split.student.get(spec.name).value) is not None
     ]
     taught = ["knowledge-distillation"] if "teacher" in results.models else []
-    license, license_name = _hub_license(_ships(results))
+    license, license_name = _map_hub_license(_name_license(results))
     card = ModelCardData(
         license=license,
         license_name=license_name,
-        license_link=Policy().of(_ships(results)).link if license_name else None,
+        license_link=Policy().of(_name_license(results)).link if license_name else None,
         library_name="pytorch" if _own(results) else "timm",
         pipeline_tag=_TASK,
         tags=[_TASK, *([] if _own(results) else ["timm"]), *taught, "kd_app"],
-        model_name=_title(results),
+        model_name=_write_title(results),
         eval_results=measured,
     )
     return card.to_yaml()
 
 
-def _hub_license(name: str) -> tuple[str, str | None]:
+def _map_hub_license(name: str) -> tuple[str, str | None]:
     """``license`` and ``license_name``: the hub refuses a license that it does not
     know; one of another name is 'other', and named.
     """
     plain = name.strip().lower()
     if plain in _HUB_LICENSES or plain.startswith("none"):
         return (plain if plain in _HUB_LICENSES else "unknown"), None
-    return "other", _word(plain)
+    return "other", _to_identifier(plain)
 
 
-def snippet(results: Results) -> str:
+def write_snippet(results: Results) -> str:
     """Python that loads the student from its folder and labels an image."""
     name = results.models["student"].name
     if _own(results):
@@ -247,33 +247,33 @@ def _own(results: Results) -> bool:
     )
 
 
-def _title(results: Results) -> str:
-    return f"{_text(results.models['student'].name)} for {_dataset(results)}"
+def _write_title(results: Results) -> str:
+    return f"{_escape_text(results.models['student'].name)} for {_name_dataset(results)}"
 
 
-def _dataset(results: Results) -> str:
+def _name_dataset(results: Results) -> str:
     """The data's name."""
     assert results.data is not None
-    return _text(results.data.name or "images")
+    return _escape_text(results.data.name or "images")
 
 
-def _what(results: Results, student: Model) -> str:
+def _describe_student(results: Results, student: Model) -> str:
     assert results.data is not None
     teacher = results.models.get("teacher")
     taught = (
-        f"distilled from {_code(teacher.name)} ({count(teacher.params)} parameters)"
+        f"distilled from {_escape_code(teacher.name)} ({count(teacher.params)} parameters)"
         if teacher
-        else _unmeasured(results)
+        else _describe_unmeasured_teacher(results)
     )
     return (
-        f"An image classifier: {_code(student.name)}, {count(student.params)} parameters,"
+        f"An image classifier: {_escape_code(student.name)}, {count(student.params)} parameters,"
         f" {count(student.macs)} multiply-adds an image, {taught} on"
         f" {results.data.sizes['train']:,} images. It answers with one of"
-        f" {_classes(results.data.classes)}."
+        f" {_list_classes(results.data.classes)}."
     )
 
 
-def _unmeasured(results: Results) -> str:
+def _describe_unmeasured_teacher(results: Results) -> str:
     """What it was trained on, where no teacher was measured; whose license is known was
     there.
     """
@@ -285,8 +285,8 @@ def _unmeasured(results: Results) -> str:
     )
 
 
-def _classes(names: list[str]) -> str:
-    some = ", ".join(_code(name) for name in names[:_NAMED_CLASSES])
+def _list_classes(names: list[str]) -> str:
+    some = ", ".join(_escape_code(name) for name in names[:_NAMED_CLASSES])
     more = (
         f" and {len(names) - _NAMED_CLASSES} more, which `config.json` lists"
         if len(names) > _NAMED_CLASSES
@@ -295,7 +295,7 @@ def _classes(names: list[str]) -> str:
     return f"{len(names)} classes: {some}{more}"
 
 
-def _table(results: Results, split: Split) -> str:
+def _build_table(results: Results, split: Split) -> str:
     """One column a model, each figure with its interval."""
     roles = {role: figures for role, figures in split.by_model.items() if role in results.models}
     heads = {
@@ -307,11 +307,11 @@ def _table(results: Results, split: Split) -> str:
     rows = [
         ["", *(heads.get(role, role.replace("_", " ")) for role in roles)],
         ["---", *("---:" for _ in roles)],
-        ["net", *(_code(model.name) for model in models)],
+        ["net", *(_escape_code(model.name) for model in models)],
         *(
             [
                 spec.label,
-                *(_figure(metrics.get(spec.name), spec.format) for metrics in roles.values()),
+                *(_format_estimate(metrics.get(spec.name), spec.format) for metrics in roles.values()),
             ]
             for spec in MODEL_METRICS
             if "card" in spec.shown
@@ -320,33 +320,33 @@ def _table(results: Results, split: Split) -> str:
         ["multiply-adds", *(count(model.macs) for model in models)],
         ["size on disk", *(f"{count(model.size_bytes)}B" for model in models)],
     ]
-    return _markdown(rows)
+    return _to_markdown(rows)
 
 
-def _markdown(rows: Iterable[Sequence[str]]) -> str:
+def _to_markdown(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _figure(estimate: Estimate, unit: Format) -> str:
+def _format_estimate(estimate: Estimate, unit: Format) -> str:
     value, bounds = write(estimate, unit)
     return f"{value} ({bounds})" if bounds else value
 
 
-def _pairs(split: Split) -> str:
+def _format_pairs(split: Split) -> str:
     rows = [
         (name, f"{figure} ({bounds})" if bounds else figure, meaning)
-        for name, figure, bounds, meaning in pair_rows(split, "card")
+        for name, figure, bounds, meaning in build_pair_rows(split, "card")
     ]
     return (
-        _markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows]) if rows else ""
+        _to_markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows]) if rows else ""
     )
 
 
-def _verdict(results: Results) -> list[str]:
-    return [verdict_sentence(results.verdict)] if results.verdict else []
+def _write_verdict(results: Results) -> list[str]:
+    return [write_verdict(results.verdict)] if results.verdict else []
 
 
-def _limits(results: Results, split: Split) -> list[str]:
+def _list_limits(results: Results, split: Split) -> list[str]:
     """What the figures warn of, and what no figure says."""
     assert results.data is not None
     student, pair, classes = split.student, split.pair, results.data.classes
@@ -359,7 +359,7 @@ def _limits(results: Results, split: Split) -> list[str]:
     if limited:
         found.append(
             "Any use at all: it comes from a trial run that looked at a part of the images only"
-            f" ({', '.join(map(_code, limited))})."
+            f" ({', '.join(map(_escape_code, limited))})."
         )
     if student.top1 is not None and student.top1 < 1:
         found.append(
@@ -371,9 +371,9 @@ def _limits(results: Results, split: Split) -> list[str]:
             f"Replacing its teacher unseen: {percent(pair.negative_flips)} of the images are right"
             " by the teacher and wrong by this model."
         )
-    found += _weak_classes(split.per_class, classes)
+    found += _list_weak_classes(split.per_class, classes)
     found += [
-        f"Images of the group {_code(name)}: {percent(group.accuracy['student'].value)} right, of"
+        f"Images of the group {_escape_code(name)}: {percent(group.accuracy['student'].value)} right, of"
         f" {group.num_images:,}."
         for name, group in sorted(
             split.groups.items(), key=lambda each: each[1].accuracy["student"].value or 0
@@ -384,7 +384,7 @@ def _limits(results: Results, split: Split) -> list[str]:
         worst = min(damaged, key=lambda each: each.accuracy["student"] or 0)
         accuracy = percent(worst.accuracy["student"])
         found.append(
-            f"Spoiled images: {accuracy} right under {_text(worst.corruption)} of severity"
+            f"Spoiled images: {accuracy} right under {_escape_text(worst.corruption)} of severity"
             f" {worst.severity}, the worst that was tried."
         )
     if student.ece is not None:
@@ -395,7 +395,7 @@ def _limits(results: Results, split: Split) -> list[str]:
     return found
 
 
-def _weak_classes(found: PerClass, classes: list[str]) -> list[str]:
+def _list_weak_classes(found: PerClass, classes: list[str]) -> list[str]:
     """The classes with the largest loss against the teacher, and those with the fewest
     right.
     """
@@ -407,7 +407,7 @@ def _weak_classes(found: PerClass, classes: list[str]) -> list[str]:
             :_WORST
         ]
         listed = [
-            f"{_code(classes[number])} ({points(loss)} points, {found.support[number]:,} images)"
+            f"{_escape_code(classes[number])} ({points(loss)} points, {found.support[number]:,} images)"
             for loss, number in losses
             if loss < 0
         ]
@@ -418,19 +418,19 @@ def _weak_classes(found: PerClass, classes: list[str]) -> list[str]:
         )
     worst = sorted(known, key=lambda each: each[1])[:_WORST]
     listed = [
-        f"{_code(classes[number])} ({percent(right)} right, {found.support[number]:,} images)"
+        f"{_escape_code(classes[number])} ({percent(right)} right, {found.support[number]:,} images)"
         for number, right in worst
         if right < 1
     ]
     return said + ([f"The classes that it finds hardest: {', '.join(listed)}."] if listed else [])
 
 
-def _made(results: Results) -> list[str]:
-    config, environment = cleaned(results.config), cleaned(results.environment)
+def _write_provenance(results: Results) -> list[str]:
+    config, environment = redact(results.config), redact(results.environment)
     student, teacher = results.models["student"], results.models.get("teacher")
     assert results.data is not None
     sizes = ", ".join(f"{size:,} {name}" for name, size in results.data.sizes.items())
-    terms = [f"{_code(name)} ({_settings(node)})" for name, node in config["loss"].items()]
+    terms = [f"{_escape_code(name)} ({_format_settings(node)})" for name, node in config["loss"].items()]
     software = [
         f"{name} {environment[name]}"
         for name in ("kd_app", "torch", "lightning", "timm", "python")
@@ -438,45 +438,45 @@ def _made(results: Results) -> list[str]:
     ]
     return [
         *(
-            [f"Teacher: {_code(teacher.name)}, {_source(teacher)}, sha256 `{teacher.sha256[:16]}`"]
+            [f"Teacher: {_escape_code(teacher.name)}, {_describe_source(teacher)}, sha256 `{teacher.sha256[:16]}`"]
             if teacher
             else []
         ),
-        f"Student: {_code(student.name)}, {_source(student)}, sha256 `{student.sha256[:16]}`",
+        f"Student: {_escape_code(student.name)}, {_describe_source(student)}, sha256 `{student.sha256[:16]}`",
         f"Loss: {' + '.join(terms)}",
-        f"Optimizer: {_settings(config['optimizer'])}; schedule: {_settings(config['scheduler'])}",
+        f"Optimizer: {_format_settings(config['optimizer'])}; schedule: {_format_settings(config['scheduler'])}",
         f"{config['trainer']['max_epochs']} epochs, seed {results.seed}",
         (
-            f"Data: {_dataset(results)}; images: {sizes}; fingerprint"
+            f"Data: {_name_dataset(results)}; images: {sizes}; fingerprint"
             f" `{results.data.fingerprint[:16]}`"
         ),
-        f"Software: {', '.join(map(_text, software))}"
+        f"Software: {', '.join(map(_escape_text, software))}"
         + (f"; commit `{environment['commit']}`" if environment.get("commit") else ""),
         (
-            f"Precision {_text(environment.get('precision', 'unknown'))} on"
-            f" {_text(environment.get('device', 'an unknown device'))}"
+            f"Precision {_escape_text(environment.get('precision', 'unknown'))} on"
+            f" {_escape_text(environment.get('device', 'an unknown device'))}"
         ),
     ]
 
 
-def _source(model: Model) -> str:
-    source = _text(cleaned(model.source))
+def _describe_source(model: Model) -> str:
+    source = _escape_text(redact(model.source))
     return f"{source} weights" if source.endswith(" random") else source
 
 
-def _settings(node: Mapping[str, Any]) -> str:
+def _format_settings(node: Mapping[str, Any]) -> str:
     """'name adamw, lr 0.001' of a part's configuration."""
     return ", ".join(
-        f"{_text(key)} {_text(value)}"
+        f"{_escape_text(key)} {_escape_text(value)}"
         for key, value in node.items()
         if key[:1] != "_" and value is not None
     )
 
 
-def _licenses(results: Results) -> list[str]:
+def _write_licenses(results: Results) -> list[str]:
     found = results.license
     if found is None:
-        return [f"This model: {_text(_ships(results))}"]
+        return [f"This model: {_escape_text(_name_license(results))}"]
     made_of = {
         "the teacher's weights": found.teacher,
         "the student's starting weights": found.student_start,
@@ -484,35 +484,35 @@ def _licenses(results: Results) -> list[str]:
     }
     said = (*found.forbidden, *found.accepted, *found.unknown, *found.notices)
     return [
-        f"This model: {_text(found.ships)}, the strictest of what it is made from",
+        f"This model: {_escape_text(found.ships)}, the strictest of what it is made from",
         *(
-            f"Made from {what}: {_text(license)}"
+            f"Made from {what}: {_escape_text(license)}"
             for what, license in made_of.items()
             if license is not None
         ),
-        *map(_text, said),
+        *map(_escape_text, said),
     ]
 
 
-def _ships(results: Results) -> str:
+def _name_license(results: Results) -> str:
     """The license of what ships."""
     return results.license.ships if results.license else results.models["student"].license
 
 
-def _items(lines: Iterable[str]) -> str:
+def _to_list_items(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _code(text: str) -> str:
+def _escape_code(text: str) -> str:
     """A name that somebody else gave, as it is and as nothing but text."""
     return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', '/')}`"
 
 
-def _text(value: object) -> str:
+def _escape_text(value: object) -> str:
     """The same without the monospaced face."""
     return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(value).split()))
 
 
-def _word(text: str) -> str:
+def _to_identifier(text: str) -> str:
     """An identifier of letters, digits, dots and dashes."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-") or "unknown"

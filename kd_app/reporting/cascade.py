@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.reporting.results import Cascade, Results, RoutingCurve, Rung
-from kd_app.reporting.sentences import interval, percent, points, said_margin, verdict_sentence
+from kd_app.reporting.sentences import interval, percent, points, format_margin, write_verdict
 
 SHOWN = 10
 """Steps of a curve in a table."""
@@ -19,7 +19,7 @@ def answer(cascade: Cascade) -> str:
     first, last = cascade.stages[0], cascade.stages[-1]
     shown = (
         f"shown on {cascade.num_images:,} validation images, at {100 * cascade.confidence:g} %, to"
-        f" lose at most {said_margin(cascade.margin)}"
+        f" lose at most {format_margin(cascade.margin)}"
     )
     if cascade.answer == "last":
         return (
@@ -31,7 +31,7 @@ def answer(cascade: Cascade) -> str:
             f"Do not route: {first.file} alone is {shown} of top-1 against {last.file}, and nothing"
             f" else that is costs less. Use {first.file}."
         )
-    chosen, took = chosen_rung(cascade), cascade.latency
+    chosen, took = select_point(cascade), cascade.latency
     assert chosen is not None
     if took is not None and took.mean is not None and took.mean >= last.latency.mean:
         return (
@@ -51,25 +51,25 @@ def times(more: float, less: float) -> str:
     return f"{more / less:.3g} times"
 
 
-def _beside(theirs: float, ours: float) -> str:
+def _compare_amounts(theirs: float, ours: float) -> str:
     """'3.4 times less than', '1.2 times as much as'."""
     return (
         f"{times(theirs, ours)} less than" if ours < theirs else f"{times(ours, theirs)} as much as"
     )
 
 
-def curve_of(cascade: Cascade) -> RoutingCurve:
+def select_curve(cascade: Cascade) -> RoutingCurve:
     """The curve of the measure that was chosen."""
     return next(each for each in cascade.curves if each.measure == cascade.measure)
 
 
-def chosen_rung(cascade: Cascade) -> Rung | None:
+def select_point(cascade: Cascade) -> Rung | None:
     """The chosen rung on validation; None where the last stage is to be used alone."""
-    curve = curve_of(cascade)
+    curve = select_curve(cascade)
     return None if curve.chosen is None else curve.rungs[curve.chosen]
 
 
-def details(results: Results, cascade: Cascade) -> list[str]:
+def write_details(results: Results, cascade: Cascade) -> list[str]:
     """What the answer rests on: test, cost computed and measured, and what is not
     shown.
     """
@@ -86,19 +86,19 @@ def details(results: Results, cascade: Cascade) -> list[str]:
             f" {last.file} {percent(last.test.value)}: {better}."
         )
     if results.verdict is not None:
-        found.append(verdict_sentence(results.verdict, what, last.file))
+        found.append(write_verdict(results.verdict, what, last.file))
     if cascade.latency is not None:
         whole = cascade.latency
         found.append(
             f"Of {whole.num_images:,} test images, one at a time on one thread, resizing and"
             f" cropping included, one takes {whole.mean:.3g} ms (mean, measured end to end;"
             f" expected from the stages: {alike.cost_ms:.3g} ms):"
-            f" {_beside(last.latency.mean, whole.mean)} {last.file}. p50 {whole.p50:.3g} ms, p99"
+            f" {_compare_amounts(last.latency.mean, whole.mean)} {last.file}. p50 {whole.p50:.3g} ms, p99"
             f" {whole.p99:.3g} ms; {last.file}: p50 {last.latency.p50:.3g} ms, p99"
             f" {last.latency.p99:.3g} ms."
         )
     if cascade.answer == "last":
-        found += _unproven(cascade)
+        found += _list_unproven(cascade)
     several = (
         f"{len(cascade.curves)} measures, each tested at a higher level so that all hold together"
         if len(cascade.curves) > 1
@@ -112,7 +112,7 @@ def details(results: Results, cascade: Cascade) -> list[str]:
     return found
 
 
-def _unproven(cascade: Cascade) -> Iterator[str]:
+def _list_unproven(cascade: Cascade) -> Iterator[str]:
     """The cheapest rung whose loss on these images is within the margin, though nothing
     is shown.
     """
@@ -138,19 +138,19 @@ def _unproven(cascade: Cascade) -> Iterator[str]:
         )
 
 
-def cascade_tables(results: Results) -> list[RenderableType]:
+def build_cascade_tables(results: Results) -> list[RenderableType]:
     """Stages, measures and the curve, then what they mean."""
     cascade = results.cascade
     assert cascade is not None
     return [
-        _stages(cascade),
-        _measures(cascade),
-        _curve(cascade),
-        *(Text(said) for said in (answer(cascade), *details(results, cascade))),
+        _build_stages_table(cascade),
+        _build_measures_table(cascade),
+        _build_curve_table(cascade),
+        *(Text(said) for said in (answer(cascade), *write_details(results, cascade))),
     ]
 
 
-def _table(title: str, heads: Sequence[str]) -> Table:
+def _build_table(title: str, heads: Sequence[str]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style=""
     )
@@ -160,8 +160,8 @@ def _table(title: str, heads: Sequence[str]) -> Table:
     return table
 
 
-def _stages(cascade: Cascade) -> Table:
-    table = _table(
+def _build_stages_table(cascade: Cascade) -> Table:
+    table = _build_table(
         "Stages, from cheap to dear",
         ["stage", "validation", "test", "interval", "ms, mean", "p50", "p99"],
     )
@@ -174,7 +174,7 @@ def _stages(cascade: Cascade) -> Table:
         )
         table.add_row(each.file, *figures, f"{took.mean:.3g}", f"{took.p50:.3g}", f"{took.p99:.3g}")
     if cascade.latency is not None:
-        took, rung = cascade.latency, chosen_rung(cascade)
+        took, rung = cascade.latency, select_point(cascade)
         assert rung is not None
         measured = (
             percent(rung.accuracy),
@@ -188,8 +188,8 @@ def _stages(cascade: Cascade) -> Table:
     return table
 
 
-def _measures(cascade: Cascade) -> Table:
-    table = _table(
+def _build_measures_table(cascade: Cascade) -> Table:
+    table = _build_table(
         "Measures of confidence on validation, each at its cheapest proven threshold",
         ["measure", "sent on", "top-1", "ms, expected"],
     )
@@ -212,7 +212,7 @@ def sent_on(rung: Rung) -> str:
     return ", ".join(percent(share) for share in rung.shares[1:])
 
 
-def shown_rungs(curve: RoutingCurve) -> list[Rung]:
+def select_points(curve: RoutingCurve) -> list[Rung]:
     """Evenly spread rungs, both ends and the chosen one among them."""
     last = len(curve.rungs) - 1
     rows = {round(last * step / SHOWN) for step in range(SHOWN + 1)} | (
@@ -221,22 +221,22 @@ def shown_rungs(curve: RoutingCurve) -> list[Rung]:
     return [curve.rungs[row] for row in sorted(rows)]
 
 
-def _curve(cascade: Cascade) -> Table:
-    curve = curve_of(cascade)
-    table = _table(
+def _build_curve_table(cascade: Cascade) -> Table:
+    curve = select_curve(cascade)
+    table = _build_table(
         f"The curve on validation, by {curve.measure}",
         ["sent on", "top-1", "loss, points", "ms, expected", "margin kept"],
     )
-    for rung in shown_rungs(curve):
-        table.add_row(*curve_row(cascade, rung))
+    for rung in select_points(curve):
+        table.add_row(*build_curve_row(cascade, rung))
     return table
 
 
-def curve_row(cascade: Cascade, rung: Rung) -> tuple[str, str, str, str, str]:
+def build_curve_row(cascade: Cascade, rung: Rung) -> tuple[str, str, str, str, str]:
     """A rung: what is sent on, accuracy, loss in points, cost, and whether it is shown
     to keep the margin; the chosen one has a star.
     """
-    mark = " *" if rung == chosen_rung(cascade) else ""
+    mark = " *" if rung == select_point(cascade) else ""
     loss = points((rung.worse - rung.better) / cascade.num_images)
     return (
         sent_on(rung),

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from kd_app.config import RequestError
-from kd_app.metrics.paired import mcnemar, paired_interval
+from kd_app.metrics.paired import compute_mcnemar_p, compute_paired_interval
 from kd_app.metrics.seeds import (
     CORRECTION,
     OverSeeds,
     SeedDifference,
     corrected,
-    over_seeds,
-    paired_by_seed,
+    summarize_seeds,
+    compare_by_seed,
 )
-from kd_app.reporting.methods import Group, by_method
+from kd_app.reporting.methods import Group, group_by_method
 from kd_app.reporting.results import Split
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import interval, percent, points
@@ -105,7 +105,7 @@ class Comparison:
         """What the runs show, and each time whether that is about methods (over seeds)
         or about models (over images, one seed).
         """
-        parts: tuple[Callable[[Comparison], Iterator[str]], ...] = (_basis, _each, _choice, _family)
+        parts: tuple[Callable[[Comparison], Iterator[str]], ...] = (_write_basis, _each, _write_choice, _write_family)
         return [sentence for part in parts for sentence in part(self)] + [
             f"Note: {note}" for note in self.notes
         ]
@@ -119,8 +119,8 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
     decides the training, and their images are the same. Raises `RequestError`: no
     method has the label `baseline`.
     """
-    notes = _left_out(runs)
-    groups, repeated = by_method([run for run in runs if _usable(run)])
+    notes = _list_excluded(runs)
+    groups, repeated = group_by_method([run for run in runs if _is_usable(run)])
     if repeated:
         notes.append(f"{repeated} of the runs repeat a seed of a method; each seed counts once.")
     if baseline is not None and baseline not in (labels := [group.label for group in groups]):
@@ -141,33 +141,33 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         (group for group in groups if group.label == baseline), groups[0] if groups else None
     )
     confidence = max(
-        (part.confidence for run in kept if (part := _part(run, split))), default=_CONFIDENCE
+        (part.confidence for run in kept if (part := _select_split(run, split))), default=_CONFIDENCE
     )
-    methods = [_method(group, first or group, split, confidence, notes) for group in groups]
+    methods = [_build_method(group, first or group, split, confidence, notes) for group in groups]
     families = zip(
-        _together([method.gain for method in methods]),
-        _together([method.to_baseline for method in methods]),
+        _correct_family([method.gain for method in methods]),
+        _correct_family([method.to_baseline for method in methods]),
         strict=True,
     )
     methods = [
         replace(method, gain=gain, to_baseline=beside)
         for method, (gain, beside) in zip(methods, families, strict=True)
     ]
-    sizes = {part.num_images for run in kept if (part := _part(run, split))}
+    sizes = {part.num_images for run in kept if (part := _select_split(run, split))}
     return Comparison(
         tuple(methods),
         split,
         sizes.pop() if len(sizes) == 1 else None,
         confidence,
         first.label if first else None,
-        _winner(methods, notes),
+        _select_winner(methods, notes),
         CORRECTION,
         tuple(notes),
     )
 
 
-def _left_out(runs: Sequence[Run]) -> list[str]:
-    count = Counter(run.results.status for run in runs if not _usable(run))
+def _list_excluded(runs: Sequence[Run]) -> list[str]:
+    count = Counter(run.results.status for run in runs if not _is_usable(run))
     told = ", ".join(
         f"{number} {'measured nothing' if status == 'finished' else status}"
         for status, number in sorted(count.items())
@@ -175,36 +175,36 @@ def _left_out(runs: Sequence[Run]) -> list[str]:
     return [f"{count.total()} of {len(runs)} runs are left out: {told}."] if count else []
 
 
-def _usable(run: Run) -> bool:
+def _is_usable(run: Run) -> bool:
     return run.results.status == "finished" and (
         run.results.validation is not None or run.results.test is not None
     )
 
 
-def _part(run: Run, split: Where) -> Split | None:
+def _select_split(run: Run, split: Where) -> Split | None:
     return run.results.test if split == "test" else run.results.validation
 
 
-def _top1(
+def _collect_top1(
     group: Group, split: Where, role: Literal["student", "labels_only", "teacher"]
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     for seed, run in group.runs.items():
-        part = _part(run, split)
+        part = _select_split(run, split)
         figures = getattr(part, role) if part else None
         if figures is not None and figures.top1 is not None:
             found[seed] = figures.top1
     return found
 
 
-def _method(
+def _build_method(
     group: Group, first: Group, split: Where, confidence: float, notes: list[str]
 ) -> Method:
-    student = _top1(group, split, "student")
-    validation, test = (_top1(group, place, "student") for place in ("validation", "test"))
+    student = _collect_top1(group, split, "student")
+    validation, test = (_collect_top1(group, place, "student") for place in ("validation", "test"))
     comparable = group is first or (group.images == first.images and all(group.images))
     beside = (
-        paired_by_seed(student, _top1(first, split, "student"), confidence)
+        compare_by_seed(student, _collect_top1(first, split, "student"), confidence)
         if comparable and group is not first
         else None
     )
@@ -223,7 +223,7 @@ def _method(
     models = None
     if beside is not None and len(beside.values) == 1:
         (seed,) = beside.values
-        models = _over_images(
+        models = _compare_models(
             (group.runs[seed], first.runs[seed]), seed, split, confidence=confidence, notes=notes
         )
     return Method(
@@ -243,17 +243,17 @@ def _method(
             for seed, run in group.runs.items()
             if run.results.verdict
         },
-        over_seeds(validation, confidence) if validation else None,
-        over_seeds(test, confidence) if test else None,
-        paired_by_seed(student, _top1(group, split, "labels_only"), confidence),
-        paired_by_seed(student, _top1(group, split, "teacher"), confidence),
+        summarize_seeds(validation, confidence) if validation else None,
+        summarize_seeds(test, confidence) if test else None,
+        compare_by_seed(student, _collect_top1(group, split, "labels_only"), confidence),
+        compare_by_seed(student, _collect_top1(group, split, "teacher"), confidence),
         beside,
         models,
         comparable,
     )
 
 
-def _over_images(
+def _compare_models(
     pair: tuple[Run, Run], seed: int, split: Where, *, confidence: float, notes: list[str]
 ) -> ModelDifference | None:
     """The student of the first beside that of the second."""
@@ -270,7 +270,7 @@ def _over_images(
             f" {PREDICTIONS}."
         )
         return None
-    part = _part(pair[0], split)
+    part = _select_split(pair[0], split)
     if (
         part is None
         or len(mine) != part.num_images
@@ -285,19 +285,19 @@ def _over_images(
         return None
     right, before = (each["student_top1"] == each["target"] for each in (mine, theirs))
     better, worse, n = int((right & ~before).sum()), int((before & ~right).sum()), len(mine)
-    low, high = paired_interval(better, worse, n, (1 + confidence) / 2)
+    low, high = compute_paired_interval(better, worse, n, (1 + confidence) / 2)
     return ModelDifference(
-        seed, n, confidence, (better - worse) / n, low, high, mcnemar(better, worse)
+        seed, n, confidence, (better - worse) / n, low, high, compute_mcnemar_p(better, worse)
     )
 
 
-def _together(differences: Sequence[SeedDifference | None]) -> list[SeedDifference | None]:
+def _correct_family(differences: Sequence[SeedDifference | None]) -> list[SeedDifference | None]:
     """One family, corrected; what is None stays None."""
     found = iter(corrected([each for each in differences if each is not None]))
     return [None if each is None else next(found) for each in differences]
 
 
-def _winner(methods: Sequence[Method], notes: list[str]) -> str | None:
+def _select_winner(methods: Sequence[Method], notes: list[str]) -> str | None:
     ranked = [
         (method, method.validation) for method in methods if method.comparable and method.validation
     ]
@@ -306,13 +306,13 @@ def _winner(methods: Sequence[Method], notes: list[str]) -> str | None:
     seeds = set.intersection(*(set(figure.values) for _, figure in ranked))
     if any(set(figure.values) != seeds for _, figure in ranked):
         shared = (
-            f"chosen by the seeds that all have ({_listed(sorted(seeds))})"
+            f"chosen by the seeds that all have ({_join_seeds(sorted(seeds))})"
             if seeds
             else "chosen by means over different seeds, which is less sure"
         )
         notes.append(f"Not all methods have the same seeds: the winner is {shared}.")
     means = [
-        over_seeds(
+        summarize_seeds(
             {seed: figure.values[seed] for seed in seeds or figure.values}, figure.confidence
         ).mean
         for _, figure in ranked
@@ -320,7 +320,7 @@ def _winner(methods: Sequence[Method], notes: list[str]) -> str | None:
     return ranked[means.index(max(means))][0].label
 
 
-def _basis(found: Comparison) -> Iterator[str]:
+def _write_basis(found: Comparison) -> Iterator[str]:
     count, runs = len(found.methods), sum(len(method.runs) for method in found.methods)
     if not count:
         yield "No run is finished: there is nothing to compare."
@@ -337,18 +337,18 @@ def _basis(found: Comparison) -> Iterator[str]:
         )
 
 
-def _shown(found: Comparison) -> list[Method]:
+def _list_shown(found: Comparison) -> list[Method]:
     if len(found.methods) <= _MANY:
         return list(found.methods)
     return [
         method
         for method in found.methods
         if method.label in (found.baseline, found.winner)
-        or _differs(method.to_baseline, found.confidence)
+        or _is_different(method.to_baseline, found.confidence)
     ][:_MANY]
 
 
-def _differs(difference: SeedDifference | None, confidence: float) -> bool:
+def _is_different(difference: SeedDifference | None, confidence: float) -> bool:
     return (
         difference is not None
         and difference.corrected is not None
@@ -357,53 +357,53 @@ def _differs(difference: SeedDifference | None, confidence: float) -> bool:
 
 
 def _each(found: Comparison) -> Iterator[str]:
-    shown = _shown(found)
+    shown = _list_shown(found)
     for method in shown:
         figure = method.on(found.split)
         if figure is not None:
-            yield _accuracy(method.label, figure, found.split)
+            yield _format_accuracy(method.label, figure, found.split)
         if method.verdicts:
             yield (
-                f"{method.label}: verdict {_verdicts(method.verdicts)}. Each verdict is about two"
+                f"{method.label}: verdict {_format_verdicts(method.verdicts)}. Each verdict is about two"
                 " models, that seed's student and its teacher."
             )
         if method.to_teacher is not None and len(method.to_teacher.values) > 1:
             yield (
                 f"About the method {method.label}: the student minus the teacher, by seed:"
-                f" {_points(method.to_teacher)}."
+                f" {_format_points(method.to_teacher)}."
             )
         if method.gain is not None:
-            yield _difference(
+            yield _format_difference(
                 f"{method.label} minus its own labels-only control",
                 method.gain,
                 "what distilling was worth",
             )
         if method.to_baseline is not None:
-            yield _difference(
+            yield _format_difference(
                 f"{method.label} minus {found.baseline}",
                 method.to_baseline,
                 "the difference of the two",
             )
         if method.models is not None:
-            yield _of_models(method.label, found.baseline or "", method.models)
+            yield _describe_models(method.label, found.baseline or "", method.models)
     if len(shown) < len(found.methods):
         yield (
             f"The other {len(found.methods) - len(shown)} methods are in the table alone;"
-            f" {sum(_differs(method.to_baseline, found.confidence) for method in found.methods)} of"
+            f" {sum(_is_different(method.to_baseline, found.confidence) for method in found.methods)} of"
             f" all differ from {found.baseline} after correction."
         )
 
 
-def _accuracy(label: str, figure: OverSeeds, split: Where) -> str:
+def _format_accuracy(label: str, figure: OverSeeds, split: Where) -> str:
     each = ", ".join(percent(value) for value in figure.values.values())
     if len(figure.values) == 1:
         return (
-            f"{label}: {split} top-1 {each} with one seed ({_listed(figure.values)}). That is about"
+            f"{label}: {split} top-1 {each} with one seed ({_join_seeds(figure.values)}). That is about"
             " a model, not the method."
         )
     over = (
         f"{label}: mean {split} top-1 {percent(figure.mean)} over {len(figure.values)} seeds"
-        f" ({_listed(figure.values)}: {each})"
+        f" ({_join_seeds(figure.values)}: {each})"
     )
     if figure.low is None:
         return (
@@ -416,17 +416,17 @@ def _accuracy(label: str, figure: OverSeeds, split: Where) -> str:
     )
 
 
-def _verdicts(verdicts: dict[int, str]) -> str:
+def _format_verdicts(verdicts: dict[int, str]) -> str:
     by_outcome: dict[str, list[int]] = {}
     for seed, outcome in verdicts.items():
         by_outcome.setdefault(outcome, []).append(seed)
     return ", ".join(
-        f"'{outcome}' with seed{'s' * (len(seeds) > 1)} {_listed(seeds)}"
+        f"'{outcome}' with seed{'s' * (len(seeds) > 1)} {_join_seeds(seeds)}"
         for outcome, seeds in by_outcome.items()
     )
 
 
-def _points(difference: SeedDifference) -> str:
+def _format_points(difference: SeedDifference) -> str:
     if difference.low is None or difference.high is None:
         return f"{points(difference.mean)} points in each"
     return (
@@ -435,8 +435,8 @@ def _points(difference: SeedDifference) -> str:
     )
 
 
-def _difference(what: str, difference: SeedDifference, meaning: str) -> str:
-    seeds = _listed(difference.values)
+def _format_difference(what: str, difference: SeedDifference, meaning: str) -> str:
+    seeds = _join_seeds(difference.values)
     if len(difference.values) == 1:
         return (
             f"{what}, with one seed ({seeds}): {points(difference.mean)} points. That is about two"
@@ -454,16 +454,16 @@ def _difference(what: str, difference: SeedDifference, meaning: str) -> str:
     )
     shown = (
         "shown to differ from 0"
-        if _differs(difference, difference.confidence)
+        if _is_different(difference, difference.confidence)
         else "not shown to differ from 0"
     )
     return (
-        f"About methods: {what}, paired by seed ({seeds}): {_points(difference)}, p"
+        f"About methods: {what}, paired by seed ({seeds}): {_format_points(difference)}, p"
         f" {difference.p:.2g}{together} (paired t-test): {meaning} is {shown} over seeds."
     )
 
 
-def _of_models(label: str, baseline: str, models: ModelDifference) -> str:
+def _describe_models(label: str, baseline: str, models: ModelDifference) -> str:
     where = f"with seed {models.seed}, on the same {models.num_images:,} images"
     bounds = (
         f"{points(models.low)} to {points(models.high)} at {100 * models.confidence:g} % (Tango's"
@@ -475,7 +475,7 @@ def _of_models(label: str, baseline: str, models: ModelDifference) -> str:
     )
 
 
-def _choice(found: Comparison) -> Iterator[str]:
+def _write_choice(found: Comparison) -> Iterator[str]:
     if found.winner is None:
         return
     method = found.method(found.winner)
@@ -505,7 +505,7 @@ def _choice(found: Comparison) -> Iterator[str]:
         )
 
 
-def _family(found: Comparison) -> Iterator[str]:
+def _write_family(found: Comparison) -> Iterator[str]:
     families = {
         "gains over labels-only": [method.gain for method in found.methods],
         "differences to the baseline": [method.to_baseline for method in found.methods],
@@ -526,5 +526,5 @@ def _family(found: Comparison) -> Iterator[str]:
         )
 
 
-def _listed(seeds: Iterable[int]) -> str:
+def _join_seeds(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))

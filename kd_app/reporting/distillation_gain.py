@@ -3,7 +3,7 @@ training is as good.
 """
 
 from kd_app.reporting.results import Difference, Results, Split
-from kd_app.reporting.sentences import points, said_margin
+from kd_app.reporting.sentences import points, format_margin
 
 PLAIN = ("labels_only", "as_long")
 """Controls that are plain training: no teacher, labels as they are."""
@@ -31,12 +31,12 @@ def worth(results: Results) -> list[str]:
     found = [
         sentence
         for control, gain in gains.items()
-        if (sentence := _said(control, gain, gains, results))
+        if (sentence := _describe_control(control, gain, gains, results))
     ]
-    return [*found, _advice(gains, results, split), _basis(results)]
+    return [*found, _write_advice(gains, results, split), _write_basis(results)]
 
 
-def _figure(gain: Difference) -> str:
+def _format_gain(gain: Difference) -> str:
     """'+0.55 points (-0.10 to +1.20)'."""
     assert gain.value is not None
     assert gain.low is not None
@@ -48,17 +48,17 @@ def _as_good(gain: Difference) -> bool:
     return gain.low is not None and gain.low <= 0
 
 
-def _said(control: str, gain: Difference, gains: dict[str, Difference], results: Results) -> str:
+def _describe_control(control: str, gain: Difference, gains: dict[str, Difference], results: Results) -> str:
     """What one control says."""
     if control not in _SAYS:
-        return f"Distilled minus {control.replace('_', ' ')}: {_figure(gain)}."
+        return f"Distilled minus {control.replace('_', ' ')}: {_format_gain(gain)}."
     name, nothing, something = _SAYS[control]
     model = results.models.get(control)
     decided = (model.model_extra or {}).get("decided", {}) if model else {}
     said = (
         "Distilled minus"
-        f" {name.format(net=model.name if model else 'another net', **_details(decided))}:"
-        f" {_figure(gain)}: "
+        f" {name.format(net=model.name if model else 'another net', **_format_details(decided))}:"
+        f" {_format_gain(gain)}: "
     )
     if gain.high is not None and gain.high < 0:
         said += "distilling did worse."
@@ -98,7 +98,7 @@ _SAYS = {
 """
 
 
-def _details(decided: dict[str, object]) -> dict[str, str]:
+def _format_details(decided: dict[str, object]) -> dict[str, str]:
     epochs, loss, macs, ours = (
         decided.get(key) for key in ("max_epochs", "loss", "macs", "student_macs")
     )
@@ -134,7 +134,7 @@ def _share(control: str, gain: Difference, gains: dict[str, Difference]) -> str:
     )
 
 
-def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str:
+def _write_advice(gains: dict[str, Difference], results: Results, split: Split) -> str:
     """Plain training where a control of that kind is as good; else the cheapest that
     is; else distilling.
     """
@@ -151,7 +151,7 @@ def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str
         better = any((gains[control].high or 0) < 0 for control in as_good)
         how = "better than distilling" if better else "as good as distilling"
         sure = (
-            f", and less than {said_margin(margin or 0)} worse"
+            f", and less than {format_margin(margin or 0)} worse"
             if shown
             else "; they could not show a small difference"
         )
@@ -184,7 +184,7 @@ def _advice(gains: dict[str, Difference], results: Results, split: Split) -> str
     )
 
 
-def _basis(results: Results) -> str:
+def _write_basis(results: Results) -> str:
     return (
         f"These are differences between models of one seed ({results.seed}), not between methods: "
         "whether distilling is worth it in general, several seeds show."

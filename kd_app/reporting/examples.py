@@ -48,14 +48,14 @@ def write_examples(
     for model, each in logits.items():
         columns[f"{model}_top1"] = pa.array(each[rows].argmax(axis=1), pa.int64())
         columns[f"{model}_probabilities"] = pa.array(
-            list(map(_probabilities, each[rows], classes)), pa.list_(pa.float32())
+            list(map(_compute_probabilities, each[rows], classes)), pa.list_(pa.float32())
         )
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     parquet.write_table(pa.table(columns), partial)
     os.replace(partial, path)
 
 
-def _probabilities(logits: Float[np.ndarray, " classes"], classes: Sequence[int]) -> list[float]:
+def _compute_probabilities(logits: Float[np.ndarray, " classes"], classes: Sequence[int]) -> list[float]:
     p = np.exp(logits.astype(np.float64) - logits.max())
     found: list[float] = (p / p.sum())[list(classes)].tolist()
     return found

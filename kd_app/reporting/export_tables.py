@@ -7,7 +7,7 @@ from kd_app.reporting.exports import Answering, Exports, Figures
 from kd_app.reporting.sentences import count, percent, points
 
 
-def accuracy_table(told: Exports, split: str) -> Table:
+def build_accuracy_table(told: Exports, split: str) -> Table:
     """Each file and the models in torch on one split: its accuracy, the verdict beside
     the teacher, what being written as a file changed.
     """
@@ -47,7 +47,7 @@ def _own(found: Figures, is_teacher: bool) -> tuple[str, str, str]:
     return percent(found.top1), found.verdict.outcome, percent(found.negative_flips)
 
 
-def cost_table(told: Exports) -> Table:
+def build_cost_table(told: Exports) -> Table:
     """Latency, throughput, cost, size, start and memory of each file and of the models
     in torch.
     """
@@ -58,13 +58,13 @@ def cost_table(told: Exports) -> Table:
     for head in ("ms p50", "p95", "p99", "images/s", "a million", "size", "start", "memory"):
         table.add_column(head, justify="right")
     for role, model in told.torch.items():
-        table.add_row(f"{role} in torch", *_speed(model), "", "", "")
+        table.add_row(f"{role} in torch", *_format_speed(model), "", "", "")
     for name, file in told.files.items():
         start = "" if file.start_seconds is None else f"{1000 * file.start_seconds:.0f} ms"
         memory = "" if file.peak_memory_bytes is None else f"{count(file.peak_memory_bytes)}B"
         table.add_row(
             f"{name} ←" if name == told.ship else name,
-            *_speed(file),
+            *_format_speed(file),
             f"{count(file.size_bytes)}B",
             start,
             memory,
@@ -72,7 +72,7 @@ def cost_table(told: Exports) -> Table:
     return table
 
 
-def _speed(of: Answering) -> tuple[str, str, str, str, str]:
+def _format_speed(of: Answering) -> tuple[str, str, str, str, str]:
     latency, cost = of.latency_ms, of.cost_per_million
     times = (
         ("", "", "")

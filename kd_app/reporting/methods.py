@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kd_app.config.keys import AROUND, INSIDE
+from kd_app.config.keys import NON_IDENTITY_KEYS, NESTED_NON_IDENTITY_KEYS
 from kd_app.reporting.runs import Run, flat
 
 _NOT_THE_METHOD: Final = (
-    *AROUND,
-    *INSIDE,
+    *NON_IDENTITY_KEYS,
+    *NESTED_NON_IDENTITY_KEYS,
     "seed",
     "test",
     "verdict",
@@ -37,7 +37,7 @@ class Group:
     runs: dict[int, Run]
 
 
-def by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
+def group_by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
     """The methods in the order of their first run, and how many runs repeat a seed of
     one: of those the one that read the test set is kept.
     """
@@ -45,7 +45,7 @@ def by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
     repeated = 0
     for run in runs:
         seeds = found.setdefault(
-            json.dumps([_method(run.config), images(run)], sort_keys=True, default=str), {}
+            json.dumps([_extract_method(run.config), images(run)], sort_keys=True, default=str), {}
         )
         known = seeds.get(run.results.seed)
         repeated += known is not None
@@ -53,7 +53,7 @@ def by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
             seeds[run.results.seed] = run
     members = [dict(sorted(seeds.items())) for seeds in found.values()]
     firsts = [next(iter(seeds.values())) for seeds in members]
-    labels = _labels([run.config for run in firsts], [images(run) for run in firsts])
+    labels = _build_labels([run.config for run in firsts], [images(run) for run in firsts])
     return [
         Group(label, images(run), seeds)
         for label, run, seeds in zip(labels, firsts, members, strict=True)
@@ -69,18 +69,18 @@ def images(run: Run) -> tuple[str, str]:
     return data.fingerprint if data else "", split
 
 
-def _method(config: Mapping[str, Any]) -> dict[str, Any]:
+def _extract_method(config: Mapping[str, Any]) -> dict[str, Any]:
     free = tuple(f"{key}." for key in _NOT_THE_METHOD)
     return {key: value for key, value in flat(config) if not f"{key}.".startswith(free)}
 
 
-def _labels(
+def _build_labels(
     configs: Sequence[Mapping[str, Any]], measured_on: Sequence[tuple[str, str]]
 ) -> list[str]:
     if len(configs) == 1:
-        return [_described(configs[0])]
+        return [_describe_method(configs[0])]
     texts = [
-        ", ".join(said) for said in zip(*_kept(_differing("", configs)).values(), strict=True)
+        ", ".join(said) for said in zip(*_drop_redundant(_find_differences("", configs)).values(), strict=True)
     ] or [""] * len(configs)
     named = [", ".join(filter(None, text.split(", "))) for text in texts]
     if len(set(named)) == len(named) and all(named):
@@ -91,16 +91,16 @@ def _labels(
     ]
 
 
-def _described(config: Mapping[str, Any]) -> str:
+def _describe_method(config: Mapping[str, Any]) -> str:
     """A method that stands alone, by its student and loss terms: 'resnet8,
     cross_entropy + soft_target'.
     """
     return ", ".join(
-        filter(None, [_short(config.get("student")), " + ".join(config.get("loss") or {})])
+        filter(None, [_shorten(config.get("student")), " + ".join(config.get("loss") or {})])
     )
 
 
-def _differing(path: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
+def _find_differences(path: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
     """``(dotted key, a value for each method)`` of what differs; a part that some lack
     is told by the names of the parts that each has.
     """
@@ -125,10 +125,10 @@ def _differing(path: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[Any]
         yield path, [_ABSENT if node is _ABSENT else list(node) for node in nodes]
     for key in keys:
         below = [_ABSENT if node is _ABSENT else node.get(key, _ABSENT) for node in nodes]
-        yield from _differing(f"{path}.{key}" if path else key, below)
+        yield from _find_differences(f"{path}.{key}" if path else key, below)
 
 
-def _kept(differing: Iterator[tuple[str, list[Any]]]) -> dict[str, list[str]]:
+def _drop_redundant(differing: Iterator[tuple[str, list[Any]]]) -> dict[str, list[str]]:
     """What is said of each method: keys that say nothing new are left out, which are
     those with the values of another key (trainer.max_epochs and teacher.max_epochs),
     and those that follow from the name in their group (optimizer.scratch_lr from
@@ -140,25 +140,25 @@ def _kept(differing: Iterator[tuple[str, list[Any]]]) -> dict[str, list[str]]:
     kept: dict[str, list[Any]] = {}
     for key, values in found:
         name = kept.get(f"{key.split('.')[0]}.name")
-        if values not in kept.values() and not (name is not None and _follows(values, name)):
+        if values not in kept.values() and not (name is not None and _is_implied(values, name)):
             kept[key] = values
     return {
-        key: ["" if value is _ABSENT else f"{key}={_short(value)}" for value in values]
+        key: ["" if value is _ABSENT else f"{key}={_shorten(value)}" for value in values]
         for key, values in kept.items()
     }
 
 
-def _follows(values: Sequence[Any], name: Sequence[Any]) -> bool:
+def _is_implied(values: Sequence[Any], name: Sequence[Any]) -> bool:
     return len({(str(a), str(b)) for a, b in zip(name, values, strict=True)}) == len(
         {str(a) for a in name}
     )
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
         return str(value.get("name") or str(value.get("_target_", "")).split(".")[-1].lower())
     if isinstance(value, list):
-        return f"[{','.join(map(_short, value))}]"
+        return f"[{','.join(map(_shorten, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

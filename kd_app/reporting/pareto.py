@@ -6,7 +6,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def unbeaten(
+def select_pareto_front(
     found: Iterable[T], *, cost: Callable[[T], float], value: Callable[[T], float]
 ) -> list[T]:
     """Those for which there is no other that costs no more and is worth at least as

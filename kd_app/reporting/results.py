@@ -453,7 +453,7 @@ class Results(_Part):
     notes: list[str] = []
 
 
-def json_schema() -> dict[str, Any]:
+def build_json_schema() -> dict[str, Any]:
     """The JSON Schema of ``results.json``."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kd_app.config import RequestError, unknown
-from kd_app.config.errors import first_line
-from kd_app.models.weights_metadata import weights_sha256
+from kd_app.config.errors import take_first_line
+from kd_app.models.weights_metadata import hash_weights
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.predictions import write_predictions
 from kd_app.reporting.results import Results, read
@@ -48,7 +48,7 @@ class Run:
         """
         import pandas as pd
 
-        return pd.read_parquet(self._file(PREDICTIONS))
+        return pd.read_parquet(self._require_file(PREDICTIONS))
 
     def confusion(self, model: str = "student") -> "DataFrame":
         """How often images of each class (row) were taken for each class (column) by
@@ -97,7 +97,7 @@ class Run:
             raise RequestError(
                 f"The run {str(self.path)!r} has no {EXAMPLES}: it was made with examples=0."
             )
-        return pd.read_parquet(self._file(EXAMPLES))
+        return pd.read_parquet(self._require_file(EXAMPLES))
 
     @cached_property
     def curves(self) -> "DataFrame":
@@ -106,11 +106,11 @@ class Run:
         """
         import pandas as pd
 
-        return pd.read_csv(self._file(CURVES))
+        return pd.read_csv(self._require_file(CURVES))
 
     def student(self) -> "nn.Module":
         """The student that ships, with its weights, in eval mode, as timm loads it."""
-        return _loaded(self._file(STUDENT))
+        return _load_model(self._require_file(STUDENT))
 
     def teacher(self) -> "nn.Module":
         """The teacher that this run learned from, with its weights, in eval mode, as
@@ -123,7 +123,7 @@ class Run:
             raise RequestError(
                 f"The run {str(self.path)!r} has no teacher: it was trained on the labels alone."
             )
-        reference = read_teacher_reference(self._file(f"{TEACHER}/{REFERENCE}").parent)
+        reference = read_teacher_reference(self._require_file(f"{TEACHER}/{REFERENCE}").parent)
         folder = reference.path
         if folder is None or folder.is_file():
             raise RequestError(
@@ -132,7 +132,7 @@ class Run:
                 " timm.create_model or your own factory."
             )
         weights = folder / "model.safetensors"
-        if not weights.is_file() or weights_sha256(weights) != reference.sha256:
+        if not weights.is_file() or hash_weights(weights) != reference.sha256:
             what = (
                 "holds other weights now"
                 if weights.is_file()
@@ -143,9 +143,9 @@ class Run:
                 f" {what}. Read the run from the folder it was made in; if the teacher was removed,"
                 " run the same command again with overwrite=true."
             )
-        return _loaded(folder)
+        return _load_model(folder)
 
-    def _file(self, name: str) -> Path:
+    def _require_file(self, name: str) -> Path:
         path = self.path / name
         if not path.exists():
             raise RequestError(
@@ -155,7 +155,7 @@ class Run:
         return path
 
 
-def _loaded(folder: Path) -> "nn.Module":
+def _load_model(folder: Path) -> "nn.Module":
     import timm
     from safetensors import SafetensorError
 
@@ -164,7 +164,7 @@ def _loaded(folder: Path) -> "nn.Module":
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        reason = first_line(error)[:200]
+        reason = take_first_line(error)[:200]
         raise RequestError(
             f"The model in {str(folder)!r} can't be loaded: {reason} Expected the folder as"
             " kd-distill left it."
@@ -193,7 +193,7 @@ def load_runs(folder: str | os.PathLike[str]) -> "DataFrame":
     root = Path(folder)
     if not root.is_dir():
         raise RequestError(f"There is no folder {str(root)!r} to look for runs in.")
-    rows = [_row(path) for path in sorted(_run_folders(root))]
+    rows = [_read_row(path) for path in sorted(_run_folders(root))]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["path", "status"])
 
 
@@ -230,7 +230,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _row(path: Path) -> dict[str, Any]:
+def _read_row(path: Path) -> dict[str, Any]:
     try:
         results = read(path / RESULTS)
     except RequestError as error:

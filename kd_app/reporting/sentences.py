@@ -34,7 +34,7 @@ def points(value: float) -> str:
     return f"{round(100 * value, 2) or 0.0:+.2f}"
 
 
-def said_margin(margin: float) -> str:
+def format_margin(margin: float) -> str:
     """'1 point', '2 points'."""
     return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
@@ -64,17 +64,17 @@ def count(number: int | None) -> str:
     return str(number)
 
 
-def pair_rows(split: Split, place: Place = "console") -> list[tuple[str, str, str, str]]:
+def build_pair_rows(split: Split, place: Place = "console") -> list[tuple[str, str, str, str]]:
     """Name, figure, interval and meaning of what compares the student with teacher and
     control, as far as the run has them.
     """
     if split.pair is None:
         return []
     further = {control: gain for control, gain in split.gains.items() if control != "labels_only"}
-    specs = [spec for spec in PAIR_METRICS if place in spec.shown and _applies(split, spec)]
+    specs = [spec for spec in PAIR_METRICS if place in spec.shown and is_applicable(split, spec)]
     return [
         (spec.label, *write(split.pair.get(spec.name), spec.format), spec.meaning) for spec in specs
-    ] + [_gain_row(control, gain) for control, gain in further.items()]
+    ] + [_build_gain_row(control, gain) for control, gain in further.items()]
 
 
 def write(estimate: Estimate, unit: Format) -> tuple[str, str]:
@@ -88,11 +88,11 @@ def write(estimate: Estimate, unit: Format) -> tuple[str, str]:
     return "undefined" if value is None else f"{value:.4f}", bounds
 
 
-def _applies(split: Split, spec: MetricSpec[Any]) -> bool:
+def is_applicable(split: Split, spec: MetricSpec[Any]) -> bool:
     return set(spec.needs) <= set(split.by_model)
 
 
-def _gain_row(control: str, gain: Difference) -> tuple[str, str, str, str]:
+def _build_gain_row(control: str, gain: Difference) -> tuple[str, str, str, str]:
     bounds = (
         ""
         if gain.low is None or gain.high is None
@@ -112,10 +112,10 @@ def sentences(results: Results, split: Split) -> list[str]:
     """
     found = undefined(split)
     if results.verdict:
-        found.append(verdict_sentence(results.verdict))
-    found += weak_spots(results, split)
+        found.append(write_verdict(results.verdict))
+    found += describe_weak_spots(results, split)
     found.append(basis(results, split))
-    found += license_sentences(results.license)
+    found += describe_license(results.license)
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished":
         found.append(
@@ -124,7 +124,7 @@ def sentences(results: Results, split: Split) -> list[str]:
     return found
 
 
-def weak_spots(results: Results, split: Split) -> list[str]:
+def describe_weak_spots(results: Results, split: Split) -> list[str]:
     """What the average hides: the class and the group that lose most from teacher to
     student, and how both do on corrupted images.
     """
@@ -136,13 +136,13 @@ def weak_spots(results: Results, split: Split) -> list[str]:
             _Loss(*four)
             for four in zip(results.data.classes, of_teacher, of_student, each.support, strict=True)
         ]
-        found += _most("classes", by_class)
+        found += _find_largest_loss("classes", by_class)
     by_group = [
         _Loss(name, each.accuracy["teacher"].value, each.accuracy["student"].value, each.num_images)
         for name, each in split.groups.items()
         if "teacher" in each.accuracy
     ]
-    return found + _most("groups", by_group) + _corrupted(split)
+    return found + _find_largest_loss("groups", by_group) + _describe_corruptions(split)
 
 
 class _Loss(NamedTuple):
@@ -162,7 +162,7 @@ class _Loss(NamedTuple):
         )
 
 
-def _most(what: str, losses: Sequence[_Loss]) -> list[str]:
+def _find_largest_loss(what: str, losses: Sequence[_Loss]) -> list[str]:
     worst = max(losses, key=lambda loss: loss.size, default=None)
     if worst is None or worst.size <= 0:
         return []
@@ -173,7 +173,7 @@ def _most(what: str, losses: Sequence[_Loss]) -> list[str]:
     ]
 
 
-def _corrupted(split: Split) -> list[str]:
+def _describe_corruptions(split: Split) -> list[str]:
     shown = split.robustness
     if not shown:
         return []
@@ -190,7 +190,7 @@ def _corrupted(split: Split) -> list[str]:
     ]
 
 
-def license_sentences(license: Licenses | None) -> list[str]:
+def describe_license(license: Licenses | None) -> list[str]:
     """Under what the student is, why, and what that asks for."""
     if license is None:
         return []
@@ -219,16 +219,16 @@ def undefined(split: Split) -> list[str]:
         for spec in PAIR_METRICS
         if spec.undefined
         and split.pair
-        and _applies(split, spec)
+        and is_applicable(split, spec)
         and split.pair.get(spec.name).value is None
     ]
 
 
-def verdict_sentence(
+def write_verdict(
     verdict: Verdict, candidate: str = "the student", reference: str = "the teacher"
 ) -> str:
     """The verdict on `candidate` with its margin, the difference, and what it rests on."""
-    metric, margin = _METRICS[verdict.metric], said_margin(verdict.margin)
+    metric, margin = _METRICS[verdict.metric], format_margin(verdict.margin)
     judged = f"{candidate[0].upper()}{candidate[1:]}'s {metric}"
     difference = (
         f"{points(verdict.difference)} points, {points(verdict.low)} to {points(verdict.high)}"

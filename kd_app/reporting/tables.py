@@ -17,7 +17,7 @@ from kd_app.reporting.sentences import (
     count,
     difference,
     interval,
-    pair_rows,
+    build_pair_rows,
     percent,
     points,
     sentences,
@@ -44,18 +44,18 @@ def summary(results: Results) -> RenderableType:
     if split is None:
         reason = f" {results.reason}" if results.reason else ""
         return Text(f"Nothing is measured yet: the run's status is '{results.status}'.{reason}")
-    pair = pair_rows(split)
-    parts: list[RenderableType] = [_models(results, split)]
+    pair = build_pair_rows(split)
+    parts: list[RenderableType] = [_build_models_table(results, split)]
     if pair:
-        parts += [_pair(pair, split.confidence)]
+        parts += [_build_pair_table(pair, split.confidence)]
     if set(split.gains) - {"labels_only"}:
-        parts += [_controls(results, split)]
+        parts += [_build_controls_table(results, split)]
     return Group(
         *parts, *(Text(sentence) for sentence in [*worth(results), *sentences(results, split)])
     )
 
 
-def _models(results: Results, split: Split) -> Table:
+def _build_models_table(results: Results, split: Split) -> Table:
     figures = {"teacher": split.teacher, "labels_only": split.labels_only, "student": split.student}
     present = {role: each for role, each in figures.items() if each is not None}
     heads = {
@@ -79,13 +79,13 @@ def _models(results: Results, split: Split) -> Table:
     table.add_row(
         "multiply-adds", *(count(model.macs if model else None) for model in models.values())
     )
-    table.add_row("size on disk", *(_size(model) for model in models.values()))
+    table.add_row("size on disk", *(_format_size(model) for model in models.values()))
     table.add_row("license", *(model.license if model else "unknown" for model in models.values()))
-    table.add_row("images per second", *(_speed(results, role) for role in present))
+    table.add_row("images per second", *(_read_speed(results, role) for role in present))
     return table
 
 
-def waterfall(steps: Sequence[Step]) -> Table:
+def build_waterfall(steps: Sequence[Step]) -> Table:
     """What each step of a compression cost in accuracy on validation (points), and what
     it saved; and the alternative beside what came out.
     """
@@ -115,7 +115,7 @@ def waterfall(steps: Sequence[Step]) -> Table:
     return table
 
 
-def _controls(results: Results, split: Split) -> Table:
+def _build_controls_table(results: Results, split: Split) -> Table:
     """Each control, and what distilling gained over it."""
     bounds = f"{100 * split.confidence:g} % interval"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -133,7 +133,7 @@ def _controls(results: Results, split: Split) -> Table:
     return table
 
 
-def _pair(rows: Sequence[tuple[str, str, str, str]], confidence: float) -> Table:
+def _build_pair_table(rows: Sequence[tuple[str, str, str, str]], confidence: float) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("distilled")
     table.add_column("", justify="right")
@@ -144,11 +144,11 @@ def _pair(rows: Sequence[tuple[str, str, str, str]], confidence: float) -> Table
     return table
 
 
-def _size(model: Model | None) -> str:
+def _format_size(model: Model | None) -> str:
     return f"{count(model.size_bytes)}B" if model else "unknown"
 
 
-def _speed(results: Results, role: str) -> str:
+def _read_speed(results: Results, role: str) -> str:
     """The control is the student's net with other weights: it is not measured twice."""
     if role == "labels_only":
         return "as distilled"
@@ -164,9 +164,9 @@ def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
     """A sweep's trials, best by validation first; the winner is marked by a star and,
     where it was tested, its test figure is given.
     """
-    ordered = sorted(trials, key=lambda trial: (-_validation_top1(trial), trial.number))
+    ordered = sorted(trials, key=lambda trial: (-_read_validation_top1(trial), trial.number))
     confidence = next(
-        (split.confidence for trial in ordered if (split := _validation(trial))), 0.95
+        (split.confidence for trial in ordered if (split := _select_validation(trial))), 0.95
     )
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -185,12 +185,12 @@ def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
         number = f"* {trial.number}" if trial.number == winner else str(trial.number)
         status = trial.results.status if trial.results else "unreadable"
         table.add_row(
-            number, Text("\n".join(trial.overrides)), status, *_top1(_student(_validation(trial)))
+            number, Text("\n".join(trial.overrides)), status, *_format_top1(_select_student(_select_validation(trial)))
         )
-    return Group(table, Text(_winner(trials, winner)), *map(Text, _ships(ordered)))
+    return Group(table, Text(_describe_winner(trials, winner)), *map(Text, _describe_licenses(ordered)))
 
 
-def _ships(trials: Sequence[Trial]) -> list[str]:
+def _describe_licenses(trials: Sequence[Trial]) -> list[str]:
     """Under what the students are that the trials made."""
     by_license: dict[str, list[str]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
@@ -204,20 +204,20 @@ def _ships(trials: Sequence[Trial]) -> list[str]:
     return [f"License of what ships: {said}."] if said else []
 
 
-def _validation(trial: Trial) -> Split | None:
+def _select_validation(trial: Trial) -> Split | None:
     return trial.results.validation if trial.results else None
 
 
-def _student(split: Split | None) -> ModelMetrics | None:
+def _select_student(split: Split | None) -> ModelMetrics | None:
     return split.student if split else None
 
 
-def _validation_top1(trial: Trial) -> float:
-    figures = _student(_validation(trial))
+def _read_validation_top1(trial: Trial) -> float:
+    figures = _select_student(_select_validation(trial))
     return -1.0 if figures is None or figures.top1 is None else figures.top1
 
 
-def _top1(figures: ModelMetrics | None) -> tuple[str, str]:
+def _format_top1(figures: ModelMetrics | None) -> tuple[str, str]:
     return (
         (percent(figures.top1), interval(figures.top1_low, figures.top1_high))
         if figures
@@ -225,14 +225,14 @@ def _top1(figures: ModelMetrics | None) -> tuple[str, str]:
     )
 
 
-def _winner(trials: Sequence[Trial], winner: int | None) -> str:
+def _describe_winner(trials: Sequence[Trial], winner: int | None) -> str:
     chosen = next((trial for trial in trials if trial.number == winner), None)
     if chosen is None or chosen.results is None:
         return "No trial won: none has a validation accuracy."
     test = chosen.results.test
     if test is None:
         return f"* Trial {winner} won on validation; the test set was not read."
-    figure, bounds = _top1(test.student)
+    figure, bounds = _format_top1(test.student)
     return (
         f"* Trial {winner} won on validation. Its test top-1 is {figure} (interval {bounds},"
         f" {test.num_images:,} images): the figure to quote, since the best of several validation"

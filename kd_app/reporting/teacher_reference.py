@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config import RequestError
-from kd_app.config.errors import first_line
+from kd_app.config.errors import take_first_line
 from kd_app.run_files import REFERENCE
 
 
@@ -45,5 +45,5 @@ def read_teacher_reference(folder: Path) -> TeacherReference:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{str(file)!r} does not say where the teacher is ({type(error).__name__}:"
-            f" {first_line(error)}). Name a whole run folder."
+            f" {take_first_line(error)}). Name a whole run folder."
         ) from None

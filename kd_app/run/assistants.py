@@ -9,18 +9,18 @@ arXiv 1902.03393; Furlanello et al., "Born-again neural networks", ICML 2018, ar
 from dataclasses import replace
 
 from kd_app.run.measurement import format_top1
-from kd_app.run.role_jobs import student_job
+from kd_app.run.role_jobs import build_student_job
 from kd_app.run.train import train
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 
-def train_assistants(workspace: Workshop, teacher: Member) -> Member:
+def train_assistants(workspace: Workspace, teacher: RunModel) -> RunModel:
     """Train the nets of ``teacher.chain`` one after the other, or find them; the last
     one, which teaches the student. The teacher itself where there are none.
     """
     recipe = workspace.parts.recipe
     for number, assistant in enumerate(workspace.parts.links, start=1):
-        job = student_job(
+        job = build_student_job(
             workspace,
             teacher,
             name=f"link-{number}",

@@ -15,8 +15,8 @@ from pydantic import Field, StrictBool
 
 from kd_app.config import RequestError, Typed
 from kd_app.models.cost import count_macs
-from kd_app.models.create import create, expected_pixels
-from kd_app.models.spec import ModelRequest, Seen, better_start
+from kd_app.models.create import create, resolve_input
+from kd_app.models.spec import ModelSpec, Seen, suggest_pretrained_tag
 from kd_app.training.job import Recipe, format_epochs
 
 Config = dict[str, Any]
@@ -60,7 +60,7 @@ class Control(Recipe):
     the student's own. named: the first of them is meant.
     """
 
-    students: tuple[ModelRequest, ...] = ()
+    students: tuple[ModelSpec, ...] = ()
     named: bool = True
     as_long: bool = False
     entropy_at: float | None = None
@@ -88,9 +88,9 @@ class Control(Recipe):
             f" {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffled else ''}"
         )
 
-    def smoothed(self, entropy: float, num_classes: int) -> Recipe:
+    def smooth_labels(self, entropy: float, num_classes: int) -> Recipe:
         """With labels of this entropy (nats)."""
-        smoothing = smoothing_of(entropy, num_classes)
+        smoothing = solve_smoothing(entropy, num_classes)
         return self.plain(
             loss={
                 name: {**node, "smoothing": smoothing} if "smoothing" in node else node
@@ -111,7 +111,7 @@ def check(name: str, settings: ControlSettings) -> None:
         )
 
 
-def mean_entropy(logits: Float[np.ndarray, "images classes"], temperature: float) -> float:
+def compute_mean_entropy(logits: Float[np.ndarray, "images classes"], temperature: float) -> float:
     """Mean over the images of ``-sum_c p_c log p_c`` (nats), ``p = softmax(logits /
     temperature)``.
     """
@@ -130,7 +130,7 @@ def label_entropy(smoothing: float, num_classes: int) -> float:
     )
 
 
-def smoothing_of(entropy: float, num_classes: int) -> float:
+def solve_smoothing(entropy: float, num_classes: int) -> float:
     """The smoothing whose `label_entropy` is `entropy`, to 6 digits; it grows from 0 to
     log K as the smoothing does from 0 to 1.
     """
@@ -152,17 +152,17 @@ def smoothing_of(entropy: float, num_classes: int) -> float:
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestModel:
     """A net and its multiply-adds, beside the student's."""
 
-    request: ModelRequest
+    request: ModelSpec
     macs: int
     student_macs: int
 
 
 def nearest(
-    candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int
-) -> Nearest:
+    candidates: Sequence[ModelSpec], student: ModelSpec, seen: Seen, num_classes: int
+) -> NearestModel:
     """Of the candidates of another family than the student's the one with the nearest
     number of multiply-adds (in ratio; of equals the first).
 
@@ -172,7 +172,7 @@ def nearest(
     images of this size. Where the student starts from weights, so does the net, and one
     for which timm has none is left out. Raises `RequestError` where nothing is left.
     """
-    ours, _ = _cost(student, seen, num_classes)
+    ours, _ = _measure_cost(student, seen, num_classes)
     found = costs(
         [each for each in candidates if family(each.name) != family(student.name)],
         student,
@@ -191,23 +191,23 @@ def nearest(
 
 
 def costs(
-    candidates: Sequence[ModelRequest], student: ModelRequest, seen: Seen, num_classes: int
-) -> list[tuple[ModelRequest, int]]:
+    candidates: Sequence[ModelSpec], student: ModelSpec, seen: Seen, num_classes: int
+) -> list[tuple[ModelSpec, int]]:
     """The candidates that could stand in the student's place, and their multiply-adds;
     see `nearest` for those that are left out.
     """
-    _, deepest = _cost(student, seen, num_classes)
+    _, deepest = _measure_cost(student, seen, num_classes)
     found = []
     for each in candidates:
         used = (
-            _asked(each, pretrained=True)
-            if student.origin.has_weights and better_start(each.name)
+            _respecify(each, pretrained=True)
+            if student.origin.has_weights and suggest_pretrained_tag(each.name)
             else each
         )
         if used.origin.has_weights != student.origin.has_weights:
             continue
         try:
-            macs, left = _cost(used, seen, num_classes)
+            macs, left = _measure_cost(used, seen, num_classes)
         except RequestError:
             continue
         if left >= min(2, deepest):
@@ -215,12 +215,12 @@ def costs(
     return found
 
 
-def closest(found: Sequence[tuple[ModelRequest, int]], macs: int) -> Nearest:
+def closest(found: Sequence[tuple[ModelSpec, int]], macs: int) -> NearestModel:
     """Of some nets and their multiply-adds the one nearest to `macs` in ratio; of
     equals the first.
     """
     request, own = min(found, key=lambda one: abs(math.log(max(one[1], 1) / max(macs, 1))))
-    return Nearest(request, own, macs)
+    return NearestModel(request, own, macs)
 
 
 def family(name: str) -> str:
@@ -229,7 +229,7 @@ def family(name: str) -> str:
     return found[0] if found else ""
 
 
-def _asked(request: ModelRequest, *, pretrained: bool) -> ModelRequest:
+def _respecify(request: ModelSpec, *, pretrained: bool) -> ModelSpec:
     """The same architecture, with timm's weights or with random ones."""
     more: Config = {
         "kwargs": request.kwargs,
@@ -237,17 +237,17 @@ def _asked(request: ModelRequest, *, pretrained: bool) -> ModelRequest:
         "checkpoint": None,
         "factory": None,
     }
-    return ModelRequest(role=request.role, name=request.origin.name, pretrained=pretrained, **more)
+    return ModelSpec(role=request.role, name=request.origin.name, pretrained=pretrained, **more)
 
 
-def _cost(request: ModelRequest, seen: Seen, num_classes: int) -> tuple[int, int]:
+def _measure_cost(request: ModelSpec, seen: Seen, num_classes: int) -> tuple[int, int]:
     """Multiply-adds, and the side of the deepest map; from random weights where that is
     possible, so that nothing is fetched.
     """
     known = request.factory is None and not request.origin.name.startswith("hf-hub:")
-    pixels = expected_pixels(request, seen)
+    pixels = resolve_input(request, seen)
     model = create(
-        _asked(request, pretrained=False) if known else request, pixels, num_classes, seed=0
+        _respecify(request, pretrained=False) if known else request, pixels, num_classes, seed=0
     ).model
     info: Any = getattr(model, "feature_info", None)
     side = pixels.height // max(1, info[-1]["reduction"]) if isinstance(info, list) and info else 2

@@ -9,11 +9,11 @@ from kd_app.metrics.examples import choose_examples
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.examples import EXAMPLES, write_examples
 from kd_app.reporting.results import Knowledge, Results, SimilarPair
-from kd_app.run.workspace import Workshop
+from kd_app.run.workspace import Workspace
 
 
-def teacher_knowledge(
-    shop: Workshop, teacher: Predictions, split: str, *, before: Results | None = None
+def measure_teacher_knowledge(
+    shop: Workspace, teacher: Predictions, split: str, *, before: Results | None = None
 ) -> Knowledge:
     """The teacher's soft labels on the images of `split`, at the temperatures of the
     run's losses. For a finished run they come from its results, `before`: its losses
@@ -25,7 +25,7 @@ def teacher_knowledge(
         similarities = before.knowledge.softened if before.knowledge else []
         taught = [similarity.temperature for similarity in similarities]
     found = soft_labels(teacher.logits, teacher.target, taught=taught)
-    plain, *softened = (_named(each, shop.classes) for each in found["alike"])
+    plain, *softened = (_name_classes(each, shop.classes) for each in found["alike"])
     return Knowledge.model_validate(
         {
             "split": split,
@@ -38,7 +38,7 @@ def teacher_knowledge(
     )
 
 
-def _named(alike: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
+def _name_classes(alike: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
     pairs = [
         {**pair, "first": classes[pair["first"]], "second": classes[pair["second"]]}
         for pair in alike["similar"]
@@ -47,7 +47,7 @@ def _named(alike: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def show_examples(
-    shop: Workshop, answers: Mapping[str, Predictions], similar: Sequence[SimilarPair], out: Path
+    shop: Workspace, answers: Mapping[str, Predictions], similar: Sequence[SimilarPair], out: Path
 ) -> None:
     """Write ``examples.parquet``; none where none are wanted, and what an earlier
     attempt wrote goes. `similar`: pairs of classes by name.

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 import kd_app
-from kd_app.deployment.hardware import cpu_name
+from kd_app.deployment.hardware import read_cpu_name
 from kd_app.training.trainer import TrainerSettings
 
 _PACKAGES: Final = ("torch", "lightning", "timm", "torchmetrics", "numpy")
@@ -20,7 +20,7 @@ _SOURCE: Final = Path(kd_app.__file__).parent
 
 def describe_environment(trainer: TrainerSettings) -> dict[str, Any]:
     """The environment at this moment, as ``results.json`` holds it."""
-    device = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else cpu_name()
+    device = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else read_cpu_name()
     return {
         "kd_app": kd_app.__version__,
         "python": platform.python_version(),

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import Stage
-from kd_app.deployment.cold_start import first_answer
+from kd_app.deployment.cold_start import measure_cold_start
 from kd_app.deployment.hardware import measured_on
 from kd_app.deployment.price import Price
 from kd_app.deployment.timing import Clock, Timing
@@ -22,8 +22,8 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
 from kd_app.reporting.results import Results
-from kd_app.run.exported_files import Written, images_of
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.exported_files import ExportedFile, sample_images
+from kd_app.run.workspace import RunModel, Workspace
 
 TIMED = 128
 """Images with which files and models are timed."""
@@ -37,7 +37,7 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True)
-class Timed:
+class FileTimings:
     """Speed and cost of each file and of each model in torch, as a manifest tells of
     them, and what is to be said of all.
     """
@@ -65,11 +65,11 @@ def beside(
     if teacher is not None:
         told["verdict"] = {**vars(verdict.judge(given, teacher)), "split": "the same images"}
     if origin is not None:
-        told["beside_torch"] = _changed(given, origin, verdict)
+        told["beside_torch"] = _judge_change(given, origin, verdict)
     return told
 
 
-def _changed(given: Predictions, origin: Predictions, verdict: Verdict) -> dict[str, Any]:
+def _judge_change(given: Predictions, origin: Predictions, verdict: Verdict) -> dict[str, Any]:
     """The paired verdict of a file on the model that it was written from; `lost` is
     accuracy (verdict.metric) of that model minus its own.
     """
@@ -96,13 +96,13 @@ def _changed(given: Predictions, origin: Predictions, verdict: Verdict) -> dict[
     return told
 
 
-def timings(
+def time_files(
     asked: Asked,
-    shop: Workshop,
+    shop: Workspace,
     before: Results,
-    members: Mapping[str, Member],
-    files: Mapping[str, Written],
-) -> Timed:
+    members: Mapping[str, RunModel],
+    files: Mapping[str, ExportedFile],
+) -> FileTimings:
     """Time all files and the models in torch, in turns and with one thread each; each
     file's start and memory in a process of its own.
     """
@@ -112,29 +112,29 @@ def timings(
         role: TorchModel(each.created.model, shop.classes, each.created.pixels, cpu)
         for role, each in members.items()
     }
-    models |= {name: open_artefact(file.path, threads=1) for name, file in files.items()}
+    models |= {name: open_artifact(file.path, threads=1) for name, file in files.items()}
     images = {
-        role: np.concatenate(images_of(shop, "validation", each.created.pixels, TIMED))
+        role: np.concatenate(sample_images(shop, "validation", each.created.pixels, TIMED))
         for role, each in members.items()
     }
     images |= {name: images[file.role] for name, file in files.items()}
     timed = asked.clock.measure(models, images)
     start = {
-        name: first_answer(file.path, (1, *images[name].shape[1:]), open_artefact)
+        name: measure_cold_start(file.path, (1, *images[name].shape[1:]), open_artifact)
         for name, file in files.items()
         if file.found_again
     }
     fastest = max(files, key=lambda name: timed[name].images_per_second)
-    return Timed(
+    return FileTimings(
         {
-            name: {**_paid(timed[name], asked.price), **start.get(name, {}), **_ratios(timed, name)}
+            name: {**_price(timed[name], asked.price), **start.get(name, {}), **_compute_ratios(timed, name)}
             for name in files
         },
         {
             role: {
                 "name": before.models[role].name,
                 "license": before.models[role].license,
-                **_paid(timed[role], asked.price),
+                **_price(timed[role], asked.price),
             }
             for role in members
         },
@@ -142,24 +142,24 @@ def timings(
             f"Measured on {measured_on()}, one thread each, in turns.",
             (
                 f"Cost of {fastest}:"
-                f" {asked.price.formula(timed[fastest].images_per_second, cores=timed[fastest].cores)}."
+                f" {asked.price.describe_formula(timed[fastest].images_per_second, cores=timed[fastest].cores)}."
             ),
         ],
     )
 
 
-def _paid(timing: Timing, price: Price) -> dict[str, Any]:
+def _price(timing: Timing, price: Price) -> dict[str, Any]:
     speed, cores = timing.images_per_second, timing.cores
     return {
         "device": measured_on(),
         **timing.told(),
-        "cost_per_million": price.per_million(speed, cores=cores),
-        "cost_formula": price.formula(speed, cores=cores),
+        "cost_per_million": price.compute_per_million(speed, cores=cores),
+        "cost_formula": price.describe_formula(speed, cores=cores),
         "currency": price.currency,
     }
 
 
-def _ratios(timed: Mapping[str, Timing], name: str) -> dict[str, Any]:
+def _compute_ratios(timed: Mapping[str, Timing], name: str) -> dict[str, Any]:
     """How many times faster and cheaper a file is than each other file and model, with
     95 % intervals over the rounds.
     """

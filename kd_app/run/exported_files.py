@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.base import Format
 from kd_app.deployment.formats.executorch import ExecuTorchInt8, Quantized
 from kd_app.deployment.manifest import read_manifest
-from kd_app.deployment.predictions import as_fed
+from kd_app.deployment.predictions import to_uint8_input
 from kd_app.models.save import INT8_OF_BYTES
 from kd_app.reporting.results import Results
-from kd_app.run.workspace import Member, Workshop
-from kd_app.stages import RECORD, file_sha256
+from kd_app.run.workspace import RunModel, Workspace
+from kd_app.stages import RECORD, hash_file
 
 STEMS = {"student": "model", "teacher": "teacher"}
 """The beginning of the names of a role's files."""
@@ -45,7 +45,7 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True)
-class Written:
+class ExportedFile:
     """A file in its stage: whose it is, where, and its entry in the manifest there;
     `found_again` as of its format.
     """
@@ -58,24 +58,24 @@ class Written:
 
 
 def written(
-    shop: Workshop, before: Results, members: Mapping[str, Member], asked: Asked
-) -> dict[str, Written]:
+    shop: Workspace, before: Results, members: Mapping[str, RunModel], asked: Asked
+) -> dict[str, ExportedFile]:
     """The files by name, made or found. Raises as `kd_app.deployment.export.export`."""
-    found: dict[str, Written] = {}
+    found: dict[str, ExportedFile] = {}
     for role in asked.roles:
         for name in asked.formats:
-            path = _stage(shop, members[role], name, asked, before.models[role].license)
+            path = _write_stage(shop, members[role], name, asked, before.models[role].license)
             told = {**read_manifest(path.parent)["files"][path.name], "role": role}
             if members[role].program is not None:
                 told["weights"] = (
                     _LEARNED if isinstance(asked.formats[name], ExecuTorchInt8) else _FLOAT
                 )
                 shop.console.say(f"{path.name}: {told['weights']}")
-            found[path.name] = Written(role, name, path, told, asked.formats[name].found_again)
+            found[path.name] = ExportedFile(role, name, path, told, asked.formats[name].found_again)
     return found
 
 
-def _of_quantized(form: Format, member: Member) -> Format:
+def _resolve_format(form: Format, member: RunModel) -> Format:
     """The format, or of a quantized student what ships its program. Raises
     `RequestError` where that program is not there.
     """
@@ -92,17 +92,17 @@ def _of_quantized(form: Format, member: Member) -> Format:
     return Quantized(program=program, max_batch=form.max_batch)
 
 
-def images_of(shop: Workshop, split: Any, pixels: Pixels, number: int) -> list[NDArray[np.uint8]]:
+def sample_images(shop: Workspace, split: Any, pixels: InputSpec, number: int) -> list[NDArray[np.uint8]]:
     """Batches of so many images of a split, drawn at random, as an exported file takes
     them.
     """
-    batches = (as_fed(batch.image, pixels) for batch in shop.data.sample(split, pixels, number))
+    batches = (to_uint8_input(batch.image, pixels) for batch in shop.data.sample(split, pixels, number))
     return list(islice(batches, number))
 
 
-def _stage(shop: Workshop, member: Member, name: str, asked: Asked, license: str) -> Path:
+def _write_stage(shop: Workspace, member: RunModel, name: str, asked: Asked, license: str) -> Path:
     pixels, role = member.created.pixels, member.role
-    form = _of_quantized(asked.formats[name], member)
+    form = _resolve_format(asked.formats[name], member)
 
     def build(folder: Path) -> None:
         for old in (
@@ -118,8 +118,8 @@ def _stage(shop: Workshop, member: Member, name: str, asked: Asked, license: str
             pixels=pixels,
             classes=shop.classes,
             license=license,
-            calibration=images_of(shop, "train", pixels, asked.calibration_images),
-            images=np.concatenate(images_of(shop, "validation", pixels, asked.compared_images)),
+            calibration=sample_images(shop, "train", pixels, asked.calibration_images),
+            images=np.concatenate(sample_images(shop, "validation", pixels, asked.compared_images)),
         )
 
     config = {
@@ -132,17 +132,17 @@ def _stage(shop: Workshop, member: Member, name: str, asked: Asked, license: str
             "license": license,
         },
         "images": [asked.calibration_images, asked.compared_images],
-        "packages": _versions(),
+        "packages": _list_versions(),
     }
     inputs = {"data": shop.data.fingerprint, "weights": member.created.weights.sha256}
-    inputs |= {"program": file_sha256(form.program)} if isinstance(form, Quantized) else {}
+    inputs |= {"program": hash_file(form.program)} if isinstance(form, Quantized) else {}
     return (
         shop.make(f"export-{role}-{name}", config, inputs, build).path
         / f"{STEMS[role]}{form.ending}"
     )
 
 
-def _versions() -> dict[str, str]:
+def _list_versions() -> dict[str, str]:
     """What writes the files."""
     found = {}
     for name in _PACKAGES:

@@ -8,20 +8,20 @@ import numpy as np
 from pydantic import PositiveFloat
 
 from kd_app.config import RequestError, Typed
-from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.base import Format
 from kd_app.deployment.hardware import measured_on
 from kd_app.deployment.timing import Clock
-from kd_app.search.pruning import PrunedError
+from kd_app.search.pruning import TrialPruned
 
 if TYPE_CHECKING:
-    from kd_app.run.workspace import Workshop
+    from kd_app.run.workspace import Workspace
 
 _IMAGES = 4
 
 
-class OverBudgetError(PrunedError):
+class OverBudgetError(TrialPruned):
     """The trial was ended before it was trained: its student costs more than it may."""
 
 
@@ -35,7 +35,7 @@ class LatencyBudget(Typed, called="budget"):
         self.format = format
         self.clock = clock
 
-    def latency(self, shop: "Workshop") -> dict[str, float]:
+    def latency(self, shop: "Workspace") -> dict[str, float]:
         """Percentiles of the untrained student's latency in milliseconds: what it takes
         does not depend on what it learned.
         """
@@ -60,10 +60,10 @@ class LatencyBudget(Typed, called="budget"):
                 **about,
             )
             return self.clock.measure(
-                {"student": open_artefact(path, threads=1)}, {"student": images}
+                {"student": open_artifact(path, threads=1)}, {"student": images}
             )["student"].latency_ms
 
-    def check(self, shop: "Workshop", *, trial: bool) -> dict[str, float]:
+    def check(self, shop: "Workspace", *, trial: bool) -> dict[str, float]:
         """The latency of a student within the budget. Raises `OverBudgetError` for one
         above it in a sweep, `RequestError` alone.
         """

@@ -14,15 +14,15 @@ from kd_app.models.composite import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.save import WEIGHTS
 from kd_app.reporting.results import Data, Estimate, Licenses, Model, Results, Speed
-from kd_app.run.dark_knowledge import show_examples, teacher_knowledge
+from kd_app.run.dark_knowledge import show_examples, measure_teacher_knowledge
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import robustness
 from kd_app.run.run_output import SPLIT, list_groups, write_predictions
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 
 def start_results(
-    shop: Workshop, out: Path, rule: Verdict, *, before: Results | None = None
+    shop: Workspace, out: Path, rule: Verdict, *, before: Results | None = None
 ) -> ResultsBuilder:
     """A builder of a run's results. Models of a finished run that are measured again
     keep the licenses that its results, `before`, give them.
@@ -40,8 +40,8 @@ def start_results(
 
 def measure_models(
     builder: ResultsBuilder,
-    shop: Workshop,
-    members: Mapping[str, Member],
+    shop: Workspace,
+    members: Mapping[str, RunModel],
     splits: Mapping[SplitName, str],
     *,
     before: Results | None = None,
@@ -66,7 +66,7 @@ def measure_models(
         if split == last:
             builder.splits[place].robustness = robustness(shop, members, split, student.target)
         if "teacher" in members and builder.knowledge is None:
-            builder.knowledge = teacher_knowledge(
+            builder.knowledge = measure_teacher_knowledge(
                 shop, predictions["teacher"], split, before=before
             )
     similar = builder.knowledge.similar if builder.knowledge else []
@@ -74,7 +74,7 @@ def measure_models(
     builder.speed = measure_speed(shop, members, sweep)
 
 
-def add_data(builder: ResultsBuilder, shop: Workshop) -> None:
+def add_data(builder: ResultsBuilder, shop: Workspace) -> None:
     """Add the data to the results, and write which image is in which split."""
     data = Data(
         name=name_data(shop),
@@ -86,7 +86,7 @@ def add_data(builder: ResultsBuilder, shop: Workshop) -> None:
     shop.data.write_split(builder.out / SPLIT)
 
 
-def name_data(shop: Workshop) -> str:
+def name_data(shop: Workspace) -> str:
     """The name of the data; for data that are read from a folder, with the last part of
     its path.
     """
@@ -97,7 +97,7 @@ def name_data(shop: Workshop) -> str:
     return f"{name} {Path(node['root']).name}" if node.get("root") else name
 
 
-def describe_model(shop: Workshop, member: Member, license: str) -> Model:
+def describe_model(shop: Workspace, member: RunModel, license: str) -> Model:
     """A model's part of the results."""
     weights, model = member.created.weights, member.created.model
     opaque = isinstance(model, RuntimeModel)  # in another runtime, where nothing can be counted
@@ -115,7 +115,7 @@ def describe_model(shop: Workshop, member: Member, license: str) -> Model:
     )
 
 
-def find_license(shop: Workshop, member: Member) -> str:
+def find_license(shop: Workspace, member: RunModel) -> str:
     """The license of a model's weights."""
     licenses, role = shop.parts.licenses, member.role
     if role == "teacher" and member.folder is None:
@@ -125,7 +125,7 @@ def find_license(shop: Workshop, member: Member) -> str:
     return shop.license(role, taught=recipe.needs_teacher)
 
 
-def measure_size(member: Member) -> int:
+def measure_size(member: RunModel) -> int:
     """Bytes on disk of a model's file, or of its weights in memory where no file holds
     the weights alone.
     """
@@ -140,7 +140,7 @@ def measure_size(member: Member) -> int:
 
 
 def measure_speed(
-    shop: Workshop, members: Mapping[str, Member], sweep: Path | None = None
+    shop: Workspace, members: Mapping[str, RunModel], sweep: Path | None = None
 ) -> Speed:
     """Throughput of the student and of each other net, measured in turns, or once for
     the trials of a `sweep`.
@@ -148,7 +148,7 @@ def measure_speed(
     shop.console.line("  measuring speed ...")
     student = shop.request("student")
     models = {
-        role: (member.answering(), member.created.pixels)
+        role: (member.load_runner(), member.created.pixels)
         for role, member in members.items()
         if role == "student" or shop.request(role) is not student
     }

@@ -10,12 +10,12 @@ from torch import nn
 
 from kd_app.config import RequestError
 from kd_app.config.targets import FACTORY, resolve_target
-from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.manifest import entry
 from kd_app.models.class_map import ClassMap
-from kd_app.models.composite import OtherClasses, OwnAverage, RuntimeFile, Several
-from kd_app.models.spec import Composed, ModelRequest, Origin
-from kd_app.run.schema import SeveralTeachers, check_link
+from kd_app.models.composite import ClassMappedTeacher, EmaTeacher, ArtifactTeacher, TeacherEnsemble
+from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource
+from kd_app.run.schema import EnsembleSettings, check_link
 
 Config = dict[str, Any]
 
@@ -26,55 +26,55 @@ class Link:
     teaches the next; and the seed of its training.
     """
 
-    request: ModelRequest
+    request: ModelSpec
     seed: int
 
 
-def composed(node: Config) -> Composed | None:
+def composed(node: Config) -> CompositeTeacher | None:
     """A teacher of several, of other classes, or that is a file for another runtime;
     None for one set of weights of the data's classes.
     """
     members = node.get("members")
     if members is None:
-        return _single(node)
+        return _build_single(node)
     said: Config = {key: node.get(key) for key in ("members", "by", "classes")}
-    asked = SeveralTeachers(**said)
+    asked = EnsembleSettings(**said)
     made = {
-        name: _single(each) or requested("teacher", each, None)
+        name: _build_single(each) or build_model_spec("teacher", each, None)
         for name, each in asked.members.items()
     }
-    return Several(made, asked.weights, asked.by)
+    return TeacherEnsemble(made, asked.weights, asked.by)
 
 
-def _single(node: Config) -> Composed | None:
+def _build_single(node: Config) -> CompositeTeacher | None:
     checkpoint, classes = node.get("checkpoint"), node.get("classes")
     file = (
-        _runtime_file(Path(checkpoint))
+        _open_artifact_teacher(Path(checkpoint))
         if checkpoint and Path(checkpoint).suffix == ".onnx"
         else None
     )
     if not classes:
         return file
-    inner = file or requested("teacher", node, None)
+    inner = file or build_model_spec("teacher", node, None)
     if not inner.origin.has_weights:
         raise RequestError(
             f"teacher.classes={classes!r} maps what a teacher knows, and {inner.name} has random"
             " weights. Name weights, or leave it out."
         )
-    return OtherClasses(inner, ClassMap(Path(classes)))
+    return ClassMappedTeacher(inner, ClassMap(Path(classes)))
 
 
-def _runtime_file(path: Path) -> RuntimeFile:
+def _open_artifact_teacher(path: Path) -> ArtifactTeacher:
     try:
-        artefact, about = open_artefact(path), entry(path)
+        artefact, about = open_artifact(path), entry(path)
     except ValueError as error:
         raise RequestError(f"teacher.checkpoint: {error}") from None
-    return RuntimeFile(
-        artefact, Origin("own", path.name, path, license=about.license), str(about.told["sha256"])
+    return ArtifactTeacher(
+        artefact, WeightsSource("own", path.name, path, license=about.license), str(about.told["sha256"])
     )
 
 
-def links_of(node: Config | None) -> tuple[Link, ...]:
+def parse_assistants(node: Config | None) -> tuple[Link, ...]:
     """The nets of ``teacher.chain``: names, or what a student's group says."""
     links = []
     for number, each in enumerate((node or {}).get("chain") or (), start=1):
@@ -89,11 +89,11 @@ def links_of(node: Config | None) -> tuple[Link, ...]:
             **said,
         }
         seed = (node or {}).get("seed", 0) + number
-        links.append(Link(requested("student", whole, None), seed))
+        links.append(Link(build_model_spec("student", whole, None), seed))
     return tuple(links)
 
 
-def requested(role: str, node: Config, module: nn.Module | None) -> ModelRequest:
+def build_model_spec(role: str, node: Config, module: nn.Module | None) -> ModelSpec:
     """A model that a group of the configuration names, or a module that somebody hands
     over.
     """
@@ -104,27 +104,27 @@ def requested(role: str, node: Config, module: nn.Module | None) -> ModelRequest
     asked["pretrained"] = "auto" if asked["pretrained"] is None else asked["pretrained"]
     target = node.get("_target_", FACTORY)
     if module is not None:
-        return ModelRequest(
+        return ModelSpec(
             role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}}
         )
     if target == FACTORY:
-        return ModelRequest(role=role, factory=None, **asked)
-    return ModelRequest(role=role, factory=_find_factory(role, target), **asked)
+        return ModelSpec(role=role, factory=None, **asked)
+    return ModelSpec(role=role, factory=_find_factory(role, target), **asked)
 
 
-def parse_model(node: Config) -> ModelRequest:
+def parse_model(node: Config) -> ModelSpec:
     """The model of which `node` is the `ModelRequest.to_json`."""
     if "members" in node:
         members = {name: parse_model(each) for name, each in node["members"].items()}
-        return Several(members, node["weights"], node["by"])
+        return TeacherEnsemble(members, node["weights"], node["by"])
     if "class_map" in node:
-        return OtherClasses(parse_model(node["inner"]), ClassMap(Path(node["class_map"])))
+        return ClassMappedTeacher(parse_model(node["inner"]), ClassMap(Path(node["class_map"])))
     if "file" in node:
-        return _runtime_file(Path(node["file"]))
+        return _open_artifact_teacher(Path(node["file"]))
     if "decay" in node:
-        return OwnAverage(parse_model(node["student"]), node["decay"])
+        return EmaTeacher(parse_model(node["student"]), node["decay"])
     target = node["factory"]
-    return ModelRequest(
+    return ModelSpec(
         **{**node, "factory": _find_factory(node["role"], target) if target else None}
     )
 

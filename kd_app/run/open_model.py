@@ -11,14 +11,14 @@ from typing import Protocol
 import timm
 import torch
 
-from kd_app.config import Pixels, RequestError, closest
-from kd_app.config.errors import first_line
-from kd_app.deployment.artifact import open_artefact
-from kd_app.deployment.cascade import Cascade, SeeingStage
+from kd_app.config import InputSpec, RequestError, closest
+from kd_app.config.errors import take_first_line
+from kd_app.deployment.artifact import open_artifact
+from kd_app.deployment.cascade import Cascade, ImageStage
 from kd_app.deployment.torch_model import TorchModel
-from kd_app.models.create import create, expected_pixels
+from kd_app.models.create import create, resolve_input
 from kd_app.models.save import CONFIG, WEIGHTS
-from kd_app.models.spec import ModelRequest, Seen
+from kd_app.models.spec import ModelSpec, Seen
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.workspace import decode_size
 from kd_app.run_files import REFERENCE, RESULTS, STUDENT
@@ -31,7 +31,7 @@ _NOTHING_SEEN = Seen(3, 1, (0.0,), (1.0,))
 """A model that lies in a folder says itself what it expects."""
 
 
-class Model(SeeingStage, Protocol):
+class Model(ImageStage, Protocol):
     """Answers in `classes`."""
 
     @property
@@ -39,7 +39,7 @@ class Model(SeeingStage, Protocol):
         """Their names, in the order of the logits."""
 
     @property
-    def pixels(self) -> Pixels:
+    def pixels(self) -> InputSpec:
         """What it expects."""
 
 
@@ -68,7 +68,7 @@ def opened(said: str, *, threads: int | None) -> Opened:
         )
         raise RequestError(f"There is no {said!r}. {near}{_EXPECTED}.")
     if path.is_dir():
-        folder, run = _folder(path)
+        folder, run = _resolve_folder(path)
         return Opened(said, _from_folder(folder, said), folder / WEIGHTS, run)
     run = path.parent.parent if (path.parent.parent / RESULTS).is_file() else None
     return Opened(said, open_file(path, threads=threads), path, run)
@@ -83,7 +83,7 @@ def open_file(path: Path, *, threads: int | None) -> Model:
     if path.suffix == ".json":
         raise RequestError(f"{str(path)!r} is no model's file. {_EXPECTED}.")
     try:
-        return open_artefact(path, threads=threads)
+        return open_artifact(path, threads=threads)
     except ValueError as error:
         raise RequestError(str(error)) from None
 
@@ -144,7 +144,7 @@ def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         )
 
 
-def channels_and_size(models: Sequence[Model]) -> tuple[int, int]:
+def find_channels_and_size(models: Sequence[Model]) -> tuple[int, int]:
     """How files are opened for these models: with how many channels, and the shorter
     side up to which they are kept, as a run does it.
     """
@@ -153,12 +153,12 @@ def channels_and_size(models: Sequence[Model]) -> tuple[int, int]:
     )
 
 
-def _folder(path: Path) -> tuple[Path, Path | None]:
+def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
     """The folder of the model that is meant, and its run's."""
     if (path / RESULTS).is_file():
         return path / STUDENT, path
     if (path / REFERENCE).is_file():
-        return _teacher(path), path.parent
+        return _resolve_teacher(path), path.parent
     if not (path / CONFIG).is_file():
         raise RequestError(
             f"The folder {str(path)!r} holds neither {RESULTS} nor {CONFIG}. {_EXPECTED}."
@@ -166,7 +166,7 @@ def _folder(path: Path) -> tuple[Path, Path | None]:
     return path, path.parent if (path.parent / RESULTS).is_file() else None
 
 
-def _teacher(path: Path) -> Path:
+def _resolve_teacher(path: Path) -> Path:
     """Where a run's teacher lies."""
     reference = read_teacher_reference(path)
     found = reference.folder
@@ -192,7 +192,7 @@ def _from_folder(folder: Path, said: str) -> TorchModel:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{said!r} has no model in {str(folder)!r} ({type(error).__name__}:"
-            f" {first_line(error)}). {_EXPECTED}."
+            f" {take_first_line(error)}). {_EXPECTED}."
         ) from None
     if not timm.is_model(architecture):
         raise RequestError(
@@ -200,7 +200,7 @@ def _from_folder(folder: Path, said: str) -> TorchModel:
             " factory of somebody's own, which is not run here. Export it with kd-export, and name"
             " the file."
         )
-    request = ModelRequest(
+    request = ModelSpec(
         role="model",
         name=None,
         pretrained="auto",
@@ -211,7 +211,7 @@ def _from_folder(folder: Path, said: str) -> TorchModel:
     )
     origin = request.origin
     assert origin.num_classes is not None
-    pixels = expected_pixels(request, _NOTHING_SEEN)
+    pixels = resolve_input(request, _NOTHING_SEEN)
     created = create(request, pixels, origin.num_classes, seed=0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return TorchModel(

@@ -15,19 +15,19 @@ from typing import Any, Literal
 import yaml
 
 from kd_app.config import RequestError
-from kd_app.config.errors import first_line
+from kd_app.config.errors import take_first_line
 from kd_app.config.targets import check_targets
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.save import CONFIG as MODEL_CONFIG
 from kd_app.models.save import INT8, WEIGHTS
-from kd_app.models.spec import ModelRequest
+from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.run_folder import claimed
 from kd_app.run.schema import Job
-from kd_app.run.spec import Config, OwnParts, Parts, assemble_parts, check_trainings
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_parts, check_trainings
+from kd_app.run.workspace import RunModel, Workspace
 from kd_app.run_files import CONFIG, RESULTS, STUDENT, TEACHER
 from kd_app.stages import RECORD, Stages
 from kd_app.training.fit import MODEL
@@ -66,7 +66,7 @@ class OpenRun:
     results: Results
     config: Config
     verdict: Verdict
-    workspace: Workshop
+    workspace: Workspace
 
 
 def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
@@ -139,7 +139,7 @@ def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
         config["data"] = dict(config["data"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise RequestError(
-            f"The run's configuration {str(folder / CONFIG)!r} can't be read: {first_line(error)}."
+            f"The run's configuration {str(folder / CONFIG)!r} can't be read: {take_first_line(error)}."
             " Name a whole run folder."
         ) from None
     if strange := sorted(set(results.models) - known):
@@ -150,7 +150,7 @@ def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
     return {key: value for key, value in config.items() if key not in (OWN, COMPRESSED)}, stages
 
 
-def build_parts(saved: SavedRun) -> Parts:
+def build_parts(saved: SavedRun) -> RunSpec:
     """Build the parts that the purpose needs, each checked by its own signature.
 
     Raises `RequestError`: a part does not fit, or is code that the command does not
@@ -158,10 +158,10 @@ def build_parts(saved: SavedRun) -> Parts:
     """
     config = saved.config
     Job(**config)
-    check_targets(_built(config, saved.purpose), config["allow"])
+    check_targets(_select_parts(config, saved.purpose), config["allow"])
     # Only the nets of controls are needed. An entropy "auto" would build the student's losses.
     controls = {name: {**node, "entropy_at": None} for name, node in config["controls"].items()}
-    parts = assemble_parts({**config, "controls": controls}, OwnParts())
+    parts = assemble_parts({**config, "controls": controls}, ExternalParts())
     # The teacher of a finished run is not trained again.
     parts = replace(parts, config=config, teacher_recipe=None)
     if saved.purpose == "train":
@@ -169,7 +169,7 @@ def build_parts(saved: SavedRun) -> Parts:
     return parts
 
 
-def _built(config: Config, purpose: Purpose) -> Config:
+def _select_parts(config: Config, purpose: Purpose) -> Config:
     """The part of a run's configuration from which something is built."""
     groups = (*_BUILT, *(_BUILT_TO_TRAIN if purpose == "train" else ()))
     teacher = config["teacher"] or {}
@@ -207,7 +207,7 @@ def open_run(
         console.say(f"Note: {note}")
     with claimed(out, record, overwrite=overwrite):
         stages = Stages(Path(saved.config["stages"]), remake=remake, say=console.say)
-        workspace = Workshop(parts, stages, console, tracker)
+        workspace = Workspace(parts, stages, console, tracker)
         workspace.prepare_data()
         if saved.purpose == "train":
             workspace.check_losses()
@@ -228,19 +228,19 @@ def _check_classes(classes: tuple[str, ...], results: Results) -> None:
         )
 
 
-def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str, Member]:
+def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str, RunModel]:
     """Load the run's models of these roles, by default all. One whose stage was removed
     is left out, with a note on the console.
     """
     workspace = run.workspace
-    models: dict[str, Member] = {}
+    models: dict[str, RunModel] = {}
     stages = {stage.name: Path(stage.path) for stage in run.results.stages}
     for role in run.results.models:
         if roles is not None and role not in roles:
             continue
         folder = run.folder / STUDENT if role == "student" else stages.get(role, run.folder) / MODEL
         if role == "teacher":
-            request = _teacher_request(workspace.parts, run.folder)
+            request = _build_teacher_spec(workspace.parts, run.folder)
         else:
             request = _request_trained(workspace.parts, role, folder)
         if request is None:
@@ -252,20 +252,20 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
         program = folder / INT8
         models[role] = replace(
             workspace.ready(request, seed=0),
-            folder=_stage_folder(request),
+            folder=_find_stage_folder(request),
             program=program if role == "student" and program.is_file() else None,
         )
     return models
 
 
-def _teacher_request(parts: Parts, run: Path) -> ModelRequest | None:
+def _build_teacher_spec(parts: RunSpec, run: Path) -> ModelSpec | None:
     reference = read_teacher_reference(run / TEACHER)
     if reference.stage is None:
         return parts.teacher
     return _request_trained(parts, "teacher", reference.stage / MODEL)
 
 
-def _request_trained(parts: Parts, role: str, folder: Path) -> ModelRequest | None:
+def _request_trained(parts: RunSpec, role: str, folder: Path) -> ModelSpec | None:
     """The request for a model that a training left in `folder`: timm's local-dir, or
     weights for the module of the run's factory. None if it is not there.
     """
@@ -276,7 +276,7 @@ def _request_trained(parts: Parts, role: str, folder: Path) -> ModelRequest | No
     original = parts.teacher if role == "teacher" else nets[0] if nets else parts.student
     assert original is not None
     factory = original.factory
-    return ModelRequest(
+    return ModelSpec(
         role=role,
         name=None,
         pretrained="auto",
@@ -287,7 +287,7 @@ def _request_trained(parts: Parts, role: str, folder: Path) -> ModelRequest | No
     )
 
 
-def _stage_folder(request: ModelRequest) -> Path | None:
+def _find_stage_folder(request: ModelSpec) -> Path | None:
     """The folder of the stage that trained a model; None where it came from elsewhere."""
     path = request.origin.path
     return next(

@@ -3,14 +3,14 @@ what, for how long.
 """
 
 from kd_app.models.cost import count_params
-from kd_app.models.create import Created, create, expected_pixels
-from kd_app.models.spec import ModelRequest, better_start
-from kd_app.run.workspace import Workshop
+from kd_app.models.create import LoadedModel, create, resolve_input
+from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
+from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
 from kd_app.training.timing import StepEstimate, estimate, steps_per_epoch
 
 
-def plan(shop: Workshop, *, ready: bool) -> str:
+def plan(shop: Workspace, *, ready: bool) -> str:
     """The plan as text; `ready`: the teacher is used as it is. Its times come from a
     few steps of each model on noise.
     """
@@ -39,10 +39,10 @@ def plan(shop: Workshop, *, ready: bool) -> str:
             else control.max_epochs * steps * (own + (answers if control.needs_teacher else 0.0))
         )
     total += student_seconds * (1 + len(made.links))
-    lines = described(shop, ready=ready)
+    lines = describe_models(shop, ready=ready)
     lines.append(
         f"Training: {made.trainer.precision} on {made.trainer.world_size} x"
-        f" {made.trainer.accelerator}, about {spoken(total)} for what is not found"
+        f" {made.trainer.accelerator}, about {format_seconds(total)} for what is not found"
     )
     larger = teacher is not None and count_params(student.model) > count_params(teacher.model) > 0
     return "\n".join(
@@ -58,7 +58,7 @@ def plan(shop: Workshop, *, ready: bool) -> str:
     )
 
 
-def described(shop: Workshop, *, ready: bool) -> list[str]:
+def describe_models(shop: Workspace, *, ready: bool) -> list[str]:
     """The data, and each model with the weights it starts from and what it is trained
     on; `ready`: the teacher is used as it is.
     """
@@ -68,19 +68,19 @@ def described(shop: Workshop, *, ready: bool) -> list[str]:
         f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_describe_data(shop)}"
     ]
     if made.teacher is not None:
-        lines.append(_line("Teacher", made.teacher, None if ready else made.teacher_recipe, shop))
+        lines.append(_describe_model("JobTeacher", made.teacher, None if ready else made.teacher_recipe, shop))
     lines += [
-        _line(f"Control {name}", shop.request(name), control, shop) + _beside(shop, name)
+        _describe_model(f"Control {name}", shop.request(name), control, shop) + _compare_cost(shop, name)
         for name, control in made.controls.items()
     ]
     lines += [
-        _line(f"Link {number}", link.request, made.recipe, shop)
+        _describe_model(f"Link {number}", link.request, made.recipe, shop)
         for number, link in enumerate(made.links, start=1)
     ]
-    return [*lines, _line("Student", made.student, made.recipe, shop)]
+    return [*lines, _describe_model("Student", made.student, made.recipe, shop)]
 
 
-def _describe_data(shop: Workshop) -> str:
+def _describe_data(shop: Workspace) -> str:
     """What is special about the images of a training."""
     stored = (
         ("the teacher's answers to these views are stored",)
@@ -90,8 +90,8 @@ def _describe_data(shop: Workshop) -> str:
     return "".join(f"; {phrase}" for phrase in (*shop.data.describe_training(), *stored))
 
 
-def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop) -> str:
-    origin, pixels = request.origin, expected_pixels(request, shop.seen())
+def _describe_model(who: str, request: ModelSpec, recipe: Recipe | None, shop: Workspace) -> str:
+    origin, pixels = request.origin, resolve_input(request, shop.seen())
     weights = {
         "random": "random weights",
         "hub": f"the hub's weights {origin.name}",
@@ -99,7 +99,7 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
         "file": f"the weights in {origin.path}",
         "own": "its own weights",
     }[origin.kind]
-    better = better_start(origin.name) if origin.kind == "random" else ""
+    better = suggest_pretrained_tag(origin.name) if origin.kind == "random" else ""
     hint = f"; a better start may be {better.removeprefix(', for example ')}" if better else ""
     if recipe is None:
         return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
@@ -113,7 +113,7 @@ def _line(who: str, request: ModelRequest, recipe: Recipe | None, shop: Workshop
     )
 
 
-def _beside(shop: Workshop, control: str) -> str:
+def _compare_cost(shop: Workspace, control: str) -> str:
     """Where the net was chosen by its cost, that."""
     macs = shop.decided.get(control, {}).get("macs")
     return (
@@ -126,17 +126,17 @@ def _beside(shop: Workshop, control: str) -> str:
     )
 
 
-def _load(shop: Workshop, request: ModelRequest) -> Created:
-    return create(request, expected_pixels(request, shop.seen()), len(shop.classes), seed=0)
+def _load(shop: Workspace, request: ModelSpec) -> LoadedModel:
+    return create(request, resolve_input(request, shop.seen()), len(shop.classes), seed=0)
 
 
-def _estimate(shop: Workshop, created: Created, *, train: bool) -> StepEstimate:
+def _estimate(shop: Workspace, created: LoadedModel, *, train: bool) -> StepEstimate:
     return estimate(
         created.model, created.pixels, shop.data.batch_size, shop.parts.trainer, train=train
     )
 
 
-def spoken(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """'12 s', '35 min', '3.2 h'."""
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"

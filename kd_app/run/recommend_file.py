@@ -28,25 +28,25 @@ def to_ship(told: Exports) -> Choice:
     roles = {file.role for file in told.files.values()}
     role = "student" if "student" in roles else "teacher"
     files = {name: file for name, file in told.files.items() if file.role == role}
-    margin = _margin(files)
+    margin = _find_margin(files)
     within = [name for name, file in files.items() if lost(file) <= margin]
     if not within:
         least = min(files, key=lambda name: lost(files[name]))
         return Choice(
             least,
             (f"Ship {least}: every file lost more than the margin of {100 * margin:g} points beside the {role} in torch, this one least "
-             f"({_points(files[least])} on validation).",),
+             f"({_format_points(files[least])} on validation).",),
         )  # fmt: skip
-    chosen = min(within, key=lambda name: (_cost(files[name]), lost(files[name])))
+    chosen = min(within, key=lambda name: (_read_cost(files[name]), lost(files[name])))
     file = files[chosen]
     return Choice(
         chosen,
         (f"Ship {chosen}: of the files that lost at most {100 * margin:g} points beside the {role} in torch on validation (this one "
-         f"{_points(file)}) it costs least.",),
+         f"{_format_points(file)}) it costs least.",),
     )  # fmt: skip
 
 
-def remarks(told: Exports) -> Iterator[str]:
+def list_remarks(told: Exports) -> Iterator[str]:
     """A sentence for each int8 file that is slower, or worse, than the float one of its
     runtime.
     """
@@ -66,31 +66,31 @@ def remarks(told: Exports) -> Iterator[str]:
                 f"{name} is not shown to be faster than {other}: {ratio.value:.2f} times"
                 f" ({ratio.low:.2f} to {ratio.high:.2f})."
             )
-        if lost(file) > _margin(told.files) and lost(file) > lost(told.files[other]):
+        if lost(file) > _find_margin(told.files) and lost(file) > lost(told.files[other]):
             yield (
-                f"{name} is worse than {other}: it lost {_points(file)} on validation, {other}"
-                f" {_points(told.files[other])}."
+                f"{name} is worse than {other}: it lost {_format_points(file)} on validation, {other}"
+                f" {_format_points(told.files[other])}."
             )
 
 
 def lost(file: File) -> float:
     """Accuracy on validation that the model in torch has and the file has not, in 0..1."""
-    return _beside_torch(file).lost
+    return _compare_with_torch(file).lost
 
 
-def _points(file: File) -> str:
+def _format_points(file: File) -> str:
     return f"{points(lost(file))} points"
 
 
-def _margin(files: dict[str, File]) -> float:
-    return _beside_torch(next(iter(files.values()))).margin
+def _find_margin(files: dict[str, File]) -> float:
+    return _compare_with_torch(next(iter(files.values()))).margin
 
 
-def _beside_torch(file: File) -> BesideTorch:
+def _compare_with_torch(file: File) -> BesideTorch:
     assert file.validation is not None
     assert file.validation.beside_torch is not None
     return file.validation.beside_torch
 
 
-def _cost(file: File) -> float:
+def _read_cost(file: File) -> float:
     return float("inf") if file.cost_per_million is None else file.cost_per_million

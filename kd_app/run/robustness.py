@@ -9,14 +9,14 @@ from jaxtyping import Int64
 
 from kd_app.data.corruptions import SETTINGS, Corruption
 from kd_app.reporting.results import Robustness
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 
 UNDECIDED = -1
 """The answer of a model that gives NaN."""
 
 
 def robustness(
-    shop: Workshop, members: Mapping[str, Member], split: str, target: Int64[np.ndarray, " images"]
+    shop: Workspace, members: Mapping[str, RunModel], split: str, target: Int64[np.ndarray, " images"]
 ) -> list[Robustness]:
     """Top-1 of each model, and the student's agreement with the teacher, on the images
     of `split` (whose labels are `target`) under each corruption at each severity that
@@ -24,7 +24,7 @@ def robustness(
     """
     chosen = shop.parts.robustness.chosen
     answers = (
-        {role: _answers(shop, member, split, chosen) for role, member in members.items()}
+        {role: _predict_corrupted(shop, member, split, chosen) for role, member in members.items()}
         if chosen
         else {}
     )
@@ -48,8 +48,8 @@ def robustness(
     return found
 
 
-def _answers(
-    shop: Workshop, member: Member, split: str, chosen: tuple[Corruption, ...]
+def _predict_corrupted(
+    shop: Workspace, member: RunModel, split: str, chosen: tuple[Corruption, ...]
 ) -> dict[Corruption, Int64[np.ndarray, " images"]]:
     """The top-1 classes of one model under each corruption, computed once; after a
     kill, those that are missing.
@@ -57,7 +57,7 @@ def _answers(
 
     def build(folder: Path) -> None:
         for number, corruption in enumerate(chosen, start=1):
-            path = folder / _file(corruption)
+            path = folder / _name_file(corruption)
             if not path.is_file():
                 shop.console.line(
                     f"  {member.role}: corrupted {split} images, {number} of {len(chosen)} ..."
@@ -67,12 +67,12 @@ def _answers(
                     path, np.where(np.isnan(logits).any(axis=1), UNDECIDED, logits.argmax(axis=1))
                 )
 
-    settings = {_file(each): SETTINGS[each.kind][each.severity - 1] for each in chosen}
+    settings = {_name_file(each): SETTINGS[each.kind][each.severity - 1] for each in chosen}
     stage = shop.asked(member, split, "corrupted", {"corruptions": settings}, build)
-    return {each: np.load(stage.path / _file(each)) for each in chosen}
+    return {each: np.load(stage.path / _name_file(each)) for each in chosen}
 
 
-def _file(corruption: Corruption) -> str:
+def _name_file(corruption: Corruption) -> str:
     return f"{corruption.kind}-{corruption.severity}.npy"
 
 

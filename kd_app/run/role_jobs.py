@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kd_app.config import Pixels
-from kd_app.models.create import create, expected_pixels
-from kd_app.models.spec import ModelRequest
-from kd_app.run.controls import mean_entropy
-from kd_app.run.workspace import Member, Workshop
+from kd_app.config import InputSpec
+from kd_app.models.create import create, resolve_input
+from kd_app.models.spec import ModelSpec
+from kd_app.run.controls import compute_mean_entropy
+from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.fit import build
-from kd_app.training.job import Recipe, Teacher, TrainingJob
+from kd_app.training.job import Recipe, JobTeacher, TrainingJob
 from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
 from kd_app.training.timing import EPOCHS, match_wall_time
 
 
-def teacher_job(workspace: Workshop) -> TrainingJob:
+def build_teacher_job(workspace: Workspace) -> TrainingJob:
     """The teacher's own training, on labels."""
     model, recipe = workspace.parts.teacher, workspace.parts.teacher_recipe
     assert model is not None
@@ -28,19 +28,19 @@ def teacher_job(workspace: Workshop) -> TrainingJob:
     return replace(job, fresh_views=True, license=workspace.license("teacher", taught=False))
 
 
-def control_job(workspace: Workshop, name: str, teacher: Member) -> TrainingJob:
+def build_control_job(workspace: Workspace, name: str, teacher: RunModel) -> TrainingJob:
     """The training of a control. Settings that depend on the teacher's logits or on wall
     time are computed once and cached as stages.
     """
     return _build_control(workspace, name, _resolve_recipe(workspace, name, teacher), teacher)
 
 
-def student_job(
-    workspace: Workshop,
-    teacher: Member | None,
+def build_student_job(
+    workspace: Workspace,
+    teacher: RunModel | None,
     *,
     name: str = "student",
-    model: ModelRequest | None = None,
+    model: ModelSpec | None = None,
     recipe: Recipe | None = None,
 ) -> TrainingJob:
     """The student's training, or one like it under another `name`, with another model or
@@ -57,36 +57,36 @@ def student_job(
     return replace(job, license=license)
 
 
-def draft_job(workspace: Workshop, role: str) -> TrainingJob:
+def draft_role_job(workspace: Workspace, role: str) -> TrainingJob:
     """The job of a role as far as it is known without a teacher: what a control computes
     from the teacher is left as configured.
     """
     if role == "teacher":
-        return teacher_job(workspace)
+        return build_teacher_job(workspace)
     control = workspace.parts.controls.get(role)
     if control is not None:
         return _build_control(workspace, role, control.plain(), None)
-    return student_job(workspace, None)
+    return build_student_job(workspace, None)
 
 
-def check_pair(workspace: Workshop) -> None:
+def check_pair(workspace: Workspace) -> None:
     """Build the student's loss for teacher and student before either is trained. Raises
     `RequestError` where a term can't compare them.
     """
     parts = workspace.parts
     if parts.teacher is not None:
         teacher, student = (
-            create(model, expected_pixels(model, workspace.seen()), len(workspace.classes), seed=0)
+            create(model, resolve_input(model, workspace.seen()), len(workspace.classes), seed=0)
             for model in (parts.teacher, parts.student)
         )
         job = TrainingJob(
-            "student", parts.student, student.pixels, parts.recipe, Teacher(parts.teacher, teacher)
+            "student", parts.student, student.pixels, parts.recipe, JobTeacher(parts.teacher, teacher)
         )
         build(job, student, workspace.data, parts.trainer)
 
 
 def _build_control(
-    workspace: Workshop, name: str, recipe: Recipe, teacher: Member | None
+    workspace: Workspace, name: str, recipe: Recipe, teacher: RunModel | None
 ) -> TrainingJob:
     control = workspace.parts.controls[name]
     job = _build_job(workspace, name, workspace.request(name), recipe, teacher)
@@ -95,25 +95,25 @@ def _build_control(
 
 
 def _build_job(
-    workspace: Workshop, name: str, model: ModelRequest, recipe: Recipe, teacher: Member | None
+    workspace: Workspace, name: str, model: ModelSpec, recipe: Recipe, teacher: RunModel | None
 ) -> TrainingJob:
     """A job whose recipe decides whether there is a teacher in it."""
-    pixels = expected_pixels(model, workspace.seen())
+    pixels = resolve_input(model, workspace.seen())
     listens = teacher is not None and recipe.needs_teacher
     source = _build_teacher(workspace, teacher, pixels) if teacher and listens else None
     return TrainingJob(name, model, pixels, recipe, source)
 
 
-def _build_teacher(workspace: Workshop, teacher: Member, student_input: Pixels) -> Teacher:
+def _build_teacher(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> JobTeacher:
     parts = workspace.parts
     # Validation is answered whole or not at all: a part of it has other metrics.
     is_measured = not teacher.unmeasured and workspace.limit is None
-    return Teacher(
+    return JobTeacher(
         teacher.request,
         teacher.created,
         teacher.folder,
         validation_logits=(
-            workspace.predictions_folder(teacher, "validation") if is_measured else None
+            workspace.cache_predictions(teacher, "validation") if is_measured else None
         ),
         cached_logits=(
             _cache_logits(workspace, teacher, student_input) if parts.answers == "stored" else None
@@ -121,7 +121,7 @@ def _build_teacher(workspace: Workshop, teacher: Member, student_input: Pixels) 
     )
 
 
-def _cache_logits(workspace: Workshop, teacher: Member, student_input: Pixels) -> Path:
+def _cache_logits(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> Path:
     """The folder of the teacher's logits for every view that a student with this input
     is shown, computed once.
     """
@@ -150,15 +150,15 @@ def _cache_logits(workspace: Workshop, teacher: Member, student_input: Pixels) -
     ).path
 
 
-def _resolve_recipe(workspace: Workshop, name: str, teacher: Member) -> Recipe:
+def _resolve_recipe(workspace: Workspace, name: str, teacher: RunModel) -> Recipe:
     """The recipe of a control, with the label smoothing and the number of epochs that
     the control leaves open.
     """
     control = workspace.parts.controls[name]
     recipe = control.plain()
     if control.entropy_at is not None:
-        entropy = mean_entropy(workspace.predictions(teacher, "train").logits, control.entropy_at)
-        recipe = control.smoothed(entropy, len(workspace.classes))
+        entropy = compute_mean_entropy(workspace.predictions(teacher, "train").logits, control.entropy_at)
+        recipe = control.smooth_labels(entropy, len(workspace.classes))
         workspace.decided.setdefault(name, {}).update(
             teacher_entropy=entropy, temperature=control.entropy_at, loss=recipe.loss
         )
@@ -170,14 +170,14 @@ def _resolve_recipe(workspace: Workshop, name: str, teacher: Member) -> Recipe:
 
 
 def _match_wall_time(
-    workspace: Workshop, name: str, teacher: Member, recipe: Recipe
+    workspace: Workspace, name: str, teacher: RunModel, recipe: Recipe
 ) -> Mapping[str, Any]:
     """How many epochs of `recipe` take as long as the student's training. The seeds of
     one recipe share the measurement.
     """
     data, trainer = workspace.data, workspace.parts.trainer
     jobs = {
-        "student": student_job(workspace, teacher),
+        "student": build_student_job(workspace, teacher),
         name: _build_control(workspace, name, recipe, teacher),
     }
     config = {

@@ -14,13 +14,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from kd_app.config import RequestError
-from kd_app.config.keys import AROUND, INSIDE
+from kd_app.config.keys import NON_IDENTITY_KEYS, NESTED_NON_IDENTITY_KEYS
 from kd_app.reporting.runs import flat
 from kd_app.run_files import CONFIG, RESULTS
 from kd_app.stages import fingerprint, write_atomically
 
 _LOCK, _BEFORE = ".lock", ".before"
-_FREE = (*AROUND, *INSIDE, "test", "robustness")
+_FREE = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
 """Keys that may differ when a run goes on: they say where, how and whether, not what.
 """
 
@@ -35,7 +35,7 @@ def claimed(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterato
     raises one, the folder is again as it was, and one that was made here is gone.
     """
     _check_owner(out, overwrite=overwrite)
-    made = _made(out)
+    made = _make_folder(out)
     lock = FileLock(out / _LOCK)
     try:
         lock.acquire(timeout=0)
@@ -50,8 +50,8 @@ def claimed(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterato
             " another one with out=."
         ) from None
     try:
-        with _withdrawn(out, made, overwrite=overwrite):
-            _same(out, config)
+        with _undo_on_refusal(out, made, overwrite=overwrite):
+            _check_same_run(out, config)
             write_atomically(
                 out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
             )
@@ -60,7 +60,7 @@ def claimed(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterato
         lock.release()
 
 
-def _made(out: Path) -> list[Path]:
+def _make_folder(out: Path) -> list[Path]:
     """Make the folder; those of its path that were not there, innermost first."""
     new = [path for path in (out, *out.parents) if not path.exists()]
     try:
@@ -74,7 +74,7 @@ def _made(out: Path) -> list[Path]:
 
 
 @contextmanager
-def _withdrawn(out: Path, made: Iterable[Path], *, overwrite: bool) -> Iterator[None]:
+def _undo_on_refusal(out: Path, made: Iterable[Path], *, overwrite: bool) -> Iterator[None]:
     """Undo what the body did to the folder when it raises `RequestError`; with
     `overwrite` the body finds it empty.
     """
@@ -84,19 +84,19 @@ def _withdrawn(out: Path, made: Iterable[Path], *, overwrite: bool) -> Iterator[
     kept = {path: path.read_bytes() for path in (out / CONFIG, out / RESULTS) if path.is_file()}
     if overwrite:
         before.mkdir()
-        _move(_visible(out), before)
+        _move(_list_visible(out), before)
     try:
         yield
     except RequestError:
         if fresh:
-            _remove(_visible(out))
+            _remove(_list_visible(out))
         if overwrite:
-            _move(_visible(before), out)
+            _move(_list_visible(before), out)
         for path, content in kept.items():
             if not path.is_file() or path.read_bytes() != content:
                 path.write_bytes(content)
         shutil.rmtree(before, ignore_errors=True)
-        _forget(out, made)
+        _remove_empty(out, made)
         raise
     finally:
         shutil.rmtree(before, ignore_errors=True)
@@ -104,7 +104,7 @@ def _withdrawn(out: Path, made: Iterable[Path], *, overwrite: bool) -> Iterator[
 
 def _check_owner(out: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds something and is no run's."""
-    inside = _visible(out) if out.is_dir() else []
+    inside = _list_visible(out) if out.is_dir() else []
     if inside and not (out / CONFIG).is_file():
         asked = "overwrite=true, but " if overwrite else ""
         raise RequestError(
@@ -113,7 +113,7 @@ def _check_owner(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _visible(folder: Path) -> list[Path]:
+def _list_visible(folder: Path) -> list[Path]:
     """What a run leaves there: nothing of it that stays is hidden."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
@@ -128,7 +128,7 @@ def _remove(paths: Iterable[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _forget(out: Path, made: Iterable[Path]) -> None:
+def _remove_empty(out: Path, made: Iterable[Path]) -> None:
     """Remove what was made for a run that never was, as far as it is empty."""
     if not (out / CONFIG).is_file():
         (out / _LOCK).unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _forget(out: Path, made: Iterable[Path]) -> None:
                 folder.rmdir()
 
 
-def _same(out: Path, config: Mapping[str, Any]) -> None:
+def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
     path = out / CONFIG
     if not path.is_file():
         return
@@ -174,7 +174,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
     ]
 
 
-def _what(node: Any) -> Any:
+def _strip_non_identity(node: Any) -> Any:
     """A group without the keys that say whether a run may be and how often its state is
     saved, not what it is.
     """
@@ -190,7 +190,7 @@ def run_name(config: dict[str, Any]) -> str:
     was said.
     """
     decisive = {
-        key: _what(value) for key, value in config.items() if key not in (*AROUND, "robustness")
+        key: _strip_non_identity(value) for key, value in config.items() if key not in (*NON_IDENTITY_KEYS, "robustness")
     }
     data = str(config["data"].get("name", "data"))
     names = [

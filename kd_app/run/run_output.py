@@ -14,9 +14,9 @@ from kd_app.reporting.html import PAGE
 from kd_app.reporting.predictions import write_predictions as write_table
 from kd_app.reporting.results import FileRecord
 from kd_app.reporting.runs import write_curves
-from kd_app.run.workspace import Member, Workshop, told
+from kd_app.run.workspace import RunModel, Workspace, told
 from kd_app.run_files import CONFIG, CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
-from kd_app.stages import file_sha256, write_atomically
+from kd_app.stages import hash_file, write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.fit import MODEL
 
@@ -31,7 +31,7 @@ def list_files(out: Path) -> list[FileRecord]:
     """The files in a run's folder beside results.json, with their hashes."""
     paths = [*(out / name for name in FILES), *(out / STUDENT).glob("*")]
     return [
-        FileRecord(name=path.relative_to(out).as_posix(), sha256=file_sha256(path))
+        FileRecord(name=path.relative_to(out).as_posix(), sha256=hash_file(path))
         for path in sorted(paths)
         if path.is_file()
     ]
@@ -42,7 +42,7 @@ def list_uploads(out: Path) -> list[Path]:
     return [path for path in sorted(out.iterdir()) if path.name in UPLOADED]
 
 
-def list_groups(shop: Workshop, predictions: Predictions) -> list[str] | None:
+def list_groups(shop: Workspace, predictions: Predictions) -> list[str] | None:
     """The group of each image; None where the data have no groups."""
     groups = shop.data.groups
     return [groups[number] for number in predictions.index.tolist()] if groups else None
@@ -50,7 +50,7 @@ def list_groups(shop: Workshop, predictions: Predictions) -> list[str] | None:
 
 def write_predictions(
     out: Path,
-    shop: Workshop,
+    shop: Workspace,
     predictions: Mapping[str, Predictions],
     stage: np.ndarray | None = None,
 ) -> None:
@@ -69,7 +69,7 @@ def write_predictions(
     )
 
 
-def write_models(out: Path, shop: Workshop, members: Mapping[str, Member]) -> int:
+def write_models(out: Path, shop: Workspace, members: Mapping[str, RunModel]) -> int:
     """Write the curves of every training, the student, and where its teacher is; the
     bytes of the student's weights.
     """
@@ -83,7 +83,7 @@ def write_models(out: Path, shop: Workshop, members: Mapping[str, Member]) -> in
     return size
 
 
-def write_student(target: Path, shop: Workshop, student: Member) -> int:
+def write_student(target: Path, shop: Workspace, student: RunModel) -> int:
     """Write the student that ships, with its license, into the folder `target`, whole
     or not at all; the bytes of its weights.
     """

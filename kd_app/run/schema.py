@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, StrictBool
 
 from kd_app.config import RequestError, Typed, unknown
-from kd_app.config.compose import is_choice, not_chosen
+from kd_app.config.compose import is_choice, explain_not_chosen
 from kd_app.config.paths import choices
 from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
@@ -106,7 +106,7 @@ class TeacherTraining(Typed, called="teacher"):
         self.seed = seed
 
 
-class Asking(Typed, called="teacher"):
+class TeacherOutputs(Typed, called="teacher"):
     """How a teacher is asked: live, at every step, or once for every view, its answers
     stored.
     """
@@ -115,7 +115,7 @@ class Asking(Typed, called="teacher"):
         self.answers: Literal["live", "stored"] = answers
 
 
-class SeveralTeachers(Typed, called="teacher"):
+class EnsembleSettings(Typed, called="teacher"):
     """Several teachers that answer as one. members: by name, each as a single teacher,
     and its `weight` (1 where it says none).
     """
@@ -141,7 +141,7 @@ class SeveralTeachers(Typed, called="teacher"):
         self.by = by
 
 
-class OwnAverageTeacher(Typed, called="teacher"):
+class EmaSettings(Typed, called="teacher"):
     """The student's own average as its teacher: ``average = decay * average + (1 -
     decay) * weights`` after every step.
     """
@@ -162,7 +162,7 @@ def check_link(node: Any) -> None:
     _check_known("teacher.chain", node, _MODEL[1:-1])
 
 
-class Evaluation(Typed, called="kd-evaluate"):
+class EvaluationSettings(Typed, called="kd-evaluate"):
     """The top level of ``conf/evaluate.yaml``."""
 
     def __init__(
@@ -199,7 +199,7 @@ def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
         if "_target_" in node:
             continue
         if is_choice(group, name):
-            raise RequestError(not_chosen(group, name))
+            raise RequestError(explain_not_chosen(group, name))
         raise unknown(f"choice of {group}=", name, choices(group))
 
 

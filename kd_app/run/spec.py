@@ -15,22 +15,22 @@ from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.base import RunData, require
 from kd_app.data.build import build_data
 from kd_app.data.corruptions import Robustness
-from kd_app.models.composite import OwnAverage
-from kd_app.models.license import Licensed, Licenses, Policy, licenses
-from kd_app.models.spec import ModelRequest
+from kd_app.models.composite import EmaTeacher
+from kd_app.models.license import LicenseClaim, Licenses, Policy, licenses
+from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import Control, ControlSettings
 from kd_app.run.controls import check as check_control
 from kd_app.run.latency_budget import LatencyBudget
-from kd_app.run.model_specs import Link, composed, links_of, requested
+from kd_app.run.model_specs import Link, composed, parse_assistants, build_model_spec
 from kd_app.run.schema import (
-    Asking,
+    TeacherOutputs,
     Job,
     Licensing,
-    OwnAverageTeacher,
+    EmaSettings,
     Said,
     TeacherTraining,
 )
-from kd_app.run.validation import check_fed, check_teacher
+from kd_app.run.validation import check_data_use, check_teacher
 from kd_app.training.job import Recipe
 from kd_app.training.trainer import TrainerSettings
 
@@ -38,7 +38,7 @@ Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class OwnParts:
+class ExternalParts:
     """Objects that somebody hands over in a notebook instead of naming them in the
     configuration.
     """
@@ -49,7 +49,7 @@ class OwnParts:
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunSpec:
     """Everything that a run is made of, made and checked before data or weights are
     read.
     """
@@ -57,17 +57,17 @@ class Parts:
     config: Config
     data: RunData
     trainer: TrainerSettings
-    student: ModelRequest
+    student: ModelSpec
     recipe: Recipe
     controls: dict[str, Control]
-    teacher: ModelRequest | None
+    teacher: ModelSpec | None
     teacher_recipe: Recipe | None
     licenses: Licenses
     robustness: Robustness
     answers: Literal["live", "stored"] = "live"
     links: tuple[Link, ...] = ()
     budget: LatencyBudget | None = None
-    own: OwnParts = field(default_factory=OwnParts)
+    own: ExternalParts = field(default_factory=ExternalParts)
 
     def to_json(self) -> Config:
         """What another process needs beside a job to train it: the data and the trainer
@@ -77,23 +77,23 @@ class Parts:
         return {"data": self.config["data"], "trainer": trainer}
 
 
-def parts(config: Config, own: OwnParts | None = None) -> Parts:
+def parts(config: Config, own: ExternalParts | None = None) -> RunSpec:
     """Make and check every part of a run's configuration; nothing is read, fetched or
     written.
     """
     Job(**config)
     check_targets(config, config["allow"])
-    made = assemble_parts(config, own or OwnParts())
+    made = assemble_parts(config, own or ExternalParts())
     check_trainings(made)
     return made
 
 
-def assemble_parts(config: Config, own: OwnParts) -> Parts:
+def assemble_parts(config: Config, own: ExternalParts) -> RunSpec:
     """Make the parts of a run. Recipes stay plain configuration: none of their losses,
     optimizers, schedules and callbacks is made.
     """
     trainer = make(config["trainer"], TrainerSettings)
-    if trainer.world_size > 1 and own != OwnParts():
+    if trainer.world_size > 1 and own != ExternalParts():
         raise RequestError(
             "Parts handed over as objects live in this process alone: use trainer.devices=1, or"
             " name them by _target_."
@@ -102,9 +102,9 @@ def assemble_parts(config: Config, own: OwnParts) -> Parts:
     recipe = Recipe(
         loss=config["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common
     )
-    teacher, teacher_recipe = _teacher(config, own)
+    teacher, teacher_recipe = _build_teacher(config, own)
     controls = (
-        {name: _control(name, node, recipe) for name, node in config["controls"].items()}
+        {name: _build_control(name, node, recipe) for name, node in config["controls"].items()}
         if teacher is not None
         else {}
     )
@@ -116,8 +116,8 @@ def assemble_parts(config: Config, own: OwnParts) -> Parts:
             because=f"trainer.devices={trainer.world_size}",
             instead="use trainer.devices=1",
         )
-    student = requested("student", config["student"], own.student)
-    links = links_of(config["teacher"])
+    student = build_model_spec("student", config["student"], own.student)
+    links = parse_assistants(config["teacher"])
     if links and (teacher is None or own.teacher is not None):
         raise RequestError(
             "teacher.chain names nets between a teacher and the student, and there is no teacher"
@@ -131,7 +131,7 @@ def assemble_parts(config: Config, own: OwnParts) -> Parts:
             because="robustness.corruptions",
             instead="leave corruptions out: robustness=none",
         )
-    return Parts(
+    return RunSpec(
         config=config,
         data=data,
         trainer=trainer,
@@ -140,20 +140,20 @@ def assemble_parts(config: Config, own: OwnParts) -> Parts:
         controls=controls,
         teacher=teacher,
         teacher_recipe=teacher_recipe,
-        licenses=_licenses(config, teacher, links, student, data),
+        licenses=_resolve_licenses(config, teacher, links, student, data),
         robustness=robustness,
-        answers=Asking(answers=(config["teacher"] or {}).get("answers", "live")).answers,
+        answers=TeacherOutputs(answers=(config["teacher"] or {}).get("answers", "live")).answers,
         links=links,
         budget=make(config["budget"], LatencyBudget) if config["budget"] is not None else None,
         own=own,
     )
 
 
-def _licenses(
+def _resolve_licenses(
     config: Config,
-    teacher: ModelRequest | None,
+    teacher: ModelSpec | None,
     links: Sequence[Link],
-    student: ModelRequest,
+    student: ModelSpec,
     data: RunData,
 ) -> Licenses:
     """What the run's weights and images are under, as they say it or, where they don't,
@@ -162,9 +162,9 @@ def _licenses(
     asked = Licensing(**config["license"])
     name = data.name or str(config["data"].get("name", "images"))
     return licenses(
-        teacher=_weights(teacher, "teacher's weights", config, links) if teacher else None,
-        student_start=_weights(student, "student's starting weights", config),
-        data=Licensed(
+        teacher=_claim_weights(teacher, "teacher's weights", config, links) if teacher else None,
+        student_start=_claim_weights(student, "student's starting weights", config),
+        data=LicenseClaim(
             f"the data ({name})",
             "data.license",
             data.license,
@@ -175,19 +175,19 @@ def _licenses(
     )
 
 
-def _weights(
-    request: ModelRequest, what: str, config: Config, links: Sequence[Link] = ()
-) -> Licensed:
+def _claim_weights(
+    request: ModelSpec, what: str, config: Config, links: Sequence[Link] = ()
+) -> LicenseClaim:
     said = Said(license=(config[request.role] or {}).get("license")).license
     known = (
-        Policy().strictest(request.origin.license, *(link.request.origin.license for link in links))
+        Policy().find_strictest(request.origin.license, *(link.request.origin.license for link in links))
         if links
         else request.origin.license
     )
-    return Licensed(f"the {what} ({request.name})", f"{request.role}.license", known, said)
+    return LicenseClaim(f"the {what} ({request.name})", f"{request.role}.license", known, said)
 
 
-def check_trainings(made: Parts) -> None:
+def check_trainings(made: RunSpec) -> None:
     """Make the parts of every recipe once, and check that they suit teacher and data.
 
     Raises `RequestError`.
@@ -202,7 +202,7 @@ def check_trainings(made: Parts) -> None:
         check_teacher(
             terms, None if each is made.teacher_recipe else made.teacher, chained=bool(made.links)
         )
-    if isinstance(made.teacher, OwnAverage) and made.trainer.world_size > 1:
+    if isinstance(made.teacher, EmaTeacher) and made.trainer.world_size > 1:
         raise RequestError(
             "teacher=ema follows the student of one process, and"
             f" trainer.devices={made.trainer.world_size}. Use trainer.devices=1."
@@ -217,7 +217,7 @@ def check_trainings(made: Parts) -> None:
         if made.teacher is not None
         else {}
     )
-    check_fed(
+    check_data_use(
         made.data,
         made.answers,
         {name: terms for name, terms in listening.items() if terms.needs_teacher},
@@ -225,7 +225,7 @@ def check_trainings(made: Parts) -> None:
     )
 
 
-def _control(name: str, node: Config, student: Recipe) -> Control:
+def _build_control(name: str, node: Config, student: Recipe) -> Control:
     settings = ControlSettings(**node)
     check_control(name, settings)
     asked, role = settings.student or {}, f"controls.{name}.student"
@@ -235,7 +235,7 @@ def _control(name: str, node: Config, student: Recipe) -> Control:
     return Control(
         **{**student.to_json(), "loss": settings.loss},
         students=tuple(
-            requested(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked
+            build_model_spec(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked
         ),
         named=named,
         as_long=settings.as_long,
@@ -248,17 +248,17 @@ def _control(name: str, node: Config, student: Recipe) -> Control:
     )
 
 
-def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe | None]:
+def _build_teacher(config: Config, own: ExternalParts) -> tuple[ModelSpec | None, Recipe | None]:
     node = config["teacher"]
     if own.teacher is not None:
-        return requested("teacher", {"_target_": FACTORY, **(node or {})}, own.teacher), None
+        return build_model_spec("teacher", {"_target_": FACTORY, **(node or {})}, own.teacher), None
     if not node or node.get("_target_") is None:
         return None, None
     if node.get("decay") is not None:
         return (
-            OwnAverage(
-                requested("student", config["student"], own.student),
-                OwnAverageTeacher(decay=node["decay"]).decay,
+            EmaTeacher(
+                build_model_spec("student", config["student"], own.student),
+                EmaSettings(decay=node["decay"]).decay,
             ),
             None,
         )
@@ -267,6 +267,6 @@ def _teacher(config: Config, own: OwnParts) -> tuple[ModelRequest | None, Recipe
         return made, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
     groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}
-    return requested("teacher", node, None), Recipe(
+    return build_model_spec("teacher", node, None), Recipe(
         **groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kd_app.models.create import create
-from kd_app.run.workspace import Member, Workshop, told
+from kd_app.run.workspace import RunModel, Workspace, told
 from kd_app.training.curve_log import points
-from kd_app.training.distributed.launch import fit_on_ranks
+from kd_app.training.distributed.launch import fit_distributed
 from kd_app.training.fit import RECORD, fit, resumed, trained
 from kd_app.training.job import TrainingJob
 from kd_app.training.trainer import TrainerSettings
@@ -67,12 +67,12 @@ class Listeners:
 
 
 def train(
-    workspace: Workshop,
+    workspace: Workspace,
     job: TrainingJob,
     *,
     listener: TrainingListener | None = None,
     trainer: TrainerSettings | None = None,
-) -> Member:
+) -> RunModel:
     """Train `job`, or find the stage that did; `trainer` if not the run's own. The
     model's role is the name of the job.
     """
@@ -90,7 +90,7 @@ def train(
     return model
 
 
-def find_trained(workspace: Workshop, job: TrainingJob) -> Member | None:
+def find_trained(workspace: Workspace, job: TrainingJob) -> RunModel | None:
     """The model that an earlier run trained by the same job; None where `train` would
     have to train it.
     """
@@ -100,7 +100,7 @@ def find_trained(workspace: Workshop, job: TrainingJob) -> Member | None:
 
 
 def _fit(
-    workspace: Workshop,
+    workspace: Workspace,
     job: TrainingJob,
     settings: TrainerSettings,
     folder: Path,
@@ -117,13 +117,13 @@ def _fit(
             "data_folder": str(workspace.data_folder) if workspace.data_folder else None,
             "folder": str(folder),
         }
-        fit_on_ranks(order, folder, settings.world_size, listen=listen)
+        fit_distributed(order, folder, settings.world_size, listen=listen)
     else:
         fit(job, workspace.data, settings, folder, console=workspace.console, listen=listen)
 
 
-def _load_trained(workspace: Workshop, job: TrainingJob, folder: Path) -> Member:
+def _load_trained(workspace: Workspace, job: TrainingJob, folder: Path) -> RunModel:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     model = trained(job.model, folder)
     created = create(model, job.input, len(workspace.classes), seed=job.recipe.seed)
-    return Member(job.name, model, created, record, folder)
+    return RunModel(job.name, model, created, record, folder)

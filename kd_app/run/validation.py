@@ -9,13 +9,13 @@ import torch
 
 from kd_app.config import RequestError, unknown
 from kd_app.data.base import RunData, require
-from kd_app.models.composite import Several
+from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
-from kd_app.models.spec import ModelRequest
+from kd_app.models.spec import ModelSpec
 from kd_app.training.loss import DistillationLoss
 
 
-def check_fed(
+def check_data_use(
     data: RunData,
     answers: Literal["live", "stored"],
     taught: Mapping[str, DistillationLoss],
@@ -33,7 +33,7 @@ def check_fed(
             because="teacher.answers=stored",
             instead="use teacher.answers=live",
         )
-        _check_stored(taught)
+        _check_cacheable(taught)
     for name in shuffled:
         require(
             data,
@@ -43,7 +43,7 @@ def check_fed(
         )
 
 
-def _check_stored(taught: Mapping[str, DistillationLoss]) -> None:
+def _check_cacheable(taught: Mapping[str, DistillationLoss]) -> None:
     for role, terms in taught.items():
         for name, term in terms.chosen.items():
             more = sorted(term.reads - {"logits"}) if term.needs_teacher else []
@@ -61,12 +61,12 @@ def _check_stored(taught: Mapping[str, DistillationLoss]) -> None:
                 )
 
 
-def check_teacher(terms: DistillationLoss, teacher: ModelRequest | None, *, chained: bool) -> None:
+def check_teacher(terms: DistillationLoss, teacher: ModelSpec | None, *, chained: bool) -> None:
     """Refuse terms that need a teacher where there is none, or read one of several
     where it is none of them, or links of a chain stand between.
     """
     for name, member in terms.members.items():
-        if not isinstance(teacher, Several) or chained or not terms.chosen[name].needs_teacher:
+        if not isinstance(teacher, TeacherEnsemble) or chained or not terms.chosen[name].needs_teacher:
             raise RequestError(
                 f"loss.{name}.teacher={member} names one of several teachers for a term to read. It"
                 " is for terms that read a teacher, with teacher=several and without"
@@ -83,7 +83,7 @@ def check_teacher(terms: DistillationLoss, teacher: ModelRequest | None, *, chai
 
 
 def check_answers(
-    trainings: Iterable[DistillationLoss], teacher: ModelRequest, num_classes: int
+    trainings: Iterable[DistillationLoss], teacher: ModelSpec, num_classes: int
 ) -> None:
     """Refuse terms that read the answers of a teacher which has none in the data's
     classes.

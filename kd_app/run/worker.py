@@ -13,12 +13,12 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kd_app.config import Pixels, RequestError, RunError
+from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.training.distributed.launch import FAILED, REFUSED
 
 if TYPE_CHECKING:
     from kd_app.data.base import RunData
-    from kd_app.training.job import Teacher, TrainingJob
+    from kd_app.training.job import JobTeacher, TrainingJob
 
 
 def main() -> None:
@@ -86,25 +86,25 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
     )
 
 
-def _load_teacher(record: dict[str, Any], data: "RunData") -> "Teacher":
+def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
     from kd_app.models.create import create
-    from kd_app.models.spec import Composed, Seen
+    from kd_app.models.spec import CompositeTeacher, Seen
     from kd_app.run.model_specs import parse_model
-    from kd_app.training.job import Teacher
+    from kd_app.training.job import JobTeacher
 
     model, classes = parse_model(record["model"]), tuple(data.classes)
-    if isinstance(model, Composed):
+    if isinstance(model, CompositeTeacher):
         model.know(classes, Seen(data.channels, data.size, *data.pixel_statistics()))
     folders = ("folder", "validation_logits", "cached_logits")
-    return Teacher(
+    return JobTeacher(
         model,
         create(model, _parse_input(record["input"]), len(classes), seed=0),
         **{name: Path(record[name]) if record[name] else None for name in folders},
     )
 
 
-def _parse_input(record: dict[str, Any]) -> Pixels:
-    return Pixels(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+def _parse_input(record: dict[str, Any]) -> InputSpec:
+    return InputSpec(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
 
 
 if __name__ == "__main__":

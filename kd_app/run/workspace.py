@@ -19,13 +19,13 @@ from kd_app.deployment.predictions import predict
 from kd_app.deployment.xnnpack import Lowered
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
-from kd_app.models.create import Created, create, expected_pixels
-from kd_app.models.spec import Composed, ModelRequest, Seen
+from kd_app.models.create import LoadedModel, create, resolve_input
+from kd_app.models.spec import CompositeTeacher, ModelSpec, Seen
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, nearest
-from kd_app.run.spec import Parts
+from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_answers, check_classes
-from kd_app.stages import Stage, Stages, file_sha256, write_atomically
+from kd_app.stages import Stage, Stages, hash_file, write_atomically
 from kd_app.training.job import describe_source
 
 SPEED = "speed.json"
@@ -42,7 +42,7 @@ def decode_size(heights: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
-class Member:
+class RunModel:
     """A model of the run that is ready to answer: its role, how to make it again, what
     it expects, and the record of its training, if it had one.
 
@@ -53,19 +53,19 @@ class Member:
     """
 
     role: str
-    request: ModelRequest
-    created: Created
+    request: ModelSpec
+    created: LoadedModel
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     program: Path | None = None
     unmeasured: str = ""
 
-    def answering(self) -> nn.Module:
+    def load_runner(self) -> nn.Module:
         """What answers: an int8 program in its own runtime, or the module."""
         return Lowered(self.program) if self.program else self.created.model
 
 
-class Workshop:
+class Workspace:
     """The data and the models that a run's configuration names, what the models answer,
     and the stages that this took.
 
@@ -73,7 +73,7 @@ class Workshop:
     is in `kd_app.run.role_jobs`.
     """
 
-    def __init__(self, parts: Parts, stages: Stages, console: Console, tracker: Any) -> None:
+    def __init__(self, parts: RunSpec, stages: Stages, console: Console, tracker: Any) -> None:
         self.parts = parts
         self.stages = stages
         self.console = console
@@ -85,7 +85,7 @@ class Workshop:
         """Of a control, what its configuration leaves open: from which figures, and
         how.
         """
-        self._chosen: dict[str, ModelRequest] = {}
+        self._chosen: dict[str, ModelSpec] = {}
 
     def prepare_data(self) -> None:
         """List the images, look at each once where they are files, and split them."""
@@ -108,7 +108,7 @@ class Workshop:
         """A teacher that is made of other things has to know what it answers in and
         sees.
         """
-        if isinstance(self.parts.teacher, Composed):
+        if isinstance(self.parts.teacher, CompositeTeacher):
             self.parts.teacher.know(self.classes, self.seen())
 
     def _show_scan(self, done: int, total: int) -> None:
@@ -119,7 +119,7 @@ class Workshop:
         """Enough for both models' crops, whatever the images' own size."""
         asked = [self.data.image_size or 0]
         asked += [
-            expected_pixels(request, Seen(3, 1, (0.0,), (1.0,))).height
+            resolve_input(request, Seen(3, 1, (0.0,), (1.0,))).height
             for request in (self.parts.teacher, self.parts.student)
             if request
         ]
@@ -135,13 +135,13 @@ class Workshop:
         mean, std = self.data.pixel_statistics()
         return Seen(self.data.channels, self.data.size, mean, std)
 
-    def ready(self, request: ModelRequest, *, seed: int) -> Member:
+    def ready(self, request: ModelSpec, *, seed: int) -> RunModel:
         """A model that is used as it is."""
-        pixels = expected_pixels(request, self.seen())
+        pixels = resolve_input(request, self.seen())
         created = create(request, pixels, len(self.classes), seed=seed)
-        return Member(request.role, request, created, unmeasured=request.unmeasured)
+        return RunModel(request.role, request, created, unmeasured=request.unmeasured)
 
-    def as_it_is(self) -> Member | None:
+    def load_pretrained_teacher(self) -> RunModel | None:
         """The teacher, where it is used without any training; None where it is trained
         first. One that answers in other classes is not measured.
 
@@ -160,11 +160,11 @@ class Workshop:
                 )
         return found
 
-    def _as_it_is(self) -> Member | None:
+    def _as_it_is(self) -> RunModel | None:
         request, recipe = self.parts.teacher, self.parts.teacher_recipe
         if request is None:
             return None
-        if isinstance(request, Composed):
+        if isinstance(request, CompositeTeacher):
             return self.ready(request, seed=0)
         member = self.ready(request, seed=0) if request.origin.fits(self.classes) else None
         if member is not None and not member.created.weights.new_head:
@@ -174,7 +174,7 @@ class Workshop:
             if origin.has_weights:
                 recipes = (self.parts.recipe, *self.parts.controls.values())
                 check_answers((recipe.terms() for recipe in recipes), request, len(self.classes))
-                return _of_other_classes(member or self.ready(request, seed=0))
+                return _mark_unmeasured(member or self.ready(request, seed=0))
             raise RequestError(
                 f"The teacher {request.name} has random weights, the data have {len(self.classes)}"
                 " classes, and teacher.max_epochs=0 forbids its training: it would answer with a"
@@ -183,7 +183,7 @@ class Workshop:
             )
         return None
 
-    def request(self, role: str) -> ModelRequest:
+    def request(self, role: str) -> ModelSpec:
         """The model of a role. Raises `RequestError` where a control's is to be chosen
         and none fits.
         """
@@ -194,11 +194,11 @@ class Workshop:
             return asked
         if role not in self._chosen:
             self._chosen[role] = (
-                control.students[0] if control.named else self._nearest(role, control)
+                control.students[0] if control.named else self._select_nearest(role, control)
             )
         return self._chosen[role]
 
-    def _nearest(self, role: str, control: Control) -> ModelRequest:
+    def _select_nearest(self, role: str, control: Control) -> ModelSpec:
         found = nearest(control.students, self.parts.student, self.seen(), len(self.classes))
         self.decided[role] = {"macs": found.macs, "student_macs": found.student_macs}
         return found.request
@@ -211,11 +211,11 @@ class Workshop:
         )
         return self.parts.licenses.trained(role, taught=taught, start=start)
 
-    def predictions(self, member: Member, split: str) -> Predictions:
+    def predictions(self, member: RunModel, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
-        return Predictions.load(self.predictions_folder(member, split))
+        return Predictions.load(self.cache_predictions(member, split))
 
-    def predictions_folder(self, member: Member, split: str) -> Path:
+    def cache_predictions(self, member: RunModel, split: str) -> Path:
         """The folder of the stage that holds `predictions`."""
         return self.asked(
             member,
@@ -227,7 +227,7 @@ class Workshop:
 
     def asked(
         self,
-        member: Member,
+        member: RunModel,
         split: str,
         name: str,
         settings: Mapping[str, Any],
@@ -244,11 +244,11 @@ class Workshop:
             **settings,
         }
         inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
-        inputs |= {"program": file_sha256(member.program)} if member.program else {}
+        inputs |= {"program": hash_file(member.program)} if member.program else {}
         return self.make(f"{name}-{member.role}-{split}", config, inputs, build)
 
     def speed(
-        self, members: Mapping[str, Member], sweep: Path, measure: Callable[[], Mapping[str, float]]
+        self, members: Mapping[str, RunModel], sweep: Path, measure: Callable[[], Mapping[str, float]]
     ) -> dict[str, float]:
         """Images per second by role, measured once in a `sweep` for each pair of nets:
         its trials differ in weights, which are as fast as others.
@@ -283,7 +283,7 @@ class Workshop:
 
     def predict(
         self,
-        member: Member,
+        member: RunModel,
         split: str,
         *,
         embeddings: bool = False,
@@ -301,7 +301,7 @@ class Workshop:
             self.console.line(f"  {member.role}: {split} images ...")
         device = self.parts.trainer.device
         return predict(
-            member.answering(),
+            member.load_runner(),
             batches,
             member.created.pixels,
             device=device,
@@ -313,7 +313,7 @@ class Workshop:
         """The stage `name` of this configuration and these inputs, if it was made; it
         is not counted as used.
         """
-        return self.stages.find(name, config=_plain(config), inputs=inputs)
+        return self.stages.find(name, config=_round_trip_json(config), inputs=inputs)
 
     def make(
         self,
@@ -326,7 +326,7 @@ class Workshop:
         counted as used.
         """
         try:
-            stage = self.stages.make(name, config=_plain(config), inputs=inputs, build=build)
+            stage = self.stages.make(name, config=_round_trip_json(config), inputs=inputs, build=build)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -339,13 +339,13 @@ class Workshop:
         return stage
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _round_trip_json(config: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(config))
     return found
 
 
-def _of_other_classes(teacher: Member) -> Member:
+def _mark_unmeasured(teacher: RunModel) -> RunModel:
     known = teacher.created.weights
     return replace(
         teacher,
@@ -356,7 +356,7 @@ def _of_other_classes(teacher: Member) -> Member:
     )
 
 
-def told(member: Member) -> dict[str, Any]:
+def told(member: RunModel) -> dict[str, Any]:
     """Where a model is to be found: name, source, sha256, and the stage that made it or
     the folder it came from.
     """

@@ -9,7 +9,7 @@ from kd_app.config import RunError
 from kd_app.search.trials import CURVE, curve, require_optuna
 
 
-class PrunedError(RunError):
+class TrialPruned(RunError):
     """The trial was ended early, for example since the earlier trials were better at
     the same epoch; `hint` says how to go on all the same.
     """
@@ -20,8 +20,8 @@ class PrunedError(RunError):
 
 
 @dataclass
-class Watch:
-    """Looks at the curve of a sweep's trial and ends it by `PrunedError` when the other
+class MedianPruner:
+    """Looks at the curve of a sweep's trial and ends it by `TrialPruned` when the other
     trials were better: below the median of their best so far.
 
     The rule is Optuna's MedianPruner, after `STARTUP` trials and not before the second
@@ -55,7 +55,7 @@ class Watch:
 
     def start(
         self, stage: str, teacher: Any, points: Sequence[tuple[dict[str, float], int]]
-    ) -> "Watch":
+    ) -> "MedianPruner":
         """Take the points of an earlier attempt."""
         for row, step in points:
             self(row, step)
@@ -72,7 +72,7 @@ class Watch:
         epoch = int(row["epoch"])
         self._trial.report(row[CURVE], epoch)
         if self._trial.should_prune():
-            raise PrunedError(
+            raise TrialPruned(
                 f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median"
                 " of the other trials was better.",
                 "What was trained is kept; prune=null goes on with it.",

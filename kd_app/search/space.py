@@ -14,14 +14,14 @@ from optuna.distributions import (
 from kd_app.config import RequestError
 
 
-def searched(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
+def parse_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
     """The space of ``key=interval(1,8)``, ``key=tag(log,interval(1e-4,1e-1))``,
     ``key=int(interval(1,8))``, ``key=range(1,9)``, ``key=choice(a,b)``.
 
     An interval holds both its ends; a range stops before its second one, as everywhere
     in Hydra. Raises `RequestError` for anything else.
     """
-    space = {override.get_key_element(): _distribution(override) for override in overrides}
+    space = {override.get_key_element(): _parse_distribution(override) for override in overrides}
     if not space:
         raise RequestError(
             "A search needs something to search: give hydra.sweeper.space, hparams_search=, or a"
@@ -30,7 +30,7 @@ def searched(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
     return space
 
 
-def _distribution(override: Override) -> BaseDistribution:
+def _parse_distribution(override: Override) -> BaseDistribution:
     if not override.is_sweep_override():
         raise RequestError(
             f"{override.input_line!r} is no range to search. Expected interval(a,b), range(a,b) or"

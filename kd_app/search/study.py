@@ -28,7 +28,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from kd_app.config import RequestError, Typed
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flat
-from kd_app.search.trials import FILE, curve, proposals, results
+from kd_app.search.trials import FILE, curve, read_proposals, results
 from kd_app.stages import fingerprint, write_atomically
 
 DONE = ("finished", "pruned")
@@ -81,7 +81,7 @@ class Search:
             "space": {k: distribution_to_json(v) for k, v in space.items()},
         }
         self.proposed: list[Params] = []
-        found = proposals(out)
+        found = read_proposals(out)
         if found is not None:
             if found["search"] != asked:
                 raise RequestError(
@@ -96,7 +96,7 @@ class Search:
     def size(self) -> int:
         """How many trials there will be; a grid has no more than its cells."""
         return (
-            min(self.settings.trials, len(_cells(self.space)))
+            min(self.settings.trials, len(_list_cells(self.space)))
             if self.settings.sampler == "grid"
             else self.settings.trials
         )
@@ -109,21 +109,21 @@ class Search:
         while number < self.size:
             batch: list[tuple[int, Params]] = []
             while (
-                number < self.size and len(batch) < self.settings.batch and not self._done(number)
+                number < self.size and len(batch) < self.settings.batch and not self._is_done(number)
             ):
-                batch.append((number, self._params(number)))
+                batch.append((number, self._read_params(number)))
                 number += 1
             if batch:
                 yield batch
             else:
-                self._params(number)  # in the record also where that was lost
+                self._read_params(number)  # in the record also where that was lost
                 number += 1
 
-    def _done(self, number: int) -> bool:
+    def _is_done(self, number: int) -> bool:
         found = results(self.out / str(number))
         return found is not None and found.status in DONE
 
-    def _params(self, number: int) -> Params:
+    def _read_params(self, number: int) -> Params:
         if number == len(self.proposed):
             self.proposed.append(self._propose(number))
             self.out.mkdir(parents=True, exist_ok=True)
@@ -135,22 +135,22 @@ class Search:
 
     def _propose(self, number: int) -> Params:
         if self.settings.sampler == "grid":
-            return _cells(self.space)[number]
+            return _list_cells(self.space)[number]
         seed = int(fingerprint([self.settings.seed, number])[:8], 16)
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
         if self.settings.sampler == "tpe":
             sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         study = create_study(self.settings.objectives.values(), sampler)
         for other, params in enumerate(self.proposed):
-            study.add_trial(self._frozen(other, params))
+            study.add_trial(self._freeze_trial(other, params))
         return {
-            key: _legible(value, self.space[key])
+            key: _round_value(value, self.space[key])
             for key, value in study.ask(dict(self.space)).params.items()
         }
 
-    def _frozen(self, number: int, params: Params) -> optuna.trial.FrozenTrial:
+    def _freeze_trial(self, number: int, params: Params) -> optuna.trial.FrozenTrial:
         found = results(self.out / str(number))
-        values = _values(found, self.settings.objectives)
+        values = _read_values(found, self.settings.objectives)
         states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
         state = (
             TrialState.COMPLETE
@@ -168,7 +168,7 @@ class Search:
         )
 
 
-def _values(found: Results | None, objectives: Mapping[str, str]) -> list[float] | None:
+def _read_values(found: Results | None, objectives: Mapping[str, str]) -> list[float] | None:
     """What the objectives came to in a trial; None where it is not finished, or one is
     missing.
     """
@@ -184,7 +184,7 @@ def advice(out: Path) -> list[str]:
     value lies at an end of their range, what mattered most, and with several objectives
     the trials that no other beats in all of them. Nothing where there was no search.
     """
-    found = proposals(out)
+    found = read_proposals(out)
     if found is None:
         return []
     objectives, space = (
@@ -193,7 +193,7 @@ def advice(out: Path) -> list[str]:
     )
     study, numbers = create_study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
     for number, params in enumerate(found["proposed"]):
-        values = _values(results(out / str(number)), objectives)
+        values = _read_values(results(out / str(number)), objectives)
         if values is not None:
             study.add_trial(
                 optuna.trial.create_trial(values=values, params=params, distributions=space)
@@ -208,7 +208,7 @@ def advice(out: Path) -> list[str]:
     said = [
         sentence
         for key, kind in space.items()
-        if (sentence := _at_the_end(key, kind, best[0].params[key]))
+        if (sentence := _is_at_edge(key, kind, best[0].params[key]))
     ]
     if len(numbers) >= 8 and len(space) > 1 and len({trial.value for trial in study.trials}) > 1:
         weights = optuna.importance.get_param_importances(
@@ -222,7 +222,7 @@ def advice(out: Path) -> list[str]:
     return said
 
 
-def _at_the_end(key: str, kind: BaseDistribution, value: Any) -> str:
+def _is_at_edge(key: str, kind: BaseDistribution, value: Any) -> str:
     if not isinstance(kind, FloatDistribution | IntDistribution) or kind.low == kind.high:
         return ""
     share = (value - kind.low) / (kind.high - kind.low)
@@ -249,15 +249,15 @@ def create_study(
     )
 
 
-def _cells(space: Space) -> list[Params]:
+def _list_cells(space: Space) -> list[Params]:
     """All combinations, the last setting changing fastest."""
     return [
         dict(zip(space, values, strict=True))
-        for values in itertools.product(*(_steps(key, kind) for key, kind in space.items()))
+        for values in itertools.product(*(_list_steps(key, kind) for key, kind in space.items()))
     ]
 
 
-def _steps(key: str, kind: BaseDistribution) -> list[Any]:
+def _list_steps(key: str, kind: BaseDistribution) -> list[Any]:
     if isinstance(kind, CategoricalDistribution):
         return list(kind.choices)
     if isinstance(kind, IntDistribution) and not kind.log:
@@ -273,7 +273,7 @@ def _steps(key: str, kind: BaseDistribution) -> list[Any]:
     )
 
 
-def _legible(value: Any, kind: BaseDistribution) -> Any:
+def _round_value(value: Any, kind: BaseDistribution) -> Any:
     """Four digits are enough to try."""
     if not isinstance(kind, FloatDistribution) or kind.step:
         return value

@@ -26,7 +26,7 @@ def require_optuna() -> None:
         )
 
 
-def proposals(out: Path) -> dict[str, Any] | None:
+def read_proposals(out: Path) -> dict[str, Any] | None:
     """The content of ``search.json``; None where there is no search."""
     if not (out / FILE).is_file():
         return None

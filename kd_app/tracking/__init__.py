@@ -2,7 +2,7 @@
 MLflow; in the run's own process, never in a rank.
 """
 
-from kd_app.tracking.base import Artifact, Backend, Opening, Outcome, Run
+from kd_app.tracking.base import Artifact, Backend, RunStart, Outcome, Run
 from kd_app.tracking.csv_file import Csv
 from kd_app.tracking.lightning_loggers import MLflow, TensorBoard
 from kd_app.tracking.tracker import Tracker
@@ -13,7 +13,7 @@ __all__ = [
     "Backend",
     "Csv",
     "MLflow",
-    "Opening",
+    "RunStart",
     "Outcome",
     "Run",
     "TensorBoard",

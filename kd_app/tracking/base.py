@@ -42,7 +42,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Opening:
+class RunStart:
     """What a tracker is told when a stage begins: `config` is free of secrets and of
     this machine's paths; files go under `out`.
 
@@ -100,12 +100,12 @@ class Backend(Typed, ABC):
     """A tracker that ``logger=`` chooses."""
 
     @abstractmethod
-    def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
         """The run for a stage; None where this tracker does not follow it."""
 
 
 @contextmanager
-def borrowed_environment(**values: str) -> Iterator[None]:
+def restore_environment(**values: str) -> Iterator[None]:
     """Set environment variables that have no value yet for a while; afterwards all are
     as before, whatever a library set meanwhile.
     """

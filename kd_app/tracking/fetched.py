@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kd_app.config import RequestError
-from kd_app.config.errors import first_line
+from kd_app.config.errors import take_first_line
 from kd_app.reporting.runs import find_runs, load_run
 from kd_app.run_files import RESULTS
-from kd_app.tracking.base import STUDENT, borrowed_environment
+from kd_app.tracking.base import STUDENT, restore_environment
 
 
 def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
@@ -23,8 +23,8 @@ def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
-    known, fetched = _students(root), []
-    with borrowed_environment(WANDB_SILENT="true"):
+    known, fetched = _hash_students(root), []
+    with restore_environment(WANDB_SILENT="true"):
         import wandb
 
         try:
@@ -38,7 +38,7 @@ def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
                     _download(artifact, root / name)
                     fetched.append(root / name)
         except (wandb.Error, ValueError, OSError) as error:
-            reason = first_line(error)
+            reason = take_first_line(error)
             raise RequestError(
                 f"The runs of {project!r} could not be fetched from Weights & Biases: {reason}"
                 f" Expected: entity/project, and a login (wandb login). {len(fetched)} runs were"
@@ -66,7 +66,7 @@ def _download(artifact: Any, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _students(root: Path) -> set[str]:
+def _hash_students(root: Path) -> set[str]:
     """sha256 of the students of the runs in `root`."""
     try:
         folders = find_runs([str(root)])

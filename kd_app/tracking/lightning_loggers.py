@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kd_app.config import RequestError
-from kd_app.tracking.base import Backend, Opening, Outcome, Point, Run, borrowed_environment
+from kd_app.tracking.base import Backend, RunStart, Outcome, Point, Run, restore_environment
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -19,9 +19,9 @@ class TensorBoard(Backend):
     """Event files under ``tensorboard/<stage>`` in the run's folder."""
 
     def __init__(self) -> None:
-        _need("tensorboard", "tensorboard", choice="tensorboard")
+        _require_package("tensorboard", "tensorboard", choice="tensorboard")
 
-    def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
         """Open the stage's event file."""
         from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -45,7 +45,7 @@ class MLflow(Backend):
     def __init__(self, *, experiment: str, uri: str | None) -> None:
         self._experiment = experiment
         self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
-        _need("mlflow", "mlflow-skinny", choice="mlflow")
+        _require_package("mlflow", "mlflow-skinny", choice="mlflow")
         if self._uri and self._uri.startswith(_DATABASES) and find_spec("sqlalchemy") is None:
             raise RequestError(
                 f"logger.mlflow.uri={self._uri!r} is a database, and the package that reads and"
@@ -53,10 +53,10 @@ class MLflow(Backend):
                 " logger.mlflow.uri=null, which keeps plain files in the run's folder."
             )
 
-    def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
         """Open the stage's run."""
         uri = self._uri or (opening.out / "mlflow").as_uri()
-        with borrowed_environment(MLFLOW_ALLOW_FILE_STORE="true", MLFLOW_DISABLE_TELEMETRY="true"):
+        with restore_environment(MLFLOW_ALLOW_FILE_STORE="true", MLFLOW_DISABLE_TELEMETRY="true"):
             from lightning.pytorch.loggers import MLFlowLogger
 
             tags = {"group": opening.group, "stage": opening.stage, "tags": ",".join(opening.tags)}
@@ -101,7 +101,7 @@ class _LightningRun(Run):
         )
 
 
-def _need(module: str, package: str, *, choice: str) -> None:
+def _require_package(module: str, package: str, *, choice: str) -> None:
     if find_spec(module) is None:
         raise RequestError(
             f"logger={choice} needs the package {package}, which is not installed. Install it with"

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_app.config.redact import cleaned
-from kd_app.stages import file_sha256
+from kd_app.config.redact import redact
+from kd_app.stages import hash_file
 from kd_app.tracking.base import STUDENT, Artifact
 
 
@@ -17,9 +17,9 @@ def split(name: str, fingerprint: str, sizes: Mapping[str, int], file: Path) -> 
     content = {"data": name, "fingerprint": fingerprint, "sizes": dict(sizes)}
     return Artifact(
         "split",
-        f"{_word(name)}-split",
+        f"{_sanitize_name(name)}-split",
         fingerprint,
-        cleaned(content),
+        redact(content),
         files={file.name: file} if file.is_file() else {},
     )
 
@@ -36,10 +36,10 @@ def teacher(told: Mapping[str, Any]) -> Artifact:
     about = {"source": told.get("source")}
     return Artifact(
         "teacher",
-        f"teacher-{_word(str(cleaned(told.get('name'))))}",
+        f"teacher-{_sanitize_name(str(redact(told.get('name'))))}",
         str(told.get("sha256")),
-        cleaned(content),
-        cleaned(about),
+        redact(content),
+        redact(about),
     )
 
 
@@ -50,13 +50,13 @@ def student(
     own; `weights`: their sha256.
     """
     own = {name: path for name, path in files.items() if name.startswith(f"{STUDENT}/")}
-    return Artifact("student", f"student-{_word(run)}", weights, {}, _used(uses), own)
+    return Artifact("student", f"student-{_sanitize_name(run)}", weights, {}, _describe_uses(uses), own)
 
 
 def report(name: str, page: Path, uses: Sequence[Artifact]) -> Artifact:
     """A page about what it `uses`."""
     return Artifact(
-        "report", f"report-{_word(name)}", file_sha256(page), {}, _used(uses), {page.name: page}
+        "report", f"report-{_sanitize_name(name)}", hash_file(page), {}, _describe_uses(uses), {page.name: page}
     )
 
 
@@ -69,21 +69,21 @@ def outcome(
     told = {name for each in (ships, *uses) for name in each.files}
     record = Artifact(
         "run",
-        f"run-{_word(run)}",
+        f"run-{_sanitize_name(run)}",
         weights,
         {},
-        _used(uses),
+        _describe_uses(uses),
         {name: path for name, path in files.items() if name not in told},
     )
     return tuple(each for each in (ships, record) if each.files)
 
 
-def _used(uses: Sequence[Artifact]) -> dict[str, Any]:
+def _describe_uses(uses: Sequence[Artifact]) -> dict[str, Any]:
     return {
         "uses": [{"kind": each.kind, "name": each.name, "identity": each.identity} for each in uses]
     }
 
 
-def _word(text: str) -> str:
+def _sanitize_name(text: str) -> str:
     """`text` in the letters that names of artifacts may have."""
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)[:100]

@@ -34,7 +34,7 @@ class Table:
 
 def tables(outcome: Outcome) -> dict[str, Table]:
     """The tables that this outcome has, by name."""
-    return dict(_tables(outcome))
+    return dict(_iterate_tables(outcome))
 
 
 def known(knowledge: Mapping[str, Any]) -> dict[str, Table]:
@@ -45,7 +45,7 @@ def known(knowledge: Mapping[str, Any]) -> dict[str, Table]:
         "teacher_entropy": knowledge.get("entropy"),
         "teacher_similar_classes": knowledge.get("similar"),
     }
-    return {name: _of(found) for name, found in rows.items() if found}
+    return {name: _build_table(found) for name, found in rows.items() if found}
 
 
 def confusions(outcome: Outcome) -> dict[str, Table]:
@@ -53,17 +53,17 @@ def confusions(outcome: Outcome) -> dict[str, Table]:
     classes; none where there are more than 100 classes.
     """
     path, classes = outcome.files.get(PREDICTIONS), outcome.classes
-    return dict(_confusions(path, classes)) if path and 0 < len(classes) <= _MOST_CLASSES else {}
+    return dict(_iterate_confusions(path, classes)) if path and 0 < len(classes) <= _MOST_CLASSES else {}
 
 
-def _tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
+def _iterate_tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
     if outcome.test:
-        yield "test_figures", _figures(outcome.test)
+        yield "test_figures", _build_metrics_table(outcome.test)
     if EXAMPLES in outcome.files:
-        yield "examples", _examples(outcome.files[EXAMPLES], outcome.classes)
+        yield "examples", _build_examples_table(outcome.files[EXAMPLES], outcome.classes)
 
 
-def _figures(test: Mapping[str, Mapping[str, float]]) -> Table:
+def _build_metrics_table(test: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each model, a column for each figure."""
     columns = list(dict.fromkeys(name for figures in test.values() for name in figures))
     return Table(
@@ -72,12 +72,12 @@ def _figures(test: Mapping[str, Mapping[str, float]]) -> Table:
     )
 
 
-def _of(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _build_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = tuple(rows[0])
     return Table(columns, [[row.get(name) for name in columns] for row in rows])
 
 
-def _examples(path: Path, classes: Sequence[str]) -> Table:
+def _build_examples_table(path: Path, classes: Sequence[str]) -> Table:
     """An image in each row: its name, its label, what each model says and how surely,
     why it is shown, and how much both differ (nats).
     """
@@ -119,7 +119,7 @@ def _examples(path: Path, classes: Sequence[str]) -> Table:
     return Table(columns, rows)
 
 
-def _confusions(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, Table]]:
+def _iterate_confusions(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, Table]]:
     import pandas as pd
 
     found = pd.read_parquet(path)

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from kd_app.config.redact import cleaned
+from kd_app.config.redact import redact
 from kd_app.tracking import lineage
-from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, Opening, Point, Run
+from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, RunStart, Point, Run
 from kd_app.tracking.outcome import outcome
 
 Listener = Callable[[dict[str, float], int], None]
@@ -45,9 +45,9 @@ class Tracker:
         self._name = name
         self._group = group
         self._tags = tuple(tags)
-        self._config = cleaned({key: value for key, value in config.items() if key not in _WHERE})
+        self._config = redact({key: value for key, value in config.items() if key not in _WHERE})
         self._say = say
-        self._shares = shares
+        self._compute_shares = shares
         self._open: dict[str, dict[str, Run]] = {}
         self._data: tuple[Artifact, ...] = ()
         self._uses: tuple[Artifact, ...] = ()
@@ -63,7 +63,7 @@ class Tracker:
         """What the teacher knows about these images, for the student's run to begin
         with.
         """
-        self._knowledge = cleaned(knowledge)
+        self._knowledge = redact(knowledge)
 
     def start(
         self, stage: str, teacher: Mapping[str, Any] | None = None, points: Sequence[Point] = ()
@@ -78,9 +78,9 @@ class Tracker:
         uses = (*self._data, *([lineage.teacher(teacher)] if teacher else ()))
         if stage == STUDENT:
             self._uses = uses
-        return self._begin(stage, uses, points, self._knowledge if teacher else {})
+        return self._start_run(stage, uses, points, self._knowledge if teacher else {})
 
-    def _begin(
+    def _start_run(
         self,
         stage: str,
         uses: tuple[Artifact, ...],
@@ -91,7 +91,7 @@ class Tracker:
             **self._config,
             "lineage": {each.kind: {**each.content, **each.about} for each in uses if each.content},
         }
-        opening = Opening(
+        opening = RunStart(
             stage,
             f"{self._name} {stage}",
             self._group,
@@ -106,7 +106,7 @@ class Tracker:
         for kind, backend in self._backends.items():
             if kind in self._failed:
                 continue
-            with self._guarded(kind):
+            with self._catch_failures(kind):
                 run = backend.open(opening, self._say)
                 if run is not None:
                     runs[kind] = run
@@ -124,7 +124,7 @@ class Tracker:
 
         The student's run stays open for the results.
         """
-        if stage not in self._open and (stage == STUDENT or not self._shares):
+        if stage not in self._open and (stage == STUDENT or not self._compute_shares):
             self.start(stage, teacher, points())
         if stage == TEACHER:
             self._each(stage, lambda run: run.made(lineage.teacher(model)))
@@ -134,7 +134,7 @@ class Tracker:
     def end(self, stage: str, *, exit_code: int) -> None:
         """Close the run of `stage`, if it is open; 0 is success."""
         for kind, run in self._open.pop(stage, {}).items():
-            with suppress(Exception) if kind in self._failed else self._guarded(kind):
+            with suppress(Exception) if kind in self._failed else self._catch_failures(kind):
                 run.close(exit_code)
 
     def results(self, results: BaseModel | Mapping[str, Any], files: Sequence[Path]) -> None:
@@ -147,7 +147,7 @@ class Tracker:
 
     def report(self, page: Path, students: Sequence[Artifact]) -> None:
         """Tell of a `page` about `students` of finished runs, as a run of its own."""
-        self._begin("report", tuple(students))
+        self._start_run("report", tuple(students))
         self._each("report", lambda run: run.made(lineage.report(self._name, page, students)))
         self.end("report", exit_code=0)
 
@@ -177,11 +177,11 @@ class Tracker:
     def _each(self, stage: str, do: Callable[[Run], None]) -> None:
         for kind, run in self._open.get(stage, {}).items():
             if kind not in self._failed:
-                with self._guarded(kind):
+                with self._catch_failures(kind):
                     do(run)
 
     @contextmanager
-    def _guarded(self, kind: str) -> Iterator[None]:
+    def _catch_failures(self, kind: str) -> Iterator[None]:
         """A tracker that fails gets no more to do than to close what it has open."""
         try:
             yield

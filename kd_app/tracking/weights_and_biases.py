@@ -14,8 +14,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import Any, Literal
 
-from kd_app.config.errors import first_line
-from kd_app.config.redact import to_tell
+from kd_app.config.errors import take_first_line
+from kd_app.config.redact import redacted_copy
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.stages import write_atomically
@@ -23,10 +23,10 @@ from kd_app.tracking.base import (
     STUDENT,
     Artifact,
     Backend,
-    Opening,
+    RunStart,
     Outcome,
     Run,
-    borrowed_environment,
+    restore_environment,
 )
 from kd_app.tracking.tables import Picture, Table, confusions, known, tables
 
@@ -81,7 +81,7 @@ class Wandb(Backend):
         )
         self._said = False
 
-    def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
         """Open the stage's run, or go on with the one that an earlier attempt opened;
         where it can't be online, it is offline.
         """
@@ -90,8 +90,8 @@ class Wandb(Backend):
         ):
             return None
         opening.out.mkdir(parents=True, exist_ok=True)
-        with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(opening.out / _FOLDER)):
-            run, text = self._init(opening, _identity(opening))
+        with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(opening.out / _FOLDER)):
+            run, text = self._init(opening, _resolve_run_id(opening))
             _define_metrics(run)
             for artifact in opening.uses:
                 _use(run, artifact, opening.out / _FOLDER)
@@ -101,7 +101,7 @@ class Wandb(Backend):
             self._said = True
         return following
 
-    def _init(self, opening: Opening, identity: str) -> tuple[Any, str]:
+    def _init(self, opening: RunStart, identity: str) -> tuple[Any, str]:
         """The run and what to say of it; a second stage does not wait again for a
         server that did not answer the first.
         """
@@ -115,18 +115,18 @@ class Wandb(Backend):
                     return run, f"W&B: {run.url}"
                 why = " (nobody is logged in)"
             except Exception as error:
-                why = f" ({first_line(error)})"
+                why = f" ({take_first_line(error)})"
             self._mode = "offline"
         run = self._init_as("offline", opening, identity)
         return (
             run,
             (
                 f"W&B: offline{why}; to upload it later: wandb sync"
-                f" {_shown(opening.out)}/wandb/offline-run-*"
+                f" {_shorten_path(opening.out)}/wandb/offline-run-*"
             ),
         )
 
-    def _init_as(self, mode: Literal["online", "offline"], opening: Opening, identity: str) -> Any:
+    def _init_as(self, mode: Literal["online", "offline"], opening: RunStart, identity: str) -> Any:
         import wandb
 
         return wandb.init(
@@ -154,13 +154,13 @@ class _WandbRun(Run):
     has, an offline one begins a file that holds them all.
     """
 
-    def __init__(self, run: Any, opening: Opening) -> None:
+    def __init__(self, run: Any, opening: RunStart) -> None:
         self._run = run
         self._opening = opening
         self._known = int(run.starting_step)
         self._best = -math.inf
         if opening.knowledge:
-            self._tell({name: _table(table) for name, table in known(opening.knowledge).items()})
+            self._tell({name: _to_wandb_table(table) for name, table in known(opening.knowledge).items()})
         for row, step in opening.points:
             self.log(row, step)
 
@@ -178,15 +178,15 @@ class _WandbRun(Run):
             self._run.log(dict(row))
 
     def made(self, artifact: Artifact) -> None:
-        with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(self._folder)):
+        with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.log_artifact(*_artifact(artifact, self._folder))
 
     def results(self, outcome: Outcome) -> None:
-        with _undisturbed(), borrowed_environment(WANDB_DATA_DIR=str(self._folder)):
+        with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.summary.update(dict(outcome.figures))
-            shown = {name: _table(table) for name, table in tables(outcome).items()}
+            shown = {name: _to_wandb_table(table) for name, table in tables(outcome).items()}
             shown |= {
-                f"confusion/{role}": _confusion(role, table)
+                f"confusion/{role}": _plot_confusion(role, table)
                 for role, table in confusions(outcome).items()
             }
             if shown:
@@ -201,7 +201,7 @@ class _WandbRun(Run):
     def close(self, exit_code: int) -> None:
         import wandb
 
-        with _undisturbed():
+        with _silence_wandb():
             try:
                 self._run.finish(exit_code=exit_code)
             except Exception:
@@ -213,7 +213,7 @@ class _WandbRun(Run):
         _remember(self._opening, self._run.id, finished=exit_code == 0)
 
 
-def _identity(opening: Opening) -> str:
+def _resolve_run_id(opening: RunStart) -> str:
     """The trial's, where an agent or somebody else says so for the student; else that
     of the earlier attempt that this one goes on with; else new.
 
@@ -221,7 +221,7 @@ def _identity(opening: Opening) -> str:
     one was begun it waits.
     """
     given = os.environ.get("WANDB_RUN_ID") if opening.stage == STUDENT else None
-    before = _read(_memory(opening))
+    before = _read(_locate_memory(opening))
     goes_on = "id" in before and (bool(opening.points) or not before.get("finished"))
     identity = given or (str(before["id"]) if goes_on else uuid.uuid4().hex[:8])
     _remember(opening, identity, finished=False)
@@ -230,7 +230,7 @@ def _identity(opening: Opening) -> str:
     return identity
 
 
-def _memory(opening: Opening) -> Path:
+def _locate_memory(opening: RunStart) -> Path:
     return opening.out / _FOLDER / f"{opening.stage}.json"
 
 
@@ -242,8 +242,8 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _remember(opening: Opening, identity: str, *, finished: bool) -> None:
-    path = _memory(opening)
+def _remember(opening: RunStart, identity: str, *, finished: bool) -> None:
+    path = _locate_memory(opening)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"id": identity, "finished": finished}))
 
@@ -259,24 +259,24 @@ def _define_metrics(run: Any) -> None:
         run.define_metric(f"validation/{name}", step_metric="epoch", summary=summary)
 
 
-def _table(table: Table) -> Any:
+def _to_wandb_table(table: Table) -> Any:
     import wandb
 
     rows: list[Iterable[Any]] = [
-        [_picture(cell) if isinstance(cell, Picture) else cell for cell in row]
+        [_to_wandb_image(cell) if isinstance(cell, Picture) else cell for cell in row]
         for row in table.rows
     ]
     return wandb.Table(columns=list(table.columns), data=rows)
 
 
-def _picture(picture: Picture) -> Any:
+def _to_wandb_image(picture: Picture) -> Any:
     import wandb
     from PIL import Image
 
     return wandb.Image(Image.open(io.BytesIO(picture.png))) if picture.png else None
 
 
-def _confusion(role: str, table: Table) -> Any:
+def _plot_confusion(role: str, table: Table) -> Any:
     """W&B's own heat map of a confusion matrix, with counts that are sent as they are
     shown.
     """
@@ -286,7 +286,7 @@ def _confusion(role: str, table: Table) -> Any:
     fields = {name: name for name in columns}
     return wandb.plot_table(
         "wandb/confusion_matrix/v1",
-        _table(Table(columns, table.rows)),
+        _to_wandb_table(Table(columns, table.rows)),
         fields,
         {"title": f"{role}: label and answer"},
     )
@@ -310,7 +310,7 @@ def _artifact(artifact: Artifact, folder: Path) -> tuple[Any, None, None, list[s
             json.dump(dict(artifact.content), file, indent=1, sort_keys=True)
     for inside, path in artifact.files.items():
         made.add_file(
-            str(to_tell(path, folder / _TOLD / inside).resolve()),
+            str(redacted_copy(path, folder / _TOLD / inside).resolve()),
             name=inside,
             policy="immutable",
             skip_cache=True,
@@ -329,20 +329,20 @@ def _use(run: Any, artifact: Artifact, folder: Path) -> None:
     run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=True)
 
 
-def _shown(path: Path) -> Path:
+def _shorten_path(path: Path) -> Path:
     """`path` as seen from where the command was started."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _silence_wandb() -> Iterator[None]:
     """Let wandb work without printing, without reporting its errors elsewhere, and
     without leaving its own `sys.exit`, hook and variables here.
     """
     exit_before, hook_before = sys.exit, sys.excepthook
     with (
-        borrowed_environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"),
+        restore_environment(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true"),
         redirect_stderr(io.StringIO()),
         redirect_stdout(io.StringIO()),
     ):

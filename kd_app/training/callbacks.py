@@ -67,12 +67,12 @@ class Keep(Checkpoint):
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._asked if trainer.world_size == 1 else signal.SIG_DFL)
+                signal.signal(number, self._request_stop if trainer.world_size == 1 else signal.SIG_DFL)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             if callable(signal.getsignal(number)) and trainer.world_size == 1:
-                signal.signal(number, self._asked)
+                signal.signal(number, self._request_stop)
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:
             raise Stopped
         self.stopped_by = number
@@ -181,7 +181,7 @@ class EMA(Typed, WeightAveraging):
             self._average_model.double()
 
 
-class SkipNotFinite(Callback):
+class SkipNonFiniteSteps(Callback):
     """Leave out the optimizer steps whose gradient is not finite, and count them; more
     than half of an epoch's steps end the run (`RunError`).
     """
@@ -286,7 +286,7 @@ class Progress(Callback):
         now = time.monotonic()
         if now - self._told >= self._quiet:
             self._told = now
-            self.console.line(self._line(trainer, batch_idx + 1))
+            self.console.line(self._format_line(trainer, batch_idx + 1))
         if batch_idx + 1 == trainer.num_training_batches:
             size = len(batch) if hasattr(batch, "image") else len(batch[0])
             self._done += self._timed * size * trainer.world_size
@@ -303,7 +303,7 @@ class Progress(Callback):
         shown = "  ".join(
             f"{key} {metrics[key]:.4f}" for key in ("top1", "nll", "agreement") if key in metrics
         )
-        line = f"{self._line(trainer, int(trainer.num_training_batches))}  validation: {shown}"
+        line = f"{self._format_line(trainer, int(trainer.num_training_batches))}  validation: {shown}"
         now, last = time.monotonic(), trainer.current_epoch + 1 == trainer.max_epochs
         if last:
             self.console.say(line)
@@ -311,7 +311,7 @@ class Progress(Callback):
             self._told = now
             self.console.line(line)
 
-    def _line(self, trainer: pl.Trainer, batch: int) -> str:
+    def _format_line(self, trainer: pl.Trainer, batch: int) -> str:
         epochs, batches = trainer.max_epochs or 1, int(trainer.num_training_batches)
         position, total = trainer.current_epoch * batches + batch, epochs * batches
         elapsed = time.monotonic() - self._start
@@ -319,7 +319,7 @@ class Progress(Callback):
         speed = f"  {self.images_per_second:,.0f} images/s" if self.images_per_second else ""
         return (
             f"  {self.name}: epoch {trainer.current_epoch + 1}/{epochs},"
-            f" {100 * batch // max(batches, 1):3d} %{speed}, {_clock(left)} left"
+            f" {100 * batch // max(batches, 1):3d} %{speed}, {_format_clock(left)} left"
         )
 
     @staticmethod
@@ -328,7 +328,7 @@ class Progress(Callback):
         return trainer.current_epoch * int(trainer.num_training_batches) + progress
 
 
-def _clock(seconds: float) -> str:
+def _format_clock(seconds: float) -> str:
     """'2:05', or '1:02:05'."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

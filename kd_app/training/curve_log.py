@@ -49,7 +49,7 @@ class CurveLogger(Logger):
         """The configuration is kept elsewhere."""
 
 
-def forget_after(path: Path, step: int) -> None:
+def drop_points_after(path: Path, step: int) -> None:
     """Drop the points behind `step`: the training goes on from there and will write
     them again.
     """

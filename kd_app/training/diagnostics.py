@@ -41,7 +41,7 @@ def find_faults(
     Any term must be finite. A distillation term must also be non-zero and give the
     student a gradient, unless it reads labels that some images lack.
     """
-    parameters = _trainable(student)
+    parameters = _list_trainable(student)
     for name, term in loss.chosen.items():
         if not torch.isfinite(values[name]):
             yield Fault(
@@ -64,7 +64,7 @@ def find_faults(
                 f"The loss term {name} is exactly zero in the first steps: student and teacher"
                 " already agree on what it reads. Leave it out.",
             )
-        elif not any(bool(grad.any()) for grad in _gradients(values[name], parameters)):
+        elif not any(bool(grad.any()) for grad in _compute_gradients(values[name], parameters)):
             yield Fault(
                 name,
                 "no-gradient",
@@ -73,19 +73,19 @@ def find_faults(
             )
 
 
-def gradient_norms(
+def compute_gradient_norms(
     loss: DistillationLoss, values: Mapping[str, Tensor], student: nn.Module
 ) -> dict[str, float]:
     """``|weight * d term / d student|_2`` of each term, at the top of its schedule; 0
     where it has no gradient.
     """
-    parameters = _trainable(student)
+    parameters = _list_trainable(student)
     return {
-        name: loss.weights[name] * _norm(_gradients(values[name], parameters)) for name in values
+        name: loss.weights[name] * _compute_norm(_compute_gradients(values[name], parameters)) for name in values
     }
 
 
-def gradient_shares(
+def compute_gradient_shares(
     loss: DistillationLoss, values: Mapping[str, Tensor], student: nn.Module, progress: float
 ) -> dict[str, float]:
     """``<term>_share`` of each term and ``<term>_cosine`` of each distillation term.
@@ -95,9 +95,9 @@ def gradient_shares(
     sum of the gradients of the terms that read no teacher (0 if one of the two is zero).
     Only the images of this process count.
     """
-    parameters = _trainable(student)
+    parameters = _list_trainable(student)
     gradients = {
-        name: loss.weight(name, progress) * _flat_gradient(value, parameters)
+        name: loss.weight(name, progress) * _flatten_gradient(value, parameters)
         for name, value in values.items()
     }
     norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
@@ -117,11 +117,11 @@ def gradient_shares(
     return shares | cosines
 
 
-def _trainable(student: nn.Module) -> list[nn.Parameter]:
+def _list_trainable(student: nn.Module) -> list[nn.Parameter]:
     return [p for p in student.parameters() if p.requires_grad]
 
 
-def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def _compute_gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """The gradients of one term, of the parameters that have any."""
     if not value.requires_grad:
         return []
@@ -129,7 +129,7 @@ def _gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor
     return [each for each in gradients if each is not None]
 
 
-def _flat_gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+def _flatten_gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """``[P]``: the gradient of one term for all parameters, 0 where there is none, in
     float32 or better.
     """
@@ -147,5 +147,5 @@ def _flat_gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     )
 
 
-def _norm(gradients: Sequence[Tensor]) -> float:
+def _compute_norm(gradients: Sequence[Tensor]) -> float:
     return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

@@ -133,26 +133,26 @@ class TwoMomenta(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.sub_(self._moved(p, p.grad, group), alpha=group["lr"])
+                    p.sub_(self._compute_update(p, p.grad, group), alpha=group["lr"])
         self._apart = None
         return loss
 
-    def _moved(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def _compute_update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         """``v_l + v_t`` after this step."""
         decay = group["weight_decay"] * p
         if self._apart is None:
-            return self._averaged(p, "all", group["momentum"], gradient + decay)
+            return self._update_momentum(p, "all", group["momentum"], gradient + decay)
         labels = self._apart.get(p)
         teacher = gradient if labels is None else gradient - labels
-        own = self._averaged(
+        own = self._update_momentum(
             p,
             "labels",
             group["momentum"] - group["delta"],
             decay if labels is None else labels + decay,
         )
-        return own + self._averaged(p, "teacher", group["momentum"] + group["delta"], teacher)
+        return own + self._update_momentum(p, "teacher", group["momentum"] + group["delta"], teacher)
 
-    def _averaged(self, p: Tensor, name: str, momentum: float, gradient: Tensor) -> Tensor:
+    def _update_momentum(self, p: Tensor, name: str, momentum: float, gradient: Tensor) -> Tensor:
         state = self.state[p]
         if name not in state:
             state[name] = torch.zeros_like(p)

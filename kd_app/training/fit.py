@@ -22,18 +22,18 @@ from kd_app.config import RequestError
 from kd_app.data.base import RunData
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.models.create import Created, create
+from kd_app.models.create import LoadedModel, create
 from kd_app.models.outputs import Outputs
 from kd_app.models.save import save_model
-from kd_app.models.spec import ModelRequest
+from kd_app.models.spec import ModelSpec
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
-from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNotFinite, Stopped
-from kd_app.training.curve_log import FILE, CurveLogger, forget_after
+from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNonFiniteSteps, Stopped
+from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
 from kd_app.training.distributed.consistency import Agreement
-from kd_app.training.job import Teacher, TrainingJob
+from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
@@ -79,8 +79,8 @@ def fit(
         steps=settings.checkpoint_steps if replayed else None,
     )
     progress = Progress(job.name, console)
-    skip = SkipNotFinite()
-    agreement = Agreement(_told(job, created, data, settings)) if settings.world_size > 1 else None
+    skip = SkipNonFiniteSteps()
+    agreement = Agreement(_describe_training(job, created, data, settings)) if settings.world_size > 1 else None
     asked = [skip] if settings.on_nan == "skip" else []
     together = [agreement] if agreement else []
     all_of_them = [*job.recipe.make_callbacks(), *callbacks, progress, *asked, *together, keep]
@@ -134,8 +134,8 @@ def fit(
         _tidy(folder)
 
 
-def _told(
-    job: TrainingJob, created: Created, data: RunData, settings: TrainerSettings
+def _describe_training(
+    job: TrainingJob, created: LoadedModel, data: RunData, settings: TrainerSettings
 ) -> dict[str, Any]:
     """What decides a training, as plain data: ranks that differ in it must not train
     together.
@@ -162,21 +162,21 @@ def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:
     if (folder / RECORD).is_file():
         return None
     if not (folder / LAST).is_file():
-        forget_after(folder / FILE, -1)
+        drop_points_after(folder / FILE, -1)
         return None
-    if not _whole(folder / LAST):
+    if not _is_whole(folder / LAST):
         say(f"{folder / LAST} is damaged; this training starts again from its beginning")
         (folder / LAST).unlink()
-        forget_after(folder / FILE, -1)
+        drop_points_after(folder / FILE, -1)
         return None
     step = int(
         torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     )
-    forget_after(folder / FILE, step)
+    drop_points_after(folder / FILE, step)
     return step
 
 
-def _whole(checkpoint: Path) -> bool:
+def _is_whole(checkpoint: Path) -> bool:
     """Whether it holds a step and nothing that would be run, and every entry has the
     checksum that torch wrote, and does not look at again.
     """
@@ -195,7 +195,7 @@ def _tidy(folder: Path) -> None:
 
 
 def build(
-    job: TrainingJob, created: Created, data: RunData, settings: TrainerSettings
+    job: TrainingJob, created: LoadedModel, data: RunData, settings: TrainerSettings
 ) -> Distillation:
     """The LightningModule of one training, with the adapters that its terms need for
     these two models.
@@ -251,7 +251,7 @@ def build(
     )
 
 
-def _build_source(teacher: Teacher, frozen: FrozenTeacher) -> TeacherSource:
+def _build_source(teacher: JobTeacher, frozen: FrozenTeacher) -> TeacherSource:
     if teacher.cached_logits is not None:
         return CachedTeacher(CachedTeacherLogits.load(teacher.cached_logits))
     if teacher.ema_decay is not None:
@@ -261,7 +261,7 @@ def _build_source(teacher: Teacher, frozen: FrozenTeacher) -> TeacherSource:
 
 def _adapt(
     terms: DistillationLoss,
-    created: Created,
+    created: LoadedModel,
     teacher: FrozenTeacher | None,
     data: RunData,
     seed: int,
@@ -330,11 +330,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def trained(request: ModelRequest, folder: Path) -> ModelRequest:
+def trained(request: ModelSpec, folder: Path) -> ModelSpec:
     """The request for the model that a training left in `folder`."""
     shipped = folder / MODEL
     checkpoint = shipped / "model.safetensors" if request.factory else shipped
-    return ModelRequest(
+    return ModelSpec(
         role=request.role,
         name=request.name,
         pretrained="auto",

@@ -10,13 +10,13 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.config.make import make
 from kd_app.data.base import RunData
 from kd_app.losses.base import LossTerm
-from kd_app.models.composite import OwnAverage
-from kd_app.models.create import Created, create
-from kd_app.models.spec import ModelRequest
+from kd_app.models.composite import EmaTeacher
+from kd_app.models.create import LoadedModel, create
+from kd_app.models.spec import ModelSpec
 from kd_app.schedules import Schedule
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.optimizer import Optimizer
@@ -114,7 +114,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class JobTeacher:
     """The model that a training learns from, and where its logits are on disk.
 
     folder: the stage that trained it; None for a teacher that is used as it is.
@@ -123,8 +123,8 @@ class Teacher:
     instead of running it.
     """
 
-    model: ModelRequest
-    created: Created
+    model: ModelSpec
+    created: LoadedModel
     folder: Path | None = None
     validation_logits: Path | None = None
     cached_logits: Path | None = None
@@ -132,7 +132,7 @@ class Teacher:
     @property
     def ema_decay(self) -> float | None:
         """How fast the student's own average moves, where that is the teacher."""
-        return self.model.decay if isinstance(self.model, OwnAverage) else None
+        return self.model.decay if isinstance(self.model, EmaTeacher) else None
 
     def describe(self) -> dict[str, Any]:
         """As `describe_source`."""
@@ -161,10 +161,10 @@ class TrainingJob:
     """
 
     name: str
-    model: ModelRequest
-    input: Pixels
+    model: ModelSpec
+    input: InputSpec
     recipe: Recipe
-    teacher: Teacher | None = None
+    teacher: JobTeacher | None = None
     partner_images: bool = False
     fresh_views: bool = False
     license: str = "unknown"
@@ -220,7 +220,7 @@ class TrainingJob:
         }
 
 
-def describe_source(model: ModelRequest, created: Created, folder: Path | None) -> dict[str, Any]:
+def describe_source(model: ModelSpec, created: LoadedModel, folder: Path | None) -> dict[str, Any]:
     """Where a model is: name, source, sha256, and the stage that trained it or the
     folder that it came from.
     """

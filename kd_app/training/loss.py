@@ -10,7 +10,7 @@ from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs, Panel
 from kd_app.schedules import Schedule
-from kd_app.training.distributed.collectives import several_ranks, whole_batch, whole_outputs
+from kd_app.training.distributed.collectives import is_distributed, all_gather_batch, all_gather_outputs
 
 
 class DistillationLoss(nn.Module):
@@ -111,8 +111,8 @@ class DistillationLoss(nn.Module):
         with torch.autocast(
             student.logits.device.type if student.logits is not None else "cpu", enabled=False
         ):
-            student, teacher = student.at_least_float32(), teacher.at_least_float32()
-            global_terms = self._global_terms(batch) if several_ranks() else frozenset[str]()
+            student, teacher = student.to_float32(), teacher.to_float32()
+            global_terms = self._select_global_terms(batch) if is_distributed() else frozenset[str]()
             reads = frozenset[str]().union(*(self.chosen[name].reads for name in global_terms))
             own = {
                 member: _select_teacher(member, teacher)
@@ -121,9 +121,9 @@ class DistillationLoss(nn.Module):
             gathered = dict.fromkeys(
                 self.members.get(name) for name in self.chosen if name in global_terms
             )
-            theirs = {member: whole_outputs(own[member], reads) for member in gathered}
+            theirs = {member: all_gather_outputs(own[member], reads) for member in gathered}
             ours, whole = (
-                (whole_outputs(student, reads), whole_batch(batch))
+                (all_gather_outputs(student, reads), all_gather_batch(batch))
                 if global_terms
                 else (student, batch)
             )
@@ -161,7 +161,7 @@ class DistillationLoss(nn.Module):
         ]
         return torch.stack(own).sum() if 0 < len(own) < len(values) else None
 
-    def _global_terms(self, batch: Batch) -> frozenset[str]:
+    def _select_global_terms(self, batch: Batch) -> frozenset[str]:
         """The terms that get the images of all ranks: those that compare images, and, if
         some images have no label, those that read labels. The number of labeled images
         differs between ranks, so a mean of the ranks' means would weigh images unequally.

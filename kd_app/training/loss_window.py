@@ -41,14 +41,14 @@ class LossWindow:
         """Whether all values of all batches are."""
         return not self._rows or bool(torch.stack(self._rows).isfinite().all())
 
-    def first_nonfinite(self) -> NonFinite:
+    def find_first_nonfinite(self) -> NonFinite:
         """The term that broke first: what follows a broken step is broken, too."""
         broken = (~torch.stack(self._rows)[:, 1:].isfinite()).nonzero().tolist()
         batch, term = next(iter(broken), (0, 0))
         images = [index for index in self._images[batch].tolist() if index >= 0]
         return NonFinite(self._terms[term], len(self) - 1 - batch, images)
 
-    def finite_means(self) -> dict[str, float]:
+    def compute_finite_means(self) -> dict[str, float]:
         """The mean of ``loss`` and of each term over the batches that are finite; empty
         if there is none.
         """

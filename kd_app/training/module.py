@@ -10,16 +10,16 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from kd_app.config import Pixels, RunError
+from kd_app.config import InputSpec, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.metrics.classification import measures
-from kd_app.metrics.pair import pair_measures
+from kd_app.metrics.pair import build_pair_metrics
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
 from kd_app.schedules import Schedule
 from kd_app.stages import write_atomically
-from kd_app.training.diagnostics import check_terms, gradient_shares
+from kd_app.training.diagnostics import check_terms, compute_gradient_shares
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.loss_window import LossWindow, NonFinite
 from kd_app.training.optimizer import Optimizer, SplitsGradients, Trained
@@ -59,7 +59,7 @@ class Distillation(pl.LightningModule):
 
     Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or
     (image, target). Logs the means of the loss and of each term, the weight of each term
-    that has a schedule, and on request `gradient_shares` of a step's first batch.
+    that has a schedule, and on request `compute_gradient_shares` of a step's first batch.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Distillation(pl.LightningModule):
         *,
         loss: DistillationLoss,
         teacher: TeacherSource | None = None,
-        pixels: Pixels | None = None,
+        pixels: InputSpec | None = None,
         num_classes: int,
         optimizer: Optimizer,
         schedule: Schedule,
@@ -83,7 +83,7 @@ class Distillation(pl.LightningModule):
         self.pixels = pixels
         self.validation_logits = validation_logits
         self.measures = measures(num_classes)
-        self.pair = pair_measures() if validation_logits else None
+        self.pair = build_pair_metrics() if validation_logits else None
         self.options = options or StepOptions()
         self._memory_format = (
             torch.channels_last if self.options.channels_last else torch.contiguous_format
@@ -144,9 +144,9 @@ class Distillation(pl.LightningModule):
     @property
     def progress(self) -> float:
         """The share of the training that is done in the middle of the present step."""
-        return self._progress_at(self.trainer.global_step + 1)
+        return self._compute_progress(self.trainer.global_step + 1)
 
-    def _progress_at(self, step: int) -> float:
+    def _compute_progress(self, step: int) -> float:
         """The same for optimizer step `step`, of which the first is 1."""
         return min((step - 0.5) / self._total_steps, 1.0)
 
@@ -157,7 +157,7 @@ class Distillation(pl.LightningModule):
         if self.is_checked(self.trainer.global_step):
             check_terms(self.loss, values, self.student, batch)
         if self._is_share_step(batch_idx):
-            shares = gradient_shares(self.loss, values, self.student, batch.progress)
+            shares = compute_gradient_shares(self.loss, values, self.student, batch.progress)
             self._log(
                 {f"train/{name}": value for name, value in shares.items()},
                 self.trainer.global_step + 1,
@@ -187,7 +187,7 @@ class Distillation(pl.LightningModule):
         """A step of the student, then of a teacher that moves with it."""
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
-            self.teacher.after_step(self.student, self.trainer.global_step + 1)
+            self.teacher.update_after_step(self.student, self.trainer.global_step + 1)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Backward through the loss; before it through the part that reads no teacher,
@@ -213,10 +213,10 @@ class Distillation(pl.LightningModule):
     def compute_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a prepared batch, and each of its terms without weight."""
         total: Tensor
-        total, values = self.loss(self._taps(batch.image), self._teacher_outputs(batch), batch)
+        total, values = self.loss(self._taps(batch.image), self._run_teacher(batch), batch)
         return total, values
 
-    def _teacher_outputs(self, batch: Batch) -> Outputs:
+    def _run_teacher(self, batch: Batch) -> Outputs:
         return Outputs() if self.teacher is None else self.teacher.outputs(batch)
 
     def _flush(self, step: int) -> None:
@@ -226,18 +226,18 @@ class Distillation(pl.LightningModule):
         if not self._window:
             return
         if not self.options.skip_nonfinite and not self._window.is_finite():
-            raise self._nonfinite_error(self._window.first_nonfinite(), step)
-        means = self._window.finite_means()
+            raise self._build_nonfinite_error(self._window.find_first_nonfinite(), step)
+        means = self._window.compute_finite_means()
         self._window.clear()
         if not means:
             return
         values = {f"train/{name}": mean for name, mean in means.items()}
-        progress = self._progress_at(step)
+        progress = self._compute_progress(step)
         for name in self.loss.schedules:
             values[f"train/{name}_weight"] = self.loss.weight(name, progress)
         self._log({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
 
-    def _nonfinite_error(self, broken: NonFinite, step: int) -> RunError:
+    def _build_nonfinite_error(self, broken: NonFinite, step: int) -> RunError:
         """The error for a broken term; writes all images of its batch to
         ``not_finite.json``.
         """
@@ -274,7 +274,7 @@ class Distillation(pl.LightningModule):
         if not self.options.skip_nonfinite and not self._window.is_finite():
             self._flush(self.trainer.global_step)
         if self.teacher is not None:
-            checkpoint["teacher"] = self.teacher.training_state()
+            checkpoint["teacher"] = self.teacher.read_training_state()
         checkpoint["window"] = self._window.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -289,10 +289,10 @@ class Distillation(pl.LightningModule):
         if not len(batch):
             return
         logits = self.student(batch.image).float()
-        self.measures.update(logits, batch.hard_target())
+        self.measures.update(logits, batch.to_hard_target())
         if self.pair is not None and self.validation_logits is not None:
             self.pair.update(
-                logits, self.validation_logits.select(batch.index), batch.hard_target()
+                logits, self.validation_logits.select(batch.index), batch.to_hard_target()
             )
 
     def on_validation_epoch_end(self) -> None:

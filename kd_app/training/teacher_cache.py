@@ -16,12 +16,12 @@ from jaxtyping import Float, Int64
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from kd_app.config import Pixels, RunError
+from kd_app.config import InputSpec, RunError
 from kd_app.data.base import ViewReplay
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.metrics.record import Predictions
-from kd_app.models.create import Created
+from kd_app.models.create import LoadedModel
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.stages import write_atomically
@@ -89,10 +89,10 @@ class CachedTeacherLogits:
 
 
 def cache_teacher_logits(
-    teacher: Created,
+    teacher: LoadedModel,
     replay: ViewReplay,
     classes: int,
-    pixels: Pixels,
+    pixels: InputSpec,
     folder: Path,
     *,
     device: torch.device,

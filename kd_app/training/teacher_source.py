@@ -28,15 +28,15 @@ class TeacherSource(nn.Module):
     def outputs(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch of images normalized for the student."""
 
-    def after_step(self, student: nn.Module, step: int) -> None:
+    def update_after_step(self, student: nn.Module, step: int) -> None:
         """React to optimizer step `step`, of which the first is 1."""
 
-    def training_state(self) -> dict[str, Any]:
+    def read_training_state(self) -> dict[str, Any]:
         """What a training checkpoint must hold to resume."""
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore what `training_state` returned."""
+        """Restore what `read_training_state` returned."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TeacherSource":
         # a copy of the training module, such as an average of its weights, shares the teacher
@@ -86,7 +86,7 @@ class StudentEma(LiveTeacher):
         self.decay = decay
 
     @torch.no_grad()
-    def after_step(self, student: nn.Module, step: int) -> None:
+    def update_after_step(self, student: nn.Module, step: int) -> None:
         """Move the average toward the student."""
         decay = min(self.decay, 1 - 1 / (step + 1))
         state = student.state_dict()
@@ -96,7 +96,7 @@ class StudentEma(LiveTeacher):
             else:
                 average.copy_(state[name])
 
-    def training_state(self) -> dict[str, Any]:
+    def read_training_state(self) -> dict[str, Any]:
         """The averaged weights."""
         return self.teacher.model.state_dict()
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.base import RunData
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
@@ -70,7 +70,7 @@ class EpochTimer(Callback):
         """Start an epoch."""
         self._end_epoch()
         self._counts = trainer.global_step >= CHECKED_STEPS
-        self._since = self._epoch = _now()
+        self._since = self._epoch = _read_clock()
 
     def on_train_batch_end(
         self,
@@ -81,18 +81,18 @@ class EpochTimer(Callback):
         batch_idx: int,
     ) -> None:
         """Note a batch."""
-        now = _now()
+        now = _read_clock()
         if trainer.global_step > CHECKED_STEPS:
             self.training.append(now - self._since)
         self._since = now
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the validation."""
-        self._since = _now()
+        self._since = _read_clock()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the mean of its batches."""
-        self.validation.append((_now() - self._since) / sum(trainer.num_val_batches))
+        self.validation.append((_read_clock() - self._since) / sum(trainer.num_val_batches))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the last epoch."""
@@ -100,21 +100,21 @@ class EpochTimer(Callback):
 
     def _end_epoch(self) -> None:
         if self._counts:
-            self.epochs.append(_now() - self._epoch)
+            self.epochs.append(_read_clock() - self._epoch)
         self._counts = False
 
     def seconds(self, steps: EpochSteps) -> float:
         """The seconds of all batches of an epoch."""
         return steps.training * median(self.training) + steps.validation * median(self.validation)
 
-    def overhead(self, steps: EpochSteps) -> float:
+    def estimate_overhead(self, steps: EpochSteps) -> float:
         """The rest of an epoch of `steps`, which were timed: checkpoint, start of the
         loader.
         """
         return max(0.0, median(self.epochs) - self.seconds(steps))
 
 
-def _now() -> float:
+def _read_clock() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -181,7 +181,7 @@ class StepEstimate:
 
 
 def estimate(
-    model: nn.Module, pixels: Pixels, batch_size: int, settings: TrainerSettings, *, train: bool
+    model: nn.Module, pixels: InputSpec, batch_size: int, settings: TrainerSettings, *, train: bool
 ) -> StepEstimate:
     """Time a model on noise, without data and loss; not `train`: 0 for a training step."""
     device = settings.device
@@ -192,15 +192,15 @@ def estimate(
     dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float16
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):
         training = (
-            _mean_seconds(lambda: model(image).float().square().mean().backward()) if train else 0.0
+            _time_mean(lambda: model(image).float().square().mean().backward()) if train else 0.0
         )
         with torch.no_grad():
-            return StepEstimate(training, _mean_seconds(lambda: model(image)))
+            return StepEstimate(training, _time_mean(lambda: model(image)))
 
 
-def _mean_seconds(body: Callable[[], object]) -> float:
+def _time_mean(body: Callable[[], object]) -> float:
     body()
-    start = _now()
+    start = _read_clock()
     for _ in range(_NOISE_STEPS):
         body()
-    return (_now() - start) / _NOISE_STEPS
+    return (_read_clock() - start) / _NOISE_STEPS

@@ -15,8 +15,8 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from pydantic import Field, PositiveFloat, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
-from kd_app.deployment.hardware import cpu_flags
-from kd_app.training.distributed.torchrun import launched
+from kd_app.deployment.hardware import read_cpu_flags
+from kd_app.training.distributed.torchrun import read_launch
 
 Precision = Literal[
     "auto",
@@ -84,9 +84,9 @@ class TrainerSettings(Typed):
         timeout: PositiveInt,
     ) -> None:
         self.max_epochs = max_epochs
-        self.accelerator = _accelerator(accelerator)
-        started = launched()
-        self.devices = _devices(
+        self.accelerator = _resolve_accelerator(accelerator)
+        started = read_launch()
+        self.devices = _resolve_devices(
             self.accelerator, started.local_world_size if started and devices == "auto" else devices
         )
         self.num_nodes = (
@@ -94,7 +94,7 @@ class TrainerSettings(Typed):
             if started and num_nodes == 1 and self.devices == started.local_world_size
             else num_nodes
         )
-        self.precision = _precision(self.accelerator, precision)
+        self.precision = _resolve_precision(self.accelerator, precision)
         self.limits = {
             "limit_train_batches": limit_train_batches,
             "limit_val_batches": limit_val_batches,
@@ -260,7 +260,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(partial, target)
 
 
-def _accelerator(asked: Accelerator) -> Literal["cpu", "gpu", "mps"]:
+def _resolve_accelerator(asked: Accelerator) -> Literal["cpu", "gpu", "mps"]:
     there = {
         "gpu": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -277,7 +277,7 @@ def _accelerator(asked: Accelerator) -> Literal["cpu", "gpu", "mps"]:
     return wanted
 
 
-def _devices(accelerator: str, asked: int | Literal["auto"]) -> int:
+def _resolve_devices(accelerator: str, asked: int | Literal["auto"]) -> int:
     gpus = torch.cuda.device_count()
     if asked == "auto":
         return max(gpus, 1) if accelerator == "gpu" else 1
@@ -290,21 +290,21 @@ def _devices(accelerator: str, asked: int | Literal["auto"]) -> int:
         raise RequestError(
             f"trainer.devices={asked}, but an mps machine has one device. Use trainer.devices=1."
         )
-    if accelerator == "cpu" and asked > _cores():
+    if accelerator == "cpu" and asked > _count_cores():
         raise RequestError(
-            f"trainer.devices={asked}, but this machine has {_cores()} cores and each process needs"
-            f" one. Use trainer.devices={_cores()} or fewer."
+            f"trainer.devices={asked}, but this machine has {_count_cores()} cores and each process needs"
+            f" one. Use trainer.devices={_count_cores()} or fewer."
         )
     return asked
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _precision(accelerator: str, asked: Precision) -> str:
+def _resolve_precision(accelerator: str, asked: Precision) -> str:
     """'auto' takes the fastest that the device has hardware for; what it can't do at
     all is refused.
     """
@@ -312,7 +312,7 @@ def _precision(accelerator: str, asked: Precision) -> str:
     if asked == "auto":
         if accelerator == "gpu":
             return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"
-        fast = accelerator == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"}
+        fast = accelerator == "cpu" and read_cpu_flags() & {"avx512_bf16", "amx_bf16"}
         return "bf16-mixed" if fast else "32-true"
     chosen = names.get(str(asked), str(asked))
     lacking = {

@@ -13,16 +13,16 @@ from torch.nn import functional as F
 
 from kd_app.checks.context import Limits, Subject
 from kd_app.checks.finding import Finding
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.config.compose import composed
 from kd_app.data.batch import Batch
-from kd_app.jobs.check import Report, inspected
+from kd_app.jobs.check import Report, inspect_setup
 from kd_app.losses.base import Level, LossTerm
 from kd_app.metrics.verdict import Verdict
 from kd_app.models.outputs import Outputs
 from kd_app.reporting.console import Console
-from kd_app.run.spec import OwnParts, parts
-from kd_app.run.workspace import Workshop
+from kd_app.run.spec import ExternalParts, parts
+from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 
 HERE = "tests.checks.planted"
@@ -47,17 +47,17 @@ def subject(folder: Path, *words: str, teacher: nn.Module | None = None) -> Subj
     """
     asked = config(folder, "check.seconds=10", *words, teacher=teacher)
     limits, judge = Limits(**asked.pop("check")), Verdict(**asked["verdict"])
-    made = parts(asked, OwnParts(teacher=teacher))
-    shop = Workshop(made, Stages(Path(asked["stages"]), say=QUIET.say), QUIET, tracker=None)
+    made = parts(asked, ExternalParts(teacher=teacher))
+    shop = Workspace(made, Stages(Path(asked["stages"]), say=QUIET.say), QUIET, tracker=None)
     shop.prepare_data()
     return Subject(shop, limits, judge, folder / "scratch")
 
 
 def report(folder: Path, *words: str, teacher: nn.Module | None = None) -> Report:
     """All that the command finds."""
-    return inspected(
+    return inspect_setup(
         config(folder, "check.seconds=0.1", *words, teacher=teacher),
-        own=OwnParts(teacher=teacher),
+        own=ExternalParts(teacher=teacher),
         console=QUIET,
     )
 
@@ -89,13 +89,13 @@ class Fitted(nn.Module):
         return 10 * self.linear(image.flatten(1))  # type: ignore[no-any-return]
 
 
-def fitted(sound: Subject, pixels: Pixels | None = None) -> Fitted:
+def fitted(sound: Subject, pixels: InputSpec | None = None) -> Fitted:
     """A teacher of this run's images as `pixels` has them; by default as a teacher of
     one's own is fed.
     """
     mean, std = sound.shop.data.pixel_statistics()
     data, size = sound.shop.data, sound.shop.data.size
-    asked = pixels or Pixels(data.channels, size, size, mean, std)
+    asked = pixels or InputSpec(data.channels, size, size, mean, std)
     batches = list(data.sample("train", asked, 2000))
     scale = torch.tensor(asked.std).view(1, -1, 1, 1)
     image = (

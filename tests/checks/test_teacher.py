@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from kd_app.checks.context import Subject
 from kd_app.checks.teacher import (
-    at_chance,
-    below_published,
-    not_deterministic,
+    check_chance_level,
+    check_published_accuracy,
+    check_determinism,
     random_head,
 )
 from tests.builders import teacher_folder
@@ -36,13 +36,13 @@ def net(**changed: nn.Module) -> nn.Module:
 
 
 def test_a_sound_teacher_is_left_in_peace(digits: Subject) -> None:
-    for check in (random_head, not_deterministic, at_chance, below_published):
+    for check in (random_head, check_determinism, check_chance_level, check_published_accuracy):
         assert not names(check(digits))
     assert digits.hits.mean() > 0.85
 
 
 def test_a_teacher_at_chance_is_refused(tmp_path: Path) -> None:
-    (found,) = at_chance(subject(tmp_path, teacher=net()))
+    (found,) = check_chance_level(subject(tmp_path, teacher=net()))
     assert (found.name, found.weight) == ("teacher-at-chance", "refusal")
     assert "and chance has" in found.text
 
@@ -55,7 +55,7 @@ def test_always_the_same_answer_is_chance_however_frequent_that_class_is(
         digits.teacher.created.model,
         after=lambda logits: F.one_hot(torch.full((len(logits),), 3), 10).float(),
     )
-    assert names(at_chance(subject(tmp_path, teacher=same))) == ["teacher-at-chance"]
+    assert names(check_chance_level(subject(tmp_path, teacher=same))) == ["teacher-at-chance"]
 
 
 def test_a_head_of_other_classes_that_nothing_would_train_is_refused(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_head_of_other_classes_that_nothing_would_train_is_refused(tmp_path: P
     unread = subject(tmp_path, *seven, "teacher.max_epochs=0", "loss=[cross_entropy,sp]")
     assert not names(random_head(unread))
     assert unread.unmeasured
-    assert not names(at_chance(unread))
+    assert not names(check_chance_level(unread))
     (told,) = random_head(subject(tmp_path, *seven))
     assert (told.name, told.weight) == ("teacher-not-there", "note")
 
@@ -98,7 +98,7 @@ def test_a_head_of_other_classes_that_nothing_would_train_is_refused(tmp_path: P
 def test_a_teacher_that_is_not_deterministic_is_refused(
     planted: dict[str, nn.Module], said: str, tmp_path: Path
 ) -> None:
-    (found,) = not_deterministic(subject(tmp_path, teacher=net(**planted)))
+    (found,) = check_determinism(subject(tmp_path, teacher=net(**planted)))
     assert (found.name, found.weight) == ("teacher-not-deterministic", "refusal")
     assert said in found.text
 
@@ -106,8 +106,8 @@ def test_a_teacher_that_is_not_deterministic_is_refused(
 def test_dropout_that_hears_of_eval_mode_is_no_fault_and_one_to_be_trained_is_looked_at_too(
     tmp_path: Path,
 ) -> None:
-    assert not names(not_deterministic(subject(tmp_path, teacher=net(drop=nn.Dropout(0.5)))))
-    assert not names(not_deterministic(subject(tmp_path, "teacher.name=resnet8")))
+    assert not names(check_determinism(subject(tmp_path, teacher=net(drop=nn.Dropout(0.5)))))
+    assert not names(check_determinism(subject(tmp_path, "teacher.name=resnet8")))
 
 
 def test_a_teacher_worse_than_its_card_says_is_warned_of(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_a_teacher_worse_than_its_card_says_is_warned_of(tmp_path: Path) -> None
         "---\nlicense: mit\nmodel-index:\n- name: x\n  results:\n  - metrics:\n    - type:"
         " accuracy\n      value: 97.5\n---\n# x\n"
     )
-    (found,) = below_published(subject(tmp_path, f"teacher.checkpoint={folder}"))
+    (found,) = check_published_accuracy(subject(tmp_path, f"teacher.checkpoint={folder}"))
     assert (found.name, found.weight) == ("teacher-below-published", "warning")
     assert "told/README.md says 97.5%" in found.text
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert not names(below_published(subject(tmp_path, f"teacher.checkpoint={folder}")))
+    assert not names(check_published_accuracy(subject(tmp_path, f"teacher.checkpoint={folder}")))

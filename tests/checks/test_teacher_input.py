@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from kd_app.checks.context import Subject
-from kd_app.checks.teacher_input import fed_otherwise
-from kd_app.config import Pixels
+from kd_app.checks.teacher_input import check_teacher_input
+from kd_app.config import InputSpec
 from tests.checks.planted import Changed, centered, colored, fitted, names, subject
 
-IMAGENET = Pixels(3, 16, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = InputSpec(3, 16, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def test_a_teacher_that_is_fed_as_it_was_trained_is_left_in_peace(
 ) -> None:
     sound = looked_at(fitted(looked_at(None)))
     assert sound.hits.mean() > 0.9
-    assert not names(fed_otherwise(sound))
+    assert not names(check_teacher_input(sound))
 
 
 def test_classes_in_another_order_are_seen(
     looked_at: Callable[[nn.Module | None], Subject],
 ) -> None:
     rolled = Changed(fitted(looked_at(None)), after=lambda logits: logits.roll(1, dims=1))
-    (found,) = fed_otherwise(looked_at(rolled))
+    (found,) = check_teacher_input(looked_at(rolled))
     assert (found.name, found.weight) == ("teacher-class-order", "refusal")
     assert "by 'class0' it means 'class3'" in found.text
 
@@ -55,7 +55,7 @@ def test_channels_the_other_way_round_are_seen(
 ) -> None:
     findings = {
         found.name: found
-        for found in fed_otherwise(
+        for found in check_teacher_input(
             looked_at(Changed(fitted(looked_at(None)), before=lambda image: image.flip(1)))
         )
     }
@@ -67,7 +67,7 @@ def test_another_normalization_is_seen_and_named(
     looked_at: Callable[[nn.Module | None], Subject],
 ) -> None:
     whole = replace(IMAGENET, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    findings = list(fed_otherwise(looked_at(fitted(looked_at(None), whole))))
+    findings = list(check_teacher_input(looked_at(fitted(looked_at(None), whole))))
     assert [(found.name, found.weight) for found in findings] == [
         ("teacher-normalization", "refusal")
     ]
@@ -79,8 +79,8 @@ def test_another_crop_is_seen_and_named(tmp_path: Path) -> None:
     words = ("data=folder", f"data.root={tmp_path / 'large'}", "data.image_size=16")
     sound = subject(tmp_path, *words)
     mean, std = sound.shop.data.pixel_statistics()
-    cropped = fitted(sound, Pixels(3, 16, 16, mean, std, crop=0.5))
-    findings = list(fed_otherwise(subject(tmp_path, *words, teacher=cropped)))
+    cropped = fitted(sound, InputSpec(3, 16, 16, mean, std, crop=0.5))
+    findings = list(check_teacher_input(subject(tmp_path, *words, teacher=cropped)))
     assert [(found.name, found.weight) for found in findings] == [("teacher-crop", "refusal")]
     assert "a crop of 0.5 in place of 1" in findings[0].text
 
@@ -89,5 +89,5 @@ def test_on_gray_images_and_those_of_ones_own_module_what_does_not_apply_is_left
     tmp_path: Path,
 ) -> None:
     gray = subject(tmp_path, teacher=fitted(subject(tmp_path)))
-    assert not names(fed_otherwise(gray))
+    assert not names(check_teacher_input(gray))
     assert torch.is_tensor(gray.sample[0].image)

@@ -56,7 +56,7 @@ def _as_it_was() -> Iterator[None]:
     with (
         patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
         patch("kd_app.run.measurement.images_per_second", quick_speed),
-        patch("kd_app.jobs.compress.latencies", quick_latency),
+        patch("kd_app.jobs.compress.measure_latencies", quick_latency),
     ):
         try:
             yield

@@ -78,7 +78,7 @@ def test_the_worst_trial_is_the_exit_code_of_a_sweep(codes: tuple[str, ...], cod
     }
     with (
         patch("kd_app.jobs.distill.distill", side_effect=[endings[each] for each in codes]),
-        patch("kd_app.jobs.sweep.conclude") as concluded,
+        patch("kd_app.jobs.sweep.finish_sweep") as concluded,
     ):
         ended = call(
             "-m", f"seed={','.join(str(number) for number in range(len(codes)))}", "out=sweep"

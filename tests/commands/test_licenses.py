@@ -16,7 +16,7 @@ from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
 from kd_app.run.run_folder import run_name
-from kd_app.run.workspace import Workshop
+from kd_app.run.workspace import Workspace
 from kd_app.tracking import Tracker
 from kd_app.tracking.outcome import outcome
 from tests.builders import results, teacher_folder
@@ -58,7 +58,7 @@ def test_a_noncommercial_teacher_is_refused_before_data_or_weights_are_read(
 
     with (
         patch.object(ImageData, "list", touched),
-        patch.object(Workshop, "__init__", touched),
+        patch.object(Workspace, "__init__", touched),
         patch("kd_app.models.create._timm", touched),
     ):
         for words in (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_app.reporting.results import json_schema
+from kd_app.reporting.results import build_json_schema
 from tests.commands.call import TINY, done, refused, snapshot
 from tests.tracking.wandb_files import offline_runs
 
@@ -57,7 +57,7 @@ def test_runs_are_found_by_glob_by_folder_and_once_and_their_report_lies_beside_
 
 
 def test_the_schema_is_that_of_results_json() -> None:
-    assert json.loads(report("schema=true")) == json_schema()
+    assert json.loads(report("schema=true")) == build_json_schema()
     assert list(Path.cwd().iterdir()) == []
 
 

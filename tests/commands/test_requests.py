@@ -10,7 +10,7 @@ from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.data.module import ImageData
 from kd_app.jobs.distill import distill
-from kd_app.run.workspace import Workshop
+from kd_app.run.workspace import Workspace
 from tests.commands.call import refused
 
 WRONG = [
@@ -208,7 +208,7 @@ def test_the_request_is_checked_before_data_or_weights_are_looked_for(
         raise AssertionError("too early")
 
     monkeypatch.setattr(ImageData, "list", touched)
-    monkeypatch.setattr(Workshop, "__init__", touched)
+    monkeypatch.setattr(Workspace, "__init__", touched)
     monkeypatch.setattr("kd_app.models.create.create", touched)
     said = refused(
         "data=folder",

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.builders import results, stage
 from tests.commands.call import TINY, done, refused, snapshot
 
@@ -125,7 +125,7 @@ def test_color_images_from_files_are_shown_in_color(photos: Path, tmp_path: Path
 def test_the_card_ships_with_the_student_and_is_one_of_the_runs_files(made: Path) -> None:
     card = made / "run" / "student" / "README.md"
     found = results(made / "run")
-    assert {"name": "student/README.md", "sha256": file_sha256(card)} in found["files"]
+    assert {"name": "student/README.md", "sha256": hash_file(card)} in found["files"]
     assert (
         found["environment"]["commit"] is None
         or len(found["environment"]["commit"].removesuffix("+changes")) == 40

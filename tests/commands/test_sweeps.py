@@ -206,7 +206,7 @@ def test_other_words_for_a_sweep_that_is_there_are_refused_trial_by_trial(
 def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code: int) -> None:
     with (
         patch("kd_app.jobs.distill.distill", side_effect=stop) as started,
-        patch("kd_app.jobs.sweep.conclude") as concluded,
+        patch("kd_app.jobs.sweep.finish_sweep") as concluded,
     ):
         ended = call("-m", "seed=0,1,2", "out=sweep")
     assert ended.code == code

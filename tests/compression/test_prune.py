@@ -12,12 +12,12 @@ import timm
 import torch
 
 from kd_app.compression.prune import Prune
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.create import create
 from kd_app.models.layer_widths import changed, resize, sizes
 from kd_app.models.save import save_model
-from kd_app.models.spec import ModelRequest
+from kd_app.models.spec import ModelSpec
 
 NETS = {
     "resnet8": 32,
@@ -50,8 +50,8 @@ def net(name: str) -> torch.nn.Module:
         return timm.create_model(name, num_classes=len(CLASSES)).eval()
 
 
-def pixels(side: int) -> Pixels:
-    return Pixels(3, side, side, (0.5,) * 3, (0.5,) * 3)
+def pixels(side: int) -> InputSpec:
+    return InputSpec(3, side, side, (0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(
         license="none",
         widths=changed(before, sizes(model)),
     )
-    request = ModelRequest(
+    request = ModelSpec(
         role="student",
         name=None,
         pretrained="auto",
@@ -211,7 +211,7 @@ def test_by_latency_the_largest_net_that_is_fast_enough_is_taken_whatever_its_mu
             0.3 + 0.7 * count_macs(pruned, seen) / whole
         )  # a third of the time is no multiply-adds
 
-    pruned, told = pruning(latency=0.6, round_to=2).by_latency(model, seen, None, slow)
+    pruned, told = pruning(latency=0.6, round_to=2).prune_by_latency(model, seen, None, slow)
     assert slow(pruned) == told["kept"] <= 0.6
     assert told["kept"] == max(each["latency"] for each in told["tried"] if each["latency"] <= 0.6)
     assert told["kept"] > 0.5
@@ -219,4 +219,4 @@ def test_by_latency_the_largest_net_that_is_fast_enough_is_taken_whatever_its_mu
         RequestError,
         match=r"prune.latency=0.2 can't be reached.*the fastest net that was tried takes 0\.3",
     ):
-        pruning(latency=0.2, round_to=2).by_latency(model, seen, None, slow)
+        pruning(latency=0.2, round_to=2).prune_by_latency(model, seen, None, slow)

@@ -17,19 +17,19 @@ from sklearn.datasets import load_digits
 from torch import Tensor, fx, nn
 
 from kd_app.compression import graph as int8
-from kd_app.compression.graph import Learning, Probe, calibrate, convert, prepare, put, trace
-from kd_app.compression.latency import latencies, timed
+from kd_app.compression.graph import Learning, QuantizationProbe, calibrate, convert, prepare, put, trace
+from kd_app.compression.latency import measure_latencies, timed
 from kd_app.compression.quantize import Quantize
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.config.compose import composed
 from kd_app.deployment.xnnpack import Lowered, lower
 from kd_app.run.spec import parts
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.builders import results
 from tests.commands.call import done, refused
 from tests.jobs.conftest import QUICK
 
-PIXELS = Pixels(1, 8, 8, (0.0,), (1.0,))
+PIXELS = InputSpec(1, 8, 8, (0.0,), (1.0,))
 
 
 class Tiny(nn.Module):
@@ -156,7 +156,7 @@ def test_a_distilled_student_that_int8_makes_collapse_does_not_with_the_layers_i
     before = top1(student, digits)
     assert before > 0.85
     assert top1(after_training(student, digits, keep=[], per_channel=False), digits) < before - 0.2
-    probe = Probe(trace(student, PIXELS), shown(digits), per_channel=True)
+    probe = QuantizationProbe(trace(student, PIXELS), shown(digits), per_channel=True)
     keep, told = step().keep(probe)
     assert 0 < len(keep) < told["units"]
     assert told["divergence"] <= 0.02 < probe.without([])
@@ -249,7 +249,7 @@ def test_latency_is_measured_of_a_model_that_measuring_left_with_channels_last(
         created=created, request=SimpleNamespace(name="tiny"), program=None
     )
     with patch("kd_app.compression.latency._SECONDS", 0.02):
-        assert latencies(shop, {"student": member})["student"] > 0
+        assert measure_latencies(shop, {"student": member})["student"] > 0
 
 
 def test_layers_are_kept_by_their_name_or_that_of_what_they_lie_in() -> None:
@@ -410,7 +410,7 @@ def test_a_quantized_student_is_exported_as_the_program_that_it_is_or_said_to_be
 ) -> None:
     words = (f"run={made_int8[0]}", f"stages={made / 'stages'}", *QUICK)
     out = tmp_path / "export"
-    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
+    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
         told = done(
             *words,
             f"out={out}",
@@ -428,7 +428,7 @@ def test_a_quantized_student_is_exported_as_the_program_that_it_is_or_said_to_be
     assert "The student is quantized: its figures in torch are those of its int8 program" in said
     files = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["files"]
     program = made_int8[0] / "student" / "quantized_uint8.pte"
-    assert files["model_int8.pte"]["sha256"] == file_sha256(program)
+    assert files["model_int8.pte"]["sha256"] == hash_file(program)
     assert files["model_int8.pte"]["input"]["dtype"] == "uint8"
     assert files["model_int8.pte"]["test"]["beside_torch"]["agreement"] > 0.99
     floats = ["model.onnx", "model_int8.onnx", "model.pte"]
@@ -439,7 +439,7 @@ def test_a_quantized_student_is_exported_as_the_program_that_it_is_or_said_to_be
             == "from the float weights of a quantized student, not from its int8 program; int8 has"
             " ranges of its own"
         )
-        assert files[name]["sha256"] != file_sha256(program)
+        assert files[name]["sha256"] != hash_file(program)
         assert files[name]["test"]["beside_torch"]["agreement"] > 0.5, name
         assert files[name]["latency_ms"]["p50"] > 0
     (tmp_path / "run").mkdir()

@@ -13,7 +13,7 @@ from kd_app.config.compose import composed
 from kd_app.config.paths import CONF, choices
 from kd_app.data.module import ImageData
 from kd_app.run.spec import parts
-from kd_app.search.space import searched
+from kd_app.search.space import parse_space
 from kd_app.training.curve_log import read_curves
 from tests.builders import results, stage
 from tests.commands.call import call, done
@@ -152,7 +152,7 @@ def test_every_search_proposes_settings_that_compose(name: str) -> None:
         config = compose("distill", overrides=[f"hparams_search={name}"], return_hydra_config=True)
     sweeper = config.hydra.sweeper
     assert sweeper._target_ == "hydra_plugins.kd_app_search.SearchSweeper"
-    space = searched(
+    space = parse_space(
         OverridesParser.create().parse_overrides(
             [f"{key}={value}" for key, value in sweeper.space.items()]
         )

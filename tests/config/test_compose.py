@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed, explained, known_keys, opened
+from kd_app.config.compose import composed, explain_error, list_known_keys, opened
 from kd_app.config.make import make
 from kd_app.config.paths import CONF, choices
 from kd_app.jobs.export import Export
@@ -237,9 +237,9 @@ def test_known_keys_are_those_of_the_choices_made() -> None:
         "teacher.optimizer.lr",
         "verdict.margin",
         "loss",
-    } <= set(known_keys("distill"))
-    assert "loss.decoupled.beta" not in known_keys("distill")
-    assert "loss.decoupled.beta" in known_keys("distill", ["loss=[decoupled]", "sed=1"])
+    } <= set(list_known_keys("distill"))
+    assert "loss.decoupled.beta" not in list_known_keys("distill")
+    assert "loss.decoupled.beta" in list_known_keys("distill", ["loss=[decoupled]", "sed=1"])
 
 
 def refusal(body: Callable[[], Any]) -> str:
@@ -259,7 +259,7 @@ def test_no_word_gets_past_as_anything_but_a_configuration_or_a_refusal(word: st
 
 
 def test_an_error_that_nobody_knows_is_told_as_it_is_in_one_line() -> None:
-    assert explained(ValueError("first\n second"), "distill", []) == "first second"
+    assert explain_error(ValueError("first\n second"), "distill", []) == "first second"
 
 
 def test_conf_lies_where_it_is_looked_for() -> None:

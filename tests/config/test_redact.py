@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_app.config.redact import cleaned, relative
+from kd_app.config.redact import redact, relative
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from kd_app.config.redact import cleaned, relative
     ],
 )
 def test_of_a_machine_path_only_the_last_part_stays(told: str, kept: str) -> None:
-    assert cleaned(told) == kept
+    assert redact(told) == kept
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_of_a_machine_path_only_the_last_part_stays(told: str, kept: str) -> Non
     ],
 )
 def test_texts_that_only_look_like_paths_stay(text: str) -> None:
-    assert cleaned(text) == text
+    assert redact(text) == text
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_texts_that_only_look_like_paths_stay(text: str) -> None:
     ["token", "hub_token", "api_key", "wandb.apikey", "PASSWORD", "aws_secret", "credentials"],
 )
 def test_keys_named_like_a_secret_go(key: str) -> None:
-    assert cleaned({"kwargs": {key: "x", "num_tokens": 4}}) == {"kwargs": {"num_tokens": 4}}
+    assert redact({"kwargs": {key: "x", "num_tokens": 4}}) == {"kwargs": {"num_tokens": 4}}
 
 
 def test_values_of_secret_variables_go_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUB_TOKEN", "abcdefgh1234")
-    assert cleaned(["x?auth=abcdefgh1234"]) == ["x?auth=***"]
+    assert redact(["x?auth=abcdefgh1234"]) == ["x?auth=***"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,6 @@ _PLAIN = st.recursive(
 def test_no_text_names_the_home_folder_afterwards_and_cleaning_twice_changes_nothing(
     value: Any,
 ) -> None:
-    once = cleaned(value)
+    once = redact(value)
     assert f"{Path.home()}/" not in str(once)
-    assert cleaned(once) == once
+    assert redact(once) == once

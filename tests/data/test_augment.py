@@ -9,8 +9,8 @@ import torch
 
 from kd_app.config import RequestError
 from kd_app.data.augment import Augment
-from kd_app.data.loader import Request
-from kd_app.data.views import image_keys
+from kd_app.data.loader import BatchRequest
+from kd_app.data.views import compute_image_keys
 from tests.data.test_loader import maker
 from tests.data.test_module import arrays
 
@@ -31,19 +31,19 @@ def augment(**changed: Any) -> Augment:
 def test_an_image_is_changed_alike_in_every_batch_and_the_global_generators_stay_as_they_were(
     channels: int,
 ) -> None:
-    given, keys = pictures(channels), image_keys(0, INDEX, 1)
+    given, keys = pictures(channels), compute_image_keys(0, INDEX, 1)
     before = torch.get_rng_state()
     whole = augment()(given, keys)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(5)
     assert np.array_equal(augment()(given[7:9], keys[7:9]), whole[7:9])
-    assert not np.array_equal(augment()(given, image_keys(0, INDEX, 2)), whole)
+    assert not np.array_equal(augment()(given, compute_image_keys(0, INDEX, 2)), whole)
     assert np.array_equal(given, pictures(channels))
 
 
 def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
     given = np.full((len(INDEX), 20, 20, 1), 7, dtype=np.uint8)
-    found = augment(operations=0, erasing=0.5)(given, image_keys(0, INDEX, 0))[..., 0] != 7
+    found = augment(operations=0, erasing=0.5)(given, compute_image_keys(0, INDEX, 0))[..., 0] != 7
     erased = found.any(axis=(1, 2))
     assert erased.mean() == pytest.approx(0.5, abs=0.1)
     assert 0.01 < found[erased].mean(axis=(1, 2)).min() < 0.05
@@ -58,14 +58,14 @@ def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
 def test_without_operations_and_erasing_nothing_is_done() -> None:
     assert arrays(augment={"operations": 0, "magnitude": 9, "erasing": 0.0}).augment is None
     given = pictures()
-    assert np.array_equal(augment(operations=0, erasing=0.0)(given, image_keys(0, INDEX, 0)), given)
+    assert np.array_equal(augment(operations=0, erasing=0.0)(given, compute_image_keys(0, INDEX, 0)), given)
 
 
 def test_the_loader_changes_the_view_of_an_image() -> None:
     plain, made = maker(30), replace(maker(30), after_view=(augment(),))
-    seen, request = plain[Request(1, INDEX[:9])], Request(1, INDEX[:9])
+    seen, request = plain[BatchRequest(1, INDEX[:9])], BatchRequest(1, INDEX[:9])
     expected = augment()(
-        seen.image.permute(0, 2, 3, 1).contiguous().numpy(), image_keys(3, INDEX[:9], 1)
+        seen.image.permute(0, 2, 3, 1).contiguous().numpy(), compute_image_keys(3, INDEX[:9], 1)
     )
     assert np.array_equal(made[request].image.permute(0, 2, 3, 1).numpy(), expected)
     assert made.is_slow()

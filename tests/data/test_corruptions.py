@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.corruptions import KINDS, SETTINGS, Corrupted, Corruption, Kind, Robustness
-from kd_app.data.pixel_store import HeldStore, Selection
-from kd_app.data.views import Plain, image_keys
+from kd_app.data.pixel_store import HeldStore, ImageSelection
+from kd_app.data.views import Plain, compute_image_keys
 
 ALL = [Corruption(kind, severity) for kind in KINDS for severity in range(1, 6)]
 
@@ -112,18 +112,18 @@ def test_models_of_all_sizes_are_shown_the_same_corrupted_image_and_the_batch_ch
     pictures = np.stack([photo(48, seed=seed) for seed in range(4)])
     store = HeldStore(pictures.reshape(-1), np.full((4, 2), 48), 3)
     index = np.arange(4)
-    keys = image_keys(0, index, -1)
+    keys = compute_image_keys(0, index, -1)
     corruption = Corruption("gaussian_noise", 4)
     spoiled = [
         corruption(picture, key) for picture, key in zip(pictures, keys.tolist(), strict=True)
     ]
     for side in (24, 48):
-        pixels = Pixels(3, side, side, (0.5,) * 3, (0.5,) * 3)
+        pixels = InputSpec(3, side, side, (0.5,) * 3, (0.5,) * 3)
         expected = [np.asarray(Plain().image(Image.fromarray(each), pixels)) for each in spoiled]
-        found = Corrupted(corruption)(Selection(store, index), keys, pixels)
+        found = Corrupted(corruption)(ImageSelection(store, index), keys, pixels)
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(
-            Corrupted(corruption)(Selection(store, index[2:]), keys[2:], pixels), found[2:]
+            Corrupted(corruption)(ImageSelection(store, index[2:]), keys[2:], pixels), found[2:]
         )
 
 

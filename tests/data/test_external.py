@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.external import ExternalDataModule
 
@@ -167,7 +167,7 @@ def test_batches_of_our_kind_are_taken_as_they_are() -> None:
 
 def bound(seed: int, epoch: int = 0) -> ExternalDataModule:
     data = served()
-    data.bind(Pixels(3, 8, 8, (0.0,) * 3, (1.0,) * 3), order_seed=seed)
+    data.bind(InputSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3), order_seed=seed)
     trainer: Any = SimpleNamespace(current_epoch=epoch)
     data.trainer = trainer
     return data
@@ -241,7 +241,7 @@ def test_a_model_that_wants_another_size_is_refused(channels: int, side: int) ->
         RequestError, match=f"gives 3x8x8 images, and this model wants {channels}x{side}x{side}"
     ):
         served().bind(
-            Pixels(channels, side, side, (0.0,) * channels, (1.0,) * channels), order_seed=0
+            InputSpec(channels, side, side, (0.0,) * channels, (1.0,) * channels), order_seed=0
         )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.data import fingerprint
-from kd_app.data.fingerprint import digest, digest_files, fingerprinted
+from kd_app.data.fingerprint import digest, hash_files, add_fingerprint
 from kd_app.data.source import Listing
 
 
@@ -41,15 +41,15 @@ def test_files_are_hashed_whole_up_to_the_limit_of_all_together(
     paths = [tmp_path / str(number) for number in range(600)]
     for number, path in enumerate(paths):
         path.write_bytes(number.to_bytes(4, "big") * (5000 if number == 7 else 3))
-    whole = digest_files(paths)
+    whole = hash_files(paths)
     assert whole == [digest(io.BytesIO(path.read_bytes()), whole=True) for path in paths]
     monkeypatch.setattr(fingerprint, "WHOLE_LIMIT", 27_000)
-    ends = digest_files(paths)
+    ends = hash_files(paths)
     assert [number for number in range(600) if whole[number] != ends[number]] == [7]
 
 
 def test_a_file_that_is_gone_has_an_empty_digest(tmp_path: Path) -> None:
-    assert digest_files([tmp_path / "gone"]) == [b""]
+    assert hash_files([tmp_path / "gone"]) == [b""]
 
 
 def test_every_part_of_a_listing_counts() -> None:
@@ -64,7 +64,7 @@ def test_every_part_of_a_listing_counts() -> None:
         listing = Listing(
             tuple(classes), tuple(files), np.array(target), tuple(split), tuple(group), ""
         )
-        return fingerprinted(listing, [content.encode() for content in contents]).fingerprint
+        return add_fingerprint(listing, [content.encode() for content in contents]).fingerprint
 
     assert of() == of()
     others = [

@@ -18,10 +18,10 @@ from kd_app.config import RequestError
 from kd_app.data.images import (
     BadImageError,
     decode_image,
-    image_extensions,
+    list_image_extensions,
     is_image_name,
     open_image,
-    plain_mode,
+    convert_mode,
 )
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -380,7 +380,7 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
     )
     with pytest.raises(BadImageError):
         open_image(tmp_path / "a.jpg", 3)
-    assert not {".eps", ".ps", ".h5", ".mpg"} & image_extensions()
+    assert not {".eps", ".ps", ".h5", ".mpg"} & list_image_extensions()
 
 
 def test_names_of_images_are_known_in_any_case() -> None:
@@ -434,7 +434,7 @@ def test_many_threads_read_the_same_pixels(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize(("channels", "plain"), [(1, "L"), (3, "RGB")])
 def test_every_mode_becomes_a_plain_one(mode: str, channels: int, plain: str) -> None:
-    found = plain_mode(Image.new(mode, (3, 2)), channels)
+    found = convert_mode(Image.new(mode, (3, 2)), channels)
     assert (found.mode, found.size) == (plain, (3, 2))
 
 

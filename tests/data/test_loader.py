@@ -15,22 +15,22 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
 from kd_app.data.loader import (
     SINGLE,
     EvaluationLoader,
-    Maker,
+    BatchBuilder,
     Position,
     Rank,
-    Request,
+    BatchRequest,
     TrainingLoader,
 )
-from kd_app.data.pixel_store import HeldStore, Store, hold
+from kd_app.data.pixel_store import HeldStore, PixelStore, hold
 from kd_app.data.views import EVALUATION, CropFlip, Plain, ResizedCrop, View
 
-GRAY = Pixels(1, 6, 6, (0.5,), (0.5,))
+GRAY = InputSpec(1, 6, 6, (0.5,), (0.5,))
 CROP = CropFlip(padding=1, flip=True)
 PARTS = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.2)
 
@@ -43,13 +43,13 @@ def start_of(epoch: int) -> Position:
     return lambda: (epoch, 0)
 
 
-def maker(images: int, view: View = CROP, pixels: Pixels = GRAY, channels: int = 1) -> Maker:
+def maker(images: int, view: View = CROP, pixels: InputSpec = GRAY, channels: int = 1) -> BatchBuilder:
     store = hold(
         torch.from_numpy(
             np.random.default_rng(0).integers(0, 256, (images, channels, 6, 6), dtype=np.uint8)
         )
     )
-    return Maker(store, np.arange(images) % 7, view, pixels, seed=3)
+    return BatchBuilder(store, np.arange(images) % 7, view, pixels, seed=3)
 
 
 def training(
@@ -217,7 +217,7 @@ def test_passes_over_few_images_go_on_from_epoch_to_epoch() -> None:
 def test_a_label_that_may_not_be_used_is_not_in_the_batch() -> None:
     labeled = np.arange(20) % 3 == 0
     made = replace(maker(20), labeled=labeled)
-    batch = made[Request(0, np.array([3, 4, 0, 19]))]
+    batch = made[BatchRequest(0, np.array([3, 4, 0, 19]))]
     assert batch.labeled is not None
     assert batch.labeled.tolist() == [True, False, True, False]
     assert batch.target.tolist() == [3, -1, 0, -1]
@@ -305,7 +305,7 @@ def test_evaluation_keeps_the_order_of_the_rows_on_one_rank() -> None:
 
 
 def test_a_batch_carries_bytes_in_channels_last_memory_with_targets_and_numbers() -> None:
-    color = Pixels(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
+    color = InputSpec(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
     batch = maker(20, CROP, color, channels=3)[next(iter(training(20, 4)._epoch(2)))]
     assert batch.image.dtype == torch.uint8
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
@@ -320,7 +320,7 @@ def colors(image: Tensor) -> UInt8[np.ndarray, "height width channels"]:
 
 
 def test_gray_becomes_color_and_color_gray_as_pil_has_it() -> None:
-    color = Pixels(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
+    color = InputSpec(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
     for stored, wanted, mode in ((1, color, "RGB"), (3, GRAY, "L")):
         plain = maker(30, Plain(), wanted, channels=stored)
         for batch in EvaluationLoader(plain, np.arange(30), 8, num_workers=0):
@@ -346,7 +346,7 @@ def test_a_loader_that_was_copied_or_pickled_gives_the_same_batches(
     assert same(list(remake(loader)), before)
 
 
-class Vanished(Store):
+class Vanished(PixelStore):
     size = (6, 6)
     in_memory = False
 
@@ -356,7 +356,7 @@ class Vanished(Store):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_becomes_bad_is_told_in_one_paragraph_from_a_worker_too(workers: int) -> None:
-    broken = Maker(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0)
+    broken = BatchBuilder(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0)
     with pytest.raises(BadImageError) as raised:
         list(EvaluationLoader(broken, np.arange(4), 2, num_workers=workers))
     assert str(raised.value) == "image 0 is gone"
@@ -381,7 +381,7 @@ class Uneven(HeldStore):
 
 
 def test_a_batch_view_on_images_of_different_sizes_says_what_to_choose_instead() -> None:
-    uneven = Maker(
+    uneven = BatchBuilder(
         Uneven(np.array([[4, 5], [6, 6]])), np.zeros(2, dtype=np.int64), CROP, GRAY, seed=0
     )
     with pytest.raises(RequestError, match=r"differ in size.*data\.view"):
@@ -391,6 +391,6 @@ def test_a_batch_view_on_images_of_different_sizes_says_what_to_choose_instead()
 def test_workers_pay_for_slow_views_and_stores_that_are_not_in_memory_only() -> None:
     assert not maker(4).is_slow()
     assert not maker(4, Plain()).is_slow()
-    assert maker(4, Plain(), Pixels(1, 8, 8, (0.5,), (0.5,))).is_slow()
+    assert maker(4, Plain(), InputSpec(1, 8, 8, (0.5,), (0.5,))).is_slow()
     assert maker(4, PARTS).is_slow()
-    assert Maker(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0).is_slow()
+    assert BatchBuilder(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0).is_slow()

@@ -11,9 +11,9 @@ import torch
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
-from kd_app.data.loader import Rank, Request
-from kd_app.data.mix import Mix, Mixing, mixed, shares
-from kd_app.data.views import image_keys
+from kd_app.data.loader import Rank, BatchRequest
+from kd_app.data.mix import Mix, BatchMixer, mixed, shares
+from kd_app.data.views import compute_image_keys
 from tests.data.test_loader import maker, training
 from tests.data.test_module import GRAY, arrays
 
@@ -22,12 +22,12 @@ UP = {"mixup": 1.0, "cutmix": None, "probability": 1.0}
 CUT = {"mixup": None, "cutmix": 1.0, "probability": 1.0}
 
 
-def mixing(labeled: Any = None, rows: Any = MANY, **changed: Any) -> Mixing:
-    return Mixing(Mix(**{**UP, **changed}), 7, rows, labeled)
+def mixing(labeled: Any = None, rows: Any = MANY, **changed: Any) -> BatchMixer:
+    return BatchMixer(Mix(**{**UP, **changed}), 7, rows, labeled)
 
 
 def keys(index: Any = MANY, view: int = 0) -> Any:
-    return image_keys(3, index, view)
+    return compute_image_keys(3, index, view)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
@@ -99,8 +99,8 @@ def test_an_image_is_mixed_alike_in_every_batch_and_on_any_number_of_ranks_and_o
     None
 ):
     made = replace(maker(30), mixing=mixing(rows=np.arange(30), cutmix=1.0))
-    whole = made[Request(1, np.array([4, 9, 2]))]
-    alone, other_view = made[Request(1, np.array([9]))], made[Request(2, np.array([9]))]
+    whole = made[BatchRequest(1, np.array([4, 9, 2]))]
+    alone, other_view = made[BatchRequest(1, np.array([9]))], made[BatchRequest(2, np.array([9]))]
     assert torch.equal(whole.image[1:2], alone.image)
     assert torch.equal(whole.target[1:2], alone.target)
     assert not torch.equal(other_view.target, alone.target)
@@ -121,11 +121,11 @@ def test_the_image_itself_is_mixed_in_its_own_view_with_the_partner_in_its_own()
     drawn = made.mixing.drawn(keys(index, 1), index, (6, 6)) if made.mixing else None
     assert drawn is not None
     own, other = (
-        plain[Request(1, numbers)].image.permute(0, 2, 3, 1).numpy()
+        plain[BatchRequest(1, numbers)].image.permute(0, 2, 3, 1).numpy()
         for numbers in (index, drawn.partner)
     )
     assert np.array_equal(
-        made[Request(1, index)].image.permute(0, 2, 3, 1).numpy(), mixed(own, other, drawn)
+        made[BatchRequest(1, index)].image.permute(0, 2, 3, 1).numpy(), mixed(own, other, drawn)
     )
 
 
@@ -135,7 +135,7 @@ def test_only_what_is_trained_on_is_mixed() -> None:
     batch: Batch = next(iter(data.train_dataloader()))
     assert batch.target.shape == (8, 3)
     assert batch.target.dtype == torch.float32
-    assert torch.equal(batch.hard_target(), batch.target.argmax(dim=1))
+    assert torch.equal(batch.to_hard_target(), batch.target.argmax(dim=1))
     assert next(iter(data.evaluation("train", GRAY))).target.dim() == 1
     assert next(iter(data.val_dataloader())).target.dim() == 1
     assert arrays(mix={**UP, "mixup": None}).mix is None

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.config.compose import composed
 from kd_app.config.paths import choices
 from kd_app.data.batch import Batch
@@ -21,7 +21,7 @@ from kd_app.data.module import ImageData
 from kd_app.data.source import Listing, Source
 from kd_app.data.views import CropFlip, Plain, ResizedCrop
 
-GRAY = Pixels(1, 6, 6, (0.5,), (0.5,))
+GRAY = InputSpec(1, 6, 6, (0.5,), (0.5,))
 PER_CLASS = 20
 
 
@@ -149,7 +149,7 @@ def test_the_fingerprint_follows_what_determines_the_pixels(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) -> None:
-    pixels = Pixels(3, 16, 16, (0.5,) * 3, (0.5,) * 3, crop=0.9)
+    pixels = InputSpec(3, 16, 16, (0.5,) * 3, (0.5,) * 3, crop=0.9)
     found = []
     for cache in ("ram", "disk", "none"):
         data = files(subfolder(tmp_path, cache), cache=cache, num_workers=workers)
@@ -168,7 +168,7 @@ def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) 
 
 def test_evaluation_shows_a_model_its_own_size_and_channels_in_the_order_of_the_rows() -> None:
     data = arrays()
-    batches = list(data.evaluation("test", Pixels(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5))
+    batches = list(data.evaluation("test", InputSpec(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5))
     assert [tuple(batch.image.shape) for batch in batches] == [
         (5, 3, 9, 7),
         (5, 3, 9, 7),
@@ -285,7 +285,7 @@ def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
 def test_the_digits_are_served_from_their_yaml() -> None:
     data = instantiate(settings_of("digits"))
     data.setup("fit")
-    data.bind(Pixels(1, 8, 8, (0.5,), (0.5,)), order_seed=0)
+    data.bind(InputSpec(1, 8, 8, (0.5,), (0.5,)), order_seed=0)
     batch = next(iter(data.train_dataloader()))
     assert (tuple(batch.image.shape), sum(data.sizes.values())) == ((128, 1, 8, 8), 1797)
 

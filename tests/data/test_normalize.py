@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.normalize import normalize
 
-COLOR = Pixels(3, 5, 4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+COLOR = InputSpec(3, 5, 4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])

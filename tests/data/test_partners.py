@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.config import Pixels
-from kd_app.data.loader import Maker, Request
-from kd_app.data.partners import class_partners
+from kd_app.config import InputSpec
+from kd_app.data.loader import BatchBuilder, BatchRequest
+from kd_app.data.partners import draw_class_partners
 from kd_app.data.pixel_store import hold
 from kd_app.data.views import CropFlip
 
@@ -18,12 +18,12 @@ def test_a_partner_is_of_the_same_class_and_another_image_unless_there_is_none(
 ) -> None:
     target = np.array(labels)
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(labels) - 1), min_size=1))))
-    partners = class_partners(target, rows, seed=seed)
+    partners = draw_class_partners(target, rows, seed=seed)
     assert (target[partners] == target).all()
     alone = np.bincount(target[rows], minlength=5)[target[rows]] == 1
     assert ((partners[rows] == rows) == alone).all()
     assert sorted(partners[rows]) == rows.tolist(), "each is the partner of exactly one"
-    assert (partners == class_partners(target, rows, seed=seed)).all()
+    assert (partners == draw_class_partners(target, rows, seed=seed)).all()
     others = np.setdiff1d(np.arange(len(target)), rows)
     assert (partners[others] == others).all()
 
@@ -31,23 +31,23 @@ def test_a_partner_is_of_the_same_class_and_another_image_unless_there_is_none(
 def test_another_seed_pairs_otherwise() -> None:
     target, rows = np.zeros(50, dtype=np.int64), np.arange(50)
     assert (
-        class_partners(target, rows, seed=0) != class_partners(target, rows, seed=1)
+        draw_class_partners(target, rows, seed=0) != draw_class_partners(target, rows, seed=1)
     ).mean() > 0.5
 
 
 def test_the_teacher_is_shown_the_partner_as_the_student_would_be() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 6, 6), dtype=np.uint8)
-    plain = Maker(
+    plain = BatchBuilder(
         hold(torch.from_numpy(pixels)),
         np.arange(20) % 3,
         CropFlip(padding=1, flip=True),
-        Pixels(1, 6, 6, (0.5,), (0.5,)),
+        InputSpec(1, 6, 6, (0.5,), (0.5,)),
         seed=3,
     )
-    partners = class_partners(plain.target, np.arange(20), seed=0)
+    partners = draw_class_partners(plain.target, np.arange(20), seed=0)
     images = np.array([3, 11, 4])
-    batch = replace(plain, partners=partners)[Request(7, images)]
-    assert torch.equal(batch.image, plain[Request(7, images)].image)
+    batch = replace(plain, partners=partners)[BatchRequest(7, images)]
+    assert torch.equal(batch.image, plain[BatchRequest(7, images)].image)
     assert batch.other is not None
-    assert torch.equal(batch.other, plain[Request(7, partners[images])].image)
-    assert plain[Request(7, images)].other is None
+    assert torch.equal(batch.other, plain[BatchRequest(7, partners[images])].image)
+    assert plain[BatchRequest(7, images)].other is None

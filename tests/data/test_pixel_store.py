@@ -16,12 +16,12 @@ from kd_app.data.images import BadImageError
 from kd_app.data.pixel_store import (
     Cache,
     HeldStore,
-    Selection,
-    channel_statistics,
+    ImageSelection,
+    compute_channel_statistics,
     hold,
     open_store,
 )
-from kd_app.data.scan import PIXELS, read_scan, scan, typical_size
+from kd_app.data.scan import PIXELS, read_scan, scan, choose_typical_size
 from kd_app.data.source import Listing, Source
 
 CACHES: list[Cache] = ["ram", "disk", "none"]
@@ -108,7 +108,7 @@ def test_images_of_one_size_come_as_one_array_with_bad_ones_between(
         np.stack([np.asarray(source.read(number)) for number in index.tolist()]),
     )
     assert same(
-        np.stack([np.asarray(picture) for picture in Selection(opened, index).pictures()]),
+        np.stack([np.asarray(picture) for picture in ImageSelection(opened, index).pictures()]),
         opened.array(index),
     )
 
@@ -185,7 +185,7 @@ def test_pixels_that_take_more_than_a_quarter_of_the_memory_are_mapped_and_a_not
 
 
 def test_the_available_memory_is_a_plausible_number() -> None:
-    assert 2**26 < pixel_store.available_memory() < 2**50
+    assert 2**26 < pixel_store.read_available_memory() < 2**50
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -231,7 +231,7 @@ def test_a_scan_folder_says_what_it_holds(tmp_path: Path) -> None:
 def test_the_typical_size_is_that_of_equal_squares_or_a_multiple_of_32(
     sizes: list[tuple[int, int]], side: int
 ) -> None:
-    assert typical_size(np.array(sizes)) == side
+    assert choose_typical_size(np.array(sizes)) == side
 
 
 def test_statistics_are_the_mean_and_deviation_of_all_pixels() -> None:
@@ -239,11 +239,11 @@ def test_statistics_are_the_mean_and_deviation_of_all_pixels() -> None:
         np.random.default_rng(side).integers(0, 200, (side, 5, 3), dtype=np.uint8)
         for side in (3, 8, 20)
     ]
-    mean, deviation = channel_statistics(pictures)
+    mean, deviation = compute_channel_statistics(pictures)
     together = np.concatenate(pictures).reshape(-1, 3) / 255
     assert mean == tuple(together.mean(axis=0).round(4).tolist())
     assert deviation == tuple(together.std(axis=0).round(4).tolist())
 
 
 def test_the_deviation_of_images_of_one_color_is_not_zero() -> None:
-    assert channel_statistics([np.full((3, 3, 1), 255, dtype=np.uint8)]) == ((1.0,), (0.01,))
+    assert compute_channel_statistics([np.full((3, 3, 1), 255, dtype=np.uint8)]) == ((1.0,), (0.01,))

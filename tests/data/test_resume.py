@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.batch import Batch
 from kd_app.data.digits import Digits
 from kd_app.data.index import Shares
@@ -79,7 +79,7 @@ class Recorder(pl.LightningModule):
 def trained(
     model: Recorder, data: ImageData, *, resumed: bool = False, **settings: Any
 ) -> Recorder:
-    data.bind(Pixels(1, 8, 8, (0.5,), (0.5,)), order_seed=2)
+    data.bind(InputSpec(1, 8, 8, (0.5,), (0.5,)), order_seed=2)
     flags = {
         "max_epochs": 3,
         "logger": False,

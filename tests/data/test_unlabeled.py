@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.data.folder import Folder
 from kd_app.data.module import ImageData
 from kd_app.data.views import ResizedCrop
 from tests.builders import image_folder
 from tests.data.test_module import made
 
-COLOR = Pixels(3, 16, 16, (0.5,) * 3, (0.5,) * 3)
+COLOR = InputSpec(3, 16, 16, (0.5,) * 3, (0.5,) * 3)
 VIEW = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
 
 

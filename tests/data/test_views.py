@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jaxtyping import UInt8
 from PIL import Image
 
-from kd_app.config import Pixels, RequestError
-from kd_app.data.views import CropFlip, ImageView, Plain, ResizedCrop, View, image_keys
+from kd_app.config import InputSpec, RequestError
+from kd_app.data.views import CropFlip, ImageView, Plain, ResizedCrop, View, compute_image_keys
 
 Array = UInt8[np.ndarray, "batch height width channels"]
 
@@ -39,8 +39,8 @@ class Pictures:
 
 def pixels(
     height: int, width: int | None = None, *, crop: float = 1.0, interpolation: str = "bilinear"
-) -> Pixels:
-    return Pixels(3, height, width or height, (0.5,) * 3, (0.5,) * 3, crop, interpolation)
+) -> InputSpec:
+    return InputSpec(3, height, width or height, (0.5,) * 3, (0.5,) * 3, crop, interpolation)
 
 
 def noise(*shape: int, seed: int = 0) -> Array:
@@ -69,7 +69,7 @@ def test_a_key_is_splitmix64_of_seed_view_and_index(
     seed: int, number: int, index: list[int]
 ) -> None:
     base = splitmix(splitmix(seed % 2**64) + number)
-    assert image_keys(seed, np.array(index), number).tolist() == [
+    assert compute_image_keys(seed, np.array(index), number).tolist() == [
         splitmix((base + i) % 2**64) for i in index
     ]
 
@@ -91,7 +91,7 @@ def test_splitmix64_gives_its_published_first_number() -> None:
 def test_crop_flip_is_pad_then_crop_then_mirror(
     batch: int, height: int, width: int, channels: int, padding: int, flip: bool, number: int
 ) -> None:
-    images, keys = noise(batch, height, width, channels), image_keys(3, np.arange(batch), number)
+    images, keys = noise(batch, height, width, channels), compute_image_keys(3, np.arange(batch), number)
     made = CropFlip(padding=padding, flip=flip)(Pictures(list(images)), keys, pixels(height, width))
     for image, key, got in zip(images, keys.tolist(), made, strict=True):
         top, left = (((key >> shift) % 2**21) * (2 * padding + 1) >> 21 for shift in (0, 21))
@@ -105,7 +105,7 @@ def test_crop_flip_reaches_every_place_and_both_mirrorings_equally_often() -> No
     images = np.zeros((20_000, 5, 5, 1), dtype=np.uint8)
     images[:, 2, 2], images[:, 2, 3] = 1, 2
     made = CropFlip(padding=1, flip=True)(
-        Pictures(list(images)), image_keys(0, np.arange(len(images)), 0), pixels(5)
+        Pictures(list(images)), compute_image_keys(0, np.arange(len(images)), 0), pixels(5)
     )
     counts = Counter(
         int((picture == 1).argmax()) * 2
@@ -121,7 +121,7 @@ def test_crop_flip_reaches_every_place_and_both_mirrorings_equally_often() -> No
 def test_crop_flip_resizes_to_the_size_of_the_model() -> None:
     made = CropFlip(padding=2, flip=True)(
         Pictures([np.full((8, 8, 1), 200, dtype=np.uint8)] * 4),
-        image_keys(0, np.arange(4), 0),
+        compute_image_keys(0, np.arange(4), 0),
         pixels(20, 24),
     )
     assert made.shape == (4, 20, 24, 1)
@@ -136,9 +136,9 @@ def test_crop_flip_resizes_to_the_size_of_the_model() -> None:
 def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
     images, wanted = list(noise(6, 12, 12, 3)), pixels(12)
     index = np.arange(6)
-    together = view(Pictures(images), image_keys(1, index, 4), wanted)
+    together = view(Pictures(images), compute_image_keys(1, index, 4), wanted)
     order = [4, 1, 5]
-    again = view(Pictures([images[i] for i in order]), image_keys(1, index[order], 4), wanted)
+    again = view(Pictures([images[i] for i in order]), compute_image_keys(1, index[order], 4), wanted)
     np.testing.assert_array_equal(again, together[order])
 
 
@@ -149,7 +149,7 @@ def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
 def test_another_seed_or_view_number_gives_other_pixels(view: View, seed: int, number: int) -> None:
     images, index = Pictures(list(noise(6, 12, 12, 3))), np.arange(6)
     first, other = (
-        view(images, image_keys(*key), pixels(12)) for key in ((0, index, 0), (seed, index, number))
+        view(images, compute_image_keys(*key), pixels(12)) for key in ((0, index, 0), (seed, index, number))
     )
     assert (first != other).any()
 
@@ -160,7 +160,7 @@ def test_a_view_of_single_images_leaves_the_global_generators_as_they_were() -> 
     expected = torch.rand(1).item(), random.random()
     torch.manual_seed(5)
     random.seed(5)
-    crop_resize()(Pictures(list(noise(2, 9, 9, 3))), image_keys(0, np.arange(2), 0), pixels(8))
+    crop_resize()(Pictures(list(noise(2, 9, 9, 3))), compute_image_keys(0, np.arange(2), 0), pixels(8))
     assert (torch.rand(1).item(), random.random()) == expected
 
 
@@ -168,14 +168,14 @@ class Brightened(ImageView):
     def __init__(self, *, most: int) -> None:
         self.most = most
 
-    def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
+    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         more = int(torch.randint(self.most, ())) + random.randrange(self.most)
         return image.resize((pixels.width, pixels.height)).point(lambda value: value + more)
 
 
 def test_a_users_own_view_is_replayed_too() -> None:
     images, wanted = Pictures([np.zeros((5, 7, 3), dtype=np.uint8)] * 30), pixels(4)
-    keys = image_keys(0, np.arange(30), 0)
+    keys = compute_image_keys(0, np.arange(30), 0)
     made = Brightened(most=50)(images, keys, wanted)
     assert len(np.unique(made)) > 10
     np.testing.assert_array_equal(made, Brightened(most=50)(images, keys, wanted))
@@ -185,16 +185,16 @@ class Unchanged(ImageView):
     def __init__(self) -> None:
         pass
 
-    def image(self, image: Image.Image, pixels: Pixels) -> Image.Image:
+    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         return image
 
 
 def test_a_view_that_gives_another_size_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match=r"Unchanged.*\(7, 5\).*\(4, 4\)"):
-        Unchanged()(Pictures([noise(5, 7, 3)]), image_keys(0, np.arange(1), 0), pixels(4))
+        Unchanged()(Pictures([noise(5, 7, 3)]), compute_image_keys(0, np.arange(1), 0), pixels(4))
 
 
-def timms_transform(image: Array, wanted: Pixels) -> Array:
+def timms_transform(image: Array, wanted: InputSpec) -> Array:
     from timm.data.transforms_factory import create_transform
 
     size = (3, wanted.height, wanted.width)
@@ -208,9 +208,9 @@ def timms_transform(image: Array, wanted: Pixels) -> Array:
     return np.asarray(transform(Image.fromarray(image))).transpose(1, 2, 0)
 
 
-def plain(image: Array, wanted: Pixels) -> Array:
+def plain(image: Array, wanted: InputSpec) -> Array:
     other = noise(3, 3, 3)
-    made: Array = Plain()(Pictures([image, other]), image_keys(0, np.arange(2), 0), wanted)[0]
+    made: Array = Plain()(Pictures([image, other]), compute_image_keys(0, np.arange(2), 0), wanted)[0]
     return made
 
 
@@ -241,7 +241,7 @@ def test_plain_differs_from_timm_by_two_roundings_on_strips(
 def test_plain_leaves_images_of_the_right_size_as_they_are() -> None:
     images = noise(3, 10, 10, 1)
     np.testing.assert_array_equal(
-        Plain()(Pictures(list(images)), image_keys(0, np.arange(3), 0), pixels(10, crop=0.8)),
+        Plain()(Pictures(list(images)), compute_image_keys(0, np.arange(3), 0), pixels(10, crop=0.8)),
         images,
     )
 
@@ -249,7 +249,7 @@ def test_plain_leaves_images_of_the_right_size_as_they_are() -> None:
 def test_plain_and_resized_crop_take_strips_and_tiny_images() -> None:
     images = Pictures([noise(3, 6, 3), noise(10, 10_000, 3), noise(2_000, 1, 3)])
     for view in (Plain(), crop_resize()):
-        assert view(images, image_keys(0, np.arange(3), 0), pixels(16, crop=0.9)).shape == (
+        assert view(images, compute_image_keys(0, np.arange(3), 0), pixels(16, crop=0.9)).shape == (
             3,
             16,
             16,
@@ -262,7 +262,7 @@ def test_resized_crop_takes_parts_of_the_asked_area_and_ratio() -> None:
         [*np.meshgrid(np.arange(200), np.arange(200)), np.zeros((200, 200))], axis=-1
     ).astype(np.uint8)
     view = crop_resize(scale=(0.2, 0.5), ratio=(0.5, 2.0), flip=False, jitter=0.0)
-    made = view(Pictures([ramp] * 300), image_keys(0, np.arange(300), 0), pixels(50)).astype(float)
+    made = view(Pictures([ramp] * 300), compute_image_keys(0, np.arange(300), 0), pixels(50)).astype(float)
     widths, heights = (
         (made[:, 25, -1, 0] - made[:, 25, 0, 0]) / 49 * 50,
         (made[:, -1, 25, 1] - made[:, 0, 25, 1]) / 49 * 50,
@@ -279,7 +279,7 @@ def test_resized_crop_takes_parts_of_the_asked_area_and_ratio() -> None:
 def test_resized_crop_mirrors_half_of_the_images() -> None:
     ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (64, 1, 3))
     made = crop_resize(jitter=0.0)(
-        Pictures([ramp] * 400), image_keys(0, np.arange(400), 0), pixels(8)
+        Pictures([ramp] * 400), compute_image_keys(0, np.arange(400), 0), pixels(8)
     ).astype(int)
     assert (made[:, 0, 0, 0] > made[:, 0, -1, 0]).mean() == pytest.approx(
         0.5, abs=4 * math.sqrt(0.25 / 400)
@@ -289,7 +289,7 @@ def test_resized_crop_mirrors_half_of_the_images() -> None:
 def test_jitter_changes_the_brightness_of_each_image_by_its_own_factor() -> None:
     gray = np.full((8, 8, 3), 100, dtype=np.uint8)
     made = crop_resize(jitter=0.4)(
-        Pictures([gray] * 200), image_keys(0, np.arange(200), 0), pixels(8)
+        Pictures([gray] * 200), compute_image_keys(0, np.arange(200), 0), pixels(8)
     )
     assert made.min() in range(60, 66)
     assert made.max() in range(135, 141)
@@ -314,6 +314,6 @@ def test_an_unknown_interpolation_is_refused_with_the_closest_name() -> None:
     with pytest.raises(RequestError, match="Did you mean 'bicubic'"):
         Plain()(
             Pictures([noise(5, 7, 3)]),
-            image_keys(0, np.arange(1), 0),
+            compute_image_keys(0, np.arange(1), 0),
             pixels(4, interpolation="bicubik"),
         )

@@ -1,4 +1,4 @@
-"""What `first_answer` opens in the tests: a text that says how long to take and how
+"""What `measure_cold_start` opens in the tests: a text that says how long to take and how
 much memory to fill.
 """
 

@@ -23,13 +23,13 @@ from torch import nn
 
 from kd_app.config import RunError
 from kd_app.data.normalize import normalize
-from kd_app.data.pixel_store import Selection, hold
-from kd_app.data.views import Plain, image_keys
-from kd_app.deployment.artifact import open_artefact
+from kd_app.data.pixel_store import ImageSelection, hold
+from kd_app.data.views import Plain, compute_image_keys
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import difference, export
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.run_files import MANIFEST
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.deployment.conftest import CLASSES, PIXELS
 
 ALONE = """
@@ -75,14 +75,14 @@ def test_it_runs_where_there_is_only_numpy_pillow_and_onnxruntime(
     np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
     store = hold(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None])
     index = np.array([0])
-    seen = Plain()(Selection(store, index), image_keys(0, index, -1), PIXELS)[0]
+    seen = Plain()(ImageSelection(store, index), compute_image_keys(0, index, -1), PIXELS)[0]
     np.testing.assert_array_equal(found["picture"], seen.transpose(2, 0, 1))
 
 
 def test_batches_of_any_size_give_the_same_logits(
     exported: Path, images: NDArray[np.uint8]
 ) -> None:
-    opened = open_artefact(exported)
+    opened = open_artifact(exported)
     assert opened.classes == CLASSES
     np.testing.assert_allclose(
         np.concatenate([opened.logits(images[:1]), opened.logits(images[1:])]),
@@ -92,7 +92,7 @@ def test_batches_of_any_size_give_the_same_logits(
 
 
 def test_a_gray_picture_is_shown_to_a_color_model_in_gray(exported: Path) -> None:
-    picture = open_artefact(exported).picture(Image.new("L", (16, 16), 77))
+    picture = open_artifact(exported).picture(Image.new("L", (16, 16), 77))
     assert picture.shape == (3, 16, 16)
     assert (picture == 77).all()
 
@@ -122,10 +122,10 @@ def test_a_model_that_the_file_does_not_answer_like_fails_the_run(
 def test_the_difference_to_another_model_is_seen(
     exported: Path, net: nn.Module, images: NDArray[np.uint8]
 ) -> None:
-    assert difference(net, PIXELS, open_artefact(exported), images) < 1e-5
+    assert difference(net, PIXELS, open_artifact(exported), images) < 1e-5
     other = deepcopy(net)
     other.fc.reset_parameters()  # type: ignore[union-attr, operator]
-    assert difference(other, PIXELS, open_artefact(exported), images) > 1e-2
+    assert difference(other, PIXELS, open_artifact(exported), images) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_difference_to_another_model_is_seen(
 )
 def test_images_of_another_shape_or_type_are_refused(exported: Path, wrong: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"takes uint8 images of shape \(batch, 3, 16, 16\), got"):
-        open_artefact(exported).logits(wrong)
+        open_artifact(exported).logits(wrong)
 
 
 def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -149,7 +149,7 @@ def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def _whole(file: Path) -> None:
     """Let the manifest say that this is the file."""
-    _manifest(file.parent, lambda told: told["files"][file.name].update(sha256=file_sha256(file)))
+    _manifest(file.parent, lambda told: told["files"][file.name].update(sha256=hash_file(file)))
 
 
 def _no_manifest(file: Path) -> None:
@@ -284,12 +284,12 @@ def test_what_is_wrong_about_a_file_is_refused_before_anything_of_it_is_run(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", run)
     with pytest.raises(ValueError, match=reason):
-        open_artefact(file)
+        open_artifact(file)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"There is no file .*gone\.onnx"):
-        open_artefact(tmp_path / "gone.onnx")
+        open_artifact(tmp_path / "gone.onnx")
 
 
 def test_a_runtime_that_is_not_installed_is_named(
@@ -298,7 +298,7 @@ def test_a_runtime_that_is_not_installed_is_named(
     monkeypatch.delitem(sys.modules, "kd_app.deployment.runtimes.onnxruntime_file", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install onnxruntime \(or kd_app\[deploy\]\)"):
-        open_artefact(exported)
+        open_artifact(exported)
 
 
 def test_openvino_reads_the_file_and_gives_the_same_logits(
@@ -309,4 +309,4 @@ def test_openvino_reads_the_file_and_gives_the_same_logits(
         str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     found = compiled([images])[0]
-    np.testing.assert_allclose(found, open_artefact(exported).logits(images), atol=1e-4)
+    np.testing.assert_allclose(found, open_artifact(exported).logits(images), atol=1e-4)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kd_app.deployment.cascade import Cascade
 from kd_app.deployment.confidence import MEASURES, confidence, fit_temperature, log_probabilities
-from kd_app.deployment.routing import Choice, choose_threshold, routing_curve
+from kd_app.deployment.routing import Choice, choose_threshold, compute_routing_curve
 
 COSTS = (1.0, 10.0)
 
@@ -47,7 +47,7 @@ def test_the_curve_runs_from_the_teacher_alone_to_the_student_alone(
     seed: int, measure: str, stages: int
 ) -> None:
     logits, target = drawn(seed, stages)
-    curve = routing_curve(
+    curve = compute_routing_curve(
         logits,
         target,
         range(1, stages + 1),
@@ -68,7 +68,7 @@ def test_the_curve_runs_from_the_teacher_alone_to_the_student_alone(
 def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, stages: int) -> None:
     logits, target = drawn(seed, stages)
     heat = (1.5,) * stages
-    rung = routing_curve(
+    rung = compute_routing_curve(
         logits, target, [1.0] * stages, measure=measure, temperatures=heat, num_steps=2
     )[1]
     cascade = Cascade([Table(each) for each in logits], rung.thresholds, measure, heat)
@@ -155,7 +155,7 @@ def chosen(
     student = np.stack([0.01 + u, np.zeros(n)], 1)
     target = errs.astype(np.int64)
     teacher = np.eye(2)[target]
-    curve = routing_curve(
+    curve = compute_routing_curve(
         [student, teacher], target, costs, measure="maximum", temperatures=(1.0, 1.0), num_steps=20
     )
     choice = choose_threshold(curve, costs, num_images=n, margin=0.05, confidence_level=0.95)

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kd_app.config import RequestError, RunError
-from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.executorch import ExecuTorch, ExecuTorchInt8
-from kd_app.deployment.formats.onnx_int8 import OnnxInt8, lacks_vnni
+from kd_app.deployment.formats.onnx_int8 import OnnxInt8, is_without_vnni
 from kd_app.deployment.formats.program import Program
 from kd_app.deployment.runtimes import torch_file
 from kd_app.run_files import MANIFEST
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.deployment.conftest import CLASSES, PIXELS
 
 ABOUT: Any = {"stem": "model", "pixels": PIXELS, "classes": CLASSES, "license": "mit"}
@@ -49,8 +49,8 @@ def test_an_int8_file_answers_nearly_as_the_float_one_with_weights_of_seven_bits
     quantized: Path, exported: Path, images: NDArray[np.uint8]
 ) -> None:
     expected, found = (
-        open_artefact(exported).logits(images),
-        open_artefact(quantized).logits(images),
+        open_artifact(exported).logits(images),
+        open_artifact(quantized).logits(images),
     )
     assert 0 < np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
     told = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"][
@@ -78,10 +78,10 @@ def test_pixels_are_normalized_in_float(quantized: Path) -> None:
 
 
 def test_the_range_is_reduced_where_the_processor_has_no_vnni() -> None:
-    assert lacks_vnni(frozenset({"sse2", "avx2"}))
-    assert not lacks_vnni(frozenset({"sse2", "avx512_vnni"}))
-    assert not lacks_vnni(frozenset({"sse2", "avx_vnni"}))
-    assert not lacks_vnni(frozenset({"asimd", "asimddp"}))
+    assert is_without_vnni(frozenset({"sse2", "avx2"}))
+    assert not is_without_vnni(frozenset({"sse2", "avx512_vnni"}))
+    assert not is_without_vnni(frozenset({"sse2", "avx_vnni"}))
+    assert not is_without_vnni(frozenset({"asimd", "asimddp"}))
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_a_program_of_torch_loads_without_kd_app_and_is_opened_here_by_the_proce
     file = export(net, Program(tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
     loaded = torch.export.load(file).module()
     np.testing.assert_allclose(
-        open_artefact(file).logits(images[:3]),
+        open_artifact(file).logits(images[:3]),
         loaded(torch.from_numpy(images[:3])).detach().numpy(),
         atol=1e-5,
     )
-    assert open_artefact(file).logits(images[:1]).shape == (1, len(CLASSES))
+    assert open_artifact(file).logits(images[:1]).shape == (1, len(CLASSES))
     monkeypatch.setattr(torch_file, "_WRITTEN", set())  # as in any other process
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match="is not opened: loading one runs what it holds"):
-        open_artefact(file)
+        open_artifact(file)
 
 
 def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(
@@ -156,10 +156,10 @@ def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
         images=images,
         **ABOUT,
     )
-    expected = open_artefact(exported).logits(images)
+    expected = open_artifact(exported).logits(images)
     for threads in (None, 1):
         np.testing.assert_allclose(
-            open_artefact(plain, threads=threads).logits(images[:7]), expected[:7], atol=1e-4
+            open_artifact(plain, threads=threads).logits(images[:7]), expected[:7], atol=1e-4
         )
     (tmp_path / "int8").mkdir()
     small = export(
@@ -172,19 +172,19 @@ def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
     )
     assert (
         0
-        < np.abs(open_artefact(small).logits(images) - expected).max()
+        < np.abs(open_artifact(small).logits(images) - expected).max()
         < 0.3 * np.abs(expected).max()
     )
     assert small.stat().st_size < plain.stat().st_size / 2
     plain.rename(tmp_path / "stranger.pte")
     with pytest.raises(ValueError, match=r"is not in the manifest\.json beside it"):
-        open_artefact(tmp_path / "stranger.pte")
+        open_artifact(tmp_path / "stranger.pte")
     small.write_bytes(small.read_bytes()[:-64])
     with pytest.raises(ValueError, match="is not the file that was exported"):
-        open_artefact(small)
+        open_artifact(small)
     small.write_bytes(small.read_bytes()[:1000])  # and a manifest that agrees with it
     told = json.loads((small.parent / MANIFEST).read_text(encoding="utf-8"))
-    told["files"][small.name]["sha256"] = file_sha256(small)
+    told["files"][small.name]["sha256"] = hash_file(small)
     (small.parent / MANIFEST).write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ValueError, match="is not run: ExecuTorch does not take it"):
-        open_artefact(small)
+        open_artifact(small)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
 from kd_app.deployment.predictions import images_per_second, predict
 from kd_app.metrics.record import Predictions, match_embeddings
 
 CPU = torch.device("cpu")
-PIXELS = Pixels(3, 4, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+PIXELS = InputSpec(3, 4, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 class Noted(nn.Module):
@@ -152,7 +152,7 @@ def test_a_speed_is_images_over_seconds() -> None:
 
 
 def test_each_model_is_measured_on_its_own_pixels() -> None:
-    gray = Pixels(1, 6, 5, (0.5,), (0.5,))
+    gray = InputSpec(1, 6, 5, (0.5,), (0.5,))
     models = {"color": Noted(), "gray": Noted()}
     images_per_second(
         {"color": (models["color"], PIXELS), "gray": (models["gray"], gray)},

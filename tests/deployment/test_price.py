@@ -11,26 +11,26 @@ def price(core: float = 0.036, device: float | None = None) -> Price:
 
 
 def test_a_million_images_cost_the_hours_they_take() -> None:
-    assert price().per_million(1000) == pytest.approx(0.01)  # 1000 s = 1 / 3.6 h
+    assert price().compute_per_million(1000) == pytest.approx(0.01)  # 1000 s = 1 / 3.6 h
 
 
 def test_a_core_is_paid_whole_and_each_core_that_was_in_use() -> None:
-    assert price().per_million(1000, cores=0.4) == pytest.approx(0.01)
-    assert price().per_million(1000, cores=2.0) == pytest.approx(0.02)
+    assert price().compute_per_million(1000, cores=0.4) == pytest.approx(0.01)
+    assert price().compute_per_million(1000, cores=2.0) == pytest.approx(0.02)
 
 
 def test_a_device_that_is_rented_whole_costs_the_same_whatever_its_cores_do() -> None:
-    assert price(device=3.6).per_million(1000, cores=7.0) == pytest.approx(1.0)
+    assert price(device=3.6).compute_per_million(1000, cores=7.0) == pytest.approx(1.0)
 
 
 def test_the_formula_is_told_with_its_numbers() -> None:
     assert (
-        price().formula(1000)
+        price().describe_formula(1000)
         == "1e6 images / 1,000.0 images/s / 3600 s/h x 0.036 USD per core-hour = 0.01 USD per"
         " million images"
     )
-    assert "x 1.50 cores x" in price().formula(1000, cores=1.5)
-    assert "3.6 USD per device-hour" in price(device=3.6).formula(1000, cores=1.5)
+    assert "x 1.50 cores x" in price().describe_formula(1000, cores=1.5)
+    assert "3.6 USD per device-hour" in price(device=3.6).describe_formula(1000, cores=1.5)
 
 
 def test_a_price_is_above_nothing() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from kd_app.config import RequestError
-from kd_app.deployment.timing import Clock, Timing, in_turns, median_ratio, nearest_rank
+from kd_app.deployment.timing import Clock, Timing, time_interleaved, compute_median_ratio, select_nearest_rank
 
 IMAGES = np.arange(3 * 2 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
 
@@ -43,7 +43,7 @@ def clock(seconds: float = 1e-9, rounds: int = 6, batch_sizes: tuple[int, ...] =
 def test_in_each_round_each_takes_its_turn_after_a_call_that_is_not_measured() -> None:
     diary: list[str] = []
     calls = {name: lambda name=name: diary.append(name) for name in ("teacher", "student")}
-    taken = in_turns(calls, rounds=3, repeats={"teacher": 1, "student": 2}, warm=1)
+    taken = time_interleaved(calls, rounds=3, repeats={"teacher": 1, "student": 2}, warm=1)
     assert diary == ["teacher", "teacher", "student", "student", "student"] * 3
     assert {name: each.shape for name, each in taken.items()} == {
         "teacher": (3, 1),
@@ -67,7 +67,7 @@ def test_in_each_round_each_takes_its_turn_after_a_call_that_is_not_measured() -
 def test_a_percentile_is_the_smallest_value_that_the_share_does_not_exceed(
     values: list[float], share: float, expected: float
 ) -> None:
-    assert nearest_rank(np.array(list(values), dtype=float), share) == expected
+    assert select_nearest_rank(np.array(list(values), dtype=float), share) == expected
 
 
 @pytest.mark.parametrize(("rounds", "confidence"), [(6, 0.95), (20, 0.95), (21, 0.9), (40, 0.99)])
@@ -75,7 +75,7 @@ def test_the_interval_of_a_ratio_is_the_narrowest_pair_of_ranks_that_covers_the_
     rounds: int, confidence: float
 ) -> None:
     ratios = np.arange(1.0, rounds + 1)
-    found = median_ratio(2 * ratios[::-1], np.full(rounds, 2.0), confidence)
+    found = compute_median_ratio(2 * ratios[::-1], np.full(rounds, 2.0), confidence)
     assert found.value == (rounds + 1) / 2
     rank = int(found.low)
     assert (found.low, found.high) == (rank, rounds + 1 - rank)
@@ -84,7 +84,7 @@ def test_the_interval_of_a_ratio_is_the_narrowest_pair_of_ranks_that_covers_the_
 
 
 def test_too_few_rounds_tell_nothing_about_a_ratio() -> None:
-    found = median_ratio(np.array([3.0, 5.0]), np.ones(2), 0.95)
+    found = compute_median_ratio(np.array([3.0, 5.0]), np.ones(2), 0.95)
     assert (found.value, found.low, found.high) == (4.0, 0.0, float("inf"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from tests.builders import image_folder, results, teacher_folder
 from tests.commands.call import Ended, call
 from tests.docs.shell import README, find_commands
@@ -15,7 +15,7 @@ SHOWN = [
     for command, *words in find_commands(README.read_text(encoding="utf-8"))
     if words
 ]
-COLOR = Pixels(3, 32, 32, (0.5,) * 3, (0.25,) * 3)
+COLOR = InputSpec(3, 32, 32, (0.5,) * 3, (0.25,) * 3)
 STAND_INS = {
     "resnet50.a1_in1k": "resnet10t",
     "mobilenetv3_small_100.lamb_in1k": "mobilenetv3_small_050",

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from kd_app.commands.exit_codes import guarded
+from kd_app.commands.exit_codes import run_to_exit_code
 from tests.commands.call import snapshot
 from tests.faults.conftest import Fault
 from tests.faults.whole_run import EPOCHS, STEPS, WORDS, outcome, places
@@ -55,7 +55,7 @@ def _followed(words: list[str], log: Path, environment: Mapping[str, str], kills
         plain(module, batch, batch_idx)
 
     with patch.object(Distillation, "validation_step", validation_step):
-        os._exit(guarded(lambda: distill(composed("distill", words))))
+        os._exit(run_to_exit_code(lambda: distill(composed("distill", words))))
 
 
 def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: Path) -> None:

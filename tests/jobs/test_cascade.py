@@ -16,8 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from kd_app.config import Pixels
-from kd_app.deployment.artifact import open_artefact
+from kd_app.config import InputSpec
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import Cascade
 from kd_app.deployment.confidence import confidence
 from kd_app.deployment.export import export
@@ -112,7 +112,7 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
         good = fitted(nn.Sequential(*wide, nn.MaxPool2d(2), nn.Flatten()), images, target)
     nets = {"weak": fitted(nn.Flatten(), images[:80], target[:80]), "good": good}
     pixels, some = (
-        Pixels(1, 8, 8, (0.0,), (1.0,)),
+        InputSpec(1, 8, 8, (0.0,), (1.0,)),
         (images[:8] * 255).round().to(torch.uint8).numpy(),
     )
     asked: dict[str, Any] = {
@@ -159,7 +159,7 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
         command="kd-predict",
     )
     labels = pd.read_csv(tmp_path / "labels.csv")
-    logits = [open_artefact(each).logits(images[:, None]) for each in weak_and_good]
+    logits = [open_artifact(each).logits(images[:, None]) for each in weak_and_good]
     sent = (
         confidence(logits[0], found["measure"], found["stages"][0]["temperature"])
         < found["thresholds"][0]
@@ -188,7 +188,7 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
     told["stages"][0]["sha256"] = "0" * 64
     (out / "cascade.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"thresholds of .* were chosen for"):
-        Cascade.load(out / "cascade.json", open_artefact)
+        Cascade.load(out / "cascade.json", open_artifact)
 
 
 @pytest.mark.parametrize(

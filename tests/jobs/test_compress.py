@@ -197,7 +197,7 @@ def test_a_pruned_student_is_exported_with_the_widths_that_it_has(
     made: Path, small: tuple[Path, str]
 ) -> None:
     words = (f"run={small[0]}", f"stages={made / 'stages'}", "out=export", "formats=[onnx]", *QUICK)
-    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
+    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
         done(*words, command="kd-export")
     file = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"][
         "model.onnx"
@@ -218,7 +218,7 @@ def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
         "formats=[onnx_int8,executorch_int8]",
         *QUICK,
     )
-    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
+    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
         done(*words, command="kd-export")
     files = json.loads(Path("export/manifest.json").read_text(encoding="utf-8"))["files"]
     assert list(files) == ["model_int8.onnx", "model_int8.pte"]
@@ -230,9 +230,9 @@ def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
 
 
 def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path) -> None:
-    answers = workspace.Workshop.predictions
+    answers = workspace.Workspace.predictions
 
-    def spoiled(self: workspace.Workshop, member: workspace.Member, split: str) -> object:
+    def spoiled(self: workspace.Workspace, member: workspace.RunModel, split: str) -> object:
         found = answers(self, member, split)
         if member.folder and (member.folder / "prune.json").is_file():
             found.logits[:] = -torch.nn.functional.one_hot(
@@ -248,7 +248,7 @@ def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path
         "out=lost",
         f"stages={made / 'stages'}",
     )
-    with patch.object(workspace.Workshop, "predictions", spoiled):
+    with patch.object(workspace.Workspace, "predictions", spoiled):
         ended = call(*words, command="kd-compress")
     assert ended.code == 1
     assert "The step prune lost" in paragraph(ended.err)

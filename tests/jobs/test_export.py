@@ -8,13 +8,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.deployment.formats.onnx_int8 import OnnxInt8
 from kd_app.deployment.runtimes import torch_file
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.exports import read_exports
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.builders import results
 from tests.commands.call import TINY, call, done, paragraph, refused
 from tests.jobs.conftest import QUICK, exported
@@ -35,7 +35,7 @@ def test_each_file_has_its_own_figures_speed_and_cost_under_the_names_of_results
         "teacher_int8.onnx",
     ]
     for name, file in told["files"].items():
-        assert file["sha256"] == file_sha256(both[0] / name)
+        assert file["sha256"] == hash_file(both[0] / name)
         assert file["size_bytes"] == (both[0] / name).stat().st_size
         assert file["classes"] == run["data"]["classes"]
         assert file["runtime"]["name"] == "onnxruntime"
@@ -77,7 +77,7 @@ def test_the_figures_are_those_of_the_file(made: Path, both: tuple[Path, str]) -
     told, kept = manifest(both[0])["files"]["model_int8.onnx"], Predictions.load(stage)
     assert told["test"]["num_images"] == len(kept.target)
     assert told["test"]["top1"] == float((kept.logits.argmax(axis=1) == kept.target).mean())
-    opened = open_artefact(both[0] / "model_int8.onnx")
+    opened = open_artifact(both[0] / "model_int8.onnx")
     assert opened.logits(
         np.zeros((3, opened.pixels.channels, opened.pixels.height, opened.pixels.width), np.uint8)
     ).shape == (3, 10)
@@ -109,7 +109,7 @@ def test_said_again_it_finds_the_files_and_their_answers_and_without_test_reads_
     made: Path, both: tuple[Path, str], tmp_path: Path
 ) -> None:
     before = {path.name for path in (made / "stages").iterdir()}
-    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
+    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
         exported(
             f"run={made / 'run'}",
             f"stages={made / 'stages'}",
@@ -147,7 +147,7 @@ def test_another_run_with_the_same_teacher_finds_the_teachers_files_and_their_an
     stages = f"stages={made / 'stages'}"
     done(*TINY, "seed=1", f"out={tmp_path / 'other'}", stages)
     before = {path.name for path in (made / "stages").iterdir()}
-    with patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}):
+    with patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}):
         exported(f"run={tmp_path / 'other'}", stages, f"out={tmp_path / 'export'}", "role=teacher")
     assert {path.name for path in (made / "stages").iterdir()} == before
     assert (
@@ -228,9 +228,9 @@ def test_a_command_that_was_stopped_at_its_second_file_finds_the_first(
         assert call(*words, command="kd-export").code != 0
     assert not (tmp_path / "export" / "manifest.json").exists()
     with (
-        patch("kd_app.run.exported_benchmark.first_answer", lambda *_: {}),
+        patch("kd_app.run.exported_benchmark.measure_cold_start", lambda *_: {}),
         patch.object(Onnx, "write", side_effect=AssertionError("made anew")),
     ):
         exported(*words)
     assert list(manifest(tmp_path / "export")["files"]) == ["model.onnx", "model_int8.onnx"]
-    assert open_artefact(tmp_path / "export" / "model_int8.onnx").classes
+    assert open_artifact(tmp_path / "export" / "model_int8.onnx").classes

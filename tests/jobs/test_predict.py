@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kd_app.deployment.artifact import open_artefact
+from kd_app.deployment.artifact import open_artifact
 from tests.commands.call import call, done, refused
 
 
@@ -47,7 +47,7 @@ def test_every_image_has_its_best_classes_in_the_order_of_names(
         "probability_3",
     ]
     assert list(table["file"]) == ["2.png", "b/1.png", "b/3.jpg"]
-    opened = open_artefact(model)
+    opened = open_artifact(model)
     logits = opened.logits(opened.picture(Image.open(photos / "2.png"))[None])[0].astype(float)
     order = np.argsort(-logits)
     assert [table[column][0] for column in ("label", "label_2", "label_3")] == [

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_app.losses.attention_transfer import attention_map
-from kd_app.losses.ickd import channel_likeness
+from kd_app.losses.attention_transfer import compute_attention_map
+from kd_app.losses.ickd import compute_channel_similarity
 from kd_app.losses.multi_level import relation
 from kd_app.losses.sp import gram
 from kd_app.models.outputs import Attention, Outputs
@@ -59,7 +59,7 @@ def _transfer_of_the_paper(x: Arrays) -> Tensor:
     """The paper's formula has the norm of the difference, the authors' code its mean
     square.
     """
-    gap = attention_map(x["feat_s"]) - attention_map(x["feat_t"])
+    gap = compute_attention_map(x["feat_s"]) - compute_attention_map(x["feat_t"])
     return gap.square().sum(1).sqrt().mean()
 
 
@@ -254,7 +254,7 @@ def _channels(x: Arrays) -> Answer:
 
 
 def _likeness(x: Arrays, divisor: int) -> Tensor:
-    gap = channel_likeness(x["feat_s"]) - channel_likeness(x["feat_t16"])
+    gap = compute_channel_similarity(x["feat_s"]) - compute_channel_similarity(x["feat_t16"])
     return gap.square().sum() / divisor
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_app.losses.review import Fusion, hierarchical
+from kd_app.losses.review import Fusion, compute_hierarchical_loss
 from kd_app.models.outputs import Outputs, Tokens
 from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, own_state
 from tests.losses.samples import batch, logits, make, maps
@@ -214,7 +214,7 @@ def _fusions(x: Arrays) -> Answer:
 
 
 def _hierarchical(x: Arrays) -> Tensor:
-    return hierarchical(x["feat_s"], x["feat_t16"].detach())
+    return compute_hierarchical_loss(x["feat_s"], x["feat_t16"].detach())
 
 
 def _tokens(x: Arrays) -> Answer:

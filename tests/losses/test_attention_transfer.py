@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kd_app.config import RequestError
-from kd_app.losses.attention_transfer import attention_map
+from kd_app.losses.attention_transfer import compute_attention_map
 from tests.losses.samples import cut, descend, gradient, labels, leaf, make, maps, normal
 
 shapes = {
@@ -30,10 +30,10 @@ def test_an_attention_map_is_the_normed_energy_of_the_cells_and_does_not_depend_
 ) -> None:
     x = normal(images, channels, side, side + 1, seed=seed)
     energy = x.square().mean(1).flatten(1)
-    found = attention_map(x)
+    found = compute_attention_map(x)
     torch.testing.assert_close(found, energy / energy.square().sum(1, keepdim=True).sqrt())
-    torch.testing.assert_close(attention_map(-scale * x.flip(1)), found)
-    torch.testing.assert_close(attention_map(x.repeat(1, 3, 1, 1)), found)
+    torch.testing.assert_close(compute_attention_map(-scale * x.flip(1)), found)
+    torch.testing.assert_close(compute_attention_map(x.repeat(1, 3, 1, 1)), found)
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kd_app.config import RequestError
-from kd_app.losses.adapters import classified
+from kd_app.losses.adapters import apply_classifier
 from kd_app.losses.orthogonal_projection import Orthogonal
-from kd_app.losses.review import hierarchical
+from kd_app.losses.review import compute_hierarchical_loss
 from kd_app.models.heads import Head
 from kd_app.models.outputs import Outputs, Tokens
 from tests.losses.samples import (
@@ -145,7 +145,7 @@ def test_a_classifier_of_any_precision_answers_in_that_of_the_embedding(dtype: t
         )
         / 2
     )
-    found = classified(Head((one, other), (4, 2), convolutional=False), embedding)
+    found = apply_classifier(Head((one, other), (4, 2), convolutional=False), embedding)
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected)
 
@@ -244,7 +244,7 @@ def test_maps_are_reviewed_at_the_sizes_they_exceed_and_each_weighs_half_of_the_
     expected = sum(square * 0.5**k for k, square in enumerate(squares)) / sum(
         0.5**k for k in range(len(sizes))
     )
-    torch.testing.assert_close(hierarchical(ours, theirs), torch.as_tensor(expected))
+    torch.testing.assert_close(compute_hierarchical_loss(ours, theirs), torch.as_tensor(expected))
 
 
 def test_the_width_of_the_review_is_kept_to_what_was_asked_for_where_one_toolkit_ignores_it() -> (

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kd_app.losses.logits import LogitTerm, standardized
+from kd_app.losses.logits import LogitTerm, standardize_logits
 from tests.losses.samples import (
     TERMS,
     batch,
@@ -34,14 +34,14 @@ def value(
 
 
 def test_standardized_logits_have_mean_0_and_deviation_1() -> None:
-    z = standardized(3 + 7 * STUDENT)
+    z = standardize_logits(3 + 7 * STUDENT)
     torch.testing.assert_close(z.mean(1), torch.zeros(6, dtype=z.dtype))
     torch.testing.assert_close(z.std(1), torch.ones(6, dtype=z.dtype))
 
 
 def test_logits_that_are_all_the_same_are_standardized_to_0_with_a_finite_gradient() -> None:
     z = leaf(torch.full((2, 4), 3.0))
-    found = standardized(z)
+    found = standardize_logits(z)
     assert not found.any()
     assert gradient(found.sum(), z).isfinite().all()
 
@@ -52,7 +52,7 @@ def test_logits_that_are_all_the_same_are_standardized_to_0_with_a_finite_gradie
 def test_standardize_is_the_term_on_standardized_logits(name: str) -> None:
     found = value(name, STUDENT, TEACHER, standardize=True)
     torch.testing.assert_close(
-        found, value(name, standardized(STUDENT), standardized(TEACHER), standardize=False)
+        found, value(name, standardize_logits(STUDENT), standardize_logits(TEACHER), standardize=False)
     )
     assert found != value(name, STUDENT, TEACHER, standardize=False)
 

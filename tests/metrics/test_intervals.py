@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from kd_app.metrics.intervals import bootstrap, class_starts, percentile, recalls, reflected, wilson
+from kd_app.metrics.intervals import bootstrap, find_class_starts, compute_percentile_interval, compute_recalls, reflect_interval, compute_wilson_interval
 
 
 @settings(max_examples=200, deadline=None)
@@ -12,7 +12,7 @@ from kd_app.metrics.intervals import bootstrap, class_starts, percentile, recall
 def test_wilson_is_scipys(data: st.DataObject, n: int, confidence: float) -> None:
     successes = data.draw(st.integers(0, n))
     expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson(successes, n, confidence) == pytest.approx(
+    assert compute_wilson_interval(successes, n, confidence) == pytest.approx(
         (expected.low, expected.high), abs=1e-9
     )
 
@@ -23,12 +23,12 @@ def test_wilson_holds_the_rate_and_stays_within_0_and_1(
     data: st.DataObject, n: int, confidence: float
 ) -> None:
     successes = data.draw(st.integers(0, n))
-    low, high = wilson(successes, n, confidence)
+    low, high = compute_wilson_interval(successes, n, confidence)
     assert 0 <= low <= successes / n <= high <= 1
 
 
 def test_no_image_says_nothing_about_a_rate() -> None:
-    assert wilson(0, 0, 0.95) == (0, 1)
+    assert compute_wilson_interval(0, 0, 0.95) == (0, 1)
 
 
 def test_each_resample_draws_as_many_images_as_there_are_and_each_image_about_once_on_average() -> (
@@ -75,7 +75,7 @@ def test_the_percentile_interval_of_a_mean_holds_the_truth_as_often_as_it_says()
             seed=trial,
             resamples=300,
         )["mean"]
-        low, high = percentile(float(sample.mean()), resampled, 0.9)
+        low, high = compute_percentile_interval(float(sample.mean()), resampled, 0.9)
         held += low <= 1 <= high
     assert 0.85 <= held / 300 <= 0.94
 
@@ -91,32 +91,32 @@ def test_every_interval_holds_its_point(
 ) -> None:
     drawn = np.array(resampled)
     for low, high in (
-        percentile(point, drawn, 0.95),
-        reflected(point, drawn, np.full(len(drawn), nothing), 0.95),
+        compute_percentile_interval(point, drawn, 0.95),
+        reflect_interval(point, drawn, np.full(len(drawn), nothing), 0.95),
     ):
         assert low <= point <= high
 
 
 def test_the_interval_of_a_figure_that_sampling_pushes_up_is_mirrored_at_the_point() -> None:
-    low, high = reflected(0.02, np.linspace(0.015, 0.035, 101), np.full(101, 0.01), 0.9)
+    low, high = reflect_interval(0.02, np.linspace(0.015, 0.035, 101), np.full(101, 0.01), 0.9)
     assert low == pytest.approx(0.04 - 0.034)
     assert high == pytest.approx(0.04 - 0.016)
 
 
 def test_it_begins_at_0_where_chance_alone_gives_as_much() -> None:
-    assert reflected(0.02, np.linspace(0.015, 0.035, 101), np.full(101, 0.025), 0.9)[0] == 0
+    assert reflect_interval(0.02, np.linspace(0.015, 0.035, 101), np.full(101, 0.025), 0.9)[0] == 0
 
 
 def test_resamples_in_which_a_ratio_has_no_value_are_left_out_and_without_any_the_interval_is_nan() -> (
     None
 ):
-    assert percentile(1.0, np.array([0.5, np.nan, 1.5]), 0.5) == (0.75, 1.25)
-    assert np.isnan(percentile(np.nan, np.full(3, np.nan), 0.5)).all()
+    assert compute_percentile_interval(1.0, np.array([0.5, np.nan, 1.5]), 0.5) == (0.75, 1.25)
+    assert np.isnan(compute_percentile_interval(np.nan, np.full(3, np.nan), 0.5)).all()
 
 
 def test_recalls_are_shares_of_each_class_and_nan_where_none_of_it_was_drawn() -> None:
     target, hits = np.array([0, 0, 2, 2, 2]), np.array([True, False, True, True, False])
-    found = recalls(
-        np.array([[1.0, 1, 1, 1, 1], [3, 1, 0, 0, 1], [0, 0, 1, 1, 3]]), hits, class_starts(target)
+    found = compute_recalls(
+        np.array([[1.0, 1, 1, 1, 1], [3, 1, 0, 0, 1], [0, 0, 1, 1, 3]]), hits, find_class_starts(target)
     )
     np.testing.assert_allclose(found, [[0.5, 2 / 3], [0.75, 0], [np.nan, 0.4]])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd_app.metrics.intervals import wilson
+from kd_app.metrics.intervals import compute_wilson_interval
 from kd_app.metrics.measure import (
     Measure,
     Plain,
@@ -30,7 +30,7 @@ def mean_of(values: np.ndarray) -> Resampled:
 
 
 def test_a_rate_has_wilsons_interval() -> None:
-    assert Rate(HITS).estimate(NONE, 0.95) == (0.75, wilson(75, 100, 0.95))
+    assert Rate(HITS).estimate(NONE, 0.95) == (0.75, compute_wilson_interval(75, 100, 0.95))
     assert estimate_rate(HITS, 0.95) == Rate(HITS).estimate(NONE, 0.95)
 
 

@@ -7,7 +7,7 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from kd_app.metrics.classification import measures
-from kd_app.metrics.pair import pair_measures
+from kd_app.metrics.pair import build_pair_metrics
 
 
 def made(seed: int, num_images: int = 40, num_classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,7 +17,7 @@ def made(seed: int, num_images: int = 40, num_classes: int = 5) -> tuple[Tensor,
 
 
 def compare(student: Tensor, teacher: Tensor, target: Tensor) -> dict[str, float]:
-    metric = pair_measures()
+    metric = build_pair_metrics()
     metric.update(student, teacher, target)
     return {name: float(value) for name, value in metric.compute().items()}
 
@@ -83,7 +83,7 @@ def test_extreme_logits_give_a_finite_divergence() -> None:
 
 def test_an_empty_batch_changes_nothing_and_half_precision_is_widened() -> None:
     student, teacher, target = made(2)
-    metric = pair_measures()
+    metric = build_pair_metrics()
     metric.update(student[:0], teacher[:0], target[:0])
     metric.update(student.half(), teacher.bfloat16(), target)
     found = {name: float(value) for name, value in metric.compute().items()}

@@ -12,7 +12,7 @@ from sklearn.metrics import (
 )
 
 from kd_app.metrics.pair_metrics import find_flips
-from kd_app.metrics.per_class import count_classes, count_confusions, f1_by_class, share_by_class
+from kd_app.metrics.per_class import count_classes, count_confusions, compute_f1_by_class, share_by_class
 from kd_app.metrics.record import Predictions
 from tests.metrics.records import to_records
 
@@ -64,7 +64,7 @@ def test_metrics_are_those_of_sklearn_and_of_a_plain_loop_whatever_is_tied_or_ab
     )[1:]
     np.testing.assert_array_equal(count_classes(y, num_classes), support)
     accuracy = share_by_class(record.hits, y, num_classes)
-    by_class = f1_by_class(record.hits, record.scores.predicted, y, num_classes)
+    by_class = compute_f1_by_class(record.hits, record.scores.predicted, y, num_classes)
     for found, expected in ((accuracy, recall), (by_class, f1)):
         np.testing.assert_allclose(found[there], expected[there])
         assert np.isnan(np.delete(found, there)).all()

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
-from kd_app.metrics.seeds import SeedDifference, corrected, over_seeds, paired_by_seed
+from kd_app.metrics.seeds import SeedDifference, corrected, summarize_seeds, compare_by_seed
 
 THREE = {0: 0.91, 1: 0.93, 2: 0.95}
 
 
 def test_the_interval_of_a_mean_over_seeds_is_students() -> None:
-    found = over_seeds(THREE, 0.9)
+    found = summarize_seeds(THREE, 0.9)
     half = t.ppf(0.95, 2) * 0.02 / np.sqrt(3)
     assert (found.mean, found.deviation) == pytest.approx((0.93, 0.02))
     assert (found.low, found.high) == pytest.approx((0.93 - half, 0.93 + half))
@@ -16,7 +16,7 @@ def test_the_interval_of_a_mean_over_seeds_is_students() -> None:
 
 
 def test_one_seed_has_no_interval_and_two_have_a_wide_one() -> None:
-    one, two = over_seeds({4: 0.9}, 0.95), over_seeds({4: 0.9, 5: 0.92}, 0.95)
+    one, two = summarize_seeds({4: 0.9}, 0.95), summarize_seeds({4: 0.9, 5: 0.92}, 0.95)
     assert (one.mean, one.deviation, one.low, one.high) == (0.9, None, None, None)
     assert two.low is not None
     assert two.high is not None
@@ -24,7 +24,7 @@ def test_one_seed_has_no_interval_and_two_have_a_wide_one() -> None:
 
 
 def test_seeds_that_give_equal_figures_say_nothing_of_the_spread() -> None:
-    assert over_seeds({0: 0.9, 1: 0.9, 2: 0.9}, 0.95).low is None
+    assert summarize_seeds({0: 0.9, 1: 0.9, 2: 0.9}, 0.95).low is None
     first, second = (
         {0: 0.3, 1: 0.7, 2: 0.9},
         {
@@ -33,18 +33,18 @@ def test_seeds_that_give_equal_figures_say_nothing_of_the_spread() -> None:
             2: 0.7,
         },
     )  # differences equal but for rounding
-    found = paired_by_seed(first, second, 0.95)
+    found = compare_by_seed(first, second, 0.95)
     assert found is not None
     assert (found.low, found.high, found.p) == (None, None, None)
     assert found.mean == pytest.approx(0.2)
 
 
 def test_differences_are_paired_over_the_seeds_that_both_have() -> None:
-    found = paired_by_seed({**THREE, 7: 0.1}, {2: 0.94, 1: 0.925, 0: 0.89, 9: 0.8}, 0.95)
+    found = compare_by_seed({**THREE, 7: 0.1}, {2: 0.94, 1: 0.925, 0: 0.89, 9: 0.8}, 0.95)
     assert found is not None
     assert found.values == pytest.approx({0: 0.02, 1: 0.005, 2: 0.01})
     assert found.p == pytest.approx(ttest_rel([0.91, 0.93, 0.95], [0.89, 0.925, 0.94]).pvalue)
-    assert paired_by_seed({0: 0.9}, {1: 0.9}, 0.95) is None
+    assert compare_by_seed({0: 0.9}, {1: 0.9}, 0.95) is None
 
 
 def difference(p: float | None) -> SeedDifference:

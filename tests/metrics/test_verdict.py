@@ -7,12 +7,12 @@ from scipy.stats import multinomial, norm
 
 from kd_app.config import RequestError
 from kd_app.metrics.paired import (
-    exact_interval,
-    exact_p,
-    mcnemar,
-    paired_interval,
+    compute_exact_interval,
+    compute_exact_p,
+    compute_mcnemar_p,
+    compute_paired_interval,
     score,
-    shown_above,
+    is_shown_above,
 )
 from kd_app.metrics.verdict import Judged, Judgment, Tally, Verdict
 from tests.metrics.records import to_records
@@ -86,7 +86,7 @@ def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_p
 ) -> None:
     better = data.draw(st.integers(0, n))
     worse = data.draw(st.integers(0, n - better))
-    low, high = paired_interval(better, worse, n, confidence)
+    low, high = compute_paired_interval(better, worse, n, confidence)
     assert -1 <= low <= (better - worse) / n <= high <= 1
     if low > -0.999 and high < 0.999:
         assert score(better, worse, n, low) == pytest.approx(norm.ppf(confidence), abs=1e-4)
@@ -94,8 +94,8 @@ def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_p
 
 
 def test_the_interval_of_swapped_models_is_mirrored() -> None:
-    low, high = paired_interval(20, 33, 900, 0.95)
-    assert paired_interval(33, 20, 900, 0.95) == pytest.approx((-high, -low))
+    low, high = compute_paired_interval(20, 33, 900, 0.95)
+    assert compute_paired_interval(33, 20, 900, 0.95) == pytest.approx((-high, -low))
 
 
 def test_equal_accuracy_on_many_images_is_kept_and_on_few_is_not_shown() -> None:
@@ -136,15 +136,15 @@ def test_the_worst_class_is_judged_by_its_own_recall_not_by_the_accuracy() -> No
 def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_says_so() -> None:
     for better, worse in ((0, 0), (3, 4), (1, 6), (9, 2), (20, 30)):
         for at in (-0.03, -0.01, 0.01):
-            low, high = exact_interval(better, worse, 359, 0.95, at=at)
+            low, high = compute_exact_interval(better, worse, 359, 0.95, at=at)
             assert low <= (better - worse) / 359 <= high
-            assert (low >= at) == shown_above(better, worse, 359, at, 0.95)
-            assert (high <= at) == shown_above(worse, better, 359, -at, 0.95)
+            assert (low >= at) == is_shown_above(better, worse, 359, at, 0.95)
+            assert (high <= at) == is_shown_above(worse, better, 359, -at, 0.95)
 
 
 def test_the_exact_bounds_lie_near_tangos() -> None:
-    assert exact_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(
-        paired_interval(20, 33, 2000, 0.95), abs=3e-4
+    assert compute_exact_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(
+        compute_paired_interval(20, 33, 2000, 0.95), abs=3e-4
     )
 
 
@@ -159,7 +159,7 @@ def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
         )[beyond].sum()
         for q in np.linspace(0.1, 0.4, 400)
     ]
-    assert exact_p(better, worse, n, -margin, forgone=1e-6) == pytest.approx(max(tails), abs=1e-4)
+    assert compute_exact_p(better, worse, n, -margin, forgone=1e-6) == pytest.approx(max(tails), abs=1e-4)
 
 
 def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_references_is_no_loss_of_the_worst_class() -> (
@@ -183,8 +183,8 @@ def test_classes_without_images_are_left_out() -> None:
 
 
 def test_mcnemars_p_is_the_binomial_one_and_1_without_discordant_images() -> None:
-    assert mcnemar(0, 0) == 1
-    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)
+    assert compute_mcnemar_p(0, 0) == 1
+    assert compute_mcnemar_p(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)
 
 
 def test_a_rule_out_of_range_is_refused_by_name() -> None:

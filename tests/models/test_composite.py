@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import kd_app.models.small  # noqa: F401
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.models.class_map import ClassMap, KnownClasses, Mapped, SummedClasses
-from kd_app.models.composite import By, RuntimeModel, SeveralModels, known_classes
-from kd_app.models.spec import Origin
+from kd_app.models.composite import By, RuntimeModel, EnsembleModel, find_known_classes
+from kd_app.models.spec import WeightsSource
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from tests.models.test_spec import request
 
-PIXELS = Pixels(1, 8, 8, (0.25,), (0.5,))
+PIXELS = InputSpec(1, 8, 8, (0.25,), (0.5,))
 
 
 class Says(nn.Module):
@@ -37,7 +37,7 @@ class Says(nn.Module):
 
 
 def together(by: By, shares: list[float], *members: nn.Module) -> Tensor:
-    model = SeveralModels(
+    model = EnsembleModel(
         {str(number): (member, PIXELS) for number, member in enumerate(members)}, shares, by, PIXELS
     )
     answer: Tensor = model(torch.zeros(2, 1, 8, 8)).exp()
@@ -84,7 +84,7 @@ def test_one_of_several_teachers_is_read_by_itself_and_runs_once_for_both() -> N
     one, other = (
         Counted(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 2)) for width in (3, 5)
     )
-    model = SeveralModels(
+    model = EnsembleModel(
         {"one": (one, PIXELS), "other": (other, PIXELS)}, [1.0, 3.0], "mean", PIXELS
     )
     image = torch.randn(4, 1, 8, 8)
@@ -132,7 +132,7 @@ class File:
     """A file of another runtime that says what it was given."""
 
     classes: tuple[str, ...] = ("a", "b")
-    pixels: Pixels = PIXELS
+    pixels: InputSpec = PIXELS
 
     def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         return images.reshape(len(images), -1)[:, :2].astype(np.float32)
@@ -146,7 +146,7 @@ def test_a_file_is_given_back_the_bytes_that_were_normalized() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [RuntimeModel(File()), SeveralModels({"a": (Says(0.5, 0.5), PIXELS)}, [1.0], "mean", PIXELS)],
+    [RuntimeModel(File()), EnsembleModel({"a": (Says(0.5, 0.5), PIXELS)}, [1.0], "mean", PIXELS)],
 )
 def test_what_gives_logits_alone_says_why_and_which_terms_can(model: nn.Module) -> None:
     with pytest.raises(
@@ -193,15 +193,15 @@ def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
 
 
 def test_imagenet_s_classes_are_known_by_their_wordnet_numbers() -> None:
-    found = known_classes(request(name="resnet18.a1_in1k"))
+    found = find_known_classes(request(name="resnet18.a1_in1k"))
     assert found.count == 1000
     assert found.names[0] == "n01440764"
 
 
 def test_of_weights_of_unknown_classes_the_map_can_t_be_read() -> None:
     unknown = request(name="resnet8")
-    unknown.origin = Origin("file", "resnet8", Path("weights.safetensors"))
+    unknown.origin = WeightsSource("file", "resnet8", Path("weights.safetensors"))
     with pytest.raises(
         RequestError, match="How many classes the teacher resnet8 answers in is not known"
     ):
-        known_classes(unknown)
+        find_known_classes(unknown)

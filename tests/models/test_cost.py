@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kd_app.models.small  # noqa: F401
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.models.cost import count_macs, count_params
 
 
-def pixels(channels: int, side: int) -> Pixels:
-    return Pixels(channels, side, side, (0.0,) * channels, (1.0,) * channels)
+def pixels(channels: int, side: int) -> InputSpec:
+    return InputSpec(channels, side, side, (0.0,) * channels, (1.0,) * channels)
 
 
 def test_a_linear_net_costs_its_matrix() -> None:

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_app.config import Pixels, RequestError
-from kd_app.models.create import Created, create, expected_pixels
+from kd_app.config import InputSpec, RequestError
+from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.save import save_model
 from kd_app.models.spec import Seen
 from kd_app.models.weights import state_sha256
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.models.test_spec import request
 
@@ -23,9 +23,9 @@ SEEN = Seen(1, 8, (0.3,), (0.4,))
 COLOR = Seen(3, 200, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3))
 
 
-def made(classes: int = 10, *, seed: int = 0, seen: Seen = SEEN, **asked: Any) -> Created:
+def made(classes: int = 10, *, seed: int = 0, seen: Seen = SEEN, **asked: Any) -> LoadedModel:
     ask = request(**asked)
-    return create(ask, expected_pixels(ask, seen), classes, seed=seed)
+    return create(ask, resolve_input(ask, seen), classes, seed=seed)
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -37,7 +37,7 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 def test_a_model_from_random_weights_is_made_for_the_data() -> None:
     found = made(name="resnet8")
-    assert found.pixels == Pixels(1, 8, 8, (0.3,), (0.4,))
+    assert found.pixels == InputSpec(1, 8, 8, (0.3,), (0.4,))
     assert found.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert not found.model.training
     assert (found.weights.source, found.weights.matched) == ("random", 0)
@@ -77,8 +77,8 @@ def test_size_and_channels_that_were_asked_for_win_over_the_datas() -> None:
 def test_small_images_are_used_whole_and_large_ones_cropped_as_timm_crops() -> None:
     timms = timm.get_pretrained_cfg("resnet18")
     assert timms is not None
-    assert expected_pixels(request(name="resnet18"), COLOR).crop == timms.crop_pct
-    assert expected_pixels(request(name="resnet18"), SEEN).crop == 1.0
+    assert resolve_input(request(name="resnet18"), COLOR).crop == timms.crop_pct
+    assert resolve_input(request(name="resnet18"), SEEN).crop == 1.0
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
@@ -93,14 +93,14 @@ def test_a_checkpoint_file_gives_its_weights(tmp_path: Path, suffix: str) -> Non
     found = made(name="resnet8", checkpoint=path)
     assert equal(found.model, trained)
     assert found.weights.source == f"file weights{suffix}"
-    assert found.weights.sha256 == file_sha256(path)
+    assert found.weights.sha256 == hash_file(path)
     assert not found.weights.new_head
 
 
 def test_a_folder_gives_weights_arguments_and_pixels_and_a_new_head_for_other_classes(
     tmp_path: Path,
 ) -> None:
-    pixels = Pixels(3, 24, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic")
+    pixels = InputSpec(3, 24, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "bicubic")
     shape: dict[str, Any] = {
         "img_size": (24, 16),
         "patch_size": 8,
@@ -178,7 +178,7 @@ def test_a_tag_gives_its_weights_its_pixels_and_a_new_head_for_other_classes(
 
 def test_color_weights_serve_gray_images_as_timm_adapts_them(tagged: nn.Module) -> None:
     found = made(1000, name=TAG, kwargs={"in_chans": 1}, image_size=32)
-    assert found.pixels == Pixels(
+    assert found.pixels == InputSpec(
         1, 32, 32, (0.5,), (0.5,), found.pixels.crop, found.pixels.interpolation
     )
     gray = torch.randn(2, 1, 32, 32)

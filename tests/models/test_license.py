@@ -9,7 +9,7 @@ import timm
 from kd_app.config import RequestError
 from kd_app.data.digits import Digits
 from kd_app.data.fashion_mnist import FashionMNIST
-from kd_app.models.license import POLICY, Licensed, Licenses, Policy, licenses
+from kd_app.models.license import POLICY, LicenseClaim, Licenses, Policy, licenses
 
 OURS = Policy()
 
@@ -20,12 +20,12 @@ def run(
     """A run whose parts say these licenses; a teacher of '' is none."""
     return licenses(
         teacher=(
-            Licensed("the teacher's weights (big)", "teacher.license", teacher)
+            LicenseClaim("the teacher's weights (big)", "teacher.license", teacher)
             if teacher != ""
             else None
         ),
-        student_start=Licensed("the student's starting weights (small)", "student.license", start),
-        data=Licensed("the data (photos)", "data.license", data),
+        student_start=LicenseClaim("the student's starting weights (small)", "student.license", start),
+        data=LicenseClaim("the data (photos)", "data.license", data),
         **more,
     )
 
@@ -33,7 +33,7 @@ def run(
 def test_every_license_that_timm_names_is_known_to_the_policy() -> None:
     named = {timm.get_pretrained_cfg(name).license for name in timm.list_pretrained()}  # type: ignore[union-attr]
     assert len(named) > 10
-    assert {name for name in named if not OURS.knows(OURS.named(name))} == set()
+    assert {name for name in named if not OURS.has_entry(OURS.named(name))} == set()
 
 
 def test_the_data_that_come_with_us_are_under_licenses_that_the_policy_knows() -> None:
@@ -166,12 +166,12 @@ def test_notices_that_have_to_be_kept_are_listed() -> None:
 
 
 def test_a_setting_says_what_the_source_does_not_and_never_contradicts_it() -> None:
-    assert Licensed("the data", "data.license", None, "CC BY 4.0").license(OURS) == "cc-by-4.0"
-    assert Licensed("the data", "data.license", "MIT", "mit").license(OURS) == "mit"
+    assert LicenseClaim("the data", "data.license", None, "CC BY 4.0").license(OURS) == "cc-by-4.0"
+    assert LicenseClaim("the data", "data.license", "MIT", "mit").license(OURS) == "mit"
     with pytest.raises(
         RequestError, match=r"teacher.license='mit', but the license of the weights is cc-by-nc-4.0"
     ):
-        Licensed("the weights", "teacher.license", "cc-by-nc-4.0", "mit").license(OURS)
+        LicenseClaim("the weights", "teacher.license", "cc-by-nc-4.0", "mit").license(OURS)
 
 
 def test_a_license_that_nobody_knows_is_not_accepted() -> None:

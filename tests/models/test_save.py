@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kd_app.config import Pixels
-from kd_app.models.create import create, expected_pixels
+from kd_app.config import InputSpec
+from kd_app.models.create import create, resolve_input
 from kd_app.models.save import save_model
 from tests.builders import DIGITS, GRAY
 from tests.models.test_create import SEEN, Own
 from tests.models.test_spec import request
 
-PIXELS = Pixels(3, 48, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.85, "bicubic")
+PIXELS = InputSpec(3, 48, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.85, "bicubic")
 VIT = {"img_size": (48, 32), "patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
 LOADER = """
@@ -42,7 +42,7 @@ assert not [name for name in sys.modules if name.startswith("kd_app")]
 """
 
 
-def shipped(folder: Path, name: str, pixels: Pixels, **kwargs: Any) -> nn.Module:
+def shipped(folder: Path, name: str, pixels: InputSpec, **kwargs: Any) -> nn.Module:
     model: nn.Module = timm.create_model(
         name, num_classes=10, in_chans=pixels.channels, **kwargs
     ).eval()
@@ -51,7 +51,7 @@ def shipped(folder: Path, name: str, pixels: Pixels, **kwargs: Any) -> nn.Module
 
 
 def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path: Path) -> None:
-    gray = Pixels(1, 32, 32, (0.25,), (0.5,))
+    gray = InputSpec(1, 32, 32, (0.25,), (0.5,))
     models = {
         "cnn": (shipped(tmp_path / "cnn", "test_resnet", PIXELS), PIXELS),
         "gray": (shipped(tmp_path / "gray", "test_efficientnet", gray), gray),
@@ -80,7 +80,7 @@ def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path
 def test_it_comes_back_as_what_went_in(tmp_path: Path, name: str) -> None:
     model = shipped(tmp_path / "student", name, GRAY)
     ask = request(checkpoint=tmp_path / "student")
-    found = create(ask, expected_pixels(ask, SEEN), 10, seed=0)
+    found = create(ask, resolve_input(ask, SEEN), 10, seed=0)
     assert found.pixels == GRAY
     assert all(
         torch.equal(tensor, model.state_dict()[key])

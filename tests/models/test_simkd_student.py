@@ -14,10 +14,10 @@ from torch import nn
 
 from kd_app.config import RequestError
 from kd_app.models.cost import count_params
-from kd_app.models.create import create, expected_pixels
+from kd_app.models.create import create, resolve_input
 from kd_app.models.heads import Head
 from kd_app.models.save import PROGRAM, save_model
-from kd_app.models.simkd_student import Projector, Reused, plain_classifier
+from kd_app.models.simkd_student import Projector, Reused, find_linear_classifier
 from kd_app.models.taps import Taps
 from tests.builders import DIGITS, GRAY
 from tests.models.test_create import SEEN
@@ -63,13 +63,13 @@ def test_projector_and_classifier_count_and_only_the_classifier_stands_still(
 def test_it_comes_back_as_what_went_in_and_as_a_program(student: Reused, tmp_path: Path) -> None:
     save_model(student, tmp_path, pixels=GRAY, classes=DIGITS, license="mit")
     ask = request(checkpoint=tmp_path)
-    again = create(ask, expected_pixels(ask, SEEN), 10, seed=0).model
+    again = create(ask, resolve_input(ask, SEEN), 10, seed=0).model
     torch.testing.assert_close(again(IMAGES), student(IMAGES))
     torch.testing.assert_close(
         torch.export.load(tmp_path / PROGRAM).module()(IMAGES), student(IMAGES)
     )
     assert set(load_file(tmp_path / "model.safetensors")) == set(student.state_dict())
-    more = create(ask, expected_pixels(ask, SEEN), 12, seed=0)
+    more = create(ask, resolve_input(ask, SEEN), 12, seed=0)
     assert more.weights.new_head
     assert more.model(IMAGES).shape == (3, 12)
 
@@ -87,16 +87,16 @@ def test_a_record_that_is_not_of_the_weights_is_refused(
     path.write_text(json.dumps(config))
     ask = request(checkpoint=tmp_path)
     with pytest.raises(RequestError, match="'reused'"):
-        create(ask, expected_pixels(ask, SEEN), 10, seed=0)
+        create(ask, resolve_input(ask, SEEN), 10, seed=0)
 
 
 def test_a_classifier_of_1x1_convolution_is_a_linear_map_and_two_heads_are_none() -> None:
     conv, x = nn.Conv2d(5, 3, 1), torch.randn(2, 5)
     head = Head((conv,), (5,), convolutional=True)
-    linear = plain_classifier(head)
+    linear = find_linear_classifier(head)
     assert linear is not None
     torch.testing.assert_close(linear(x), head(x))
     assert (
-        plain_classifier(Head((nn.Linear(5, 3), nn.Linear(5, 3)), (5, 5), convolutional=False))
+        find_linear_classifier(Head((nn.Linear(5, 3), nn.Linear(5, 3)), (5, 5), convolutional=False))
         is None
     )

@@ -10,11 +10,11 @@ from torch import nn
 
 from kd_app.config import RequestError
 from kd_app.models.save import save_model
-from kd_app.models.spec import ModelRequest, better_start
+from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from tests.builders import GRAY, teacher_folder
 
 
-def request(**asked: Any) -> ModelRequest:
+def request(**asked: Any) -> ModelSpec:
     plain: dict[str, Any] = {
         "role": "student",
         "name": None,
@@ -24,7 +24,7 @@ def request(**asked: Any) -> ModelRequest:
         "image_size": None,
         "factory": None,
     }
-    return ModelRequest(**{**plain, **asked})
+    return ModelSpec(**{**plain, **asked})
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,6 @@ def test_a_factory_of_ones_own_is_taken_with_its_name() -> None:
 
 
 def test_a_better_start_is_a_tag_that_timm_has() -> None:
-    assert better_start("resnet18") == ", for example resnet18.a1_in1k"
-    assert better_start("resnet8") == ""
-    assert better_start("no_such_net") == ""
+    assert suggest_pretrained_tag("resnet18") == ", for example resnet18.a1_in1k"
+    assert suggest_pretrained_tag("resnet8") == ""
+    assert suggest_pretrained_tag("no_such_net") == ""

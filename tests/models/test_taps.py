@@ -197,7 +197,7 @@ def test_logits_alone_are_the_plain_call(monkeypatch: pytest.MonkeyPatch) -> Non
     net, image = make("resnet8"), images(16)
     monkeypatch.setattr("kd_app.models.taps.Recorder", lambda: pytest.fail("hooks for nothing"))
     monkeypatch.setattr(
-        "kd_app.models.taps.survey", lambda *_: pytest.fail("a measured pass for nothing")
+        "kd_app.models.taps.plan_taps", lambda *_: pytest.fail("a measured pass for nothing")
     )
     outputs = Taps(net, frozenset({"logits"}))(image)
     assert outputs.logits is not None
@@ -303,7 +303,7 @@ def test_training_under_bfloat16_autocast_in_channels_last_gives_finite_gradient
     taps = Taps(net, ALL if kwargs else EVERY)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = taps(image)
-    wide = outputs.at_least_float32()
+    wide = outputs.to_float32()
     assert wide.classifier is not None
     assert wide.embedding is not None
     parts = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.normalize import normalize
 from kd_app.models.outputs import Outputs
 from kd_app.models.teacher import FrozenTeacher
@@ -40,17 +40,17 @@ def pixels(
     mean: float = 0.5,
     std: float = 0.5,
     interpolation: str = "bilinear",
-) -> Pixels:
-    return Pixels(
+) -> InputSpec:
+    return InputSpec(
         channels, side, side, (mean,) * channels, (std,) * channels, interpolation=interpolation
     )
 
 
 @st.composite
-def any_pixels(draw: st.DrawFn) -> Pixels:
+def any_pixels(draw: st.DrawFn) -> InputSpec:
     channels = draw(st.sampled_from((1, 3)))
     mean, std = (tuple(draw(SHARES) for _ in range(channels)) for _ in range(2))
-    return Pixels(
+    return InputSpec(
         channels,
         draw(st.integers(4, 12)),
         draw(st.integers(4, 12)),
@@ -70,7 +70,7 @@ def raw(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     )
 
 
-def prepared(image: Tensor, wants: Pixels) -> Tensor:
+def prepared(image: Tensor, wants: InputSpec) -> Tensor:
     """A raw image, made ready for a model without a detour: channels, size,
     normalization.
     """
@@ -96,7 +96,7 @@ def prepared(image: Tensor, wants: Pixels) -> Tensor:
 @settings(deadline=None)
 @given(any_pixels(), any_pixels(), st.integers(0, 10))
 def test_it_sees_the_image_as_if_it_had_been_prepared_for_it(
-    sees: Pixels, wants: Pixels, seed: int
+    sees: InputSpec, wants: InputSpec, seed: int
 ) -> None:
     image = raw(sees.channels, sees.height, sees.width, seed)
     teacher = FrozenTeacher(Seeing(), reads=LOGITS, pixels=wants, sees=sees)
@@ -107,7 +107,7 @@ def test_it_sees_the_image_as_if_it_had_been_prepared_for_it(
 
 
 def test_an_image_that_fits_already_is_not_touched() -> None:
-    same = Pixels(3, 8, 8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    same = InputSpec(3, 8, 8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     image = normalize(raw(3, 8, 8), same, torch.contiguous_format)
     teacher = FrozenTeacher(Seeing(), reads=LOGITS, pixels=same, sees=same)
     assert torch.equal(teacher(image).logits, image.flatten(1))

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kd_app.models.weights_metadata import labels, weights_sha256, write_labeled
-from kd_app.stages import file_sha256
+from kd_app.models.weights_metadata import labels, hash_weights, write_with_metadata
+from kd_app.stages import hash_file
 
 STATE = {
     "conv.weight": torch.arange(24.0).reshape(2, 3, 4),
@@ -27,11 +27,11 @@ def test_a_labeled_file_holds_the_same_weights_under_the_same_hash(
         tmp_path / f"{name}.safetensors" for name in ("plain", "labeled", "again")
     )
     save_file(STATE, plain, metadata=metadata)
-    write_labeled(plain, labeled, license="cc-by-nc-4.0", teacher="größe.net")
-    write_labeled(labeled, again, license="mit", teacher=None)
-    assert file_sha256(labeled) != file_sha256(plain) == weights_sha256(plain)
+    write_with_metadata(plain, labeled, license="cc-by-nc-4.0", teacher="größe.net")
+    write_with_metadata(labeled, again, license="mit", teacher=None)
+    assert hash_file(labeled) != hash_file(plain) == hash_weights(plain)
     for file, license in ((labeled, "cc-by-nc-4.0"), (again, "mit")):
-        assert weights_sha256(file) == weights_sha256(plain)
+        assert hash_weights(file) == hash_weights(plain)
         with safe_open(file, "pt") as opened:
             assert opened.metadata() == labels(file)
         assert {**(metadata or {}), "license": license}.items() <= labels(file).items()
@@ -43,9 +43,9 @@ def test_other_weights_or_other_labels_of_somebody_elses_have_another_hash(tmp_p
     save_file(STATE, files[0])
     save_file({**STATE, "count": torch.tensor(8)}, files[1])
     save_file(STATE, files[2], metadata={"license": "mit"})
-    write_labeled(files[1], files[3], license="mit", teacher=None)
-    assert len({weights_sha256(file) for file in files}) == 3
-    assert weights_sha256(files[2]) == file_sha256(files[2])
+    write_with_metadata(files[1], files[3], license="mit", teacher=None)
+    assert len({hash_weights(file) for file in files}) == 3
+    assert hash_weights(files[2]) == hash_file(files[2])
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_other_weights_or_other_labels_of_somebody_elses_have_another_hash(tmp_p
 def test_what_is_no_file_of_weights_says_nothing(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     assert labels(tmp_path / "x.safetensors") == labels(tmp_path / "nowhere") == {}
-    assert weights_sha256(tmp_path / "x.safetensors") == file_sha256(tmp_path / "x.safetensors")
+    assert hash_weights(tmp_path / "x.safetensors") == hash_file(tmp_path / "x.safetensors")

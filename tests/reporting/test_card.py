@@ -12,7 +12,7 @@ from kd_app.config.compose import composed
 from kd_app.reporting.card import CARD, write_card
 from kd_app.reporting.distillation_gain import worth
 from kd_app.reporting.results import Licenses, Results
-from kd_app.reporting.sentences import verdict_sentence
+from kd_app.reporting.sentences import write_verdict
 from tests.reporting.run_folders import made
 
 
@@ -97,7 +97,7 @@ def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(
             f"{100 * figures.top1:.2f} % ({100 * (figures.top1_low or 0):.2f} to"
             f" {100 * (figures.top1_high or 0):.2f})" in text
         )
-    assert verdict_sentence(results.verdict) in text
+    assert write_verdict(results.verdict) in text
     assert all(f"- {sentence}" in text for sentence in worth(results))
     assert worth(results)
     for said in (

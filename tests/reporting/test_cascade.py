@@ -11,7 +11,7 @@ import pytest
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Verdict
-from kd_app.reporting.cascade import details
+from kd_app.reporting.cascade import write_details
 from kd_app.reporting.html.collect import report
 from kd_app.reporting.html.run_section import measured, run_part
 from kd_app.reporting.html.sections import sections
@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_verdict_names_the_cascade_and_its_last_stage(folder: Path) -> None:
     results = load_run(folder).results
     assert results.cascade is not None
-    said = " ".join(details(results, results.cascade))
+    said = " ".join(write_details(results, results.cascade))
     assert "The cascade's top-1 accuracy is" in said
     assert "below large.onnx's" in said
     assert "student" not in said

@@ -5,7 +5,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.reporting.results import ModelMetrics, Results, json_schema, read, write
+from kd_app.reporting.results import ModelMetrics, Results, build_json_schema, read, write
 from tests.metrics.records import to_records
 from tests.reporting.run_folders import THREE, logits_and_target, made
 
@@ -74,7 +74,7 @@ def test_a_control_beside_labels_only_has_the_figures_of_a_model_and_nothing_els
 
 
 def test_the_json_schema_names_every_key_and_fits_what_is_written() -> None:
-    schema = json_schema()
+    schema = build_json_schema()
     assert set(schema["properties"]) == set(made().model_dump())
     assert schema["properties"]["schema_version"]["const"] == 1
     assert set(schema["$defs"]["ModelMetrics"]["required"]) >= {

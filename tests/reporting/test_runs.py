@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 
-from kd_app.config import Pixels, RequestError
+from kd_app.config import InputSpec, RequestError
 from kd_app.models.save import save_model
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import load_run, load_runs, write_curves, write_predictions
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.reporting.run_folders import THREE, logits_and_target, made
 
 
@@ -117,7 +117,7 @@ def test_what_a_run_has_not_is_said_with_its_status(tmp_path: Path) -> None:
 
 def test_the_student_is_the_one_that_was_shipped(tmp_path: Path) -> None:
     write(tmp_path / "results.json", made())
-    pixels = Pixels(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = InputSpec(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     shipped = timm.create_model("test_resnet", num_classes=10).eval()
     save_model(
         shipped,
@@ -135,7 +135,7 @@ def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> No
     import kd_app.models.small  # noqa: F401
 
     write(tmp_path / "results.json", made())
-    pixels = Pixels(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
+    pixels = InputSpec(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
     shipped = timm.create_model("resnet8", num_classes=10, in_chans=1)
     save_model(
         shipped,
@@ -153,7 +153,7 @@ def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> No
 def taught(tmp_path: Path) -> Path:
     """A run whose teacher was kept in a stage."""
     stage, run = tmp_path / ".stages" / "teacher-12", tmp_path / "run"
-    pixels = Pixels(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = InputSpec(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     (run / "teacher").mkdir(parents=True)
     save_model(
         timm.create_model("test_resnet", num_classes=10),
@@ -163,7 +163,7 @@ def taught(tmp_path: Path) -> Path:
         license="apache-2.0",
     )
     write(run / "results.json", made())
-    told(run, path=str(stage / "model"), sha256=file_sha256(stage / "model" / "model.safetensors"))
+    told(run, path=str(stage / "model"), sha256=hash_file(stage / "model" / "model.safetensors"))
     return run
 
 

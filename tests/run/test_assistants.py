@@ -8,7 +8,7 @@ import pytest
 from kd_app.models.create import create
 from kd_app.run import assistants
 from kd_app.run.assistants import train_assistants
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, teacher_folder
 
@@ -18,11 +18,11 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[TrainingJob]:
     """The jobs that are asked for; each is done by not training at all."""
     asked: list[TrainingJob] = []
 
-    def train(workspace: Workshop, job: TrainingJob, **listens: Any) -> Member:
+    def train(workspace: Workspace, job: TrainingJob, **listens: Any) -> RunModel:
         assert not listens, "no tracker and no pruner follows an assistant"
         asked.append(job)
         created = create(job.model, job.input, len(workspace.classes), seed=job.recipe.seed)
-        return Member(job.name, job.model, created)
+        return RunModel(job.name, job.model, created)
 
     monkeypatch.setattr(assistants, "train", train)
     return asked
@@ -41,7 +41,7 @@ def test_each_assistant_learns_from_the_one_before_it(
         "callbacks=[ema]",
         "controls=[]",
     )
-    teacher = workspace.as_it_is()
+    teacher = workspace.load_pretrained_teacher()
     assert teacher is not None
     last = train_assistants(workspace, teacher)
     first, second = jobs
@@ -64,7 +64,7 @@ def test_without_assistants_the_teacher_itself_teaches(
     workspace = build_workspace(
         tmp_path, f"teacher.checkpoint={known}", "student.name=resnet8", "controls=[]"
     )
-    teacher = workspace.as_it_is()
+    teacher = workspace.load_pretrained_teacher()
     assert teacher is not None
     assert train_assistants(workspace, teacher) is teacher
     assert not jobs

@@ -18,8 +18,8 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.config.compose import composed
 from kd_app.config.paths import choices
-from kd_app.models.spec import ModelRequest, Seen
-from kd_app.run.controls import family, label_entropy, mean_entropy, nearest, smoothing_of
+from kd_app.models.spec import ModelSpec, Seen
+from kd_app.run.controls import family, label_entropy, compute_mean_entropy, nearest, solve_smoothing
 from kd_app.run.spec import parts
 from kd_app.training.curve_log import read_curves
 from tests.builders import results, stage, teacher_folder
@@ -126,16 +126,16 @@ def test_smoothed_labels_are_as_soft_as_the_teacher(run: Path) -> None:
 @given(st.floats(0, 1), st.integers(2, 1000))
 def test_the_smoothing_gives_the_entropy_that_is_asked_for(share: float, num_classes: int) -> None:
     wanted = share * math.log(num_classes)
-    assert label_entropy(smoothing_of(wanted, num_classes), num_classes) == pytest.approx(
+    assert label_entropy(solve_smoothing(wanted, num_classes), num_classes) == pytest.approx(
         wanted, abs=1e-3
     )
 
 
 def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() -> None:
-    assert smoothing_of(mean_entropy(np.array([[1e4, 0, 0]], np.float32), 1.0), 3) == pytest.approx(
+    assert solve_smoothing(compute_mean_entropy(np.array([[1e4, 0, 0]], np.float32), 1.0), 3) == pytest.approx(
         0, abs=1e-6
     )
-    assert smoothing_of(mean_entropy(np.zeros((2, 3), np.float32), 1.0), 3) == pytest.approx(
+    assert solve_smoothing(compute_mean_entropy(np.zeros((2, 3), np.float32), 1.0), 3) == pytest.approx(
         1, abs=1e-5
     )
 
@@ -278,8 +278,8 @@ def test_images_without_numbers_have_no_partners(tmp_path: Path) -> None:
         )
 
 
-def asked(name: str, **kwargs: Any) -> ModelRequest:
-    return ModelRequest(
+def asked(name: str, **kwargs: Any) -> ModelSpec:
+    return ModelSpec(
         role="net",
         name=name,
         pretrained="auto",

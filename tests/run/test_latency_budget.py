@@ -10,7 +10,7 @@ from kd_app.config.make import make
 from kd_app.reporting.console import Console
 from kd_app.run.latency_budget import LatencyBudget
 from kd_app.run.spec import parts
-from kd_app.run.workspace import Workshop
+from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from tests.builders import results
 from tests.commands.call import TINY, done, refused
@@ -18,7 +18,7 @@ from tests.commands.call import TINY, done, refused
 _LATENCY = {"resnet8": 3.0, "resnet14": 7.0}
 
 
-def latency(self: LatencyBudget, shop: Workshop) -> dict[str, float]:
+def latency(self: LatencyBudget, shop: Workspace) -> dict[str, float]:
     """As known as a test needs it."""
     return {"p50": 1.0, "p95": _LATENCY[shop.parts.student.name], "p99": 9.0, "calls": 100}
 
@@ -92,7 +92,7 @@ def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:
             "budget.clock.rounds=6",
         ],
     )
-    shop = Workshop(parts(config), Stages(tmp_path), Console(silent=True), tracker=None)
+    shop = Workspace(parts(config), Stages(tmp_path), Console(silent=True), tracker=None)
     shop.prepare_data()
     budget: LatencyBudget = make(config["budget"], LatencyBudget)
     found = budget.latency(shop)

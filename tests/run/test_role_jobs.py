@@ -11,8 +11,8 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.run import role_jobs
 from kd_app.run.controls import label_entropy
-from kd_app.run.role_jobs import check_pair, control_job, draft_job, student_job, teacher_job
-from kd_app.run.workspace import Member, Workshop
+from kd_app.run.role_jobs import check_pair, build_control_job, draft_role_job, build_student_job, build_teacher_job
+from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, teacher_folder
 
@@ -25,29 +25,29 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workspace(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workspace(teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", ALL)
     return build_workspace(tmp_path_factory.mktemp("run"), *words, "trainer.max_epochs=3")
 
 
 @pytest.fixture(scope="module")
-def teacher(workspace: Workshop) -> Member:
-    known = workspace.as_it_is()
+def teacher(workspace: Workspace) -> RunModel:
+    known = workspace.load_pretrained_teacher()
     assert known is not None
     return known
 
 
 def test_the_teacher_learns_from_labels_on_fresh_views(tmp_path: Path) -> None:
-    job = teacher_job(build_workspace(tmp_path, "teacher.max_epochs=7", "data.views=2"))
+    job = build_teacher_job(build_workspace(tmp_path, "teacher.max_epochs=7", "data.views=2"))
     assert (job.name, job.teacher, job.fresh_views) == ("teacher", None, True)
     assert job.recipe.max_epochs == 7
     assert not job.recipe.needs_teacher
 
 
 def test_the_student_learns_from_the_teacher_by_the_runs_recipe(
-    workspace: Workshop, teacher: Member
+    workspace: Workspace, teacher: RunModel
 ) -> None:
-    job = student_job(workspace, teacher)
+    job = build_student_job(workspace, teacher)
     assert job.teacher is not None
     assert job.teacher.created is teacher.created
     assert (job.name, job.model, job.recipe) == (
@@ -60,9 +60,9 @@ def test_the_student_learns_from_the_teacher_by_the_runs_recipe(
 
 
 def test_a_part_of_validation_is_not_kept_as_the_teachers_logits(
-    workspace: Workshop, teacher: Member
+    workspace: Workspace, teacher: RunModel
 ) -> None:
-    job = student_job(workspace, teacher)
+    job = build_student_job(workspace, teacher)
     assert workspace.limit is not None
     assert job.teacher is not None
     assert job.teacher.validation_logits is None
@@ -73,34 +73,34 @@ def test_the_teachers_logits_on_validation_are_those_of_its_stage(
 ) -> None:
     words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
     whole = build_workspace(tmp_path, *words, "trainer.limit_test_batches=null")
-    known = whole.as_it_is()
-    job = student_job(whole, known)
+    known = whole.load_pretrained_teacher()
+    job = build_student_job(whole, known)
     assert known is not None
     assert job.teacher is not None
-    assert job.teacher.validation_logits == whole.predictions_folder(known, "validation")
-    unmeasured = student_job(whole, replace(known, unmeasured="answers in other classes"))
+    assert job.teacher.validation_logits == whole.cache_predictions(known, "validation")
+    unmeasured = build_student_job(whole, replace(known, unmeasured="answers in other classes"))
     assert unmeasured.teacher is not None
     assert unmeasured.teacher.validation_logits is None
 
 
 def test_a_job_like_the_students_has_its_own_name_net_and_recipe(
-    workspace: Workshop, teacher: Member
+    workspace: Workspace, teacher: RunModel
 ) -> None:
     recipe = replace(workspace.parts.recipe, max_epochs=9)
-    job = student_job(workspace, teacher, name="finetune", model=teacher.request, recipe=recipe)
+    job = build_student_job(workspace, teacher, name="finetune", model=teacher.request, recipe=recipe)
     assert (job.name, job.model, job.recipe) == ("finetune", teacher.request, recipe)
     assert job.input == teacher.created.pixels
 
 
-def test_labels_only_has_no_teacher(workspace: Workshop, teacher: Member) -> None:
-    job = control_job(workspace, "labels_only", teacher)
+def test_labels_only_has_no_teacher(workspace: Workspace, teacher: RunModel) -> None:
+    job = build_control_job(workspace, "labels_only", teacher)
     assert (job.name, job.teacher, job.license) == ("labels_only", None, "cc-by-4.0")
     assert list(job.recipe.loss) == ["cross_entropy"]
     assert job.model is workspace.parts.student
 
 
-def test_labels_are_as_soft_as_the_teachers_logits(workspace: Workshop, teacher: Member) -> None:
-    job = control_job(workspace, "smoothed_labels", teacher)
+def test_labels_are_as_soft_as_the_teachers_logits(workspace: Workspace, teacher: RunModel) -> None:
+    job = build_control_job(workspace, "smoothed_labels", teacher)
     smoothing = job.recipe.loss["cross_entropy"]["smoothing"]
     decided = workspace.decided["smoothed_labels"]
     assert label_entropy(smoothing, 10) == pytest.approx(decided["teacher_entropy"], abs=1e-4)
@@ -109,16 +109,16 @@ def test_labels_are_as_soft_as_the_teachers_logits(workspace: Workshop, teacher:
 
 
 def test_the_shuffled_teacher_sees_another_image_of_the_class(
-    workspace: Workshop, teacher: Member
+    workspace: Workspace, teacher: RunModel
 ) -> None:
-    job = control_job(workspace, "shuffled_teacher", teacher)
+    job = build_control_job(workspace, "shuffled_teacher", teacher)
     assert job.partner_images
     assert job.teacher is not None
     assert job.recipe.loss == workspace.parts.recipe.loss
 
 
 def test_as_long_trains_for_the_epochs_that_take_as_long(
-    workspace: Workshop, teacher: Member, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, teacher: RunModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: dict[str, TrainingJob] = {}
 
@@ -129,7 +129,7 @@ def test_as_long_trains_for_the_epochs_that_take_as_long(
         (folder / "epochs.json").write_text(json.dumps({"max_epochs": 2 * epochs}))
 
     monkeypatch.setattr(role_jobs, "as_long", measure)
-    job = control_job(workspace, "as_long", teacher)
+    job = build_control_job(workspace, "as_long", teacher)
     assert job.recipe.max_epochs == 6
     assert workspace.decided["as_long"] == {"max_epochs": 6}
     assert list(measured) == ["student", "as_long"]
@@ -137,16 +137,16 @@ def test_as_long_trains_for_the_epochs_that_take_as_long(
 
 
 def test_the_net_of_another_family_is_the_nearest_in_cost(
-    workspace: Workshop, teacher: Member
+    workspace: Workspace, teacher: RunModel
 ) -> None:
-    job = control_job(workspace, "other_family", teacher)
+    job = build_control_job(workspace, "other_family", teacher)
     assert job.model is workspace.request("other_family")
     assert job.model.name != "resnet8"
     assert set(workspace.decided["other_family"]) >= {"macs", "student_macs"}
 
 
-def test_a_draft_is_made_without_a_teacher(workspace: Workshop) -> None:
-    drafts = {role: draft_job(workspace, role) for role in (*workspace.parts.controls, "student")}
+def test_a_draft_is_made_without_a_teacher(workspace: Workspace) -> None:
+    drafts = {role: draft_role_job(workspace, role) for role in (*workspace.parts.controls, "student")}
     assert all(job.teacher is None for job in drafts.values())
     assert {job.recipe.max_epochs for job in drafts.values()} == {3}
     assert drafts["shuffled_teacher"].partner_images
@@ -158,10 +158,10 @@ def test_cached_logits_are_computed_once_for_students_of_one_input(
 ) -> None:
     words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
     cached = build_workspace(tmp_path, *words, "data.views=1", "teacher.answers=stored")
-    known = cached.as_it_is()
+    known = cached.load_pretrained_teacher()
     folders = [
         job.teacher.cached_logits
-        for job in (student_job(cached, known), student_job(cached, known, name="link-1"))
+        for job in (build_student_job(cached, known), build_student_job(cached, known, name="link-1"))
         if job.teacher is not None
     ]
     assert len(folders) == 2

@@ -17,8 +17,8 @@ from optuna.distributions import (
 from kd_app.config import RequestError
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import write_curves
-from kd_app.search.pruning import PrunedError, Watch
-from kd_app.search.space import searched
+from kd_app.search.pruning import TrialPruned, MedianPruner
+from kd_app.search.space import parse_space
 from kd_app.search.study import Params, Search, SearchSettings, advice
 from kd_app.search.trials import FILE
 from tests.reporting.run_folders import made
@@ -188,7 +188,7 @@ def test_the_end_says_what_mattered_and_where_to_look_next(tmp_path: Path) -> No
     ],
 )
 def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution) -> None:
-    assert searched(parsed(word)) == {"x": expected}
+    assert parse_space(parsed(word)) == {"x": expected}
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution
 )
 def test_what_is_no_range_is_refused(word: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        searched(parsed(word))
+        parse_space(parsed(word))
     with pytest.raises(RequestError, match="needs something to search"):
-        searched([])
+        parse_space([])
 
 
 def points(values: list[float]) -> list[dict[str, float]]:
@@ -229,12 +229,12 @@ def others(tmp_path: Path) -> Callable[[int], Path]:
 
 def pruned_after(sweep: Path, values: list[float]) -> int | None:
     """The epoch after which a trial with this curve is ended."""
-    watch = Watch(sweep, 99)
+    watch = MedianPruner(sweep, 99)
     for row in points(values):
         try:
             watch(row, int(row["step"]))
             watch({"train/loss": 1.0, "epoch": row["epoch"]}, int(row["step"]))
-        except PrunedError:
+        except TrialPruned:
             return int(row["epoch"])
     return None
 

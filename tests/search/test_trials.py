@@ -8,7 +8,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.search import trials
-from kd_app.search.pruning import Watch
+from kd_app.search.pruning import MedianPruner
 from kd_app.search.trials import require_optuna
 
 
@@ -19,7 +19,7 @@ def test_a_search_without_optuna_names_the_extra(
     with pytest.raises(RequestError, match=r"pip install 'kd_app\[search\]'"):
         require_optuna()
     with pytest.raises(RequestError, match="optuna, which is not installed"):
-        Watch(tmp_path, 0)
+        MedianPruner(tmp_path, 0)
 
 
 def test_a_run_and_a_plain_sweep_do_not_import_optuna() -> None:

@@ -17,7 +17,7 @@ import torch
 import kd_app
 from kd_app.config import RequestError
 from kd_app.models.weights import read_state
-from kd_app.stages import file_sha256
+from kd_app.stages import hash_file
 from tests.builders import image_folder, stage, teacher_folder
 from tests.commands.call import TINY, call, done, refused
 from tests.security.payloads import PICKLES, Pickled, Touch, changed, zipped
@@ -89,7 +89,7 @@ def test_a_teacher_that_a_run_refers_to_is_no_pickle(run: Path, tmp_path: Path, 
     folder = teacher_folder(tmp_path / "teacher")
     weights = zipped(folder / "model.safetensors", mark)
     changed(run / "teacher" / "reference.json", "path", str(folder))
-    changed(run / "teacher" / "reference.json", "sha256", file_sha256(weights))
+    changed(run / "teacher" / "reference.json", "sha256", hash_file(weights))
     with pytest.raises(RequestError, match="can't be loaded"):
         kd_app.load_run(run).teacher()
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
-from kd_app.tracking import Backend, Csv, Opening, Outcome, Run, Wandb
+from kd_app.tracking import Backend, Csv, RunStart, Outcome, Run, Wandb
 from tests.tracking.runs import RESULTS, tracker, train
 
 
@@ -23,7 +23,7 @@ class Notebook(Backend, Run):
         if what == self.fails_at:
             raise OSError("disk full\nand more")
 
-    def open(self, opening: Opening, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
         self._hear("open", opening.stage)
         return self
 

@@ -16,7 +16,7 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest.mock import patch
 
-from kd_app.commands.exit_codes import guarded
+from kd_app.commands.exit_codes import run_to_exit_code
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -90,7 +90,7 @@ def _distill(
     for name, count in moments:
         _strike(name, count, sign)
     with patch("kd_app.run.measurement.images_per_second", quick_speed):
-        sys.exit(guarded(lambda: distill(composed("distill", overrides))))
+        sys.exit(run_to_exit_code(lambda: distill(composed("distill", overrides))))
 
 
 def commanded(words: Sequence[str], log: str) -> BaseProcess:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.cross_entropy import CrossEntropy
@@ -23,7 +23,7 @@ from kd_app.training.optimizer import Optimizer
 from kd_app.training.teacher_source import LiveTeacher
 
 CLASSES = 3
-PIXELS = Pixels(1, 6, 6, (0.0,), (1.0,))
+PIXELS = InputSpec(1, 6, 6, (0.0,), (1.0,))
 
 
 class Net(nn.Module):

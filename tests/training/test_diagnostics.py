@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kd_app.config import RunError
 from kd_app.losses.base import LossTerm
 from kd_app.losses.soft_target import SoftTarget
-from kd_app.training.diagnostics import check_terms, find_faults, gradient_norms, gradient_shares
+from kd_app.training.diagnostics import check_terms, find_faults, compute_gradient_norms, compute_gradient_shares
 from kd_app.training.fit import quiet
 from kd_app.training.loss import DistillationLoss
 from tests.training.small_parts import Net, distillation, seeded
@@ -137,7 +137,7 @@ def test_the_norm_of_a_gradient_grows_with_the_weight_and_is_zero_without_a_grad
     loss = DistillationLoss(terms, {"one": 1.0, "three": 3.0, "cut": 1.0})
     model, images = student(), batch()
     _, values = loss(*answers(model, images), images)
-    norms = gradient_norms(loss, values, model)
+    norms = compute_gradient_norms(loss, values, model)
     assert norms["three"] == pytest.approx(3 * norms["one"])
     assert norms["one"] > norms["cut"] == 0
 
@@ -164,7 +164,7 @@ def test_shares_sum_to_1_and_two_terms_that_are_the_same_have_half_each() -> Non
         loss = DistillationLoss(chosen, weights)
         loss.build(own, teacher)
         _, values = loss(own, teacher, images)
-        found = gradient_shares(loss, values, model, 0.0)
+        found = compute_gradient_shares(loss, values, model, 0.0)
         shares = {name: found[f"{name}_share"] for name in chosen}
         assert sum(shares.values()) == pytest.approx(1.0)
         assert (
@@ -194,7 +194,7 @@ def test_a_cosine_says_whether_a_term_pulls_where_the_labels_pull() -> None:
         )
         for name in ("labels", "distance")
     )
-    found = gradient_shares(loss, values, model, 0.0)
+    found = compute_gradient_shares(loss, values, model, 0.0)
     assert found["distance_cosine"] == pytest.approx(
         float(label @ distance / label.norm() / distance.norm()), rel=1e-5
     )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kd_app.config import Pixels, RequestError, RunError
+from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.module import ImageData
 from kd_app.deployment.predictions import predict
 from kd_app.models.create import create
@@ -252,17 +252,17 @@ VIT_STUDENT = [
     *kwargs_of("student", {**VIT, "patch_size": 4}),
     "student.image_size=16",
 ]
-PAIRS: dict[str, tuple[str, Pixels, dict[str, Any], Sequence[str]]] = {
+PAIRS: dict[str, tuple[str, InputSpec, dict[str, Any], Sequence[str]]] = {
     "CNN to ViT": ("resnet8", GRAY, {}, VIT_STUDENT),
     "ViT to CNN": (
         "vit_tiny_patch16_224",
-        Pixels(3, 16, 16, (0.5,) * 3, (0.3,) * 3),
+        InputSpec(3, 16, 16, (0.5,) * 3, (0.3,) * 3),
         {**VIT, "img_size": 16},
         ["student.name=resnet8"],
     ),
     "CNN to CNN, larger images": (
         "test_resnet",
-        Pixels(3, 40, 40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        InputSpec(3, 40, 40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
         {},
         ["student.name=wrn_16_1"],
     ),

@@ -11,15 +11,15 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.models.class_map import ClassMap
-from kd_app.models.composite import OtherClasses, OwnAverage, Several
+from kd_app.models.composite import ClassMappedTeacher, EmaTeacher, TeacherEnsemble
 from kd_app.models.create import create
-from kd_app.models.spec import Composed, ModelRequest, Seen
-from kd_app.run.model_specs import parse_model, requested
+from kd_app.models.spec import CompositeTeacher, ModelSpec, Seen
+from kd_app.run.model_specs import parse_model, build_model_spec
 from kd_app.run.worker import load_job
 from kd_app.stages import fingerprint
-from kd_app.training.job import Recipe, Teacher, TrainingJob
+from kd_app.training.job import Recipe, JobTeacher, TrainingJob
 from kd_app.training.trainer import TrainerSettings
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.training.small_parts import Net
@@ -48,14 +48,14 @@ VIEW = {"_target_": "kd_app.data.crop.PadCrop", "padding": 1}
 make_net: Callable[..., Net] = lambda: Net(num_classes=10)  # noqa: E731
 
 
-def model(name: str | None = "resnet8", **changes: Any) -> ModelRequest:
+def model(name: str | None = "resnet8", **changes: Any) -> ModelSpec:
     plain: dict[str, Any] = {
         "pretrained": "auto",
         "checkpoint": None,
         "kwargs": {},
         "image_size": None,
     }
-    return ModelRequest(**{"role": "student", "name": name, "factory": None, **plain, **changes})
+    return ModelSpec(**{"role": "student", "name": name, "factory": None, **plain, **changes})
 
 
 def data(**changes: Any) -> Any:
@@ -74,9 +74,9 @@ def job(**changes: Any) -> TrainingJob:
     return replace(TrainingJob("student", model(), GRAY, RECIPE), **changes)
 
 
-def teacher(place: Path, **changes: Any) -> Teacher:
+def teacher(place: Path, **changes: Any) -> JobTeacher:
     request = model(None, role="teacher", checkpoint=teacher_folder(place))
-    return replace(Teacher(request, create(request, GRAY, 10, seed=0)), **changes)
+    return replace(JobTeacher(request, create(request, GRAY, 10, seed=0)), **changes)
 
 
 @pytest.fixture
@@ -177,11 +177,11 @@ def test_a_users_factory_is_found_again_by_the_name_that_the_configuration_gives
     name: str, tmp_path: Path
 ) -> None:
     places = {"Net": "tests.training.small_parts.Net", "make_net": f"{__name__}.make_net"}
-    known = requested("student", {"_target_": places[name], "kwargs": {}}, None)
+    known = build_model_spec("student", {"_target_": places[name], "kwargs": {}}, None)
     again = parse_model(json.loads(json.dumps(known.to_json())))
     assert again.name == known.name
     if name == "Net":
-        pixels = Pixels(1, 6, 6, (0.0,), (1.0,))
+        pixels = InputSpec(1, 6, 6, (0.0,), (1.0,))
         made: list[Any] = [create(each, pixels, 3, seed=0).model for each in (known, again)]
         assert all(isinstance(each, Net) for each in made)
         assert torch.equal(made[0].conv.weight, made[1].conv.weight)
@@ -189,7 +189,7 @@ def test_a_users_factory_is_found_again_by_the_name_that_the_configuration_gives
 
 def test_a_module_that_was_handed_over_can_not_go_to_another_process() -> None:
     with pytest.raises(AssertionError, match="lives in one process"):
-        requested("student", {}, Net()).to_json()
+        build_model_spec("student", {}, Net()).to_json()
 
 
 def test_composite_teachers_are_read_again(tmp_path: Path) -> None:
@@ -197,21 +197,21 @@ def test_composite_teachers_are_read_again(tmp_path: Path) -> None:
     second = model(None, role="teacher", checkpoint=teacher_folder(tmp_path / "b", "resnet14"))
     rows = "teacher,class\n" + "".join(f"{digit},{digit}\n" for digit in DIGITS)
     (tmp_path / "map.csv").write_text(rows, encoding="utf-8")
-    mapped = OtherClasses(second, ClassMap(tmp_path / "map.csv"))
-    several = Several({"a": first, "b": mapped}, {"a": 1.0, "b": 2.0}, "confidence")
+    mapped = ClassMappedTeacher(second, ClassMap(tmp_path / "map.csv"))
+    several = TeacherEnsemble({"a": first, "b": mapped}, {"a": 1.0, "b": 2.0}, "confidence")
     hashes = []
     for composite in (several, parse_model(json.loads(json.dumps(several.to_json())))):
-        assert isinstance(composite, Composed)
+        assert isinstance(composite, CompositeTeacher)
         composite.know(DIGITS, Seen(1, 8, (0.3,), (0.4,)))
         hashes.append(create(composite, GRAY, 10, seed=0).weights.sha256)
     assert hashes[0] == hashes[1]
 
 
 def test_the_students_own_average_is_read_again_with_its_decay() -> None:
-    again = parse_model(json.loads(json.dumps(OwnAverage(model(), 0.9).to_json())))
-    assert isinstance(again, OwnAverage)
+    again = parse_model(json.loads(json.dumps(EmaTeacher(model(), 0.9).to_json())))
+    assert isinstance(again, EmaTeacher)
     assert (again.decay, again.student.name) == (0.9, "resnet8")
-    assert Teacher(again, create(again, GRAY, 10, seed=0)).ema_decay == 0.9
+    assert JobTeacher(again, create(again, GRAY, 10, seed=0)).ema_decay == 0.9
 
 
 def test_a_recipe_knows_what_its_loss_reads_and_weighs_without_being_trained() -> None:

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from kd_app.config import Pixels
+from kd_app.config import InputSpec
 from kd_app.config.compose import composed
 from kd_app.data.batch import Batch
 from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
-from kd_app.run.plan import described
-from kd_app.run.role_jobs import control_job, student_job, teacher_job
+from kd_app.run.plan import describe_models
+from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job
 from kd_app.run.spec import parts
 from kd_app.run.train import train
-from kd_app.run.workspace import Workshop
+from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.training.module import Distillation
 from tests.builders import image_folder, results, stage, teacher_folder
@@ -39,9 +39,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return teacher_folder(tmp_path_factory.mktemp("teacher"))
 
 
-def shop(folder: Path, *words: str) -> Workshop:
+def shop(folder: Path, *words: str) -> Workspace:
     config = composed("distill", [f"stages={folder}", "logger=[]", *FEW, *words])
-    made = Workshop(parts(config), Stages(folder), Console(silent=True), tracker=None)
+    made = Workspace(parts(config), Stages(folder), Console(silent=True), tracker=None)
     made.prepare_data()
     return made
 
@@ -67,12 +67,12 @@ def test_the_student_sees_all_images_and_the_control_the_labeled_ones_alone_in_a
     assert isinstance(made.data, ImageData)
     labeled = set(made.data.index.labeled_rows.tolist())
     assert len(labeled) == 129
-    known = made.as_it_is()
+    known = made.load_pretrained_teacher()
     assert known is not None
-    train(made, student_job(made, known))
+    train(made, build_student_job(made, known))
     student = list(batches)
     batches.clear()
-    train(made, control_job(made, "labels_only", known))
+    train(made, build_control_job(made, "labels_only", known))
     assert len(batches) == len(student) == 2 * (1295 // 64)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) == labeled
     assert len(set(torch.cat([batch.index for batch in student]).tolist())) > 1200
@@ -87,7 +87,7 @@ def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(
     tmp_path: Path, batches: list[Batch]
 ) -> None:
     made = shop(tmp_path, "teacher.name=resnet8", "trainer.max_epochs=1")
-    train(made, teacher_job(made))
+    train(made, build_teacher_job(made))
     assert isinstance(made.data, ImageData)
     assert set(torch.cat([batch.index for batch in batches]).tolist()) <= set(
         made.data.index.labeled_rows.tolist()
@@ -98,7 +98,7 @@ def test_a_teacher_that_is_trained_here_sees_the_labeled_images_alone(
 def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
     teacher: Path, tmp_path: Path
 ) -> None:
-    lines = described(
+    lines = describe_models(
         shop(tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.answers=stored"),
         ready=True,
     )
@@ -141,7 +141,7 @@ def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_c
     image_folder(tmp_path / "more", images=10)
     known = teacher_folder(
         tmp_path / "teacher",
-        pixels=Pixels(3, 16, 16, (0.5,) * 3, (0.25,) * 3),
+        pixels=InputSpec(3, 16, 16, (0.5,) * 3, (0.25,) * 3),
         classes=("class0", "class1"),
     )
     words = [

@@ -19,13 +19,13 @@ def window(*losses: float) -> LossWindow:
 
 
 def test_means_leave_out_batches_that_are_not_finite() -> None:
-    assert window(1.0, 3.0).finite_means() == {"loss": 2.0, "first": 2.0, "second": 1.0}
-    assert window(1.0, math.nan).finite_means() == {"loss": 1.0, "first": 1.0, "second": 1.0}
-    assert window(math.inf).finite_means() == {}
+    assert window(1.0, 3.0).compute_finite_means() == {"loss": 2.0, "first": 2.0, "second": 1.0}
+    assert window(1.0, math.nan).compute_finite_means() == {"loss": 1.0, "first": 1.0, "second": 1.0}
+    assert window(math.inf).compute_finite_means() == {}
 
 
 def test_the_first_term_that_broke_is_named_with_the_numbered_images_of_its_batch() -> None:
-    broken = window(1.0, math.nan, math.inf, 1.0).first_nonfinite()
+    broken = window(1.0, math.nan, math.inf, 1.0).find_first_nonfinite()
     assert (broken.term, broken.batches_after, broken.images) == ("first", 2, [1])
 
 
@@ -40,4 +40,4 @@ def test_a_restored_window_has_the_same_means() -> None:
     restored.load_state_dict(saved.state_dict(), torch.device("cpu"))
     saved.clear()
     assert (len(saved), len(restored)) == (0, 2)
-    assert restored.finite_means()["loss"] == 3.0
+    assert restored.compute_finite_means()["loss"] == 3.0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kd_app.config import RunError
 from kd_app.schedules import Cosine, Linear
-from kd_app.training.callbacks import SkipNotFinite
+from kd_app.training.callbacks import SkipNonFiniteSteps
 from kd_app.training.fit import quiet
 from kd_app.training.loss import DistillationLoss
 from tests.training.small_parts import (
@@ -241,7 +241,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_where_that_is_asked_
                 torch.cat([p.detach().flatten() for p in pl_module.student.parameters()])
             )
 
-    skip, weights = SkipNotFinite(), Weights()
+    skip, weights = SkipNonFiniteSteps(), Weights()
     module = distillation(terms=terms(wild=nan_at(5, 8)), log_every=log_every, skip_nonfinite=True)
     rows = fitted(module, callbacks=[skip, weights])
     assert skip.skipped == 2
@@ -260,7 +260,7 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
     student = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, CLASSES))
     data = OwnData(shuffle=False)
     data.sets["train"].tensors[0][33] = float("nan")  # in an epoch's fifth batch
-    skip = SkipNotFinite()
+    skip = SkipNonFiniteSteps()
     fitted(
         distillation(student, terms=terms(), skip_nonfinite=True),
         data,
@@ -275,7 +275,7 @@ def test_an_epoch_of_which_most_is_skipped_ends_the_run() -> None:
     with pytest.raises(RunError, match="3 of 5 steps of epoch 2 had a gradient that is not finite"):
         fitted(
             distillation(terms=terms(wild=nan_at(6, 7, 8)), skip_nonfinite=True),
-            callbacks=[SkipNotFinite()],
+            callbacks=[SkipNonFiniteSteps()],
         )
 
 

@@ -15,10 +15,10 @@ from kd_app.data.batch import Batch
 from kd_app.metrics.record import Predictions
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
-from kd_app.run.role_jobs import draft_job
+from kd_app.run.role_jobs import draft_role_job
 from kd_app.run.spec import parts
-from kd_app.run.workspace import Workshop
-from kd_app.stages import Stages, file_sha256
+from kd_app.run.workspace import Workspace
+from kd_app.stages import Stages, hash_file
 from kd_app.training import teacher_cache
 from kd_app.training.teacher_cache import CachedTeacherLogits, TeacherLogits
 from tests.builders import Trained, teacher_folder, trained
@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(found: Trained) -> str:
-    return file_sha256(found.folder / "model" / "model.safetensors")
+    return hash_file(found.folder / "model" / "model.safetensors")
 
 
 def files(place: Path) -> list[Path]:
@@ -229,13 +229,13 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
 ) -> None:
     found = []
     for words in ([], ["data.views=4"]):
-        made = Workshop(
+        made = Workspace(
             parts(composed("distill", words)), Stages(tmp_path), Console(silent=True), tracker=None
         )
         made.prepare_data()
         found.append(
             {
-                role: draft_job(made, role).identity(made.data, made.parts.trainer)
+                role: draft_role_job(made, role).identity(made.data, made.parts.trainer)
                 for role in ("teacher", "student")
             }
         )

@@ -61,19 +61,19 @@ def test_no_source_adds_a_parameter_or_a_weight_to_a_checkpoint() -> None:
 
 
 def test_only_an_average_has_a_training_state_and_restores_it() -> None:
-    assert LiveTeacher(frozen(seeded(Net))).training_state() == {}
+    assert LiveTeacher(frozen(seeded(Net))).read_training_state() == {}
     student = seeded(Net, 1)
     source, restored = (StudentEma(frozen(seeded(Net)), decay=0.9) for _ in range(2))
-    source.after_step(student, step=1)
-    restored.load_training_state(deepcopy(source.training_state()))
-    for name, tensor in source.training_state().items():
-        assert torch.equal(restored.training_state()[name], tensor)
+    source.update_after_step(student, step=1)
+    restored.load_training_state(deepcopy(source.read_training_state()))
+    for name, tensor in source.read_training_state().items():
+        assert torch.equal(restored.read_training_state()[name], tensor)
 
 
 def test_a_live_teacher_stays_as_it_is_after_a_step() -> None:
     model = seeded(Net)
     before = deepcopy(model.state_dict())
-    LiveTeacher(frozen(model)).after_step(seeded(Net, 1), step=1)
+    LiveTeacher(frozen(model)).update_after_step(seeded(Net, 1), step=1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

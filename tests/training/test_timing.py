@@ -75,8 +75,8 @@ def timer(training: float, validation: float, epoch: float = 0.0) -> EpochTimer:
 def test_an_epoch_takes_its_batches_and_the_rest() -> None:
     timed = timer(2.0, 0.5, epoch=30.0)
     assert timed.seconds(EpochSteps(100, 10)) == 205.0
-    assert timed.overhead(EpochSteps(10, 4)) == 30.0 - 22.0
-    assert timed.overhead(EpochSteps(100, 10)) == 0.0
+    assert timed.estimate_overhead(EpochSteps(10, 4)) == 30.0 - 22.0
+    assert timed.estimate_overhead(EpochSteps(100, 10)) == 0.0
 
 
 def test_trainings_are_timed_in_turn_on_a_few_steps_in_a_folder_that_is_emptied(

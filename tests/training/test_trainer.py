@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
-from kd_app.deployment.hardware import cpu_flags
+from kd_app.deployment.hardware import read_cpu_flags
 from kd_app.training import trainer
 from kd_app.training.trainer import AtomicCheckpoints, TrainerSettings
 
@@ -168,7 +168,7 @@ def test_the_flags_are_those_that_the_operating_system_names(
     monkeypatch.setattr(
         Path, "read_text", lambda path, **_: text if str(path) == "/proc/cpuinfo" else ""
     )
-    assert cpu_flags() == flags
+    assert read_cpu_flags() == flags
 
 
 def test_without_such_a_file_no_flag_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_without_such_a_file_no_flag_is_known(monkeypatch: pytest.MonkeyPatch) -
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", missing)
-    assert cpu_flags() == frozenset()
+    assert read_cpu_flags() == frozenset()
 
 
 # -- devices

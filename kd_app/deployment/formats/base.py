@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from kd_app.config import Pixels, RequestError, Typed
+from kd_app.config import InputSpec, RequestError, Typed
 
 
 class Format(Typed):
@@ -38,7 +38,7 @@ class Format(Typed):
 
     @abstractmethod
     def write(
-        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
     ) -> dict[str, Any]:
         """Write `model` to `path`; what the manifest says of the file beside the rest.
         `calibration`: batches ``[B, C, H, W]`` of training images.
@@ -48,7 +48,7 @@ class Format(Typed):
         """
 
 
-class Deployed(nn.Module):
+class UInt8Model(nn.Module):
     """``model((images / 255 - mean) / std)`` in float32 and eval mode, of uint8 images
     ``[B, C, H, W]``; a copy on the CPU.
     """
@@ -56,7 +56,7 @@ class Deployed(nn.Module):
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, model: nn.Module, pixels: Pixels) -> None:
+    def __init__(self, model: nn.Module, pixels: InputSpec) -> None:
         super().__init__()
         self.model = deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)
         deviation = torch.tensor(pixels.std, dtype=torch.float64).view(1, -1, 1, 1)
@@ -79,12 +79,12 @@ class Deployed(nn.Module):
         return logits
 
 
-def blank(pixels: Pixels, batch: int) -> Tensor:
+def make_blank_images(pixels: InputSpec, batch: int) -> Tensor:
     """Images of zeros, to trace a model with."""
     return torch.zeros(batch, pixels.channels, pixels.height, pixels.width, dtype=torch.uint8)
 
 
-def check_calibration(calibration: Sequence[NDArray[np.uint8]], pixels: Pixels) -> None:
+def check_calibration(calibration: Sequence[NDArray[np.uint8]], pixels: InputSpec) -> None:
     """Raises `RequestError` where there are no calibration images, or some are none
     that the model sees.
     """

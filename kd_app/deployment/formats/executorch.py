@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 from torch import nn
 
-from kd_app.config import Pixels, RequestError, RunError
-from kd_app.config.errors import first_line
-from kd_app.deployment.formats.base import Deployed, Format, check_calibration
-from kd_app.deployment.xnnpack import lower, traced
+from kd_app.config import InputSpec, RequestError, RunError
+from kd_app.config.errors import take_first_line
+from kd_app.deployment.formats.base import UInt8Model, Format, check_calibration
+from kd_app.deployment.xnnpack import lower, trace_model
 
 Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]
 
@@ -34,10 +34,10 @@ class ExecuTorch(Format):
         self.tolerance = tolerance
 
     def write(
-        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
     ) -> dict[str, Any]:
         """See `Format`."""
-        lower(Deployed(model, pixels), pixels, path, max_batch=self.max_batch)
+        lower(UInt8Model(model, pixels), pixels, path, max_batch=self.max_batch)
         return {"max_batch": self.max_batch}
 
 
@@ -55,7 +55,7 @@ class ExecuTorchInt8(Format):
         self.max_batch = max_batch
 
     def write(
-        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
     ) -> dict[str, Any]:
         """See `Format`. Raises `RequestError` for calibration images of another shape,
         or none.
@@ -66,17 +66,17 @@ class ExecuTorchInt8(Format):
                 from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
                 from torchao.quantization.pt2e import quantize_pt2e
         except ModuleNotFoundError as error:
-            raise _missing(error) from None
+            raise _explain_missing_package(error) from None
         config = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
         quantizer = (
             xnnpack_quantizer.XNNPACKQuantizer()
             .set_global(config)
-            .set_filter_function(_of_the_model)
+            .set_filter_function(_is_model_op)
         )
         try:
             with warnings.catch_warnings(action="ignore"), torch.no_grad():
                 prepared = quantize_pt2e.prepare_pt2e(
-                    traced(Deployed(model, pixels), pixels, max_batch=self.max_batch).module(),
+                    trace_model(UInt8Model(model, pixels), pixels, max_batch=self.max_batch).module(),
                     quantizer,
                 )
                 for batch in calibration:
@@ -84,7 +84,7 @@ class ExecuTorchInt8(Format):
                 converted = quantize_pt2e.convert_pt2e(prepared)
         except Exception as error:  # of many kinds: what a model may hold has no bounds
             raise RunError(
-                f"The model can't be quantized for ExecuTorch: {first_line(error)}"
+                f"The model can't be quantized for ExecuTorch: {take_first_line(error)}"
             ) from error
         lower(converted, pixels, path, max_batch=self.max_batch)
         return {
@@ -106,21 +106,21 @@ class Quantized(ExecuTorchInt8):
         self.program = program
 
     def write(
-        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
     ) -> dict[str, Any]:
         """See `Format`."""
         shutil.copyfile(self.program, path)
         return {"max_batch": self.max_batch}
 
 
-def _of_the_model(node: Any) -> bool:
+def _is_model_op(node: Any) -> bool:
     """Whether an operation is the model's own: those around it normalize, and stay in
     float, so that a pixel is rounded once.
     """
     return node.op != "call_function" or len(node.meta.get("nn_module_stack") or {}) > 1
 
 
-def _missing(error: ModuleNotFoundError) -> RequestError:
+def _explain_missing_package(error: ModuleNotFoundError) -> RequestError:
     return RequestError(
         f"ExecuTorch's files are written with the package {error.name}, which is not installed. pip"
         " install kd_app[deploy]"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 from torch import nn
 
-from kd_app.config import Pixels, RequestError, RunError
-from kd_app.config.errors import causes, first_line
-from kd_app.deployment.formats.base import Deployed, Format, blank
+from kd_app.config import InputSpec, RequestError, RunError
+from kd_app.config.errors import list_causes, take_first_line
+from kd_app.deployment.formats.base import UInt8Model, Format, make_blank_images
 
 
 class Onnx(Format):
@@ -34,14 +34,14 @@ class Onnx(Format):
         self.tolerance = tolerance
 
     def write(
-        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
     ) -> dict[str, Any]:
         """See `Format`."""
         write_onnx(model, pixels, path, opset=self.opset)
         return {"opset": self.opset}
 
 
-def write_onnx(model: nn.Module, pixels: Pixels, path: Path, *, opset: int) -> None:
+def write_onnx(model: nn.Module, pixels: InputSpec, path: Path, *, opset: int) -> None:
     """Write a float model as ONNX. Nothing of it says where on the machine its code
     lay. Raises `RunError` where torch's exporter can't.
     """
@@ -58,8 +58,8 @@ def write_onnx(model: nn.Module, pixels: Pixels, path: Path, *, opset: int) -> N
         warnings.simplefilter("ignore")  # of the exporter about itself
         try:
             program = torch.onnx.export(
-                Deployed(model, pixels),
-                (blank(pixels, 2),),
+                UInt8Model(model, pixels),
+                (make_blank_images(pixels, 2),),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
@@ -70,7 +70,7 @@ def write_onnx(model: nn.Module, pixels: Pixels, path: Path, *, opset: int) -> N
             )
         except Exception as error:  # of many kinds: what a model may hold has no bounds
             raise RunError(
-                f"The model can't be written as ONNX: {first_line(causes(error)[-1])}"
+                f"The model can't be written as ONNX: {take_first_line(list_causes(error)[-1])}"
             ) from error
     assert program is not None
     proto = program.model_proto

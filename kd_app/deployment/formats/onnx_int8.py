@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import Field, StrictBool
 from torch import nn
 
-from kd_app.config import Pixels, RunError
-from kd_app.config.errors import first_line
+from kd_app.config import InputSpec, RunError
+from kd_app.config.errors import take_first_line
 from kd_app.deployment.formats.base import Format, check_calibration
 from kd_app.deployment.formats.onnx import write_onnx
-from kd_app.deployment.hardware import cpu_flags
+from kd_app.deployment.hardware import read_cpu_flags
 
 _NORMALIZATION = frozenset({"Cast", "Mul", "Add"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
@@ -47,24 +47,24 @@ class OnnxInt8(Format):
         calibration: Literal["MinMax", "Entropy", "Percentile"],
     ) -> None:
         self.opset = opset
-        self.reduce_range = lacks_vnni(cpu_flags()) if reduce_range == "auto" else reduce_range
+        self.reduce_range = is_without_vnni(read_cpu_flags()) if reduce_range == "auto" else reduce_range
         self.calibration = calibration
 
     def write(
-        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
     ) -> dict[str, Any]:
         """See `Format`. Raises `RequestError` for calibration images of another shape,
         or none.
         """
         check_calibration(calibration, pixels)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _silence_onnxruntime():
             plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
             write_onnx(model, pixels, plain, opset=self.opset)
             try:
                 self._quantize(plain, prepared, calibration, path)
             except Exception as error:  # of many kinds: what a model may hold has no bounds
                 raise RunError(
-                    f"onnxruntime can't quantize the model: {first_line(error)}"
+                    f"onnxruntime can't quantize the model: {take_first_line(error)}"
                 ) from error
         return {
             "opset": self.opset,
@@ -95,7 +95,7 @@ class OnnxInt8(Format):
             per_channel=True,
             reduce_range=self.reduce_range,
             calibrate_method=CalibrationMethod[self.calibration],
-            nodes_to_exclude=_normalization(onnx.load(prepared).graph),
+            nodes_to_exclude=_find_normalization_nodes(onnx.load(prepared).graph),
         )
         made = onnx.load(path)
         used = {node.domain for node in made.graph.node}
@@ -117,14 +117,14 @@ class _Reader:
         return None if batch is None else {"images": batch}
 
 
-def lacks_vnni(flags: frozenset[str]) -> bool:
+def is_without_vnni(flags: frozenset[str]) -> bool:
     """Whether these are the flags of an x86 CPU that has no instruction for sums of
     int8 products in 32 bits.
     """
     return "sse2" in flags and not flags & _VNNI
 
 
-def _normalization(graph: Any) -> list[str]:
+def _find_normalization_nodes(graph: Any) -> list[str]:
     """The nodes that turn bytes into normalized numbers: they stay in float, so that a
     pixel is rounded once.
     """
@@ -143,7 +143,7 @@ def _normalization(graph: Any) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_onnxruntime() -> Iterator[None]:
     """Without what onnxruntime logs and warns about while it quantizes."""
     root = logging.getLogger()
     before = root.level

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pydantic import PositiveFloat
 from torch import nn
 
-from kd_app.config import Pixels, RunError
-from kd_app.config.errors import first_line
-from kd_app.deployment.formats.base import Deployed, Format, blank
-from kd_app.deployment.runtimes.torch_file import wrote
+from kd_app.config import InputSpec, RunError
+from kd_app.config.errors import take_first_line
+from kd_app.deployment.formats.base import UInt8Model, Format, make_blank_images
+from kd_app.deployment.runtimes.torch_file import mark_written
 
 
 class Program(Format):
@@ -32,18 +32,18 @@ class Program(Format):
         self.tolerance = tolerance
 
     def write(
-        self, model: nn.Module, pixels: Pixels, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
     ) -> dict[str, Any]:
         """See `Format`."""
         try:
             with torch.no_grad():
                 program = torch.export.export(
-                    Deployed(model, pixels),
-                    (blank(pixels, 2),),
+                    UInt8Model(model, pixels),
+                    (make_blank_images(pixels, 2),),
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                 )
         except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(f"torch.export does not take the model: {first_line(error)}") from error
+            raise RunError(f"torch.export does not take the model: {take_first_line(error)}") from error
         torch.export.save(program, path)
-        wrote(path)
+        mark_written(path)
         return {}

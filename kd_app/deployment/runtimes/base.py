@@ -8,32 +8,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kd_app.config.pixels import Pixels
+from kd_app.config.pixels import InputSpec
 from kd_app.data.crop import center
-from kd_app.data.images import plain_mode
-from kd_app.deployment.manifest import Entry
+from kd_app.data.images import convert_mode
+from kd_app.deployment.manifest import ManifestEntry
 
 
-def picture(image: Image.Image, pixels: Pixels) -> NDArray[np.uint8]:
+def picture(image: Image.Image, pixels: InputSpec) -> NDArray[np.uint8]:
     """``[C, H, W]``: the part of an image that a model sees which expects `pixels`."""
-    seen = np.asarray(center(plain_mode(image, pixels.channels), pixels))
+    seen = np.asarray(center(convert_mode(image, pixels.channels), pixels))
     return np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1))
 
 
 class Opened(ABC):
-    """An `Artefact` by its manifest's entry; a subclass computes."""
+    """An `Artifact` by its manifest's entry; a subclass computes."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: ManifestEntry) -> None:
         self.entry = entry
         self.classes = entry.classes
         self.pixels = entry.pixels
 
     def picture(self, image: Image.Image) -> NDArray[np.uint8]:
-        """See `Artefact`."""
+        """See `Artifact`."""
         return picture(image, self.pixels)
 
     def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """See `Artefact`. Raises `ValueError` for images of another shape or type."""
+        """See `Artifact`. Raises `ValueError` for images of another shape or type."""
         shape = (self.pixels.channels, self.pixels.height, self.pixels.width)
         if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
             raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd_app.deployment.manifest import Entry
+from kd_app.deployment.manifest import ManifestEntry
 from kd_app.deployment.runtimes.base import Opened
 
 with warnings.catch_warnings(action="ignore"):
@@ -22,7 +22,7 @@ class ExecuTorchFile(Opened):
     in parts.
     """
 
-    def __init__(self, entry: Entry, program: Any, max_batch: int) -> None:
+    def __init__(self, entry: ManifestEntry, program: Any, max_batch: int) -> None:
         super().__init__(entry)
         self._program = program  # the method lives as long as it does
         self._method = program.load_method("forward")
@@ -43,7 +43,7 @@ class ExecuTorchFile(Opened):
         return found
 
 
-def opened(entry: Entry, *, threads: int | None) -> ExecuTorchFile:
+def opened(entry: ManifestEntry, *, threads: int | None) -> ExecuTorchFile:
     """The file of `entry`; `threads` are those of the whole process. Raises
     `ValueError` where ExecuTorch does not take it.
     """

@@ -32,13 +32,13 @@ def read_header(content: bytes) -> Header:
     """
     header, seen = Header(), set()
     try:
-        for number, value in _fields(memoryview(content)):
+        for number, value in _iterate_fields(memoryview(content)):
             seen.add(number)
             if number == _OPSET and isinstance(value, memoryview):
-                said = dict(_fields(value))
-                header.opsets[_text(said.get(_DOMAIN, b""))] = int(said.get(_VERSION, 0))
+                said = dict(_iterate_fields(value))
+                header.opsets[_decode_text(said.get(_DOMAIN, b""))] = int(said.get(_VERSION, 0))
             elif number == _GRAPH and isinstance(value, memoryview):
-                _graph(value, header, 0)
+                _read_graph(value, header, 0)
             elif number == _FUNCTIONS:
                 header.domains.add("functions of its own")
     except (IndexError, UnicodeDecodeError, TypeError) as error:
@@ -50,55 +50,55 @@ def read_header(content: bytes) -> Header:
     return header
 
 
-def _graph(graph: memoryview, header: Header, depth: int) -> None:
+def _read_graph(graph: memoryview, header: Header, depth: int) -> None:
     if depth > _DEPTH:
         raise ValueError("its graphs lie in each other too deeply")
-    for number, value in _fields(graph):
+    for number, value in _iterate_fields(graph):
         if number == _NODE and isinstance(value, memoryview):
-            _node(value, header, depth)
+            _read_node(value, header, depth)
         elif number == _INITIALIZER and isinstance(value, memoryview):
-            _tensor(value, header)
+            _read_tensor(value, header)
 
 
-def _node(node: memoryview, header: Header, depth: int) -> None:
+def _read_node(node: memoryview, header: Header, depth: int) -> None:
     domain = ""
-    for number, value in _fields(node):
+    for number, value in _iterate_fields(node):
         if number == _NODE_DOMAIN:
-            domain = _text(value)
+            domain = _decode_text(value)
         elif number == _ATTRIBUTE and isinstance(value, memoryview):
-            for kind, inner in _fields(value):
+            for kind, inner in _iterate_fields(value):
                 if kind in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) and isinstance(inner, memoryview):
-                    _graph(inner, header, depth + 1)
+                    _read_graph(inner, header, depth + 1)
                 elif kind in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS) and isinstance(
                     inner, memoryview
                 ):
-                    _tensor(inner, header)
+                    _read_tensor(inner, header)
     header.domains.add(domain)
 
 
-def _tensor(tensor: memoryview, header: Header) -> None:
+def _read_tensor(tensor: memoryview, header: Header) -> None:
     header.external |= any(
         number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)
-        for number, value in _fields(tensor)
+        for number, value in _iterate_fields(tensor)
     )
 
 
-def _text(value: object) -> str:
+def _decode_text(value: object) -> str:
     return bytes(value).decode("utf-8")  # type: ignore[call-overload, no-any-return]
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _iterate_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Number and value of each field: an integer, or the bytes of what holds more."""
     at = 0
     while at < len(message):
-        tag, at = _varint(message, at)
+        tag, at = _decode_varint(message, at)
         kind, size = tag & 7, 0
         if kind == 0:
-            value, at = _varint(message, at)
+            value, at = _decode_varint(message, at)
             yield tag >> 3, value
             continue
         if kind == 2:
-            size, at = _varint(message, at)
+            size, at = _decode_varint(message, at)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
@@ -109,7 +109,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += size
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _decode_varint(message: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = message[at]

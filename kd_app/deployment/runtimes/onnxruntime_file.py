@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from kd_app.deployment.manifest import Entry
+from kd_app.deployment.manifest import ManifestEntry
 from kd_app.deployment.runtimes.base import Opened
 from kd_app.deployment.runtimes.onnx_header import read_header
 
@@ -20,7 +20,7 @@ _LOUD = 3
 class OnnxFile(Opened):
     """A session of onnxruntime on the CPU."""
 
-    def __init__(self, entry: Entry, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, entry: ManifestEntry, session: onnxruntime.InferenceSession) -> None:
         super().__init__(entry)
         self._session = session
         self._name = session.get_inputs()[0].name
@@ -31,7 +31,7 @@ class OnnxFile(Opened):
         return found
 
 
-def opened(entry: Entry, *, threads: int | None) -> OnnxFile:
+def opened(entry: ManifestEntry, *, threads: int | None) -> OnnxFile:
     """The file of `entry`. Raises `ValueError`: not whole, another operator set,
     operators or files that are not ONNX's own.
     """
@@ -45,7 +45,7 @@ def opened(entry: Entry, *, threads: int | None) -> OnnxFile:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         raise ValueError(
-            _refused(
+            _build_refusal(
                 entry,
                 f"onnxruntime {onnxruntime.__version__} does not take it:"
                 f" {str(error).splitlines()[0]}",
@@ -54,15 +54,15 @@ def opened(entry: Entry, *, threads: int | None) -> OnnxFile:
     return OnnxFile(entry, session)
 
 
-def _check(entry: Entry, content: bytes) -> None:
+def _check(entry: ManifestEntry, content: bytes) -> None:
     try:
         header = read_header(content)
     except ValueError as error:
-        raise ValueError(_refused(entry, str(error))) from None
+        raise ValueError(_build_refusal(entry, str(error))) from None
     strange = (header.domains | set(header.opsets)) - _DOMAINS
     if strange:
         raise ValueError(
-            _refused(
+            _build_refusal(
                 entry,
                 f"it needs operators of {', '.join(sorted(map(repr, strange)))}, which are not"
                 " ONNX's own",
@@ -70,12 +70,12 @@ def _check(entry: Entry, content: bytes) -> None:
         )
     if header.external:
         raise ValueError(
-            _refused(entry, "its weights lie in other files, which its manifest says nothing of")
+            _build_refusal(entry, "its weights lie in other files, which its manifest says nothing of")
         )
     opset = header.opsets.get("", header.opsets.get("ai.onnx"))
     if opset not in OPSETS:
         raise ValueError(
-            _refused(
+            _build_refusal(
                 entry,
                 f"it has the operator set {opset}; expected one of {OPSETS.start} to"
                 f" {OPSETS.stop - 1}",
@@ -83,12 +83,12 @@ def _check(entry: Entry, content: bytes) -> None:
         )
     if opset != entry.told.get("opset"):
         raise ValueError(
-            _refused(
+            _build_refusal(
                 entry,
                 f"it has the operator set {opset}, and its manifest says {entry.told.get('opset')}",
             )
         )
 
 
-def _refused(entry: Entry, why: str) -> str:
+def _build_refusal(entry: ManifestEntry, why: str) -> str:
     return f"{str(entry.path)!r} is not run: {why}. Export the run again with this kd_app."

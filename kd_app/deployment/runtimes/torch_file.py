@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd_app.deployment.manifest import Entry
+from kd_app.deployment.manifest import ManifestEntry
 from kd_app.deployment.runtimes.base import Opened
 
 _WRITTEN: set[str] = set()
 """The sha256 of each program that this process wrote."""
 
 
-def wrote(path: Path) -> None:
+def mark_written(path: Path) -> None:
     """Called by who has just written the program `path`."""
     _WRITTEN.add(sha256(path.read_bytes()).hexdigest())
 
@@ -30,7 +30,7 @@ def wrote(path: Path) -> None:
 class TorchFile(Opened):
     """A program's module on the CPU."""
 
-    def __init__(self, entry: Entry, module: Any) -> None:
+    def __init__(self, entry: ManifestEntry, module: Any) -> None:
         super().__init__(entry)
         self._module = module
 
@@ -41,7 +41,7 @@ class TorchFile(Opened):
         return found
 
 
-def opened(entry: Entry, *, threads: int | None) -> TorchFile:
+def opened(entry: ManifestEntry, *, threads: int | None) -> TorchFile:
     """The program of `entry`, which computes with as many threads as torch has been
     given. Raises `ValueError`: this process did not write it.
     """

@@ -37,11 +37,11 @@ _EXPANSION = 6
 """By how much MobileNetV2's blocks are wider inside."""
 
 
-def _norm_act(width: int) -> tuple[nn.Module, nn.Module]:
+def _build_norm_act(width: int) -> tuple[nn.Module, nn.Module]:
     return nn.BatchNorm2d(width), nn.ReLU(inplace=True)
 
 
-def _depthwise(width: int, stride: int) -> nn.Conv2d:
+def _build_depthwise(width: int, stride: int) -> nn.Conv2d:
     return conv(width, width, stride, groups=width)
 
 
@@ -65,7 +65,7 @@ class Inverted(nn.Module):
     ) -> None:
         super().__init__()
         wide = expansion * inputs
-        self.body = nn.Sequential(conv(inputs, wide, kernel=1), *_norm_act(wide), _depthwise(wide, stride), *_norm_act(wide),
+        self.body = nn.Sequential(conv(inputs, wide, kernel=1), *_build_norm_act(wide), _build_depthwise(wide, stride), *_build_norm_act(wide),
                                   conv(wide, outputs, kernel=1), nn.BatchNorm2d(outputs))  # fmt: skip
         self.adds = stride == 1 and inputs == outputs
 
@@ -87,9 +87,9 @@ class Grouped(nn.Module):
         own = outputs - inputs if stride == 2 else outputs
         middle, self.groups = own // 4, first
         self.conv1 = nn.Sequential(
-            conv(inputs, middle, kernel=1, groups=self.groups), *_norm_act(middle)
+            conv(inputs, middle, kernel=1, groups=self.groups), *_build_norm_act(middle)
         )
-        self.conv2 = nn.Sequential(_depthwise(middle, stride), *_norm_act(middle))
+        self.conv2 = nn.Sequential(_build_depthwise(middle, stride), *_build_norm_act(middle))
         self.conv3 = nn.Sequential(conv(middle, own, kernel=1, groups=groups), nn.BatchNorm2d(own))
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
         self.act = nn.ReLU(inplace=True)
@@ -111,16 +111,16 @@ class Split(nn.Module):
         enters = inputs if stride == 2 else half
         self.near = (
             nn.Sequential(
-                _depthwise(enters, 2),
+                _build_depthwise(enters, 2),
                 nn.BatchNorm2d(enters),
                 conv(enters, half, kernel=1),
-                *_norm_act(half),
+                *_build_norm_act(half),
             )
             if stride == 2
             else None
         )
-        self.far = nn.Sequential(conv(enters, half, kernel=1), *_norm_act(half), _depthwise(half, stride), nn.BatchNorm2d(half),
-                                 conv(half, half, kernel=1), *_norm_act(half))  # fmt: skip
+        self.far = nn.Sequential(conv(enters, half, kernel=1), *_build_norm_act(half), _build_depthwise(half, stride), nn.BatchNorm2d(half),
+                                 conv(half, half, kernel=1), *_build_norm_act(half))  # fmt: skip
 
     def forward(self, x: Images) -> Maps:
         """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
@@ -151,7 +151,7 @@ class MobileNet(StagedNet):
         super().__init__()
         inputs, kernel, reduction = stem
         self.conv1 = conv(in_chans, inputs, reduction, kernel)
-        self.stem = nn.Sequential(*_norm_act(inputs))
+        self.stem = nn.Sequential(*_build_norm_act(inputs))
         self.feature_info = [{"num_chs": inputs, "reduction": reduction, "module": "stem"}]
         for number, (first, other, width, count, stride) in enumerate(groups, start=1):
             name, reduction = f"layer{number}", reduction * stride
@@ -165,7 +165,7 @@ class MobileNet(StagedNet):
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": name})
             inputs = width
         self.norm = (
-            nn.Sequential(conv(inputs, last, kernel=1), *_norm_act(last)) if last else nn.Identity()
+            nn.Sequential(conv(inputs, last, kernel=1), *_build_norm_act(last)) if last else nn.Identity()
         )
         self.num_features = last or inputs
         self.finish(

@@ -120,12 +120,12 @@ class SmallNet(StagedNet):
         self.num_features = widths[-1]
         self.conv1, self.stem = (
             conv(in_chans, widths[0], stem_stride, stem_kernel),
-            self._norm_act(first=True, width=widths[0]),
+            self._build_norm_act(first=True, width=widths[0]),
         )
-        self.layer1 = self._stage(widths[0], widths[1], strides[0], num_blocks)
-        self.layer2 = self._stage(widths[1], widths[2], strides[1], num_blocks)
-        self.layer3 = self._stage(widths[2], widths[3], strides[2], num_blocks)
-        self.norm = self._norm_act(first=False, width=widths[-1])
+        self.layer1 = self._build_stage(widths[0], widths[1], strides[0], num_blocks)
+        self.layer2 = self._build_stage(widths[1], widths[2], strides[1], num_blocks)
+        self.layer3 = self._build_stage(widths[2], widths[3], strides[2], num_blocks)
+        self.norm = self._build_norm_act(first=False, width=widths[-1])
         names = ("stem", "layer1", "layer2", "layer3")
         reductions = accumulate((stem_stride, *strides), mul)
         self.feature_info = [
@@ -136,13 +136,13 @@ class SmallNet(StagedNet):
             num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate
         )
 
-    def _stage(self, inputs: int, outputs: int, stride: int, num_blocks: int) -> nn.Sequential:
+    def _build_stage(self, inputs: int, outputs: int, stride: int, num_blocks: int) -> nn.Sequential:
         return nn.Sequential(
             self.block(inputs, outputs, stride),
             *(self.block(outputs, outputs, 1) for _ in range(num_blocks - 1)),
         )
 
-    def _norm_act(self, *, first: bool, width: int) -> nn.Module:
+    def _build_norm_act(self, *, first: bool, width: int) -> nn.Module:
         """What stands between the first convolution and the stages (`first`), or
         between the stages and the head.
         """
@@ -170,7 +170,7 @@ class SmallResNet(SmallNet):
 
     block = PostBlock
 
-    def _norm_act(self, *, first: bool, width: int) -> nn.Module:
+    def _build_norm_act(self, *, first: bool, width: int) -> nn.Module:
         return (
             nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True)) if first else nn.Identity()
         )
@@ -183,7 +183,7 @@ class WideResNet(SmallNet):
 
     block = PreBlock
 
-    def _norm_act(self, *, first: bool, width: int) -> nn.Module:
+    def _build_norm_act(self, *, first: bool, width: int) -> nn.Module:
         return (
             nn.Identity() if first else nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         )

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from kd_app.reporting.cascade import chosen_rung, curve_of, curve_row, sent_on, shown_rungs
-from kd_app.reporting.html.charts import Chart, Series, linear, percent, plain, plane
+from kd_app.reporting.cascade import select_point, select_curve, build_curve_row, sent_on, select_points
+from kd_app.reporting.html.charts import Chart, Series, linear, percent, plain, draw_plane
 from kd_app.reporting.html.palette import Look
 from kd_app.reporting.html.tables import Cell, Table, figure
 from kd_app.reporting.results import Cascade, Estimate, Rung
@@ -26,7 +26,7 @@ def tables(cascade: Cascade) -> list[Table]:
         ]
         for each in cascade.stages
     ]
-    rung, took = chosen_rung(cascade), cascade.latency
+    rung, took = select_point(cascade), cascade.latency
     if rung is not None and took is not None:
         measured = (cascade.test.cost_ms, took.mean, took.p50, took.p99)
         alike = [Cell(f"{100 * each.accuracy:.2f} %") for each in (rung, cascade.test)]
@@ -42,8 +42,8 @@ def tables(cascade: Cascade) -> list[Table]:
         ]
         for each in cascade.curves
     ]
-    curve = curve_of(cascade)
-    rows = [[Cell(said) for said in curve_row(cascade, each)] for each in shown_rungs(curve)]
+    curve = select_curve(cascade)
+    rows = [[Cell(said) for said in build_curve_row(cascade, each)] for each in select_points(curve)]
     return [
         Table(
             "Stages, from cheap to dear: accuracy, and milliseconds of an image on one thread",
@@ -60,7 +60,7 @@ def tables(cascade: Cascade) -> list[Table]:
             ["sent on", "top-1", "loss, points", "ms, expected", "margin"],
             rows,
             frozenset({4}),
-            frozenset(row for row, each in enumerate(shown_rungs(curve)) if each == rung),
+            frozenset(row for row, each in enumerate(select_points(curve)) if each == rung),
         ),
     ]
 
@@ -77,11 +77,11 @@ def charts(cascade: Cascade) -> Iterator[Chart]:
     """Accuracy against the share that is sent on, by every measure; and against the
     cost, by the chosen one.
     """
-    yield _by_share(cascade)
-    yield _by_cost(cascade)
+    yield _plot_by_share(cascade)
+    yield _plot_by_cost(cascade)
 
 
-def _by_share(cascade: Cascade) -> Chart:
+def _plot_by_share(cascade: Cascade) -> Chart:
     title = "Accuracy by the share that is sent on"
     series = [
         Series(
@@ -89,7 +89,7 @@ def _by_share(cascade: Cascade) -> Chart:
             look,
             [rung.shares[1] for rung in each.rungs],
             [rung.accuracy for rung in each.rungs],
-            titles=_titles(each.rungs),
+            titles=_build_titles(each.rungs),
         )
         for each, look in zip(cascade.curves, _MEASURES, strict=False)
     ]
@@ -106,7 +106,7 @@ def _by_share(cascade: Cascade) -> Chart:
         " nothing is"
         for each in series
     )
-    svg = plane(
+    svg = draw_plane(
         title,
         f"Top-1 of the cascade by the share of the images that the first stage sends on. {ends}.",
         x,
@@ -122,8 +122,8 @@ def _by_share(cascade: Cascade) -> Chart:
     )
 
 
-def _by_cost(cascade: Cascade) -> Chart:
-    title, curve, took = "Accuracy by what an image costs", curve_of(cascade), cascade.latency
+def _plot_by_cost(cascade: Cascade) -> Chart:
+    title, curve, took = "Accuracy by what an image costs", select_curve(cascade), cascade.latency
     look, rungs = _look(cascade), curve.rungs
     name = f"cascade by {curve.measure}, expected"
     drawn = [
@@ -132,18 +132,18 @@ def _by_cost(cascade: Cascade) -> Chart:
             look,
             [each.cost_ms for each in rungs],
             [each.accuracy for each in rungs],
-            titles=_titles(rungs),
+            titles=_build_titles(rungs),
         )
     ]
     drawn += [
-        _point(f"{each.file} alone", at, each.cost_ms, each.validation)
+        _build_point(f"{each.file} alone", at, each.cost_ms, each.validation)
         for each, at in zip(
             cascade.stages, [_FIRST, *[_BETWEEN] * (len(cascade.stages) - 2), _LAST], strict=True
         )
     ]
     if took is not None:
         drawn.append(
-            _point(
+            _build_point(
                 "chosen: on test, measured", _TEST, took.mean, Estimate(value=cascade.test.accuracy)
             )
         )
@@ -169,7 +169,7 @@ def _by_cost(cascade: Cascade) -> Chart:
         f"{each.file}: {100 * (each.validation.value or 0):.2f} % at {each.cost_ms:.3g} ms"
         for each in cascade.stages
     )
-    svg = plane(title, f"Top-1 by the mean time of an image. {ends}.", x, y, drawn, lines=True)
+    svg = draw_plane(title, f"Top-1 by the mean time of an image. {ends}.", x, y, drawn, lines=True)
     note = (
         "Up and left is better. On validation, but for what was chosen. Where all is sent on, a"
         " cascade costs more than its last stage alone."
@@ -182,7 +182,7 @@ def _look(cascade: Cascade) -> Look:
     return _MEASURES[[each.measure for each in cascade.curves].index(cascade.measure)]
 
 
-def _point(name: str, look: Look, cost: float, top1: Estimate) -> Series:
+def _build_point(name: str, look: Look, cost: float, top1: Estimate) -> Series:
     value = top1.value or 0.0
     return Series(
         name,
@@ -195,7 +195,7 @@ def _point(name: str, look: Look, cost: float, top1: Estimate) -> Series:
     )
 
 
-def _titles(rungs: list[Rung]) -> list[str]:
+def _build_titles(rungs: list[Rung]) -> list[str]:
     return [
         f"{sent_on(each)} sent on: {100 * each.accuracy:.2f} %, {each.cost_ms:.3g} ms"
         for each in rungs

@@ -95,7 +95,7 @@ def linear(
     return Axis(label, low, high, ticks, write)
 
 
-def logarithmic(label: str, values: Sequence[float], write: Callable[[float], str]) -> Axis:
+def build_log_axis(label: str, values: Sequence[float], write: Callable[[float], str]) -> Axis:
     """An axis of ratios, for values above 0; ticks at 1, 2 and 5 times powers of ten,
     or at the powers alone where that is enough.
     """
@@ -113,7 +113,7 @@ def logarithmic(label: str, values: Sequence[float], write: Callable[[float], st
     return Axis(label, low, high, ticks, write, log=True)
 
 
-def plane(
+def draw_plane(
     title: str,
     told: str,
     x: Axis,
@@ -126,8 +126,8 @@ def plane(
     """Points of some series between two axes, joined by lines or not; `below` is drawn
     under them, in the same places.
     """
-    drawn = Markup("").join(part for each in series for part in _drawn(each, x, y, lines=lines))
-    return frame(title, told, WIDTH, HEIGHT, Markup("").join([_grid(x, y), Markup(below), drawn]))
+    drawn = Markup("").join(part for each in series for part in _draw_series(each, x, y, lines=lines))
+    return frame(title, told, WIDTH, HEIGHT, Markup("").join([_draw_grid(x, y), Markup(below), drawn]))
 
 
 def place(x: Axis, y: Axis, right: float, up: float) -> tuple[float, float]:
@@ -164,7 +164,7 @@ def line(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:
     )
 
 
-def _grid(x: Axis, y: Axis) -> Markup:
+def _draw_grid(x: Axis, y: Axis) -> Markup:
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     parts = [line(_LEFT, bottom, right, bottom, "axis")]
     for tick in y.ticks:
@@ -184,7 +184,7 @@ def _grid(x: Axis, y: Axis) -> Markup:
     return Markup("").join(parts)
 
 
-def _drawn(series: Series, x: Axis, y: Axis, *, lines: bool) -> Iterator[Markup]:
+def _draw_series(series: Series, x: Axis, y: Axis, *, lines: bool) -> Iterator[Markup]:
     places = [
         (along + series.aside, up)
         for along, up in (place(x, y, *point) for point in zip(series.x, series.y, strict=True))
@@ -210,7 +210,7 @@ def _drawn(series: Series, x: Axis, y: Axis, *, lines: bool) -> Iterator[Markup]
             yield series.look.mark(along, up, series.titles[number] if series.titles else "")
 
 
-def dumbbells(
+def draw_dumbbells(
     title: str, told: str, rows: Sequence[tuple[str, Sequence[tuple[Look, float]]]], label: str
 ) -> Markup:
     """A row for each name, with marks at shares (0..1) and a line from the least to the
@@ -229,7 +229,7 @@ def dumbbells(
     parts.append(text((left + width - _RIGHT) / 2, bottom + 32, label, look="label"))
     for number, (name, marks) in enumerate(rows):
         middle = 8 + step * (number + 0.5)
-        parts.append(text(left - 10, middle + 4, shortened(name), anchor="end"))
+        parts.append(text(left - 10, middle + 4, shorten_name(name), anchor="end"))
         reach = [along(value) for _, value in marks]
         parts.append(line(min(reach), middle, max(reach), middle, "between"))
         parts += [
@@ -267,17 +267,17 @@ def heat(
     for number, name in enumerate(names):
         if number % every == 0:
             middle = (number + 0.5) * cell
-            parts.append(text(left - 5, top + middle + 4, shortened(name, 11), anchor="end"))
+            parts.append(text(left - 5, top + middle + 4, shorten_name(name, 11), anchor="end"))
             parts.append(
                 Markup('<text transform="translate({:.1f} {:.1f}) rotate(-60)">{}</text>').format(
-                    left + middle + 3, top - 5, shortened(name, 11)
+                    left + middle + 3, top - 5, shorten_name(name, 11)
                 )
             )
     for i, row in enumerate(shares):
         for j, share in enumerate(row):
             if i == j or share > 0:
                 strength = None if i == j else share / most
-                parts += _cell(
+                parts += _draw_cell(
                     (left + j * cell, top + i * cell, cell),
                     share,
                     strength,
@@ -291,7 +291,7 @@ def heat(
     return frame(title, told, WIDTH, top + size + 6, Markup("").join(parts))
 
 
-def _cell(
+def _draw_cell(
     at: tuple[float, float, float], share: float, strength: float | None, name: str
 ) -> list[Markup]:
     """A cell at (x, y, size); its strength is None on the diagonal."""
@@ -328,7 +328,7 @@ def bars(
     for number, name in enumerate(names):
         top = 2 + number * step
         parts.append(
-            text(left - 5, top + thick * len(looks) / 2 + 4, shortened(name, 13), anchor="end")
+            text(left - 5, top + thick * len(looks) / 2 + 4, shorten_name(name, 13), anchor="end")
         )
         for row, (look, shares) in enumerate(looks):
             y, length = top + row * thick, max(shares[number] * (width - left - 34), 0.5)
@@ -349,7 +349,7 @@ def bars(
     return frame(title, told, width, len(names) * step, Markup("").join(parts))
 
 
-def shortened(name: str, most: int = 17) -> str:
+def shorten_name(name: str, most: int = 17) -> str:
     """A name on one line, with its end cut off where it is too long."""
     flat = " ".join(name.split())
     return flat if len(flat) <= most else flat[: most - 1] + "…"

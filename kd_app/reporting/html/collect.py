@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config import RequestError
-from kd_app.config.keys import AROUND
-from kd_app.config.redact import cleaned
+from kd_app.config.keys import NON_IDENTITY_KEYS
+from kd_app.config.redact import redact
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION
 from kd_app.reporting.html.family import families
-from kd_app.reporting.html.from_predictions import figure_of
+from kd_app.reporting.html.from_predictions import read_estimate
 from kd_app.reporting.html.methods import compared
 from kd_app.reporting.html.run_section import (
     answer,
     find_split,
     measured,
-    points_of,
+    iterate_accuracies,
     question,
     run_part,
 )
@@ -28,7 +28,7 @@ from kd_app.reporting.sentences import points
 
 IN_FULL = 4
 """Runs up to which each is shown in full; of more, the best on each data set."""
-_SAME = (*AROUND, "test", "seed", "own")
+_SAME = (*NON_IDENTITY_KEYS, "test", "seed", "own")
 """Settings by which two runs may differ and be the same otherwise; the seed has a
 column of its own.
 """
@@ -51,17 +51,17 @@ def report(paths: Sequence[Path], budgets: Sequence[float] = ()) -> Report:
 
     Raises `RequestError` where there is no run that can be read.
     """
-    runs = _named(paths)
+    runs = _name_runs(paths)
     read = [(each.name, each.run) for each in runs if each.run is not None]
     if not read:
         raise RequestError(runs[0].reason if runs else "There is no run to report on.")
     methods = (
         []
         if len(runs) == 1
-        else [compared(_data(some[0][1].results), some) for some in _by_data(read)]
+        else [compared(_name_data(some[0][1].results), some) for some in _group_by_data(read)]
     )
-    best = _best(methods)
-    chosen = {name for part in methods for name in _of_winner(part)}
+    best = _select_best(methods)
+    chosen = {name for part in methods for name in _list_winner_runs(part)}
     full = (
         read
         if len(read) <= IN_FULL
@@ -71,17 +71,17 @@ def report(paths: Sequence[Path], budgets: Sequence[float] = ()) -> Report:
     single = len(runs) == 1
     return Report(
         question=parts[0].question if single else question(read[0][1].results),
-        answer=parts[0].answer if single else _answer(dict(read), methods),
-        basis=parts[0].basis if single else _basis(methods),
-        rows=_rows(runs, best),
+        answer=parts[0].answer if single else _write_answer(dict(read), methods),
+        basis=parts[0].basis if single else _write_basis(methods),
+        rows=_build_rows(runs, best),
         comparisons=methods,
-        points=[point for name, run in read for point in _points(name, run.results)],
-        families=families(read, lambda run: _data(run.results), budgets),
+        points=[point for name, run in read for point in _build_points(name, run.results)],
+        families=families(read, lambda run: _name_data(run.results), budgets),
         runs=parts,
     )
 
 
-def _named(paths: Sequence[Path]) -> list[_Named]:
+def _name_runs(paths: Sequence[Path]) -> list[_Named]:
     """The runs by the part of their path that tells them apart."""
     whole = [path.resolve() for path in paths]
     common = Path(commonpath(whole)) if len(whole) > 1 else whole[0].parent if whole else Path()
@@ -95,7 +95,7 @@ def _named(paths: Sequence[Path]) -> list[_Named]:
     return found
 
 
-def _by_data(read: Iterable[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
+def _group_by_data(read: Iterable[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
     """The runs on each data set."""
     found: dict[str, list[tuple[str, Run]]] = {}
     for name, run in read:
@@ -105,7 +105,7 @@ def _by_data(read: Iterable[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
     return list(found.values())
 
 
-def _of_winner(part: ComparisonPart) -> list[str]:
+def _list_winner_runs(part: ComparisonPart) -> list[str]:
     """The runs of the method that was chosen on validation, or of the only one."""
     chosen = part.winner or (part.methods[0].label if len(part.methods) == 1 else None)
     return [
@@ -113,7 +113,7 @@ def _of_winner(part: ComparisonPart) -> list[str]:
     ]
 
 
-def _best(methods: Iterable[ComparisonPart]) -> set[str]:
+def _select_best(methods: Iterable[ComparisonPart]) -> set[str]:
     """The run that was chosen on validation, of methods with one seed each: of several
     seeds of a method none is better than it.
     """
@@ -121,12 +121,12 @@ def _best(methods: Iterable[ComparisonPart]) -> set[str]:
         name
         for part in methods
         if part.winner
-        for name in _of_winner(part)
+        for name in _list_winner_runs(part)
         if all(len(method.runs) == 1 for method in part.methods)
     }
 
 
-def _answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) -> str:
+def _write_answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) -> str:
     outcomes = [
         run.results.verdict.outcome for run in runs.values() if run.results.verdict is not None
     ]
@@ -143,7 +143,7 @@ def _answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) -> str:
         )
     ]
     for part in methods:
-        names = _of_winner(part)
+        names = _list_winner_runs(part)
         if not names:
             continue
         on = f" of those on {part.data}" if len(methods) > 1 else ""
@@ -154,12 +154,12 @@ def _answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) -> str:
         )
         said.append(
             f"{chosen}"
-            f" {answer(runs[names[0]].results) if len(names) == 1 else _over_seeds(part, names)}"
+            f" {answer(runs[names[0]].results) if len(names) == 1 else _describe_seeds(part, names)}"
         )
     return " ".join(said)
 
 
-def _over_seeds(part: ComparisonPart, names: Sequence[str]) -> str:
+def _describe_seeds(part: ComparisonPart, names: Sequence[str]) -> str:
     """What several seeds of one method show of it beside the teacher."""
     method = next(each for each in part.methods if names[0] in each.runs.values())
     outcomes = list(method.verdicts.values())
@@ -182,12 +182,12 @@ def _over_seeds(part: ComparisonPart, names: Sequence[str]) -> str:
     )
 
 
-def _data(results: Results) -> str:
+def _name_data(results: Results) -> str:
     data = results.config.get("data")
     return str(data["name"]) if isinstance(data, dict) and data.get("name") else "the same data"
 
 
-def _basis(methods: Sequence[ComparisonPart]) -> list[str]:
+def _write_basis(methods: Sequence[ComparisonPart]) -> list[str]:
     found = [
         "A verdict compares two models, over the images of one split; only several seeds compare"
         " two ways of training."
@@ -204,11 +204,11 @@ def _basis(methods: Sequence[ComparisonPart]) -> list[str]:
     return found
 
 
-def _rows(runs: Sequence[_Named], best: Collection[str]) -> list[RunRow]:
+def _build_rows(runs: Sequence[_Named], best: Collection[str]) -> list[RunRow]:
     """One row a run: the best on validation first, those without a figure last."""
-    differs = _differences([each.run.results.config if each.run else {} for each in runs])
+    differs = _find_differences([each.run.results.config if each.run else {} for each in runs])
     rows = [
-        _row(each, changed, each.name in best) for each, changed in zip(runs, differs, strict=True)
+        _build_row(each, changed, each.name in best) for each, changed in zip(runs, differs, strict=True)
     ]
     return sorted(
         rows,
@@ -218,7 +218,7 @@ def _rows(runs: Sequence[_Named], best: Collection[str]) -> list[RunRow]:
     )
 
 
-def _row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
+def _build_row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
     if each.run is None:
         return RunRow(
             name=each.name, differs={}, seed=None, status="unreadable", reason=each.reason
@@ -233,21 +233,21 @@ def _row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
         reason=results.reason,
         best=best,
         outcome=results.verdict.outcome if results.verdict else None,
-        validation=_there(figure_of(find_split(results, "validation"), pair.candidate, "top1")),
-        test=_there(figure_of(find_split(results, "test"), pair.candidate, "top1")),
-        teacher=_there(figure_of(split, pair.reference, "top1")),
-        gain=_there(figure_of(split, "pair", "gain")),
+        validation=_drop_missing(read_estimate(find_split(results, "validation"), pair.candidate, "top1")),
+        test=_drop_missing(read_estimate(find_split(results, "test"), pair.candidate, "top1")),
+        teacher=_drop_missing(read_estimate(split, pair.reference, "top1")),
+        gain=_drop_missing(read_estimate(split, "pair", "gain")),
     )
 
 
-def _there(figure: Estimate) -> Estimate | None:
+def _drop_missing(figure: Estimate) -> Estimate | None:
     return None if figure.value is None else figure
 
 
-def _differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _find_differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """For each configuration the settings that not all of them share."""
     flattened = [
-        {key: value for key, value in flat(cleaned(config)) if key.split(".")[0] not in _SAME}
+        {key: value for key, value in flat(redact(config)) if key.split(".")[0] not in _SAME}
         for config in configs
     ]
     keys = dict.fromkeys(key for each in flattened for key in each)
@@ -256,7 +256,7 @@ def _differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [{key: str(each[key]) for key in varied if key in each} for each in flattened]
 
 
-def _points(name: str, results: Results) -> list[Point]:
+def _build_points(name: str, results: Results) -> list[Point]:
     return [
         Point(
             run=name,
@@ -267,5 +267,5 @@ def _points(name: str, results: Results) -> list[Point]:
             size_bytes=model.size_bytes,
             macs=model.macs,
         )
-        for model, top1 in points_of(results)
+        for model, top1 in iterate_accuracies(results)
     ]

@@ -28,10 +28,10 @@ def examples(table: "DataFrame", names: Sequence[str]) -> list[Example]:
         for name in table.columns
         if str(name).endswith("_probabilities")
     ]
-    return [_example(row, roles, names) for row in table.to_dict("records")]
+    return [_build_example(row, roles, names) for row in table.to_dict("records")]
 
 
-def _example(row: Mapping[Any, Any], roles: Sequence[str], names: Sequence[str]) -> Example:
+def _build_example(row: Mapping[Any, Any], roles: Sequence[str], names: Sequence[str]) -> Example:
     classes = [int(number) for number in row["classes"]]
     shares = {role: [float(value) for value in row[f"{role}_probabilities"]] for role in roles}
     said = {role: int(row[f"{role}_top1"]) for role in roles}
@@ -40,7 +40,7 @@ def _example(row: Mapping[Any, Any], roles: Sequence[str], names: Sequence[str])
         file=str(row["file"]),
         label=names[int(row["target"])],
         why=str(row["why"]),
-        image=_thumbnail(row["png"]),
+        image=_encode_thumbnail(row["png"]),
         answers=[
             Answer(
                 role=role,
@@ -55,7 +55,7 @@ def _example(row: Mapping[Any, Any], roles: Sequence[str], names: Sequence[str])
     )
 
 
-def _thumbnail(content: object) -> str | None:
+def _encode_thumbnail(content: object) -> str | None:
     """A PNG as base64; None for anything else."""
     if not isinstance(content, bytes) or not content.startswith(_PNG) or len(content) > _LARGEST:
         return None
@@ -79,13 +79,13 @@ def flips(found: Answers, table: "DataFrame", names: Sequence[str]) -> list[Exam
         places = which.nonzero()[0]
         sure = found.probability[by][places]
         listed += [
-            _listed(found, table, names, int(place), why)
+            _list_example(found, table, names, int(place), why)
             for place in places[(-sure).argsort(kind="stable")][:_LISTED]
         ]
     return listed
 
 
-def _listed(
+def _list_example(
     found: Answers, table: "DataFrame", names: Sequence[str], place: int, why: str
 ) -> Example:
     return Example(

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from kd_app.config import RequestError
 from kd_app.reporting.exports import Answering, Exports, Figures, read_exports
 from kd_app.reporting.html.schema import Choice, FamilyPart, FilePart
-from kd_app.reporting.pareto import unbeaten
+from kd_app.reporting.pareto import select_pareto_front
 from kd_app.reporting.results import Estimate
 from kd_app.reporting.runs import Run
-from kd_app.reporting.sentences import percent, said_margin
+from kd_app.reporting.sentences import percent, format_margin
 
 _Named = Sequence[tuple[str, Run]]
 
@@ -28,18 +28,18 @@ def families(
             exports = read_exports(run.path)
         except RequestError:
             continue  # the run itself says so, among what its page leaves out
-        for device, currency, part in _parts(name, exports) if exports else ():
+        for device, currency, part in _iterate_parts(name, exports) if exports else ():
             key = (run.results.data.fingerprint if run.results.data else "", device, currency)
             found.setdefault(key, []).append(part)
             called[key] = data(run)
-    return [_family(called[key], key[1], key[2], parts, budgets) for key, parts in found.items()]
+    return [_build_family(called[key], key[1], key[2], parts, budgets) for key, parts in found.items()]
 
 
-def _parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
+def _iterate_parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
     for role, model in exports.torch.items():
         yield (
-            *_about(model),
-            _part(
+            *_describe_place(model),
+            _build_part(
                 model,
                 run=run,
                 file="",
@@ -49,20 +49,20 @@ def _parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
             ),
         )
     for name, file in exports.files.items():
-        part = _part(
+        part = _build_part(
             file, run=run, file=name, role=file.role, label=f"{run}/{name}", format=file.format
         )
         yield (
-            *_about(file),
+            *_describe_place(file),
             part.model_copy(update={"size_bytes": file.size_bytes, "ship": name == exports.ship}),
         )
 
 
-def _about(of: Answering) -> tuple[str, str]:
+def _describe_place(of: Answering) -> tuple[str, str]:
     return of.device or "an unknown device", of.currency or ""
 
 
-def _part(of: Answering, **known: str) -> FilePart:
+def _build_part(of: Answering, **known: str) -> FilePart:
     told, latency, chosen_by = (
         of.test or of.validation,
         of.latency_ms,
@@ -98,39 +98,39 @@ def _estimate(of: Figures | None) -> Estimate | None:
     )
 
 
-def _family(
+def _build_family(
     data: str, device: str, currency: str, parts: list[FilePart], budgets: Sequence[float]
 ) -> FamilyPart:
     files = [part for part in parts if part.file]
-    tiers = unbeaten(
+    tiers = select_pareto_front(
         [part for part in files if part.cost_per_million is not None and part.validation],
-        cost=_cost,
-        value=_validated,
+        cost=_read_cost,
+        value=_read_validation,
     )
     numbers = {id(part): number for number, part in enumerate(tiers, 1)}
     shown = [
-        part.model_copy(update={"tier": numbers.get(id(part))}) for part in sorted(parts, key=_cost)
+        part.model_copy(update={"tier": numbers.get(id(part))}) for part in sorted(parts, key=_read_cost)
     ]
-    choices = [_keeping(files, currency), *(_within(files, budget, currency) for budget in budgets)]
+    choices = [_choose_within_margin(files, currency), *(_choose_within_budget(files, budget, currency) for budget in budgets)]
     return FamilyPart(
         data=data,
         device=device,
         currency=currency,
         files=shown,
         choices=choices,
-        basis=list(_basis(parts, device)),
+        basis=list(_write_basis(parts, device)),
     )
 
 
-def _cost(part: FilePart) -> float:
+def _read_cost(part: FilePart) -> float:
     return float("inf") if part.cost_per_million is None else part.cost_per_million
 
 
-def _validated(part: FilePart) -> float:
+def _read_validation(part: FilePart) -> float:
     return (part.validation.value if part.validation else None) or 0.0
 
 
-def _keeping(files: Sequence[FilePart], currency: str) -> Choice:
+def _choose_within_margin(files: Sequence[FilePart], currency: str) -> Choice:
     asked = "Cheapest that keeps the margin"
     kept = [part for part in files if part.outcome_validation == "kept"]
     if not kept:
@@ -140,24 +140,24 @@ def _keeping(files: Sequence[FilePart], currency: str) -> Choice:
             else "no file has a verdict on validation"
         )
         return Choice(asked=asked, run=None, file=None, says=f"{asked}: {judged}.")
-    best = min(kept, key=_cost)
-    margin = f" of {said_margin(best.margin)}" if best.margin is not None else ""
+    best = min(kept, key=_read_cost)
+    margin = f" of {format_margin(best.margin)}" if best.margin is not None else ""
     return Choice(
-        asked=asked, run=best.run, file=best.file, says=f"{asked}{margin}: {_told(best, currency)}"
+        asked=asked, run=best.run, file=best.file, says=f"{asked}{margin}: {_describe_file(best, currency)}"
     )
 
 
-def _within(files: Sequence[FilePart], budget: float, currency: str) -> Choice:
+def _choose_within_budget(files: Sequence[FilePart], budget: float, currency: str) -> Choice:
     asked = f"Best under {budget:g} ms"
     timed = [(part.latency_p95, part) for part in files if part.latency_p95 is not None]
     within = [part for latency, part in timed if latency <= budget]
     if within:
-        best = max(within, key=lambda part: (_validated(part), -_cost(part)))
+        best = max(within, key=lambda part: (_read_validation(part), -_read_cost(part)))
         return Choice(
             asked=asked,
             run=best.run,
             file=best.file,
-            says=f"{asked} (95 of 100 images, one at a time): {_told(best, currency)}",
+            says=f"{asked} (95 of 100 images, one at a time): {_describe_file(best, currency)}",
         )
     if not timed:
         return Choice(asked=asked, run=None, file=None, says=f"{asked}: no latency was measured.")
@@ -166,15 +166,15 @@ def _within(files: Sequence[FilePart], budget: float, currency: str) -> Choice:
         asked=asked,
         run=None,
         file=None,
-        says=f"{asked}: none; the quickest is {quickest.label} with {milliseconds(latency)} (p95).",
+        says=f"{asked}: none; the quickest is {quickest.label} with {format_milliseconds(latency)} (p95).",
     )
 
 
-def _told(part: FilePart, currency: str) -> str:
+def _describe_file(part: FilePart, currency: str) -> str:
     figure, split = part.figure, "test" if part.test else "validation"
     accuracy = f"{percent(figure.value)} on {split}" if figure else "of unknown accuracy"
     verdict = f", verdict there: {part.outcome}" if part.outcome else ""
-    latency = "" if part.latency_p95 is None else f", {milliseconds(part.latency_p95)} (p95)"
+    latency = "" if part.latency_p95 is None else f", {format_milliseconds(part.latency_p95)} (p95)"
     cost = (
         ""
         if part.cost_per_million is None
@@ -188,12 +188,12 @@ def price(value: float, currency: str) -> str:
     return f"{value:.3g} {currency}".rstrip()
 
 
-def milliseconds(value: float) -> str:
+def format_milliseconds(value: float) -> str:
     """'0.312 ms', '12.5 ms'."""
     return f"{value:.3g} ms"
 
 
-def _basis(parts: Sequence[FilePart], device: str) -> Iterator[str]:
+def _write_basis(parts: Sequence[FilePart], device: str) -> Iterator[str]:
     yield (
         "Every figure of a file was measured on that file, in its own runtime, with one thread, on"
         f" {device}."

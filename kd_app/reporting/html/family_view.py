@@ -10,13 +10,13 @@ from kd_app.reporting.html.charts import (
     Series,
     line,
     linear,
-    logarithmic,
+    build_log_axis,
     percent,
     place,
     plain,
-    plane,
+    draw_plane,
 )
-from kd_app.reporting.html.family import milliseconds, price
+from kd_app.reporting.html.family import format_milliseconds, price
 from kd_app.reporting.html.palette import Look
 from kd_app.reporting.html.schema import FamilyPart, FilePart
 from kd_app.reporting.html.tables import OUTCOMES, Cell, Table, figure
@@ -38,10 +38,10 @@ def tiers(family: FamilyPart) -> Table:
             Cell("" if part.tier is None else f"tier {part.tier}"),
             Cell(part.label),
             figure(part.figure),
-            Cell(_price(part.cost_per_million, family)),
-            Cell(_cheaper(part, teachers)),
-            Cell(_milliseconds(part.latency_p50)),
-            Cell(_bytes(part.size_bytes)),
+            Cell(_format_price(part.cost_per_million, family)),
+            Cell(_compare_cost(part, teachers)),
+            Cell(_format_milliseconds(part.latency_p50)),
+            Cell(_format_bytes(part.size_bytes)),
             Cell(part.license),
         ]
         for part in [*sorted(chosen, key=lambda part: part.tier or 0), *teachers]
@@ -64,7 +64,7 @@ def tiers(family: FamilyPart) -> Table:
     )
 
 
-def _cheaper(part: FilePart, teachers: Sequence[FilePart]) -> str:
+def _compare_cost(part: FilePart, teachers: Sequence[FilePart]) -> str:
     teacher = next((each for each in teachers if each.run == part.run), None)
     if (
         teacher is None
@@ -85,15 +85,15 @@ def files(family: FamilyPart) -> Table:
             figure(part.test),
             Cell(OUTCOMES.get(part.outcome or "", "")),
             Cell("" if part.negative_flips is None else f"{100 * part.negative_flips:.2f} %"),
-            Cell(_bytes(part.size_bytes)),
-            Cell(_milliseconds(part.latency_p50), _tail(part)),
+            Cell(_format_bytes(part.size_bytes)),
+            Cell(_format_milliseconds(part.latency_p50), _format_tail(part)),
             Cell(
                 "" if part.images_per_second is None else f"{part.images_per_second:,.0f}",
                 "" if not part.batch_size else f"batch {part.batch_size}",
             ),
-            Cell(_price(part.cost_per_million, family)),
-            Cell("" if part.start_seconds is None else milliseconds(1000 * part.start_seconds)),
-            Cell(_bytes(part.peak_memory_bytes)),
+            Cell(_format_price(part.cost_per_million, family)),
+            Cell("" if part.start_seconds is None else format_milliseconds(1000 * part.start_seconds)),
+            Cell(_format_bytes(part.peak_memory_bytes)),
             Cell(part.license),
         ]
         for part in family.files
@@ -120,24 +120,24 @@ def files(family: FamilyPart) -> Table:
     )
 
 
-def _tail(part: FilePart) -> str:
+def _format_tail(part: FilePart) -> str:
     found = [
-        f"{name} {milliseconds(value)}"
+        f"{name} {format_milliseconds(value)}"
         for name, value in (("p95", part.latency_p95), ("p99", part.latency_p99))
         if value is not None
     ]
     return ", ".join(found)
 
 
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else milliseconds(value)
+def _format_milliseconds(value: float | None) -> str:
+    return "" if value is None else format_milliseconds(value)
 
 
-def _price(value: float | None, family: FamilyPart) -> str:
+def _format_price(value: float | None, family: FamilyPart) -> str:
     return "" if value is None else price(value, family.currency)
 
 
-def _bytes(size: int | None) -> str:
+def _format_bytes(size: int | None) -> str:
     return "" if size is None else f"{count(size)}B"
 
 
@@ -159,10 +159,10 @@ def front(family: FamilyPart) -> Iterator[Chart]:
     for name, each in zip(called, drawn, strict=True):
         groups.setdefault(name if name in apart else "others", []).append(each)
     series = [
-        _series(name, Look(number), each) for number, (name, each) in enumerate(groups.items())
+        _build_series(name, Look(number), each) for number, (name, each) in enumerate(groups.items())
     ]
     label = f"{family.currency} for a million images".strip()
-    x = logarithmic(label, [cost for _, _, cost in drawn], plain)
+    x = build_log_axis(label, [cost for _, _, cost in drawn], plain)
     y = linear(
         "top-1",
         [end for each in series for end in (*each.y, *each.lows, *each.highs) if end is not None],
@@ -180,7 +180,7 @@ def front(family: FamilyPart) -> Iterator[Chart]:
     told = f"Top-1 accuracy against {label}, on a logarithmic axis. " + "; ".join(
         f"{each.name}: {len(each.x)}" for each in series
     )
-    svg = plane(title, f"{told}.", x, y, series, lines=False, below=below)
+    svg = draw_plane(title, f"{told}.", x, y, series, lines=False, below=below)
     yield Chart(
         title,
         svg,
@@ -195,7 +195,7 @@ def _group(part: FilePart, by_run: bool) -> str:
     return part.run if by_run else part.format
 
 
-def _series(name: str, look: Look, found: Sequence[tuple[FilePart, float, float]]) -> Series:
+def _build_series(name: str, look: Look, found: Sequence[tuple[FilePart, float, float]]) -> Series:
     ends = (
         [(part.figure.low, part.figure.high) for part, _, _ in found if part.figure]
         if len(found) <= _LOOKS

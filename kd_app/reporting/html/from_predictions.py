@@ -70,7 +70,7 @@ def build_classes(per_class: PerClass, names: Sequence[str]) -> list[ClassPart]:
         for number, name in enumerate(names)
         if per_class.support[number]
     ]
-    return sorted(rows, key=_loss)
+    return sorted(rows, key=_rank_loss)
 
 
 def _change(accuracy: Mapping[str, Sequence[float | None]], number: int) -> float | None:
@@ -80,7 +80,7 @@ def _change(accuracy: Mapping[str, Sequence[float | None]], number: int) -> floa
     return None if candidate is None or reference is None else candidate - reference
 
 
-def _loss(row: ClassPart) -> tuple[float, str]:
+def _rank_loss(row: ClassPart) -> tuple[float, str]:
     change = (
         row.change
         if row.change is not None
@@ -132,11 +132,11 @@ def reliability(found: Answers, split: Measurement | None) -> list[Reliability]:
             for n, p, hit in zip(count, *sums, strict=True)
             if n
         ]
-        parts.append(Reliability(role=role, ece=figure_of(split, role, "ece"), bins=bins))
+        parts.append(Reliability(role=role, ece=read_estimate(split, role, "ece"), bins=bins))
     return parts
 
 
-def figure_of(split: Measurement | None, role: str, name: str) -> Estimate:
+def read_estimate(split: Measurement | None, role: str, name: str) -> Estimate:
     """A model's figure with its interval, as results.json has it."""
     figures = getattr(split, role, None)
     return Estimate(

@@ -24,25 +24,25 @@ def compared(data: str, runs: Sequence[tuple[str, Run]]) -> ComparisonPart:
         correction=found.correction,
         baseline=found.baseline,
         winner=found.winner,
-        methods=[_method(each, names) for each in found.methods],
+        methods=[_build_method(each, names) for each in found.methods],
         says=says,
     )
 
 
-def _method(method: Method, names: Mapping[str, str]) -> MethodPart:
+def _build_method(method: Method, names: Mapping[str, str]) -> MethodPart:
     return MethodPart(
         label=method.label,
         runs={seed: names[path] for seed, path in method.runs.items()},
         verdicts=method.verdicts,
-        validation=_over_seeds(method.validation),
-        test=_over_seeds(method.test),
-        gain=_over_seeds(method.gain),
-        to_teacher=_over_seeds(method.to_teacher),
-        to_baseline=_over_seeds(method.to_baseline),
+        validation=_summarize_seeds(method.validation),
+        test=_summarize_seeds(method.test),
+        gain=_summarize_seeds(method.gain),
+        to_teacher=_summarize_seeds(method.to_teacher),
+        to_baseline=_summarize_seeds(method.to_baseline),
     )
 
 
-def _over_seeds(found: Found | None) -> OverSeeds | None:
+def _summarize_seeds(found: Found | None) -> OverSeeds | None:
     if found is None:
         return None
     p, corrected = (found.p, found.corrected) if isinstance(found, SeedDifference) else (None, None)

@@ -9,21 +9,21 @@ from kd_app.reporting.html.charts import (
     Chart,
     Series,
     bars,
-    dumbbells,
+    draw_dumbbells,
     heat,
     line,
     linear,
-    logarithmic,
+    build_log_axis,
     percent,
     place,
     plain,
-    plane,
+    draw_plane,
 )
 from kd_app.reporting.html.from_predictions import SEEN
 from kd_app.reporting.html.palette import Look, look
 from kd_app.reporting.html.run_section import LABELS, labels
 from kd_app.reporting.html.schema import ComparisonPart, Curve, Example, Point, RunPart
-from kd_app.reporting.pareto import unbeaten
+from kd_app.reporting.pareto import select_pareto_front
 from kd_app.reporting.sentences import count
 
 _ROWS = 20
@@ -41,7 +41,7 @@ def looks(roles: Sequence[str]) -> dict[str, Look]:
     return {role: look(role, others) for role in roles}
 
 
-def _legend(
+def _build_legend(
     found: dict[str, Look], names: dict[str, str] | None = None
 ) -> list[tuple[Markup, str]]:
     called = labels(list(found))
@@ -58,12 +58,12 @@ def curves(run: RunPart) -> Iterator[Chart]:
             marks = looks([curve.role for curve in found])
             yield Chart(
                 title,
-                _lines(
+                _plot_lines(
                     title,
                     label,
                     [(labels([each.role])[each.role], marks[each.role], each) for each in found],
                 ),
-                _legend(marks),
+                _build_legend(marks),
             )
     found = [
         curve
@@ -86,19 +86,19 @@ def curves(run: RunPart) -> Iterator[Chart]:
         title = f"The student's training loss{more}"
         yield Chart(
             title,
-            _lines(title, "mean of the epoch", named),
+            _plot_lines(title, "mean of the epoch", named),
             [(each.key(), name) for name, each, _ in named],
         )
 
 
-def _lines(title: str, label: str, found: Sequence[tuple[str, Look, Curve]]) -> Markup:
+def _plot_lines(title: str, label: str, found: Sequence[tuple[str, Look, Curve]]) -> Markup:
     series = [
         Series(
             name,
             mark,
             curve.epochs,
             values := [value or 0.0 for value in curve.values],
-            titles=_told(name, curve.epochs, values),
+            titles=_describe_points(name, curve.epochs, values),
         )
         for name, mark, curve in found
     ]
@@ -116,10 +116,10 @@ def _lines(title: str, label: str, found: Sequence[tuple[str, Look, Curve]]) -> 
         f" {each.x[-1]:g}"
         for each in series
     )
-    return plane(title, f"{label} by epoch. {ends}.", x, y, series, lines=True)
+    return draw_plane(title, f"{label} by epoch. {ends}.", x, y, series, lines=True)
 
 
-def _told(name: str, x: Sequence[float], y: Sequence[float]) -> list[str]:
+def _describe_points(name: str, x: Sequence[float], y: Sequence[float]) -> list[str]:
     return [f"{name}, epoch {epoch:g}: {value:.4g}" for epoch, value in zip(x, y, strict=True)]
 
 
@@ -144,7 +144,7 @@ def front(points: Sequence[Point]) -> Iterator[Chart]:
             if point.top1.value is not None
         ]
         if len({cost for _, cost in found}) > 1:
-            yield _front(
+            yield _plot_front(
                 f"Accuracy against {label.split(',')[0]}",
                 label,
                 found,
@@ -152,7 +152,7 @@ def front(points: Sequence[Point]) -> Iterator[Chart]:
             )
 
 
-def _front(
+def _plot_front(
     title: str, label: str, found: Sequence[tuple[Point, float]], *, more_is_better: bool
 ) -> Chart:
     marks = looks(list(dict.fromkeys(point.role for point, _ in found)))
@@ -186,14 +186,14 @@ def _front(
         for value in (*each.y, *each.lows, *each.highs)
         if value is not None
     ]
-    x = logarithmic(
+    x = build_log_axis(
         label,
         [cost for _, cost in found],
         lambda value: count(round(value)) if value >= 1 else plain(value),
     )
     y = linear("top-1", ends, percent, least=0, most=1)
     sign = -1 if more_is_better else 1
-    best = unbeaten(
+    best = select_pareto_front(
         [(cost, point.top1.value or 0.0) for point, cost in found],
         cost=lambda each: sign * each[0],
         value=lambda each: each[1],
@@ -201,7 +201,7 @@ def _front(
     steps = [(place(x, y, *a), place(x, y, *b)) for a, b in pairwise(best)]
     below = Markup("").join(line(*a, *b, "front") for a, b in steps)
     counted = "; ".join(f"{each.name}: {len(each.x)}" for each in series)
-    svg = plane(
+    svg = draw_plane(
         title,
         f"Top-1 accuracy against {label}, on a logarithmic axis. Points: {counted}.",
         x,
@@ -220,7 +220,7 @@ def _front(
     return Chart(
         title,
         svg,
-        _legend(marks, called),
+        _build_legend(marks, called),
         "More is better on both axes." if more_is_better else "Up and left is better.",
     )
 
@@ -242,7 +242,7 @@ def methods(part: ComparisonPart) -> Iterator[Chart]:
     )
     rows = [
         (
-            short_label(label),
+            shorten_label(label),
             [(seed, value) for value in found.values.values()]
             + [(mean, found.figure.value or 0.0)],
         )
@@ -250,12 +250,12 @@ def methods(part: ComparisonPart) -> Iterator[Chart]:
     ]
     yield Chart(
         title.capitalize(),
-        dumbbells(title, told, rows, "top-1"),
+        draw_dumbbells(title, told, rows, "top-1"),
         [(seed.key(), "one seed"), (mean.key(), "mean")],
     )
 
 
-def short_label(label: str) -> str:
+def shorten_label(label: str) -> str:
     """What a method is called where there is little room: 'temperature=4' for
     'loss.soft_target.temperature=4'.
     """
@@ -296,8 +296,8 @@ def classes(run: RunPart) -> Iterator[Chart]:
         ]
         yield Chart(
             title,
-            dumbbells(title, f"The first: {told}.", shown, "share of the class that is right"),
-            _legend(marks),
+            draw_dumbbells(title, f"The first: {told}.", shown, "share of the class that is right"),
+            _build_legend(marks),
         )
 
 
@@ -392,7 +392,7 @@ def calibration(run: RunPart) -> Iterator[Chart]:
         for each in run.reliability
         if each.ece.value is not None
     )
-    svg = plane(
+    svg = draw_plane(
         title,
         f"Share of right answers by top-1 probability, in bins. {told}.",
         x,
@@ -405,7 +405,7 @@ def calibration(run: RunPart) -> Iterator[Chart]:
         "Dotted: probabilities that mean what they say. Below it a model is too sure. Bins of few"
         " images scatter."
     )
-    yield Chart(title, svg, _legend(marks), note)
+    yield Chart(title, svg, _build_legend(marks), note)
 
 
 def distribution(example: Example) -> Markup:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kd_app.config.redact import cleaned
+from kd_app.config.redact import redact
 from kd_app.reporting.html.schema import ClassPart, Made
 from kd_app.reporting.results import Measurement, Results
 from kd_app.reporting.runs import flat
@@ -31,7 +31,7 @@ def made(results: Results) -> Made:
     """Settings, data, environment and stages; of paths of the machine the last part,
     and nothing that is named like a secret.
     """
-    config = cleaned(results.config)
+    config = redact(results.config)
     data = results.data
     sizes = (
         ", ".join(f"{count:,} {split}" for split, count in data.sizes.items())
@@ -44,69 +44,69 @@ def made(results: Results) -> Made:
         "fingerprint": data.fingerprint if data else "unknown",
     }
     return Made(
-        settings=dict(_settings(config, results)),
-        data={"data": _said(_at(config, "data", "name")), **known},
-        environment={key: _said(value) for key, value in cleaned(results.environment).items()},
+        settings=dict(_iterate_settings(config, results)),
+        data={"data": _format_setting(_read_place(config, "data", "name")), **known},
+        environment={key: _format_setting(value) for key, value in redact(results.environment).items()},
         stages=[(stage.name, stage.seconds, stage.made) for stage in results.stages],
         config={
-            key: _said(value)
+            key: _format_setting(value)
             for key, value in flat(config)
             if not set(key.split(".")) & set(_UNSAID)
         },
     )
 
 
-def _settings(config: Mapping[str, Any], results: Results) -> Iterator[tuple[str, str]]:
+def _iterate_settings(config: Mapping[str, Any], results: Results) -> Iterator[tuple[str, str]]:
     for role in ("teacher", "student"):
         model = results.models.get(role)
         if model is not None:
             yield role, f"{model.name}, {model.source}"
-    for name, term in _dict(config.get("loss")).items():
+    for name, term in _to_dict(config.get("loss")).items():
         own = [
-            f"{key}={_said(value)}"
-            for key, value in _dict(term).items()
+            f"{key}={_format_setting(value)}"
+            for key, value in _to_dict(term).items()
             if key not in ("_target_", "weight") and value is not None
         ]
-        yield f"loss.{name}", ", ".join([f"weight={_said(_at(term, 'weight'))}", *own])
-    controls = ", ".join(_dict(config.get("controls")))
+        yield f"loss.{name}", ", ".join([f"weight={_format_setting(_read_place(term, 'weight'))}", *own])
+    controls = ", ".join(_to_dict(config.get("controls")))
     yield "controls", controls or "none"
     yield (
         "optimizer",
-        f"{_said(_at(config, 'optimizer', 'name'))}, lr={_said(_at(config, 'optimizer', 'lr'))}",
+        f"{_format_setting(_read_place(config, 'optimizer', 'name'))}, lr={_format_setting(_read_place(config, 'optimizer', 'lr'))}",
     )
     yield (
         "epochs",
         (
-            f"{_said(_at(config, 'trainer', 'max_epochs'))} (teacher:"
-            f" {_said(_at(config, 'teacher', 'max_epochs'))})"
+            f"{_format_setting(_read_place(config, 'trainer', 'max_epochs'))} (teacher:"
+            f" {_format_setting(_read_place(config, 'teacher', 'max_epochs'))})"
         ),
     )
-    yield "batch size", _said(_at(config, "data", "batch_size"))
+    yield "batch size", _format_setting(_read_place(config, "data", "batch_size"))
     yield (
         "seeds",
         (
-            f"seed={results.seed}, data.seed={_said(_at(config, 'data', 'seed'))},"
-            f" teacher.seed={_said(_at(config, 'teacher', 'seed'))}"
+            f"seed={results.seed}, data.seed={_format_setting(_read_place(config, 'data', 'seed'))},"
+            f" teacher.seed={_format_setting(_read_place(config, 'teacher', 'seed'))}"
         ),
     )
-    if _dict(config.get("callbacks")):
-        yield "callbacks", ", ".join(_dict(config.get("callbacks")))
+    if _to_dict(config.get("callbacks")):
+        yield "callbacks", ", ".join(_to_dict(config.get("callbacks")))
 
 
-def _dict(node: Any) -> Mapping[str, Any]:
+def _to_dict(node: Any) -> Mapping[str, Any]:
     return node if isinstance(node, Mapping) else {}
 
 
-def _at(node: Any, *keys: str) -> Any:
+def _read_place(node: Any, *keys: str) -> Any:
     for key in keys:
-        node = _dict(node).get(key)
+        node = _to_dict(node).get(key)
     return node
 
 
-def _said(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     if isinstance(value, Mapping):
         own = ", ".join(
-            f"{key}={_said(inner)}" for key, inner in value.items() if key != "_target_"
+            f"{key}={_format_setting(inner)}" for key, inner in value.items() if key != "_target_"
         )
         return f"{str(value.get('_target_', '')).rpartition('.')[2]}({own})"
     return "none" if value is None else str(value)
@@ -114,10 +114,10 @@ def _said(value: Any) -> str:
 
 def limits(results: Results, split: Measurement | None, classes: list[ClassPart]) -> list[str]:
     """What the figures do not show, as far as this run tells."""
-    return [*_about_data(results, split), *_about_classes(classes), *_about_use(results)]
+    return [*_describe_data(results, split), *_describe_classes(classes), *_describe_use(results)]
 
 
-def _about_data(results: Results, split: Measurement | None) -> Iterator[str]:
+def _describe_data(results: Results, split: Measurement | None) -> Iterator[str]:
     if results.data is not None:
         yield (
             "Other images: everything was measured on images like those of this data set"
@@ -141,13 +141,13 @@ def _about_data(results: Results, split: Measurement | None) -> Iterator[str]:
     limited = [
         key
         for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches")
-        if _at(results.config, "trainer", key) is not None
+        if _read_place(results.config, "trainer", key) is not None
     ]
     if limited:
         yield f"Any conclusion at all: only a part of the images was used ({', '.join(limited)})."
 
 
-def _about_classes(classes: list[ClassPart]) -> Iterator[str]:
+def _describe_classes(classes: list[ClassPart]) -> Iterator[str]:
     lost = [row for row in classes if row.change is not None and row.change < 0][:3]
     if lost:
         named = "; ".join(
@@ -160,7 +160,7 @@ def _about_classes(classes: list[ClassPart]) -> Iterator[str]:
         yield f"A judgment of single classes with fewer than {_FEW} images: {named}."
 
 
-def _about_use(results: Results) -> Iterator[str]:
+def _describe_use(results: Results) -> Iterator[str]:
     device = results.environment.get("device")
     if results.speed.student is not None and results.speed.student.images_per_second is not None:
         yield (

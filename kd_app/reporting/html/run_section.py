@@ -8,7 +8,7 @@ from kd_app.config import RequestError
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.reporting.cascade import answer as routed
-from kd_app.reporting.cascade import details
+from kd_app.reporting.cascade import write_details
 from kd_app.reporting.distillation_gain import worth
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.exports import read_exports
@@ -17,14 +17,14 @@ from kd_app.reporting.html.from_predictions import (
     answers,
     build_classes,
     confusion,
-    figure_of,
+    read_estimate,
     reliability,
 )
 from kd_app.reporting.html.provenance import limits, made
 from kd_app.reporting.html.schema import Curve, ModelPart, PairPart, RunPart
 from kd_app.reporting.results import Estimate, Measurement, Results, Split
 from kd_app.reporting.runs import Run
-from kd_app.reporting.sentences import basis, license_sentences, undefined, verdict_sentence
+from kd_app.reporting.sentences import basis, describe_license, undefined, write_verdict
 
 T = TypeVar("T")
 LABELS = {
@@ -69,7 +69,7 @@ def run_part(run: Run, name: str) -> RunPart:
         seed=results.seed,
         question=question(results),
         answer=answer(results),
-        basis=_basis(results, split),
+        basis=_write_basis(results, split),
         split=None if split is None else "validation" if split is results.validation else "test",
         num_images=split.num_images if split else None,
         confidence=split.confidence if split else None,
@@ -77,14 +77,14 @@ def run_part(run: Run, name: str) -> RunPart:
         models=models(results, split),
         pair=pair(split),
         worth=worth(results),
-        curves=_read(lambda: _curves(run), "Curves", missing) or [],
+        curves=_read(lambda: _build_curves(run), "Curves", missing) or [],
         classes=build_classes(split.per_class, names) if split else [],
         groups=split.groups if split else {},
         robustness=split.robustness if split else [],
         steps=results.steps,
         cascade=results.cascade,
-        cascade_says=details(results, results.cascade) if results.cascade else [],
-        license=license_sentences(results.license),
+        cascade_says=write_details(results, results.cascade) if results.cascade else [],
+        license=describe_license(results.license),
         knowledge=results.knowledge,
         made=made(results),
         limits=[],
@@ -161,8 +161,8 @@ def answer(results: Results) -> str:
             f" {results.reason or ''}".rstrip()
         )
     if results.verdict is not None:
-        return f"{_SHORT[results.verdict.outcome]} {verdict_sentence(results.verdict)}"
-    top1 = figure_of(split, "student", "top1")
+        return f"{_SHORT[results.verdict.outcome]} {write_verdict(results.verdict)}"
+    top1 = read_estimate(split, "student", "top1")
     if top1.value is None:
         return "Its accuracy is undefined."
     return (
@@ -171,7 +171,7 @@ def answer(results: Results) -> str:
     )
 
 
-def _basis(results: Results, split: Measurement | None) -> list[str]:
+def _write_basis(results: Results, split: Measurement | None) -> list[str]:
     found = [] if split is None else [basis(results, split)]
     found += undefined(split) if isinstance(split, Split) else []
     found += [f"Note: {note}" for note in results.notes]
@@ -197,19 +197,19 @@ def models(results: Results, split: Measurement | None) -> list[ModelPart]:
             params=results.models[role].params,
             macs=results.models[role].macs,
             size_bytes=results.models[role].size_bytes,
-            images_per_second=_speed(results, role),
+            images_per_second=_read_speed(results, role),
             figures={
                 spec.name: figure
                 for spec in MODEL_METRICS
                 if "page" in spec.shown
-                and (figure := figure_of(split, role, spec.name)).value is not None
+                and (figure := read_estimate(split, role, spec.name)).value is not None
             },
         )
         for role in order
     ]
 
 
-def _speed(results: Results, role: str) -> float | None:
+def _read_speed(results: Results, role: str) -> float | None:
     """Images a second. A control of the student's architecture is the student's net
     with other weights, and is not measured twice.
     """
@@ -232,7 +232,7 @@ def pair(split: Measurement | None) -> list[PairPart]:
         )
         for spec in PAIR_METRICS
         if "page" in spec.shown
-        and (figure := figure_of(split, "pair", spec.name)).value is not None
+        and (figure := read_estimate(split, "pair", spec.name)).value is not None
     ]
     called = labels(list(split.gains))
     return found + [
@@ -248,7 +248,7 @@ def pair(split: Measurement | None) -> list[PairPart]:
     ]
 
 
-def _curves(run: Run) -> list[Curve]:
+def _build_curves(run: Run) -> list[Curve]:
     """The mean of each metric in each epoch of each training, in the order of the
     models.
     """
@@ -259,14 +259,14 @@ def _curves(run: Run) -> list[Curve]:
     mean = table.groupby(["stage", "epoch"], sort=True)[metrics].mean()
     roles = list(dict.fromkeys(str(stage) for stage in table["stage"]))
     found = [
-        Curve(role=role, metric=metric, **_points(mean.loc[role][metric].dropna()))
+        Curve(role=role, metric=metric, **_thin_points(mean.loc[role][metric].dropna()))
         for role in roles
         for metric in metrics
     ]
     return [curve for curve in found if curve.epochs]
 
 
-def _points(column: Any) -> dict[str, list[float]]:
+def _thin_points(column: Any) -> dict[str, list[float]]:
     """Not more points than can be seen."""
     every = math.ceil(len(column) / _MOST_POINTS) or 1
     thin = column.iloc[::every]
@@ -281,10 +281,10 @@ def _from_answers(run: Run, part: RunPart, split: Measurement | None, names: Seq
     found = answers(table)
     part.confusion = confusion(found, names)
     part.reliability = reliability(found, split)
-    part.examples = _examples(run, names) or flips(found, table, names)
+    part.examples = _build_examples(run, names) or flips(found, table, names)
 
 
-def _examples(run: Run, names: Sequence[str]) -> list[Any]:
+def _build_examples(run: Run, names: Sequence[str]) -> list[Any]:
     path = run.path / EXAMPLES
     if not path.is_file():
         return []
@@ -293,7 +293,7 @@ def _examples(run: Run, names: Sequence[str]) -> list[Any]:
     return examples(pd.read_parquet(path), names)
 
 
-def points_of(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:
+def iterate_accuracies(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:
     """Every model that has an accuracy, with it."""
     for model in models(results, measured(results)):
         if "top1" in model.figures:

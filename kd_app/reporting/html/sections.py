@@ -86,12 +86,12 @@ def overview(report: Report) -> list[Section]:
         compared,
         Section("runs", "The runs", tables=[tables.rows(report)]),
         Section("front", "Accuracy against cost", charts=list(plots.front(report.points))),
-        *_families(report),
+        *_iterate_families(report),
     ]
     return [section for section in found if section.holds]
 
 
-def _families(report: Report) -> Iterator[Section]:
+def _iterate_families(report: Report) -> Iterator[Section]:
     """What ships, one section for each family."""
     for number, family in enumerate(report.families, 1):
         several = len(report.families) > 1
@@ -108,10 +108,10 @@ def _families(report: Report) -> Iterator[Section]:
 
 def sections(report: Report, run: RunPart) -> list[Section]:
     """Everything about one run."""
-    return [section for section in _sections(report, run) if section.holds]
+    return [section for section in _iterate_sections(report, run) if section.holds]
 
 
-def _sections(report: Report, run: RunPart) -> Iterator[Section]:
+def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
     if run.cascade is not None:
         yield Section(
             "cascade",
@@ -132,13 +132,13 @@ def _sections(report: Report, run: RunPart) -> Iterator[Section]:
     yield Section("curves", "Curves", charts=list(plots.curves(run)))
     if len(report.rows) == 1:
         yield Section("front", "Accuracy against cost", charts=list(plots.front(report.points)))
-        yield from _families(report)
-    yield _classes(run)
+        yield from _iterate_families(report)
+    yield _build_classes(run)
     if run.groups:
         yield Section("groups", "Groups of the data", tables=[tables.groups(run)])
     if run.robustness:
         yield Section("robustness", "Robustness", tables=[tables.robustness(run)])
-    yield _flips(run)
+    yield _build_flips(run)
     yield Section("calibration", "Calibration", charts=list(plots.calibration(run)))
     if run.knowledge is not None:
         alike = tables.similar(run.knowledge)
@@ -155,13 +155,13 @@ def _sections(report: Report, run: RunPart) -> Iterator[Section]:
             charts=list(plots.soft_labels(run)),
             folded=alike[1:],
         )
-    yield _made(run)
+    yield _build_provenance(run)
     yield Section("license", "License", items=run.license)
     yield Section("limits", "What it is not good for", items=run.limits)
     yield Section("missing", "What this page leaves out", items=run.missing)
 
 
-def _classes(run: RunPart) -> Section:
+def _build_classes(run: RunPart) -> Section:
     folded = [tables.classes(run)] if run.classes else []
     if run.confusion is not None and run.confusion.strongest:
         folded.append(tables.confusions(run))
@@ -175,7 +175,7 @@ def _classes(run: RunPart) -> Section:
     )
 
 
-def _flips(run: RunPart) -> Section:
+def _build_flips(run: RunPart) -> Section:
     pictured = [example for example in run.examples if example.image is not None]
     title, says = (
         "Flips",
@@ -202,7 +202,7 @@ def _flips(run: RunPart) -> Section:
     return Section("flips", "Flips, and other images to look at", says=says, cards=cards)
 
 
-def _made(run: RunPart) -> Section:
+def _build_provenance(run: RunPart) -> Section:
     return Section(
         "made",
         "How it was made",

@@ -90,8 +90,8 @@ def models(run: RunPart) -> Table:
         ),
         [Cell("parameters"), *(Cell(count(model.params)) for model in order)],
         [Cell("multiply-adds an image"), *(Cell(count(model.macs)) for model in order)],
-        [Cell("size on disk"), *(Cell(_bytes(model.size_bytes)) for model in order)],
-        [Cell("images per second"), *(Cell(_whole(model.images_per_second)) for model in order)],
+        [Cell("size on disk"), *(Cell(_format_bytes(model.size_bytes)) for model in order)],
+        [Cell("images per second"), *(Cell(_format_whole(model.images_per_second)) for model in order)],
         [Cell("license of the weights"), *(Cell(model.license) for model in order)],
     ]
     about = (
@@ -107,11 +107,11 @@ def models(run: RunPart) -> Table:
     )
 
 
-def _bytes(size: int | None) -> str:
+def _format_bytes(size: int | None) -> str:
     return f"{count(size)}B" if size is not None else "unknown"
 
 
-def _whole(value: float | None) -> str:
+def _format_whole(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
 
 
@@ -134,7 +134,7 @@ def steps(run: RunPart) -> Table:
             figure(step.lost, "points"),
             Cell(count(step.macs)),
             Cell(count(step.params)),
-            Cell(_bytes(step.size_bytes)),
+            Cell(_format_bytes(step.size_bytes)),
             Cell("unknown" if step.latency_ms is None else f"{step.latency_ms:.3g} ms"),
         ]
         for step in run.steps
@@ -164,12 +164,12 @@ def classes(run: RunPart, most: int | None = None) -> Table:
         [
             Cell(row.name),
             Cell(f"{row.support:,}"),
-            *(Cell(_percent(row.accuracy.get(role))) for role in roles),
+            *(Cell(_format_percent(row.accuracy.get(role))) for role in roles),
             *(
                 [
-                    Cell(_points(row.change)),
-                    Cell(_percent(row.negative_flips)),
-                    Cell(_percent(row.positive_flips)),
+                    Cell(_format_points(row.change)),
+                    Cell(_format_percent(row.negative_flips)),
+                    Cell(_format_percent(row.positive_flips)),
                 ]
                 if paired
                 else []
@@ -186,11 +186,11 @@ def classes(run: RunPart, most: int | None = None) -> Table:
     )
 
 
-def _percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def _points(value: float | None) -> str:
+def _format_points(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}"
 
 
@@ -198,7 +198,7 @@ def confusions(run: RunPart) -> Table:
     """The most frequent errors."""
     strongest = run.confusion.strongest if run.confusion else []
     rows = [
-        [Cell(each.label), Cell(each.answer), Cell(f"{each.count:,}"), Cell(_percent(each.share))]
+        [Cell(each.label), Cell(each.answer), Cell(f"{each.count:,}"), Cell(_format_percent(each.share))]
         for each in strongest
     ]
     return Table(
@@ -218,7 +218,7 @@ def flips(run: RunPart, titles: dict[str, str]) -> list[Table]:
             [
                 Cell(each.file),
                 Cell(each.label),
-                *(Cell(said.said, _percent(said.probability)) for said in each.answers),
+                *(Cell(said.said, _format_percent(said.probability)) for said in each.answers),
             ]
             for each in of
         ]
@@ -254,7 +254,7 @@ def rows(report: Report) -> Table:
             figure(row.test),
             figure(row.teacher),
             figure(row.gain, "points"),
-            Cell(": ".join(filter(None, (_outcome(row), row.reason)))),
+            Cell(": ".join(filter(None, (_format_outcome(row), row.reason)))),
         ]
         for row in shown
     ]
@@ -286,11 +286,11 @@ def methods(part: ComparisonPart, several: bool) -> Table:
         [
             Cell(f"★ {method.label}" if method.label == part.winner else method.label),
             Cell(", ".join(map(str, method.runs))),
-            _over_seeds(method.validation),
-            _over_seeds(method.test),
-            _over_seeds(method.gain, "points"),
-            _over_seeds(method.to_teacher, "points"),
-            _over_seeds(method.to_baseline, "points"),
+            _build_seeds_cell(method.validation),
+            _build_seeds_cell(method.test),
+            _build_seeds_cell(method.gain, "points"),
+            _build_seeds_cell(method.to_teacher, "points"),
+            _build_seeds_cell(method.to_baseline, "points"),
             Cell(
                 ""
                 if method.to_baseline is None or method.to_baseline.corrected is None
@@ -320,7 +320,7 @@ def methods(part: ComparisonPart, several: bool) -> Table:
     return Table(title, heads, rows, frozenset({0}), marked)
 
 
-def _over_seeds(found: OverSeeds | None, unit: Format = "percent") -> Cell:
+def _build_seeds_cell(found: OverSeeds | None, unit: Format = "percent") -> Cell:
     return figure(found.figure if found else None, unit)
 
 
@@ -350,7 +350,7 @@ def seeds(part: ComparisonPart, several: bool) -> Table:
     )
 
 
-def _outcome(row: RunRow) -> str:
+def _format_outcome(row: RunRow) -> str:
     return OUTCOMES.get(row.outcome or "", "") if row.status == "finished" else row.status
 
 
@@ -378,17 +378,17 @@ def stages(run: RunPart) -> Table:
     """What took how long."""
     total = sum(seconds for _, seconds, _ in run.made.stages)
     found = [
-        [Cell(name), Cell(duration(seconds)), Cell(how)] for name, seconds, how in run.made.stages
+        [Cell(name), Cell(format_duration(seconds)), Cell(how)] for name, seconds, how in run.made.stages
     ]
     return Table(
-        f"Stages ({duration(total)} in all)",
+        f"Stages ({format_duration(total)} in all)",
         ["stage", "time", "by this run"],
         found,
         frozenset({0, 2}),
     )
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """'28 min', '12 s'."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
@@ -400,9 +400,9 @@ def softness(known: Knowledge) -> Table:
     rows = [
         [
             Cell(f"{each.temperature:g}"),
-            Cell(_three(each.mean_nats)),
-            Cell(_percent(each.of_uniform)),
-            Cell(_percent(each.beyond_top)),
+            Cell(_format_three_digits(each.mean_nats)),
+            Cell(_format_percent(each.of_uniform)),
+            Cell(_format_percent(each.beyond_top)),
         ]
         for each in known.entropy
     ]
@@ -422,7 +422,7 @@ def softness(known: Knowledge) -> Table:
     )
 
 
-def _three(value: float | None) -> str:
+def _format_three_digits(value: float | None) -> str:
     return "" if value is None else number(value)
 
 
@@ -434,7 +434,7 @@ def similar(known: Knowledge) -> list[Table]:
             f"Classes that the teacher finds most alike, temperature {temperature:g}",
             ["class", "and", "mean probability of either on the other's images"],
             [
-                [Cell(pair.first), Cell(pair.second), Cell(_percent(pair.probability))]
+                [Cell(pair.first), Cell(pair.second), Cell(_format_percent(pair.probability))]
                 for pair in pairs
             ],
             frozenset({0, 1}),
@@ -452,7 +452,7 @@ def groups(run: RunPart) -> Table:
             Cell(name),
             Cell(f"{group.num_images:,}"),
             *(figure(group.accuracy.get(role)) for role in roles),
-            Cell(_percent(group.agreement)),
+            Cell(_format_percent(group.agreement)),
         ]
         for name, group in run.groups.items()
     ]
@@ -470,8 +470,8 @@ def robustness(run: RunPart) -> Table:
         [
             Cell(f"{each.corruption.replace('_', ' ')} {each.severity}"),
             Cell(f"{each.num_images:,}"),
-            *(Cell(_percent(each.accuracy.get(role))) for role in roles),
-            Cell(_percent(each.agreement)),
+            *(Cell(_format_percent(each.accuracy.get(role))) for role in roles),
+            Cell(_format_percent(each.agreement)),
         ]
         for each in run.robustness
     ]

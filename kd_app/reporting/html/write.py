@@ -76,7 +76,7 @@ def write_report(
     return folder / PAGE
 
 
-def _shown(found: Report) -> list[_Shown]:
+def _arrange(found: Report) -> list[_Shown]:
     single = len(found.rows) == 1
     return [
         _Shown(
@@ -105,7 +105,7 @@ def html(found: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["called"] = lambda role: labels([role])[role]
-    runs, several = _shown(found), overview(found)
+    runs, several = _arrange(found), overview(found)
     return environment.get_template("page.html.jinja").render(
         report=found,
         runs=runs,
@@ -128,26 +128,26 @@ def table(found: Report) -> str:
     for row in found.rows:
         for split, figure in (("validation", row.validation), ("test", row.test)):
             if figure is not None:
-                writer.writerow([row.name, split, "student", "top1", *_ends(figure)])
+                writer.writerow([row.name, split, "student", "top1", *_list_bounds(figure)])
     for run in found.runs:
-        writer.writerows([run.name, run.split, *cells] for cells in _figures(run))
+        writer.writerows([run.name, run.split, *cells] for cells in _iterate_metrics(run))
     for family in found.families:
-        writer.writerows(cells for part in family.files for cells in _file_figures(part))
+        writer.writerows(cells for part in family.files for cells in _iterate_file_metrics(part))
     return text.getvalue()
 
 
-def _ends(figure: Estimate) -> list[object]:
+def _list_bounds(figure: Estimate) -> list[object]:
     return [figure.value, figure.low, figure.high]
 
 
-def _figures(run: RunPart) -> Iterator[list[object]]:
+def _iterate_metrics(run: RunPart) -> Iterator[list[object]]:
     for model in run.models:
         for name, figure in model.figures.items():
-            yield [model.role, name, *_ends(figure)]
+            yield [model.role, name, *_list_bounds(figure)]
         for name in ("params", "macs", "size_bytes", "images_per_second"):
             yield [model.role, name, getattr(model, name), None, None]
     for each in run.pair:
-        yield ["pair", each.key, *_ends(each.figure)]
+        yield ["pair", each.key, *_list_bounds(each.figure)]
     if run.verdict is not None:
         yield [
             "verdict",
@@ -161,8 +161,8 @@ def _figures(run: RunPart) -> Iterator[list[object]]:
             yield [role, f"accuracy of {row.name}", accuracy, None, None]
     for name, group in run.groups.items():
         for role, estimate in group.accuracy.items():
-            yield [role, f"accuracy of group {name}", *_ends(estimate)]
-    yield from _routing_figures(run)
+            yield [role, f"accuracy of group {name}", *_list_bounds(estimate)]
+    yield from _iterate_routing_metrics(run)
     for corrupted in run.robustness:
         for role, value in corrupted.accuracy.items():
             yield [
@@ -174,7 +174,7 @@ def _figures(run: RunPart) -> Iterator[list[object]]:
             ]
 
 
-def _routing_figures(run: RunPart) -> Iterator[list[object]]:
+def _iterate_routing_metrics(run: RunPart) -> Iterator[list[object]]:
     for curve in run.cascade.curves if run.cascade else []:
         for rung in curve.rungs:
             yield [
@@ -193,11 +193,11 @@ def _routing_figures(run: RunPart) -> Iterator[list[object]]:
             ]
 
 
-def _file_figures(part: FilePart) -> Iterator[list[object]]:
+def _iterate_file_metrics(part: FilePart) -> Iterator[list[object]]:
     about = part.label.removeprefix(part.run).lstrip("/: ")
     for split, found in (("validation", part.validation), ("test", part.test)):
         if found is not None:
-            yield [part.run, split, about, "top1", *_ends(found)]
+            yield [part.run, split, about, "top1", *_list_bounds(found)]
     split = "test" if part.test else "validation"
     yield from (
         [part.run, split, about, name, getattr(part, name), None, None]
@@ -211,38 +211,38 @@ def markdown(found: Report) -> str:
     lines = [
         f"# {found.question}",
         "",
-        f"**{_flat(found.answer)}**",
+        f"**{_flatten(found.answer)}**",
         "",
-        *(f"{_flat(said)}\n" for said in found.basis),
+        *(f"{_flatten(said)}\n" for said in found.basis),
     ]
-    lines += _texts(overview(found), "##")
-    for run in _shown(found):
+    lines += _iterate_texts(overview(found), "##")
+    for run in _arrange(found):
         if len(found.rows) > 1:
             lines += [
-                f"## {_flat(run.name)}: {_flat(run.title)}",
+                f"## {_flatten(run.name)}: {_flatten(run.title)}",
                 "",
-                f"**{_flat(run.answer)}**",
+                f"**{_flatten(run.answer)}**",
                 "",
-                *(f"{_flat(said)}\n" for said in run.basis),
+                *(f"{_flatten(said)}\n" for said in run.basis),
             ]
-        lines += _texts(run.parts, "##" if len(found.rows) == 1 else "###")
+        lines += _iterate_texts(run.parts, "##" if len(found.rows) == 1 else "###")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _texts(parts: Sequence[Section], level: str) -> Iterator[str]:
+def _iterate_texts(parts: Sequence[Section], level: str) -> Iterator[str]:
     for part in parts:
         content = [
-            *(f"{_flat(said)}\n" for said in part.says),
-            *(f"- {_flat(item)}" for item in part.items),
+            *(f"{_flatten(said)}\n" for said in part.says),
+            *(f"- {_flatten(item)}" for item in part.items),
         ]
-        content += [line for each in (*part.tables, *part.folded) for line in _table(each)]
+        content += [line for each in (*part.tables, *part.folded) for line in _render_table(each)]
         if content:
             yield from (f"{level} {part.title}", "", *content, "")
 
 
-def _table(of: Table) -> Iterator[str]:
-    yield from ("", f"{_flat(of.title)}:", "")
-    yield "| " + " | ".join(_flat(head) for head in of.columns) + " |"
+def _render_table(of: Table) -> Iterator[str]:
+    yield from ("", f"{_flatten(of.title)}:", "")
+    yield "| " + " | ".join(_flatten(head) for head in of.columns) + " |"
     yield (
         "|"
         + "|".join("---" if number in of.words else "---:" for number in range(len(of.columns)))
@@ -252,13 +252,13 @@ def _table(of: Table) -> Iterator[str]:
         yield (
             "| "
             + " | ".join(
-                _flat(f"{cell.text} ({cell.small})" if cell.small else cell.text) for cell in row
+                _flatten(f"{cell.text} ({cell.small})" if cell.small else cell.text) for cell in row
             )
             + " |"
         )
 
 
-def _flat(text: str) -> str:
+def _flatten(text: str) -> str:
     """On one line, and nothing in it taken for a table, a tag, or a link."""
     for sign in "\\|<>[]*_`":
         text = text.replace(sign, f"\\{sign}")

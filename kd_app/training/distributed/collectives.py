@@ -13,7 +13,7 @@ from kd_app.models.outputs import Outputs
 _HELD = ("logits", "embedding", "features", "pre_activation", "tokens", "attention")
 
 
-def several_ranks() -> bool:
+def is_distributed() -> bool:
     """More than one process trains."""
     return (
         torch.distributed.is_available()
@@ -22,31 +22,31 @@ def several_ranks() -> bool:
     )
 
 
-def whole_outputs(outputs: Outputs, reads: frozenset[str]) -> Outputs:
+def all_gather_outputs(outputs: Outputs, reads: frozenset[str]) -> Outputs:
     """`outputs` of the images of all ranks, in the order in which one rank would have
     them; of the fields `reads`, the others as they are.
     """
     return replace(
-        outputs, **{name: _whole(getattr(outputs, name)) for name in _HELD if name in reads}
+        outputs, **{name: _all_gather(getattr(outputs, name)) for name in _HELD if name in reads}
     )
 
 
-def whole_batch(batch: Batch) -> Batch:
+def all_gather_batch(batch: Batch) -> Batch:
     """The batch of all ranks but for its pixels, which stay this rank's own."""
     return replace(
-        batch, **{name: _whole(getattr(batch, name)) for name in ("target", "index", "labeled")}
+        batch, **{name: _all_gather(getattr(batch, name)) for name in ("target", "index", "labeled")}
     )
 
 
-def _whole(value: Any) -> Any:
+def _all_gather(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _Gather.apply(value)
+        return AllGatherWithGrad.apply(value)
     if isinstance(value, tuple):
-        return type(value)(*(_whole(part) for part in value))
-    return [_whole(part) for part in value] if isinstance(value, list) else value
+        return type(value)(*(_all_gather(part) for part in value))
+    return [_all_gather(part) for part in value] if isinstance(value, list) else value
 
 
-class _Gather(torch.autograd.Function):
+class AllGatherWithGrad(torch.autograd.Function):
     """``[B, ...]`` of every rank to ``[W B, ...]``: row ``i W + r`` is row i of rank r,
     as the training loader deals images out.
 

@@ -29,8 +29,8 @@ class Agreement(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before anything is trained."""
-        self._agreed(
-            _gathered(trainer, {"rank": trainer.global_rank, "told": self._told}),
+        self._check_equal(
+            _gather_records(trainer, {"rank": trainer.global_rank, "told": self._told}),
             "told",
             "were told different trainings",
         )
@@ -57,10 +57,10 @@ class Agreement(Callback):
             "parameters": digest.hexdigest(),
             "images": self._images,
         }
-        self.ranks = _gathered(trainer, mine)
-        self._agreed(self.ranks, "parameters", "ended with different parameters")
+        self.ranks = _gather_records(trainer, mine)
+        self._check_equal(self.ranks, "parameters", "ended with different parameters")
 
-    def _agreed(self, ranks: Sequence[dict[str, Any]], key: str, what: str) -> None:
+    def _check_equal(self, ranks: Sequence[dict[str, Any]], key: str, what: str) -> None:
         first = ranks[0][key]
         others = [str(each["rank"]) for each in ranks if each[key] != first]
         if others:
@@ -70,7 +70,7 @@ class Agreement(Callback):
             )
 
 
-def _gathered(trainer: pl.Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
+def _gather_records(trainer: pl.Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(found, mine)
     return found

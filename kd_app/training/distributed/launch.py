@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 from kd_app.config import RequestError, RunError
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE, read_curves
-from kd_app.training.distributed.torchrun import Torchrun, launched
+from kd_app.training.distributed.torchrun import Torchrun, read_launch
 from kd_app.training.fit import resumed
 from kd_app.training.trainer import TrainerSettings
 
@@ -41,7 +41,7 @@ def check_places(settings: TrainerSettings) -> None:
     """Refuse another number of processes than torchrun started, or several machines
     without it (`RequestError`).
     """
-    asked, started = settings.world_size, launched()
+    asked, started = settings.world_size, read_launch()
     if started is None and settings.num_nodes > 1:
         raise RequestError(
             f"trainer.num_nodes={settings.num_nodes}, but kd-distill starts processes on this"
@@ -57,7 +57,7 @@ def check_places(settings: TrainerSettings) -> None:
         )
 
 
-def fit_on_ranks(
+def fit_distributed(
     job: dict[str, Any], folder: Path, world_size: int, *, listen: Callable[..., None] | None
 ) -> None:
     """Train `job` in `folder` with `world_size` processes; the first that fails ends
@@ -71,12 +71,12 @@ def fit_on_ranks(
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
     resumed(folder)
     told = len(list(read_curves(folder / FILE)))
-    ranks = _started(folder, world_size, logs)
+    ranks = _start_ranks(folder, world_size, logs)
     try:
-        while any(rank.poll() is None for rank in ranks) and not _failed(ranks):
+        while any(rank.poll() is None for rank in ranks) and not _list_failed(ranks):
             time.sleep(POLL)
             told = _tell(folder, told, listen)
-        failed = _failed(ranks)
+        failed = _list_failed(ranks)
     finally:
         _end(ranks)
     _tell(folder, told, listen)
@@ -86,7 +86,7 @@ def fit_on_ranks(
         path.unlink(missing_ok=True)
 
 
-def _started(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Rank]:
+def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Rank]:
     torchrun = Torchrun.here()
     address = {
         "MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1",
@@ -133,7 +133,7 @@ def follow() -> None:
             asked.ended(child.poll() or 0)
 
 
-def _failed(ranks: Sequence[Rank]) -> list[int]:
+def _list_failed(ranks: Sequence[Rank]) -> list[int]:
     return [number for number, rank in enumerate(ranks) if rank.poll() not in (None, 0)]
 
 

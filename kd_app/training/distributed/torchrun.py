@@ -24,7 +24,7 @@ def is_follower() -> bool:
 
 
 @dataclass(frozen=True)
-class Launched:
+class TorchrunLaunch:
     """How many processes torchrun started: on this machine, and on how many machines."""
 
     local_world_size: int
@@ -36,12 +36,12 @@ class Launched:
         return self.local_world_size * self.nodes
 
 
-def launched() -> Launched | None:
+def read_launch() -> TorchrunLaunch | None:
     """None where torchrun did not start this process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    return Launched(local, int(os.environ["WORLD_SIZE"]) // local)
+    return TorchrunLaunch(local, int(os.environ["WORLD_SIZE"]) // local)
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ class Torchrun:
             "WORLD_SIZE": self.world_size,
         }
 
-    def ask(self, job: dict[str, Any]) -> "list[Elsewhere]":
+    def ask(self, job: dict[str, Any]) -> "list[RemoteRank]":
         """Tell all other processes to start their rank of `job`."""
         number = self.store.add("jobs", 1) - 1
         self.store.set(f"job/{number}", json.dumps(job))
-        return [Elsewhere(self.store, number, rank) for rank in range(1, self.world_size)]
+        return [RemoteRank(self.store, number, rank) for rank in range(1, self.world_size)]
 
     def dismiss(self) -> None:
         """There will be no more jobs."""
@@ -136,7 +136,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteRank:
     """A rank that another of torchrun's processes starts, as the first one sees it."""
 
     store: Any

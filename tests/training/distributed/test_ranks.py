@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from kd_app.commands.exit_codes import guarded
+from kd_app.commands.exit_codes import run_to_exit_code
 from kd_app.config import RequestError, RunError
 from kd_app.config.compose import composed
 from kd_app.jobs.distill import distill
-from kd_app.training.distributed.launch import fit_on_ranks
+from kd_app.training.distributed.launch import fit_distributed
 from tests.builders import stage, student_sha256, teacher_folder, trained
 from tests.training.processes import begun, ended, wait_for
 
@@ -104,7 +104,7 @@ def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_go
         f"+callbacks.breaker.flag={flag}",
     ]
     start = time.monotonic()
-    assert guarded(lambda: trained(teacher, tmp_path, *adapted, *broken)) == 1
+    assert run_to_exit_code(lambda: trained(teacher, tmp_path, *adapted, *broken)) == 1
     assert time.monotonic() - start < 60
     said = capfd.readouterr().err
     assert "Process 1 of 2 failed: ValueError: rank 1 has a fault of its own" in said
@@ -126,7 +126,7 @@ def test_a_request_that_only_the_ranks_find_wrong_is_still_a_wrong_request(
     config = composed("distill", words(teacher, tmp_path, "trainer=ddp_sim"))
     config["trainer"]["max_epochs"] = 0
     with pytest.raises(RequestError, match=r"^TrainerSettings: max_epochs=0 does not fit"):
-        fit_on_ranks({"config": config}, tmp_path, 1, listen=None)
+        fit_distributed({"config": config}, tmp_path, 1, listen=None)
 
 
 def alive(folder: Path) -> list[int]:
