@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.headline import ALONE, STUDENT, TAUGHT, said
 from kd_app.reporting.results import Split, read
-from kd_app.reporting.sentences import difference, interval, percent
+from kd_app.reporting.sentences import difference, format_interval, format_percent
 
 SIDE, PATCH = 32, 4
 
@@ -150,7 +150,7 @@ def _line(config: dict[str, Any], test: Split) -> list[str]:
     assert test.pair is not None
     gained, bounds = difference(test.pair.gain, test.pair.gain_low, test.pair.gain_high)
     figures = (
-        f"{percent(each.top1)} ({interval(each.top1_low, each.top1_high)})"
+        f"{format_percent(each.top1)} ({format_interval(each.top1_low, each.top1_high)})"
         for each in (test.teacher, test.labels_only, test.student)
     )
     return [", ".join(config["loss"]), *figures, f"{gained} points ({bounds})"]

@@ -16,7 +16,7 @@ from scipy.stats import binom
 from kd_app.metrics.intervals import compute_percentile_interval, compute_wilson_bounds
 from kd_app.metrics.paired import compute_paired_bounds, is_shown_above
 from kd_app.metrics.seeds import SeedDifference, corrected, summarize_seeds, compare_by_seed
-from kd_app.metrics.verdict import BOUNDS, Judged, Tally, Verdict
+from kd_app.metrics.verdict import BOUNDS, Judged, VerdictTally, VerdictRule
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(CONFIDENCE)
@@ -98,8 +98,10 @@ def power(better: int, worse: int, n: int) -> Rate:
     """That the verdict on n_needed images is the one that a set with these counts did
     not show, if its rates are the truth.
     """
-    tally = Tally(*(np.array([count]) for count in (n, n - worse, n - better, better, worse)))
-    needed = Verdict(metric="top1", margin=0.01, confidence=CONFIDENCE).of(tally).n_needed
+    tally = VerdictTally(
+        *(np.array([count]) for count in (n, n - worse, n - better, better, worse))
+    )
+    needed = VerdictRule(metric="top1", margin=0.01, confidence=CONFIDENCE).of(tally).n_needed
     assert needed is not None
     side: Side = "kept" if (better - worse) / n > -0.01 else "lost"
     measured = _called(side, needed, 0.01, (better / n, worse / n))
@@ -157,11 +159,11 @@ class Classes:
     images: int
     extra: float = 0.02
 
-    def draw(self, rng: np.random.Generator, sets: int) -> Iterator[Tally]:
+    def draw(self, rng: np.random.Generator, sets: int) -> Iterator[VerdictTally]:
         """Sets of images, counted."""
         for cells in np.stack(list(self._cells(rng, sets)), axis=1):
             both, better, worse, _ = cells.T
-            yield Tally(cells.sum(axis=1), both + better, both + worse, better, worse)
+            yield VerdictTally(cells.sum(axis=1), both + better, both + worse, better, worse)
 
     def _cells(self, rng: np.random.Generator, sets: int) -> Iterator[Int[np.ndarray, "sets 4"]]:
         for t, s in zip(self.teacher, self.student, strict=True):

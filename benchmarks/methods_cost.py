@@ -28,8 +28,8 @@ from torch import nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError
-from kd_app.config.compose import composed
-from kd_app.config.paths import choices
+from kd_app.config.compose import compose_config
+from kd_app.config.paths import list_choices
 from kd_app.data.batch import Batch
 from kd_app.deployment.hardware import read_cpu_name
 from kd_app.models.outputs import Outputs
@@ -144,7 +144,7 @@ def _recipe() -> dict[str, Any]:
     """Every term with the settings of its YAML; the parts of a recipe that have no say
     here are those of the main job.
     """
-    config = composed("distill", [f"loss=[{','.join(choices('loss'))}]"])
+    config = compose_config("distill", [f"loss=[{','.join(list_choices('loss'))}]"])
     return {
         "max_epochs": 1,
         "seed": 0,
@@ -229,7 +229,7 @@ def write(costs: Mapping[tuple[str, str], Cost]) -> None:
         writer.writerows(
             asdict(costs[pair.name, term])
             for pair in PAIRS
-            for term in choices("loss")
+            for term in list_choices("loss")
             if (pair.name, term) in costs
         )
 
@@ -239,7 +239,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--terms", nargs="*", default=choices("loss"), choices=choices("loss"), metavar="TERM"
+        "--terms",
+        nargs="*",
+        default=list_choices("loss"),
+        choices=list_choices("loss"),
+        metavar="TERM",
     )
     asked = parser.parse_args()
     torch.set_num_threads(1)

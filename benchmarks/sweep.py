@@ -37,7 +37,7 @@ def make_teacher(folder: Path) -> None:
     from kd_app.config import InputSpec
     from kd_app.models.create import create, resolve_input
     from kd_app.models.save import save_model
-    from kd_app.models.spec import ModelSpec, Seen
+    from kd_app.models.spec import ModelSpec, ImageStats
 
     request = ModelSpec(
         role="teacher",
@@ -48,7 +48,7 @@ def make_teacher(folder: Path) -> None:
         image_size=None,
         factory=None,
     )
-    pixels: InputSpec = resolve_input(request, Seen(1, 8, (0.3,), (0.4,)))
+    pixels: InputSpec = resolve_input(request, ImageStats(1, 8, (0.3,), (0.4,)))
     created = create(request, pixels, 10, seed=0)
     save_model(
         created.model,
@@ -61,17 +61,17 @@ def make_teacher(folder: Path) -> None:
 
 def train(said: Sequence[str], trials: int) -> None:
     """The students alone."""
-    from kd_app.config.compose import composed
+    from kd_app.config.compose import compose_config
     from kd_app.reporting.console import Console
     from kd_app.run.role_jobs import build_student_job
-    from kd_app.run.spec import parts
+    from kd_app.run.spec import build_spec
     from kd_app.run.train import train as train_job
     from kd_app.run.workspace import Workspace
     from kd_app.stages import Stages
     from kd_app.tracking import Tracker
 
     for seed in range(trials):
-        made = parts(composed("distill", [*said, f"seed={seed}"]))
+        made = build_spec(compose_config("distill", [*said, f"seed={seed}"]))
         console = Console(silent=True)
         tracker = Tracker(
             {},

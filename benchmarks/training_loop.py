@@ -19,17 +19,17 @@ import lightning.pytorch as pl
 import torch
 
 from benchmarks.bare_loop import BareLoop
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.module import ImageData
 from kd_app.models.create import create
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.spec import RunSpec, parts
+from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
-from kd_app.training.callbacks import Keep, Progress
+from kd_app.training.callbacks import ResumableCheckpoint, Progress
 from kd_app.training.curve_log import CurveLogger
-from kd_app.training.fit import build, quiet
+from kd_app.training.fit import build, silence_lightning
 from kd_app.training.job import JobTeacher
 from kd_app.training.module import Distillation
 from kd_app.training.teacher_source import LiveTeacher
@@ -82,7 +82,7 @@ def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
         "trainer.max_epochs=1",
     ]
     words += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1"]
-    made: RunSpec = parts(composed("distill", words))
+    made: RunSpec = build_spec(compose_config("distill", words))
     shop = Workspace(made, Stages(folder), Console(silent=True), tracker=None)
     shop.prepare_data()
     return shop
@@ -94,7 +94,9 @@ def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
     """
     assert shop.parts.teacher is not None
     teacher = shop.ready(shop.parts.teacher, seed=0)
-    job = replace(build_student_job(shop, None), teacher=JobTeacher(teacher.request, teacher.created))
+    job = replace(
+        build_student_job(shop, None), teacher=JobTeacher(teacher.request, teacher.created)
+    )
     data = shop.data
     assert isinstance(data, ImageData)
 
@@ -104,11 +106,15 @@ def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
         module: Distillation = build(job, created, data, shop.parts.trainer)
         assert isinstance(module.teacher, LiveTeacher)
         clock = Clock(skip)
-        callbacks = [Progress("student", Console(silent=True)), Keep(folder, minutes=5), clock]
+        callbacks = [
+            Progress("student", Console(silent=True)),
+            ResumableCheckpoint(folder, minutes=5),
+            clock,
+        ]
         trainer = shop.parts.trainer.make(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
-        with quiet():
+        with silence_lightning():
             trainer.fit(module, datamodule=data)
         return clock.seconds
 

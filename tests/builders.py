@@ -18,12 +18,12 @@ from PIL import Image
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec
-from kd_app.config.compose import composed
-from kd_app.deployment.predictions import images_per_second
+from kd_app.config.compose import compose_config
+from kd_app.deployment.predictions import measure_throughput
 from kd_app.models.save import save_model
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import build_student_job
-from kd_app.run.spec import parts
+from kd_app.run.spec import build_spec
 from kd_app.run.train import train
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import Stages, hash_file
@@ -33,7 +33,7 @@ from kd_app.training.module import Distillation
 DIGITS = tuple("0123456789")
 GRAY = InputSpec(1, 8, 8, (0.3,), (0.4,))
 
-quick_speed = partial(images_per_second, batch=8, seconds=0.02)
+quick_speed = partial(measure_throughput, batch=8, seconds=0.02)
 """In the place of what a run measures for seconds, where nobody asks how fast a model
 is.
 """
@@ -109,9 +109,9 @@ def build_workspace(folder: Path, *overrides: str) -> Workspace:
         "trainer.precision=32-true",
         "trainer.limit_test_batches=1",
     )
-    config = composed("distill", [*fixed, *overrides])
+    config = compose_config("distill", [*fixed, *overrides])
     stages = Stages(Path(config["stages"]))
-    workspace = Workspace(parts(config), stages, Console(silent=True), tracker=None)
+    workspace = Workspace(build_spec(config), stages, Console(silent=True), tracker=None)
     workspace.prepare_data()
     return workspace
 
@@ -143,8 +143,8 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
         "trainer=cpu",
         "trainer.precision=32-true",
     ]
-    config = composed("distill", [*fixed, *overrides])
-    made, listening = parts(config), Listening()
+    config = compose_config("distill", [*fixed, *overrides])
+    made, listening = build_spec(config), Listening()
     shop = Workspace(made, Stages(Path(config["stages"])), Console(silent=True), tracker=None)
     shop.prepare_data()
     known = shop.ready(made.teacher, seed=0) if made.teacher else None

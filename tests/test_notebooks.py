@@ -20,7 +20,7 @@ from PIL import Image
 import kd_app
 from kd_app.data.digits import Digits
 from kd_app.reporting.comparison import compare
-from kd_app.reporting.distillation_gain import worth
+from kd_app.reporting.distillation_gain import describe_gains
 from tests.commands.call import TINY, done
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -181,7 +181,7 @@ def test_the_decision_is_what_the_runs_hold(
             f"{100 * first.verdict.difference:+.2f} points ({100 * first.verdict.low:+.2f} to"
             f" {100 * first.verdict.high:+.2f})" in said
         )
-        assert all(sentence in words(notebook) for sentence in worth(first))
+        assert all(sentence in words(notebook) for sentence in describe_gains(first))
     elif name == "methods_over_seeds":
         winner = compare(runs).winner
         assert winner is not None

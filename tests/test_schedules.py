@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
-from kd_app.run.spec import parts
+from kd_app.config.compose import compose_config
+from kd_app.run.spec import build_spec
 from kd_app.schedules import Ramp
 from kd_app.training.loss import DistillationLoss
 from tests.builders import teacher_folder, trained
@@ -101,9 +101,9 @@ def test_a_schedule_is_any_of_schedulers_choices_with_settings_of_its_own() -> N
             for key in ("warmup",)
             if name in ("linear", "cosine")
         ]
-        config = composed(
+        config = compose_config(
             "distill", [f"loss.soft_target.schedule={name}", *settled, "loss.soft_target.weight=2"]
         )
-        chosen = parts(config).recipe.terms()
+        chosen = build_spec(config).recipe.terms()
         assert chosen.weight("soft_target", 0.5) == pytest.approx(2 * at_half)
         assert chosen.weight("cross_entropy", 0.5) == 1.0

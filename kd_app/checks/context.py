@@ -17,7 +17,7 @@ from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
 from kd_app.metrics.record import Predictions
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.run.role_jobs import build_teacher_job
 from kd_app.run.train import find_trained
@@ -61,14 +61,14 @@ class Limits(Typed, called="check"):
 
 
 @dataclass
-class Subject:
+class CheckContext:
     """A run that is looked at before it begins; `scratch` is a folder that is thrown
     away.
     """
 
     shop: Workspace
     limits: Limits
-    judge: Verdict
+    judge: VerdictRule
     scratch: Path
 
     @cached_property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kd_app.checks.context import Subject
+from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
 from kd_app.data.pixel_store import read_available_memory
 from kd_app.run.plan import format_seconds
@@ -42,7 +42,7 @@ class Cost:
         return sum(self.training.values()) + self.measuring
 
 
-def cost(subject: Subject, rehearsals: Sequence[DryRun]) -> Cost:
+def cost(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Cost:
     """Add up what was measured."""
     data, classes = subject.shop.data, len(subject.shop.classes)
     images = data.sizes["validation"] + data.sizes["test"]
@@ -67,7 +67,7 @@ def cost(subject: Subject, rehearsals: Sequence[DryRun]) -> Cost:
     )
 
 
-def lines(subject: Subject, found: Cost) -> list[str]:
+def describe_cost(subject: CheckContext, found: Cost) -> list[str]:
     """The cost in words."""
     trainer = subject.shop.parts.trainer
     each = [

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from kd_app.checks.context import Subject
+from kd_app.checks.context import CheckContext
 from kd_app.config import RequestError, RunError
 from kd_app.data.batch import Batch
 from kd_app.deployment.predictions import predict
@@ -22,8 +22,8 @@ from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.training.callbacks import LAST
-from kd_app.training.diagnostics import Fault, find_faults, compute_gradient_norms
-from kd_app.training.fit import MODEL, fit, trained
+from kd_app.training.diagnostics import TermFault, find_faults, compute_gradient_norms
+from kd_app.training.fit import MODEL, fit, specify_trained
 from kd_app.training.job import JobTeacher
 from kd_app.training.module import CHECKED_STEPS, Distillation
 from kd_app.training.timing import (
@@ -31,7 +31,7 @@ from kd_app.training.timing import (
     EpochTimer,
     StepEstimate,
     estimate,
-    steps_per_epoch,
+    count_steps_per_epoch,
 )
 
 _STEPS = 40
@@ -45,7 +45,7 @@ class TermProbe(Callback):
     """
 
     def __init__(self) -> None:
-        self.faults: dict[tuple[str, str], Fault] = {}
+        self.faults: dict[tuple[str, str], TermFault] = {}
         self.norms: list[dict[str, float]] = []
         self.before = self.after = math.nan
         self._first: Batch | None = None
@@ -103,7 +103,7 @@ class DryRun:
 
     role: str
     epochs: int
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[TermFault, ...] = ()
     shares: dict[str, float] = field(default_factory=dict)
     before: float = math.nan
     after: float = math.nan
@@ -122,13 +122,13 @@ class DryRun:
         return self.setup_seconds + self.epochs * self.seconds_an_epoch
 
 
-def dry_run(subject: Subject, role: str, teacher: LoadedModel | None) -> DryRun:
+def dry_run(subject: CheckContext, role: str, teacher: LoadedModel | None) -> DryRun:
     """Train the teacher, a control or the student for a few seconds in a folder that is
     thrown away.
     """
     shop, trainer = subject.shop, subject.shop.parts.trainer
     job = draft_role_job(shop, role)
-    whole = steps_per_epoch(shop.data, trainer)
+    whole = count_steps_per_epoch(shop.data, trainer)
     steps, epochs = _choose_length(subject, role, teacher, whole.training)
     timed = EpochSteps(steps, min(whole.validation, _VALIDATION))
     folder = subject.scratch / role
@@ -151,7 +151,7 @@ def dry_run(subject: Subject, role: str, teacher: LoadedModel | None) -> DryRun:
                      steps * epochs, error=error)  # fmt: skip
     if error:
         return seen
-    again = trained(job.model, folder)
+    again = specify_trained(job.model, folder)
     return replace(
         seen,
         seconds_an_epoch=timer.seconds(whole) + timer.estimate_overhead(timed),
@@ -174,7 +174,9 @@ class _Size(Callback):
         self.size = path.stat().st_size if path.is_file() else 0
 
 
-def _choose_length(subject: Subject, role: str, teacher: LoadedModel | None, batches: int) -> tuple[int, int]:
+def _choose_length(
+    subject: CheckContext, role: str, teacher: LoadedModel | None, batches: int
+) -> tuple[int, int]:
     """Batches of an epoch and epochs that take about the limits' seconds, and hold steps
     that look at the terms and more that do not.
     """
@@ -188,14 +190,14 @@ def _choose_length(subject: Subject, role: str, teacher: LoadedModel | None, bat
     return steps, max(least_epochs, min(_EPOCHS, int(subject.limits.seconds / step / steps)))
 
 
-def _estimate(subject: Subject, request: ModelSpec, *, train: bool) -> StepEstimate:
+def _estimate(subject: CheckContext, request: ModelSpec, *, train: bool) -> StepEstimate:
     shop = subject.shop
     pixels = resolve_input(request, shop.seen())
     model = create(request, pixels, len(shop.classes), seed=0).model
     return estimate(model, pixels, shop.data.batch_size, shop.parts.trainer, train=train)
 
 
-def _build_teacher(subject: Subject, teacher: LoadedModel, batches: int) -> JobTeacher:
+def _build_teacher(subject: CheckContext, teacher: LoadedModel, batches: int) -> JobTeacher:
     """The teacher with its logits on the first batches of validation."""
     shop, folder = subject.shop, subject.scratch / "validation"
     assert shop.parts.teacher is not None

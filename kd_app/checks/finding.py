@@ -18,7 +18,7 @@ class Finding:
         return f"{self.name}: {self.text}"
 
 
-def refusal(name: str, text: str) -> Finding:
+def refuse(name: str, text: str) -> Finding:
     """A reason not to run."""
     return Finding(name, "refusal", text)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from kd_app.checks.context import Subject
-from kd_app.checks.finding import Finding, note, refusal, warn
+from kd_app.checks.context import CheckContext
+from kd_app.checks.finding import Finding, note, refuse, warn
 from kd_app.data.base import RunData
 from kd_app.data.source import SPLITS
 from kd_app.data.unlabeled import UNLABELED
@@ -58,7 +58,7 @@ class ScannedImages:
     )
 
 
-def check_missing_classes(subject: Subject) -> Iterator[Finding]:
+def check_missing_classes(subject: CheckContext) -> Iterator[Finding]:
     """A class of which a split has no image."""
     classes = subject.shop.classes
     for split in SPLITS:
@@ -76,14 +76,14 @@ def check_missing_classes(subject: Subject) -> Iterator[Finding]:
             some = ", ".join(missing[:8]) + (
                 f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             )
-            yield refusal(
+            yield refuse(
                 "class-missing",
                 f"There is no image of {some} in {split}. Add images of each class, or give ready"
                 " splits that hold all of them.",
             )
 
 
-def check_same_image(subject: Subject) -> Iterator[Finding]:
+def check_same_image(subject: CheckContext) -> Iterator[Finding]:
     """An image that is in two splits, pixel by pixel; and, with less weight, one that
     is nearly so.
     """
@@ -100,7 +100,7 @@ def check_same_image(subject: Subject) -> Iterator[Finding]:
             f"Not all images were compared, that would take too long: {', '.join(few)} were.",
         )
     if looked.same:
-        yield refusal(
+        yield refuse(
             "same-image",
             f"{len(looked.same)} image(s) are in two splits: {_describe_pairs(data, looked.same)}. A test"
             " would meet what training has seen. Remove them, or give such images one name in the"
@@ -127,7 +127,7 @@ def _describe_pairs(data: RunData, pairs: list[tuple[Place, Place]]) -> str:
     return "; ".join(named) + (f"; and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else "")
 
 
-def _look(subject: Subject) -> ScannedImages:
+def _look(subject: CheckContext) -> ScannedImages:
     """Test and validation whole, then train, as far as the time allows."""
     data = subject.shop.data
     looked = ScannedImages(
@@ -172,7 +172,9 @@ def _normalize_contrasts(thumbnails: Tensor) -> Tensor:
     return rows / lengths.clamp_min(1e-3)
 
 
-def _find_near_duplicates(subject: Subject, looked: ScannedImages) -> Iterator[tuple[Place, Place]]:
+def _find_near_duplicates(
+    subject: CheckContext, looked: ScannedImages
+) -> Iterator[tuple[Place, Place]]:
     """Pairs over two splits whose thumbnails differ in less than `limits.near` of their
     contrast: ``1 - correlation``.
     """
@@ -193,13 +195,14 @@ def _find_near_duplicates(subject: Subject, looked: ScannedImages) -> Iterator[t
                 break
             near = int(nearest[row])
             if (
-                1 - float(_normalize_contrasts(asked[[row]]) @ _normalize_contrasts(known[[near]]).T)
+                1
+                - float(_normalize_contrasts(asked[[row]]) @ _normalize_contrasts(known[[near]]).T)
                 < subject.limits.near
             ):
                 yield places[near], looked.places[split][row]
 
 
-def test_too_small(subject: Subject) -> Iterator[Finding]:
+def test_too_small(subject: CheckContext) -> Iterator[Finding]:
     """A test set on which even a student that is as good as its teacher would rarely be
     shown to be.
     """

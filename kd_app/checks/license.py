@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from kd_app.checks.context import Subject
-from kd_app.checks.finding import Finding, refusal, warn
+from kd_app.checks.context import CheckContext
+from kd_app.checks.finding import Finding, refuse, warn
 from kd_app.config import RequestError
 
 
-def licensed(subject: Subject) -> Iterator[Finding]:
+def check_license(subject: CheckContext) -> Iterator[Finding]:
     """A license that forbids what a run would do and was not accepted; one that nobody
     knows.
     """
@@ -15,5 +15,5 @@ def licensed(subject: Subject) -> Iterator[Finding]:
     try:
         licenses.check()
     except RequestError as error:
-        yield refusal("license-forbids", str(error))
+        yield refuse("license-forbids", str(error))
     yield from (warn("license-unknown", text) for text in licenses.unknown)

@@ -3,39 +3,39 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from kd_app.checks.context import Subject
+from kd_app.checks.context import CheckContext
 from kd_app.checks.dry_run import DryRun
-from kd_app.checks.finding import Finding, note, refusal, warn
+from kd_app.checks.finding import Finding, note, refuse, warn
 
 
-def terms(subject: Subject, rehearsals: Sequence[DryRun]) -> Iterator[Finding]:
+def check_loss_terms(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Iterator[Finding]:
     """A term that is zero, not finite or without gradient; one that leaves the others
     no gradient; a training that ends or teaches nothing.
     """
     yield from _find_unweighted(subject)
     for seen in rehearsals:
         yield from (
-            refusal(f"term-{fault.kind}", f"{seen.role}: {fault.text}") for fault in seen.faults
+            refuse(f"term-{fault.kind}", f"{seen.role}: {fault.text}") for fault in seen.faults
         )
         if seen.error and not any(fault.text == seen.error for fault in seen.faults):
-            yield refusal("training", f"{seen.role}: {seen.error}")
+            yield refuse("training", f"{seen.role}: {seen.error}")
         yield from _find_dominant(subject, seen)
         if not seen.error and not seen.after < (1 - subject.limits.learns) * seen.before:
             yield warn("learns-nothing", f"The {seen.role} does not learn: its loss on its first batch was {seen.before:.4g} and is "
                           f"{seen.after:.4g} after {seen.steps} steps. Look at optimizer.lr.")  # fmt: skip
 
 
-def _find_unweighted(subject: Subject) -> Iterator[Finding]:
+def _find_unweighted(subject: CheckContext) -> Iterator[Finding]:
     for name, weight in subject.shop.parts.recipe.loss_weights.items():
         if weight == 0:
-            yield refusal(
+            yield refuse(
                 "term-zero",
                 f"The loss term {name} has the weight 0, so it teaches nothing. Leave it out, or"
                 f" set loss.{name}.weight.",
             )
 
 
-def _find_dominant(subject: Subject, seen: DryRun) -> Iterator[Finding]:
+def _find_dominant(subject: CheckContext, seen: DryRun) -> Iterator[Finding]:
     if len(seen.shares) < 2:
         return
     if (

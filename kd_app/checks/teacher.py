@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import yaml
 
-from kd_app.checks.context import Subject
-from kd_app.checks.finding import Finding, note, refusal, warn
+from kd_app.checks.context import CheckContext
+from kd_app.checks.finding import Finding, note, refuse, warn
 from kd_app.config import RequestError
 from kd_app.data.normalize import normalize
 from kd_app.models.spec import ModelSpec
@@ -27,10 +27,10 @@ stays below.
 """
 
 
-def random_head(subject: Subject) -> Iterator[Finding]:
+def check_random_head(subject: CheckContext) -> Iterator[Finding]:
     """A teacher whose classifier nobody has trained, or would train."""
     if subject.random_head:
-        yield refusal("random-head", subject.random_head)
+        yield refuse("random-head", subject.random_head)
     elif (
         subject.teacher is None
         and subject.shop.parts.teacher is not None
@@ -43,7 +43,7 @@ def random_head(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def check_determinism(subject: Subject) -> Iterator[Finding]:
+def check_determinism(subject: CheckContext) -> Iterator[Finding]:
     """A teacher that answers the same images differently: dropout or drop-path that
     stay on, or BatchNorm that moves or goes by the batch.
     """
@@ -100,7 +100,7 @@ def check_determinism(subject: Subject) -> Iterator[Finding]:
         if found
     ]
     if wrong:
-        yield refusal(
+        yield refuse(
             "teacher-not-deterministic",
             f"The teacher {subject.shop.parts.teacher.name if subject.shop.parts.teacher else ''}"
             f" is in eval mode and yet {'; '.join(wrong)}. Make its modules follow eval().",
@@ -111,7 +111,7 @@ def _is_different(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool((first - second).abs().max() > _TOLERANCE * first.std() + 1e-6)
 
 
-def check_chance_level(subject: Subject) -> Iterator[Finding]:
+def check_chance_level(subject: CheckContext) -> Iterator[Finding]:
     """A teacher that is not shown to be better than answers in the same proportions
     that have nothing to do with the images.
     """
@@ -129,7 +129,7 @@ def check_chance_level(subject: Subject) -> Iterator[Finding]:
         binomtest(int(hits.sum()), len(hits), chance, alternative="greater").pvalue
         > 1 - subject.judge.confidence
     ):
-        yield refusal(
+        yield refuse(
             "teacher-at-chance",
             f"The teacher {subject.teacher.request.name} has {hits.mean():.1%} of {len(hits):,}"
             f" images right, and chance has {chance:.1%}: nothing can be learned from it. Its head"
@@ -137,7 +137,7 @@ def check_chance_level(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def check_published_accuracy(subject: Subject) -> Iterator[Finding]:
+def check_published_accuracy(subject: CheckContext) -> Iterator[Finding]:
     """A teacher that is worse here than a figure that lies beside its weights says."""
     from scipy.stats import binomtest
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool
 from timm.data import constants
 
-from kd_app.checks.context import PASSES, Subject, swap_channels
-from kd_app.checks.finding import Finding, refusal
+from kd_app.checks.context import PASSES, CheckContext, swap_channels
+from kd_app.checks.finding import Finding, refuse
 from kd_app.config import InputSpec
 
 NORMALIZATIONS = {
@@ -44,7 +44,7 @@ class InputAlternative:
     hits: Bool[np.ndarray, " images"]
 
 
-def check_teacher_input(subject: Subject) -> Iterator[Finding]:
+def check_teacher_input(subject: CheckContext) -> Iterator[Finding]:
     """A teacher that is significantly better with its classes in another order, or with
     another normalization, channel order or crop.
 
@@ -72,14 +72,16 @@ def check_teacher_input(subject: Subject) -> Iterator[Finding]:
             f" {share:.1%} with {other.way} (p = {p:.1g}, exact McNemar test): so it was trained."
             f" {other.mend}"
         )
-        better[other.name] = share, refusal(other.name, text)
+        better[other.name] = share, refuse(other.name, text)
     best = max((share for share, _ in better.values()), default=0.0)
     yield from (
         finding for share, finding in better.values() if share > best - subject.limits.better
     )
 
 
-def _compute_chance(before: Bool[np.ndarray, " images"], after: Bool[np.ndarray, " images"]) -> float:
+def _compute_chance(
+    before: Bool[np.ndarray, " images"], after: Bool[np.ndarray, " images"]
+) -> float:
     """How likely so many more images would turn right than wrong, if neither were more
     likely than the other.
     """
@@ -93,7 +95,7 @@ def _compute_chance(before: Bool[np.ndarray, " images"], after: Bool[np.ndarray,
     )
 
 
-def _try_class_order(subject: Subject) -> InputAlternative:
+def _try_class_order(subject: CheckContext) -> InputAlternative:
     """The permutation of classes that fits one half of the images best, judged on the
     other half, and the other way round.
     """
@@ -126,7 +128,7 @@ def _find_permutation(said: np.ndarray, target: np.ndarray, classes: int) -> np.
     return means
 
 
-def _try_normalizations(subject: Subject) -> Iterator[InputAlternative]:
+def _try_normalizations(subject: CheckContext) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if "uint8" not in subject.shop.data.capabilities:
         return  # they come normalized, nobody knows how
@@ -144,7 +146,9 @@ def _try_normalizations(subject: Subject) -> Iterator[InputAlternative]:
                 " its weights (name=local-dir:<folder>)."
             )
             hits = subject.answer(subject.sample, pixels).hits
-            yield InputAlternative("teacher-normalization", f"another normalization: {name}", mend, hits)
+            yield InputAlternative(
+                "teacher-normalization", f"another normalization: {name}", mend, hits
+            )
 
 
 def _match_channels(given: InputSpec, values: tuple[float, ...]) -> tuple[float, ...]:
@@ -157,7 +161,7 @@ def _format_values(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:.4g}' for value in values)}]"
 
 
-def _try_channel_order(subject: Subject) -> Iterator[InputAlternative]:
+def _try_channel_order(subject: CheckContext) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if subject.teacher.created.pixels.channels == 3 and subject.shop.data.channels == 3:
         batches = [swap_channels(batch) for batch in subject.sample]
@@ -166,10 +170,12 @@ def _try_channel_order(subject: Subject) -> Iterator[InputAlternative]:
             "Swap the input channels of its first layer, or wrap it: it expects BGR where images"
             " are RGB."
         )
-        yield InputAlternative("teacher-channel-order", "the channels the other way round (BGR)", mend, hits)
+        yield InputAlternative(
+            "teacher-channel-order", "the channels the other way round (BGR)", mend, hits
+        )
 
 
-def _try_crops(subject: Subject) -> Iterator[InputAlternative]:
+def _try_crops(subject: CheckContext) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if "uint8" not in subject.shop.data.capabilities:
         return

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from kd_app.commands.help import answer
+from kd_app.commands.help import find_answer
 from kd_app.training.distributed.torchrun import Torchrun, is_follower
 
 Task = Callable[[dict[str, Any], int | None], None]
@@ -24,7 +24,7 @@ def run(
     """Compose ``conf/<primary>.yaml`` with the words of the command line, run `task`
     once, or once a trial, and exit.
     """
-    if text := answer(primary, sys.argv[1:]):
+    if text := find_answer(primary, sys.argv[1:]):
         print(text)
         sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = "1"

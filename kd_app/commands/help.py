@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kd_app import __version__
-from kd_app.config.paths import CONF, choices
+from kd_app.config.paths import CONF, list_choices
 
 _WIDTH, _LINES = 100, 40
 _SETTING = re.compile(r"^(\w+):([^#\n]*)# (.*)$", re.MULTILINE)
@@ -56,7 +56,7 @@ EXAMPLES = {
 }
 
 
-def answer(primary: str, words: Sequence[str]) -> str | None:
+def find_answer(primary: str, words: Sequence[str]) -> str | None:
     """The text that these words of the command line ask for; None where they ask for
     work.
     """
@@ -71,7 +71,7 @@ def help_text(primary: str) -> str:
     """
     command = f"kd-{primary}"
     defaults = dict(_list_defaults(primary))
-    groups = [group for group in sorted(defaults) if choices(group)]
+    groups = [group for group in sorted(defaults) if list_choices(group)]
     lists = [group for group in groups if isinstance(defaults[group], list)]
     head = [_read(primary).splitlines()[0].removeprefix("# "), "", "Examples:"]
     head += [f"  {example}" for example in EXAMPLES[primary]]
@@ -130,6 +130,6 @@ def _describe(name: str, text: str) -> str:
 
 
 def _describe_group(group: str) -> str:
-    names = choices(group)
+    names = list_choices(group)
     text = _describe(group, ", ".join(names))
     return f"{text} ({len(names)})" if text.endswith("...") else text

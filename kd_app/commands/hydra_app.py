@@ -16,7 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kd_app.commands.exit_codes import STOPPED, combine, run_to_exit_code, report
-from kd_app.config.compose import COMPOSING, composed, explain_error, opened, plain
+from kd_app.config.compose import (
+    COMPOSING,
+    compose_config,
+    explain_error,
+    normalize_overrides,
+    to_plain_dict,
+)
 from kd_app.config.paths import CONF
 
 _SWEEP = {"-m", "--multirun"}
@@ -39,7 +45,7 @@ def run_with_hydra(
         trial = settings.job.num if settings.mode == RunMode.MULTIRUN else None
         codes.append(
             run_to_exit_code(
-                lambda: task(plain(config), trial),
+                lambda: task(to_plain_dict(config), trial),
                 about="" if trial is None else f"Trial {trial}: ",
             )
         )
@@ -62,7 +68,9 @@ def run_with_hydra(
             codes,
             after_sweep,
             lambda: (
-                plain(configs[-1]) if configs else composed(primary, _drop_sweeps(sys.argv[1:]))
+                to_plain_dict(configs[-1])
+                if configs
+                else compose_config(primary, _drop_sweeps(sys.argv[1:]))
             ),
         )
     return combine(codes)
@@ -101,7 +109,7 @@ def _prepare_overrides(argv: list[str]) -> list[str]:
     """The command line for Hydra: kwargs opened, ``-m`` first, and a folder for a sweep
     that names none (the same words find the same folder).
     """
-    words = sorted(opened(argv), key=lambda word: word not in _SWEEP)
+    words = sorted(normalize_overrides(argv), key=lambda word: word not in _SWEEP)
     if _SWEEP & set(words) and not any(word.startswith("out=") for word in words):
         name = hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:8]
         words.append(f"out=runs/sweep-{name}")

@@ -13,7 +13,7 @@ from kd_app.config import RequestError, Typed
 _Place = Annotated[str, Field(min_length=1)]
 
 
-class Asked(Typed, called="kd-report"):
+class ReportConfig(Typed, called="kd-report"):
     """The top level of ``conf/report.yaml``."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Asked(Typed, called="kd-report"):
 
 
 def _run_task(config: dict[str, Any], trial: int | None) -> None:
-    asked = Asked(**config)
+    asked = ReportConfig(**config)
     if asked.schema:
         from kd_app.reporting.results import build_json_schema
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.models.spec import ModelSpec
-from kd_app.run.controls import closest, costs
+from kd_app.run.controls import select_closest, list_candidates
 from kd_app.run.role_jobs import build_student_job
 from kd_app.run.train import train
 from kd_app.run.workspace import RunModel, Workspace
@@ -41,7 +41,7 @@ class Alternative:
     def _request(self, shop: Workspace, macs: int) -> ModelSpec:
         if self.name != "auto":
             return _parse_model({"name": self.name})
-        found = costs(
+        found = list_candidates(
             [_parse_model(node) for node in self.among],
             shop.parts.student,
             shop.seen(),
@@ -54,7 +54,7 @@ class Alternative:
                 " one: alternative=<a timm model>, or leave it out: alternative=null."
             )
         cheap = [each for each in found if each[1] <= _SLACK * macs]
-        return closest(cheap or found, macs).request
+        return select_closest(cheap or found, macs).request
 
 
 def _parse_model(node: dict[str, Any]) -> ModelSpec:

@@ -21,7 +21,9 @@ class Finetune(Step):
         self.max_epochs = max_epochs
         self.lr = lr
 
-    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
+    def take(
+        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+    ) -> RunModel:
         """A training like any other: found again, gone on with after a kill, on as many
         ranks as the run.
         """

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.config.errors import take_first_line
-from kd_app.deployment.xnnpack import quiet
+from kd_app.deployment.xnnpack import silence_executorch
 
 Images = Float[Tensor, "batch channels height width"]
 _CONV, _NORM = torch.ops.aten.conv2d.default, torch.ops.aten.batch_norm.default
@@ -21,10 +21,10 @@ _ACTIVATIONS = frozenset({"relu", "relu_", "hardtanh", "hardtanh_", "relu6", "re
 """What XNNPACK computes together with the operation before it."""
 
 
-def library() -> Any:
+def load_pt2e() -> Any:
     """torchao's PT2E. Raises `RequestError` where it or ExecuTorch is not installed."""
     try:
-        with quiet():
+        with silence_executorch():
             from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
             from torchao.quantization.pt2e import quantize_pt2e
     except ImportError:
@@ -46,7 +46,7 @@ def trace(model: nn.Module, pixels: InputSpec) -> fx.GraphModule:
     """
     example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
     try:
-        with quiet():
+        with silence_executorch():
             program = torch.export.export(
                 model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
             )
@@ -146,14 +146,14 @@ def prepare(
     1806.08342). XNNPACK accumulates in 32 bits on every CPU, so no range is reduced
     where there is no VNNI.
     """
-    pt2e, xnnpack = library()
+    pt2e, xnnpack = load_pt2e()
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=per_channel, is_qat=learns)
     quantizer = (
         xnnpack.XNNPACKQuantizer()
         .set_global(config)
         .set_filter_function(lambda node: unit(node) not in keep)
     )
-    with quiet():
+    with silence_executorch():
         prepared: fx.GraphModule = (pt2e.prepare_qat_pt2e if learns else pt2e.prepare_pt2e)(
             copy.deepcopy(graph), quantizer
         )
@@ -171,8 +171,8 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     """The int8 graph: weights are int8 numbers, quantize and dequantize around every
     operation that is computed in int8. `prepared` is used up.
     """
-    pt2e, _ = library()
-    with quiet():
+    pt2e, _ = load_pt2e()
+    with silence_executorch():
         converted: fx.GraphModule = pt2e.convert_pt2e(prepared)
     return converted
 
@@ -182,7 +182,7 @@ def save(converted: fx.GraphModule, pixels: InputSpec, path: Path) -> None:
     ``torch.export.load(path).module()`` needs neither kd_app nor timm.
     """
     example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
-    with quiet():
+    with silence_executorch():
         torch.export.save(
             torch.export.export(
                 converted, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
@@ -210,7 +210,7 @@ class Learning(nn.Module):
         own, and the batch norms that are left keep their statistics.
         """
         self.training = mode
-        for rounding in _roundings(self.graph).values():
+        for rounding in _find_roundings(self.graph).values():
             rounding.observer_enabled[0] = int(mode)
         return self
 
@@ -223,7 +223,7 @@ class QuantizationProbe:
     def __init__(self, graph: fx.GraphModule, batches: list[Images], *, per_channel: bool) -> None:
         self._graph = prepare(graph, keep=(), per_channel=per_channel, learns=True)
         self._batches = batches
-        self._roundings = _roundings(self._graph)
+        self._roundings = _find_roundings(self._graph)
         self._switch(lambda units: False)
         calibrate(self._graph, batches)
         for rounding in self._roundings.values():
@@ -268,7 +268,7 @@ class QuantizationProbe:
         )
 
 
-def _roundings(graph: fx.GraphModule) -> dict[str, Any]:
+def _find_roundings(graph: fx.GraphModule) -> dict[str, Any]:
     return {
         name: module
         for name, module in graph.named_children()

@@ -28,7 +28,7 @@ def measure_latencies(shop: Workspace, members: Mapping[str, RunModel]) -> dict[
     """
     try:
         programs = {name: _lower_program(shop, member) for name, member in members.items()}
-        taken = timed(
+        taken = time_models(
             {name: (Lowered(path), members[name].created.pixels) for name, path in programs.items()}
         )
     except (RequestError, RunError) as reason:
@@ -61,7 +61,7 @@ def _copy_contiguous(model: nn.Module) -> nn.Module:
     return model.cpu().eval().to(memory_format=torch.contiguous_format)
 
 
-def timed(models: Mapping[str, tuple[nn.Module, InputSpec]]) -> dict[str, Floats]:
+def time_models(models: Mapping[str, tuple[nn.Module, InputSpec]]) -> dict[str, Floats]:
     """Seconds of each call with one image of noise, ``[rounds, calls]``."""
     with torch.inference_mode():
         calls = {
@@ -76,10 +76,14 @@ def timed(models: Mapping[str, tuple[nn.Module, InputSpec]]) -> dict[str, Floats
 
 
 def _time_fastest(call: Callable[[], object]) -> float:
-    return max(1e-6, float(time_interleaved({"": call}, rounds=3, repeats={"": 1}, warm=1)[""].min()))
+    return max(
+        1e-6, float(time_interleaved({"": call}, rounds=3, repeats={"": 1}, warm=1)[""].min())
+    )
 
 
-def measure_latency_share(model: nn.Module, whole: nn.Module, pixels: InputSpec, folder: Path) -> float:
+def measure_latency_share(
+    model: nn.Module, whole: nn.Module, pixels: InputSpec, folder: Path
+) -> float:
     """The median latency of `model` over that of `whole`; their programs are written
     into `folder`, that of `whole` once.
     """
@@ -87,5 +91,5 @@ def measure_latency_share(model: nn.Module, whole: nn.Module, pixels: InputSpec,
     lower(model, pixels, paths["model"])
     if not paths["whole"].is_file():
         lower(whole, pixels, paths["whole"])
-    taken = timed({name: (Lowered(path), pixels) for name, path in paths.items()})
+    taken = time_models({name: (Lowered(path), pixels) for name, path in paths.items()})
     return float(np.median(taken["model"]) / np.median(taken["whole"]))

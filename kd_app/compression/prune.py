@@ -17,12 +17,12 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.create import LoadedModel
-from kd_app.models.layer_widths import changed, sizes
+from kd_app.models.layer_widths import find_changes, read_layer_sizes
 from kd_app.models.save import save_model
 from kd_app.models.simkd_student import Reused
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
-from kd_app.training.fit import MODEL, build, trained
+from kd_app.training.fit import MODEL, build, specify_trained
 from kd_app.training.job import JobTeacher, TrainingJob
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -91,7 +91,9 @@ class Prune(Step):
         self.round_to = round_to
         _load_torch_pruning()
 
-    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
+    def take(
+        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+    ) -> RunModel:
         """The pruned student. Raises `RequestError` for a target out of reach, or a net
         whose channels can't be told apart.
         """
@@ -125,7 +127,7 @@ class Prune(Step):
         stage = shop.make(
             name, config, inputs, lambda folder: self._build(folder, shop, student, listens)
         )
-        member = shop.ready(trained(student.request, stage.path), seed=0)
+        member = shop.ready(specify_trained(student.request, stage.path), seed=0)
         return replace(member, role=student.role, folder=stage.path)
 
     def told(self, member: RunModel) -> dict[str, Any]:
@@ -134,13 +136,15 @@ class Prune(Step):
         found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
         return found
 
-    def _build(self, folder: Path, shop: Workspace, student: RunModel, teacher: RunModel | None) -> None:
+    def _build(
+        self, folder: Path, shop: Workspace, student: RunModel, teacher: RunModel | None
+    ) -> None:
         shop.console.line(
             f"  prune: removing channels until {self.target:g} of the {self.of} is left ..."
         )
         created = student.created
         model = deepcopy(created.model).cpu().to(memory_format=torch.contiguous_format)
-        before = sizes(model)
+        before = read_layer_sizes(model)
         measure = (
             None
             if self.importance == "magnitude"
@@ -159,7 +163,7 @@ class Prune(Step):
         else:
             kept = self.prune(model, created.pixels, measure, target=self.target)
         widths = {name: dict(own) for name, own in created.widths.items()}
-        for module, own in changed(before, sizes(model)).items():
+        for module, own in find_changes(before, read_layer_sizes(model)).items():
             widths.setdefault(module, {}).update(own)
         license = shop.license("student", taught=shop.parts.recipe.needs_teacher)
         save_model(

@@ -16,7 +16,7 @@ from kd_app.compression.graph import (
     QuantizationProbe,
     calibrate,
     convert,
-    library,
+    load_pt2e,
     prepare,
     put,
     save,
@@ -34,7 +34,7 @@ from kd_app.run.train import train
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE as CURVES
-from kd_app.training.fit import MODEL, trained
+from kd_app.training.fit import MODEL, specify_trained
 from kd_app.training.job import Recipe
 
 RECORD = "quantize.json"
@@ -87,9 +87,11 @@ class Quantize(Step):
         self.keep_float = keep_float
         self.divergence = divergence
         self.per_channel = per_channel
-        library()
+        load_pt2e()
 
-    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
+    def take(
+        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+    ) -> RunModel:
         """The quantized student. Raises `RequestError` for terms that a graph can't be
         taught by, and for units that it has not.
         """
@@ -114,7 +116,7 @@ class Quantize(Step):
             inputs,
             lambda folder: self._build(folder, name, shop, student, teacher=listens, recipe=recipe),
         )
-        member = shop.ready(trained(student.request, stage.path), seed=0)
+        member = shop.ready(specify_trained(student.request, stage.path), seed=0)
         return replace(
             member, role=student.role, folder=stage.path, program=stage.path / MODEL / INT8
         )
@@ -209,7 +211,9 @@ class Quantize(Step):
         save(converted, pixels, folder / MODEL / CONVERTED)
         shop.console.line("  quantize: lowering to XNNPACK ...")
         lower(converted, pixels, folder / MODEL / INT8)
-        lower(UInt8Model(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH)
+        lower(
+            UInt8Model(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH
+        )
         write_atomically(
             folder / RECORD,
             json.dumps({"epochs": self.epochs, "per_channel": self.per_channel, **found}, indent=1),
@@ -230,7 +234,9 @@ class Quantize(Step):
                 if not any(_is_within(each, name) for each in sensitivity):
                     raise unknown("unit to keep in float", name, sensitivity)
             keep = [
-                each for each in sensitivity if any(_is_within(each, name) for name in self.keep_float)
+                each
+                for each in sensitivity
+                if any(_is_within(each, name) for name in self.keep_float)
             ]
             left = probe.without(keep)
         return keep, {

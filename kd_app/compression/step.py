@@ -21,7 +21,9 @@ class Step(Typed):
     """No other step can go on from its student."""
 
     @abstractmethod
-    def take(self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None) -> RunModel:
+    def take(
+        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+    ) -> RunModel:
         """The student after this step, made or found as the stage `name` of `shop`: its
         folder holds ``model/``, in timm's layout.
 

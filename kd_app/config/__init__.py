@@ -4,13 +4,13 @@ parts, which alone needs pydantic.
 
 from typing import TYPE_CHECKING, Any
 
-from kd_app.config.errors import RequestError, RunError, closest, unknown
+from kd_app.config.errors import RequestError, RunError, suggest_closest, unknown
 from kd_app.config.pixels import InputSpec
 
 if TYPE_CHECKING:
     from kd_app.config.typed import Typed
 
-__all__ = ["InputSpec", "RequestError", "RunError", "Typed", "closest", "unknown"]
+__all__ = ["InputSpec", "RequestError", "RunError", "Typed", "suggest_closest", "unknown"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,14 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_app.config.errors import RequestError, list_causes, closest, take_first_line, nearest
-from kd_app.config.paths import CONF, choices
+from kd_app.config.errors import (
+    RequestError,
+    list_causes,
+    suggest_closest,
+    take_first_line,
+    nearest,
+)
+from kd_app.config.paths import CONF, list_choices
 
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises for words that it can't compose."""
@@ -24,7 +30,7 @@ _NO_KEY = re.compile(r"Key '[^']+' (?:is not in struct|not in '\w+').*?full_key:
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
-def opened(overrides: Iterable[str]) -> list[str]:
+def normalize_overrides(overrides: Iterable[str]) -> list[str]:
     """Let ``<part>.kwargs.<anything>=``, ``teacher.members.<name>...=`` and
     ``loss.<term>.teacher=`` be said without Hydra's '++': their keys are who writes
     them's own, or seldom said.
@@ -39,19 +45,21 @@ def opened(overrides: Iterable[str]) -> list[str]:
     return [f"++{word}" if _FREE.match(word) else word for word in words]
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def to_plain_dict(config: DictConfig) -> dict[str, Any]:
     """The configuration as dicts and lists, interpolations resolved, without Hydra's
     own part.
     """
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise RequestError(f"The configuration can't be resolved: {take_first_line(error)}.") from None
+        raise RequestError(
+            f"The configuration can't be resolved: {take_first_line(error)}."
+        ) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items() if key != "hydra"}
 
 
-def composed(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
+def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose ``conf/<primary>.yaml`` with `overrides`; raises `RequestError` that
     names the closest key or choice.
     """
@@ -59,10 +67,10 @@ def composed(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
         GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(primary, overrides=opened(overrides))
+            config = compose(primary, overrides=normalize_overrides(overrides))
     except COMPOSING as error:
         raise RequestError(explain_error(error, primary, overrides)) from None
-    return plain(config)
+    return to_plain_dict(config)
 
 
 def explain_error(error: BaseException, primary: str, words: Sequence[str]) -> str:
@@ -161,16 +169,16 @@ def _list_beside(key: str, tree: dict[str, Any]) -> str:
 
 def _explain_unknown_choice(group: str, asked: str) -> str:
     none = "null (written so) chooses none. " if asked == "None" else ""
-    known = choices(group)
+    known = list_choices(group)
     return (
-        f"There is no {group} {asked!r}. {none or closest(asked, known)}Choices of {group}=:"
+        f"There is no {group} {asked!r}. {none or suggest_closest(asked, known)}Choices of {group}=:"
         f" {', '.join(known) or 'none'}."
     )
 
 
 def _explain_null_group(words: Sequence[str]) -> str:
     """A group was given null or a number, where it takes a name or a list of names."""
-    asked = [word for word in words if choices(word.partition("=")[0])]
+    asked = [word for word in words if list_choices(word.partition("=")[0])]
     wrong = next(
         (
             word
@@ -180,7 +188,7 @@ def _explain_null_group(words: Sequence[str]) -> str:
         " ".join(words),
     )
     group = wrong.partition("=")[0]
-    names = choices(group)
+    names = list_choices(group)
     hint = (
         f"Expected the name of a choice, or a list of some. Choices of {group}=:"
         f" {', '.join(names)}."
@@ -192,7 +200,7 @@ def _explain_null_group(words: Sequence[str]) -> str:
 
 def is_choice(group: str, name: str) -> bool:
     """Whether ``<group>=[<name>]`` would be understood."""
-    return bool(name) and name in choices(group)
+    return bool(name) and name in list_choices(group)
 
 
 def explain_not_chosen(group: str, name: str) -> str:
@@ -212,7 +220,7 @@ def list_known_keys(primary: str, words: Sequence[str] = ()) -> list[str]:
 
 def _compose_tree(primary: str, words: Sequence[str]) -> dict[str, Any]:
     """A primary configuration with those of the choices in `words` that can be made."""
-    chosen = [word for word in words if choices(word.partition("=")[0])]
+    chosen = [word for word in words if list_choices(word.partition("=")[0])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             config = compose(primary, overrides=chosen)

@@ -19,7 +19,7 @@ class RunError(RuntimeError):
     """
 
 
-def closest(word: str, choices: Iterable[str]) -> str:
+def suggest_closest(word: str, choices: Iterable[str]) -> str:
     """``"Did you mean 'x'? "`` for the choice most like `word`, or the empty string
     when none is near.
     """
@@ -62,7 +62,7 @@ def unknown(what: str, got: str, choices: Iterable[str], *, listed: int = 40) ->
     """
     names = sorted(choices)
     some = f"Known: {', '.join(names)}." if len(names) <= listed else f"{len(names)} are known."
-    return RequestError(f"There is no {what} {got!r}. {closest(got, names)}{some}")
+    return RequestError(f"There is no {what} {got!r}. {suggest_closest(got, names)}{some}")
 
 
 def take_first_line(error: BaseException) -> str:

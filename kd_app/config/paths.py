@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
-def choices(group: str) -> list[str]:
+def list_choices(group: str) -> list[str]:
     """The names that ``<group>=`` takes; empty where there is no such group.
 
     A file whose name starts with an underscore holds what several choices share.

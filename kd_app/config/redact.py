@@ -34,7 +34,7 @@ def redact(value: Any) -> Any:
     return _redact(value, secrets)
 
 
-def relative(names: Sequence[str]) -> list[str]:
+def relativize(names: Sequence[str]) -> list[str]:
     """Names of files, those of this machine's folders as seen from the folder that all
     of them are in, so that each stays told apart.
     """
@@ -94,7 +94,7 @@ def _redact_table_file(path: Path, copy: Path) -> Path:
     )
     if _FILE not in table or not any(_compile_path_pattern().search(name) for name in table[_FILE]):
         return path
-    table[_FILE] = relative(table[_FILE].tolist())
+    table[_FILE] = relativize(table[_FILE].tolist())
     copy.parent.mkdir(parents=True, exist_ok=True)
     (
         table.to_parquet(copy, index=False)

@@ -67,7 +67,9 @@ def _is_part(named: type) -> bool:
 
 def _is_callback(named: type) -> bool:
     """One of Lightning's that writes into no folder of the configuration's choice."""
-    return _is_within(named.__module__, (CALLBACKS,)) and "dirpath" not in signature(named).parameters
+    return (
+        _is_within(named.__module__, (CALLBACKS,)) and "dirpath" not in signature(named).parameters
+    )
 
 
 def _walk_leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:

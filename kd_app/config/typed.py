@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, validate_call
 from pydantic_core import ErrorDetails
 
-from kd_app.config.errors import RequestError, closest
+from kd_app.config.errors import RequestError, suggest_closest
 
 _CONFIG = ConfigDict(arbitrary_types_allowed=True)
 _EXPECTED = "Input should be "
@@ -58,7 +58,7 @@ def _write_paragraph(
         where = _format_location(problem["loc"], values) or owner
         if problem["type"] == "unexpected_keyword_argument":
             said.append(
-                f"{owner} has no setting {where!r}. {closest(where, known)}Known:"
+                f"{owner} has no setting {where!r}. {suggest_closest(where, known)}Known:"
                 f" {', '.join(known) or 'none'}."
             )
         elif problem["type"] in ("missing_argument", "missing_keyword_only_argument"):
@@ -66,7 +66,11 @@ def _write_paragraph(
         else:
             misfits.setdefault(where, (problem["input"], []))[1].append(problem["msg"])
     return " ".join(
-        said + [_describe_misfit(owner, where, got, expected) for where, (got, expected) in misfits.items()]
+        said
+        + [
+            _describe_misfit(owner, where, got, expected)
+            for where, (got, expected) in misfits.items()
+        ]
     )
 
 

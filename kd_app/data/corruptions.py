@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field
 
 from kd_app.config import InputSpec, RequestError, Typed
-from kd_app.data.views import Images, Keys, Pictures, Plain
+from kd_app.data.views import ViewInput, Keys, Pictures, CenterCropView
 
 Kind = Literal["gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg", "pixelate"]
 Severity = Annotated[int, Field(ge=1, le=5, strict=True)]
@@ -49,7 +49,7 @@ SETTINGS: Final[dict[Kind, tuple[float, ...]]] = {
 """The setting of each kind at severity 1 to 5."""
 
 _SMALL = 64 * 64
-"""Images of so many pixels are corrupted faster than worker processes start."""
+"""ViewInput of so many pixels are corrupted faster than worker processes start."""
 
 
 def add_gaussian_noise(picture: Picture, sigma: float, key: int) -> Picture:
@@ -81,7 +81,7 @@ def change_contrast(picture: Picture, share: float, key: int) -> Picture:
     return _to_bytes(mean + np.float32(share) * (picture - mean))
 
 
-def jpeg(picture: Picture, quality: float, key: int) -> Picture:
+def compress_jpeg(picture: Picture, quality: float, key: int) -> Picture:
     """Saved as a JPEG of this quality, and read again."""
     file = io.BytesIO()
     _to_image(picture).save(file, "jpeg", quality=int(quality))
@@ -104,7 +104,7 @@ _FUNCTIONS: Final[dict[Kind, Callable[[Picture, float, int], Picture]]] = {
     "gaussian_blur": blur,
     "brightness": change_brightness,
     "contrast": change_contrast,
-    "jpeg": jpeg,
+    "jpeg": compress_jpeg,
     "pixelate": pixelate,
 }
 
@@ -135,7 +135,7 @@ class Corruption:
         return _FUNCTIONS[self.kind](picture, SETTINGS[self.kind][self.severity - 1], key)
 
 
-class Corrupted(Plain):
+class Corrupted(CenterCropView):
     """The transform of every evaluation, of images that are corrupted first, as they
     are stored: models of all sizes see the same bad image.
     """
@@ -143,7 +143,7 @@ class Corrupted(Plain):
     def __init__(self, corruption: Corruption) -> None:
         self.corruption = corruption
 
-    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
+    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`."""
         spoiled = (
             self.corruption(_to_array(picture), key)

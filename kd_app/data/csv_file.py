@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from kd_app.config import RequestError, closest
+from kd_app.config import RequestError, suggest_closest
 from kd_app.data.files import FileSource, resolve_root, require_two_classes
 from kd_app.data.folder import SPLIT_WORDS
 from kd_app.data.source import Listing
@@ -111,7 +111,7 @@ def _find_columns(file: Path, header: Sequence[str]) -> dict[str, int]:
     for column in _NEEDED:
         if names.count(column) != 1:
             wrong = "twice" if column in names else "missing"
-            near = "" if column in names else closest(column, names)
+            near = "" if column in names else suggest_closest(column, names)
             raise RequestError(
                 f"The column {column!r} of {str(file)!r} is {wrong}; its header has:"
                 f" {', '.join(names) or 'nothing'}. {near}Expected: path and label, and split and"
@@ -133,7 +133,7 @@ def _parse_row(file: Path, number: int, cells: Sequence[str], places: dict[str, 
             )
     word = found.get("split", "").lower()
     if word and word not in SPLIT_WORDS:
-        near = closest(word, SPLIT_WORDS)
+        near = suggest_closest(word, SPLIT_WORDS)
         raise RequestError(
             f"Row {number} of {str(file)!r} has the split {word!r}. {near}Expected:"
             f" {', '.join(SPLIT_WORDS)}, or nothing."

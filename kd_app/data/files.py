@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kd_app.config import RequestError, closest
+from kd_app.config import RequestError, suggest_closest
 from kd_app.data.fingerprint import hash_files, add_fingerprint
 from kd_app.data.images import open_image
 from kd_app.data.source import Listing, Source
@@ -74,7 +74,7 @@ def resolve_root(root: Path | None, key: str = "data.root") -> Path:
         return path
     parent = path.parent
     near = (
-        closest(path.name, os.listdir(parent))
+        suggest_closest(path.name, os.listdir(parent))
         if parent.is_dir()
         else f"There is no folder {str(parent)!r} either. "
     )

@@ -33,7 +33,7 @@ def add_fingerprint(listing: Listing, contents: Sequence[bytes]) -> Listing:
     return replace(listing, fingerprint=total.hexdigest())
 
 
-def digest(file: BinaryIO, *, whole: bool) -> bytes:
+def hash_file(file: BinaryIO, *, whole: bool) -> bytes:
     """sha256 over the size and the bytes of an open, seekable file; without `whole`
     over its first and last 4 KiB alone.
     """
@@ -50,7 +50,7 @@ def digest(file: BinaryIO, *, whole: bool) -> bytes:
 
 
 def hash_files(paths: Sequence[Path]) -> list[bytes]:
-    """`digest` of each file, whole unless all together hold more than `WHOLE_LIMIT`
+    """`hash_file` of each file, whole unless all together hold more than `WHOLE_LIMIT`
     bytes; empty where a file can't be opened.
     """
     whole = sum(map(_read_size, paths)) <= WHOLE_LIMIT
@@ -58,9 +58,7 @@ def hash_files(paths: Sequence[Path]) -> list[bytes]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [
             found
-            for part in pool.map(
-                lambda chunk: [_hash_path(path, whole) for path in chunk], chunks
-            )
+            for part in pool.map(lambda chunk: [_hash_path(path, whole) for path in chunk], chunks)
             for found in part
         ]
 
@@ -75,6 +73,6 @@ def _read_size(path: Path) -> int:
 def _hash_path(path: Path, whole: bool) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
-            return digest(file, whole=whole)
+            return hash_file(file, whole=whole)
     except OSError:  # told by name when the image is read
         return b""

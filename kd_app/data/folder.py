@@ -51,7 +51,9 @@ class Folder(FileSource):
         for split, part in parts.items():
             classes[split] = _list_class_names(part)
             rows += [
-                (file, name, split) for name in classes[split] for file in self._list_class_images(part, name)
+                (file, name, split)
+                for name in classes[split]
+                for file in self._list_class_images(part, name)
             ]
         _check_same_classes(classes, parts)
         names = next(iter(classes.values()))

@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_app.config import RequestError, closest
+from kd_app.config import RequestError, suggest_closest
 from kd_app.data.folder import list_images_below
 from kd_app.data.images import is_image_name
 
@@ -38,7 +38,7 @@ def image_list(said: str) -> ImageList:
         return ImageList(path, tuple(sorted(names)))
     if not path.is_file():
         near = (
-            closest(path.name, [each.name for each in path.parent.iterdir()])
+            suggest_closest(path.name, [each.name for each in path.parent.iterdir()])
             if path.parent.is_dir()
             else ""
         )
@@ -71,7 +71,7 @@ def _listed(table: Path) -> tuple[str, ...]:
     if heads.count(_COLUMN) != 1:
         raise RequestError(
             f"The table {str(table)!r} has the columns {', '.join(heads) or 'none'}."
-            f" {closest(_COLUMN, heads)}Expected: one column {_COLUMN!r}, with paths relative to"
+            f" {suggest_closest(_COLUMN, heads)}Expected: one column {_COLUMN!r}, with paths relative to"
             " the table's folder."
         )
     place = heads.index(_COLUMN)

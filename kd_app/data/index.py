@@ -34,8 +34,8 @@ _NAMED = 5
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Shares:
-    """Shares of the images that are drawn where there is no ready split."""
+class SplitRatios:
+    """SplitRatios of the images that are drawn where there is no ready split."""
 
     validation: Share
     test: Share
@@ -54,7 +54,7 @@ class ImageIndex:
         self,
         source: Source,
         *,
-        shares: Shares,
+        shares: SplitRatios,
         seed: int,
         cache: Cache,
         on_error: Literal["raise", "skip"],

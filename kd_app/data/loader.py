@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
-from kd_app.data.mix import BatchMixer, mixed, shares
+from kd_app.data.mix import BatchMixer, mix_pixels, mix_labels
 from kd_app.data.pixel_store import ImageSelection, PixelStore
 from kd_app.data.views import EVALUATION, Keys, Pictures, View, compute_image_keys
 
@@ -77,7 +77,10 @@ class BatchBuilder(Dataset[Batch]):
             batch.labeled = torch.from_numpy(self.labeled[request.images])
         if self.partners is not None:
             others = BatchRequest(request.view, self.partners[request.images])
-            batch.other, batch.other_index = self._view_images(others)[0], torch.from_numpy(others.images)
+            batch.other, batch.other_index = (
+                self._view_images(others)[0],
+                torch.from_numpy(others.images),
+            )
         return batch
 
     def _view_images(
@@ -93,10 +96,12 @@ class BatchBuilder(Dataset[Batch]):
             return _to_channels_first(image), target
         drawn = self.mixing.drawn(keys, request.images, (self.pixels.height, self.pixels.width))
         partner = BatchRequest(request.view, drawn.partner)
-        image = mixed(
-            image, self._view(partner, compute_image_keys(self.seed, partner.images, partner.view)), drawn
+        image = mix_pixels(
+            image,
+            self._view(partner, compute_image_keys(self.seed, partner.images, partner.view)),
+            drawn,
         )
-        return _to_channels_first(image), shares(
+        return _to_channels_first(image), mix_labels(
             target, self._read_labels(partner.images), drawn, self.mixing.classes
         )
 

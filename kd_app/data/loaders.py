@@ -19,8 +19,8 @@ from kd_app.data.loader import (
     BatchRequest,
     TrainingLoader,
 )
-from kd_app.data.mix import Mix, BatchMixer
-from kd_app.data.views import Plain, View
+from kd_app.data.mix import MixSettings, BatchMixer
+from kd_app.data.views import CenterCropView, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ImageLoaders:
     view: View
     batch_size: int
     num_workers: int | Literal["auto"]
-    mix: Mix | None
+    mix: MixSettings | None
     after_view: tuple[PixelChange, ...]
 
     def check_view(self, pixels: InputSpec) -> None:
@@ -81,7 +81,7 @@ class ImageLoaders:
         rank: Rank = SINGLE,
     ) -> EvaluationLoader:
         """The images of a split in order, corrupted where that is asked for."""
-        view = Plain() if corruption is None else Corrupted(corruption)
+        view = CenterCropView() if corruption is None else Corrupted(corruption)
         maker = self._build_batch_builder(view, pixels)
         return EvaluationLoader(
             maker,

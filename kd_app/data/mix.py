@@ -24,7 +24,7 @@ class MixDraw(NamedTuple):
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
-class Mix:
+class MixSettings:
     """How images are mixed: ``own * share + other * (1 - share)`` for pixels and labels
     alike, share from Beta(a, a).
 
@@ -66,12 +66,14 @@ class BatchMixer:
     and by image number whether it has a label, None: all have.
     """
 
-    mix: Mix
+    mix: MixSettings
     classes: int
     rows: Int64[np.ndarray, " rows"]
     labeled: Bool[np.ndarray, " images"] | None
 
-    def drawn(self, keys: Keys, index: Int64[np.ndarray, " batch"], size: tuple[int, int]) -> MixDraw:
+    def drawn(
+        self, keys: Keys, index: Int64[np.ndarray, " batch"], size: tuple[int, int]
+    ) -> MixDraw:
         """What `keys` draw for the images `index`, of (height, width) `size`."""
         mix, chance = self.mix, [_draw_uniform(remix_keys(keys, number)) for number in range(6)]
         cut = (
@@ -102,7 +104,7 @@ class BatchMixer:
         )
 
 
-def mixed(
+def mix_pixels(
     own: UInt8[np.ndarray, "batch height width channels"],
     other: UInt8[np.ndarray, "batch height width channels"],
     drawn: MixDraw,
@@ -115,8 +117,11 @@ def mixed(
     return blended
 
 
-def shares(
-    own: Int64[np.ndarray, " batch"], other: Int64[np.ndarray, " batch"], drawn: MixDraw, classes: int
+def mix_labels(
+    own: Int64[np.ndarray, " batch"],
+    other: Int64[np.ndarray, " batch"],
+    drawn: MixDraw,
+    classes: int,
 ) -> Float32[np.ndarray, "batch classes"]:
     """``[B, K]``: the share of each class; not a number in the rows of images without a
     label (class -1).
@@ -141,7 +146,9 @@ def _from(
     return found
 
 
-def _draw_beta(alpha: float, chance: Float64[np.ndarray, " drawn"]) -> Float64[np.ndarray, " drawn"]:
+def _draw_beta(
+    alpha: float, chance: Float64[np.ndarray, " drawn"]
+) -> Float64[np.ndarray, " drawn"]:
     """The quantiles of Beta(alpha, alpha)."""
     from scipy.special import betaincinv
 

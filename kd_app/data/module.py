@@ -17,10 +17,10 @@ from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
 from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, capabilities_without
 from kd_app.data.corruptions import Corruption
-from kd_app.data.index import ImageIndex, Shares, build_source
+from kd_app.data.index import ImageIndex, SplitRatios, build_source
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
 from kd_app.data.loaders import ImageLoaders
-from kd_app.data.mix import Mix
+from kd_app.data.mix import MixSettings
 from kd_app.data.partners import draw_class_partners
 from kd_app.data.pixel_store import Cache
 from kd_app.data.unlabeled import UNLABELED
@@ -30,7 +30,7 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "views": (),
     "labels": (),
     "unlabeled": (),
-    "mix": Mix.SWITCHES,
+    "mix": MixSettings.SWITCHES,
     "augment": Augment.SWITCHES,
 }
 """Settings of `ImageData` that are off unless a user turns them on. Of a group: its keys
@@ -65,11 +65,11 @@ class ImageData(LightningDataModule, Typed):
         on_error: Literal["raise", "skip"],
         seed: NonNegativeInt,
         image_size: PositiveInt | None,
-        split: Shares,
+        split: SplitRatios,
         views: PositiveInt | None,
         labels: Annotated[float, Field(gt=0, le=1)] | None,
         unlabeled: Path | None,
-        mix: Mix | None,
+        mix: MixSettings | None,
         augment: Augment | None,
     ) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ class HeldStore(PixelStore):
         path: Path | None = None,
     ) -> None:
         self.in_memory = not isinstance(pixels, np.memmap)
-        self.size = common_size(shapes)
+        self.size = find_common_size(shapes)
         self._pixels: np.ndarray = np.asarray(pixels)
         self._shapes, self._channels, self._path = shapes, channels, path
         self._ends = np.cumsum(shapes.prod(axis=1) * channels)
@@ -111,7 +111,7 @@ class DecodingStore(PixelStore):
     def __init__(
         self, source: Source, shapes: Int64[np.ndarray, "images 2"], decode_size: int
     ) -> None:
-        self.size = common_size(shapes)
+        self.size = find_common_size(shapes)
         self._source, self._decode_size = source, decode_size
 
     def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
@@ -126,7 +126,7 @@ class DecodingStore(PixelStore):
 
 @dataclass(frozen=True)
 class ImageSelection:
-    """The images of one batch, as a view gets them; see `kd_app.data.views.Images`."""
+    """The images of one batch, as a view gets them; see `kd_app.data.views.ViewInput`."""
 
     store: PixelStore
     index: Int64[np.ndarray, " batch"]
@@ -142,7 +142,7 @@ class ImageSelection:
             raise RequestError(
                 "The images differ in size, and data.view takes them as a batch of one size."
                 " Expected: a view of single images. Set data.view to one, for example {_target_:"
-                " kd_app.data.views.Plain}, or make the images one size."
+                " kd_app.data.views.CenterCropView}, or make the images one size."
             )
         return self.store.array(self.index)
 
@@ -153,7 +153,7 @@ class ImageSelection:
             yield Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
 
 
-class Opened(NamedTuple):
+class PixelFile(NamedTuple):
     """notes: what a user should know, one sentence each."""
 
     store: PixelStore
@@ -167,7 +167,7 @@ def hold(pixels: UInt8[Tensor, "images channels height width"]) -> HeldStore:
     return HeldStore(array.reshape(-1), shapes, array.shape[3])
 
 
-def open_store(source: Source, folder: Path, cache: Cache) -> Opened:
+def open_store(source: Source, folder: Path, cache: Cache) -> PixelFile:
     """The store of a scanned source, in the mode `cache`, or in a weaker one where the
     pixels don't fit, which a note says.
 
@@ -176,7 +176,7 @@ def open_store(source: Source, folder: Path, cache: Cache) -> Opened:
     """
     found = read_scan(folder)
     if cache == "none" or not found.summary.kept:
-        return Opened(
+        return PixelFile(
             DecodingStore(source, found.shapes, found.summary.decode_size),
             _explain_decoding(cache, found),
         )
@@ -187,8 +187,8 @@ def open_store(source: Source, folder: Path, cache: Cache) -> Opened:
             f"data.cache=ram: {_format_gib(found.summary.size_bytes)} of pixels are more than a quarter of the available memory ({_format_gib(available)}); "
             "they are read from a mapped file (data.cache=disk).",
         )  # fmt: skip
-        return Opened(HeldStore(_map_file(path), found.shapes, source.channels, path), notes)
-    return Opened(
+        return PixelFile(HeldStore(_map_file(path), found.shapes, source.channels, path), notes)
+    return PixelFile(
         HeldStore(np.fromfile(path, dtype=np.uint8), found.shapes, source.channels, path), ()
     )
 
@@ -205,7 +205,7 @@ def _explain_decoding(cache: Cache, found: Scan) -> tuple[str, ...]:
     )
 
 
-def common_size(shapes: Int64[np.ndarray, "images 2"]) -> tuple[int, int] | None:
+def find_common_size(shapes: Int64[np.ndarray, "images 2"]) -> tuple[int, int] | None:
     """(height, width) where all images that are not bad (0 x 0) have the same, else
     None.
     """

@@ -131,7 +131,9 @@ def choose_typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
     return min(max(round(float(np.median(good.min(axis=1))) / _STEP), 1) * _STEP, _LARGEST)
 
 
-def _decode_images(source: Source, images: int, decode_size: int, threads: int) -> Iterator[_Decoded]:
+def _decode_images(
+    source: Source, images: int, decode_size: int, threads: int
+) -> Iterator[_Decoded]:
     """In order; a few images a thread are under way, so that memory stays small."""
     waiting: deque[Future[_Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:

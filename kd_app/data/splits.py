@@ -15,7 +15,7 @@ from kd_app.data.source import SPLITS, Listing
 from kd_app.stages import write_atomically
 
 
-class Split(NamedTuple):
+class ImageSplit(NamedTuple):
     """names: 'train', 'validation' or 'test' for each image. notes: what a user should
     know, one sentence each.
     """
@@ -31,7 +31,7 @@ class _Group(NamedTuple):
     classes: dict[int, int]
 
 
-def split(listing: Listing, *, seed: int, validation: float, test: float) -> Split:
+def split(listing: Listing, *, seed: int, validation: float, test: float) -> ImageSplit:
     """Divide the images. `test`: share of the images without a ready split;
     `validation`: share of what is then left for training; in (0, 1).
 
@@ -69,7 +69,7 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Spl
             names[image] = part
     names = [name or "train" for name in names]
     notes += _check(listing, names)
-    return Split(tuple(names), tuple(notes))
+    return ImageSplit(tuple(names), tuple(notes))
 
 
 def write_split(path: Path, listing: Listing, names: Sequence[str]) -> None:
@@ -156,7 +156,10 @@ def _cover(
         fitting = [group for group in choices[number] if _can_spare(left, group, 1)]
         if fitting and number not in covered:
             more.append(
-                min(fitting, key=lambda group: (not _can_spare(left, group, keep), len(group.images)))
+                min(
+                    fitting,
+                    key=lambda group: (not _can_spare(left, group, keep), len(group.images)),
+                )
             )
             left.subtract(more[-1].classes.keys())
             covered |= more[-1].classes.keys()

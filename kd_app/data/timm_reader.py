@@ -17,7 +17,7 @@ from PIL import Image
 
 from kd_app.config import RequestError, unknown
 from kd_app.data.files import resolve_root, require_two_classes
-from kd_app.data.fingerprint import WHOLE_LIMIT, digest, add_fingerprint
+from kd_app.data.fingerprint import WHOLE_LIMIT, hash_file, add_fingerprint
 from kd_app.data.images import decode_image, convert_mode
 from kd_app.data.source import Listing, Source
 
@@ -101,7 +101,9 @@ class TimmReader(Source):
     def _found(self) -> tuple[Listing, list[tuple[str, int, bytes]]]:
         by_split = self._open_readers().by_split
         rows = [
-            row for split, reader in by_split.items() for row in _iterate_rows(split, reader, self.channels)
+            row
+            for split, reader in by_split.items()
+            for row in _iterate_rows(split, reader, self.channels)
         ]
         classes = list(_read_class_names(next(iter(by_split.values()))).values()) or sorted(
             {row.label for row in rows}, key=lambda label: (len(label), label)
@@ -239,7 +241,7 @@ def _iterate_by_number(split: str, reader: Any) -> Iterator[tuple[_Row, Any]]:
         file, target = reader[number][:2]
         with file:
             total += file.seek(0, os.SEEK_END)
-            content = digest(file, whole=total <= WHOLE_LIMIT)
+            content = hash_file(file, whole=total <= WHOLE_LIMIT)
         name = reader.filename(number) or f"{number:08d}"
         if os.path.isabs(name):  # a cache of this machine
             name = f"{number:08d}-{os.path.basename(name)}"

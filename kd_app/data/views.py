@@ -31,7 +31,7 @@ _WORD = 2**64
 _ATTEMPTS = 10
 
 
-class Images(Protocol):
+class ViewInput(Protocol):
     """The images of one batch, as they are stored."""
 
     @property
@@ -74,7 +74,7 @@ class View(Typed):
     """What happens to the images of a batch before the model sees them."""
 
     @abstractmethod
-    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
+    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
         """The images at ``pixels.height`` x ``pixels.width`` (channels as stored); all
         that is random follows from `keys`, one an image.
         """
@@ -97,7 +97,7 @@ class ImageView(View):
         transform of PIL images may be called here.
         """
 
-    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
+    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`."""
         made = []
         with own_generators():
@@ -132,13 +132,13 @@ def _check_view(
     return found if found.ndim == 3 else found[:, :, None]
 
 
-class Plain(ImageView):
+class CenterCropView(ImageView):
     """No augmentation: `kd_app.data.crop.center`, the transform of every evaluation."""
 
     def __init__(self) -> None:
         """Takes no settings."""
 
-    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
+    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`."""
         return (
             super().__call__(images, keys, pixels)
@@ -167,7 +167,7 @@ class CropFlip(View):
         self.padding = padding
         self.flip = flip
 
-    def __call__(self, images: Images, keys: Keys, pixels: InputSpec) -> Pictures:
+    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
         """See `View`; bits 0-20 of a key place the crop's top, 21-41 its left side, bit
         63 mirrors.
         """
@@ -180,7 +180,11 @@ class CropFlip(View):
                 made.shape[3]
             ):  # plane by plane: numpy is slow at reversing pixels of several bytes
                 made[mirrored, :, :, channel] = made[mirrored, :, ::-1, channel]
-        return made if made.shape[1:3] == (pixels.height, pixels.width) else _scale_images(made, pixels)
+        return (
+            made
+            if made.shape[1:3] == (pixels.height, pixels.width)
+            else _scale_images(made, pixels)
+        )
 
     def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
         """See `View`."""
@@ -252,7 +256,9 @@ class ResizedCrop(ImageView):
         left, top, width, height = self._choose_part(*image.size)
         size = (pixels.width, pixels.height)
         made = image.resize(
-            size, resolve_resampling(pixels.interpolation), box=(left, top, left + width, top + height)
+            size,
+            resolve_resampling(pixels.interpolation),
+            box=(left, top, left + width, top + height),
         )
         if self.flip and random.random() < 0.5:
             made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kd_app.config.pixels import InputSpec
-from kd_app.deployment.manifest import entry
+from kd_app.deployment.manifest import read_entry
 
 RUNTIMES: Final = {
     "onnx": "onnxruntime",
@@ -54,7 +54,7 @@ def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
             is not installed.
     """
     path = Path(path)
-    found = entry(path)
+    found = read_entry(path)
     if found.format not in RUNTIMES:
         raise ValueError(
             f"{str(path)!r} has the format {found.format!r}, which this kd_app does not know."

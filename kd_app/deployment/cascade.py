@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_app.deployment.confidence import MEASURES, confidence, log_probabilities
+from kd_app.deployment.confidence import MEASURES, compute_confidence, log_probabilities
 from kd_app.deployment.manifest import hash_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Stage(Protocol):
+class CascadeStage(Protocol):
     """A model that answers ``uint8 images[B, C, H, W]`` with ``logits[B, classes]``."""
 
     def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """The logits of a batch."""
 
 
-class ImageStage(Stage, Protocol):
+class ImageStage(CascadeStage, Protocol):
     """A stage that makes its own input of an image."""
 
     def picture(self, image: "Image", /) -> NDArray[np.uint8]:
@@ -72,13 +72,13 @@ class Cascade:
         for index, model in enumerate(self.stages):
             if index and not len(left):
                 break
-            logits = model.logits(taken(images, left, model))
+            logits = model.logits(prepare_batch(images, left, model))
             if answers is None:
                 answers = np.zeros(logits.shape)
             answers[left], stage[left] = log_probabilities(logits, self.temperatures[index]), index
             if index < len(self.thresholds):
                 left = left[
-                    confidence(logits, self.measure, self.temperatures[index])
+                    compute_confidence(logits, self.measure, self.temperatures[index])
                     < self.thresholds[index]
                 ]
         assert answers is not None
@@ -155,7 +155,7 @@ class Cascade:
         return cls(stages, tuple(told["thresholds"]), told["measure"], tuple(told["temperatures"]))
 
 
-def taken(images: Images, rows: NDArray[np.int64], model: ImageStage) -> NDArray[np.uint8]:
+def prepare_batch(images: Images, rows: NDArray[np.int64], model: ImageStage) -> NDArray[np.uint8]:
     """The images `rows` as `model` expects them, ``uint8 [B, C, H, W]``."""
     return (
         images[rows]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kd_app.config import RunError
-from kd_app.deployment.cascade import Stage
+from kd_app.deployment.cascade import CascadeStage
 
 
 def measure_cold_start(
-    path: Path, shape: Sequence[int], opener: Callable[..., Stage]
+    path: Path, shape: Sequence[int], opener: Callable[..., CascadeStage]
 ) -> dict[str, float]:
     """Measured in a process of its own, with one thread and ``uint8 [*shape]`` images;
     ``opener(path, threads=1)`` is a function of a module.

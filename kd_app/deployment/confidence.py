@@ -45,7 +45,7 @@ MEASURES: Final[dict[str, Callable[[NDArray[np.floating], float], Floats]]] = {
 }
 
 
-def confidence(logits: NDArray[np.floating], measure: str, temperature: float) -> Floats:
+def compute_confidence(logits: NDArray[np.floating], measure: str, temperature: float) -> Floats:
     """How sure each row of ``logits[images, classes]`` is, higher is surer; p =
     softmax(logits / temperature).
 

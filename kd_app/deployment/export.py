@@ -57,7 +57,7 @@ def export(
         opened = open_artifact(path)
     except ValueError as error:
         raise RunError(f"What was written can't be opened: {error}") from error
-    off = difference(model, pixels, opened, images)
+    off = measure_difference(model, pixels, opened, images)
     write_manifest(folder, {path.name: {**told, "largest_difference": off}})
     if form.tolerance is not None and not off <= form.tolerance:
         raise RunError(
@@ -69,7 +69,7 @@ def export(
     return path
 
 
-def difference(
+def measure_difference(
     model: nn.Module, pixels: InputSpec, opened: Artifact, images: NDArray[np.uint8]
 ) -> float:
     """``max |artefact - torch| / max(1, max |torch|)`` over the logits of `images`; not

@@ -18,7 +18,7 @@ def read_cpu_name() -> str:
     return _read_cpu_info("model name") or platform.processor() or platform.machine()
 
 
-def measured_on() -> str:
+def describe_machine() -> str:
     """'Intel(R) Xeon(R) Processor, x86_64': what figures of this machine are called."""
     name, architecture = read_cpu_name(), platform.machine()
     return name if architecture in name else f"{name}, {architecture}"

@@ -31,7 +31,7 @@ class ManifestEntry:
     told: Mapping[str, Any]
 
 
-def entry(path: Path) -> ManifestEntry:
+def read_entry(path: Path) -> ManifestEntry:
     """What the manifest beside `path` says of that file, after comparing the file with
     it.
 

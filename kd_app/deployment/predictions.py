@@ -46,7 +46,7 @@ def predict(
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     seen = step = 0
     with torch.inference_mode():
-        for number, raw in enumerate(limited(batches, limit)):
+        for number, raw in enumerate(limit_batches(batches, limit)):
             batch = raw.to(device)
             image = (
                 normalize(batch.image, pixels, torch.channels_last)
@@ -85,7 +85,7 @@ def predict(
     )
 
 
-def answers(
+def predict_with_artifact(
     model: Artifact, batches: Iterable[Batch], *, limit: float | None = None
 ) -> Predictions:
     """The answers of an exported file to all batches, or to the first `limit` of them,
@@ -97,12 +97,14 @@ def answers(
             batch.to_hard_target().numpy(),
             model.logits(to_uint8_input(batch.image, model.pixels)),
         )
-        for batch in limited(batches, limit)
+        for batch in limit_batches(batches, limit)
     ]
     return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
-def to_uint8_input(image: torch.Tensor, pixels: InputSpec) -> UInt8[np.ndarray, "batch channels height width"]:
+def to_uint8_input(
+    image: torch.Tensor, pixels: InputSpec
+) -> UInt8[np.ndarray, "batch channels height width"]:
     """The images of a batch as an exported file takes them: a gray one is repeated
     where the model wants color.
 
@@ -140,7 +142,7 @@ def _place_model(model: nn.Module, device: torch.device) -> nn.Module:
     return model.eval().to(device).to(memory_format=torch.channels_last)
 
 
-def limited(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
+def limit_batches(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
     """All batches, or the first `limit` of them (a number, or a share below 1)."""
     if limit is None:
         return batches
@@ -150,7 +152,7 @@ def limited(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
 
 
 @torch.inference_mode()
-def images_per_second(
+def measure_throughput(
     models: Mapping[str, tuple[nn.Module, InputSpec]],
     *,
     device: torch.device,

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_app.deployment.confidence import confidence
+from kd_app.deployment.confidence import compute_confidence
 
 
 @dataclass(frozen=True)
-class Rung:
+class OperatingPoint:
     """A cascade at one set of thresholds, on images with labels.
 
     thresholds: of each stage but the last; minus infinity sends nothing on, infinity
@@ -31,7 +31,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RoutingChoice:
     """What to ship: the cascade at `rung`, or the first or the last stage alone; and
     every rung that was looked at, safest first.
 
@@ -40,10 +40,10 @@ class Choice:
     """
 
     answer: Literal["cascade", "first", "last"]
-    rung: Rung
+    rung: OperatingPoint
     cost: float
     proven: int
-    curve: tuple[Rung, ...]
+    curve: tuple[OperatingPoint, ...]
 
 
 def compute_routing_curve(
@@ -54,7 +54,7 @@ def compute_routing_curve(
     measure: str,
     temperatures: Sequence[float],
     num_steps: int,
-) -> tuple[Rung, ...]:
+) -> tuple[OperatingPoint, ...]:
     """`num_steps` + 1 rungs from 'everything is sent on' (the last stage alone answers)
     down to 'nothing is' (the first alone answers).
 
@@ -77,7 +77,7 @@ def compute_routing_curve(
             " temperature and the logits of every image."
         )
     sure = [
-        confidence(each, measure, heat)
+        compute_confidence(each, measure, heat)
         for each, heat in zip(logits[:-1], temperatures[:-1], strict=True)
     ]
     right = np.stack([each.argmax(axis=-1) == target for each in logits])
@@ -96,10 +96,10 @@ def measure_thresholds(
     *,
     measure: str,
     temperatures: Sequence[float],
-) -> Rung:
+) -> OperatingPoint:
     """The rung of thresholds that were chosen on other images; else as `compute_routing_curve`."""
     sure = [
-        confidence(each, measure, heat)
+        compute_confidence(each, measure, heat)
         for each, heat in zip(logits[:-1], temperatures[:-1], strict=True)
     ]
     return _build_point(
@@ -121,7 +121,7 @@ def _build_point(
     sure: list[NDArray[np.float64]],
     right: NDArray[np.bool_],
     costs: Sequence[float],
-) -> Rung:
+) -> OperatingPoint:
     reaches = [np.ones(right.shape[1], dtype=bool)]
     for each, threshold in zip(sure, thresholds, strict=True):
         reaches.append(reaches[-1] & (each < threshold))
@@ -129,17 +129,17 @@ def _build_point(
     shares = tuple(float(each.mean()) for each in reaches)
     better, worse = int((answered & ~right[-1]).sum()), int((right[-1] & ~answered).sum())
     cost = sum(share * each for share, each in zip(shares, costs, strict=True))
-    return Rung(thresholds, shares, float(answered.mean()), better, worse, float(cost))
+    return OperatingPoint(thresholds, shares, float(answered.mean()), better, worse, float(cost))
 
 
 def choose_threshold(
-    curve: Sequence[Rung],
+    curve: Sequence[OperatingPoint],
     costs: Sequence[float],
     *,
     num_images: int,
     margin: float,
     confidence_level: float,
-) -> Choice:
+) -> RoutingChoice:
     """The cheapest rung of `compute_routing_curve` shown to lose at most `margin` of accuracy
     (0..1) against the last stage, or one stage alone.
 
@@ -164,7 +164,7 @@ def choose_threshold(
         proven += 1
     best = min(reversed(curve[:proven]), key=lambda rung: rung.cost)
     if best.cost >= costs[-1]:
-        return Choice("last", curve[0], float(costs[-1]), proven, tuple(curve))
-    return Choice(
+        return RoutingChoice("last", curve[0], float(costs[-1]), proven, tuple(curve))
+    return RoutingChoice(
         "first" if best is curve[-1] else "cascade", best, best.cost, proven, tuple(curve)
     )

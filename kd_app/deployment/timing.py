@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from kd_app.config import Typed
-from kd_app.deployment.cascade import Stage
+from kd_app.deployment.cascade import CascadeStage
 
 Floats = NDArray[np.float64]
 Images = NDArray[np.uint8]
@@ -105,7 +105,10 @@ class Timing:
         """
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
         return {
-            **{name: 1000 * select_nearest_rank(self.latency, share) for name, share in shares.items()},
+            **{
+                name: 1000 * select_nearest_rank(self.latency, share)
+                for name, share in shares.items()
+            },
             "calls": self.latency.size,
         }
 
@@ -138,7 +141,7 @@ class Timing:
         return compute_median_ratio(self.throughput, than.throughput, confidence)
 
 
-class Clock(Typed):
+class Benchmark(Typed):
     """Latency with one image, throughput at the best of `batch_sizes`; both with one
     thread, in `rounds` in which the models take turns.
 
@@ -158,7 +161,7 @@ class Clock(Typed):
         self._batch_sizes = sorted(batch_sizes)
 
     def measure(
-        self, models: Mapping[str, Stage], images: Mapping[str, Images]
+        self, models: Mapping[str, CascadeStage], images: Mapping[str, Images]
     ) -> dict[str, Timing]:
         """The timing of each model on its own `images` (``uint8 [N, C, H, W]``,
         repeated to fill a batch).
@@ -167,20 +170,23 @@ class Clock(Typed):
         here, and back at the end. How many cores were in use is measured, so that one
         that has more threads can't hide it.
         """
-        with one_thread():
+        with limit_to_one_thread():
             single = {
                 name: partial(model.logits, _repeat_to_batch(images[name], 1))
                 for name, model in models.items()
             }
             latency = self._time_calls(single)
-            chosen = {name: self._find_best_batch(model, images[name]) for name, model in models.items()}
+            chosen = {
+                name: self._find_best_batch(model, images[name]) for name, model in models.items()
+            }
             full = {
                 name: partial(model.logits, _repeat_to_batch(images[name], chosen[name]))
                 for name, model in models.items()
             }
             taken = self._time_calls(full)
             cores = {
-                name: _measure_cores_used(call, self._seconds / self._rounds) for name, call in full.items()
+                name: _measure_cores_used(call, self._seconds / self._rounds)
+                for name, call in full.items()
             }
         return {
             name: Timing(
@@ -197,7 +203,7 @@ class Clock(Typed):
         }
         return time_interleaved(calls, rounds=self._rounds, repeats=repeats, warm=1)
 
-    def _find_best_batch(self, model: Stage, images: Images) -> int:
+    def _find_best_batch(self, model: CascadeStage, images: Images) -> int:
         """The batch size with the most images a second in a short trial, from the
         smallest up; none after one that takes longer than `seconds`.
         """
@@ -236,7 +242,7 @@ def _measure_cores_used(call: Callable[[], object], seconds: float) -> float:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def limit_to_one_thread() -> Iterator[None]:
     """torch with one thread, where there is a torch."""
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 1

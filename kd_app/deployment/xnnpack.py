@@ -30,7 +30,7 @@ def lower(model: nn.Module, pixels: InputSpec, path: Path, *, max_batch: int | N
     `RequestError` where ExecuTorch is not installed, `RunError` where it can't take the
     model.
     """
-    with quiet():
+    with silence_executorch():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
@@ -42,7 +42,9 @@ def lower(model: nn.Module, pixels: InputSpec, path: Path, *, max_batch: int | N
                 program, partitioner=[XnnpackPartitioner()]
             ).to_executorch()
         except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(f"The model can't be lowered to XNNPACK: {take_first_line(error)}") from error
+            raise RunError(
+                f"The model can't be lowered to XNNPACK: {take_first_line(error)}"
+            ) from error
     path.write_bytes(lowered.buffer)
 
 
@@ -70,7 +72,7 @@ class Lowered(nn.Module):
         super().__init__()
         runtime = _load_runtime()
         try:
-            with quiet():
+            with silence_executorch():
                 self._program = runtime.load_program(path)
                 self._method = self._program.load_method("forward")
         except RuntimeError as error:
@@ -95,7 +97,7 @@ def _load_runtime() -> Any:
     some.
     """
     try:
-        with quiet():
+        with silence_executorch():
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime
 
@@ -114,7 +116,7 @@ def _explain_missing_package() -> RequestError:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_executorch() -> Iterator[None]:
     """Without what ExecuTorch and torchao write about this machine and themselves, past
     Python's own streams, too.
     """

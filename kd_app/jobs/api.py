@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.jobs import distill as run
 from kd_app.reporting.runs import Run, load_run
 from kd_app.run.spec import ExternalParts
@@ -24,6 +24,6 @@ def distill(
     (image, target) batches. Raises `RequestError` for a wrong request and `RunError`
     for a run that failed.
     """
-    config = composed("distill", overrides)
+    config = compose_config("distill", overrides)
     with torch.random.fork_rng(devices=[]):  # the caller draws on as if nothing had been drawn
         return load_run(run.distill(config, own=ExternalParts(teacher, student, data)))

@@ -15,22 +15,33 @@ from pydantic import Field, PositiveInt
 
 from kd_app.config import RequestError, Typed
 from kd_app.data.base import require
-from kd_app.deployment.cascade import Cascade, ImageStage, taken
+from kd_app.deployment.cascade import Cascade, ImageStage, prepare_batch
 from kd_app.deployment.confidence import fit_temperature, log_probabilities
-from kd_app.deployment.predictions import limited
-from kd_app.deployment.routing import Choice, Rung, choose_threshold, compute_routing_curve, measure_thresholds
-from kd_app.deployment.timing import Floats, time_interleaved, select_nearest_rank, one_thread
+from kd_app.deployment.predictions import limit_batches
+from kd_app.deployment.routing import (
+    RoutingChoice,
+    OperatingPoint,
+    choose_threshold,
+    compute_routing_curve,
+    measure_thresholds,
+)
+from kd_app.deployment.timing import (
+    Floats,
+    time_interleaved,
+    select_nearest_rank,
+    limit_to_one_thread,
+)
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.cascade import build_cascade_tables
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.results import Cascade as CascadePart
 from kd_app.reporting.results import CascadeSplit, Results
 from kd_app.run.measurement import add_data, estimate_top1, start_results
-from kd_app.run.open_model import Opened, check_same_classes, opened
+from kd_app.run.open_model import OpenModel, check_same_classes, open_model
 from kd_app.run.open_run import open_run, read_run
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_output import list_groups, write_predictions
@@ -82,8 +93,8 @@ class _Selection:
     """The measure and its choice, and what was compared to find it."""
 
     measure: Measure
-    choice: Choice
-    choices: dict[Measure, Choice]
+    choice: RoutingChoice
+    choices: dict[Measure, RoutingChoice]
     temperatures: tuple[float, ...]
     costs: tuple[float, ...]
 
@@ -106,7 +117,7 @@ def evaluate_cascade(
     EvaluationSettings(**config)
     routing, console = Routing(**config["routing"]), console or Console()
     _check_asked(config)
-    stages = [opened(said, threads=1) for said in config["cascade"]]
+    stages = [open_model(said, threads=1) for said in config["cascade"]]
     check_same_classes([(each.name, each.model.classes) for each in stages])
     saved = read_run(_run(config, stages), config, "measure")
     out = Path(config["out"]) / ("" if trial is None else str(trial))
@@ -144,7 +155,7 @@ def _check_asked(config: Config) -> None:
         )
 
 
-def _run(config: Config, stages: Sequence[Opened]) -> Path:
+def _run(config: Config, stages: Sequence[OpenModel]) -> Path:
     """The run on whose data the cascade is judged."""
     found = (
         Path(config["run"])
@@ -159,13 +170,13 @@ def _run(config: Config, stages: Sequence[Opened]) -> Path:
     return found
 
 
-def _check_data(shop: Workspace, stages: Sequence[Opened]) -> None:
+def _check_data(shop: Workspace, stages: Sequence[OpenModel]) -> None:
     require(shop.data, "uint8", because="A cascade", instead="judge it on other data")
     check_same_classes([("The data", shop.classes), (stages[0].name, stages[0].model.classes)])
 
 
 def _judge(
-    routing: Routing, stages: Sequence[Opened], shop: Workspace, builder: ResultsBuilder
+    routing: Routing, stages: Sequence[OpenModel], shop: Workspace, builder: ResultsBuilder
 ) -> Results:
     verdict = builder.rule
     add_data(builder, shop)
@@ -179,7 +190,9 @@ def _judge(
     )
     shop.console.line("  timing the stages ...")
     names = [f"stage {number}" for number in range(len(stages))]
-    alone = {name: partial(_infer_single, each.model) for name, each in zip(names, stages, strict=True)}
+    alone = {
+        name: partial(_infer_single, each.model) for name, each in zip(names, stages, strict=True)
+    }
     costs = _time_calls(alone, _select_images(shop, validation[0], routing.images))
     found = _choose(
         routing, verdict, validation, tuple(float(costs[name].mean()) for name in names)
@@ -225,7 +238,7 @@ def _judge(
 
 
 def _load_predictions(
-    shop: Workspace, stage: Opened, number: int, split: Literal["validation", "test"]
+    shop: Workspace, stage: OpenModel, number: int, split: Literal["validation", "test"]
 ) -> Predictions:
     """What a stage answers to a split, computed once."""
     sha256, pixels = hash_file(stage.file), stage.model.pixels
@@ -238,7 +251,7 @@ def _load_predictions(
                 batch.to_hard_target().numpy(),
                 stage.model.logits(np.ascontiguousarray(batch.image.numpy())),
             )
-            for batch in limited(shop.data.evaluation(split, pixels), shop.limit)
+            for batch in limit_batches(shop.data.evaluation(split, pixels), shop.limit)
         ]
         Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True))).save(folder)
 
@@ -264,7 +277,7 @@ def _select_images(shop: Workspace, answers: Predictions, most: int) -> list[Ima
 
 
 def _infer_single(model: ImageStage, image: Image.Image) -> NDArray[np.float32]:
-    return model.logits(taken([image], np.zeros(1, dtype=np.int64), model))
+    return model.logits(prepare_batch([image], np.zeros(1, dtype=np.int64), model))
 
 
 def _time_calls(
@@ -273,7 +286,7 @@ def _time_calls(
     """Seconds of every image through each, ``[images]``: one thread, one image at a
     time, each image through all before the next.
     """
-    with one_thread():
+    with limit_to_one_thread():
         for image in images[:_WARM]:
             for call in calls.values():
                 call(image)
@@ -289,7 +302,7 @@ def _time_calls(
 
 
 def _choose(
-    routing: Routing, verdict: Verdict, answers: Sequence[Predictions], costs: tuple[float, ...]
+    routing: Routing, verdict: VerdictRule, answers: Sequence[Predictions], costs: tuple[float, ...]
 ) -> _Selection:
     """The measure whose proven choice costs least; the first of equals."""
     target, logits = answers[0].target, [each.logits for each in answers]
@@ -329,12 +342,12 @@ def _combine_predictions(
 
 
 def _build_record(
-    stages: Sequence[Opened],
+    stages: Sequence[OpenModel],
     validation: Sequence[Predictions],
     test: Sequence[Predictions],
     found: _Selection,
     *,
-    verdict: Verdict,
+    verdict: VerdictRule,
     latency: Mapping[str, dict[str, float]],
 ) -> dict[str, Any]:
     """As results.json tells of it."""
@@ -345,7 +358,9 @@ def _build_record(
         if found.choice.answer == "cascade"
         else (float("-inf"),) * (len(stages) - 1)
     )
-    tested = measure_thresholds(thresholds, [each.logits for each in test], target, found.costs, **known)  # type: ignore[arg-type]
+    tested = measure_thresholds(
+        thresholds, [each.logits for each in test], target, found.costs, **known
+    )  # type: ignore[arg-type]
     return {
         "answer": found.choice.answer,
         "margin": verdict.margin,
@@ -371,23 +386,26 @@ def _build_record(
     }
 
 
-def _build_curve(measure: str, choice: Choice) -> dict[str, Any]:
+def _build_curve(measure: str, choice: RoutingChoice) -> dict[str, Any]:
     chosen = None if choice.answer == "last" else choice.curve.index(choice.rung)
     return {
         "measure": measure,
         "rungs": [
-            {**_build_point(rung), "proven": k < choice.proven} for k, rung in enumerate(choice.curve)
+            {**_build_point(rung), "proven": k < choice.proven}
+            for k, rung in enumerate(choice.curve)
         ],
         "chosen": chosen,
     }
 
 
-def _build_point(rung: Rung) -> dict[str, Any]:
+def _build_point(rung: OperatingPoint) -> dict[str, Any]:
     told = asdict(rung)
     cost = told.pop("cost")
     return {**told, "cost_ms": 1000 * cost}
 
 
 def _summarize_latency(seconds: Floats) -> dict[str, float]:
-    percentiles = {f"p{share}": 1000 * select_nearest_rank(seconds, share / 100) for share in (50, 95, 99)}
+    percentiles = {
+        f"p{share}": 1000 * select_nearest_rank(seconds, share / 100) for share in (50, 95, 99)
+    }
     return {"mean": 1000 * float(seconds.mean()), **percentiles, "num_images": len(seconds)}

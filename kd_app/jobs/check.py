@@ -5,39 +5,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kd_app.checks.context import Limits, Subject
-from kd_app.checks.cost import Cost, cost, lines
+from kd_app.checks.context import Limits, CheckContext
+from kd_app.checks.cost import Cost, cost, describe_cost
 from kd_app.checks.dry_run import DryRun, dry_run
-from kd_app.checks.finding import Finding, note, refusal
+from kd_app.checks.finding import Finding, note, refuse
 from kd_app.checks.images import check_missing_classes, check_same_image, test_too_small
-from kd_app.checks.license import licensed
-from kd_app.checks.loss_terms import terms
+from kd_app.checks.license import check_license
+from kd_app.checks.loss_terms import check_loss_terms
 from kd_app.checks.teacher import (
     check_chance_level,
     check_published_accuracy,
     check_determinism,
-    random_head,
+    check_random_head,
 )
 from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.config import RequestError
 from kd_app.config.make import make
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_models
 from kd_app.run.role_jobs import draft_role_job
-from kd_app.run.spec import Config, ExternalParts, parts
+from kd_app.run.spec import Config, ExternalParts, build_spec
 from kd_app.run.train import find_trained
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from kd_app.tracking import Backend
 from kd_app.training.distributed.launch import check_places
 
-CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
-    licensed,
+CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
+    check_license,
     check_missing_classes,
     check_same_image,
     test_too_small,
-    random_head,
+    check_random_head,
     check_determinism,
     check_chance_level,
     check_teacher_input,
@@ -47,7 +47,7 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What was found, and what a run will cost; None where it could not be measured."""
 
     findings: tuple[Finding, ...]
@@ -61,7 +61,9 @@ class Report:
         )
 
 
-def check(config: Config, *, own: ExternalParts | None = None, console: Console | None = None) -> Report:
+def check(
+    config: Config, *, own: ExternalParts | None = None, console: Console | None = None
+) -> CheckReport:
     """Look at the run that the configuration asks for, and say what was found.
 
     Nothing that is trained stays, and nothing is written but the scan of the images,
@@ -83,14 +85,16 @@ def check(config: Config, *, own: ExternalParts | None = None, console: Console 
     return report
 
 
-def inspect_setup(config: Config, *, own: ExternalParts | None = None, console: Console) -> Report:
+def inspect_setup(
+    config: Config, *, own: ExternalParts | None = None, console: Console
+) -> CheckReport:
     """All findings and the plan. Raises `RequestError` where there is no run to look
     at.
     """
     limits = Limits(**config["check"])
-    made = parts({key: value for key, value in config.items() if key != "check"}, own)
+    made = build_spec({key: value for key, value in config.items() if key != "check"}, own)
     check_places(made.trainer)
-    judge = Verdict(**config["verdict"])
+    judge = VerdictRule(**config["verdict"])
     for node in config["logger"].values():
         make(node, Backend)
     shop = Workspace(made, Stages(Path(config["stages"]), say=console.say), console, tracker=None)
@@ -98,25 +102,27 @@ def inspect_setup(config: Config, *, own: ExternalParts | None = None, console: 
         shop.prepare_data()
         shop.check_losses()
     except RequestError as error:
-        return Report((refusal("data", str(error)),))
+        return CheckReport((refuse("data", str(error)),))
     with TemporaryDirectory(prefix="kd-check-") as scratch:
-        subject = Subject(shop, limits, judge, Path(scratch))
+        subject = CheckContext(shop, limits, judge, Path(scratch))
         found = [note("data", text) for text in shop.data.notes]
         for each in CHECKS:
             found += each(subject)
         rehearsals = _dry_run_all(subject, console)
-        found += terms(subject, rehearsals)
+        found += check_loss_terms(subject, rehearsals)
         plan, costs = (
-            describe_models(shop, ready=subject.teacher is not None and subject.teacher.folder is None),
+            describe_models(
+                shop, ready=subject.teacher is not None and subject.teacher.folder is None
+            ),
             None,
         )
         if not any(seen.error for seen in rehearsals):
             costs = cost(subject, rehearsals)
-            plan += lines(subject, costs)
-    return Report(tuple(found), tuple(plan), costs)
+            plan += describe_cost(subject, costs)
+    return CheckReport(tuple(found), tuple(plan), costs)
 
 
-def _dry_run_all(subject: Subject, console: Console) -> list[DryRun]:
+def _dry_run_all(subject: CheckContext, console: Console) -> list[DryRun]:
     """Of all that a run would train; a teacher or control that was trained before is
     left out.
     """

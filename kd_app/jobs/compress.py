@@ -16,12 +16,12 @@ from kd_app.config import RequestError, RunError, Typed, unknown
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
 from kd_app.metrics.record import Predictions
-from kd_app.metrics.verdict import Judgment, Verdict
+from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.results import Difference
 from kd_app.reporting.results import Step as StepPart
-from kd_app.reporting.tables import summary, build_waterfall
+from kd_app.reporting.tables import build_summary, build_waterfall
 from kd_app.run.measurement import (
     describe_model,
     estimate_top1,
@@ -173,7 +173,9 @@ def _go(
             " (a larger share, more epochs), or for a larger max_loss."
         )
     elif asked.alternative:
-        way.append(_run_alternative(asked.alternative, shop, rule, way, teacher, read_test=read_test))
+        way.append(
+            _run_alternative(asked.alternative, shop, rule, way, teacher, read_test=read_test)
+        )
     builder.steps = _time_steps(shop, way)
     members["student"] = kept.member
     splits: dict[SplitName, str] = {"validation": "validation"}
@@ -186,7 +188,7 @@ def _go(
     shop.tracker.results(results, list_uploads(out))
     shop.console.say()
     if not stopped:
-        shop.console.show(summary(results))
+        shop.console.show(build_summary(results))
     shop.console.show(build_waterfall(results.steps))
     shop.console.say(f"Everything is in {out}")
     if stopped:
@@ -221,7 +223,7 @@ def _run_steps(
     asked: Compression,
     steps: list[tuple[str, Step]],
     shop: Workspace,
-    rule: Verdict,
+    rule: VerdictRule,
     *,
     student: RunModel,
     teacher: RunModel | None,
@@ -252,7 +254,7 @@ def _run_steps(
 def _run_alternative(
     alternative: Alternative,
     shop: Workspace,
-    rule: Verdict,
+    rule: VerdictRule,
     way: list[_StepResult],
     teacher: RunModel | None,
     *,
@@ -288,7 +290,7 @@ def _time_steps(shop: Workspace, way: list[_StepResult]) -> list[StepPart]:
 def _measure_step(
     name: str,
     shop: Workspace,
-    rule: Verdict,
+    rule: VerdictRule,
     member: RunModel,
     before: _StepResult | None,
     *,

@@ -5,21 +5,21 @@ from pathlib import Path
 
 from kd_app.config import RequestError
 from kd_app.config.make import make
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.results import FileRecord, Results, read
 from kd_app.reporting.runs import write_curves
-from kd_app.reporting.tables import summary
+from kd_app.reporting.tables import build_summary
 from kd_app.run.assistants import train_assistants
 from kd_app.run.dark_knowledge import measure_teacher_knowledge
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
-from kd_app.run.plan import plan
+from kd_app.run.plan import write_plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import check_pair, build_control_job, build_student_job, build_teacher_job
-from kd_app.run.run_folder import claimed, run_name
+from kd_app.run.run_folder import claim_folder, run_name
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
-from kd_app.run.spec import Config, ExternalParts, RunSpec, parts
+from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.run_files import CURVES, RESULTS
@@ -45,24 +45,24 @@ def distill(
     where the request is wrong, `RunError` where the run fails.
     """
     console = console or Console()
-    spec = parts(config, own)
+    spec = build_spec(config, own)
     spec.licenses.check()
     check_places(spec.trainer)
-    rule = Verdict(**config["verdict"])
+    rule = VerdictRule(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     out = _name_folder(config, trial)
     own_parts = sorted(name for name, part in vars(spec.own).items() if part is not None)
     splits: dict[SplitName, str] = {"validation": "validation"}
     if config["test"] == "always" or (config["test"] == "auto" and trial is None):
         splits["test"] = "test"
-    with claimed(out, {**config, "own": own_parts}, overwrite=config["overwrite"]):
+    with claim_folder(out, {**config, "own": own_parts}, overwrite=config["overwrite"]):
         results = None if config["remake"] else _find_results(out, spec, splits, console)
         if results is not None:
             console.say(
                 f"{out} holds this run, finished. remake=[student] makes a stage anew,"
                 " overwrite=true starts it afresh."
             )
-            console.show(summary(results))
+            console.show(build_summary(results))
             return out
         tracker = _open_tracker(backends, spec, out, console, trial)
         watch = MedianPruner(out.parent, trial) if config["prune"] and trial is not None else None
@@ -171,7 +171,7 @@ def _run(
         builder.write("failed", str(error) or type(error).__name__)
         raise
     console.say()
-    console.show(summary(results))
+    console.show(build_summary(results))
     console.say(f"Everything is in {out}")
 
 
@@ -182,7 +182,7 @@ def _train_models(
     spec, console = shop.parts, shop.console
     _prepare_data(shop, builder.out)
     teacher = shop.load_pretrained_teacher()
-    console.say(plan(shop, ready=teacher is not None))
+    console.say(write_plan(shop, ready=teacher is not None))
     check_pair(shop)
     if spec.budget is not None:
         latency = spec.budget.check(shop, trial=trial is not None)
@@ -194,7 +194,9 @@ def _train_models(
             models["teacher"] = teacher
         teacher = train_assistants(shop, teacher)
         for name in spec.controls:
-            models[name] = train(shop, build_control_job(shop, name, teacher), listener=shop.tracker)
+            models[name] = train(
+                shop, build_control_job(shop, name, teacher), listener=shop.tracker
+            )
     listener = Listeners([shop.tracker, watch]) if watch is not None else shop.tracker
     models["student"] = train(shop, build_student_job(shop, teacher), listener=listener)
     return models

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kd_app.reporting.console import Console
-from kd_app.reporting.tables import summary
+from kd_app.reporting.tables import build_summary
 from kd_app.run.measurement import measure_models, start_results
 from kd_app.run.open_run import load_models, open_run, read_run
 from kd_app.run.schema import EvaluationSettings
@@ -29,7 +29,7 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
         models = load_models(run)
         measure_models(builder, run.workspace, models, {"test": split}, before=run.results)
         results = builder.write("finished")
-        console.show(summary(results))
+        console.show(build_summary(results))
         console.say(
             f"Measured {split} images of {config['data']['name'] if config['data'] else 'the run'}:"
             f" {out}"

@@ -18,17 +18,17 @@ from kd_app.config.targets import check_targets
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import write_manifest
 from kd_app.deployment.formats.base import Format
-from kd_app.deployment.predictions import answers
+from kd_app.deployment.predictions import predict_with_artifact
 from kd_app.deployment.price import Price
-from kd_app.deployment.timing import Clock
+from kd_app.deployment.timing import Benchmark
 from kd_app.metrics.record import Predictions
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.console import Console
 from kd_app.reporting.export_tables import build_accuracy_table, build_cost_table
 from kd_app.reporting.exports import Exports
 from kd_app.reporting.results import Results
-from kd_app.run.exported_benchmark import beside, time_files
-from kd_app.run.exported_files import ExportedFile, written
+from kd_app.run.exported_benchmark import measure_accuracy, time_files
+from kd_app.run.exported_files import ExportedFile, write_files
 from kd_app.run.open_run import OpenRun, load_models, open_run, read_run
 from kd_app.run.recommend_file import list_remarks, to_ship
 from kd_app.run.schema import Group, Place
@@ -74,7 +74,7 @@ class Export(Typed, called="kd-export"):
         self.formats: dict[str, Format] = {
             name: make(node, Format) for name, node in formats.items()
         }
-        self.clock: Clock = make(clock, Clock)
+        self.clock: Benchmark = make(clock, Benchmark)
         self.price: Price = make(price, Price)
         known = [f"export-{each}-{name}" for each in self.roles for name in formats]
         for name in remake:
@@ -88,7 +88,7 @@ class _Job:
 
     asked: Export
     shop: Workspace
-    verdict: Verdict
+    verdict: VerdictRule
     before: Results
     members: Mapping[str, RunModel]
     splits: tuple[str, ...]
@@ -138,7 +138,7 @@ def _load_models(asked: Export, run: OpenRun) -> dict[str, RunModel]:
 
 
 def _go(job: _Job, out: Path) -> None:
-    files = written(job.shop, job.before, job.members, job.asked)
+    files = write_files(job.shop, job.before, job.members, job.asked)
     torch_answers = {
         role: {split: job.shop.predictions(member, split) for split in job.splits}
         for role, member in job.members.items()
@@ -149,7 +149,8 @@ def _go(job: _Job, out: Path) -> None:
         name: {**file.told, **found[name], **timed.files[name]} for name, file in files.items()
     }
     models = {
-        role: {**timed.torch[role], **_measure_torch_model(job, role, torch_answers)} for role in job.members
+        role: {**timed.torch[role], **_measure_torch_model(job, role, torch_answers)}
+        for role in job.members
     }
     told = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
     ship = to_ship(told)
@@ -188,7 +189,9 @@ def _measure_file(
     for split in job.splits:
         given = _load_predictions(job.shop, name, file, split)
         teacher = torch_answers["teacher"][split] if "teacher" in torch_answers else None
-        found[split] = beside(given, teacher, torch_answers[file.role][split], job.verdict)
+        found[split] = measure_accuracy(
+            given, teacher, torch_answers[file.role][split], job.verdict
+        )
     return found
 
 
@@ -197,7 +200,7 @@ def _measure_torch_model(
 ) -> dict[str, Any]:
     teacher = torch_answers.get("teacher")
     return {
-        split: beside(
+        split: measure_accuracy(
             torch_answers[role][split], teacher[split] if teacher else None, None, job.verdict
         )
         for split in job.splits
@@ -210,7 +213,7 @@ def _load_predictions(shop: Workspace, name: str, file: ExportedFile, split: str
     def build(folder: Path) -> None:
         shop.console.line(f"  {name}: {split} images ...")
         opened = open_artifact(file.path)
-        answers(
+        predict_with_artifact(
             opened, Chained([shop.data.evaluation(split, opened.pixels)]), limit=shop.limit
         ).save(folder)
 

@@ -17,10 +17,10 @@ from kd_app.config import RequestError, Typed
 from kd_app.data.image_list import ImageList, image_list
 from kd_app.data.images import BadImageError, open_image
 from kd_app.data.scan import bound_size
-from kd_app.deployment.cascade import taken
+from kd_app.deployment.cascade import prepare_batch
 from kd_app.deployment.confidence import log_probabilities
 from kd_app.reporting.console import Console
-from kd_app.run.open_model import Model, find_channels_and_size, open_cascade, opened
+from kd_app.run.open_model import Model, find_channels_and_size, open_cascade, open_model
 from kd_app.run.spec import Config
 
 CASCADE = "cascade.json"
@@ -155,17 +155,23 @@ def _open_labeler(asked: Prediction) -> _Labeler:
             *find_channels_and_size(found.models),
             stages=names,
         )
-    model = opened(asked.model, threads=asked.threads).model
+    model = open_model(asked.model, threads=asked.threads).model
     return _Labeler(
-        model.classes, lambda images: (_infer_single(model, images), None), *find_channels_and_size([model])
+        model.classes,
+        lambda images: (_infer_single(model, images), None),
+        *find_channels_and_size([model]),
     )
 
 
 def _infer_single(model: Model, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-    return log_probabilities(model.logits(taken(images, np.arange(len(images)), model)), 1.0)
+    return log_probabilities(
+        model.logits(prepare_batch(images, np.arange(len(images)), model)), 1.0
+    )
 
 
-def _label_images(labeler: _Labeler, images: ImageList, asked: Prediction, console: Console) -> _Table:
+def _label_images(
+    labeler: _Labeler, images: ImageList, asked: Prediction, console: Console
+) -> _Table:
     """All answers. After an image that can't be read and may not be skipped the others
     are only looked at, so that all such are known.
     """

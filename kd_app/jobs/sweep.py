@@ -15,9 +15,9 @@ from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, sweep
-from kd_app.run.run_folder import differences
+from kd_app.run.run_folder import find_differences
 from kd_app.run_files import CONFIG
-from kd_app.search.trials import read_proposals, require_optuna, results
+from kd_app.search.trials import read_proposals, require_optuna, read_trial_results
 
 
 def finish_sweep(config: Mapping[str, Any]) -> None:
@@ -35,7 +35,13 @@ def finish_sweep(config: Mapping[str, Any]) -> None:
             {**_read_config(out / str(winner)), **again}, console=Console(silent=True), trial=winner
         )
         trials = _load_trials(out)
-    _show_trials(console, out, trials, winner=winner, says=[*_suggest_next(out), *_summarize_seeds(out, trials)])
+    _show_trials(
+        console,
+        out,
+        trials,
+        winner=winner,
+        says=[*_suggest_next(out), *_summarize_seeds(out, trials)],
+    )
 
 
 def _suggest_next(out: Path) -> list[str]:
@@ -43,9 +49,9 @@ def _suggest_next(out: Path) -> list[str]:
     if read_proposals(out) is None:
         return []
     require_optuna()
-    from kd_app.search.study import advice
+    from kd_app.search.study import suggest_next
 
-    return advice(out)
+    return suggest_next(out)
 
 
 def set_side_by_side(config: Mapping[str, Any]) -> None:
@@ -105,15 +111,15 @@ def _load_trials(out: Path) -> list[Trial]:
         key=lambda path: int(path.name),
     )
     configs = [_read_config(folder) for folder in folders]
-    varied = sorted({key for each in configs for key, _, _ in differences(configs[0], each)})
+    varied = sorted({key for each in configs for key, _, _ in find_differences(configs[0], each)})
     return [
-        Trial(int(folder.name), _format_differences(each, varied), results(folder))
+        Trial(int(folder.name), _format_differences(each, varied), read_trial_results(folder))
         for folder, each in zip(folders, configs, strict=True)
     ]
 
 
 def _format_differences(config: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
-    flat = {key: now for key, _, now in differences({}, config)}
+    flat = {key: now for key, _, now in find_differences({}, config)}
     return tuple(f"{key}={flat.get(key)}" for key in keys)
 
 

@@ -43,7 +43,10 @@ class AttentionTransfer(LossTerm):
         """The sum over the stages; 0 when both look at the same places."""
         pairs = (match_sizes(*pair) for pair in self._pair_maps(student, teacher))
         return torch.stack(
-            [F.mse_loss(compute_attention_map(ours), compute_attention_map(theirs)) for ours, theirs in pairs]
+            [
+                F.mse_loss(compute_attention_map(ours), compute_attention_map(theirs))
+                for ours, theirs in pairs
+            ]
         ).sum()
 
     def _pair_maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings
+from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
 
@@ -39,13 +39,13 @@ class CorrelationCongruence(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no pooled features."""
-        embeddings("cc", student, teacher)
+        require_embeddings("cc", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the pairs of images; 0 where both have the same kernel matrix,
         as in a batch of one.
         """
-        ours, theirs = (self._compute_kernel(x) for x in embeddings("cc", student, teacher))
+        ours, theirs = (self._compute_kernel(x) for x in require_embeddings("cc", student, teacher))
         return F.mse_loss(ours, theirs)
 
     def _compute_kernel(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.noise import noise
-from kd_app.losses.pairing import embeddings
+from kd_app.losses.noise import draw_noise
+from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
 _EPSILON = 1e-7
@@ -68,13 +68,13 @@ class CRD(LossTerm):
         self.temperature = temperature
         self.momentum = momentum
         self.most_images = most_images
-        self.draw = noise
+        self.draw = draw_noise
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Make the linear maps and the memory. Raises `RequestError` for a model
         without embedding, or images without numbers or too many of them.
         """
-        ours, theirs = embeddings("crd", student, teacher)
+        ours, theirs = require_embeddings("crd", student, teacher)
         if self.images is None:
             raise RequestError(
                 "crd remembers a vector of every image by its number, and these data do not number"
@@ -106,7 +106,7 @@ class CRD(LossTerm):
         """The mean over the batch, of both sides; moves the memory in training. Needs
         `build` first.
         """
-        ours, theirs = embeddings("crd", student, teacher)
+        ours, theirs = require_embeddings("crd", student, teacher)
         rows = torch.searchsorted(self.numbers, batch.index).clamp(max=len(self.numbers) - 1)
         known = self.numbers[rows] == batch.index
         rows = rows[known]
@@ -117,7 +117,9 @@ class CRD(LossTerm):
         labeled = known if batch.labeled is None else known & batch.labeled
         self.classes[rows[labeled[known]]] = batch.to_hard_target()[labeled]
         chosen = torch.cat((rows[:, None], self._others(batch, rows, known)), dim=1)
-        value = self._score_side(s, self.memory_t, 0, chosen) + self._score_side(t, self.memory_s, 1, chosen)
+        value = self._score_side(s, self.memory_t, 0, chosen) + self._score_side(
+            t, self.memory_s, 1, chosen
+        )
         if self.training:
             self._remember(rows, s, t)
         return value / max(len(rows), 1)

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings
+from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
 
@@ -30,7 +30,7 @@ class EmbeddingTerm(LossTerm):
         """Make the linear map. Raises `RequestError` when one of the models gives no
         embedding.
         """
-        ours, theirs = embeddings(self.name, student, teacher)
+        ours, theirs = require_embeddings(self.name, student, teacher)
         needed = self.always_project or ours.shape[1] != theirs.shape[1]
         self.adapter = (
             nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device) if needed else nn.Identity()
@@ -38,5 +38,5 @@ class EmbeddingTerm(LossTerm):
 
     def pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """The student's embedding behind the map, and the teacher's."""
-        ours, theirs = embeddings(self.name, student, teacher)
+        ours, theirs = require_embeddings(self.name, student, teacher)
         return self.adapter(ours), theirs

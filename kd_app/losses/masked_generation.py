@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.noise import noise
+from kd_app.losses.noise import draw_noise
 from kd_app.losses.pairing import match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
 
@@ -34,7 +34,7 @@ class MaskedGeneration(LossTerm):
     def __init__(self, *, masked: Annotated[float, Field(ge=0, lt=1)]) -> None:
         super().__init__()
         self.masked = masked
-        self.draw = noise
+        self.draw = draw_noise
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Make the three convolutions. Raises `RequestError` when one of the models

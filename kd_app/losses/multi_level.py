@@ -57,13 +57,13 @@ class MultiLevel(LogitTerm):
             total = (
                 total
                 + temperature**2 * ((1 + images) * each).mean()
-                + relation(p, q, images)
-                + relation(p.T, q.T, classes)
+                + compare_relations(p, q, images)
+                + compare_relations(p.T, q.T, classes)
             )
         return total
 
 
-def relation(
+def compare_relations(
     p: Float[Tensor, "rows columns"], q: Float[Tensor, "rows columns"], rows: Float[Tensor, " rows"]
 ) -> Float[Tensor, ""]:
     """``|rows (q q' - p p')|^2 / number of rows``: which rows are like which, of the

@@ -11,7 +11,7 @@ from kd_app.data.batch import Batch
 _STEP, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
-def noise(batch: Batch, count: int) -> Float[Tensor, "batch count"]:
+def draw_noise(batch: Batch, count: int) -> Float[Tensor, "batch count"]:
     """Uniform numbers in [0, 1), float64: a hash (splitmix64) of the image's index, the
     progress of the training and the column.
 

@@ -44,9 +44,9 @@ def pair_spatial_stages(
     Raises `RequestError`, in the name of `term` which `compares` something, when there
     are none.
     """
-    pairs = [pair for pair in pair_stages(term, student, teacher) if common_size(*pair) != (1, 1)][
-        :stages
-    ]
+    pairs = [
+        pair for pair in pair_stages(term, student, teacher) if compute_common_size(*pair) != (1, 1)
+    ][:stages]
     if not pairs:
         ours, theirs = (
             [tuple(x.shape[-2:]) for x in outputs.features] for outputs in (student, teacher)
@@ -60,7 +60,7 @@ def pair_spatial_stages(
     return pairs
 
 
-def common_size(a: Tensor, b: Tensor) -> tuple[int, int]:
+def compute_common_size(a: Tensor, b: Tensor) -> tuple[int, int]:
     """The smaller height and the smaller width of two maps."""
     return min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1])
 
@@ -71,7 +71,7 @@ def match_sizes(
     """Both maps at their common size: the larger is averaged over cells (whole or
     fractional numbers of them), the smaller stays as it is.
     """
-    size = common_size(a, b)
+    size = compute_common_size(a, b)
     return _average_cells(a, size), _average_cells(b, size)
 
 
@@ -79,7 +79,7 @@ def _average_cells(x: Map, size: tuple[int, int]) -> Smaller:
     return x if x.shape[-2:] == size else F.adaptive_avg_pool2d(x, size)
 
 
-def embeddings(term: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+def require_embeddings(term: str, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """Both embeddings, [B, D_s] and [B, D_t].
 
     Raises `RequestError`, in the name of `term`, when one of the models gives none.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings
+from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
 
@@ -34,16 +34,20 @@ class PKT(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no pooled features."""
-        embeddings("pkt", student, teacher)
+        require_embeddings("pkt", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the pairs of images; 0 where both see the same neighbors, as in
         a batch of one.
         """
-        ours, theirs = (self._compute_neighbors(x) for x in embeddings("pkt", student, teacher))
+        ours, theirs = (
+            self._compute_neighbors(x) for x in require_embeddings("pkt", student, teacher)
+        )
         return (theirs * ((theirs + self.epsilon).log() - (ours + self.epsilon).log())).mean()
 
-    def _compute_neighbors(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
+    def _compute_neighbors(
+        self, x: Float[Tensor, "batch features"]
+    ) -> Float[Tensor, "batch batch"]:
         x = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.epsilon)
         near = (x @ x.T + 1) / 2
         return near / near.sum(dim=1, keepdim=True)

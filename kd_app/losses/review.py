@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_app.data.batch import Batch
 from kd_app.losses.adapters import BatchNorm
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings, pair_stages
+from kd_app.losses.pairing import require_embeddings, pair_stages
 from kd_app.models.outputs import Outputs
 
 _POOLED = (4, 2, 1)
@@ -67,7 +67,7 @@ class Review(LossTerm):
         return torch.stack(values).sum()
 
     def _pair_levels(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        ours, theirs = embeddings("review", student, teacher)
+        ours, theirs = require_embeddings("review", student, teacher)
         return [
             (ours[:, :, None, None], theirs[:, :, None, None]),
             *pair_stages("review", student, teacher)[: self.stages],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings
+from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
 
@@ -36,13 +36,13 @@ class RKD(LossTerm):
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Raises `RequestError` when one of the models gives no pooled features."""
-        embeddings("rkd", student, teacher)
+        require_embeddings("rkd", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of both parts; 0 where the features of one model are those
         of the other but for size, shift and rotation.
         """
-        ours, theirs = (x[:, None] - x[None] for x in embeddings("rkd", student, teacher))
+        ours, theirs = (x[:, None] - x[None] for x in require_embeddings("rkd", student, teacher))
         distances = F.smooth_l1_loss(_compute_distances(ours), _compute_distances(theirs))
         return self.distance * distances + self.angle * F.smooth_l1_loss(
             _compute_angles(ours), _compute_angles(theirs)
@@ -55,6 +55,8 @@ def _compute_distances(gaps: Float[Tensor, "batch batch features"]) -> Float[Ten
     return found / mean.clamp(min=torch.finfo(found.dtype).tiny)
 
 
-def _compute_angles(gaps: Float[Tensor, "batch batch features"]) -> Float[Tensor, "batch batch batch"]:
+def _compute_angles(
+    gaps: Float[Tensor, "batch batch features"],
+) -> Float[Tensor, "batch batch batch"]:
     directions = F.normalize(gaps, dim=2)
     return directions @ directions.transpose(1, 2)

@@ -54,7 +54,11 @@ class SimKD(LossTerm):
         (ours, theirs), *_ = pair_stages("simkd", student, teacher)
         classifier = find_linear_classifier(teacher.classifier)
         pooled = theirs.mean((2, 3))
-        if classifier is None or teacher.embedding is None or not _is_equal(teacher.embedding, pooled):
+        if (
+            classifier is None
+            or teacher.embedding is None
+            or not _is_equal(teacher.embedding, pooled)
+        ):
             raise RequestError(
                 "simkd gives the teacher's classifier to the student, and this teacher's is no"
                 " linear map of its last feature map averaged over the cells (as that of a ResNet,"

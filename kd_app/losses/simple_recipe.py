@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_app.data.batch import Batch
 from kd_app.losses.adapters import BatchNorm
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings
+from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
 _EPS = 1e-4
@@ -43,7 +43,7 @@ class SimpleRecipe(LossTerm):
         """Make the linear map and the norms. Raises `RequestError` when one of the
         models gives no embedding.
         """
-        ours, theirs = embeddings("simple_recipe", student, teacher)
+        ours, theirs = require_embeddings("simple_recipe", student, teacher)
         self.embed = nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device)
         self.norms = nn.ModuleList(
             BatchNorm(theirs.shape[1], eps=_EPS, affine=False) for _ in range(2)
@@ -51,7 +51,7 @@ class SimpleRecipe(LossTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The logarithm of the sum over batch and features; needs `build` first."""
-        ours, theirs = embeddings("simple_recipe", student, teacher)
+        ours, theirs = require_embeddings("simple_recipe", student, teacher)
         s, t = (
             norm(x[:, :, None, None])
             for norm, x in zip(self.norms, (self.embed(ours), theirs), strict=True)

@@ -13,7 +13,7 @@ from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.adapters import BatchNorm, apply_classifier
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings, pair_stages
+from kd_app.losses.pairing import require_embeddings, pair_stages
 from kd_app.models.outputs import Outputs
 
 
@@ -47,7 +47,7 @@ class SoftmaxRegression(LossTerm):
         the teacher no embedding or classifier.
         """
         (ours, _), *_ = pair_stages("softmax_regression", student, teacher)
-        _, theirs = embeddings("softmax_regression", student, teacher)
+        _, theirs = require_embeddings("softmax_regression", student, teacher)
         if teacher.classifier is None:
             raise RequestError(
                 "softmax_regression asks the teacher's classifier about the student's features, and"

@@ -40,11 +40,12 @@ class SimilarityPreserving(LossTerm):
         in a batch of one.
         """
         ours, theirs = (
-            F.normalize(gram(x), dim=1) for x in pair_stage("sp", student, teacher, self.stage)
+            F.normalize(compute_gram(x), dim=1)
+            for x in pair_stage("sp", student, teacher, self.stage)
         )
         return F.mse_loss(ours, theirs)
 
 
-def gram(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch batch"]:
+def compute_gram(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch batch"]:
     """The inner products of the images' maps."""
     return x.flatten(1) @ x.flatten(1).T

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import embeddings
+from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
 _INSTEAD = "Terms that can compare this pair: embedding_mse, embedding_cosine, feature_hint."
@@ -78,5 +78,5 @@ class TokenPatchFeature(LossTerm):
 
     def _pair_tokens(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         ours, theirs = student.tokens[-1], teacher.tokens[-1]
-        pooled = embeddings("token_patch_feature", student, teacher)
+        pooled = require_embeddings("token_patch_feature", student, teacher)
         return [(ours.prefix[:, 0], theirs.prefix[:, 0]), (ours.patch, theirs.patch), pooled]

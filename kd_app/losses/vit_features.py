@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.noise import noise
+from kd_app.losses.noise import draw_noise
 from kd_app.models.outputs import Outputs
 
 _INSTEAD = "Terms that can compare this pair: soft_target, feature_hint, masked_generation."
@@ -53,7 +53,7 @@ class VitFeatures(LossTerm):
         self.layers = layers
         self.shallow, self.deep = shallow, deep
         self.masked = masked
-        self.draw = noise
+        self.draw = draw_noise
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
         """Make the linear maps, the mask token and the generator. Raises `RequestError`

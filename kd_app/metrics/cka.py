@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kd_app.metrics.per_image import blocks
+from kd_app.metrics.per_image import iterate_blocks
 
 _NOTHING = 1e-12
 """Share of a Gram matrix below which what is left after centering is rounding."""
@@ -28,7 +28,7 @@ def compute_cka(
     sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
     grams = [torch.zeros(width, width, dtype=torch.float64) for width in widths]
     cross = torch.zeros(*widths, dtype=torch.float64)
-    for block in blocks(first, second):
+    for block in iterate_blocks(first, second):
         x, y = (each.double() for each in block)
         sums = [total + each.sum(dim=0) for total, each in zip(sums, (x, y), strict=True)]
         grams = [gram + each.T @ each for gram, each in zip(grams, (x, y), strict=True)]

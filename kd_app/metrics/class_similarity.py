@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from kd_app.metrics.per_image import blocks
+from kd_app.metrics.per_image import iterate_blocks
 from kd_app.metrics.scores import share, to_float32
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -53,7 +53,7 @@ def average_soft_labels(
     entropy, beyond_top = torch.zeros(len(temperatures)), torch.zeros(len(temperatures))
     probability = torch.zeros(len(alike), classes, classes)
     rows = max(1, _NEAR // classes)
-    for block, label in blocks(logits, target):
+    for block, label in iterate_blocks(logits, target):
         for some, labels in zip(to_float32(block).split(rows), label.split(rows), strict=True):
             below = some - some.amax(dim=1, keepdim=True)
             for number, temperature in enumerate(temperatures):
@@ -114,7 +114,7 @@ class SoftLabelFigures(TypedDict):
     alike: list[Alike]
 
 
-def soft_labels(
+def measure_soft_labels(
     logits: Float[np.ndarray, "images classes"],
     target: Int64[np.ndarray, " images"],
     *,
@@ -138,16 +138,18 @@ def soft_labels(
     return SoftLabelFigures(
         num_images=len(target),
         entropy=entropy,
-        alike=[_build_similarity(*each) for each in zip(alike, found.similarity.numpy(), strict=True)],
+        alike=[
+            _build_similarity(*each) for each in zip(alike, found.similarity.numpy(), strict=True)
+        ],
     )
 
 
 def _build_similarity(temperature: float, matrix: Float[np.ndarray, "classes classes"]) -> Alike:
     rows = matrix.round(_DIGITS).tolist() if len(matrix) <= _LARGEST_MATRIX else None
-    return Alike(temperature=temperature, similar=strongest(matrix, _PAIRS), matrix=rows)
+    return Alike(temperature=temperature, similar=select_strongest(matrix, _PAIRS), matrix=rows)
 
 
-def strongest(matrix: Float[np.ndarray, "classes classes"], count: int) -> list[Pair]:
+def select_strongest(matrix: Float[np.ndarray, "classes classes"], count: int) -> list[Pair]:
     """The `count` pairs of classes with the largest mean of both directions, or of the
     one that is known (not NaN); best first.
     """

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from kd_app.metrics.scores import scores, share
+from kd_app.metrics.scores import compute_scores, share
 
 BINS = 15
 
@@ -49,7 +49,7 @@ class Tally(Metric):
         self, logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
     ) -> None:
         """Add a batch, which may be empty."""
-        rank, nll, confidence = scores(logits, target)
+        rank, nll, confidence = compute_scores(logits, target)
         hit = rank == 0
         self.seen = self.seen.index_add(0, target, torch.ones_like(target))
         self.hits = self.hits.index_add(0, target, hit.long())
@@ -123,7 +123,7 @@ class CalibrationError(Tally):
         return share(self.excess.abs().sum(), self.count())
 
 
-def measures(num_classes: int) -> MetricCollection:
+def build_model_metrics(num_classes: int) -> MetricCollection:
     """top1, top5, balanced_accuracy, nll and ece of ``update(logits [B, K], target
     [B])``, computed in one pass.
 

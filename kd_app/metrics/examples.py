@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 
-from kd_app.metrics.per_image import blocks
+from kd_app.metrics.per_image import iterate_blocks
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.scores import to_float32
 
@@ -86,7 +86,9 @@ def choose_examples(
             "most_different": np.argsort(-found.kl, kind="stable")[: room["most_different"]],
             **chosen,
         }
-    made = [_build_example(int(row), why, (), found) for why, rows in chosen.items() for row in rows]
+    made = [
+        _build_example(int(row), why, (), found) for why, rows in chosen.items() for row in rows
+    ]
     if found.kl is not None:
         alike = itertools.islice(_select_similar(records["teacher"], pairs), room["similar_pair"])
         made += [_build_example(row, "similar_pair", (other,), found) for row, other in alike]
@@ -100,11 +102,13 @@ def _collect_answers(records: Mapping[str, Predictions]) -> _Answers:
     return _Answers(records, student.target, student.hits, judge.hits, judge.scores.confidence, kl)
 
 
-def _compute_divergences(student: Predictions, teacher: Predictions) -> Float[np.ndarray, " images"]:
+def _compute_divergences(
+    student: Predictions, teacher: Predictions
+) -> Float[np.ndarray, " images"]:
     """``KL(p_teacher || p_student)`` of each image, nats."""
     rows = max(1, _NEAR // student.num_classes)
     parts = []
-    for block in blocks(student.logits, teacher.logits):
+    for block in iterate_blocks(student.logits, teacher.logits):
         for ours, theirs in zip(*(to_float32(each).split(rows) for each in block), strict=True):
             log_s, log_t = ours.log_softmax(dim=1), theirs.log_softmax(dim=1)
             parts.append(torch.linalg.vecdot(log_t.exp(), log_t - log_s).clamp(min=0))
@@ -129,12 +133,16 @@ def _select_middle(rows: Rows, confidence: Float[np.ndarray, " images"]) -> int:
     return int(rows[np.argsort(confidence[rows], kind="stable")[len(rows) // 2]])
 
 
-def _select_similar(teacher: Predictions, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _select_similar(
+    teacher: Predictions, pairs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
     """Image and the other class of its pair."""
     for pair in pairs:
         for label, other in (pair, pair[::-1]):
             rows = np.flatnonzero(teacher.target == label)
-            likely = np.argsort(-_compute_probabilities(teacher.logits[rows])[:, other], kind="stable")
+            likely = np.argsort(
+                -_compute_probabilities(teacher.logits[rows])[:, other], kind="stable"
+            )
             yield from ((int(row), other) for row in rows[likely[:_EACH_WAY]])
 
 
@@ -153,5 +161,7 @@ def _build_example(row: int, why: Why, also: tuple[int, ...], found: _Answers) -
     )
 
 
-def _compute_probabilities(logits: Float[np.ndarray, "... classes"]) -> Float[np.ndarray, "... classes"]:
+def _compute_probabilities(
+    logits: Float[np.ndarray, "... classes"],
+) -> Float[np.ndarray, "... classes"]:
     return torch.from_numpy(np.array(logits, dtype=np.float64)).softmax(dim=-1).numpy()

@@ -108,7 +108,7 @@ def _take_middle(resampled: Float[np.ndarray, " resamples"], confidence: float) 
     return float(low), float(high)
 
 
-def f1s(
+def compute_f1s(
     weights: Float[np.ndarray, "resamples images"],
     hits: Bool[np.ndarray, " images"],
     predicted: Int[np.ndarray, " images"],

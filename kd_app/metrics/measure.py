@@ -8,7 +8,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from kd_app.metrics.intervals import Interval, bootstrap, compute_percentile_interval, reflect_interval, compute_wilson_interval
+from kd_app.metrics.intervals import (
+    Interval,
+    bootstrap,
+    compute_percentile_interval,
+    reflect_interval,
+    compute_wilson_interval,
+)
 
 Weights = Float[np.ndarray, "resamples images"]
 """How often each resample holds each image, the images sorted by class."""

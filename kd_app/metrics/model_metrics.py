@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from kd_app.metrics.intervals import find_class_starts, f1s, compute_recalls
+from kd_app.metrics.intervals import find_class_starts, compute_f1s, compute_recalls
 from kd_app.metrics.measure import Column, Draws, Measure, Plain, Rate, Resampled, Sums, Weights
 from kd_app.metrics.record import Predictions, sort_by_class
 from kd_app.metrics.spec import EVERYWHERE, MetricSpec
@@ -85,7 +85,7 @@ def measure_f1(record: Predictions) -> Measure:
     columns = record.hits[order], record.scores.predicted[order], record.target[order]
 
     def compute(weights: Weights) -> Column:
-        mean: np.ndarray = np.nanmean(f1s(weights, *columns), axis=1)
+        mean: np.ndarray = np.nanmean(compute_f1s(weights, *columns), axis=1)
         return mean
 
     return Resampled(record.totals.f1, compute)

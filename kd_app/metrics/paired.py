@@ -93,7 +93,8 @@ def is_shown_above(better: int, worse: int, n: int, difference: float, confidenc
     probability of at most ``1 - confidence``, whatever the truth.
     """
     return (
-        compute_exact_p(better, worse, n, difference, forgone=_FORGONE * (1 - confidence)) <= 1 - confidence
+        compute_exact_p(better, worse, n, difference, forgone=_FORGONE * (1 - confidence))
+        <= 1 - confidence
     )
 
 
@@ -140,7 +141,9 @@ def _find_fewest(
     return high
 
 
-def compute_exact_interval(better: int, worse: int, n: int, confidence: float, *, at: float) -> Interval:
+def compute_exact_interval(
+    better: int, worse: int, n: int, confidence: float, *, at: float
+) -> Interval:
     """The differences that the exact test does not reject, each bound one-sided at
     `confidence`.
 
@@ -160,7 +163,9 @@ def _find_exact_low(better: int, worse: int, n: int, confidence: float, at: floa
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (
-            (middle, high) if is_shown_above(better, worse, n, middle, confidence) else (low, middle)
+            (middle, high)
+            if is_shown_above(better, worse, n, middle, confidence)
+            else (low, middle)
         )
     return low
 

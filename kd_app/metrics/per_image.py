@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from kd_app.metrics.classification import BINS, assign_calibration_bins, measures
+from kd_app.metrics.classification import BINS, assign_calibration_bins, build_model_metrics
 from kd_app.metrics.pair import build_pair_metrics
 from kd_app.metrics.per_class import compute_f1_by_class
 from kd_app.metrics.record import Predictions, Scores, SoftLabelScores, Totals
 from kd_app.metrics.scores import compute_pair_scores, compute_squared_errors, to_float32
-from kd_app.metrics.scores import scores as score_batch
+from kd_app.metrics.scores import compute_scores as score_batch
 from kd_app.metrics.soft_labels import rank_correlations, reverse_divergences
 
 _VALUES = 2**23
 
 
-def blocks(*arrays: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
+def iterate_blocks(*arrays: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
     """The rows of arrays of equal length as tensors, a few million values at a time;
     memory-mapped and read-only arrays are fine.
     """
@@ -34,7 +34,7 @@ def score_images(
 ) -> Scores:
     """What each image contributes to the metrics of one model."""
     parts, brier, predicted = [], [], []
-    for block, label in blocks(logits, target):
+    for block, label in iterate_blocks(logits, target):
         parts.append(score_batch(block, label))
         brier.append(compute_squared_errors(to_float32(block).softmax(dim=1), label))
         predicted.append(block.argmax(dim=1))
@@ -54,9 +54,9 @@ def sum_up(
 ) -> Totals:
     """The metrics of one model over all images; no array of all probabilities is made."""
     n, classes = len(target), logits.shape[1]
-    logged = measures(classes)
+    logged = build_model_metrics(classes)
     squares, excess = torch.zeros(()), torch.zeros(classes, BINS)
-    for block, label in blocks(logits, target):
+    for block, label in iterate_blocks(logits, target):
         logged.update(block, label)
         p = to_float32(block).softmax(dim=1)
         squares = squares + compute_squared_errors(p, label).sum().float()
@@ -77,7 +77,7 @@ def compare_soft_labels(student: Predictions, teacher: Predictions) -> SoftLabel
     """How the probabilities of two models compare, on each image."""
     logged = build_pair_metrics()
     kl, reverse, rho = [], [], []
-    for ours, theirs, label in blocks(student.logits, teacher.logits, student.target):
+    for ours, theirs, label in iterate_blocks(student.logits, teacher.logits, student.target):
         logged.update(ours, theirs, label)
         kl.append(compute_pair_scores(ours, theirs, label).kl)
         reverse.append(reverse_divergences(ours, theirs))

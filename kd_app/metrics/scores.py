@@ -34,7 +34,7 @@ def to_float32(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch c
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def ranks(
+def compute_ranks(
     logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
 ) -> Int64[Tensor, " batch"]:
     """Classes before the label; equal logits in the order of their class numbers (as
@@ -49,12 +49,16 @@ def ranks(
     return behind.logical_not_().sum(dim=1)
 
 
-def scores(logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]) -> Scores:
+def compute_scores(
+    logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
+) -> Scores:
     """Rank of the label, negative log-likelihood and confidence of each image."""
     logits = to_float32(logits)
     log_p = logits.log_softmax(dim=1)
     return Scores(
-        ranks(logits, target), -log_p.gather(1, target[:, None])[:, 0], log_p.amax(dim=1).exp()
+        compute_ranks(logits, target),
+        -log_p.gather(1, target[:, None])[:, 0],
+        log_p.amax(dim=1).exp(),
     )
 
 
@@ -82,8 +86,8 @@ def compute_pair_scores(
     )
     return PairScores(
         student.argmax(1) == teacher.argmax(1),
-        ranks(student, target) == 0,
-        ranks(teacher, target) == 0,
+        compute_ranks(student, target) == 0,
+        compute_ranks(teacher, target) == 0,
         kl,
     )
 

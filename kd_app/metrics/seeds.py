@@ -17,7 +17,7 @@ _SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
-class OverSeeds:
+class SeedSummary:
     """A figure of one method.
 
     values: by seed · mean: of them · deviation: their standard deviation, with n - 1;
@@ -35,7 +35,7 @@ class OverSeeds:
 
 
 @dataclass(frozen=True)
-class SeedDifference(OverSeeds):
+class SeedDifference(SeedSummary):
     """The same of a difference, paired by seed.
 
     p: two-sided, of 'the mean difference is 0' by the paired t-test; None where there
@@ -48,10 +48,10 @@ class SeedDifference(OverSeeds):
     compared: int = 1
 
 
-def summarize_seeds(values: Mapping[int, float], confidence: float) -> OverSeeds:
+def summarize_seeds(values: Mapping[int, float], confidence: float) -> SeedSummary:
     """Mean and t-interval of a figure, by seed; at least one."""
     low, high, _ = _compute_t_interval(values, confidence)
-    return OverSeeds(
+    return SeedSummary(
         dict(values),
         confidence,
         float(np.mean(list(values.values()))),

@@ -46,7 +46,7 @@ class Judgment:
 
 
 @dataclass(frozen=True)
-class Tally:
+class VerdictTally:
     """Counts of each class: `n` images, of which the candidate has `candidate` right and
     the reference `reference`. Only the candidate has `better` right, only the reference
     `worse`.
@@ -64,7 +64,7 @@ class Tally:
         candidate: Bool[np.ndarray, " images"],
         reference: Bool[np.ndarray, " images"],
         classes: Int64[np.ndarray, " images"],
-    ) -> "Tally":
+    ) -> "VerdictTally":
         """Count; classes without an image are left out."""
         counts = [
             np.bincount(classes[which])
@@ -79,19 +79,19 @@ class Tally:
         whole = np.stack([np.pad(count, (0, len(counts[0]) - len(count))) for count in counts])
         return cls(*whole[:, whole[0] > 0])
 
-    def times(self, factor: float) -> "Tally":
+    def times(self, factor: float) -> "VerdictTally":
         """As many images more, with the same rates."""
-        return Tally(*(factor * each for each in vars(self).values()))
+        return VerdictTally(*(factor * each for each in vars(self).values()))
 
 
-def bound_accuracy(tally: Tally, error: float, spare: float) -> Interval:
+def bound_accuracy(tally: VerdictTally, error: float, spare: float) -> Interval:
     """Tango's bounds of the difference in accuracy."""
     better, worse, n = (each.sum(keepdims=True) for each in (tally.better, tally.worse, tally.n))
     low, high = compute_paired_bounds(better, worse, n, _compute_z(error) + spare)
     return float(low[0]), float(high[0])
 
 
-def bound_balanced_accuracy(tally: Tally, error: float, spare: float) -> Interval:
+def bound_balanced_accuracy(tally: VerdictTally, error: float, spare: float) -> Interval:
     """Bounds of the mean over classes of the differences in recall, from each class's
     bounds by Tango.
 
@@ -106,7 +106,7 @@ def bound_balanced_accuracy(tally: Tally, error: float, spare: float) -> Interva
     )
 
 
-def worst(tally: Tally, error: float, spare: float) -> Interval:
+def bound_worst_class(tally: VerdictTally, error: float, spare: float) -> Interval:
     """Bounds of the difference of the smallest recalls, ``min_k C_k - min_j R_j = min_k
     max_j (C_k - R_j)``, whichever the worst classes are.
 
@@ -141,16 +141,16 @@ def _compute_z(error: float) -> float:
     return NormalDist().inv_cdf(1 - error)
 
 
-Bounds = Callable[[Tally, float, float], Interval]
+Bounds = Callable[[VerdictTally, float, float], Interval]
 """Lower and upper bound of candidate minus reference, each missing the truth with the
 probability `error`; `spare` is added to every quantile.
 """
 BOUNDS: Final[Mapping[Judged, Bounds]] = {
     "top1": bound_accuracy,
     "balanced_accuracy": bound_balanced_accuracy,
-    "worst_class": worst,
+    "worst_class": bound_worst_class,
 }
-POINTS: Final[Mapping[Judged, Callable[[Tally], float]]] = {
+POINTS: Final[Mapping[Judged, Callable[[VerdictTally], float]]] = {
     "top1": lambda tally: float((tally.better - tally.worse).sum() / tally.n.sum()),
     "balanced_accuracy": lambda tally: float(((tally.better - tally.worse) / tally.n).mean()),
     "worst_class": lambda tally: float(
@@ -159,7 +159,7 @@ POINTS: Final[Mapping[Judged, Callable[[Tally], float]]] = {
 }
 
 
-class Verdict(Typed):
+class VerdictRule(Typed):
     """The rule, stated before the run: a candidate (the student) is 'kept' when its
     `metric` is shown to be no more than `margin` below that of a reference (the
     teacher).
@@ -185,9 +185,9 @@ class Verdict(Typed):
 
     def judge(self, candidate: Record, reference: Record) -> Judgment:
         """Compare the records of two models on the same images."""
-        return self.of(Tally.of(candidate.hits, reference.hits, candidate.target))
+        return self.of(VerdictTally.of(candidate.hits, reference.hits, candidate.target))
 
-    def of(self, tally: Tally) -> Judgment:
+    def of(self, tally: VerdictTally) -> Judgment:
         """The verdict on what was counted."""
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
         exact = self.metric == "top1"
@@ -226,12 +226,12 @@ class Verdict(Typed):
         share = np.bincount(target) / len(target)
         share = share[share > 0]
         right, half = share * (1 - discordance), share * discordance / 2
-        return self._search_images_needed(Tally(share, right, right, half, half), 1)
+        return self._search_images_needed(VerdictTally(share, right, right, half, half), 1)
 
-    def _compute_bounds(self, tally: Tally, spare: float) -> Interval:
+    def _compute_bounds(self, tally: VerdictTally, spare: float) -> Interval:
         return BOUNDS[self.metric](tally, 1 - self.confidence, spare)
 
-    def _search_images_needed(self, tally: Tally, n: int) -> int | None:
+    def _search_images_needed(self, tally: VerdictTally, n: int) -> int | None:
         """Of how many images with these rates bounds that are wider by what chance
         takes from four of five sets would settle it.
         """

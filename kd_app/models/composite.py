@@ -19,7 +19,7 @@ from kd_app.models.class_map import ClassMap, KnownClasses, Mapped
 from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.license import Policy
 from kd_app.models.outputs import LogitsOnly
-from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, Seen
+from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, ImageStats
 from kd_app.models.teacher import InputAdapter
 from kd_app.models.weights import WeightsReport
 
@@ -38,7 +38,7 @@ class ClassMappedTeacher(CompositeTeacher):
         self.inner, self.class_map = inner, class_map
         self._rows: list[list[int]] = []
 
-    def know(self, classes: tuple[str, ...], seen: Seen) -> None:
+    def know(self, classes: tuple[str, ...], seen: ImageStats) -> None:
         """Raises `RequestError` for rows that name no class, and for classes of the
         data that no row gives.
         """
@@ -49,7 +49,7 @@ class ClassMappedTeacher(CompositeTeacher):
         """As `ModelRequest.to_json`."""
         return {"inner": self.inner.to_json(), "class_map": str(self.class_map.path)}
 
-    def pixels(self, seen: Seen) -> InputSpec:
+    def pixels(self, seen: ImageStats) -> InputSpec:
         """The model's own."""
         return resolve_input(self.inner, seen)
 
@@ -119,7 +119,7 @@ class EmaTeacher(CompositeTeacher):
         """As `ModelRequest.to_json`."""
         return {"student": self.student.to_json(), "decay": self.decay}
 
-    def pixels(self, seen: Seen) -> InputSpec:
+    def pixels(self, seen: ImageStats) -> InputSpec:
         """The student's."""
         return resolve_input(self.student, seen)
 
@@ -148,7 +148,7 @@ class TeacherEnsemble(CompositeTeacher):
         super().__init__("teacher", WeightsSource("own", " + ".join(members), license=license), {})
         self.members, self.weights, self.by = dict(members), dict(weights), by
 
-    def know(self, classes: tuple[str, ...], seen: Seen) -> None:
+    def know(self, classes: tuple[str, ...], seen: ImageStats) -> None:
         """Raises `RequestError` for a member that does not answer in these classes."""
         super().know(classes, seen)
         for name, member in self.members.items():
@@ -162,7 +162,7 @@ class TeacherEnsemble(CompositeTeacher):
         members = {name: member.to_json() for name, member in self.members.items()}
         return {"members": members, "weights": self.weights, "by": self.by}
 
-    def pixels(self, seen: Seen) -> InputSpec:
+    def pixels(self, seen: ImageStats) -> InputSpec:
         """The data's, at the size and crop of the largest member."""
         largest = max(
             (resolve_input(member, seen) for member in self.members.values()),
@@ -256,7 +256,7 @@ class EnsembleModel(LogitsOnly):
 
 
 @runtime_checkable
-class Runs(Protocol):
+class SupportsLogits(Protocol):
     """A file that its own runtime runs: uint8 images ``[B, C, H, W]`` of `pixels` in,
     logits ``[B, K]`` out.
     """
@@ -272,7 +272,7 @@ class Runs(Protocol):
 class ArtifactTeacher(CompositeTeacher):
     """A teacher that is a file for another runtime (ONNX)."""
 
-    def __init__(self, artefact: Runs, origin: WeightsSource, sha256: str) -> None:
+    def __init__(self, artefact: SupportsLogits, origin: WeightsSource, sha256: str) -> None:
         super().__init__(
             "teacher",
             replace(origin, num_classes=len(artefact.classes), label_names=artefact.classes),
@@ -284,7 +284,7 @@ class ArtifactTeacher(CompositeTeacher):
         """As `ModelRequest.to_json`."""
         return {"file": str(self.origin.path)}
 
-    def pixels(self, seen: Seen) -> InputSpec:
+    def pixels(self, seen: ImageStats) -> InputSpec:
         """As its manifest has them."""
         return self.artefact.pixels
 
@@ -305,7 +305,7 @@ class RuntimeModel(LogitsOnly):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, artefact: Runs) -> None:
+    def __init__(self, artefact: SupportsLogits) -> None:
         super().__init__("a file for another runtime gives its logits alone")
         self._artefact = artefact
         shape = (1, -1, 1, 1)

@@ -30,6 +30,10 @@ def count_macs(model: nn.Module, pixels: InputSpec) -> int:
     )
     # The plain kernel shows attention as the two matrix products it is; a CPU's fused one is
     # unknown to the counter.
-    with freeze_state(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        freeze_state(model),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         unwrap_compiled(model)(image)
     return int(counter.get_total_flops()) // 2

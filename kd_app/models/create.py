@@ -17,7 +17,7 @@ from kd_app.config.errors import take_first_line
 from kd_app.models.layer_widths import WIDTHS, Widths, resize
 from kd_app.models.save import CONFIG
 from kd_app.models.simkd_student import REUSED, with_projector
-from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, Seen
+from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, ImageStats
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
 from kd_app.models.weights_metadata import hash_weights
 
@@ -39,7 +39,7 @@ class LoadedModel:
     widths: Widths = field(default_factory=dict)
 
 
-def resolve_input(request: ModelSpec, seen: Seen) -> InputSpec:
+def resolve_input(request: ModelSpec, seen: ImageStats) -> InputSpec:
     """What the model is to be fed: as its weights were trained, or a factory's
     attribute `pixels` says; from random weights, the data as they are.
 
@@ -62,10 +62,15 @@ def resolve_input(request: ModelSpec, seen: Seen) -> InputSpec:
         channels = request.kwargs.get("in_chans", channels)
         height, width = (request.image_size,) * 2 if request.image_size else (height, width)
         mean, std = (tuple(_match_channels(data[key], channels)) for key in ("mean", "std"))
-        return InputSpec(channels, height, width, mean, std, data["crop_pct"], data["interpolation"])
+        return InputSpec(
+            channels, height, width, mean, std, data["crop_pct"], data["interpolation"]
+        )
     channels, size = request.kwargs.get("in_chans", seen.channels), request.image_size or seen.size
     crop = 1.0 if size <= SMALL else data["crop_pct"]
-    mean, std = tuple(_match_channels(seen.mean, channels)), tuple(_match_channels(seen.std, channels))
+    mean, std = (
+        tuple(_match_channels(seen.mean, channels)),
+        tuple(_match_channels(seen.std, channels)),
+    )
     return InputSpec(channels, size, size, mean, std, crop, data["interpolation"])
 
 
@@ -178,7 +183,9 @@ def _create_timm(request: ModelSpec, pixels: InputSpec, num_classes: int) -> Loa
     widths = recorded.get(WIDTHS, {})
     resize(model, widths, source=source)
     if state is None:
-        return LoadedModel(model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0))
+        return LoadedModel(
+            model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0)
+        )
     head = cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
     if REUSED in recorded:

@@ -39,7 +39,7 @@ _SHAPES: dict[type[nn.Module], Callable[[Any, str], tuple[int, ...]]] = {
 }
 
 
-def sizes(model: nn.Module) -> Widths:
+def read_layer_sizes(model: nn.Module) -> Widths:
     """The sizes of every layer: its channels, groups, features; of a module of another
     kind, the shapes of the tensors that it holds itself.
     """
@@ -50,7 +50,7 @@ def sizes(model: nn.Module) -> Widths:
     return {name: own for name, own in found.items() if own}
 
 
-def changed(before: Widths, after: Widths) -> Widths:
+def find_changes(before: Widths, after: Widths) -> Widths:
     """What of `after` differs from `before`."""
     differing = {
         name: {key: value for key, value in own.items() if before[name].get(key) != value}

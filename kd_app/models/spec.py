@@ -66,7 +66,7 @@ class WeightsSource:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageStats:
     """The images that a model made from random weights will see: channels, side, and
     the mean and std of their pixels (0..1).
     """
@@ -143,13 +143,13 @@ class CompositeTeacher(ModelSpec):
     is, and told first of the data: `know`.
     """
 
-    seen: Seen
+    seen: ImageStats
 
     def __init__(self, role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs
         self.image_size = self.factory = None
 
-    def know(self, classes: tuple[str, ...], seen: Seen) -> None:
+    def know(self, classes: tuple[str, ...], seen: ImageStats) -> None:
         """What it has to answer in and will be shown. Raises `RequestError` where it
         can't answer in these classes.
         """
@@ -162,7 +162,7 @@ class CompositeTeacher(ModelSpec):
             )
 
     @abstractmethod
-    def pixels(self, seen: Seen) -> InputSpec:
+    def pixels(self, seen: ImageStats) -> InputSpec:
         """What it expects to be fed."""
 
     @abstractmethod
@@ -271,7 +271,9 @@ def _read_license(weights: Path) -> str:
     if said := labels(weights).get("license"):
         return said
     try:
-        return _parse_license(json.loads((weights.parent / "config.json").read_text(encoding="utf-8")))
+        return _parse_license(
+            json.loads((weights.parent / "config.json").read_text(encoding="utf-8"))
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return UNKNOWN
 

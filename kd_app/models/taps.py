@@ -105,7 +105,9 @@ class Taps:
             classifiers = self._find_modules(found.heads) or own_classifiers(self.model)
             if self.reads & _HEAD:
                 seen.watch_input(classifiers)
-            before = self._find_modules(found.pre_activation) if "pre_activation" in self.reads else ()
+            before = (
+                self._find_modules(found.pre_activation) if "pre_activation" in self.reads else ()
+            )
             seen.watch_input(before, clone=True)
             with (
                 Attended(found.attention) if "attention" in self.reads else nullcontext()

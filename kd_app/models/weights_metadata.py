@@ -57,7 +57,9 @@ def hash_weights(path: Path) -> str:
             for key, value in header.pop(_METADATA).items()
             if key not in ("license", "teacher", _MADE_WITH)
         }
-        digest = hashlib.sha256(_pack_header({_METADATA: metadata, **header} if metadata else header))
+        digest = hashlib.sha256(
+            _pack_header({_METADATA: metadata, **header} if metadata else header)
+        )
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -12,15 +12,15 @@ from kd_app.config.targets import FACTORY
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.spec import Format
 from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
-from kd_app.reporting.distillation_gain import worth
+from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.results import Estimate, Model, PerClass, Results, Split
 from kd_app.reporting.sentences import (
-    basis,
+    write_basis,
     count,
     build_pair_rows,
-    percent,
-    points,
-    undefined,
+    format_percent,
+    format_points,
+    explain_undefined,
     write_verdict,
     write,
 )
@@ -130,7 +130,7 @@ def write_card(folder: Path, results: Results) -> None:
     assert split is not None
     assert results.data is not None
     parts = [
-        f"---\n{metadata(results, split)}\n---",
+        f"---\n{write_metadata(results, split)}\n---",
         f"# {_write_title(results)}",
         _describe_student(results, student),
         "## How to use it",
@@ -140,9 +140,9 @@ def write_card(folder: Path, results: Results) -> None:
         _build_table(results, split),
         _format_pairs(split),
         *_write_verdict(results),
-        _to_list_items(worth(results)),
-        *undefined(split),
-        basis(results, split),
+        _to_list_items(describe_gains(results)),
+        *explain_undefined(split),
+        write_basis(results, split),
         "## Meant for",
         (
             f"Images like those that it was measured on: {_name_dataset(results)}, in its"
@@ -158,7 +158,7 @@ def write_card(folder: Path, results: Results) -> None:
     write_atomically(folder / CARD, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def metadata(results: Results, split: Split) -> str:
+def write_metadata(results: Results, split: Split) -> str:
     """The YAML that the Hugging Face hub reads: license, library, task, tags, and the
     figures as a model index.
     """
@@ -311,7 +311,10 @@ def _build_table(results: Results, split: Split) -> str:
         *(
             [
                 spec.label,
-                *(_format_estimate(metrics.get(spec.name), spec.format) for metrics in roles.values()),
+                *(
+                    _format_estimate(metrics.get(spec.name), spec.format)
+                    for metrics in roles.values()
+                ),
             ]
             for spec in MODEL_METRICS
             if "card" in spec.shown
@@ -338,7 +341,9 @@ def _format_pairs(split: Split) -> str:
         for name, figure, bounds, meaning in build_pair_rows(split, "card")
     ]
     return (
-        _to_markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows]) if rows else ""
+        _to_markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows])
+        if rows
+        else ""
     )
 
 
@@ -363,17 +368,17 @@ def _list_limits(results: Results, split: Split) -> list[str]:
         )
     if student.top1 is not None and student.top1 < 1:
         found.append(
-            f"Where a wrong answer does harm: it is wrong on {percent(1 - student.top1)} of the"
+            f"Where a wrong answer does harm: it is wrong on {format_percent(1 - student.top1)} of the"
             " images that it was measured on."
         )
     if pair and pair.negative_flips:
         found.append(
-            f"Replacing its teacher unseen: {percent(pair.negative_flips)} of the images are right"
+            f"Replacing its teacher unseen: {format_percent(pair.negative_flips)} of the images are right"
             " by the teacher and wrong by this model."
         )
     found += _list_weak_classes(split.per_class, classes)
     found += [
-        f"Images of the group {_escape_code(name)}: {percent(group.accuracy['student'].value)} right, of"
+        f"Images of the group {_escape_code(name)}: {format_percent(group.accuracy['student'].value)} right, of"
         f" {group.num_images:,}."
         for name, group in sorted(
             split.groups.items(), key=lambda each: each[1].accuracy["student"].value or 0
@@ -382,7 +387,7 @@ def _list_limits(results: Results, split: Split) -> list[str]:
     damaged = [each for each in split.robustness if each.accuracy.get("student") is not None]
     if damaged:
         worst = min(damaged, key=lambda each: each.accuracy["student"] or 0)
-        accuracy = percent(worst.accuracy["student"])
+        accuracy = format_percent(worst.accuracy["student"])
         found.append(
             f"Spoiled images: {accuracy} right under {_escape_text(worst.corruption)} of severity"
             f" {worst.severity}, the worst that was tried."
@@ -390,7 +395,7 @@ def _list_limits(results: Results, split: Split) -> list[str]:
     if student.ece is not None:
         found.append(
             "Reading its probabilities as chances: on average they are off by"
-            f" {percent(student.ece)} (calibration error)."
+            f" {format_percent(student.ece)} (calibration error)."
         )
     return found
 
@@ -407,7 +412,7 @@ def _list_weak_classes(found: PerClass, classes: list[str]) -> list[str]:
             :_WORST
         ]
         listed = [
-            f"{_escape_code(classes[number])} ({points(loss)} points, {found.support[number]:,} images)"
+            f"{_escape_code(classes[number])} ({format_points(loss)} points, {found.support[number]:,} images)"
             for loss, number in losses
             if loss < 0
         ]
@@ -418,7 +423,7 @@ def _list_weak_classes(found: PerClass, classes: list[str]) -> list[str]:
         )
     worst = sorted(known, key=lambda each: each[1])[:_WORST]
     listed = [
-        f"{_escape_code(classes[number])} ({percent(right)} right, {found.support[number]:,} images)"
+        f"{_escape_code(classes[number])} ({format_percent(right)} right, {found.support[number]:,} images)"
         for number, right in worst
         if right < 1
     ]
@@ -430,7 +435,9 @@ def _write_provenance(results: Results) -> list[str]:
     student, teacher = results.models["student"], results.models.get("teacher")
     assert results.data is not None
     sizes = ", ".join(f"{size:,} {name}" for name, size in results.data.sizes.items())
-    terms = [f"{_escape_code(name)} ({_format_settings(node)})" for name, node in config["loss"].items()]
+    terms = [
+        f"{_escape_code(name)} ({_format_settings(node)})" for name, node in config["loss"].items()
+    ]
     software = [
         f"{name} {environment[name]}"
         for name in ("kd_app", "torch", "lightning", "timm", "python")
@@ -438,7 +445,9 @@ def _write_provenance(results: Results) -> list[str]:
     ]
     return [
         *(
-            [f"Teacher: {_escape_code(teacher.name)}, {_describe_source(teacher)}, sha256 `{teacher.sha256[:16]}`"]
+            [
+                f"Teacher: {_escape_code(teacher.name)}, {_describe_source(teacher)}, sha256 `{teacher.sha256[:16]}`"
+            ]
             if teacher
             else []
         ),

@@ -8,13 +8,19 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.reporting.results import Cascade, Results, RoutingCurve, Rung
-from kd_app.reporting.sentences import interval, percent, points, format_margin, write_verdict
+from kd_app.reporting.sentences import (
+    format_interval,
+    format_percent,
+    format_points,
+    format_margin,
+    write_verdict,
+)
 
 SHOWN = 10
 """Steps of a curve in a table."""
 
 
-def answer(cascade: Cascade) -> str:
+def write_answer(cascade: Cascade) -> str:
     """Route, or do not, in a sentence."""
     first, last = cascade.stages[0], cascade.stages[-1]
     shown = (
@@ -35,18 +41,18 @@ def answer(cascade: Cascade) -> str:
     assert chosen is not None
     if took is not None and took.mean is not None and took.mean >= last.latency.mean:
         return (
-            f"Do not route: sending {percent(chosen.shares[1])} of the images on is {shown} of"
-            f" top-1, and should cost {times(last.cost_ms, chosen.cost_ms)} less than {last.file},"
+            f"Do not route: sending {format_percent(chosen.shares[1])} of the images on is {shown} of"
+            f" top-1, and should cost {format_times(last.cost_ms, chosen.cost_ms)} less than {last.file},"
             f" but measured end to end an image takes {took.mean:.3g} ms, and {last.file} alone"
             f" {last.latency.mean:.3g} ms."
         )
     return (
-        f"Route: {first.file} answers {percent(1 - chosen.shares[1])} of the images alone, at"
-        f" {times(last.cost_ms, chosen.cost_ms)} less than {last.file} costs, {shown} of top-1."
+        f"Route: {first.file} answers {format_percent(1 - chosen.shares[1])} of the images alone, at"
+        f" {format_times(last.cost_ms, chosen.cost_ms)} less than {last.file} costs, {shown} of top-1."
     )
 
 
-def times(more: float, less: float) -> str:
+def format_times(more: float, less: float) -> str:
     """'3.4 times'."""
     return f"{more / less:.3g} times"
 
@@ -54,7 +60,9 @@ def times(more: float, less: float) -> str:
 def _compare_amounts(theirs: float, ours: float) -> str:
     """'3.4 times less than', '1.2 times as much as'."""
     return (
-        f"{times(theirs, ours)} less than" if ours < theirs else f"{times(ours, theirs)} as much as"
+        f"{format_times(theirs, ours)} less than"
+        if ours < theirs
+        else f"{format_times(ours, theirs)} as much as"
     )
 
 
@@ -82,8 +90,8 @@ def write_details(results: Results, cascade: Cascade) -> list[str]:
             f" {last.file} has"
         )
         found.append(
-            f"On {split.num_images:,} test images {what} has {percent(alike.accuracy)} right,"
-            f" {last.file} {percent(last.test.value)}: {better}."
+            f"On {split.num_images:,} test images {what} has {format_percent(alike.accuracy)} right,"
+            f" {last.file} {format_percent(last.test.value)}: {better}."
         )
     if results.verdict is not None:
         found.append(write_verdict(results.verdict, what, last.file))
@@ -127,7 +135,7 @@ def _list_unproven(cascade: Cascade) -> Iterator[str]:
     if cost < last.cost_ms:
         yield (
             f"The cheapest that loses no more than the margin on these images ({measure}) would"
-            f" send on {percent(rung.shares[1])} and take {cost:.3g} ms in place of"
+            f" send on {format_percent(rung.shares[1])} and take {cost:.3g} ms in place of"
             f" {last.cost_ms:.3g} ms; {cascade.num_images:,} images are too few to show that it"
             " keeps the margin."
         )
@@ -146,7 +154,7 @@ def build_cascade_tables(results: Results) -> list[RenderableType]:
         _build_stages_table(cascade),
         _build_measures_table(cascade),
         _build_curve_table(cascade),
-        *(Text(said) for said in (answer(cascade), *write_details(results, cascade))),
+        *(Text(said) for said in (write_answer(cascade), *write_details(results, cascade))),
     ]
 
 
@@ -168,17 +176,17 @@ def _build_stages_table(cascade: Cascade) -> Table:
     for each in cascade.stages:
         took = each.latency
         figures = (
-            percent(each.validation.value),
-            percent(each.test.value),
-            interval(each.test.low, each.test.high),
+            format_percent(each.validation.value),
+            format_percent(each.test.value),
+            format_interval(each.test.low, each.test.high),
         )
         table.add_row(each.file, *figures, f"{took.mean:.3g}", f"{took.p50:.3g}", f"{took.p99:.3g}")
     if cascade.latency is not None:
         took, rung = cascade.latency, select_point(cascade)
         assert rung is not None
         measured = (
-            percent(rung.accuracy),
-            percent(cascade.test.accuracy),
+            format_percent(rung.accuracy),
+            format_percent(cascade.test.accuracy),
             "",
             f"{took.mean:.3g}",
             f"{took.p50:.3g}",
@@ -199,7 +207,7 @@ def _build_measures_table(cascade: Cascade) -> Table:
         table.add_row(
             f"{mark}{each.measure}",
             *(
-                (sent_on(rung), percent(rung.accuracy), f"{rung.cost_ms:.3g}")
+                (format_forwarded(rung), format_percent(rung.accuracy), f"{rung.cost_ms:.3g}")
                 if rung
                 else ("none", "", "")
             ),
@@ -207,9 +215,9 @@ def _build_measures_table(cascade: Cascade) -> Table:
     return table
 
 
-def sent_on(rung: Rung) -> str:
+def format_forwarded(rung: Rung) -> str:
     """The shares that reach the second stage and those behind it."""
-    return ", ".join(percent(share) for share in rung.shares[1:])
+    return ", ".join(format_percent(share) for share in rung.shares[1:])
 
 
 def select_points(curve: RoutingCurve) -> list[Rung]:
@@ -237,10 +245,10 @@ def build_curve_row(cascade: Cascade, rung: Rung) -> tuple[str, str, str, str, s
     to keep the margin; the chosen one has a star.
     """
     mark = " *" if rung == select_point(cascade) else ""
-    loss = points((rung.worse - rung.better) / cascade.num_images)
+    loss = format_points((rung.worse - rung.better) / cascade.num_images)
     return (
-        sent_on(rung),
-        percent(rung.accuracy),
+        format_forwarded(rung),
+        format_percent(rung.accuracy),
         loss,
         f"{rung.cost_ms:.3g}",
         f"{'shown' if rung.proven else 'not shown'}{mark}",

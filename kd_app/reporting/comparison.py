@@ -11,16 +11,16 @@ from kd_app.config import RequestError
 from kd_app.metrics.paired import compute_mcnemar_p, compute_paired_interval
 from kd_app.metrics.seeds import (
     CORRECTION,
-    OverSeeds,
+    SeedSummary,
     SeedDifference,
     corrected,
     summarize_seeds,
     compare_by_seed,
 )
-from kd_app.reporting.methods import Group, group_by_method
+from kd_app.reporting.methods import MethodGroup, group_by_method
 from kd_app.reporting.results import Split
 from kd_app.reporting.runs import Run
-from kd_app.reporting.sentences import interval, percent, points
+from kd_app.reporting.sentences import format_interval, format_percent, format_points
 from kd_app.run_files import PREDICTIONS
 
 Where = Literal["validation", "test"]
@@ -63,15 +63,15 @@ class Method:
     runs: dict[int, str]
     teachers: tuple[str, ...]
     verdicts: dict[int, str]
-    validation: OverSeeds | None
-    test: OverSeeds | None
+    validation: SeedSummary | None
+    test: SeedSummary | None
     gain: SeedDifference | None
     to_teacher: SeedDifference | None
     to_baseline: SeedDifference | None
     models: ModelDifference | None
     comparable: bool
 
-    def on(self, split: Where) -> OverSeeds | None:
+    def on(self, split: Where) -> SeedSummary | None:
         """The student's accuracy on a split."""
         return self.test if split == "test" else self.validation
 
@@ -105,7 +105,12 @@ class Comparison:
         """What the runs show, and each time whether that is about methods (over seeds)
         or about models (over images, one seed).
         """
-        parts: tuple[Callable[[Comparison], Iterator[str]], ...] = (_write_basis, _each, _write_choice, _write_family)
+        parts: tuple[Callable[[Comparison], Iterator[str]], ...] = (
+            _write_basis,
+            _write_each,
+            _write_choice,
+            _write_family,
+        )
         return [sentence for part in parts for sentence in part(self)] + [
             f"Note: {note}" for note in self.notes
         ]
@@ -141,7 +146,8 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
         (group for group in groups if group.label == baseline), groups[0] if groups else None
     )
     confidence = max(
-        (part.confidence for run in kept if (part := _select_split(run, split))), default=_CONFIDENCE
+        (part.confidence for run in kept if (part := _select_split(run, split))),
+        default=_CONFIDENCE,
     )
     methods = [_build_method(group, first or group, split, confidence, notes) for group in groups]
     families = zip(
@@ -186,7 +192,7 @@ def _select_split(run: Run, split: Where) -> Split | None:
 
 
 def _collect_top1(
-    group: Group, split: Where, role: Literal["student", "labels_only", "teacher"]
+    group: MethodGroup, split: Where, role: Literal["student", "labels_only", "teacher"]
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     for seed, run in group.runs.items():
@@ -198,7 +204,7 @@ def _collect_top1(
 
 
 def _build_method(
-    group: Group, first: Group, split: Where, confidence: float, notes: list[str]
+    group: MethodGroup, first: MethodGroup, split: Where, confidence: float, notes: list[str]
 ) -> Method:
     student = _collect_top1(group, split, "student")
     validation, test = (_collect_top1(group, place, "student") for place in ("validation", "test"))
@@ -356,7 +362,7 @@ def _is_different(difference: SeedDifference | None, confidence: float) -> bool:
     )
 
 
-def _each(found: Comparison) -> Iterator[str]:
+def _write_each(found: Comparison) -> Iterator[str]:
     shown = _list_shown(found)
     for method in shown:
         figure = method.on(found.split)
@@ -394,15 +400,15 @@ def _each(found: Comparison) -> Iterator[str]:
         )
 
 
-def _format_accuracy(label: str, figure: OverSeeds, split: Where) -> str:
-    each = ", ".join(percent(value) for value in figure.values.values())
+def _format_accuracy(label: str, figure: SeedSummary, split: Where) -> str:
+    each = ", ".join(format_percent(value) for value in figure.values.values())
     if len(figure.values) == 1:
         return (
             f"{label}: {split} top-1 {each} with one seed ({_join_seeds(figure.values)}). That is about"
             " a model, not the method."
         )
     over = (
-        f"{label}: mean {split} top-1 {percent(figure.mean)} over {len(figure.values)} seeds"
+        f"{label}: mean {split} top-1 {format_percent(figure.mean)} over {len(figure.values)} seeds"
         f" ({_join_seeds(figure.values)}: {each})"
     )
     if figure.low is None:
@@ -411,7 +417,7 @@ def _format_accuracy(label: str, figure: OverSeeds, split: Where) -> str:
             " others would lie."
         )
     return (
-        f"{over}, t-interval {interval(figure.low, figure.high)} at {100 * figure.confidence:g} %."
+        f"{over}, t-interval {format_interval(figure.low, figure.high)} at {100 * figure.confidence:g} %."
         " That is about the method."
     )
 
@@ -428,10 +434,10 @@ def _format_verdicts(verdicts: dict[int, str]) -> str:
 
 def _format_points(difference: SeedDifference) -> str:
     if difference.low is None or difference.high is None:
-        return f"{points(difference.mean)} points in each"
+        return f"{format_points(difference.mean)} points in each"
     return (
-        f"{points(difference.mean)} points, t-interval {points(difference.low)} to"
-        f" {points(difference.high)} at {100 * difference.confidence:g} %"
+        f"{format_points(difference.mean)} points, t-interval {format_points(difference.low)} to"
+        f" {format_points(difference.high)} at {100 * difference.confidence:g} %"
     )
 
 
@@ -439,12 +445,12 @@ def _format_difference(what: str, difference: SeedDifference, meaning: str) -> s
     seeds = _join_seeds(difference.values)
     if len(difference.values) == 1:
         return (
-            f"{what}, with one seed ({seeds}): {points(difference.mean)} points. That is about two"
+            f"{what}, with one seed ({seeds}): {format_points(difference.mean)} points. That is about two"
             " models, not methods."
         )
     if difference.p is None or difference.corrected is None:
         return (
-            f"{what}: {points(difference.mean)} points with each of the seeds {seeds}: no spread,"
+            f"{what}: {format_points(difference.mean)} points with each of the seeds {seeds}: no spread,"
             " so no interval and no test."
         )
     together = (
@@ -466,12 +472,12 @@ def _format_difference(what: str, difference: SeedDifference, meaning: str) -> s
 def _describe_models(label: str, baseline: str, models: ModelDifference) -> str:
     where = f"with seed {models.seed}, on the same {models.num_images:,} images"
     bounds = (
-        f"{points(models.low)} to {points(models.high)} at {100 * models.confidence:g} % (Tango's"
+        f"{format_points(models.low)} to {format_points(models.high)} at {100 * models.confidence:g} % (Tango's"
         " score interval)"
     )
     return (
         f"About two models, not two methods: {where}, the student of {label} minus that of"
-        f" {baseline}: {points(models.difference)} points, {bounds}, McNemar's p {models.p:.2g}."
+        f" {baseline}: {format_points(models.difference)} points, {bounds}, McNemar's p {models.p:.2g}."
     )
 
 
@@ -480,7 +486,7 @@ def _write_choice(found: Comparison) -> Iterator[str]:
         return
     method = found.method(found.winner)
     assert method.validation is not None
-    chosen = f"Chosen on validation alone: {method.label}, {percent(method.validation.mean)} there"
+    chosen = f"Chosen on validation alone: {method.label}, {format_percent(method.validation.mean)} there"
     if method.test is None:
         yield (
             f"{chosen}. Its test set was not read, and the best of {len(found.methods)} validation"
@@ -489,19 +495,19 @@ def _write_choice(found: Comparison) -> Iterator[str]:
     elif len(method.test.values) < len(method.runs):
         seed, value = next(iter(method.test.values.items()))
         yield (
-            f"{chosen}. On test, which was not read for all of its seeds, it has {percent(value)}"
+            f"{chosen}. On test, which was not read for all of its seeds, it has {format_percent(value)}"
             f" with seed {seed}: about that model."
         )
     else:
         bounds = (
-            f" (t-interval {interval(method.test.low, method.test.high)})"
+            f" (t-interval {format_interval(method.test.low, method.test.high)})"
             if method.test.low is not None
             else ""
         )
         over = "mean over seeds" if len(method.test.values) > 1 else "one seed"
         yield (
             f"{chosen}. Its test top-1, the figure to quote, is"
-            f" {percent(method.test.mean)}{bounds}, {over}."
+            f" {format_percent(method.test.mean)}{bounds}, {over}."
         )
 
 

@@ -3,13 +3,13 @@ training is as good.
 """
 
 from kd_app.reporting.results import Difference, Results, Split
-from kd_app.reporting.sentences import points, format_margin
+from kd_app.reporting.sentences import format_points, format_margin
 
 PLAIN = ("labels_only", "as_long")
 """Controls that are plain training: no teacher, labels as they are."""
 
 
-def worth(results: Results) -> list[str]:
+def describe_gains(results: Results) -> list[str]:
     """Sentences from the differences between the student and each control on the same
     images; empty where no control was measured.
 
@@ -41,14 +41,16 @@ def _format_gain(gain: Difference) -> str:
     assert gain.value is not None
     assert gain.low is not None
     assert gain.high is not None
-    return f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
+    return f"{format_points(gain.value)} points ({format_points(gain.low)} to {format_points(gain.high)})"
 
 
 def _as_good(gain: Difference) -> bool:
     return gain.low is not None and gain.low <= 0
 
 
-def _describe_control(control: str, gain: Difference, gains: dict[str, Difference], results: Results) -> str:
+def _describe_control(
+    control: str, gain: Difference, gains: dict[str, Difference], results: Results
+) -> str:
     """What one control says."""
     if control not in _SAYS:
         return f"Distilled minus {control.replace('_', ' ')}: {_format_gain(gain)}."
@@ -129,8 +131,8 @@ def _share(control: str, gain: Difference, gains: dict[str, Difference]) -> str:
     ):
         return ""
     return (
-        f" Of the {points(over_labels.value)} points over the labels alone it has"
-        f" {points(over_labels.value - gain.value)} itself."
+        f" Of the {format_points(over_labels.value)} points over the labels alone it has"
+        f" {format_points(over_labels.value - gain.value)} itself."
     )
 
 

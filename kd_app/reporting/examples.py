@@ -55,7 +55,9 @@ def write_examples(
     os.replace(partial, path)
 
 
-def _compute_probabilities(logits: Float[np.ndarray, " classes"], classes: Sequence[int]) -> list[float]:
+def _compute_probabilities(
+    logits: Float[np.ndarray, " classes"], classes: Sequence[int]
+) -> list[float]:
     p = np.exp(logits.astype(np.float64) - logits.max())
     found: list[float] = (p / p.sum())[list(classes)].tolist()
     return found

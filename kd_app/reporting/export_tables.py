@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 
 from kd_app.reporting.exports import Answering, Exports, Figures
-from kd_app.reporting.sentences import count, percent, points
+from kd_app.reporting.sentences import count, format_percent, format_points
 
 
 def build_accuracy_table(told: Exports, split: str) -> Table:
@@ -35,16 +35,16 @@ def build_accuracy_table(told: Exports, split: str) -> Table:
         table.add_row(
             f"{name} ←" if name == told.ship else name,
             *_own(found, False),
-            f"{points(changed.lost)} points",
-            percent(changed.agreement),
+            f"{format_points(changed.lost)} points",
+            format_percent(changed.agreement),
         )
     return table
 
 
 def _own(found: Figures, is_teacher: bool) -> tuple[str, str, str]:
     if is_teacher or found.verdict is None:
-        return percent(found.top1), "", ""
-    return percent(found.top1), found.verdict.outcome, percent(found.negative_flips)
+        return format_percent(found.top1), "", ""
+    return format_percent(found.top1), found.verdict.outcome, format_percent(found.negative_flips)
 
 
 def build_cost_table(told: Exports) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kd_app.config.keys import NON_IDENTITY_KEYS, NESTED_NON_IDENTITY_KEYS
-from kd_app.reporting.runs import Run, flat
+from kd_app.reporting.runs import Run, flatten
 
 _NOT_THE_METHOD: Final = (
     *NON_IDENTITY_KEYS,
@@ -27,7 +27,7 @@ _ABSENT: Final = object()
 
 
 @dataclass(frozen=True)
-class Group:
+class MethodGroup:
     """Runs of one configuration on one set of images, by seed: `images` identifies data
     and split.
     """
@@ -37,7 +37,7 @@ class Group:
     runs: dict[int, Run]
 
 
-def group_by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
+def group_by_method(runs: Sequence[Run]) -> tuple[list[MethodGroup], int]:
     """The methods in the order of their first run, and how many runs repeat a seed of
     one: of those the one that read the test set is kept.
     """
@@ -55,7 +55,7 @@ def group_by_method(runs: Sequence[Run]) -> tuple[list[Group], int]:
     firsts = [next(iter(seeds.values())) for seeds in members]
     labels = _build_labels([run.config for run in firsts], [images(run) for run in firsts])
     return [
-        Group(label, images(run), seeds)
+        MethodGroup(label, images(run), seeds)
         for label, run, seeds in zip(labels, firsts, members, strict=True)
     ], repeated
 
@@ -71,7 +71,7 @@ def images(run: Run) -> tuple[str, str]:
 
 def _extract_method(config: Mapping[str, Any]) -> dict[str, Any]:
     free = tuple(f"{key}." for key in _NOT_THE_METHOD)
-    return {key: value for key, value in flat(config) if not f"{key}.".startswith(free)}
+    return {key: value for key, value in flatten(config) if not f"{key}.".startswith(free)}
 
 
 def _build_labels(
@@ -80,7 +80,8 @@ def _build_labels(
     if len(configs) == 1:
         return [_describe_method(configs[0])]
     texts = [
-        ", ".join(said) for said in zip(*_drop_redundant(_find_differences("", configs)).values(), strict=True)
+        ", ".join(said)
+        for said in zip(*_drop_redundant(_find_differences("", configs)).values(), strict=True)
     ] or [""] * len(configs)
     named = [", ".join(filter(None, text.split(", "))) for text in texts]
     if len(set(named)) == len(named) and all(named):

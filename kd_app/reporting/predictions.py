@@ -31,7 +31,9 @@ def write_predictions(
     )
     columns |= {} if stage is None else {"stage": stage}
     for model, each in logits.items():
-        columns |= {f"{model}_{name}": column for name, column in _build_columns(each, target).items()}
+        columns |= {
+            f"{model}_{name}": column for name, column in _build_columns(each, target).items()
+        }
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     pd.DataFrame(columns).to_parquet(partial, index=False)
     os.replace(partial, path)

@@ -235,16 +235,16 @@ def _read_row(path: Path) -> dict[str, Any]:
         results = read(path / RESULTS)
     except RequestError as error:
         return {"path": str(path), "status": "unreadable", "reason": str(error)}
-    return {"path": str(path), **dict(flat(results.model_dump(mode="json")))}
+    return {"path": str(path), **dict(flatten(results.model_dump(mode="json")))}
 
 
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """``(dotted key, value)`` of every leaf of nested mappings; an empty mapping is a
     leaf.
     """
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

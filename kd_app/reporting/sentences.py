@@ -24,12 +24,12 @@ _METRICS = {
 }
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """'92.13 %', or 'undefined'."""
     return "undefined" if value is None else f"{100 * value:.2f} %"
 
 
-def points(value: float) -> str:
+def format_points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
     return f"{round(100 * value, 2) or 0.0:+.2f}"
 
@@ -39,15 +39,15 @@ def format_margin(margin: float) -> str:
     return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 
-def interval(low: float | None, high: float | None) -> str:
+def format_interval(low: float | None, high: float | None) -> str:
     """'91.59 to 92.64', in percent; empty where there is none."""
     return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def difference(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
     """A difference in percentage points and its interval: ('+0.55', '-0.10 to +1.20')."""
-    bounds = "" if low is None or high is None else f"{points(low)} to {points(high)}"
-    return "undefined" if value is None else points(value), bounds
+    bounds = "" if low is None or high is None else f"{format_points(low)} to {format_points(high)}"
+    return "undefined" if value is None else format_points(value), bounds
 
 
 def count(number: int | None) -> str:
@@ -81,7 +81,7 @@ def write(estimate: Estimate, unit: Format) -> tuple[str, str]:
     """A metric and its interval in words."""
     value, low, high = estimate.value, estimate.low, estimate.high
     if unit == "percent":
-        return percent(value), interval(low, high)
+        return format_percent(value), format_interval(low, high)
     if unit == "points":
         return difference(value, low, high)
     bounds = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
@@ -96,25 +96,25 @@ def _build_gain_row(control: str, gain: Difference) -> tuple[str, str, str, str]
     bounds = (
         ""
         if gain.low is None or gain.high is None
-        else f"{points(gain.low)} to {points(gain.high)}"
+        else f"{format_points(gain.low)} to {format_points(gain.high)}"
     )
     return (
         f"gain, {control}",
-        "undefined" if gain.value is None else points(gain.value),
+        "undefined" if gain.value is None else format_points(gain.value),
         bounds,
         "points above this control",
     )
 
 
-def sentences(results: Results, split: Split) -> list[str]:
+def write_sentences(results: Results, split: Split) -> list[str]:
     """Undefined figures explained, the verdict, what all of it rests on, and the run's
     notes.
     """
-    found = undefined(split)
+    found = explain_undefined(split)
     if results.verdict:
         found.append(write_verdict(results.verdict))
     found += describe_weak_spots(results, split)
-    found.append(basis(results, split))
+    found.append(write_basis(results, split))
     found += describe_license(results.license)
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished":
@@ -167,8 +167,8 @@ def _find_largest_loss(what: str, losses: Sequence[_Loss]) -> list[str]:
     if worst is None or worst.size <= 0:
         return []
     return [
-        f"Of the {what}, {worst.name!r} loses most: the student has {percent(worst.student)} right,"
-        f" the teacher {percent(worst.teacher)} ({worst.num_images:,}"
+        f"Of the {what}, {worst.name!r} loses most: the student has {format_percent(worst.student)} right,"
+        f" the teacher {format_percent(worst.teacher)} ({worst.num_images:,}"
         f" image{'' if worst.num_images == 1 else 's'})."
     ]
 
@@ -182,11 +182,11 @@ def _describe_corruptions(split: Split) -> list[str]:
         for role in ("student", "teacher")
         if role in shown[0].accuracy
     }
-    teacher = f", the teacher {percent(means['teacher'])}" if "teacher" in means else ""
+    teacher = f", the teacher {format_percent(means['teacher'])}" if "teacher" in means else ""
     kinds = len({each.corruption for each in shown})
     return [
         f"On corrupted images ({kinds} kind{'' if kinds == 1 else 's'}) the student has on average"
-        f" {percent(means['student'])} right{teacher}."
+        f" {format_percent(means['student'])} right{teacher}."
     ]
 
 
@@ -212,7 +212,7 @@ def describe_license(license: Licenses | None) -> list[str]:
     ]
 
 
-def undefined(split: Split) -> list[str]:
+def explain_undefined(split: Split) -> list[str]:
     """Why figures of the pair are not there."""
     return [
         f"{spec.label.capitalize()} is undefined because {spec.undefined}."
@@ -230,9 +230,7 @@ def write_verdict(
     """The verdict on `candidate` with its margin, the difference, and what it rests on."""
     metric, margin = _METRICS[verdict.metric], format_margin(verdict.margin)
     judged = f"{candidate[0].upper()}{candidate[1:]}'s {metric}"
-    difference = (
-        f"{points(verdict.difference)} points, {points(verdict.low)} to {points(verdict.high)}"
-    )
+    difference = f"{format_points(verdict.difference)} points, {format_points(verdict.low)} to {format_points(verdict.high)}"
     said = {
         "kept": f"kept. {judged} is at most {margin} below {reference}'s",
         "lost": f"lost. {judged} is more than {margin} below {reference}'s",
@@ -249,7 +247,7 @@ def write_verdict(
     return f"Verdict: {said}: the difference is {difference} ({rests_on}).{needed}"
 
 
-def basis(results: Results, split: Measurement) -> str:
+def write_basis(results: Results, split: Measurement) -> str:
     """What all figures of a split rest on, and what they leave out."""
     name = "validation" if split is results.validation else "test"
     unread = "" if name == "test" else " The test set was not read."

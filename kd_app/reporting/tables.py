@@ -11,16 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_app.metrics.model_metrics import MODEL_METRICS
-from kd_app.reporting.distillation_gain import worth
+from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.results import Model, ModelMetrics, Results, Split, Step
 from kd_app.reporting.sentences import (
     count,
     difference,
-    interval,
+    format_interval,
     build_pair_rows,
-    percent,
-    points,
-    sentences,
+    format_percent,
+    format_points,
+    write_sentences,
     write,
 )
 
@@ -36,7 +36,7 @@ class Trial:
     results: Results | None
 
 
-def summary(results: Results) -> RenderableType:
+def build_summary(results: Results) -> RenderableType:
     """The table that ends the main job: teacher, labels only, distilled; then what the
     student kept, the verdict, and what the figures rest on.
     """
@@ -51,7 +51,11 @@ def summary(results: Results) -> RenderableType:
     if set(split.gains) - {"labels_only"}:
         parts += [_build_controls_table(results, split)]
     return Group(
-        *parts, *(Text(sentence) for sentence in [*worth(results), *sentences(results, split)])
+        *parts,
+        *(
+            Text(sentence)
+            for sentence in [*describe_gains(results), *write_sentences(results, split)]
+        ),
     )
 
 
@@ -102,13 +106,15 @@ def build_waterfall(steps: Sequence[Step]) -> Table:
     ):
         table.add_column(head, justify="right")
     for step in steps:
-        lost = "" if step.lost is None or step.lost.value is None else points(step.lost.value)
+        lost = (
+            "" if step.lost is None or step.lost.value is None else format_points(step.lost.value)
+        )
         latency = "unknown" if step.latency_ms is None else f"{step.latency_ms:.3g} ms"
         sizes = (count(step.macs), count(step.params), f"{count(step.size_bytes)}B", latency)
         table.add_row(
             step.name,
-            percent(step.top1.value),
-            interval(step.top1.low, step.top1.high),
+            format_percent(step.top1.value),
+            format_interval(step.top1.low, step.top1.high),
             lost,
             *sizes,
         )
@@ -126,7 +132,7 @@ def _build_controls_table(results: Results, split: Split) -> Table:
     for control, gain in split.gains.items():
         model, figures = results.models.get(control), split.by_model[control]
         net = f" ({model.name})" if model and student and model.name != student.name else ""
-        own = (percent(figures.top1), interval(figures.top1_low, figures.top1_high))
+        own = (format_percent(figures.top1), format_interval(figures.top1_low, figures.top1_high))
         table.add_row(
             f"{control.replace('_', ' ')}{net}", *own, *difference(gain.value, gain.low, gain.high)
         )
@@ -185,9 +191,14 @@ def sweep(trials: Sequence[Trial], *, winner: int | None) -> RenderableType:
         number = f"* {trial.number}" if trial.number == winner else str(trial.number)
         status = trial.results.status if trial.results else "unreadable"
         table.add_row(
-            number, Text("\n".join(trial.overrides)), status, *_format_top1(_select_student(_select_validation(trial)))
+            number,
+            Text("\n".join(trial.overrides)),
+            status,
+            *_format_top1(_select_student(_select_validation(trial))),
         )
-    return Group(table, Text(_describe_winner(trials, winner)), *map(Text, _describe_licenses(ordered)))
+    return Group(
+        table, Text(_describe_winner(trials, winner)), *map(Text, _describe_licenses(ordered))
+    )
 
 
 def _describe_licenses(trials: Sequence[Trial]) -> list[str]:
@@ -219,7 +230,7 @@ def _read_validation_top1(trial: Trial) -> float:
 
 def _format_top1(figures: ModelMetrics | None) -> tuple[str, str]:
     return (
-        (percent(figures.top1), interval(figures.top1_low, figures.top1_high))
+        (format_percent(figures.top1), format_interval(figures.top1_low, figures.top1_high))
         if figures
         else ("", "")
     )

@@ -16,7 +16,7 @@ from pydantic import Field, StrictBool
 from kd_app.config import RequestError, Typed
 from kd_app.models.cost import count_macs
 from kd_app.models.create import create, resolve_input
-from kd_app.models.spec import ModelSpec, Seen, suggest_pretrained_tag
+from kd_app.models.spec import ModelSpec, ImageStats, suggest_pretrained_tag
 from kd_app.training.job import Recipe, format_epochs
 
 Config = dict[str, Any]
@@ -160,8 +160,8 @@ class NearestModel:
     student_macs: int
 
 
-def nearest(
-    candidates: Sequence[ModelSpec], student: ModelSpec, seen: Seen, num_classes: int
+def select_nearest(
+    candidates: Sequence[ModelSpec], student: ModelSpec, seen: ImageStats, num_classes: int
 ) -> NearestModel:
     """Of the candidates of another family than the student's the one with the nearest
     number of multiply-adds (in ratio; of equals the first).
@@ -173,8 +173,8 @@ def nearest(
     for which timm has none is left out. Raises `RequestError` where nothing is left.
     """
     ours, _ = _measure_cost(student, seen, num_classes)
-    found = costs(
-        [each for each in candidates if family(each.name) != family(student.name)],
+    found = list_candidates(
+        [each for each in candidates if extract_family(each.name) != extract_family(student.name)],
         student,
         seen,
         num_classes,
@@ -187,14 +187,14 @@ def nearest(
             f" {'weights of timm' if student.origin.has_weights else 'random weights'} as the"
             f" student does. Name one: {role}.name=<a timm model>."
         )
-    return closest(found, ours)
+    return select_closest(found, ours)
 
 
-def costs(
-    candidates: Sequence[ModelSpec], student: ModelSpec, seen: Seen, num_classes: int
+def list_candidates(
+    candidates: Sequence[ModelSpec], student: ModelSpec, seen: ImageStats, num_classes: int
 ) -> list[tuple[ModelSpec, int]]:
     """The candidates that could stand in the student's place, and their multiply-adds;
-    see `nearest` for those that are left out.
+    see `select_nearest` for those that are left out.
     """
     _, deepest = _measure_cost(student, seen, num_classes)
     found = []
@@ -215,7 +215,7 @@ def costs(
     return found
 
 
-def closest(found: Sequence[tuple[ModelSpec, int]], macs: int) -> NearestModel:
+def select_closest(found: Sequence[tuple[ModelSpec, int]], macs: int) -> NearestModel:
     """Of some nets and their multiply-adds the one nearest to `macs` in ratio; of
     equals the first.
     """
@@ -223,7 +223,7 @@ def closest(found: Sequence[tuple[ModelSpec, int]], macs: int) -> NearestModel:
     return NearestModel(request, own, macs)
 
 
-def family(name: str) -> str:
+def extract_family(name: str) -> str:
     """The letters that a name begins with."""
     found = re.match(r"[a-z]*", name)
     return found[0] if found else ""
@@ -240,7 +240,7 @@ def _respecify(request: ModelSpec, *, pretrained: bool) -> ModelSpec:
     return ModelSpec(role=request.role, name=request.origin.name, pretrained=pretrained, **more)
 
 
-def _measure_cost(request: ModelSpec, seen: Seen, num_classes: int) -> tuple[int, int]:
+def _measure_cost(request: ModelSpec, seen: ImageStats, num_classes: int) -> tuple[int, int]:
     """Multiply-adds, and the side of the deepest map; from random weights where that is
     possible, so that nothing is fetched.
     """

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_app.metrics.class_similarity import Alike, soft_labels
+from kd_app.metrics.class_similarity import Alike, measure_soft_labels
 from kd_app.metrics.examples import choose_examples
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.examples import EXAMPLES, write_examples
@@ -24,7 +24,7 @@ def measure_teacher_knowledge(
     else:
         similarities = before.knowledge.softened if before.knowledge else []
         taught = [similarity.temperature for similarity in similarities]
-    found = soft_labels(teacher.logits, teacher.target, taught=taught)
+    found = measure_soft_labels(teacher.logits, teacher.target, taught=taught)
     plain, *softened = (_name_classes(each, shop.classes) for each in found["alike"])
     return Knowledge.model_validate(
         {

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from kd_app.deployment.artifact import open_artifact
-from kd_app.deployment.cascade import Stage
+from kd_app.deployment.cascade import CascadeStage
 from kd_app.deployment.cold_start import measure_cold_start
-from kd_app.deployment.hardware import measured_on
+from kd_app.deployment.hardware import describe_machine
 from kd_app.deployment.price import Price
-from kd_app.deployment.timing import Clock, Timing
+from kd_app.deployment.timing import Benchmark, Timing
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.metrics.measure import estimate_rate
 from kd_app.metrics.pair_metrics import find_flips
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.results import Results
 from kd_app.run.exported_files import ExportedFile, sample_images
 from kd_app.run.workspace import RunModel, Workspace
@@ -29,10 +29,10 @@ TIMED = 128
 """Images with which files and models are timed."""
 
 
-class Asked(Protocol):
+class BenchmarkRequest(Protocol):
     """How speed and cost are measured."""
 
-    clock: Clock
+    clock: Benchmark
     price: Price
 
 
@@ -47,8 +47,11 @@ class FileTimings:
     says: list[str]
 
 
-def beside(
-    given: Predictions, teacher: Predictions | None, origin: Predictions | None, verdict: Verdict
+def measure_accuracy(
+    given: Predictions,
+    teacher: Predictions | None,
+    origin: Predictions | None,
+    verdict: VerdictRule,
 ) -> dict[str, Any]:
     """Figures of what answered, by the names of ``results.json``; with a `teacher`
     those of the pair and the verdict; and what being written as a file changed:
@@ -69,7 +72,7 @@ def beside(
     return told
 
 
-def _judge_change(given: Predictions, origin: Predictions, verdict: Verdict) -> dict[str, Any]:
+def _judge_change(given: Predictions, origin: Predictions, verdict: VerdictRule) -> dict[str, Any]:
     """The paired verdict of a file on the model that it was written from; `lost` is
     accuracy (verdict.metric) of that model minus its own.
     """
@@ -97,7 +100,7 @@ def _judge_change(given: Predictions, origin: Predictions, verdict: Verdict) -> 
 
 
 def time_files(
-    asked: Asked,
+    asked: BenchmarkRequest,
     shop: Workspace,
     before: Results,
     members: Mapping[str, RunModel],
@@ -108,7 +111,7 @@ def time_files(
     """
     shop.console.line("  measuring speed ...")
     cpu = torch.device("cpu")
-    models: dict[str, Stage] = {
+    models: dict[str, CascadeStage] = {
         role: TorchModel(each.created.model, shop.classes, each.created.pixels, cpu)
         for role, each in members.items()
     }
@@ -127,7 +130,11 @@ def time_files(
     fastest = max(files, key=lambda name: timed[name].images_per_second)
     return FileTimings(
         {
-            name: {**_price(timed[name], asked.price), **start.get(name, {}), **_compute_ratios(timed, name)}
+            name: {
+                **_price(timed[name], asked.price),
+                **start.get(name, {}),
+                **_compute_ratios(timed, name),
+            }
             for name in files
         },
         {
@@ -139,7 +146,7 @@ def time_files(
             for role in members
         },
         [
-            f"Measured on {measured_on()}, one thread each, in turns.",
+            f"Measured on {describe_machine()}, one thread each, in turns.",
             (
                 f"Cost of {fastest}:"
                 f" {asked.price.describe_formula(timed[fastest].images_per_second, cores=timed[fastest].cores)}."
@@ -151,7 +158,7 @@ def time_files(
 def _price(timing: Timing, price: Price) -> dict[str, Any]:
     speed, cores = timing.images_per_second, timing.cores
     return {
-        "device": measured_on(),
+        "device": describe_machine(),
         **timing.told(),
         "cost_per_million": price.compute_per_million(speed, cores=cores),
         "cost_formula": price.describe_formula(speed, cores=cores),

@@ -34,7 +34,7 @@ _FLOAT = (
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao")
 
 
-class Asked(Protocol):
+class ExportRequest(Protocol):
     """Which files are asked for, and how they are made."""
 
     roles: tuple[str, ...]
@@ -57,8 +57,8 @@ class ExportedFile:
     found_again: bool
 
 
-def written(
-    shop: Workspace, before: Results, members: Mapping[str, RunModel], asked: Asked
+def write_files(
+    shop: Workspace, before: Results, members: Mapping[str, RunModel], asked: ExportRequest
 ) -> dict[str, ExportedFile]:
     """The files by name, made or found. Raises as `kd_app.deployment.export.export`."""
     found: dict[str, ExportedFile] = {}
@@ -92,15 +92,21 @@ def _resolve_format(form: Format, member: RunModel) -> Format:
     return Quantized(program=program, max_batch=form.max_batch)
 
 
-def sample_images(shop: Workspace, split: Any, pixels: InputSpec, number: int) -> list[NDArray[np.uint8]]:
+def sample_images(
+    shop: Workspace, split: Any, pixels: InputSpec, number: int
+) -> list[NDArray[np.uint8]]:
     """Batches of so many images of a split, drawn at random, as an exported file takes
     them.
     """
-    batches = (to_uint8_input(batch.image, pixels) for batch in shop.data.sample(split, pixels, number))
+    batches = (
+        to_uint8_input(batch.image, pixels) for batch in shop.data.sample(split, pixels, number)
+    )
     return list(islice(batches, number))
 
 
-def _write_stage(shop: Workspace, member: RunModel, name: str, asked: Asked, license: str) -> Path:
+def _write_stage(
+    shop: Workspace, member: RunModel, name: str, asked: ExportRequest, license: str
+) -> Path:
     pixels, role = member.created.pixels, member.role
     form = _resolve_format(asked.formats[name], member)
 

@@ -11,8 +11,8 @@ from kd_app.config import RequestError, Typed
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.base import Format
-from kd_app.deployment.hardware import measured_on
-from kd_app.deployment.timing import Clock
+from kd_app.deployment.hardware import describe_machine
+from kd_app.deployment.timing import Benchmark
 from kd_app.search.pruning import TrialPruned
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class LatencyBudget(Typed, called="budget"):
     thread, by the student as a file in `format`.
     """
 
-    def __init__(self, *, latency_ms: PositiveFloat, format: Format, clock: Clock) -> None:
+    def __init__(self, *, latency_ms: PositiveFloat, format: Format, clock: Benchmark) -> None:
         self.latency_ms = latency_ms
         self.format = format
         self.clock = clock
@@ -71,7 +71,7 @@ class LatencyBudget(Typed, called="budget"):
         said = (
             f"the student {shop.parts.student.name}, written as {self.format.name}, answers 95 of"
             f" 100 images within {found['p95']:.3g} ms, one at a time with one thread on"
-            f" {measured_on()}"
+            f" {describe_machine()}"
         )
         hint = "A larger budget.latency_ms=, or budget=null, trains it."
         if found["p95"] <= self.latency_ms:

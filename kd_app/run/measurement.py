@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_app.deployment.predictions import images_per_second
+from kd_app.deployment.predictions import measure_throughput
 from kd_app.metrics.measure import estimate_rate
 from kd_app.metrics.record import Predictions
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.composite import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.save import WEIGHTS
 from kd_app.reporting.results import Data, Estimate, Licenses, Model, Results, Speed
 from kd_app.run.dark_knowledge import show_examples, measure_teacher_knowledge
 from kd_app.run.results_builder import ResultsBuilder, SplitName
-from kd_app.run.robustness import robustness
+from kd_app.run.robustness import measure_robustness
 from kd_app.run.run_output import SPLIT, list_groups, write_predictions
 from kd_app.run.workspace import RunModel, Workspace
 
 
 def start_results(
-    shop: Workspace, out: Path, rule: Verdict, *, before: Results | None = None
+    shop: Workspace, out: Path, rule: VerdictRule, *, before: Results | None = None
 ) -> ResultsBuilder:
     """A builder of a run's results. Models of a finished run that are measured again
     keep the licenses that its results, `before`, give them.
@@ -64,7 +64,9 @@ def measure_models(
         builder.add_split_metrics(place, predictions, list_groups(shop, student))
         write_predictions(builder.out, shop, predictions)
         if split == last:
-            builder.splits[place].robustness = robustness(shop, members, split, student.target)
+            builder.splits[place].robustness = measure_robustness(
+                shop, members, split, student.target
+            )
         if "teacher" in members and builder.knowledge is None:
             builder.knowledge = measure_teacher_knowledge(
                 shop, predictions["teacher"], split, before=before
@@ -152,7 +154,7 @@ def measure_speed(
         for role, member in members.items()
         if role == "student" or shop.request(role) is not student
     }
-    measure = partial(images_per_second, models, device=shop.parts.trainer.device)
+    measure = partial(measure_throughput, models, device=shop.parts.trainer.device)
     measured = shop.speed(members, sweep, measure) if sweep else measure()
     return Speed.model_validate(
         {

@@ -11,7 +11,7 @@ from torch import nn
 from kd_app.config import RequestError
 from kd_app.config.targets import FACTORY, resolve_target
 from kd_app.deployment.artifact import open_artifact
-from kd_app.deployment.manifest import entry
+from kd_app.deployment.manifest import read_entry
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ClassMappedTeacher, EmaTeacher, ArtifactTeacher, TeacherEnsemble
 from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource
@@ -30,7 +30,7 @@ class Link:
     seed: int
 
 
-def composed(node: Config) -> CompositeTeacher | None:
+def build_composite(node: Config) -> CompositeTeacher | None:
     """A teacher of several, of other classes, or that is a file for another runtime;
     None for one set of weights of the data's classes.
     """
@@ -66,11 +66,13 @@ def _build_single(node: Config) -> CompositeTeacher | None:
 
 def _open_artifact_teacher(path: Path) -> ArtifactTeacher:
     try:
-        artefact, about = open_artifact(path), entry(path)
+        artefact, about = open_artifact(path), read_entry(path)
     except ValueError as error:
         raise RequestError(f"teacher.checkpoint: {error}") from None
     return ArtifactTeacher(
-        artefact, WeightsSource("own", path.name, path, license=about.license), str(about.told["sha256"])
+        artefact,
+        WeightsSource("own", path.name, path, license=about.license),
+        str(about.told["sha256"]),
     )
 
 
@@ -124,9 +126,7 @@ def parse_model(node: Config) -> ModelSpec:
     if "decay" in node:
         return EmaTeacher(parse_model(node["student"]), node["decay"])
     target = node["factory"]
-    return ModelSpec(
-        **{**node, "factory": _find_factory(node["role"], target) if target else None}
-    )
+    return ModelSpec(**{**node, "factory": _find_factory(node["role"], target) if target else None})
 
 
 def _find_factory(role: str, target: str) -> Any:

@@ -11,14 +11,14 @@ from typing import Protocol
 import timm
 import torch
 
-from kd_app.config import InputSpec, RequestError, closest
+from kd_app.config import InputSpec, RequestError, suggest_closest
 from kd_app.config.errors import take_first_line
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import Cascade, ImageStage
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.create import create, resolve_input
 from kd_app.models.save import CONFIG, WEIGHTS
-from kd_app.models.spec import ModelSpec, Seen
+from kd_app.models.spec import ModelSpec, ImageStats
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.workspace import decode_size
 from kd_app.run_files import REFERENCE, RESULTS, STUDENT
@@ -27,7 +27,7 @@ _EXPECTED = (
     "Expected: a file that kd-export wrote, with its manifest.json beside it; a run's folder (its"
     " student), the teacher folder in it, a model's folder in timm's local-dir layout"
 )
-_NOTHING_SEEN = Seen(3, 1, (0.0,), (1.0,))
+_NOTHING_SEEN = ImageStats(3, 1, (0.0,), (1.0,))
 """A model that lies in a folder says itself what it expects."""
 
 
@@ -44,7 +44,7 @@ class Model(ImageStage, Protocol):
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenModel:
     """A model ready to answer. file: what its sha256 is of · run: the folder of the run
     that it belongs to, if it lies in one's.
     """
@@ -55,23 +55,23 @@ class Opened:
     run: Path | None
 
 
-def opened(said: str, *, threads: int | None) -> Opened:
+def open_model(said: str, *, threads: int | None) -> OpenModel:
     """The model that `said` names; `threads` is for an artefact's runtime. Raises
     `RequestError` in a paragraph for what is no model.
     """
     path = Path(said)
     if not path.exists():
         near = (
-            closest(path.name, [each.name for each in path.parent.iterdir()])
+            suggest_closest(path.name, [each.name for each in path.parent.iterdir()])
             if path.parent.is_dir()
             else ""
         )
         raise RequestError(f"There is no {said!r}. {near}{_EXPECTED}.")
     if path.is_dir():
         folder, run = _resolve_folder(path)
-        return Opened(said, _from_folder(folder, said), folder / WEIGHTS, run)
+        return OpenModel(said, _from_folder(folder, said), folder / WEIGHTS, run)
     run = path.parent.parent if (path.parent.parent / RESULTS).is_file() else None
-    return Opened(said, open_file(path, threads=threads), path, run)
+    return OpenModel(said, open_file(path, threads=threads), path, run)
 
 
 def open_file(path: Path, *, threads: int | None) -> Model:

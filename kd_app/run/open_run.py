@@ -17,15 +17,15 @@ import yaml
 from kd_app.config import RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.config.targets import check_targets
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.save import CONFIG as MODEL_CONFIG
 from kd_app.models.save import INT8, WEIGHTS
 from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
-from kd_app.run.run_folder import claimed
-from kd_app.run.schema import Job
+from kd_app.run.run_folder import claim_folder
+from kd_app.run.schema import DistillSettings
 from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_parts, check_trainings
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.run_files import CONFIG, RESULTS, STUDENT, TEACHER
@@ -65,7 +65,7 @@ class OpenRun:
     folder: Path
     results: Results
     config: Config
-    verdict: Verdict
+    verdict: VerdictRule
     workspace: Workspace
 
 
@@ -157,7 +157,7 @@ def build_parts(saved: SavedRun) -> RunSpec:
     trust.
     """
     config = saved.config
-    Job(**config)
+    DistillSettings(**config)
     check_targets(_select_parts(config, saved.purpose), config["allow"])
     # Only the nets of controls are needed. An entropy "auto" would build the student's losses.
     controls = {name: {**node, "entropy_at": None} for name, node in config["controls"].items()}
@@ -200,12 +200,12 @@ def open_run(
     measure needs none), `out` belongs to something else, or the data have other
     classes than the run. `out` is then as it was.
     """
-    parts, verdict = build_parts(saved), Verdict(**saved.config["verdict"])
+    parts, verdict = build_parts(saved), VerdictRule(**saved.config["verdict"])
     if saved.purpose != "measure":
         parts.licenses.check()
     for note in saved.notes:
         console.say(f"Note: {note}")
-    with claimed(out, record, overwrite=overwrite):
+    with claim_folder(out, record, overwrite=overwrite):
         stages = Stages(Path(saved.config["stages"]), remake=remake, say=console.say)
         workspace = Workspace(parts, stages, console, tracker)
         workspace.prepare_data()

@@ -7,14 +7,14 @@ from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
-from kd_app.training.timing import StepEstimate, estimate, steps_per_epoch
+from kd_app.training.timing import StepEstimate, estimate, count_steps_per_epoch
 
 
-def plan(shop: Workspace, *, ready: bool) -> str:
+def write_plan(shop: Workspace, *, ready: bool) -> str:
     """The plan as text; `ready`: the teacher is used as it is. Its times come from a
     few steps of each model on noise.
     """
-    made, steps = shop.parts, steps_per_epoch(shop.data, shop.parts.trainer).training
+    made, steps = shop.parts, count_steps_per_epoch(shop.data, shop.parts.trainer).training
     teacher = None if made.teacher is None else _load(shop, made.teacher)
     student = _load(shop, made.student)
     total = 0.0
@@ -68,9 +68,14 @@ def describe_models(shop: Workspace, *, ready: bool) -> list[str]:
         f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_describe_data(shop)}"
     ]
     if made.teacher is not None:
-        lines.append(_describe_model("JobTeacher", made.teacher, None if ready else made.teacher_recipe, shop))
+        lines.append(
+            _describe_model(
+                "JobTeacher", made.teacher, None if ready else made.teacher_recipe, shop
+            )
+        )
     lines += [
-        _describe_model(f"Control {name}", shop.request(name), control, shop) + _compare_cost(shop, name)
+        _describe_model(f"Control {name}", shop.request(name), control, shop)
+        + _compare_cost(shop, name)
         for name, control in made.controls.items()
     ]
     lines += [

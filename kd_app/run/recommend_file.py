@@ -6,21 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kd_app.reporting.exports import BesideTorch, Exports, File
-from kd_app.reporting.sentences import points
+from kd_app.reporting.sentences import format_points
 
 _FLOAT = {"onnx_int8": "onnx", "executorch_int8": "executorch"}
 """The float format of the same runtime."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """The file to ship, None where there is none, and why."""
 
     file: str | None
     says: tuple[str, ...]
 
 
-def to_ship(told: Exports) -> Choice:
+def to_ship(told: Exports) -> Recommendation:
     """Of the student's files (the teacher's, where there are none of a student) the
     cheapest whose loss beside the model in torch is within ``verdict.margin`` on
     validation; where none is, the one that lost least.
@@ -29,17 +29,19 @@ def to_ship(told: Exports) -> Choice:
     role = "student" if "student" in roles else "teacher"
     files = {name: file for name, file in told.files.items() if file.role == role}
     margin = _find_margin(files)
-    within = [name for name, file in files.items() if lost(file) <= margin]
+    within = [name for name, file in files.items() if compute_lost_accuracy(file) <= margin]
     if not within:
-        least = min(files, key=lambda name: lost(files[name]))
-        return Choice(
+        least = min(files, key=lambda name: compute_lost_accuracy(files[name]))
+        return Recommendation(
             least,
             (f"Ship {least}: every file lost more than the margin of {100 * margin:g} points beside the {role} in torch, this one least "
              f"({_format_points(files[least])} on validation).",),
         )  # fmt: skip
-    chosen = min(within, key=lambda name: (_read_cost(files[name]), lost(files[name])))
+    chosen = min(
+        within, key=lambda name: (_read_cost(files[name]), compute_lost_accuracy(files[name]))
+    )
     file = files[chosen]
-    return Choice(
+    return Recommendation(
         chosen,
         (f"Ship {chosen}: of the files that lost at most {100 * margin:g} points beside the {role} in torch on validation (this one "
          f"{_format_points(file)}) it costs least.",),
@@ -66,20 +68,22 @@ def list_remarks(told: Exports) -> Iterator[str]:
                 f"{name} is not shown to be faster than {other}: {ratio.value:.2f} times"
                 f" ({ratio.low:.2f} to {ratio.high:.2f})."
             )
-        if lost(file) > _find_margin(told.files) and lost(file) > lost(told.files[other]):
+        if compute_lost_accuracy(file) > _find_margin(told.files) and compute_lost_accuracy(
+            file
+        ) > compute_lost_accuracy(told.files[other]):
             yield (
                 f"{name} is worse than {other}: it lost {_format_points(file)} on validation, {other}"
                 f" {_format_points(told.files[other])}."
             )
 
 
-def lost(file: File) -> float:
+def compute_lost_accuracy(file: File) -> float:
     """Accuracy on validation that the model in torch has and the file has not, in 0..1."""
     return _compare_with_torch(file).lost
 
 
 def _format_points(file: File) -> str:
-    return f"{points(lost(file))} points"
+    return f"{format_points(compute_lost_accuracy(file))} points"
 
 
 def _find_margin(files: dict[str, File]) -> float:

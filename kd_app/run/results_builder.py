@@ -7,7 +7,7 @@ from typing import Any, Literal
 from kd_app.config import RequestError
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.metrics.verdict import Judgment, Verdict
+from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.card import write_card
 from kd_app.reporting.results import (
     Cascade,
@@ -44,7 +44,7 @@ class ResultsBuilder:
     def __init__(
         self,
         out: Path,
-        rule: Verdict,
+        rule: VerdictRule,
         *,
         config: Mapping[str, Any],
         trainer: TrainerSettings,

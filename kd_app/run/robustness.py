@@ -15,8 +15,11 @@ UNDECIDED = -1
 """The answer of a model that gives NaN."""
 
 
-def robustness(
-    shop: Workspace, members: Mapping[str, RunModel], split: str, target: Int64[np.ndarray, " images"]
+def measure_robustness(
+    shop: Workspace,
+    members: Mapping[str, RunModel],
+    split: str,
+    target: Int64[np.ndarray, " images"],
 ) -> list[Robustness]:
     """Top-1 of each model, and the student's agreement with the teacher, on the images
     of `split` (whose labels are `target`) under each corruption at each severity that

@@ -80,7 +80,11 @@ def check_pair(workspace: Workspace) -> None:
             for model in (parts.teacher, parts.student)
         )
         job = TrainingJob(
-            "student", parts.student, student.pixels, parts.recipe, JobTeacher(parts.teacher, teacher)
+            "student",
+            parts.student,
+            student.pixels,
+            parts.recipe,
+            JobTeacher(parts.teacher, teacher),
         )
         build(job, student, workspace.data, parts.trainer)
 
@@ -157,7 +161,9 @@ def _resolve_recipe(workspace: Workspace, name: str, teacher: RunModel) -> Recip
     control = workspace.parts.controls[name]
     recipe = control.plain()
     if control.entropy_at is not None:
-        entropy = compute_mean_entropy(workspace.predictions(teacher, "train").logits, control.entropy_at)
+        entropy = compute_mean_entropy(
+            workspace.predictions(teacher, "train").logits, control.entropy_at
+        )
         recipe = control.smooth_labels(entropy, len(workspace.classes))
         workspace.decided.setdefault(name, {}).update(
             teacher_entropy=entropy, temperature=control.entropy_at, loss=recipe.loss

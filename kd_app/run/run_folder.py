@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from kd_app.config import RequestError
 from kd_app.config.keys import NON_IDENTITY_KEYS, NESTED_NON_IDENTITY_KEYS
-from kd_app.reporting.runs import flat
+from kd_app.reporting.runs import flatten
 from kd_app.run_files import CONFIG, RESULTS
 from kd_app.stages import fingerprint, write_atomically
 
@@ -26,7 +26,7 @@ _FREE = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
 
 
 @contextmanager
-def claimed(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
+def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
     """Hold `out` for this configuration: made if it is new, taken up if it is the same
     run, emptied first with `overwrite`.
 
@@ -148,7 +148,7 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
             f"{str(path)!r} can't be read ({type(error).__name__}). Use overwrite=true to start the"
             " folder afresh, or another out=."
         ) from None
-    differs = differences(before or {}, config)
+    differs = find_differences(before or {}, config)
     if differs:
         listed = "; ".join(f"{key} was {was!r}, now {now!r}" for key, was, now in differs[:12])
         more = f" and {len(differs) - 12} more" if len(differs) > 12 else ""
@@ -159,11 +159,13 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def find_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
     """``(key, before, now)`` for every dotted key whose value decides the run and
     differs.
     """
-    first, second = dict(flat(before)), dict(flat(now))
+    first, second = dict(flatten(before)), dict(flatten(now))
     keys = [
         key
         for key in {**first, **second}
@@ -190,7 +192,9 @@ def run_name(config: dict[str, Any]) -> str:
     was said.
     """
     decisive = {
-        key: _strip_non_identity(value) for key, value in config.items() if key not in (*NON_IDENTITY_KEYS, "robustness")
+        key: _strip_non_identity(value)
+        for key, value in config.items()
+        if key not in (*NON_IDENTITY_KEYS, "robustness")
     }
     data = str(config["data"].get("name", "data"))
     names = [

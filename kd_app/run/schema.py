@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, StrictBool
 
 from kd_app.config import RequestError, Typed, unknown
 from kd_app.config.compose import is_choice, explain_not_chosen
-from kd_app.config.paths import choices
+from kd_app.config.paths import list_choices
 from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
 
@@ -25,7 +25,7 @@ _TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "answers")
 _MADE_OF = ("classes", "chain", "members", "by", "decay")
 
 
-class Job(Typed, called="kd-distill"):
+class DistillSettings(Typed, called="kd-distill"):
     """The top level of ``conf/distill.yaml``."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Licensing(Typed, called="license"):
         self.policy = Policy() if policy is None else Policy(policy)
 
 
-class Said(Typed, called="license"):
+class LicenseSetting(Typed, called="license"):
     """The license of weights or data that their user says, where they do not say it
     themselves.
     """
@@ -136,7 +136,8 @@ class EnsembleSettings(Typed, called="teacher"):
             for name, member in members.items()
         }
         self.weights = {
-            name: Share(weight=member.get("weight", 1.0)).weight for name, member in members.items()
+            name: MemberWeight(weight=member.get("weight", 1.0)).weight
+            for name, member in members.items()
         }
         self.by = by
 
@@ -150,7 +151,7 @@ class EmaSettings(Typed, called="teacher"):
         self.decay = decay
 
 
-class Share(Typed, called="teacher.members"):
+class MemberWeight(Typed, called="teacher.members"):
     """What one of several teachers counts."""
 
     def __init__(self, *, weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]) -> None:
@@ -200,7 +201,7 @@ def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
             continue
         if is_choice(group, name):
             raise RequestError(explain_not_chosen(group, name))
-        raise unknown(f"choice of {group}=", name, choices(group))
+        raise unknown(f"choice of {group}=", name, list_choices(group))
 
 
 def _check_net(path: str, node: Any) -> None:

@@ -21,13 +21,13 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import Control, ControlSettings
 from kd_app.run.controls import check as check_control
 from kd_app.run.latency_budget import LatencyBudget
-from kd_app.run.model_specs import Link, composed, parse_assistants, build_model_spec
+from kd_app.run.model_specs import Link, build_composite, parse_assistants, build_model_spec
 from kd_app.run.schema import (
     TeacherOutputs,
-    Job,
+    DistillSettings,
     Licensing,
     EmaSettings,
-    Said,
+    LicenseSetting,
     TeacherTraining,
 )
 from kd_app.run.validation import check_data_use, check_teacher
@@ -77,11 +77,11 @@ class RunSpec:
         return {"data": self.config["data"], "trainer": trainer}
 
 
-def parts(config: Config, own: ExternalParts | None = None) -> RunSpec:
+def build_spec(config: Config, own: ExternalParts | None = None) -> RunSpec:
     """Make and check every part of a run's configuration; nothing is read, fetched or
     written.
     """
-    Job(**config)
+    DistillSettings(**config)
     check_targets(config, config["allow"])
     made = assemble_parts(config, own or ExternalParts())
     check_trainings(made)
@@ -168,7 +168,7 @@ def _resolve_licenses(
             f"the data ({name})",
             "data.license",
             data.license,
-            Said(license=config["data"].get("license")).license,
+            LicenseSetting(license=config["data"].get("license")).license,
         ),
         accept=asked.accept,
         policy=asked.policy,
@@ -178,9 +178,11 @@ def _resolve_licenses(
 def _claim_weights(
     request: ModelSpec, what: str, config: Config, links: Sequence[Link] = ()
 ) -> LicenseClaim:
-    said = Said(license=(config[request.role] or {}).get("license")).license
+    said = LicenseSetting(license=(config[request.role] or {}).get("license")).license
     known = (
-        Policy().find_strictest(request.origin.license, *(link.request.origin.license for link in links))
+        Policy().find_strictest(
+            request.origin.license, *(link.request.origin.license for link in links)
+        )
         if links
         else request.origin.license
     )
@@ -262,7 +264,7 @@ def _build_teacher(config: Config, own: ExternalParts) -> tuple[ModelSpec | None
             ),
             None,
         )
-    made = composed(node)
+    made = build_composite(node)
     if made is not None:
         return made, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])

@@ -10,7 +10,7 @@ from kd_app.models.create import create
 from kd_app.run.workspace import RunModel, Workspace, told
 from kd_app.training.curve_log import points
 from kd_app.training.distributed.launch import fit_distributed
-from kd_app.training.fit import RECORD, fit, resumed, trained
+from kd_app.training.fit import RECORD, fit, prepare_resume, specify_trained
 from kd_app.training.job import TrainingJob
 from kd_app.training.trainer import TrainerSettings
 
@@ -107,7 +107,7 @@ def _fit(
     listener: TrainingListener | None,
 ) -> None:
     """Train in `folder`, in this process or on ranks."""
-    resumed(folder, workspace.console.say)
+    prepare_resume(folder, workspace.console.say)
     teacher = job.teacher.describe() if job.teacher else None
     listen = listener.start(job.name, teacher, points(folder)) if listener else None
     if settings.world_size > 1:
@@ -124,6 +124,6 @@ def _fit(
 
 def _load_trained(workspace: Workspace, job: TrainingJob, folder: Path) -> RunModel:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    model = trained(job.model, folder)
+    model = specify_trained(job.model, folder)
     created = create(model, job.input, len(workspace.classes), seed=job.recipe.seed)
     return RunModel(job.name, model, created, record, folder)

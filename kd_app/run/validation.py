@@ -66,7 +66,11 @@ def check_teacher(terms: DistillationLoss, teacher: ModelSpec | None, *, chained
     where it is none of them, or links of a chain stand between.
     """
     for name, member in terms.members.items():
-        if not isinstance(teacher, TeacherEnsemble) or chained or not terms.chosen[name].needs_teacher:
+        if (
+            not isinstance(teacher, TeacherEnsemble)
+            or chained
+            or not terms.chosen[name].needs_teacher
+        ):
             raise RequestError(
                 f"loss.{name}.teacher={member} names one of several teachers for a term to read. It"
                 " is for terms that read a teacher, with teacher=several and without"

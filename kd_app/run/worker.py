@@ -88,13 +88,13 @@ def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
 
 def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
     from kd_app.models.create import create
-    from kd_app.models.spec import CompositeTeacher, Seen
+    from kd_app.models.spec import CompositeTeacher, ImageStats
     from kd_app.run.model_specs import parse_model
     from kd_app.training.job import JobTeacher
 
     model, classes = parse_model(record["model"]), tuple(data.classes)
     if isinstance(model, CompositeTeacher):
-        model.know(classes, Seen(data.channels, data.size, *data.pixel_statistics()))
+        model.know(classes, ImageStats(data.channels, data.size, *data.pixel_statistics()))
     folders = ("folder", "validation_logits", "cached_logits")
     return JobTeacher(
         model,

@@ -20,9 +20,9 @@ from kd_app.deployment.xnnpack import Lowered
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
 from kd_app.models.create import LoadedModel, create, resolve_input
-from kd_app.models.spec import CompositeTeacher, ModelSpec, Seen
+from kd_app.models.spec import CompositeTeacher, ModelSpec, ImageStats
 from kd_app.reporting.console import Console
-from kd_app.run.controls import Control, nearest
+from kd_app.run.controls import Control, select_nearest
 from kd_app.run.spec import RunSpec
 from kd_app.run.validation import check_answers, check_classes
 from kd_app.stages import Stage, Stages, hash_file, write_atomically
@@ -119,7 +119,7 @@ class Workspace:
         """Enough for both models' crops, whatever the images' own size."""
         asked = [self.data.image_size or 0]
         asked += [
-            resolve_input(request, Seen(3, 1, (0.0,), (1.0,))).height
+            resolve_input(request, ImageStats(3, 1, (0.0,), (1.0,))).height
             for request in (self.parts.teacher, self.parts.student)
             if request
         ]
@@ -130,10 +130,10 @@ class Workspace:
         """Names of the data's classes."""
         return self.data.classes
 
-    def seen(self) -> Seen:
+    def seen(self) -> ImageStats:
         """What models that start from random weights will see."""
         mean, std = self.data.pixel_statistics()
-        return Seen(self.data.channels, self.data.size, mean, std)
+        return ImageStats(self.data.channels, self.data.size, mean, std)
 
     def ready(self, request: ModelSpec, *, seed: int) -> RunModel:
         """A model that is used as it is."""
@@ -199,7 +199,7 @@ class Workspace:
         return self._chosen[role]
 
     def _select_nearest(self, role: str, control: Control) -> ModelSpec:
-        found = nearest(control.students, self.parts.student, self.seen(), len(self.classes))
+        found = select_nearest(control.students, self.parts.student, self.seen(), len(self.classes))
         self.decided[role] = {"macs": found.macs, "student_macs": found.student_macs}
         return found.request
 
@@ -248,7 +248,10 @@ class Workspace:
         return self.make(f"{name}-{member.role}-{split}", config, inputs, build)
 
     def speed(
-        self, members: Mapping[str, RunModel], sweep: Path, measure: Callable[[], Mapping[str, float]]
+        self,
+        members: Mapping[str, RunModel],
+        sweep: Path,
+        measure: Callable[[], Mapping[str, float]],
     ) -> dict[str, float]:
         """Images per second by role, measured once in a `sweep` for each pair of nets:
         its trials differ in weights, which are as fast as others.
@@ -326,7 +329,9 @@ class Workspace:
         counted as used.
         """
         try:
-            stage = self.stages.make(name, config=_round_trip_json(config), inputs=inputs, build=build)
+            stage = self.stages.make(
+                name, config=_round_trip_json(config), inputs=inputs, build=build
+            )
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_app.config import RunError
-from kd_app.search.trials import CURVE, curve, require_optuna
+from kd_app.search.trials import CURVE, read_curve, require_optuna
 
 
 class TrialPruned(RunError):
@@ -44,7 +44,7 @@ class MedianPruner:
         pruner = optuna.pruners.MedianPruner(n_startup_trials=self.STARTUP, n_warmup_steps=1)
         self._study = create_study(["maximize"], optuna.samplers.RandomSampler(seed=0), pruner)
         for folder in self.sweep.glob("[0-9]*"):
-            if folder.name != str(self.number) and (points := curve(folder)):
+            if folder.name != str(self.number) and (points := read_curve(folder)):
                 last = points[max(points)]
                 self._study.add_trial(
                     optuna.trial.create_trial(

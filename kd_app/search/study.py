@@ -27,8 +27,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from kd_app.config import RequestError, Typed
 from kd_app.reporting.results import Results
-from kd_app.reporting.runs import flat
-from kd_app.search.trials import FILE, curve, read_proposals, results
+from kd_app.reporting.runs import flatten
+from kd_app.search.trials import FILE, read_curve, read_proposals, read_trial_results
 from kd_app.stages import fingerprint, write_atomically
 
 DONE = ("finished", "pruned")
@@ -109,7 +109,9 @@ class Search:
         while number < self.size:
             batch: list[tuple[int, Params]] = []
             while (
-                number < self.size and len(batch) < self.settings.batch and not self._is_done(number)
+                number < self.size
+                and len(batch) < self.settings.batch
+                and not self._is_done(number)
             ):
                 batch.append((number, self._read_params(number)))
                 number += 1
@@ -120,7 +122,7 @@ class Search:
                 number += 1
 
     def _is_done(self, number: int) -> bool:
-        found = results(self.out / str(number))
+        found = read_trial_results(self.out / str(number))
         return found is not None and found.status in DONE
 
     def _read_params(self, number: int) -> Params:
@@ -149,7 +151,7 @@ class Search:
         }
 
     def _freeze_trial(self, number: int, params: Params) -> optuna.trial.FrozenTrial:
-        found = results(self.out / str(number))
+        found = read_trial_results(self.out / str(number))
         values = _read_values(found, self.settings.objectives)
         states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
         state = (
@@ -158,7 +160,7 @@ class Search:
             else states.get(found.status if found else "", TrialState.RUNNING)
         )
         single = len(self.settings.objectives) == 1
-        intermediate = curve(self.out / str(number)) if single else {}
+        intermediate = read_curve(self.out / str(number)) if single else {}
         return optuna.trial.create_trial(
             state=state,
             params=params,
@@ -174,12 +176,12 @@ def _read_values(found: Results | None, objectives: Mapping[str, str]) -> list[f
     """
     if found is None or found.status != "finished":
         return None
-    figures = dict(flat(found.model_dump(mode="json")))
+    figures = dict(flatten(found.model_dump(mode="json")))
     values = [figures.get(key) for key in objectives]
     return None if None in values else [float(value) for value in values if value is not None]
 
 
-def advice(out: Path) -> list[str]:
+def suggest_next(out: Path) -> list[str]:
     """What to try next after the search in `out`, in sentences: settings whose best
     value lies at an end of their range, what mattered most, and with several objectives
     the trials that no other beats in all of them. Nothing where there was no search.
@@ -193,7 +195,7 @@ def advice(out: Path) -> list[str]:
     )
     study, numbers = create_study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
     for number, params in enumerate(found["proposed"]):
-        values = _read_values(results(out / str(number)), objectives)
+        values = _read_values(read_trial_results(out / str(number)), objectives)
         if values is not None:
             study.add_trial(
                 optuna.trial.create_trial(values=values, params=params, distributions=space)

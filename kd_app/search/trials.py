@@ -41,7 +41,7 @@ def read_proposals(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def results(folder: Path) -> Results | None:
+def read_trial_results(folder: Path) -> Results | None:
     """A trial's results; None where there are none that can be read."""
     try:
         return read(folder / RESULTS)
@@ -49,7 +49,7 @@ def results(folder: Path) -> Results | None:
         return None
 
 
-def curve(folder: Path) -> dict[int, float]:
+def read_curve(folder: Path) -> dict[int, float]:
     """The student's validation accuracy by epoch, of a trial that is done."""
     path = folder / CURVES
     if not path.is_file():

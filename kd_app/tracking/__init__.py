@@ -2,7 +2,7 @@
 MLflow; in the run's own process, never in a rank.
 """
 
-from kd_app.tracking.base import Artifact, Backend, RunStart, Outcome, Run
+from kd_app.tracking.base import Artifact, Backend, RunStart, Outcome, TrackerRun
 from kd_app.tracking.csv_file import Csv
 from kd_app.tracking.lightning_loggers import MLflow, TensorBoard
 from kd_app.tracking.tracker import Tracker
@@ -15,7 +15,7 @@ __all__ = [
     "MLflow",
     "RunStart",
     "Outcome",
-    "Run",
+    "TrackerRun",
     "TensorBoard",
     "Tracker",
     "Wandb",

@@ -75,7 +75,7 @@ class Outcome:
     makes: tuple[Artifact, ...]
 
 
-class Run(ABC):
+class TrackerRun(ABC):
     """One stage, as one tracker follows it. The points of an earlier attempt are among
     those that it has when it is opened.
     """
@@ -100,7 +100,7 @@ class Backend(Typed, ABC):
     """A tracker that ``logger=`` chooses."""
 
     @abstractmethod
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
         """The run for a stage; None where this tracker does not follow it."""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kd_app.tracking.base import Backend, RunStart, Run
+from kd_app.tracking.base import Backend, RunStart, TrackerRun
 
 
 class Csv(Backend):
@@ -13,6 +13,6 @@ class Csv(Backend):
     def __init__(self) -> None:
         pass
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
         """Nothing to open."""
         return None

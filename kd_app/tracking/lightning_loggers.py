@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kd_app.config import RequestError
-from kd_app.tracking.base import Backend, RunStart, Outcome, Point, Run, restore_environment
+from kd_app.tracking.base import Backend, RunStart, Outcome, Point, TrackerRun, restore_environment
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -21,7 +21,7 @@ class TensorBoard(Backend):
     def __init__(self) -> None:
         _require_package("tensorboard", "tensorboard", choice="tensorboard")
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
         """Open the stage's event file."""
         from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -53,7 +53,7 @@ class MLflow(Backend):
                 " logger.mlflow.uri=null, which keeps plain files in the run's folder."
             )
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
         """Open the stage's run."""
         uri = self._uri or (opening.out / "mlflow").as_uri()
         with restore_environment(MLFLOW_ALLOW_FILE_STORE="true", MLFLOW_DISABLE_TELEMETRY="true"):
@@ -67,7 +67,7 @@ class MLflow(Backend):
         return _LightningRun(logger, opening.points, stopped="KILLED", told=False)
 
 
-class _LightningRun(Run):
+class _LightningRun(TrackerRun):
     """One of Lightning's loggers; `stopped` is its word for a run that somebody
     stopped; earlier `points` are logged unless it was `told` them.
     """

@@ -24,7 +24,7 @@ def split(name: str, fingerprint: str, sizes: Mapping[str, int], file: Path) -> 
     )
 
 
-def teacher(told: Mapping[str, Any]) -> Artifact:
+def describe_teacher(told: Mapping[str, Any]) -> Artifact:
     """Which weights teach: a reference (name, source, sha256, stage), not the weights.
     `source` says from where this run took them.
     """
@@ -43,29 +43,36 @@ def teacher(told: Mapping[str, Any]) -> Artifact:
     )
 
 
-def student(
+def describe_student(
     run: str, files: Mapping[str, Path], weights: str, uses: Sequence[Artifact]
 ) -> Artifact:
     """The student of a run that ships, of whose `files` (name -> path) it takes its
     own; `weights`: their sha256.
     """
     own = {name: path for name, path in files.items() if name.startswith(f"{STUDENT}/")}
-    return Artifact("student", f"student-{_sanitize_name(run)}", weights, {}, _describe_uses(uses), own)
+    return Artifact(
+        "student", f"student-{_sanitize_name(run)}", weights, {}, _describe_uses(uses), own
+    )
 
 
 def report(name: str, page: Path, uses: Sequence[Artifact]) -> Artifact:
     """A page about what it `uses`."""
     return Artifact(
-        "report", f"report-{_sanitize_name(name)}", hash_file(page), {}, _describe_uses(uses), {page.name: page}
+        "report",
+        f"report-{_sanitize_name(name)}",
+        hash_file(page),
+        {},
+        _describe_uses(uses),
+        {page.name: page},
     )
 
 
-def outcome(
+def list_artifacts(
     run: str, results: Mapping[str, Any], files: Mapping[str, Path], uses: Sequence[Artifact]
 ) -> tuple[Artifact, ...]:
     """The student that ships and the record of the run."""
     weights = str(((results.get("models") or {}).get(STUDENT) or {}).get("sha256"))
-    ships = student(run, files, weights, uses)
+    ships = describe_student(run, files, weights, uses)
     told = {name for each in (ships, *uses) for name in each.files}
     record = Artifact(
         "run",

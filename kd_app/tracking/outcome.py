@@ -12,7 +12,7 @@ from kd_app.tracking.base import Artifact, Outcome
 _SHOWN = ("test", "validation", "verdict", "speed", "models", "license")
 
 
-def outcome(
+def build_outcome(
     run: str, results: Mapping[str, Any], files: Sequence[Path], out: Path, uses: Sequence[Artifact]
 ) -> Outcome:
     """What trackers get to see of the `results` (the content of results.json) of the
@@ -30,7 +30,7 @@ def outcome(
         test={role: dict(_iterate_numbers(figures)) for role, figures in models.items()},
         classes=redact((results.get("data") or {}).get("classes") or []),
         files=named,
-        makes=lineage.outcome(run, results, named, uses),
+        makes=lineage.list_artifacts(run, results, named, uses),
     )
 
 

@@ -44,4 +44,4 @@ def run_names(out: Path, *, trial: bool | None = None) -> tuple[str, str]:
 def _student(run: Path, name: str) -> Artifact:
     student = read(run / RESULTS).models.get("student")
     files = {path.relative_to(run).as_posix(): path for path in sorted((run / STUDENT).glob("*"))}
-    return lineage.student(name, files, student.sha256 if student else "unknown", ())
+    return lineage.describe_student(name, files, student.sha256 if student else "unknown", ())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_app.config.redact import relative
+from kd_app.config.redact import relativize
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.run_files import PREDICTIONS
 from kd_app.tracking.base import Outcome
@@ -32,12 +32,12 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
 
-def tables(outcome: Outcome) -> dict[str, Table]:
+def build_tables(outcome: Outcome) -> dict[str, Table]:
     """The tables that this outcome has, by name."""
     return dict(_iterate_tables(outcome))
 
 
-def known(knowledge: Mapping[str, Any]) -> dict[str, Table]:
+def build_knowledge_tables(knowledge: Mapping[str, Any]) -> dict[str, Table]:
     """What the teacher knows: the entropy of its answers by temperature, and the
     classes that it finds similar.
     """
@@ -48,12 +48,16 @@ def known(knowledge: Mapping[str, Any]) -> dict[str, Table]:
     return {name: _build_table(found) for name, found in rows.items() if found}
 
 
-def confusions(outcome: Outcome) -> dict[str, Table]:
+def build_confusion_tables(outcome: Outcome) -> dict[str, Table]:
     """For every model a table with the columns actual, predicted, images: all pairs of
     classes; none where there are more than 100 classes.
     """
     path, classes = outcome.files.get(PREDICTIONS), outcome.classes
-    return dict(_iterate_confusions(path, classes)) if path and 0 < len(classes) <= _MOST_CLASSES else {}
+    return (
+        dict(_iterate_confusions(path, classes))
+        if path and 0 < len(classes) <= _MOST_CLASSES
+        else {}
+    )
 
 
 def _iterate_tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
@@ -95,7 +99,7 @@ def _build_examples_table(path: Path, classes: Sequence[str]) -> Table:
         "divergence",
     ]
     rows = []
-    for row, file in zip(found.to_dict("records"), relative(found["file"].tolist()), strict=True):
+    for row, file in zip(found.to_dict("records"), relativize(found["file"].tolist()), strict=True):
         said = [classes[int(row[f"{role}{_TOP1}"])] for role in roles]
         names = [classes[int(number)] for number in row["classes"]]
         shares = [

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from kd_app.config.redact import redact
 from kd_app.tracking import lineage
-from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, RunStart, Point, Run
-from kd_app.tracking.outcome import outcome
+from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, RunStart, Point, TrackerRun
+from kd_app.tracking.outcome import build_outcome
 
 Listener = Callable[[dict[str, float], int], None]
 _WHERE = ("out", "stages", "remake", "overwrite", "logger")
@@ -48,7 +48,7 @@ class Tracker:
         self._config = redact({key: value for key, value in config.items() if key not in _WHERE})
         self._say = say
         self._compute_shares = shares
-        self._open: dict[str, dict[str, Run]] = {}
+        self._open: dict[str, dict[str, TrackerRun]] = {}
         self._data: tuple[Artifact, ...] = ()
         self._uses: tuple[Artifact, ...] = ()
         self._knowledge: Mapping[str, Any] = {}
@@ -75,7 +75,7 @@ class Tracker:
         points: the curves so far, where it goes on or is ready.
         """
         assert stage not in self._open, f"{stage} is open already"
-        uses = (*self._data, *([lineage.teacher(teacher)] if teacher else ()))
+        uses = (*self._data, *([lineage.describe_teacher(teacher)] if teacher else ()))
         if stage == STUDENT:
             self._uses = uses
         return self._start_run(stage, uses, points, self._knowledge if teacher else {})
@@ -127,7 +127,7 @@ class Tracker:
         if stage not in self._open and (stage == STUDENT or not self._compute_shares):
             self.start(stage, teacher, points())
         if stage == TEACHER:
-            self._each(stage, lambda run: run.made(lineage.teacher(model)))
+            self._each(stage, lambda run: run.made(lineage.describe_teacher(model)))
         if stage != STUDENT:
             self.end(stage, exit_code=0)
 
@@ -140,7 +140,7 @@ class Tracker:
     def results(self, results: BaseModel | Mapping[str, Any], files: Sequence[Path]) -> None:
         """Give the outcome to the student's run."""
         plain = results.model_dump(mode="json") if isinstance(results, BaseModel) else results
-        told = outcome(
+        told = build_outcome(
             self._name, plain, [path.absolute() for path in files], self._out, self._uses
         )
         self._each(STUDENT, lambda run: run.results(told))
@@ -174,7 +174,7 @@ class Tracker:
         for stage in list(self._open):
             self.end(stage, exit_code=exit_code)
 
-    def _each(self, stage: str, do: Callable[[Run], None]) -> None:
+    def _each(self, stage: str, do: Callable[[TrackerRun], None]) -> None:
         for kind, run in self._open.get(stage, {}).items():
             if kind not in self._failed:
                 with self._catch_failures(kind):

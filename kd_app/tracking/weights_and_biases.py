@@ -25,10 +25,16 @@ from kd_app.tracking.base import (
     Backend,
     RunStart,
     Outcome,
-    Run,
+    TrackerRun,
     restore_environment,
 )
-from kd_app.tracking.tables import Picture, Table, confusions, known, tables
+from kd_app.tracking.tables import (
+    Picture,
+    Table,
+    build_confusion_tables,
+    build_knowledge_tables,
+    build_tables,
+)
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 _MODES: dict[str, Mode] = {
@@ -81,7 +87,7 @@ class Wandb(Backend):
         )
         self._said = False
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
         """Open the stage's run, or go on with the one that an earlier attempt opened;
         where it can't be online, it is offline.
         """
@@ -146,7 +152,7 @@ class Wandb(Backend):
         )
 
 
-class _WandbRun(Run):
+class _WandbRun(TrackerRun):
     """One run; `step` is a column of its own, the x axis of every curve (validation:
     `epoch`).
 
@@ -160,7 +166,12 @@ class _WandbRun(Run):
         self._known = int(run.starting_step)
         self._best = -math.inf
         if opening.knowledge:
-            self._tell({name: _to_wandb_table(table) for name, table in known(opening.knowledge).items()})
+            self._tell(
+                {
+                    name: _to_wandb_table(table)
+                    for name, table in build_knowledge_tables(opening.knowledge).items()
+                }
+            )
         for row, step in opening.points:
             self.log(row, step)
 
@@ -179,20 +190,20 @@ class _WandbRun(Run):
 
     def made(self, artifact: Artifact) -> None:
         with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
-            self._run.log_artifact(*_artifact(artifact, self._folder))
+            self._run.log_artifact(*_build_artifact(artifact, self._folder))
 
     def results(self, outcome: Outcome) -> None:
         with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.summary.update(dict(outcome.figures))
-            shown = {name: _to_wandb_table(table) for name, table in tables(outcome).items()}
+            shown = {name: _to_wandb_table(table) for name, table in build_tables(outcome).items()}
             shown |= {
                 f"confusion/{role}": _plot_confusion(role, table)
-                for role, table in confusions(outcome).items()
+                for role, table in build_confusion_tables(outcome).items()
             }
             if shown:
                 self._run.log(shown)
             for artifact in outcome.makes:
-                self._run.log_artifact(*_artifact(artifact, self._folder))
+                self._run.log_artifact(*_build_artifact(artifact, self._folder))
 
     @property
     def _folder(self) -> Path:
@@ -292,7 +303,7 @@ def _plot_confusion(role: str, table: Table) -> Any:
     )
 
 
-def _artifact(artifact: Artifact, folder: Path) -> tuple[Any, None, None, list[str]]:
+def _build_artifact(artifact: Artifact, folder: Path) -> tuple[Any, None, None, list[str]]:
     """The arguments of ``log_artifact``. Files are uploaded from where they lie; below
     `folder` lie copies of those that need cleaning.
 
@@ -325,7 +336,7 @@ def _use(run: Any, artifact: Artifact, folder: Path) -> None:
     so that it is queued offline, too, where ``use_artifact`` raises: whoever uploads
     the run makes the artifact, or finds it, and links both.
     """
-    made, _, _, aliases = _artifact(artifact, folder)
+    made, _, _, aliases = _build_artifact(artifact, folder)
     run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=True)
 
 

@@ -31,11 +31,11 @@ _AGREE = 16
 """
 
 
-class Stopped(BaseException):
+class TrainingInterrupted(BaseException):
     """Somebody stopped the training by a signal; where it was is saved."""
 
 
-class Keep(Checkpoint):
+class ResumableCheckpoint(Checkpoint):
     """Write a state to go on from every `minutes` (None: never in mid-epoch), after
     every `steps` optimizer steps, at each epoch's end and when the training is stopped;
     keep the student's best weights.
@@ -45,7 +45,7 @@ class Keep(Checkpoint):
     where weights are averaged. Nothing is written at an epoch's last batch: a kill
     during validation would lose that validation; nor between two optimizer steps:
     gradients that were accumulated would be lost. Ctrl-C and SIGTERM end the training
-    after its present step, or after the validation that is under way, with `Stopped`; a
+    after its present step, or after the validation that is under way, with `TrainingInterrupted`; a
     second one at once. So do SIGUSR1 and SIGUSR2 where somebody listens to them
     (submitit, which sends its job again then). Of several ranks each ends at once.
     """
@@ -67,14 +67,16 @@ class Keep(Checkpoint):
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._request_stop if trainer.world_size == 1 else signal.SIG_DFL)
+                signal.signal(
+                    number, self._request_stop if trainer.world_size == 1 else signal.SIG_DFL
+                )
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             if callable(signal.getsignal(number)) and trainer.world_size == 1:
                 signal.signal(number, self._request_stop)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:
-            raise Stopped
+            raise TrainingInterrupted
         self.stopped_by = number
         os.write(2, b"Stopping as soon as nothing is lost; once more to stop at once.\n")
 
@@ -107,7 +109,7 @@ class Keep(Checkpoint):
 
     def _stop_if_asked(self) -> None:
         if self.stopped_by is not None:
-            raise Stopped
+            raise TrainingInterrupted
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the weights that are about to be validated."""
@@ -118,7 +120,7 @@ class Keep(Checkpoint):
         }
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the validated weights when they are the best so far."""
+        """ResumableCheckpoint the validated weights when they are the best so far."""
         found = {
             name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("top1", "nll")
         }
@@ -303,7 +305,9 @@ class Progress(Callback):
         shown = "  ".join(
             f"{key} {metrics[key]:.4f}" for key in ("top1", "nll", "agreement") if key in metrics
         )
-        line = f"{self._format_line(trainer, int(trainer.num_training_batches))}  validation: {shown}"
+        line = (
+            f"{self._format_line(trainer, int(trainer.num_training_batches))}  validation: {shown}"
+        )
         now, last = time.monotonic(), trainer.current_epoch + 1 == trainer.max_epochs
         if last:
             self.console.say(line)

@@ -17,7 +17,7 @@ from kd_app.training.loss import DistillationLoss
 
 
 @dataclass(frozen=True)
-class Fault:
+class TermFault:
     """A term that can't teach: which, in which way, and a message for the user."""
 
     term: str
@@ -35,7 +35,7 @@ def check_terms(
 
 def find_faults(
     loss: DistillationLoss, values: Mapping[str, Tensor], student: nn.Module, batch: Batch
-) -> Iterator[Fault]:
+) -> Iterator[TermFault]:
     """The faults of the terms' `values` on one of the first batches.
 
     Any term must be finite. A distillation term must also be non-zero and give the
@@ -44,7 +44,7 @@ def find_faults(
     parameters = _list_trainable(student)
     for name, term in loss.chosen.items():
         if not torch.isfinite(values[name]):
-            yield Fault(
+            yield TermFault(
                 name,
                 "not-finite",
                 f"The loss term {name} is {values[name].item()} in the first steps. Lower"
@@ -58,14 +58,14 @@ def find_faults(
         ):
             continue
         if values[name].item() == 0:
-            yield Fault(
+            yield TermFault(
                 name,
                 "zero",
                 f"The loss term {name} is exactly zero in the first steps: student and teacher"
                 " already agree on what it reads. Leave it out.",
             )
         elif not any(bool(grad.any()) for grad in _compute_gradients(values[name], parameters)):
-            yield Fault(
+            yield TermFault(
                 name,
                 "no-gradient",
                 f"The loss term {name} gives the student no gradient in the first steps, so it"
@@ -81,7 +81,8 @@ def compute_gradient_norms(
     """
     parameters = _list_trainable(student)
     return {
-        name: loss.weights[name] * _compute_norm(_compute_gradients(values[name], parameters)) for name in values
+        name: loss.weights[name] * _compute_norm(_compute_gradients(values[name], parameters))
+        for name in values
     }
 
 

@@ -150,7 +150,9 @@ class TwoMomenta(torch.optim.Optimizer):
             group["momentum"] - group["delta"],
             decay if labels is None else labels + decay,
         )
-        return own + self._update_momentum(p, "teacher", group["momentum"] + group["delta"], teacher)
+        return own + self._update_momentum(
+            p, "teacher", group["momentum"] + group["delta"], teacher
+        )
 
     def _update_momentum(self, p: Tensor, name: str, momentum: float, gradient: Tensor) -> Tensor:
         state = self.state[p]

@@ -30,9 +30,16 @@ from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.stages import write_atomically
-from kd_app.training.callbacks import BEST, LAST, Keep, Progress, SkipNonFiniteSteps, Stopped
+from kd_app.training.callbacks import (
+    BEST,
+    LAST,
+    ResumableCheckpoint,
+    Progress,
+    SkipNonFiniteSteps,
+    TrainingInterrupted,
+)
 from kd_app.training.curve_log import FILE, CurveLogger, drop_points_after
-from kd_app.training.distributed.consistency import Agreement
+from kd_app.training.distributed.consistency import RankConsistency
 from kd_app.training.job import JobTeacher, TrainingJob
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import NOT_FINITE, Distillation, StepOptions
@@ -73,18 +80,22 @@ def fit(
     )
     module = build(job, created, data, settings)
     replayed = "replay" in data.capabilities
-    keep = Keep(
+    keep = ResumableCheckpoint(
         folder,
         minutes=settings.checkpoint_minutes if replayed else None,
         steps=settings.checkpoint_steps if replayed else None,
     )
     progress = Progress(job.name, console)
     skip = SkipNonFiniteSteps()
-    agreement = Agreement(_describe_training(job, created, data, settings)) if settings.world_size > 1 else None
+    agreement = (
+        RankConsistency(_describe_training(job, created, data, settings))
+        if settings.world_size > 1
+        else None
+    )
     asked = [skip] if settings.on_nan == "skip" else []
     together = [agreement] if agreement else []
     all_of_them = [*job.recipe.make_callbacks(), *callbacks, progress, *asked, *together, keep]
-    with quiet():
+    with silence_lightning():
         trainer = settings.make(
             max_epochs=job.recipe.max_epochs,
             folder=folder,
@@ -96,7 +107,7 @@ def fit(
             False  # the first steps go backward through each term by itself
         )
         module.student.compile()
-    step = resumed(folder, console.say)
+    step = prepare_resume(folder, console.say)
     if step is not None:
         console.say(f"  {job.name}: goes on at step {step}")
     _run(trainer, module, data, keep, None if step is None else folder / LAST)
@@ -155,7 +166,7 @@ def _describe_training(
     return {"role": job.name, "trainer": settings.identity(), **own, **starts}
 
 
-def resumed(folder: Path, say: Callable[[str], None] = print) -> int | None:
+def prepare_resume(folder: Path, say: Callable[[str], None] = print) -> int | None:
     """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut
     off there; None where none did, or it is damaged or whole.
     """
@@ -286,9 +297,13 @@ def _adapt(
 
 
 def _run(
-    trainer: Any, module: Distillation, data: RunData, keep: Keep, checkpoint: Path | None
+    trainer: Any,
+    module: Distillation,
+    data: RunData,
+    keep: ResumableCheckpoint,
+    checkpoint: Path | None,
 ) -> None:
-    """Fit; then signals do what they did before, where Lightning and `Keep` make them
+    """Fit; then signals do what they did before, where Lightning and `ResumableCheckpoint` make them
     something else.
     """
     before = {
@@ -296,9 +311,9 @@ def _run(
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     }
     try:
-        with quiet():
+        with silence_lightning():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except Stopped:
+    except TrainingInterrupted:
         pass
     except SystemExit as stop:
         if stop.code != 1:
@@ -315,7 +330,7 @@ def _run(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_lightning() -> Iterator[None]:
     """Leave out what Lightning says to everybody: the run says where it is by itself."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -330,7 +345,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def trained(request: ModelSpec, folder: Path) -> ModelSpec:
+def specify_trained(request: ModelSpec, folder: Path) -> ModelSpec:
     """The request for the model that a training left in `folder`."""
     shipped = folder / MODEL
     checkpoint = shipped / "model.safetensors" if request.factory else shipped

@@ -10,7 +10,11 @@ from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs, Panel
 from kd_app.schedules import Schedule
-from kd_app.training.distributed.collectives import is_distributed, all_gather_batch, all_gather_outputs
+from kd_app.training.distributed.collectives import (
+    is_distributed,
+    all_gather_batch,
+    all_gather_outputs,
+)
 
 
 class DistillationLoss(nn.Module):
@@ -112,7 +116,9 @@ class DistillationLoss(nn.Module):
             student.logits.device.type if student.logits is not None else "cpu", enabled=False
         ):
             student, teacher = student.to_float32(), teacher.to_float32()
-            global_terms = self._select_global_terms(batch) if is_distributed() else frozenset[str]()
+            global_terms = (
+                self._select_global_terms(batch) if is_distributed() else frozenset[str]()
+            )
             reads = frozenset[str]().union(*(self.chosen[name].reads for name in global_terms))
             own = {
                 member: _select_teacher(member, teacher)

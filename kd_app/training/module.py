@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec, RunError
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.metrics.classification import measures
+from kd_app.metrics.classification import build_model_metrics
 from kd_app.metrics.pair import build_pair_metrics
 from kd_app.models.outputs import Outputs
 from kd_app.models.taps import Taps
@@ -82,7 +82,7 @@ class Distillation(pl.LightningModule):
         self.teacher = teacher
         self.pixels = pixels
         self.validation_logits = validation_logits
-        self.measures = measures(num_classes)
+        self.measures = build_model_metrics(num_classes)
         self.pair = build_pair_metrics() if validation_logits else None
         self.options = options or StepOptions()
         self._memory_format = (

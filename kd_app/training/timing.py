@@ -38,7 +38,7 @@ class EpochSteps:
     validation: int
 
 
-def steps_per_epoch(data: RunData, settings: TrainerSettings) -> EpochSteps:
+def count_steps_per_epoch(data: RunData, settings: TrainerSettings) -> EpochSteps:
     """The batches of an epoch within the limits of `settings`."""
     training, validation = data.steps_per_epoch(settings.world_size)
     limits, both = settings.limits, settings.limits["overfit_batches"]
@@ -128,7 +128,7 @@ def time_steps(
     The jobs take turns, so that what slows the machine slows all of them. `folder`
     is left as it was.
     """
-    steps = steps_per_epoch(data, settings)
+    steps = count_steps_per_epoch(data, settings)
     wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate
     timed = min(steps.training, wanted)
     brief = settings.short(train=timed, validation=min(steps.validation, _VALIDATION_BATCHES))

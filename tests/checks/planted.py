@@ -11,17 +11,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_app.checks.context import Limits, Subject
+from kd_app.checks.context import Limits, CheckContext
 from kd_app.checks.finding import Finding
 from kd_app.config import InputSpec
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
-from kd_app.jobs.check import Report, inspect_setup
+from kd_app.jobs.check import CheckReport, inspect_setup
 from kd_app.losses.base import Level, LossTerm
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.outputs import Outputs
 from kd_app.reporting.console import Console
-from kd_app.run.spec import ExternalParts, parts
+from kd_app.run.spec import ExternalParts, build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 
@@ -38,22 +38,22 @@ SMALL = (
 
 def config(folder: Path, *words: str, teacher: nn.Module | None = None) -> dict[str, Any]:
     licensed = () if teacher is None else ("teacher.license=mit",)
-    return composed("check", [*SMALL, f"stages={folder / '.stages'}", *licensed, *words])
+    return compose_config("check", [*SMALL, f"stages={folder / '.stages'}", *licensed, *words])
 
 
-def subject(folder: Path, *words: str, teacher: nn.Module | None = None) -> Subject:
+def subject(folder: Path, *words: str, teacher: nn.Module | None = None) -> CheckContext:
     """A run of these words, its data there; the teacher is handed over, or named by the
     words.
     """
     asked = config(folder, "check.seconds=10", *words, teacher=teacher)
-    limits, judge = Limits(**asked.pop("check")), Verdict(**asked["verdict"])
-    made = parts(asked, ExternalParts(teacher=teacher))
+    limits, judge = Limits(**asked.pop("check")), VerdictRule(**asked["verdict"])
+    made = build_spec(asked, ExternalParts(teacher=teacher))
     shop = Workspace(made, Stages(Path(asked["stages"]), say=QUIET.say), QUIET, tracker=None)
     shop.prepare_data()
-    return Subject(shop, limits, judge, folder / "scratch")
+    return CheckContext(shop, limits, judge, folder / "scratch")
 
 
-def report(folder: Path, *words: str, teacher: nn.Module | None = None) -> Report:
+def report(folder: Path, *words: str, teacher: nn.Module | None = None) -> CheckReport:
     """All that the command finds."""
     return inspect_setup(
         config(folder, "check.seconds=0.1", *words, teacher=teacher),
@@ -89,7 +89,7 @@ class Fitted(nn.Module):
         return 10 * self.linear(image.flatten(1))  # type: ignore[no-any-return]
 
 
-def fitted(sound: Subject, pixels: InputSpec | None = None) -> Fitted:
+def fitted(sound: CheckContext, pixels: InputSpec | None = None) -> Fitted:
     """A teacher of this run's images as `pixels` has them; by default as a teacher of
     one's own is fed.
     """

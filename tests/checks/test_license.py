@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kd_app.checks.license import licensed
+from kd_app.checks.license import check_license
 from tests.checks.planted import colored, names, subject
 
 
@@ -18,10 +18,10 @@ def test_a_license_that_forbids_the_run_is_refused_until_it_is_accepted_and_one_
         ("cc-by-nc-4.0", "license-forbids", "refusal"),
         ("null", "license-unknown", "warning"),
     ):
-        (found,) = licensed(subject(tmp_path, *words, f"data.license={said}"))
+        (found,) = check_license(subject(tmp_path, *words, f"data.license={said}"))
         assert (found.name, found.weight) == (name, weight)
     for fine in (
         ("data.license=cc-by-nc-4.0", "license.accept=[cc-by-nc-4.0]"),
         ("data.license=mit",),
     ):
-        assert not names(licensed(subject(tmp_path, *words, *fine)))
+        assert not names(check_license(subject(tmp_path, *words, *fine)))

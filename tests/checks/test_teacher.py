@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from kd_app.checks.context import Subject
+from kd_app.checks.context import CheckContext
 from kd_app.checks.teacher import (
     check_chance_level,
     check_published_accuracy,
     check_determinism,
-    random_head,
+    check_random_head,
 )
 from tests.builders import teacher_folder
 from tests.checks.planted import Changed, Stubborn, fitted, names, subject
@@ -22,7 +22,7 @@ from tests.training.small_parts import Net, seeded
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
     folder = tmp_path_factory.mktemp("digits")
     return subject(folder, teacher=fitted(subject(folder)))
 
@@ -35,8 +35,13 @@ def net(**changed: nn.Module) -> nn.Module:
     return made
 
 
-def test_a_sound_teacher_is_left_in_peace(digits: Subject) -> None:
-    for check in (random_head, check_determinism, check_chance_level, check_published_accuracy):
+def test_a_sound_teacher_is_left_in_peace(digits: CheckContext) -> None:
+    for check in (
+        check_random_head,
+        check_determinism,
+        check_chance_level,
+        check_published_accuracy,
+    ):
         assert not names(check(digits))
     assert digits.hits.mean() > 0.85
 
@@ -48,7 +53,7 @@ def test_a_teacher_at_chance_is_refused(tmp_path: Path) -> None:
 
 
 def test_always_the_same_answer_is_chance_however_frequent_that_class_is(
-    digits: Subject, tmp_path: Path
+    digits: CheckContext, tmp_path: Path
 ) -> None:
     assert digits.teacher is not None
     same = Changed(
@@ -69,14 +74,14 @@ def test_a_head_of_other_classes_that_nothing_would_train_is_refused(tmp_path: P
         ("teacher.name=resnet8", "teacher.max_epochs=0"),
     ):
         looked_at = subject(tmp_path, *words)
-        (found,) = random_head(looked_at)
+        (found,) = check_random_head(looked_at)
         assert (found.name, found.weight) == ("random-head", "refusal")
         assert looked_at.teacher is None
     unread = subject(tmp_path, *seven, "teacher.max_epochs=0", "loss=[cross_entropy,sp]")
-    assert not names(random_head(unread))
+    assert not names(check_random_head(unread))
     assert unread.unmeasured
     assert not names(check_chance_level(unread))
-    (told,) = random_head(subject(tmp_path, *seven))
+    (told,) = check_random_head(subject(tmp_path, *seven))
     assert (told.name, told.weight) == ("teacher-not-there", "note")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_app.checks.context import Subject
+from kd_app.checks.context import CheckContext
 from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.config import InputSpec
 from tests.checks.planted import Changed, centered, colored, fitted, names, subject
@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looked_at(place: Path) -> Callable[[nn.Module | None], Subject]:
+def looked_at(place: Path) -> Callable[[nn.Module | None], CheckContext]:
     """A run on the photos with this teacher."""
     return lambda teacher: subject(
         place, "data=folder", f"data.root={place / 'photos'}", "data.image_size=16", teacher=teacher
@@ -34,7 +34,7 @@ def looked_at(place: Path) -> Callable[[nn.Module | None], Subject]:
 
 
 def test_a_teacher_that_is_fed_as_it_was_trained_is_left_in_peace(
-    looked_at: Callable[[nn.Module | None], Subject],
+    looked_at: Callable[[nn.Module | None], CheckContext],
 ) -> None:
     sound = looked_at(fitted(looked_at(None)))
     assert sound.hits.mean() > 0.9
@@ -42,7 +42,7 @@ def test_a_teacher_that_is_fed_as_it_was_trained_is_left_in_peace(
 
 
 def test_classes_in_another_order_are_seen(
-    looked_at: Callable[[nn.Module | None], Subject],
+    looked_at: Callable[[nn.Module | None], CheckContext],
 ) -> None:
     rolled = Changed(fitted(looked_at(None)), after=lambda logits: logits.roll(1, dims=1))
     (found,) = check_teacher_input(looked_at(rolled))
@@ -51,7 +51,7 @@ def test_classes_in_another_order_are_seen(
 
 
 def test_channels_the_other_way_round_are_seen(
-    looked_at: Callable[[nn.Module | None], Subject],
+    looked_at: Callable[[nn.Module | None], CheckContext],
 ) -> None:
     findings = {
         found.name: found
@@ -64,7 +64,7 @@ def test_channels_the_other_way_round_are_seen(
 
 
 def test_another_normalization_is_seen_and_named(
-    looked_at: Callable[[nn.Module | None], Subject],
+    looked_at: Callable[[nn.Module | None], CheckContext],
 ) -> None:
     whole = replace(IMAGENET, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     findings = list(check_teacher_input(looked_at(fitted(looked_at(None), whole))))

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from kd_app.config import RequestError
-from kd_app.run.run_folder import claimed
+from kd_app.run.run_folder import claim_folder
 from tests.builders import results, student_sha256
 from tests.commands.call import TINY, call, done, paragraph, refused, snapshot
 
@@ -163,10 +163,10 @@ def test_a_folder_that_cant_be_written_is_refused() -> None:
 
 def test_a_body_that_fails_keeps_the_folder_and_one_that_is_refused_does_not() -> None:
     out = Path("deep/er/run")
-    with pytest.raises(OSError, match="disk"), claimed(out, {}, overwrite=False):
+    with pytest.raises(OSError, match="disk"), claim_folder(out, {}, overwrite=False):
         raise OSError("disk full")
     assert (out / "config.yaml").is_file()
     other = Path("other/run")
-    with pytest.raises(RequestError), claimed(other, {}, overwrite=False):
+    with pytest.raises(RequestError), claim_folder(other, {}, overwrite=False):
         raise RequestError("no")
     assert not other.parent.exists()

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from kd_app import __version__
-from kd_app.commands.help import EXAMPLES, answer, help_text
-from kd_app.config.compose import composed
-from kd_app.config.paths import CONF, choices
+from kd_app.commands.help import EXAMPLES, find_answer, help_text
+from kd_app.config.compose import compose_config
+from kd_app.config.paths import CONF, list_choices
 from tests.commands.call import done
 
 COMMANDS = ["check", "compress", "distill", "evaluate", "export", "predict", "report"]
@@ -48,16 +48,16 @@ def test_every_example_composes(example: str) -> None:
         word for word in words if word != "-m" and "," not in word.partition("=")[2].strip("[]")
     ]
     lists = [word for word in words if word.endswith("]")]
-    assert composed(command.removeprefix("kd-"), list(dict.fromkeys([*plain, *lists])))
+    assert compose_config(command.removeprefix("kd-"), list(dict.fromkeys([*plain, *lists])))
 
 
 def test_groups_are_listed_with_their_choices_and_which_take_several() -> None:
     text = help_text("distill")
     for group in ("data", "loss", "trainer", "experiment", "debug", "hydra/sweeper"):
         assert f"\n  {group} " in text
-    for name in choices("data"):
+    for name in list_choices("data"):
         assert f" {name}" in text
-    assert f"({len(choices('loss'))})" in text
+    assert f"({len(list_choices('loss'))})" in text
     assert "callbacks, controls, logger, loss: one or several" in text
 
 
@@ -68,8 +68,8 @@ def test_settings_are_explained_where_there_is_room_and_named_where_not() -> Non
 
 
 def test_words_that_ask_for_work_have_no_answer() -> None:
-    assert answer("distill", ["seed=1"]) is None
-    assert answer("distill", []) is None
+    assert find_answer("distill", ["seed=1"]) is None
+    assert find_answer("distill", []) is None
 
 
 @pytest.mark.parametrize("word", ["--help", "--version"])

@@ -13,12 +13,12 @@ from safetensors import safe_open
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.module import ImageData
 from kd_app.run.run_folder import run_name
 from kd_app.run.workspace import Workspace
 from kd_app.tracking import Tracker
-from kd_app.tracking.outcome import outcome
+from kd_app.tracking.outcome import build_outcome
 from tests.builders import results, teacher_folder
 from tests.commands.call import TINY, call, done, paragraph, refused
 
@@ -227,7 +227,7 @@ def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> No
         "policy": None,
         **results(shipped[0])["license"],
     }
-    figures = outcome(
+    figures = build_outcome(
         "run", told.call_args.args[0].model_dump(mode="json"), [], Path("run"), []
     ).figures
     assert figures["license.ships"] == NC
@@ -252,8 +252,8 @@ def test_a_finished_run_whose_license_is_said_now_is_written_again_and_nothing_i
 
 
 def test_what_is_said_of_licenses_changes_no_name() -> None:
-    plain = composed("distill", [])
-    said = composed(
+    plain = compose_config("distill", [])
+    said = compose_config(
         "distill",
         [
             f"license.accept=[{NC}]",

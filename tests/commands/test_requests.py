@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.module import ImageData
 from kd_app.jobs.distill import distill
 from kd_app.run.workspace import Workspace
@@ -161,7 +161,7 @@ def test_a_wrong_request_is_answered_with_what_is_wrong_and_what_is_right(
     words: str, said: str
 ) -> None:
     with pytest.raises(RequestError) as raised:
-        distill(composed("distill", words.split()))
+        distill(compose_config("distill", words.split()))
     assert said in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert list(Path.cwd().iterdir()) == []

@@ -15,7 +15,7 @@ from kd_app.compression.prune import Prune
 from kd_app.config import InputSpec, RequestError
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.create import create
-from kd_app.models.layer_widths import changed, resize, sizes
+from kd_app.models.layer_widths import find_changes, resize, read_layer_sizes
 from kd_app.models.save import save_model
 from kd_app.models.spec import ModelSpec
 
@@ -62,7 +62,7 @@ def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(
     name: str, side: int, tmp_path: Path
 ) -> None:
     model, seen = net(name), pixels(side)
-    before, whole = sizes(model), count_macs(model, seen)
+    before, whole = read_layer_sizes(model), count_macs(model, seen)
     left = pruning(macs=0.5).prune(model, seen, None, target=0.5)
     assert 0.35 <= left <= 0.5
     assert left == count_macs(model, seen) / whole
@@ -72,7 +72,7 @@ def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(
         pixels=seen,
         classes=CLASSES,
         license="none",
-        widths=changed(before, sizes(model)),
+        widths=find_changes(before, read_layer_sizes(model)),
     )
     request = ModelSpec(
         role="student",

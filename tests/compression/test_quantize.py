@@ -17,13 +17,21 @@ from sklearn.datasets import load_digits
 from torch import Tensor, fx, nn
 
 from kd_app.compression import graph as int8
-from kd_app.compression.graph import Learning, QuantizationProbe, calibrate, convert, prepare, put, trace
-from kd_app.compression.latency import measure_latencies, timed
+from kd_app.compression.graph import (
+    Learning,
+    QuantizationProbe,
+    calibrate,
+    convert,
+    prepare,
+    put,
+    trace,
+)
+from kd_app.compression.latency import measure_latencies, time_models
 from kd_app.compression.quantize import Quantize
 from kd_app.config import InputSpec, RequestError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.deployment.xnnpack import Lowered, lower
-from kd_app.run.spec import parts
+from kd_app.run.spec import build_spec
 from kd_app.stages import hash_file
 from tests.builders import results
 from tests.commands.call import done, refused
@@ -220,7 +228,7 @@ def test_the_program_computes_in_integers_what_the_graph_says(
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
     assert (found.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.98
     assert (found - teacher(image)).abs().max() > 1e-5  # it is not the float net
-    slow, fast = timed(
+    slow, fast = time_models(
         {"float": (teacher, PIXELS), "int8": (Lowered(tmp_path / "q.pte"), PIXELS)}
     ).values()
     assert slow.min() > 0 < fast.min()
@@ -281,7 +289,9 @@ def test_terms_that_read_more_than_logits_are_refused_by_name_with_those_that_ca
     None
 ):
     shop: Any = SimpleNamespace(
-        parts=parts(composed("distill", ["loss=[cross_entropy,soft_target,feature_hint]"]))
+        parts=build_spec(
+            compose_config("distill", ["loss=[cross_entropy,soft_target,feature_hint]"])
+        )
     )
     member: Any = SimpleNamespace(created=None)
     with pytest.raises(

@@ -9,10 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution
 
-from kd_app.config.compose import composed
-from kd_app.config.paths import CONF, choices
+from kd_app.config.compose import compose_config
+from kd_app.config.paths import CONF, list_choices
 from kd_app.data.module import ImageData
-from kd_app.run.spec import parts
+from kd_app.run.spec import build_spec
 from kd_app.search.space import parse_space
 from kd_app.training.curve_log import read_curves
 from tests.builders import results, stage
@@ -26,13 +26,14 @@ def _cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", choices("experiment"))
+@pytest.mark.parametrize("name", list_choices("experiment"))
 def test_every_experiment_runs_for_two_batches(name: str) -> None:
     done(f"experiment={name}", "debug=fdr", "logger=[csv]", "out=run", "stages=stages")
     found = results(Path("run"))
     assert found["status"] == "finished"
     assert (
-        found["config"]["loss"].keys() == composed("distill", [f"experiment={name}"])["loss"].keys()
+        found["config"]["loss"].keys()
+        == compose_config("distill", [f"experiment={name}"])["loss"].keys()
     )
     points = list(read_curves(stage(Path("run"), "student") / "curves.jsonl"))
     for term in found["config"]["loss"]:
@@ -41,7 +42,7 @@ def test_every_experiment_runs_for_two_batches(name: str) -> None:
         assert all(value > 0 for value in values)
 
 
-@pytest.mark.parametrize("name", choices("recipe"))
+@pytest.mark.parametrize("name", list_choices("recipe"))
 def test_every_recipe_runs_for_two_batches(name: str) -> None:
     done(f"recipe={name}", "debug=fdr", *SMALL)
     found = results(Path("run"))
@@ -53,14 +54,14 @@ def test_every_recipe_runs_for_two_batches(name: str) -> None:
 
 def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> None:
     made = {
-        name: composed("distill", [f"recipe={name}"])
+        name: compose_config("distill", [f"recipe={name}"])
         for name in ("smoke", "quick", "standard", "patient")
     }
-    assert sorted(made) == choices("recipe")
+    assert sorted(made) == list_choices("recipe")
     epochs = [made[name]["trainer"]["max_epochs"] for name in made]
     assert epochs == sorted(set(epochs))
-    assert made["standard"] == composed("distill", [])
-    patient = parts(made["patient"])
+    assert made["standard"] == compose_config("distill", [])
+    patient = build_spec(made["patient"])
     assert not any(term.uses_labels for term in patient.recipe.terms().chosen.values())
     assert made["patient"]["loss"]["soft_target"]["temperature"] == 1.0
     assert isinstance(patient.data, ImageData)
@@ -71,7 +72,7 @@ def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> No
 
 
 def test_words_win_over_a_recipe() -> None:
-    config = composed(
+    config = compose_config(
         "distill",
         [
             "recipe=patient",
@@ -87,7 +88,7 @@ def test_words_win_over_a_recipe() -> None:
     ) == (30, {"soft_target", "dist"}, None)
 
 
-@pytest.mark.parametrize("name", choices("debug"))
+@pytest.mark.parametrize("name", list_choices("debug"))
 def test_every_way_to_debug_runs(name: str) -> None:
     few = {
         "overfit": ("trainer.max_epochs=8",),
@@ -146,7 +147,7 @@ def test_a_slurm_trial_is_one_task_that_is_sent_again_when_its_time_is_over() ->
     assert config.trainer.devices == "auto"
 
 
-@pytest.mark.parametrize("name", choices("hparams_search"))
+@pytest.mark.parametrize("name", list_choices("hparams_search"))
 def test_every_search_proposes_settings_that_compose(name: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("distill", overrides=[f"hparams_search={name}"], return_hydra_config=True)
@@ -161,8 +162,8 @@ def test_every_search_proposes_settings_that_compose(name: str) -> None:
         key: kind.choices[0] if isinstance(kind, CategoricalDistribution) else kind.low  # type: ignore[attr-defined]
         for key, kind in space.items()
     }
-    parts(
-        composed(
+    build_spec(
+        compose_config(
             "distill",
             [f"hparams_search={name}", *(f"{key}={value}" for key, value in first.items())],
         )

@@ -14,11 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed, explain_error, list_known_keys, opened
+from kd_app.config.compose import (
+    compose_config,
+    explain_error,
+    list_known_keys,
+    normalize_overrides,
+)
 from kd_app.config.make import make
-from kd_app.config.paths import CONF, choices
+from kd_app.config.paths import CONF, list_choices
 from kd_app.jobs.export import Export
-from kd_app.run.spec import parts
+from kd_app.run.spec import build_spec
 from kd_app.tracking import Backend
 
 PRIMARY = {"distill": (), "check": (), "evaluate": ("run=a", "out=b"), "report": ("runs=[a]",), "compress": ("run=a",), "export": ("run=a",),
@@ -72,34 +77,34 @@ def test_all_of_conf_is_covered() -> None:
 
 @pytest.mark.parametrize("primary", PRIMARY)
 def test_every_primary_configuration_composes_without_hydras_own_part(primary: str) -> None:
-    config = composed(primary, PRIMARY[primary])
+    config = compose_config(primary, PRIMARY[primary])
     assert "hydra" not in config
     assert "defaults" not in config
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_its_parts_can_be_made(choice: str) -> None:
-    config = composed("distill", chosen(choice))
+    config = compose_config("distill", chosen(choice))
     assert held(content(choice), at(config, choice))
     for node in config["logger"].values():
         make(node, Backend)
     if choice.startswith("trainer/"):  # a machine need not have every device
-        assert re.match(r"^$|.*this machine has", refusal(lambda: parts(config)))
+        assert re.match(r"^$|.*this machine has", refusal(lambda: build_spec(config)))
     else:
-        parts(config)
+        build_spec(config)
 
 
-@pytest.mark.parametrize("name", choices("formats"))
+@pytest.mark.parametrize("name", list_choices("formats"))
 def test_every_format_composes_and_can_be_made(name: str) -> None:
-    config = composed("export", ["run=a", f"formats=[{name}]"])
+    config = compose_config("export", ["run=a", f"formats=[{name}]"])
     assert held(content(f"formats/{name}"), config["formats"])
     assert Export(**config).formats[name].name == name
 
 
-@pytest.mark.parametrize("name", choices("comparison"))
+@pytest.mark.parametrize("name", list_choices("comparison"))
 def test_every_comparison_of_compressed_students_composes(name: str) -> None:
     assert held(
-        content(f"comparison/{name}"), composed("compress", ["run=a", f"comparison={name}"])
+        content(f"comparison/{name}"), compose_config("compress", ["run=a", f"comparison={name}"])
     )
 
 
@@ -124,26 +129,26 @@ def held(part: Any, whole: Any) -> bool:
     return part == whole or (isinstance(part, str) and "${" in part)
 
 
-@pytest.mark.parametrize("name", choices("data"))
+@pytest.mark.parametrize("name", list_choices("data"))
 def test_every_data_may_be_evaluated_on(name: str) -> None:
-    assert composed("evaluate", ["run=a", "out=b", f"data={name}"])["data"]["name"] == name
+    assert compose_config("evaluate", ["run=a", "out=b", f"data={name}"])["data"]["name"] == name
 
 
 def test_data_share_their_settings_and_each_choice_adds_its_own() -> None:
     shared = content("data/_images")
     own = {key for key, value in shared.items() if value == "???"}
     assert own == {"source", "view", "batch_size", "name", "suggested"}
-    for name in choices("data"):
-        data = composed("distill", [f"data={name}"])["data"]
+    for name in list_choices("data"):
+        data = compose_config("distill", [f"data={name}"])["data"]
         assert data.keys() == shared.keys()
         for key in shared.keys() - own - {"root"}:
             assert data[key] == shared[key]
 
 
 def test_controls_on_labels_share_one_loss() -> None:
-    controls = composed("distill", ["controls=[labels_only,as_long,other_family,smoothed_labels]"])[
-        "controls"
-    ]
+    controls = compose_config(
+        "distill", ["controls=[labels_only,as_long,other_family,smoothed_labels]"]
+    )["controls"]
     shared = content("controls/_labels")["loss"]["cross_entropy"]
     for control in controls.values():
         assert control["loss"]["cross_entropy"].keys() == shared.keys()
@@ -167,19 +172,25 @@ def test_every_file_says_what_it_is_or_is_plain(choice: str) -> None:
 
 
 def test_words_later_on_the_line_win_and_experiments_lose_to_both() -> None:
-    assert composed("distill", ["seed=1", "seed=2"])["seed"] == 2
+    assert compose_config("distill", ["seed=1", "seed=2"])["seed"] == 2
     assert (
-        composed("distill", ["experiment=attention", "student.name=resnet8"])["student"]["name"]
+        compose_config("distill", ["experiment=attention", "student.name=resnet8"])["student"][
+            "name"
+        ]
         == "resnet8"
     )
     assert (
-        composed("distill", ["experiment=attention"])["student"]["name"] == "vit_tiny_patch16_224"
+        compose_config("distill", ["experiment=attention"])["student"]["name"]
+        == "vit_tiny_patch16_224"
     )
-    assert composed("distill", ["debug=fdr", "trainer.max_epochs=3"])["trainer"]["max_epochs"] == 3
+    assert (
+        compose_config("distill", ["debug=fdr", "trainer.max_epochs=3"])["trainer"]["max_epochs"]
+        == 3
+    )
 
 
 def test_what_data_suggest_is_taken_where_nobody_says_otherwise() -> None:
-    config = composed("distill", ["data=fashion_mnist"])
+    config = compose_config("distill", ["data=fashion_mnist"])
     assert (
         config["teacher"]["name"],
         config["student"]["name"],
@@ -187,16 +198,18 @@ def test_what_data_suggest_is_taken_where_nobody_says_otherwise() -> None:
     ) == ("wrn_16_2", "resnet8", 8)
     assert config["teacher"]["max_epochs"] == 8
     assert (
-        composed("distill", ["data=fashion_mnist", "trainer.max_epochs=2"])["teacher"]["max_epochs"]
+        compose_config("distill", ["data=fashion_mnist", "trainer.max_epochs=2"])["teacher"][
+            "max_epochs"
+        ]
         == 2
     )
 
 
 def test_the_control_takes_smoothing_and_class_weights_from_the_students_loss() -> None:
-    config = composed("distill", ["loss.cross_entropy.smoothing=0.1"])
+    config = compose_config("distill", ["loss.cross_entropy.smoothing=0.1"])
     assert config["controls"]["labels_only"]["loss"]["cross_entropy"]["smoothing"] == 0.1
     assert (
-        composed("distill", ["loss=[soft_target]"])["controls"]["labels_only"]["loss"][
+        compose_config("distill", ["loss=[soft_target]"])["controls"]["labels_only"]["loss"][
             "cross_entropy"
         ]["smoothing"]
         == 0.0
@@ -204,7 +217,7 @@ def test_the_control_takes_smoothing_and_class_weights_from_the_students_loss() 
 
 
 def test_arguments_of_a_model_or_an_optimizer_need_no_plus() -> None:
-    config = composed(
+    config = compose_config(
         "distill",
         [
             "teacher.kwargs.drop_rate=0.1",
@@ -215,11 +228,11 @@ def test_arguments_of_a_model_or_an_optimizer_need_no_plus() -> None:
     assert config["teacher"]["kwargs"] == {"drop_rate": 0.1}
     assert config["optimizer"]["kwargs"] == {"betas": [0.9, 0.95]}
     assert config["teacher"]["optimizer"]["kwargs"] == {"eps": 1e-6}
-    assert opened(["loss.a.schedule=warmup", "loss.a.schedule=null"]) == [
+    assert normalize_overrides(["loss.a.schedule=warmup", "loss.a.schedule=null"]) == [
         "+scheduler@loss.a.schedule=warmup",
         "loss.a.schedule=null",
     ]
-    assert opened(["student.kwargs.a.b=1", "seed=1", "+x=1"]) == [
+    assert normalize_overrides(["student.kwargs.a.b=1", "seed=1", "+x=1"]) == [
         "++student.kwargs.a.b=1",
         "seed=1",
         "+x=1",
@@ -227,8 +240,8 @@ def test_arguments_of_a_model_or_an_optimizer_need_no_plus() -> None:
 
 
 def test_null_is_null_and_none_is_a_text() -> None:
-    assert composed("distill", ["out=null"])["out"] is None
-    assert composed("distill", ["out=None"])["out"] == "None"
+    assert compose_config("distill", ["out=null"])["out"] is None
+    assert compose_config("distill", ["out=None"])["out"] == "None"
 
 
 def test_known_keys_are_those_of_the_choices_made() -> None:
@@ -254,7 +267,7 @@ def refusal(body: Callable[[], Any]) -> str:
 @settings(max_examples=30, deadline=None)
 @given(st.text(alphabet="abcdefgst_.=,[]{}'\"$+~@/:0123456789 -", max_size=20))
 def test_no_word_gets_past_as_anything_but_a_configuration_or_a_refusal(word: str) -> None:
-    said = refusal(lambda: composed("distill", [word]))
+    said = refusal(lambda: compose_config("distill", [word]))
     assert len(said.splitlines()) < 2
 
 

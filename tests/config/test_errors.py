@@ -3,16 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.config import closest, unknown
+from kd_app.config import suggest_closest, unknown
 from kd_app.config.errors import nearest
 
 WORDS = ["temperature", "weight", "smoothing"]
 
 
 def test_the_closest_choice_is_named_and_none_where_none_is_near() -> None:
-    assert closest("temprature", WORDS) == "Did you mean 'temperature'? "
-    assert closest("qqq", WORDS) == ""
-    assert closest("x", []) == ""
+    assert suggest_closest("temprature", WORDS) == "Did you mean 'temperature'? "
+    assert suggest_closest("qqq", WORDS) == ""
+    assert suggest_closest("x", []) == ""
 
 
 def test_the_last_name_of_a_key_finds_every_group_that_has_it() -> None:
@@ -36,4 +36,4 @@ def test_few_choices_are_listed_in_order_and_many_are_counted() -> None:
 
 @given(st.text(min_size=1), st.lists(st.text(min_size=1)))
 def test_a_choice_that_is_right_is_its_own_closest(word: str, others: list[str]) -> None:
-    assert closest(word, [*others, word]) == f"Did you mean {word!r}? "
+    assert suggest_closest(word, [*others, word]) == f"Did you mean {word!r}? "

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_app.config.redact import redact, relative
+from kd_app.config.redact import redact, relativize
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_values_of_secret_variables_go_wherever_they_stand(monkeypatch: pytest.M
 def test_names_of_files_are_told_as_seen_from_the_folder_that_all_are_in(
     names: list[str], told: list[str]
 ) -> None:
-    assert relative(names) == told
+    assert relativize(names) == told
 
 
 def test_names_of_files_from_the_home_folder_and_elsewhere_do_not_name_who_is_at_home(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert relative(["/home/me/photos/1.png", "/home/you/2.png"]) == ["1.png", "2.png"]
+    assert relativize(["/home/me/photos/1.png", "/home/you/2.png"]) == ["1.png", "2.png"]
 
 
 _PLAIN = st.recursive(

@@ -58,7 +58,9 @@ def test_erasing_puts_noise_into_a_rectangle_of_some_images() -> None:
 def test_without_operations_and_erasing_nothing_is_done() -> None:
     assert arrays(augment={"operations": 0, "magnitude": 9, "erasing": 0.0}).augment is None
     given = pictures()
-    assert np.array_equal(augment(operations=0, erasing=0.0)(given, compute_image_keys(0, INDEX, 0)), given)
+    assert np.array_equal(
+        augment(operations=0, erasing=0.0)(given, compute_image_keys(0, INDEX, 0)), given
+    )
 
 
 def test_the_loader_changes_the_view_of_an_image() -> None:

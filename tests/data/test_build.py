@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.build import build_data
 from kd_app.data.external import ExternalDataModule
 from kd_app.data.module import OPTIONS, ImageData, find_active_options
@@ -15,7 +15,7 @@ OWN = "data._target_=tests.training.small_parts.OwnData"
 
 
 def data_group(*overrides: str) -> dict[str, Any]:
-    return dict(composed("distill", ["data=digits", *overrides])["data"])
+    return dict(compose_config("distill", ["data=digits", *overrides])["data"])
 
 
 def test_our_images_keep_the_node_of_their_view_as_identity() -> None:
@@ -46,7 +46,7 @@ def test_an_object_takes_the_place_of_what_is_named() -> None:
 
 def test_all_options_are_off_in_the_shipped_configurations() -> None:
     for name in ("digits", "folder", "csv", "timm", "fashion_mnist"):
-        node = composed("distill", [f"data={name}", "data.root=x"])["data"]
+        node = compose_config("distill", [f"data={name}", "data.root=x"])["data"]
         assert set(OPTIONS) <= set(node)
         assert find_active_options(node) == {}
 

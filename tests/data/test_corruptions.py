@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.corruptions import KINDS, SETTINGS, Corrupted, Corruption, Kind, Robustness
 from kd_app.data.pixel_store import HeldStore, ImageSelection
-from kd_app.data.views import Plain, compute_image_keys
+from kd_app.data.views import CenterCropView, compute_image_keys
 
 ALL = [Corruption(kind, severity) for kind in KINDS for severity in range(1, 6)]
 
@@ -119,7 +119,9 @@ def test_models_of_all_sizes_are_shown_the_same_corrupted_image_and_the_batch_ch
     ]
     for side in (24, 48):
         pixels = InputSpec(3, side, side, (0.5,) * 3, (0.5,) * 3)
-        expected = [np.asarray(Plain().image(Image.fromarray(each), pixels)) for each in spoiled]
+        expected = [
+            np.asarray(CenterCropView().image(Image.fromarray(each), pixels)) for each in spoiled
+        ]
         found = Corrupted(corruption)(ImageSelection(store, index), keys, pixels)
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.data import fingerprint
-from kd_app.data.fingerprint import digest, hash_files, add_fingerprint
+from kd_app.data.fingerprint import hash_file, hash_files, add_fingerprint
 from kd_app.data.source import Listing
 
 
@@ -18,7 +18,8 @@ def test_a_whole_digest_sees_every_byte(data: bytes, place: int) -> None:
     changed = bytearray(data or b"\0")
     changed[place % len(changed)] ^= 1
     before, after, longer = (
-        digest(io.BytesIO(content), whole=True) for content in (data, bytes(changed), data + b"\0")
+        hash_file(io.BytesIO(content), whole=True)
+        for content in (data, bytes(changed), data + b"\0")
     )
     assert len({before, after, longer}) == 3 if data else before != longer
 
@@ -29,10 +30,10 @@ def test_a_whole_digest_sees_every_byte(data: bytes, place: int) -> None:
 )
 def test_a_digest_of_the_ends_sees_4_kib_at_each(place: int, seen: bool) -> None:
     data = bytearray(20_000)
-    before = digest(io.BytesIO(data), whole=False)
+    before = hash_file(io.BytesIO(data), whole=False)
     data[place] = 1
-    assert (digest(io.BytesIO(data), whole=False) != before) is seen
-    assert digest(io.BytesIO(bytes(20_001)), whole=False) != before
+    assert (hash_file(io.BytesIO(data), whole=False) != before) is seen
+    assert hash_file(io.BytesIO(bytes(20_001)), whole=False) != before
 
 
 def test_files_are_hashed_whole_up_to_the_limit_of_all_together(
@@ -42,7 +43,7 @@ def test_files_are_hashed_whole_up_to_the_limit_of_all_together(
     for number, path in enumerate(paths):
         path.write_bytes(number.to_bytes(4, "big") * (5000 if number == 7 else 3))
     whole = hash_files(paths)
-    assert whole == [digest(io.BytesIO(path.read_bytes()), whole=True) for path in paths]
+    assert whole == [hash_file(io.BytesIO(path.read_bytes()), whole=True) for path in paths]
     monkeypatch.setattr(fingerprint, "WHOLE_LIMIT", 27_000)
     ends = hash_files(paths)
     assert [number for number in range(600) if whole[number] != ends[number]] == [7]

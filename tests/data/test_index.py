@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.data.index import ImageIndex, Shares, build_source
+from kd_app.data.index import ImageIndex, SplitRatios, build_source
 from tests.data.test_module import Arrays, Files, subfolder
 
 
 def index(source: Arrays, **changes: Any) -> ImageIndex:
     settings: dict[str, Any] = {"seed": 0, "cache": "ram", "on_error": "raise"}
-    result = ImageIndex(source, shares=Shares(0.1, 0.2), **{**settings, **changes})
+    result = ImageIndex(source, shares=SplitRatios(0.1, 0.2), **{**settings, **changes})
     result.list()
     return result
 

@@ -28,7 +28,7 @@ from kd_app.data.loader import (
     TrainingLoader,
 )
 from kd_app.data.pixel_store import HeldStore, PixelStore, hold
-from kd_app.data.views import EVALUATION, CropFlip, Plain, ResizedCrop, View
+from kd_app.data.views import EVALUATION, CropFlip, CenterCropView, ResizedCrop, View
 
 GRAY = InputSpec(1, 6, 6, (0.5,), (0.5,))
 CROP = CropFlip(padding=1, flip=True)
@@ -43,7 +43,9 @@ def start_of(epoch: int) -> Position:
     return lambda: (epoch, 0)
 
 
-def maker(images: int, view: View = CROP, pixels: InputSpec = GRAY, channels: int = 1) -> BatchBuilder:
+def maker(
+    images: int, view: View = CROP, pixels: InputSpec = GRAY, channels: int = 1
+) -> BatchBuilder:
     store = hold(
         torch.from_numpy(
             np.random.default_rng(0).integers(0, 256, (images, channels, 6, 6), dtype=np.uint8)
@@ -275,7 +277,7 @@ def test_an_epoch_that_was_left_in_the_middle_does_not_leak_into_the_next() -> N
 def test_evaluation_gives_each_image_once_in_as_many_batches_on_every_rank(
     images: int, world: int, batch_size: int
 ) -> None:
-    made = maker(max(images, 1), Plain())
+    made = maker(max(images, 1), CenterCropView())
     loaders = [
         EvaluationLoader(
             made, np.arange(images), batch_size, num_workers=0, rank=Rank(number, world)
@@ -301,7 +303,10 @@ def test_evaluation_gives_each_image_once_in_as_many_batches_on_every_rank(
 
 def test_evaluation_keeps_the_order_of_the_rows_on_one_rank() -> None:
     rows = np.array([9, 2, 5])
-    assert indices(EvaluationLoader(maker(10, Plain()), rows, 2, num_workers=0)) == [[9, 2], [5]]
+    assert indices(EvaluationLoader(maker(10, CenterCropView()), rows, 2, num_workers=0)) == [
+        [9, 2],
+        [5],
+    ]
 
 
 def test_a_batch_carries_bytes_in_channels_last_memory_with_targets_and_numbers() -> None:
@@ -322,7 +327,7 @@ def colors(image: Tensor) -> UInt8[np.ndarray, "height width channels"]:
 def test_gray_becomes_color_and_color_gray_as_pil_has_it() -> None:
     color = InputSpec(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
     for stored, wanted, mode in ((1, color, "RGB"), (3, GRAY, "L")):
-        plain = maker(30, Plain(), wanted, channels=stored)
+        plain = maker(30, CenterCropView(), wanted, channels=stored)
         for batch in EvaluationLoader(plain, np.arange(30), 8, num_workers=0):
             for number, image in zip(batch.index.tolist(), batch.image, strict=True):
                 picture = plain.store.picture(number)
@@ -390,7 +395,7 @@ def test_a_batch_view_on_images_of_different_sizes_says_what_to_choose_instead()
 
 def test_workers_pay_for_slow_views_and_stores_that_are_not_in_memory_only() -> None:
     assert not maker(4).is_slow()
-    assert not maker(4, Plain()).is_slow()
-    assert maker(4, Plain(), InputSpec(1, 8, 8, (0.5,), (0.5,))).is_slow()
+    assert not maker(4, CenterCropView()).is_slow()
+    assert maker(4, CenterCropView(), InputSpec(1, 8, 8, (0.5,), (0.5,))).is_slow()
     assert maker(4, PARTS).is_slow()
     assert BatchBuilder(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0).is_slow()

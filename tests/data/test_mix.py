@@ -12,7 +12,7 @@ import torch
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.data.loader import Rank, BatchRequest
-from kd_app.data.mix import Mix, BatchMixer, mixed, shares
+from kd_app.data.mix import MixSettings, BatchMixer, mix_pixels, mix_labels
 from kd_app.data.views import compute_image_keys
 from tests.data.test_loader import maker, training
 from tests.data.test_module import GRAY, arrays
@@ -23,7 +23,7 @@ CUT = {"mixup": None, "cutmix": 1.0, "probability": 1.0}
 
 
 def mixing(labeled: Any = None, rows: Any = MANY, **changed: Any) -> BatchMixer:
-    return BatchMixer(Mix(**{**UP, **changed}), 7, rows, labeled)
+    return BatchMixer(MixSettings(**{**UP, **changed}), 7, rows, labeled)
 
 
 def keys(index: Any = MANY, view: int = 0) -> Any:
@@ -41,10 +41,10 @@ def test_mixup_is_the_weighted_mean_of_pixels_and_of_labels() -> None:
     drawn = mixing().drawn(keys(), MANY, (4, 5))
     random = np.random.default_rng(0)
     own, other = random.integers(0, 256, (2, 4000, 4, 5, 3), dtype=np.uint8)
-    found = mixed(own, other, drawn)
+    found = mix_pixels(own, other, drawn)
     share = drawn.share[:, None, None, None]
     assert np.abs(found - (own * share + other * (1 - share))).max() <= 0.501
-    target = shares(MANY % 7, drawn.partner % 7, drawn, 7)
+    target = mix_labels(MANY % 7, drawn.partner % 7, drawn, 7)
     assert target.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
     different = (MANY - drawn.partner) % 7 != 0
     assert target[different, (MANY % 7)[different]] == pytest.approx(
@@ -56,7 +56,7 @@ def test_mixup_is_the_weighted_mean_of_pixels_and_of_labels() -> None:
 def test_cutmix_takes_a_rectangle_of_the_other_and_the_label_counts_its_pixels() -> None:
     drawn = mixing(**CUT).drawn(keys(), MANY, (8, 12))
     own, other = (np.full((4000, 8, 12, 1), value, dtype=np.uint8) for value in (10, 200))
-    found = mixed(own, other, drawn)[..., 0]
+    found = mix_pixels(own, other, drawn)[..., 0]
     assert set(np.unique(found)) == {10, 200}
     assert (found == 10).mean(axis=(1, 2)) == pytest.approx(drawn.share, abs=1e-6)
     for picture in found[:200] == 200:
@@ -80,7 +80,7 @@ def test_an_image_with_a_label_is_mixed_with_one_that_has_a_label() -> None:
     drawn = mixing(labeled).drawn(keys(), MANY, (2, 2))
     assert labeled[drawn.partner[labeled]].all()
     assert labeled[drawn.partner[~labeled]].mean() == pytest.approx(0.1, abs=0.02)
-    target = shares(
+    target = mix_labels(
         np.where(labeled, MANY % 7, -1),
         np.where(labeled[drawn.partner], drawn.partner % 7, -1),
         drawn,
@@ -125,7 +125,8 @@ def test_the_image_itself_is_mixed_in_its_own_view_with_the_partner_in_its_own()
         for numbers in (index, drawn.partner)
     )
     assert np.array_equal(
-        made[BatchRequest(1, index)].image.permute(0, 2, 3, 1).numpy(), mixed(own, other, drawn)
+        made[BatchRequest(1, index)].image.permute(0, 2, 3, 1).numpy(),
+        mix_pixels(own, other, drawn),
     )
 
 

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from kd_app.config import InputSpec, RequestError
-from kd_app.config.compose import composed
-from kd_app.config.paths import choices
+from kd_app.config.compose import compose_config
+from kd_app.config.paths import list_choices
 from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
 from kd_app.data.module import ImageData
 from kd_app.data.source import Listing, Source
-from kd_app.data.views import CropFlip, Plain, ResizedCrop
+from kd_app.data.views import CropFlip, CenterCropView, ResizedCrop
 
 GRAY = InputSpec(1, 6, 6, (0.5,), (0.5,))
 PER_CLASS = 20
@@ -168,7 +168,9 @@ def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) 
 
 def test_evaluation_shows_a_model_its_own_size_and_channels_in_the_order_of_the_rows() -> None:
     data = arrays()
-    batches = list(data.evaluation("test", InputSpec(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5))
+    batches = list(
+        data.evaluation("test", InputSpec(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5)
+    )
     assert [tuple(batch.image.shape) for batch in batches] == [
         (5, 3, 9, 7),
         (5, 3, 9, 7),
@@ -203,7 +205,7 @@ def test_a_view_that_does_not_fit_the_images_is_refused_when_it_is_bound(tmp_pat
 
 def test_files_without_a_scan_say_what_to_call() -> None:
     with pytest.raises(RequestError, match=r"data\.scan_job"):
-        made(partial(Files, bad=()), root=Path("photos"), view=Plain()).setup("fit")
+        made(partial(Files, bad=()), root=Path("photos"), view=CenterCropView()).setup("fit")
 
 
 def test_a_root_for_data_that_reads_no_folder_is_refused() -> None:
@@ -254,14 +256,14 @@ def settings_of(name: str) -> Any:
     """The arguments of the data module; the other keys are for the rest of the
     configuration.
     """
-    config = composed("distill", [f"data={name}"])["data"]
+    config = compose_config("distill", [f"data={name}"])["data"]
     return {
         key: value for key, value in config.items() if key not in ("name", "suggested", "license")
     }
 
 
 def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
-    names = choices("data")
+    names = list_choices("data")
     assert names == ["csv", "digits", "fashion_mnist", "folder", "timm"]
     for name in names:
         config = settings_of(name)

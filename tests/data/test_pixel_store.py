@@ -246,4 +246,7 @@ def test_statistics_are_the_mean_and_deviation_of_all_pixels() -> None:
 
 
 def test_the_deviation_of_images_of_one_color_is_not_zero() -> None:
-    assert compute_channel_statistics([np.full((3, 3, 1), 255, dtype=np.uint8)]) == ((1.0,), (0.01,))
+    assert compute_channel_statistics([np.full((3, 3, 1), 255, dtype=np.uint8)]) == (
+        (1.0,),
+        (0.01,),
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_app.config import InputSpec
 from kd_app.data.batch import Batch
 from kd_app.data.digits import Digits
-from kd_app.data.index import Shares
+from kd_app.data.index import SplitRatios
 from kd_app.data.module import ImageData
 from kd_app.data.views import CropFlip, ResizedCrop, View
 
@@ -30,7 +30,7 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
         on_error="raise",
         seed=0,
         image_size=None,
-        split=Shares(validation=0.1, test=0.2),
+        split=SplitRatios(validation=0.1, test=0.2),
         views=None,
         labels=None,
         unlabeled=None,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kd_app.config import RequestError
 from kd_app.data.source import SPLITS, Listing
-from kd_app.data.splits import Split, split, write_split
+from kd_app.data.splits import ImageSplit, split, write_split
 
 
 def listing(
@@ -34,7 +34,9 @@ def listing(
     )
 
 
-def divided(found: Listing, seed: int = 0, validation: float = 0.1, test: float = 0.2) -> Split:
+def divided(
+    found: Listing, seed: int = 0, validation: float = 0.1, test: float = 0.2
+) -> ImageSplit:
     return split(found, seed=seed, validation=validation, test=test)
 
 

@@ -13,7 +13,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kd_app.config import InputSpec, RequestError
-from kd_app.data.views import CropFlip, ImageView, Plain, ResizedCrop, View, compute_image_keys
+from kd_app.data.views import (
+    CropFlip,
+    ImageView,
+    CenterCropView,
+    ResizedCrop,
+    View,
+    compute_image_keys,
+)
 
 Array = UInt8[np.ndarray, "batch height width channels"]
 
@@ -91,7 +98,10 @@ def test_splitmix64_gives_its_published_first_number() -> None:
 def test_crop_flip_is_pad_then_crop_then_mirror(
     batch: int, height: int, width: int, channels: int, padding: int, flip: bool, number: int
 ) -> None:
-    images, keys = noise(batch, height, width, channels), compute_image_keys(3, np.arange(batch), number)
+    images, keys = (
+        noise(batch, height, width, channels),
+        compute_image_keys(3, np.arange(batch), number),
+    )
     made = CropFlip(padding=padding, flip=flip)(Pictures(list(images)), keys, pixels(height, width))
     for image, key, got in zip(images, keys.tolist(), made, strict=True):
         top, left = (((key >> shift) % 2**21) * (2 * padding + 1) >> 21 for shift in (0, 21))
@@ -130,7 +140,7 @@ def test_crop_flip_resizes_to_the_size_of_the_model() -> None:
 
 @pytest.mark.parametrize(
     "view",
-    [CropFlip(padding=2, flip=True), crop_resize(), Plain()],
+    [CropFlip(padding=2, flip=True), crop_resize(), CenterCropView()],
     ids=lambda view: type(view).__name__,
 )
 def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
@@ -138,7 +148,9 @@ def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
     index = np.arange(6)
     together = view(Pictures(images), compute_image_keys(1, index, 4), wanted)
     order = [4, 1, 5]
-    again = view(Pictures([images[i] for i in order]), compute_image_keys(1, index[order], 4), wanted)
+    again = view(
+        Pictures([images[i] for i in order]), compute_image_keys(1, index[order], 4), wanted
+    )
     np.testing.assert_array_equal(again, together[order])
 
 
@@ -149,7 +161,8 @@ def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
 def test_another_seed_or_view_number_gives_other_pixels(view: View, seed: int, number: int) -> None:
     images, index = Pictures(list(noise(6, 12, 12, 3))), np.arange(6)
     first, other = (
-        view(images, compute_image_keys(*key), pixels(12)) for key in ((0, index, 0), (seed, index, number))
+        view(images, compute_image_keys(*key), pixels(12))
+        for key in ((0, index, 0), (seed, index, number))
     )
     assert (first != other).any()
 
@@ -160,7 +173,9 @@ def test_a_view_of_single_images_leaves_the_global_generators_as_they_were() -> 
     expected = torch.rand(1).item(), random.random()
     torch.manual_seed(5)
     random.seed(5)
-    crop_resize()(Pictures(list(noise(2, 9, 9, 3))), compute_image_keys(0, np.arange(2), 0), pixels(8))
+    crop_resize()(
+        Pictures(list(noise(2, 9, 9, 3))), compute_image_keys(0, np.arange(2), 0), pixels(8)
+    )
     assert (torch.rand(1).item(), random.random()) == expected
 
 
@@ -210,7 +225,9 @@ def timms_transform(image: Array, wanted: InputSpec) -> Array:
 
 def plain(image: Array, wanted: InputSpec) -> Array:
     other = noise(3, 3, 3)
-    made: Array = Plain()(Pictures([image, other]), compute_image_keys(0, np.arange(2), 0), wanted)[0]
+    made: Array = CenterCropView()(
+        Pictures([image, other]), compute_image_keys(0, np.arange(2), 0), wanted
+    )[0]
     return made
 
 
@@ -241,14 +258,16 @@ def test_plain_differs_from_timm_by_two_roundings_on_strips(
 def test_plain_leaves_images_of_the_right_size_as_they_are() -> None:
     images = noise(3, 10, 10, 1)
     np.testing.assert_array_equal(
-        Plain()(Pictures(list(images)), compute_image_keys(0, np.arange(3), 0), pixels(10, crop=0.8)),
+        CenterCropView()(
+            Pictures(list(images)), compute_image_keys(0, np.arange(3), 0), pixels(10, crop=0.8)
+        ),
         images,
     )
 
 
 def test_plain_and_resized_crop_take_strips_and_tiny_images() -> None:
     images = Pictures([noise(3, 6, 3), noise(10, 10_000, 3), noise(2_000, 1, 3)])
-    for view in (Plain(), crop_resize()):
+    for view in (CenterCropView(), crop_resize()):
         assert view(images, compute_image_keys(0, np.arange(3), 0), pixels(16, crop=0.9)).shape == (
             3,
             16,
@@ -262,7 +281,9 @@ def test_resized_crop_takes_parts_of_the_asked_area_and_ratio() -> None:
         [*np.meshgrid(np.arange(200), np.arange(200)), np.zeros((200, 200))], axis=-1
     ).astype(np.uint8)
     view = crop_resize(scale=(0.2, 0.5), ratio=(0.5, 2.0), flip=False, jitter=0.0)
-    made = view(Pictures([ramp] * 300), compute_image_keys(0, np.arange(300), 0), pixels(50)).astype(float)
+    made = view(
+        Pictures([ramp] * 300), compute_image_keys(0, np.arange(300), 0), pixels(50)
+    ).astype(float)
     widths, heights = (
         (made[:, 25, -1, 0] - made[:, 25, 0, 0]) / 49 * 50,
         (made[:, -1, 25, 1] - made[:, 0, 25, 1]) / 49 * 50,
@@ -312,7 +333,7 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
 
 def test_an_unknown_interpolation_is_refused_with_the_closest_name() -> None:
     with pytest.raises(RequestError, match="Did you mean 'bicubic'"):
-        Plain()(
+        CenterCropView()(
             Pictures([noise(5, 7, 3)]),
             compute_image_keys(0, np.arange(1), 0),
             pixels(4, interpolation="bicubik"),

@@ -15,7 +15,9 @@ from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 
 assert kd_app.models.small  # registers resnet8
-PIXELS = InputSpec(3, 16, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), crop=0.875, interpolation="bicubic")
+PIXELS = InputSpec(
+    3, 16, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), crop=0.875, interpolation="bicubic"
+)
 CLASSES = tuple("abcde")
 
 

@@ -24,9 +24,9 @@ from torch import nn
 from kd_app.config import RunError
 from kd_app.data.normalize import normalize
 from kd_app.data.pixel_store import ImageSelection, hold
-from kd_app.data.views import Plain, compute_image_keys
+from kd_app.data.views import CenterCropView, compute_image_keys
 from kd_app.deployment.artifact import open_artifact
-from kd_app.deployment.export import difference, export
+from kd_app.deployment.export import measure_difference, export
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file
@@ -75,7 +75,9 @@ def test_it_runs_where_there_is_only_numpy_pillow_and_onnxruntime(
     np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
     store = hold(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None])
     index = np.array([0])
-    seen = Plain()(ImageSelection(store, index), compute_image_keys(0, index, -1), PIXELS)[0]
+    seen = CenterCropView()(ImageSelection(store, index), compute_image_keys(0, index, -1), PIXELS)[
+        0
+    ]
     np.testing.assert_array_equal(found["picture"], seen.transpose(2, 0, 1))
 
 
@@ -122,10 +124,10 @@ def test_a_model_that_the_file_does_not_answer_like_fails_the_run(
 def test_the_difference_to_another_model_is_seen(
     exported: Path, net: nn.Module, images: NDArray[np.uint8]
 ) -> None:
-    assert difference(net, PIXELS, open_artifact(exported), images) < 1e-5
+    assert measure_difference(net, PIXELS, open_artifact(exported), images) < 1e-5
     other = deepcopy(net)
     other.fc.reset_parameters()  # type: ignore[union-attr, operator]
-    assert difference(other, PIXELS, open_artifact(exported), images) > 1e-2
+    assert measure_difference(other, PIXELS, open_artifact(exported), images) > 1e-2
 
 
 @pytest.mark.parametrize(

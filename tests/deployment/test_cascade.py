@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kd_app.deployment.cascade import Cascade
-from kd_app.deployment.confidence import MEASURES, confidence, fit_temperature, log_probabilities
-from kd_app.deployment.routing import Choice, choose_threshold, compute_routing_curve
+from kd_app.deployment.confidence import (
+    MEASURES,
+    compute_confidence,
+    fit_temperature,
+    log_probabilities,
+)
+from kd_app.deployment.routing import RoutingChoice, choose_threshold, compute_routing_curve
 
 COSTS = (1.0, 10.0)
 
@@ -78,7 +83,7 @@ def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, s
         at = 0
         while (
             at < stages - 1
-            and confidence(logits[at][i : i + 1], measure, 1.5)[0] < rung.thresholds[at]
+            and compute_confidence(logits[at][i : i + 1], measure, 1.5)[0] < rung.thresholds[at]
         ):
             at += 1
         assert (label[i], stage[i]) == (logits[at][i].argmax(), at)
@@ -146,7 +151,7 @@ def test_what_is_no_cascade_is_refused_in_a_sentence(content: str, tmp_path: Pat
 
 def chosen(
     rng: np.random.Generator, n: int, wrong: float, costs: tuple[float, float] = COSTS
-) -> tuple[Choice, float]:
+) -> tuple[RoutingChoice, float]:
     """A choice on n images of a student that errs with rate ``wrong (1 - u)``, u its
     rank of confidence; and the true loss of that choice.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec
 from kd_app.data.batch import Batch
 from kd_app.data.normalize import normalize
-from kd_app.deployment.predictions import images_per_second, predict
+from kd_app.deployment.predictions import measure_throughput, predict
 from kd_app.metrics.record import Predictions, match_embeddings
 
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def test_answers_that_were_kept_come_back_as_they_were(tmp_path: Path) -> None:
 def test_models_take_turns_when_their_speed_is_measured() -> None:
     """A machine that gets slower in between slows both, so that their ratio holds."""
     diary: list[str] = []
-    found = images_per_second(
+    found = measure_throughput(
         {
             "teacher": (Noted("teacher", diary=diary).train(), PIXELS),
             "student": (Noted("student", diary=diary), PIXELS),
@@ -146,7 +146,7 @@ def test_a_speed_is_images_over_seconds() -> None:
         name: (Noted(seconds=seconds), PIXELS)
         for name, seconds in (("slow", 0.02), ("fast", 0.001))
     }
-    found = images_per_second(sleeper, device=CPU, batch=4, seconds=0.1)
+    found = measure_throughput(sleeper, device=CPU, batch=4, seconds=0.1)
     assert 4 / 0.2 < found["slow"] <= 4 / 0.02
     assert found["slow"] < found["fast"] <= 4 / 0.001
 
@@ -154,7 +154,7 @@ def test_a_speed_is_images_over_seconds() -> None:
 def test_each_model_is_measured_on_its_own_pixels() -> None:
     gray = InputSpec(1, 6, 5, (0.5,), (0.5,))
     models = {"color": Noted(), "gray": Noted()}
-    images_per_second(
+    measure_throughput(
         {"color": (models["color"], PIXELS), "gray": (models["gray"], gray)},
         device=CPU,
         batch=3,

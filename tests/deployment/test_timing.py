@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from kd_app.config import RequestError
-from kd_app.deployment.timing import Clock, Timing, time_interleaved, compute_median_ratio, select_nearest_rank
+from kd_app.deployment.timing import (
+    Benchmark,
+    Timing,
+    time_interleaved,
+    compute_median_ratio,
+    select_nearest_rank,
+)
 
 IMAGES = np.arange(3 * 2 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
 
@@ -36,8 +42,10 @@ class Slept:
         return np.zeros((len(images), 2), dtype=np.float32)
 
 
-def clock(seconds: float = 1e-9, rounds: int = 6, batch_sizes: tuple[int, ...] = (1, 4)) -> Clock:
-    return Clock(seconds=seconds, rounds=rounds, batch_sizes=list(batch_sizes))
+def clock(
+    seconds: float = 1e-9, rounds: int = 6, batch_sizes: tuple[int, ...] = (1, 4)
+) -> Benchmark:
+    return Benchmark(seconds=seconds, rounds=rounds, batch_sizes=list(batch_sizes))
 
 
 def test_in_each_round_each_takes_its_turn_after_a_call_that_is_not_measured() -> None:
@@ -167,4 +175,4 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     ]
     for wrong in cases:
         with pytest.raises(RequestError, match=next(iter(wrong))):
-            Clock(**{"seconds": 1.0, "rounds": 6, "batch_sizes": [1], **wrong})
+            Benchmark(**{"seconds": 1.0, "rounds": 6, "batch_sizes": [1], **wrong})

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.reference import COMMANDS
 from benchmarks.reference import PAGES as REFERENCE
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from tests.docs.shell import PAGES, README, ROOT, find_commands, find_inline_code
 
 SHOWN = sorted(
@@ -42,7 +42,7 @@ def take_first_trial(words: tuple[str, ...]) -> Iterator[str]:
     ("command", "words"), SHOWN, ids=[" ".join(shown[1])[:70] for shown in SHOWN]
 )
 def test_a_command_composes(command: str, words: tuple[str, ...]) -> None:
-    config = composed(command.removeprefix("kd-"), list(take_first_trial(words)))
+    config = compose_config(command.removeprefix("kd-"), list(take_first_trial(words)))
     assert not config.get("overwrite")
 
 

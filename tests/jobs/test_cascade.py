@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.cascade import Cascade
-from kd_app.deployment.confidence import confidence
+from kd_app.deployment.confidence import compute_confidence
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
 from tests.builders import DIGITS, results
@@ -161,7 +161,7 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
     labels = pd.read_csv(tmp_path / "labels.csv")
     logits = [open_artifact(each).logits(images[:, None]) for each in weak_and_good]
     sent = (
-        confidence(logits[0], found["measure"], found["stages"][0]["temperature"])
+        compute_confidence(logits[0], found["measure"], found["stages"][0]["temperature"])
         < found["thresholds"][0]
     )
     assert 0 < sent.sum() < len(sent)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kd_app.losses.attention_transfer import compute_attention_map
 from kd_app.losses.ickd import compute_channel_similarity
-from kd_app.losses.multi_level import relation
-from kd_app.losses.sp import gram
+from kd_app.losses.multi_level import compare_relations
+from kd_app.losses.sp import compute_gram
 from kd_app.models.outputs import Attention, Outputs
 from tests.losses.golden_adapted import ADAPTED, ADAPTED_DEVIATIONS, ADAPTED_REGULAR
 from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, Plain, own_state
@@ -133,7 +133,7 @@ def _temperature_learns(x: Arrays) -> Tensor:
 def _relation(dim: int) -> Plain:
     def compare(x: Arrays) -> Tensor:
         p, q = ((x[name] / 4).softmax(1).transpose(0, dim) for name in ("logits_s", "logits_t"))
-        return relation(p, q, torch.ones(len(p)))
+        return compare_relations(p, q, torch.ones(len(p)))
 
     return compare
 
@@ -169,8 +169,8 @@ def _multi_level_of_the_code(
             p, q = ((z / t).softmax(1) for z in weak)
             total = (
                 total
-                + classes * relation(p.T, q.T, torch.ones(10))
-                + images * relation(p, q, torch.ones(8))
+                + classes * compare_relations(p.T, q.T, torch.ones(10))
+                + images * compare_relations(p, q, torch.ones(8))
             )
         return label * (_label(x) + F.cross_entropy(strong[0], x["target"])) + weight * total
 
@@ -184,7 +184,7 @@ def _similarity(x: Arrays) -> Tensor:
 
 def _rows_of_sum_1(x: Arrays) -> Tensor:
     """torchdistill hands 1 to normalize, which is the norm and not the dimension."""
-    ours, theirs = (F.normalize(gram(x[name]), p=1, dim=1) for name in ("feat_s", "feat_t"))
+    ours, theirs = (F.normalize(compute_gram(x[name]), p=1, dim=1) for name in ("feat_s", "feat_t"))
     return F.mse_loss(ours, theirs)
 
 

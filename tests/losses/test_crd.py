@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_app.config import RequestError
-from kd_app.losses.noise import noise
+from kd_app.losses.noise import draw_noise
 from kd_app.models.outputs import Outputs
 from tests.losses.golden_adapted import crd_of
 from tests.losses.samples import batch, labels, make, normal
@@ -100,10 +100,10 @@ def test_images_that_are_not_to_be_trained_on_and_vectors_that_are_not_finite_le
 
 def test_the_draw_belongs_to_image_and_step() -> None:
     given = labels(6)
-    first: Tensor = noise(given, 4)
-    assert torch.equal(first, noise(given, 4))
+    first: Tensor = draw_noise(given, 4)
+    assert torch.equal(first, draw_noise(given, 4))
     given.progress = 0.5
-    assert not torch.equal(first, noise(given, 4))
+    assert not torch.equal(first, draw_noise(given, 4))
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def test_logits_that_are_all_the_same_are_standardized_to_0_with_a_finite_gradie
 def test_standardize_is_the_term_on_standardized_logits(name: str) -> None:
     found = value(name, STUDENT, TEACHER, standardize=True)
     torch.testing.assert_close(
-        found, value(name, standardize_logits(STUDENT), standardize_logits(TEACHER), standardize=False)
+        found,
+        value(name, standardize_logits(STUDENT), standardize_logits(TEACHER), standardize=False),
     )
     assert found != value(name, STUDENT, TEACHER, standardize=False)
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.config import RequestError
-from kd_app.losses.pairing import common_size, match_sizes, pair_stages
+from kd_app.losses.pairing import compute_common_size, match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
 from tests.losses.samples import maps, normal
 
@@ -17,7 +17,12 @@ def test_two_maps_meet_at_the_smaller_height_and_width_and_keep_their_mean_where
 ) -> None:
     a, b = normal(2, 3, ha, wa, seed=1), normal(2, 5, hb, wb, seed=2)
     small_a, small_b = match_sizes(a, b)
-    assert small_a.shape[2:] == small_b.shape[2:] == common_size(a, b) == (min(ha, hb), min(wa, wb))
+    assert (
+        small_a.shape[2:]
+        == small_b.shape[2:]
+        == compute_common_size(a, b)
+        == (min(ha, hb), min(wa, wb))
+    )
     if ha % small_a.shape[2] == 0 and wa % small_a.shape[3] == 0:
         torch.testing.assert_close(small_a.mean((2, 3)), a.mean((2, 3)))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kd_app.metrics.classification import Tally, measures
+from kd_app.metrics.classification import Tally, build_model_metrics
 from kd_app.metrics.pair import build_pair_metrics
 
 Images = dict[str, Tensor]
@@ -23,7 +23,7 @@ def all_figures(images: Images) -> tuple[dict[str, Tensor], int]:
     seen itself.
     """
     student, teacher, target = images["student"], images["teacher"], images["target"]
-    whole, pair = measures(student.shape[1]), build_pair_metrics()
+    whole, pair = build_model_metrics(student.shape[1]), build_pair_metrics()
     if len(target):
         whole.update(student, target)
         pair.update(student, teacher, target)

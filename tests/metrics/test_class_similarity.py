@@ -9,8 +9,8 @@ from scipy.stats import entropy
 from kd_app.metrics.class_similarity import (
     TEMPERATURES,
     average_soft_labels,
-    soft_labels,
-    strongest,
+    measure_soft_labels,
+    select_strongest,
 )
 
 
@@ -27,7 +27,7 @@ def test_entropy_is_that_of_scipy_in_nats_and_as_a_share_of_a_uniform_answer(
     num_classes: int,
 ) -> None:
     logits, target = made(200, num_classes)
-    found = soft_labels(logits, target, taught=[3.0])
+    found = measure_soft_labels(logits, target, taught=[3.0])
     assert [each["temperature"] for each in found["entropy"]] == [1, 2, 3, 4, 8, 16]
     for each in found["entropy"]:
         p = softmax(logits.astype(np.float64) / each["temperature"], axis=1)
@@ -40,7 +40,7 @@ def test_entropy_is_that_of_scipy_in_nats_and_as_a_share_of_a_uniform_answer(
 
 def test_a_row_of_the_matrix_is_the_mean_answer_to_the_images_of_its_class() -> None:
     logits, target = made(200, 5)
-    found = soft_labels(logits, target, taught=[4.0, 1.0])
+    found = measure_soft_labels(logits, target, taught=[4.0, 1.0])
     assert [each["temperature"] for each in found["alike"]] == [1, 4]
     for each in found["alike"]:
         p = softmax(logits.astype(np.float64) / each["temperature"], axis=1)
@@ -51,23 +51,25 @@ def test_a_row_of_the_matrix_is_the_mean_answer_to_the_images_of_its_class() -> 
 
 def test_the_strongest_pairs_are_found_in_both_directions_together() -> None:
     matrix = np.array([[0.7, 0.1, 0.2], [0.3, 0.6, 0.1], [0.0, 0.4, 0.6]])
-    assert [(pair["first"], pair["second"]) for pair in strongest(matrix, 3)] == [
+    assert [(pair["first"], pair["second"]) for pair in select_strongest(matrix, 3)] == [
         (1, 2),
         (0, 1),
         (0, 2),
     ]
-    assert [pair["probability"] for pair in strongest(matrix, 2)] == pytest.approx([0.25, 0.2])
+    assert [pair["probability"] for pair in select_strongest(matrix, 2)] == pytest.approx(
+        [0.25, 0.2]
+    )
 
 
 def test_a_class_without_images_is_known_by_what_the_others_images_say_of_it() -> None:
     matrix = np.array([[0.5, 0.4, 0.1], [np.nan] * 3, [0.2, 0.1, 0.7]])
-    found = strongest(matrix, 3)
+    found = select_strongest(matrix, 3)
     assert [(pair["first"], pair["second"]) for pair in found] == [(0, 1), (0, 2), (1, 2)]
     assert [pair["probability"] for pair in found] == pytest.approx([0.4, 0.15, 0.1])
 
 
 def test_of_many_classes_the_pairs_are_kept_and_the_matrix_is_not() -> None:
-    (plain,) = soft_labels(*made(500, 101), taught=[])["alike"]
+    (plain,) = measure_soft_labels(*made(500, 101), taught=[])["alike"]
     assert plain["matrix"] is None
     assert len(plain["similar"]) == 20
 

@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, t
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from kd_app.metrics.classification import measures
-from kd_app.metrics.scores import ranks
+from kd_app.metrics.classification import build_model_metrics
+from kd_app.metrics.scores import compute_ranks
 
 
 def made(num_images: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def made(num_images: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tens
 
 
 def figures(*batches: tuple[Tensor, Tensor]) -> dict[str, float]:
-    metric = measures(batches[0][0].shape[1])
+    metric = build_model_metrics(batches[0][0].shape[1])
     for logits, target in batches:
         metric.update(logits, target)
     return {name: float(value) for name, value in metric.compute().items()}
@@ -144,15 +144,15 @@ def test_the_rank_counts_what_a_stable_sort_puts_before_the_label(
     logits = torch.tensor(values, dtype=torch.float32)
     order = logits.sort(dim=1, descending=True, stable=True).indices
     expected = [row.tolist().index(label) for row in order]
-    assert ranks(logits, torch.full((len(logits),), label)).tolist() == expected
+    assert compute_ranks(logits, torch.full((len(logits),), label)).tolist() == expected
 
 
 def test_a_half_finished_epoch_survives_in_a_state_dict() -> None:
     logits, target = made(100, 10)
-    first = measures(10)
+    first = build_model_metrics(10)
     first.persistent(True)
     first.update(logits[:40], target[:40])
-    second = measures(10)
+    second = build_model_metrics(10)
     second.persistent(True)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.update(logits[40:], target[40:])
@@ -162,7 +162,7 @@ def test_a_half_finished_epoch_survives_in_a_state_dict() -> None:
 
 
 def test_after_a_reset_nothing_of_the_epoch_before_is_left_in_any_measure() -> None:
-    metric, (logits, target) = measures(10), made(50, 10)
+    metric, (logits, target) = build_model_metrics(10), made(50, 10)
     metric.update(*made(100, 10, seed=1))
     metric.compute()
     metric.reset()

@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from kd_app.metrics.intervals import bootstrap, find_class_starts, compute_percentile_interval, compute_recalls, reflect_interval, compute_wilson_interval
+from kd_app.metrics.intervals import (
+    bootstrap,
+    find_class_starts,
+    compute_percentile_interval,
+    compute_recalls,
+    reflect_interval,
+    compute_wilson_interval,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -117,6 +124,8 @@ def test_resamples_in_which_a_ratio_has_no_value_are_left_out_and_without_any_th
 def test_recalls_are_shares_of_each_class_and_nan_where_none_of_it_was_drawn() -> None:
     target, hits = np.array([0, 0, 2, 2, 2]), np.array([True, False, True, True, False])
     found = compute_recalls(
-        np.array([[1.0, 1, 1, 1, 1], [3, 1, 0, 0, 1], [0, 0, 1, 1, 3]]), hits, find_class_starts(target)
+        np.array([[1.0, 1, 1, 1, 1], [3, 1, 0, 0, 1], [0, 0, 1, 1, 3]]),
+        hits,
+        find_class_starts(target),
     )
     np.testing.assert_allclose(found, [[0.5, 2 / 3], [0.75, 0], [np.nan, 0.4]])

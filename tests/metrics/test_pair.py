@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from torch import Tensor
 
-from kd_app.metrics.classification import measures
+from kd_app.metrics.classification import build_model_metrics
 from kd_app.metrics.pair import build_pair_metrics
 
 
@@ -59,7 +59,7 @@ def test_flips_are_the_whole_difference_of_the_accuracies(seed: int) -> None:
     student, teacher, target = made(seed)
     top1 = []
     for logits in (student, teacher):
-        metric = measures(5)
+        metric = build_model_metrics(5)
         metric.update(logits, target)
         top1.append(float(metric["top1"].compute()))
     found = compare(student, teacher, target)

@@ -12,7 +12,12 @@ from sklearn.metrics import (
 )
 
 from kd_app.metrics.pair_metrics import find_flips
-from kd_app.metrics.per_class import count_classes, count_confusions, compute_f1_by_class, share_by_class
+from kd_app.metrics.per_class import (
+    count_classes,
+    count_confusions,
+    compute_f1_by_class,
+    share_by_class,
+)
 from kd_app.metrics.record import Predictions
 from tests.metrics.records import to_records
 

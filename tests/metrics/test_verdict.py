@@ -14,7 +14,7 @@ from kd_app.metrics.paired import (
     score,
     is_shown_above,
 )
-from kd_app.metrics.verdict import Judged, Judgment, Tally, Verdict
+from kd_app.metrics.verdict import Judged, Judgment, VerdictTally, VerdictRule
 from tests.metrics.records import to_records
 
 
@@ -38,7 +38,7 @@ def judge(
     candidate, reference = target.copy(), target.copy()
     reference[:better] = 1 - reference[:better]
     candidate[better : better + worse] = 1 - candidate[better : better + worse]
-    rule = Verdict(metric=metric, margin=margin, confidence=confidence)
+    rule = VerdictRule(metric=metric, margin=margin, confidence=confidence)
     records = to_records(
         {"candidate": logits(candidate, 2), "reference": logits(reference, 2)}, target
     )
@@ -127,8 +127,8 @@ def test_the_worst_class_is_judged_by_its_own_recall_not_by_the_accuracy() -> No
     candidate = target.copy()
     candidate[:120] = 1
     both = to_records({"candidate": logits(candidate, 10), "reference": logits(target, 10)}, target)
-    worst = Verdict(metric="worst_class", margin=0.05, confidence=0.95).judge(**both)
-    top1 = Verdict(metric="top1", margin=0.05, confidence=0.95).judge(**both)
+    worst = VerdictRule(metric="worst_class", margin=0.05, confidence=0.95).judge(**both)
+    top1 = VerdictRule(metric="top1", margin=0.05, confidence=0.95).judge(**both)
     assert (worst.outcome, top1.outcome) == ("lost", "kept")
     assert (worst.difference, top1.difference) == pytest.approx((-0.3, -0.03))
 
@@ -159,20 +159,22 @@ def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
         )[beyond].sum()
         for q in np.linspace(0.1, 0.4, 400)
     ]
-    assert compute_exact_p(better, worse, n, -margin, forgone=1e-6) == pytest.approx(max(tails), abs=1e-4)
+    assert compute_exact_p(better, worse, n, -margin, forgone=1e-6) == pytest.approx(
+        max(tails), abs=1e-4
+    )
 
 
 def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_references_is_no_loss_of_the_worst_class() -> (
     None
 ):
-    tally = Tally(*np.array([[2000, 2000], [1960, 1300], [1300, 1960], [660, 0], [0, 660]]))
-    found = Verdict(metric="worst_class", margin=0.05, confidence=0.95).of(tally)
+    tally = VerdictTally(*np.array([[2000, 2000], [1960, 1300], [1300, 1960], [660, 0], [0, 660]]))
+    found = VerdictRule(metric="worst_class", margin=0.05, confidence=0.95).of(tally)
     assert (found.outcome, found.difference) == ("kept", 0)
 
 
 def test_classes_without_images_are_left_out() -> None:
     right = np.array([True, False, True, True])
-    found = Tally.of(right, ~right, np.array([4, 4, 1, 1]))
+    found = VerdictTally.of(right, ~right, np.array([4, 4, 1, 1]))
     assert [each.tolist() for each in vars(found).values()] == [
         [2, 2],
         [2, 1],
@@ -189,6 +191,6 @@ def test_mcnemars_p_is_the_binomial_one_and_1_without_discordant_images() -> Non
 
 def test_a_rule_out_of_range_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match=r"Verdict: margin=0 does not fit"):
-        Verdict(metric="top1", margin=0, confidence=0.95)
+        VerdictRule(metric="top1", margin=0, confidence=0.95)
     with pytest.raises(RequestError, match="metric='top5' does not fit"):
-        Verdict(metric="top5", margin=0.01, confidence=0.95)  # type: ignore[arg-type]
+        VerdictRule(metric="top5", margin=0.01, confidence=0.95)  # type: ignore[arg-type]

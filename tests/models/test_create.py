@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from kd_app.config import InputSpec, RequestError
 from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.save import save_model
-from kd_app.models.spec import Seen
+from kd_app.models.spec import ImageStats
 from kd_app.models.weights import state_sha256
 from kd_app.stages import hash_file
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.models.test_spec import request
 
-SEEN = Seen(1, 8, (0.3,), (0.4,))
-COLOR = Seen(3, 200, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3))
+SEEN = ImageStats(1, 8, (0.3,), (0.4,))
+COLOR = ImageStats(3, 200, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3))
 
 
-def made(classes: int = 10, *, seed: int = 0, seen: Seen = SEEN, **asked: Any) -> LoadedModel:
+def made(classes: int = 10, *, seed: int = 0, seen: ImageStats = SEEN, **asked: Any) -> LoadedModel:
     ask = request(**asked)
     return create(ask, resolve_input(ask, seen), classes, seed=seed)
 

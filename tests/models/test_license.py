@@ -24,7 +24,9 @@ def run(
             if teacher != ""
             else None
         ),
-        student_start=LicenseClaim("the student's starting weights (small)", "student.license", start),
+        student_start=LicenseClaim(
+            "the student's starting weights (small)", "student.license", start
+        ),
         data=LicenseClaim("the data (photos)", "data.license", data),
         **more,
     )

@@ -97,6 +97,8 @@ def test_a_classifier_of_1x1_convolution_is_a_linear_map_and_two_heads_are_none(
     assert linear is not None
     torch.testing.assert_close(linear(x), head(x))
     assert (
-        find_linear_classifier(Head((nn.Linear(5, 3), nn.Linear(5, 3)), (5, 5), convolutional=False))
+        find_linear_classifier(
+            Head((nn.Linear(5, 3), nn.Linear(5, 3)), (5, 5), convolutional=False)
+        )
         is None
     )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.results import Results
 from tests.metrics.records import to_records
 
@@ -72,7 +72,7 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
         **dict.fromkeys(splits, measured),
     }
     if "teacher" in skill:
-        judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(
+        judgment = VerdictRule(metric="top1", margin=0.01, confidence=0.95).judge(
             records["student"], records["teacher"]
         )
         content["verdict"] = {**vars(judgment), "split": splits[-1]}

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.reporting.card import CARD, write_card
-from kd_app.reporting.distillation_gain import worth
+from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.results import Licenses, Results
 from kd_app.reporting.sentences import write_verdict
 from tests.reporting.run_folders import made
@@ -31,7 +31,7 @@ def card_of(folder: Path, results: Results) -> Card:
 
 
 def full(**changes: Any) -> Results:
-    results = made(**{"config": composed("distill", ["trainer.max_epochs=7"]), **changes})
+    results = made(**{"config": compose_config("distill", ["trainer.max_epochs=7"]), **changes})
     assert results.data is not None
     results.data.name = "digits"
     return results
@@ -98,8 +98,8 @@ def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(
             f" {100 * (figures.top1_high or 0):.2f})" in text
         )
     assert write_verdict(results.verdict) in text
-    assert all(f"- {sentence}" in text for sentence in worth(results))
-    assert worth(results)
+    assert all(f"- {sentence}" in text for sentence in describe_gains(results))
+    assert describe_gains(results)
     for said in (
         "`resnet50.a1_in1k`",
         "`soft_target` (weight 1.0, temperature 4.0, standardize False)",
@@ -146,7 +146,7 @@ def test_what_it_is_not_good_for_comes_from_the_figures(tmp_path: Path) -> None:
 
 
 def test_a_run_on_a_part_of_the_images_ships_with_a_warning(tmp_path: Path) -> None:
-    warned = card_of(tmp_path, full(config=composed("distill", ["debug=fdr"]))).text
+    warned = card_of(tmp_path, full(config=compose_config("distill", ["debug=fdr"]))).text
     assert (
         "looked at a part of the images only (`limit_train_batches`, `limit_val_batches`,"
         " `limit_test_batches`)" in warned
@@ -172,7 +172,7 @@ def test_no_path_or_secret_of_the_machine_is_in_it(
 ) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hidden-away-0123")
     results = full(
-        config=composed(
+        config=compose_config(
             "distill",
             [
                 "teacher.checkpoint=/home/me/secret/net",
@@ -189,7 +189,7 @@ def test_no_path_or_secret_of_the_machine_is_in_it(
 
 
 def test_on_labels_alone_and_before_the_test_is_read_the_card_says_so(tmp_path: Path) -> None:
-    config = composed("distill", ["teacher=none", "loss=[cross_entropy]"])
+    config = compose_config("distill", ["teacher=none", "loss=[cross_entropy]"])
     card = card_of(tmp_path, made({"student": 2.0}, test=False, config=config))
     assert "The test set was not read." in card.text
     assert "trained on labels" in card.text
@@ -200,7 +200,7 @@ def test_on_labels_alone_and_before_the_test_is_read_the_card_says_so(tmp_path: 
 
 
 def test_a_module_of_ones_own_is_loaded_by_its_factory(tmp_path: Path) -> None:
-    config = composed(
+    config = compose_config(
         "distill", ["student._target_=mine.nets.Net", "student.kwargs.width=8", "allow=[mine]"]
     )
     results = full(config=config)

@@ -10,11 +10,11 @@ import pytest
 
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.cascade import write_details
 from kd_app.reporting.html.collect import report
-from kd_app.reporting.html.run_section import measured, run_part
-from kd_app.reporting.html.sections import sections
+from kd_app.reporting.html.run_section import select_split, run_part
+from kd_app.reporting.html.sections import build_sections
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import load_run, write_predictions
 from tests.metrics.records import to_records
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     logits, target = logits_and_target({"candidate": 2.0, "reference": 3.0})
     records = to_records(logits, target)
     split = measure_split(records, seed=0, confidence=0.95, pair=CASCADE)
-    judgment = Verdict(metric="top1", margin=0.01, confidence=0.95).judge(**records)
+    judgment = VerdictRule(metric="top1", margin=0.01, confidence=0.95).judge(**records)
     cascade = {
         "answer": "cascade",
         "margin": 0.01,
@@ -105,7 +105,7 @@ def test_the_verdict_names_the_cascade_and_its_last_stage(folder: Path) -> None:
 def test_the_figures_of_a_page_are_those_of_the_test_split(folder: Path) -> None:
     results = load_run(folder).results
     assert results.cascade is not None
-    assert measured(results) is results.cascade.splits["test"]
+    assert select_split(results) is results.cascade.splits["test"]
     row = report([folder]).rows[0]
     test = results.cascade.splits["test"]
     assert row.test is not None
@@ -117,7 +117,7 @@ def test_classes_and_flips_are_those_of_candidate_and_reference(folder: Path) ->
     part = run_part(load_run(folder), "a cascade")
     heads = [
         head
-        for section in sections(report([folder]), part)
+        for section in build_sections(report([folder]), part)
         for table in (*section.tables, *section.folded)
         for head in (table.title, *table.columns)
     ]

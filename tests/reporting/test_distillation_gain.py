@@ -2,9 +2,9 @@
 stronger.
 """
 
-from kd_app.reporting.distillation_gain import worth
+from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.results import Difference, Results
-from kd_app.reporting.tables import summary
+from kd_app.reporting.tables import build_summary
 from tests.reporting.run_folders import made
 from tests.reporting.test_tables import words
 
@@ -27,12 +27,14 @@ def results(**gains: tuple[float, float, float]) -> Results:
 
 def advice(**gains: tuple[float, float, float]) -> str:
     return next(
-        sentence for sentence in worth(results(**gains)) if sentence.startswith("Recommendation")
+        sentence
+        for sentence in describe_gains(results(**gains))
+        if sentence.startswith("Recommendation")
     )
 
 
 def test_a_gain_over_every_control_recommends_distilling() -> None:
-    found = worth(results(**dict.fromkeys(CONTROLS, GAIN)))
+    found = describe_gains(results(**dict.fromkeys(CONTROLS, GAIN)))
     assert len(found) == len(CONTROLS) + 2
     assert (
         found[0]
@@ -74,22 +76,24 @@ def test_longer_training_and_softer_labels_are_recommended_where_they_do_as_well
 
 
 def test_what_a_control_has_of_the_gain_itself_is_said_where_there_is_a_gain() -> None:
-    _, softness, *_ = worth(results(labels_only=GAIN, smoothed_labels=(0.005, -0.005, 0.015)))
+    _, softness, *_ = describe_gains(
+        results(labels_only=GAIN, smoothed_labels=(0.005, -0.005, 0.015))
+    )
     assert softness.endswith(
         "no gain that softness alone would not explain. Of the +2.00 points over the labels alone"
         " it has +1.50 itself."
     )
-    assert "itself" not in " ".join(worth(results(labels_only=NONE, smoothed_labels=NONE)))
+    assert "itself" not in " ".join(describe_gains(results(labels_only=NONE, smoothed_labels=NONE)))
 
 
 def test_a_loss_is_called_one() -> None:
-    assert worth(results(labels_only=(-0.02, -0.03, -0.01)))[0].endswith(
+    assert describe_gains(results(labels_only=(-0.02, -0.03, -0.01)))[0].endswith(
         "-2.00 points (-3.00 to -1.00): distilling did worse."
     )
 
 
 def test_no_more_is_claimed_than_one_seed_shows() -> None:
-    assert worth(results(labels_only=GAIN))[-1].startswith(
+    assert describe_gains(results(labels_only=GAIN))[-1].startswith(
         "These are differences between models of one seed (3), not between methods"
     )
 
@@ -103,15 +107,15 @@ def test_what_was_decided_for_a_control_is_told() -> None:
             update={"name": "wrn_16_1", "decided": {"macs": 220, "student_macs": 100}}
         ),
     }
-    longer, other, *_ = worth(found)
+    longer, other, *_ = describe_gains(found)
     assert "the labels alone for as long in wall time (57 epochs)" in longer
     assert "another family of about the cost (wrn_16_1, 2.2 times the multiply-adds)" in other
 
 
 def test_without_a_control_nothing_is_said_and_a_control_of_ones_own_is_told_by_its_name() -> None:
-    assert worth(made({"teacher": 3.0, "student": 2.0})) == []
+    assert describe_gains(made({"teacher": 3.0, "student": 2.0})) == []
     assert (
-        worth(results(my_control=GAIN))[0]
+        describe_gains(results(my_control=GAIN))[0]
         == "Distilled minus my control: +2.00 points (+1.00 to +3.00)."
     )
     assert "Recommendation: none." in advice(my_control=GAIN)
@@ -121,6 +125,6 @@ def test_the_summary_has_a_row_for_each_control() -> None:
     found = results(labels_only=GAIN, as_long=NONE)
     assert found.test is not None
     found.test.__pydantic_extra__["as_long"] = found.test.student
-    shown = words(summary(found))
+    shown = words(build_summary(found))
     assert "as long" in shown
     assert "+0.20 -0.80 to +1.20" in shown

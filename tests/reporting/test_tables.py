@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from kd_app.reporting.results import Results
-from kd_app.reporting.sentences import points
-from kd_app.reporting.tables import Trial, summary, sweep
+from kd_app.reporting.sentences import format_points
+from kd_app.reporting.tables import Trial, build_summary, sweep
 from tests.reporting.run_folders import THREE, made
 
 
@@ -21,7 +21,7 @@ def words(renderable: RenderableType, width: int = 80) -> str:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_summary_holds_every_row_and_fits_the_width(width: int) -> None:
-    shown = text(summary(made()), width)
+    shown = text(build_summary(made()), width)
     assert max(map(len, shown.splitlines())) <= width
     for row in (
         r"top-1 accuracy 77.33 % 27.00 % 51.33 %",
@@ -40,27 +40,27 @@ def test_the_summary_holds_every_row_and_fits_the_width(width: int) -> None:
 
 
 def test_the_summary_says_which_split_how_many_images_and_that_it_is_one_seed() -> None:
-    assert "All figures: test split, 300 images, one seed (3)." in words(summary(made()))
-    shown = words(summary(made(test=False)))
+    assert "All figures: test split, 300 images, one seed (3)." in words(build_summary(made()))
+    shown = words(build_summary(made(test=False)))
     assert "All figures: validation split" in shown
     assert "The test set was not read." in shown
 
 
 def test_each_line_is_whole_words_in_plain_characters_without_escape_codes() -> None:
-    shown = text(summary(made()))
+    shown = text(build_summary(made()))
     assert "\x1b" not in shown
     assert set(shown) - set("─") <= set(map(chr, range(32, 127))) | {"\n"}
 
 
 def test_an_undefined_figure_is_explained_in_a_sentence() -> None:
-    shown = words(summary(made({"teacher": 1.0, "labels_only": 1.0, "student": 1.5})))
+    shown = words(build_summary(made({"teacher": 1.0, "labels_only": 1.0, "student": 1.5})))
     assert "gap closed undefined" in shown
     assert (
         "Gap closed is undefined because the teacher is not measurably better than the labels-only"
         " student" in shown
     )
-    assert "undefined" not in words(summary(made()))
-    hopeless = words(summary(made({"teacher": -50.0, "student": 1.5})))
+    assert "undefined" not in words(build_summary(made()))
+    hopeless = words(build_summary(made({"teacher": -50.0, "student": 1.5})))
     assert "Retention is undefined because the teacher is not measurably right" in hopeless
 
 
@@ -85,7 +85,7 @@ def test_a_further_control_is_a_line_and_what_the_average_hides_a_sentence() -> 
         }
         for kind, right in (("jpeg", 0.5), ("contrast", 0.3))
     ]
-    shown = words(summary(Results.model_validate(content)))
+    shown = words(build_summary(Results.model_validate(content)))
     assert "gain, smoothed" in shown
     assert "points above this control" in shown
     losses = {
@@ -115,7 +115,7 @@ def test_a_further_control_is_a_line_and_what_the_average_hides_a_sentence() -> 
 
 
 def test_nothing_is_said_to_be_lost_where_nothing_is() -> None:
-    shown = words(summary(made({"student": 2.0})))
+    shown = words(build_summary(made({"student": 2.0})))
     assert "loses most" not in shown
     assert "corrupted" not in shown
 
@@ -123,18 +123,18 @@ def test_nothing_is_said_to_be_lost_where_nothing_is() -> None:
 def test_the_verdict_is_a_sentence_with_its_margin_and_what_it_rests_on() -> None:
     assert (
         "Verdict: lost. The student's top-1 accuracy is more than 1 point below the teacher's: the"
-        " difference is -26.00 points" in words(summary(made()))
+        " difference is -26.00 points" in words(build_summary(made()))
     )
-    close = words(summary(made({"teacher": 2.0, "labels_only": 1.0, "student": 2.0})))
+    close = words(build_summary(made({"teacher": 2.0, "labels_only": 1.0, "student": 2.0})))
     assert "Verdict: not shown." in close
     assert "images would be needed." in close
 
 
 def test_without_a_teacher_or_a_control_their_columns_and_lines_are_not_there() -> None:
-    alone = words(summary(made({"student": 2.0})))
+    alone = words(build_summary(made({"student": 2.0})))
     for absent in ("teacher", "labels only", "distilled", "retention", "gain", "Verdict"):
         assert absent not in alone
-    without_control = words(summary(made({"teacher": 3.0, "student": 2.0})))
+    without_control = words(build_summary(made({"teacher": 3.0, "student": 2.0})))
     assert "retention" in without_control
     assert "labels only" not in without_control
 
@@ -144,14 +144,14 @@ def test_a_run_without_figures_says_why() -> None:
         update={"test": None, "validation": None, "status": "failed", "reason": "The disk is full."}
     )
     assert (
-        words(summary(failed))
+        words(build_summary(failed))
         == "Nothing is measured yet: the run's status is 'failed'. The disk is full."
     )
 
 
 def test_notes_of_the_run_are_shown() -> None:
     assert "Note: 2 images were left out." in words(
-        summary(made(notes=["2 images were left out."]))
+        build_summary(made(notes=["2 images were left out."]))
     )
 
 
@@ -195,7 +195,7 @@ def test_brackets_in_overrides_are_shown_not_taken_for_markup() -> None:
 
 
 def test_nothing_has_no_sign_to_worry_about() -> None:
-    assert [points(value) for value in (0.0, -0.0, -1e-9, 0.00001, -0.0042)] == [
+    assert [format_points(value) for value in (0.0, -0.0, -1e-9, 0.00001, -0.0042)] == [
         "+0.00",
         "+0.00",
         "+0.00",

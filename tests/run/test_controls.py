@@ -16,11 +16,17 @@ from scipy.stats import entropy
 
 import kd_app
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
-from kd_app.config.paths import choices
-from kd_app.models.spec import ModelSpec, Seen
-from kd_app.run.controls import family, label_entropy, compute_mean_entropy, nearest, solve_smoothing
-from kd_app.run.spec import parts
+from kd_app.config.compose import compose_config
+from kd_app.config.paths import list_choices
+from kd_app.models.spec import ModelSpec, ImageStats
+from kd_app.run.controls import (
+    extract_family,
+    label_entropy,
+    compute_mean_entropy,
+    select_nearest,
+    solve_smoothing,
+)
+from kd_app.run.spec import build_spec
 from kd_app.training.curve_log import read_curves
 from tests.builders import results, stage, teacher_folder
 from tests.commands.call import TINY, done
@@ -28,7 +34,7 @@ from tests.training.oracle import true_labels
 from tests.training.processes import distilled
 from tests.training.small_parts import OwnData
 
-ALL = choices("controls")
+ALL = list_choices("controls")
 WORDS = (*TINY, f"controls=[{','.join(ALL)}]", "trainer=cpu", "trainer.precision=32-true")
 
 
@@ -132,12 +138,12 @@ def test_the_smoothing_gives_the_entropy_that_is_asked_for(share: float, num_cla
 
 
 def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() -> None:
-    assert solve_smoothing(compute_mean_entropy(np.array([[1e4, 0, 0]], np.float32), 1.0), 3) == pytest.approx(
-        0, abs=1e-6
-    )
-    assert solve_smoothing(compute_mean_entropy(np.zeros((2, 3), np.float32), 1.0), 3) == pytest.approx(
-        1, abs=1e-5
-    )
+    assert solve_smoothing(
+        compute_mean_entropy(np.array([[1e4, 0, 0]], np.float32), 1.0), 3
+    ) == pytest.approx(0, abs=1e-6)
+    assert solve_smoothing(
+        compute_mean_entropy(np.zeros((2, 3), np.float32), 1.0), 3
+    ) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() 
 def test_labels_are_as_soft_as_the_teacher_at_the_temperature_of_the_students_term(
     words: list[str], temperature: float
 ) -> None:
-    spec = parts(composed("distill", ["controls=[smoothed_labels]", *words]))
+    spec = build_spec(compose_config("distill", ["controls=[smoothed_labels]", *words]))
     assert spec.controls["smoothed_labels"].entropy_at == temperature
 
 
@@ -262,7 +268,7 @@ WRONG = {
 @pytest.mark.parametrize(("words", "said"), WRONG.items())
 def test_a_control_that_can_not_be_is_refused_before_data_are_read(words: str, said: str) -> None:
     with pytest.raises(RequestError, match=said.replace("?", r"\?")):
-        parts(composed("distill", words.split()))
+        build_spec(compose_config("distill", words.split()))
 
 
 def test_images_without_numbers_have_no_partners(tmp_path: Path) -> None:
@@ -304,9 +310,9 @@ def test_the_net_of_another_family_is_the_nearest_in_cost_that_has_a_map_left(
         asked("lcnet_050"),
         asked("mobilenetv2_050", output_stride=8),
     ]
-    found = nearest(candidates, asked(student), Seen(1, size, (0.5,), (0.5,)), 10)
+    found = select_nearest(candidates, asked(student), ImageStats(1, size, (0.5,), (0.5,)), 10)
     assert found.request.name == chosen
-    assert family(found.request.name) != family(student)
+    assert extract_family(found.request.name) != extract_family(student)
     assert found.macs > 0
 
 
@@ -314,7 +320,7 @@ def test_where_no_net_of_another_family_is_listed_one_has_to_be_named() -> None:
     with pytest.raises(
         RequestError, match=r"None of the nets in net.among is of another family than resnet8"
     ):
-        nearest([asked("resnet20")], asked("resnet8"), Seen(1, 8, (0.5,), (0.5,)), 10)
+        select_nearest([asked("resnet20")], asked("resnet8"), ImageStats(1, 8, (0.5,), (0.5,)), 10)
 
 
 @pytest.mark.slow

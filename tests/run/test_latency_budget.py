@@ -5,11 +5,11 @@ from unittest.mock import patch
 
 import pytest
 
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.config.make import make
 from kd_app.reporting.console import Console
 from kd_app.run.latency_budget import LatencyBudget
-from kd_app.run.spec import parts
+from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
 from tests.builders import results
@@ -82,7 +82,7 @@ def test_a_budget_that_makes_no_sense_is_refused(
 
 
 def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:
-    config = composed(
+    config = compose_config(
         "distill",
         [
             *TINY,
@@ -92,7 +92,7 @@ def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:
             "budget.clock.rounds=6",
         ],
     )
-    shop = Workspace(parts(config), Stages(tmp_path), Console(silent=True), tracker=None)
+    shop = Workspace(build_spec(config), Stages(tmp_path), Console(silent=True), tracker=None)
     shop.prepare_data()
     budget: LatencyBudget = make(config["budget"], LatencyBudget)
     found = budget.latency(shop)

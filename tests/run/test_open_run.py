@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.jobs.evaluate import evaluate
 from kd_app.jobs.export import export_run
 from kd_app.reporting.console import Console
@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Path:
     folder, teacher = tmp_path / "run", teacher_folder(tmp_path / "teacher")
     teacher_folder(folder / "student")
     words = ["debug=fdr", f"teacher.checkpoint={teacher}", "student.name=resnet8", "logger=[csv]"]
-    write_config(folder, composed("distill", words))
+    write_config(folder, compose_config("distill", words))
     (folder / "teacher").mkdir()
     reference = {
         "name": "resnet8",
@@ -78,13 +78,13 @@ def change_results(run: Path, **changes: Any) -> None:
 
 
 def evaluation(run: Path, *words: str) -> dict[str, Any]:
-    return composed("evaluate", [f"run={run}", "out=again", "limit=1", *words])
+    return compose_config("evaluate", [f"run={run}", "out=again", "limit=1", *words])
 
 
 def read_saved(run: Path, purpose: Purpose = "measure", words: Sequence[str] = ()) -> SavedRun:
     name = {"measure": "evaluate", "export": "export", "train": "compress"}[purpose]
     steps = ["steps=[prune]"] if purpose == "train" else []
-    command = composed(name, [f"run={run}", "out=again", *steps, *words])
+    command = compose_config(name, [f"run={run}", "out=again", *steps, *words])
     return read_run(run, command, purpose)
 
 
@@ -190,7 +190,7 @@ def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, r
 
 
 def test_a_control_with_soft_labels_does_not_build_the_students_losses(run: Path) -> None:
-    controls = composed("distill", ["controls=[smoothed_labels]"])["controls"]
+    controls = compose_config("distill", ["controls=[smoothed_labels]"])["controls"]
     assert controls["smoothed_labels"]["entropy_at"] == "auto"
     change_config(run, loss={"x": FOREIGN}, controls=controls)
     change_results(run, models=dict.fromkeys(("teacher", "student"), model("resnet8", 100, 1000)))
@@ -266,5 +266,5 @@ def test_a_run_whose_loss_does_not_exist_any_more_is_evaluated(run: Path) -> Non
 def test_a_run_whose_loss_does_not_exist_any_more_is_exported(run: Path) -> None:
     change_config(run, loss={"gone": GONE}, optimizer={"_target_": "kd_app.training.gone.Gone"})
     words = [f"run={run}", "out=files", "license.accept=[none]", "formats=[onnx]", *QUICK]
-    export_run(composed("export", words), console=SILENT)
+    export_run(compose_config("export", words), console=SILENT)
     assert (Path("files") / "manifest.json").is_file()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kd_app.metrics.record import Predictions
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.results import Data, Model, read
 from kd_app.run.results_builder import ResultsBuilder
 from kd_app.stages import Stage
@@ -14,7 +14,7 @@ from tests.metrics.records import to_records
 from tests.reporting.run_folders import logits_and_target, model
 from tests.training.test_trainer import settings
 
-RULE = Verdict(metric="top1", margin=0.01, confidence=0.95)
+RULE = VerdictRule(metric="top1", margin=0.01, confidence=0.95)
 DATA = Data(classes=list("abcdefghij"), sizes={"test": 300}, fingerprint="f00d")
 
 

@@ -11,7 +11,13 @@ import pytest
 from kd_app.config import RequestError
 from kd_app.run import role_jobs
 from kd_app.run.controls import label_entropy
-from kd_app.run.role_jobs import check_pair, build_control_job, draft_role_job, build_student_job, build_teacher_job
+from kd_app.run.role_jobs import (
+    check_pair,
+    build_control_job,
+    draft_role_job,
+    build_student_job,
+    build_teacher_job,
+)
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, teacher_folder
@@ -87,7 +93,9 @@ def test_a_job_like_the_students_has_its_own_name_net_and_recipe(
     workspace: Workspace, teacher: RunModel
 ) -> None:
     recipe = replace(workspace.parts.recipe, max_epochs=9)
-    job = build_student_job(workspace, teacher, name="finetune", model=teacher.request, recipe=recipe)
+    job = build_student_job(
+        workspace, teacher, name="finetune", model=teacher.request, recipe=recipe
+    )
     assert (job.name, job.model, job.recipe) == ("finetune", teacher.request, recipe)
     assert job.input == teacher.created.pixels
 
@@ -146,7 +154,9 @@ def test_the_net_of_another_family_is_the_nearest_in_cost(
 
 
 def test_a_draft_is_made_without_a_teacher(workspace: Workspace) -> None:
-    drafts = {role: draft_role_job(workspace, role) for role in (*workspace.parts.controls, "student")}
+    drafts = {
+        role: draft_role_job(workspace, role) for role in (*workspace.parts.controls, "student")
+    }
     assert all(job.teacher is None for job in drafts.values())
     assert {job.recipe.max_epochs for job in drafts.values()} == {3}
     assert drafts["shuffled_teacher"].partner_images
@@ -161,7 +171,10 @@ def test_cached_logits_are_computed_once_for_students_of_one_input(
     known = cached.load_pretrained_teacher()
     folders = [
         job.teacher.cached_logits
-        for job in (build_student_job(cached, known), build_student_job(cached, known, name="link-1"))
+        for job in (
+            build_student_job(cached, known),
+            build_student_job(cached, known, name="link-1"),
+        )
         if job.teacher is not None
     ]
     assert len(folders) == 2

@@ -19,7 +19,7 @@ from kd_app.reporting.results import write
 from kd_app.reporting.runs import write_curves
 from kd_app.search.pruning import TrialPruned, MedianPruner
 from kd_app.search.space import parse_space
-from kd_app.search.study import Params, Search, SearchSettings, advice
+from kd_app.search.study import Params, Search, SearchSettings, suggest_next
 from kd_app.search.trials import FILE
 from tests.reporting.run_folders import made
 
@@ -156,7 +156,7 @@ def test_two_objectives_are_searched_together_and_the_front_is_named(tmp_path: P
         search.batches(), [(0.9, 100), (0.8, 200), (0.95, 300), (0.7, 50)], strict=True
     ):
         finish(tmp_path, batch[0][0], top1, macs=macs)
-    assert advice(tmp_path) == [
+    assert suggest_next(tmp_path) == [
         "No other trial beats these in all of validation.student.top1, models.student.macs: 0,"
         " 2, 3."
     ]
@@ -169,10 +169,10 @@ def test_the_end_says_what_mattered_and_where_to_look_next(tmp_path: Path) -> No
         "method": CategoricalDistribution(["a", "b"]),
     }
     run(tmp_path, space, trials=25, sampler="random")
-    said = " ".join(advice(tmp_path))
+    said = " ".join(suggest_next(tmp_path))
     assert "lies at the lower end of 3 to 10: search below it, too." in said
     assert "What mattered most in these 25 trials: x" in said
-    assert advice(tmp_path / "nowhere") == []
+    assert suggest_next(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from tests.builders import results
 from tests.commands.call import TINY, done, refused
 from tests.security.payloads import touching
@@ -32,7 +32,7 @@ def test_a_file_that_a_user_names_may_set_whatever_the_command_line_may(tmp_path
         tmp_path / "conf",
         {"out": "theirs", "stages": "kept", "allow": ["timm"]},
     )
-    config = composed("distill", [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", words[1]])
+    config = compose_config("distill", [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", words[1]])
     assert (config["out"], config["stages"], config["allow"]) == ("theirs", "kept", ["timm"])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from kd_app.reporting.results import Results, read, write
 from kd_app.reporting.runs import load_run, load_runs
 from kd_app.tracking import lineage
-from kd_app.tracking.weights_and_biases import _artifact
+from kd_app.tracking.weights_and_biases import _build_artifact
 from tests.reporting.run_folders import made
 from tests.tracking.wandb_server import Server, serving
 
@@ -30,13 +30,13 @@ def run_in(folder: Path, sha256: str) -> Results:
 def offered(server: Server, folder: Path, sha256: str) -> Results:
     """The server has the record of a run, made as the tracker makes it."""
     results = run_in(folder, sha256)
-    (record,) = lineage.outcome(
+    (record,) = lineage.list_artifacts(
         folder.name,
         results.model_dump(mode="json"),
         {path.name: path for path in folder.iterdir()},
         [],
     )
-    artifact: Any = _artifact(record, folder)[0]
+    artifact: Any = _build_artifact(record, folder)[0]
     content = {
         inside: Path(entry.local_path).read_bytes()
         for inside, entry in artifact.manifest.entries.items()

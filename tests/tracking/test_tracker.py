@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
-from kd_app.tracking import Backend, Csv, RunStart, Outcome, Run, Wandb
+from kd_app.tracking import Backend, Csv, RunStart, Outcome, TrackerRun, Wandb
 from tests.tracking.runs import RESULTS, tracker, train
 
 
-class Notebook(Backend, Run):
+class Notebook(Backend, TrackerRun):
     """Writes down what it is told; fails at `fails_at`."""
 
     def __init__(self, *, fails_at: str) -> None:
@@ -23,7 +23,7 @@ class Notebook(Backend, Run):
         if what == self.fails_at:
             raise OSError("disk full\nand more")
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> Run | None:
+    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
         self._hear("open", opening.stage)
         return self
 

@@ -78,7 +78,7 @@ def distilled(
 def _distill(
     overrides: Sequence[str], log: str, moments: Sequence[Moment], sign: int, listens: bool
 ) -> None:
-    from kd_app.config.compose import composed
+    from kd_app.config.compose import compose_config
     from kd_app.jobs.distill import distill
     from tests.builders import quick_speed
 
@@ -90,7 +90,7 @@ def _distill(
     for name, count in moments:
         _strike(name, count, sign)
     with patch("kd_app.run.measurement.images_per_second", quick_speed):
-        sys.exit(run_to_exit_code(lambda: distill(composed("distill", overrides))))
+        sys.exit(run_to_exit_code(lambda: distill(compose_config("distill", overrides))))
 
 
 def commanded(words: Sequence[str], log: str) -> BaseProcess:

@@ -7,8 +7,13 @@ from torch import Tensor, nn
 from kd_app.config import RunError
 from kd_app.losses.base import LossTerm
 from kd_app.losses.soft_target import SoftTarget
-from kd_app.training.diagnostics import check_terms, find_faults, compute_gradient_norms, compute_gradient_shares
-from kd_app.training.fit import quiet
+from kd_app.training.diagnostics import (
+    check_terms,
+    find_faults,
+    compute_gradient_norms,
+    compute_gradient_shares,
+)
+from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss
 from tests.training.small_parts import Net, distillation, seeded
 from tests.training.small_terms import Adapted, Cut, Distance, Flat, Labels, answers, batch, student
@@ -211,7 +216,7 @@ def test_a_training_tells_them_every_so_many_steps_and_ends_with_the_same_weight
     for every, steps in ((None, []), (2, [1, 3, 5])):
         module = distillation(student=seeded(lambda: Net(drop=0.5)), gradient_share=every)
         torch.manual_seed(0)
-        with quiet():
+        with silence_lightning():
             told = fitted(module, max_epochs=2, accumulate_grad_batches=2)
         looked = [row for row in told if "train/soft_target_share" in row]
         assert [row["step"] for row in looked] == steps

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
-from kd_app.run.spec import parts
+from kd_app.config.compose import compose_config
+from kd_app.run.spec import build_spec
 from kd_app.training.dot import TwoMomenta
-from kd_app.training.fit import quiet
+from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.module import Distillation
 from tests.builders import gone_on, teacher_folder
@@ -95,7 +95,7 @@ class Made:
 
 def ended(delta: float, chosen: DistillationLoss | None = None, **more: Any) -> dict[str, Tensor]:
     module: Distillation = distillation(terms=chosen, optimizer=Made(delta))
-    with quiet():
+    with silence_lightning():
         plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
     return dict(module.student.state_dict())
 
@@ -118,7 +118,7 @@ def test_in_a_training_the_labels_momentum_is_the_smaller_one(
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=momentum)
         plain.param_groups[0]["initial_lr"] = 0.1
         monkeypatch.setattr(module, "configure_optimizers", partial(_given, plain))
-        with quiet():
+        with silence_lightning():
             plain_trainer(max_epochs=2).fit(module, datamodule=OwnData(shuffle=False))
         same(ended(0.2, chosen), dict(module.student.state_dict()))
 
@@ -135,7 +135,7 @@ def test_clipping_accumulation_and_bfloat16_leave_equal_momenta_what_sgd_does(
         plain = torch.optim.SGD(module.student.parameters(), lr=0.1, momentum=0.5)
         plain.param_groups[0]["initial_lr"] = 0.1
         monkeypatch.setattr(module, "configure_optimizers", partial(_given, plain))
-        with quiet():
+        with silence_lightning():
             plain_trainer(max_epochs=2, **more).fit(module, datamodule=OwnData(shuffle=False))
         same(
             ended(0.0, **more),
@@ -176,11 +176,11 @@ def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
 )
 def test_what_it_can_not_do_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        parts(composed("distill", ["optimizer=dot", *words]))
+        build_spec(compose_config("distill", ["optimizer=dot", *words]))
 
 
 def test_a_scaled_loss_and_several_processes_are_refused() -> None:
-    settings = parts(composed("distill", ["optimizer=dot"])).recipe.make_optimizer()
+    settings = build_spec(compose_config("distill", ["optimizer=dot"])).recipe.make_optimizer()
     with pytest.raises(RequestError, match=r"apart in one process, and trainer.devices=2"):
         settings.check_place(2, "32-true")
     with pytest.raises(RequestError, match="precision=16-mixed scales one of them"):

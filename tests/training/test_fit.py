@@ -15,9 +15,9 @@ from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.data.module import ImageData
 from kd_app.deployment.predictions import predict
 from kd_app.models.create import create
-from kd_app.training.callbacks import EMA, Keep
+from kd_app.training.callbacks import EMA, ResumableCheckpoint
 from kd_app.training.curve_log import read_curves
-from kd_app.training.fit import resumed
+from kd_app.training.fit import prepare_resume
 from kd_app.training.module import Distillation
 from tests.builders import GRAY, teacher_folder, trained
 from tests.models.test_spec import request
@@ -154,13 +154,13 @@ def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(
 ) -> None:
     """Fault 10 of other toolkits: teacher weights in every checkpoint."""
     kept: list[dict[str, Any]] = []
-    plain = Keep._save
+    plain = ResumableCheckpoint._save
 
-    def save(keep: Keep, trainer: pl.Trainer) -> None:
+    def save(keep: ResumableCheckpoint, trainer: pl.Trainer) -> None:
         plain(keep, trainer)
         kept.append(torch.load(keep.folder / "last.ckpt", weights_only=True))
 
-    monkeypatch.setattr(Keep, "_save", save)
+    monkeypatch.setattr(ResumableCheckpoint, "_save", save)
     found = trained(
         teacher,
         tmp_path,
@@ -187,8 +187,10 @@ def test_a_state_is_kept_after_every_so_many_steps(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    monkeypatch.setattr(Keep, "_save", lambda keep, trainer: steps.append(trainer.global_step))
-    monkeypatch.setattr(Keep, "on_train_epoch_end", lambda *_: None)
+    monkeypatch.setattr(
+        ResumableCheckpoint, "_save", lambda keep, trainer: steps.append(trainer.global_step)
+    )
+    monkeypatch.setattr(ResumableCheckpoint, "on_train_epoch_end", lambda *_: None)
     trained(teacher, tmp_path, *SMALL, "trainer.checkpoint_steps=2")
     assert steps == [2, 4, 6, 8, 12, 14]  # step 10 ends an epoch, which keeps a state of its own
 
@@ -356,7 +358,7 @@ def test_every_precision_trains_with_adapters_and_leaves_the_teacher_as_it_was(
 
 def test_points_of_an_attempt_that_saved_nothing_are_forgotten(tmp_path: Path) -> None:
     (tmp_path / "curves.jsonl").write_text('{"step": 5, "train/loss": 1.0}\n')
-    assert resumed(tmp_path) is None
+    assert prepare_resume(tmp_path) is None
     assert list(read_curves(tmp_path / "curves.jsonl")) == []
 
 

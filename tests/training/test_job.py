@@ -15,7 +15,7 @@ from kd_app.config import InputSpec
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ClassMappedTeacher, EmaTeacher, TeacherEnsemble
 from kd_app.models.create import create
-from kd_app.models.spec import CompositeTeacher, ModelSpec, Seen
+from kd_app.models.spec import CompositeTeacher, ModelSpec, ImageStats
 from kd_app.run.model_specs import parse_model, build_model_spec
 from kd_app.run.worker import load_job
 from kd_app.stages import fingerprint
@@ -202,7 +202,7 @@ def test_composite_teachers_are_read_again(tmp_path: Path) -> None:
     hashes = []
     for composite in (several, parse_model(json.loads(json.dumps(several.to_json())))):
         assert isinstance(composite, CompositeTeacher)
-        composite.know(DIGITS, Seen(1, 8, (0.3,), (0.4,)))
+        composite.know(DIGITS, ImageStats(1, 8, (0.3,), (0.4,)))
         hashes.append(create(composite, GRAY, 10, seed=0).weights.sha256)
     assert hashes[0] == hashes[1]
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from kd_app.config import InputSpec
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
 from kd_app.data.module import ImageData
 from kd_app.reporting.console import Console
 from kd_app.run.plan import describe_models
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job
-from kd_app.run.spec import parts
+from kd_app.run.spec import build_spec
 from kd_app.run.train import train
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
@@ -40,8 +40,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shop(folder: Path, *words: str) -> Workspace:
-    config = composed("distill", [f"stages={folder}", "logger=[]", *FEW, *words])
-    made = Workspace(parts(config), Stages(folder), Console(silent=True), tracker=None)
+    config = compose_config("distill", [f"stages={folder}", "logger=[]", *FEW, *words])
+    made = Workspace(build_spec(config), Stages(folder), Console(silent=True), tracker=None)
     made.prepare_data()
     return made
 

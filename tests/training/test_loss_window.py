@@ -20,7 +20,11 @@ def window(*losses: float) -> LossWindow:
 
 def test_means_leave_out_batches_that_are_not_finite() -> None:
     assert window(1.0, 3.0).compute_finite_means() == {"loss": 2.0, "first": 2.0, "second": 1.0}
-    assert window(1.0, math.nan).compute_finite_means() == {"loss": 1.0, "first": 1.0, "second": 1.0}
+    assert window(1.0, math.nan).compute_finite_means() == {
+        "loss": 1.0,
+        "first": 1.0,
+        "second": 1.0,
+    }
     assert window(math.inf).compute_finite_means() == {}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kd_app.config import RunError
 from kd_app.schedules import Cosine, Linear
 from kd_app.training.callbacks import SkipNonFiniteSteps
-from kd_app.training.fit import quiet
+from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss
 from tests.training.small_parts import (
     CLASSES,
@@ -35,7 +35,7 @@ from tests.training.small_parts import (
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     """Lightning's advice about worker processes is no concern of these tests."""
-    with quiet():
+    with silence_lightning():
         yield
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from kd_app.config import RequestError, RunError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
 from kd_app.metrics.record import Predictions
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
-from kd_app.run.spec import parts
+from kd_app.run.spec import build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages, hash_file
 from kd_app.training import teacher_cache
@@ -230,7 +230,10 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
     found = []
     for words in ([], ["data.views=4"]):
         made = Workspace(
-            parts(composed("distill", words)), Stages(tmp_path), Console(silent=True), tracker=None
+            build_spec(compose_config("distill", words)),
+            Stages(tmp_path),
+            Console(silent=True),
+            tracker=None,
         )
         made.prepare_data()
         found.append(
@@ -282,6 +285,6 @@ def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own()
                 " itself, but the data module OwnData"
             ),
         ):
-            parts(composed("distill", [*own, word]))
+            build_spec(compose_config("distill", [*own, word]))
     with pytest.raises(RequestError, match="gives batches without views"):
-        parts(composed("distill", [*own, "teacher.answers=stored"]))
+        build_spec(compose_config("distill", [*own, "teacher.answers=stored"]))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.data.batch import Batch
-from kd_app.run.spec import parts
-from kd_app.training.fit import quiet
+from kd_app.run.spec import build_spec
+from kd_app.training.fit import silence_lightning
 from kd_app.training.module import Distillation
 from kd_app.training.teacher_cache import CachedTeacherLogits
 from kd_app.training.teacher_source import CachedTeacher, LiveTeacher, StudentEma
@@ -107,7 +107,7 @@ def test_after_every_step_the_teacher_moves_toward_the_student(
         steps.append(deepcopy(dict(self.student.state_dict())))
 
     monkeypatch.setattr(Distillation, "optimizer_step", step)
-    with quiet():
+    with silence_lightning():
         plain_trainer(max_epochs=2, accumulate_grad_batches=2).fit(module, datamodule=OwnData())
     assert len(steps) == 7
     expected = steps[0]
@@ -147,4 +147,4 @@ def test_a_run_with_it_goes_on_bit_by_bit(tmp_path: Path) -> None:
 )
 def test_a_decay_out_of_range_is_refused(words: str, said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        parts(composed("distill", ["teacher=ema", words]))
+        build_spec(compose_config("distill", ["teacher=ema", words]))

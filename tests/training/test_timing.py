@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from kd_app.config.compose import composed
-from kd_app.run.spec import parts
+from kd_app.config.compose import compose_config
+from kd_app.run.spec import build_spec
 from kd_app.training import timing
-from kd_app.training.fit import quiet
+from kd_app.training.fit import silence_lightning
 from kd_app.training.module import CHECKED_STEPS
 from kd_app.training.timing import (
     EpochSteps,
     EpochTimer,
     estimate,
     match_wall_time,
-    steps_per_epoch,
+    count_steps_per_epoch,
     time_steps,
 )
 from kd_app.training.trainer import TrainerSettings
@@ -25,7 +25,7 @@ from tests.training.small_parts import PIXELS, Net, OwnData, distillation, plain
 
 
 def settings(*words: str) -> TrainerSettings:
-    return parts(composed("distill", ["trainer=cpu", *words])).trainer
+    return build_spec(compose_config("distill", ["trainer=cpu", *words])).trainer
 
 
 def batches(training: int, validation: int) -> Any:
@@ -47,17 +47,17 @@ def batches(training: int, validation: int) -> Any:
     ],
 )
 def test_limits_shorten_an_epoch(words: list[str], expected: EpochSteps) -> None:
-    assert steps_per_epoch(batches(100, 20), settings(*words)) == expected
+    assert count_steps_per_epoch(batches(100, 20), settings(*words)) == expected
 
 
 def test_processes_share_the_batches_of_an_epoch() -> None:
     two = settings("trainer.devices=2")
-    assert steps_per_epoch(batches(101, 20), two) == EpochSteps(50, 10)
+    assert count_steps_per_epoch(batches(101, 20), two) == EpochSteps(50, 10)
 
 
 def test_a_timer_leaves_out_the_checked_steps_and_the_epoch_that_holds_them() -> None:
     timer = EpochTimer()
-    with quiet():
+    with silence_lightning():
         trainer = plain_trainer(max_epochs=3, callbacks=[timer], num_sanity_val_steps=0)
         trainer.fit(distillation(), datamodule=OwnData())
     assert len(timer.training) == 3 * 5 - CHECKED_STEPS

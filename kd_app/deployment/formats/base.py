@@ -38,7 +38,11 @@ class Format(Typed):
 
     @abstractmethod
     def write(
-        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        model: nn.Module,
+        pixels: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
     ) -> dict[str, Any]:
         """Write `model` to `path`; what the manifest says of the file beside the rest.
         `calibration`: batches ``[B, C, H, W]`` of training images.

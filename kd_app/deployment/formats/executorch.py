@@ -34,7 +34,11 @@ class ExecuTorch(Format):
         self.tolerance = tolerance
 
     def write(
-        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        model: nn.Module,
+        pixels: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
     ) -> dict[str, Any]:
         """See `Format`."""
         lower(UInt8Model(model, pixels), pixels, path, max_batch=self.max_batch)
@@ -55,7 +59,11 @@ class ExecuTorchInt8(Format):
         self.max_batch = max_batch
 
     def write(
-        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        model: nn.Module,
+        pixels: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
     ) -> dict[str, Any]:
         """See `Format`. Raises `RequestError` for calibration images of another shape,
         or none.
@@ -76,7 +84,9 @@ class ExecuTorchInt8(Format):
         try:
             with warnings.catch_warnings(action="ignore"), torch.no_grad():
                 prepared = quantize_pt2e.prepare_pt2e(
-                    trace_model(UInt8Model(model, pixels), pixels, max_batch=self.max_batch).module(),
+                    trace_model(
+                        UInt8Model(model, pixels), pixels, max_batch=self.max_batch
+                    ).module(),
                     quantizer,
                 )
                 for batch in calibration:
@@ -106,7 +116,11 @@ class Quantized(ExecuTorchInt8):
         self.program = program
 
     def write(
-        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        model: nn.Module,
+        pixels: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
     ) -> dict[str, Any]:
         """See `Format`."""
         shutil.copyfile(self.program, path)

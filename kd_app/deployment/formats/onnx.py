@@ -34,7 +34,11 @@ class Onnx(Format):
         self.tolerance = tolerance
 
     def write(
-        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        model: nn.Module,
+        pixels: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
     ) -> dict[str, Any]:
         """See `Format`."""
         write_onnx(model, pixels, path, opset=self.opset)

@@ -47,11 +47,17 @@ class OnnxInt8(Format):
         calibration: Literal["MinMax", "Entropy", "Percentile"],
     ) -> None:
         self.opset = opset
-        self.reduce_range = is_without_vnni(read_cpu_flags()) if reduce_range == "auto" else reduce_range
+        self.reduce_range = (
+            is_without_vnni(read_cpu_flags()) if reduce_range == "auto" else reduce_range
+        )
         self.calibration = calibration
 
     def write(
-        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        model: nn.Module,
+        pixels: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
     ) -> dict[str, Any]:
         """See `Format`. Raises `RequestError` for calibration images of another shape,
         or none.

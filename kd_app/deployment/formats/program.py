@@ -32,7 +32,11 @@ class Program(Format):
         self.tolerance = tolerance
 
     def write(
-        self, model: nn.Module, pixels: InputSpec, calibration: Sequence[NDArray[np.uint8]], path: Path
+        self,
+        model: nn.Module,
+        pixels: InputSpec,
+        calibration: Sequence[NDArray[np.uint8]],
+        path: Path,
     ) -> dict[str, Any]:
         """See `Format`."""
         try:
@@ -43,7 +47,9 @@ class Program(Format):
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                 )
         except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(f"torch.export does not take the model: {take_first_line(error)}") from error
+            raise RunError(
+                f"torch.export does not take the model: {take_first_line(error)}"
+            ) from error
         torch.export.save(program, path)
         mark_written(path)
         return {}

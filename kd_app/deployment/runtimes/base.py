@@ -20,7 +20,7 @@ def picture(image: Image.Image, pixels: InputSpec) -> NDArray[np.uint8]:
     return np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1))
 
 
-class Opened(ABC):
+class RuntimeFile(ABC):
     """An `Artifact` by its manifest's entry; a subclass computes."""
 
     def __init__(self, entry: ManifestEntry) -> None:

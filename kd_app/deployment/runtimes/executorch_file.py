@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from kd_app.deployment.manifest import ManifestEntry
-from kd_app.deployment.runtimes.base import Opened
+from kd_app.deployment.runtimes.base import RuntimeFile
 
 with warnings.catch_warnings(action="ignore"):
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
 
-class ExecuTorchFile(Opened):
+class ExecuTorchFile(RuntimeFile):
     """A program's method ``forward``; more images than it takes at once go through it
     in parts.
     """
@@ -32,7 +32,7 @@ class ExecuTorchFile(Opened):
         self._max_batch = min(max_batch, planned)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `Opened`."""
+        """See `RuntimeFile`."""
         flat = torch.from_numpy(
             images.reshape(-1)
         )  # of one channel there are several strides, of which the runtime takes one
@@ -43,7 +43,7 @@ class ExecuTorchFile(Opened):
         return found
 
 
-def opened(entry: ManifestEntry, *, threads: int | None) -> ExecuTorchFile:
+def open_file(entry: ManifestEntry, *, threads: int | None) -> ExecuTorchFile:
     """The file of `entry`; `threads` are those of the whole process. Raises
     `ValueError` where ExecuTorch does not take it.
     """

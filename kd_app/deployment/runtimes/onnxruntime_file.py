@@ -5,7 +5,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from kd_app.deployment.manifest import ManifestEntry
-from kd_app.deployment.runtimes.base import Opened
+from kd_app.deployment.runtimes.base import RuntimeFile
 from kd_app.deployment.runtimes.onnx_header import read_header
 
 OPSETS = range(13, 26)
@@ -17,7 +17,7 @@ _LOUD = 3
 """onnxruntime's level for errors."""
 
 
-class OnnxFile(Opened):
+class OnnxFile(RuntimeFile):
     """A session of onnxruntime on the CPU."""
 
     def __init__(self, entry: ManifestEntry, session: onnxruntime.InferenceSession) -> None:
@@ -26,12 +26,12 @@ class OnnxFile(Opened):
         self._name = session.get_inputs()[0].name
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `Opened`."""
+        """See `RuntimeFile`."""
         found: NDArray[np.float32] = self._session.run(None, {self._name: images})[0]
         return found
 
 
-def opened(entry: ManifestEntry, *, threads: int | None) -> OnnxFile:
+def open_file(entry: ManifestEntry, *, threads: int | None) -> OnnxFile:
     """The file of `entry`. Raises `ValueError`: not whole, another operator set,
     operators or files that are not ONNX's own.
     """
@@ -70,7 +70,9 @@ def _check(entry: ManifestEntry, content: bytes) -> None:
         )
     if header.external:
         raise ValueError(
-            _build_refusal(entry, "its weights lie in other files, which its manifest says nothing of")
+            _build_refusal(
+                entry, "its weights lie in other files, which its manifest says nothing of"
+            )
         )
     opset = header.opsets.get("", header.opsets.get("ai.onnx"))
     if opset not in OPSETS:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from kd_app.deployment.manifest import ManifestEntry
-from kd_app.deployment.runtimes.base import Opened
+from kd_app.deployment.runtimes.base import RuntimeFile
 
 _WRITTEN: set[str] = set()
 """The sha256 of each program that this process wrote."""
@@ -27,7 +27,7 @@ def mark_written(path: Path) -> None:
     _WRITTEN.add(sha256(path.read_bytes()).hexdigest())
 
 
-class TorchFile(Opened):
+class TorchFile(RuntimeFile):
     """A program's module on the CPU."""
 
     def __init__(self, entry: ManifestEntry, module: Any) -> None:
@@ -35,13 +35,13 @@ class TorchFile(Opened):
         self._module = module
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `Opened`."""
+        """See `RuntimeFile`."""
         with torch.inference_mode():
             found: NDArray[np.float32] = self._module(torch.from_numpy(images)).numpy()
         return found
 
 
-def opened(entry: ManifestEntry, *, threads: int | None) -> TorchFile:
+def open_file(entry: ManifestEntry, *, threads: int | None) -> TorchFile:
     """The program of `entry`, which computes with as many threads as torch has been
     given. Raises `ValueError`: this process did not write it.
     """

@@ -26,7 +26,14 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from kd_app.models.small.staged import Images, Maps, StagedNet, built, conv, default_cfgs_of
+from kd_app.models.small.staged import (
+    Images,
+    Maps,
+    StagedNet,
+    build_with_timm,
+    build_conv,
+    default_cfgs_of,
+)
 
 Block = Callable[[int, int, int], nn.Module]
 Group = tuple[Block, Block, int, int, int]
@@ -42,7 +49,7 @@ def _build_norm_act(width: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _build_depthwise(width: int, stride: int) -> nn.Conv2d:
-    return conv(width, width, stride, groups=width)
+    return build_conv(width, width, stride, groups=width)
 
 
 def shuffle(x: Maps, groups: int) -> Maps:
@@ -65,8 +72,8 @@ class Inverted(nn.Module):
     ) -> None:
         super().__init__()
         wide = expansion * inputs
-        self.body = nn.Sequential(conv(inputs, wide, kernel=1), *_build_norm_act(wide), _build_depthwise(wide, stride), *_build_norm_act(wide),
-                                  conv(wide, outputs, kernel=1), nn.BatchNorm2d(outputs))  # fmt: skip
+        self.body = nn.Sequential(build_conv(inputs, wide, kernel=1), *_build_norm_act(wide), _build_depthwise(wide, stride), *_build_norm_act(wide),
+                                  build_conv(wide, outputs, kernel=1), nn.BatchNorm2d(outputs))  # fmt: skip
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Images) -> Maps:
@@ -87,10 +94,12 @@ class Grouped(nn.Module):
         own = outputs - inputs if stride == 2 else outputs
         middle, self.groups = own // 4, first
         self.conv1 = nn.Sequential(
-            conv(inputs, middle, kernel=1, groups=self.groups), *_build_norm_act(middle)
+            build_conv(inputs, middle, kernel=1, groups=self.groups), *_build_norm_act(middle)
         )
         self.conv2 = nn.Sequential(_build_depthwise(middle, stride), *_build_norm_act(middle))
-        self.conv3 = nn.Sequential(conv(middle, own, kernel=1, groups=groups), nn.BatchNorm2d(own))
+        self.conv3 = nn.Sequential(
+            build_conv(middle, own, kernel=1, groups=groups), nn.BatchNorm2d(own)
+        )
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
         self.act = nn.ReLU(inplace=True)
 
@@ -113,14 +122,14 @@ class Split(nn.Module):
             nn.Sequential(
                 _build_depthwise(enters, 2),
                 nn.BatchNorm2d(enters),
-                conv(enters, half, kernel=1),
+                build_conv(enters, half, kernel=1),
                 *_build_norm_act(half),
             )
             if stride == 2
             else None
         )
-        self.far = nn.Sequential(conv(enters, half, kernel=1), *_build_norm_act(half), _build_depthwise(half, stride), nn.BatchNorm2d(half),
-                                 conv(half, half, kernel=1), *_build_norm_act(half))  # fmt: skip
+        self.far = nn.Sequential(build_conv(enters, half, kernel=1), *_build_norm_act(half), _build_depthwise(half, stride), nn.BatchNorm2d(half),
+                                 build_conv(half, half, kernel=1), *_build_norm_act(half))  # fmt: skip
 
     def forward(self, x: Images) -> Maps:
         """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
@@ -150,7 +159,7 @@ class MobileNet(StagedNet):
     ) -> None:
         super().__init__()
         inputs, kernel, reduction = stem
-        self.conv1 = conv(in_chans, inputs, reduction, kernel)
+        self.conv1 = build_conv(in_chans, inputs, reduction, kernel)
         self.stem = nn.Sequential(*_build_norm_act(inputs))
         self.feature_info = [{"num_chs": inputs, "reduction": reduction, "module": "stem"}]
         for number, (first, other, width, count, stride) in enumerate(groups, start=1):
@@ -165,7 +174,9 @@ class MobileNet(StagedNet):
             self.feature_info.append({"num_chs": width, "reduction": reduction, "module": name})
             inputs = width
         self.norm = (
-            nn.Sequential(conv(inputs, last, kernel=1), *_build_norm_act(last)) if last else nn.Identity()
+            nn.Sequential(build_conv(inputs, last, kernel=1), *_build_norm_act(last))
+            if last
+            else nn.Identity()
         )
         self.num_features = last or inputs
         self.finish(
@@ -224,7 +235,7 @@ default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"), size=4)
 @register_model
 def mobilenetv2_half(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 at half the width for images of 16 to 64 pixels, see the table above."""
-    return built(
+    return build_with_timm(
         MobileNet,
         "mobilenetv2_half",
         pretrained,
@@ -237,7 +248,7 @@ def mobilenetv2_half(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def shufflenet_v1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ShuffleNet for images of 8 to 64 pixels, see the table above."""
-    return built(
+    return build_with_timm(
         MobileNet,
         "shufflenet_v1",
         pretrained,
@@ -250,7 +261,7 @@ def shufflenet_v1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def shufflenet_v2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ShuffleNet V2 for images of 8 to 64 pixels, see the table above."""
-    return built(
+    return build_with_timm(
         MobileNet,
         "shufflenet_v2",
         pretrained,

@@ -22,7 +22,7 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-from kd_app.models.small.staged import StagedNet, built, default_cfgs_of
+from kd_app.models.small.staged import StagedNet, build_with_timm, default_cfgs_of
 
 _WIDTHS, _STRIDES = (64, 128, 256, 512, 512), (1, 2, 2, 2, 1)
 _DEPTHS = {"vgg8": 1, "vgg13_small": 2}
@@ -77,12 +77,14 @@ default_cfgs = default_cfgs_of(dict.fromkeys(_DEPTHS, "stage0.0"), size=4)
 @register_model
 def vgg8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """vgg8 for images of 8 to 64 pixels, see the table above."""
-    return built(SmallVgg, "vgg8", pretrained, (1, 2, 3, 4), depth=_DEPTHS["vgg8"], **kwargs)
+    return build_with_timm(
+        SmallVgg, "vgg8", pretrained, (1, 2, 3, 4), depth=_DEPTHS["vgg8"], **kwargs
+    )
 
 
 @register_model
 def vgg13_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The literature's vgg13 for images of 8 to 64 pixels, see the table above."""
-    return built(
+    return build_with_timm(
         SmallVgg, "vgg13_small", pretrained, (1, 2, 3, 4), depth=_DEPTHS["vgg13_small"], **kwargs
     )

@@ -32,7 +32,14 @@ from typing import Any, ClassVar
 from timm.models import register_model
 from torch import Tensor, nn
 
-from kd_app.models.small.staged import Images, Maps, StagedNet, built, conv, default_cfgs_of
+from kd_app.models.small.staged import (
+    Images,
+    Maps,
+    StagedNet,
+    build_with_timm,
+    build_conv,
+    default_cfgs_of,
+)
 
 
 class PostBlock(nn.Module):
@@ -41,14 +48,14 @@ class PostBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1, self.act1 = (
-            conv(inputs, outputs, stride),
+            build_conv(inputs, outputs, stride),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
         )
-        self.conv2, self.bn2 = conv(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = build_conv(outputs, outputs), nn.BatchNorm2d(outputs)
         projects = stride != 1 or inputs != outputs
         self.shortcut = (
-            nn.Sequential(conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs))
+            nn.Sequential(build_conv(inputs, outputs, stride, kernel=1), nn.BatchNorm2d(outputs))
             if projects
             else nn.Identity()
         )
@@ -71,15 +78,17 @@ class PreBlock(nn.Module):
         self.bn1, self.act1, self.conv1 = (
             nn.BatchNorm2d(inputs),
             nn.ReLU(inplace=True),
-            conv(inputs, outputs, stride),
+            build_conv(inputs, outputs, stride),
         )
         self.bn2, self.act2, self.conv2 = (
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
-            conv(outputs, outputs),
+            build_conv(outputs, outputs),
         )
         self.shortcut = (
-            conv(inputs, outputs, stride, kernel=1) if stride != 1 or inputs != outputs else None
+            build_conv(inputs, outputs, stride, kernel=1)
+            if stride != 1 or inputs != outputs
+            else None
         )
 
     def forward(self, x: Images) -> Maps:
@@ -119,7 +128,7 @@ class SmallNet(StagedNet):
         super().__init__()
         self.num_features = widths[-1]
         self.conv1, self.stem = (
-            conv(in_chans, widths[0], stem_stride, stem_kernel),
+            build_conv(in_chans, widths[0], stem_stride, stem_kernel),
             self._build_norm_act(first=True, width=widths[0]),
         )
         self.layer1 = self._build_stage(widths[0], widths[1], strides[0], num_blocks)
@@ -136,7 +145,9 @@ class SmallNet(StagedNet):
             num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate
         )
 
-    def _build_stage(self, inputs: int, outputs: int, stride: int, num_blocks: int) -> nn.Sequential:
+    def _build_stage(
+        self, inputs: int, outputs: int, stride: int, num_blocks: int
+    ) -> nn.Sequential:
         return nn.Sequential(
             self.block(inputs, outputs, stride),
             *(self.block(outputs, outputs, 1) for _ in range(num_blocks - 1)),
@@ -203,7 +214,7 @@ default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"))
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     net, num_blocks, widths = _ARCHITECTURES[name]
-    return built(
+    return build_with_timm(
         net, name, pretrained, (1, 2, 3), **{"num_blocks": num_blocks, "widths": widths, **kwargs}
     )
 

@@ -16,7 +16,9 @@ Images = Float[Tensor, "batch channels height width"]
 Maps = Float[Tensor, "batch filters rows columns"]
 
 
-def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3, groups: int = 1) -> nn.Conv2d:
+def build_conv(
+    inputs: int, outputs: int, stride: int = 1, kernel: int = 3, groups: int = 1
+) -> nn.Conv2d:
     """A convolution without bias that keeps the size but for its stride."""
     return nn.Conv2d(
         inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
@@ -136,7 +138,7 @@ def default_cfgs_of(names: Mapping[str, str], *, size: int = 8) -> Any:
     )
 
 
-def built(
+def build_with_timm(
     net: type[StagedNet], name: str, pretrained: bool, indices: Sequence[int], **kwargs: Any
 ) -> nn.Module:
     """A net by timm's own builder; ``features_only`` gives the stages of `indices`."""

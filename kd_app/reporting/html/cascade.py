@@ -2,23 +2,36 @@
 
 from collections.abc import Iterator
 
-from kd_app.reporting.cascade import select_point, select_curve, build_curve_row, sent_on, select_points
-from kd_app.reporting.html.charts import Chart, Series, linear, percent, plain, draw_plane
+from kd_app.reporting.cascade import (
+    select_point,
+    select_curve,
+    build_curve_row,
+    format_forwarded,
+    select_points,
+)
+from kd_app.reporting.html.charts import (
+    Chart,
+    Series,
+    build_linear_axis,
+    format_percent,
+    format_plain,
+    draw_plane,
+)
 from kd_app.reporting.html.palette import Look
-from kd_app.reporting.html.tables import Cell, Table, figure
+from kd_app.reporting.html.tables import Cell, Table, build_cell
 from kd_app.reporting.results import Cascade, Estimate, Rung
 
 _FIRST, _BETWEEN, _LAST, _TEST = Look(1), Look(2), Look(0), Look(2)
 _MEASURES = (Look(3), Look(4), Look(5), Look(2))
 
 
-def tables(cascade: Cascade) -> list[Table]:
+def build_tables(cascade: Cascade) -> list[Table]:
     """The stages, the measures compared, and the curve of the chosen one."""
     stages = [
         [
             Cell(each.file),
-            figure(each.validation),
-            figure(each.test),
+            build_cell(each.validation),
+            build_cell(each.test),
             *(
                 Cell(f"{value:.3g}")
                 for value in (each.cost_ms, each.latency.mean, each.latency.p50, each.latency.p99)
@@ -43,7 +56,9 @@ def tables(cascade: Cascade) -> list[Table]:
         for each in cascade.curves
     ]
     curve = select_curve(cascade)
-    rows = [[Cell(said) for said in build_curve_row(cascade, each)] for each in select_points(curve)]
+    rows = [
+        [Cell(said) for said in build_curve_row(cascade, each)] for each in select_points(curve)
+    ]
     return [
         Table(
             "Stages, from cheap to dear: accuracy, and milliseconds of an image on one thread",
@@ -69,11 +84,11 @@ def _measure(rung: Rung | None) -> tuple[str, str, str]:
     return (
         ("none proven", "", "")
         if rung is None
-        else (sent_on(rung), f"{100 * rung.accuracy:.2f} %", f"{rung.cost_ms:.3g}")
+        else (format_forwarded(rung), f"{100 * rung.accuracy:.2f} %", f"{rung.cost_ms:.3g}")
     )
 
 
-def charts(cascade: Cascade) -> Iterator[Chart]:
+def build_charts(cascade: Cascade) -> Iterator[Chart]:
     """Accuracy against the share that is sent on, by every measure; and against the
     cost, by the chosen one.
     """
@@ -93,11 +108,13 @@ def _plot_by_share(cascade: Cascade) -> Chart:
         )
         for each, look in zip(cascade.curves, _MEASURES, strict=False)
     ]
-    x = linear("share that the first stage sends on", [0.0, 1.0], percent, least=0, most=1)
-    y = linear(
+    x = build_linear_axis(
+        "share that the first stage sends on", [0.0, 1.0], format_percent, least=0, most=1
+    )
+    y = build_linear_axis(
         "top-1 on validation",
         [value for each in series for value in each.y],
-        percent,
+        format_percent,
         least=0,
         most=1,
     )
@@ -147,13 +164,13 @@ def _plot_by_cost(cascade: Cascade) -> Chart:
                 "chosen: on test, measured", _TEST, took.mean, Estimate(value=cascade.test.accuracy)
             )
         )
-    x = linear(
+    x = build_linear_axis(
         "milliseconds of an image, mean",
         [value for each in drawn for value in each.x],
-        plain,
+        format_plain,
         least=0,
     )
-    y = linear(
+    y = build_linear_axis(
         "top-1",
         [
             value
@@ -161,7 +178,7 @@ def _plot_by_cost(cascade: Cascade) -> Chart:
             for value in (*each.y, *each.lows, *each.highs)
             if value is not None
         ],
-        percent,
+        format_percent,
         least=0,
         most=1,
     )
@@ -197,6 +214,6 @@ def _build_point(name: str, look: Look, cost: float, top1: Estimate) -> Series:
 
 def _build_titles(rungs: list[Rung]) -> list[str]:
     return [
-        f"{sent_on(each)} sent on: {100 * each.accuracy:.2f} %, {each.cost_ms:.3g} ms"
+        f"{format_forwarded(each)} sent on: {100 * each.accuracy:.2f} %, {each.cost_ms:.3g} ms"
         for each in rungs
     ]

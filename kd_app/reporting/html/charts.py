@@ -67,7 +67,7 @@ class Axis:
         return (value - low) / (high - low)
 
 
-def linear(
+def build_linear_axis(
     label: str,
     values: Sequence[float],
     write: Callable[[float], str],
@@ -126,8 +126,12 @@ def draw_plane(
     """Points of some series between two axes, joined by lines or not; `below` is drawn
     under them, in the same places.
     """
-    drawn = Markup("").join(part for each in series for part in _draw_series(each, x, y, lines=lines))
-    return frame(title, told, WIDTH, HEIGHT, Markup("").join([_draw_grid(x, y), Markup(below), drawn]))
+    drawn = Markup("").join(
+        part for each in series for part in _draw_series(each, x, y, lines=lines)
+    )
+    return draw_frame(
+        title, told, WIDTH, HEIGHT, Markup("").join([_draw_grid(x, y), Markup(below), drawn])
+    )
 
 
 def place(x: Axis, y: Axis, right: float, up: float) -> tuple[float, float]:
@@ -137,7 +141,7 @@ def place(x: Axis, y: Axis, right: float, up: float) -> tuple[float, float]:
     )
 
 
-def frame(title: str, told: str, width: float, height: float, content: Markup) -> Markup:
+def draw_frame(title: str, told: str, width: float, height: float, content: Markup) -> Markup:
     """An SVG of this size, which grows and shrinks with its place; its title is its
     name for whoever hears the page.
     """
@@ -147,7 +151,7 @@ def frame(title: str, told: str, width: float, height: float, content: Markup) -
     ).format(width, height, title, told, content)
 
 
-def text(
+def draw_text(
     x: float, y: float, said: str, *, anchor: str = "middle", look: str = "", turned: bool = False
 ) -> Markup:
     """A line of text."""
@@ -157,7 +161,7 @@ def text(
     )
 
 
-def line(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:
+def draw_line(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:
     """A straight line."""
     return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(
         look, x1, y1, x2, y2
@@ -166,21 +170,21 @@ def line(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:
 
 def _draw_grid(x: Axis, y: Axis) -> Markup:
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-    parts = [line(_LEFT, bottom, right, bottom, "axis")]
+    parts = [draw_line(_LEFT, bottom, right, bottom, "axis")]
     for tick in y.ticks:
         _, up = place(x, y, x.low, tick)
         parts += [
-            line(_LEFT, up, right, up, "grid"),
-            text(_LEFT - 6, up + 4, y.write(tick), anchor="end"),
+            draw_line(_LEFT, up, right, up, "grid"),
+            draw_text(_LEFT - 6, up + 4, y.write(tick), anchor="end"),
         ]
     for tick in x.ticks:
         along, _ = place(x, y, tick, y.low)
         parts += [
-            line(along, bottom, along, bottom + 4, "axis"),
-            text(along, bottom + 17, x.write(tick)),
+            draw_line(along, bottom, along, bottom + 4, "axis"),
+            draw_text(along, bottom + 17, x.write(tick)),
         ]
-    parts.append(text((_LEFT + right) / 2, HEIGHT - 6, x.label, look="label"))
-    parts.append(text(11, (_TOP + bottom) / 2, y.label, look="label", turned=True))
+    parts.append(draw_text((_LEFT + right) / 2, HEIGHT - 6, x.label, look="label"))
+    parts.append(draw_text(11, (_TOP + bottom) / 2, y.label, look="label", turned=True))
     return Markup("").join(parts)
 
 
@@ -197,7 +201,7 @@ def _draw_series(series: Series, x: Axis, y: Axis, *, lines: bool) -> Iterator[M
     for number, (low, high) in enumerate(zip(series.lows, series.highs, strict=True)):
         if low is not None and high is not None:
             along = places[number][0]
-            yield line(
+            yield draw_line(
                 along,
                 place(x, y, x.low, low)[1],
                 along,
@@ -218,27 +222,27 @@ def draw_dumbbells(
     """
     step, left, width = 22, 130, WIDTH
     values = [value for _, marks in rows for _, value in marks]
-    axis = linear(label, values, percent, least=0, most=1)
+    axis = build_linear_axis(label, values, format_percent, least=0, most=1)
     bottom = 8 + step * len(rows)
 
     def along(value: float) -> float:
         return left + axis.share(value) * (width - left - _RIGHT)
 
-    parts = [line(along(tick), 4, along(tick), bottom, "grid") for tick in axis.ticks]
-    parts += [text(along(tick), bottom + 14, percent(tick)) for tick in axis.ticks]
-    parts.append(text((left + width - _RIGHT) / 2, bottom + 32, label, look="label"))
+    parts = [draw_line(along(tick), 4, along(tick), bottom, "grid") for tick in axis.ticks]
+    parts += [draw_text(along(tick), bottom + 14, format_percent(tick)) for tick in axis.ticks]
+    parts.append(draw_text((left + width - _RIGHT) / 2, bottom + 32, label, look="label"))
     for number, (name, marks) in enumerate(rows):
         middle = 8 + step * (number + 0.5)
-        parts.append(text(left - 10, middle + 4, shorten_name(name), anchor="end"))
+        parts.append(draw_text(left - 10, middle + 4, shorten_name(name), anchor="end"))
         reach = [along(value) for _, value in marks]
-        parts.append(line(min(reach), middle, max(reach), middle, "between"))
+        parts.append(draw_line(min(reach), middle, max(reach), middle, "between"))
         parts += [
             look.mark(along(value), middle, f"{name}: {100 * value:.1f} %") for look, value in marks
         ]
-    return frame(title, told, width, bottom + 40, Markup("").join(parts))
+    return draw_frame(title, told, width, bottom + 40, Markup("").join(parts))
 
 
-def heat(
+def draw_heatmap(
     title: str,
     told: str,
     names: Sequence[str],
@@ -260,14 +264,16 @@ def heat(
         ),
     )
     parts = [
-        text(left + size / 2, 12, columns, look="label"),
-        text(11, top + size / 2, rows, look="label", turned=True),
+        draw_text(left + size / 2, 12, columns, look="label"),
+        draw_text(11, top + size / 2, rows, look="label", turned=True),
     ]
     every = math.ceil(11 / cell)
     for number, name in enumerate(names):
         if number % every == 0:
             middle = (number + 0.5) * cell
-            parts.append(text(left - 5, top + middle + 4, shorten_name(name, 11), anchor="end"))
+            parts.append(
+                draw_text(left - 5, top + middle + 4, shorten_name(name, 11), anchor="end")
+            )
             parts.append(
                 Markup('<text transform="translate({:.1f} {:.1f}) rotate(-60)">{}</text>').format(
                     left + middle + 3, top - 5, shorten_name(name, 11)
@@ -288,7 +294,7 @@ def heat(
             left, top, size, size
         )
     )
-    return frame(title, told, WIDTH, top + size + 6, Markup("").join(parts))
+    return draw_frame(title, told, WIDTH, top + size + 6, Markup("").join(parts))
 
 
 def _draw_cell(
@@ -310,7 +316,7 @@ def _draw_cell(
         return [box]
     return [
         box,
-        text(
+        draw_text(
             x + size / 2,
             y + size / 2 + 4,
             number,
@@ -319,7 +325,7 @@ def _draw_cell(
     ]
 
 
-def bars(
+def draw_bars(
     title: str, told: str, names: Sequence[str], looks: Sequence[tuple[Look, Sequence[float]]]
 ) -> Markup:
     """For each name a bar for each look, of a share of 1."""
@@ -328,7 +334,9 @@ def bars(
     for number, name in enumerate(names):
         top = 2 + number * step
         parts.append(
-            text(left - 5, top + thick * len(looks) / 2 + 4, shorten_name(name, 13), anchor="end")
+            draw_text(
+                left - 5, top + thick * len(looks) / 2 + 4, shorten_name(name, 13), anchor="end"
+            )
         )
         for row, (look, shares) in enumerate(looks):
             y, length = top + row * thick, max(shares[number] * (width - left - 34), 0.5)
@@ -338,7 +346,7 @@ def bars(
                 ).format(look.number, left, y, length, thick - 1)
             )
             parts.append(
-                text(
+                draw_text(
                     left + length + 3,
                     y + thick - 0.5,
                     f"{100 * shares[number]:.0f}",
@@ -346,7 +354,7 @@ def bars(
                     look="tiny",
                 )
             )
-    return frame(title, told, width, len(names) * step, Markup("").join(parts))
+    return draw_frame(title, told, width, len(names) * step, Markup("").join(parts))
 
 
 def shorten_name(name: str, most: int = 17) -> str:
@@ -355,11 +363,11 @@ def shorten_name(name: str, most: int = 17) -> str:
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
-def percent(value: float) -> str:
+def format_percent(value: float) -> str:
     """'90 %', '99.5 %'."""
     return f"{100 * value:.4g} %"
 
 
-def plain(value: float) -> str:
+def format_plain(value: float) -> str:
     """'0.25'."""
     return f"{value:.4g}"

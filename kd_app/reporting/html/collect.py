@@ -10,21 +10,21 @@ from kd_app.config import RequestError
 from kd_app.config.keys import NON_IDENTITY_KEYS
 from kd_app.config.redact import redact
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION
-from kd_app.reporting.html.family import families
+from kd_app.reporting.html.family import build_families
 from kd_app.reporting.html.from_predictions import read_estimate
-from kd_app.reporting.html.methods import compared
+from kd_app.reporting.html.methods import build_comparison
 from kd_app.reporting.html.run_section import (
-    answer,
+    write_answer,
     find_split,
-    measured,
+    select_split,
     iterate_accuracies,
-    question,
+    write_question,
     run_part,
 )
 from kd_app.reporting.html.schema import ComparisonPart, Point, Report, RunRow
 from kd_app.reporting.results import Estimate, Results
-from kd_app.reporting.runs import Run, flat, load_run
-from kd_app.reporting.sentences import points
+from kd_app.reporting.runs import Run, flatten, load_run
+from kd_app.reporting.sentences import format_points
 
 IN_FULL = 4
 """Runs up to which each is shown in full; of more, the best on each data set."""
@@ -58,7 +58,9 @@ def report(paths: Sequence[Path], budgets: Sequence[float] = ()) -> Report:
     methods = (
         []
         if len(runs) == 1
-        else [compared(_name_data(some[0][1].results), some) for some in _group_by_data(read)]
+        else [
+            build_comparison(_name_data(some[0][1].results), some) for some in _group_by_data(read)
+        ]
     )
     best = _select_best(methods)
     chosen = {name for part in methods for name in _list_winner_runs(part)}
@@ -70,13 +72,13 @@ def report(paths: Sequence[Path], budgets: Sequence[float] = ()) -> Report:
     parts = [run_part(run, name) for name, run in full]
     single = len(runs) == 1
     return Report(
-        question=parts[0].question if single else question(read[0][1].results),
+        question=parts[0].question if single else write_question(read[0][1].results),
         answer=parts[0].answer if single else _write_answer(dict(read), methods),
         basis=parts[0].basis if single else _write_basis(methods),
         rows=_build_rows(runs, best),
         comparisons=methods,
         points=[point for name, run in read for point in _build_points(name, run.results)],
-        families=families(read, lambda run: _name_data(run.results), budgets),
+        families=build_families(read, lambda run: _name_data(run.results), budgets),
         runs=parts,
     )
 
@@ -154,7 +156,7 @@ def _write_answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) ->
         )
         said.append(
             f"{chosen}"
-            f" {answer(runs[names[0]].results) if len(names) == 1 else _describe_seeds(part, names)}"
+            f" {write_answer(runs[names[0]].results) if len(names) == 1 else _describe_seeds(part, names)}"
         )
     return " ".join(said)
 
@@ -172,13 +174,13 @@ def _describe_seeds(part: ComparisonPart, names: Sequence[str]) -> str:
     if found is None or found.figure.value is None:
         return f"Its {len(names)} seeds: {counted or 'no verdict'}."
     bounds = (
-        f", {points(found.figure.low)} to {points(found.figure.high)}"
+        f", {format_points(found.figure.low)} to {format_points(found.figure.high)}"
         if found.figure.low is not None and found.figure.high is not None
         else ""
     )
     return (
         f"Its {len(names)} seeds: {counted or 'no verdict'}; over them, student minus teacher:"
-        f" {points(found.figure.value)} points{bounds}."
+        f" {format_points(found.figure.value)} points{bounds}."
     )
 
 
@@ -208,7 +210,8 @@ def _build_rows(runs: Sequence[_Named], best: Collection[str]) -> list[RunRow]:
     """One row a run: the best on validation first, those without a figure last."""
     differs = _find_differences([each.run.results.config if each.run else {} for each in runs])
     rows = [
-        _build_row(each, changed, each.name in best) for each, changed in zip(runs, differs, strict=True)
+        _build_row(each, changed, each.name in best)
+        for each, changed in zip(runs, differs, strict=True)
     ]
     return sorted(
         rows,
@@ -223,7 +226,7 @@ def _build_row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
         return RunRow(
             name=each.name, differs={}, seed=None, status="unreadable", reason=each.reason
         )
-    results, split = each.run.results, measured(each.run.results)
+    results, split = each.run.results, select_split(each.run.results)
     pair = CASCADE if results.cascade is not None else DISTILLATION
     return RunRow(
         name=each.name,
@@ -233,7 +236,9 @@ def _build_row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
         reason=results.reason,
         best=best,
         outcome=results.verdict.outcome if results.verdict else None,
-        validation=_drop_missing(read_estimate(find_split(results, "validation"), pair.candidate, "top1")),
+        validation=_drop_missing(
+            read_estimate(find_split(results, "validation"), pair.candidate, "top1")
+        ),
         test=_drop_missing(read_estimate(find_split(results, "test"), pair.candidate, "top1")),
         teacher=_drop_missing(read_estimate(split, pair.reference, "top1")),
         gain=_drop_missing(read_estimate(split, "pair", "gain")),
@@ -247,7 +252,7 @@ def _drop_missing(figure: Estimate) -> Estimate | None:
 def _find_differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """For each configuration the settings that not all of them share."""
     flattened = [
-        {key: value for key, value in flat(redact(config)) if key.split(".")[0] not in _SAME}
+        {key: value for key, value in flatten(redact(config)) if key.split(".")[0] not in _SAME}
         for config in configs
     ]
     keys = dict.fromkeys(key for each in flattened for key in each)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_app.metrics.model_pair import find_pair
-from kd_app.reporting.html.from_predictions import Answers
+from kd_app.reporting.html.from_predictions import ModelAnswers
 from kd_app.reporting.html.schema import Answer, Example
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ says.
 _LISTED = 12
 
 
-def examples(table: "DataFrame", names: Sequence[str]) -> list[Example]:
+def build_examples(table: "DataFrame", names: Sequence[str]) -> list[Example]:
     """The rows of ``examples.parquet``."""
     roles = [
         str(name).removesuffix("_probabilities")
@@ -62,7 +62,7 @@ def _encode_thumbnail(content: object) -> str | None:
     return base64.b64encode(content).decode("ascii")
 
 
-def flips(found: Answers, table: "DataFrame", names: Sequence[str]) -> list[Example]:
+def select_flips(found: ModelAnswers, table: "DataFrame", names: Sequence[str]) -> list[Example]:
     """The images that the teacher (of a cascade the last stage) has right and the
     student (the cascade) wrong, the surest errors first, and those the other way round;
     without pictures.
@@ -86,7 +86,7 @@ def flips(found: Answers, table: "DataFrame", names: Sequence[str]) -> list[Exam
 
 
 def _list_example(
-    found: Answers, table: "DataFrame", names: Sequence[str], place: int, why: str
+    found: ModelAnswers, table: "DataFrame", names: Sequence[str], place: int, why: str
 ) -> Example:
     return Example(
         index=int(table["index"].iloc[place]),

@@ -10,12 +10,12 @@ from kd_app.reporting.html.schema import Choice, FamilyPart, FilePart
 from kd_app.reporting.pareto import select_pareto_front
 from kd_app.reporting.results import Estimate
 from kd_app.reporting.runs import Run
-from kd_app.reporting.sentences import percent, format_margin
+from kd_app.reporting.sentences import format_percent, format_margin
 
 _Named = Sequence[tuple[str, Run]]
 
 
-def families(
+def build_families(
     runs: _Named, data: Callable[[Run], str], budgets: Sequence[float]
 ) -> list[FamilyPart]:
     """The families of `runs` with their names: one for each data set and device.
@@ -32,7 +32,9 @@ def families(
             key = (run.results.data.fingerprint if run.results.data else "", device, currency)
             found.setdefault(key, []).append(part)
             called[key] = data(run)
-    return [_build_family(called[key], key[1], key[2], parts, budgets) for key, parts in found.items()]
+    return [
+        _build_family(called[key], key[1], key[2], parts, budgets) for key, parts in found.items()
+    ]
 
 
 def _iterate_parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
@@ -109,9 +111,13 @@ def _build_family(
     )
     numbers = {id(part): number for number, part in enumerate(tiers, 1)}
     shown = [
-        part.model_copy(update={"tier": numbers.get(id(part))}) for part in sorted(parts, key=_read_cost)
+        part.model_copy(update={"tier": numbers.get(id(part))})
+        for part in sorted(parts, key=_read_cost)
     ]
-    choices = [_choose_within_margin(files, currency), *(_choose_within_budget(files, budget, currency) for budget in budgets)]
+    choices = [
+        _choose_within_margin(files, currency),
+        *(_choose_within_budget(files, budget, currency) for budget in budgets),
+    ]
     return FamilyPart(
         data=data,
         device=device,
@@ -143,7 +149,10 @@ def _choose_within_margin(files: Sequence[FilePart], currency: str) -> Choice:
     best = min(kept, key=_read_cost)
     margin = f" of {format_margin(best.margin)}" if best.margin is not None else ""
     return Choice(
-        asked=asked, run=best.run, file=best.file, says=f"{asked}{margin}: {_describe_file(best, currency)}"
+        asked=asked,
+        run=best.run,
+        file=best.file,
+        says=f"{asked}{margin}: {_describe_file(best, currency)}",
     )
 
 
@@ -172,18 +181,18 @@ def _choose_within_budget(files: Sequence[FilePart], budget: float, currency: st
 
 def _describe_file(part: FilePart, currency: str) -> str:
     figure, split = part.figure, "test" if part.test else "validation"
-    accuracy = f"{percent(figure.value)} on {split}" if figure else "of unknown accuracy"
+    accuracy = f"{format_percent(figure.value)} on {split}" if figure else "of unknown accuracy"
     verdict = f", verdict there: {part.outcome}" if part.outcome else ""
     latency = "" if part.latency_p95 is None else f", {format_milliseconds(part.latency_p95)} (p95)"
     cost = (
         ""
         if part.cost_per_million is None
-        else f", {price(part.cost_per_million, currency)} per million images"
+        else f", {format_price(part.cost_per_million, currency)} per million images"
     )
     return f"{part.label}, {accuracy}{verdict}{latency}{cost}; license: {part.license}."
 
 
-def price(value: float, currency: str) -> str:
+def format_price(value: float, currency: str) -> str:
     """'0.00123 USD'."""
     return f"{value:.3g} {currency}".rstrip()
 

@@ -8,24 +8,24 @@ from markupsafe import Markup
 from kd_app.reporting.html.charts import (
     Chart,
     Series,
-    line,
-    linear,
+    draw_line,
+    build_linear_axis,
     build_log_axis,
-    percent,
+    format_percent,
     place,
-    plain,
+    format_plain,
     draw_plane,
 )
-from kd_app.reporting.html.family import format_milliseconds, price
+from kd_app.reporting.html.family import format_milliseconds, format_price
 from kd_app.reporting.html.palette import Look
 from kd_app.reporting.html.schema import FamilyPart, FilePart
-from kd_app.reporting.html.tables import OUTCOMES, Cell, Table, figure
+from kd_app.reporting.html.tables import OUTCOMES, Cell, Table, build_cell
 from kd_app.reporting.sentences import count
 
 _LOOKS = 6
 
 
-def tiers(family: FamilyPart) -> Table:
+def build_tiers_table(family: FamilyPart) -> Table:
     """A row a tier, from cheap to dear, and the teachers in torch."""
     teachers = [
         part
@@ -37,7 +37,7 @@ def tiers(family: FamilyPart) -> Table:
         [
             Cell("" if part.tier is None else f"tier {part.tier}"),
             Cell(part.label),
-            figure(part.figure),
+            build_cell(part.figure),
             Cell(_format_price(part.cost_per_million, family)),
             Cell(_compare_cost(part, teachers)),
             Cell(_format_milliseconds(part.latency_p50)),
@@ -76,13 +76,13 @@ def _compare_cost(part: FilePart, teachers: Sequence[FilePart]) -> str:
     return f"{teacher.cost_per_million / part.cost_per_million:.3g} x"
 
 
-def files(family: FamilyPart) -> Table:
+def build_files_table(family: FamilyPart) -> Table:
     """A row a file, from cheap to dear."""
     rows = [
         [
             Cell(f"★ {part.label}" if part.ship else part.label),
-            figure(part.validation),
-            figure(part.test),
+            build_cell(part.validation),
+            build_cell(part.test),
             Cell(OUTCOMES.get(part.outcome or "", "")),
             Cell("" if part.negative_flips is None else f"{100 * part.negative_flips:.2f} %"),
             Cell(_format_bytes(part.size_bytes)),
@@ -92,7 +92,9 @@ def files(family: FamilyPart) -> Table:
                 "" if not part.batch_size else f"batch {part.batch_size}",
             ),
             Cell(_format_price(part.cost_per_million, family)),
-            Cell("" if part.start_seconds is None else format_milliseconds(1000 * part.start_seconds)),
+            Cell(
+                "" if part.start_seconds is None else format_milliseconds(1000 * part.start_seconds)
+            ),
             Cell(_format_bytes(part.peak_memory_bytes)),
             Cell(part.license),
         ]
@@ -134,14 +136,14 @@ def _format_milliseconds(value: float | None) -> str:
 
 
 def _format_price(value: float | None, family: FamilyPart) -> str:
-    return "" if value is None else price(value, family.currency)
+    return "" if value is None else format_price(value, family.currency)
 
 
 def _format_bytes(size: int | None) -> str:
     return "" if size is None else f"{count(size)}B"
 
 
-def front(family: FamilyPart) -> Iterator[Chart]:
+def plot_front(family: FamilyPart) -> Iterator[Chart]:
     """Accuracy against cost; the dotted line joins the tiers."""
     found = [
         (part, part.figure.value, part.cost_per_million)
@@ -159,14 +161,15 @@ def front(family: FamilyPart) -> Iterator[Chart]:
     for name, each in zip(called, drawn, strict=True):
         groups.setdefault(name if name in apart else "others", []).append(each)
     series = [
-        _build_series(name, Look(number), each) for number, (name, each) in enumerate(groups.items())
+        _build_series(name, Look(number), each)
+        for number, (name, each) in enumerate(groups.items())
     ]
     label = f"{family.currency} for a million images".strip()
-    x = build_log_axis(label, [cost for _, _, cost in drawn], plain)
-    y = linear(
+    x = build_log_axis(label, [cost for _, _, cost in drawn], format_plain)
+    y = build_linear_axis(
         "top-1",
         [end for each in series for end in (*each.y, *each.lows, *each.highs) if end is not None],
-        percent,
+        format_percent,
         least=0,
         most=1,
     )
@@ -175,7 +178,7 @@ def front(family: FamilyPart) -> Iterator[Chart]:
         for part, value, cost in drawn
         if part.tier is not None
     )
-    below = Markup("").join(line(*a, *b, "front") for (_, a), (_, b) in pairwise(steps))
+    below = Markup("").join(draw_line(*a, *b, "front") for (_, a), (_, b) in pairwise(steps))
     title = "Accuracy of each file against what a million images cost"
     told = f"Top-1 accuracy against {label}, on a logarithmic axis. " + "; ".join(
         f"{each.name}: {len(each.x)}" for each in series

@@ -27,7 +27,7 @@ _TOP1, _PROBABILITY = "_top1", "_top1_probability"
 
 
 @dataclass(frozen=True)
-class Answers:
+class ModelAnswers:
     """What each model answered to every image: class numbers, and how probable it found
     them.
     """
@@ -42,7 +42,7 @@ class Answers:
         return right
 
 
-def answers(table: "DataFrame") -> Answers:
+def read_answers(table: "DataFrame") -> ModelAnswers:
     """The columns of ``predictions.parquet``, by model."""
     roles = [str(name).removesuffix(_TOP1) for name in table.columns if str(name).endswith(_TOP1)]
     top1 = {role: table[role + _TOP1].to_numpy(np.int64) for role in roles}
@@ -51,7 +51,7 @@ def answers(table: "DataFrame") -> Answers:
         for role in roles
         if role + _PROBABILITY in table.columns
     }
-    return Answers(table["target"].to_numpy(np.int64), top1, probability)
+    return ModelAnswers(table["target"].to_numpy(np.int64), top1, probability)
 
 
 def build_classes(per_class: PerClass, names: Sequence[str]) -> list[ClassPart]:
@@ -89,7 +89,7 @@ def _rank_loss(row: ClassPart) -> tuple[float, str]:
     return (0.0 if change is None else change), row.name
 
 
-def confusion(found: Answers, names: Sequence[str]) -> Confusion:
+def build_confusion(found: ModelAnswers, names: Sequence[str]) -> Confusion:
     """The answers of the student, or of a cascade, by label, and its most frequent
     errors.
     """
@@ -115,7 +115,7 @@ def confusion(found: Answers, names: Sequence[str]) -> Confusion:
     return Confusion(classes=list(names), counts=matrix, strongest=strongest)
 
 
-def reliability(found: Answers, split: Measurement | None) -> list[Reliability]:
+def build_reliability(found: ModelAnswers, split: Measurement | None) -> list[Reliability]:
     """Mean probability and share of right answers, of the images in each bin of the
     top-1 probability, for each model.
     """

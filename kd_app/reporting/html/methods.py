@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from kd_app.metrics.seeds import OverSeeds as Found
+from kd_app.metrics.seeds import SeedSummary as Found
 from kd_app.metrics.seeds import SeedDifference
 from kd_app.reporting.comparison import Method, compare
 from kd_app.reporting.html.schema import ComparisonPart, MethodPart, OverSeeds
@@ -10,7 +10,7 @@ from kd_app.reporting.results import Estimate
 from kd_app.reporting.runs import Run
 
 
-def compared(data: str, runs: Sequence[tuple[str, Run]]) -> ComparisonPart:
+def build_comparison(data: str, runs: Sequence[tuple[str, Run]]) -> ComparisonPart:
     """The methods of runs on the same data, each run called by its name."""
     found = compare([run for _, run in runs])
     names = {str(run.path): name for name, run in runs}

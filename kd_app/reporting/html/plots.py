@@ -8,20 +8,20 @@ from markupsafe import Markup
 from kd_app.reporting.html.charts import (
     Chart,
     Series,
-    bars,
+    draw_bars,
     draw_dumbbells,
-    heat,
-    line,
-    linear,
+    draw_heatmap,
+    draw_line,
+    build_linear_axis,
     build_log_axis,
-    percent,
+    format_percent,
     place,
-    plain,
+    format_plain,
     draw_plane,
 )
 from kd_app.reporting.html.from_predictions import SEEN
 from kd_app.reporting.html.palette import Look, look
-from kd_app.reporting.html.run_section import LABELS, labels
+from kd_app.reporting.html.run_section import LABELS, label_models
 from kd_app.reporting.html.schema import ComparisonPart, Curve, Example, Point, RunPart
 from kd_app.reporting.pareto import select_pareto_front
 from kd_app.reporting.sentences import count
@@ -35,7 +35,7 @@ _TERMS = (1, 3, 4, 5, 0, 2)
 """Looks of the loss and of the terms that are drawn beside it."""
 
 
-def looks(roles: Sequence[str]) -> dict[str, Look]:
+def assign_looks(roles: Sequence[str]) -> dict[str, Look]:
     """The look of each model."""
     others = tuple(role for role in roles if role not in LABELS)
     return {role: look(role, others) for role in roles}
@@ -44,24 +44,27 @@ def looks(roles: Sequence[str]) -> dict[str, Look]:
 def _build_legend(
     found: dict[str, Look], names: dict[str, str] | None = None
 ) -> list[tuple[Markup, str]]:
-    called = labels(list(found))
+    called = label_models(list(found))
     return [(each.key(), (names or called).get(role, role)) for role, each in found.items()]
 
 
-def curves(run: RunPart) -> Iterator[Chart]:
+def plot_curves(run: RunPart) -> Iterator[Chart]:
     """Validation accuracy and loss of every training, then the terms of the student's
     loss.
     """
     for metric, title, label in _CURVES:
         found = [curve for curve in run.curves if curve.metric == metric]
         if found:
-            marks = looks([curve.role for curve in found])
+            marks = assign_looks([curve.role for curve in found])
             yield Chart(
                 title,
                 _plot_lines(
                     title,
                     label,
-                    [(labels([each.role])[each.role], marks[each.role], each) for each in found],
+                    [
+                        (label_models([each.role])[each.role], marks[each.role], each)
+                        for each in found
+                    ],
                 ),
                 _build_legend(marks),
             )
@@ -103,11 +106,13 @@ def _plot_lines(title: str, label: str, found: Sequence[tuple[str, Look, Curve]]
         for name, mark, curve in found
     ]
     shares = label == "top-1"
-    x = linear("epoch", [epoch for each in series for epoch in each.x], plain, least=0)
-    y = linear(
+    x = build_linear_axis(
+        "epoch", [epoch for each in series for epoch in each.x], format_plain, least=0
+    )
+    y = build_linear_axis(
         label,
         [value for each in series for value in each.y],
-        percent if shares else plain,
+        format_percent if shares else format_plain,
         least=0,
         most=1 if shares else None,
     )
@@ -123,7 +128,7 @@ def _describe_points(name: str, x: Sequence[float], y: Sequence[float]) -> list[
     return [f"{name}, epoch {epoch:g}: {value:.4g}" for epoch, value in zip(x, y, strict=True)]
 
 
-def front(points: Sequence[Point]) -> Iterator[Chart]:
+def plot_front(points: Sequence[Point]) -> Iterator[Chart]:
     """Accuracy against what it costs; the dotted line joins those that no other beats
     in both.
     """
@@ -155,7 +160,7 @@ def front(points: Sequence[Point]) -> Iterator[Chart]:
 def _plot_front(
     title: str, label: str, found: Sequence[tuple[Point, float]], *, more_is_better: bool
 ) -> Chart:
-    marks = looks(list(dict.fromkeys(point.role for point, _ in found)))
+    marks = assign_looks(list(dict.fromkeys(point.role for point, _ in found)))
     few, series = len(found) <= 12, []
     for number, (role, mark) in enumerate(marks.items()):
         of = [(point, cost) for point, cost in found if point.role == role]
@@ -189,9 +194,9 @@ def _plot_front(
     x = build_log_axis(
         label,
         [cost for _, cost in found],
-        lambda value: count(round(value)) if value >= 1 else plain(value),
+        lambda value: count(round(value)) if value >= 1 else format_plain(value),
     )
-    y = linear("top-1", ends, percent, least=0, most=1)
+    y = build_linear_axis("top-1", ends, format_percent, least=0, most=1)
     sign = -1 if more_is_better else 1
     best = select_pareto_front(
         [(cost, point.top1.value or 0.0) for point, cost in found],
@@ -199,7 +204,7 @@ def _plot_front(
         value=lambda each: each[1],
     )
     steps = [(place(x, y, *a), place(x, y, *b)) for a, b in pairwise(best)]
-    below = Markup("").join(line(*a, *b, "front") for a, b in steps)
+    below = Markup("").join(draw_line(*a, *b, "front") for a, b in steps)
     counted = "; ".join(f"{each.name}: {len(each.x)}" for each in series)
     svg = draw_plane(
         title,
@@ -213,7 +218,7 @@ def _plot_front(
     names = {role: {point.name for point, _ in found if point.role == role} for role in marks}
     called = {
         role: (
-            f"{labels([role])[role]}{f' ({next(iter(names[role]))})' if len(names[role]) == 1 else ''}"
+            f"{label_models([role])[role]}{f' ({next(iter(names[role]))})' if len(names[role]) == 1 else ''}"
         )
         for role in marks
     }
@@ -225,7 +230,7 @@ def _plot_front(
     )
 
 
-def methods(part: ComparisonPart) -> Iterator[Chart]:
+def plot_methods(part: ComparisonPart) -> Iterator[Chart]:
     """Each seed of each method, and their mean."""
     shown = [
         (method.label, found)
@@ -265,7 +270,7 @@ def shorten_label(label: str) -> str:
     )
 
 
-def classes(run: RunPart) -> Iterator[Chart]:
+def plot_classes(run: RunPart) -> Iterator[Chart]:
     """The classes that lost most."""
     rows = [
         (row.name, {role: value for role, value in row.accuracy.items() if value is not None})
@@ -277,7 +282,7 @@ def classes(run: RunPart) -> Iterator[Chart]:
         if any(role in marks for _, marks in rows)
     ]
     if rows and roles:
-        marks = looks(roles)
+        marks = assign_looks(roles)
         title = (
             f"Accuracy of the {len(rows)} classes that lost most"
             if len(run.classes) > _ROWS
@@ -301,7 +306,7 @@ def classes(run: RunPart) -> Iterator[Chart]:
         )
 
 
-def confusion(run: RunPart) -> Iterator[Chart]:
+def plot_confusion(run: RunPart) -> Iterator[Chart]:
     """What the student, or a cascade, takes for what."""
     found = run.confusion
     if found is not None and found.counts is not None:
@@ -311,7 +316,7 @@ def confusion(run: RunPart) -> Iterator[Chart]:
             for each in found.strongest[:5]
         )
         title = f"What the {run.compared.candidate} takes for what"
-        svg = heat(
+        svg = draw_heatmap(
             title,
             f"Most frequent: {strongest}.",
             found.classes,
@@ -329,7 +334,7 @@ def confusion(run: RunPart) -> Iterator[Chart]:
         )
 
 
-def soft_labels(run: RunPart) -> Iterator[Chart]:
+def plot_soft_labels(run: RunPart) -> Iterator[Chart]:
     """What the teacher finds probable on the images of each class: as it is, and at the
     temperatures that the student was taught with.
     """
@@ -346,7 +351,7 @@ def soft_labels(run: RunPart) -> Iterator[Chart]:
                 f"{pair.first} and {pair.second}: {100 * pair.probability:.1f} %"
                 for pair in known.similar[:5]
             )
-            svg = heat(
+            svg = draw_heatmap(
                 title,
                 f"Most alike: {told}.",
                 names,
@@ -364,14 +369,14 @@ def soft_labels(run: RunPart) -> Iterator[Chart]:
             )
 
 
-def calibration(run: RunPart) -> Iterator[Chart]:
+def plot_calibration(run: RunPart) -> Iterator[Chart]:
     """Does an answer of probability p prove right in a share p of cases?"""
     if not run.reliability:
         return
-    marks = looks([each.role for each in run.reliability])
-    x = linear("top-1 probability", [0.0, 1.0], percent, least=0, most=1)
-    y = linear("share that is right", [0.0, 1.0], percent, least=0, most=1)
-    below = line(*place(x, y, 0, 0), *place(x, y, 1, 1), "front")
+    marks = assign_looks([each.role for each in run.reliability])
+    x = build_linear_axis("top-1 probability", [0.0, 1.0], format_percent, least=0, most=1)
+    y = build_linear_axis("share that is right", [0.0, 1.0], format_percent, least=0, most=1)
+    below = draw_line(*place(x, y, 0, 0), *place(x, y, 1, 1), "front")
     series = [
         Series(
             each.role,
@@ -408,16 +413,16 @@ def calibration(run: RunPart) -> Iterator[Chart]:
     yield Chart(title, svg, _build_legend(marks), note)
 
 
-def distribution(example: Example) -> Markup:
+def plot_distribution(example: Example) -> Markup:
     """What each model finds probable in one image."""
-    marks = looks([role for role in ("teacher", "student") if role in example.probabilities])
+    marks = assign_looks([role for role in ("teacher", "student") if role in example.probabilities])
     if not marks or not example.classes:
         return Markup("")
     told = "; ".join(
         f"{role}: {100 * example.probabilities[role][0]:.0f} % {example.classes[0]}"
         for role in marks
     )
-    return bars(
+    return draw_bars(
         "Probabilities",
         f"{told} ...",
         example.classes,

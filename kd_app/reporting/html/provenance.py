@@ -6,8 +6,8 @@ from typing import Any
 from kd_app.config.redact import redact
 from kd_app.reporting.html.schema import ClassPart, Made
 from kd_app.reporting.results import Measurement, Results
-from kd_app.reporting.runs import flat
-from kd_app.reporting.sentences import points
+from kd_app.reporting.runs import flatten
+from kd_app.reporting.sentences import format_points
 
 _FEW = 30
 """Images of a class below which its accuracy says little."""
@@ -27,7 +27,7 @@ _UNSAID = (
 """Parts of a dotted key that say where and by what code, not what was made."""
 
 
-def made(results: Results) -> Made:
+def build_provenance(results: Results) -> Made:
     """Settings, data, environment and stages; of paths of the machine the last part,
     and nothing that is named like a secret.
     """
@@ -46,11 +46,13 @@ def made(results: Results) -> Made:
     return Made(
         settings=dict(_iterate_settings(config, results)),
         data={"data": _format_setting(_read_place(config, "data", "name")), **known},
-        environment={key: _format_setting(value) for key, value in redact(results.environment).items()},
+        environment={
+            key: _format_setting(value) for key, value in redact(results.environment).items()
+        },
         stages=[(stage.name, stage.seconds, stage.made) for stage in results.stages],
         config={
             key: _format_setting(value)
-            for key, value in flat(config)
+            for key, value in flatten(config)
             if not set(key.split(".")) & set(_UNSAID)
         },
     )
@@ -67,7 +69,10 @@ def _iterate_settings(config: Mapping[str, Any], results: Results) -> Iterator[t
             for key, value in _to_dict(term).items()
             if key not in ("_target_", "weight") and value is not None
         ]
-        yield f"loss.{name}", ", ".join([f"weight={_format_setting(_read_place(term, 'weight'))}", *own])
+        yield (
+            f"loss.{name}",
+            ", ".join([f"weight={_format_setting(_read_place(term, 'weight'))}", *own]),
+        )
     controls = ", ".join(_to_dict(config.get("controls")))
     yield "controls", controls or "none"
     yield (
@@ -112,7 +117,7 @@ def _format_setting(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def limits(results: Results, split: Measurement | None, classes: list[ClassPart]) -> list[str]:
+def list_limits(results: Results, split: Measurement | None, classes: list[ClassPart]) -> list[str]:
     """What the figures do not show, as far as this run tells."""
     return [*_describe_data(results, split), *_describe_classes(classes), *_describe_use(results)]
 
@@ -151,7 +156,8 @@ def _describe_classes(classes: list[ClassPart]) -> Iterator[str]:
     lost = [row for row in classes if row.change is not None and row.change < 0][:3]
     if lost:
         named = "; ".join(
-            f"{row.name} ({points(row.change or 0)} points, {row.support:,} images)" for row in lost
+            f"{row.name} ({format_points(row.change or 0)} points, {row.support:,} images)"
+            for row in lost
         )
         yield f"Whoever depends on the classes that lost most: {named}."
     few = [row.name for row in classes if row.support < _FEW]

@@ -7,24 +7,29 @@ from typing import Any, Literal, TypeVar
 from kd_app.config import RequestError
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
-from kd_app.reporting.cascade import answer as routed
+from kd_app.reporting.cascade import write_answer as routed
 from kd_app.reporting.cascade import write_details
-from kd_app.reporting.distillation_gain import worth
+from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.exports import read_exports
-from kd_app.reporting.html.examples import examples, flips
+from kd_app.reporting.html.examples import build_examples, select_flips
 from kd_app.reporting.html.from_predictions import (
-    answers,
+    read_answers,
     build_classes,
-    confusion,
+    build_confusion,
     read_estimate,
-    reliability,
+    build_reliability,
 )
-from kd_app.reporting.html.provenance import limits, made
+from kd_app.reporting.html.provenance import list_limits, build_provenance
 from kd_app.reporting.html.schema import Curve, ModelPart, PairPart, RunPart
 from kd_app.reporting.results import Estimate, Measurement, Results, Split
 from kd_app.reporting.runs import Run
-from kd_app.reporting.sentences import basis, describe_license, undefined, write_verdict
+from kd_app.reporting.sentences import (
+    write_basis,
+    describe_license,
+    explain_undefined,
+    write_verdict,
+)
 
 T = TypeVar("T")
 LABELS = {
@@ -39,7 +44,7 @@ _SHORT = {"kept": "Yes.", "lost": "No.", "not shown": "These images can't tell."
 _MOST_POINTS = 400
 
 
-def measured(results: Results) -> Measurement | None:
+def select_split(results: Results) -> Measurement | None:
     """The split that the figures to quote are from."""
     return find_split(results, "test") or find_split(results, "validation")
 
@@ -51,7 +56,7 @@ def find_split(results: Results, name: Literal["validation", "test"]) -> Measure
     return results.test if name == "test" else results.validation
 
 
-def labels(roles: Sequence[str]) -> dict[str, str]:
+def label_models(roles: Sequence[str]) -> dict[str, str]:
     """What each model is called: controls by their names, with spaces."""
     return {role: LABELS.get(role, role.replace("_", " ")) for role in roles}
 
@@ -60,23 +65,23 @@ def run_part(run: Run, name: str) -> RunPart:
     """Everything about `run`, which is called `name`; what its folder lacks is left
     out, and said to be.
     """
-    results, split, missing = run.results, measured(run.results), list[str]()
+    results, split, missing = run.results, select_split(run.results), list[str]()
     names = results.data.classes if results.data else []
     part = RunPart(
         name=name,
-        title=title(results),
+        title=write_title(results),
         status=results.status,
         seed=results.seed,
-        question=question(results),
-        answer=answer(results),
+        question=write_question(results),
+        answer=write_answer(results),
         basis=_write_basis(results, split),
         split=None if split is None else "validation" if split is results.validation else "test",
         num_images=split.num_images if split else None,
         confidence=split.confidence if split else None,
         verdict=results.verdict,
-        models=models(results, split),
-        pair=pair(split),
-        worth=worth(results),
+        models=build_models(results, split),
+        pair=build_pair(split),
+        worth=describe_gains(results),
         curves=_read(lambda: _build_curves(run), "Curves", missing) or [],
         classes=build_classes(split.per_class, names) if split else [],
         groups=split.groups if split else {},
@@ -86,7 +91,7 @@ def run_part(run: Run, name: str) -> RunPart:
         cascade_says=write_details(results, results.cascade) if results.cascade else [],
         license=describe_license(results.license),
         knowledge=results.knowledge,
-        made=made(results),
+        made=build_provenance(results),
         limits=[],
     )
     _read(
@@ -96,7 +101,7 @@ def run_part(run: Run, name: str) -> RunPart:
     )
     _read(lambda: read_exports(run.path), "Exported files", missing)
     part.limits, part.missing = (
-        limits(results, split, part.classes),
+        list_limits(results, split, part.classes),
         [said.replace(str(run.path), name) for said in missing],
     )
     return part
@@ -119,7 +124,7 @@ def _read(read: Callable[[], T], what: str, missing: list[str]) -> T | None:
     return None
 
 
-def title(results: Results) -> str:
+def write_title(results: Results) -> str:
     """'resnet8 instead of wrn_16_2 on fashion_mnist', 'a cascade of runs/a and
     runs/a/teacher on fashion_mnist'.
     """
@@ -140,7 +145,7 @@ def _on(results: Results) -> str:
     return f" on {data['name']}" if isinstance(data, dict) and data.get("name") else ""
 
 
-def question(results: Results) -> str:
+def write_question(results: Results) -> str:
     """What somebody wants to know of this run."""
     if results.cascade is not None:
         return "Does it pay to keep a dearer model for the hard images?"
@@ -150,11 +155,11 @@ def question(results: Results) -> str:
     return _REPLACE if has_teacher else "How good is the student?"
 
 
-def answer(results: Results) -> str:
+def write_answer(results: Results) -> str:
     """The verdict in a sentence, or what there is in its place."""
     if results.cascade is not None:
         return routed(results.cascade)
-    split = measured(results)
+    split = select_split(results)
     if split is None:
         return (
             f"Nothing is measured yet: the run's status is '{results.status}'."
@@ -172,8 +177,8 @@ def answer(results: Results) -> str:
 
 
 def _write_basis(results: Results, split: Measurement | None) -> list[str]:
-    found = [] if split is None else [basis(results, split)]
-    found += undefined(split) if isinstance(split, Split) else []
+    found = [] if split is None else [write_basis(results, split)]
+    found += explain_undefined(split) if isinstance(split, Split) else []
     found += [f"Note: {note}" for note in results.notes]
     if results.status != "finished" and split is not None:
         found.append(
@@ -182,12 +187,12 @@ def _write_basis(results: Results, split: Measurement | None) -> list[str]:
     return found
 
 
-def models(results: Results, split: Measurement | None) -> list[ModelPart]:
+def build_models(results: Results, split: Measurement | None) -> list[ModelPart]:
     """Every model that was measured: the teacher first, the student last."""
     order = sorted(
         results.models, key=lambda role: {"teacher": 0, "labels_only": 1, "student": 3}.get(role, 2)
     )
-    called = labels(order)
+    called = label_models(order)
     return [
         ModelPart(
             role=role,
@@ -222,7 +227,7 @@ def _read_speed(results: Results, role: str) -> float | None:
     return found.images_per_second if found else None
 
 
-def pair(split: Measurement | None) -> list[PairPart]:
+def build_pair(split: Measurement | None) -> list[PairPart]:
     """What compares the student with teacher and controls, as far as it is defined."""
     if split is None:
         return []
@@ -234,7 +239,7 @@ def pair(split: Measurement | None) -> list[PairPart]:
         if "page" in spec.shown
         and (figure := read_estimate(split, "pair", spec.name)).value is not None
     ]
-    called = labels(list(split.gains))
+    called = label_models(list(split.gains))
     return found + [
         PairPart(
             key=f"gain.{control}",
@@ -278,10 +283,10 @@ def _thin_points(column: Any) -> dict[str, list[float]]:
 
 def _from_answers(run: Run, part: RunPart, split: Measurement | None, names: Sequence[str]) -> None:
     table = run.predictions
-    found = answers(table)
-    part.confusion = confusion(found, names)
-    part.reliability = reliability(found, split)
-    part.examples = _build_examples(run, names) or flips(found, table, names)
+    found = read_answers(table)
+    part.confusion = build_confusion(found, names)
+    part.reliability = build_reliability(found, split)
+    part.examples = _build_examples(run, names) or select_flips(found, table, names)
 
 
 def _build_examples(run: Run, names: Sequence[str]) -> list[Any]:
@@ -290,11 +295,11 @@ def _build_examples(run: Run, names: Sequence[str]) -> list[Any]:
         return []
     import pandas as pd
 
-    return examples(pd.read_parquet(path), names)
+    return build_examples(pd.read_parquet(path), names)
 
 
 def iterate_accuracies(results: Results) -> Iterator[tuple[ModelPart, Estimate]]:
     """Every model that has an accuracy, with it."""
-    for model in models(results, measured(results)):
+    for model in build_models(results, select_split(results)):
         if "top1" in model.figures:
             yield model, model.figures["top1"]

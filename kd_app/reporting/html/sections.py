@@ -61,7 +61,7 @@ class Section:
         return any((self.says, self.items, self.tables, self.charts, self.cards, self.folded))
 
 
-def overview(report: Report) -> list[Section]:
+def build_overview(report: Report) -> list[Section]:
     """What several runs show together; nothing for one run."""
     if len(report.rows) == 1:
         return []
@@ -74,8 +74,10 @@ def overview(report: Report) -> list[Section]:
             for part in report.comparisons
             for said in part.says
         ],
-        tables=[tables.methods(part, several) for part in report.comparisons if part.methods],
-        charts=[chart for part in report.comparisons for chart in plots.methods(part)],
+        tables=[
+            tables.build_methods_table(part, several) for part in report.comparisons if part.methods
+        ],
+        charts=[chart for part in report.comparisons for chart in plots.plot_methods(part)],
         folded=[
             tables.seeds(part, several)
             for part in report.comparisons
@@ -85,7 +87,7 @@ def overview(report: Report) -> list[Section]:
     found = [
         compared,
         Section("runs", "The runs", tables=[tables.rows(report)]),
-        Section("front", "Accuracy against cost", charts=list(plots.front(report.points))),
+        Section("front", "Accuracy against cost", charts=list(plots.plot_front(report.points))),
         *_iterate_families(report),
     ]
     return [section for section in found if section.holds]
@@ -100,13 +102,15 @@ def _iterate_families(report: Report) -> Iterator[Section]:
             f"What ships: {family.data}, {family.device}" if several else "What ships",
             says=[choice.says for choice in family.choices],
             items=family.basis,
-            tables=[family_view.tiers(family)] if any(part.tier for part in family.files) else [],
-            charts=list(family_view.front(family)),
-            folded=[family_view.files(family)],
+            tables=[family_view.build_tiers_table(family)]
+            if any(part.tier for part in family.files)
+            else [],
+            charts=list(family_view.plot_front(family)),
+            folded=[family_view.build_files_table(family)],
         )
 
 
-def sections(report: Report, run: RunPart) -> list[Section]:
+def build_sections(report: Report, run: RunPart) -> list[Section]:
     """Everything about one run."""
     return [section for section in _iterate_sections(report, run) if section.holds]
 
@@ -117,42 +121,46 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
             "cascade",
             "The cascade",
             run.cascade_says,
-            tables=cascade.tables(run.cascade),
-            charts=list(cascade.charts(run.cascade)),
+            tables=cascade.build_tables(run.cascade),
+            charts=list(cascade.build_charts(run.cascade)),
         )
     if run.models:
         yield Section(
             "evidence",
             "The evidence",
-            tables=[tables.models(run), *([tables.pair(run)] if run.pair else [])],
+            tables=[tables.build_models_table(run), *([tables.pair(run)] if run.pair else [])],
         )
     if run.steps:
-        yield Section("steps", "Step by step", [tables.LOST], tables=[tables.steps(run)])
+        yield Section(
+            "steps", "Step by step", [tables.LOST], tables=[tables.build_steps_table(run)]
+        )
     yield Section("needed", "Was distilling needed?", items=run.worth)
-    yield Section("curves", "Curves", charts=list(plots.curves(run)))
+    yield Section("curves", "Curves", charts=list(plots.plot_curves(run)))
     if len(report.rows) == 1:
-        yield Section("front", "Accuracy against cost", charts=list(plots.front(report.points)))
+        yield Section(
+            "front", "Accuracy against cost", charts=list(plots.plot_front(report.points))
+        )
         yield from _iterate_families(report)
     yield _build_classes(run)
     if run.groups:
-        yield Section("groups", "Groups of the data", tables=[tables.groups(run)])
+        yield Section("groups", "Groups of the data", tables=[tables.build_groups_table(run)])
     if run.robustness:
-        yield Section("robustness", "Robustness", tables=[tables.robustness(run)])
+        yield Section("robustness", "Robustness", tables=[tables.build_robustness_table(run)])
     yield _build_flips(run)
-    yield Section("calibration", "Calibration", charts=list(plots.calibration(run)))
+    yield Section("calibration", "Calibration", charts=list(plots.plot_calibration(run)))
     if run.knowledge is not None:
-        alike = tables.similar(run.knowledge)
+        alike = tables.build_similarity_tables(run.knowledge)
         says = [
             "What the student is taught beyond the label: how probable the teacher finds the other"
             " classes."
         ]
-        shown = [tables.softness(run.knowledge), *alike[:1]]
+        shown = [tables.build_softness_table(run.knowledge), *alike[:1]]
         yield Section(
             "soft-labels",
             "Soft labels",
             says,
             tables=shown,
-            charts=list(plots.soft_labels(run)),
+            charts=list(plots.plot_soft_labels(run)),
             folded=alike[1:],
         )
     yield _build_provenance(run)
@@ -162,15 +170,15 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
 
 
 def _build_classes(run: RunPart) -> Section:
-    folded = [tables.classes(run)] if run.classes else []
+    folded = [tables.build_classes_table(run)] if run.classes else []
     if run.confusion is not None and run.confusion.strongest:
-        folded.append(tables.confusions(run))
+        folded.append(tables.build_confusions_table(run))
     whole = run.confusion is not None and run.confusion.counts is not None
     return Section(
         "classes",
         "Class by class",
         tables=[] if whole else folded[1:],
-        charts=[*plots.classes(run), *plots.confusion(run)],
+        charts=[*plots.plot_classes(run), *plots.plot_confusion(run)],
         folded=folded if whole else folded[:1],
     )
 
@@ -187,12 +195,14 @@ def _build_flips(run: RunPart) -> Section:
     )
     titles = {why: said.format(**run.compared._asdict()) for why, said in _WHY.items()}
     if not pictured:
-        return Section("flips", title, says=says, tables=tables.flips(run, titles))
+        return Section("flips", title, says=says, tables=tables.build_flips_tables(run, titles))
     whys = dict.fromkeys(example.why for example in pictured)
     cards = []
     for why in sorted(whys, key=lambda why: list(_WHY).index(why) if why in _WHY else len(_WHY)):
         shown = [
-            Card(example, plots.distribution(example)) for example in pictured if example.why == why
+            Card(example, plots.plot_distribution(example))
+            for example in pictured
+            if example.why == why
         ]
         cards.append(Cards(titles.get(why, why), shown[:_OPEN], shown[_OPEN:]))
     says += [
@@ -212,7 +222,7 @@ def _build_provenance(run: RunPart) -> Section:
         ],
         folded=[
             tables.pairs("Where and with what", run.made.environment),
-            tables.stages(run),
+            tables.build_stages_table(run),
             tables.pairs("Every setting", run.made.config),
         ],
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.spec import Format
-from kd_app.reporting.html.run_section import labels
+from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import (
     ComparisonPart,
     OverSeeds,
@@ -14,7 +14,7 @@ from kd_app.reporting.html.schema import (
     RunRow,
 )
 from kd_app.reporting.results import Estimate, Knowledge
-from kd_app.reporting.sentences import count, interval, percent, points
+from kd_app.reporting.sentences import count, format_interval, format_percent, format_points
 
 LOST = (
     "What each step lost beside the one before it, on the same validation images; a minus is a"
@@ -55,13 +55,13 @@ class Table:
     marked: frozenset[int] = frozenset()
 
 
-def figure(found: Estimate | None, unit: Format = "percent") -> Cell:
+def build_cell(found: Estimate | None, unit: Format = "percent") -> Cell:
     """A figure with its interval."""
     if found is None or found.value is None:
         return Cell("")
     if unit == "percent":
-        return Cell(percent(found.value), interval(found.low, found.high))
-    write: Callable[[float], str] = points if unit == "points" else number
+        return Cell(format_percent(found.value), format_interval(found.low, found.high))
+    write: Callable[[float], str] = format_points if unit == "points" else number
     bounds = (
         f"{write(found.low)} to {write(found.high)}"
         if found.low is not None and found.high is not None
@@ -75,7 +75,7 @@ def number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def models(run: RunPart) -> Table:
+def build_models_table(run: RunPart) -> Table:
     """A column a model: what it is, what it costs, how good it is."""
     order = run.models
     specs = [spec for spec in MODEL_METRICS if any(spec.name in model.figures for model in order)]
@@ -84,14 +84,17 @@ def models(run: RunPart) -> Table:
         *(
             [
                 Cell(spec.label),
-                *(figure(model.figures.get(spec.name), spec.format) for model in order),
+                *(build_cell(model.figures.get(spec.name), spec.format) for model in order),
             ]
             for spec in specs
         ),
         [Cell("parameters"), *(Cell(count(model.params)) for model in order)],
         [Cell("multiply-adds an image"), *(Cell(count(model.macs)) for model in order)],
         [Cell("size on disk"), *(Cell(_format_bytes(model.size_bytes)) for model in order)],
-        [Cell("images per second"), *(Cell(_format_whole(model.images_per_second)) for model in order)],
+        [
+            Cell("images per second"),
+            *(Cell(_format_whole(model.images_per_second)) for model in order),
+        ],
         [Cell("license of the weights"), *(Cell(model.license) for model in order)],
     ]
     about = (
@@ -118,20 +121,21 @@ def _format_whole(value: float | None) -> str:
 def pair(run: RunPart) -> Table:
     """What compares the student with teacher and control."""
     rows = [
-        [Cell(each.name), figure(each.figure, each.unit), Cell(each.meaning)] for each in run.pair
+        [Cell(each.name), build_cell(each.figure, each.unit), Cell(each.meaning)]
+        for each in run.pair
     ]
     return Table(
         "What was kept, what was lost", ["", "figure", "what it is"], rows, frozenset({0, 2})
     )
 
 
-def steps(run: RunPart) -> Table:
+def build_steps_table(run: RunPart) -> Table:
     """A row a step of a compression, and one for the alternative."""
     rows = [
         [
             Cell(step.name),
-            figure(step.top1),
-            figure(step.lost, "points"),
+            build_cell(step.top1),
+            build_cell(step.lost, "points"),
             Cell(count(step.macs)),
             Cell(count(step.params)),
             Cell(_format_bytes(step.size_bytes)),
@@ -151,14 +155,14 @@ def steps(run: RunPart) -> Table:
     return Table("The steps; below each figure its 95 % interval", heads, rows)
 
 
-def classes(run: RunPart, most: int | None = None) -> Table:
+def build_classes_table(run: RunPart, most: int | None = None) -> Table:
     """A row a class, the largest loss first."""
     roles = [
         role
         for role in (run.compared.reference, "labels_only", run.compared.candidate)
         if any(role in row.accuracy for row in run.classes)
     ]
-    called = labels(roles)
+    called = label_models(roles)
     paired = run.compared.reference in roles
     rows = [
         [
@@ -194,11 +198,16 @@ def _format_points(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}"
 
 
-def confusions(run: RunPart) -> Table:
+def build_confusions_table(run: RunPart) -> Table:
     """The most frequent errors."""
     strongest = run.confusion.strongest if run.confusion else []
     rows = [
-        [Cell(each.label), Cell(each.answer), Cell(f"{each.count:,}"), Cell(_format_percent(each.share))]
+        [
+            Cell(each.label),
+            Cell(each.answer),
+            Cell(f"{each.count:,}"),
+            Cell(_format_percent(each.share)),
+        ]
         for each in strongest
     ]
     return Table(
@@ -209,7 +218,7 @@ def confusions(run: RunPart) -> Table:
     )
 
 
-def flips(run: RunPart, titles: dict[str, str]) -> list[Table]:
+def build_flips_tables(run: RunPart, titles: dict[str, str]) -> list[Table]:
     """For each reason to show images, the images."""
     found = []
     for why in dict.fromkeys(each.why for each in run.examples):
@@ -222,7 +231,7 @@ def flips(run: RunPart, titles: dict[str, str]) -> list[Table]:
             ]
             for each in of
         ]
-        heads = [f"{labels([said.role])[said.role]} says" for said in of[0].answers]
+        heads = [f"{label_models([said.role])[said.role]} says" for said in of[0].answers]
         found.append(
             Table(
                 f"{titles.get(why, why)}, the surest first",
@@ -250,10 +259,10 @@ def rows(report: Report) -> Table:
                     if key in row.differs
                 )
             ),
-            figure(row.validation),
-            figure(row.test),
-            figure(row.teacher),
-            figure(row.gain, "points"),
+            build_cell(row.validation),
+            build_cell(row.test),
+            build_cell(row.teacher),
+            build_cell(row.gain, "points"),
             Cell(": ".join(filter(None, (_format_outcome(row), row.reason)))),
         ]
         for row in shown
@@ -276,7 +285,7 @@ def rows(report: Report) -> Table:
     return Table(f"The runs, the best on validation first{best}", heads, found, words, marked)
 
 
-def methods(part: ComparisonPart, several: bool) -> Table:
+def build_methods_table(part: ComparisonPart, several: bool) -> Table:
     """A row a method, in the order of validation accuracy."""
     ordered = sorted(
         part.methods,
@@ -321,7 +330,7 @@ def methods(part: ComparisonPart, several: bool) -> Table:
 
 
 def _build_seeds_cell(found: OverSeeds | None, unit: Format = "percent") -> Cell:
-    return figure(found.figure if found else None, unit)
+    return build_cell(found.figure if found else None, unit)
 
 
 def seeds(part: ComparisonPart, several: bool) -> Table:
@@ -336,7 +345,7 @@ def seeds(part: ComparisonPart, several: bool) -> Table:
         [
             Cell(label),
             *(
-                Cell(percent(found.values[seed]) if seed in found.values else "")
+                Cell(format_percent(found.values[seed]) if seed in found.values else "")
                 for seed in numbers
             ),
         ]
@@ -374,11 +383,12 @@ def pairs(title: str, found: dict[str, str]) -> Table:
     )
 
 
-def stages(run: RunPart) -> Table:
+def build_stages_table(run: RunPart) -> Table:
     """What took how long."""
     total = sum(seconds for _, seconds, _ in run.made.stages)
     found = [
-        [Cell(name), Cell(format_duration(seconds)), Cell(how)] for name, seconds, how in run.made.stages
+        [Cell(name), Cell(format_duration(seconds)), Cell(how)]
+        for name, seconds, how in run.made.stages
     ]
     return Table(
         f"Stages ({format_duration(total)} in all)",
@@ -395,7 +405,7 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def softness(known: Knowledge) -> Table:
+def build_softness_table(known: Knowledge) -> Table:
     """How much the teacher says beyond its top class."""
     rows = [
         [
@@ -426,7 +436,7 @@ def _format_three_digits(value: float | None) -> str:
     return "" if value is None else number(value)
 
 
-def similar(known: Knowledge) -> list[Table]:
+def build_similarity_tables(known: Knowledge) -> list[Table]:
     """The classes that the teacher finds most alike."""
     found = [(1.0, known.similar), *((each.temperature, each.similar) for each in known.softened)]
     return [
@@ -444,26 +454,26 @@ def similar(known: Knowledge) -> list[Table]:
     ]
 
 
-def groups(run: RunPart) -> Table:
+def build_groups_table(run: RunPart) -> Table:
     """A row a group of the data."""
     roles = list(dict.fromkeys(role for group in run.groups.values() for role in group.accuracy))
     found = [
         [
             Cell(name),
             Cell(f"{group.num_images:,}"),
-            *(figure(group.accuracy.get(role)) for role in roles),
+            *(build_cell(group.accuracy.get(role)) for role in roles),
             Cell(_format_percent(group.agreement)),
         ]
         for name, group in run.groups.items()
     ]
     return Table(
         "Accuracy in each group of the data",
-        ["group", "images", *(labels(roles)[role] for role in roles), "agreement"],
+        ["group", "images", *(label_models(roles)[role] for role in roles), "agreement"],
         found,
     )
 
 
-def robustness(run: RunPart) -> Table:
+def build_robustness_table(run: RunPart) -> Table:
     """A row a corruption and severity."""
     roles = list(dict.fromkeys(role for each in run.robustness for role in each.accuracy))
     found = [
@@ -478,7 +488,7 @@ def robustness(run: RunPart) -> Table:
     heads = [
         "corruption, severity",
         "images",
-        *(labels(roles)[role] for role in roles),
+        *(label_models(roles)[role] for role in roles),
         "agreement",
     ]
     return Table("Accuracy under corruptions", heads, found)

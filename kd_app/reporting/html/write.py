@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kd_app.config import RequestError
 from kd_app.reporting.html.collect import report
-from kd_app.reporting.html.run_section import labels
+from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import FilePart, Report, RunPart
-from kd_app.reporting.html.sections import Section, overview, sections
+from kd_app.reporting.html.sections import Section, build_overview, build_sections
 from kd_app.reporting.html.tables import Table
 from kd_app.reporting.results import Estimate
 from kd_app.stages import write_atomically
@@ -69,7 +69,12 @@ def write_report(
         ) from None
     for name, content in zip(
         FILES,
-        (html(found), found.model_dump_json(indent=1) + "\n", table(found), markdown(found)),
+        (
+            render_html(found),
+            found.model_dump_json(indent=1) + "\n",
+            render_csv(found),
+            render_markdown(found),
+        ),
         strict=True,
     ):
         write_atomically(folder / name, content)
@@ -86,13 +91,13 @@ def _arrange(found: Report) -> list[_Shown]:
             answer=run.answer,
             outcome=run.verdict.outcome if run.verdict else None,
             basis=run.basis,
-            parts=sections(found, run),
+            parts=build_sections(found, run),
         )
         for number, run in enumerate(found.runs, 1)
     ]
 
 
-def html(found: Report) -> str:
+def render_html(found: Report) -> str:
     """One page that needs nothing beside itself, and runs nothing."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -104,8 +109,8 @@ def html(found: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["called"] = lambda role: labels([role])[role]
-    runs, several = _arrange(found), overview(found)
+    environment.filters["called"] = lambda role: label_models([role])[role]
+    runs, several = _arrange(found), build_overview(found)
     return environment.get_template("page.html.jinja").render(
         report=found,
         runs=runs,
@@ -118,7 +123,7 @@ def html(found: Report) -> str:
     )
 
 
-def table(found: Report) -> str:
+def render_csv(found: Report) -> str:
     """CSV with a row a figure: run, split, about (a model, 'pair', a class ...),
     figure, value, low, high.
     """
@@ -206,7 +211,7 @@ def _iterate_file_metrics(part: FilePart) -> Iterator[list[object]]:
     )
 
 
-def markdown(found: Report) -> str:
+def render_markdown(found: Report) -> str:
     """The page without its drawings."""
     lines = [
         f"# {found.question}",
@@ -215,7 +220,7 @@ def markdown(found: Report) -> str:
         "",
         *(f"{_flatten(said)}\n" for said in found.basis),
     ]
-    lines += _iterate_texts(overview(found), "##")
+    lines += _iterate_texts(build_overview(found), "##")
     for run in _arrange(found):
         if len(found.rows) > 1:
             lines += [

@@ -34,7 +34,8 @@ def all_gather_outputs(outputs: Outputs, reads: frozenset[str]) -> Outputs:
 def all_gather_batch(batch: Batch) -> Batch:
     """The batch of all ranks but for its pixels, which stay this rank's own."""
     return replace(
-        batch, **{name: _all_gather(getattr(batch, name)) for name in ("target", "index", "labeled")}
+        batch,
+        **{name: _all_gather(getattr(batch, name)) for name in ("target", "index", "labeled")},
     )
 
 

@@ -13,7 +13,7 @@ from kd_app.data.batch import Batch
 from kd_app.stages import fingerprint
 
 
-class Agreement(Callback):
+class RankConsistency(Callback):
     """Compare by a collective what every rank was told, before the first step, and the
     parameters it ended with, after the last.
 

@@ -16,7 +16,7 @@ from kd_app.config import RequestError, RunError
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE, read_curves
 from kd_app.training.distributed.torchrun import Torchrun, read_launch
-from kd_app.training.fit import resumed
+from kd_app.training.fit import prepare_resume
 from kd_app.training.trainer import TrainerSettings
 
 JOB = "job.json"
@@ -27,7 +27,7 @@ POLL = 0.3
 """Seconds between two looks at the ranks."""
 
 
-class Rank(Protocol):
+class RankHandle(Protocol):
     """One of the processes, wherever it is."""
 
     def poll(self) -> int | None:
@@ -69,7 +69,7 @@ def fit_distributed(
     """
     write_atomically(folder / JOB, json.dumps(job))
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
-    resumed(folder)
+    prepare_resume(folder)
     told = len(list(read_curves(folder / FILE)))
     ranks = _start_ranks(folder, world_size, logs)
     try:
@@ -86,7 +86,7 @@ def fit_distributed(
         path.unlink(missing_ok=True)
 
 
-def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Rank]:
+def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[RankHandle]:
     torchrun = Torchrun.here()
     address = {
         "MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1",
@@ -133,11 +133,11 @@ def follow() -> None:
             asked.ended(child.poll() or 0)
 
 
-def _list_failed(ranks: Sequence[Rank]) -> list[int]:
+def _list_failed(ranks: Sequence[RankHandle]) -> list[int]:
     return [number for number, rank in enumerate(ranks) if rank.poll() not in (None, 0)]
 
 
-def _explain(failed: Sequence[int], ranks: Sequence[Rank], logs: Sequence[Path]) -> NoReturn:
+def _explain(failed: Sequence[int], ranks: Sequence[RankHandle], logs: Sequence[Path]) -> NoReturn:
     """Raise in the words of the rank that failed first: the one whose log ended first.
     The others only lost their peer.
     """
@@ -185,7 +185,7 @@ class Child:
             (self._process.kill if kill else self._process.terminate)()
 
 
-def _end(ranks: Sequence[Rank]) -> None:
+def _end(ranks: Sequence[RankHandle]) -> None:
     """Ask those that still run to stop, then make them."""
     for kill, seconds in ((False, 10.0), (True, 5.0)):
         for rank in ranks:

@@ -104,7 +104,7 @@ class Torchrun:
         """There will be no more jobs."""
         self.store.set(f"job/{self.store.add('jobs', 1) - 1}", _END)
 
-    def jobs(self, poll: float) -> "Iterator[Asked]":
+    def jobs(self, poll: float) -> "Iterator[RankJob]":
         """The jobs that the first process asks for, as they come, until it dismisses."""
         number = 0
         while True:
@@ -113,12 +113,12 @@ class Torchrun:
             text = self.store.get(f"job/{number}").decode()
             if text == _END:
                 return
-            yield Asked(json.loads(text), self.store, number, self.rank)
+            yield RankJob(json.loads(text), self.store, number, self.rank)
             number += 1
 
 
 @dataclass(frozen=True)
-class Asked:
+class RankJob:
     """A job of the first process, as one of the others sees it."""
 
     job: dict[str, Any]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kd_app.metrics.class_similarity import soft_labels
+from kd_app.metrics.class_similarity import measure_soft_labels
 from kd_app.metrics.examples import Example, Why
 from kd_app.metrics.report_metrics import measure_split
-from kd_app.metrics.verdict import Verdict
+from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.examples import write_examples
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import write_curves, write_predictions
@@ -59,7 +59,7 @@ def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int 
     judgment = (
         {
             **vars(
-                Verdict(metric="top1", margin=0.01, confidence=0.95).judge(
+                VerdictRule(metric="top1", margin=0.01, confidence=0.95).judge(
                     records["student"], records["teacher"]
                 )
             ),
@@ -131,7 +131,7 @@ def known(
     logits: np.ndarray, target: np.ndarray, names: tuple[str, ...], split: str
 ) -> dict[str, Any]:
     """What the teacher says beyond the labels, as results.json tells of it."""
-    found = soft_labels(logits, target, taught=[4.0])
+    found = measure_soft_labels(logits, target, taught=[4.0])
     plain, *softened = (
         {
             **alike,

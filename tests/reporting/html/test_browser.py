@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from kd_app.reporting.html import write_report
 from kd_app.reporting.results import Results
-from kd_app.reporting.sentences import interval, percent
+from kd_app.reporting.sentences import format_interval, format_percent
 from tests.reporting.html.folders import run_folder
 from tests.reporting.manifests import entry, exported
 
@@ -169,12 +169,14 @@ def test_the_figures_on_the_page_are_those_of_results_json(
     assert results.test is not None
     models = [results.test.teacher, results.test.labels_only, results.test.student]
     assert rows["top-1 accuracy"] == [
-        [percent(each.top1), interval(each.top1_low, each.top1_high)] for each in models if each
+        [format_percent(each.top1), format_interval(each.top1_low, each.top1_high)]
+        for each in models
+        if each
     ]
     assert rows["balanced accuracy"] == [
         [
-            percent(each.balanced_accuracy),
-            interval(each.balanced_accuracy_low, each.balanced_accuracy_high),
+            format_percent(each.balanced_accuracy),
+            format_interval(each.balanced_accuracy_low, each.balanced_accuracy_high),
         ]
         for each in models
         if each

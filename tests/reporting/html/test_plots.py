@@ -3,7 +3,7 @@ from typing import cast
 
 import pytest
 
-from kd_app.reporting.html.plots import curves
+from kd_app.reporting.html.plots import plot_curves
 from kd_app.reporting.html.schema import Curve, RunPart
 
 
@@ -27,6 +27,6 @@ def test_of_any_number_of_terms_five_are_drawn_beside_the_loss_and_the_title_say
         Curve(role="student", metric=metric, epochs=[0.0, 1.0], values=[2.0, 1.0])
         for metric in metrics
     ]
-    (chart,) = curves(cast(RunPart, SimpleNamespace(curves=found)))
+    (chart,) = plot_curves(cast(RunPart, SimpleNamespace(curves=found)))
     assert chart.title == title
     assert [name for _, name in chart.legend] == shown

@@ -17,7 +17,7 @@ from kd_app.metrics.classification import BINS
 from kd_app.reporting.html import write_report
 from kd_app.reporting.html.from_predictions import BINS as DRAWN_BINS
 from kd_app.reporting.results import Results
-from kd_app.reporting.sentences import interval, percent
+from kd_app.reporting.sentences import format_interval, format_percent
 from tests.reporting.html.folders import CLASSES, FILES, run_folder
 
 
@@ -99,10 +99,10 @@ def test_the_page_and_the_text_show_the_figures_of_results_json_with_their_inter
     )
     for _, name, value, low, high in figures(results):
         if name not in ("nll", "brier"):
-            assert percent(value) in page
-            assert percent(value) in text
-            assert interval(low, high) in page
-            assert interval(low, high) in text
+            assert format_percent(value) in page
+            assert format_percent(value) in text
+            assert format_interval(low, high) in page
+            assert format_interval(low, high) in text
 
 
 def test_question_answer_and_what_it_rests_on_come_first(one: tuple[Path, Results]) -> None:

@@ -12,7 +12,7 @@ from kd_app.config import Typed
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs
-from kd_app.training.distributed.consistency import Agreement
+from kd_app.training.distributed.consistency import RankConsistency
 
 
 class Likeness(LossTerm):
@@ -70,7 +70,7 @@ class ToldOtherwise(Typed, Callback):
             agreement = next(
                 callback
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
-                if isinstance(callback, Agreement)
+                if isinstance(callback, RankConsistency)
             )
             agreement._told = "something else"
 

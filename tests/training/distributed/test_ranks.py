@@ -15,7 +15,7 @@ import torch
 
 from kd_app.commands.exit_codes import run_to_exit_code
 from kd_app.config import RequestError, RunError
-from kd_app.config.compose import composed
+from kd_app.config.compose import compose_config
 from kd_app.jobs.distill import distill
 from kd_app.training.distributed.launch import fit_distributed
 from tests.builders import stage, student_sha256, teacher_folder, trained
@@ -123,7 +123,7 @@ def test_a_rank_that_fails_ends_the_job_in_its_own_words_and_the_next_attempt_go
 def test_a_request_that_only_the_ranks_find_wrong_is_still_a_wrong_request(
     teacher: Path, tmp_path: Path
 ) -> None:
-    config = composed("distill", words(teacher, tmp_path, "trainer=ddp_sim"))
+    config = compose_config("distill", words(teacher, tmp_path, "trainer=ddp_sim"))
     config["trainer"]["max_epochs"] = 0
     with pytest.raises(RequestError, match=r"^TrainerSettings: max_epochs=0 does not fit"):
         fit_distributed({"config": config}, tmp_path, 1, listen=None)
@@ -198,7 +198,7 @@ def test_torchrun_trains_what_the_same_words_train_without_it(
     teacher: Path, tmp_path: Path
 ) -> None:
     same = ["student.name=vit_tiny_patch16_224", *VIT, "data.batch_size=32", "trainer.max_epochs=2"]
-    distill(composed("distill", words(teacher, tmp_path / "alone", *same, "trainer=ddp_sim")))
+    distill(compose_config("distill", words(teacher, tmp_path / "alone", *same, "trainer=ddp_sim")))
     together = torchrun(2, *words(teacher, tmp_path / "together", *same, "trainer.accelerator=cpu"))
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("Everything is in") == 1
@@ -296,7 +296,7 @@ def test_torchrun_and_another_number_of_devices_do_not_go_together(
             r" for 2"
         ),
     ):
-        distill(composed("distill", words(teacher, tmp_path, "trainer=ddp_sim")))
+        distill(compose_config("distill", words(teacher, tmp_path, "trainer=ddp_sim")))
     assert not (tmp_path / "out").exists()
 
 
@@ -305,7 +305,9 @@ def test_several_machines_need_torchrun(teacher: Path, tmp_path: Path) -> None:
         RequestError, match=r"torchrun --nnodes=2 --nproc-per-node=2 -m kd_app\.commands\.distill"
     ):
         distill(
-            composed("distill", words(teacher, tmp_path, "trainer=ddp_sim", "trainer.num_nodes=2"))
+            compose_config(
+                "distill", words(teacher, tmp_path, "trainer=ddp_sim", "trainer.num_nodes=2")
+            )
         )
 
 
