@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.headline import ALONE, STUDENT, TAUGHT, said
 from kd_app.reporting.results import Split, read
-from kd_app.reporting.sentences import difference, format_interval, format_percent
+from kd_app.reporting.sentences import format_difference, format_interval, format_percent
 
 SIDE, PATCH = 32, 4
 
@@ -117,7 +117,7 @@ def make(data: Path, folder: Path, words: Sequence[str], only: Sequence[str]) ->
             distill(pair.name, f"teacher.checkpoint={folder / pair.teacher}", *pair.words)
     if FEW in only:
         few = (f"teacher.checkpoint={folder / 'cnn'}", *TAUGHT, *STUDENT, "trainer.max_epochs=6")
-        distill(FEW, *few, "-m", f"data.labels={','.join(SHARES)}", "test=always")
+        distill(FEW, *few, "-m", f"data.label_fraction={','.join(SHARES)}", "test=always")
 
 
 def tables(folder: Path) -> list[str]:
@@ -148,7 +148,7 @@ def _line(config: dict[str, Any], test: Split) -> list[str]:
     assert test.teacher is not None
     assert test.labels_only is not None
     assert test.pair is not None
-    gained, bounds = difference(test.pair.gain, test.pair.gain_low, test.pair.gain_high)
+    gained, bounds = format_difference(test.pair.gain, test.pair.gain_low, test.pair.gain_high)
     figures = (
         f"{format_percent(each.top1)} ({format_interval(each.top1_low, each.top1_high)})"
         for each in (test.teacher, test.labels_only, test.student)

@@ -15,8 +15,13 @@ from scipy.stats import binom
 
 from kd_app.metrics.intervals import compute_percentile_interval, compute_wilson_bounds
 from kd_app.metrics.paired import compute_paired_bounds, is_shown_above
-from kd_app.metrics.seeds import SeedDifference, corrected, summarize_seeds, compare_by_seed
-from kd_app.metrics.verdict import BOUNDS, Judged, VerdictTally, VerdictRule
+from kd_app.metrics.seeds import (
+    SeedDifference,
+    compare_by_seed,
+    correct_for_multiplicity,
+    summarize_seeds,
+)
+from kd_app.metrics.verdict import BOUNDS, Judged, VerdictRule, VerdictTally
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(CONFIDENCE)
@@ -101,7 +106,9 @@ def power(better: int, worse: int, n: int) -> Rate:
     tally = VerdictTally(
         *(np.array([count]) for count in (n, n - worse, n - better, better, worse))
     )
-    needed = VerdictRule(metric="top1", margin=0.01, confidence=CONFIDENCE).of(tally).n_needed
+    needed = (
+        VerdictRule(metric="top1", margin=0.01, confidence=CONFIDENCE).judge_tally(tally).n_needed
+    )
     assert needed is not None
     side: Side = "kept" if (better - worse) / n > -0.01 else "lost"
     measured = _called(side, needed, 0.01, (better / n, worse / n))
@@ -321,7 +328,7 @@ def holm_error(methods: int, seeds: int, *, sets: int) -> Rate:
     for values in rng.normal(0.92, 0.002, size=(sets, methods + 1, seeds)):
         base, *others = (dict(enumerate(row.tolist())) for row in values)
         family = [found for other in others if (found := compare_by_seed(other, base, CONFIDENCE))]
-        wrong += any(_shown(each) for each in corrected(family))
+        wrong += any(_shown(each) for each in correct_for_multiplicity(family))
     what = f"Holm: any of {methods} methods wrongly shown to differ"
     return Rate(
         what,

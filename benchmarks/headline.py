@@ -34,7 +34,7 @@ TAUGHT = [
     "loss=[cross_entropy,soft_target]",
     "loss.soft_target.temperature=4",
     "data.views=2",
-    "teacher.answers=stored",
+    "teacher.outputs=cached",
     "logger=[csv]",
 ]
 STUDENT = [
@@ -94,9 +94,9 @@ def make(folder: Path, stages: Path, *, smoke: bool) -> None:
     distill("teacher", *ALONE, *TEACHER)
     teacher = f"teacher.checkpoint={folder / 'teacher'}"
     distill("student", teacher, *TAUGHT, *STUDENT, EPOCHS)
-    distill("tenth", teacher, *TAUGHT, *STUDENT, EPOCHS, "data.labels=0.1")
+    distill("tenth", teacher, *TAUGHT, *STUDENT, EPOCHS, "data.label_fraction=0.1")
     distill("modest", teacher, *TAUGHT, *MODEST)
-    quick = ["clock.seconds=0.2", "clock.rounds=6"] if smoke else []
+    quick = ["benchmark.seconds=0.2", "benchmark.rounds=6"] if smoke else []
     formats = "formats=[onnx]" if smoke else FORMATS
     said("export", [f"run={folder / 'student'}", "role=both", formats, at, *quick])
     if read_exports(folder / "modest") is None:  # it is kept with its figures, as the teacher is

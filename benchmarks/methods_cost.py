@@ -97,7 +97,7 @@ class Training:
         torch.manual_seed(0)
         self.terms = Recipe(
             **{**_recipe(), "loss": {name: _recipe()["loss"][name] for name in names}}
-        ).terms()
+        ).build_loss()
         image = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
         self.batch = Batch(image, torch.arange(BATCH) % CLASSES, torch.arange(BATCH), progress=0.5)
         self.teacher = FrozenTeacher(

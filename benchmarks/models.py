@@ -127,7 +127,7 @@ def _check(model: nn.Module, image: Tensor, outputs: Outputs, attended: list[Ten
     for tokens, grid in zip(outputs.tokens, outputs.features[-len(outputs.tokens) :], strict=False):
         assert torch.equal(tokens.patch, grid.flatten(2).mT)
     for block in outputs.attention:
-        mixed = block.weights() @ block.value
+        mixed = block.compute_weights() @ block.value
         assert any(
             one.shape == mixed.shape and torch.allclose(one, mixed, rtol=1e-3, atol=1e-4)
             for one in attended

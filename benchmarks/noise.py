@@ -24,7 +24,7 @@ class Noise(Source):
             generator=torch.Generator().manual_seed(0),
         )
 
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         """Made-up names, labels in turn."""
         files = tuple(f"noise/{number:06d}" for number in range(self._images))
         empty = ("",) * self._images

@@ -37,7 +37,7 @@ def make_teacher(folder: Path) -> None:
     from kd_app.config import InputSpec
     from kd_app.models.create import create, resolve_input
     from kd_app.models.save import save_model
-    from kd_app.models.spec import ModelSpec, ImageStats
+    from kd_app.models.spec import ImageStats, ModelSpec
 
     request = ModelSpec(
         role="teacher",
@@ -80,12 +80,12 @@ def train(said: Sequence[str], trials: int) -> None:
             group="alone",
             tags=[],
             config={},
-            say=console.say,
+            say=console.print,
         )
         shop = Workspace(made, Stages(Path(made.config["stages"])), console, tracker)
         shop.prepare_data()
         assert made.teacher is not None
-        job = build_student_job(shop, shop.ready(made.teacher, seed=0))
+        job = build_student_job(shop, shop.load_model(made.teacher, seed=0))
         train_job(shop, job, listener=tracker)
 
 

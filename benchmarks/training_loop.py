@@ -27,7 +27,7 @@ from kd_app.run.role_jobs import build_student_job
 from kd_app.run.spec import RunSpec, build_spec
 from kd_app.run.workspace import Workspace
 from kd_app.stages import Stages
-from kd_app.training.callbacks import ResumableCheckpoint, Progress
+from kd_app.training.callbacks import Progress, ResumableCheckpoint
 from kd_app.training.curve_log import CurveLogger
 from kd_app.training.fit import build, silence_lightning
 from kd_app.training.job import JobTeacher
@@ -92,18 +92,16 @@ def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
     """A function that trains by the main job's loop, with its callbacks and curves, and
     gives the seconds of the steps behind the first `skip`.
     """
-    assert shop.parts.teacher is not None
-    teacher = shop.ready(shop.parts.teacher, seed=0)
-    job = replace(
-        build_student_job(shop, None), teacher=JobTeacher(teacher.request, teacher.created)
-    )
+    assert shop.spec.teacher is not None
+    teacher = shop.load_model(shop.spec.teacher, seed=0)
+    job = replace(build_student_job(shop, None), teacher=JobTeacher(teacher.spec, teacher.loaded))
     data = shop.data
     assert isinstance(data, ImageData)
 
     def run(number: int) -> float:
         created = create(job.model, job.input, 10, seed=0)
         data.bind(job.input, order_seed=number)
-        module: Distillation = build(job, created, data, shop.parts.trainer)
+        module: Distillation = build(job, created, data, shop.spec.trainer)
         assert isinstance(module.teacher, LiveTeacher)
         clock = Clock(skip)
         callbacks = [
@@ -111,7 +109,7 @@ def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
             ResumableCheckpoint(folder, minutes=5),
             clock,
         ]
-        trainer = shop.parts.trainer.make(
+        trainer = shop.spec.trainer.make(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
         with silence_lightning():
@@ -130,7 +128,7 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         shop = workshop(teacher, student, folder, steps + skip)
         loop = trained(shop, folder, skip)
         ours = build_student_job(shop, None)
-        teaches = shop.ready(shop.parts.teacher, seed=0) if shop.parts.teacher else None
+        teaches = shop.load_model(shop.spec.teacher, seed=0) if shop.spec.teacher else None
         assert teaches is not None
         pixels = ours.input
         data = shop.data
@@ -138,8 +136,8 @@ def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 
         images = data.index.source.store()
         assert images is not None
         bare = BareLoop(
-            create(ours.model, pixels, 10, seed=0).model, teaches.created.model, images,
-            torch.from_numpy(data.index.listing.target), 128, shop.parts.trainer.precision, pixels.mean[0], pixels.std[0],
+            create(ours.model, pixels, 10, seed=0).model, teaches.loaded.model, images,
+            torch.from_numpy(data.index.listing.target), 128, shop.spec.trainer.precision, pixels.mean[0], pixels.std[0],
         )  # fmt: skip
         ratios = []
         for number in range(rounds + 1):

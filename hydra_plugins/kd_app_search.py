@@ -58,7 +58,7 @@ class SearchSweeper(Sweeper):
         )
         out = Path(str(self.config.hydra.sweep.dir))
         search = Search(out, settings, parse_space(space))
-        for batch in search.batches():
+        for batch in search.iterate_batches():
             trials = [
                 [*words, *(f"{key}={value}" for key, value in params.items())]
                 for _, params in batch

@@ -21,16 +21,16 @@ class Schedule(Typed):
     def __init__(self, *, warmup: Share) -> None:
         self.warmup = warmup
 
-    def factor(self, progress: float) -> float:
+    def compute_factor(self, progress: float) -> float:
         """Linear from 0 to 1 over the warm-up (a share of the training), then the shape
         of the schedule over the rest.
         """
         if progress < self.warmup:
             return progress / self.warmup
-        return self.shape((progress - self.warmup) / max(1 - self.warmup, 1e-12))
+        return self.compute_shape((progress - self.warmup) / max(1 - self.warmup, 1e-12))
 
     @abstractmethod
-    def shape(self, progress: float) -> float:
+    def compute_shape(self, progress: float) -> float:
         """The factor after `progress` (0..1) of the training without its warm-up."""
 
 
@@ -43,7 +43,7 @@ class Cosine(Schedule):
         super().__init__(warmup=warmup)
         self.final = final
 
-    def shape(self, progress: float) -> float:
+    def compute_shape(self, progress: float) -> float:
         """Half a cosine from 1 to `final`."""
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
@@ -55,7 +55,7 @@ class Linear(Schedule):
         super().__init__(warmup=warmup)
         self.final = final
 
-    def shape(self, progress: float) -> float:
+    def compute_shape(self, progress: float) -> float:
         """A straight line from 1 to `final`."""
         return 1 - (1 - self.final) * min(progress, 1.0)
 
@@ -70,7 +70,7 @@ class MultiStep(Schedule):
         self.milestones = milestones
         self.gamma = gamma
 
-    def shape(self, progress: float) -> float:
+    def compute_shape(self, progress: float) -> float:
         """A step down at each milestone."""
         return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
 
@@ -81,7 +81,7 @@ class Constant(Schedule):
     def __init__(self, *, warmup: Share) -> None:
         super().__init__(warmup=warmup)
 
-    def shape(self, progress: float) -> float:
+    def compute_shape(self, progress: float) -> float:
         """Always 1."""
         return 1.0
 
@@ -113,7 +113,7 @@ class Ramp(Schedule):
         self.begin, self.end = begin, end
         self.curve = curve
 
-    def shape(self, progress: float) -> float:
+    def compute_shape(self, progress: float) -> float:
         """From `first` to `last`."""
         t = min(max((progress - self.begin) / max(self.end - self.begin, 1e-12), 0.0), 1.0)
         return self.first + (self.last - self.first) * (

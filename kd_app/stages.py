@@ -33,10 +33,10 @@ class Stage:
     name: str
     path: Path
     seconds: float
-    made: bool
+    is_new: bool
 
 
-def fingerprint(value: Any) -> str:
+def hash_value(value: Any) -> str:
     """sha256 of plain data (dicts, lists, strings, numbers, None), independent of the
     order of keys.
     """
@@ -75,7 +75,7 @@ class Stages:
         self._remake = set(remake)
         self._fresh: set[Path] = set()
 
-    def make(
+    def find_or_build(
         self,
         name: str,
         *,
@@ -102,7 +102,7 @@ class Stages:
             if path.is_dir():
                 damaged = _find_damaged(path)
                 if damaged is None:
-                    return Stage(name, path, _read_seconds(path), made=False)
+                    return Stage(name, path, _read_seconds(path), is_new=False)
                 self.say(
                     f"{path.name}: {damaged} is not what was written there; the stage is made anew"
                 )
@@ -117,14 +117,14 @@ class Stages:
         """
         _, path = self._resolve_stage(name, config, inputs)
         whole = name not in self._remake and path.is_dir() and _find_damaged(path) is None
-        return Stage(name, path, _read_seconds(path), made=False) if whole else None
+        return Stage(name, path, _read_seconds(path), is_new=False) if whole else None
 
     def _resolve_stage(
         self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> tuple[dict[str, Any], Path]:
         """What a stage is made from, and its folder."""
         asked = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
-        return asked, self.root / f"{name}-{fingerprint(asked)[:16]}"
+        return asked, self.root / f"{name}-{hash_value(asked)[:16]}"
 
     def _build(self, path: Path, asked: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
         partial = path.with_name(f"{path.name}.partial")
@@ -141,7 +141,7 @@ class Stages:
                 json.dumps({**asked, "seconds": seconds, "files": files}, indent=1),
             )
         os.replace(partial, path)
-        return Stage(str(asked["name"]), path, seconds, made=True)
+        return Stage(str(asked["name"]), path, seconds, is_new=True)
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:

@@ -94,7 +94,7 @@ class Listening:
         self.known += [{"step": step, **row} for row, step in points]
         return lambda row, step: self.heard.append({"step": step, **row})
 
-    def ready(self, stage: str, *more: Any) -> None:
+    def finish(self, stage: str, *more: Any) -> None:
         self.finished.append(stage)
 
 
@@ -147,7 +147,7 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
     made, listening = build_spec(config), Listening()
     shop = Workspace(made, Stages(Path(config["stages"])), Console(silent=True), tracker=None)
     shop.prepare_data()
-    known = shop.ready(made.teacher, seed=0) if made.teacher else None
+    known = shop.load_model(made.teacher, seed=0) if made.teacher else None
     student = train(shop, build_student_job(shop, known), listener=listening)
     assert student.folder is not None
     return Trained(
@@ -175,10 +175,10 @@ def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Tr
         with pytest.raises(KeyboardInterrupt):
             trained(teacher, folder / "cut", *overrides)
         again = trained(teacher, folder / "cut", *overrides)
-    weights = again.member.created.model.state_dict()
+    weights = again.member.loaded.model.state_dict()
     assert all(
         torch.equal(tensor, weights[name])
-        for name, tensor in whole.member.created.model.state_dict().items()
+        for name, tensor in whole.member.loaded.model.state_dict().items()
     )
     assert again.curves == whole.curves
     return whole

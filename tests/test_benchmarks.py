@@ -34,11 +34,11 @@ def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_
     assert small.off <= TOLERANCE
     found = {row.variant.module: row for row in (other, small)}
     with patch("benchmarks.exports.listed", lambda: {name: (known[name], "") for name in found}):
-        with patch("benchmarks.exports.limited", lambda variant, _: found[variant.module]):
+        with patch("benchmarks.exports.limit_batches", lambda variant, _: found[variant.module]):
             assert list(rows(tmp_path / "journal")) == [small, other]  # the smaller one first
         with (tmp_path / "journal").open("a", encoding="utf-8") as file:
             file.write('\n{"variant": {"mod')  # killed while it wrote
-        with patch("benchmarks.exports.limited", side_effect=AssertionError("proven again")):
+        with patch("benchmarks.exports.limit_batches", side_effect=AssertionError("proven again")):
             assert list(rows(tmp_path / "journal")) == [small, other]
     page = written(found)
     assert "| byobnet | `test_byobnet` | 456,856 | 64 | yes |" in page

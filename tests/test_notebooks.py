@@ -128,7 +128,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fixed = (
             "loss.soft_target.weight=choice(1)",
             "test=always",
-            "prune=null",
+            "trial_pruning=null",
             "stages=.stages",
             "out=found",
         )

@@ -32,7 +32,7 @@ def test_a_ramp_goes_from_its_first_factor_to_its_last(
         "cosine": lambda t: math.sin(math.pi * t / 2) ** 2,
     }
     for curve, rise in shapes.items():
-        factor = Ramp(first=first, last=last, begin=begin, end=end, curve=curve).factor
+        factor = Ramp(first=first, last=last, begin=begin, end=end, curve=curve).compute_factor
         assert factor(end + 1e-9) == pytest.approx(last, abs=1e-6)
         assert begin == 0 or factor(0.0) == first
         if end - begin > 1e-3:
@@ -71,7 +71,7 @@ def test_a_training_follows_the_schedule_and_its_curves_say_the_weight_of_each_s
         "student.name=resnet8",
         "data.batch_size=300",
         "trainer.max_epochs=2",
-        "trainer.accumulate=2",
+        "trainer.accumulate_grad_batches=2",
         "trainer.log_every=1",
     ]
     made = trained(teacher_folder(tmp_path / "teacher"), tmp_path, *words, *steps)
@@ -104,6 +104,6 @@ def test_a_schedule_is_any_of_schedulers_choices_with_settings_of_its_own() -> N
         config = compose_config(
             "distill", [f"loss.soft_target.schedule={name}", *settled, "loss.soft_target.weight=2"]
         )
-        chosen = build_spec(config).recipe.terms()
+        chosen = build_spec(config).recipe.build_loss()
         assert chosen.weight("soft_target", 0.5) == pytest.approx(2 * at_half)
         assert chosen.weight("cross_entropy", 0.5) == 1.0

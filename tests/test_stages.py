@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.stages import Stage, Stages, hash_file, fingerprint, write_atomically
+from kd_app.stages import Stage, Stages, hash_file, hash_value, write_atomically
 
 PROCESSES = multiprocessing.get_context("spawn")
 PLAIN = st.recursive(
@@ -39,7 +39,7 @@ def make(
     lr: float = 0.1,
     data: str = "abc",
 ) -> Stage:
-    return stages.make(name, config={"lr": lr}, inputs={"data": data}, build=build)
+    return stages.find_or_build(name, config={"lr": lr}, inputs={"data": data}, build=build)
 
 
 def writes(text: str) -> Callable[[Path], None]:
@@ -56,7 +56,7 @@ def refuses(folder: Path) -> None:
 def test_a_stage_is_found_instead_of_built_again(tmp_path: Path) -> None:
     first = make(Stages(tmp_path), writes("one"))
     again = make(Stages(tmp_path), refuses)
-    assert (first.made, again.made) == (True, False)
+    assert (first.is_new, again.is_new) == (True, False)
     assert first.path == again.path
     assert (again.path / "result").read_text() == "one"
     assert again.seconds == first.seconds
@@ -68,7 +68,7 @@ def test_another_name_configuration_or_input_is_another_stage(
 ) -> None:
     stages = Stages(tmp_path)
     first, second = make(stages, writes("one")), make(stages, writes("two"), **other)
-    assert second.made
+    assert second.is_new
     assert (first.path / "result").read_text() == "one"
     assert (second.path / "result").read_text() == "two"
 
@@ -76,9 +76,9 @@ def test_another_name_configuration_or_input_is_another_stage(
 @given(PLAIN)
 def test_a_fingerprint_depends_on_the_content_and_not_on_the_order_of_keys(value: Any) -> None:
     turned = dict.fromkeys(("b", "a"), value)
-    assert fingerprint({"a": value, "b": value}) == fingerprint(turned)
-    assert fingerprint([value]) != fingerprint([value, None])
-    assert fingerprint(json.loads(json.dumps(value))) == fingerprint(value)
+    assert hash_value({"a": value, "b": value}) == hash_value(turned)
+    assert hash_value([value]) != hash_value([value, None])
+    assert hash_value(json.loads(json.dumps(value))) == hash_value(value)
 
 
 def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_is_there(
@@ -94,7 +94,7 @@ def test_a_build_that_fails_leaves_no_stage_and_the_next_one_goes_on_with_what_i
     with pytest.raises(OSError, match="disk full"):
         make(Stages(tmp_path), half)
     assert [path.suffix for path in tmp_path.glob("teacher-*")] == [".partial"]
-    assert make(Stages(tmp_path), rest).made
+    assert make(Stages(tmp_path), rest).is_new
     assert make(Stages(tmp_path), refuses).path.joinpath("half").exists()
     assert [path.suffix for path in tmp_path.glob("teacher-*")] == [""]
 
@@ -109,12 +109,12 @@ def test_a_stage_with_a_damaged_file_is_made_anew_and_that_is_said(
     result = make(Stages(tmp_path), writes("one")).path / "result"
     result.unlink() if damage is None else result.write_bytes(damage)
     again = make(Stages(tmp_path, say=said.append), writes("one"))
-    assert again.made
+    assert again.is_new
     assert result.read_text() == "one"
     assert said == [
         f"{again.path.name}: result is not what was written there; the stage is made anew"
     ]
-    assert not make(Stages(tmp_path), refuses).made
+    assert not make(Stages(tmp_path), refuses).is_new
 
 
 def test_of_a_very_large_file_the_size_alone_is_compared(
@@ -123,9 +123,9 @@ def test_of_a_very_large_file_the_size_alone_is_compared(
     monkeypatch.setattr("kd_app.stages._HASHED", 2)
     result = make(Stages(tmp_path), writes("one")).path / "result"
     result.write_text("two")
-    assert not make(Stages(tmp_path), refuses).made
+    assert not make(Stages(tmp_path), refuses).is_new
     result.write_text("longer")
-    assert make(Stages(tmp_path), writes("one")).made
+    assert make(Stages(tmp_path), writes("one")).is_new
 
 
 def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_remaking_happens_once_in_a_run_and_leaves_other_stages_alone(tmp_path: 
     for name in ("teacher", "student"):
         make(Stages(tmp_path), writes("old"), name=name)
     stages = Stages(tmp_path, remake=["student"])
-    assert not make(stages, refuses, name="teacher").made
-    assert make(stages, writes("new"), name="student").made
-    assert not make(stages, refuses, name="student").made
+    assert not make(stages, refuses, name="teacher").is_new
+    assert make(stages, writes("new"), name="student").is_new
+    assert not make(stages, refuses, name="student").is_new
     assert (make(Stages(tmp_path), refuses, name="student").path / "result").read_text() == "new"
 
 
@@ -207,7 +207,7 @@ def _child(root: Path, number: int, slow: float) -> None:
 
     stage = make(Stages(root / "stages", say=say), build)
     (root / f"found{number}").write_text(
-        f"{stage.made} {sorted(path.name for path in stage.path.glob('by*'))}"
+        f"{stage.is_new} {sorted(path.name for path in stage.path.glob('by*'))}"
     )
 
 
@@ -252,4 +252,4 @@ def test_after_a_kill_in_mid_build_the_lock_is_free_and_what_was_written_is_ther
     waiting.join(30)
     assert waiting.exitcode == 0
     assert (tmp_path / "found1").read_text() == "True ['by0', 'by1']"
-    assert not make(Stages(tmp_path / "stages"), refuses).made
+    assert not make(Stages(tmp_path / "stages"), refuses).is_new

@@ -41,23 +41,23 @@ class Limits(Typed, called="check"):
         *,
         seconds: PositiveFloat,
         images: PositiveInt,
-        compared: PositiveInt,
+        max_compared: PositiveInt,
         significance: Share,
-        better: Share,
-        near: Share,
+        min_gain: Share,
+        near_duplicate: Share,
         discordance: Share,
-        share: Share,
-        learns: Share,
+        max_gradient_share: Share,
+        min_loss_drop: Share,
     ) -> None:
         self.seconds = seconds
         self.images = images
-        self.compared = compared
+        self.max_compared = max_compared
         self.significance = significance
-        self.better = better
-        self.near = near
+        self.min_gain = min_gain
+        self.near_duplicate = near_duplicate
         self.discordance = discordance
-        self.share = share
-        self.learns = learns
+        self.max_gradient_share = max_gradient_share
+        self.min_loss_drop = min_loss_drop
 
 
 @dataclass
@@ -91,7 +91,7 @@ class CheckContext:
         """The teacher as the student would hear it, if there is one by now that has
         figures: used as it is, or trained by an earlier run.
         """
-        if self.shop.parts.teacher is None or self.random_head or self.unmeasured:
+        if self.shop.spec.teacher is None or self.random_head or self.unmeasured:
             return None
         return self._as_it_is[0] or find_trained(self.shop, build_teacher_job(self.shop))
 
@@ -99,21 +99,24 @@ class CheckContext:
     def unmeasured(self) -> bool:
         """The teacher is used as it is, and its answers have no figures."""
         found = self._as_it_is[0]
-        return found is not None and found.unmeasured != ""
+        return found is not None and found.no_metrics_reason != ""
 
     @cached_property
     def any_teacher(self) -> LoadedModel | None:
         """The teacher, or what it would be before its training; None where there is
         none.
         """
-        request = self.shop.parts.teacher
+        request = self.shop.spec.teacher
         if request is None:
             return None
         return (
-            self.teacher.created
+            self.teacher.loaded
             if self.teacher
             else create(
-                request, resolve_input(request, self.shop.seen()), len(self.shop.classes), seed=0
+                request,
+                resolve_input(request, self.shop.image_stats()),
+                len(self.shop.classes),
+                seed=0,
             )
         )
 
@@ -123,10 +126,10 @@ class CheckContext:
         answered in all the ways in four times their seconds.
         """
         assert self.teacher is not None
-        first = self.batches(self.teacher.created.pixels, _FIRST)
-        self.answer(first, self.teacher.created.pixels)
+        first = self.load_batches(self.teacher.loaded.pixels, _FIRST)
+        self.predict(first, self.teacher.loaded.pixels)
         start = time.perf_counter()
-        self.answer(first, self.teacher.created.pixels)
+        self.predict(first, self.teacher.loaded.pixels)
         each = (time.perf_counter() - start) / sum(len(batch) for batch in first)
         return min(self.limits.images, max(_LEAST, int(4 * self.limits.seconds / PASSES / each)))
 
@@ -134,9 +137,9 @@ class CheckContext:
     def sample(self) -> list[Batch]:
         """Images to judge the teacher by, as it expects them."""
         assert self.teacher is not None
-        return self.batches(self.teacher.created.pixels, self.images)
+        return self.load_batches(self.teacher.loaded.pixels, self.images)
 
-    def batches(self, pixels: InputSpec, images: int) -> list[Batch]:
+    def load_batches(self, pixels: InputSpec, images: int) -> list[Batch]:
         """So many images of validation, and of train where these are too few, for a
         model that expects `pixels`.
         """
@@ -146,18 +149,18 @@ class CheckContext:
             list(self.shop.data.sample("train", pixels, missing)) if missing > 0 else []
         )
 
-    def answer(self, batches: list[Batch], pixels: InputSpec) -> Predictions:
+    def predict(self, batches: list[Batch], pixels: InputSpec) -> Predictions:
         """What the teacher says of these images, normalized as `pixels` says."""
         assert self.teacher is not None
         return predict(
-            self.teacher.created.model, batches, pixels, device=self.shop.parts.trainer.device
+            self.teacher.loaded.model, batches, pixels, device=self.shop.spec.trainer.device
         )
 
     @cached_property
     def answers(self) -> Predictions:
         """What the teacher says of the sample, fed as it is to be."""
         assert self.teacher is not None
-        return self.answer(self.sample, self.teacher.created.pixels)
+        return self.predict(self.sample, self.teacher.loaded.pixels)
 
     @cached_property
     def hits(self) -> Bool[np.ndarray, " images"]:

@@ -42,21 +42,24 @@ class Cost:
         return sum(self.training.values()) + self.measuring
 
 
-def cost(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Cost:
+def estimate_cost(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Cost:
     """Add up what was measured."""
     data, classes = subject.shop.data, len(subject.shop.classes)
     images = data.sizes["validation"] + data.sizes["test"]
-    models = len(subject.shop.parts.controls) + 1 + (subject.shop.parts.teacher is not None)
+    models = len(subject.shop.spec.controls) + 1 + (subject.shop.spec.teacher is not None)
     answers = models * images * (classes + 4) * _WORDS
     student = next(seen.seconds for seen in rehearsals if seen.role == "student")
-    as_long = {name for name, control in subject.shop.parts.controls.items() if control.as_long}
+    match_wall_time = {
+        name for name, control in subject.shop.spec.controls.items() if control.match_wall_time
+    }
     shipped = max((seen.model_bytes for seen in rehearsals if seen.role == "student"), default=0)
     kept = sum(seen.model_bytes for seen in rehearsals) + shipped + answers
     return Cost(
         seconds_an_epoch={seen.role: seen.seconds_an_epoch for seen in rehearsals},
         epochs={seen.role: seen.epochs for seen in rehearsals},
         training={
-            seen.role: student if seen.role in as_long else seen.seconds for seen in rehearsals
+            seen.role: student if seen.role in match_wall_time else seen.seconds
+            for seen in rehearsals
         },
         measuring=images * sum(seen.answer_seconds for seen in rehearsals),
         memory=_read_peak_memory(),
@@ -69,7 +72,7 @@ def cost(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Cost:
 
 def describe_cost(subject: CheckContext, found: Cost) -> list[str]:
     """The cost in words."""
-    trainer = subject.shop.parts.trainer
+    trainer = subject.shop.spec.trainer
     each = [
         f"{role} {found.epochs[role]} x {_format_seconds(seconds)} = {format_seconds(found.training[role])}"
         for role, seconds in found.seconds_an_epoch.items()

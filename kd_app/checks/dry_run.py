@@ -22,7 +22,7 @@ from kd_app.models.spec import ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.training.callbacks import LAST
-from kd_app.training.diagnostics import TermFault, find_faults, compute_gradient_norms
+from kd_app.training.diagnostics import TermFault, compute_gradient_norms, find_faults
 from kd_app.training.fit import MODEL, fit, specify_trained
 from kd_app.training.job import JobTeacher
 from kd_app.training.module import CHECKED_STEPS, Distillation
@@ -30,8 +30,8 @@ from kd_app.training.timing import (
     EpochSteps,
     EpochTimer,
     StepEstimate,
-    estimate,
     count_steps_per_epoch,
+    estimate,
 )
 
 _STEPS = 40
@@ -80,7 +80,7 @@ class TermProbe(Callback):
         with torch.no_grad(), trainer.precision_plugin.train_step_context():
             self.after = float(pl_module.compute_losses(self._first)[0])
 
-    def shares(self) -> dict[str, float]:
+    def compute_shares(self) -> dict[str, float]:
         """Each term's mean share of the length of all gradients."""
         sums = {
             name: sum(norms[name] for norms in self.norms)
@@ -126,7 +126,7 @@ def dry_run(subject: CheckContext, role: str, teacher: LoadedModel | None) -> Dr
     """Train the teacher, a control or the student for a few seconds in a folder that is
     thrown away.
     """
-    shop, trainer = subject.shop, subject.shop.parts.trainer
+    shop, trainer = subject.shop, subject.shop.spec.trainer
     job = draft_role_job(shop, role)
     whole = count_steps_per_epoch(shop.data, trainer)
     steps, epochs = _choose_length(subject, role, teacher, whole.training)
@@ -142,19 +142,19 @@ def dry_run(subject: CheckContext, role: str, teacher: LoadedModel | None) -> Dr
     checkpoint = _Size()
     start, error = time.perf_counter(), ""
     try:
-        fit(short, shop.data, trainer.short(train=steps, validation=timed.validation), folder, console=Console(silent=True),
+        fit(short, shop.data, trainer.shorten(train=steps, validation=timed.validation), folder, console=Console(silent=True),
             callbacks=(looking, timer, checkpoint))  # fmt: skip
     except (RequestError, RunError) as reason:
         error = str(reason)
     took = time.perf_counter() - start
-    seen = DryRun(role, job.recipe.max_epochs, tuple(looking.faults.values()), looking.shares(), looking.before, looking.after,
+    seen = DryRun(role, job.recipe.max_epochs, tuple(looking.faults.values()), looking.compute_shares(), looking.before, looking.after,
                      steps * epochs, error=error)  # fmt: skip
     if error:
         return seen
     again = specify_trained(job.model, folder)
     return replace(
         seen,
-        seconds_an_epoch=timer.seconds(whole) + timer.estimate_overhead(timed),
+        seconds_an_epoch=timer.sum_seconds(whole) + timer.estimate_overhead(timed),
         setup_seconds=max(0.0, took - epochs * median(timer.epochs)),
         answer_seconds=median(timer.validation) / shop.data.batch_size,
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
@@ -180,10 +180,10 @@ def _choose_length(
     """Batches of an epoch and epochs that take about the limits' seconds, and hold steps
     that look at the terms and more that do not.
     """
-    shop, accumulate = subject.shop, subject.shop.parts.trainer.accumulate
-    step = _estimate(subject, shop.request(role), train=True).training
-    if teacher is not None and shop.parts.teacher is not None:
-        step += _estimate(subject, shop.parts.teacher, train=False).inference
+    shop, accumulate = subject.shop, subject.shop.spec.trainer.accumulate_grad_batches
+    step = _estimate(subject, shop.resolve_spec(role), train=True).training
+    if teacher is not None and shop.spec.teacher is not None:
+        step += _estimate(subject, shop.spec.teacher, train=False).inference
     least = (CHECKED_STEPS + 1) * accumulate
     steps = min(batches, max(least, min(_STEPS, int(subject.limits.seconds / 2 / step))))
     least_epochs = 1 + math.ceil(CHECKED_STEPS / math.ceil(steps / accumulate))
@@ -192,23 +192,23 @@ def _choose_length(
 
 def _estimate(subject: CheckContext, request: ModelSpec, *, train: bool) -> StepEstimate:
     shop = subject.shop
-    pixels = resolve_input(request, shop.seen())
+    pixels = resolve_input(request, shop.image_stats())
     model = create(request, pixels, len(shop.classes), seed=0).model
-    return estimate(model, pixels, shop.data.batch_size, shop.parts.trainer, train=train)
+    return estimate(model, pixels, shop.data.batch_size, shop.spec.trainer, train=train)
 
 
 def _build_teacher(subject: CheckContext, teacher: LoadedModel, batches: int) -> JobTeacher:
     """The teacher with its logits on the first batches of validation."""
     shop, folder = subject.shop, subject.scratch / "validation"
-    assert shop.parts.teacher is not None
-    source = JobTeacher(shop.parts.teacher, teacher)
+    assert shop.spec.teacher is not None
+    source = JobTeacher(shop.spec.teacher, teacher)
     if shop.limit is not None:
         return source
     predictions = predict(
         teacher.model,
-        shop.data.evaluation("validation", teacher.pixels),
+        shop.data.build_evaluation_loader("validation", teacher.pixels),
         teacher.pixels,
-        device=shop.parts.trainer.device,
+        device=shop.spec.trainer.device,
         limit=batches,
     )
     folder.mkdir(exist_ok=True)

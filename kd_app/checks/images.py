@@ -62,7 +62,7 @@ def check_missing_classes(subject: CheckContext) -> Iterator[Finding]:
     """A class of which a split has no image."""
     classes = subject.shop.classes
     for split in SPLITS:
-        targets = subject.shop.data.targets(split)
+        targets = subject.shop.data.list_targets(split)
         missing = (
             [
                 repr(name)
@@ -138,8 +138,8 @@ def _look(subject: CheckContext) -> ScannedImages:
     first: dict[bytes, Place] = {}
     end = time.monotonic() + _BUDGET * subject.limits.seconds
     for split in looked.seen:
-        wanted = subject.limits.compared if split in _TRAINED else _MEASURED
-        for index, picture in data.pictures(split):
+        wanted = subject.limits.max_compared if split in _TRAINED else _MEASURED
+        for index, picture in data.iterate_images(split):
             place = Place(split, index)
             key = blake2b(repr(picture.shape).encode() + picture.tobytes()).digest()
             before = first.setdefault(key, place)
@@ -175,7 +175,7 @@ def _normalize_contrasts(thumbnails: Tensor) -> Tensor:
 def _find_near_duplicates(
     subject: CheckContext, looked: ScannedImages
 ) -> Iterator[tuple[Place, Place]]:
-    """Pairs over two splits whose thumbnails differ in less than `limits.near` of their
+    """Pairs over two splits whose thumbnails differ in less than `limits.near_duplicate` of their
     contrast: ``1 - correlation``.
     """
     for split, others in (("test", (*_TRAINED, "validation")), ("validation", _TRAINED)):
@@ -191,13 +191,13 @@ def _find_near_duplicates(
             @ _normalize_contrasts(adaptive_avg_pool2d(known, _COARSE)).T
         ).max(dim=1)
         for row in torch.argsort(-likeness).tolist():
-            if 1 - likeness[row] > 3 * subject.limits.near:
+            if 1 - likeness[row] > 3 * subject.limits.near_duplicate:
                 break
             near = int(nearest[row])
             if (
                 1
                 - float(_normalize_contrasts(asked[[row]]) @ _normalize_contrasts(known[[near]]).T)
-                < subject.limits.near
+                < subject.limits.near_duplicate
             ):
                 yield places[near], looked.places[split][row]
 
@@ -208,10 +208,10 @@ def test_too_small(subject: CheckContext) -> Iterator[Finding]:
     """
     judge, targets, assumed = (
         subject.judge,
-        subject.shop.data.targets("test"),
+        subject.shop.data.list_targets("test"),
         subject.limits.discordance,
     )
-    if subject.shop.parts.teacher is None or subject.unmeasured:
+    if subject.shop.spec.teacher is None or subject.unmeasured:
         return
     assert targets is not None, "every module knows the labels of test"
     needed = judge.estimate_images_needed(targets, discordance=assumed)

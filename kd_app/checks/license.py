@@ -11,7 +11,7 @@ def check_license(subject: CheckContext) -> Iterator[Finding]:
     """A license that forbids what a run would do and was not accepted; one that nobody
     knows.
     """
-    licenses = subject.shop.parts.licenses
+    licenses = subject.shop.spec.licenses
     try:
         licenses.check()
     except RequestError as error:

@@ -20,13 +20,13 @@ def check_loss_terms(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Ite
         if seen.error and not any(fault.text == seen.error for fault in seen.faults):
             yield refuse("training", f"{seen.role}: {seen.error}")
         yield from _find_dominant(subject, seen)
-        if not seen.error and not seen.after < (1 - subject.limits.learns) * seen.before:
+        if not seen.error and not seen.after < (1 - subject.limits.min_loss_drop) * seen.before:
             yield warn("learns-nothing", f"The {seen.role} does not learn: its loss on its first batch was {seen.before:.4g} and is "
                           f"{seen.after:.4g} after {seen.steps} steps. Look at optimizer.lr.")  # fmt: skip
 
 
 def _find_unweighted(subject: CheckContext) -> Iterator[Finding]:
-    for name, weight in subject.shop.parts.recipe.loss_weights.items():
+    for name, weight in subject.shop.spec.recipe.loss_weights.items():
         if weight == 0:
             yield refuse(
                 "term-zero",
@@ -41,7 +41,7 @@ def _find_dominant(subject: CheckContext, seen: DryRun) -> Iterator[Finding]:
     if (
         seen.role == "student"
         and subject.teacher is None
-        and subject.shop.parts.teacher is not None
+        and subject.shop.spec.teacher is not None
         and not subject.unmeasured
     ):
         yield note(
@@ -49,7 +49,7 @@ def _find_dominant(subject: CheckContext, seen: DryRun) -> Iterator[Finding]:
         )
         return
     name, share = max(seen.shares.items(), key=lambda item: item[1])
-    if share > subject.limits.share and not math.isnan(share):
+    if share > subject.limits.max_gradient_share and not math.isnan(share):
         yield warn(
             "term-dominates",
             f"The loss term {name} has {share:.1%} of the {seen.role}'s gradient in the first"

@@ -32,13 +32,11 @@ def check_random_head(subject: CheckContext) -> Iterator[Finding]:
     if subject.random_head:
         yield refuse("random-head", subject.random_head)
     elif (
-        subject.teacher is None
-        and subject.shop.parts.teacher is not None
-        and not subject.unmeasured
+        subject.teacher is None and subject.shop.spec.teacher is not None and not subject.unmeasured
     ):
         yield note(
             "teacher-not-there",
-            f"The teacher {subject.shop.parts.teacher.name} is trained by the run itself first, so"
+            f"The teacher {subject.shop.spec.teacher.name} is trained by the run itself first, so"
             " what it knows can't be judged yet. Say kd-check again when it is there.",
         )
 
@@ -51,7 +49,7 @@ def check_determinism(subject: CheckContext) -> Iterator[Finding]:
     if created is None:
         return
     batches = list(subject.shop.data.sample("train", created.pixels, _TWICE))
-    device = subject.shop.parts.trainer.device
+    device = subject.shop.spec.trainer.device
     image = torch.cat([batch.image for batch in batches])[:_TWICE].to(device)
     image = (
         normalize(image, created.pixels, torch.contiguous_format)
@@ -102,7 +100,7 @@ def check_determinism(subject: CheckContext) -> Iterator[Finding]:
     if wrong:
         yield refuse(
             "teacher-not-deterministic",
-            f"The teacher {subject.shop.parts.teacher.name if subject.shop.parts.teacher else ''}"
+            f"The teacher {subject.shop.spec.teacher.name if subject.shop.spec.teacher else ''}"
             f" is in eval mode and yet {'; '.join(wrong)}. Make its modules follow eval().",
         )
 
@@ -131,7 +129,7 @@ def check_chance_level(subject: CheckContext) -> Iterator[Finding]:
     ):
         yield refuse(
             "teacher-at-chance",
-            f"The teacher {subject.teacher.request.name} has {hits.mean():.1%} of {len(hits):,}"
+            f"The teacher {subject.teacher.spec.name} has {hits.mean():.1%} of {len(hits):,}"
             f" images right, and chance has {chance:.1%}: nothing can be learned from it. Its head"
             " may be random, its classes in another order, its input another one.",
         )
@@ -143,7 +141,7 @@ def check_published_accuracy(subject: CheckContext) -> Iterator[Finding]:
 
     if subject.teacher is None:
         return
-    told, where = read_published_accuracy(subject.teacher.request)
+    told, where = read_published_accuracy(subject.teacher.spec)
     hits = subject.hits
     if (
         told is not None

@@ -63,7 +63,7 @@ def check_teacher_input(subject: CheckContext) -> Iterator[Finding]:
         share, p = float(after.mean()), _compute_chance(before, after)
         if (
             p * PASSES >= subject.limits.significance
-            or share - before.mean() < subject.limits.better
+            or share - before.mean() < subject.limits.min_gain
             or share < better.get(other.name, (0.0,))[0]
         ):
             continue
@@ -75,7 +75,7 @@ def check_teacher_input(subject: CheckContext) -> Iterator[Finding]:
         better[other.name] = share, refuse(other.name, text)
     best = max((share for share, _ in better.values()), default=0.0)
     yield from (
-        finding for share, finding in better.values() if share > best - subject.limits.better
+        finding for share, finding in better.values() if share > best - subject.limits.min_gain
     )
 
 
@@ -132,7 +132,7 @@ def _try_normalizations(subject: CheckContext) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if "uint8" not in subject.shop.data.capabilities:
         return  # they come normalized, nobody knows how
-    given, seen = subject.teacher.created.pixels, subject.shop.seen()
+    given, seen = subject.teacher.loaded.pixels, subject.shop.image_stats()
     for name, (mean, std) in {
         **NORMALIZATIONS,
         "that of these images": (seen.mean, seen.std),
@@ -145,7 +145,7 @@ def _try_normalizations(subject: CheckContext) -> Iterator[InputAlternative]:
                 f"Say mean {_format_values(pixels.mean)} and std {_format_values(pixels.std)} in the config.json of"
                 " its weights (name=local-dir:<folder>)."
             )
-            hits = subject.answer(subject.sample, pixels).hits
+            hits = subject.predict(subject.sample, pixels).hits
             yield InputAlternative(
                 "teacher-normalization", f"another normalization: {name}", mend, hits
             )
@@ -163,9 +163,9 @@ def _format_values(values: tuple[float, ...]) -> str:
 
 def _try_channel_order(subject: CheckContext) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
-    if subject.teacher.created.pixels.channels == 3 and subject.shop.data.channels == 3:
+    if subject.teacher.loaded.pixels.channels == 3 and subject.shop.data.channels == 3:
         batches = [swap_channels(batch) for batch in subject.sample]
-        hits = subject.answer(batches, subject.teacher.created.pixels).hits
+        hits = subject.predict(batches, subject.teacher.loaded.pixels).hits
         mend = (
             "Swap the input channels of its first layer, or wrap it: it expects BGR where images"
             " are RGB."
@@ -179,11 +179,11 @@ def _try_crops(subject: CheckContext) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if "uint8" not in subject.shop.data.capabilities:
         return
-    given = subject.teacher.created.pixels
+    given = subject.teacher.loaded.pixels
     for crop in CROPS:
         if abs(crop - given.crop) > _CLOSE:
             pixels = replace(given, crop=crop)
-            hits = subject.answer(subject.batches(pixels, subject.images), pixels).hits
+            hits = subject.predict(subject.load_batches(pixels, subject.images), pixels).hits
             mend = (
                 f"Say crop_pct {crop:g} in the config.json of its weights"
                 " (name=local-dir:<folder>)."

@@ -51,7 +51,7 @@ def _run_under_torchrun(body: Callable[[], int]) -> int:
     try:
         return body()
     finally:
-        torchrun = Torchrun.here()
+        torchrun = Torchrun.from_env()
         if torchrun is not None:
             torchrun.dismiss()
 

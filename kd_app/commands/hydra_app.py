@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from kd_app.commands.exit_codes import STOPPED, combine, run_to_exit_code, report
+from kd_app.commands.exit_codes import STOPPED, combine, report, run_to_exit_code
 from kd_app.config.compose import (
     COMPOSING,
     compose_config,

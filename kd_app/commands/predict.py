@@ -1,4 +1,4 @@
-"""``kd-predict``: images labeled by an artefact, a run or a cascade."""
+"""``kd-predict``: images labeled by an artifact, a run or a cascade."""
 
 from typing import Any, NoReturn
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from kd_app.config import RequestError
 from kd_app.models.spec import ModelSpec
-from kd_app.run.controls import select_closest, list_candidates
+from kd_app.run.controls import list_candidates, select_closest
 from kd_app.run.role_jobs import build_student_job
 from kd_app.run.train import train
 from kd_app.run.workspace import RunModel, Workspace
@@ -19,22 +19,22 @@ fewer.
 
 @dataclass(frozen=True)
 class Alternative:
-    """Which net: 'auto' for the one of `among` (nodes of name and kwargs) that is
+    """Which net: 'auto' for the one of `candidates` (nodes of name and kwargs) that is
     nearest in multiply-adds, or a name of timm.
     """
 
     name: str
-    among: tuple[dict[str, Any], ...]
+    candidates: tuple[dict[str, Any], ...]
 
     def train(self, shop: Workspace, teacher: RunModel | None, macs: int) -> RunModel:
         """The net of about `macs` multiply-adds, trained on the run's own recipe from
         the same teacher, or found.
 
-        Raises `RequestError` where none of `among` can take such images and starts as
+        Raises `RequestError` where none of `candidates` can take such images and starts as
         the student does.
         """
         request = self._request(shop, macs)
-        shop.console.say(f"The alternative: {request.name}, trained on the run's recipe")
+        shop.console.print(f"The alternative: {request.name}, trained on the run's recipe")
         job = build_student_job(shop, teacher, name=STAGE, model=request)
         return replace(train(shop, job, listener=shop.tracker), role="student")
 
@@ -42,15 +42,15 @@ class Alternative:
         if self.name != "auto":
             return _parse_model({"name": self.name})
         found = list_candidates(
-            [_parse_model(node) for node in self.among],
-            shop.parts.student,
-            shop.seen(),
+            [_parse_model(node) for node in self.candidates],
+            shop.spec.student,
+            shop.image_stats(),
             len(shop.classes),
         )
         if not found:
             raise RequestError(
-                "None of the nets in among can take images of"
-                f" {shop.seen().size}x{shop.seen().size} and starts as the run's student does. Name"
+                "None of the nets in candidates can take images of"
+                f" {shop.image_stats().size}x{shop.image_stats().size} and starts as the run's student does. Name"
                 " one: alternative=<a timm model>, or leave it out: alternative=null."
             )
         cheap = [each for each in found if each[1] <= _SLACK * macs]

@@ -27,14 +27,14 @@ class Finetune(Step):
         """A training like any other: found again, gone on with after a kill, on as many
         ranks as the run.
         """
-        recipe = shop.parts.recipe
-        lr = self.lr or recipe.make_optimizer().rate(
-            from_random=not shop.parts.student.origin.has_weights
+        recipe = shop.spec.recipe
+        lr = self.lr or recipe.make_optimizer().resolve_lr(
+            from_random=not shop.spec.student.origin.has_weights
         )
         recipe = replace(
             recipe,
             max_epochs=self.max_epochs or recipe.max_epochs,
             optimizer={**recipe.optimizer, "lr": lr},
         )
-        job = build_student_job(shop, teacher, name=name, model=student.request, recipe=recipe)
+        job = build_student_job(shop, teacher, name=name, model=student.spec, recipe=recipe)
         return replace(train(shop, job, listener=shop.tracker), role=student.role)

@@ -124,7 +124,7 @@ def put(target: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         own[name].copy_(tensors[name])
 
 
-def unit(node: fx.Node) -> str:
+def find_unit(node: fx.Node) -> str:
     """The module that an operation was written in: 'layer1.0.conv1' of a convolution,
     'layer1.0' of the addition of a block.
     """
@@ -151,7 +151,7 @@ def prepare(
     quantizer = (
         xnnpack.XNNPACKQuantizer()
         .set_global(config)
-        .set_filter_function(lambda node: unit(node) not in keep)
+        .set_filter_function(lambda node: find_unit(node) not in keep)
     )
     with silence_executorch():
         prepared: fx.GraphModule = (pt2e.prepare_qat_pt2e if learns else pt2e.prepare_pt2e)(
@@ -241,11 +241,11 @@ class QuantizationProbe:
         )
         return tuple(dict.fromkeys(found))
 
-    def only(self, unit: str) -> float:
+    def measure_only(self, unit: str) -> float:
         """Mean over the images of ``KL(float || this unit alone in int8)``, nats."""
         return self._measure_divergence(lambda units: unit in units)
 
-    def without(self, keep: Collection[str]) -> float:
+    def measure_without(self, keep: Collection[str]) -> float:
         """Mean over the images of ``KL(float || all but `keep` in int8)``, nats."""
         return self._measure_divergence(lambda units: bool(units - set(keep)))
 
@@ -284,4 +284,4 @@ def _find_neighbors(rounding: fx.Node) -> frozenset[str]:
     if source.op == "call_function" and source.target.__name__.split(".")[0] in _ACTIVATIONS:
         source = source.args[0]
     nodes = [*rounding.users, source]
-    return frozenset(unit(node) for node in nodes if node.op == "call_function") - {""}
+    return frozenset(find_unit(node) for node in nodes if node.op == "call_function") - {""}

@@ -29,10 +29,10 @@ def measure_latencies(shop: Workspace, members: Mapping[str, RunModel]) -> dict[
     try:
         programs = {name: _lower_program(shop, member) for name, member in members.items()}
         taken = time_models(
-            {name: (Lowered(path), members[name].created.pixels) for name, path in programs.items()}
+            {name: (Lowered(path), members[name].loaded.pixels) for name, path in programs.items()}
         )
     except (RequestError, RunError) as reason:
-        shop.console.say(f"Note: latency is not measured: {reason}")
+        shop.console.print(f"Note: latency is not measured: {reason}")
         return {}
     return {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
 
@@ -40,12 +40,12 @@ def measure_latencies(shop: Workspace, members: Mapping[str, RunModel]) -> dict[
 def _lower_program(shop: Workspace, member: RunModel) -> Path:
     if member.program is not None:
         return member.program
-    created = member.created
+    created = member.loaded
     config, inputs = (
-        {"model": member.request.name, "pixels": vars(created.pixels)},
+        {"model": member.spec.name, "pixels": vars(created.pixels)},
         {"weights": created.weights.sha256},
     )
-    stage = shop.make(
+    stage = shop.find_or_build(
         "program",
         config,
         inputs,

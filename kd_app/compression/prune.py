@@ -97,12 +97,12 @@ class Prune(Step):
         """The pruned student. Raises `RequestError` for a target out of reach, or a net
         whose channels can't be told apart.
         """
-        if student.request.factory is not None:
+        if student.spec.factory is not None:
             raise RequestError(
-                f"prune can't rebuild {student.request.name}, which is no model of timm. Choose a"
+                f"prune can't rebuild {student.spec.name}, which is no model of timm. Choose a"
                 " student of timm's."
             )
-        if isinstance(student.created.model, Reused):
+        if isinstance(student.loaded.model, Reused):
             raise RequestError(
                 "prune can't tell the channels of a student apart that answers by its teacher's"
                 " classifier (simkd). Leave prune out, or choose a student that was taught"
@@ -114,23 +114,23 @@ class Prune(Step):
                 "prune.importance=distillation needs a teacher, and the run has none. Use magnitude"
                 " or taylor."
             )
-        recipe = shop.parts.recipe
+        recipe = shop.spec.recipe
         loss = {"magnitude": {}, "taylor": _LABELS, "distillation": recipe.loss}[self.importance]
         config = {
             **vars(self),
             "loss": loss,
-            "pixels": vars(student.created.pixels),
-            "model": student.request.name,
+            "pixels": vars(student.loaded.pixels),
+            "model": student.spec.name,
         }
-        inputs = {"data": shop.data.fingerprint, "start": student.created.weights.sha256}
-        inputs |= {"teacher": listens.created.weights.sha256} if listens else {}
-        stage = shop.make(
+        inputs = {"data": shop.data.fingerprint, "start": student.loaded.weights.sha256}
+        inputs |= {"teacher": listens.loaded.weights.sha256} if listens else {}
+        stage = shop.find_or_build(
             name, config, inputs, lambda folder: self._build(folder, shop, student, listens)
         )
-        member = shop.ready(specify_trained(student.request, stage.path), seed=0)
+        member = shop.load_model(specify_trained(student.spec, stage.path), seed=0)
         return replace(member, role=student.role, folder=stage.path)
 
-    def told(self, member: RunModel) -> dict[str, Any]:
+    def describe(self, member: RunModel) -> dict[str, Any]:
         """The target, and the shares that are left."""
         assert member.folder is not None
         found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
@@ -139,10 +139,10 @@ class Prune(Step):
     def _build(
         self, folder: Path, shop: Workspace, student: RunModel, teacher: RunModel | None
     ) -> None:
-        shop.console.line(
+        shop.console.print_transient(
             f"  prune: removing channels until {self.target:g} of the {self.of} is left ..."
         )
-        created = student.created
+        created = student.loaded
         model = deepcopy(created.model).cpu().to(memory_format=torch.contiguous_format)
         before = read_layer_sizes(model)
         measure = (
@@ -165,7 +165,7 @@ class Prune(Step):
         widths = {name: dict(own) for name, own in created.widths.items()}
         for module, own in find_changes(before, read_layer_sizes(model)).items():
             widths.setdefault(module, {}).update(own)
-        license = shop.license("student", taught=shop.parts.recipe.needs_teacher)
+        license = shop.resolve_license("student", taught=shop.spec.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,
@@ -303,16 +303,16 @@ class Prune(Step):
         self, shop: Workspace, student: RunModel, model: nn.Module, teacher: RunModel | None
     ) -> None:
         """Those of the loss, summed over `images` images of train, in eval mode."""
-        recipe = shop.parts.recipe
+        recipe = shop.spec.recipe
         if teacher is None:
             recipe = replace(recipe, loss=_LABELS)
-        pixels = student.created.pixels
+        pixels = student.loaded.pixels
         if teacher is not None:
-            teacher.created.model.cpu()
-        source = JobTeacher(teacher.request, teacher.created) if teacher else None
-        job = TrainingJob("prune", student.request, pixels, recipe, source)
+            teacher.loaded.model.cpu()
+        source = JobTeacher(teacher.spec, teacher.loaded) if teacher else None
+        job = TrainingJob("prune", student.spec, pixels, recipe, source)
         module = build(
-            job, LoadedModel(model, pixels, student.created.weights), shop.data, shop.parts.trainer
+            job, LoadedModel(model, pixels, student.loaded.weights), shop.data, shop.spec.trainer
         )
         model.eval().zero_grad(set_to_none=True)
         for batch in shop.data.sample("train", pixels, self.images):

@@ -23,7 +23,7 @@ from kd_app.compression.graph import (
     trace,
 )
 from kd_app.compression.step import Step
-from kd_app.config import InputSpec, RequestError, unknown
+from kd_app.config import InputSpec, RequestError, build_unknown_error
 from kd_app.data.normalize import normalize
 from kd_app.deployment.formats.base import UInt8Model
 from kd_app.deployment.xnnpack import lower
@@ -95,10 +95,10 @@ class Quantize(Step):
         """The quantized student. Raises `RequestError` for terms that a graph can't be
         taught by, and for units that it has not.
         """
-        created, recipe = student.created, self._build_recipe(shop)
+        created, recipe = student.loaded, self._build_recipe(shop)
         listens = teacher if recipe is not None and recipe.needs_teacher else None
         how = (
-            {"recipe": recipe.to_json(), "trainer": shop.parts.trainer.graph().identity()}
+            {"recipe": recipe.to_json(), "trainer": shop.spec.trainer.adapt_to_graph().identity()}
             if recipe
             else {}
         )
@@ -106,22 +106,22 @@ class Quantize(Step):
             **vars(self),
             **how,
             "pixels": vars(created.pixels),
-            "model": student.request.name,
+            "model": student.spec.name,
         }
         inputs = {"data": shop.data.fingerprint, "start": created.weights.sha256}
-        inputs |= {"teacher": listens.created.weights.sha256} if listens else {}
-        stage = shop.make(
+        inputs |= {"teacher": listens.loaded.weights.sha256} if listens else {}
+        stage = shop.find_or_build(
             name,
             config,
             inputs,
             lambda folder: self._build(folder, name, shop, student, teacher=listens, recipe=recipe),
         )
-        member = shop.ready(specify_trained(student.request, stage.path), seed=0)
+        member = shop.load_model(specify_trained(student.spec, stage.path), seed=0)
         return replace(
             member, role=student.role, folder=stage.path, program=stage.path / MODEL / INT8
         )
 
-    def told(self, member: RunModel) -> dict[str, Any]:
+    def describe(self, member: RunModel) -> dict[str, Any]:
         """How it was quantized, what stayed in float, and how sensitive each unit is."""
         assert member.folder is not None
         found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
@@ -131,12 +131,12 @@ class Quantize(Step):
         """How the graph is trained; None where it isn't."""
         if not self.epochs:
             return None
-        loss = shop.parts.recipe.loss
+        loss = shop.spec.recipe.loss
         for name in self.terms or ():
             if name not in loss:
-                raise unknown("loss term of the run", name, loss)
+                raise build_unknown_error("loss term of the run", name, loss)
         recipe = replace(
-            shop.parts.recipe,
+            shop.spec.recipe,
             loss={
                 name: node
                 for name, node in loss.items()
@@ -157,8 +157,8 @@ class Quantize(Step):
                 f" run's loss term {deaf[0]} reads more"
                 f" ({', '.join(sorted(reads[deaf[0]] - {'logits'}))}). {fix}."
             )
-        lr = self.lr or _OF_THE_RATE * recipe.make_optimizer().rate(
-            from_random=not shop.parts.student.origin.has_weights
+        lr = self.lr or _OF_THE_RATE * recipe.make_optimizer().resolve_lr(
+            from_random=not shop.spec.student.origin.has_weights
         )
         return replace(
             recipe, max_epochs=self.epochs, callbacks={}, optimizer={**recipe.optimizer, "lr": lr}
@@ -174,7 +174,7 @@ class Quantize(Step):
         teacher: RunModel | None,
         recipe: Recipe | None,
     ) -> None:
-        created = student.created
+        created = student.loaded
         pixels = created.pixels
         model = deepcopy(created.model).cpu().float().to(memory_format=torch.contiguous_format)
         graph = trace(model, pixels)
@@ -182,7 +182,7 @@ class Quantize(Step):
             _normalize(batch.image, pixels)
             for batch in shop.data.sample("train", pixels, self.images)
         ]
-        shop.console.line(
+        shop.console.print_transient(
             f"  quantize: measuring on {self.images} images which layers int8 spoils ..."
         )
         keep, found = self.keep(QuantizationProbe(graph, batches, per_channel=self.per_channel))
@@ -192,14 +192,14 @@ class Quantize(Step):
         calibrate(prepared, batches)
         if recipe is not None:
             learned = _train_graph(
-                name, shop, Start(prepared, pixels, student.request.name), recipe, teacher
+                name, shop, Start(prepared, pixels, student.spec.name), recipe, teacher
             )
             assert learned.folder is not None
-            prepared = learned.created.model.graph  # type: ignore[assignment]
+            prepared = learned.loaded.model.graph  # type: ignore[assignment]
             put(model, prepared.state_dict())
             shutil.copy(learned.folder / CURVES, folder / CURVES)
         converted = convert(prepared)
-        license = shop.license("student", taught=shop.parts.recipe.needs_teacher)
+        license = shop.resolve_license("student", taught=shop.spec.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,
@@ -209,7 +209,7 @@ class Quantize(Step):
             widths=created.widths,
         )
         save(converted, pixels, folder / MODEL / CONVERTED)
-        shop.console.line("  quantize: lowering to XNNPACK ...")
+        shop.console.print_transient("  quantize: lowering to XNNPACK ...")
         lower(converted, pixels, folder / MODEL / INT8)
         lower(
             UInt8Model(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH
@@ -223,22 +223,24 @@ class Quantize(Step):
         """The units that stay in float, and what is told of that: sensitivity (nats) of
         each, and the divergence that is left after training.
         """
-        sensitivity = {each: probe.only(each) for each in probe.units}
+        sensitivity = {each: probe.measure_only(each) for each in probe.units}
         if self.keep_float == "auto":
             keep: list[str] = []
             order = sorted(sensitivity, key=lambda each: -sensitivity[each])
-            while (left := probe.without(keep)) > self.divergence and len(keep) < len(order):
+            while (left := probe.measure_without(keep)) > self.divergence and len(keep) < len(
+                order
+            ):
                 keep.append(order[len(keep)])
         else:
             for name in self.keep_float:
                 if not any(_is_within(each, name) for each in sensitivity):
-                    raise unknown("unit to keep in float", name, sensitivity)
+                    raise build_unknown_error("unit to keep in float", name, sensitivity)
             keep = [
                 each
                 for each in sensitivity
                 if any(_is_within(each, name) for name in self.keep_float)
             ]
-            left = probe.without(keep)
+            left = probe.measure_without(keep)
         return keep, {
             "keep_float": keep,
             "units": len(sensitivity),
@@ -274,7 +276,7 @@ def _train_graph(
         factory=start,
     )
     job = build_student_job(shop, teacher, name=name, model=request, recipe=recipe)
-    return train(shop, job, listener=shop.tracker, trainer=shop.parts.trainer.graph())
+    return train(shop, job, listener=shop.tracker, trainer=shop.spec.trainer.adapt_to_graph())
 
 
 def _is_within(unit: str, name: str) -> bool:

@@ -30,6 +30,6 @@ class Step(Typed):
         Raises `RequestError` where the step can't be taken, `RunError` where it fails.
         """
 
-    def told(self, member: RunModel) -> dict[str, Any]:
+    def describe(self, member: RunModel) -> dict[str, Any]:
         """What ``results.json`` says of the step beside its figures."""
         return {}

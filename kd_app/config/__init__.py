@@ -4,13 +4,20 @@ parts, which alone needs pydantic.
 
 from typing import TYPE_CHECKING, Any
 
-from kd_app.config.errors import RequestError, RunError, suggest_closest, unknown
+from kd_app.config.errors import RequestError, RunError, build_unknown_error, suggest_closest
 from kd_app.config.pixels import InputSpec
 
 if TYPE_CHECKING:
     from kd_app.config.typed import Typed
 
-__all__ = ["InputSpec", "RequestError", "RunError", "Typed", "suggest_closest", "unknown"]
+__all__ = [
+    "InputSpec",
+    "RequestError",
+    "RunError",
+    "Typed",
+    "build_unknown_error",
+    "suggest_closest",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,16 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 from kd_app.config.errors import (
     RequestError,
     list_causes,
+    nearest,
     suggest_closest,
     take_first_line,
-    nearest,
 )
 from kd_app.config.paths import CONF, list_choices
 
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 """What Hydra raises for words that it can't compose."""
 
-_PRESETS = "data.suggested"
+_PRESETS = "data.presets"
 """Defaults of other groups: nobody sets them by hand."""
 _SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
 _FREE = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+|loss\.\w+\.teacher)=")

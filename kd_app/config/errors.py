@@ -56,7 +56,9 @@ def _likeness(key: str, other: str) -> float:
     return max(whole, _OF_LAST_NAME * last)
 
 
-def unknown(what: str, got: str, choices: Iterable[str], *, listed: int = 40) -> RequestError:
+def build_unknown_error(
+    what: str, got: str, choices: Iterable[str], *, listed: int = 40
+) -> RequestError:
     """The error for a name that is none of `choices`: names the closest one, lists them
     when they are few.
     """

@@ -9,7 +9,7 @@ NON_IDENTITY_KEYS: Final = (
     "overwrite",
     "logger",
     "tags",
-    "prune",
+    "trial_pruning",
     "budget",
     "allow",
     "examples",
@@ -20,7 +20,7 @@ kept and allowed.
 """
 NESTED_NON_IDENTITY_KEYS: Final = (
     *("data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
-    "teacher.answers",
+    "teacher.outputs",
     *("trainer.on_nan", "trainer.checkpoint_minutes", "trainer.checkpoint_steps"),
 )
 """Such keys inside of groups, dotted."""

@@ -40,7 +40,7 @@ class ArraySource(Source):
         listing = Listing(self.classes, files, target, split, ("",) * len(target), fingerprint="")
         return add_fingerprint(listing, [hashlib.sha256(image).digest() for image in pixels])
 
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         """Names, labels and ready splits; see `Source.listing`."""
         return self._listing
 

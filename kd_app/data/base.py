@@ -151,7 +151,7 @@ class RunData(Protocol):
         for_teacher: of the teacher's own training, which has fresh views.
         """
 
-    def steps_per_epoch(self, world_size: int) -> tuple[int, int]:
+    def count_steps_per_epoch(self, world_size: int) -> tuple[int, int]:
         """Batches to train on and to validate on in an epoch, in each of so many
         processes.
         """
@@ -182,7 +182,7 @@ class RunData(Protocol):
     def val_dataloader(self) -> BatchLoader:
         """Batches to validate on."""
 
-    def evaluation(
+    def build_evaluation_loader(
         self,
         split: str,
         pixels: InputSpec,
@@ -202,24 +202,24 @@ class RunData(Protocol):
         capability "views".
         """
 
-    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel in train, in 0..1."""
 
-    def rows(self, split: str) -> Int64[np.ndarray, " rows"] | None:
+    def list_rows(self, split: str) -> Int64[np.ndarray, " list_rows"] | None:
         """Image numbers of a split, ascending; None where they are not known."""
 
-    def targets(self, split: str) -> Int64[np.ndarray, " rows"] | None:
+    def list_targets(self, split: str) -> Int64[np.ndarray, " list_rows"] | None:
         """Class numbers of a split in order; None where they are not known."""
 
-    def pictures(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
+    def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
         """Number and pixels ``[H, W, C]`` of each image of a split, in an order that
         does not depend on its content.
         """
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"] | None:
+    def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"] | None:
         """Image `index` as it was decoded; None without the capability "uint8"."""
 
-    def thumbnail(self, index: int) -> bytes | None:
+    def make_thumbnail(self, index: int) -> bytes | None:
         """Image `index` as a small PNG; None where it can't be shown."""
 
     def write_split(self, path: Path) -> None:

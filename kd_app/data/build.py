@@ -13,7 +13,7 @@ from kd_app.data.external import ExternalDataModule
 from kd_app.data.module import ImageData, find_active_options
 
 _IMAGE_DATA = f"{ImageData.__module__}.{ImageData.__qualname__}"
-_NOT_SETTINGS = ("name", "suggested", "license")
+_NOT_SETTINGS = ("name", "presets", "license")
 """Keys of the data group that are not arguments of the data module."""
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field
 
 from kd_app.config import InputSpec, RequestError, Typed
-from kd_app.data.views import ViewInput, Keys, Pictures, CenterCropView
+from kd_app.data.views import CenterCropView, Keys, Pictures, ViewInput
 
 Kind = Literal["gaussian_noise", "gaussian_blur", "brightness", "contrast", "jpeg", "pixelate"]
 Severity = Annotated[int, Field(ge=1, le=5, strict=True)]
@@ -147,9 +147,11 @@ class Corrupted(CenterCropView):
         """See `View`."""
         spoiled = (
             self.corruption(_to_array(picture), key)
-            for picture, key in zip(images.pictures(), keys.tolist(), strict=True)
+            for picture, key in zip(images.iterate_images(), keys.tolist(), strict=True)
         )
-        return np.stack([_to_array(self.image(_to_image(picture), pixels)) for picture in spoiled])
+        return np.stack(
+            [_to_array(self.transform_image(_to_image(picture), pixels)) for picture in spoiled]
+        )
 
     def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
         """See `View`."""

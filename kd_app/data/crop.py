@@ -4,7 +4,7 @@ import math
 
 from PIL import Image
 
-from kd_app.config.errors import unknown
+from kd_app.config.errors import build_unknown_error
 from kd_app.config.pixels import InputSpec
 
 _STRIP = 4
@@ -18,7 +18,7 @@ _RESAMPLING = {
 def resolve_resampling(name: str) -> Image.Resampling:
     """PIL's filter of that name. Raises `RequestError` for one that PIL has not."""
     if name not in _RESAMPLING:
-        raise unknown("interpolation", name, _RESAMPLING)
+        raise build_unknown_error("interpolation", name, _RESAMPLING)
     return _RESAMPLING[name]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kd_app.config import RequestError, suggest_closest
-from kd_app.data.files import FileSource, resolve_root, require_two_classes
+from kd_app.data.files import FileSource, require_two_classes, resolve_root
 from kd_app.data.folder import SPLIT_WORDS
 from kd_app.data.source import Listing
 

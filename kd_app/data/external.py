@@ -82,7 +82,7 @@ class ExternalDataModule(LightningDataModule):
             **({} if views is None else {"views": views}),
         }
 
-    def steps_per_epoch(self, world_size: int) -> tuple[int, int]:
+    def count_steps_per_epoch(self, world_size: int) -> tuple[int, int]:
         """See `RunData`."""
         train, validation = len(self.train_dataloader()), len(self.val_dataloader())
         return max(1, train // world_size), max(1, validation // world_size)
@@ -105,7 +105,7 @@ class ExternalDataModule(LightningDataModule):
         self.module.setup("fit")
         self.module.setup("test")
         self._targets = {name: self._read_labels(name) for name in ("validation", "test")}
-        self._first = next(iter(self.evaluation("train", None)), None)
+        self._first = next(iter(self.build_evaluation_loader("train", None)), None)
         if self._first is None:
             raise _build_empty_split_error("train")
         if self._first.image.dim() != 4 or self._first.image.dtype == torch.uint8:
@@ -122,7 +122,9 @@ class ExternalDataModule(LightningDataModule):
         self.classes = tuple(str(name) for name in named or counted)
 
     def _read_labels(self, split: str) -> Int64[np.ndarray, " images"]:
-        labels = [batch.to_hard_target().numpy() for batch in self.evaluation(split, None)]
+        labels = [
+            batch.to_hard_target().numpy() for batch in self.build_evaluation_loader(split, None)
+        ]
         if not labels:
             raise _build_empty_split_error(split)
         return np.concatenate(labels)
@@ -173,10 +175,10 @@ class ExternalDataModule(LightningDataModule):
         """Made-up names."""
         return _Numbers()
 
-    def thumbnail(self, index: int) -> bytes | None:
+    def make_thumbnail(self, index: int) -> bytes | None:
         """None: its images are normalized in an unknown way."""
 
-    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Its images are normalized already."""
         return (0.0,) * self.channels, (1.0,) * self.channels
 
@@ -216,9 +218,9 @@ class ExternalDataModule(LightningDataModule):
 
     def val_dataloader(self) -> "Numbered":
         """The module's own, with the images numbered."""
-        return self.evaluation("validation", None)
+        return self.build_evaluation_loader("validation", None)
 
-    def evaluation(
+    def build_evaluation_loader(
         self,
         split: str,
         pixels: InputSpec | None,
@@ -246,26 +248,26 @@ class ExternalDataModule(LightningDataModule):
     def sample(self, split: str, pixels: InputSpec | None, images: int) -> Iterator[Batch]:
         """The first batches of a split, up to so many images or one batch."""
         seen = 0
-        for batch in self.evaluation(split, pixels):
+        for batch in self.build_evaluation_loader(split, pixels):
             if seen and seen + len(batch) > images:
                 return
             seen += len(batch)
             yield batch
 
-    def targets(self, split: str) -> Int64[np.ndarray, " images"] | None:
+    def list_targets(self, split: str) -> Int64[np.ndarray, " images"] | None:
         """Class numbers of validation or test; those of train are not looked at."""
         return self._targets.get(split)
 
-    def rows(self, split: str) -> None:
+    def list_rows(self, split: str) -> None:
         """Its images have no numbers before they are read."""
 
-    def pictures(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
+    def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
         """Number and pixels, normalized, of each image of a split in its order."""
-        for batch in self.evaluation(split, None):
+        for batch in self.build_evaluation_loader(split, None):
             for index, image in zip(batch.index.tolist(), batch.image, strict=True):
                 yield index, image.permute(1, 2, 0).numpy()
 
-    def picture(self, index: int) -> None:
+    def read_image(self, index: int) -> None:
         """None: its images are normalized in an unknown way."""
 
     def replay(self, pixels: InputSpec) -> None:

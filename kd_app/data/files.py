@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from kd_app.config import RequestError, suggest_closest
-from kd_app.data.fingerprint import hash_files, add_fingerprint
+from kd_app.data.fingerprint import add_fingerprint, hash_files
 from kd_app.data.images import open_image
 from kd_app.data.source import Listing, Source
 
@@ -34,13 +34,13 @@ class FileSource(Source):
     def _listing(self) -> Listing:
         return self.find()
 
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         """Names, labels and ready splits; see `Source.listing`."""
         return self._listing
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         """Image `index`; see `Source.read`."""
-        file = self.listing().files[index]
+        file = self.list_images().files[index]
         return open_image(self.base / file, self.channels, shorter_side=shorter_side)
 
     def build_listing(

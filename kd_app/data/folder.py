@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from kd_app.config import RequestError
-from kd_app.data.files import FileSource, resolve_root, require_two_classes
+from kd_app.data.files import FileSource, require_two_classes, resolve_root
 from kd_app.data.images import is_image_name
 from kd_app.data.source import SPLITS, Listing
 

@@ -18,13 +18,13 @@ from kd_app.data.base import ScanJob
 from kd_app.data.images import BadImageError
 from kd_app.data.label_subset import select_labeled_images
 from kd_app.data.pixel_store import Cache, PixelStore, compute_channel_statistics, hold, open_store
-from kd_app.data.scan import Progress, read_scan, scan, choose_typical_size
+from kd_app.data.scan import Progress, choose_typical_size, read_scan, scan
 from kd_app.data.source import SPLITS, Listing, Source
 from kd_app.data.splits import split as divide
 from kd_app.data.splits import write_split
-from kd_app.data.thumbnail import thumbnail
+from kd_app.data.thumbnail import encode_thumbnail
 from kd_app.data.unlabeled import UNLABELED, WithUnlabeled, select_labeled
-from kd_app.stages import fingerprint
+from kd_app.stages import hash_value
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -45,7 +45,7 @@ class ImageIndex:
     """The images of a source by number, in three splits.
 
     ``list()`` is cheap. Where the images are files, ``scan_job`` decodes each once.
-    ``load(folder)`` makes the pixels readable; nothing changes after it. labels: share of
+    ``load(folder)`` makes the pixels readable; nothing changes after it. label_fraction: share of
     the images to train on whose label is used, see `select_labeled_images`; None: all. unlabeled:
     a folder of images without a label, see `WithUnlabeled`.
     """
@@ -59,7 +59,7 @@ class ImageIndex:
         cache: Cache,
         on_error: Literal["raise", "skip"],
         image_size: int | None = None,
-        labels: float | None = None,
+        label_fraction: float | None = None,
         unlabeled: Path | None = None,
     ) -> None:
         self.source = source if unlabeled is None else WithUnlabeled(source, unlabeled)
@@ -68,7 +68,7 @@ class ImageIndex:
         self.cache: Cache = cache
         self.on_error = on_error
         self.image_size = image_size
-        self.labels = None if labels == 1 else labels
+        self.label_fraction = None if label_fraction == 1 else label_fraction
         self.unlabeled = unlabeled
         self.notes: tuple[str, ...] = ()
         self.labeled: Bool[np.ndarray, " images"] | None = None
@@ -89,7 +89,7 @@ class ImageIndex:
         the division does.
         """
         if self._listing is None:
-            listing = self.source.listing()
+            listing = self.source.list_images()
             labeled = select_labeled(listing)
             division = divide(
                 labeled, seed=self.seed, validation=self.shares.validation, test=self.shares.test
@@ -102,9 +102,9 @@ class ImageIndex:
         names = np.array(self._names)
         names[[int(number) for number in self._bad]] = ""
         self._rows = {name: np.flatnonzero(names == name) for name in (*SPLITS, UNLABELED)}
-        if self.labels is not None or len(self._rows[UNLABELED]):
+        if self.label_fraction is not None or len(self._rows[UNLABELED]):
             self.labeled = select_labeled_images(
-                self.listing, self._rows["train"], self.labels or 1.0, seed=self.seed
+                self.listing, self._rows["train"], self.label_fraction or 1.0, seed=self.seed
             )
 
     @property
@@ -190,11 +190,11 @@ class ImageIndex:
         in train, had.
         """
         for name in SPLITS:
-            if not len(self.rows(name)):
+            if not len(self.list_rows(name)):
                 raise RequestError(
                     f"No image of the {name} set can be read. Replace the files: {self._name_bad()}"
                 )
-        missing = sorted(set(range(len(self.classes))) - set(self.targets("train").tolist()))
+        missing = sorted(set(range(len(self.classes))) - set(self.list_targets("train").tolist()))
         if missing:
             raise RequestError(
                 f"No image of the class {self.classes[missing[0]]!r} in train can be read. Replace"
@@ -203,13 +203,14 @@ class ImageIndex:
 
     def _note_labels(self) -> None:
         kept, images, without = (
-            len(rows) for rows in (self.labeled_rows, self.rows("train"), self.rows(UNLABELED))
+            len(rows)
+            for rows in (self.labeled_rows, self.list_rows("train"), self.list_rows(UNLABELED))
         )
-        if self.labels is not None:
+        if self.label_fraction is not None:
             self.notes += (
                 (
                     f"{kept:,} of {images:,} images to train on keep their label"
-                    f" (data.labels={self.labels:g}); the others are seen without"
+                    f" (data.label_fraction={self.label_fraction:g}); the others are seen without"
                 ),
             )
         if without:
@@ -256,9 +257,9 @@ class ImageIndex:
         there are any.
         """
         return {
-            name: len(self.rows(name))
+            name: len(self.list_rows(name))
             for name in (*SPLITS, UNLABELED)
-            if name in SPLITS or len(self.rows(name))
+            if name in SPLITS or len(self.list_rows(name))
         }
 
     @property
@@ -266,63 +267,63 @@ class ImageIndex:
         """sha256 of what determines the split and the pixels before the view: contents,
         division, bad images, decode size; and of the views' seed.
         """
-        return fingerprint(
+        return hash_value(
             {
                 "data": self.listing.fingerprint,
-                "split": fingerprint(self._names),
+                "split": hash_value(self._names),
                 "bad": sorted(self._bad),
                 "decode_size": self._decode_size,
                 "seed": self.seed,
             }
         )
 
-    def rows(self, split: str) -> Int64[np.ndarray, " rows"]:
+    def list_rows(self, split: str) -> Int64[np.ndarray, " list_rows"]:
         """Image numbers of a split, ascending; once loaded without bad images."""
         return self._rows[split]
 
-    def targets(self, split: str) -> Int64[np.ndarray, " rows"]:
+    def list_targets(self, split: str) -> Int64[np.ndarray, " list_rows"]:
         """Class numbers of a split, in the order of `rows`."""
-        targets: np.ndarray = self.listing.target[self.rows(split)]
+        targets: np.ndarray = self.listing.target[self.list_rows(split)]
         return targets
 
     @property
-    def training_rows(self) -> Int64[np.ndarray, " rows"]:
+    def training_rows(self) -> Int64[np.ndarray, " list_rows"]:
         """Numbers of the images of one epoch, ascending: with and without a label."""
-        return np.concatenate((self.rows("train"), self.rows(UNLABELED)))
+        return np.concatenate((self.list_rows("train"), self.list_rows(UNLABELED)))
 
     @property
-    def labeled_rows(self) -> Int64[np.ndarray, " rows"]:
+    def labeled_rows(self) -> Int64[np.ndarray, " list_rows"]:
         """The `training_rows` whose label is used."""
         rows = self.training_rows
         return rows if self.labeled is None else rows[self.labeled[rows]]
 
-    def pictures(
+    def iterate_images(
         self, split: str
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "height width channels"]]]:
         """Number and pixels of each image of a split, shuffled by `seed`."""
-        for index in np.random.default_rng(self.seed).permutation(self.rows(split)).tolist():
-            yield index, self.store.picture(index)
+        for index in np.random.default_rng(self.seed).permutation(self.list_rows(split)).tolist():
+            yield index, self.store.read_image(index)
 
-    def thumbnail(self, index: int) -> bytes | None:
+    def make_thumbnail(self, index: int) -> bytes | None:
         """Image `index` as it was decoded, as a small PNG; None where its file can't be
         read any more.
         """
         try:
-            return thumbnail(self.store.picture(index))
+            return encode_thumbnail(self.store.read_image(index))
         except BadImageError:
             return None
 
-    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the train split, in 0..1, to
         4 digits; from at most 10,000 images, evenly spread.
         """
         if self._statistics is None:
-            rows = self.rows("train")
+            rows = self.list_rows("train")
             sample = rows[
                 np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(np.int64)
             ]
             self._statistics = compute_channel_statistics(
-                self.store.picture(number) for number in sample.tolist()
+                self.store.read_image(number) for number in sample.tolist()
             )
         return self._statistics
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.batch import Batch
-from kd_app.data.mix import BatchMixer, mix_pixels, mix_labels
+from kd_app.data.mix import BatchMixer, mix_labels, mix_pixels
 from kd_app.data.pixel_store import ImageSelection, PixelStore
 from kd_app.data.views import EVALUATION, Keys, Pictures, View, compute_image_keys
 
@@ -94,7 +94,7 @@ class BatchBuilder(Dataset[Batch]):
         image = self._view(request, keys)
         if self.mixing is None or not len(keys):
             return _to_channels_first(image), target
-        drawn = self.mixing.drawn(keys, request.images, (self.pixels.height, self.pixels.width))
+        drawn = self.mixing.draw(keys, request.images, (self.pixels.height, self.pixels.width))
         partner = BatchRequest(request.view, drawn.partner)
         image = mix_pixels(
             image,
@@ -292,7 +292,7 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, seen = self.position()
-        yield from self._stream(self._epoch(epoch)[seen:])
+        yield from self._stream(self._plan_epoch(epoch)[seen:])
 
     def state_dict(self) -> dict[str, int]:
         """What the position in an epoch depends on. Nothing is restored from it: the
@@ -317,7 +317,7 @@ class TrainingLoader:
                 " times trainer.devices, the data and the seed, or start afresh."
             )
 
-    def _epoch(self, epoch: int) -> list[BatchRequest]:
+    def _plan_epoch(self, epoch: int) -> list[BatchRequest]:
         steps = range(epoch * len(self), (epoch + 1) * len(self))
         a_pass = self._count_steps(len(self.rows))
         passes = {

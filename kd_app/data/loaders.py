@@ -11,15 +11,15 @@ from kd_app.data.corruptions import Corrupted, Corruption
 from kd_app.data.index import ImageIndex, count_cores
 from kd_app.data.loader import (
     SINGLE,
-    EvaluationLoader,
     BatchBuilder,
+    BatchRequest,
+    EvaluationLoader,
     PixelChange,
     Position,
     Rank,
-    BatchRequest,
     TrainingLoader,
 )
-from kd_app.data.mix import MixSettings, BatchMixer
+from kd_app.data.mix import BatchMixer, MixSettings
 from kd_app.data.views import CenterCropView, View
 
 
@@ -38,9 +38,11 @@ class ImageLoaders:
 
     def check_view(self, pixels: InputSpec) -> None:
         """Make the view of one image. Raises `RequestError` where the view can't."""
-        self._build_batch_builder(self.view, pixels)[BatchRequest(0, self.index.rows("train")[:1])]
+        self._build_batch_builder(self.view, pixels)[
+            BatchRequest(0, self.index.list_rows("train")[:1])
+        ]
 
-    def training(
+    def build_training_loader(
         self,
         pixels: InputSpec,
         *,
@@ -71,7 +73,7 @@ class ImageLoaders:
             images_an_epoch=None if len(rows) == len(all_rows) else len(all_rows),
         )
 
-    def evaluation(
+    def build_evaluation_loader(
         self,
         split: str,
         pixels: InputSpec,
@@ -85,7 +87,7 @@ class ImageLoaders:
         maker = self._build_batch_builder(view, pixels)
         return EvaluationLoader(
             maker,
-            self.index.rows(split),
+            self.index.list_rows(split),
             batch_size=batch_size or self.batch_size,
             num_workers=self._count_workers(maker, rank),
             rank=rank,
@@ -95,10 +97,10 @@ class ImageLoaders:
         """So many images of a split, drawn at random; of train only images whose label
         is used.
         """
-        rows = self.index.labeled_rows if split == "train" else self.index.rows(split)
+        rows = self.index.labeled_rows if split == "train" else self.index.list_rows(split)
         rows = np.random.default_rng(self.index.seed).permutation(rows)[:images]
         return replace(
-            self.evaluation(split, pixels),
+            self.build_evaluation_loader(split, pixels),
             rows=np.sort(rows),
             batch_size=min(self.batch_size, images),
         )

@@ -71,7 +71,7 @@ class BatchMixer:
     rows: Int64[np.ndarray, " rows"]
     labeled: Bool[np.ndarray, " images"] | None
 
-    def drawn(
+    def draw(
         self, keys: Keys, index: Int64[np.ndarray, " batch"], size: tuple[int, int]
     ) -> MixDraw:
         """What `keys` draw for the images `index`, of (height, width) `size`."""

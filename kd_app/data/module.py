@@ -28,7 +28,7 @@ from kd_app.data.views import View
 
 OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "views": (),
-    "labels": (),
+    "label_fraction": (),
     "unlabeled": (),
     "mix": MixSettings.SWITCHES,
     "augment": Augment.SWITCHES,
@@ -46,7 +46,7 @@ class ImageData(LightningDataModule, Typed):
     middle of an epoch.
 
     views: number of views of each image, one per epoch in turn; None: a fresh one every
-    epoch. labels: share of the images to train on whose label is used in training, see
+    epoch. label_fraction: share of the images to train on whose label is used in training, see
     `select_labeled_images`; None: all. Metrics, those on train as well, use all labels.
     unlabeled: a folder of images without labels to train on as well, see
     `WithUnlabeled`. augment, mix: what changes each image to train on after its view,
@@ -67,7 +67,7 @@ class ImageData(LightningDataModule, Typed):
         image_size: PositiveInt | None,
         split: SplitRatios,
         views: PositiveInt | None,
-        labels: Annotated[float, Field(gt=0, le=1)] | None,
+        label_fraction: Annotated[float, Field(gt=0, le=1)] | None,
         unlabeled: Path | None,
         mix: MixSettings | None,
         augment: Augment | None,
@@ -80,7 +80,7 @@ class ImageData(LightningDataModule, Typed):
             cache=cache,
             on_error=on_error,
             image_size=image_size,
-            labels=labels,
+            label_fraction=label_fraction,
             unlabeled=unlabeled,
         )
         self.view_config = {"_target_": _name_class(view), **vars(view)}
@@ -116,7 +116,10 @@ class ImageData(LightningDataModule, Typed):
                 "data.views=null shows each image in a fresh view in every epoch",
                 "Set data.views, for example data.views=4",
             )
-        for key, value in (("labels", self.index.labels), ("unlabeled", self.index.unlabeled)):
+        for key, value in (
+            ("label_fraction", self.index.label_fraction),
+            ("unlabeled", self.index.unlabeled),
+        ):
             if value is not None:
                 lacks["partners"] = Lack(
                     f"data.{key}={value} trains on images without a label", f"Use data.{key}=null"
@@ -133,7 +136,7 @@ class ImageData(LightningDataModule, Typed):
         options = {
             **self._describe_changes(),
             "views": None if for_teacher else self.views,
-            "labels": self.index.labels,
+            "label_fraction": self.index.label_fraction,
         }
         return {
             "view": self.view_config,
@@ -150,7 +153,7 @@ class ImageData(LightningDataModule, Typed):
         """See `RunData`."""
         phrases = []
         if self.num_labeled is not None:
-            others = len(self.index.rows(UNLABELED))
+            others = len(self.index.list_rows(UNLABELED))
             more = f" and {others:,} more beside them have none" if others else ""
             phrases.append(f"{self.num_labeled:,} of the images to train on have a label{more}")
         if self.views is not None:
@@ -158,7 +161,7 @@ class ImageData(LightningDataModule, Typed):
         changes = [change for change in (self.augment, self.mix) if change is not None]
         return (*phrases, *(change.describe() for change in changes))
 
-    def steps_per_epoch(self, world_size: int) -> tuple[int, int]:
+    def count_steps_per_epoch(self, world_size: int) -> tuple[int, int]:
         """See `RunData`."""
         share = math.ceil(self.sizes["validation"] / world_size)
         return (
@@ -232,29 +235,29 @@ class ImageData(LightningDataModule, Typed):
         """See `ImageIndex`."""
         self.index.load(folder)
 
-    def rows(self, split: str) -> Int64[np.ndarray, " rows"]:
+    def list_rows(self, split: str) -> Int64[np.ndarray, " list_rows"]:
         """Image numbers of a split, ascending."""
-        return self.index.rows(split)
+        return self.index.list_rows(split)
 
-    def targets(self, split: str) -> Int64[np.ndarray, " rows"]:
+    def list_targets(self, split: str) -> Int64[np.ndarray, " list_rows"]:
         """Class numbers of a split, in the order of `rows`."""
-        return self.index.targets(split)
+        return self.index.list_targets(split)
 
-    def pictures(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
+    def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
         """See `RunData`."""
-        return self.index.pictures(split)
+        return self.index.iterate_images(split)
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+    def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """Image `index` as it was decoded."""
-        return self.index.store.picture(index)
+        return self.index.store.read_image(index)
 
-    def thumbnail(self, index: int) -> bytes | None:
+    def make_thumbnail(self, index: int) -> bytes | None:
         """See `ImageIndex`."""
-        return self.index.thumbnail(index)
+        return self.index.make_thumbnail(index)
 
-    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """See `ImageIndex`."""
-        return self.index.pixel_statistics()
+        return self.index.compute_pixel_statistics()
 
     def write_split(self, path: Path) -> None:
         """Write which image is in which split as CSV."""
@@ -275,7 +278,7 @@ class ImageData(LightningDataModule, Typed):
         self._bound = (pixels, order_seed)
         self._labeled_only, self._fresh_views = labeled_only, fresh_views
         self._partners = (
-            draw_class_partners(self.index.listing.target, self.rows("train"), seed=order_seed)
+            draw_class_partners(self.index.listing.target, self.list_rows("train"), seed=order_seed)
             if partner_images
             else None
         )
@@ -292,7 +295,7 @@ class ImageData(LightningDataModule, Typed):
         images in each epoch.
         """
         pixels, order_seed = self._require_binding()
-        return self.loaders.training(
+        return self.loaders.build_training_loader(
             pixels,
             order_seed=order_seed,
             partners=self._partners,
@@ -306,9 +309,9 @@ class ImageData(LightningDataModule, Typed):
     def val_dataloader(self) -> EvaluationLoader:
         """This rank's share of the validation images."""
         pixels, _ = self._require_binding()
-        return self.loaders.evaluation("validation", pixels, rank=self._rank())
+        return self.loaders.build_evaluation_loader("validation", pixels, rank=self._rank())
 
-    def evaluation(
+    def build_evaluation_loader(
         self,
         split: str,
         pixels: InputSpec,
@@ -317,7 +320,9 @@ class ImageData(LightningDataModule, Typed):
         corruption: Corruption | None = None,
     ) -> EvaluationLoader:
         """See `RunData`. corruption: what is done to each image."""
-        return self.loaders.evaluation(split, pixels, batch_size=batch_size, corruption=corruption)
+        return self.loaders.build_evaluation_loader(
+            split, pixels, batch_size=batch_size, corruption=corruption
+        )
 
     def sample(self, split: str, pixels: InputSpec, images: int) -> EvaluationLoader:
         """So many images of a split, or all it has, drawn at random with the seed of
@@ -331,7 +336,7 @@ class ImageData(LightningDataModule, Typed):
             return None
         identity = {"view": self.view_config, "views": self.views, **self._describe_changes()}
         if self.mix is not None:  # an image with a label is mixed only with another of them
-            identity["labels"] = self.index.labels
+            identity["label_fraction"] = self.index.label_fraction
         return ViewReplay(
             self.views,
             self.index.training_rows,

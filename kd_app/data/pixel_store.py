@@ -39,14 +39,14 @@ class PixelStore(ABC):
     in_memory: bool
 
     @abstractmethod
-    def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+    def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """Image `index`; read-only."""
 
-    def array(
+    def read_batch(
         self, index: Int64[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
         """The images `index`, copied; only where all have one size."""
-        return np.stack([self.picture(number) for number in index.tolist()])
+        return np.stack([self.read_image(number) for number in index.tolist()])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -73,7 +73,7 @@ class HeldStore(PixelStore):
         """Where all have one size: the place of an image among those that are not bad.
         """
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+    def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """See `PixelStore`."""
         height, width = self._shapes[index].tolist()
         end = int(self._ends[index])
@@ -82,7 +82,7 @@ class HeldStore(PixelStore):
         )
         return picture
 
-    def array(
+    def read_batch(
         self, index: Int64[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
         """See `PixelStore`; one gather."""
@@ -114,7 +114,7 @@ class DecodingStore(PixelStore):
         self.size = find_common_size(shapes)
         self._source, self._decode_size = source, decode_size
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+    def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         """See `PixelStore`. Raises `BadImageError` for a file that has become bad since the
         scan.
         """
@@ -136,7 +136,7 @@ class ImageSelection:
         """(height, width) where all images of the data have the same, else None."""
         return self.store.size
 
-    def array(self) -> UInt8[np.ndarray, "batch height width channels"]:
+    def to_array(self) -> UInt8[np.ndarray, "batch height width channels"]:
         """All at once, as a copy. Raises `RequestError` where they differ in size."""
         if self.size is None:
             raise RequestError(
@@ -144,12 +144,12 @@ class ImageSelection:
                 " Expected: a view of single images. Set data.view to one, for example {_target_:"
                 " kd_app.data.views.CenterCropView}, or make the images one size."
             )
-        return self.store.array(self.index)
+        return self.store.read_batch(self.index)
 
-    def pictures(self) -> Iterator[Image.Image]:
+    def iterate_images(self) -> Iterator[Image.Image]:
         """One after the other, in mode 'L' or 'RGB'."""
         for number in self.index.tolist():
-            picture = self.store.picture(number)
+            picture = self.store.read_image(number)
             yield Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
 
 

@@ -46,7 +46,7 @@ class Source(Typed):
     """
 
     @abstractmethod
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         """Names, labels and ready splits. Raises `RequestError`: no such folder, empty,
         a single class, how to get the files.
         """

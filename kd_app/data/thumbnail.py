@@ -9,7 +9,7 @@ from PIL import Image
 SIDE = 96
 
 
-def thumbnail(picture: UInt8[np.ndarray, "height width channels"]) -> bytes:
+def encode_thumbnail(picture: UInt8[np.ndarray, "height width channels"]) -> bytes:
     """A PNG of an image (1 or 3 channels), its longer side at most 96 pixels; smaller
     images keep every pixel.
     """

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from kd_app.config import RequestError, unknown
-from kd_app.data.files import resolve_root, require_two_classes
-from kd_app.data.fingerprint import WHOLE_LIMIT, hash_file, add_fingerprint
-from kd_app.data.images import decode_image, convert_mode
+from kd_app.config import RequestError, build_unknown_error
+from kd_app.data.files import require_two_classes, resolve_root
+from kd_app.data.fingerprint import WHOLE_LIMIT, add_fingerprint, hash_file
+from kd_app.data.images import convert_mode, decode_image
 from kd_app.data.source import Listing, Source
 
 _BY_NAME = ("hfds", "hfids", "tfds", "wds")
@@ -76,7 +76,7 @@ class TimmReader(Source):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         """Names, labels and ready splits. Raises `RequestError`: no such folder, data
         set or package, several labels an image, one class.
         """
@@ -138,7 +138,9 @@ def _open(reader: str, root: Path | None) -> dict[str, Any]:
     if reader == "folder":
         return _open_folders(resolve_root(root))
     if prefix.lower() not in _BY_NAME or not name:
-        raise unknown("timm reader", reader, ("folder", *(f"{known}/<name>" for known in _BY_NAME)))
+        raise build_unknown_error(
+            "timm reader", reader, ("folder", *(f"{known}/<name>" for known in _BY_NAME))
+        )
     return _open_by_name(reader, None if root is None else str(root.expanduser()))
 
 

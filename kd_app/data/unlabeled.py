@@ -32,11 +32,11 @@ class WithUnlabeled(Source):
         self.license = labeled.license
         self._files: tuple[str, ...] = ()
 
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         """See `Source`. Raises `RequestError`: no folder, no image in it, or one that
         would be read as a class.
         """
-        first = self.labeled.listing()
+        first = self.labeled.list_images()
         if isinstance(self.labeled, Folder) and self.labeled.base.resolve() in (
             self.folder.resolve(),
             *self.folder.resolve().parents,
@@ -77,7 +77,7 @@ class WithUnlabeled(Source):
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
         """See `Source`."""
-        first = len(self.labeled.listing().files)
+        first = len(self.labeled.list_images().files)
         if index < first:
             return self.labeled.read(index, shorter_side=shorter_side)
         return open_image(

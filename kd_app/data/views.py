@@ -38,10 +38,10 @@ class ViewInput(Protocol):
     def size(self) -> tuple[int, int] | None:
         """(height, width) where all images of the data have the same, else None."""
 
-    def array(self) -> Pictures:
+    def to_array(self) -> Pictures:
         """All at once, as a copy. Raises `RequestError` where they differ in size."""
 
-    def pictures(self) -> Iterator[Image.Image]:
+    def iterate_images(self) -> Iterator[Image.Image]:
         """One after the other, in mode 'L' or 'RGB'."""
 
 
@@ -92,7 +92,7 @@ class ImageView(View):
     """
 
     @abstractmethod
-    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
+    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         """`image` at ``pixels.width`` x ``pixels.height``. Any torchvision or timm
         transform of PIL images may be called here.
         """
@@ -101,10 +101,10 @@ class ImageView(View):
         """See `View`."""
         made = []
         with own_generators():
-            for picture, key in zip(images.pictures(), keys.tolist(), strict=True):
+            for picture, key in zip(images.iterate_images(), keys.tolist(), strict=True):
                 random.seed(key)
                 torch.default_generator.manual_seed(key >> 1)
-                made.append(_check_view(self, self.image(picture, pixels), pixels))
+                made.append(_check_view(self, self.transform_image(picture, pixels), pixels))
         return np.stack(made)
 
 
@@ -143,10 +143,10 @@ class CenterCropView(ImageView):
         return (
             super().__call__(images, keys, pixels)
             if self.is_slow(images.size, pixels)
-            else images.array()
+            else images.to_array()
         )
 
-    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
+    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         """See `ImageView`."""
         return center(image, pixels)
 
@@ -171,7 +171,7 @@ class CropFlip(View):
         """See `View`; bits 0-20 of a key place the crop's top, 21-41 its left side, bit
         63 mirrors.
         """
-        made = images.array()
+        made = images.to_array()
         if self.padding:
             made = _shift_images(made, keys, self.padding)
         if self.flip:
@@ -251,7 +251,7 @@ class ResizedCrop(ImageView):
         self.flip = flip
         self.jitter = jitter
 
-    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
+    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         """See `ImageView`."""
         left, top, width, height = self._choose_part(*image.size)
         size = (pixels.width, pixels.height)

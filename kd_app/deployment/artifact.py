@@ -29,12 +29,12 @@ class Artifact(Protocol):
     classes: tuple[str, ...]
     pixels: InputSpec
 
-    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """``[C, H, W]``: the part of an image that the model sees, as the manifest
         says: the numbers that it was evaluated on.
         """
 
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``."""
 
 
@@ -68,5 +68,5 @@ def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
             f"{str(path)!r} is run by {runtime}, and {error.name} is not installed. Install it: pip"
             f" install {runtime} (or kd_app[deploy])."
         ) from None
-    opened: Artifact = module.opened(found, threads=threads)
+    opened: Artifact = module.open_file(found, threads=threads)
     return opened

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class CascadeStage(Protocol):
     """A model that answers ``uint8 images[B, C, H, W]`` with ``logits[B, classes]``."""
 
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """The logits of a batch."""
 
 
 class ImageStage(CascadeStage, Protocol):
     """A stage that makes its own input of an image."""
 
-    def picture(self, image: "Image", /) -> NDArray[np.uint8]:
+    def prepare_image(self, image: "Image", /) -> NDArray[np.uint8]:
         """``[C, H, W]``, resized and cropped as the model expects it."""
 
 
@@ -63,7 +63,7 @@ class Cascade:
                 f" {self.thresholds}, temperatures {self.temperatures}."
             )
 
-    def answers(self, images: Images) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def infer(self, images: Images) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Of each image: ``log softmax(logits / temperature)`` of the stage that
         answered, ``[B, classes]``, and the index of that stage.
         """
@@ -72,7 +72,7 @@ class Cascade:
         for index, model in enumerate(self.stages):
             if index and not len(left):
                 break
-            logits = model.logits(prepare_batch(images, left, model))
+            logits = model.infer_logits(prepare_batch(images, left, model))
             if answers is None:
                 answers = np.zeros(logits.shape)
             answers[left], stage[left] = log_probabilities(logits, self.temperatures[index]), index
@@ -90,7 +90,7 @@ class Cascade:
         """Of each image: the class index, its probability, and the index of the stage
         that answered.
         """
-        answers, stage = self.answers(images)
+        answers, stage = self.infer(images)
         return answers.argmax(axis=-1), np.exp(answers.max(axis=-1)), stage
 
     def save(self, path: Path, files: Sequence[Path]) -> None:
@@ -160,7 +160,7 @@ def prepare_batch(images: Images, rows: NDArray[np.int64], model: ImageStage) ->
     return (
         images[rows]
         if isinstance(images, np.ndarray)
-        else np.stack([model.picture(images[row]) for row in rows.tolist()])
+        else np.stack([model.prepare_image(images[row]) for row in rows.tolist()])
     )
 
 

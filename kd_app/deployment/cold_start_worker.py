@@ -29,7 +29,7 @@ def main(opener: str, file: str, *shape: str) -> None:
 
     def answered() -> float:
         start = time.perf_counter()
-        resolve_name(opener)(Path(file), threads=1).logits(images)
+        resolve_name(opener)(Path(file), threads=1).infer_logits(images)
         return time.perf_counter() - start
 
     answered()

@@ -15,7 +15,7 @@ from torch import nn
 
 from kd_app.config import InputSpec, RunError
 from kd_app.deployment.artifact import Artifact, open_artifact
-from kd_app.deployment.formats.base import UInt8Model, Format
+from kd_app.deployment.formats.base import Format, UInt8Model
 from kd_app.deployment.manifest import VERSION, describe_input
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file, write_atomically
@@ -72,13 +72,14 @@ def export(
 def measure_difference(
     model: nn.Module, pixels: InputSpec, opened: Artifact, images: NDArray[np.uint8]
 ) -> float:
-    """``max |artefact - torch| / max(1, max |torch|)`` over the logits of `images`; not
+    """``max |artifact - torch| / max(1, max |torch|)`` over the logits of `images`; not
     a number where one of them is none.
     """
     with torch.inference_mode():
         expected = UInt8Model(model, pixels)(torch.from_numpy(images)).numpy()
     return float(
-        np.abs(opened.logits(images) - expected).max() / max(1.0, float(np.abs(expected).max()))
+        np.abs(opened.infer_logits(images) - expected).max()
+        / max(1.0, float(np.abs(expected).max()))
     )
 
 

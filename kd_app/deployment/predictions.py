@@ -95,7 +95,7 @@ def predict_with_artifact(
         (
             batch.index.numpy(),
             batch.to_hard_target().numpy(),
-            model.logits(to_uint8_input(batch.image, model.pixels)),
+            model.infer_logits(to_uint8_input(batch.image, model.pixels)),
         )
         for batch in limit_batches(batches, limit)
     ]

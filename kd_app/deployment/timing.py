@@ -117,7 +117,7 @@ class Timing:
         """The median over rounds."""
         return float(np.median(self.throughput))
 
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """As a manifest tells of it."""
         return {
             "latency_ms": self.latency_ms,
@@ -126,7 +126,7 @@ class Timing:
             "cores": self.cores,
         }
 
-    def times_faster(self, than: "Timing", confidence: float) -> Ratio:
+    def compute_speedup(self, than: "Timing", confidence: float) -> Ratio:
         """How many times shorter the latency is than the other's: the ratio of the
         median calls of each round.
         """
@@ -134,7 +134,7 @@ class Timing:
             np.median(than.latency, axis=1), np.median(self.latency, axis=1), confidence
         )
 
-    def times_cheaper(self, than: "Timing", confidence: float) -> Ratio:
+    def compute_throughput_ratio(self, than: "Timing", confidence: float) -> Ratio:
         """How many times as many images a second there are as of the other, which is
         the ratio of costs where both pay the same price.
         """
@@ -172,7 +172,7 @@ class Benchmark(Typed):
         """
         with limit_to_one_thread():
             single = {
-                name: partial(model.logits, _repeat_to_batch(images[name], 1))
+                name: partial(model.infer_logits, _repeat_to_batch(images[name], 1))
                 for name, model in models.items()
             }
             latency = self._time_calls(single)
@@ -180,7 +180,7 @@ class Benchmark(Typed):
                 name: self._find_best_batch(model, images[name]) for name, model in models.items()
             }
             full = {
-                name: partial(model.logits, _repeat_to_batch(images[name], chosen[name]))
+                name: partial(model.infer_logits, _repeat_to_batch(images[name], chosen[name]))
                 for name, model in models.items()
             }
             taken = self._time_calls(full)
@@ -209,7 +209,7 @@ class Benchmark(Typed):
         """
         speed: dict[int, float] = {}
         for size in self._batch_sizes:
-            seconds = _time_fastest(partial(model.logits, _repeat_to_batch(images, size)))
+            seconds = _time_fastest(partial(model.infer_logits, _repeat_to_batch(images, size)))
             speed[size] = size / seconds
             if seconds > self._seconds:
                 break

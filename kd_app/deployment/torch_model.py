@@ -1,4 +1,4 @@
-"""A module of torch behind the face of an artefact: 8-bit images in, logits out."""
+"""A module of torch behind the face of an artifact: 8-bit images in, logits out."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_app.config import InputSpec
 from kd_app.data.normalize import normalize
-from kd_app.deployment.runtimes.base import picture
+from kd_app.deployment.runtimes.base import prepare_image
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TorchModel:
     def __post_init__(self) -> None:
         self.module.eval().to(self.device).to(memory_format=torch.channels_last)
 
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``, in float32."""
         with torch.inference_mode():
             seen = normalize(
@@ -36,6 +36,6 @@ class TorchModel:
             answered: NDArray[np.float32] = self.module(seen).float().cpu().numpy()
         return answered
 
-    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """See `kd_app.deployment.artifact.Artifact`."""
-        return picture(image, self.pixels)
+        return prepare_image(image, self.pixels)

@@ -19,17 +19,17 @@ from kd_app.deployment.cascade import Cascade, ImageStage, prepare_batch
 from kd_app.deployment.confidence import fit_temperature, log_probabilities
 from kd_app.deployment.predictions import limit_batches
 from kd_app.deployment.routing import (
-    RoutingChoice,
     OperatingPoint,
+    RoutingChoice,
     choose_threshold,
     compute_routing_curve,
     measure_thresholds,
 )
 from kd_app.deployment.timing import (
     Floats,
-    time_interleaved,
-    select_nearest_rank,
     limit_to_one_thread,
+    select_nearest_rank,
+    time_interleaved,
 )
 from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.record import Predictions
@@ -80,11 +80,11 @@ class _RecordedModel:
 
     answers: NDArray[np.float32]
 
-    def logits(self, rows: NDArray[Any], /) -> NDArray[np.float32]:
+    def infer_logits(self, rows: NDArray[Any], /) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self.answers[rows]
         return found
 
-    def picture(self, image: Image.Image, /) -> NDArray[np.uint8]:
+    def prepare_image(self, image: Image.Image, /) -> NDArray[np.uint8]:
         raise AssertionError("images are numbers here")
 
 
@@ -133,7 +133,7 @@ def evaluate_cascade(
             write_report([out], out)
         for each in build_cascade_tables(results):
             console.show(each)
-        console.say(f"Everything is in {out}")
+        console.print(f"Everything is in {out}")
     return out
 
 
@@ -188,7 +188,7 @@ def _judge(
         [_load_predictions(shop, each, number, split) for number, each in enumerate(stages)]
         for split in ("validation", "test")
     )
-    shop.console.line("  timing the stages ...")
+    shop.console.print_transient("  timing the stages ...")
     names = [f"stage {number}" for number in range(len(stages))]
     alone = {
         name: partial(_infer_single, each.model) for name, each in zip(names, stages, strict=True)
@@ -208,9 +208,9 @@ def _judge(
         if routes
         else None
     )
-    shop.console.line("  timing all of it, image by image ...")
+    shop.console.print_transient("  timing all of it, image by image ...")
     latency = _time_calls(
-        {**alone, **({_WHOLE: lambda image: cascade.answers([image])} if cascade else {})},
+        {**alone, **({_WHOLE: lambda image: cascade.infer([image])} if cascade else {})},
         _select_images(shop, test[0], routing.images),
     )
     took = {name: _summarize_latency(each) for name, each in latency.items()}
@@ -244,19 +244,19 @@ def _load_predictions(
     sha256, pixels = hash_file(stage.file), stage.model.pixels
 
     def build(folder: Path) -> None:
-        shop.console.line(f"  stage {number}: {split} images ...")
+        shop.console.print_transient(f"  stage {number}: {split} images ...")
         rows = [
             (
                 batch.index.numpy(),
                 batch.to_hard_target().numpy(),
-                stage.model.logits(np.ascontiguousarray(batch.image.numpy())),
+                stage.model.infer_logits(np.ascontiguousarray(batch.image.numpy())),
             )
-            for batch in limit_batches(shop.data.evaluation(split, pixels), shop.limit)
+            for batch in limit_batches(shop.data.build_evaluation_loader(split, pixels), shop.limit)
         ]
         Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True))).save(folder)
 
     config = {"file": stage.file.name, "pixels": vars(pixels), "split": split, "limit": shop.limit}
-    made = shop.make(
+    made = shop.find_or_build(
         f"answers-stage{number}-{split}",
         config,
         {"data": shop.data.fingerprint, "weights": sha256},
@@ -268,7 +268,7 @@ def _load_predictions(
 def _select_images(shop: Workspace, answers: Predictions, most: int) -> list[Image.Image]:
     """Evenly spread images of those that were answered, as they were decoded."""
     rows = np.linspace(0, len(answers.index) - 1, min(most, len(answers.index))).round().astype(int)
-    pictures = (shop.data.picture(int(answers.index[row])) for row in rows)
+    pictures = (shop.data.read_image(int(answers.index[row])) for row in rows)
     return [
         Image.fromarray(each if each.shape[2] == 3 else each[:, :, 0])
         for each in pictures
@@ -277,7 +277,7 @@ def _select_images(shop: Workspace, answers: Predictions, most: int) -> list[Ima
 
 
 def _infer_single(model: ImageStage, image: Image.Image) -> NDArray[np.float32]:
-    return model.logits(prepare_batch([image], np.zeros(1, dtype=np.int64), model))
+    return model.infer_logits(prepare_batch([image], np.zeros(1, dtype=np.int64), model))
 
 
 def _time_calls(
@@ -337,7 +337,7 @@ def _combine_predictions(
         found.measure,
         found.temperatures,
     )
-    ours, stage = known.answers(np.arange(len(logits[0])))  # type: ignore[arg-type]
+    ours, stage = known.infer(np.arange(len(logits[0])))  # type: ignore[arg-type]
     return ours.astype(np.float32), stage
 
 
@@ -359,8 +359,12 @@ def _build_record(
         else (float("-inf"),) * (len(stages) - 1)
     )
     tested = measure_thresholds(
-        thresholds, [each.logits for each in test], target, found.costs, **known
-    )  # type: ignore[arg-type]
+        thresholds,
+        [each.logits for each in test],
+        target,
+        found.costs,
+        **known,  # type: ignore[arg-type]
+    )
     return {
         "answer": found.choice.answer,
         "margin": verdict.margin,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kd_app.checks.context import Limits, CheckContext
-from kd_app.checks.cost import Cost, cost, describe_cost
+from kd_app.checks.context import CheckContext, Limits
+from kd_app.checks.cost import Cost, describe_cost, estimate_cost
 from kd_app.checks.dry_run import DryRun, dry_run
 from kd_app.checks.finding import Finding, note, refuse
 from kd_app.checks.images import check_missing_classes, check_same_image, test_too_small
@@ -14,8 +14,8 @@ from kd_app.checks.license import check_license
 from kd_app.checks.loss_terms import check_loss_terms
 from kd_app.checks.teacher import (
     check_chance_level,
-    check_published_accuracy,
     check_determinism,
+    check_published_accuracy,
     check_random_head,
 )
 from kd_app.checks.teacher_input import check_teacher_input
@@ -54,7 +54,7 @@ class CheckReport:
     plan: tuple[str, ...] = ()
     cost: Cost | None = None
 
-    def named(self, weight: str) -> list[str]:
+    def list_names(self, weight: str) -> list[str]:
         """The names of the refusals, warnings or notes, each once."""
         return list(
             dict.fromkeys(finding.name for finding in self.findings if finding.weight == weight)
@@ -73,15 +73,15 @@ def check(
     report = inspect_setup(config, own=own, console=console)
     for finding in report.findings:
         if finding.weight != "refusal":
-            console.say(f"{finding.weight.capitalize()}: {finding}")
-    console.say("\n".join(report.plan))
+            console.print(f"{finding.weight.capitalize()}: {finding}")
+    console.print("\n".join(report.plan))
     refusals = [str(finding) for finding in report.findings if finding.weight == "refusal"]
     if refusals:
         raise RequestError(
             f"Refused for {len(refusals)} reason{'s' if len(refusals) > 1 else ''}."
             f" {' | '.join(refusals)}"
         )
-    console.say("No reason was found not to run.")
+    console.print("No reason was found not to run.")
     return report
 
 
@@ -97,7 +97,7 @@ def inspect_setup(
     judge = VerdictRule(**config["verdict"])
     for node in config["logger"].values():
         make(node, Backend)
-    shop = Workspace(made, Stages(Path(config["stages"]), say=console.say), console, tracker=None)
+    shop = Workspace(made, Stages(Path(config["stages"]), say=console.print), console, tracker=None)
     try:
         shop.prepare_data()
         shop.check_losses()
@@ -117,7 +117,7 @@ def inspect_setup(
             None,
         )
         if not any(seen.error for seen in rehearsals):
-            costs = cost(subject, rehearsals)
+            costs = estimate_cost(subject, rehearsals)
             plan += describe_cost(subject, costs)
     return CheckReport(tuple(found), tuple(plan), costs)
 
@@ -128,17 +128,17 @@ def _dry_run_all(subject: CheckContext, console: Console) -> list[DryRun]:
     """
     shop, seen, teacher = subject.shop, [], subject.any_teacher
     if (
-        shop.parts.teacher is not None
+        shop.spec.teacher is not None
         and subject.teacher is None
         and not subject.random_head
         and not subject.unmeasured
     ):
-        console.line("  teacher: a few steps ...")
+        console.print_transient("  teacher: a few steps ...")
         seen.append(dry_run(subject, "teacher", None))
         teacher = seen[0].created
-    for role in (*shop.parts.controls, "student"):
+    for role in (*shop.spec.controls, "student"):
         job = draft_role_job(shop, role)
         if role == "student" or find_trained(shop, job) is None:
-            console.line(f"  {role}: a few steps ...")
+            console.print_transient(f"  {role}: a few steps ...")
             seen.append(dry_run(subject, role, teacher if job.recipe.needs_teacher else None))
     return seen

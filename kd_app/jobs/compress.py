@@ -12,7 +12,7 @@ from kd_app.compression.alternative import STAGE as ALTERNATIVE
 from kd_app.compression.alternative import Alternative
 from kd_app.compression.latency import measure_latencies
 from kd_app.compression.step import Step
-from kd_app.config import RequestError, RunError, Typed, unknown
+from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
 from kd_app.metrics.record import Predictions
@@ -35,7 +35,7 @@ from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
 from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
-from kd_app.run.workspace import RunModel, Workspace, told
+from kd_app.run.workspace import RunModel, Workspace, describe_reference
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.base import STUDENT
 
@@ -61,7 +61,7 @@ class Compression(Typed, called="kd-compress"):
         allow: list[Place],
         test: Literal["auto", "always", "never"],
         alternative: Place | None,
-        among: Annotated[list[Group], Field(min_length=1)],
+        candidates: Annotated[list[Group], Field(min_length=1)],
         logger: Group,
         tags: list[str],
         license: Group,
@@ -69,7 +69,7 @@ class Compression(Typed, called="kd-compress"):
     ) -> None:
         for name in (*steps, *remake):
             if name not in blocks:
-                raise unknown("step", name, blocks)
+                raise build_unknown_error("step", name, blocks)
         self.run = Path(run)
         self.role = role
         self.steps = steps
@@ -77,7 +77,7 @@ class Compression(Typed, called="kd-compress"):
         self.max_loss = max_loss
         self.out = Path(out) if out else self.run / "compressed"
         self.test = test
-        self.alternative = Alternative(alternative, tuple(among)) if alternative else None
+        self.alternative = Alternative(alternative, tuple(candidates)) if alternative else None
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
         "tags": config["tags"],
         "shares": trial is not None,
     }
-    tracker = Tracker(backends, out=out, config=record, say=console.say, **about)
+    tracker = Tracker(backends, out=out, config=record, say=console.print, **about)
     with (
         open_run(
             saved,
@@ -126,7 +126,7 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
             remake=config["remake"],
             tracker=tracker,
         ) as run,
-        tracker.followed(),
+        tracker.close_at_exit(),
     ):
         builder = start_results(run.workspace, out, run.verdict)
         builder.config = record
@@ -164,7 +164,7 @@ def _go(
             f" 'steps=[{','.join(asked.steps)},quantize]'."
         )
     shop.data.write_split(out / SPLIT)
-    shop.tracker.data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
+    shop.tracker.log_data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
     student, teacher = members["student"], members.get("teacher")
     way, kept, stopped = _run_steps(asked, steps, shop, rule, student=student, teacher=teacher)
     if stopped:
@@ -184,13 +184,15 @@ def _go(
     results = builder.write("failed" if stopped else "finished", stopped)
     if not stopped and report:
         write_report([out], out)
-    shop.tracker.start(STUDENT, told(members["teacher"]) if "teacher" in members else None)
-    shop.tracker.results(results, list_uploads(out))
-    shop.console.say()
+    shop.tracker.start(
+        STUDENT, describe_reference(members["teacher"]) if "teacher" in members else None
+    )
+    shop.tracker.log_results(results, list_uploads(out))
+    shop.console.print()
     if not stopped:
         shop.console.show(build_summary(results))
     shop.console.show(build_waterfall(results.steps))
-    shop.console.say(f"Everything is in {out}")
+    shop.console.print(f"Everything is in {out}")
     if stopped:
         raise RunError(stopped)
 
@@ -201,7 +203,7 @@ def _load_models(asked: Compression, run: OpenRun) -> dict[str, RunModel]:
     """
     roles = [role for role in run.results.models if role != "teacher"]
     if asked.role not in roles:
-        raise unknown(f"model to compress in {str(asked.run)!r}", asked.role, roles)
+        raise build_unknown_error(f"model to compress in {str(asked.run)!r}", asked.role, roles)
     wanted = ("teacher", asked.role)
     members = load_models(run, wanted)
     for role in wanted:
@@ -210,7 +212,7 @@ def _load_models(asked: Compression, run: OpenRun) -> dict[str, RunModel]:
                 f"The {role} of {str(asked.run)!r} is not there any more. Say the run's kd-distill"
                 " command again to make it."
             )
-    if "teacher" not in members and run.workspace.parts.recipe.needs_teacher:
+    if "teacher" not in members and run.workspace.spec.recipe.needs_teacher:
         raise RequestError(
             f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its"
             " own average, or one of other classes), and no step of kd-compress can ask it. Name a"
@@ -235,7 +237,7 @@ def _run_steps(
     way = [now]
     for number, (name, step) in enumerate(steps):
         after = step.take(name, shop, now.member, teacher)
-        now = _measure_step(name, shop, rule, after, now, told=step.told(after))
+        now = _measure_step(name, shop, rule, after, now, told=step.describe(after))
         way.append(now)
         if number + 1 < len(steps) and steps[number + 1][1].recovers:
             continue  # what it lost is judged when that was tried
@@ -271,9 +273,9 @@ def _run_alternative(
     member = alternative.train(shop, teacher, round(macs))
     told: dict[str, Any] = {"instead": True, "macs": round(macs)}
     if read_test:
-        answers = shop.predictions(member, "test")
+        answers = shop.load_predictions(member, "test")
         told["test_top1"] = float((answers.logits.argmax(axis=1) == answers.target).mean())
-    name = f"{ALTERNATIVE}: {member.request.name}"
+    name = f"{ALTERNATIVE}: {member.spec.name}"
     return _measure_step(name, shop, rule, member, last, told=told)
 
 
@@ -299,7 +301,7 @@ def _measure_step(
     """A student's figures on validation, beside those of the step before; said as soon
     as they are known.
     """
-    answers = shop.predictions(member, "validation")
+    answers = shop.load_predictions(member, "validation")
     model = describe_model(shop, member, "")
     assert model.macs is not None
     assert model.params is not None
@@ -313,7 +315,7 @@ def _measure_step(
         size_bytes=model.size_bytes,
         told=json.loads(json.dumps(told or {})),
     )
-    shop.console.say(
+    shop.console.print(
         f"{name}: {format_top1(answers)} on validation, {line.macs:,} multiply-adds,"
         f" {line.params:,} parameters"
     )

@@ -16,14 +16,14 @@ from kd_app.run.dark_knowledge import measure_teacher_knowledge
 from kd_app.run.measurement import format_top1, measure_models, name_data, start_results
 from kd_app.run.plan import write_plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
-from kd_app.run.role_jobs import check_pair, build_control_job, build_student_job, build_teacher_job
+from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
 from kd_app.run.run_folder import claim_folder, run_name
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.run_files import CURVES, RESULTS
-from kd_app.search.pruning import TrialPruned, MedianPruner
+from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.stages import Stages, hash_file
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.report import run_names
@@ -58,18 +58,22 @@ def distill(
     with claim_folder(out, {**config, "own": own_parts}, overwrite=config["overwrite"]):
         results = None if config["remake"] else _find_results(out, spec, splits, console)
         if results is not None:
-            console.say(
+            console.print(
                 f"{out} holds this run, finished. remake=[student] makes a stage anew,"
                 " overwrite=true starts it afresh."
             )
             console.show(build_summary(results))
             return out
         tracker = _open_tracker(backends, spec, out, console, trial)
-        watch = MedianPruner(out.parent, trial) if config["prune"] and trial is not None else None
-        stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.say)
+        watch = (
+            MedianPruner(out.parent, trial)
+            if config["trial_pruning"] and trial is not None
+            else None
+        )
+        stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.print)
         shop = Workspace(spec, stages, console, tracker)
         builder = start_results(shop, out, rule)
-        with tracker.followed():
+        with tracker.close_at_exit():
             _run(shop, builder, splits, watch, trial=trial)
     return out
 
@@ -86,7 +90,7 @@ def _open_tracker(
     it.
     """
     group, name = run_names(out, trial=trial is not None)
-    license = {**spec.config["license"], **spec.licenses.told()}
+    license = {**spec.config["license"], **spec.licenses.to_record()}
     return Tracker(
         backends,
         out=out,
@@ -95,7 +99,7 @@ def _open_tracker(
         tags=spec.config["tags"],
         config={**spec.config, "license": license},
         shares=trial is not None,
-        say=console.say,
+        say=console.print,
     )
 
 
@@ -113,12 +117,12 @@ def _find_results(
         return None  # cut off or corrupt: the stages hold all that took long
     config = spec.config
     if results.status == "pruned":
-        may_end_early = config["prune"] is not None or config["budget"] is not None
+        may_end_early = config["trial_pruning"] is not None or config["budget"] is not None
         same_budget = results.config.get("budget") == config["budget"]
         return results if may_end_early and same_budget else None
     damaged = next((file.name for file in results.files if not _is_intact(out, file)), None)
     if damaged:
-        console.say(f"{out / damaged} is not what this run wrote; it is written again")
+        console.print(f"{out / damaged} is not what this run wrote; it is written again")
         return None
     is_complete = (
         (results.test is not None or "test" not in splits)
@@ -129,7 +133,7 @@ def _find_results(
         )
     )
     has_license = results.license is not None and (
-        results.license.model_dump() == spec.licenses.told()
+        results.license.model_dump() == spec.licenses.to_record()
     )
     return results if results.status == "finished" and is_complete and has_license else None
 
@@ -160,33 +164,33 @@ def _run(
         results = builder.write("finished")
         if trial is None:
             write_report([out], out)
-        shop.tracker.results(results, list_uploads(out))
+        shop.tracker.log_results(results, list_uploads(out))
     except TrialPruned as reason:
         if watch is not None:
             write_curves(out / CURVES, {"student": watch.rows})
         builder.write("pruned", str(reason))
-        console.say(f"{reason} {reason.hint}")
+        console.print(f"{reason} {reason.hint}")
         return
     except Exception as error:
         builder.write("failed", str(error) or type(error).__name__)
         raise
-    console.say()
+    console.print()
     console.show(build_summary(results))
-    console.say(f"Everything is in {out}")
+    console.print(f"Everything is in {out}")
 
 
 def _train_models(
     shop: Workspace, builder: ResultsBuilder, watch: MedianPruner | None, *, trial: int | None
 ) -> dict[str, RunModel]:
     """Teacher, controls and student, each trained or reused."""
-    spec, console = shop.parts, shop.console
+    spec, console = shop.spec, shop.console
     _prepare_data(shop, builder.out)
     teacher = shop.load_pretrained_teacher()
-    console.say(write_plan(shop, ready=teacher is not None))
+    console.print(write_plan(shop, ready=teacher is not None))
     check_pair(shop)
     if spec.budget is not None:
         latency = spec.budget.check(shop, trial=trial is not None)
-        shop.decided["student"] = {"latency_ms": latency}
+        shop.resolved["student"] = {"latency_ms": latency}
     models: dict[str, RunModel] = {}
     if spec.teacher is not None:
         teacher = teacher or train(shop, build_teacher_job(shop), listener=shop.tracker)
@@ -209,27 +213,27 @@ def _prepare_data(shop: Workspace, out: Path) -> None:
     shop.prepare_data()
     shop.check_losses()
     shop.data.write_split(out / SPLIT)
-    shop.tracker.data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
-    licenses = shop.parts.licenses
+    shop.tracker.log_data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
+    licenses = shop.spec.licenses
     for note in (*shop.data.notes, *licenses.unknown, *licenses.accepted):
-        shop.console.say(f"Note: {note}")
+        shop.console.print(f"Note: {note}")
 
 
 def _measure_teacher(shop: Workspace, builder: ResultsBuilder, teacher: RunModel) -> bool:
     """Measure what the teacher knows beyond the labels; False for a teacher whose
     outputs have no metrics.
     """
-    name = teacher.request.name
-    if teacher.unmeasured:
+    name = teacher.spec.name
+    if teacher.no_metrics_reason:
         note = (
-            f"The teacher, {name}, {teacher.unmeasured}, so no figure compares the student with"
+            f"The teacher, {name}, {teacher.no_metrics_reason}, so no figure compares the student with"
             " it; the controls say what it was worth."
         )
         builder.notes.append(note)
-        shop.console.say(f"Note: {note}")
+        shop.console.print(f"Note: {note}")
         return False
-    predictions = shop.predictions(teacher, "validation")
-    shop.console.say(f"Teacher {name}: {format_top1(predictions)} on validation")
+    predictions = shop.load_predictions(teacher, "validation")
+    shop.console.print(f"Teacher {name}: {format_top1(predictions)} on validation")
     builder.knowledge = measure_teacher_knowledge(shop, predictions, "validation")
-    shop.tracker.knowledge(builder.knowledge.model_dump())
+    shop.tracker.log_knowledge(builder.knowledge.model_dump())
     return True

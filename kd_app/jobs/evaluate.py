@@ -30,7 +30,7 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
         measure_models(builder, run.workspace, models, {"test": split}, before=run.results)
         results = builder.write("finished")
         console.show(build_summary(results))
-        console.say(
+        console.print(
             f"Measured {split} images of {config['data']['name'] if config['data'] else 'the run'}:"
             f" {out}"
         )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, StrictBool
 
 import kd_app
-from kd_app.config import RequestError, RunError, Typed, unknown
+from kd_app.config import RequestError, RunError, Typed, build_unknown_error
 from kd_app.config.make import make
 from kd_app.config.targets import check_targets
 from kd_app.deployment.artifact import open_artifact
@@ -61,7 +61,7 @@ class Export(Typed, called="kd-export"):
         test: Literal["auto", "always", "never"],
         license: Group,
         formats: Annotated[dict[str, Group], Field(min_length=1)],
-        clock: Group,
+        benchmark: Group,
         price: Group,
     ) -> None:
         self.run = Path(run)
@@ -74,12 +74,12 @@ class Export(Typed, called="kd-export"):
         self.formats: dict[str, Format] = {
             name: make(node, Format) for name, node in formats.items()
         }
-        self.clock: Benchmark = make(clock, Benchmark)
+        self.benchmark: Benchmark = make(benchmark, Benchmark)
         self.price: Price = make(price, Price)
         known = [f"export-{each}-{name}" for each in self.roles for name in formats]
         for name in remake:
             if name not in known:
-                raise unknown("stage to remake", name, known)
+                raise build_unknown_error("stage to remake", name, known)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
     Raises `RequestError` for a wrong request, `RunError` where a model can't be written
     in a format or does not answer as it does in torch.
     """
-    check_targets({key: config[key] for key in ("formats", "clock", "price")}, config["allow"])
+    check_targets({key: config[key] for key in ("formats", "benchmark", "price")}, config["allow"])
     asked, console = Export(**config), console or Console()
     saved = read_run(asked.run, config, "export")
     out = asked.out if trial is None else asked.out / str(trial)
@@ -140,7 +140,7 @@ def _load_models(asked: Export, run: OpenRun) -> dict[str, RunModel]:
 def _go(job: _Job, out: Path) -> None:
     files = write_files(job.shop, job.before, job.members, job.asked)
     torch_answers = {
-        role: {split: job.shop.predictions(member, split) for split in job.splits}
+        role: {split: job.shop.load_predictions(member, split) for split in job.splits}
         for role, member in job.members.items()
     }
     found = {name: _measure_file(job, name, file, torch_answers) for name, file in files.items()}
@@ -166,17 +166,17 @@ def _go(job: _Job, out: Path) -> None:
     )
     told.ship = ship.file
     console = job.shop.console
-    console.say()
+    console.print()
     console.show(build_accuracy_table(told, job.splits[-1]))
     console.show(build_cost_table(told))
     for sentence in (*ship.says, *list_remarks(told), *timed.says):
-        console.say(sentence)
+        console.print(sentence)
     if any(member.program for member in job.members.values()):
-        console.say(
+        console.print(
             "The student is quantized: its figures in torch are those of its int8 program, its"
             " speed there is that of its float weights."
         )
-    console.say(f"Everything is in {out}")
+    console.print(f"Everything is in {out}")
 
 
 def _measure_file(
@@ -211,15 +211,19 @@ def _load_predictions(shop: Workspace, name: str, file: ExportedFile, split: str
     """The answers of a file to a split, computed once."""
 
     def build(folder: Path) -> None:
-        shop.console.line(f"  {name}: {split} images ...")
+        shop.console.print_transient(f"  {name}: {split} images ...")
         opened = open_artifact(file.path)
         predict_with_artifact(
-            opened, Chained([shop.data.evaluation(split, opened.pixels)]), limit=shop.limit
+            opened,
+            Chained([shop.data.build_evaluation_loader(split, opened.pixels)]),
+            limit=shop.limit,
         ).save(folder)
 
     config = {"split": split, "limit": shop.limit, "runtime": file.told["runtime"]}
     inputs = {"data": shop.data.fingerprint, "file": file.told["sha256"]}
-    return Predictions.load(shop.make(f"answers-{name}-{split}", config, inputs, build).path)
+    return Predictions.load(
+        shop.find_or_build(f"answers-{name}-{split}", config, inputs, build).path
+    )
 
 
 def _put(source: Path, target: Path) -> None:

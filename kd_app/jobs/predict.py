@@ -109,7 +109,7 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
     table = _label_images(labeler, images, asked, console)
     _check_bad(table.bad, len(images.names), asked)
     _write(_build_frame(table, labeler, images), asked.out)
-    console.say(_write_table(table, labeler, asked))
+    console.print(_write_table(table, labeler, asked))
     return asked.out
 
 
@@ -151,7 +151,7 @@ def _open_labeler(asked: Prediction) -> _Labeler:
         names = tuple(file.name for file in found.files)
         return _Labeler(
             found.models[0].classes,
-            found.cascade.answers,
+            found.cascade.infer,
             *find_channels_and_size(found.models),
             stages=names,
         )
@@ -165,7 +165,7 @@ def _open_labeler(asked: Prediction) -> _Labeler:
 
 def _infer_single(model: Model, images: Sequence[Image.Image]) -> NDArray[np.float64]:
     return log_probabilities(
-        model.logits(prepare_batch(images, np.arange(len(images)), model)), 1.0
+        model.infer_logits(prepare_batch(images, np.arange(len(images)), model)), 1.0
     )
 
 
@@ -202,7 +202,7 @@ def _label_images(
 def _print_progress(console: Console, before: int, now: int, of: int) -> None:
     tenth = max(1, of // 10)
     if console.live or now == of or now // tenth > before // tenth:
-        console.line(f"  {now:,} of {of:,} images")
+        console.print_transient(f"  {now:,} of {of:,} images")
 
 
 def _read(

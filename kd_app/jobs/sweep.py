@@ -17,7 +17,7 @@ from kd_app.reporting.runs import load_run
 from kd_app.reporting.tables import Trial, sweep
 from kd_app.run.run_folder import find_differences
 from kd_app.run_files import CONFIG
-from kd_app.search.trials import read_proposals, require_optuna, read_trial_results
+from kd_app.search.trials import read_proposals, read_trial_results, require_optuna
 
 
 def finish_sweep(config: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def finish_sweep(config: Mapping[str, Any]) -> None:
     trials = _load_trials(out)
     winner = _select_winner(trials)
     if winner is not None and config["test"] == "auto":
-        console.say(f"Trial {winner} is the best on validation; testing it")
+        console.print(f"Trial {winner} is the best on validation; testing it")
         kept = {key: config[key] for key in ("out", "stages", "allow", "examples", "license")}
         again = {"test": "always", "remake": [], "overwrite": False, **kept}
         run.distill(
@@ -62,7 +62,7 @@ def set_side_by_side(config: Mapping[str, Any]) -> None:
     trials = _load_trials(out)
     says = compare(
         [load_run(out / str(trial.number)) for trial in trials if trial.results]
-    ).sentences()
+    ).write_sentences()
     _show_trials(Console(), out, trials, winner=_select_winner(trials), says=says)
 
 
@@ -71,13 +71,13 @@ def _show_trials(
 ) -> None:
     console.show(sweep(trials, winner=winner))
     for sentence in says:
-        console.say(sentence)
+        console.print(sentence)
     page = (
         write_report([out / str(trial.number) for trial in trials], out / "report")
         if trials
         else None
     )
-    console.say(f"Every trial is in {out}{f', and what they show in {page}' if page else ''}")
+    console.print(f"Every trial is in {out}{f', and what they show in {page}' if page else ''}")
     failed = [
         f"trial {each.number}: {each.results.reason}"
         for each in trials
@@ -96,7 +96,7 @@ def _summarize_seeds(out: Path, trials: Sequence[Trial]) -> list[str]:
     return (
         compare(
             [load_run(out / str(trial.number)) for trial in trials if trial.results]
-        ).sentences()
+        ).write_sentences()
         if len(seeds) > 1
         else []
     )

@@ -116,7 +116,7 @@ class CRD(LossTerm):
         )
         labeled = known if batch.labeled is None else known & batch.labeled
         self.classes[rows[labeled[known]]] = batch.to_hard_target()[labeled]
-        chosen = torch.cat((rows[:, None], self._others(batch, rows, known)), dim=1)
+        chosen = torch.cat((rows[:, None], self._draw_negatives(batch, rows, known)), dim=1)
         value = self._score_side(s, self.memory_t, 0, chosen) + self._score_side(
             t, self.memory_s, 1, chosen
         )
@@ -124,7 +124,7 @@ class CRD(LossTerm):
             self._remember(rows, s, t)
         return value / max(len(rows), 1)
 
-    def _others(
+    def _draw_negatives(
         self, batch: Batch, rows: Int64[Tensor, " batch"], known: Tensor
     ) -> Int64[Tensor, "batch negatives"]:
         """Rows of images of other classes; of any class where there is no other."""

@@ -43,10 +43,10 @@ class CTKD(LogitTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch; 0 when both models give the same probabilities."""
-        theta: Tensor = _Reversed.apply(self.theta, self.strength.factor(batch.progress))
+        theta: Tensor = _Reversed.apply(self.theta, self.strength.compute_factor(batch.progress))
         temperature = self.lowest + self.span * theta.sigmoid()
         ours, theirs = (
-            F.log_softmax(z / temperature, dim=1) for z in self.logits(student, teacher)
+            F.log_softmax(z / temperature, dim=1) for z in self.prepare_logits(student, teacher)
         )
         return (
             F.kl_div(ours, theirs, reduction="sum", log_target=True)

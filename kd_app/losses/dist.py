@@ -45,7 +45,9 @@ class DIST(LogitTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of both parts."""
-        p, q = (F.softmax(z / self.temperature, dim=1) for z in self.logits(student, teacher))
+        p, q = (
+            F.softmax(z / self.temperature, dim=1) for z in self.prepare_logits(student, teacher)
+        )
         classes, images = (1 - _correlate(p, q, dim).mean() for dim in (1, 0))
         return self.temperature**2 * (self.beta * classes + self.gamma * images)
 

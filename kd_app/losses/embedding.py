@@ -36,7 +36,7 @@ class EmbeddingTerm(LossTerm):
             nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device) if needed else nn.Identity()
         )
 
-    def pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    def pair_embeddings(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """The student's embedding behind the map, and the teacher's."""
         ours, theirs = require_embeddings(self.name, student, teacher)
         return self.adapter(ours), theirs

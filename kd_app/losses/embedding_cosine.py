@@ -24,4 +24,4 @@ class EmbeddingCosine(EmbeddingTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch, 0 to 2; needs `build` first."""
-        return 1 - F.cosine_similarity(*self.pair(student, teacher)).mean()
+        return 1 - F.cosine_similarity(*self.pair_embeddings(student, teacher)).mean()

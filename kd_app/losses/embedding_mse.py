@@ -24,4 +24,4 @@ class EmbeddingMse(EmbeddingTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean squared difference; needs `build` first."""
-        return F.mse_loss(*self.pair(student, teacher))
+        return F.mse_loss(*self.pair_embeddings(student, teacher))

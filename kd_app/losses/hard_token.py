@@ -26,7 +26,7 @@ class HardToken(TwoHeads):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted mean of both parts."""
         assert teacher.logits is not None
-        ours, distilled = self.heads(student)
+        ours, distilled = self.select_heads(student)
         return self.label * self.on_labels(ours, batch) + (1 - self.label) * F.cross_entropy(
             distilled, teacher.logits.argmax(dim=1)
         )

@@ -25,7 +25,7 @@ class LogitTerm(LossTerm):
         super().__init__()
         self.standardize = standardize
 
-    def logits(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    def prepare_logits(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         """Both models' logits [B, K]."""
         assert student.logits is not None
         assert teacher.logits is not None
@@ -41,7 +41,7 @@ class LogitTerm(LossTerm):
         """Both models' logits and the class numbers of the images that have a label; of
         mixed labels the class with the largest share.
         """
-        ours, theirs = self.logits(student, teacher)
+        ours, theirs = self.prepare_logits(student, teacher)
         target = batch.to_hard_target()
         return (
             (ours, theirs, target)

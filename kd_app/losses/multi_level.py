@@ -48,7 +48,7 @@ class MultiLevel(LogitTerm):
         assert teacher.logits is not None
         sure = F.softmax(teacher.logits, dim=1)
         images, classes = _flag_unsure(sure.amax(dim=1)), _flag_unsure(sure.sum(dim=0))
-        z_s, z_t = self.logits(student, teacher)
+        z_s, z_t = self.prepare_logits(student, teacher)
         total = z_s.new_zeros(())
         for temperature in self.temperatures:
             p, q = (F.softmax(z / temperature, dim=1) for z in (student.logits, teacher.logits))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import pair_spatial_stages, match_sizes
+from kd_app.losses.pairing import match_sizes, pair_spatial_stages
 from kd_app.models.outputs import Outputs
 
 

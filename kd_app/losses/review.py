@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_app.data.batch import Batch
 from kd_app.losses.adapters import BatchNorm
 from kd_app.losses.base import Level, LossTerm
-from kd_app.losses.pairing import require_embeddings, pair_stages
+from kd_app.losses.pairing import pair_stages, require_embeddings
 from kd_app.models.outputs import Outputs
 
 _POOLED = (4, 2, 1)

@@ -32,7 +32,8 @@ class SoftTarget(LogitTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch; 0 when both models give the same probabilities."""
         ours, theirs = (
-            F.log_softmax(z / self.temperature, dim=1) for z in self.logits(student, teacher)
+            F.log_softmax(z / self.temperature, dim=1)
+            for z in self.prepare_logits(student, teacher)
         )
         # log_target is finite where a probability underflows to 0; the sum is scaled here
         # because 'batchmean' is the slower of the two.

@@ -34,6 +34,6 @@ class SoftToken(TwoHeads):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The weighted mean of both parts."""
-        ours, distilled = self.heads(student)
+        ours, distilled = self.select_heads(student)
         answers: Tensor = self._answers(Outputs(logits=distilled), teacher, batch)
         return self.label * self.on_labels(ours, batch) + (1 - self.label) * answers

@@ -30,7 +30,9 @@ class TTM(LogitTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch."""
-        return compute_transformed_divergence(*self.logits(student, teacher), self.power).mean()
+        return compute_transformed_divergence(
+            *self.prepare_logits(student, teacher), self.power
+        ).mean()
 
 
 def compute_transformed_divergence(

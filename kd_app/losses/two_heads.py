@@ -50,13 +50,13 @@ class TwoHeads(LossTerm):
                 " embedding_mse."
             )
 
-    def heads(
+    def select_heads(
         self, student: Outputs
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         """Logits of the head for the labels and of that for the teacher's answers."""
         assert isinstance(student.classifier, Head)
         assert student.embedding is not None
-        first, second = match_precision(student.classifier).each(student.embedding)
+        first, second = match_precision(student.classifier).apply_each(student.embedding)
         return first, second
 
     def on_labels(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:

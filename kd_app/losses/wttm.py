@@ -26,7 +26,7 @@ class WTTM(LogitTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
         """The mean over the batch."""
-        z_s, z_t = self.logits(student, teacher)
+        z_s, z_t = self.prepare_logits(student, teacher)
         # logsumexp twice: powers of probabilities that underflow would leave classes out
         unsure = ((self.power * z_t).logsumexp(dim=1) - self.power * z_t.logsumexp(dim=1)).exp()
         return (unsure * compute_transformed_divergence(z_s, z_t, self.power)).mean()

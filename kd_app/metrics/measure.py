@@ -12,8 +12,8 @@ from kd_app.metrics.intervals import (
     Interval,
     bootstrap,
     compute_percentile_interval,
-    reflect_interval,
     compute_wilson_interval,
+    reflect_interval,
 )
 
 Weights = Float[np.ndarray, "resamples images"]

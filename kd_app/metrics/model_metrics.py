@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from kd_app.metrics.intervals import find_class_starts, compute_f1s, compute_recalls
+from kd_app.metrics.intervals import compute_f1s, compute_recalls, find_class_starts
 from kd_app.metrics.measure import Column, Draws, Measure, Plain, Rate, Resampled, Sums, Weights
 from kd_app.metrics.record import Predictions, sort_by_class
 from kd_app.metrics.spec import EVERYWHERE, MetricSpec

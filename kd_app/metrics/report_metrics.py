@@ -18,7 +18,7 @@ from kd_app.metrics.pair_metrics import (
     find_flips,
     measure_difference,
 )
-from kd_app.metrics.per_class import count_classes, compute_f1_by_class, share_by_class
+from kd_app.metrics.per_class import compute_f1_by_class, count_classes, share_by_class
 from kd_app.metrics.record import Predictions, sort_by_class
 
 Metrics = dict[str, float | None]

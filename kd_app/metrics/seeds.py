@@ -83,7 +83,7 @@ def compare_by_seed(
     )
 
 
-def corrected(differences: Sequence[SeedDifference]) -> list[SeedDifference]:
+def correct_for_multiplicity(differences: Sequence[SeedDifference]) -> list[SeedDifference]:
     """The same differences, looked at together. One without a p counts among them as
     one that shows nothing.
     """

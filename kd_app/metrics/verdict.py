@@ -59,7 +59,7 @@ class VerdictTally:
     worse: Real[np.ndarray, " present"]
 
     @classmethod
-    def of(
+    def count(
         cls,
         candidate: Bool[np.ndarray, " images"],
         reference: Bool[np.ndarray, " images"],
@@ -79,7 +79,7 @@ class VerdictTally:
         whole = np.stack([np.pad(count, (0, len(counts[0]) - len(count))) for count in counts])
         return cls(*whole[:, whole[0] > 0])
 
-    def times(self, factor: float) -> "VerdictTally":
+    def scale(self, factor: float) -> "VerdictTally":
         """As many images more, with the same rates."""
         return VerdictTally(*(factor * each for each in vars(self).values()))
 
@@ -185,9 +185,11 @@ class VerdictRule(Typed):
 
     def judge(self, candidate: Record, reference: Record) -> Judgment:
         """Compare the records of two models on the same images."""
-        return self.of(VerdictTally.of(candidate.hits, reference.hits, candidate.target))
+        return self.judge_tally(
+            VerdictTally.count(candidate.hits, reference.hits, candidate.target)
+        )
 
-    def of(self, tally: VerdictTally) -> Judgment:
+    def judge_tally(self, tally: VerdictTally) -> Judgment:
         """The verdict on what was counted."""
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
         exact = self.metric == "top1"
@@ -238,7 +240,7 @@ class VerdictRule(Typed):
         spare = NormalDist().inv_cdf(POWER)
 
         def settled(factor: float) -> bool:
-            low, high = self._compute_bounds(tally.times(factor), spare)
+            low, high = self._compute_bounds(tally.scale(factor), spare)
             return low >= -self.margin or high <= -self.margin
 
         few, many = 1.0, _MOST

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kd_app.config import RequestError, unknown
+from kd_app.config import RequestError, build_unknown_error
 
 _COLUMNS = ("teacher", "class")
 _SHOWN = 5
@@ -56,7 +56,7 @@ class ClassMap:
                 f" and {len(self._lines)} rows. {_EXPECTED}"
             )
 
-    def rows(self, classes: Sequence[str], teacher: KnownClasses) -> list[list[int]]:
+    def map_rows(self, classes: Sequence[str], teacher: KnownClasses) -> list[list[int]]:
         """For each of the data's `classes` the numbers of the teacher's that it is made
         of.
         """
@@ -65,7 +65,7 @@ class ClassMap:
         for line, theirs, ours in self._lines:
             if ours not in found:
                 raise RequestError(
-                    f"{self.path}, line {line}: {unknown('class of the data', ours, list(classes))}"
+                    f"{self.path}, line {line}: {build_unknown_error('class of the data', ours, list(classes))}"
                 )
             found[ours].add(self._number(theirs, line, names, teacher.count))
         missing = [name for name, numbers in found.items() if not numbers]
@@ -84,7 +84,7 @@ class ClassMap:
             return int(theirs)
         if names and not theirs.isdecimal():
             raise RequestError(
-                f"{self.path}, line {line}: {unknown('class of the teacher', theirs, list(names))}"
+                f"{self.path}, line {line}: {build_unknown_error('class of the teacher', theirs, list(names))}"
             )
         raise RequestError(
             f"{self.path}, line {line}: teacher={theirs!r} is none of the teacher's {count}"

@@ -19,7 +19,7 @@ from kd_app.models.class_map import ClassMap, KnownClasses, Mapped
 from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.license import Policy
 from kd_app.models.outputs import LogitsOnly
-from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, ImageStats
+from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec, WeightsSource
 from kd_app.models.teacher import InputAdapter
 from kd_app.models.weights import WeightsReport
 
@@ -38,22 +38,22 @@ class ClassMappedTeacher(CompositeTeacher):
         self.inner, self.class_map = inner, class_map
         self._rows: list[list[int]] = []
 
-    def know(self, classes: tuple[str, ...], seen: ImageStats) -> None:
+    def bind_data(self, classes: tuple[str, ...], seen: ImageStats) -> None:
         """Raises `RequestError` for rows that name no class, and for classes of the
         data that no row gives.
         """
-        super().know(classes, seen)
-        self._rows = self.class_map.rows(classes, find_known_classes(self.inner))
+        super().bind_data(classes, seen)
+        self._rows = self.class_map.map_rows(classes, find_known_classes(self.inner))
 
     def to_json(self) -> dict[str, Any]:
         """As `ModelRequest.to_json`."""
         return {"inner": self.inner.to_json(), "class_map": str(self.class_map.path)}
 
-    def pixels(self, seen: ImageStats) -> InputSpec:
+    def expect_input(self, seen: ImageStats) -> InputSpec:
         """The model's own."""
         return resolve_input(self.inner, seen)
 
-    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """The model as it is, with the map behind its logits."""
         made = create(self.inner, pixels, find_known_classes(self.inner).count, seed=seed)
         weights = made.weights
@@ -119,11 +119,11 @@ class EmaTeacher(CompositeTeacher):
         """As `ModelRequest.to_json`."""
         return {"student": self.student.to_json(), "decay": self.decay}
 
-    def pixels(self, seen: ImageStats) -> InputSpec:
+    def expect_input(self, seen: ImageStats) -> InputSpec:
         """The student's."""
         return resolve_input(self.student, seen)
 
-    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """A net like the student; a training replaces its weights by its own student's
         first ones.
         """
@@ -148,13 +148,13 @@ class TeacherEnsemble(CompositeTeacher):
         super().__init__("teacher", WeightsSource("own", " + ".join(members), license=license), {})
         self.members, self.weights, self.by = dict(members), dict(weights), by
 
-    def know(self, classes: tuple[str, ...], seen: ImageStats) -> None:
+    def bind_data(self, classes: tuple[str, ...], seen: ImageStats) -> None:
         """Raises `RequestError` for a member that does not answer in these classes."""
-        super().know(classes, seen)
+        super().bind_data(classes, seen)
         for name, member in self.members.items():
             if isinstance(member, CompositeTeacher):
-                member.know(classes, seen)
-            elif not member.origin.fits(classes):
+                member.bind_data(classes, seen)
+            elif not member.origin.matches_classes(classes):
                 raise _build_not_ready_error(name, member)
 
     def to_json(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class TeacherEnsemble(CompositeTeacher):
         members = {name: member.to_json() for name, member in self.members.items()}
         return {"members": members, "weights": self.weights, "by": self.by}
 
-    def pixels(self, seen: ImageStats) -> InputSpec:
+    def expect_input(self, seen: ImageStats) -> InputSpec:
         """The data's, at the size and crop of the largest member."""
         largest = max(
             (resolve_input(member, seen) for member in self.members.values()),
@@ -170,7 +170,7 @@ class TeacherEnsemble(CompositeTeacher):
         )
         return replace(largest, channels=seen.channels, mean=seen.mean, std=seen.std)
 
-    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """All of them, as one module."""
         created = {
             name: create(member, resolve_input(member, self.seen), num_classes, seed=seed)
@@ -233,14 +233,14 @@ class EnsembleModel(LogitsOnly):
         """Log-probabilities ``[B, K]``; their softmax is the weighted mean of the
         members' probabilities.
         """
-        return self.together(image, {})
+        return self.combine(image, {})
 
-    def member(self, name: str) -> tuple[nn.Module, nn.Module]:
+    def select_member(self, name: str) -> tuple[nn.Module, nn.Module]:
         """What turns an image into what this member expects, and the member."""
         number = self.names.index(name)
         return self.views[number], self.models[number]
 
-    def together(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def combine(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         """As `forward`; `known`: the logits of members that were asked already."""
         each = zip(self.names, self.models, self.views, strict=True)
         logits = [
@@ -265,33 +265,33 @@ class SupportsLogits(Protocol):
     pixels: InputSpec
 
     @abstractmethod
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Logits."""
 
 
 class ArtifactTeacher(CompositeTeacher):
     """A teacher that is a file for another runtime (ONNX)."""
 
-    def __init__(self, artefact: SupportsLogits, origin: WeightsSource, sha256: str) -> None:
+    def __init__(self, artifact: SupportsLogits, origin: WeightsSource, sha256: str) -> None:
         super().__init__(
             "teacher",
-            replace(origin, num_classes=len(artefact.classes), label_names=artefact.classes),
+            replace(origin, num_classes=len(artifact.classes), label_names=artifact.classes),
             {},
         )
-        self.artefact, self.sha256 = artefact, sha256
+        self.artifact, self.sha256 = artifact, sha256
 
     def to_json(self) -> dict[str, Any]:
         """As `ModelRequest.to_json`."""
         return {"file": str(self.origin.path)}
 
-    def pixels(self, seen: ImageStats) -> InputSpec:
+    def expect_input(self, seen: ImageStats) -> InputSpec:
         """As its manifest has them."""
-        return self.artefact.pixels
+        return self.artifact.pixels
 
-    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
         """The file, as a module."""
         return LoadedModel(
-            RuntimeModel(self.artefact),
+            RuntimeModel(self.artifact),
             pixels,
             WeightsReport(f"file {self.origin.name}", self.sha256, 0),
         )
@@ -305,21 +305,23 @@ class RuntimeModel(LogitsOnly):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, artefact: SupportsLogits) -> None:
+    def __init__(self, artifact: SupportsLogits) -> None:
         super().__init__("a file for another runtime gives its logits alone")
-        self._artefact = artefact
+        self._artifact = artifact
         shape = (1, -1, 1, 1)
         self.register_buffer(
-            "mean", torch.tensor(artefact.pixels.mean).view(shape), persistent=False
+            "mean", torch.tensor(artifact.pixels.mean).view(shape), persistent=False
         )
-        self.register_buffer("std", torch.tensor(artefact.pixels.std).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(artifact.pixels.std).view(shape), persistent=False)
 
     def forward(
         self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
         """Logits ``[B, K]``."""
         raw = ((image * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-        return torch.from_numpy(self._artefact.logits(raw.contiguous().numpy())).to(image.device)
+        return torch.from_numpy(self._artifact.infer_logits(raw.contiguous().numpy())).to(
+            image.device
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RuntimeModel":
         return self

@@ -17,7 +17,7 @@ from kd_app.config.errors import take_first_line
 from kd_app.models.layer_widths import WIDTHS, Widths, resize
 from kd_app.models.save import CONFIG
 from kd_app.models.simkd_student import REUSED, with_projector
-from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource, ImageStats
+from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec, WeightsSource
 from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
 from kd_app.models.weights_metadata import hash_weights
 
@@ -47,7 +47,7 @@ def resolve_input(request: ModelSpec, seen: ImageStats) -> InputSpec:
     configuration lies there).
     """
     if isinstance(request, CompositeTeacher):
-        return request.pixels(seen)
+        return request.expect_input(seen)
     own = getattr(request.factory, "pixels", None)
     if isinstance(own, InputSpec):
         return own
@@ -107,7 +107,7 @@ def create(request: ModelSpec, pixels: InputSpec, num_classes: int, *, seed: int
 
 def _build(request: ModelSpec, pixels: InputSpec, num_classes: int, seed: int) -> LoadedModel:
     if isinstance(request, CompositeTeacher):
-        return request.made(pixels, num_classes, seed=seed)
+        return request.build(pixels, num_classes, seed=seed)
     return (
         _own(request, pixels, num_classes)
         if request.factory

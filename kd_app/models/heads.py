@@ -33,12 +33,12 @@ class Head:
 
     def __call__(self, embedding: Embedding) -> Logits:
         """Logits ``[B, K]`` of an embedding ``[B, sum(widths)]``."""
-        logits = self.each(embedding)
+        logits = self.apply_each(embedding)
         if self.shares is not None:
             return torch.einsum("n,nbk->bk", self.shares().to(logits[0].dtype), torch.stack(logits))
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
 
-    def each(self, embedding: Embedding) -> list[Logits]:
+    def apply_each(self, embedding: Embedding) -> list[Logits]:
         """The logits of every classifier by itself."""
         shaped = embedding[:, :, None, None] if self.convolutional else embedding
         parts = (

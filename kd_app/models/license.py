@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kd_app.config import RequestError, unknown
+from kd_app.config import RequestError, build_unknown_error
 
 POLICY = Path(__file__).with_name("licenses.yaml")
 UNKNOWN, NONE = "unknown", "none"
@@ -73,7 +73,7 @@ class Policy:
             )
         self._order = list(self._known)
 
-    def named(self, text: str | None) -> str:
+    def normalize_name(self, text: str | None) -> str:
         """A license by the policy's name for it: 'CC BY-NC 4.0' is 'cc-by-nc-4.0'; one
         that the policy does not have keeps its own.
         """
@@ -84,7 +84,7 @@ class Policy:
         """The policy says something of a license of that name."""
         return name in self._known
 
-    def of(self, name: str) -> _License:
+    def look_up(self, name: str) -> _License:
         """What it allows; of a license that the policy does not have nothing is known."""
         return self._known.get(name, self._known[UNKNOWN])
 
@@ -93,7 +93,7 @@ class Policy:
         return max(names, key=self._rank_strictness)
 
     def _rank_strictness(self, name: str) -> tuple[int, int]:
-        known = self.of(name)
+        known = self.look_up(name)
         level = (
             3 if known.derived is False else 2 if known.commercial is False else int(known.is_open)
         )
@@ -104,9 +104,9 @@ class Policy:
         have, with the closest.
         """
         for name in names:
-            if not self.has_entry(self.named(name)):
-                raise unknown("license", name, self._known)
-        return frozenset(self.named(name) for name in names)
+            if not self.has_entry(self.normalize_name(name)):
+                raise build_unknown_error("license", name, self._known)
+        return frozenset(self.normalize_name(name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class LicenseClaim:
     known: str | None
     said: str | None = None
 
-    def license(self, policy: Policy) -> str:
+    def resolve_license(self, policy: Policy) -> str:
         """Its license. Raises `RequestError` where the source and the setting disagree."""
-        known, said = policy.named(self.known), policy.named(self.said)
+        known, said = policy.normalize_name(self.known), policy.normalize_name(self.said)
         if UNKNOWN not in (known, said) and known != said:
             raise RequestError(
                 f"{self.key}={self.said!r}, but the license of {self.what} is {known}. The setting"
@@ -151,14 +151,14 @@ class Licenses:
     names: tuple[str, ...] = field(default=(), repr=False)
     policy: Policy = field(default_factory=Policy, repr=False, compare=False)
 
-    def told(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """As results.json holds it."""
         plain = {key: value for key, value in vars(self).items() if key not in ("names", "policy")}
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()
         }
 
-    def trained(self, role: str, *, taught: bool, start: str | None = None) -> str:
+    def resolve_trained_license(self, role: str, *, taught: bool, start: str | None = None) -> str:
         """The license of the weights of a model that is trained in this run: `taught`
         ones learn from the teacher.
 
@@ -167,7 +167,7 @@ class Licenses:
         if role == "teacher":
             assert self.teacher is not None
             return self.policy.find_strictest(self.teacher, self.data)
-        begins = self.student_start if start is None else self.policy.named(start)
+        begins = self.student_start if start is None else self.policy.normalize_name(start)
         return self.policy.find_strictest(
             begins, self.data, *([self.teacher] if taught and self.teacher else [])
         )
@@ -183,7 +183,7 @@ class Licenses:
             )
 
 
-def licenses(
+def resolve_licenses(
     *,
     teacher: LicenseClaim | None,
     student_start: LicenseClaim,
@@ -197,11 +197,13 @@ def licenses(
     policy = policy or Policy()
     accepted = policy.check_known(accept)
     given = {
-        part: part.license(policy) for part in (teacher, student_start, data) if part is not None
+        part: part.resolve_license(policy)
+        for part in (teacher, student_start, data)
+        if part is not None
     }
     said: dict[str, list[str]] = {"forbidden": [], "unknown": [], "accepted": [], "notices": []}
     for part, name in given.items():
-        known = policy.of(name)
+        known = policy.look_up(name)
         link = f" ({known.link})" if known.link else ""
         if known.forbids and name in accepted:
             said["accepted"].append(
@@ -221,7 +223,7 @@ def licenses(
     refused = [
         name
         for name in dict.fromkeys(given.values())
-        if policy.of(name).forbids and name not in accepted
+        if policy.look_up(name).forbids and name not in accepted
     ]
     return Licenses(
         teacher=given[teacher] if teacher else None,

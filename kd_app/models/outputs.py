@@ -33,7 +33,7 @@ class Attention(NamedTuple):
     num_prefix: int
     bias: Tensor | None = None
 
-    def weights(self) -> Tensor:
+    def compute_weights(self) -> Tensor:
         """What the model attends to: ``softmax(q k^T / sqrt(d) + bias)``, ``[B, heads,
         N, N]``, rows summing to 1.
         """

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import nn
 
 import kd_app.models.small  # noqa: F401
-from kd_app.config import InputSpec, RequestError, Typed, unknown
+from kd_app.config import InputSpec, RequestError, Typed, build_unknown_error
 from kd_app.models.license import NONE, UNKNOWN
 from kd_app.models.save import WEIGHTS
-from kd_app.models.weights_metadata import labels
+from kd_app.models.weights_metadata import read_metadata
 from kd_app.run_files import RESULTS, STUDENT
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class WeightsSource:
         """Something was learned before; from random weights nothing was."""
         return self.kind != "random"
 
-    def fits(self, classes: tuple[str, ...]) -> bool:
+    def matches_classes(self, classes: tuple[str, ...]) -> bool:
         """The weights answer in these classes: as many, and of these names where the
         weights name theirs.
         """
@@ -149,12 +149,12 @@ class CompositeTeacher(ModelSpec):
         self.role, self.origin, self.kwargs = role, origin, kwargs
         self.image_size = self.factory = None
 
-    def know(self, classes: tuple[str, ...], seen: ImageStats) -> None:
+    def bind_data(self, classes: tuple[str, ...], seen: ImageStats) -> None:
         """What it has to answer in and will be shown. Raises `RequestError` where it
         can't answer in these classes.
         """
         self.seen = seen
-        if self.origin.num_classes is not None and not self.origin.fits(classes):
+        if self.origin.num_classes is not None and not self.origin.matches_classes(classes):
             raise RequestError(
                 f"The {self.role} {self.name} answers in {self.origin.num_classes} classes that are"
                 f" not the data's {len(classes)}, and can't be trained here. Map them:"
@@ -162,11 +162,11 @@ class CompositeTeacher(ModelSpec):
             )
 
     @abstractmethod
-    def pixels(self, seen: ImageStats) -> InputSpec:
+    def expect_input(self, seen: ImageStats) -> InputSpec:
         """What it expects to be fed."""
 
     @abstractmethod
-    def made(self, pixels: InputSpec, num_classes: int, *, seed: int) -> "LoadedModel":
+    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> "LoadedModel":
         """It, on the CPU, in eval mode."""
 
 
@@ -222,10 +222,10 @@ def _find_registered(role: str, name: str) -> dict[str, Any]:
     """timm's configuration of `name`; refuses a model or a tag that timm does not have."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise unknown(f"{role} model", name, timm.list_models())
+        raise build_unknown_error(f"{role} model", name, timm.list_models())
     tags = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in tags:
-        raise unknown(f"tag of {role} model {architecture}", name, tags)
+        raise build_unknown_error(f"tag of {role} model {architecture}", name, tags)
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return cfg.to_dict() if cfg else {}
 
@@ -268,7 +268,7 @@ def _read_license(weights: Path) -> str:
     """What a file of weights says of itself or, where it lies in a model's folder, the
     folder's config.json.
     """
-    if said := labels(weights).get("license"):
+    if said := read_metadata(weights).get("license"):
         return said
     try:
         return _parse_license(

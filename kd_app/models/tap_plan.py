@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_app.config import RequestError
 from kd_app.models.attention_recorder import Attended, last_calls
-from kd_app.models.heads import last_linear, own_classifiers, read_head, find_shares
+from kd_app.models.heads import find_shares, last_linear, own_classifiers, read_head
 from kd_app.models.hooks import Recorder, freeze_state, unwrap_compiled
 from kd_app.models.outputs import LogitsOnly, Outputs
 

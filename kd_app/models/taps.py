@@ -7,10 +7,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kd_app.config import RequestError, unknown
+from kd_app.config import RequestError, build_unknown_error
 from kd_app.models.attention_recorder import Attended
 from kd_app.models.class_map import Mapped
-from kd_app.models.heads import own_classifiers, read_head, find_shares
+from kd_app.models.heads import find_shares, own_classifiers, read_head
 from kd_app.models.hooks import Recorder, unwrap_compiled
 from kd_app.models.outputs import Outputs, Tokens
 from kd_app.models.tap_plan import TapPlan, plan_taps
@@ -68,7 +68,7 @@ class Taps:
         self, model: nn.Module, reads: frozenset[str], *, attention_blocks: int = 1
     ) -> None:
         for name in reads - _FIELDS:
-            raise unknown("field of Outputs", name, _FIELDS)
+            raise build_unknown_error("field of Outputs", name, _FIELDS)
         self.model = model.inner if isinstance(model, Mapped) else model
         self._mapping = model.mapping if isinstance(model, Mapped) else None
         self.reads = reads

@@ -22,11 +22,11 @@ class Ensemble(Protocol):
     """Several models that answer as one."""
 
     @abstractmethod
-    def member(self, name: str) -> tuple[nn.Module, nn.Module]:
+    def select_member(self, name: str) -> tuple[nn.Module, nn.Module]:
         """What turns an image into what that model expects, and the model."""
 
     @abstractmethod
-    def together(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
+    def combine(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
         """Their one answer ``[B, K]``; `known`: the logits of those that were asked
         already.
         """
@@ -65,7 +65,7 @@ class FrozenTeacher(nn.Module):
         self._members: dict[str, tuple[nn.Module, Taps]] = {}
         for name, of_member in (members or {}).items():
             assert isinstance(model, Ensemble)
-            view, member = model.member(name)
+            view, member = model.select_member(name)
             self._members[name] = (
                 view,
                 Taps(member, of_member | (reads & {"logits"}), attention_blocks=attention_blocks),
@@ -85,7 +85,7 @@ class FrozenTeacher(nn.Module):
         model = self._held[0]
         assert isinstance(model, Ensemble)
         return Panel(
-            logits=model.together(seen, known) if "logits" in self._taps.reads else None,
+            logits=model.combine(seen, known) if "logits" in self._taps.reads else None,
             members=said,
         )
 

@@ -16,7 +16,7 @@ _LONGEST = 100_000_000
 """Bytes of a header, as safetensors bounds it."""
 
 
-def labels(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """The words in a file's header; none where it is no such file."""
     try:
         with path.open("rb") as file:
@@ -48,7 +48,7 @@ def hash_weights(path: Path) -> str:
     """sha256 of a file of weights, without what `write_with_metadata` wrote into it: the same
     weights under another license are the same weights.
     """
-    if path.suffix != ".safetensors" or labels(path).get(_MADE_WITH) != _US:
+    if path.suffix != ".safetensors" or read_metadata(path).get(_MADE_WITH) != _US:
         return hash_file(path)
     with path.open("rb") as file:
         header = _read_header(file)

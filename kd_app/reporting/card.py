@@ -15,14 +15,14 @@ from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
 from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.results import Estimate, Model, PerClass, Results, Split
 from kd_app.reporting.sentences import (
-    write_basis,
-    count,
     build_pair_rows,
+    count,
+    explain_undefined,
     format_percent,
     format_points,
-    explain_undefined,
-    write_verdict,
     write,
+    write_basis,
+    write_verdict,
 )
 from kd_app.stages import write_atomically
 
@@ -186,7 +186,7 @@ def write_metadata(results: Results, split: Split) -> str:
     card = ModelCardData(
         license=license,
         license_name=license_name,
-        license_link=Policy().of(_name_license(results)).link if license_name else None,
+        license_link=Policy().look_up(_name_license(results)).link if license_name else None,
         library_name="pytorch" if _own(results) else "timm",
         pipeline_tag=_TASK,
         tags=[_TASK, *([] if _own(results) else ["timm"]), *taught, "kd_app"],

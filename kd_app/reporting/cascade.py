@@ -10,9 +10,9 @@ from rich.text import Text
 from kd_app.reporting.results import Cascade, Results, RoutingCurve, Rung
 from kd_app.reporting.sentences import (
     format_interval,
+    format_margin,
     format_percent,
     format_points,
-    format_margin,
     write_verdict,
 )
 

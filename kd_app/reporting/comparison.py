@@ -11,11 +11,11 @@ from kd_app.config import RequestError
 from kd_app.metrics.paired import compute_mcnemar_p, compute_paired_interval
 from kd_app.metrics.seeds import (
     CORRECTION,
-    SeedSummary,
     SeedDifference,
-    corrected,
-    summarize_seeds,
+    SeedSummary,
     compare_by_seed,
+    correct_for_multiplicity,
+    summarize_seeds,
 )
 from kd_app.reporting.methods import MethodGroup, group_by_method
 from kd_app.reporting.results import Split
@@ -97,11 +97,11 @@ class Comparison:
     correction: str
     notes: tuple[str, ...]
 
-    def method(self, label: str) -> Method:
+    def find_method(self, label: str) -> Method:
         """The method of that label."""
         return next(method for method in self.methods if method.label == label)
 
-    def sentences(self) -> list[str]:
+    def write_sentences(self) -> list[str]:
         """What the runs show, and each time whether that is about methods (over seeds)
         or about models (over images, one seed).
         """
@@ -299,7 +299,7 @@ def _compare_models(
 
 def _correct_family(differences: Sequence[SeedDifference | None]) -> list[SeedDifference | None]:
     """One family, corrected; what is None stays None."""
-    found = iter(corrected([each for each in differences if each is not None]))
+    found = iter(correct_for_multiplicity([each for each in differences if each is not None]))
     return [None if each is None else next(found) for each in differences]
 
 
@@ -484,7 +484,7 @@ def _describe_models(label: str, baseline: str, models: ModelDifference) -> str:
 def _write_choice(found: Comparison) -> Iterator[str]:
     if found.winner is None:
         return
-    method = found.method(found.winner)
+    method = found.find_method(found.winner)
     assert method.validation is not None
     chosen = f"Chosen on validation alone: {method.label}, {format_percent(method.validation.mean)} there"
     if method.test is None:

@@ -14,13 +14,13 @@ class Console:
         self.silent = silent
         self._open = 0
 
-    def say(self, text: str = "") -> None:
+    def print(self, text: str = "") -> None:
         """Print a line that stays."""
         if not self.silent:
             self._clear()
             print(text, flush=True)
 
-    def line(self, text: str) -> None:
+    def print_transient(self, text: str) -> None:
         """Print a line that the next one replaces."""
         if self.silent:
             return

@@ -3,9 +3,9 @@ training is as good.
 """
 
 from kd_app.reporting.results import Difference, Results, Split
-from kd_app.reporting.sentences import format_points, format_margin
+from kd_app.reporting.sentences import format_margin, format_points
 
-PLAIN = ("labels_only", "as_long")
+PLAIN = ("labels_only", "match_wall_time")
 """Controls that are plain training: no teacher, labels as they are."""
 
 
@@ -75,7 +75,7 @@ _SAYS = {
         "no gain that these images could show.",
         "a gain.",
     ),
-    "as_long": (
+    "match_wall_time": (
         "the labels alone for as long in wall time{epochs}",
         "no gain that longer training would not explain.",
         "more than longer training gives.",
@@ -143,7 +143,7 @@ def _write_advice(gains: dict[str, Difference], results: Results, split: Split) 
     as_good = [control for control in PLAIN if control in gains and _as_good(gains[control])]
     told = f"as far as {split.num_images:,} images tell"
     if as_good:
-        longer = " for as long" if as_good == ["as_long"] else ""
+        longer = " for as long" if as_good == ["match_wall_time"] else ""
         margin = results.verdict.margin if results.verdict else None
         shown = [
             control
@@ -170,7 +170,7 @@ def _write_advice(gains: dict[str, Difference], results: Results, split: Split) 
     if any(control in gains for control in PLAIN):
         unasked = [
             control
-            for control in ("as_long", "smoothed_labels", "shuffled_teacher")
+            for control in ("match_wall_time", "smoothed_labels", "shuffled_teacher")
             if control not in gains
         ]
         more = (

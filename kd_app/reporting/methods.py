@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kd_app.config.keys import NON_IDENTITY_KEYS, NESTED_NON_IDENTITY_KEYS
+from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.reporting.runs import Run, flatten
 
 _NOT_THE_METHOD: Final = (
@@ -45,7 +45,10 @@ def group_by_method(runs: Sequence[Run]) -> tuple[list[MethodGroup], int]:
     repeated = 0
     for run in runs:
         seeds = found.setdefault(
-            json.dumps([_extract_method(run.config), images(run)], sort_keys=True, default=str), {}
+            json.dumps(
+                [_extract_method(run.config), identify_images(run)], sort_keys=True, default=str
+            ),
+            {},
         )
         known = seeds.get(run.results.seed)
         repeated += known is not None
@@ -53,14 +56,14 @@ def group_by_method(runs: Sequence[Run]) -> tuple[list[MethodGroup], int]:
             seeds[run.results.seed] = run
     members = [dict(sorted(seeds.items())) for seeds in found.values()]
     firsts = [next(iter(seeds.values())) for seeds in members]
-    labels = _build_labels([run.config for run in firsts], [images(run) for run in firsts])
+    labels = _build_labels([run.config for run in firsts], [identify_images(run) for run in firsts])
     return [
-        MethodGroup(label, images(run), seeds)
+        MethodGroup(label, identify_images(run), seeds)
         for label, run, seeds in zip(labels, firsts, members, strict=True)
     ], repeated
 
 
-def images(run: Run) -> tuple[str, str]:
+def identify_images(run: Run) -> tuple[str, str]:
     """What decides which images a run trained on and was measured on: the data's
     fingerprint, and the hash of its split.csv ('' where unknown).
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kd_app.config import RequestError, unknown
+from kd_app.config import RequestError, build_unknown_error
 from kd_app.config.errors import take_first_line
 from kd_app.models.weights_metadata import hash_weights
 from kd_app.reporting.examples import EXAMPLES
@@ -50,7 +50,7 @@ class Run:
 
         return pd.read_parquet(self._require_file(PREDICTIONS))
 
-    def confusion(self, model: str = "student") -> "DataFrame":
+    def read_confusion(self, model: str = "student") -> "DataFrame":
         """How often images of each class (row) were taken for each class (column) by
         `model`, in numbers of images.
 
@@ -62,7 +62,7 @@ class Run:
 
         column, classes = f"{model}_top1", self.results.data.classes if self.results.data else []
         if column not in self.predictions:
-            raise unknown(
+            raise build_unknown_error(
                 "model of this run",
                 model,
                 [
@@ -108,11 +108,11 @@ class Run:
 
         return pd.read_csv(self._require_file(CURVES))
 
-    def student(self) -> "nn.Module":
+    def load_student(self) -> "nn.Module":
         """The student that ships, with its weights, in eval mode, as timm loads it."""
         return _load_model(self._require_file(STUDENT))
 
-    def teacher(self) -> "nn.Module":
+    def load_teacher(self) -> "nn.Module":
         """The teacher that this run learned from, with its weights, in eval mode, as
         timm loads it from the folder that it was kept in.
 

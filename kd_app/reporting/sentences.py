@@ -44,7 +44,9 @@ def format_interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
-def difference(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+def format_difference(
+    value: float | None, low: float | None, high: float | None
+) -> tuple[str, str]:
     """A difference in percentage points and its interval: ('+0.55', '-0.10 to +1.20')."""
     bounds = "" if low is None or high is None else f"{format_points(low)} to {format_points(high)}"
     return "undefined" if value is None else format_points(value), bounds
@@ -83,7 +85,7 @@ def write(estimate: Estimate, unit: Format) -> tuple[str, str]:
     if unit == "percent":
         return format_percent(value), format_interval(low, high)
     if unit == "points":
-        return difference(value, low, high)
+        return format_difference(value, low, high)
     bounds = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
     return "undefined" if value is None else f"{value:.4f}", bounds
 

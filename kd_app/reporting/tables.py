@@ -14,14 +14,14 @@ from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.reporting.distillation_gain import describe_gains
 from kd_app.reporting.results import Model, ModelMetrics, Results, Split, Step
 from kd_app.reporting.sentences import (
-    count,
-    difference,
-    format_interval,
     build_pair_rows,
+    count,
+    format_difference,
+    format_interval,
     format_percent,
     format_points,
-    write_sentences,
     write,
+    write_sentences,
 )
 
 
@@ -134,7 +134,9 @@ def _build_controls_table(results: Results, split: Split) -> Table:
         net = f" ({model.name})" if model and student and model.name != student.name else ""
         own = (format_percent(figures.top1), format_interval(figures.top1_low, figures.top1_high))
         table.add_row(
-            f"{control.replace('_', ' ')}{net}", *own, *difference(gain.value, gain.low, gain.high)
+            f"{control.replace('_', ' ')}{net}",
+            *own,
+            *format_difference(gain.value, gain.low, gain.high),
         )
     return table
 

@@ -18,8 +18,8 @@ def train_assistants(workspace: Workspace, teacher: RunModel) -> RunModel:
     """Train the nets of ``teacher.chain`` one after the other, or find them; the last
     one, which teaches the student. The teacher itself where there are none.
     """
-    recipe = workspace.parts.recipe
-    for number, assistant in enumerate(workspace.parts.links, start=1):
+    recipe = workspace.spec.recipe
+    for number, assistant in enumerate(workspace.spec.links, start=1):
         job = build_student_job(
             workspace,
             teacher,
@@ -29,8 +29,8 @@ def train_assistants(workspace: Workspace, teacher: RunModel) -> RunModel:
             recipe=replace(recipe, seed=assistant.seed, callbacks={}),
         )
         teacher = replace(train(workspace, job), role="teacher")
-        workspace.console.say(
-            f"Link {number} of the chain, {teacher.request.name}:"
-            f" {format_top1(workspace.predictions(teacher, 'validation'))} on validation"
+        workspace.console.print(
+            f"Link {number} of the chain, {teacher.spec.name}:"
+            f" {format_top1(workspace.load_predictions(teacher, 'validation'))} on validation"
         )
     return teacher

@@ -16,7 +16,7 @@ from pydantic import Field, StrictBool
 from kd_app.config import RequestError, Typed
 from kd_app.models.cost import count_macs
 from kd_app.models.create import create, resolve_input
-from kd_app.models.spec import ModelSpec, ImageStats, suggest_pretrained_tag
+from kd_app.models.spec import ImageStats, ModelSpec, suggest_pretrained_tag
 from kd_app.training.job import Recipe, format_epochs
 
 Config = dict[str, Any]
@@ -28,11 +28,11 @@ _DIGITS = 6
 class ControlSettings(Typed, called="controls"):
     """One control of ``conf/controls/``; what it does not say is as the student has it.
 
-    loss: its loss terms. student: another net than the student's. as_long: for as many
-    epochs as the student's training takes in wall time. entropy_at: the smoothing of
+    loss: its loss terms. student: another net than the student's. match_wall_time: for as many
+    epochs as the student's training takes in wall time. label_entropy_temperature: the smoothing of
     its cross_entropy makes a label's entropy the teacher's mean entropy at this
     temperature ('auto': that of the student's first term with a `label_temperature`,
-    else 1). shuffled: the teacher is shown another image of the same class in the
+    else 1). shuffle_teacher_images: the teacher is shown another image of the same class in the
     place of each.
     """
 
@@ -41,15 +41,17 @@ class ControlSettings(Typed, called="controls"):
         *,
         loss: Config,
         student: Config | None = None,
-        as_long: StrictBool = False,
-        entropy_at: Annotated[float, Field(ge=0.01, le=1000)] | Literal["auto"] | None = None,
-        shuffled: StrictBool = False,
+        match_wall_time: StrictBool = False,
+        label_entropy_temperature: Annotated[float, Field(ge=0.01, le=1000)]
+        | Literal["auto"]
+        | None = None,
+        shuffle_teacher_images: StrictBool = False,
     ) -> None:
         self.loss = loss
         self.student = student
-        self.as_long = as_long
-        self.entropy_at = entropy_at
-        self.shuffled = shuffled
+        self.match_wall_time = match_wall_time
+        self.label_entropy_temperature = label_entropy_temperature
+        self.shuffle_teacher_images = shuffle_teacher_images
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ class Control(Recipe):
 
     students: tuple[ModelSpec, ...] = ()
     named: bool = True
-    as_long: bool = False
-    entropy_at: float | None = None
-    shuffled: bool = False
+    match_wall_time: bool = False
+    label_entropy_temperature: float | None = None
+    shuffle_teacher_images: bool = False
 
-    def plain(self, **changes: Any) -> Recipe:
+    def as_recipe(self, **changes: Any) -> Recipe:
         """The recipe alone, with `changes`."""
         return replace(Recipe(**self.to_json()), **changes)
 
@@ -75,23 +77,23 @@ class Control(Recipe):
         """As `Recipe.how`."""
         long = (
             "for as long as the student's training takes"
-            if self.as_long
+            if self.match_wall_time
             else f"for {format_epochs(self.max_epochs)}"
         )
         soft = (
-            f", labels as soft as the teacher's answers at temperature {self.entropy_at:g}"
-            if self.entropy_at is not None
+            f", labels as soft as the teacher's answers at temperature {self.label_entropy_temperature:g}"
+            if self.label_entropy_temperature is not None
             else ""
         )
         return (
             f"{long} on"
-            f" {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffled else ''}"
+            f" {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffle_teacher_images else ''}"
         )
 
     def smooth_labels(self, entropy: float, num_classes: int) -> Recipe:
         """With labels of this entropy (nats)."""
         smoothing = solve_smoothing(entropy, num_classes)
-        return self.plain(
+        return self.as_recipe(
             loss={
                 name: {**node, "smoothing": smoothing} if "smoothing" in node else node
                 for name, node in self.loss.items()
@@ -101,13 +103,13 @@ class Control(Recipe):
 
 def check(name: str, settings: ControlSettings) -> None:
     """Refuse settings that do not go together (`RequestError`)."""
-    if settings.entropy_at is not None and not any(
+    if settings.label_entropy_temperature is not None and not any(
         "smoothing" in node for node in settings.loss.values()
     ):
         raise RequestError(
-            f"controls.{name}.entropy_at={settings.entropy_at} sets the smoothing of the labels,"
+            f"controls.{name}.label_entropy_temperature={settings.label_entropy_temperature} sets the smoothing of the labels,"
             f" and none of its loss terms ({', '.join(settings.loss) or 'none'}) has one. Give it"
-            " the term cross_entropy, or leave entropy_at out."
+            " the term cross_entropy, or leave label_entropy_temperature out."
         )
 
 
@@ -182,7 +184,7 @@ def select_nearest(
     if not found:
         role = candidates[0].role
         raise RequestError(
-            f"None of the nets in {role}.among is of another family than {student.name}, can take"
+            f"None of the nets in {role}.candidates is of another family than {student.name}, can take"
             f" images of {seen.size}x{seen.size}, and starts from"
             f" {'weights of timm' if student.origin.has_weights else 'random weights'} as the"
             f" student does. Name one: {role}.name=<a timm model>."

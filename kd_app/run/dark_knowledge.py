@@ -20,7 +20,7 @@ def measure_teacher_knowledge(
     are not built to measure it.
     """
     if before is None:
-        taught = shop.parts.recipe.label_temperatures
+        taught = shop.spec.recipe.label_temperatures
     else:
         similarities = before.knowledge.softened if before.knowledge else []
         taught = [similarity.temperature for similarity in similarities]
@@ -52,7 +52,7 @@ def show_examples(
     """Write ``examples.parquet``; none where none are wanted, and what an earlier
     attempt wrote goes. `similar`: pairs of classes by name.
     """
-    count = shop.parts.config["examples"]
+    count = shop.spec.config["examples"]
     if not count:
         (out / EXAMPLES).unlink(missing_ok=True)
         return
@@ -61,7 +61,7 @@ def show_examples(
     pairs = [(number[pair.first], number[pair.second]) for pair in similar]
     chosen = choose_examples(answers, pairs=pairs, count=count)
     index = [int(first.index[each.row]) for each in chosen]
-    png = {each: shop.data.thumbnail(each) for each in dict.fromkeys(index)}
+    png = {each: shop.data.make_thumbnail(each) for each in dict.fromkeys(index)}
     write_examples(
         out / EXAMPLES,
         chosen,

@@ -32,7 +32,7 @@ TIMED = 128
 class BenchmarkRequest(Protocol):
     """How speed and cost are measured."""
 
-    clock: Benchmark
+    benchmark: Benchmark
     price: Price
 
 
@@ -109,19 +109,19 @@ def time_files(
     """Time all files and the models in torch, in turns and with one thread each; each
     file's start and memory in a process of its own.
     """
-    shop.console.line("  measuring speed ...")
+    shop.console.print_transient("  measuring speed ...")
     cpu = torch.device("cpu")
     models: dict[str, CascadeStage] = {
-        role: TorchModel(each.created.model, shop.classes, each.created.pixels, cpu)
+        role: TorchModel(each.loaded.model, shop.classes, each.loaded.pixels, cpu)
         for role, each in members.items()
     }
     models |= {name: open_artifact(file.path, threads=1) for name, file in files.items()}
     images = {
-        role: np.concatenate(sample_images(shop, "validation", each.created.pixels, TIMED))
+        role: np.concatenate(sample_images(shop, "validation", each.loaded.pixels, TIMED))
         for role, each in members.items()
     }
     images |= {name: images[file.role] for name, file in files.items()}
-    timed = asked.clock.measure(models, images)
+    timed = asked.benchmark.measure(models, images)
     start = {
         name: measure_cold_start(file.path, (1, *images[name].shape[1:]), open_artifact)
         for name, file in files.items()
@@ -159,7 +159,7 @@ def _price(timing: Timing, price: Price) -> dict[str, Any]:
     speed, cores = timing.images_per_second, timing.cores
     return {
         "device": describe_machine(),
-        **timing.told(),
+        **timing.to_record(),
         "cost_per_million": price.compute_per_million(speed, cores=cores),
         "cost_formula": price.describe_formula(speed, cores=cores),
         "currency": price.currency,
@@ -173,9 +173,9 @@ def _compute_ratios(timed: Mapping[str, Timing], name: str) -> dict[str, Any]:
     own, others = timed[name], {other: each for other, each in timed.items() if other != name}
     return {
         "times_faster": {
-            other: vars(own.times_faster(each, 0.95)) for other, each in others.items()
+            other: vars(own.compute_speedup(each, 0.95)) for other, each in others.items()
         },
         "times_cheaper": {
-            other: vars(own.times_cheaper(each, 0.95)) for other, each in others.items()
+            other: vars(own.compute_throughput_ratio(each, 0.95)) for other, each in others.items()
         },
     }

@@ -70,7 +70,7 @@ def write_files(
                 told["weights"] = (
                     _LEARNED if isinstance(asked.formats[name], ExecuTorchInt8) else _FLOAT
                 )
-                shop.console.say(f"{path.name}: {told['weights']}")
+                shop.console.print(f"{path.name}: {told['weights']}")
             found[path.name] = ExportedFile(role, name, path, told, asked.formats[name].found_again)
     return found
 
@@ -107,7 +107,7 @@ def sample_images(
 def _write_stage(
     shop: Workspace, member: RunModel, name: str, asked: ExportRequest, license: str
 ) -> Path:
-    pixels, role = member.created.pixels, member.role
+    pixels, role = member.loaded.pixels, member.role
     form = _resolve_format(asked.formats[name], member)
 
     def build(folder: Path) -> None:
@@ -115,9 +115,9 @@ def _write_stage(
             path for path in folder.iterdir() if path.name != RECORD
         ):  # of an attempt that was killed
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-        shop.console.line(f"  {STEMS[role]}{form.ending}: writing ...")
+        shop.console.print_transient(f"  {STEMS[role]}{form.ending}: writing ...")
         export(
-            member.created.model,
+            member.loaded.model,
             form,
             folder,
             stem=STEMS[role],
@@ -132,7 +132,7 @@ def _write_stage(
         "format": asked.nodes[name],
         "settled": vars(asked.formats[name]),
         "model": {
-            "name": member.request.name,
+            "name": member.spec.name,
             "pixels": vars(pixels),
             "classes": list(shop.classes),
             "license": license,
@@ -140,10 +140,10 @@ def _write_stage(
         "images": [asked.calibration_images, asked.compared_images],
         "packages": _list_versions(),
     }
-    inputs = {"data": shop.data.fingerprint, "weights": member.created.weights.sha256}
+    inputs = {"data": shop.data.fingerprint, "weights": member.loaded.weights.sha256}
     inputs |= {"program": hash_file(form.program)} if isinstance(form, Quantized) else {}
     return (
-        shop.make(f"export-{role}-{name}", config, inputs, build).path
+        shop.find_or_build(f"export-{role}-{name}", config, inputs, build).path
         / f"{STEMS[role]}{form.ending}"
     )
 

@@ -30,16 +30,16 @@ class LatencyBudget(Typed, called="budget"):
     thread, by the student as a file in `format`.
     """
 
-    def __init__(self, *, latency_ms: PositiveFloat, format: Format, clock: Benchmark) -> None:
+    def __init__(self, *, latency_ms: PositiveFloat, format: Format, benchmark: Benchmark) -> None:
         self.latency_ms = latency_ms
         self.format = format
-        self.clock = clock
+        self.benchmark = benchmark
 
     def latency(self, shop: "Workspace") -> dict[str, float]:
         """Percentiles of the untrained student's latency in milliseconds: what it takes
         does not depend on what it learned.
         """
-        created = shop.ready(shop.parts.student, seed=0).created
+        created = shop.load_model(shop.spec.student, seed=0).loaded
         pixels = created.pixels
         images = np.random.default_rng(0).integers(
             256, size=(_IMAGES, pixels.channels, pixels.height, pixels.width), dtype=np.uint8
@@ -59,7 +59,7 @@ class LatencyBudget(Typed, called="budget"):
                 images=images,
                 **about,
             )
-            return self.clock.measure(
+            return self.benchmark.measure(
                 {"student": open_artifact(path, threads=1)}, {"student": images}
             )["student"].latency_ms
 
@@ -69,13 +69,13 @@ class LatencyBudget(Typed, called="budget"):
         """
         found = self.latency(shop)
         said = (
-            f"the student {shop.parts.student.name}, written as {self.format.name}, answers 95 of"
+            f"the student {shop.spec.student.name}, written as {self.format.name}, answers 95 of"
             f" 100 images within {found['p95']:.3g} ms, one at a time with one thread on"
             f" {describe_machine()}"
         )
         hint = "A larger budget.latency_ms=, or budget=null, trains it."
         if found["p95"] <= self.latency_ms:
-            shop.console.say(f"Within budget.latency_ms={self.latency_ms:g}: {said}.")
+            shop.console.print(f"Within budget.latency_ms={self.latency_ms:g}: {said}.")
             return found
         over = f"Not trained, since it is over budget.latency_ms={self.latency_ms:g}: {said}."
         raise OverBudgetError(over, hint) if trial else RequestError(f"{over} {hint}")

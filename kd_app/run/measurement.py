@@ -14,7 +14,7 @@ from kd_app.models.composite import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.save import WEIGHTS
 from kd_app.reporting.results import Data, Estimate, Licenses, Model, Results, Speed
-from kd_app.run.dark_knowledge import show_examples, measure_teacher_knowledge
+from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness
 from kd_app.run.run_output import SPLIT, list_groups, write_predictions
@@ -27,12 +27,12 @@ def start_results(
     """A builder of a run's results. Models of a finished run that are measured again
     keep the licenses that its results, `before`, give them.
     """
-    license = before.license if before else Licenses(**shop.parts.licenses.told())
+    license = before.license if before else Licenses(**shop.spec.licenses.to_record())
     return ResultsBuilder(
         out,
         rule,
-        config=shop.parts.config,
-        trainer=shop.parts.trainer,
+        config=shop.spec.config,
+        trainer=shop.spec.trainer,
         license=license,
         stages=shop.used,
     )
@@ -59,7 +59,9 @@ def measure_models(
         builder.models[role] = describe_model(shop, member, license)
     *_, last = splits.values()
     for place, split in splits.items():
-        predictions = {role: shop.predictions(member, split) for role, member in members.items()}
+        predictions = {
+            role: shop.load_predictions(member, split) for role, member in members.items()
+        }
         student = predictions["student"]
         builder.add_split_metrics(place, predictions, list_groups(shop, student))
         write_predictions(builder.out, shop, predictions)
@@ -92,7 +94,7 @@ def name_data(shop: Workspace) -> str:
     """The name of the data; for data that are read from a folder, with the last part of
     its path.
     """
-    own, node = shop.parts.own.data, shop.parts.config["data"]
+    own, node = shop.spec.own.data, shop.spec.config["data"]
     if own is not None:
         return type(own).__name__
     name = str(node.get("name") or node["_target_"].rpartition(".")[2])
@@ -101,13 +103,13 @@ def name_data(shop: Workspace) -> str:
 
 def describe_model(shop: Workspace, member: RunModel, license: str) -> Model:
     """A model's part of the results."""
-    weights, model = member.created.weights, member.created.model
+    weights, model = member.loaded.weights, member.loaded.model
     opaque = isinstance(model, RuntimeModel)  # in another runtime, where nothing can be counted
-    start, resolved = member.record.get("weights"), shop.decided.get(member.role)
+    start, resolved = member.record.get("weights"), shop.resolved.get(member.role)
     return Model(
-        name=member.request.name,
+        name=member.spec.name,
         params=None if opaque else count_params(model),
-        macs=None if opaque else count_macs(model.cpu(), member.created.pixels),
+        macs=None if opaque else count_macs(model.cpu(), member.loaded.pixels),
         size_bytes=measure_size(member),
         license=license,
         source=f"trained here from {start['source']}" if start else weights.source,
@@ -119,12 +121,12 @@ def describe_model(shop: Workspace, member: RunModel, license: str) -> Model:
 
 def find_license(shop: Workspace, member: RunModel) -> str:
     """The license of a model's weights."""
-    licenses, role = shop.parts.licenses, member.role
+    licenses, role = shop.spec.licenses, member.role
     if role == "teacher" and member.folder is None:
         assert licenses.teacher is not None
         return licenses.teacher
-    recipe = shop.parts.controls.get(role, shop.parts.recipe)
-    return shop.license(role, taught=recipe.needs_teacher)
+    recipe = shop.spec.controls.get(role, shop.spec.recipe)
+    return shop.resolve_license(role, taught=recipe.needs_teacher)
 
 
 def measure_size(member: RunModel) -> int:
@@ -133,11 +135,11 @@ def measure_size(member: RunModel) -> int:
     """
     if member.program:
         return member.program.stat().st_size
-    path = member.request.origin.path
+    path = member.spec.origin.path
     for file in (path / WEIGHTS, path) if path else ():
         if file.suffix in (".safetensors", ".onnx") and file.is_file():
             return file.stat().st_size
-    state = member.created.model.state_dict()
+    state = member.loaded.model.state_dict()
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
@@ -147,15 +149,15 @@ def measure_speed(
     """Throughput of the student and of each other net, measured in turns, or once for
     the trials of a `sweep`.
     """
-    shop.console.line("  measuring speed ...")
-    student = shop.request("student")
+    shop.console.print_transient("  measuring speed ...")
+    student = shop.resolve_spec("student")
     models = {
-        role: (member.load_runner(), member.created.pixels)
+        role: (member.load_runner(), member.loaded.pixels)
         for role, member in members.items()
-        if role == "student" or shop.request(role) is not student
+        if role == "student" or shop.resolve_spec(role) is not student
     }
-    measure = partial(measure_throughput, models, device=shop.parts.trainer.device)
-    measured = shop.speed(members, sweep, measure) if sweep else measure()
+    measure = partial(measure_throughput, models, device=shop.spec.trainer.device)
+    measured = shop.measure_speed(members, sweep, measure) if sweep else measure()
     return Speed.model_validate(
         {
             **{role: {"images_per_second": speed} for role, speed in measured.items()},

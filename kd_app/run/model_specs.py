@@ -13,7 +13,7 @@ from kd_app.config.targets import FACTORY, resolve_target
 from kd_app.deployment.artifact import open_artifact
 from kd_app.deployment.manifest import read_entry
 from kd_app.models.class_map import ClassMap
-from kd_app.models.composite import ClassMappedTeacher, EmaTeacher, ArtifactTeacher, TeacherEnsemble
+from kd_app.models.composite import ArtifactTeacher, ClassMappedTeacher, EmaTeacher, TeacherEnsemble
 from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource
 from kd_app.run.schema import EnsembleSettings, check_link
 
@@ -66,11 +66,11 @@ def _build_single(node: Config) -> CompositeTeacher | None:
 
 def _open_artifact_teacher(path: Path) -> ArtifactTeacher:
     try:
-        artefact, about = open_artifact(path), read_entry(path)
+        artifact, about = open_artifact(path), read_entry(path)
     except ValueError as error:
         raise RequestError(f"teacher.checkpoint: {error}") from None
     return ArtifactTeacher(
-        artefact,
+        artifact,
         WeightsSource("own", path.name, path, license=about.license),
         str(about.told["sha256"]),
     )

@@ -1,4 +1,4 @@
-"""What a path means where a model is asked for: an artefact, a run, a run's teacher, or
+"""What a path means where a model is asked for: an artifact, a run, a run's teacher, or
 a model's folder.
 """
 
@@ -18,7 +18,7 @@ from kd_app.deployment.cascade import Cascade, ImageStage
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.create import create, resolve_input
 from kd_app.models.save import CONFIG, WEIGHTS
-from kd_app.models.spec import ModelSpec, ImageStats
+from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.workspace import decode_size
 from kd_app.run_files import REFERENCE, RESULTS, STUDENT
@@ -56,7 +56,7 @@ class OpenModel:
 
 
 def open_model(said: str, *, threads: int | None) -> OpenModel:
-    """The model that `said` names; `threads` is for an artefact's runtime. Raises
+    """The model that `said` names; `threads` is for an artifact's runtime. Raises
     `RequestError` in a paragraph for what is no model.
     """
     path = Path(said)
@@ -75,7 +75,7 @@ def open_model(said: str, *, threads: int | None) -> OpenModel:
 
 
 def open_file(path: Path, *, threads: int | None) -> Model:
-    """The model in a file: an artefact, or the weights in a model's folder. Raises
+    """The model in a file: an artifact, or the weights in a model's folder. Raises
     `RequestError`.
     """
     if path.name == WEIGHTS:

@@ -160,7 +160,10 @@ def build_parts(saved: SavedRun) -> RunSpec:
     DistillSettings(**config)
     check_targets(_select_parts(config, saved.purpose), config["allow"])
     # Only the nets of controls are needed. An entropy "auto" would build the student's losses.
-    controls = {name: {**node, "entropy_at": None} for name, node in config["controls"].items()}
+    controls = {
+        name: {**node, "label_entropy_temperature": None}
+        for name, node in config["controls"].items()
+    }
     parts = assemble_parts({**config, "controls": controls}, ExternalParts())
     # The teacher of a finished run is not trained again.
     parts = replace(parts, config=config, teacher_recipe=None)
@@ -204,9 +207,9 @@ def open_run(
     if saved.purpose != "measure":
         parts.licenses.check()
     for note in saved.notes:
-        console.say(f"Note: {note}")
+        console.print(f"Note: {note}")
     with claim_folder(out, record, overwrite=overwrite):
-        stages = Stages(Path(saved.config["stages"]), remake=remake, say=console.say)
+        stages = Stages(Path(saved.config["stages"]), remake=remake, say=console.print)
         workspace = Workspace(parts, stages, console, tracker)
         workspace.prepare_data()
         if saved.purpose == "train":
@@ -240,18 +243,18 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
             continue
         folder = run.folder / STUDENT if role == "student" else stages.get(role, run.folder) / MODEL
         if role == "teacher":
-            request = _build_teacher_spec(workspace.parts, run.folder)
+            request = _build_teacher_spec(workspace.spec, run.folder)
         else:
-            request = _request_trained(workspace.parts, role, folder)
+            request = _request_trained(workspace.spec, role, folder)
         if request is None:
-            workspace.console.say(
+            workspace.console.print(
                 f"Note: the {role} is not there any more ({stages.get(role, run.folder)}); it is"
                 " left out"
             )
             continue
         program = folder / INT8
         models[role] = replace(
-            workspace.ready(request, seed=0),
+            workspace.load_model(request, seed=0),
             folder=_find_stage_folder(request),
             program=program if role == "student" and program.is_file() else None,
         )

@@ -7,14 +7,14 @@ from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from kd_app.run.workspace import Workspace
 from kd_app.training.job import Recipe
-from kd_app.training.timing import StepEstimate, estimate, count_steps_per_epoch
+from kd_app.training.timing import StepEstimate, count_steps_per_epoch, estimate
 
 
 def write_plan(shop: Workspace, *, ready: bool) -> str:
     """The plan as text; `ready`: the teacher is used as it is. Its times come from a
     few steps of each model on noise.
     """
-    made, steps = shop.parts, count_steps_per_epoch(shop.data, shop.parts.trainer).training
+    made, steps = shop.spec, count_steps_per_epoch(shop.data, shop.spec.trainer).training
     teacher = None if made.teacher is None else _load(shop, made.teacher)
     student = _load(shop, made.student)
     total = 0.0
@@ -27,7 +27,7 @@ def write_plan(shop: Workspace, *, ready: bool) -> str:
     learn = _estimate(shop, student, train=True).training
     student_seconds = made.recipe.max_epochs * steps * (learn + answers)
     for name, control in made.controls.items():
-        request = shop.request(name)
+        request = shop.resolve_spec(name)
         own = (
             learn
             if request is made.student
@@ -35,7 +35,7 @@ def write_plan(shop: Workspace, *, ready: bool) -> str:
         )
         total += (
             student_seconds
-            if control.as_long
+            if control.match_wall_time
             else control.max_epochs * steps * (own + (answers if control.needs_teacher else 0.0))
         )
     total += student_seconds * (1 + len(made.links))
@@ -62,7 +62,7 @@ def describe_models(shop: Workspace, *, ready: bool) -> list[str]:
     """The data, and each model with the weights it starts from and what it is trained
     on; `ready`: the teacher is used as it is.
     """
-    made, sizes = shop.parts, shop.data.sizes
+    made, sizes = shop.spec, shop.data.sizes
     lines = [
         f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on,"
         f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_describe_data(shop)}"
@@ -74,7 +74,7 @@ def describe_models(shop: Workspace, *, ready: bool) -> list[str]:
             )
         )
     lines += [
-        _describe_model(f"Control {name}", shop.request(name), control, shop)
+        _describe_model(f"Control {name}", shop.resolve_spec(name), control, shop)
         + _compare_cost(shop, name)
         for name, control in made.controls.items()
     ]
@@ -89,14 +89,14 @@ def _describe_data(shop: Workspace) -> str:
     """What is special about the images of a training."""
     stored = (
         ("the teacher's answers to these views are stored",)
-        if shop.parts.answers == "stored"
+        if shop.spec.teacher_outputs == "cached"
         else ()
     )
     return "".join(f"; {phrase}" for phrase in (*shop.data.describe_training(), *stored))
 
 
 def _describe_model(who: str, request: ModelSpec, recipe: Recipe | None, shop: Workspace) -> str:
-    origin, pixels = request.origin, resolve_input(request, shop.seen())
+    origin, pixels = request.origin, resolve_input(request, shop.image_stats())
     weights = {
         "random": "random weights",
         "hub": f"the hub's weights {origin.name}",
@@ -120,24 +120,24 @@ def _describe_model(who: str, request: ModelSpec, recipe: Recipe | None, shop: W
 
 def _compare_cost(shop: Workspace, control: str) -> str:
     """Where the net was chosen by its cost, that."""
-    macs = shop.decided.get(control, {}).get("macs")
+    macs = shop.resolved.get(control, {}).get("macs")
     return (
         ""
         if macs is None
         else (
             f"; {macs / 1e6:,.2f} M multiply-adds beside the student's"
-            f" {shop.decided[control]['student_macs'] / 1e6:,.2f} M"
+            f" {shop.resolved[control]['student_macs'] / 1e6:,.2f} M"
         )
     )
 
 
 def _load(shop: Workspace, request: ModelSpec) -> LoadedModel:
-    return create(request, resolve_input(request, shop.seen()), len(shop.classes), seed=0)
+    return create(request, resolve_input(request, shop.image_stats()), len(shop.classes), seed=0)
 
 
 def _estimate(shop: Workspace, created: LoadedModel, *, train: bool) -> StepEstimate:
     return estimate(
-        created.model, created.pixels, shop.data.batch_size, shop.parts.trainer, train=train
+        created.model, created.pixels, shop.data.batch_size, shop.spec.trainer, train=train
     )
 
 

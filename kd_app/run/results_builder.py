@@ -128,7 +128,7 @@ class ResultsBuilder:
 
     def _record(self, stage: Stage) -> StageRecord:
         """A stage that an earlier attempt at this run computed counts as computed."""
-        computed = stage.made or str(stage.path) in self._computed_before
+        computed = stage.is_new or str(stage.path) in self._computed_before
         return StageRecord(
             name=stage.name,
             path=str(stage.path),

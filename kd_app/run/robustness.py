@@ -25,7 +25,7 @@ def measure_robustness(
     of `split` (whose labels are `target`) under each corruption at each severity that
     the run's configuration asks for.
     """
-    chosen = shop.parts.robustness.chosen
+    chosen = shop.spec.robustness.chosen
     answers = (
         {role: _predict_corrupted(shop, member, split, chosen) for role, member in members.items()}
         if chosen
@@ -62,7 +62,7 @@ def _predict_corrupted(
         for number, corruption in enumerate(chosen, start=1):
             path = folder / _name_file(corruption)
             if not path.is_file():
-                shop.console.line(
+                shop.console.print_transient(
                     f"  {member.role}: corrupted {split} images, {number} of {len(chosen)} ..."
                 )
                 logits = shop.predict(member, split, corruption=corruption).logits
@@ -71,7 +71,7 @@ def _predict_corrupted(
                 )
 
     settings = {_name_file(each): SETTINGS[each.kind][each.severity - 1] for each in chosen}
-    stage = shop.asked(member, split, "corrupted", {"corruptions": settings}, build)
+    stage = shop.cache_outputs(member, split, "corrupted", {"corruptions": settings}, build)
     return {each: np.load(stage.path / _name_file(each)) for each in chosen}
 
 

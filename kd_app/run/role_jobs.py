@@ -14,18 +14,20 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import compute_mean_entropy
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.fit import build
-from kd_app.training.job import Recipe, JobTeacher, TrainingJob
+from kd_app.training.job import JobTeacher, Recipe, TrainingJob
 from kd_app.training.teacher_cache import CACHE_STAGE, cache_teacher_logits
 from kd_app.training.timing import EPOCHS, match_wall_time
 
 
 def build_teacher_job(workspace: Workspace) -> TrainingJob:
     """The teacher's own training, on labels."""
-    model, recipe = workspace.parts.teacher, workspace.parts.teacher_recipe
+    model, recipe = workspace.spec.teacher, workspace.spec.teacher_recipe
     assert model is not None
     assert recipe is not None
     job = _build_job(workspace, "teacher", model, recipe, None)
-    return replace(job, fresh_views=True, license=workspace.license("teacher", taught=False))
+    return replace(
+        job, fresh_views=True, license=workspace.resolve_license("teacher", taught=False)
+    )
 
 
 def build_control_job(workspace: Workspace, name: str, teacher: RunModel) -> TrainingJob:
@@ -49,11 +51,11 @@ def build_student_job(
     job = _build_job(
         workspace,
         name,
-        model or workspace.parts.student,
-        recipe or workspace.parts.recipe,
+        model or workspace.spec.student,
+        recipe or workspace.spec.recipe,
         teacher,
     )
-    license = workspace.license("student", taught=job.teacher is not None)
+    license = workspace.resolve_license("student", taught=job.teacher is not None)
     return replace(job, license=license)
 
 
@@ -63,9 +65,9 @@ def draft_role_job(workspace: Workspace, role: str) -> TrainingJob:
     """
     if role == "teacher":
         return build_teacher_job(workspace)
-    control = workspace.parts.controls.get(role)
+    control = workspace.spec.controls.get(role)
     if control is not None:
-        return _build_control(workspace, role, control.plain(), None)
+        return _build_control(workspace, role, control.as_recipe(), None)
     return build_student_job(workspace, None)
 
 
@@ -73,10 +75,12 @@ def check_pair(workspace: Workspace) -> None:
     """Build the student's loss for teacher and student before either is trained. Raises
     `RequestError` where a term can't compare them.
     """
-    parts = workspace.parts
+    parts = workspace.spec
     if parts.teacher is not None:
         teacher, student = (
-            create(model, resolve_input(model, workspace.seen()), len(workspace.classes), seed=0)
+            create(
+                model, resolve_input(model, workspace.image_stats()), len(workspace.classes), seed=0
+            )
             for model in (parts.teacher, parts.student)
         )
         job = TrainingJob(
@@ -92,35 +96,37 @@ def check_pair(workspace: Workspace) -> None:
 def _build_control(
     workspace: Workspace, name: str, recipe: Recipe, teacher: RunModel | None
 ) -> TrainingJob:
-    control = workspace.parts.controls[name]
-    job = _build_job(workspace, name, workspace.request(name), recipe, teacher)
-    license = workspace.license(name, taught=job.teacher is not None)
-    return replace(job, partner_images=control.shuffled, license=license)
+    control = workspace.spec.controls[name]
+    job = _build_job(workspace, name, workspace.resolve_spec(name), recipe, teacher)
+    license = workspace.resolve_license(name, taught=job.teacher is not None)
+    return replace(job, partner_images=control.shuffle_teacher_images, license=license)
 
 
 def _build_job(
     workspace: Workspace, name: str, model: ModelSpec, recipe: Recipe, teacher: RunModel | None
 ) -> TrainingJob:
     """A job whose recipe decides whether there is a teacher in it."""
-    pixels = resolve_input(model, workspace.seen())
+    pixels = resolve_input(model, workspace.image_stats())
     listens = teacher is not None and recipe.needs_teacher
     source = _build_teacher(workspace, teacher, pixels) if teacher and listens else None
     return TrainingJob(name, model, pixels, recipe, source)
 
 
 def _build_teacher(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> JobTeacher:
-    parts = workspace.parts
+    parts = workspace.spec
     # Validation is answered whole or not at all: a part of it has other metrics.
-    is_measured = not teacher.unmeasured and workspace.limit is None
+    is_measured = not teacher.no_metrics_reason and workspace.limit is None
     return JobTeacher(
-        teacher.request,
-        teacher.created,
+        teacher.spec,
+        teacher.loaded,
         teacher.folder,
         validation_logits=(
             workspace.cache_predictions(teacher, "validation") if is_measured else None
         ),
         cached_logits=(
-            _cache_logits(workspace, teacher, student_input) if parts.answers == "stored" else None
+            _cache_logits(workspace, teacher, student_input)
+            if parts.teacher_outputs == "cached"
+            else None
         ),
     )
 
@@ -129,27 +135,27 @@ def _cache_logits(workspace: Workspace, teacher: RunModel, student_input: InputS
     """The folder of the teacher's logits for every view that a student with this input
     is shown, computed once.
     """
-    data, trainer = workspace.data, workspace.parts.trainer
+    data, trainer = workspace.data, workspace.spec.trainer
     replay = data.replay(student_input)
     assert replay is not None, "the parts of a run require data with views"
     config = {
-        "model": teacher.request.name,
-        "pixels": vars(teacher.created.pixels),
+        "model": teacher.spec.name,
+        "pixels": vars(teacher.loaded.pixels),
         "sees": vars(student_input),
         **replay.identity,
     }
-    inputs = {"data": data.fingerprint, "weights": teacher.created.weights.sha256}
+    inputs = {"data": data.fingerprint, "weights": teacher.loaded.weights.sha256}
     place: dict[str, Any] = {
         "device": trainer.device,
         "channels_last": trainer.channels_last,
-        "say": workspace.console.line,
+        "say": workspace.console.print_transient,
     }
-    return workspace.make(
+    return workspace.find_or_build(
         CACHE_STAGE,
         config,
         inputs,
         lambda folder: cache_teacher_logits(
-            teacher.created, replay, len(workspace.classes), student_input, folder, **place
+            teacher.loaded, replay, len(workspace.classes), student_input, folder, **place
         ),
     ).path
 
@@ -158,20 +164,20 @@ def _resolve_recipe(workspace: Workspace, name: str, teacher: RunModel) -> Recip
     """The recipe of a control, with the label smoothing and the number of epochs that
     the control leaves open.
     """
-    control = workspace.parts.controls[name]
-    recipe = control.plain()
-    if control.entropy_at is not None:
+    control = workspace.spec.controls[name]
+    recipe = control.as_recipe()
+    if control.label_entropy_temperature is not None:
         entropy = compute_mean_entropy(
-            workspace.predictions(teacher, "train").logits, control.entropy_at
+            workspace.load_predictions(teacher, "train").logits, control.label_entropy_temperature
         )
         recipe = control.smooth_labels(entropy, len(workspace.classes))
-        workspace.decided.setdefault(name, {}).update(
-            teacher_entropy=entropy, temperature=control.entropy_at, loss=recipe.loss
+        workspace.resolved.setdefault(name, {}).update(
+            teacher_entropy=entropy, temperature=control.label_entropy_temperature, loss=recipe.loss
         )
-    if control.as_long:
+    if control.match_wall_time:
         matched = _match_wall_time(workspace, name, teacher, recipe)
         recipe = replace(recipe, max_epochs=matched["max_epochs"])
-        workspace.decided.setdefault(name, {}).update(matched)
+        workspace.resolved.setdefault(name, {}).update(matched)
     return recipe
 
 
@@ -181,7 +187,7 @@ def _match_wall_time(
     """How many epochs of `recipe` take as long as the student's training. The seeds of
     one recipe share the measurement.
     """
-    data, trainer = workspace.data, workspace.parts.trainer
+    data, trainer = workspace.data, workspace.spec.trainer
     jobs = {
         "student": build_student_job(workspace, teacher),
         name: _build_control(workspace, name, recipe, teacher),
@@ -190,11 +196,11 @@ def _match_wall_time(
         key: {part: value for part, value in job.identity(data, trainer).items() if part != "seed"}
         for key, job in jobs.items()
     }
-    inputs = {"data": data.fingerprint, "teacher": teacher.created.weights.sha256}
+    inputs = {"data": data.fingerprint, "teacher": teacher.loaded.weights.sha256}
 
     def measure(folder: Path) -> None:
-        workspace.console.line(f"  {name}: measuring how long an epoch takes ...")
-        match_wall_time(workspace.parts.recipe.max_epochs, jobs, data, trainer, folder)
+        workspace.console.print_transient(f"  {name}: measuring how long an epoch takes ...")
+        match_wall_time(workspace.spec.recipe.max_epochs, jobs, data, trainer, folder)
 
-    stage = workspace.make(f"epochs-{name}", config, inputs, measure)
+    stage = workspace.find_or_build(f"epochs-{name}", config, inputs, measure)
     return dict(json.loads((stage.path / EPOCHS).read_text(encoding="utf-8")))

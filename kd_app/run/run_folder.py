@@ -14,10 +14,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from kd_app.config import RequestError
-from kd_app.config.keys import NON_IDENTITY_KEYS, NESTED_NON_IDENTITY_KEYS
+from kd_app.config.keys import NESTED_NON_IDENTITY_KEYS, NON_IDENTITY_KEYS
 from kd_app.reporting.runs import flatten
 from kd_app.run_files import CONFIG, RESULTS
-from kd_app.stages import fingerprint, write_atomically
+from kd_app.stages import hash_value, write_atomically
 
 _LOCK, _BEFORE = ".lock", ".before"
 _FREE = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
@@ -201,4 +201,4 @@ def run_name(config: dict[str, Any]) -> str:
         str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1]
         for role in ("teacher", "student")
     ]
-    return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, fingerprint(decisive)[:6]])).lstrip(".")
+    return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, hash_value(decisive)[:6]])).lstrip(".")

@@ -14,7 +14,7 @@ from kd_app.reporting.html import PAGE
 from kd_app.reporting.predictions import write_predictions as write_table
 from kd_app.reporting.results import FileRecord
 from kd_app.reporting.runs import write_curves
-from kd_app.run.workspace import RunModel, Workspace, told
+from kd_app.run.workspace import RunModel, Workspace, describe_reference
 from kd_app.run_files import CONFIG, CURVES, PREDICTIONS, REFERENCE, RESULTS, STUDENT, TEACHER
 from kd_app.stages import hash_file, write_atomically
 from kd_app.training.curve_log import FILE, read_curves
@@ -78,7 +78,7 @@ def write_models(out: Path, shop: Workspace, members: Mapping[str, RunModel]) ->
     size = write_student(out / STUDENT, shop, members["student"])
     if "teacher" in members:
         (out / TEACHER).mkdir(exist_ok=True)
-        reference = json.dumps(told(members["teacher"]), indent=1)
+        reference = json.dumps(describe_reference(members["teacher"]), indent=1)
         write_atomically(out / TEACHER / REFERENCE, reference)
     return size
 
@@ -87,16 +87,16 @@ def write_student(target: Path, shop: Workspace, student: RunModel) -> int:
     """Write the student that ships, with its license, into the folder `target`, whole
     or not at all; the bytes of its weights.
     """
-    source = student.folder / MODEL if student.folder else student.request.origin.path
+    source = student.folder / MODEL if student.folder else student.spec.origin.path
     assert source is not None
-    teacher = shop.parts.teacher
+    teacher = shop.spec.teacher
     partial = target.with_name(f".{target.name}.partial")
     for old in (partial, target):
         shutil.rmtree(old, ignore_errors=True)
     copy_labeled(
         source if source.is_dir() else source.parent,
         partial,
-        license=shop.parts.licenses.ships,
+        license=shop.spec.licenses.ships,
         teacher=teacher.name if teacher is not None else None,
     )
     partial.replace(target)

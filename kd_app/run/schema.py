@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, StrictBool
 
-from kd_app.config import RequestError, Typed, unknown
-from kd_app.config.compose import is_choice, explain_not_chosen
+from kd_app.config import RequestError, Typed, build_unknown_error
+from kd_app.config.compose import explain_not_chosen, is_choice
 from kd_app.config.paths import list_choices
 from kd_app.models.license import Policy
 from kd_app.reporting.results import Split
@@ -19,9 +19,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
 Group = dict[str, Any]
 
-_CONTROL = ("loss", "student", "as_long", "entropy_at", "shuffled")
+_CONTROL = (
+    "loss",
+    "student",
+    "match_wall_time",
+    "label_entropy_temperature",
+    "shuffle_teacher_images",
+)
 _MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
-_TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "answers")
+_TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "outputs")
 _MADE_OF = ("classes", "chain", "members", "by", "decay")
 
 
@@ -38,7 +44,7 @@ class DistillSettings(Typed, called="kd-distill"):
         seed: Seed,
         tags: list[str],
         allow: list[Place],
-        prune: Literal["median"] | None,
+        trial_pruning: Literal["median"] | None,
         test: Literal["auto", "always", "never"],
         examples: Annotated[int, Field(ge=0, le=1000, strict=True)],
         verdict: Group,
@@ -111,8 +117,8 @@ class TeacherOutputs(Typed, called="teacher"):
     stored.
     """
 
-    def __init__(self, *, answers: Literal["live", "stored"]) -> None:
-        self.answers: Literal["live", "stored"] = answers
+    def __init__(self, *, outputs: Literal["live", "cached"]) -> None:
+        self.outputs: Literal["live", "cached"] = outputs
 
 
 class EnsembleSettings(Typed, called="teacher"):
@@ -201,22 +207,22 @@ def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
             continue
         if is_choice(group, name):
             raise RequestError(explain_not_chosen(group, name))
-        raise unknown(f"choice of {group}=", name, list_choices(group))
+        raise build_unknown_error(f"choice of {group}=", name, list_choices(group))
 
 
 def _check_net(path: str, node: Any) -> None:
     """A control's own net: named, or ``name: auto`` with the nets to choose from."""
-    _check_known(path, node, (*_MODEL, "among"))
-    among = node.get("among")
+    _check_known(path, node, (*_MODEL, "candidates"))
+    candidates = node.get("candidates")
     if node.get("name") != "auto":
         return
-    if not isinstance(among, Mapping) or not among:
+    if not isinstance(candidates, Mapping) or not candidates:
         raise RequestError(
-            f"{path}.among={among!r} does not fit: with name=auto it lists the nets to choose from,"
+            f"{path}.candidates={candidates!r} does not fit: with name=auto it lists the nets to choose from,"
             " each as <key>: {name: ...}."
         )
-    for key, each in among.items():
-        _check_known(f"{path}.among.{key}", each, ("name", "kwargs"))
+    for key, each in candidates.items():
+        _check_known(f"{path}.candidates.{key}", each, ("name", "kwargs"))
 
 
 def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
@@ -226,7 +232,9 @@ def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
         )
     for key in node:
         if key not in known:
-            raise unknown("setting", f"{path}.{key}", [f"{path}.{each}" for each in known])
+            raise build_unknown_error(
+                "setting", f"{path}.{key}", [f"{path}.{each}" for each in known]
+            )
 
 
 def _check_stage(name: str, controls: Iterable[str], links: int) -> None:
@@ -248,4 +256,4 @@ def _check_stage(name: str, controls: Iterable[str], links: int) -> None:
         *(f"epochs-{control}" for control in controls),
     ]
     if name not in known:
-        raise unknown("stage to remake", name, known)
+        raise build_unknown_error("stage to remake", name, known)

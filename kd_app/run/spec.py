@@ -16,18 +16,18 @@ from kd_app.data.base import RunData, require
 from kd_app.data.build import build_data
 from kd_app.data.corruptions import Robustness
 from kd_app.models.composite import EmaTeacher
-from kd_app.models.license import LicenseClaim, Licenses, Policy, licenses
+from kd_app.models.license import LicenseClaim, Licenses, Policy, resolve_licenses
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import Control, ControlSettings
 from kd_app.run.controls import check as check_control
 from kd_app.run.latency_budget import LatencyBudget
-from kd_app.run.model_specs import Link, build_composite, parse_assistants, build_model_spec
+from kd_app.run.model_specs import Link, build_composite, build_model_spec, parse_assistants
 from kd_app.run.schema import (
-    TeacherOutputs,
     DistillSettings,
-    Licensing,
     EmaSettings,
     LicenseSetting,
+    Licensing,
+    TeacherOutputs,
     TeacherTraining,
 )
 from kd_app.run.validation import check_data_use, check_teacher
@@ -64,7 +64,7 @@ class RunSpec:
     teacher_recipe: Recipe | None
     licenses: Licenses
     robustness: Robustness
-    answers: Literal["live", "stored"] = "live"
+    teacher_outputs: Literal["live", "cached"] = "live"
     links: tuple[Link, ...] = ()
     budget: LatencyBudget | None = None
     own: ExternalParts = field(default_factory=ExternalParts)
@@ -142,7 +142,9 @@ def assemble_parts(config: Config, own: ExternalParts) -> RunSpec:
         teacher_recipe=teacher_recipe,
         licenses=_resolve_licenses(config, teacher, links, student, data),
         robustness=robustness,
-        answers=TeacherOutputs(answers=(config["teacher"] or {}).get("answers", "live")).answers,
+        teacher_outputs=TeacherOutputs(
+            outputs=(config["teacher"] or {}).get("outputs", "live")
+        ).outputs,
         links=links,
         budget=make(config["budget"], LatencyBudget) if config["budget"] is not None else None,
         own=own,
@@ -161,7 +163,7 @@ def _resolve_licenses(
     """
     asked = Licensing(**config["license"])
     name = data.name or str(config["data"].get("name", "images"))
-    return licenses(
+    return resolve_licenses(
         teacher=_claim_weights(teacher, "teacher's weights", config, links) if teacher else None,
         student_start=_claim_weights(student, "student's starting weights", config),
         data=LicenseClaim(
@@ -197,7 +199,7 @@ def check_trainings(made: RunSpec) -> None:
     for each in (made.recipe, made.teacher_recipe, *made.controls.values()):
         if each is None:
             continue
-        terms = each.terms()
+        terms = each.build_loss()
         each.make_optimizer().check_place(made.trainer.world_size, made.trainer.precision)
         each.make_schedule()
         each.make_callbacks()
@@ -215,15 +217,18 @@ def check_trainings(made: RunSpec) -> None:
             " 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
     listening = (
-        {name: each.terms() for name, each in {**made.controls, "student": made.recipe}.items()}
+        {
+            name: each.build_loss()
+            for name, each in {**made.controls, "student": made.recipe}.items()
+        }
         if made.teacher is not None
         else {}
     )
     check_data_use(
         made.data,
-        made.answers,
+        made.teacher_outputs,
         {name: terms for name, terms in listening.items() if terms.needs_teacher},
-        [name for name, control in made.controls.items() if control.shuffled],
+        [name for name, control in made.controls.items() if control.shuffle_teacher_images],
     )
 
 
@@ -231,22 +236,22 @@ def _build_control(name: str, node: Config, student: Recipe) -> Control:
     settings = ControlSettings(**node)
     check_control(name, settings)
     asked, role = settings.student or {}, f"controls.{name}.student"
-    among = asked.get("among") or {}
+    candidates = asked.get("candidates") or {}
     named = asked.get("name") != "auto"
-    nodes = [asked] if named else [{**asked, **each} for each in among.values()]
+    nodes = [asked] if named else [{**asked, **each} for each in candidates.values()]
     return Control(
         **{**student.to_json(), "loss": settings.loss},
         students=tuple(
             build_model_spec(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked
         ),
         named=named,
-        as_long=settings.as_long,
-        entropy_at=(
+        match_wall_time=settings.match_wall_time,
+        label_entropy_temperature=(
             next(iter(student.label_temperatures), 1.0)
-            if settings.entropy_at == "auto"
-            else settings.entropy_at
+            if settings.label_entropy_temperature == "auto"
+            else settings.label_entropy_temperature
         ),
-        shuffled=settings.shuffled,
+        shuffle_teacher_images=settings.shuffle_teacher_images,
     )
 
 

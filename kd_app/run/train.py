@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kd_app.models.create import create
-from kd_app.run.workspace import RunModel, Workspace, told
-from kd_app.training.curve_log import points
+from kd_app.run.workspace import RunModel, Workspace, describe_reference
+from kd_app.training.curve_log import read_points
 from kd_app.training.distributed.launch import fit_distributed
 from kd_app.training.fit import RECORD, fit, prepare_resume, specify_trained
 from kd_app.training.job import TrainingJob
@@ -26,7 +26,7 @@ class TrainingListener(Protocol):
         what takes each further point of the curves and its step.
         """
 
-    def ready(
+    def finish(
         self,
         stage: str,
         model: Mapping[str, Any],
@@ -53,7 +53,7 @@ class Listeners:
 
         return listen
 
-    def ready(
+    def finish(
         self,
         stage: str,
         model: Mapping[str, Any],
@@ -63,7 +63,7 @@ class Listeners:
     ) -> None:
         """See `TrainingListener`."""
         for each in self.listeners:
-            each.ready(stage, model, teacher, points)
+            each.finish(stage, model, teacher, points)
 
 
 def train(
@@ -76,8 +76,8 @@ def train(
     """Train `job`, or find the stage that did; `trainer` if not the run's own. The
     model's role is the name of the job.
     """
-    settings = trainer or workspace.parts.trainer
-    stage = workspace.make(
+    settings = trainer or workspace.spec.trainer
+    stage = workspace.find_or_build(
         job.name,
         job.identity(workspace.data, settings),
         job.inputs(workspace.data),
@@ -86,7 +86,9 @@ def train(
     model = _load_trained(workspace, job, stage.path)
     if listener is not None:
         teacher = job.teacher.describe() if job.teacher else None
-        listener.ready(job.name, told(model), teacher, lambda: points(stage.path))
+        listener.finish(
+            job.name, describe_reference(model), teacher, lambda: read_points(stage.path)
+        )
     return model
 
 
@@ -94,7 +96,7 @@ def find_trained(workspace: Workspace, job: TrainingJob) -> RunModel | None:
     """The model that an earlier run trained by the same job; None where `train` would
     have to train it.
     """
-    identity = job.identity(workspace.data, workspace.parts.trainer)
+    identity = job.identity(workspace.data, workspace.spec.trainer)
     stage = workspace.find(job.name, identity, job.inputs(workspace.data))
     return _load_trained(workspace, job, stage.path) if stage else None
 
@@ -107,13 +109,13 @@ def _fit(
     listener: TrainingListener | None,
 ) -> None:
     """Train in `folder`, in this process or on ranks."""
-    prepare_resume(folder, workspace.console.say)
+    prepare_resume(folder, workspace.console.print)
     teacher = job.teacher.describe() if job.teacher else None
-    listen = listener.start(job.name, teacher, points(folder)) if listener else None
+    listen = listener.start(job.name, teacher, read_points(folder)) if listener else None
     if settings.world_size > 1:
         order = {
             "job": job.to_json(),
-            **workspace.parts.to_json(),
+            **workspace.spec.to_json(),
             "data_folder": str(workspace.data_folder) if workspace.data_folder else None,
             "folder": str(folder),
         }

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from kd_app.config import RequestError, unknown
+from kd_app.config import RequestError, build_unknown_error
 from kd_app.data.base import RunData, require
 from kd_app.models.composite import TeacherEnsemble
 from kd_app.models.outputs import Outputs
@@ -17,7 +17,7 @@ from kd_app.training.loss import DistillationLoss
 
 def check_data_use(
     data: RunData,
-    answers: Literal["live", "stored"],
+    teacher_outputs: Literal["live", "cached"],
     taught: Mapping[str, DistillationLoss],
     shuffled: Iterable[str],
 ) -> None:
@@ -26,12 +26,12 @@ def check_data_use(
     taught: the terms of each training that listens to the teacher; shuffled: the
     controls that pair images of a class.
     """
-    if answers == "stored":
+    if teacher_outputs == "cached":
         require(
             data,
             "views",
-            because="teacher.answers=stored",
-            instead="use teacher.answers=live",
+            because="teacher.outputs=cached",
+            instead="use teacher.outputs=live",
         )
         _check_cacheable(taught)
     for name in shuffled:
@@ -49,14 +49,14 @@ def _check_cacheable(taught: Mapping[str, DistillationLoss]) -> None:
             more = sorted(term.reads - {"logits"}) if term.needs_teacher else []
             if name in terms.members:
                 raise RequestError(
-                    "teacher.answers=stored keeps what several teachers say together, and the loss"
+                    "teacher.outputs=cached keeps what several teachers say together, and the loss"
                     f" term {name} of the {role} reads {terms.members[name]} by itself. Use"
-                    " teacher.answers=live."
+                    " teacher.outputs=live."
                 )
             if more:
                 raise RequestError(
-                    f"teacher.answers=stored keeps the teacher's logits, and the loss term {name}"
-                    f" of the {role} reads its {', '.join(more)} as well. Use teacher.answers=live,"
+                    f"teacher.outputs=cached keeps the teacher's logits, and the loss term {name}"
+                    f" of the {role} reads its {', '.join(more)} as well. Use teacher.outputs=live,"
                     " or terms that read logits alone: soft_target, dist or nkd."
                 )
 
@@ -77,7 +77,7 @@ def check_teacher(terms: DistillationLoss, teacher: ModelSpec | None, *, chained
                 " teacher.chain. Leave it out."
             )
         if member not in teacher.members:
-            raise unknown("member of the teacher", member, list(teacher.members))
+            raise build_unknown_error("member of the teacher", member, list(teacher.members))
     for name, term in terms.chosen.items():
         if term.needs_teacher and teacher is None:
             raise RequestError(

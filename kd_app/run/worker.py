@@ -55,13 +55,14 @@ def _train(order: dict[str, Any], rank: int) -> None:
     from kd_app.training.fit import fit
     from kd_app.training.trainer import TrainerSettings
 
+    trainer = make(order["trainer"], TrainerSettings)
     data = build_data(order["data"])
     data.list()
     data.load(Path(order["data_folder"]) if order["data_folder"] else None)
     fit(
         load_job(order["job"], data),
         data,
-        make(order["trainer"], TrainerSettings),
+        trainer,
         Path(order["folder"]),
         console=Console(silent=rank != 0),
     )
@@ -94,7 +95,9 @@ def _load_teacher(record: dict[str, Any], data: "RunData") -> "JobTeacher":
 
     model, classes = parse_model(record["model"]), tuple(data.classes)
     if isinstance(model, CompositeTeacher):
-        model.know(classes, ImageStats(data.channels, data.size, *data.pixel_statistics()))
+        model.bind_data(
+            classes, ImageStats(data.channels, data.size, *data.compute_pixel_statistics())
+        )
     folders = ("folder", "validation_logits", "cached_logits")
     return JobTeacher(
         model,

@@ -20,7 +20,7 @@ from kd_app.deployment.xnnpack import Lowered
 from kd_app.metrics.record import Predictions
 from kd_app.models.cost import count_params
 from kd_app.models.create import LoadedModel, create, resolve_input
-from kd_app.models.spec import CompositeTeacher, ModelSpec, ImageStats
+from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, select_nearest
 from kd_app.run.spec import RunSpec
@@ -53,16 +53,16 @@ class RunModel:
     """
 
     role: str
-    request: ModelSpec
-    created: LoadedModel
+    spec: ModelSpec
+    loaded: LoadedModel
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     program: Path | None = None
-    unmeasured: str = ""
+    no_metrics_reason: str = ""
 
     def load_runner(self) -> nn.Module:
         """What answers: an int8 program in its own runtime, or the module."""
-        return Lowered(self.program) if self.program else self.created.model
+        return Lowered(self.program) if self.program else self.loaded.model
 
 
 class Workspace:
@@ -74,14 +74,14 @@ class Workspace:
     """
 
     def __init__(self, parts: RunSpec, stages: Stages, console: Console, tracker: Any) -> None:
-        self.parts = parts
+        self.spec = parts
         self.stages = stages
         self.console = console
         self.tracker = tracker
         self.used: list[Stage] = []
         self.data: RunData = parts.data
         self.data_folder: Path | None = None
-        self.decided: dict[str, dict[str, Any]] = {}
+        self.resolved: dict[str, dict[str, Any]] = {}
         """Of a control, what its configuration leaves open: from which figures, and
         how.
         """
@@ -92,7 +92,7 @@ class Workspace:
         self.data.list()
         scan = self.data.scan_job(self._decode_size())
         if scan is not None:
-            stage = self.make(
+            stage = self.find_or_build(
                 "data", scan.config, scan.inputs, lambda folder: scan.run(folder, self._show_scan)
             )
             self.data_folder = stage.path
@@ -101,26 +101,26 @@ class Workspace:
 
     def check_losses(self) -> None:
         """Refuse loss terms that do not suit the number of classes (`RequestError`)."""
-        recipes = (self.parts.teacher_recipe, self.parts.recipe, *self.parts.controls.values())
-        check_classes((recipe.terms() for recipe in recipes if recipe), len(self.classes))
+        recipes = (self.spec.teacher_recipe, self.spec.recipe, *self.spec.controls.values())
+        check_classes((recipe.build_loss() for recipe in recipes if recipe), len(self.classes))
 
     def _tell_teacher(self) -> None:
         """A teacher that is made of other things has to know what it answers in and
         sees.
         """
-        if isinstance(self.parts.teacher, CompositeTeacher):
-            self.parts.teacher.know(self.classes, self.seen())
+        if isinstance(self.spec.teacher, CompositeTeacher):
+            self.spec.teacher.bind_data(self.classes, self.image_stats())
 
     def _show_scan(self, done: int, total: int) -> None:
         if self.console.live or done == total or done % max(1, total // 10) == 0:
-            self.console.line(f"  data: {done:,} of {total:,} images looked at")
+            self.console.print_transient(f"  data: {done:,} of {total:,} images looked at")
 
     def _decode_size(self) -> int:
         """Enough for both models' crops, whatever the images' own size."""
         asked = [self.data.image_size or 0]
         asked += [
             resolve_input(request, ImageStats(3, 1, (0.0,), (1.0,))).height
-            for request in (self.parts.teacher, self.parts.student)
+            for request in (self.spec.teacher, self.spec.student)
             if request
         ]
         return decode_size(asked)
@@ -130,16 +130,16 @@ class Workspace:
         """Names of the data's classes."""
         return self.data.classes
 
-    def seen(self) -> ImageStats:
+    def image_stats(self) -> ImageStats:
         """What models that start from random weights will see."""
-        mean, std = self.data.pixel_statistics()
+        mean, std = self.data.compute_pixel_statistics()
         return ImageStats(self.data.channels, self.data.size, mean, std)
 
-    def ready(self, request: ModelSpec, *, seed: int) -> RunModel:
+    def load_model(self, request: ModelSpec, *, seed: int) -> RunModel:
         """A model that is used as it is."""
-        pixels = resolve_input(request, self.seen())
+        pixels = resolve_input(request, self.image_stats())
         created = create(request, pixels, len(self.classes), seed=seed)
-        return RunModel(request.role, request, created, unmeasured=request.unmeasured)
+        return RunModel(request.role, request, created, no_metrics_reason=request.unmeasured)
 
     def load_pretrained_teacher(self) -> RunModel | None:
         """The teacher, where it is used without any training; None where it is trained
@@ -149,32 +149,38 @@ class Workspace:
         some term reads.
         """
         found = self._as_it_is()
-        if found is None or not found.unmeasured:
+        if found is None or not found.no_metrics_reason:
             return found
-        for name, control in self.parts.controls.items():
-            if control.entropy_at is not None:
+        for name, control in self.spec.controls.items():
+            if control.label_entropy_temperature is not None:
                 raise RequestError(
                     f"The control {name} has labels as soft as the teacher's answers, and the"
-                    f" teacher {found.request.name} has none in the data's classes before the"
+                    f" teacher {found.spec.name} has none in the data's classes before the"
                     " training. Leave that control out of 'controls=[...]'."
                 )
         return found
 
     def _as_it_is(self) -> RunModel | None:
-        request, recipe = self.parts.teacher, self.parts.teacher_recipe
+        request, recipe = self.spec.teacher, self.spec.teacher_recipe
         if request is None:
             return None
         if isinstance(request, CompositeTeacher):
-            return self.ready(request, seed=0)
-        member = self.ready(request, seed=0) if request.origin.fits(self.classes) else None
-        if member is not None and not member.created.weights.new_head:
+            return self.load_model(request, seed=0)
+        member = (
+            self.load_model(request, seed=0)
+            if request.origin.matches_classes(self.classes)
+            else None
+        )
+        if member is not None and not member.loaded.weights.new_head:
             return member
         if recipe is None or recipe.max_epochs == 0:
             origin = request.origin
             if origin.has_weights:
-                recipes = (self.parts.recipe, *self.parts.controls.values())
-                check_answers((recipe.terms() for recipe in recipes), request, len(self.classes))
-                return _mark_unmeasured(member or self.ready(request, seed=0))
+                recipes = (self.spec.recipe, *self.spec.controls.values())
+                check_answers(
+                    (recipe.build_loss() for recipe in recipes), request, len(self.classes)
+                )
+                return _mark_unmeasured(member or self.load_model(request, seed=0))
             raise RequestError(
                 f"The teacher {request.name} has random weights, the data have {len(self.classes)}"
                 " classes, and teacher.max_epochs=0 forbids its training: it would answer with a"
@@ -183,13 +189,13 @@ class Workspace:
             )
         return None
 
-    def request(self, role: str) -> ModelSpec:
+    def resolve_spec(self, role: str) -> ModelSpec:
         """The model of a role. Raises `RequestError` where a control's is to be chosen
         and none fits.
         """
-        control = self.parts.controls.get(role)
+        control = self.spec.controls.get(role)
         if control is None or not control.students:
-            asked = self.parts.teacher if role == "teacher" else self.parts.student
+            asked = self.spec.teacher if role == "teacher" else self.spec.student
             assert asked is not None
             return asked
         if role not in self._chosen:
@@ -199,25 +205,29 @@ class Workspace:
         return self._chosen[role]
 
     def _select_nearest(self, role: str, control: Control) -> ModelSpec:
-        found = select_nearest(control.students, self.parts.student, self.seen(), len(self.classes))
-        self.decided[role] = {"macs": found.macs, "student_macs": found.student_macs}
+        found = select_nearest(
+            control.students, self.spec.student, self.image_stats(), len(self.classes)
+        )
+        self.resolved[role] = {"macs": found.macs, "student_macs": found.student_macs}
         return found.request
 
-    def license(self, role: str, *, taught: bool) -> str:
+    def resolve_license(self, role: str, *, taught: bool) -> str:
         """What the weights of a model are under that is trained here."""
-        control = self.parts.controls.get(role)
+        control = self.spec.controls.get(role)
         start = (
-            self.request(role).origin.license if control is not None and control.students else None
+            self.resolve_spec(role).origin.license
+            if control is not None and control.students
+            else None
         )
-        return self.parts.licenses.trained(role, taught=taught, start=start)
+        return self.spec.licenses.resolve_trained_license(role, taught=taught, start=start)
 
-    def predictions(self, member: RunModel, split: str) -> Predictions:
+    def load_predictions(self, member: RunModel, split: str) -> Predictions:
         """A member's answers on a split, computed once."""
         return Predictions.load(self.cache_predictions(member, split))
 
     def cache_predictions(self, member: RunModel, split: str) -> Path:
         """The folder of the stage that holds `predictions`."""
-        return self.asked(
+        return self.cache_outputs(
             member,
             split,
             "answers",
@@ -225,7 +235,7 @@ class Workspace:
             lambda folder: self.predict(member, split, embeddings=True).save(folder),
         ).path
 
-    def asked(
+    def cache_outputs(
         self,
         member: RunModel,
         split: str,
@@ -237,17 +247,17 @@ class Workspace:
         these `settings`.
         """
         config = {
-            "model": member.request.name,
-            "pixels": vars(member.created.pixels),
+            "model": member.spec.name,
+            "pixels": vars(member.loaded.pixels),
             "split": split,
             "limit": self.limit,
             **settings,
         }
-        inputs = {"data": self.data.fingerprint, "weights": member.created.weights.sha256}
+        inputs = {"data": self.data.fingerprint, "weights": member.loaded.weights.sha256}
         inputs |= {"program": hash_file(member.program)} if member.program else {}
-        return self.make(f"{name}-{member.role}-{split}", config, inputs, build)
+        return self.find_or_build(f"{name}-{member.role}-{split}", config, inputs, build)
 
-    def speed(
+    def measure_speed(
         self,
         members: Mapping[str, RunModel],
         sweep: Path,
@@ -258,19 +268,19 @@ class Workspace:
         """
         nets = {
             role: [
-                m.request.name,
-                m.request.kwargs,
-                vars(m.created.pixels),
-                count_params(m.created.model),
+                m.spec.name,
+                m.spec.kwargs,
+                vars(m.loaded.pixels),
+                count_params(m.loaded.model),
             ]
             for role, m in members.items()
         }
         config = {
             "sweep": str(sweep.absolute()),
             "nets": nets,
-            "device": str(self.parts.trainer.device),
+            "device": str(self.spec.trainer.device),
         }
-        stage = self.make(
+        stage = self.find_or_build(
             "speed",
             config,
             {},
@@ -282,7 +292,7 @@ class Workspace:
     @property
     def limit(self) -> float | None:
         """How much of a split is looked at when a model is measured."""
-        return self.parts.trainer.limit_test_batches
+        return self.spec.trainer.limit_test_batches
 
     def predict(
         self,
@@ -296,17 +306,17 @@ class Workspace:
         splits = ("train", "validation", "test") if split == "all" else (split,)
         batches = Chained(
             [
-                self.data.evaluation(each, member.created.pixels, corruption=corruption)
+                self.data.build_evaluation_loader(each, member.loaded.pixels, corruption=corruption)
                 for each in splits
             ]
         )
         if corruption is None:
-            self.console.line(f"  {member.role}: {split} images ...")
-        device = self.parts.trainer.device
+            self.console.print_transient(f"  {member.role}: {split} images ...")
+        device = self.spec.trainer.device
         return predict(
             member.load_runner(),
             batches,
-            member.created.pixels,
+            member.loaded.pixels,
             device=device,
             limit=self.limit,
             embeddings=embeddings,
@@ -318,7 +328,7 @@ class Workspace:
         """
         return self.stages.find(name, config=_round_trip_json(config), inputs=inputs)
 
-    def make(
+    def find_or_build(
         self,
         name: str,
         config: dict[str, Any],
@@ -329,7 +339,7 @@ class Workspace:
         counted as used.
         """
         try:
-            stage = self.stages.make(
+            stage = self.stages.find_or_build(
                 name, config=_round_trip_json(config), inputs=inputs, build=build
             )
         except RuntimeError as error:
@@ -351,21 +361,21 @@ def _round_trip_json(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark_unmeasured(teacher: RunModel) -> RunModel:
-    known = teacher.created.weights
+    known = teacher.loaded.weights
     return replace(
         teacher,
-        unmeasured=(
+        no_metrics_reason=(
             f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the"
             " data's"
         ),
     )
 
 
-def told(member: RunModel) -> dict[str, Any]:
+def describe_reference(member: RunModel) -> dict[str, Any]:
     """Where a model is to be found: name, source, sha256, and the stage that made it or
     the folder it came from.
     """
-    return describe_source(member.request, member.created, member.folder)
+    return describe_source(member.spec, member.loaded, member.folder)
 
 
 class Chained:

@@ -9,7 +9,7 @@ from kd_app.config import RunError
 from kd_app.search.trials import CURVE, read_curve, require_optuna
 
 
-class TrialPruned(RunError):
+class TrialPruned(RunError):  # noqa: N818 (Optuna names it so)
     """The trial was ended early, for example since the earlier trials were better at
     the same epoch; `hint` says how to go on all the same.
     """
@@ -61,7 +61,7 @@ class MedianPruner:
             self(row, step)
         return self
 
-    def ready(self, stage: str, model: Any, teacher: Any, points: Any) -> None:
+    def finish(self, stage: str, model: Any, teacher: Any, points: Any) -> None:
         """A training that has ended is not pruned."""
 
     def __call__(self, row: Mapping[str, float], step: int) -> None:
@@ -75,5 +75,5 @@ class MedianPruner:
             raise TrialPruned(
                 f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median"
                 " of the other trials was better.",
-                "What was trained is kept; prune=null goes on with it.",
+                "What was trained is kept; trial_pruning=null goes on with it.",
             )

@@ -29,7 +29,7 @@ from kd_app.config import RequestError, Typed
 from kd_app.reporting.results import Results
 from kd_app.reporting.runs import flatten
 from kd_app.search.trials import FILE, read_curve, read_proposals, read_trial_results
-from kd_app.stages import fingerprint, write_atomically
+from kd_app.stages import hash_value, write_atomically
 
 DONE = ("finished", "pruned")
 Params = dict[str, Any]
@@ -101,7 +101,7 @@ class Search:
             else self.settings.trials
         )
 
-    def batches(self) -> Iterator[list[tuple[int, Params]]]:
+    def iterate_batches(self) -> Iterator[list[tuple[int, Params]]]:
         """What is to be run next: neighboring numbers of trials that are not done, with
         their settings.
         """
@@ -138,7 +138,7 @@ class Search:
     def _propose(self, number: int) -> Params:
         if self.settings.sampler == "grid":
             return _list_cells(self.space)[number]
-        seed = int(fingerprint([self.settings.seed, number])[:8], 16)
+        seed = int(hash_value([self.settings.seed, number])[:8], 16)
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
         if self.settings.sampler == "tpe":
             sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)

@@ -2,7 +2,7 @@
 MLflow; in the run's own process, never in a rank.
 """
 
-from kd_app.tracking.base import Artifact, Backend, RunStart, Outcome, TrackerRun
+from kd_app.tracking.base import Artifact, Backend, Outcome, RunStart, TrackerRun
 from kd_app.tracking.csv_file import Csv
 from kd_app.tracking.lightning_loggers import MLflow, TensorBoard
 from kd_app.tracking.tracker import Tracker
@@ -13,10 +13,10 @@ __all__ = [
     "Backend",
     "Csv",
     "MLflow",
-    "RunStart",
     "Outcome",
-    "TrackerRun",
+    "RunStart",
     "TensorBoard",
     "Tracker",
+    "TrackerRun",
     "Wandb",
 ]

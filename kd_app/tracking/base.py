@@ -84,11 +84,11 @@ class TrackerRun(ABC):
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Take one point of the curves."""
 
-    def made(self, artifact: Artifact) -> None:  # noqa: B027
+    def log_artifact(self, artifact: Artifact) -> None:  # noqa: B027
         """Take what the stage made for others to use."""
 
     @abstractmethod
-    def results(self, outcome: Outcome) -> None:
+    def log_outcome(self, outcome: Outcome) -> None:
         """Take what came out."""
 
     @abstractmethod

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kd_app.config import RequestError
-from kd_app.tracking.base import Backend, RunStart, Outcome, Point, TrackerRun, restore_environment
+from kd_app.tracking.base import Backend, Outcome, Point, RunStart, TrackerRun, restore_environment
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -85,7 +85,7 @@ class _LightningRun(TrackerRun):
         self._last = step
         self._logger.log_metrics(dict(row), step)
 
-    def results(self, outcome: Outcome) -> None:
+    def log_outcome(self, outcome: Outcome) -> None:
         self._logger.log_metrics(
             {
                 name: float(value)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from kd_app.config.redact import redact
 from kd_app.tracking import lineage
-from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, RunStart, Point, TrackerRun
+from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, Point, RunStart, TrackerRun
 from kd_app.tracking.outcome import build_outcome
 
 Listener = Callable[[dict[str, float], int], None]
@@ -53,13 +53,13 @@ class Tracker:
         self._uses: tuple[Artifact, ...] = ()
         self._knowledge: Mapping[str, Any] = {}
 
-    def data(self, name: str, fingerprint: str, sizes: Mapping[str, int], split: Path) -> None:
+    def log_data(self, name: str, fingerprint: str, sizes: Mapping[str, int], split: Path) -> None:
         """What all stages that start from here on are trained on; `split` is the CSV
         that says which image is where.
         """
         self._data = (lineage.split(name, fingerprint, sizes, split.absolute()),)
 
-    def knowledge(self, knowledge: Mapping[str, Any]) -> None:
+    def log_knowledge(self, knowledge: Mapping[str, Any]) -> None:
         """What the teacher knows about these images, for the student's run to begin
         with.
         """
@@ -110,9 +110,9 @@ class Tracker:
                 run = backend.open(opening, self._say)
                 if run is not None:
                     runs[kind] = run
-        return lambda row, step: self._each(stage, lambda run: run.log(row, step))
+        return lambda row, step: self._call_each(stage, lambda run: run.log(row, step))
 
-    def ready(
+    def finish(
         self,
         stage: str,
         model: Mapping[str, Any],
@@ -127,7 +127,7 @@ class Tracker:
         if stage not in self._open and (stage == STUDENT or not self._compute_shares):
             self.start(stage, teacher, points())
         if stage == TEACHER:
-            self._each(stage, lambda run: run.made(lineage.describe_teacher(model)))
+            self._call_each(stage, lambda run: run.log_artifact(lineage.describe_teacher(model)))
         if stage != STUDENT:
             self.end(stage, exit_code=0)
 
@@ -137,22 +137,24 @@ class Tracker:
             with suppress(Exception) if kind in self._failed else self._catch_failures(kind):
                 run.close(exit_code)
 
-    def results(self, results: BaseModel | Mapping[str, Any], files: Sequence[Path]) -> None:
+    def log_results(self, results: BaseModel | Mapping[str, Any], files: Sequence[Path]) -> None:
         """Give the outcome to the student's run."""
         plain = results.model_dump(mode="json") if isinstance(results, BaseModel) else results
         told = build_outcome(
             self._name, plain, [path.absolute() for path in files], self._out, self._uses
         )
-        self._each(STUDENT, lambda run: run.results(told))
+        self._call_each(STUDENT, lambda run: run.log_outcome(told))
 
     def report(self, page: Path, students: Sequence[Artifact]) -> None:
         """Tell of a `page` about `students` of finished runs, as a run of its own."""
         self._start_run("report", tuple(students))
-        self._each("report", lambda run: run.made(lineage.report(self._name, page, students)))
+        self._call_each(
+            "report", lambda run: run.log_artifact(lineage.report(self._name, page, students))
+        )
         self.end("report", exit_code=0)
 
     @contextmanager
-    def followed(self) -> Iterator[None]:
+    def close_at_exit(self) -> Iterator[None]:
         """Close what is still open at the end, with the exit code that the command ends
         with.
         """
@@ -174,7 +176,7 @@ class Tracker:
         for stage in list(self._open):
             self.end(stage, exit_code=exit_code)
 
-    def _each(self, stage: str, do: Callable[[TrackerRun], None]) -> None:
+    def _call_each(self, stage: str, do: Callable[[TrackerRun], None]) -> None:
         for kind, run in self._open.get(stage, {}).items():
             if kind not in self._failed:
                 with self._catch_failures(kind):

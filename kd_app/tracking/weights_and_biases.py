@@ -23,8 +23,8 @@ from kd_app.tracking.base import (
     STUDENT,
     Artifact,
     Backend,
-    RunStart,
     Outcome,
+    RunStart,
     TrackerRun,
     restore_environment,
 )
@@ -188,11 +188,11 @@ class _WandbRun(TrackerRun):
         else:
             self._run.log(dict(row))
 
-    def made(self, artifact: Artifact) -> None:
+    def log_artifact(self, artifact: Artifact) -> None:
         with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.log_artifact(*_build_artifact(artifact, self._folder))
 
-    def results(self, outcome: Outcome) -> None:
+    def log_outcome(self, outcome: Outcome) -> None:
         with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.summary.update(dict(outcome.figures))
             shown = {name: _to_wandb_table(table) for name, table in build_tables(outcome).items()}

@@ -233,7 +233,7 @@ class SkipNonFiniteSteps(Callback):
             raise RunError(
                 f"{self._here} of {steps} steps of epoch {trainer.current_epoch + 1} had a gradient"
                 " that is not finite: nothing is learned so. Lower optimizer.lr, set"
-                " trainer.gradient_clip, or use trainer.precision=32-true."
+                " trainer.gradient_clip_val, or use trainer.precision=32-true."
             )
         for logger in trainer.loggers if self._here else ():
             logger.log_metrics(
@@ -288,7 +288,7 @@ class Progress(Callback):
         now = time.monotonic()
         if now - self._told >= self._quiet:
             self._told = now
-            self.console.line(self._format_line(trainer, batch_idx + 1))
+            self.console.print_transient(self._format_line(trainer, batch_idx + 1))
         if batch_idx + 1 == trainer.num_training_batches:
             size = len(batch) if hasattr(batch, "image") else len(batch[0])
             self._done += self._timed * size * trainer.world_size
@@ -310,10 +310,10 @@ class Progress(Callback):
         )
         now, last = time.monotonic(), trainer.current_epoch + 1 == trainer.max_epochs
         if last:
-            self.console.say(line)
+            self.console.print(line)
         elif self.console.live or now - self._told >= _BETWEEN_EPOCHS:
             self._told = now
-            self.console.line(line)
+            self.console.print_transient(line)
 
     def _format_line(self, trainer: pl.Trainer, batch: int) -> str:
         epochs, batches = trainer.max_epochs or 1, int(trainer.num_training_batches)

@@ -58,7 +58,7 @@ def drop_points_after(path: Path, step: int) -> None:
     )
 
 
-def points(folder: Path) -> list[tuple[Row, int]]:
+def read_points(folder: Path) -> list[tuple[Row, int]]:
     """The points of the training in `folder`: the row that was logged, and its step."""
     return [
         ({name: value for name, value in row.items() if name != "step"}, int(row["step"]))

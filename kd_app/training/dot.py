@@ -51,7 +51,7 @@ class DOT(Optimizer):
 
     def make(self, model: nn.Module, *, from_random: bool, fused: bool) -> torch.optim.Optimizer:
         """As `Optimizer.make`; there is no fused form."""
-        rate = self.rate(from_random=from_random)
+        rate = self.resolve_lr(from_random=from_random)
         spared = tuple(getattr(model, "no_weight_decay", set)())
         groups = timm.optim.param_groups_weight_decay(
             model, self.weight_decay, no_weight_decay_list=spared

@@ -33,8 +33,8 @@ from kd_app.stages import write_atomically
 from kd_app.training.callbacks import (
     BEST,
     LAST,
-    ResumableCheckpoint,
     Progress,
+    ResumableCheckpoint,
     SkipNonFiniteSteps,
     TrainingInterrupted,
 )
@@ -107,18 +107,18 @@ def fit(
             False  # the first steps go backward through each term by itself
         )
         module.student.compile()
-    step = prepare_resume(folder, console.say)
+    step = prepare_resume(folder, console.print)
     if step is not None:
-        console.say(f"  {job.name}: goes on at step {step}")
+        console.print(f"  {job.name}: goes on at step {step}")
     _run(trainer, module, data, keep, None if step is None else folder / LAST)
     if settings.profiler:
-        console.say(
+        console.print(
             "\n".join(
                 path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*{PROFILE}*.txt"))
             )
         )
     if skip.skipped:
-        console.say(
+        console.print(
             f"Note: {job.name}: {skip.skipped} steps were left out because their gradient was"
             " not finite"
         )
@@ -160,8 +160,8 @@ def _describe_training(
     own = {
         "recipe": job.recipe.to_json(),
         "pixels": vars(job.input),
-        "shuffled": job.partner_images,
-        "stored": teacher is not None and teacher.cached_logits is not None,
+        "partner_images": job.partner_images,
+        "cached_logits": teacher is not None and teacher.cached_logits is not None,
     }
     return {"role": job.name, "trainer": settings.identity(), **own, **starts}
 
@@ -211,7 +211,7 @@ def build(
     """The LightningModule of one training, with the adapters that its terms need for
     these two models.
     """
-    terms = job.recipe.terms()
+    terms = job.recipe.build_loss()
     source = job.teacher if terms.needs_teacher else None
     decay = source.ema_decay if source else None
     teacher = None
@@ -282,7 +282,7 @@ def _adapt(
     """
     if teacher is None:
         return
-    batch: Batch = next(iter(data.evaluation("train", created.pixels, batch_size=8)))
+    batch: Batch = next(iter(data.build_evaluation_loader("train", created.pixels, batch_size=8)))
     image = (
         normalize(batch.image, created.pixels, torch.contiguous_format)
         if batch.image.dtype == torch.uint8
@@ -291,7 +291,7 @@ def _adapt(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
-        rows = data.rows("train")
+        rows = data.list_rows("train")
         images = None if rows is None else torch.from_numpy(rows)
         terms.build(outputs, teacher(image), images)
 

@@ -48,7 +48,7 @@ class Recipe:
     @cached_property
     def _loss(self) -> DistillationLoss:
         # Built once to answer questions about the loss. It is never trained.
-        return self.terms()
+        return self.build_loss()
 
     @property
     def needs_teacher(self) -> bool:
@@ -70,7 +70,7 @@ class Recipe:
         """The temperatures of the loss terms that soften class probabilities."""
         return self._loss.label_temperatures
 
-    def terms(self) -> DistillationLoss:
+    def build_loss(self) -> DistillationLoss:
         """Fresh terms, without adapters yet."""
         parts = {
             name: {k: v for k, v in node.items() if k not in _OF_THE_SUM}
@@ -191,8 +191,8 @@ class TrainingJob:
                 if teacher
                 else None
             ),
-            **({"shuffled": True} if self.partner_images else {}),
-            **({"answers": "stored"} if teacher and teacher.cached_logits else {}),
+            **({"partner_images": True} if self.partner_images else {}),
+            **({"teacher_outputs": "cached"} if teacher and teacher.cached_logits else {}),
         }
 
     def inputs(self, data: RunData) -> dict[str, str]:

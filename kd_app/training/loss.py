@@ -11,9 +11,9 @@ from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs, Panel
 from kd_app.schedules import Schedule
 from kd_app.training.distributed.collectives import (
-    is_distributed,
     all_gather_batch,
     all_gather_outputs,
+    is_distributed,
 )
 
 
@@ -153,7 +153,7 @@ class DistillationLoss(nn.Module):
         return (
             self.weights[name]
             if schedule is None
-            else self.weights[name] * schedule.factor(progress)
+            else self.weights[name] * schedule.compute_factor(progress)
         )
 
     def label_loss(self, values: Mapping[str, Tensor], progress: float) -> Tensor | None:

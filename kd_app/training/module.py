@@ -129,7 +129,7 @@ class Distillation(pl.LightningModule):
         the position alone, so that a resumed training needs no saved state.
         """
         for optimizer in self.trainer.optimizers:
-            factor = self._schedule.factor(self.progress)
+            factor = self._schedule.compute_factor(self.progress)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
         step = self.trainer.current_epoch * 1_000_003 + batch_idx
@@ -217,7 +217,7 @@ class Distillation(pl.LightningModule):
         return total, values
 
     def _run_teacher(self, batch: Batch) -> Outputs:
-        return Outputs() if self.teacher is None else self.teacher.outputs(batch)
+        return Outputs() if self.teacher is None else self.teacher.compute_outputs(batch)
 
     def _flush(self, step: int) -> None:
         """Log the means of the window as of optimizer step `step`; a loss that is not
@@ -252,7 +252,7 @@ class Distillation(pl.LightningModule):
         )
         return RunError(
             f"The loss term {broken.term} is not finite at step {step}{listed}. The last good"
-            " state is kept. Lower optimizer.lr or set trainer.gradient_clip to train anew, or"
+            " state is kept. Lower optimizer.lr or set trainer.gradient_clip_val to train anew, or"
             " leave such steps out with trainer.on_nan=skip, which goes on from the last good"
             " state."
         )

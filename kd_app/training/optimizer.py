@@ -7,7 +7,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from kd_app.config import RequestError, Typed, unknown
+from kd_app.config import RequestError, Typed, build_unknown_error
 from kd_app.schedules import Share
 
 _TAKES_FUSED = {"adam", "adamw", "sgd", "momentum"}
@@ -35,7 +35,7 @@ class Optimizer(Typed):
     ) -> None:
         known = [str(each) for each in timm.optim.list_optimizers()]
         if name.lower() not in known:
-            raise unknown("optimizer", name, known)
+            raise build_unknown_error("optimizer", name, known)
         if "layer_decay" in kwargs:
             raise RequestError(
                 "optimizer.kwargs.layer_decay is not to be had: all layers share one learning rate"
@@ -53,7 +53,7 @@ class Optimizer(Typed):
                 nn.Linear(1, 1), from_random=True, fused=True
             )  # refuses arguments that this optimizer does not take
 
-    def rate(self, *, from_random: bool) -> float:
+    def resolve_lr(self, *, from_random: bool) -> float:
         """The learning rate at the top of the schedule."""
         if self.lr == "auto":
             return self.scratch_lr if from_random else self.finetune_lr
@@ -75,7 +75,7 @@ class Optimizer(Typed):
             if self.name in _TAKES_FUSED and "foreach" not in self.kwargs
             else self.kwargs
         )
-        rate = self.rate(from_random=from_random)
+        rate = self.resolve_lr(from_random=from_random)
         try:
             made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
                 model,

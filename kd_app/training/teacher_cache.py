@@ -143,7 +143,7 @@ def _open_memmap(folder: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[A
             f"The teacher's answers to {shape[0]} views of {shape[1]:,} images take"
             f" {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free in {folder.parent}."
             " Make room, lower data.views, or ask the teacher while training:"
-            " teacher.answers=live."
+            " teacher.outputs=live."
         )
     return open_memmap(folder / _LOGITS, mode="w+", dtype=np.float32, shape=shape), 0
 

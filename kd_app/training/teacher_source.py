@@ -25,7 +25,7 @@ class TeacherSource(nn.Module):
     """
 
     @abstractmethod
-    def outputs(self, batch: Batch) -> Outputs:
+    def compute_outputs(self, batch: Batch) -> Outputs:
         """The teacher's outputs for a batch of images normalized for the student."""
 
     def update_after_step(self, student: nn.Module, step: int) -> None:
@@ -50,7 +50,7 @@ class LiveTeacher(TeacherSource):
         super().__init__()
         self.teacher = teacher
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def compute_outputs(self, batch: Batch) -> Outputs:
         """The outputs for the same view, or for the partner image where there is one."""
         outputs: Outputs = self.teacher(batch.image if batch.other is None else batch.other)
         return outputs
@@ -65,7 +65,7 @@ class CachedTeacher(TeacherSource):
         super().__init__()
         self.cache = cache
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def compute_outputs(self, batch: Batch) -> Outputs:
         """The cached logits, in float32 or, for float64 images, float64."""
         dtype = torch.float64 if batch.image.dtype == torch.float64 else torch.float32
         return Outputs(logits=self.cache.select(batch).to(dtype))

@@ -40,7 +40,7 @@ class EpochSteps:
 
 def count_steps_per_epoch(data: RunData, settings: TrainerSettings) -> EpochSteps:
     """The batches of an epoch within the limits of `settings`."""
-    training, validation = data.steps_per_epoch(settings.world_size)
+    training, validation = data.count_steps_per_epoch(settings.world_size)
     limits, both = settings.limits, settings.limits["overfit_batches"]
     return EpochSteps(
         _limit(training, both or limits["limit_train_batches"]),
@@ -103,7 +103,7 @@ class EpochTimer(Callback):
             self.epochs.append(_read_clock() - self._epoch)
         self._counts = False
 
-    def seconds(self, steps: EpochSteps) -> float:
+    def sum_seconds(self, steps: EpochSteps) -> float:
         """The seconds of all batches of an epoch."""
         return steps.training * median(self.training) + steps.validation * median(self.validation)
 
@@ -111,7 +111,7 @@ class EpochTimer(Callback):
         """The rest of an epoch of `steps`, which were timed: checkpoint, start of the
         loader.
         """
-        return max(0.0, median(self.epochs) - self.seconds(steps))
+        return max(0.0, median(self.epochs) - self.sum_seconds(steps))
 
 
 def _read_clock() -> float:
@@ -129,9 +129,9 @@ def time_steps(
     is left as it was.
     """
     steps = count_steps_per_epoch(data, settings)
-    wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate
+    wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate_grad_batches
     timed = min(steps.training, wanted)
-    brief = settings.short(train=timed, validation=min(steps.validation, _VALIDATION_BATCHES))
+    brief = settings.shorten(train=timed, validation=min(steps.validation, _VALIDATION_BATCHES))
     timers = {name: EpochTimer() for name in jobs}
     turn = folder / "turn"
     for _ in range(_TURNS):
@@ -149,7 +149,7 @@ def time_steps(
                 callbacks=[timers[name]],
             )
     shutil.rmtree(turn)
-    return {name: timer.seconds(steps) for name, timer in timers.items()}
+    return {name: timer.sum_seconds(steps) for name, timer in timers.items()}
 
 
 def match_wall_time(

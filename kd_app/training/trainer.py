@@ -51,7 +51,7 @@ class TrainerSettings(Typed):
     loss that is not finite, or leave out such steps and count them. gradient_share:
     optimizer steps between two looks at what each term has of the gradient, null for
     none. sync_batchnorm: the student's BatchNorm sees the whole batch of all GPUs
-    (torch has none for CPUs). gradient_clip: largest norm, null for none. accumulate:
+    (torch has none for CPUs). gradient_clip_val: largest norm, null for none. accumulate_grad_batches:
     batches a step. checkpoint_minutes, checkpoint_steps: how often a resumable state is
     written. timeout: seconds after which a rank that does not answer ends the job.
     Raises `RequestError` for a device that is not there or a precision that it lacks.
@@ -69,8 +69,8 @@ class TrainerSettings(Typed):
         limit_val_batches: Limit,
         limit_test_batches: Limit,
         overfit_batches: Limit,
-        accumulate: PositiveInt,
-        gradient_clip: PositiveFloat | None,
+        accumulate_grad_batches: PositiveInt,
+        gradient_clip_val: PositiveFloat | None,
         channels_last: bool,
         compile: bool,
         detect_anomaly: bool,
@@ -101,8 +101,8 @@ class TrainerSettings(Typed):
             "overfit_batches": overfit_batches,
         }
         self.limit_test_batches = limit_test_batches
-        self.accumulate = accumulate
-        self.gradient_clip = gradient_clip
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val = gradient_clip_val
         self.channels_last = channels_last
         self.compile = compile
         self.detect_anomaly = detect_anomaly
@@ -125,7 +125,7 @@ class TrainerSettings(Typed):
         """Number of processes that train together."""
         return self.devices * self.num_nodes
 
-    def short(self, *, train: int, validation: int) -> "TrainerSettings":
+    def shorten(self, *, train: int, validation: int) -> "TrainerSettings":
         """The same for so many batches of an epoch, in one process."""
         made = copy(self)
         made.devices = made.num_nodes = 1
@@ -137,7 +137,7 @@ class TrainerSettings(Typed):
         }
         return made
 
-    def graph(self) -> "TrainerSettings":
+    def adapt_to_graph(self) -> "TrainerSettings":
         """The same for a traced graph: in one process, in float32, and in the memory
         format that it was traced in.
         """
@@ -168,8 +168,8 @@ class TrainerSettings(Typed):
             "world_size": self.world_size,
             "precision": self.precision,
             **self.limits,
-            "accumulate": self.accumulate,
-            "gradient_clip": self.gradient_clip,
+            "accumulate_grad_batches": self.accumulate_grad_batches,
+            "gradient_clip_val": self.gradient_clip_val,
             **({"sync_batchnorm": True} if self.sync_batchnorm else {}),
         }
 
@@ -194,8 +194,8 @@ class TrainerSettings(Typed):
             num_nodes=self.num_nodes,
             strategy=strategy,
             precision=self.precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=self.accumulate,
-            gradient_clip_val=self.gradient_clip,
+            accumulate_grad_batches=self.accumulate_grad_batches,
+            gradient_clip_val=self.gradient_clip_val,
             detect_anomaly=self.detect_anomaly,
             profiler=(
                 PROFILERS[self.profiler](dirpath=folder, filename=PROFILE)

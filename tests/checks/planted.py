@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_app.checks.context import Limits, CheckContext
+from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.finding import Finding
 from kd_app.config import InputSpec
 from kd_app.config.compose import compose_config
@@ -48,7 +48,7 @@ def subject(folder: Path, *words: str, teacher: nn.Module | None = None) -> Chec
     asked = config(folder, "check.seconds=10", *words, teacher=teacher)
     limits, judge = Limits(**asked.pop("check")), VerdictRule(**asked["verdict"])
     made = build_spec(asked, ExternalParts(teacher=teacher))
-    shop = Workspace(made, Stages(Path(asked["stages"]), say=QUIET.say), QUIET, tracker=None)
+    shop = Workspace(made, Stages(Path(asked["stages"]), say=QUIET.print), QUIET, tracker=None)
     shop.prepare_data()
     return CheckContext(shop, limits, judge, folder / "scratch")
 
@@ -93,7 +93,7 @@ def fitted(sound: CheckContext, pixels: InputSpec | None = None) -> Fitted:
     """A teacher of this run's images as `pixels` has them; by default as a teacher of
     one's own is fed.
     """
-    mean, std = sound.shop.data.pixel_statistics()
+    mean, std = sound.shop.data.compute_pixel_statistics()
     data, size = sound.shop.data, sound.shop.data.size
     asked = pixels or InputSpec(data.channels, size, size, mean, std)
     batches = list(data.sample("train", asked, 2000))

@@ -89,5 +89,5 @@ def test_a_test_set_too_small_for_the_margin_is_warned_of_with_what_was_assumed(
 
 
 def test_no_more_images_are_compared_than_is_said(photos: Path, tmp_path: Path) -> None:
-    few = subject(tmp_path, *words(photos), "check.compared=5")
+    few = subject(tmp_path, *words(photos), "check.max_compared=5")
     assert not names(check_same_image(few))

@@ -33,12 +33,12 @@ def test_a_term_that_teaches_nothing_is_refused(
     words: tuple[str, ...], name: str, tmp_path: Path
 ) -> None:
     found = report(tmp_path, *words, teacher=fitted(subject(tmp_path)))
-    assert found.named("refusal") == [name]
+    assert found.list_names("refusal") == [name]
 
 
 def test_the_same_term_is_fine_in_full_precision(tmp_path: Path) -> None:
     found = report(tmp_path, *planted("half", weight=1e-6), teacher=fitted(subject(tmp_path)))
-    assert found.named("refusal") == []
+    assert found.list_names("refusal") == []
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         for word in planted("zero")
     ]
     found = report(tmp_path, *planted("infinite"), *second[1:], teacher=fitted(subject(tmp_path)))
-    assert set(found.named("refusal")) == {"term-not-finite", "term-zero"}
+    assert set(found.list_names("refusal")) == {"term-not-finite", "term-zero"}
 
 
 def test_a_term_with_nearly_all_of_the_gradient_is_warned_of(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_term_with_nearly_all_of_the_gradient_is_warned_of(tmp_path: Path) -> 
         "verdict.margin=0.1",
         teacher=fitted(subject(tmp_path)),
     )
-    assert found.named("warning") == ["term-dominates"]
+    assert found.list_names("warning") == ["term-dominates"]
     assert "The loss term soft_target has 100.0%" in next(
         finding.text for finding in found.findings if finding.name == "term-dominates"
     )
@@ -71,4 +71,4 @@ def test_a_student_that_does_not_learn_is_warned_of(tmp_path: Path) -> None:
     found = report(
         tmp_path, "optimizer.lr=1e-12", "verdict.margin=0.1", teacher=fitted(subject(tmp_path))
     )
-    assert found.named("warning") == ["learns-nothing"]
+    assert found.list_names("warning") == ["learns-nothing"]

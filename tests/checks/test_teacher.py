@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from kd_app.checks.context import CheckContext
 from kd_app.checks.teacher import (
     check_chance_level,
-    check_published_accuracy,
     check_determinism,
+    check_published_accuracy,
     check_random_head,
 )
 from tests.builders import teacher_folder
@@ -57,7 +57,7 @@ def test_always_the_same_answer_is_chance_however_frequent_that_class_is(
 ) -> None:
     assert digits.teacher is not None
     same = Changed(
-        digits.teacher.created.model,
+        digits.teacher.loaded.model,
         after=lambda logits: F.one_hot(torch.full((len(logits),), 3), 10).float(),
     )
     assert names(check_chance_level(subject(tmp_path, teacher=same))) == ["teacher-at-chance"]

@@ -78,7 +78,7 @@ def test_another_crop_is_seen_and_named(tmp_path: Path) -> None:
     centered(tmp_path / "large")
     words = ("data=folder", f"data.root={tmp_path / 'large'}", "data.image_size=16")
     sound = subject(tmp_path, *words)
-    mean, std = sound.shop.data.pixel_statistics()
+    mean, std = sound.shop.data.compute_pixel_statistics()
     cropped = fitted(sound, InputSpec(3, 16, 16, mean, std, crop=0.5))
     findings = list(check_teacher_input(subject(tmp_path, *words, teacher=cropped)))
     assert [(found.name, found.weight) for found in findings] == [("teacher-crop", "refusal")]

@@ -55,7 +55,7 @@ def _as_it_was() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     with (
         patch.dict(os.environ, {"WANDB_MODE": "disabled"}),
-        patch("kd_app.run.measurement.images_per_second", quick_speed),
+        patch("kd_app.run.measurement.measure_throughput", quick_speed),
         patch("kd_app.jobs.compress.measure_latencies", quick_latency),
     ):
         try:

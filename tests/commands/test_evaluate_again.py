@@ -135,13 +135,13 @@ def test_all_measures_of_other_images_their_groups_and_what_corruption_does_to_e
             assert found["groups"][name]["accuracy"][role]["value"] == pytest.approx(
                 (rows[f"{role}_top1"] == rows["target"]).mean()
             )
-    confusion = run.confusion("teacher")
+    confusion = run.read_confusion("teacher")
     assert confusion.to_numpy().sum() == 120
     assert np.diag(confusion) / 12 == pytest.approx(
         found["per_class"]["accuracy"]["teacher"], abs=1e-6
     )
     with pytest.raises(RequestError, match="no model of this run 'techer'"):
-        run.confusion("techer")
+        run.read_confusion("techer")
     assert [(each["corruption"], each["severity"]) for each in found["robustness"]] == [
         ("jpeg", 2), ("jpeg", 5), ("gaussian_noise", 2), ("gaussian_noise", 5)
     ]  # fmt: skip
@@ -165,7 +165,7 @@ def through_jpeg(run: Path, folder: Path, files: Iterable[str], *, quality: int)
     """Accuracies and agreement on JPEGs of these images, by Pillow and timm alone."""
     models: dict[str, Any] = {
         "student": timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval(),
-        "teacher": kd_app.load_run(run).teacher().eval(),
+        "teacher": kd_app.load_run(run).load_teacher().eval(),
     }
     top1: dict[str, list[int]] = {"student": [], "teacher": []}
     for file in files:

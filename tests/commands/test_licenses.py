@@ -59,7 +59,7 @@ def test_a_noncommercial_teacher_is_refused_before_data_or_weights_are_read(
     with (
         patch.object(ImageData, "list", touched),
         patch.object(Workspace, "__init__", touched),
-        patch("kd_app.models.create._timm", touched),
+        patch("kd_app.models.create._create_timm", touched),
     ):
         for words in (
             (f"teacher.checkpoint={noncommercial}",),
@@ -126,7 +126,7 @@ def test_what_ships_says_its_license_and_its_teacher(shipped: tuple[Path, str]) 
         "teacher": "resnet8",
         "made_with": "kd_app",
     }
-    assert kd_app.load_run(shipped[0]).student()
+    assert kd_app.load_run(shipped[0]).load_student()
 
 
 @pytest.mark.parametrize("where", ["", "student", "student/model.safetensors"])
@@ -219,7 +219,7 @@ def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> No
     )
     with (
         patch.object(Tracker, "__init__", autospec=True, side_effect=Tracker.__init__) as made,
-        patch.object(Tracker, "results") as told,
+        patch.object(Tracker, "log_results") as told,
     ):
         done(*QUICK, *words, "out=run")
     assert made.call_args.kwargs["config"]["license"] == {

@@ -142,7 +142,7 @@ def test_a_hopeless_trial_is_ended_early_and_that_is_an_end(tmp_path: Path) -> N
         "hydra/sweeper=search",
         "hydra.sweeper.sampler=grid",
         rates,
-        "prune=median",
+        "trial_pruning=median",
         "trainer.max_epochs=4",
         "teacher.max_epochs=1",
     ]

@@ -15,7 +15,7 @@ from kd_app.compression.prune import Prune
 from kd_app.config import InputSpec, RequestError
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.create import create
-from kd_app.models.layer_widths import find_changes, resize, read_layer_sizes
+from kd_app.models.layer_widths import find_changes, read_layer_sizes, resize
 from kd_app.models.save import save_model
 from kd_app.models.spec import ModelSpec
 

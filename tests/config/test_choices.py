@@ -62,7 +62,7 @@ def test_recipes_go_from_does_it_run_to_a_patient_teacher_without_labels() -> No
     assert epochs == sorted(set(epochs))
     assert made["standard"] == compose_config("distill", [])
     patient = build_spec(made["patient"])
-    assert not any(term.uses_labels for term in patient.recipe.terms().chosen.values())
+    assert not any(term.uses_labels for term in patient.recipe.build_loss().chosen.values())
     assert made["patient"]["loss"]["soft_target"]["temperature"] == 1.0
     assert isinstance(patient.data, ImageData)
     assert patient.data.mix is not None

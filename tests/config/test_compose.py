@@ -137,7 +137,7 @@ def test_every_data_may_be_evaluated_on(name: str) -> None:
 def test_data_share_their_settings_and_each_choice_adds_its_own() -> None:
     shared = content("data/_images")
     own = {key for key, value in shared.items() if value == "???"}
-    assert own == {"source", "view", "batch_size", "name", "suggested"}
+    assert own == {"source", "view", "batch_size", "name", "presets"}
     for name in list_choices("data"):
         data = compose_config("distill", [f"data={name}"])["data"]
         assert data.keys() == shared.keys()
@@ -147,7 +147,7 @@ def test_data_share_their_settings_and_each_choice_adds_its_own() -> None:
 
 def test_controls_on_labels_share_one_loss() -> None:
     controls = compose_config(
-        "distill", ["controls=[labels_only,as_long,other_family,smoothed_labels]"]
+        "distill", ["controls=[labels_only,match_wall_time,other_family,smoothed_labels]"]
     )["controls"]
     shared = content("controls/_labels")["loss"]["cross_entropy"]
     for control in controls.values():

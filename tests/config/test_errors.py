@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_app.config import suggest_closest, unknown
+from kd_app.config import build_unknown_error, suggest_closest
 from kd_app.config.errors import nearest
 
 WORDS = ["temperature", "weight", "smoothing"]
@@ -24,12 +24,12 @@ def test_the_last_name_of_a_key_finds_every_group_that_has_it() -> None:
 
 def test_few_choices_are_listed_in_order_and_many_are_counted() -> None:
     assert (
-        str(unknown("knob", "wieght", WORDS))
+        str(build_unknown_error("knob", "wieght", WORDS))
         == "There is no knob 'wieght'. Did you mean 'weight'? Known: smoothing, temperature,"
         " weight."
     )
     assert (
-        str(unknown("knob", "qqq", (str(number) for number in range(41))))
+        str(build_unknown_error("knob", "qqq", (str(number) for number in range(41))))
         == "There is no knob 'qqq'. 41 are known."
     )
 

@@ -42,8 +42,8 @@ def test_every_capability_has_a_need_that_a_message_can_name() -> None:
     [
         (images(views=4), ALL),
         (images(), ALL - {"views"}),
-        (images(views=2, labels=0.1), ALL - {"partners"}),
-        (images(views=2, labels=1.0), ALL),
+        (images(views=2, label_fraction=0.1), ALL - {"partners"}),
+        (images(views=2, label_fraction=1.0), ALL),
         (images(views=2, unlabeled=HERE), ALL - {"partners"}),
         (external(), frozenset()),
     ],
@@ -77,7 +77,11 @@ def test_the_message_says_what_needs_it_why_it_is_missing_and_both_ways_out() ->
     ("data", "capability", "reason"),
     [
         (images(), "views", r"data\.views=null .* Set data\.views, for example data\.views=4, or"),
-        (images(labels=0.1), "partners", r"data\.labels=0\.1 .* Use data\.labels=null, or"),
+        (
+            images(label_fraction=0.1),
+            "partners",
+            r"data\.label_fraction=0\.1 .* Use data\.label_fraction=null, or",
+        ),
         (
             images(unlabeled=HERE),
             "partners",
@@ -99,7 +103,7 @@ def test_the_identity_of_images_holds_the_options_that_are_on() -> None:
     assert images().identity(for_teacher=False) == {"view": VIEW, "batch_size": 8}
     off = {"mix": {**MIX, "mixup": None}, "augment": {**AUGMENT, "operations": 0}, "labels": 1.0}
     assert images(**off).identity(for_teacher=False) == {"view": VIEW, "batch_size": 8}
-    on = images(views=4, labels=0.5, mix=MIX, augment=AUGMENT)
+    on = images(views=4, label_fraction=0.5, mix=MIX, augment=AUGMENT)
     assert on.identity(for_teacher=False) == {
         "view": VIEW,
         "batch_size": 8,
@@ -128,7 +132,7 @@ def test_an_object_is_known_by_its_class_and_a_named_module_by_its_configuration
 
 
 def test_a_replay_holds_what_decides_its_pixels_and_labels_only_where_they_do() -> None:
-    plain, mixed = arrays(views=2, labels=0.5), arrays(views=2, labels=0.5, mix=MIX)
+    plain, mixed = arrays(views=2, label_fraction=0.5), arrays(views=2, label_fraction=0.5, mix=MIX)
     for data, more in ((plain, {}), (mixed, {"mix": MIX, "labels": 0.5})):
         replay = data.replay(GRAY)
         assert replay is not None
@@ -144,7 +148,7 @@ def test_the_steps_of_an_epoch_are_those_of_its_loaders(
     world_size: int, steps: tuple[int, int]
 ) -> None:
     data = arrays()
-    assert data.steps_per_epoch(world_size) == steps
+    assert data.count_steps_per_epoch(world_size) == steps
     if world_size == 1:
         data.bind(GRAY, order_seed=0)
         assert (len(data.train_dataloader()), len(data.val_dataloader())) == steps
@@ -152,7 +156,7 @@ def test_the_steps_of_an_epoch_are_those_of_its_loaders(
 
 def test_the_plan_names_what_is_special() -> None:
     assert arrays().describe_training() == ()
-    assert arrays(labels=0.5, views=3, mix=MIX, augment=AUGMENT).describe_training() == (
+    assert arrays(label_fraction=0.5, views=3, mix=MIX, augment=AUGMENT).describe_training() == (
         "21 of the images to train on have a label",
         "3 views of each in turn",
         "RandAugment 2 x 9, erasing 0",

@@ -55,7 +55,7 @@ def test_all_options_are_off_in_the_shipped_configurations() -> None:
     "override",
     [
         "data.views=2",
-        "data.labels=0.5",
+        "data.label_fraction=0.5",
         "data.unlabeled=more",
         "data.mix.cutmix=1.0",
         "data.augment.erasing=0.5",

@@ -120,7 +120,8 @@ def test_models_of_all_sizes_are_shown_the_same_corrupted_image_and_the_batch_ch
     for side in (24, 48):
         pixels = InputSpec(3, side, side, (0.5,) * 3, (0.5,) * 3)
         expected = [
-            np.asarray(CenterCropView().image(Image.fromarray(each), pixels)) for each in spoiled
+            np.asarray(CenterCropView().transform_image(Image.fromarray(each), pixels))
+            for each in spoiled
         ]
         found = Corrupted(corruption)(ImageSelection(store, index), keys, pixels)
         np.testing.assert_array_equal(found, expected)

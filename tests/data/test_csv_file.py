@@ -27,14 +27,14 @@ def source(path: Path) -> CsvFile:
 
 def refused(path: Path) -> str:
     with pytest.raises(RequestError) as raised:
-        source(path).listing()
+        source(path).list_images()
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
 def test_rows_become_images_in_their_order(tmp_path: Path) -> None:
     found = source(table(tmp_path, "path,label\nsub/c.png,dog\na.png,cat\nsub/d e.png,dog\n"))
-    listing = found.listing()
+    listing = found.list_images()
     assert listing.files == ("sub/c.png", "a.png", "sub/d e.png")
     assert listing.classes == ("cat", "dog")
     assert listing.target.tolist() == [1, 0, 1]
@@ -47,7 +47,7 @@ def test_split_and_group_are_read_where_they_are(tmp_path: Path) -> None:
         "group,note,label,path,split\ng1,x,cat,a.png,train\ng1,x,cat,b.png,\n,x,dog,sub/c.png,Valid\ng2,x,dog,sub/d"
         " e.png,test\n"
     )
-    listing = source(table(tmp_path, text)).listing()
+    listing = source(table(tmp_path, text)).list_images()
     assert listing.split == ("train", "", "validation", "test")
     assert listing.group == ("g1", "g1", "", "g2")
 
@@ -55,11 +55,11 @@ def test_split_and_group_are_read_where_they_are(tmp_path: Path) -> None:
 def test_the_root_is_the_table_or_the_folder_that_holds_it(tmp_path: Path) -> None:
     path = table(tmp_path, "path,label\na.png,x\nb.png,y\n")
     other = table(tmp_path, "path,label\na.png,x\nb.png,y\n", "photos.csv")
-    assert source(path).listing() is not None
+    assert source(path).list_images() is not None
     assert (
-        source(tmp_path).listing().fingerprint
-        == source(path).listing().fingerprint
-        == source(other).listing().fingerprint
+        source(tmp_path).list_images().fingerprint
+        == source(path).list_images().fingerprint
+        == source(other).list_images().fingerprint
     )
 
 
@@ -79,7 +79,7 @@ def test_a_folder_without_the_table_names_the_tables_that_are_there(tmp_path: Pa
     ],
 )
 def test_spreadsheets_save_tables_in_many_ways(tmp_path: Path, text: str) -> None:
-    listing = source(table(tmp_path, text)).listing()
+    listing = source(table(tmp_path, text)).list_images()
     assert listing.files == ("a.png", "b.png")
     assert listing.classes == ("x,1", "y")
 
@@ -87,7 +87,7 @@ def test_spreadsheets_save_tables_in_many_ways(tmp_path: Path, text: str) -> Non
 def test_whole_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert source(
         table(tmp_path, "path,label\na.png,10\nb.png,9\nsub/c.png,0\n")
-    ).listing().classes == ("0", "9", "10")
+    ).list_images().classes == ("0", "9", "10")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_whole_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told_with_its_row(tmp_path: Path, text: str, said: str) -> None:
     path = table(tmp_path, text)
     with pytest.raises(RequestError, match=said) as raised:
-        source(path).listing()
+        source(path).list_images()
     assert "labels.csv" in str(raised.value)
 
 
@@ -129,10 +129,10 @@ def test_another_encoding_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_absolute_path_inside_is_made_relative(tmp_path: Path) -> None:
-    relative = source(table(tmp_path / "x", "path,label\na.png,x\nb.png,y\n")).listing()
+    relative = source(table(tmp_path / "x", "path,label\na.png,x\nb.png,y\n")).list_images()
     absolute = source(
         table(tmp_path / "y", f"path,label\n{tmp_path / 'y' / 'a.png'},x\n./b.png,y\n")
-    ).listing()
+    ).list_images()
     assert absolute.files == relative.files
     assert absolute.fingerprint == relative.fingerprint
 
@@ -140,7 +140,10 @@ def test_an_absolute_path_inside_is_made_relative(tmp_path: Path) -> None:
 def test_a_relative_root_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = table(tmp_path, "path,label\na.png,x\nb.png,y\n")
     monkeypatch.chdir(tmp_path)
-    assert source(Path("labels.csv")).listing().fingerprint == source(path).listing().fingerprint
+    assert (
+        source(Path("labels.csv")).list_images().fingerprint
+        == source(path).list_images().fingerprint
+    )
     assert source(Path("labels.csv")).read(1).size == (2, 2)
 
 
@@ -152,10 +155,10 @@ def test_the_fingerprint_sees_labels_splits_groups_and_bytes(tmp_path: Path) -> 
         "path,label,split,group\na.png,x,train,\nb.png,y,,\nsub/c.png,y,,\n",
     ]
     found = [
-        source(table(tmp_path / str(number), text)).listing().fingerprint
+        source(table(tmp_path / str(number), text)).list_images().fingerprint
         for number, text in enumerate(texts)
     ]
     shutil.copytree(tmp_path / "0", tmp_path / "moved")
-    assert source(tmp_path / "moved").listing().fingerprint == found[0]
+    assert source(tmp_path / "moved").list_images().fingerprint == found[0]
     Image.new("L", (2, 2), 200).save(tmp_path / "moved" / "a.png")
-    assert len({*found, source(tmp_path / "moved").listing().fingerprint}) == 5
+    assert len({*found, source(tmp_path / "moved").list_images().fingerprint}) == 5

@@ -15,12 +15,12 @@ def test_the_digits_are_those_of_scikit_learn_scaled_to_a_byte() -> None:
     assert store.shape == (1797, 1, 8, 8)
     assert (store[:, 0].numpy() == np.rint(known.images * 255 / 16)).all()
     assert (int(store.min()), int(store.max())) == (0, 255)
-    assert (source.listing().target == known.target).all()
+    assert (source.list_images().target == known.target).all()
 
 
 def test_the_listing_names_every_image_and_leaves_the_splits_open() -> None:
     source = Digits()
-    listing = source.listing()
+    listing = source.list_images()
     assert listing.files[12] == "digits/0012"
     assert len(set(listing.files)) == len(listing.files) == 1797
     assert listing.classes == tuple("0123456789")
@@ -37,7 +37,7 @@ def test_read_gives_the_image_of_the_store() -> None:
 
 def test_loading_imports_neither_scikit_learn_nor_scipy() -> None:
     code = (
-        "import sys; from kd_app.data.digits import Digits; Digits().listing();"
+        "import sys; from kd_app.data.digits import Digits; Digits().list_images();"
         " sys.exit(len({'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -113,12 +113,13 @@ def test_it_is_prepared_and_set_up_before_anything_is_read() -> None:
 def test_a_splits_images_are_numbered_in_their_order(split: str) -> None:
     data = served()
     for _ in range(2):
-        image, target, index = gathered(data.evaluation(split, None))
+        image, target, index = gathered(data.build_evaluation_loader(split, None))
         assert index.tolist() == list(range(SIZES[split]))
         assert torch.equal(image[:, 0, 0, 0], index.float())
         assert torch.equal(target, index % 3)
     assert torch.equal(
-        gathered(data.val_dataloader())[2], gathered(data.evaluation("validation", None))[2]
+        gathered(data.val_dataloader())[2],
+        gathered(data.build_evaluation_loader("validation", None))[2],
     )
     assert [data.files[number] for number in (0, 3)] == ["0", "3"]
 
@@ -126,8 +127,8 @@ def test_a_splits_images_are_numbered_in_their_order(split: str) -> None:
 def test_what_it_holds_is_known() -> None:
     data = served(channels=1)
     assert (data.channels, data.size, data.batch_size, data.sizes) == (1, 8, 4, SIZES)
-    assert data.pixel_statistics() == ((0.0,), (1.0,))
-    assert len(data.evaluation("validation", None)) == 2
+    assert data.compute_pixel_statistics() == ((0.0,), (1.0,))
+    assert len(data.build_evaluation_loader("validation", None)) == 2
     assert len(data.train_dataloader()) == 3
 
 
@@ -157,7 +158,9 @@ def test_batches_of_our_kind_are_taken_as_they_are() -> None:
     own = Batch(
         images(2), torch.tensor([1, 0]), torch.tensor([41, 17]), labeled=torch.tensor([True, False])
     )
-    _, _, index = gathered(served(validation=Loader(own)).evaluation("validation", None))
+    _, _, index = gathered(
+        served(validation=Loader(own)).build_evaluation_loader("validation", None)
+    )
     assert index.tolist() == [41, 17]
 
 
@@ -186,7 +189,7 @@ def test_reading_it_leaves_the_global_random_state_alone() -> None:
     data = bound(3)
     before = torch.get_rng_state()
     order(data)
-    gathered(data.evaluation("train", None))
+    gathered(data.build_evaluation_loader("train", None))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -274,6 +277,7 @@ def test_targets_of_the_measured_splits_are_known_after_loading() -> None:
     data = served()
     for split in ("validation", "test"):
         assert np.array_equal(
-            gathered(data.evaluation(split, None))[1].numpy(), np.arange(SIZES[split]) % 3
+            gathered(data.build_evaluation_loader(split, None))[1].numpy(),
+            np.arange(SIZES[split]) % 3,
         )
         assert data.sizes[split] == SIZES[split]

@@ -46,7 +46,7 @@ def test_pixels_labels_and_the_official_test_set_are_those_of_the_files(
 ) -> None:
     content = write(tmp_path, packed=packed)
     source = FashionMNIST(root=tmp_path)
-    listing = source.listing()
+    listing = source.list_images()
     assert (
         source.store()[:, 0].numpy() == np.concatenate([content[NAMES[0]], content[NAMES[2]]])
     ).all()
@@ -65,7 +65,7 @@ def test_the_fingerprint_is_that_of_the_content_packed_or_not(tmp_path: Path) ->
     path = tmp_path / "other" / NAMES[0]
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     packed, plain, other = (
-        FashionMNIST(root=tmp_path / name).listing().fingerprint
+        FashionMNIST(root=tmp_path / name).list_images().fingerprint
         for name in ("packed", "plain", "other")
     )
     assert packed == plain != other
@@ -73,7 +73,7 @@ def test_the_fingerprint_is_that_of_the_content_packed_or_not(tmp_path: Path) ->
 
 def test_torchvisions_folder_is_found_below_the_root(tmp_path: Path) -> None:
     write(tmp_path / "FashionMNIST" / "raw", packed=False)
-    assert len(FashionMNIST(root=tmp_path).listing().files) == 30
+    assert len(FashionMNIST(root=tmp_path).list_images().files) == 30
 
 
 def test_debians_place_is_searched_among_the_shared_data(
@@ -81,14 +81,14 @@ def test_debians_place_is_searched_among_the_shared_data(
 ) -> None:
     write(tmp_path / "datasets" / "fashion-mnist", packed=True)
     monkeypatch.setenv("XDG_DATA_DIRS", f"/nowhere:{tmp_path}")
-    assert len(FashionMNIST(root=None).listing().files) == 30
+    assert len(FashionMNIST(root=None).list_images().files) == 30
 
 
 def test_missing_files_are_told_with_how_to_get_them(tmp_path: Path) -> None:
     write(tmp_path, packed=True)
     (tmp_path / f"{NAMES[3]}.gz").unlink()
     with pytest.raises(RequestError) as raised:
-        FashionMNIST(root=tmp_path).listing()
+        FashionMNIST(root=tmp_path).list_images()
     for said in ("dataset-fashion-mnist", "data.root=", str(tmp_path), *NAMES):
         assert said in str(raised.value)
 
@@ -122,7 +122,7 @@ def test_a_file_that_is_not_what_it_should_be_is_refused_by_name(
     write(tmp_path, packed=False)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(RequestError, match=said) as raised:
-        FashionMNIST(root=tmp_path).listing()
+        FashionMNIST(root=tmp_path).list_images()
     assert name in str(raised.value)
 
 
@@ -139,4 +139,4 @@ def test_a_damaged_gz_is_refused_by_name(tmp_path: Path, damage: str) -> None:
         }[damage]
     )
     with pytest.raises(RequestError, match=f"{NAMES[0]}.*truncated or damaged"):
-        FashionMNIST(root=tmp_path).listing()
+        FashionMNIST(root=tmp_path).list_images()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.data import fingerprint
-from kd_app.data.fingerprint import hash_file, hash_files, add_fingerprint
+from kd_app.data.fingerprint import add_fingerprint, hash_file, hash_files
 from kd_app.data.source import Listing
 
 

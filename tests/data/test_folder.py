@@ -30,19 +30,19 @@ def put(root: Path, names: Iterable[str]) -> Path:
 
 
 def listed(root: Path) -> Listing:
-    return Folder(root=root, channels=1).listing()
+    return Folder(root=root, channels=1).list_images()
 
 
 def refused(root: Path) -> str:
     with pytest.raises(RequestError) as raised:
-        Folder(root=root, channels=3).listing()
+        Folder(root=root, channels=3).list_images()
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
 def test_a_sub_folder_is_a_class_and_its_name_the_label(tmp_path: Path) -> None:
     source = Folder(root=put(tmp_path, ["cat/1.png", "cat/2.JPG", "dog/1.png"]), channels=1)
-    listing = source.listing()
+    listing = source.list_images()
     assert listing.classes == ("cat", "dog")
     assert listing.files == ("cat/1.png", "cat/2.JPG", "dog/1.png")
     assert listing.target.tolist() == [0, 0, 1]
@@ -144,7 +144,7 @@ def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
         root=put(tmp_path, ["a/1.png", "b/1.png", "a/notes.txt", "b/Thumbs.db", "b/sub/data.csv"]),
         channels=3,
     )
-    assert len(source.listing().files) == 2
+    assert len(source.list_images().files) == 2
     assert source.ignored == 3
 
 
@@ -157,7 +157,7 @@ def test_strange_names_are_names(tmp_path: Path) -> None:
         "c;,\t/" + os.fsdecode(b"\xff\xfe.png"),
     ]
     source = Folder(root=put(tmp_path, names), channels=1)
-    assert set(source.listing().files) == set(names)
+    assert set(source.list_images().files) == set(names)
     assert sorted(int(np.asarray(source.read(index)).max()) for index in range(5)) == [
         0,
         1,
@@ -165,7 +165,7 @@ def test_strange_names_are_names(tmp_path: Path) -> None:
         3,
         4,
     ]
-    assert len(source.listing().fingerprint) == 64
+    assert len(source.list_images().fingerprint) == 64
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_a_broken_link_is_a_bad_image_and_not_overlooked(tmp_path: Path) -> None:
     source = Folder(root=put(tmp_path, ["a/1.png", "b/1.png"]), channels=3)
     (tmp_path / "a" / "0.png").symlink_to(tmp_path / "gone.png")
-    assert source.listing().files[0] == "a/0.png"
+    assert source.list_images().files[0] == "a/0.png"
     with pytest.raises(BadImageError, match=r"0\.png"):
         source.read(0)
 
@@ -212,7 +212,7 @@ def test_a_missing_root_names_what_is_called_alike(tmp_path: Path) -> None:
 
 def test_a_root_that_is_not_given_is_asked_for() -> None:
     with pytest.raises(RequestError, match=r"data\.root is not set"):
-        Folder(root=None, channels=3).listing()
+        Folder(root=None, channels=3).list_images()
 
 
 def test_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from PIL import ExifTags, Image
 from kd_app.config import RequestError
 from kd_app.data.images import (
     BadImageError,
-    decode_image,
-    list_image_extensions,
-    is_image_name,
-    open_image,
     convert_mode,
+    decode_image,
+    is_image_name,
+    list_image_extensions,
+    open_image,
 )
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -41,10 +41,10 @@ def test_images_in_memory_need_no_scan_and_are_known_after_loading() -> None:
     assert data.classes == ("a", "b", "c")
     assert (data.source.channels, data.size) == (1, 6)
     assert data.sizes == {"train": 42, "validation": 6, "test": 12}
-    assert sorted(np.concatenate([data.rows(name) for name in data.sizes]).tolist()) == list(
+    assert sorted(np.concatenate([data.list_rows(name) for name in data.sizes]).tolist()) == list(
         range(60)
     )
-    assert data.targets("test").tolist() == (data.rows("test") % 3).tolist()
+    assert data.list_targets("test").tolist() == (data.list_rows("test") % 3).tolist()
     assert data.listing.files[7] == "007"
     assert data.notes == ()
 
@@ -52,19 +52,19 @@ def test_images_in_memory_need_no_scan_and_are_known_after_loading() -> None:
 def test_files_are_measured_by_the_scan(tmp_path: Path) -> None:
     data = files(tmp_path)
     assert data.size == 32
-    assert data.store.picture(0).shape == (36, 32, 3)
+    assert data.store.read_image(0).shape == (36, 32, 3)
     assert arrays(image_size=48).size == 48
 
 
 def test_the_statistics_are_those_of_the_train_split(tmp_path: Path) -> None:
     data = arrays()
-    train = data.store.array(data.rows("train")) / 255
-    assert data.pixel_statistics() == (
+    train = data.store.read_batch(data.list_rows("train")) / 255
+    assert data.compute_pixel_statistics() == (
         (round(float(train.mean()), 4),),
         (round(float(train.std()), 4),),
     )
     of_files = [files(subfolder(tmp_path, cache), cache=cache) for cache in ("ram", "none")]
-    assert of_files[0].pixel_statistics() == of_files[1].pixel_statistics()
+    assert of_files[0].compute_pixel_statistics() == of_files[1].compute_pixel_statistics()
 
 
 def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_scan_of_a_refused_run_serves_one_that_skips_bad_images(tmp_path: Pa
     assert data.notes == (
         "2 image(s) can't be read and are left out: 003, 059. The first: photos/003 is truncated",
     )
-    everything = np.concatenate([data.rows(name) for name in data.sizes])
+    everything = np.concatenate([data.list_rows(name) for name in data.sizes])
     assert sorted(everything.tolist()) == [number for number in range(60) if number not in (3, 59)]
     assert sum(data.sizes.values()) == 58
 
@@ -104,7 +104,7 @@ def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_
     target = few.listing.target
     assert np.bincount(target[few.labeled_rows]).tolist() == [1, 1, 1]
     assert np.bincount(target[some.labeled_rows]).tolist() == [
-        round(0.4 * n) for n in np.bincount(some.targets("train"))
+        round(0.4 * n) for n in np.bincount(some.list_targets("train"))
     ]
     assert set(few.labeled_rows) < set(some.labeled_rows) < set(some.training_rows)
     assert set(some.labeled_rows) != set(other.labeled_rows)
@@ -120,11 +120,11 @@ def test_a_scan_is_known_by_the_listing_and_by_what_it_keeps() -> None:
 
 def test_pictures_are_all_of_a_split_shuffled_by_the_seed() -> None:
     data = arrays()
-    numbers = [number for number, _ in data.pictures("train")]
-    assert sorted(numbers) == data.rows("train").tolist() != numbers
-    assert numbers == [number for number, _ in arrays().pictures("train")]
-    number, picture = next(data.pictures("test"))
-    assert np.array_equal(picture, data.store.picture(number))
+    numbers = [number for number, _ in data.iterate_images("train")]
+    assert sorted(numbers) == data.list_rows("train").tolist() != numbers
+    assert numbers == [number for number, _ in arrays().iterate_images("train")]
+    number, picture = next(data.iterate_images("test"))
+    assert np.array_equal(picture, data.store.read_image(number))
 
 
 def test_a_source_gets_the_root_only_if_it_reads_one() -> None:

@@ -20,15 +20,15 @@ from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
 from kd_app.data.loader import (
     SINGLE,
-    EvaluationLoader,
     BatchBuilder,
+    BatchRequest,
+    EvaluationLoader,
     Position,
     Rank,
-    BatchRequest,
     TrainingLoader,
 )
 from kd_app.data.pixel_store import HeldStore, PixelStore, hold
-from kd_app.data.views import EVALUATION, CropFlip, CenterCropView, ResizedCrop, View
+from kd_app.data.views import EVALUATION, CenterCropView, CropFlip, ResizedCrop, View
 
 GRAY = InputSpec(1, 6, 6, (0.5,), (0.5,))
 CROP = CropFlip(padding=1, flip=True)
@@ -311,7 +311,7 @@ def test_evaluation_keeps_the_order_of_the_rows_on_one_rank() -> None:
 
 def test_a_batch_carries_bytes_in_channels_last_memory_with_targets_and_numbers() -> None:
     color = InputSpec(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
-    batch = maker(20, CROP, color, channels=3)[next(iter(training(20, 4)._epoch(2)))]
+    batch = maker(20, CROP, color, channels=3)[next(iter(training(20, 4)._plan_epoch(2)))]
     assert batch.image.dtype == torch.uint8
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert batch.target.dtype == batch.index.dtype == torch.int64
@@ -330,7 +330,7 @@ def test_gray_becomes_color_and_color_gray_as_pil_has_it() -> None:
         plain = maker(30, CenterCropView(), wanted, channels=stored)
         for batch in EvaluationLoader(plain, np.arange(30), 8, num_workers=0):
             for number, image in zip(batch.index.tolist(), batch.image, strict=True):
-                picture = plain.store.picture(number)
+                picture = plain.store.read_image(number)
                 expected = np.asarray(
                     Image.fromarray(picture if stored == 3 else picture[:, :, 0]).convert(mode)
                 ).reshape(6, 6, -1)
@@ -355,7 +355,7 @@ class Vanished(PixelStore):
     size = (6, 6)
     in_memory = False
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+    def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
         raise BadImageError(f"image {index} is gone")
 
 

@@ -43,7 +43,7 @@ def train(source: ImageLoaders, **changes: Any) -> Any:
         "rank": SINGLE,
         "reshuffle": True,
     }
-    return source.training(GRAY, **{**settings, **changes})
+    return source.build_training_loader(GRAY, **{**settings, **changes})
 
 
 def test_what_changes_the_images_is_applied_after_the_view_in_its_order_in_training_alone() -> None:
@@ -51,12 +51,14 @@ def test_what_changes_the_images_is_applied_after_the_view_in_its_order_in_train
     changed = loaders(after_view=(invert, double))
     assert torch.equal(next(iter(train(changed))).image, 2 * (255 - plain.image))
     for split in ("train", "test"):
-        one, other = (next(iter(each.evaluation(split, GRAY))) for each in (loaders(), changed))
+        one, other = (
+            next(iter(each.build_evaluation_loader(split, GRAY))) for each in (loaders(), changed)
+        )
         assert torch.equal(one.image, other.image)
 
 
 def test_labels_alone_take_as_many_steps_as_all_images() -> None:
-    source = loaders(labels=0.5)
+    source = loaders(label_fraction=0.5)
     every, labeled = train(source), train(source, labeled_only=True)
     assert len(every) == len(labeled) == 42 // 8
     seen = {number for batch in labeled for number in batch.index.tolist()}
@@ -74,18 +76,25 @@ def test_a_sample_is_a_part_of_the_split_in_order() -> None:
     numbers = torch.cat([batch.index for batch in source.sample("train", GRAY, 10)]).tolist()
     assert len(numbers) == 10
     assert numbers == sorted(numbers)
-    assert set(numbers) < set(source.index.rows("train").tolist())
+    assert set(numbers) < set(source.index.list_rows("train").tolist())
 
 
 def test_a_corruption_changes_the_images_of_an_evaluation_and_ranks_share_it() -> None:
     source = loaders()
     plain, noisy = (
-        torch.cat([batch.image for batch in source.evaluation("test", GRAY, corruption=each)])
+        torch.cat(
+            [batch.image for batch in source.build_evaluation_loader("test", GRAY, corruption=each)]
+        )
         for each in (None, Corruption("gaussian_noise", 3))
     )
     assert not torch.equal(plain, noisy)
     shares = [
-        torch.cat([batch.index for batch in source.evaluation("test", GRAY, rank=Rank(number, 2))])
+        torch.cat(
+            [
+                batch.index
+                for batch in source.build_evaluation_loader("test", GRAY, rank=Rank(number, 2))
+            ]
+        )
         for number in range(2)
     ]
-    assert np.array_equal(np.sort(torch.cat(shares).numpy()), source.index.rows("test"))
+    assert np.array_equal(np.sort(torch.cat(shares).numpy()), source.index.list_rows("test"))

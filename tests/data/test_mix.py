@@ -11,8 +11,8 @@ import torch
 
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
-from kd_app.data.loader import Rank, BatchRequest
-from kd_app.data.mix import MixSettings, BatchMixer, mix_pixels, mix_labels
+from kd_app.data.loader import BatchRequest, Rank
+from kd_app.data.mix import BatchMixer, MixSettings, mix_labels, mix_pixels
 from kd_app.data.views import compute_image_keys
 from tests.data.test_loader import maker, training
 from tests.data.test_module import GRAY, arrays
@@ -32,13 +32,13 @@ def keys(index: Any = MANY, view: int = 0) -> Any:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
 def test_the_shares_are_drawn_from_beta(alpha: float) -> None:
-    share = mixing(mixup=alpha).drawn(keys(), MANY, (2, 2)).share.astype(np.float64)
+    share = mixing(mixup=alpha).draw(keys(), MANY, (2, 2)).share.astype(np.float64)
     assert share.mean() == pytest.approx(0.5, abs=0.03)
     assert share.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
 
 
 def test_mixup_is_the_weighted_mean_of_pixels_and_of_labels() -> None:
-    drawn = mixing().drawn(keys(), MANY, (4, 5))
+    drawn = mixing().draw(keys(), MANY, (4, 5))
     random = np.random.default_rng(0)
     own, other = random.integers(0, 256, (2, 4000, 4, 5, 3), dtype=np.uint8)
     found = mix_pixels(own, other, drawn)
@@ -54,7 +54,7 @@ def test_mixup_is_the_weighted_mean_of_pixels_and_of_labels() -> None:
 
 
 def test_cutmix_takes_a_rectangle_of_the_other_and_the_label_counts_its_pixels() -> None:
-    drawn = mixing(**CUT).drawn(keys(), MANY, (8, 12))
+    drawn = mixing(**CUT).draw(keys(), MANY, (8, 12))
     own, other = (np.full((4000, 8, 12, 1), value, dtype=np.uint8) for value in (10, 200))
     found = mix_pixels(own, other, drawn)[..., 0]
     assert set(np.unique(found)) == {10, 200}
@@ -68,16 +68,16 @@ def test_cutmix_takes_a_rectangle_of_the_other_and_the_label_counts_its_pixels()
 def test_of_both_each_is_drawn_for_half_of_the_images_and_probability_leaves_the_others_alone() -> (
     None
 ):
-    both = mixing(cutmix=1.0).drawn(keys(), MANY, (8, 8))
+    both = mixing(cutmix=1.0).draw(keys(), MANY, (8, 8))
     cut = (np.isin(both.kept, (0.0, 1.0))).all(axis=(1, 2))
     assert cut.mean() == pytest.approx(0.5, abs=0.03)
-    some = mixing(cutmix=1.0, probability=0.25).drawn(keys(), MANY, (8, 8))
+    some = mixing(cutmix=1.0, probability=0.25).draw(keys(), MANY, (8, 8))
     assert (some.share < 1).mean() == pytest.approx(0.25, abs=0.03)
 
 
 def test_an_image_with_a_label_is_mixed_with_one_that_has_a_label() -> None:
     labeled = MANY % 10 == 0
-    drawn = mixing(labeled).drawn(keys(), MANY, (2, 2))
+    drawn = mixing(labeled).draw(keys(), MANY, (2, 2))
     assert labeled[drawn.partner[labeled]].all()
     assert labeled[drawn.partner[~labeled]].mean() == pytest.approx(0.1, abs=0.02)
     target = mix_labels(
@@ -92,7 +92,7 @@ def test_an_image_with_a_label_is_mixed_with_one_that_has_a_label() -> None:
 
 def test_partners_are_images_to_train_on_and_every_one_of_them() -> None:
     rows = np.array([5, 8, 13])
-    assert set(mixing(rows=rows).drawn(keys(), MANY, (1, 1)).partner) == set(rows)
+    assert set(mixing(rows=rows).draw(keys(), MANY, (1, 1)).partner) == set(rows)
 
 
 def test_an_image_is_mixed_alike_in_every_batch_and_on_any_number_of_ranks_and_otherwise_in_another_view() -> (
@@ -118,7 +118,7 @@ def test_an_image_is_mixed_alike_in_every_batch_and_on_any_number_of_ranks_and_o
 def test_the_image_itself_is_mixed_in_its_own_view_with_the_partner_in_its_own() -> None:
     plain, made = maker(30), replace(maker(30), mixing=mixing(rows=np.arange(30)))
     index = np.array([4, 9, 2])
-    drawn = made.mixing.drawn(keys(index, 1), index, (6, 6)) if made.mixing else None
+    drawn = made.mixing.draw(keys(index, 1), index, (6, 6)) if made.mixing else None
     assert drawn is not None
     own, other = (
         plain[BatchRequest(1, numbers)].image.permute(0, 2, 3, 1).numpy()
@@ -137,7 +137,7 @@ def test_only_what_is_trained_on_is_mixed() -> None:
     assert batch.target.shape == (8, 3)
     assert batch.target.dtype == torch.float32
     assert torch.equal(batch.to_hard_target(), batch.target.argmax(dim=1))
-    assert next(iter(data.evaluation("train", GRAY))).target.dim() == 1
+    assert next(iter(data.build_evaluation_loader("train", GRAY))).target.dim() == 1
     assert next(iter(data.val_dataloader())).target.dim() == 1
     assert arrays(mix={**UP, "mixup": None}).mix is None
 

@@ -19,7 +19,7 @@ from kd_app.data.batch import Batch
 from kd_app.data.images import BadImageError
 from kd_app.data.module import ImageData
 from kd_app.data.source import Listing, Source
-from kd_app.data.views import CropFlip, CenterCropView, ResizedCrop
+from kd_app.data.views import CenterCropView, CropFlip, ResizedCrop
 
 GRAY = InputSpec(1, 6, 6, (0.5,), (0.5,))
 PER_CLASS = 20
@@ -34,7 +34,7 @@ class Arrays(Source):
     def __init__(self, *, images: int) -> None:
         self.images = images
 
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         files = tuple(f"{number:03d}" for number in range(self.images))
         none = ("",) * self.images
         return Listing(
@@ -120,7 +120,7 @@ def subfolder(parent: Path, name: str) -> Path:
 
 def test_making_it_reads_no_data() -> None:
     class Untouched(Arrays):
-        def listing(self) -> Listing:
+        def list_images(self) -> Listing:
             raise AssertionError("read")
 
         def store(self) -> Tensor:
@@ -157,7 +157,10 @@ def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) 
         found.append(
             [
                 batch.image
-                for loader in (data.train_dataloader(), data.evaluation("test", pixels))
+                for loader in (
+                    data.train_dataloader(),
+                    data.build_evaluation_loader("test", pixels),
+                )
                 for batch in loader
             ]
         )
@@ -169,15 +172,17 @@ def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) 
 def test_evaluation_shows_a_model_its_own_size_and_channels_in_the_order_of_the_rows() -> None:
     data = arrays()
     batches = list(
-        data.evaluation("test", InputSpec(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5)
+        data.build_evaluation_loader(
+            "test", InputSpec(3, 9, 7, (0.5,) * 3, (0.5,) * 3), batch_size=5
+        )
     )
     assert [tuple(batch.image.shape) for batch in batches] == [
         (5, 3, 9, 7),
         (5, 3, 9, 7),
         (2, 3, 9, 7),
     ]
-    assert torch.cat([batch.index for batch in batches]).tolist() == data.rows("test").tolist()
-    assert len(list(data.evaluation("test", GRAY))) == 2
+    assert torch.cat([batch.index for batch in batches]).tolist() == data.list_rows("test").tolist()
+    assert len(list(data.build_evaluation_loader("test", GRAY))) == 2
 
 
 def test_the_order_follows_the_order_seed_and_the_views_follow_the_data_seed() -> None:
@@ -258,7 +263,7 @@ def settings_of(name: str) -> Any:
     """
     config = compose_config("distill", [f"data={name}"])["data"]
     return {
-        key: value for key, value in config.items() if key not in ("name", "suggested", "license")
+        key: value for key, value in config.items() if key not in ("name", "presets", "license")
     }
 
 
@@ -304,8 +309,8 @@ def test_the_smallest_share_leaves_every_class_one_label_and_all_is_all() -> Non
 def test_what_is_measured_is_measured_by_all_labels_and_a_sample_to_learn_from_has_the_labeled_ones_alone() -> (
     None
 ):
-    data = arrays(labels=0.2)
-    measured = list(data.evaluation("train", GRAY))
+    data = arrays(label_fraction=0.2)
+    measured = list(data.build_evaluation_loader("train", GRAY))
     assert all(batch.labeled is None and bool((batch.target >= 0).all()) for batch in measured)
     sampled = torch.cat([batch.index for batch in data.sample("train", GRAY, 1000)])
     assert sampled.tolist() == data.index.labeled_rows.tolist()

@@ -21,7 +21,7 @@ from kd_app.data.pixel_store import (
     hold,
     open_store,
 )
-from kd_app.data.scan import PIXELS, read_scan, scan, choose_typical_size
+from kd_app.data.scan import PIXELS, choose_typical_size, read_scan, scan
 from kd_app.data.source import Listing, Source
 
 CACHES: list[Cache] = ["ram", "disk", "none"]
@@ -37,7 +37,7 @@ class Pictures(Source):
         self.sizes = sizes
         self.channels = channels
 
-    def listing(self) -> Listing:
+    def list_images(self) -> Listing:
         raise NotImplementedError
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
@@ -76,23 +76,23 @@ def test_the_pixels_are_the_same_in_memory_on_disk_and_decoded_anew(
     assert (ram.in_memory, disk.in_memory, none.in_memory) == (True, False, False)
     assert ram.size is disk.size is none.size is None
     for index in range(len(SIZES)):
-        assert same(ram.picture(index), disk.picture(index))
-        assert same(ram.picture(index), none.picture(index))
+        assert same(ram.read_image(index), disk.read_image(index))
+        assert same(ram.read_image(index), none.read_image(index))
 
 
 def test_shorter_sides_are_bounded_and_smaller_images_stay_as_they_are(tmp_path: Path) -> None:
     source = Pictures(sizes=[*SIZES])
     store = open_store(source, scanned(source, tmp_path), "ram").store
-    assert [store.picture(index).shape[:2] for index in range(len(SIZES))] == [
+    assert [store.read_image(index).shape[:2] for index in range(len(SIZES))] == [
         (40, 30),
         (30, 64),
         (7, 9),
         (97, 32),
         (31, 31),
     ]
-    assert same(store.picture(2), np.asarray(source.read(2)))
+    assert same(store.read_image(2), np.asarray(source.read(2)))
     reduced = source.read(3).resize((32, 97), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    assert same(store.picture(3), np.asarray(reduced))
+    assert same(store.read_image(3), np.asarray(reduced))
 
 
 @pytest.mark.parametrize("cache", CACHES)
@@ -104,12 +104,14 @@ def test_images_of_one_size_come_as_one_array_with_bad_ones_between(
     assert opened.size == (9, 6)
     index = np.array([5, 1, 4, 1])
     assert same(
-        opened.array(index),
+        opened.read_batch(index),
         np.stack([np.asarray(source.read(number)) for number in index.tolist()]),
     )
     assert same(
-        np.stack([np.asarray(picture) for picture in ImageSelection(opened, index).pictures()]),
-        opened.array(index),
+        np.stack(
+            [np.asarray(picture) for picture in ImageSelection(opened, index).iterate_images()]
+        ),
+        opened.read_batch(index),
     )
 
 
@@ -117,8 +119,8 @@ def test_a_batch_can_be_written_to_without_changing_the_store(tmp_path: Path) ->
     source = Pictures(sizes=[(4, 4)] * 3)
     for cache in CACHES:
         store = open_store(source, scanned(source, tmp_path), cache).store
-        store.array(np.array([0, 1]))[:] = 7
-        assert same(store.picture(0), np.asarray(source.read(0)))
+        store.read_batch(np.array([0, 1]))[:] = 7
+        assert same(store.read_image(0), np.asarray(source.read(0)))
 
 
 def test_a_scan_records_bad_images_sizes_and_progress(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_pixels_that_take_more_than_half_of_the_free_disk_are_not_kept_and_a_not
         assert (folder / PIXELS).exists() is kept
         opened = open_store(source, folder, "disk")
         assert bool(opened.notes) is not kept
-        assert same(opened.store.picture(3), np.asarray(source.read(3)))
+        assert same(opened.store.read_image(3), np.asarray(source.read(3)))
     assert "data.cache=disk" in opened.notes[0]
     assert "decodes" in opened.notes[0]
 
@@ -177,7 +179,9 @@ def test_pixels_that_take_more_than_a_quarter_of_the_memory_are_mapped_and_a_not
     source = Pictures(sizes=[(10, 10)] * 4)
     folder = scanned(source, tmp_path)
     for available, in_memory in ((4800, True), (4799, False)):
-        monkeypatch.setattr(pixel_store, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(
+            pixel_store, "read_available_memory", lambda available=available: available
+        )
         opened = open_store(source, folder, "ram")
         assert opened.store.in_memory is in_memory
         assert bool(opened.notes) is not in_memory
@@ -195,7 +199,7 @@ def test_a_pickled_store_reads_the_same_and_holds_no_pixels(tmp_path: Path, cach
     store = open_store(source, folder, cache).store
     text = pickle.dumps(store)
     assert len(text) < 20_000
-    assert same(pickle.loads(text).picture(7), store.picture(7))
+    assert same(pickle.loads(text).read_image(7), store.read_image(7))
     assert copy.deepcopy(store) is store
 
 
@@ -206,8 +210,8 @@ def test_a_store_of_a_sources_array_reads_and_pickles(tmp_path: Path) -> None:
     assert store.in_memory
     for made in (store, pickle.loads(pickle.dumps(store))):
         assert made.size == (4, 6)
-        assert same(made.array(np.array([4, 0])), pixels[[4, 0]].permute(0, 2, 3, 1).numpy())
-        assert same(made.picture(2), pixels[2].permute(1, 2, 0).numpy())
+        assert same(made.read_batch(np.array([4, 0])), pixels[[4, 0]].permute(0, 2, 3, 1).numpy())
+        assert same(made.read_image(2), pixels[2].permute(1, 2, 0).numpy())
 
 
 def test_a_scan_folder_says_what_it_holds(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
         image_size=None,
         split=SplitRatios(validation=0.1, test=0.2),
         views=None,
-        labels=None,
+        label_fraction=None,
         unlabeled=None,
         mix=None,
         augment=None,
@@ -131,7 +131,7 @@ def test_a_resumed_run_goes_on_with_exactly_the_batches_it_has_not_seen(
 def test_a_trainer_validates_every_image_once_an_epoch() -> None:
     data = digits()
     model = trained(Recorder(Path("unused") / "c.ckpt"), data, num_sanity_val_steps=0)
-    assert model.validated == data.rows("validation").tolist() * 3
+    assert model.validated == data.list_rows("validation").tolist() * 3
 
 
 def test_overfitting_shows_the_same_few_images_in_each_epoch() -> None:

@@ -40,7 +40,7 @@ def shade(found: TimmReader, index: int) -> int:
 
 def test_a_folder_is_read_as_timm_reads_it(tmp_path: Path) -> None:
     found = source(photos(tmp_path, ["class10/1.png", "class9/10.png", "class9/9.png"]))
-    listing = found.listing()
+    listing = found.list_images()
     assert listing.classes == ("class9", "class10")  # timm orders names naturally
     assert listing.files == ("class9/9.png", "class9/10.png", "class10/1.png")
     assert listing.target.tolist() == [0, 0, 1]
@@ -58,7 +58,7 @@ def test_ready_splits_are_folders_and_their_classes_go_by_name(tmp_path: Path) -
         "val/c/1.png",
         "test/c/1.png",
     ]
-    listing = source(photos(tmp_path, names)).listing()
+    listing = source(photos(tmp_path, names)).list_images()
     rows = zip(listing.files, listing.split, listing.target.tolist(), strict=True)
     assert {(file, split, listing.classes[number]) for file, split, number in rows} == {
         ("train/a/1.png", "train", "a"),
@@ -72,16 +72,16 @@ def test_ready_splits_are_folders_and_their_classes_go_by_name(tmp_path: Path) -
 
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="lacks: z"):
-        source(photos(tmp_path, ["train/a/1.png", "train/b/1.png", "test/z/1.png"])).listing()
+        source(photos(tmp_path, ["train/a/1.png", "train/b/1.png", "test/z/1.png"])).list_images()
 
 
 def test_the_fingerprint_survives_a_move_and_sees_a_byte(tmp_path: Path) -> None:
     photos(tmp_path / "x", ["a/1.png", "b/1.png"])
     shutil.copytree(tmp_path / "x", tmp_path / "y")
-    before = source(tmp_path / "x").listing().fingerprint
-    assert source(tmp_path / "y").listing().fingerprint == before
+    before = source(tmp_path / "x").list_images().fingerprint
+    assert source(tmp_path / "y").list_images().fingerprint == before
     Image.new("L", (3, 2), 99).save(tmp_path / "y" / "a" / "1.png")
-    assert source(tmp_path / "y").listing().fingerprint != before
+    assert source(tmp_path / "y").list_images().fingerprint != before
 
 
 def tar(tmp_path: Path, count: int) -> Path:
@@ -93,7 +93,7 @@ def tar(tmp_path: Path, count: int) -> Path:
 
 
 def _shades(found: TimmReader) -> list[int]:
-    return [shade(found, index) for index in range(len(found.listing().files))]
+    return [shade(found, index) for index in range(len(found.list_images().files))]
 
 
 @pytest.mark.filterwarnings(
@@ -102,7 +102,7 @@ def _shades(found: TimmReader) -> list[int]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_tar_is_read_by_threads_and_by_forked_processes_at_once(tmp_path: Path) -> None:
     found = source(tar(tmp_path, 20))
-    assert found.listing().classes == ("a", "b")
+    assert found.list_images().classes == ("a", "b")
     expected = list(range(40))
     assert _shades(found) == expected
     with ThreadPoolExecutor(4) as pool:
@@ -113,7 +113,7 @@ def test_a_tar_is_read_by_threads_and_by_forked_processes_at_once(tmp_path: Path
 
 def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
     found = source(photos(tmp_path, ["a/1.png", "b/1.png"]))
-    found.listing()
+    found.list_images()
     again = pickle.loads(pickle.dumps(found))
     assert shade(again, 1) == 1
 
@@ -137,16 +137,16 @@ def test_a_bad_image_is_told_by_its_name(tmp_path: Path) -> None:
 )
 def test_what_can_not_be_read_is_a_wrong_request(tmp_path: Path, reader: str, said: str) -> None:
     with pytest.raises(RequestError, match=said):
-        source(tmp_path, reader).listing()
+        source(tmp_path, reader).list_images()
 
 
 def test_a_missing_root_and_a_single_class_are_wrong_requests(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="There is no"):
-        source(tmp_path / "none").listing()
+        source(tmp_path / "none").list_images()
     with pytest.raises(RequestError, match=r"data\.root is not set"):
-        source(None).listing()
+        source(None).list_images()
     with pytest.raises(RequestError, match="single class, 'a'"):
-        source(photos(tmp_path, ["a/1.png"])).listing()
+        source(photos(tmp_path, ["a/1.png"])).list_images()
 
 
 class Stream:
@@ -179,7 +179,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, **streams: Stream) -> None:
 def test_a_stream_is_held_whole_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, train=Stream(5), valid=Stream(2))
     found = source(None, "tfds/pets", channels=3)
-    listing = found.listing()
+    listing = found.list_images()
     assert listing.split == ("train",) * 5 + ("validation",) * 2
     assert listing.files[6] == "validation/00000001"
     assert [listing.classes[number] for number in listing.target[:3]] == ["cat", "dog", "cat"]
@@ -189,9 +189,9 @@ def test_a_stream_is_held_whole_on_every_rank(monkeypatch: pytest.MonkeyPatch) -
         (1, 0, 0),
     ]
     assert pickle.loads(pickle.dumps(found)).read(4).size == (3, 2)
-    assert source(None, "tfds/pets", channels=3).listing().fingerprint == listing.fingerprint
+    assert source(None, "tfds/pets", channels=3).list_images().fingerprint == listing.fingerprint
     offer(monkeypatch, train=Stream(5), valid=Stream(3))
-    assert source(None, "tfds/pets", channels=3).listing().fingerprint != listing.fingerprint
+    assert source(None, "tfds/pets", channels=3).list_images().fingerprint != listing.fingerprint
 
 
 def test_a_stream_without_train_or_with_several_labels_an_image_is_refused(
@@ -199,17 +199,17 @@ def test_a_stream_without_train_or_with_several_labels_an_image_is_refused(
 ) -> None:
     offer(monkeypatch, test=Stream(5))
     with pytest.raises(RequestError, match=r"no train split .*Unknown split 'train'"):
-        source(None, "tfds/pets").listing()
+        source(None, "tfds/pets").list_images()
     offer(monkeypatch, train=Stream(5, targets=([0, 1], [1])))
     with pytest.raises(RequestError, match=r"label \[0, 1\].*one class number"):
-        source(None, "tfds/pets").listing()
+        source(None, "tfds/pets").list_images()
 
 
 def test_a_stream_that_memory_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, train=Stream(5))
     monkeypatch.setattr("kd_app.data.timm_reader._HELD_LIMIT", 100)
     with pytest.raises(RequestError, match="data=folder"):
-        source(None, "tfds/pets").listing()
+        source(None, "tfds/pets").list_images()
 
 
 def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,13 +218,13 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(reader_factory, "create_reader", create_reader)
     with pytest.raises(RequestError, match="tensorflow_datasets"):
-        source(None, "tfds/pets").listing()
+        source(None, "tfds/pets").list_images()
 
 
 def test_classes_without_names_go_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stream, "class_to_idx", {})
     offer(monkeypatch, train=Stream(12, targets=(10, 9, 2)))
-    listing = source(None, "tfds/pets").listing()
+    listing = source(None, "tfds/pets").list_images()
     assert listing.classes == ("2", "9", "10")
     assert listing.target[:3].tolist() == [2, 1, 0]
 
@@ -250,5 +250,5 @@ def test_images_in_memory_are_read_as_files_are(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(reader_factory, "create_reader", lambda name, root, split: Table())
     found = source(None, "hfds/pets")
-    assert found.listing().files[:2] == ("train/00000000-first.png", "train/00000001")
+    assert found.list_images().files[:2] == ("train/00000000-first.png", "train/00000001")
     assert shade(found, 1) == 255

@@ -49,7 +49,7 @@ def test_they_are_trained_on_without_a_label_and_in_no_other_set(
 ) -> None:
     data = served(photos, tmp_path)
     assert data.sizes == {"train": 28, "validation": 4, "test": 8, "unlabeled": 8}
-    names = [data.files[number] for number in data.rows("unlabeled")]
+    names = [data.files[number] for number in data.list_rows("unlabeled")]
     assert names[-1] == "unlabeled/top.png"
     assert names[0] == "unlabeled/class0/001.png"
     batches = list(data.train_dataloader())
@@ -60,13 +60,15 @@ def test_they_are_trained_on_without_a_label_and_in_no_other_set(
         assert torch.equal(batch.target >= 0, batch.labeled)
     assert any(not bool(batch.labeled.all()) for batch in batches if batch.labeled is not None)
     for split in ("train", "validation", "test"):
-        assert all(bool((batch.target >= 0).all()) for batch in data.evaluation(split, COLOR))
+        assert all(
+            bool((batch.target >= 0).all()) for batch in data.build_evaluation_loader(split, COLOR)
+        )
 
 
 def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(
     photos: Path, tmp_path: Path
 ) -> None:
-    data = served(photos, tmp_path, labels=0.5)
+    data = served(photos, tmp_path, label_fraction=0.5)
     data.bind(COLOR, order_seed=0, labeled_only=True)
     batches = list(data.train_dataloader())
     assert len(batches) == 36 // 8
@@ -86,8 +88,8 @@ def test_the_split_of_the_labeled_images_is_as_it_was_and_the_data_are_others(
     (tmp_path / "without").mkdir()
     data, without = served(photos, tmp_path), served(photos, tmp_path / "without", unlabeled=None)
     for split in ("train", "validation", "test"):
-        assert np.array_equal(data.rows(split), without.rows(split))
-    assert data.pixel_statistics() == without.pixel_statistics()
+        assert np.array_equal(data.list_rows(split), without.list_rows(split))
+    assert data.compute_pixel_statistics() == without.compute_pixel_statistics()
     assert data.fingerprint != without.fingerprint
     data.write_split(tmp_path / "split.csv")
     rows = (tmp_path / "split.csv").read_text(encoding="utf-8").splitlines()

@@ -14,9 +14,9 @@ from PIL import Image
 
 from kd_app.config import InputSpec, RequestError
 from kd_app.data.views import (
+    CenterCropView,
     CropFlip,
     ImageView,
-    CenterCropView,
     ResizedCrop,
     View,
     compute_image_keys,
@@ -36,10 +36,10 @@ class Pictures:
         sizes = {item.shape[:2] for item in self.items}
         return next(iter(sizes)) if len(sizes) == 1 else None
 
-    def array(self) -> Array:
+    def to_array(self) -> Array:
         return np.stack(self.items)
 
-    def pictures(self) -> Iterator[Image.Image]:
+    def iterate_images(self) -> Iterator[Image.Image]:
         for item in self.items:
             yield Image.fromarray(item if item.shape[2] == 3 else item[:, :, 0])
 
@@ -183,7 +183,7 @@ class Brightened(ImageView):
     def __init__(self, *, most: int) -> None:
         self.most = most
 
-    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
+    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         more = int(torch.randint(self.most, ())) + random.randrange(self.most)
         return image.resize((pixels.width, pixels.height)).point(lambda value: value + more)
 
@@ -200,7 +200,7 @@ class Unchanged(ImageView):
     def __init__(self) -> None:
         pass
 
-    def image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
+    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
         return image
 
 

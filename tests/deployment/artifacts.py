@@ -13,7 +13,7 @@ class Opened:
     def __init__(self, filled: int) -> None:
         self.filled = np.ones(filled, dtype=np.uint8)
 
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         assert images.shape == (2, 3, 4, 5)
         return np.zeros((len(images), 2), dtype=np.float32)
 

@@ -26,7 +26,7 @@ from kd_app.data.normalize import normalize
 from kd_app.data.pixel_store import ImageSelection, hold
 from kd_app.data.views import CenterCropView, compute_image_keys
 from kd_app.deployment.artifact import open_artifact
-from kd_app.deployment.export import measure_difference, export
+from kd_app.deployment.export import export, measure_difference
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file
@@ -44,11 +44,11 @@ sys.meta_path.insert(0, Only())
 import numpy as np
 from pathlib import Path
 from PIL import Image
-from kd_app.deployment.artifact import open_artefact
-opened = open_artefact(Path(sys.argv[1]), threads=1)
+from kd_app.deployment.artifact import open_artifact
+opened = open_artifact(Path(sys.argv[1]), threads=1)
 images = np.load(sys.argv[2])
-picture = opened.picture(Image.open(sys.argv[3]))
-np.savez(sys.argv[4], logits=opened.logits(images), picture=picture)
+picture = opened.prepare_image(Image.open(sys.argv[3]))
+np.savez(sys.argv[4], logits=opened.infer_logits(images), picture=picture)
 assert not {"torch", "pydantic", "hydra"} & set(sys.modules)
 """
 
@@ -87,14 +87,14 @@ def test_batches_of_any_size_give_the_same_logits(
     opened = open_artifact(exported)
     assert opened.classes == CLASSES
     np.testing.assert_allclose(
-        np.concatenate([opened.logits(images[:1]), opened.logits(images[1:])]),
-        opened.logits(images),
+        np.concatenate([opened.infer_logits(images[:1]), opened.infer_logits(images[1:])]),
+        opened.infer_logits(images),
         atol=1e-5,
     )
 
 
 def test_a_gray_picture_is_shown_to_a_color_model_in_gray(exported: Path) -> None:
-    picture = open_artifact(exported).picture(Image.new("L", (16, 16), 77))
+    picture = open_artifact(exported).prepare_image(Image.new("L", (16, 16), 77))
     assert picture.shape == (3, 16, 16)
     assert (picture == 77).all()
 
@@ -140,7 +140,7 @@ def test_the_difference_to_another_model_is_seen(
 )
 def test_images_of_another_shape_or_type_are_refused(exported: Path, wrong: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"takes uint8 images of shape \(batch, 3, 16, 16\), got"):
-        open_artifact(exported).logits(wrong)
+        open_artifact(exported).infer_logits(wrong)
 
 
 def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -311,4 +311,4 @@ def test_openvino_reads_the_file_and_gives_the_same_logits(
         str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     found = compiled([images])[0]
-    np.testing.assert_allclose(found, open_artifact(exported).logits(images), atol=1e-4)
+    np.testing.assert_allclose(found, open_artifact(exported).infer_logits(images), atol=1e-4)

@@ -30,10 +30,10 @@ class Table:
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self.table = logits
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(self.table[images[:, 0, 0, 0]])
 
-    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         return np.asarray(image)[None]
 
 

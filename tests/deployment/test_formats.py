@@ -49,8 +49,8 @@ def test_an_int8_file_answers_nearly_as_the_float_one_with_weights_of_seven_bits
     quantized: Path, exported: Path, images: NDArray[np.uint8]
 ) -> None:
     expected, found = (
-        open_artifact(exported).logits(images),
-        open_artifact(quantized).logits(images),
+        open_artifact(exported).infer_logits(images),
+        open_artifact(quantized).infer_logits(images),
     )
     assert 0 < np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
     told = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"][
@@ -123,11 +123,11 @@ def test_a_program_of_torch_loads_without_kd_app_and_is_opened_here_by_the_proce
     file = export(net, Program(tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
     loaded = torch.export.load(file).module()
     np.testing.assert_allclose(
-        open_artifact(file).logits(images[:3]),
+        open_artifact(file).infer_logits(images[:3]),
         loaded(torch.from_numpy(images[:3])).detach().numpy(),
         atol=1e-5,
     )
-    assert open_artifact(file).logits(images[:1]).shape == (1, len(CLASSES))
+    assert open_artifact(file).infer_logits(images[:1]).shape == (1, len(CLASSES))
     monkeypatch.setattr(torch_file, "_WRITTEN", set())  # as in any other process
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match="is not opened: loading one runs what it holds"):
@@ -156,10 +156,10 @@ def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
         images=images,
         **ABOUT,
     )
-    expected = open_artifact(exported).logits(images)
+    expected = open_artifact(exported).infer_logits(images)
     for threads in (None, 1):
         np.testing.assert_allclose(
-            open_artifact(plain, threads=threads).logits(images[:7]), expected[:7], atol=1e-4
+            open_artifact(plain, threads=threads).infer_logits(images[:7]), expected[:7], atol=1e-4
         )
     (tmp_path / "int8").mkdir()
     small = export(
@@ -172,7 +172,7 @@ def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
     )
     assert (
         0
-        < np.abs(open_artifact(small).logits(images) - expected).max()
+        < np.abs(open_artifact(small).infer_logits(images) - expected).max()
         < 0.3 * np.abs(expected).max()
     )
     assert small.stat().st_size < plain.stat().st_size / 2

@@ -13,9 +13,9 @@ from kd_app.config import RequestError
 from kd_app.deployment.timing import (
     Benchmark,
     Timing,
-    time_interleaved,
     compute_median_ratio,
     select_nearest_rank,
+    time_interleaved,
 )
 
 IMAGES = np.arange(3 * 2 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
@@ -34,7 +34,7 @@ class Slept:
         self.seen: list[NDArray[np.uint8]] = []
         self.threads: set[int] = set()
 
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         self.diary.append(self.name)
         self.seen.append(images)
         self.threads.add(torch.get_num_threads())
@@ -102,7 +102,7 @@ def test_a_machine_that_drifts_leaves_the_ratios_alone() -> None:
         Timing(seconds * drift[:, None] * np.ones((12, 3)), 1 / (seconds * drift), 1, 1.0)
         for seconds in (0.5, 0.1)
     )
-    for found in (fast.times_faster(slow, 0.95), fast.times_cheaper(slow, 0.95)):
+    for found in (fast.compute_speedup(slow, 0.95), fast.compute_throughput_ratio(slow, 0.95)):
         assert (found.value, found.low, found.high) == pytest.approx((5, 5, 5))
 
 
@@ -116,9 +116,9 @@ def test_latency_and_throughput_are_those_of_known_models() -> None:
     assert slow.latency_ms["p50"] <= slow.latency_ms["p95"] <= slow.latency_ms["p99"]
     assert slow.latency_ms["calls"] == slow.latency.size >= 6
     assert 4 / 0.04 < slow.images_per_second <= 4 / 0.01
-    assert 2 < fast.times_faster(slow, 0.95).value < 6
-    assert 2 < fast.times_cheaper(slow, 0.95).value < 6
-    assert slow.told()["batch_size"] == 4
+    assert 2 < fast.compute_speedup(slow, 0.95).value < 6
+    assert 2 < fast.compute_throughput_ratio(slow, 0.95).value < 6
+    assert slow.to_record()["batch_size"] == 4
 
 
 def test_the_batch_with_the_most_images_a_second_is_taken() -> None:

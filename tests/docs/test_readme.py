@@ -25,7 +25,7 @@ QUICK = {
     "kd-distill": ("logger=[csv]", "debug=fdr", "data.batch_size=16"),
     "kd-check": ("check.seconds=0.1", "data.batch_size=16"),
     "kd-compress": ("alternative=null",),
-    "kd-export": ("clock.seconds=0.05", "clock.rounds=6"),
+    "kd-export": ("benchmark.seconds=0.05", "benchmark.rounds=6"),
 }
 """What makes a command quick, in addition to its own overrides."""
 

@@ -65,7 +65,7 @@ def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: P
     from kd_app.tracking import Tracker
     from kd_app.training import fit
 
-    train, tell = fit._run, Tracker._each
+    train, tell = fit._run, Tracker._call_each
     seconds: dict[str, list[float]] = {"trainings": [], "calls": []}
     begun: list[float] = []
 
@@ -83,7 +83,7 @@ def _timed(words: list[str], log: Path, environment: Mapping[str, str], times: P
         if begun:
             seconds["calls"].append(time.perf_counter() - start)
 
-    with patch.object(fit, "_run", timed_train), patch.object(Tracker, "_each", timed_tell):
+    with patch.object(fit, "_run", timed_train), patch.object(Tracker, "_call_each", timed_tell):
         _followed(words, log, environment, kills=False)
 
 

@@ -12,9 +12,9 @@ from tests.commands.conftest import _cwd, made
 __all__ = ["_cwd", "made"]
 
 QUICK = (
-    "clock.seconds=0.02",
-    "clock.rounds=6",
-    "clock.batch_sizes=[1,4]",
+    "benchmark.seconds=0.02",
+    "benchmark.rounds=6",
+    "benchmark.batch_sizes=[1,4]",
     "calibration_images=8",
     "compared_images=8",
 )

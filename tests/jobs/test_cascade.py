@@ -159,7 +159,7 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
         command="kd-predict",
     )
     labels = pd.read_csv(tmp_path / "labels.csv")
-    logits = [open_artifact(each).logits(images[:, None]) for each in weak_and_good]
+    logits = [open_artifact(each).infer_logits(images[:, None]) for each in weak_and_good]
     sent = (
         compute_confidence(logits[0], found["measure"], found["stages"][0]["temperature"])
         < found["thresholds"][0]
@@ -174,7 +174,7 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
         ALONE.partition("opened = ")[0]
         + "from kd_app.deployment.cascade import Cascade\nimages = [Image.open(each) for each in"
         " sorted(Path(sys.argv[2]).iterdir())]\nlabel, probability, stage ="
-        " Cascade.load(Path(sys.argv[1]), open_artefact).predict(images)\nnp.savez(sys.argv[3],"
+        " Cascade.load(Path(sys.argv[1]), open_artifact).predict(images)\nnp.savez(sys.argv[3],"
         " label=label, probability=probability, stage=stage)\n"
     )
     alone = [str(out / "cascade.json"), str(tmp_path / "photos"), str(tmp_path / "alone.npz")]

@@ -230,7 +230,7 @@ def test_a_pruned_student_is_exported_in_int8_for_both_runtimes(
 
 
 def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path) -> None:
-    answers = workspace.Workspace.predictions
+    answers = workspace.Workspace.load_predictions
 
     def spoiled(self: workspace.Workspace, member: workspace.RunModel, split: str) -> object:
         found = answers(self, member, split)
@@ -248,7 +248,7 @@ def test_a_step_that_loses_too_much_stops_and_the_step_before_is_kept(made: Path
         "out=lost",
         f"stages={made / 'stages'}",
     )
-    with patch.object(workspace.Workspace, "predictions", spoiled):
+    with patch.object(workspace.Workspace, "load_predictions", spoiled):
         ended = call(*words, command="kd-compress")
     assert ended.code == 1
     assert "The step prune lost" in paragraph(ended.err)

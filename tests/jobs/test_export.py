@@ -78,7 +78,7 @@ def test_the_figures_are_those_of_the_file(made: Path, both: tuple[Path, str]) -
     assert told["test"]["num_images"] == len(kept.target)
     assert told["test"]["top1"] == float((kept.logits.argmax(axis=1) == kept.target).mean())
     opened = open_artifact(both[0] / "model_int8.onnx")
-    assert opened.logits(
+    assert opened.infer_logits(
         np.zeros((3, opened.pixels.channels, opened.pixels.height, opened.pixels.width), np.uint8)
     ).shape == (3, 10)
 

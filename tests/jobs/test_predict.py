@@ -48,7 +48,9 @@ def test_every_image_has_its_best_classes_in_the_order_of_names(
     ]
     assert list(table["file"]) == ["2.png", "b/1.png", "b/3.jpg"]
     opened = open_artifact(model)
-    logits = opened.logits(opened.picture(Image.open(photos / "2.png"))[None])[0].astype(float)
+    logits = opened.infer_logits(opened.prepare_image(Image.open(photos / "2.png"))[None])[
+        0
+    ].astype(float)
     order = np.argsort(-logits)
     assert [table[column][0] for column in ("label", "label_2", "label_3")] == [
         opened.classes[each] for each in order[:3]

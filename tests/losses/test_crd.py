@@ -57,7 +57,7 @@ def test_negatives_are_images_of_other_classes_and_of_those_all() -> None:
         IMAGES, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     rows = torch.arange(IMAGES)
-    drawn = term._others(seen, rows, torch.ones(IMAGES, dtype=torch.bool))
+    drawn = term._draw_negatives(seen, rows, torch.ones(IMAGES, dtype=torch.bool))
     for row in range(IMAGES):
         assert set(drawn[row].tolist()) == {
             other for other in range(IMAGES) if seen.target[other] != seen.target[row]
@@ -67,7 +67,7 @@ def test_negatives_are_images_of_other_classes_and_of_those_all() -> None:
 def test_where_all_images_are_of_one_class_all_are_negatives() -> None:
     term = built()
     term.classes.zero_()
-    drawn = term._others(
+    drawn = term._draw_negatives(
         of([100, 102], [0, 0]), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool)
     )
     assert drawn.min() >= 0

@@ -127,7 +127,7 @@ def test_wttm_counts_an_image_more_the_less_sure_the_teacher_is() -> None:
 def test_the_temperature_of_ctkd_climbs_where_the_student_descends() -> None:
     term = make("ctkd", rise=0.5).double()
     for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
-        assert term.strength.factor(progress) == pytest.approx(share)
+        assert term.strength.compute_factor(progress) == pytest.approx(share)
         found = term(logits(STUDENT), logits(TEACHER), replace(labels(6, 5), progress=progress))
         reversed_ = gradient(found, term.theta)
         step = 1e-6

@@ -6,11 +6,11 @@ from scipy.stats import binomtest
 
 from kd_app.metrics.intervals import (
     bootstrap,
-    find_class_starts,
     compute_percentile_interval,
     compute_recalls,
-    reflect_interval,
     compute_wilson_interval,
+    find_class_starts,
+    reflect_interval,
 )
 
 

@@ -13,9 +13,9 @@ from sklearn.metrics import (
 
 from kd_app.metrics.pair_metrics import find_flips
 from kd_app.metrics.per_class import (
+    compute_f1_by_class,
     count_classes,
     count_confusions,
-    compute_f1_by_class,
     share_by_class,
 )
 from kd_app.metrics.record import Predictions

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
-from kd_app.metrics.seeds import SeedDifference, corrected, summarize_seeds, compare_by_seed
+from kd_app.metrics.seeds import (
+    SeedDifference,
+    compare_by_seed,
+    correct_for_multiplicity,
+    summarize_seeds,
+)
 
 THREE = {0: 0.91, 1: 0.93, 2: 0.95}
 
@@ -52,13 +57,13 @@ def difference(p: float | None) -> SeedDifference:
 
 
 def test_many_differences_are_corrected_by_holms_steps() -> None:
-    found = corrected([difference(p) for p in (0.03, 0.01, 0.02, 0.5)])
+    found = correct_for_multiplicity([difference(p) for p in (0.03, 0.01, 0.02, 0.5)])
     assert [each.corrected for each in found] == pytest.approx([0.06, 0.04, 0.06, 0.5])
     assert {each.compared for each in found} == {4}
     assert [each.p for each in found] == [0.03, 0.01, 0.02, 0.5]
 
 
 def test_a_difference_without_a_test_counts_among_those_that_were_looked_at() -> None:
-    found = corrected([difference(0.02), difference(None)])
+    found = correct_for_multiplicity([difference(0.02), difference(None)])
     assert (found[0].corrected, found[1].corrected) == (0.04, None)
-    assert corrected([]) == []
+    assert correct_for_multiplicity([]) == []

@@ -11,10 +11,10 @@ from kd_app.metrics.paired import (
     compute_exact_p,
     compute_mcnemar_p,
     compute_paired_interval,
-    score,
     is_shown_above,
+    score,
 )
-from kd_app.metrics.verdict import Judged, Judgment, VerdictTally, VerdictRule
+from kd_app.metrics.verdict import Judged, Judgment, VerdictRule, VerdictTally
 from tests.metrics.records import to_records
 
 
@@ -168,13 +168,13 @@ def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_references_is_no_
     None
 ):
     tally = VerdictTally(*np.array([[2000, 2000], [1960, 1300], [1300, 1960], [660, 0], [0, 660]]))
-    found = VerdictRule(metric="worst_class", margin=0.05, confidence=0.95).of(tally)
+    found = VerdictRule(metric="worst_class", margin=0.05, confidence=0.95).judge_tally(tally)
     assert (found.outcome, found.difference) == ("kept", 0)
 
 
 def test_classes_without_images_are_left_out() -> None:
     right = np.array([True, False, True, True])
-    found = VerdictTally.of(right, ~right, np.array([4, 4, 1, 1]))
+    found = VerdictTally.count(right, ~right, np.array([4, 4, 1, 1]))
     assert [each.tolist() for each in vars(found).values()] == [
         [2, 2],
         [2, 1],

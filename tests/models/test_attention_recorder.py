@@ -64,7 +64,7 @@ def test_the_weights_times_the_values_are_what_the_block_goes_on_with(made: Any)
         lambda _, arguments: mixed.append(arguments[0])
     )
     (attention,) = Taps(net, frozenset({"attention"}))(torch.randn(2, 3, 32, 32)).attention
-    weights = attention.weights()
+    weights = attention.compute_weights()
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones_like(weights[..., 0]))
     torch.testing.assert_close((weights @ attention.value).transpose(1, 2).flatten(2), mixed[-1])
 
@@ -73,7 +73,7 @@ def test_a_scale_of_the_model_s_own_is_in_the_query() -> None:
     query, key, value = torch.randn(3, 1, 2, 4, 8).unbind(0)
     with Attended() as seen:
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.7)
-    torch.testing.assert_close(seen.calls[0].weights() @ value, out)
+    torch.testing.assert_close(seen.calls[0].compute_weights() @ value, out)
 
 
 def test_only_the_wanted_calls_are_kept() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError
 from kd_app.models.class_map import ClassMap, KnownClasses, Mapped, SummedClasses
-from kd_app.models.composite import By, RuntimeModel, EnsembleModel, find_known_classes
+from kd_app.models.composite import By, EnsembleModel, RuntimeModel, find_known_classes
 from kd_app.models.spec import WeightsSource
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
@@ -134,7 +134,7 @@ class File:
     classes: tuple[str, ...] = ("a", "b")
     pixels: InputSpec = PIXELS
 
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         return images.reshape(len(images), -1)[:, :2].astype(np.float32)
 
 
@@ -166,7 +166,7 @@ def written(folder: Path, *rows: str, head: str = "teacher,class") -> ClassMap:
 
 def test_a_row_names_a_class_or_its_number(tmp_path: Path) -> None:
     known = KnownClasses(4, ("cat", "dog", "car", "3"))
-    assert written(tmp_path, "cat,animal", "1,animal", "3,thing", "car,thing").rows(
+    assert written(tmp_path, "cat,animal", "1,animal", "3,thing", "car,thing").map_rows(
         ["thing", "animal"], known
     ) == [[2, 3], [0, 1]]
 
@@ -184,7 +184,9 @@ def test_a_row_that_names_nothing_is_refused_with_its_line(
     rows: list[str], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match=said):
-        written(tmp_path, *rows).rows(["animal", "thing"], KnownClasses(3, ("cat", "dog", "car")))
+        written(tmp_path, *rows).map_rows(
+            ["animal", "thing"], KnownClasses(3, ("cat", "dog", "car"))
+        )
 
 
 def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import timm
 from kd_app.config import RequestError
 from kd_app.data.digits import Digits
 from kd_app.data.fashion_mnist import FashionMNIST
-from kd_app.models.license import POLICY, LicenseClaim, Licenses, Policy, licenses
+from kd_app.models.license import POLICY, LicenseClaim, Licenses, Policy, resolve_licenses
 
 OURS = Policy()
 
@@ -18,7 +18,7 @@ def run(
     teacher: str | None, start: str | None = "none", data: str | None = "mit", **more: Any
 ) -> Licenses:
     """A run whose parts say these licenses; a teacher of '' is none."""
-    return licenses(
+    return resolve_licenses(
         teacher=(
             LicenseClaim("the teacher's weights (big)", "teacher.license", teacher)
             if teacher != ""
@@ -35,11 +35,14 @@ def run(
 def test_every_license_that_timm_names_is_known_to_the_policy() -> None:
     named = {timm.get_pretrained_cfg(name).license for name in timm.list_pretrained()}  # type: ignore[union-attr]
     assert len(named) > 10
-    assert {name for name in named if not OURS.has_entry(OURS.named(name))} == set()
+    assert {name for name in named if not OURS.has_entry(OURS.normalize_name(name))} == set()
 
 
 def test_the_data_that_come_with_us_are_under_licenses_that_the_policy_knows() -> None:
-    assert [OURS.named(source.license) for source in (Digits, FashionMNIST)] == ["cc-by-4.0", "mit"]
+    assert [OURS.normalize_name(source.license) for source in (Digits, FashionMNIST)] == [
+        "cc-by-4.0",
+        "mit",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_the_data_that_come_with_us_are_under_licenses_that_the_policy_knows() -
     ],
 )
 def test_spellings_come_to_one_name(written: str | None, name: str) -> None:
-    assert OURS.named(written) == name
+    assert OURS.normalize_name(written) == name
 
 
 @pytest.mark.parametrize(
@@ -89,14 +92,14 @@ def test_the_strictest_license_is_that_of_what_ships(
 
 def test_a_trained_teacher_and_a_control_are_under_what_they_are_made_from() -> None:
     found = run("cc-by-nc-4.0", "apache-2.0", "cc-by-sa-4.0")
-    assert found.trained("teacher", taught=False) == "cc-by-nc-4.0"
-    assert found.trained("labels_only", taught=False) == "cc-by-sa-4.0"
+    assert found.resolve_trained_license("teacher", taught=False) == "cc-by-nc-4.0"
+    assert found.resolve_trained_license("labels_only", taught=False) == "cc-by-sa-4.0"
     assert (
-        found.trained("other_family", taught=False, start="FAIR noncommercial")
+        found.resolve_trained_license("other_family", taught=False, start="FAIR noncommercial")
         == "fair-noncommercial-research-license"
     )
-    assert found.trained("shuffled_teacher", taught=True) == "cc-by-nc-4.0"
-    assert found.trained("student", taught=True) == found.ships == "cc-by-nc-4.0"
+    assert found.resolve_trained_license("shuffled_teacher", taught=True) == "cc-by-nc-4.0"
+    assert found.resolve_trained_license("student", taught=True) == found.ships == "cc-by-nc-4.0"
 
 
 @pytest.mark.parametrize(
@@ -168,12 +171,15 @@ def test_notices_that_have_to_be_kept_are_listed() -> None:
 
 
 def test_a_setting_says_what_the_source_does_not_and_never_contradicts_it() -> None:
-    assert LicenseClaim("the data", "data.license", None, "CC BY 4.0").license(OURS) == "cc-by-4.0"
-    assert LicenseClaim("the data", "data.license", "MIT", "mit").license(OURS) == "mit"
+    assert (
+        LicenseClaim("the data", "data.license", None, "CC BY 4.0").resolve_license(OURS)
+        == "cc-by-4.0"
+    )
+    assert LicenseClaim("the data", "data.license", "MIT", "mit").resolve_license(OURS) == "mit"
     with pytest.raises(
         RequestError, match=r"teacher.license='mit', but the license of the weights is cc-by-nc-4.0"
     ):
-        LicenseClaim("the weights", "teacher.license", "cc-by-nc-4.0", "mit").license(OURS)
+        LicenseClaim("the weights", "teacher.license", "cc-by-nc-4.0", "mit").resolve_license(OURS)
 
 
 def test_a_license_that_nobody_knows_is_not_accepted() -> None:

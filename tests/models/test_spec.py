@@ -151,18 +151,18 @@ def test_a_folder_of_a_module_that_timm_does_not_know_needs_its_factory(tmp_path
 
 def test_weights_fit_classes_of_the_same_number_and_names(tmp_path: Path) -> None:
     named = request(checkpoint=teacher_folder(tmp_path / "named", classes=("cat", "dog"))).origin
-    assert named.fits(("cat", "dog"))
-    assert not named.fits(("dog", "cat"))
-    assert not named.fits(("cat", "dog", "eel"))
+    assert named.matches_classes(("cat", "dog"))
+    assert not named.matches_classes(("dog", "cat"))
+    assert not named.matches_classes(("cat", "dog", "eel"))
     config = json.loads((tmp_path / "named" / "config.json").read_text())
     del config["label_names"]
     (tmp_path / "named" / "config.json").write_text(json.dumps(config))
-    assert request(checkpoint=tmp_path / "named").origin.fits(("dog", "cat"))
+    assert request(checkpoint=tmp_path / "named").origin.matches_classes(("dog", "cat"))
 
 
 def test_an_imagenet_tag_does_not_fit_other_classes_and_random_weights_fit_none() -> None:
-    assert not request(name="resnet18.a1_in1k").origin.fits(("cat", "dog"))
-    assert not request(name="resnet18").origin.fits(("cat", "dog"))
+    assert not request(name="resnet18.a1_in1k").origin.matches_classes(("cat", "dog"))
+    assert not request(name="resnet18").origin.matches_classes(("cat", "dog"))
 
 
 def test_a_factory_of_ones_own_is_taken_with_its_name() -> None:

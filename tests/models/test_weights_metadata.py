@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kd_app.models.weights_metadata import labels, hash_weights, write_with_metadata
+from kd_app.models.weights_metadata import hash_weights, read_metadata, write_with_metadata
 from kd_app.stages import hash_file
 
 STATE = {
@@ -33,8 +33,8 @@ def test_a_labeled_file_holds_the_same_weights_under_the_same_hash(
     for file, license in ((labeled, "cc-by-nc-4.0"), (again, "mit")):
         assert hash_weights(file) == hash_weights(plain)
         with safe_open(file, "pt") as opened:
-            assert opened.metadata() == labels(file)
-        assert {**(metadata or {}), "license": license}.items() <= labels(file).items()
+            assert opened.metadata() == read_metadata(file)
+        assert {**(metadata or {}), "license": license}.items() <= read_metadata(file).items()
         assert all(torch.equal(tensor, STATE[name]) for name, tensor in load_file(file).items())
 
 
@@ -53,5 +53,5 @@ def test_other_weights_or_other_labels_of_somebody_elses_have_another_hash(tmp_p
 )
 def test_what_is_no_file_of_weights_says_nothing(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    assert labels(tmp_path / "x.safetensors") == labels(tmp_path / "nowhere") == {}
+    assert read_metadata(tmp_path / "x.safetensors") == read_metadata(tmp_path / "nowhere") == {}
     assert hash_weights(tmp_path / "x.safetensors") == hash_file(tmp_path / "x.safetensors")

@@ -13,7 +13,7 @@ from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.cascade import write_details
 from kd_app.reporting.html.collect import report
-from kd_app.reporting.html.run_section import select_split, run_part
+from kd_app.reporting.html.run_section import run_part, select_split
 from kd_app.reporting.html.sections import build_sections
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import load_run, write_predictions

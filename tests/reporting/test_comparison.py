@@ -103,7 +103,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def about(found: Comparison, word: str) -> str:
-    (sentence,) = [sentence for sentence in found.sentences() if word in sentence]
+    (sentence,) = [sentence for sentence in found.write_sentences() if word in sentence]
     return sentence
 
 
@@ -215,7 +215,7 @@ def test_a_baseline_can_be_named_and_a_wrong_name_is_refused_with_those_there_ar
 
 
 def test_statements_about_methods_and_about_models_are_told_apart() -> None:
-    said = compare(methods()).sentences()
+    said = compare(methods()).write_sentences()
     assert any(
         s.startswith(
             "About methods: loss=[cross_entropy] minus loss=[cross_entropy,soft_target], paired by"
@@ -238,7 +238,7 @@ def test_one_seed_is_called_one_seed() -> None:
     assert "with one seed (3): +21.00 points. That is about two models, not methods." in about(
         found, "labels-only"
     )
-    assert not any("About method" in sentence for sentence in found.sentences())
+    assert not any("About method" in sentence for sentence in found.write_sentences())
 
 
 def test_one_seed_of_two_methods_is_compared_image_by_image_and_said_to_be_about_two_models(
@@ -358,8 +358,8 @@ def test_runs_that_did_not_end_are_left_out_and_counted_and_a_seed_counts_once()
 def test_without_a_finished_run_there_is_nothing_to_compare() -> None:
     found = compare([run(0, 0.9, status="failed")])
     assert (found.methods, found.winner, found.baseline) == ((), None, None)
-    assert found.sentences()[0] == "No run is finished: there is nothing to compare."
-    assert compare([]).sentences() == ["No run is finished: there is nothing to compare."]
+    assert found.write_sentences()[0] == "No run is finished: there is nothing to compare."
+    assert compare([]).write_sentences() == ["No run is finished: there is nothing to compare."]
 
 
 def test_of_very_many_methods_only_those_that_stand_out_are_told_in_words() -> None:
@@ -371,7 +371,7 @@ def test_of_very_many_methods_only_those_that_stand_out_are_told_in_words() -> N
         ]
     )
     assert len(found.methods) == 200
-    assert len(found.sentences()) < 60
+    assert len(found.write_sentences()) < 60
     assert "The other" in about(found, "in the table alone")
 
 

@@ -8,7 +8,7 @@ from kd_app.reporting.tables import build_summary
 from tests.reporting.run_folders import made
 from tests.reporting.test_tables import words
 
-CONTROLS = ("labels_only", "as_long", "smoothed_labels", "shuffled_teacher", "other_family")
+CONTROLS = ("labels_only", "match_wall_time", "smoothed_labels", "shuffled_teacher", "other_family")
 GAIN = (0.02, 0.01, 0.03)
 NONE = (0.002, -0.008, 0.012)
 LITTLE = (0.002, -0.002, 0.006)
@@ -46,7 +46,7 @@ def test_a_gain_over_every_control_recommends_distilling() -> None:
 
 
 def test_what_was_not_asked_is_named() -> None:
-    assert "'controls=[as_long,smoothed_labels,shuffled_teacher]' would show" in advice(
+    assert "'controls=[match_wall_time,smoothed_labels,shuffled_teacher]' would show" in advice(
         labels_only=GAIN
     )
 
@@ -68,10 +68,10 @@ def test_plain_training_is_recommended_where_no_gain_is_shown() -> None:
 
 def test_longer_training_and_softer_labels_are_recommended_where_they_do_as_well() -> None:
     assert "on the labels for as long, without a teacher" in advice(
-        labels_only=GAIN, as_long=NONE, smoothed_labels=GAIN
+        labels_only=GAIN, match_wall_time=NONE, smoothed_labels=GAIN
     )
     assert "with smoothed labels, without a teacher" in advice(
-        labels_only=GAIN, as_long=GAIN, smoothed_labels=NONE
+        labels_only=GAIN, match_wall_time=GAIN, smoothed_labels=NONE
     )
 
 
@@ -99,10 +99,10 @@ def test_no_more_is_claimed_than_one_seed_shows() -> None:
 
 
 def test_what_was_decided_for_a_control_is_told() -> None:
-    found = results(as_long=GAIN, other_family=GAIN)
+    found = results(match_wall_time=GAIN, other_family=GAIN)
     student = found.models["student"]
     found.models |= {
-        "as_long": student.model_copy(update={"decided": {"max_epochs": 57}}),
+        "match_wall_time": student.model_copy(update={"decided": {"max_epochs": 57}}),
         "other_family": student.model_copy(
             update={"name": "wrn_16_1", "decided": {"macs": 220, "student_macs": 100}}
         ),
@@ -122,9 +122,9 @@ def test_without_a_control_nothing_is_said_and_a_control_of_ones_own_is_told_by_
 
 
 def test_the_summary_has_a_row_for_each_control() -> None:
-    found = results(labels_only=GAIN, as_long=NONE)
+    found = results(labels_only=GAIN, match_wall_time=NONE)
     assert found.test is not None
-    found.test.__pydantic_extra__["as_long"] = found.test.student
+    found.test.__pydantic_extra__["match_wall_time"] = found.test.student
     shown = words(build_summary(found))
     assert "as long" in shown
     assert "+0.20 -0.80 to +1.20" in shown

@@ -110,7 +110,7 @@ def test_curves_of_all_stages_are_one_table_empty_where_nothing_was_logged(folde
 def test_what_a_run_has_not_is_said_with_its_status(tmp_path: Path) -> None:
     write(tmp_path / "results.json", made(status="running"))
     run = load_run(tmp_path)
-    for read in (lambda: run.predictions, lambda: run.curves, run.student, run.teacher):
+    for read in (lambda: run.predictions, lambda: run.curves, run.load_student, run.load_teacher):
         with pytest.raises(RequestError, match="its status is 'running'"):
             read()
 
@@ -128,7 +128,7 @@ def test_the_student_is_the_one_that_was_shipped(tmp_path: Path) -> None:
     )
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(load_run(tmp_path).student()(image), shipped(image))
+        torch.testing.assert_close(load_run(tmp_path).load_student()(image), shipped(image))
 
 
 def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> No
         classes=list("abcdefghij"),
         license="apache-2.0",
     )
-    code = f"import kd_app; print(kd_app.load_run({str(tmp_path)!r}).student().num_classes)"
+    code = f"import kd_app; print(kd_app.load_run({str(tmp_path)!r}).load_student().num_classes)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "10\n"
 
@@ -179,7 +179,7 @@ def told(run: Path, *, path: str | None, sha256: str = "ab", source: str = "fold
 
 
 def test_the_teacher_is_the_one_that_the_stage_kept(taught: Path) -> None:
-    teacher = load_run(taught).teacher()
+    teacher = load_run(taught).load_teacher()
     kept = load_file(taught.parent / ".stages" / "teacher-12" / "model" / "model.safetensors")
     assert not teacher.training
     assert teacher.state_dict().keys() == kept.keys()
@@ -190,13 +190,13 @@ def test_a_teacher_that_was_trained_anew_since_is_not_taken_for_the_runs_own(tau
     weights = taught.parent / ".stages" / "teacher-12" / "model" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(RequestError, match="holds other weights now"):
-        load_run(taught).teacher()
+        load_run(taught).load_teacher()
 
 
 def test_a_teacher_whose_stage_is_gone_is_told_with_its_place(taught: Path) -> None:
     shutil.rmtree(taught.parent / ".stages")
     with pytest.raises(RequestError, match=r"teacher-12/model', which is not there"):
-        load_run(taught).teacher()
+        load_run(taught).load_teacher()
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ def test_a_teacher_that_came_by_name_or_from_a_file_is_told_with_its_source(
     (taught.parent / "weights.pth").touch()
     told(taught, path=path and str(taught.parent / path), source=source)
     with pytest.raises(RequestError, match=f"test_resnet came from {source}"):
-        load_run(taught).teacher()
+        load_run(taught).load_teacher()
 
 
 def test_a_run_on_labels_alone_has_no_teacher(tmp_path: Path) -> None:
     write(tmp_path / "results.json", made({"student": 2.0}))
     with pytest.raises(RequestError, match="has no teacher: it was trained on the labels alone"):
-        load_run(tmp_path).teacher()
+        load_run(tmp_path).load_teacher()
 
 
 def test_runs_are_found_in_nested_folders_one_row_each_and_stages_are_none(folder: Path) -> None:

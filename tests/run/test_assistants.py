@@ -49,12 +49,12 @@ def test_each_assistant_learns_from_the_one_before_it(
     assert (first.model.name, second.model.name) == ("resnet14", "resnet8")
     assert first.teacher is not None
     assert second.teacher is not None
-    assert first.teacher.created is teacher.created
+    assert first.teacher.created is teacher.loaded
     assert second.teacher.model is first.model
-    assert (last.role, last.request) == ("teacher", second.model)
+    assert (last.role, last.spec) == ("teacher", second.model)
     assert [job.recipe.seed for job in jobs] == [41, 42]
     assert {len(job.recipe.callbacks) for job in jobs} == {0}
-    assert {*first.recipe.loss} == {*workspace.parts.recipe.loss}
+    assert {*first.recipe.loss} == {*workspace.spec.recipe.loss}
 
 
 def test_without_assistants_the_teacher_itself_teaches(

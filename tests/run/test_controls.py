@@ -18,11 +18,11 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.config.paths import list_choices
-from kd_app.models.spec import ModelSpec, ImageStats
+from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.run.controls import (
+    compute_mean_entropy,
     extract_family,
     label_entropy,
-    compute_mean_entropy,
     select_nearest,
     solve_smoothing,
 )
@@ -50,7 +50,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_control_is_trained_measured_and_told_of(run: Path) -> None:
     found, said = results(run), (run.parent / "said").read_text(encoding="utf-8")
-    assert ALL == ["as_long", "labels_only", "other_family", "shuffled_teacher", "smoothed_labels"]
+    assert ALL == [
+        "match_wall_time",
+        "labels_only",
+        "other_family",
+        "shuffled_teacher",
+        "smoothed_labels",
+    ]
     for split in ("validation", "test"):
         for control in ALL:
             gain = found[split]["student"]["top1"] - found[split][control]["top1"]
@@ -60,7 +66,7 @@ def test_every_control_is_trained_measured_and_told_of(run: Path) -> None:
     made = {each["name"] for each in found["stages"]}
     assert {
         *ALL,
-        "epochs-as_long",
+        "epochs-match_wall_time",
         "answers-teacher-train",
         *(f"answers-{control}-test" for control in ALL),
     } <= made
@@ -96,7 +102,7 @@ def first(run: Path, role: str, value: str) -> float:
 def test_they_share_initial_weights_and_the_order_of_images(run: Path) -> None:
     for control in set(ALL) - {"other_family"}:
         assert starts(run, control) == starts(run, "student")
-    for control in ("labels_only", "as_long", "shuffled_teacher"):
+    for control in ("labels_only", "match_wall_time", "shuffled_teacher"):
         assert first(run, control, "train/cross_entropy") == pytest.approx(
             first(run, "student", "train/cross_entropy"), rel=1e-6
         )
@@ -152,14 +158,14 @@ def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() 
         (["loss.soft_target.temperature=2"], 2.0),
         (["loss=[cross_entropy,nkd]", "loss.nkd.temperature=3"], 3.0),
         (["loss=[cross_entropy,crd]"], 1.0),
-        (["controls.smoothed_labels.entropy_at=5"], 5.0),
+        (["controls.smoothed_labels.label_entropy_temperature=5"], 5.0),
     ],
 )
 def test_labels_are_as_soft_as_the_teacher_at_the_temperature_of_the_students_term(
     words: list[str], temperature: float
 ) -> None:
     spec = build_spec(compose_config("distill", ["controls=[smoothed_labels]", *words]))
-    assert spec.controls["smoothed_labels"].entropy_at == temperature
+    assert spec.controls["smoothed_labels"].label_entropy_temperature == temperature
 
 
 LONG = (
@@ -178,32 +184,34 @@ def test_as_long_trains_the_epochs_that_were_measured_also_after_a_kill(tmp_path
     words = [
         *LONG,
         f"teacher.checkpoint={teacher}",
-        "controls=[as_long]",
+        "controls=[match_wall_time]",
         f"out={tmp_path / 'run'}",
         f"stages={tmp_path / 'stages'}",
     ]
     log = str(tmp_path / "log")
     steps = "kd_app.training.module:Distillation.training_step"
     assert distilled(words, log, (steps, 30)) == -9, "in the middle of measuring"
-    assert not list(tmp_path.glob("stages/as_long-*"))
+    assert not list(tmp_path.glob("stages/match_wall_time-*"))
     assert (
         distilled(words, log, ("kd_app.training.module:Distillation.on_train_epoch_end", 20)) == -9
     ), Path(log).read_text(encoding="utf-8")
-    measured = next(tmp_path.glob("stages/epochs-as_long-*/epochs.json")).read_bytes()
+    measured = next(tmp_path.glob("stages/epochs-match_wall_time-*/epochs.json")).read_bytes()
     assert distilled(words, log) == 0, Path(log).read_text(encoding="utf-8")
-    again = stage(tmp_path / "run", "epochs-as_long")
+    again = stage(tmp_path / "run", "epochs-match_wall_time")
     assert sorted(path.name for path in again.iterdir()) == ["epochs.json", "stage.json"]
     assert (again / "epochs.json").read_bytes() == measured
     decided = json.loads(measured)
     taken = decided["seconds_an_epoch"]
-    assert decided["max_epochs"] == max(2, round(2 * taken["student"] / taken["as_long"])) > 2
+    assert (
+        decided["max_epochs"] == max(2, round(2 * taken["student"] / taken["match_wall_time"])) > 2
+    )
     validated = [
         row["epoch"]
-        for row in read_curves(stage(tmp_path / "run", "as_long") / "curves.jsonl")
+        for row in read_curves(stage(tmp_path / "run", "match_wall_time") / "curves.jsonl")
         if "validation/top1" in row
     ]
     assert validated == list(range(decided["max_epochs"]))
-    assert results(tmp_path / "run")["models"]["as_long"]["decided"] == decided
+    assert results(tmp_path / "run")["models"]["match_wall_time"]["decided"] == decided
 
 
 def test_where_the_teacher_knows_better_than_the_labels_shuffling_it_destroys_the_gain(
@@ -245,12 +253,12 @@ def test_where_the_teacher_knows_better_than_the_labels_shuffling_it_destroys_th
 
 
 WRONG = {
-    "controls=[as_long] +controls.as_long.entropy_at=4 ~controls.as_long.loss.cross_entropy.smoothing": (
+    "controls=[match_wall_time] +controls.match_wall_time.label_entropy_temperature=4 ~controls.match_wall_time.loss.cross_entropy.smoothing": (
         "none of its loss"
     ),
-    "controls=[as_long] controls.as_long.as_long=3": "controls: as_long=3 does not fit",
-    "controls=[smoothed_labels] controls.smoothed_labels.entropy_at=0": (
-        "controls: entropy_at=0 does not fit"
+    "controls=[match_wall_time] controls.match_wall_time.match_wall_time=3": "controls: match_wall_time=3 does not fit",
+    "controls=[smoothed_labels] controls.smoothed_labels.label_entropy_temperature=0": (
+        "controls: label_entropy_temperature=0 does not fit"
     ),
     "controls=[other_family] controls.other_family.student.name=resnet9": (
         "There is no controls.other_family.student model 'resnet9'"

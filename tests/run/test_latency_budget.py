@@ -20,7 +20,7 @@ _LATENCY = {"resnet8": 3.0, "resnet14": 7.0}
 
 def latency(self: LatencyBudget, shop: Workspace) -> dict[str, float]:
     """As known as a test needs it."""
-    return {"p50": 1.0, "p95": _LATENCY[shop.parts.student.name], "p99": 9.0, "calls": 100}
+    return {"p50": 1.0, "p95": _LATENCY[shop.spec.student.name], "p99": 9.0, "calls": 100}
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_alone_a_student_over_the_budget_is_refused(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["budget.latency_ms=0"], "latency_ms=0 does not fit"),
-        (["budget.clock.rounds=2"], "rounds=2"),
+        (["budget.benchmark.rounds=2"], "rounds=2"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(
@@ -88,8 +88,8 @@ def test_the_latency_is_that_of_the_student_as_a_file(tmp_path: Path) -> None:
             *TINY,
             "student.name=resnet8",
             "budget=latency",
-            "budget.clock.seconds=0.01",
-            "budget.clock.rounds=6",
+            "budget.benchmark.seconds=0.01",
+            "budget.benchmark.rounds=6",
         ],
     )
     shop = Workspace(build_spec(config), Stages(tmp_path), Console(silent=True), tracker=None)

@@ -191,7 +191,7 @@ def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, r
 
 def test_a_control_with_soft_labels_does_not_build_the_students_losses(run: Path) -> None:
     controls = compose_config("distill", ["controls=[smoothed_labels]"])["controls"]
-    assert controls["smoothed_labels"]["entropy_at"] == "auto"
+    assert controls["smoothed_labels"]["label_entropy_temperature"] == "auto"
     change_config(run, loss={"x": FOREIGN}, controls=controls)
     change_results(run, models=dict.fromkeys(("teacher", "student"), model("resnet8", 100, 1000)))
     assert list(build_parts(read_saved(run)).controls) == ["smoothed_labels"]
@@ -220,7 +220,7 @@ def test_an_open_run_has_its_data_and_holds_out(run: Path) -> None:
         assert read_config(out) == {"a": 1}
         models = load_models(opened)
         assert list(models) == ["teacher", "student"]
-        assert models["student"].request.origin.path == run / "student"
+        assert models["student"].spec.origin.path == run / "student"
         assert list(load_models(opened, ["student"])) == ["student"]
         with (
             pytest.raises(RequestError, match="Another process works in"),

@@ -72,8 +72,8 @@ def test_a_stage_counts_as_computed_where_an_earlier_attempt_computed_it(
     tmp_path: Path, computed: bool, status: str
 ) -> None:
     stage: dict[str, Any] = {"name": "student", "path": tmp_path / "stage", "seconds": 1.0}
-    builder(tmp_path, Stage(**stage, made=computed)).write("failed")
-    results = builder(tmp_path, Stage(**stage, made=False)).build("running")
+    builder(tmp_path, Stage(**stage, is_new=computed)).write("failed")
+    results = builder(tmp_path, Stage(**stage, is_new=False)).build("running")
     assert [each.made for each in results.stages] == [status]
 
 

@@ -12,17 +12,17 @@ from kd_app.config import RequestError
 from kd_app.run import role_jobs
 from kd_app.run.controls import label_entropy
 from kd_app.run.role_jobs import (
-    check_pair,
     build_control_job,
-    draft_role_job,
     build_student_job,
     build_teacher_job,
+    check_pair,
+    draft_role_job,
 )
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.training.job import TrainingJob
 from tests.builders import build_workspace, teacher_folder
 
-ALL = "controls=[labels_only,smoothed_labels,shuffled_teacher,as_long,other_family]"
+ALL = "controls=[labels_only,smoothed_labels,shuffled_teacher,match_wall_time,other_family]"
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,11 @@ def test_the_student_learns_from_the_teacher_by_the_runs_recipe(
 ) -> None:
     job = build_student_job(workspace, teacher)
     assert job.teacher is not None
-    assert job.teacher.created is teacher.created
+    assert job.teacher.created is teacher.loaded
     assert (job.name, job.model, job.recipe) == (
         "student",
-        workspace.parts.student,
-        workspace.parts.recipe,
+        workspace.spec.student,
+        workspace.spec.recipe,
     )
     assert (job.partner_images, job.fresh_views, job.teacher.cached_logits) == (False, False, None)
     assert job.license == "cc-by-nc-4.0"
@@ -84,7 +84,9 @@ def test_the_teachers_logits_on_validation_are_those_of_its_stage(
     assert known is not None
     assert job.teacher is not None
     assert job.teacher.validation_logits == whole.cache_predictions(known, "validation")
-    unmeasured = build_student_job(whole, replace(known, unmeasured="answers in other classes"))
+    unmeasured = build_student_job(
+        whole, replace(known, no_metrics_reason="answers in other classes")
+    )
     assert unmeasured.teacher is not None
     assert unmeasured.teacher.validation_logits is None
 
@@ -92,25 +94,23 @@ def test_the_teachers_logits_on_validation_are_those_of_its_stage(
 def test_a_job_like_the_students_has_its_own_name_net_and_recipe(
     workspace: Workspace, teacher: RunModel
 ) -> None:
-    recipe = replace(workspace.parts.recipe, max_epochs=9)
-    job = build_student_job(
-        workspace, teacher, name="finetune", model=teacher.request, recipe=recipe
-    )
-    assert (job.name, job.model, job.recipe) == ("finetune", teacher.request, recipe)
-    assert job.input == teacher.created.pixels
+    recipe = replace(workspace.spec.recipe, max_epochs=9)
+    job = build_student_job(workspace, teacher, name="finetune", model=teacher.spec, recipe=recipe)
+    assert (job.name, job.model, job.recipe) == ("finetune", teacher.spec, recipe)
+    assert job.input == teacher.loaded.pixels
 
 
 def test_labels_only_has_no_teacher(workspace: Workspace, teacher: RunModel) -> None:
     job = build_control_job(workspace, "labels_only", teacher)
     assert (job.name, job.teacher, job.license) == ("labels_only", None, "cc-by-4.0")
     assert list(job.recipe.loss) == ["cross_entropy"]
-    assert job.model is workspace.parts.student
+    assert job.model is workspace.spec.student
 
 
 def test_labels_are_as_soft_as_the_teachers_logits(workspace: Workspace, teacher: RunModel) -> None:
     job = build_control_job(workspace, "smoothed_labels", teacher)
     smoothing = job.recipe.loss["cross_entropy"]["smoothing"]
-    decided = workspace.decided["smoothed_labels"]
+    decided = workspace.resolved["smoothed_labels"]
     assert label_entropy(smoothing, 10) == pytest.approx(decided["teacher_entropy"], abs=1e-4)
     assert decided["loss"] == job.recipe.loss
     assert job.teacher is None
@@ -122,7 +122,7 @@ def test_the_shuffled_teacher_sees_another_image_of_the_class(
     job = build_control_job(workspace, "shuffled_teacher", teacher)
     assert job.partner_images
     assert job.teacher is not None
-    assert job.recipe.loss == workspace.parts.recipe.loss
+    assert job.recipe.loss == workspace.spec.recipe.loss
 
 
 def test_as_long_trains_for_the_epochs_that_take_as_long(
@@ -136,11 +136,11 @@ def test_as_long_trains_for_the_epochs_that_take_as_long(
         measured.update(jobs)
         (folder / "epochs.json").write_text(json.dumps({"max_epochs": 2 * epochs}))
 
-    monkeypatch.setattr(role_jobs, "as_long", measure)
-    job = build_control_job(workspace, "as_long", teacher)
+    monkeypatch.setattr(role_jobs, "match_wall_time", measure)
+    job = build_control_job(workspace, "match_wall_time", teacher)
     assert job.recipe.max_epochs == 6
-    assert workspace.decided["as_long"] == {"max_epochs": 6}
-    assert list(measured) == ["student", "as_long"]
+    assert workspace.resolved["match_wall_time"] == {"max_epochs": 6}
+    assert list(measured) == ["student", "match_wall_time"]
     assert [each.teacher is None for each in measured.values()] == [False, True]
 
 
@@ -148,26 +148,26 @@ def test_the_net_of_another_family_is_the_nearest_in_cost(
     workspace: Workspace, teacher: RunModel
 ) -> None:
     job = build_control_job(workspace, "other_family", teacher)
-    assert job.model is workspace.request("other_family")
+    assert job.model is workspace.resolve_spec("other_family")
     assert job.model.name != "resnet8"
-    assert set(workspace.decided["other_family"]) >= {"macs", "student_macs"}
+    assert set(workspace.resolved["other_family"]) >= {"macs", "student_macs"}
 
 
 def test_a_draft_is_made_without_a_teacher(workspace: Workspace) -> None:
     drafts = {
-        role: draft_role_job(workspace, role) for role in (*workspace.parts.controls, "student")
+        role: draft_role_job(workspace, role) for role in (*workspace.spec.controls, "student")
     }
     assert all(job.teacher is None for job in drafts.values())
     assert {job.recipe.max_epochs for job in drafts.values()} == {3}
     assert drafts["shuffled_teacher"].partner_images
-    assert drafts["student"].recipe is workspace.parts.recipe
+    assert drafts["student"].recipe is workspace.spec.recipe
 
 
 def test_cached_logits_are_computed_once_for_students_of_one_input(
     teacher_path: Path, tmp_path: Path
 ) -> None:
     words = (f"teacher.checkpoint={teacher_path}", "student.name=resnet8", "controls=[]")
-    cached = build_workspace(tmp_path, *words, "data.views=1", "teacher.answers=stored")
+    cached = build_workspace(tmp_path, *words, "data.views=1", "teacher.outputs=cached")
     known = cached.load_pretrained_teacher()
     folders = [
         job.teacher.cached_logits

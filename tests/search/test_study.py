@@ -17,7 +17,7 @@ from optuna.distributions import (
 from kd_app.config import RequestError
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import write_curves
-from kd_app.search.pruning import TrialPruned, MedianPruner
+from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.search.space import parse_space
 from kd_app.search.study import Params, Search, SearchSettings, suggest_next
 from kd_app.search.trials import FILE
@@ -64,7 +64,7 @@ def run(
     had proposed so far.
     """
     search = Search(out, settings(**changed), space)
-    for batch in search.batches():
+    for batch in search.iterate_batches():
         for number, params in batch:
             if number == until:
                 return search.proposed
@@ -104,7 +104,7 @@ def test_what_is_done_is_not_proposed_again_and_more_trials_may_be_asked_for(
     finish(tmp_path, 2, 0.1, status="pruned")
     assert [
         [number for number, _ in batch]
-        for batch in Search(tmp_path, settings(trials=5, batch=4), SPACE).batches()
+        for batch in Search(tmp_path, settings(trials=5, batch=4), SPACE).iterate_batches()
     ] == [[1], [3, 4]]
 
 
@@ -153,7 +153,7 @@ def test_two_objectives_are_searched_together_and_the_front_is_named(tmp_path: P
     objectives = {"validation.student.top1": "maximize", "models.student.macs": "minimize"}
     search = Search(tmp_path, settings(objectives=objectives, trials=4), SPACE)
     for batch, (top1, macs) in zip(
-        search.batches(), [(0.9, 100), (0.8, 200), (0.95, 300), (0.7, 50)], strict=True
+        search.iterate_batches(), [(0.9, 100), (0.8, 200), (0.95, 300), (0.7, 50)], strict=True
     ):
         finish(tmp_path, batch[0][0], top1, macs=macs)
     assert suggest_next(tmp_path) == [

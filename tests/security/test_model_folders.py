@@ -116,7 +116,7 @@ def test_a_student_is_loaded_from_its_safetensors_or_refused(
     said_by(run / "student", name)
     before = snapshot(run)
     try:
-        model = kd_app.load_run(run).student()
+        model = kd_app.load_run(run).load_student()
     except RequestError:
         model = None
     assert model is None or model.num_classes == 10

@@ -54,7 +54,7 @@ def told_whole(classes: list[str]) -> None:
     assert len(rows) == sum(results(Path("run"))["data"]["sizes"].values())
     assert set(run.predictions["file"]) <= {row["file"] for row in rows}
     assert len(run.predictions) == results(Path("run"))["test"]["num_images"]
-    assert run.student() is not None
+    assert run.load_student() is not None
 
 
 @pytest.mark.parametrize("logger", ["logger=[csv,tensorboard]", "logger=[csv,wandb]"])

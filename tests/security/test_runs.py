@@ -161,7 +161,7 @@ def test_a_reference_that_is_none_is_refused(content: str, run: Path) -> None:
     (run / "teacher" / "reference.json").write_text(content, encoding="utf-8")
     assert "does not say where the teacher is" in not_evaluated(run)
     with pytest.raises(RequestError, match="does not say where the teacher is"):
-        kd_app.load_run(run).teacher()
+        kd_app.load_run(run).load_teacher()
 
 
 def test_tables_that_are_pickles_are_not_read(run: Path, mark: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
 
 def test_nothing_of_a_run_is_changed_by_reading_it(run: Path) -> None:
     before = snapshot(run)
-    kd_app.load_run(run).student()
+    kd_app.load_run(run).load_student()
     evaluated(run)
     assert snapshot(run) == before
     assert stage(run, "student").is_dir()

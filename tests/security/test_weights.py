@@ -82,7 +82,7 @@ def test_a_pickle_in_the_place_of_the_safetensors_is_not_taken(
         f"run={run}", "out=again", command="kd-evaluate"
     )
     with pytest.raises(RequestError, match="can't be loaded"):
-        kd_app.load_run(run).student()
+        kd_app.load_run(run).load_student()
 
 
 def test_a_teacher_that_a_run_refers_to_is_no_pickle(run: Path, tmp_path: Path, mark: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_teacher_that_a_run_refers_to_is_no_pickle(run: Path, tmp_path: Path, 
     changed(run / "teacher" / "reference.json", "path", str(folder))
     changed(run / "teacher" / "reference.json", "sha256", hash_file(weights))
     with pytest.raises(RequestError, match="can't be loaded"):
-        kd_app.load_run(run).teacher()
+        kd_app.load_run(run).load_teacher()
 
 
 def header(content: Any, size: int | None = None) -> bytes:

@@ -193,15 +193,15 @@ def whole_run(out: Path, kinds: Mapping[str, Backend]) -> list[str]:
     """Teacher, control and student, with an outcome; returns what was said."""
     said: list[str] = []
     following, teacher = tracker(out, kinds, said), with_home(TEACHER, out.parent)
-    following.data("photos", "fe" * 32, {"train": 2}, split(out, f"{out.parent}/photos"))
-    following.knowledge(KNOWLEDGE)
+    following.log_data("photos", "fe" * 32, {"train": 2}, split(out, f"{out.parent}/photos"))
+    following.log_knowledge(KNOWLEDGE)
     for stage, model, learns_from in (
         ("teacher", teacher, None),
         ("labels_only", {}, None),
         ("student", {}, teacher),
     ):
         train(following, stage, teacher=learns_from)
-        following.ready(stage, model, learns_from, list)
-    following.results(with_home(RESULTS, out.parent), files(out))
+        following.finish(stage, model, learns_from, list)
+    following.log_results(with_home(RESULTS, out.parent), files(out))
     following.close(exit_code=0)
     return said

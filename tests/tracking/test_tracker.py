@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
-from kd_app.tracking import Backend, Csv, RunStart, Outcome, TrackerRun, Wandb
+from kd_app.tracking import Backend, Csv, Outcome, RunStart, TrackerRun, Wandb
 from tests.tracking.runs import RESULTS, tracker, train
 
 
@@ -30,7 +30,7 @@ class Notebook(Backend, TrackerRun):
     def log(self, row: Mapping[str, float], step: int) -> None:
         self._hear("log", step)
 
-    def results(self, outcome: Outcome) -> None:
+    def log_outcome(self, outcome: Outcome) -> None:
         self._hear("results", len(outcome.test))
 
     def close(self, exit_code: int) -> None:
@@ -80,8 +80,8 @@ def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_hear_all(
     following = tracker(tmp_path, {"bad": bad, "good": good}, said)
     train(following, "teacher", epochs=1)
     following.end("teacher", exit_code=0)
-    following.ready("student", {}, None, list)
-    following.results(RESULTS, [])
+    following.finish("student", {}, None, list)
+    following.log_results(RESULTS, [])
     following.close(exit_code=0)
     assert bad.heard == heard
     assert good.heard == [

@@ -298,8 +298,8 @@ def test_two_runs_that_are_open_at_the_same_time_do_not_mix(tmp_path: Path) -> N
 def test_what_was_found_has_a_run_with_the_curves_of_its_training(tmp_path: Path) -> None:
     following = tracker(tmp_path / "fm", {"wandb": wandb()}, [])
     for stage in ("teacher", "labels_only", "student"):
-        following.ready(stage, TEACHER, None, points)
-    following.results(with_home(RESULTS, tmp_path), files(tmp_path / "fm"))
+        following.finish(stage, TEACHER, None, points)
+    following.log_results(with_home(RESULTS, tmp_path), files(tmp_path / "fm"))
     following.close(exit_code=0)
     runs = offline_runs(tmp_path / "fm")
     assert {
@@ -313,7 +313,7 @@ def test_what_was_found_has_a_run_with_the_curves_of_its_training(tmp_path: Path
 def test_trials_of_a_sweep_do_not_each_tell_of_the_teacher_that_they_share(tmp_path: Path) -> None:
     following = tracker(tmp_path / "fm", {"wandb": wandb()}, [], shares=True)
     for stage in ("teacher", "labels_only", "student"):
-        following.ready(stage, TEACHER, None, points)
+        following.finish(stage, TEACHER, None, points)
     following.close(exit_code=0)
     assert set(offline_runs(tmp_path / "fm")) == {"student"}
 

@@ -89,7 +89,7 @@ def _distill(
         signal.signal(signal.SIGUSR2, lambda number, frame: sys.exit(144))
     for name, count in moments:
         _strike(name, count, sign)
-    with patch("kd_app.run.measurement.images_per_second", quick_speed):
+    with patch("kd_app.run.measurement.measure_throughput", quick_speed):
         sys.exit(run_to_exit_code(lambda: distill(compose_config("distill", overrides))))
 
 

@@ -9,9 +9,9 @@ from kd_app.losses.base import LossTerm
 from kd_app.losses.soft_target import SoftTarget
 from kd_app.training.diagnostics import (
     check_terms,
-    find_faults,
     compute_gradient_norms,
     compute_gradient_shares,
+    find_faults,
 )
 from kd_app.training.fit import silence_lightning
 from kd_app.training.loss import DistillationLoss

@@ -161,7 +161,7 @@ def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
         "student.name=resnet8",
         "data.batch_size=256",
         "trainer.max_epochs=2",
-        "trainer.accumulate=2",
+        "trainer.accumulate_grad_batches=2",
         "trainer.checkpoint_steps=1",
     ]
     gone_on(teacher, tmp_path, *words)

@@ -79,13 +79,13 @@ def test_the_epoch_that_validates_best_ships_and_the_test_set_is_not_looked_at(
 ) -> None:
     """Fault 8 of other toolkits: the best epoch is chosen on the test set."""
     seen: list[str] = []
-    plain = ImageData.rows
+    plain = ImageData.list_rows
 
     def rows(data: ImageData, split: Any) -> Any:
         seen.append(split)
         return plain(data, split)
 
-    monkeypatch.setattr(ImageData, "rows", rows)
+    monkeypatch.setattr(ImageData, "list_rows", rows)
     notes = Notes(monkeypatch)
     for name, values in {
         "Top1": [0.3, 0.9, 0.9, 0.9, 0.5],
@@ -170,7 +170,7 @@ def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(
         "+callbacks=ema",
     )
     assert len(kept) == 3 * 5  # of 5 steps an epoch the last is saved at the epoch's end
-    student = {f"student.{name}" for name in found.member.created.model.state_dict()}
+    student = {f"student.{name}" for name in found.member.loaded.model.state_dict()}
     for content in kept:
         assert {
             name
@@ -233,11 +233,11 @@ def test_agreement_in_the_curves_is_that_of_the_two_models(teacher: Path, tmp_pa
     found = trained(teacher, tmp_path, *SMALL, "trainer.max_epochs=1")
     model = create(request(checkpoint=teacher), GRAY, 10, seed=0).model
     answers = []
-    for each, pixels in ((found.member.created.model, found.member.created.pixels), (model, GRAY)):
+    for each, pixels in ((found.member.loaded.model, found.member.loaded.pixels), (model, GRAY)):
         answers.append(
             predict(
                 each,
-                found.data.evaluation("validation", pixels),
+                found.data.build_evaluation_loader("validation", pixels),
                 pixels,
                 device=torch.device("cpu"),
             ).logits.argmax(1)
@@ -349,11 +349,11 @@ def test_every_precision_trains_with_adapters_and_leaves_the_teacher_as_it_was(
         "student.name=resnet8",
     ]
     found = trained(
-        teacher, tmp_path, *BRIEF, *terms, "trainer.gradient_clip=1.0", "+callbacks=ema"
+        teacher, tmp_path, *BRIEF, *terms, "trainer.gradient_clip_val=1.0", "+callbacks=ema"
     )
     assert found.curves[0]["train/feature_hint"] > 0
     assert found.member.record["precision"] == precision
-    assert {tensor.dtype for tensor in found.member.created.model.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in found.member.loaded.model.parameters()} == {torch.float32}
 
 
 def test_points_of_an_attempt_that_saved_nothing_are_forgotten(tmp_path: Path) -> None:
@@ -389,8 +389,8 @@ def test_a_compiled_student_trains_with_terms_that_look_inside_it_and_ships_like
     for ours, theirs in zip(plain.curves[:4], compiled.curves[:4], strict=True):
         assert theirs["train/loss"] == pytest.approx(ours["train/loss"], rel=1e-3)
     same(
-        plain.member.created.model.state_dict(),
-        compiled.member.created.model.state_dict(),
+        plain.member.loaded.model.state_dict(),
+        compiled.member.loaded.model.state_dict(),
         rtol=1e-2,
         atol=1e-3,
     )

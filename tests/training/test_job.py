@@ -15,11 +15,11 @@ from kd_app.config import InputSpec
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ClassMappedTeacher, EmaTeacher, TeacherEnsemble
 from kd_app.models.create import create
-from kd_app.models.spec import CompositeTeacher, ModelSpec, ImageStats
-from kd_app.run.model_specs import parse_model, build_model_spec
+from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
+from kd_app.run.model_specs import build_model_spec, parse_model
 from kd_app.run.worker import load_job
-from kd_app.stages import fingerprint
-from kd_app.training.job import Recipe, JobTeacher, TrainingJob
+from kd_app.stages import hash_value
+from kd_app.training.job import JobTeacher, Recipe, TrainingJob
 from kd_app.training.trainer import TrainerSettings
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.training.small_parts import Net
@@ -111,7 +111,7 @@ def test_the_hash_of_an_identity_is_the_one_that_earlier_versions_computed(
     trainer: TrainerSettings,
 ) -> None:
     identity = job().identity(data(), trainer)
-    assert fingerprint(identity)[:16] == "ddc0709459cdefd3"
+    assert hash_value(identity)[:16] == "ddc0709459cdefd3"
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,10 @@ def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_ident
     source = teacher(tmp_path)
     paired = job(teacher=source, partner_images=True).identity(data(), trainer)
     cached = job(teacher=replace(source, cached_logits=tmp_path)).identity(data(), trainer)
-    assert (paired["shuffled"], cached["answers"]) == (True, "stored")
-    assert not {"shuffled", "answers"} & set(job(teacher=source).identity(data(), trainer))
+    assert (paired["partner_images"], cached["teacher_outputs"]) == (True, "cached")
+    assert not {"partner_images", "teacher_outputs"} & set(
+        job(teacher=source).identity(data(), trainer)
+    )
 
 
 @pytest.mark.parametrize("fresh_views", [False, True])
@@ -202,7 +204,7 @@ def test_composite_teachers_are_read_again(tmp_path: Path) -> None:
     hashes = []
     for composite in (several, parse_model(json.loads(json.dumps(several.to_json())))):
         assert isinstance(composite, CompositeTeacher)
-        composite.know(DIGITS, ImageStats(1, 8, (0.3,), (0.4,)))
+        composite.bind_data(DIGITS, ImageStats(1, 8, (0.3,), (0.4,)))
         hashes.append(create(composite, GRAY, 10, seed=0).weights.sha256)
     assert hashes[0] == hashes[1]
 
@@ -223,8 +225,8 @@ def test_a_recipe_knows_what_its_loss_reads_and_weighs_without_being_trained() -
 
 
 def test_asking_a_recipe_twice_builds_its_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, builds = replace(RECIPE), Mock(side_effect=Recipe.terms)
-    monkeypatch.setattr(Recipe, "terms", lambda self: builds(self))  # noqa: PLW0108 (a method)
+    recipe, builds = replace(RECIPE), Mock(side_effect=Recipe.build_loss)
+    monkeypatch.setattr(Recipe, "build_loss", lambda self: builds(self))  # noqa: PLW0108 (a method)
     assert recipe.needs_teacher
     assert recipe.loss_reads
     assert builds.call_count == 1

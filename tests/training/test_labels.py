@@ -25,7 +25,7 @@ from tests.builders import image_folder, results, stage, teacher_folder
 from tests.commands.call import call
 
 FEW = (
-    "data.labels=0.1",
+    "data.label_fraction=0.1",
     "data.batch_size=64",
     "student.name=resnet8",
     "trainer.max_epochs=2",
@@ -99,7 +99,7 @@ def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
     teacher: Path, tmp_path: Path
 ) -> None:
     lines = describe_models(
-        shop(tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.answers=stored"),
+        shop(tmp_path, f"teacher.checkpoint={teacher}", "data.views=4", "teacher.outputs=cached"),
         ready=True,
     )
     data, _, control, student = lines
@@ -120,11 +120,11 @@ def test_a_whole_run_says_in_its_results_how_many_are_labeled(
         "debug=fdr",
         "logger=[csv]",
         "out=run",
-        "data.labels=0.01",
+        "data.label_fraction=0.01",
         "loss=[nkd,soft_target]",
     ]
     said = (
-        "10 of 1,295 images to train on keep their label (data.labels=0.01); the others are seen"
+        "10 of 1,295 images to train on keep their label (data.label_fraction=0.01); the others are seen"
         " without"
     )
     assert said in call(*words, command="kd-check").out
@@ -153,7 +153,7 @@ def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_c
         "debug=fdr",
         "logger=[csv]",
     ]
-    ended = call(*words, "data.batch_size=16", "data.views=2", "teacher.answers=stored", "out=run")
+    ended = call(*words, "data.batch_size=16", "data.views=2", "teacher.outputs=cached", "out=run")
     assert (ended.code, ended.err) == (0, "")
     assert (
         "28 of the images to train on have a label and 20 more beside them have none" in ended.out

@@ -317,7 +317,7 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(accumulate: int) ->
     steps = epochs * -(-5 // accumulate)  # 5 batches an epoch; an epoch's last step may have fewer
     found = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
     assert found == {
-        step: pytest.approx(0.1 * schedule.factor((step - 0.5) / steps))
+        step: pytest.approx(0.1 * schedule.compute_factor((step - 0.5) / steps))
         for step in range(1, steps + 1)
     }
 

@@ -121,12 +121,12 @@ def test_every_name_of_timms_is_made_or_refused_in_a_paragraph(name: str) -> Non
 
 def test_the_automatic_rate_is_lower_for_weights_that_have_learned_before() -> None:
     auto = optimizer(scratch_lr=0.5, finetune_lr=0.125)
-    assert (auto.rate(from_random=True), auto.rate(from_random=False)) == (0.5, 0.125)
+    assert (auto.resolve_lr(from_random=True), auto.resolve_lr(from_random=False)) == (0.5, 0.125)
     assert {
         group["lr"] for group in auto.make(net(), from_random=False, fused=True).param_groups
     } == {0.125}
     fixed = optimizer(lr=0.25)
-    assert fixed.rate(from_random=True) == fixed.rate(from_random=False) == 0.25
+    assert fixed.resolve_lr(from_random=True) == fixed.resolve_lr(from_random=False) == 0.25
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -199,7 +199,7 @@ def test_two_optimizers_share_no_settings() -> None:
 
 @given(SCHEDULES, SHARE)
 def test_a_factor_lies_between_0_and_1(schedule: Schedule, progress: float) -> None:
-    assert 0 <= schedule.factor(progress) <= 1 + 1e-12
+    assert 0 <= schedule.compute_factor(progress) <= 1 + 1e-12
 
 
 @given(SCHEDULES, SHARE, SHARE)
@@ -208,28 +208,28 @@ def test_it_rises_in_a_straight_line_over_the_warm_up_and_never_rises_after_it(
 ) -> None:
     low, high = sorted((one, other))
     if high < schedule.warmup:
-        assert schedule.factor(high) == pytest.approx(high / schedule.warmup)
+        assert schedule.compute_factor(high) == pytest.approx(high / schedule.warmup)
     if low >= schedule.warmup:
-        assert schedule.factor(high) <= schedule.factor(low) + 1e-9
+        assert schedule.compute_factor(high) <= schedule.compute_factor(low) + 1e-9
 
 
 @given(SHARE.filter(lambda warmup: warmup < 0.99), SHARE, SHARE)
 def test_the_formulas(warmup: float, final: float, progress: float) -> None:
     at = warmup + (1 - warmup) * progress
-    assert Cosine(warmup=warmup, final=final).factor(at) == pytest.approx(
+    assert Cosine(warmup=warmup, final=final).compute_factor(at) == pytest.approx(
         final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2, abs=1e-6
     )
-    assert Linear(warmup=warmup, final=final).factor(at) == pytest.approx(
+    assert Linear(warmup=warmup, final=final).compute_factor(at) == pytest.approx(
         1 - (1 - final) * progress, abs=1e-6
     )
-    assert Constant(warmup=warmup).factor(at) == 1
+    assert Constant(warmup=warmup).compute_factor(at) == 1
 
 
 @given(st.lists(SHARE, max_size=4), SHARE, SHARE)
 def test_a_step_down_at_each_milestone(
     milestones: list[float], gamma: float, progress: float
 ) -> None:
-    found = MultiStep(warmup=0.0, milestones=milestones, gamma=gamma).factor(progress)
+    found = MultiStep(warmup=0.0, milestones=milestones, gamma=gamma).compute_factor(progress)
     assert found == pytest.approx(gamma ** len([each for each in milestones if each <= progress]))
 
 
@@ -250,7 +250,7 @@ def test_every_schedule_in_conf_ends_where_it_says(file: str) -> None:
         "linear": settings.get("final"),
         "multistep": 0.1**3,
     }.get(file, 1.0)
-    assert kind(**settings).factor(1.0) == pytest.approx(end)
+    assert kind(**settings).compute_factor(1.0) == pytest.approx(end)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[list[
         steps = [
             f"trainer.max_epochs={EPOCHS}",
             "data.batch_size=64",
-            "trainer.accumulate=2",
+            "trainer.accumulate_grad_batches=2",
             "trainer.log_every=4",
         ]
         every = [

@@ -29,7 +29,7 @@ VIT = [
     f"student.kwargs.{key}={value}"
     for key, value in {"patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2}.items()
 ]
-STORED = (*VIEWS, "teacher.answers=stored")
+STORED = (*VIEWS, "teacher.outputs=cached")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_another_seed_and_another_share_of_labels_read_the_same_answers_and_do_n
     asked = Asked(monkeypatch)
     found = [
         trained(teacher, place, *STORED, *more)
-        for more in (["seed=1"], ["data.labels=0.1"], ["data.labels=0.1", "seed=1"])
+        for more in (["seed=1"], ["data.label_fraction=0.1"], ["data.label_fraction=0.1", "seed=1"])
     ]
     assert len({weights(each) for each in found}) == 3
     assert len(files(place)) == 1
@@ -130,7 +130,7 @@ def test_mixed_images_are_answered_as_they_are_seen_and_nothing_else_is(
         "data.num_workers=0",
         "data.mix.mixup=1.0",
         "data.mix.cutmix=1.0",
-        "data.labels=0.5",
+        "data.label_fraction=0.5",
         "loss=[cross_entropy,nkd,soft_target]",
     )
     live = trained(teacher, tmp_path / "live", *VIEWS, *short)
@@ -207,7 +207,7 @@ def test_two_ranks_read_what_one_process_stored(teacher: Path, place: Path, tmp_
     two = (
         "trainer=ddp_sim",
         "data.batch_size=128",
-        "data.labels=0.5",
+        "data.label_fraction=0.5",
         "trainer.max_epochs=2",
         "student.name=vit_tiny_patch16_224",
         *VIT,
@@ -218,7 +218,7 @@ def test_two_ranks_read_what_one_process_stored(teacher: Path, place: Path, tmp_
     assert len(files(place)) == 1
     assert weights(read) == weights(live)
     ours, theirs = (
-        each.member.created.model.state_dict() for each in (one, read)
+        each.member.loaded.model.state_dict() for each in (one, read)
     )  # no BatchNorm, which sees half as many
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
@@ -238,7 +238,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         made.prepare_data()
         found.append(
             {
-                role: draft_role_job(made, role).identity(made.data, made.parts.trainer)
+                role: draft_role_job(made, role).identity(made.data, made.spec.trainer)
                 for role in ("teacher", "student")
             }
         )
@@ -249,17 +249,17 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["teacher.answers=stored"], "data.views=null"),
+        (["teacher.outputs=cached"], "data.views=null"),
         (
-            ["teacher.answers=stored", "data.views=2", "loss=[cross_entropy,feature_hint]"],
+            ["teacher.outputs=cached", "data.views=2", "loss=[cross_entropy,feature_hint]"],
             "feature_hint of the student reads its features",
         ),
-        (["teacher.answers=sometimes"], "'live' or 'stored'"),
+        (["teacher.outputs=sometimes"], "'live' or 'cached'"),
         (["data.views=0"], "views=0"),
-        (["data.labels=0"], "labels=0"),
-        (["data.labels=1.5"], "labels=1.5"),
+        (["data.label_fraction=0"], "label_fraction=0"),
+        (["data.label_fraction=1.5"], "label_fraction=1.5"),
         (
-            ["data.labels=0.1", "controls=[labels_only,shuffled_teacher]"],
+            ["data.label_fraction=0.1", "controls=[labels_only,shuffled_teacher]"],
             "The control shuffled_teacher",
         ),
         (["data.mix.mixup=0"], "mixup=0"),
@@ -277,7 +277,12 @@ def test_what_does_not_go_together_is_refused_by_name(
 
 def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own() -> None:
     own = ["allow=[tests]", "data._target_=tests.training.small_parts.OwnData", "data.batch_size=8"]
-    for word in ("data.labels=0.5", "data.views=2", "data.unlabeled=more", "data.mix.cutmix=1.0"):
+    for word in (
+        "data.label_fraction=0.5",
+        "data.views=2",
+        "data.unlabeled=more",
+        "data.mix.cutmix=1.0",
+    ):
         with pytest.raises(
             RequestError,
             match=(
@@ -287,4 +292,4 @@ def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own()
         ):
             build_spec(compose_config("distill", [*own, word]))
     with pytest.raises(RequestError, match="gives batches without views"):
-        build_spec(compose_config("distill", [*own, "teacher.answers=stored"]))
+        build_spec(compose_config("distill", [*own, "teacher.outputs=cached"]))

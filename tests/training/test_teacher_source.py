@@ -33,17 +33,17 @@ def test_a_live_teacher_sees_the_students_view_or_the_partner_image() -> None:
     model = seeded(Net)
     source = LiveTeacher(frozen(model))
     own, other = images(0), images(1)
-    torch.testing.assert_close(source.outputs(batch(own)).logits, model(own))
-    torch.testing.assert_close(source.outputs(batch(own, other=other)).logits, model(other))
+    torch.testing.assert_close(source.compute_outputs(batch(own)).logits, model(own))
+    torch.testing.assert_close(source.compute_outputs(batch(own, other=other)).logits, model(other))
 
 
 def test_a_cached_teacher_returns_the_logits_of_the_view() -> None:
     logits = np.arange(2 * 4 * 3, dtype=np.float32).reshape(2, 4, 3)
     source = CachedTeacher(CachedTeacherLogits(np.arange(4), logits))
-    found = source.outputs(batch(images(), view=1)).logits
+    found = source.compute_outputs(batch(images(), view=1)).logits
     assert found is not None
     assert torch.equal(found, torch.from_numpy(logits[1]))
-    double = source.outputs(batch(images().double())).logits
+    double = source.compute_outputs(batch(images().double())).logits
     assert double is not None
     assert double.dtype == torch.float64
 

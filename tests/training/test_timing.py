@@ -15,9 +15,9 @@ from kd_app.training.module import CHECKED_STEPS
 from kd_app.training.timing import (
     EpochSteps,
     EpochTimer,
+    count_steps_per_epoch,
     estimate,
     match_wall_time,
-    count_steps_per_epoch,
     time_steps,
 )
 from kd_app.training.trainer import TrainerSettings
@@ -74,7 +74,7 @@ def timer(training: float, validation: float, epoch: float = 0.0) -> EpochTimer:
 
 def test_an_epoch_takes_its_batches_and_the_rest() -> None:
     timed = timer(2.0, 0.5, epoch=30.0)
-    assert timed.seconds(EpochSteps(100, 10)) == 205.0
+    assert timed.sum_seconds(EpochSteps(100, 10)) == 205.0
     assert timed.estimate_overhead(EpochSteps(10, 4)) == 30.0 - 22.0
     assert timed.estimate_overhead(EpochSteps(100, 10)) == 0.0
 

@@ -55,8 +55,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-        monkeypatch.setattr(trainer, "_cores", lambda: cores)
-        monkeypatch.setattr(trainer, "cpu_flags", lambda: flags)
+        monkeypatch.setattr(trainer, "_count_cores", lambda: cores)
+        monkeypatch.setattr(trainer, "read_cpu_flags", lambda: flags)
 
     pretend()
     return pretend
@@ -239,9 +239,9 @@ def test_more_devices_than_there_are_are_refused(
         ("devices", "all"),
         ("precision", "fp8"),
         ("precision", 8),
-        ("accumulate", 0),
-        ("gradient_clip", 0),
-        ("gradient_clip", -1.0),
+        ("accumulate_grad_batches", 0),
+        ("gradient_clip_val", 0),
+        ("gradient_clip_val", -1.0),
         ("channels_last", "sometimes"),
         ("compile", 3),
         ("profiler", "fast"),
@@ -279,8 +279,8 @@ def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> No
     [
         ({"max_epochs": 4}, True),
         ({"precision": "bf16-mixed"}, True),
-        ({"accumulate": 2}, True),
-        ({"gradient_clip": 1.0}, True),
+        ({"accumulate_grad_batches": 2}, True),
+        ({"gradient_clip_val": 1.0}, True),
         ({"limit_train_batches": 2}, True),
         ({"limit_val_batches": 2}, True),
         ({"overfit_batches": 2}, True),
@@ -305,8 +305,8 @@ def test_what_decides_the_weights_is_part_of_the_identity_of_a_training(
 def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:
     asked = settings(
         precision="32-true",
-        accumulate=3,
-        gradient_clip=0.5,
+        accumulate_grad_batches=3,
+        gradient_clip_val=0.5,
         limit_train_batches=0.5,
         limit_val_batches=2,
         detect_anomaly=True,

@@ -14,7 +14,7 @@ from torch import nn
 
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.config.errors import take_first_line
-from kd_app.deployment.formats.base import UInt8Model, Format, check_calibration
+from kd_app.deployment.formats.base import Format, UInt8Model, check_calibration
 from kd_app.deployment.xnnpack import lower, trace_model
 
 Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]

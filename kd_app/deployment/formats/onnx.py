@@ -13,7 +13,7 @@ from torch import nn
 
 from kd_app.config import InputSpec, RequestError, RunError
 from kd_app.config.errors import list_causes, take_first_line
-from kd_app.deployment.formats.base import UInt8Model, Format, make_blank_images
+from kd_app.deployment.formats.base import Format, UInt8Model, make_blank_images
 
 
 class Onnx(Format):

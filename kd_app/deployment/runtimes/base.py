@@ -14,7 +14,7 @@ from kd_app.data.images import convert_mode
 from kd_app.deployment.manifest import ManifestEntry
 
 
-def picture(image: Image.Image, pixels: InputSpec) -> NDArray[np.uint8]:
+def prepare_image(image: Image.Image, pixels: InputSpec) -> NDArray[np.uint8]:
     """``[C, H, W]``: the part of an image that a model sees which expects `pixels`."""
     seen = np.asarray(center(convert_mode(image, pixels.channels), pixels))
     return np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1))
@@ -28,11 +28,11 @@ class RuntimeFile(ABC):
         self.classes = entry.classes
         self.pixels = entry.pixels
 
-    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
         """See `Artifact`."""
-        return picture(image, self.pixels)
+        return prepare_image(image, self.pixels)
 
-    def logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """See `Artifact`. Raises `ValueError` for images of another shape or type."""
         shape = (self.pixels.channels, self.pixels.height, self.pixels.width)
         if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:

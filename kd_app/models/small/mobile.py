@@ -30,8 +30,8 @@ from kd_app.models.small.staged import (
     Images,
     Maps,
     StagedNet,
-    build_with_timm,
     build_conv,
+    build_with_timm,
     default_cfgs_of,
 )
 
@@ -186,7 +186,7 @@ class MobileNet(StagedNet):
     def _stem(self, x: Tensor) -> Tensor:
         return self.stem(self.conv1(x))  # type: ignore[no-any-return]
 
-    def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def list_stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """Stem and groups."""
         return (self._stem, *(self.get_submodule(info["module"]) for info in self.feature_info[1:]))
 

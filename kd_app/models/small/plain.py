@@ -62,7 +62,7 @@ class SmallVgg(StagedNet):
             num_classes=num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate
         )
 
-    def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def list_stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """The five."""
         return tuple(self.get_submodule(info["module"]) for info in self.feature_info)
 

@@ -36,8 +36,8 @@ from kd_app.models.small.staged import (
     Images,
     Maps,
     StagedNet,
-    build_with_timm,
     build_conv,
+    build_with_timm,
     default_cfgs_of,
 )
 
@@ -162,7 +162,7 @@ class SmallNet(StagedNet):
     def _stem(self, x: Tensor) -> Tensor:
         return self.stem(self.conv1(x))  # type: ignore[no-any-return]
 
-    def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def list_stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """Stem and layers."""
         return (self._stem, self.layer1, self.layer2, self.layer3)
 

@@ -40,7 +40,7 @@ class StagedNet(nn.Module):
     global_pool: SelectAdaptivePool2d
     fc: nn.Module
 
-    def stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def list_stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """The stages, shallow to deep: the first takes the image, each other the map
         before it.
         """
@@ -93,7 +93,7 @@ class StagedNet(nn.Module):
         alone. In a pre-activation net the maps are the raw sums.
         """
         assert output_fmt == "NCHW", "Convolutional maps come as NCHW."
-        stages = self.stages()
+        stages = self.list_stages()
         wanted, deepest = feature_take_indices(
             len(stages), list(indices) if isinstance(indices, tuple) else indices
         )
@@ -106,7 +106,7 @@ class StagedNet(nn.Module):
 
     def forward_features(self, x: Images) -> Maps:
         """The last map, as the pooling wants it."""
-        for stage in self.stages():
+        for stage in self.list_stages():
             x = stage(x)
         return self.norm(x)  # type: ignore[no-any-return]
 

@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 
 from kd_app.reporting.cascade import (
-    select_point,
-    select_curve,
     build_curve_row,
     format_forwarded,
+    select_curve,
+    select_point,
     select_points,
 )
 from kd_app.reporting.html.charts import (
     Chart,
     Series,
     build_linear_axis,
+    draw_plane,
     format_percent,
     format_plain,
-    draw_plane,
 )
 from kd_app.reporting.html.palette import Look
 from kd_app.reporting.html.tables import Cell, Table, build_cell
@@ -134,7 +134,7 @@ def _plot_by_share(cascade: Cascade) -> Chart:
     return Chart(
         title,
         svg,
-        [(each.look.key(), each.name) for each in series],
+        [(each.look.draw_key(), each.name) for each in series],
         "Left: the first stage alone. Right: the last stage alone.",
     )
 
@@ -191,7 +191,7 @@ def _plot_by_cost(cascade: Cascade) -> Chart:
         "Up and left is better. On validation, but for what was chosen. Where all is sent on, a"
         " cascade costs more than its last stage alone."
     )
-    return Chart(title, svg, [(each.look.key(), each.name) for each in drawn], note)
+    return Chart(title, svg, [(each.look.draw_key(), each.name) for each in drawn], note)
 
 
 def _look(cascade: Cascade) -> Look:

@@ -14,12 +14,12 @@ from kd_app.reporting.html.family import build_families
 from kd_app.reporting.html.from_predictions import read_estimate
 from kd_app.reporting.html.methods import build_comparison
 from kd_app.reporting.html.run_section import (
-    write_answer,
     find_split,
-    select_split,
     iterate_accuracies,
-    write_question,
     run_part,
+    select_split,
+    write_answer,
+    write_question,
 )
 from kd_app.reporting.html.schema import ComparisonPart, Point, Report, RunRow
 from kd_app.reporting.results import Estimate, Results

@@ -70,7 +70,7 @@ def select_flips(found: ModelAnswers, table: "DataFrame", names: Sequence[str]) 
     pair = find_pair(found.top1)
     if pair.reference not in found.top1:
         return []
-    candidate, reference = map(found.right, pair)
+    candidate, reference = map(found.mark_correct, pair)
     listed = []
     for why, which, by in (
         ("negative_flip", reference & ~candidate, pair.candidate),

@@ -10,7 +10,7 @@ from kd_app.reporting.html.schema import Choice, FamilyPart, FilePart
 from kd_app.reporting.pareto import select_pareto_front
 from kd_app.reporting.results import Estimate
 from kd_app.reporting.runs import Run
-from kd_app.reporting.sentences import format_percent, format_margin
+from kd_app.reporting.sentences import format_margin, format_percent
 
 _Named = Sequence[tuple[str, Run]]
 

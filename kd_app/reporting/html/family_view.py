@@ -8,13 +8,13 @@ from markupsafe import Markup
 from kd_app.reporting.html.charts import (
     Chart,
     Series,
-    draw_line,
     build_linear_axis,
     build_log_axis,
-    format_percent,
-    place,
-    format_plain,
+    draw_line,
     draw_plane,
+    format_percent,
+    format_plain,
+    place,
 )
 from kd_app.reporting.html.family import format_milliseconds, format_price
 from kd_app.reporting.html.palette import Look
@@ -187,7 +187,7 @@ def plot_front(family: FamilyPart) -> Iterator[Chart]:
     yield Chart(
         title,
         svg,
-        [(each.look.key(), each.name) for each in series],
+        [(each.look.draw_key(), each.name) for each in series],
         "Up and left is better. Dotted: the tiers, chosen on validation.",
     )
 

@@ -36,7 +36,7 @@ class ModelAnswers:
     top1: Mapping[str, Int64[np.ndarray, " images"]]
     probability: Mapping[str, Float[np.ndarray, " images"]]
 
-    def right(self, role: str) -> Bool[np.ndarray, " images"]:
+    def mark_correct(self, role: str) -> Bool[np.ndarray, " images"]:
         """Which images the model has right."""
         right: Bool[np.ndarray, " images"] = self.top1[role] == self.target
         return right
@@ -125,7 +125,7 @@ def build_reliability(found: ModelAnswers, split: Measurement | None) -> list[Re
         count = np.bincount(place, minlength=BINS)
         sums = [
             np.bincount(place, weights=each, minlength=BINS)
-            for each in (probability, found.right(role))
+            for each in (probability, found.mark_correct(role))
         ]
         bins = [
             Bin(count=int(n), confidence=float(p / n), accuracy=float(hit / n))

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from kd_app.metrics.seeds import SeedSummary as Found
 from kd_app.metrics.seeds import SeedDifference
+from kd_app.metrics.seeds import SeedSummary as Found
 from kd_app.reporting.comparison import Method, compare
 from kd_app.reporting.html.schema import ComparisonPart, MethodPart, OverSeeds
 from kd_app.reporting.results import Estimate
@@ -14,7 +14,7 @@ def build_comparison(data: str, runs: Sequence[tuple[str, Run]]) -> ComparisonPa
     """The methods of runs on the same data, each run called by its name."""
     found = compare([run for _, run in runs])
     names = {str(run.path): name for name, run in runs}
-    says = found.sentences()
+    says = found.write_sentences()
     for path, name in sorted(names.items(), key=lambda each: -len(each[0])):
         says = [said.replace(repr(path), repr(name)) for said in says]
     return ComparisonPart(

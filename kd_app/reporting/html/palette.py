@@ -42,7 +42,7 @@ class Look:
             '<path class="mark c{}" d="{}" transform="translate({:.1f} {:.1f})">{}</path>'
         ).format(self.number, _SHAPES[self.number], x, y, told)
 
-    def key(self) -> Markup:
+    def draw_key(self) -> Markup:
         """The look in small, for a legend; whoever reads aloud hears the name beside
         it.
         """

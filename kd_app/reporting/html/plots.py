@@ -8,16 +8,16 @@ from markupsafe import Markup
 from kd_app.reporting.html.charts import (
     Chart,
     Series,
+    build_linear_axis,
+    build_log_axis,
     draw_bars,
     draw_dumbbells,
     draw_heatmap,
     draw_line,
-    build_linear_axis,
-    build_log_axis,
-    format_percent,
-    place,
-    format_plain,
     draw_plane,
+    format_percent,
+    format_plain,
+    place,
 )
 from kd_app.reporting.html.from_predictions import SEEN
 from kd_app.reporting.html.palette import Look, look
@@ -45,7 +45,7 @@ def _build_legend(
     found: dict[str, Look], names: dict[str, str] | None = None
 ) -> list[tuple[Markup, str]]:
     called = label_models(list(found))
-    return [(each.key(), (names or called).get(role, role)) for role, each in found.items()]
+    return [(each.draw_key(), (names or called).get(role, role)) for role, each in found.items()]
 
 
 def plot_curves(run: RunPart) -> Iterator[Chart]:
@@ -90,7 +90,7 @@ def plot_curves(run: RunPart) -> Iterator[Chart]:
         yield Chart(
             title,
             _plot_lines(title, "mean of the epoch", named),
-            [(each.key(), name) for name, each, _ in named],
+            [(each.draw_key(), name) for name, each, _ in named],
         )
 
 
@@ -256,7 +256,7 @@ def plot_methods(part: ComparisonPart) -> Iterator[Chart]:
     yield Chart(
         title.capitalize(),
         draw_dumbbells(title, told, rows, "top-1"),
-        [(seed.key(), "one seed"), (mean.key(), "mean")],
+        [(seed.draw_key(), "one seed"), (mean.draw_key(), "mean")],
     )
 
 

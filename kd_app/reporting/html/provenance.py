@@ -22,7 +22,7 @@ _UNSAID = (
     "overwrite",
     "allow",
     "logger",
-    "suggested",
+    "presets",
 )
 """Parts of a dotted key that say where and by what code, not what was made."""
 

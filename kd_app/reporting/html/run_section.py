@@ -14,20 +14,20 @@ from kd_app.reporting.examples import EXAMPLES
 from kd_app.reporting.exports import read_exports
 from kd_app.reporting.html.examples import build_examples, select_flips
 from kd_app.reporting.html.from_predictions import (
-    read_answers,
     build_classes,
     build_confusion,
-    read_estimate,
     build_reliability,
+    read_answers,
+    read_estimate,
 )
-from kd_app.reporting.html.provenance import list_limits, build_provenance
+from kd_app.reporting.html.provenance import build_provenance, list_limits
 from kd_app.reporting.html.schema import Curve, ModelPart, PairPart, RunPart
 from kd_app.reporting.results import Estimate, Measurement, Results, Split
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import (
-    write_basis,
     describe_license,
     explain_undefined,
+    write_basis,
     write_verdict,
 )
 

@@ -79,14 +79,14 @@ def build_overview(report: Report) -> list[Section]:
         ],
         charts=[chart for part in report.comparisons for chart in plots.plot_methods(part)],
         folded=[
-            tables.seeds(part, several)
+            tables.build_seeds_table(part, several)
             for part in report.comparisons
             if any(len(method.runs) > 1 for method in part.methods)
         ],
     )
     found = [
         compared,
-        Section("runs", "The runs", tables=[tables.rows(report)]),
+        Section("runs", "The runs", tables=[tables.build_runs_table(report)]),
         Section("front", "Accuracy against cost", charts=list(plots.plot_front(report.points))),
         *_iterate_families(report),
     ]
@@ -128,7 +128,10 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
         yield Section(
             "evidence",
             "The evidence",
-            tables=[tables.build_models_table(run), *([tables.pair(run)] if run.pair else [])],
+            tables=[
+                tables.build_models_table(run),
+                *([tables.build_pair_table(run)] if run.pair else []),
+            ],
         )
     if run.steps:
         yield Section(
@@ -217,12 +220,12 @@ def _build_provenance(run: RunPart) -> Section:
         "made",
         "How it was made",
         tables=[
-            tables.pairs("What was asked for", run.made.settings),
-            tables.pairs("Data", run.made.data),
+            tables.build_pairs_table("What was asked for", run.made.settings),
+            tables.build_pairs_table("Data", run.made.data),
         ],
         folded=[
-            tables.pairs("Where and with what", run.made.environment),
+            tables.build_pairs_table("Where and with what", run.made.environment),
             tables.build_stages_table(run),
-            tables.pairs("Every setting", run.made.config),
+            tables.build_pairs_table("Every setting", run.made.config),
         ],
     )

@@ -118,7 +118,7 @@ def _format_whole(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
 
 
-def pair(run: RunPart) -> Table:
+def build_pair_table(run: RunPart) -> Table:
     """What compares the student with teacher and control."""
     rows = [
         [Cell(each.name), build_cell(each.figure, each.unit), Cell(each.meaning)]
@@ -243,7 +243,7 @@ def build_flips_tables(run: RunPart, titles: dict[str, str]) -> list[Table]:
     return found
 
 
-def rows(report: Report) -> Table:
+def build_runs_table(report: Report) -> Table:
     """A row a run, the best on validation first."""
     shown = report.rows
     seeds = len({row.seed for row in shown}) > 1
@@ -254,7 +254,7 @@ def rows(report: Report) -> Table:
             *([Cell("" if row.seed is None else str(row.seed))] if seeds else []),
             Cell(
                 ", ".join(
-                    f"{short(key, varied)}={row.differs[key]}"
+                    f"{shorten_key(key, varied)}={row.differs[key]}"
                     for key in varied
                     if key in row.differs
                 )
@@ -333,7 +333,7 @@ def _build_seeds_cell(found: OverSeeds | None, unit: Format = "percent") -> Cell
     return build_cell(found.figure if found else None, unit)
 
 
-def seeds(part: ComparisonPart, several: bool) -> Table:
+def build_seeds_table(part: ComparisonPart, several: bool) -> Table:
     """A row a method, a column a seed."""
     shown = [
         (method.label, found)
@@ -363,7 +363,7 @@ def _format_outcome(row: RunRow) -> str:
     return OUTCOMES.get(row.outcome or "", "") if row.status == "finished" else row.status
 
 
-def short(key: str, among: Sequence[str]) -> str:
+def shorten_key(key: str, among: Sequence[str]) -> str:
     """The last part of a dotted key, or as many as tell it from the others."""
     parts = key.split(".")
     for length in range(1, len(parts) + 1):
@@ -373,7 +373,7 @@ def short(key: str, among: Sequence[str]) -> str:
     return key
 
 
-def pairs(title: str, found: dict[str, str]) -> Table:
+def build_pairs_table(title: str, found: dict[str, str]) -> Table:
     """Names and values."""
     return Table(
         title,

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kd_app.config import RunError
 from kd_app.data.batch import Batch
-from kd_app.stages import fingerprint
+from kd_app.stages import hash_value
 
 
 class RankConsistency(Callback):
@@ -24,7 +24,7 @@ class RankConsistency(Callback):
 
     def __init__(self, told: Any) -> None:
         self.ranks: list[dict[str, Any]] = []
-        self._told = fingerprint(told)
+        self._told = hash_value(told)
         self._images = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -87,7 +87,7 @@ def fit_distributed(
 
 
 def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[RankHandle]:
-    torchrun = Torchrun.here()
+    torchrun = Torchrun.from_env()
     address = {
         "MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1",
         "MASTER_PORT": _free_port(),
@@ -107,7 +107,7 @@ def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Ra
     first = Child(folder / JOB, {**torchrun.place(), **address}, logs[0])
     return [
         first,
-        *torchrun.ask(
+        *torchrun.start_job(
             {"job": str(folder / JOB), "logs": [str(log) for log in logs], "address": address}
         ),
     ]
@@ -117,20 +117,20 @@ def follow() -> None:
     """What all of torchrun's processes do but the first: be one rank of every job that
     the first one asks for, until it ends.
     """
-    torchrun = Torchrun.here()
+    torchrun = Torchrun.from_env()
     assert torchrun is not None
-    for asked in torchrun.jobs(POLL):
+    for asked in torchrun.iterate_jobs(POLL):
         child = Child(
             Path(asked.job["job"]),
             {**torchrun.place(), **asked.job["address"]},
             Path(asked.job["logs"][torchrun.rank]),
         )
         try:
-            while child.poll() is None and not asked.stopped():
+            while child.poll() is None and not asked.is_stopped():
                 time.sleep(POLL)
         finally:
             _end([child])
-            asked.ended(child.poll() or 0)
+            asked.report_end(child.poll() or 0)
 
 
 def _list_failed(ranks: Sequence[RankHandle]) -> list[int]:

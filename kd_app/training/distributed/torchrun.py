@@ -56,7 +56,7 @@ class Torchrun:
     store: Any
 
     @classmethod
-    def here(cls) -> "Torchrun | None":
+    def from_env(cls) -> "Torchrun | None":
         """None where torchrun did not start this process."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return None
@@ -94,7 +94,7 @@ class Torchrun:
             "WORLD_SIZE": self.world_size,
         }
 
-    def ask(self, job: dict[str, Any]) -> "list[RemoteRank]":
+    def start_job(self, job: dict[str, Any]) -> "list[RemoteRank]":
         """Tell all other processes to start their rank of `job`."""
         number = self.store.add("jobs", 1) - 1
         self.store.set(f"job/{number}", json.dumps(job))
@@ -104,7 +104,7 @@ class Torchrun:
         """There will be no more jobs."""
         self.store.set(f"job/{self.store.add('jobs', 1) - 1}", _END)
 
-    def jobs(self, poll: float) -> "Iterator[RankJob]":
+    def iterate_jobs(self, poll: float) -> "Iterator[RankJob]":
         """The jobs that the first process asks for, as they come, until it dismisses."""
         number = 0
         while True:
@@ -126,11 +126,11 @@ class RankJob:
     number: int
     rank: int
 
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """The first process wants it to end."""
         return bool(self.store.check([f"stop/{self.number}"]))
 
-    def ended(self, code: int) -> None:
+    def report_end(self, code: int) -> None:
         """Tell the first process how it ended."""
         self.store.set(f"ended/{self.number}/{self.rank}", str(code))
 

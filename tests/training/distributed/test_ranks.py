@@ -67,7 +67,7 @@ def test_one_rank_with_64_images_a_step_and_two_with_32_train_the_same_student(
     same += ["data.split.validation=0.072"]  # 103 images to validate on: 52 and 51
     one = trained(teacher, tmp_path / "one", *same, "data.batch_size=64")
     two = trained(teacher, tmp_path / "two", *same, "trainer=ddp_sim", "data.batch_size=32")
-    ours, theirs = (each.member.created.model.state_dict() for each in (one, two))
+    ours, theirs = (each.member.loaded.model.state_dict() for each in (one, two))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
     assert two.heard == two.curves
@@ -126,7 +126,7 @@ def test_a_request_that_only_the_ranks_find_wrong_is_still_a_wrong_request(
     config = compose_config("distill", words(teacher, tmp_path, "trainer=ddp_sim"))
     config["trainer"]["max_epochs"] = 0
     with pytest.raises(RequestError, match=r"^TrainerSettings: max_epochs=0 does not fit"):
-        fit_distributed({"config": config}, tmp_path, 1, listen=None)
+        fit_distributed({"trainer": config["trainer"]}, tmp_path, 1, listen=None)
 
 
 def alive(folder: Path) -> list[int]:
