@@ -123,7 +123,7 @@ def _temperature_learns(x: Arrays) -> Tensor:
     """The reference's sign stands in its lambda."""
     return -torch.tensor(
         [
-            make("ctkd", rise=1.0).strength.factor(epoch / 10)
+            make("ctkd", rise=1.0).strength.compute_factor(epoch / 10)
             for epoch in x["epoch"].double().tolist()
         ],
         dtype=torch.float64,
