@@ -1,5 +1,5 @@
-"""Small runs that are made again and again: a teacher that is there already, data that
-take no time, and where a run left what.
+"""Builders shared by the tests: small teachers, data, workspaces and trainings, and
+readers of a run's folder.
 """
 
 import json
@@ -34,16 +34,16 @@ DIGITS = tuple("0123456789")
 GRAY = InputSpec(1, 8, 8, (0.3,), (0.4,))
 
 quick_speed = partial(measure_throughput, batch=8, seconds=0.02)
-"""In the place of what a run measures for seconds, where nobody asks how fast a model
-is.
+"""Replaces the throughput measurement, which takes seconds, in tests that do not check
+the speed.
 """
 
 
-def quick_latency(shop: Workspace, members: Mapping[str, RunModel]) -> dict[str, float]:
-    """In the place of a compression's latencies, for which every student is lowered to
-    a program: 2 ms, and int8 half of that.
+def quick_latency(workspace: Workspace, models: Mapping[str, RunModel]) -> dict[str, float]:
+    """Replaces the latency measurement of a compression, which exports every student:
+    2 ms for float, 1 ms for int8.
     """
-    return {name: 1.0 if member.program else 2.0 for name, member in members.items()}
+    return {name: 1.0 if model.program else 2.0 for name, model in models.items()}
 
 
 def teacher_folder(
@@ -55,8 +55,8 @@ def teacher_folder(
     license: str = "none",
     **kwargs: Any,
 ) -> Path:
-    """A teacher for these classes with weights that nobody trained, in timm's local-dir
-    layout; used as it is.
+    """Save a teacher with random weights for these classes in timm's local-dir layout;
+    a run uses it without training.
     """
     with torch.random.fork_rng():
         torch.manual_seed(77)
@@ -68,7 +68,7 @@ def teacher_folder(
 
 
 def image_folder(folder: Path, *, images: int, classes: int = 2, side: int = 16) -> Path:
-    """`images` PNGs a class of color noise, brighter from class to class."""
+    """Write `images` PNG files of color noise per class, brighter from class to class."""
     random = np.random.default_rng(0)
     for label in range(classes):
         (folder / f"class{label}").mkdir(parents=True)
@@ -80,27 +80,28 @@ def image_folder(folder: Path, *, images: int, classes: int = 2, side: int = 16)
     return folder
 
 
-class Listening:
-    """A tracker that remembers."""
+class RecordingListener:
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
-        self.known: list[dict[str, float]] = []
-        self.heard: list[dict[str, float]] = []
+        self.before: list[dict[str, float]] = []
+        self.logged: list[dict[str, float]] = []
         self.finished: list[str] = []
 
     def start(
         self, stage: str, teacher: Any, points: Sequence[Any]
     ) -> Callable[[dict[str, float], int], None]:
-        self.known += [{"step": step, **row} for row, step in points]
-        return lambda row, step: self.heard.append({"step": step, **row})
+        self.before += [{"step": step, **row} for row, step in points]
+        return lambda row, step: self.logged.append({"step": step, **row})
 
     def finish(self, stage: str, *more: Any) -> None:
         self.finished.append(stage)
 
 
 def build_workspace(folder: Path, *overrides: str) -> Workspace:
-    """The workspace of ``kd-distill <overrides>`` on the CPU, its data prepared; one batch
-    of a split is looked at when a model is measured.
+    """The workspace of ``kd-distill <overrides>`` on the CPU, with its data prepared.
+
+    Models are measured on one batch of a split.
     """
     fixed = (
         f"stages={folder / 'stages'}",
@@ -118,8 +119,9 @@ def build_workspace(folder: Path, *overrides: str) -> Workspace:
 
 @dataclass
 class Trained:
-    """A student that was trained without what comes before and after it: the stage's
-    folder, its curves, what a tracker heard, the model, and the data.
+    """A student that was trained without the rest of a run.
+
+    folder: of the training stage. heard: the curve points that a listener received.
     """
 
     folder: Path
@@ -130,13 +132,17 @@ class Trained:
 
 
 def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str) -> Trained:
-    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, the
-    student's average, or none.
+    """Train the student of ``kd-distill <overrides>`` with the teacher in a folder, with
+    the student's moving average, or without a teacher.
     """
-    named = f"teacher={teacher}" if isinstance(teacher, str) else f"teacher.checkpoint={teacher}"
-    taught = ["teacher=none", "loss=[cross_entropy]"] if teacher is None else [named]
+    if teacher is None:
+        source = ["teacher=none", "loss=[cross_entropy]"]
+    elif isinstance(teacher, str):
+        source = [f"teacher={teacher}"]
+    else:
+        source = [f"teacher.checkpoint={teacher}"]
     fixed = [
-        *taught,
+        *source,
         f"stages={folder / 'stages'}",
         "controls=[]",
         "logger=[]",
@@ -144,55 +150,56 @@ def trained(teacher: Path | Literal["ema"] | None, folder: Path, *overrides: str
         "trainer.precision=32-true",
     ]
     config = compose_config("distill", [*fixed, *overrides])
-    made, listening = build_spec(config), Listening()
-    shop = Workspace(made, Stages(Path(config["stages"])), Console(silent=True), tracker=None)
-    shop.prepare_data()
-    known = shop.load_model(made.teacher, seed=0) if made.teacher else None
-    student = train(shop, build_student_job(shop, known), listener=listening)
+    spec, listener = build_spec(config), RecordingListener()
+    stages = Stages(Path(config["stages"]))
+    workspace = Workspace(spec, stages, Console(silent=True), tracker=None)
+    workspace.prepare_data()
+    loaded = workspace.load_model(spec.teacher, seed=0) if spec.teacher else None
+    student = train(workspace, build_student_job(workspace, loaded), listener=listener)
     assert student.folder is not None
     return Trained(
         student.folder,
         list(read_curves(student.folder / "curves.jsonl")),
-        listening.heard,
+        listener.logged,
         student,
-        shop.data,
+        workspace.data,
     )
 
 
 def gone_on(teacher: Path | Literal["ema"], folder: Path, *overrides: str) -> Trained:
-    """A training, after one that was cut off before its fourth batch and said again has
-    ended with its weights and curves, bit by bit.
+    """An uninterrupted training. Asserts that a training that was interrupted before
+    its fourth batch and resumed has the same weights and curves, bit by bit.
     """
     whole = trained(teacher, folder / "whole", *overrides)
     plain, steps = Distillation.training_step, iter(range(100))
 
-    def cut(module: Distillation, batch: Any, batch_idx: int) -> torch.Tensor:
+    def interrupt(module: Distillation, batch: Any, batch_idx: int) -> torch.Tensor:
         if next(steps) == 3:
             raise KeyboardInterrupt
         return plain(module, batch, batch_idx)
 
-    with patch.object(Distillation, "training_step", cut):
+    with patch.object(Distillation, "training_step", interrupt):
         with pytest.raises(KeyboardInterrupt):
             trained(teacher, folder / "cut", *overrides)
-        again = trained(teacher, folder / "cut", *overrides)
-    weights = again.member.loaded.model.state_dict()
+        resumed = trained(teacher, folder / "cut", *overrides)
+    weights = resumed.member.loaded.model.state_dict()
     assert all(
         torch.equal(tensor, weights[name])
         for name, tensor in whole.member.loaded.model.state_dict().items()
     )
-    assert again.curves == whole.curves
+    assert resumed.curves == whole.curves
     return whole
 
 
 def student_sha256(out: Path) -> str:
-    """sha256 of the student that ships."""
+    """sha256 of the exported student."""
     return hash_file(out / "student" / "model.safetensors")
 
 
 def results(out: Path) -> dict[str, Any]:
     """Content of ``results.json``."""
-    found: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return content
 
 
 def stage(out: Path, name: str) -> Path:

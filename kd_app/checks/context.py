@@ -114,7 +114,7 @@ class CheckContext:
             if self.teacher
             else create(
                 request,
-                resolve_input(request, self.shop.image_stats()),
+                resolve_input(request, self.shop.compute_image_stats()),
                 len(self.shop.classes),
                 seed=0,
             )

@@ -192,7 +192,7 @@ def _choose_length(
 
 def _estimate(subject: CheckContext, request: ModelSpec, *, train: bool) -> StepEstimate:
     shop = subject.shop
-    pixels = resolve_input(request, shop.image_stats())
+    pixels = resolve_input(request, shop.compute_image_stats())
     model = create(request, pixels, len(shop.classes), seed=0).model
     return estimate(model, pixels, shop.data.batch_size, shop.spec.trainer, train=train)
 

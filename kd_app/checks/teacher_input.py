@@ -132,7 +132,7 @@ def _try_normalizations(subject: CheckContext) -> Iterator[InputAlternative]:
     assert subject.teacher is not None
     if "uint8" not in subject.shop.data.capabilities:
         return  # they come normalized, nobody knows how
-    given, seen = subject.teacher.loaded.pixels, subject.shop.image_stats()
+    given, seen = subject.teacher.loaded.pixels, subject.shop.compute_image_stats()
     for name, (mean, std) in {
         **NORMALIZATIONS,
         "that of these images": (seen.mean, seen.std),

@@ -44,17 +44,17 @@ class Alternative:
         found = list_candidates(
             [_parse_model(node) for node in self.candidates],
             shop.spec.student,
-            shop.image_stats(),
+            shop.compute_image_stats(),
             len(shop.classes),
         )
         if not found:
             raise RequestError(
                 "None of the nets in candidates can take images of"
-                f" {shop.image_stats().size}x{shop.image_stats().size} and starts as the run's student does. Name"
+                f" {shop.compute_image_stats().size}x{shop.compute_image_stats().size} and starts as the run's student does. Name"
                 " one: alternative=<a timm model>, or leave it out: alternative=null."
             )
         cheap = [each for each in found if each[1] <= _SLACK * macs]
-        return select_closest(cheap or found, macs).request
+        return select_closest(cheap or found, macs).spec
 
 
 def _parse_model(node: dict[str, Any]) -> ModelSpec:

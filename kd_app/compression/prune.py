@@ -165,7 +165,7 @@ class Prune(Step):
         widths = {name: dict(own) for name, own in created.widths.items()}
         for module, own in find_changes(before, read_layer_sizes(model)).items():
             widths.setdefault(module, {}).update(own)
-        license = shop.resolve_license("student", taught=shop.spec.recipe.needs_teacher)
+        license = shop.resolve_license("student", uses_teacher=shop.spec.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,

@@ -199,7 +199,7 @@ class Quantize(Step):
             put(model, prepared.state_dict())
             shutil.copy(learned.folder / CURVES, folder / CURVES)
         converted = convert(prepared)
-        license = shop.resolve_license("student", taught=shop.spec.recipe.needs_teacher)
+        license = shop.resolve_license("student", uses_teacher=shop.spec.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,

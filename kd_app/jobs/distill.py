@@ -17,7 +17,7 @@ from kd_app.run.measurement import format_top1, measure_models, name_data, start
 from kd_app.run.plan import write_plan
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.role_jobs import build_control_job, build_student_job, build_teacher_job, check_pair
-from kd_app.run.run_folder import claim_folder, run_name
+from kd_app.run.run_folder import build_run_name, claim_folder
 from kd_app.run.run_output import SPLIT, list_uploads, write_models
 from kd_app.run.spec import Config, ExternalParts, RunSpec, build_spec
 from kd_app.run.train import Listeners, train
@@ -51,7 +51,7 @@ def distill(
     rule = VerdictRule(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     out = _name_folder(config, trial)
-    own_parts = sorted(name for name, part in vars(spec.own).items() if part is not None)
+    own_parts = sorted(name for name, part in vars(spec.external).items() if part is not None)
     splits: dict[SplitName, str] = {"validation": "validation"}
     if config["test"] == "always" or (config["test"] == "auto" and trial is None):
         splits["test"] = "test"
@@ -79,7 +79,7 @@ def distill(
 
 
 def _name_folder(config: Config, trial: int | None) -> Path:
-    out = Path(config["out"] or Path("runs") / run_name(config))
+    out = Path(config["out"] or Path("runs") / build_run_name(config))
     return out if trial is None else out / str(trial)
 
 

@@ -30,7 +30,7 @@ from kd_app.reporting.results import Results
 from kd_app.run.exported_benchmark import measure_accuracy, time_files
 from kd_app.run.exported_files import ExportedFile, write_files
 from kd_app.run.open_run import OpenRun, load_models, open_run, read_run
-from kd_app.run.recommend_file import list_remarks, to_ship
+from kd_app.run.recommend_file import list_remarks, recommend_file
 from kd_app.run.schema import Group, Place
 from kd_app.run.spec import Config
 from kd_app.run.workspace import Chained, RunModel, Workspace
@@ -146,14 +146,14 @@ def _go(job: _Job, out: Path) -> None:
     found = {name: _measure_file(job, name, file, torch_answers) for name, file in files.items()}
     timed = time_files(job.asked, job.shop, job.before, job.members, files)
     entries = {
-        name: {**file.told, **found[name], **timed.files[name]} for name, file in files.items()
+        name: {**file.entry, **found[name], **timed.files[name]} for name, file in files.items()
     }
     models = {
         role: {**timed.torch[role], **_measure_torch_model(job, role, torch_answers)}
         for role in job.members
     }
     told = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
-    ship = to_ship(told)
+    ship = recommend_file(told)
     for name, file in files.items():
         _put(file.path, out / name)
     write_manifest(
@@ -169,7 +169,7 @@ def _go(job: _Job, out: Path) -> None:
     console.print()
     console.show(build_accuracy_table(told, job.splits[-1]))
     console.show(build_cost_table(told))
-    for sentence in (*ship.says, *list_remarks(told), *timed.says):
+    for sentence in (*ship.reasons, *list_remarks(told), *timed.notes):
         console.print(sentence)
     if any(member.program for member in job.members.values()):
         console.print(
@@ -219,8 +219,8 @@ def _load_predictions(shop: Workspace, name: str, file: ExportedFile, split: str
             limit=shop.limit,
         ).save(folder)
 
-    config = {"split": split, "limit": shop.limit, "runtime": file.told["runtime"]}
-    inputs = {"data": shop.data.fingerprint, "file": file.told["sha256"]}
+    config = {"split": split, "limit": shop.limit, "runtime": file.entry["runtime"]}
+    inputs = {"data": shop.data.fingerprint, "file": file.entry["sha256"]}
     return Predictions.load(
         shop.find_or_build(f"answers-{name}-{split}", config, inputs, build).path
     )

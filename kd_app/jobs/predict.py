@@ -20,7 +20,7 @@ from kd_app.data.scan import bound_size
 from kd_app.deployment.cascade import prepare_batch
 from kd_app.deployment.confidence import log_probabilities
 from kd_app.reporting.console import Console
-from kd_app.run.open_model import Model, find_channels_and_size, open_cascade, open_model
+from kd_app.run.open_model import ImageClassifier, find_channels_and_size, open_cascade, open_model
 from kd_app.run.spec import Config
 
 CASCADE = "cascade.json"
@@ -163,7 +163,7 @@ def _open_labeler(asked: Prediction) -> _Labeler:
     )
 
 
-def _infer_single(model: Model, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+def _infer_single(model: ImageClassifier, images: Sequence[Image.Image]) -> NDArray[np.float64]:
     return log_probabilities(
         model.infer_logits(prepare_batch(images, np.arange(len(images)), model)), 1.0
     )

@@ -1,1 +1,1 @@
-"""What one run is made of: its specification, its trainings, its folder, its results."""
+"""The parts of one run: specification, trainings, measurement, folder and results."""

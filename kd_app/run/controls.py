@@ -1,5 +1,5 @@
-"""Controls: the student's training with something changed, so that one sees what
-distilling was worth.
+"""Controls: the student's training with one thing changed, to measure the effect of
+distillation.
 """
 
 import math
@@ -20,20 +20,20 @@ from kd_app.models.spec import ImageStats, ModelSpec, suggest_pretrained_tag
 from kd_app.training.job import Recipe, format_epochs
 
 Config = dict[str, Any]
-_LARGEST = 0.999999
-_DIGITS = 6
-"""Of a smoothing that was computed."""
+_MAX_SMOOTHING = 0.999999
+_SMOOTHING_DIGITS = 6
 
 
 class ControlSettings(Typed, called="controls"):
-    """One control of ``conf/controls/``; what it does not say is as the student has it.
+    """One control of ``conf/controls/``. Every other setting is the student's.
 
-    loss: its loss terms. student: another net than the student's. match_wall_time: for as many
-    epochs as the student's training takes in wall time. label_entropy_temperature: the smoothing of
-    its cross_entropy makes a label's entropy the teacher's mean entropy at this
-    temperature ('auto': that of the student's first term with a `label_temperature`,
-    else 1). shuffle_teacher_images: the teacher is shown another image of the same class in the
-    place of each.
+    loss: the control's loss terms. student: a model in place of the student's.
+    match_wall_time: train for as many epochs as fit into the wall time of the student's
+    training. label_entropy_temperature: choose the label smoothing of cross_entropy
+    such that the entropy of the labels equals the teacher's mean entropy at this
+    temperature ('auto': the temperature of the student's first term with a
+    `label_temperature`, else 1). shuffle_teacher_images: show the teacher another image
+    of the same class.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class ControlSettings(Typed, called="controls"):
 
 @dataclass(frozen=True)
 class Control(Recipe):
-    """A recipe that is settled when its turn comes; see `ControlSettings`.
+    """A recipe with settings that are resolved during the run (`ControlSettings`).
 
-    students: the nets of which the one nearest in cost to the student is taken; empty:
-    the student's own. named: the first of them is meant.
+    students: candidate models, of which the one closest in cost to the student is
+    trained; empty: the student's own model. named: the first candidate is the model.
     """
 
     students: tuple[ModelSpec, ...] = ()
@@ -69,29 +69,28 @@ class Control(Recipe):
     shuffle_teacher_images: bool = False
 
     def as_recipe(self, **changes: Any) -> Recipe:
-        """The recipe alone, with `changes`."""
+        """The plain recipe, with `changes`."""
         return replace(Recipe(**self.to_json()), **changes)
 
     @property
     def how(self) -> str:
-        """As `Recipe.how`."""
-        long = (
+        duration = (
             "for as long as the student's training takes"
             if self.match_wall_time
             else f"for {format_epochs(self.max_epochs)}"
         )
-        soft = (
-            f", labels as soft as the teacher's answers at temperature {self.label_entropy_temperature:g}"
-            if self.label_entropy_temperature is not None
-            else ""
-        )
-        return (
-            f"{long} on"
-            f" {' + '.join(self.loss)}{soft}{', the teacher shown another image of the class' if self.shuffle_teacher_images else ''}"
-        )
+        text = f"{duration} on {' + '.join(self.loss)}"
+        if self.label_entropy_temperature is not None:
+            text += (
+                ", labels as soft as the teacher's logits at temperature"
+                f" {self.label_entropy_temperature:g}"
+            )
+        if self.shuffle_teacher_images:
+            text += ", the teacher shown another image of the class"
+        return text
 
     def smooth_labels(self, entropy: float, num_classes: int) -> Recipe:
-        """With labels of this entropy (nats)."""
+        """The recipe with label smoothing such that a label has this entropy (nats)."""
         smoothing = solve_smoothing(entropy, num_classes)
         return self.as_recipe(
             loss={
@@ -102,155 +101,159 @@ class Control(Recipe):
 
 
 def check(name: str, settings: ControlSettings) -> None:
-    """Refuse settings that do not go together (`RequestError`)."""
+    """Raise `RequestError` if the settings of a control contradict each other."""
     if settings.label_entropy_temperature is not None and not any(
         "smoothing" in node for node in settings.loss.values()
     ):
         raise RequestError(
-            f"controls.{name}.label_entropy_temperature={settings.label_entropy_temperature} sets the smoothing of the labels,"
-            f" and none of its loss terms ({', '.join(settings.loss) or 'none'}) has one. Give it"
-            " the term cross_entropy, or leave label_entropy_temperature out."
+            f"controls.{name}.label_entropy_temperature={settings.label_entropy_temperature} sets"
+            " the smoothing of the labels, but none of the control's loss terms"
+            f" ({', '.join(settings.loss) or 'none'}) has a smoothing. Add the term cross_entropy,"
+            " or remove label_entropy_temperature."
         )
 
 
 def compute_mean_entropy(logits: Float[np.ndarray, "images classes"], temperature: float) -> float:
-    """Mean over the images of ``-sum_c p_c log p_c`` (nats), ``p = softmax(logits /
+    """Mean over images of ``-sum_c p_c log p_c`` (nats), ``p = softmax(logits /
     temperature)``.
     """
     log_p = torch.from_numpy(logits).double().div(temperature).log_softmax(dim=1)
     return float(-(log_p.exp() * log_p).sum(dim=1).mean())
 
 
-def label_entropy(smoothing: float, num_classes: int) -> float:
-    """Entropy (nats) of a label of which the share `smoothing` is spread evenly over
-    all classes.
+def compute_label_entropy(smoothing: float, num_classes: int) -> float:
+    """Entropy (nats) of a label whose share `smoothing` is spread evenly over all
+    classes.
     """
-    others = smoothing / num_classes
-    own = 1 - smoothing + others
+    other = smoothing / num_classes
+    correct = 1 - smoothing + other
     return -sum(
-        count * p * math.log(p) for count, p in ((1, own), (num_classes - 1, others)) if p > 0
+        count * p * math.log(p) for count, p in ((1, correct), (num_classes - 1, other)) if p > 0
     )
 
 
 def solve_smoothing(entropy: float, num_classes: int) -> float:
-    """The smoothing whose `label_entropy` is `entropy`, to 6 digits; it grows from 0 to
-    log K as the smoothing does from 0 to 1.
+    """The smoothing whose `compute_label_entropy` is `entropy`, to 6 digits.
+
+    The entropy grows from 0 to log K while the smoothing grows from 0 to 1.
     """
     from scipy.optimize import brentq
 
-    if entropy >= label_entropy(_LARGEST, num_classes):
-        return _LARGEST
-    return round(
-        float(
-            brentq(
-                lambda smoothing: label_entropy(smoothing, num_classes) - entropy,
-                0.0,
-                _LARGEST,
-                xtol=1e-9,
-            )
-        ),
-        _DIGITS,
-    )
+    if entropy >= compute_label_entropy(_MAX_SMOOTHING, num_classes):
+        return _MAX_SMOOTHING
+
+    def difference(smoothing: float) -> float:
+        return compute_label_entropy(smoothing, num_classes) - entropy
+
+    root = float(brentq(difference, 0.0, _MAX_SMOOTHING, xtol=1e-9))
+    return round(root, _SMOOTHING_DIGITS)
 
 
 @dataclass(frozen=True)
 class NearestModel:
-    """A net and its multiply-adds, beside the student's."""
+    """A model, its multiply-adds, and those of the student."""
 
-    request: ModelSpec
+    spec: ModelSpec
     macs: int
     student_macs: int
 
 
 def select_nearest(
-    candidates: Sequence[ModelSpec], student: ModelSpec, seen: ImageStats, num_classes: int
+    candidates: Sequence[ModelSpec], student: ModelSpec, images: ImageStats, num_classes: int
 ) -> NearestModel:
-    """Of the candidates of another family than the student's the one with the nearest
-    number of multiply-adds (in ratio; of equals the first).
+    """The candidate of another family whose multiply-adds are closest to the student's
+    in ratio; of equally close ones the first.
 
-    A family is what shares the letters that timm's name begins with (resnet8 and
-    resnet50; wrn_16_1). Left out are nets that can't take such images, or that leave a
-    map of less than 2x2 of them where the student leaves more: their cost is wasted on
-    images of this size. Where the student starts from weights, so does the net, and one
-    for which timm has none is left out. Raises `RequestError` where nothing is left.
+    Models whose timm names begin with the same letters are one family (resnet8 and
+    resnet50; wrn_16_1). Skips candidates that reject this image size, and those whose
+    last feature map is smaller than 2x2 while the student's is not: they waste compute
+    at this resolution. If the student starts from pretrained weights, so does the
+    candidate; candidates without weights in timm are skipped. Raises `RequestError` if
+    no candidate is left.
     """
-    ours, _ = _measure_cost(student, seen, num_classes)
-    found = list_candidates(
-        [each for each in candidates if extract_family(each.name) != extract_family(student.name)],
-        student,
-        seen,
-        num_classes,
-    )
-    if not found:
+    student_macs, _ = _measure_cost(student, images, num_classes)
+    others = [
+        each for each in candidates if extract_family(each.name) != extract_family(student.name)
+    ]
+    suitable = list_candidates(others, student, images, num_classes)
+    if not suitable:
         role = candidates[0].role
+        start = "timm's pretrained weights" if student.origin.has_weights else "random weights"
         raise RequestError(
-            f"None of the nets in {role}.candidates is of another family than {student.name}, can take"
-            f" images of {seen.size}x{seen.size}, and starts from"
-            f" {'weights of timm' if student.origin.has_weights else 'random weights'} as the"
-            f" student does. Name one: {role}.name=<a timm model>."
+            f"None of the models in {role}.candidates is of another family than {student.name},"
+            f" accepts images of {images.size}x{images.size}, and starts from {start} like the"
+            f" student. Name a model: {role}.name=<a timm model>."
         )
-    return select_closest(found, ours)
+    return select_closest(suitable, student_macs)
 
 
 def list_candidates(
-    candidates: Sequence[ModelSpec], student: ModelSpec, seen: ImageStats, num_classes: int
+    candidates: Sequence[ModelSpec], student: ModelSpec, images: ImageStats, num_classes: int
 ) -> list[tuple[ModelSpec, int]]:
-    """The candidates that could stand in the student's place, and their multiply-adds;
-    see `select_nearest` for those that are left out.
+    """The candidates that can replace the student, each with its multiply-adds.
+
+    `select_nearest` describes which ones are skipped.
     """
-    _, deepest = _measure_cost(student, seen, num_classes)
-    found = []
-    for each in candidates:
-        used = (
-            _respecify(each, pretrained=True)
-            if student.origin.has_weights and suggest_pretrained_tag(each.name)
-            else each
+    _, student_side = _measure_cost(student, images, num_classes)
+    suitable = []
+    for candidate in candidates:
+        spec = (
+            _replace_weights(candidate, pretrained=True)
+            if student.origin.has_weights and suggest_pretrained_tag(candidate.name)
+            else candidate
         )
-        if used.origin.has_weights != student.origin.has_weights:
+        if spec.origin.has_weights != student.origin.has_weights:
             continue
         try:
-            macs, left = _measure_cost(used, seen, num_classes)
+            macs, side = _measure_cost(spec, images, num_classes)
         except RequestError:
             continue
-        if left >= min(2, deepest):
-            found.append((used, macs))
-    return found
+        if side >= min(2, student_side):
+            suitable.append((spec, macs))
+    return suitable
 
 
-def select_closest(found: Sequence[tuple[ModelSpec, int]], macs: int) -> NearestModel:
-    """Of some nets and their multiply-adds the one nearest to `macs` in ratio; of
-    equals the first.
+def select_closest(candidates: Sequence[tuple[ModelSpec, int]], macs: int) -> NearestModel:
+    """The candidate whose multiply-adds are closest to `macs` in ratio; of equally
+    close ones the first.
     """
-    request, own = min(found, key=lambda one: abs(math.log(max(one[1], 1) / max(macs, 1))))
-    return NearestModel(request, own, macs)
+    spec, spec_macs = min(
+        candidates, key=lambda candidate: abs(math.log(max(candidate[1], 1) / max(macs, 1)))
+    )
+    return NearestModel(spec, spec_macs, macs)
 
 
 def extract_family(name: str) -> str:
-    """The letters that a name begins with."""
-    found = re.match(r"[a-z]*", name)
-    return found[0] if found else ""
+    """The letters at the start of a model's name."""
+    match = re.match(r"[a-z]*", name)
+    return match[0] if match else ""
 
 
-def _respecify(request: ModelSpec, *, pretrained: bool) -> ModelSpec:
-    """The same architecture, with timm's weights or with random ones."""
-    more: Config = {
-        "kwargs": request.kwargs,
-        "image_size": request.image_size,
-        "checkpoint": None,
-        "factory": None,
-    }
-    return ModelSpec(role=request.role, name=request.origin.name, pretrained=pretrained, **more)
+def _replace_weights(spec: ModelSpec, *, pretrained: bool) -> ModelSpec:
+    """The same architecture with timm's weights or with random ones."""
+    return ModelSpec(
+        role=spec.role,
+        name=spec.origin.name,
+        pretrained=pretrained,
+        checkpoint=None,
+        kwargs=spec.kwargs,
+        image_size=spec.image_size,
+        factory=None,
+    )
 
 
-def _measure_cost(request: ModelSpec, seen: ImageStats, num_classes: int) -> tuple[int, int]:
-    """Multiply-adds, and the side of the deepest map; from random weights where that is
-    possible, so that nothing is fetched.
-    """
-    known = request.factory is None and not request.origin.name.startswith("hf-hub:")
-    pixels = resolve_input(request, seen)
+def _measure_cost(spec: ModelSpec, images: ImageStats, num_classes: int) -> tuple[int, int]:
+    """Multiply-adds, and the side (pixels) of the last feature map."""
+    # With random weights if the architecture is known, so that nothing is downloaded.
+    is_timm = spec.factory is None and not spec.origin.name.startswith("hf-hub:")
+    input_spec = resolve_input(spec, images)
     model = create(
-        _respecify(request, pretrained=False) if known else request, pixels, num_classes, seed=0
+        _replace_weights(spec, pretrained=False) if is_timm else spec,
+        input_spec,
+        num_classes,
+        seed=0,
     ).model
     info: Any = getattr(model, "feature_info", None)
-    side = pixels.height // max(1, info[-1]["reduction"]) if isinstance(info, list) and info else 2
-    return count_macs(model, pixels), side
+    reduction = info[-1]["reduction"] if isinstance(info, list) and info else None
+    side = 2 if reduction is None else input_spec.height // max(1, reduction)
+    return count_macs(model, input_spec), side

@@ -1,4 +1,6 @@
-"""What the teacher knows beyond the labels, and the images that show it."""
+"""Dark knowledge: what the teacher's soft labels add to the labels, and example images
+that show it.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,24 +15,26 @@ from kd_app.run.workspace import Workspace
 
 
 def measure_teacher_knowledge(
-    shop: Workspace, teacher: Predictions, split: str, *, before: Results | None = None
+    workspace: Workspace, teacher: Predictions, split: str, *, before: Results | None = None
 ) -> Knowledge:
-    """The teacher's soft labels on the images of `split`, at the temperatures of the
-    run's losses. For a finished run they come from its results, `before`: its losses
-    are not built to measure it.
+    """Measure the teacher's soft labels on the images of `split`, at the temperatures
+    of the run's losses.
+
+    For a finished run the temperatures come from its results, `before`, because its
+    losses are not built for a measurement.
     """
     if before is None:
-        taught = shop.spec.recipe.label_temperatures
+        temperatures = workspace.spec.recipe.label_temperatures
     else:
         similarities = before.knowledge.softened if before.knowledge else []
-        taught = [similarity.temperature for similarity in similarities]
-    found = measure_soft_labels(teacher.logits, teacher.target, taught=taught)
-    plain, *softened = (_name_classes(each, shop.classes) for each in found["alike"])
+        temperatures = [similarity.temperature for similarity in similarities]
+    metrics = measure_soft_labels(teacher.logits, teacher.target, taught=temperatures)
+    plain, *softened = (_name_classes(each, workspace.classes) for each in metrics["alike"])
     return Knowledge.model_validate(
         {
             "split": split,
-            "num_images": found["num_images"],
-            "entropy": found["entropy"],
+            "num_images": metrics["num_images"],
+            "entropy": metrics["entropy"],
             "similar": plain["similar"],
             "matrix": plain["matrix"],
             "softened": softened,
@@ -38,36 +42,41 @@ def measure_teacher_knowledge(
     )
 
 
-def _name_classes(alike: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
+def _name_classes(similarity: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
     pairs = [
         {**pair, "first": classes[pair["first"]], "second": classes[pair["second"]]}
-        for pair in alike["similar"]
+        for pair in similarity["similar"]
     ]
-    return {**alike, "similar": pairs}
+    return {**similarity, "similar": pairs}
 
 
 def show_examples(
-    shop: Workspace, answers: Mapping[str, Predictions], similar: Sequence[SimilarPair], out: Path
+    workspace: Workspace,
+    predictions: Mapping[str, Predictions],
+    similar: Sequence[SimilarPair],
+    out: Path,
 ) -> None:
-    """Write ``examples.parquet``; none where none are wanted, and what an earlier
-    attempt wrote goes. `similar`: pairs of classes by name.
+    """Write ``examples.parquet`` with as many images as ``examples`` sets; with
+    ``examples=0`` delete the file of an earlier attempt.
+
+    similar: pairs of similar classes, by name.
     """
-    count = shop.spec.config["examples"]
+    count = workspace.spec.config["examples"]
     if not count:
         (out / EXAMPLES).unlink(missing_ok=True)
         return
-    first = answers["student"]
-    number = {name: place for place, name in enumerate(shop.classes)}
-    pairs = [(number[pair.first], number[pair.second]) for pair in similar]
-    chosen = choose_examples(answers, pairs=pairs, count=count)
-    index = [int(first.index[each.row]) for each in chosen]
-    png = {each: shop.data.make_thumbnail(each) for each in dict.fromkeys(index)}
+    student = predictions["student"]
+    class_index = {name: number for number, name in enumerate(workspace.classes)}
+    pairs = [(class_index[pair.first], class_index[pair.second]) for pair in similar]
+    examples = choose_examples(predictions, pairs=pairs, count=count)
+    index = [int(student.index[example.row]) for example in examples]
+    png = {number: workspace.data.make_thumbnail(number) for number in dict.fromkeys(index)}
     write_examples(
         out / EXAMPLES,
-        chosen,
-        index=first.index,
-        file=[shop.data.files[each] for each in index],
-        target=first.target,
-        logits={role: found.logits for role, found in answers.items()},
-        png=[png[each] for each in index],
+        examples,
+        index=student.index,
+        file=[workspace.data.files[number] for number in index],
+        target=student.target,
+        logits={role: record.logits for role, record in predictions.items()},
+        png=[png[number] for number in index],
     )

@@ -1,4 +1,4 @@
-"""What a run is computed with: versions, hardware and the commit of kd_app."""
+"""The environment of a run: versions, hardware and the commit of kd_app."""
 
 import platform
 import subprocess
@@ -19,7 +19,7 @@ _SOURCE: Final = Path(kd_app.__file__).parent
 
 
 def describe_environment(trainer: TrainerSettings) -> dict[str, Any]:
-    """The environment at this moment, as ``results.json`` holds it."""
+    """The current environment in the form of ``results.json``."""
     device = torch.cuda.get_device_name() if trainer.accelerator == "gpu" else read_cpu_name()
     return {
         "kd_app": kd_app.__version__,
@@ -37,8 +37,8 @@ def describe_environment(trainer: TrainerSettings) -> dict[str, Any]:
 
 @cache
 def find_commit(package: Path) -> str | None:
-    """The git commit of a `package`, with '+changes' where its files differ from the
-    commit; None where the package is no checkout, or git is missing.
+    """The git commit of the folder `package`, with '+changes' if files in the checkout
+    differ from the commit; None if the folder is no git checkout or git is missing.
     """
     git = ["git", "-C", str(package)]
     describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]

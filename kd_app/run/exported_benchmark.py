@@ -1,5 +1,5 @@
-"""What is measured of a file: its answers beside the teacher's and beside torch's, its
-speed beside the other files' and the models'.
+"""Measurements of exported files: accuracy compared with the teacher and with the model
+in torch, speed compared with the other files and models.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from kd_app.run.exported_files import ExportedFile, sample_images
 from kd_app.run.workspace import RunModel, Workspace
 
 TIMED = 128
-"""Images with which files and models are timed."""
+"""Number of images on which files and models are timed."""
 
 
 class BenchmarkRequest(Protocol):
@@ -38,124 +38,129 @@ class BenchmarkRequest(Protocol):
 
 @dataclass(frozen=True)
 class FileTimings:
-    """Speed and cost of each file and of each model in torch, as a manifest tells of
-    them, and what is to be said of all.
+    """Speed and cost of each file and of each model in torch, as entries of a manifest;
+    notes: sentences about the measurement.
     """
 
     files: dict[str, dict[str, Any]]
     torch: dict[str, dict[str, Any]]
-    says: list[str]
+    notes: list[str]
 
 
 def measure_accuracy(
-    given: Predictions,
+    predictions: Predictions,
     teacher: Predictions | None,
     origin: Predictions | None,
     verdict: VerdictRule,
 ) -> dict[str, Any]:
-    """Figures of what answered, by the names of ``results.json``; with a `teacher`
-    those of the pair and the verdict; and what being written as a file changed:
-    `origin` are the answers of the model in torch on the same images.
+    """Metrics of `predictions` under the keys of ``results.json``.
+
+    With a `teacher` also the metrics of the pair and the verdict. With `origin`, the
+    predictions of the model in torch on the same images, also the change by the export.
     """
-    records = {"student": given, **({"teacher": teacher} if teacher else {})}
-    found = measure_split(records, seed=0, confidence=verdict.confidence)
-    told = {
-        "num_images": found["num_images"],
-        "confidence": found["confidence"],
-        **found["student"],
-        **found.get("pair", {}),
+    roles = {"student": predictions, **({"teacher": teacher} if teacher else {})}
+    split = measure_split(roles, seed=0, confidence=verdict.confidence)
+    metrics = {
+        "num_images": split["num_images"],
+        "confidence": split["confidence"],
+        **split["student"],
+        **split.get("pair", {}),
     }
     if teacher is not None:
-        told["verdict"] = {**vars(verdict.judge(given, teacher)), "split": "the same images"}
+        judgment = verdict.judge(predictions, teacher)
+        metrics["verdict"] = {**vars(judgment), "split": "the same images"}
     if origin is not None:
-        told["beside_torch"] = _judge_change(given, origin, verdict)
-    return told
+        metrics["beside_torch"] = _compare_with_origin(predictions, origin, verdict)
+    return metrics
 
 
-def _judge_change(given: Predictions, origin: Predictions, verdict: VerdictRule) -> dict[str, Any]:
-    """The paired verdict of a file on the model that it was written from; `lost` is
-    accuracy (verdict.metric) of that model minus its own.
+def _compare_with_origin(
+    predictions: Predictions, origin: Predictions, verdict: VerdictRule
+) -> dict[str, Any]:
+    """The paired verdict of an exported file against the model in torch.
+
+    lost: accuracy (``verdict.metric``) of the model minus accuracy of the file.
     """
-    judged = verdict.judge(given, origin)
-    worse, better = find_flips(given, origin)
-    told: dict[str, Any] = {
-        "lost": -judged.difference,
-        "lost_low": -judged.high,
-        "lost_high": -judged.low,
+    judgment = verdict.judge(predictions, origin)
+    negative, positive = find_flips(predictions, origin)
+    comparison: dict[str, Any] = {
+        "lost": -judgment.difference,
+        "lost_low": -judgment.high,
+        "lost_high": -judgment.low,
+        "outcome": judgment.outcome,
+        "metric": judgment.metric,
+        "margin": judgment.margin,
+        "mcnemar_p": judgment.mcnemar_p,
     }
-    told |= {
-        "outcome": judged.outcome,
-        "metric": judged.metric,
-        "margin": judged.margin,
-        "mcnemar_p": judged.mcnemar_p,
-    }
+    agreement = predictions.scores.predicted == origin.scores.predicted
     for name, hits in (
-        ("agreement", given.scores.predicted == origin.scores.predicted),
-        ("negative_flips", worse),
-        ("positive_flips", better),
+        ("agreement", agreement),
+        ("negative_flips", negative),
+        ("positive_flips", positive),
     ):
         share, (low, high) = estimate_rate(hits, verdict.confidence)
-        told |= {name: share, f"{name}_low": low, f"{name}_high": high}
-    return told
+        comparison |= {name: share, f"{name}_low": low, f"{name}_high": high}
+    return comparison
 
 
 def time_files(
-    asked: BenchmarkRequest,
-    shop: Workspace,
+    settings: BenchmarkRequest,
+    workspace: Workspace,
     before: Results,
-    members: Mapping[str, RunModel],
+    models: Mapping[str, RunModel],
     files: Mapping[str, ExportedFile],
 ) -> FileTimings:
-    """Time all files and the models in torch, in turns and with one thread each; each
-    file's start and memory in a process of its own.
+    """Time all files and the models in torch, in turns and with one thread each.
+
+    The cold start and the memory of each file are measured in a separate process.
     """
-    shop.console.print_transient("  measuring speed ...")
+    workspace.console.print_transient("  measuring speed ...")
     cpu = torch.device("cpu")
-    models: dict[str, CascadeStage] = {
-        role: TorchModel(each.loaded.model, shop.classes, each.loaded.pixels, cpu)
-        for role, each in members.items()
+    stages: dict[str, CascadeStage] = {
+        role: TorchModel(model.loaded.model, workspace.classes, model.loaded.pixels, cpu)
+        for role, model in models.items()
     }
-    models |= {name: open_artifact(file.path, threads=1) for name, file in files.items()}
+    stages |= {name: open_artifact(file.path, threads=1) for name, file in files.items()}
     images = {
-        role: np.concatenate(sample_images(shop, "validation", each.loaded.pixels, TIMED))
-        for role, each in members.items()
+        role: np.concatenate(sample_images(workspace, "validation", model.loaded.pixels, TIMED))
+        for role, model in models.items()
     }
     images |= {name: images[file.role] for name, file in files.items()}
-    timed = asked.benchmark.measure(models, images)
-    start = {
+    timings = settings.benchmark.measure(stages, images)
+    cold_starts = {
         name: measure_cold_start(file.path, (1, *images[name].shape[1:]), open_artifact)
         for name, file in files.items()
         if file.found_again
     }
-    fastest = max(files, key=lambda name: timed[name].images_per_second)
-    return FileTimings(
-        {
-            name: {
-                **_price(timed[name], asked.price),
-                **start.get(name, {}),
-                **_compute_ratios(timed, name),
-            }
-            for name in files
-        },
-        {
-            role: {
-                "name": before.models[role].name,
-                "license": before.models[role].license,
-                **_price(timed[role], asked.price),
-            }
-            for role in members
-        },
-        [
-            f"Measured on {describe_machine()}, one thread each, in turns.",
-            (
-                f"Cost of {fastest}:"
-                f" {asked.price.describe_formula(timed[fastest].images_per_second, cores=timed[fastest].cores)}."
-            ),
-        ],
+    file_records = {
+        name: {
+            **_record_timing(timings[name], settings.price),
+            **cold_starts.get(name, {}),
+            **_compute_ratios(timings, name),
+        }
+        for name in files
+    }
+    torch_records = {
+        role: {
+            "name": before.models[role].name,
+            "license": before.models[role].license,
+            **_record_timing(timings[role], settings.price),
+        }
+        for role in models
+    }
+    fastest = max(files, key=lambda name: timings[name].images_per_second)
+    formula = settings.price.describe_formula(
+        timings[fastest].images_per_second, cores=timings[fastest].cores
     )
+    notes = [
+        f"Measured on {describe_machine()}, one thread each, in turns.",
+        f"Cost of {fastest}: {formula}.",
+    ]
+    return FileTimings(file_records, torch_records, notes)
 
 
-def _price(timing: Timing, price: Price) -> dict[str, Any]:
+def _record_timing(timing: Timing, price: Price) -> dict[str, Any]:
+    """Speed and cost of one file or model, as entries of a manifest."""
     speed, cores = timing.images_per_second, timing.cores
     return {
         "device": describe_machine(),
@@ -166,16 +171,18 @@ def _price(timing: Timing, price: Price) -> dict[str, Any]:
     }
 
 
-def _compute_ratios(timed: Mapping[str, Timing], name: str) -> dict[str, Any]:
-    """How many times faster and cheaper a file is than each other file and model, with
-    95 % intervals over the rounds.
+def _compute_ratios(timings: Mapping[str, Timing], name: str) -> dict[str, Any]:
+    """How many times faster and cheaper the file `name` is than each other file and
+    model, with 95 % intervals over the rounds.
     """
-    own, others = timed[name], {other: each for other, each in timed.items() if other != name}
+    file = timings[name]
+    others = {other: timing for other, timing in timings.items() if other != name}
     return {
         "times_faster": {
-            other: vars(own.compute_speedup(each, 0.95)) for other, each in others.items()
+            other: vars(file.compute_speedup(timing, 0.95)) for other, timing in others.items()
         },
         "times_cheaper": {
-            other: vars(own.compute_throughput_ratio(each, 0.95)) for other, each in others.items()
+            other: vars(file.compute_throughput_ratio(timing, 0.95))
+            for other, timing in others.items()
         },
     }

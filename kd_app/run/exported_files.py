@@ -1,5 +1,5 @@
-"""The files of a run's models: each written once, found again by whoever asks for the
-same.
+"""Exported files of a run's models, cached as stages: an export with the same settings
+and weights reuses the file.
 """
 
 import shutil
@@ -25,17 +25,18 @@ from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import RECORD, hash_file
 
 STEMS = {"student": "model", "teacher": "teacher"}
-"""The beginning of the names of a role's files."""
-_LEARNED = "the int8 program of a quantized student, as kd-compress wrote it"
-_FLOAT = (
+"""The file name of a role, without the format's ending."""
+_INT8_PROGRAM = "the int8 program of a quantized student, as kd-compress wrote it"
+_FLOAT_WEIGHTS = (
     "from the float weights of a quantized student, not from its int8 program; int8 has ranges of"
     " its own"
 )
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "executorch", "torchao")
+"""The packages whose versions decide the content of a file."""
 
 
 class ExportRequest(Protocol):
-    """Which files are asked for, and how they are made."""
+    """Which files to write, and how. nodes: the config of each format."""
 
     roles: tuple[str, ...]
     nodes: dict[str, dict[str, Any]]
@@ -46,114 +47,123 @@ class ExportRequest(Protocol):
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file in its stage: whose it is, where, and its entry in the manifest there;
-    `found_again` as of its format.
+    """A file in the folder of its stage.
+
+    entry: the file's entry in the manifest there. found_again: as of the format.
     """
 
     role: str
     format: str
     path: Path
-    told: dict[str, Any]
+    entry: dict[str, Any]
     found_again: bool
 
 
 def write_files(
-    shop: Workspace, before: Results, members: Mapping[str, RunModel], asked: ExportRequest
+    workspace: Workspace,
+    before: Results,
+    models: Mapping[str, RunModel],
+    request: ExportRequest,
 ) -> dict[str, ExportedFile]:
-    """The files by name, made or found. Raises as `kd_app.deployment.export.export`."""
-    found: dict[str, ExportedFile] = {}
-    for role in asked.roles:
-        for name in asked.formats:
-            path = _write_stage(shop, members[role], name, asked, before.models[role].license)
-            told = {**read_manifest(path.parent)["files"][path.name], "role": role}
-            if members[role].program is not None:
-                told["weights"] = (
-                    _LEARNED if isinstance(asked.formats[name], ExecuTorchInt8) else _FLOAT
-                )
-                shop.console.print(f"{path.name}: {told['weights']}")
-            found[path.name] = ExportedFile(role, name, path, told, asked.formats[name].found_again)
-    return found
+    """Write the requested files, or reuse cached ones; the files by name.
 
-
-def _resolve_format(form: Format, member: RunModel) -> Format:
-    """The format, or of a quantized student what ships its program. Raises
-    `RequestError` where that program is not there.
+    Raises as `kd_app.deployment.export.export`.
     """
-    if member.program is None or not isinstance(form, ExecuTorchInt8):
-        return form
-    program = member.program.with_name(INT8_OF_BYTES)
+    files: dict[str, ExportedFile] = {}
+    for role in request.roles:
+        model = models[role]
+        for name, format in request.formats.items():
+            path = _write_stage(workspace, model, name, request, before.models[role].license)
+            entry = {**read_manifest(path.parent)["files"][path.name], "role": role}
+            if model.program is not None:
+                is_program = isinstance(format, ExecuTorchInt8)
+                entry["weights"] = _INT8_PROGRAM if is_program else _FLOAT_WEIGHTS
+                workspace.console.print(f"{path.name}: {entry['weights']}")
+            files[path.name] = ExportedFile(role, name, path, entry, format.found_again)
+    return files
+
+
+def _resolve_format(format: Format, model: RunModel) -> Format:
+    """The format; for ExecuTorch int8 of a quantized student the format that copies
+    the student's program. Raises `RequestError` if that program is missing.
+    """
+    if model.program is None or not isinstance(format, ExecuTorchInt8):
+        return format
+    program = model.program.with_name(INT8_OF_BYTES)
     if not program.is_file():
         raise RequestError(
-            f"The student is quantized, and {str(program)!r}, its int8 program, is not there: it"
-            " was removed, or an earlier kd_app quantized it. Say its kd-compress command again"
-            " with remake=[quantize] and overwrite=true, or export its float weights:"
+            f"The int8 program of the quantized student is missing: there is no {str(program)!r}."
+            " The file was deleted, or an older kd_app quantized the student. Run the kd-compress"
+            " command again with remake=[quantize] and overwrite=true, or export the float weights:"
             " 'formats=[onnx,executorch]'."
         )
-    return Quantized(program=program, max_batch=form.max_batch)
+    return Quantized(program=program, max_batch=format.max_batch)
 
 
 def sample_images(
-    shop: Workspace, split: Any, pixels: InputSpec, number: int
+    workspace: Workspace, split: Any, input_spec: InputSpec, number: int
 ) -> list[NDArray[np.uint8]]:
-    """Batches of so many images of a split, drawn at random, as an exported file takes
-    them.
+    """Batches with `number` randomly chosen images of a split, as the uint8 input of an
+    exported file.
     """
     batches = (
-        to_uint8_input(batch.image, pixels) for batch in shop.data.sample(split, pixels, number)
+        to_uint8_input(batch.image, input_spec)
+        for batch in workspace.data.sample(split, input_spec, number)
     )
     return list(islice(batches, number))
 
 
 def _write_stage(
-    shop: Workspace, member: RunModel, name: str, asked: ExportRequest, license: str
+    workspace: Workspace, model: RunModel, name: str, request: ExportRequest, license: str
 ) -> Path:
-    pixels, role = member.loaded.pixels, member.role
-    form = _resolve_format(asked.formats[name], member)
+    """Write one file as a stage, or reuse the stage; the path of the file."""
+    input_spec, role = model.loaded.pixels, model.role
+    format = _resolve_format(request.formats[name], model)
 
     def build(folder: Path) -> None:
-        for old in (
-            path for path in folder.iterdir() if path.name != RECORD
-        ):  # of an attempt that was killed
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        shop.console.print_transient(f"  {STEMS[role]}{form.ending}: writing ...")
+        # An attempt that was killed may have left files.
+        for path in folder.iterdir():
+            if path.name != RECORD:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        workspace.console.print_transient(f"  {STEMS[role]}{format.ending}: writing ...")
+        calibration = sample_images(workspace, "train", input_spec, request.calibration_images)
+        compared = sample_images(workspace, "validation", input_spec, request.compared_images)
         export(
-            member.loaded.model,
-            form,
+            model.loaded.model,
+            format,
             folder,
             stem=STEMS[role],
-            pixels=pixels,
-            classes=shop.classes,
+            pixels=input_spec,
+            classes=workspace.classes,
             license=license,
-            calibration=sample_images(shop, "train", pixels, asked.calibration_images),
-            images=np.concatenate(sample_images(shop, "validation", pixels, asked.compared_images)),
+            calibration=calibration,
+            images=np.concatenate(compared),
         )
 
     config = {
-        "format": asked.nodes[name],
-        "settled": vars(asked.formats[name]),
+        "format": request.nodes[name],
+        "settled": vars(request.formats[name]),
         "model": {
-            "name": member.spec.name,
-            "pixels": vars(pixels),
-            "classes": list(shop.classes),
+            "name": model.spec.name,
+            "pixels": vars(input_spec),
+            "classes": list(workspace.classes),
             "license": license,
         },
-        "images": [asked.calibration_images, asked.compared_images],
+        "images": [request.calibration_images, request.compared_images],
         "packages": _list_versions(),
     }
-    inputs = {"data": shop.data.fingerprint, "weights": member.loaded.weights.sha256}
-    inputs |= {"program": hash_file(form.program)} if isinstance(form, Quantized) else {}
-    return (
-        shop.find_or_build(f"export-{role}-{name}", config, inputs, build).path
-        / f"{STEMS[role]}{form.ending}"
-    )
+    inputs = {"data": workspace.data.fingerprint, "weights": model.loaded.weights.sha256}
+    inputs |= {"program": hash_file(format.program)} if isinstance(format, Quantized) else {}
+    stage = workspace.find_or_build(f"export-{role}-{name}", config, inputs, build)
+    return stage.path / f"{STEMS[role]}{format.ending}"
 
 
 def _list_versions() -> dict[str, str]:
-    """What writes the files."""
-    found = {}
+    """The versions of the installed export packages."""
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

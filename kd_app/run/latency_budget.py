@@ -1,8 +1,8 @@
-"""What a student may cost, looked at before anything is trained."""
+"""The latency budget of a student, checked before anything is trained."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import PositiveFloat
@@ -18,16 +18,16 @@ from kd_app.search.pruning import TrialPruned
 if TYPE_CHECKING:
     from kd_app.run.workspace import Workspace
 
-_IMAGES = 4
+_NUM_IMAGES = 4
 
 
 class OverBudgetError(TrialPruned):
-    """The trial was ended before it was trained: its student costs more than it may."""
+    """Ends a trial of a sweep before its training, because the student is too slow."""
 
 
 class LatencyBudget(Typed, called="budget"):
-    """Milliseconds within which 95 of 100 images are answered, one at a time with one
-    thread, by the student as a file in `format`.
+    """The highest 95th percentile of latency (ms) of the student as a file in `format`,
+    for single images on one thread.
     """
 
     def __init__(self, *, latency_ms: PositiveFloat, format: Format, benchmark: Benchmark) -> None:
@@ -35,47 +35,46 @@ class LatencyBudget(Typed, called="budget"):
         self.format = format
         self.benchmark = benchmark
 
-    def latency(self, shop: "Workspace") -> dict[str, float]:
-        """Percentiles of the untrained student's latency in milliseconds: what it takes
-        does not depend on what it learned.
+    def measure_latency(self, workspace: "Workspace") -> dict[str, float]:
+        """Percentiles of the student's latency (ms).
+
+        The untrained student is measured: the latency does not depend on the weights.
         """
-        created = shop.load_model(shop.spec.student, seed=0).loaded
-        pixels = created.pixels
-        images = np.random.default_rng(0).integers(
-            256, size=(_IMAGES, pixels.channels, pixels.height, pixels.width), dtype=np.uint8
-        )
+        student = workspace.load_model(workspace.spec.student, seed=0).loaded
+        input_spec = student.pixels
+        shape = (_NUM_IMAGES, input_spec.channels, input_spec.height, input_spec.width)
+        images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
         with TemporaryDirectory() as folder:
-            about: dict[str, Any] = {
-                "stem": "student",
-                "pixels": pixels,
-                "classes": shop.classes,
-                "license": "unknown",
-            }
             path = export(
-                created.model,
+                student.model,
                 self.format,
                 Path(folder),
+                stem="student",
+                pixels=input_spec,
+                classes=workspace.classes,
+                license="unknown",
                 calibration=[images],
                 images=images,
-                **about,
             )
-            return self.benchmark.measure(
-                {"student": open_artifact(path, threads=1)}, {"student": images}
-            )["student"].latency_ms
+            artifact = open_artifact(path, threads=1)
+            timings = self.benchmark.measure({"student": artifact}, {"student": images})
+            return timings["student"].latency_ms
 
-    def check(self, shop: "Workspace", *, trial: bool) -> dict[str, float]:
-        """The latency of a student within the budget. Raises `OverBudgetError` for one
-        above it in a sweep, `RequestError` alone.
+    def check(self, workspace: "Workspace", *, trial: bool) -> dict[str, float]:
+        """The latency of a student within the budget.
+
+        Raises `OverBudgetError` for a slower student in a `trial` of a sweep,
+        `RequestError` in a single run.
         """
-        found = self.latency(shop)
-        said = (
-            f"the student {shop.spec.student.name}, written as {self.format.name}, answers 95 of"
-            f" 100 images within {found['p95']:.3g} ms, one at a time with one thread on"
-            f" {describe_machine()}"
+        latency = self.measure_latency(workspace)
+        text = (
+            f"the student {workspace.spec.student.name}, exported as {self.format.name}, has a"
+            f" 95th-percentile latency of {latency['p95']:.3g} ms (single images, one thread, on"
+            f" {describe_machine()})"
         )
-        hint = "A larger budget.latency_ms=, or budget=null, trains it."
-        if found["p95"] <= self.latency_ms:
-            shop.console.print(f"Within budget.latency_ms={self.latency_ms:g}: {said}.")
-            return found
-        over = f"Not trained, since it is over budget.latency_ms={self.latency_ms:g}: {said}."
+        hint = "To train it, increase budget.latency_ms= or use budget=null."
+        if latency["p95"] <= self.latency_ms:
+            workspace.console.print(f"Within budget.latency_ms={self.latency_ms:g}: {text}.")
+            return latency
+        over = f"Not trained, since it is over budget.latency_ms={self.latency_ms:g}: {text}."
         raise OverBudgetError(over, hint) if trial else RequestError(f"{over} {hint}")

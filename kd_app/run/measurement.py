@@ -1,4 +1,4 @@
-"""The models of a run, measured on the same images."""
+"""Measurement of a run's models on the same images."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -22,95 +22,98 @@ from kd_app.run.workspace import RunModel, Workspace
 
 
 def start_results(
-    shop: Workspace, out: Path, rule: VerdictRule, *, before: Results | None = None
+    workspace: Workspace, out: Path, rule: VerdictRule, *, before: Results | None = None
 ) -> ResultsBuilder:
-    """A builder of a run's results. Models of a finished run that are measured again
-    keep the licenses that its results, `before`, give them.
+    """A builder of a run's results.
+
+    before: the results of a finished run whose models are measured again; the models
+    keep the licenses in these results.
     """
-    license = before.license if before else Licenses(**shop.spec.licenses.to_record())
+    license = before.license if before else Licenses(**workspace.spec.licenses.to_record())
     return ResultsBuilder(
         out,
         rule,
-        config=shop.spec.config,
-        trainer=shop.spec.trainer,
+        config=workspace.spec.config,
+        trainer=workspace.spec.trainer,
         license=license,
-        stages=shop.used,
+        stages=workspace.used,
     )
 
 
 def measure_models(
     builder: ResultsBuilder,
-    shop: Workspace,
-    members: Mapping[str, RunModel],
+    workspace: Workspace,
+    models: Mapping[str, RunModel],
     splits: Mapping[SplitName, str],
     *,
     before: Results | None = None,
     sweep: Path | None = None,
 ) -> None:
-    """Measure all models on `splits`: for each part of the results the split of the data
-    that it is about. Corrupted images are those of the last split.
+    """Measure all models on `splits`, which maps each part of the results to a split of
+    the data. Corrupted images are those of the last split.
 
-    Models of a finished run that are measured again keep the licenses that its results,
-    `before`, give them. The trials of a `sweep` share the measured speed.
+    before: as in `start_results`. sweep: the folder of a sweep, whose trials share the
+    measured speed.
     """
-    add_data(builder, shop)
-    for role, member in members.items():
-        license = before.models[role].license if before else find_license(shop, member)
-        builder.models[role] = describe_model(shop, member, license)
+    add_data(builder, workspace)
+    for role, model in models.items():
+        license = before.models[role].license if before else find_license(workspace, model)
+        builder.models[role] = describe_model(workspace, model, license)
     *_, last = splits.values()
-    for place, split in splits.items():
+    for part, split in splits.items():
         predictions = {
-            role: shop.load_predictions(member, split) for role, member in members.items()
+            role: workspace.load_predictions(model, split) for role, model in models.items()
         }
         student = predictions["student"]
-        builder.add_split_metrics(place, predictions, list_groups(shop, student))
-        write_predictions(builder.out, shop, predictions)
+        builder.add_split_metrics(part, predictions, list_groups(workspace, student))
+        write_predictions(builder.out, workspace, predictions)
         if split == last:
-            builder.splits[place].robustness = measure_robustness(
-                shop, members, split, student.target
+            builder.splits[part].robustness = measure_robustness(
+                workspace, models, split, student.target
             )
-        if "teacher" in members and builder.knowledge is None:
+        if "teacher" in models and builder.knowledge is None:
             builder.knowledge = measure_teacher_knowledge(
-                shop, predictions["teacher"], split, before=before
+                workspace, predictions["teacher"], split, before=before
             )
     similar = builder.knowledge.similar if builder.knowledge else []
-    show_examples(shop, predictions, similar, builder.out)
-    builder.speed = measure_speed(shop, members, sweep)
+    show_examples(workspace, predictions, similar, builder.out)
+    builder.speed = measure_speed(workspace, models, sweep)
 
 
-def add_data(builder: ResultsBuilder, shop: Workspace) -> None:
-    """Add the data to the results, and write which image is in which split."""
+def add_data(builder: ResultsBuilder, workspace: Workspace) -> None:
+    """Add the data to the results, and write the split of each image."""
     data = Data(
-        name=name_data(shop),
-        classes=list(shop.classes),
-        sizes=shop.data.sizes,
-        fingerprint=shop.data.fingerprint,
+        name=name_data(workspace),
+        classes=list(workspace.classes),
+        sizes=workspace.data.sizes,
+        fingerprint=workspace.data.fingerprint,
     )
-    builder.add_data(data, shop.data.notes)
-    shop.data.write_split(builder.out / SPLIT)
+    builder.add_data(data, workspace.data.notes)
+    workspace.data.write_split(builder.out / SPLIT)
 
 
-def name_data(shop: Workspace) -> str:
-    """The name of the data; for data that are read from a folder, with the last part of
-    its path.
+def name_data(workspace: Workspace) -> str:
+    """The name of the data; for data in a folder followed by the last part of the
+    folder's path.
     """
-    own, node = shop.spec.own.data, shop.spec.config["data"]
-    if own is not None:
-        return type(own).__name__
+    module, node = workspace.spec.external.data, workspace.spec.config["data"]
+    if module is not None:
+        return type(module).__name__
     name = str(node.get("name") or node["_target_"].rpartition(".")[2])
     return f"{name} {Path(node['root']).name}" if node.get("root") else name
 
 
-def describe_model(shop: Workspace, member: RunModel, license: str) -> Model:
-    """A model's part of the results."""
-    weights, model = member.loaded.weights, member.loaded.model
-    opaque = isinstance(model, RuntimeModel)  # in another runtime, where nothing can be counted
-    start, resolved = member.record.get("weights"), shop.resolved.get(member.role)
+def describe_model(workspace: Workspace, model: RunModel, license: str) -> Model:
+    """The part of the results about one model."""
+    weights, module = model.loaded.weights, model.loaded.model
+    # Operators and parameters of a model in another runtime can't be counted.
+    is_opaque = isinstance(module, RuntimeModel)
+    start, resolved = model.record.get("weights"), workspace.resolved.get(model.role)
     return Model(
-        name=member.spec.name,
-        params=None if opaque else count_params(model),
-        macs=None if opaque else count_macs(model.cpu(), member.loaded.pixels),
-        size_bytes=measure_size(member),
+        name=model.spec.name,
+        params=None if is_opaque else count_params(module),
+        macs=None if is_opaque else count_macs(module.cpu(), model.loaded.pixels),
+        size_bytes=measure_size(model),
         license=license,
         source=f"trained here from {start['source']}" if start else weights.source,
         sha256=weights.sha256,
@@ -119,49 +122,49 @@ def describe_model(shop: Workspace, member: RunModel, license: str) -> Model:
     )
 
 
-def find_license(shop: Workspace, member: RunModel) -> str:
+def find_license(workspace: Workspace, model: RunModel) -> str:
     """The license of a model's weights."""
-    licenses, role = shop.spec.licenses, member.role
-    if role == "teacher" and member.folder is None:
+    licenses, role = workspace.spec.licenses, model.role
+    if role == "teacher" and model.folder is None:
         assert licenses.teacher is not None
         return licenses.teacher
-    recipe = shop.spec.controls.get(role, shop.spec.recipe)
-    return shop.resolve_license(role, taught=recipe.needs_teacher)
+    recipe = workspace.spec.controls.get(role, workspace.spec.recipe)
+    return workspace.resolve_license(role, uses_teacher=recipe.needs_teacher)
 
 
-def measure_size(member: RunModel) -> int:
-    """Bytes on disk of a model's file, or of its weights in memory where no file holds
+def measure_size(model: RunModel) -> int:
+    """Bytes of a model's file on disk; bytes of the weights in memory if no file holds
     the weights alone.
     """
-    if member.program:
-        return member.program.stat().st_size
-    path = member.spec.origin.path
+    if model.program:
+        return model.program.stat().st_size
+    path = model.spec.origin.path
     for file in (path / WEIGHTS, path) if path else ():
         if file.suffix in (".safetensors", ".onnx") and file.is_file():
             return file.stat().st_size
-    state = member.loaded.model.state_dict()
+    state = model.loaded.model.state_dict()
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def measure_speed(
-    shop: Workspace, members: Mapping[str, RunModel], sweep: Path | None = None
+    workspace: Workspace, models: Mapping[str, RunModel], sweep: Path | None = None
 ) -> Speed:
-    """Throughput of the student and of each other net, measured in turns, or once for
-    the trials of a `sweep`.
+    """Throughput of the student and of each other architecture, measured in turns; in a
+    `sweep` once for all trials.
     """
-    shop.console.print_transient("  measuring speed ...")
-    student = shop.resolve_spec("student")
-    models = {
-        role: (member.load_runner(), member.loaded.pixels)
-        for role, member in members.items()
-        if role == "student" or shop.resolve_spec(role) is not student
+    workspace.console.print_transient("  measuring speed ...")
+    student = workspace.resolve_spec("student")
+    runners = {
+        role: (model.load_runner(), model.loaded.pixels)
+        for role, model in models.items()
+        if role == "student" or workspace.resolve_spec(role) is not student
     }
-    measure = partial(measure_throughput, models, device=shop.spec.trainer.device)
-    measured = shop.measure_speed(members, sweep, measure) if sweep else measure()
+    measure = partial(measure_throughput, runners, device=workspace.spec.trainer.device)
+    speeds = workspace.measure_speed(models, sweep, measure) if sweep else measure()
     return Speed.model_validate(
         {
-            **{role: {"images_per_second": speed} for role, speed in measured.items()},
-            "training_images_per_second": members["student"].record.get("images_per_second"),
+            **{role: {"images_per_second": speed} for role, speed in speeds.items()},
+            "training_images_per_second": models["student"].record.get("images_per_second"),
         }
     )
 
@@ -176,6 +179,6 @@ def format_top1(predictions: Predictions) -> str:
     """'top1 0.923 (0.901 to 0.940, 10 classes, 359 images)'."""
     top1, target = estimate_top1(predictions, 0.95), predictions.target
     return (
-        f"top1 {top1.value:.3f} ({top1.low:.3f} to {top1.high:.3f}, {len(np.unique(target))} classes,"
-        f" {len(target)} images)"
+        f"top1 {top1.value:.3f} ({top1.low:.3f} to {top1.high:.3f},"
+        f" {len(np.unique(target))} classes, {len(target)} images)"
     )

@@ -1,5 +1,5 @@
-"""The models that a configuration names: a teacher or student, several teachers, a
-teacher of other classes, the links of a chain.
+"""From nodes of the configuration to model specs: a teacher or student, an ensemble of
+teachers, a teacher of other classes, the assistants of a chain.
 """
 
 from dataclasses import dataclass
@@ -15,107 +15,105 @@ from kd_app.deployment.manifest import read_entry
 from kd_app.models.class_map import ClassMap
 from kd_app.models.composite import ArtifactTeacher, ClassMappedTeacher, EmaTeacher, TeacherEnsemble
 from kd_app.models.spec import CompositeTeacher, ModelSpec, WeightsSource
-from kd_app.run.schema import EnsembleSettings, check_link
+from kd_app.run.schema import EnsembleSettings, check_assistant
 
 Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Link:
-    """A net between teacher and student, which learns from the one before it and
-    teaches the next; and the seed of its training.
+class AssistantSpec:
+    """A model between teacher and student, distilled from the previous model of the
+    chain; and the seed of its training.
     """
 
-    request: ModelSpec
+    spec: ModelSpec
     seed: int
 
 
 def build_composite(node: Config) -> CompositeTeacher | None:
-    """A teacher of several, of other classes, or that is a file for another runtime;
-    None for one set of weights of the data's classes.
+    """A teacher that is an ensemble, has other classes, or is an exported file; None
+    for a single model of the data's classes.
     """
-    members = node.get("members")
-    if members is None:
+    if node.get("members") is None:
         return _build_single(node)
-    said: Config = {key: node.get(key) for key in ("members", "by", "classes")}
-    asked = EnsembleSettings(**said)
-    made = {
+    settings: Config = {key: node.get(key) for key in ("members", "by", "classes")}
+    ensemble = EnsembleSettings(**settings)
+    teachers = {
         name: _build_single(each) or build_model_spec("teacher", each, None)
-        for name, each in asked.members.items()
+        for name, each in ensemble.members.items()
     }
-    return TeacherEnsemble(made, asked.weights, asked.by)
+    return TeacherEnsemble(teachers, ensemble.weights, ensemble.by)
 
 
 def _build_single(node: Config) -> CompositeTeacher | None:
     checkpoint, classes = node.get("checkpoint"), node.get("classes")
-    file = (
+    artifact = (
         _open_artifact_teacher(Path(checkpoint))
         if checkpoint and Path(checkpoint).suffix == ".onnx"
         else None
     )
     if not classes:
-        return file
-    inner = file or build_model_spec("teacher", node, None)
-    if not inner.origin.has_weights:
+        return artifact
+    teacher = artifact or build_model_spec("teacher", node, None)
+    if not teacher.origin.has_weights:
         raise RequestError(
-            f"teacher.classes={classes!r} maps what a teacher knows, and {inner.name} has random"
-            " weights. Name weights, or leave it out."
+            f"teacher.classes={classes!r} maps the classes of a trained teacher, but {teacher.name}"
+            " has random weights. Name pretrained weights, or remove teacher.classes."
         )
-    return ClassMappedTeacher(inner, ClassMap(Path(classes)))
+    return ClassMappedTeacher(teacher, ClassMap(Path(classes)))
 
 
 def _open_artifact_teacher(path: Path) -> ArtifactTeacher:
     try:
-        artifact, about = open_artifact(path), read_entry(path)
+        artifact, entry = open_artifact(path), read_entry(path)
     except ValueError as error:
         raise RequestError(f"teacher.checkpoint: {error}") from None
     return ArtifactTeacher(
         artifact,
-        WeightsSource("own", path.name, path, license=about.license),
-        str(about.told["sha256"]),
+        WeightsSource("own", path.name, path, license=entry.license),
+        str(entry.told["sha256"]),
     )
 
 
-def parse_assistants(node: Config | None) -> tuple[Link, ...]:
-    """The nets of ``teacher.chain``: names, or what a student's group says."""
-    links = []
-    for number, each in enumerate((node or {}).get("chain") or (), start=1):
-        said = {"name": each} if isinstance(each, str) else each
-        check_link(said)
-        whole = {
+def parse_assistants(node: Config | None) -> tuple[AssistantSpec, ...]:
+    """The models of ``teacher.chain``, each a name or a node with a student's keys."""
+    node = node or {}
+    assistants = []
+    for number, item in enumerate(node.get("chain") or (), start=1):
+        overrides = {"name": item} if isinstance(item, str) else item
+        check_assistant(overrides)
+        student = {
             "_target_": FACTORY,
             "pretrained": "auto",
             "checkpoint": None,
             "kwargs": {},
             "image_size": None,
-            **said,
+            **overrides,
         }
-        seed = (node or {}).get("seed", 0) + number
-        links.append(Link(build_model_spec("student", whole, None), seed))
-    return tuple(links)
+        spec = build_model_spec("student", student, None)
+        assistants.append(AssistantSpec(spec, node.get("seed", 0) + number))
+    return tuple(assistants)
 
 
 def build_model_spec(role: str, node: Config, module: nn.Module | None) -> ModelSpec:
-    """A model that a group of the configuration names, or a module that somebody hands
-    over.
+    """The spec of the model in a group of the configuration, or of a `module` passed
+    from Python.
     """
-    asked: Config = {
+    settings: Config = {
         key: node.get(key) for key in ("name", "pretrained", "checkpoint", "kwargs", "image_size")
     }
-    asked["kwargs"] = asked["kwargs"] or {}
-    asked["pretrained"] = "auto" if asked["pretrained"] is None else asked["pretrained"]
-    target = node.get("_target_", FACTORY)
+    settings["kwargs"] = settings["kwargs"] or {}
+    settings["pretrained"] = "auto" if settings["pretrained"] is None else settings["pretrained"]
     if module is not None:
-        return ModelSpec(
-            role=role, factory=_Copies(module), **{**asked, "checkpoint": None, "kwargs": {}}
-        )
-    if target == FACTORY:
-        return ModelSpec(role=role, factory=None, **asked)
-    return ModelSpec(role=role, factory=_find_factory(role, target), **asked)
+        settings |= {"checkpoint": None, "kwargs": {}}
+        return ModelSpec(role=role, factory=_CopyFactory(module), **settings)
+    target = node.get("_target_", FACTORY)
+    factory = None if target == FACTORY else _find_factory(role, target)
+    return ModelSpec(role=role, factory=factory, **settings)
 
 
 def parse_model(node: Config) -> ModelSpec:
-    """The model of which `node` is the `ModelRequest.to_json`."""
+    """The spec whose ``to_json()`` is `node`."""
     if "members" in node:
         members = {name: parse_model(each) for name, each in node["members"].items()}
         return TeacherEnsemble(members, node["weights"], node["by"])
@@ -131,18 +129,21 @@ def parse_model(node: Config) -> ModelSpec:
 
 def _find_factory(role: str, target: str) -> Any:
     factory = resolve_target(role, target)
-    return _Named(target, factory) if callable(factory) else factory
+    return _NamedFactory(target, factory) if callable(factory) else factory
 
 
-class _Named:
-    """A factory with the `target` by which another process finds it. Its own name can
-    be another one: a lambda's, or that of what a decorator returned.
+class _NamedFactory:
+    """A factory with the `target` under which another process can import it.
+
+    The function's own name can differ, for example for a lambda or a decorated
+    function.
     """
 
     def __init__(self, target: str, factory: Any) -> None:
         self.target = target
         self.pixels = getattr(factory, "pixels", None)
-        self.__wrapped__ = factory  # `inspect.signature` looks through it
+        # `inspect.signature` follows this attribute.
+        self.__wrapped__ = factory
         self.__module__ = factory.__module__
         self.__qualname__ = factory.__qualname__
 
@@ -151,9 +152,9 @@ class _Named:
         return module
 
 
-class _Copies:
-    """A factory that gives copies of one module, so that control and student start from
-    the same weights.
+class _CopyFactory:
+    """Returns copies of one module, so that control and student start from the same
+    weights.
     """
 
     def __init__(self, module: nn.Module) -> None:

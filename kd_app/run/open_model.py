@@ -1,5 +1,5 @@
-"""What a path means where a model is asked for: an artifact, a run, a run's teacher, or
-a model's folder.
+"""Open the model at a path: an artifact, a run's student, a run's teacher, or a model
+folder.
 """
 
 import json
@@ -24,64 +24,62 @@ from kd_app.run.workspace import decode_size
 from kd_app.run_files import REFERENCE, RESULTS, STUDENT
 
 _EXPECTED = (
-    "Expected: a file that kd-export wrote, with its manifest.json beside it; a run's folder (its"
-    " student), the teacher folder in it, a model's folder in timm's local-dir layout"
+    "Expected: a file that kd-export wrote, next to its manifest.json; a run folder (its student);"
+    " the teacher folder of a run; or a model folder in timm's local-dir layout"
 )
-_NOTHING_SEEN = ImageStats(3, 1, (0.0,), (1.0,))
-"""A model that lies in a folder says itself what it expects."""
+_UNUSED_STATS = ImageStats(3, 1, (0.0,), (1.0,))
+"""Image statistics for a model folder, whose config.json already contains the input."""
 
 
-class Model(ImageStage, Protocol):
-    """Answers in `classes`."""
+class ImageClassifier(ImageStage, Protocol):
+    """A model that returns logits for images, in torch or in another runtime."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names, in the order of the logits."""
+        """Names of the classes, in the order of the logits."""
 
     @property
     def pixels(self) -> InputSpec:
-        """What it expects."""
+        """The input of the model."""
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model ready to answer. file: what its sha256 is of · run: the folder of the run
-    that it belongs to, if it lies in one's.
+    """A model ready for inference.
+
+    file: the file that identifies the model by its sha256. run: the folder of the run
+    that contains the model, if any.
     """
 
     name: str
-    model: Model
+    model: ImageClassifier
     file: Path
     run: Path | None
 
 
-def open_model(said: str, *, threads: int | None) -> OpenModel:
-    """The model that `said` names; `threads` is for an artifact's runtime. Raises
-    `RequestError` in a paragraph for what is no model.
+def open_model(name: str, *, threads: int | None) -> OpenModel:
+    """Open the model at the path `name`. threads: number of threads of an artifact's
+    runtime. Raises `RequestError` if the path is not a model.
     """
-    path = Path(said)
+    path = Path(name)
     if not path.exists():
-        near = (
-            suggest_closest(path.name, [each.name for each in path.parent.iterdir()])
-            if path.parent.is_dir()
-            else ""
-        )
-        raise RequestError(f"There is no {said!r}. {near}{_EXPECTED}.")
+        hint = ""
+        if path.parent.is_dir():
+            hint = suggest_closest(path.name, [each.name for each in path.parent.iterdir()])
+        raise RequestError(f"There is no {name!r}. {hint}{_EXPECTED}.")
     if path.is_dir():
         folder, run = _resolve_folder(path)
-        return OpenModel(said, _from_folder(folder, said), folder / WEIGHTS, run)
+        return OpenModel(name, _load_folder(folder, name), folder / WEIGHTS, run)
     run = path.parent.parent if (path.parent.parent / RESULTS).is_file() else None
-    return OpenModel(said, open_file(path, threads=threads), path, run)
+    return OpenModel(name, open_file(path, threads=threads), path, run)
 
 
-def open_file(path: Path, *, threads: int | None) -> Model:
-    """The model in a file: an artifact, or the weights in a model's folder. Raises
-    `RequestError`.
-    """
+def open_file(path: Path, *, threads: int | None) -> ImageClassifier:
+    """Open an artifact, or the weights of a model folder. Raises `RequestError`."""
     if path.name == WEIGHTS:
-        return _from_folder(path.parent, str(path))
+        return _load_folder(path.parent, str(path))
     if path.suffix == ".json":
-        raise RequestError(f"{str(path)!r} is no model's file. {_EXPECTED}.")
+        raise RequestError(f"{str(path)!r} is not a model file. {_EXPECTED}.")
     try:
         return open_artifact(path, threads=threads)
     except ValueError as error:
@@ -90,22 +88,24 @@ def open_file(path: Path, *, threads: int | None) -> Model:
 
 @dataclass(frozen=True)
 class OpenedCascade:
-    """A cascade, its stages as models, and the files that they came from."""
+    """A cascade, the models of its stages, and the files of these models."""
 
     cascade: Cascade
-    models: tuple[Model, ...]
+    models: tuple[ImageClassifier, ...]
     files: tuple[Path, ...]
 
 
 def open_cascade(path: Path, *, threads: int | None) -> OpenedCascade:
-    """The cascade of a cascade.json. Raises `RequestError`: it is none, a stage is gone
-    or another, the stages' classes differ.
-    """
-    found: dict[Path, Model] = {}
+    """Open the cascade described by a cascade.json.
 
-    def open_stage(file: Path) -> Model:
-        found[file] = open_file(file, threads=threads)
-        return found[file]
+    Raises `RequestError` if the file is invalid, a stage is missing or was replaced, or
+    the stages have different classes.
+    """
+    models: dict[Path, ImageClassifier] = {}
+
+    def open_stage(file: Path) -> ImageClassifier:
+        models[file] = open_file(file, threads=threads)
+        return models[file]
 
     try:
         cascade = Cascade.load(path, open_stage)
@@ -113,94 +113,93 @@ def open_cascade(path: Path, *, threads: int | None) -> OpenedCascade:
         raise
     except ValueError as error:
         raise RequestError(str(error)) from None
-    check_same_classes([(file.name, model.classes) for file, model in found.items()])
-    return OpenedCascade(cascade, tuple(found.values()), tuple(found))
+    check_same_classes([(file.name, model.classes) for file, model in models.items()])
+    return OpenedCascade(cascade, tuple(models.values()), tuple(models))
 
 
 def check_same_classes(named: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    """Raises `RequestError` where what is named by its first entry knows other classes
-    than the first, or has them in another order.
+    """Raise `RequestError` unless all entries ``(name of a model, its classes)`` have
+    the classes of the first one, in the same order.
     """
     (first, reference), *others = named
     for name, classes in others:
         if classes == reference:
             continue
         if sorted(classes) == sorted(reference):
-            at, was, now = next(
-                (k, a, b) for k, (a, b) in enumerate(zip(reference, classes, strict=True)) if a != b
-            )
+            pairs = enumerate(zip(reference, classes, strict=True))
+            number, (expected, actual) = next(each for each in pairs if each[1][0] != each[1][1])
             raise RequestError(
-                f"{first} and {name} know the same {len(classes)} classes in another order: class"
-                f" {at} is {was!r} in the one and {now!r} in the other. Expected: one order in all"
-                " stages. Export them from runs on the same data."
+                f"{first} and {name} have the same {len(classes)} classes in a different order:"
+                f" class {number} is {expected!r} in the first and {actual!r} in the second."
+                " Expected: one order in all stages. Export them from runs on the same data."
             )
-        strange = [each for each in classes if each not in reference] or [
+        different = [each for each in classes if each not in reference] or [
             each for each in reference if each not in classes
         ]
         raise RequestError(
-            f"{first} knows {len(reference)} classes, {name} {len(classes)}; they differ in"
-            f" {', '.join(map(repr, strange[:5]))}. Expected: the same classes by the same names."
-            " Name models that were trained for the same classes."
+            f"{first} has {len(reference)} classes, {name} has {len(classes)}; they differ in"
+            f" {', '.join(map(repr, different[:5]))}. Expected: the same class names in all"
+            " models. Name models that were trained on the same classes."
         )
 
 
-def find_channels_and_size(models: Sequence[Model]) -> tuple[int, int]:
-    """How files are opened for these models: with how many channels, and the shorter
-    side up to which they are kept, as a run does it.
+def find_channels_and_size(models: Sequence[ImageClassifier]) -> tuple[int, int]:
+    """How image files are decoded for these models, as in a run: the number of
+    channels, and the shorter side (pixels) up to which images are kept.
     """
-    return max(each.pixels.channels for each in models), decode_size(
-        [max(each.pixels.height, each.pixels.width) for each in models]
-    )
+    inputs = [model.pixels for model in models]
+    sides = [max(each.height, each.width) for each in inputs]
+    return max(each.channels for each in inputs), decode_size(sides)
 
 
 def _resolve_folder(path: Path) -> tuple[Path, Path | None]:
-    """The folder of the model that is meant, and its run's."""
+    """The model folder that `path` refers to, and the folder of the model's run."""
     if (path / RESULTS).is_file():
         return path / STUDENT, path
     if (path / REFERENCE).is_file():
         return _resolve_teacher(path), path.parent
     if not (path / CONFIG).is_file():
         raise RequestError(
-            f"The folder {str(path)!r} holds neither {RESULTS} nor {CONFIG}. {_EXPECTED}."
+            f"The folder {str(path)!r} contains neither {RESULTS} nor {CONFIG}. {_EXPECTED}."
         )
     return path, path.parent if (path.parent / RESULTS).is_file() else None
 
 
 def _resolve_teacher(path: Path) -> Path:
-    """Where a run's teacher lies."""
+    """The model folder of a run's teacher; `path` is the run's teacher folder."""
     reference = read_teacher_reference(path)
-    found = reference.folder
-    if found is None:
+    folder = reference.folder
+    if folder is None:
         raise RequestError(
-            f"The teacher of {str(path.parent)!r}, {reference.name}, came from a hub and was used as it is:"
-            " no folder holds it. Put it in one, in timm's local-dir layout, and name that, or"
-            " export it and name the file."
+            f"The teacher of {str(path.parent)!r}, {reference.name}, was used as downloaded from a"
+            " hub, so no folder contains it. Save it in a folder in timm's local-dir layout and"
+            " name that folder, or export it and name the file."
         )
-    if not (found / CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise RequestError(
-            f"The teacher of {str(path.parent)!r} is not in {str(found)!r} (any more). Expected a"
-            " model's folder there. Say the run's kd-distill command again to make it, or name"
+            f"The teacher of {str(path.parent)!r} is missing: {str(folder)!r} is not a model"
+            " folder (any more). Run the run's kd-distill command again to train it, or name"
             " another model."
         )
-    return found
+    return folder
 
 
-def _from_folder(folder: Path, said: str) -> TorchModel:
-    """The model in timm's local-dir layout."""
+def _load_folder(folder: Path, name: str) -> TorchModel:
+    """Load the model in timm's local-dir layout. name: the path in error messages."""
     try:
         architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"{said!r} has no model in {str(folder)!r} ({type(error).__name__}:"
+            f"{name!r} has no model in {str(folder)!r} ({type(error).__name__}:"
             f" {take_first_line(error)}). {_EXPECTED}."
         ) from None
     if not timm.is_model(architecture):
         raise RequestError(
-            f"The model of {said!r} is a {architecture}, which timm does not know: it came from a"
-            " factory of somebody's own, which is not run here. Export it with kd-export, and name"
-            " the file."
+            f"The model of {name!r} is a {architecture}, which is not a timm model. It was built by"
+            " a user-provided factory, which is not run here. Export the model with kd-export, and"
+            " name the file."
         )
-    request = ModelSpec(
+    spec = ModelSpec(
         role="model",
         name=None,
         pretrained="auto",
@@ -209,14 +208,10 @@ def _from_folder(folder: Path, said: str) -> TorchModel:
         image_size=None,
         factory=None,
     )
-    origin = request.origin
+    origin = spec.origin
     assert origin.num_classes is not None
-    pixels = resolve_input(request, _NOTHING_SEEN)
-    created = create(request, pixels, origin.num_classes, seed=0)
+    input_spec = resolve_input(spec, _UNUSED_STATS)
+    model = create(spec, input_spec, origin.num_classes, seed=0).model
+    classes = origin.label_names or tuple(map(str, range(origin.num_classes)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return TorchModel(
-        created.model,
-        origin.label_names or tuple(map(str, range(origin.num_classes))),
-        pixels,
-        device,
-    )
+    return TorchModel(model, classes, input_spec, device)

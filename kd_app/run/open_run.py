@@ -1,9 +1,9 @@
-"""A finished run, opened again: to measure its models, to export them, or to train on.
+"""Open a finished run: to measure its models, to export them, or to continue training.
 
-A run's folder may come from somebody else. Of its configuration only the groups that
-the purpose needs are built; losses, optimizers and schedules are built to train, and
-callbacks and loggers never. So a run can still be measured when one of its losses has
-another name by now.
+A run's folder may come from an untrusted source, so only the groups of its
+configuration that the purpose needs are built: losses, optimizers and schedules for
+training only, callbacks and loggers never. A run whose loss was renamed can therefore
+still be measured.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -26,7 +26,7 @@ from kd_app.reporting.results import Results, read
 from kd_app.reporting.teacher_reference import read_teacher_reference
 from kd_app.run.run_folder import claim_folder
 from kd_app.run.schema import DistillSettings
-from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_parts, check_trainings
+from kd_app.run.spec import Config, ExternalParts, RunSpec, assemble_spec, check_recipes
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.run_files import CONFIG, RESULTS, STUDENT, TEACHER
 from kd_app.stages import RECORD, Stages
@@ -34,11 +34,11 @@ from kd_app.training.fit import MODEL
 
 Purpose = Literal["measure", "export", "train"]
 OWN, COMPRESSED = "own", "compressed"
-"""Keys in a run's config.yaml that are not settings: parts passed as objects from
-Python, and how the run was compressed.
+"""Keys in a run's config.yaml that are not settings: objects passed from Python, and
+how the run was compressed.
 """
 STAGES = "runs/.stages"
-"""Folder of the stages where the run's own are not on this machine; as in
+"""The folder for stages if the run's stages are not on this machine; the default of
 ``conf/distill.yaml``.
 """
 _BUILT = ("data", "teacher", "student", "trainer", "robustness", "verdict")
@@ -47,8 +47,10 @@ _BUILT_TO_TRAIN = ("loss", "optimizer", "scheduler")
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A finished run as its folder records it. config: the run's configuration, for
-    this machine and the purpose · notes: what of it is left out.
+    """The content of a finished run's folder.
+
+    config: the run's configuration, adapted to this machine and the purpose. notes: the
+    settings that are not used.
     """
 
     folder: Path
@@ -60,7 +62,7 @@ class SavedRun:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A finished run whose data are ready: in the workspace, with the run's classes."""
+    """A finished run with its data loaded in a workspace."""
 
     folder: Path
     results: Results
@@ -70,13 +72,14 @@ class OpenRun:
 
 
 def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
-    """Read the finished run in `folder`; nothing is built.
+    """Read the finished run in `folder` without building any part.
 
-    The configuration of the `command` decides where stages are written, which packages
-    are trusted and which licenses are accepted, whatever the run says; and to measure,
-    on which images.
+    The configuration of the `command`, not the run's, decides where stages are written,
+    which packages are trusted, which licenses are accepted, and, for a measurement,
+    which images are used.
 
-    Raises `RequestError`: no run, an unfinished one, or an unreadable configuration.
+    Raises `RequestError` if `folder` is not a run, the run is unfinished, or its
+    configuration is unreadable.
     """
     results = read(folder / RESULTS)
     if results.status != "finished":
@@ -85,11 +88,9 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
             " Run its kd-distill command again to finish it."
         )
     config, stages = _read_config(folder, results)
-    here = any(
-        (path / RECORD).is_file() and path.parent == stages
-        for path in (Path(stage.path) for stage in results.stages)
-    )
-    config["stages"] = command["stages"] or (str(stages) if here else STAGES)
+    paths = (Path(stage.path) for stage in results.stages)
+    are_here = any((path / RECORD).is_file() and path.parent == stages for path in paths)
+    config["stages"] = command["stages"] or (str(stages) if are_here else STAGES)
     return SavedRun(
         folder,
         results,
@@ -100,7 +101,7 @@ def read_run(folder: Path, command: Config, purpose: Purpose) -> SavedRun:
 
 
 def _adapt_config(config: Config, command: Config, purpose: Purpose) -> Config:
-    """The run's configuration for this machine and the purpose."""
+    """Adapt the run's configuration to this machine and the purpose."""
     adapted = {
         **config,
         "allow": command["allow"],
@@ -110,14 +111,14 @@ def _adapt_config(config: Config, command: Config, purpose: Purpose) -> Config:
     }
     if purpose == "train":
         return adapted | {"controls": {}, "callbacks": {}, "logger": {}}
-    here = {"accelerator": "auto", "devices": 1, "precision": "auto"}
+    trainer = {**config["trainer"], "accelerator": "auto", "devices": 1, "precision": "auto"}
     if purpose == "export":
-        return adapted | {"controls": {}, "trainer": {**config["trainer"], **here}}
+        return adapted | {"controls": {}, "trainer": trainer}
     return adapted | {
         "data": command["data"] or config["data"],
         "examples": command["examples"],
         "robustness": command["robustness"],
-        "trainer": {**config["trainer"], **here, "limit_test_batches": command["limit"]},
+        "trainer": {**trainer, "limit_test_batches": command["limit"]},
     }
 
 
@@ -126,7 +127,9 @@ def _describe_omissions(config: Config) -> tuple[str, ...]:
     if not callbacks or not isinstance(callbacks, dict):
         return ()
     names = ", ".join(map(str, callbacks))
-    return (f"The callbacks of the run ({names}) are not used when its student is trained on.",)
+    return (
+        f"The callbacks of the run ({names}) are not used when its student is trained further.",
+    )
 
 
 def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
@@ -139,41 +142,42 @@ def _read_config(folder: Path, results: Results) -> tuple[Config, Path]:
         config["data"] = dict(config["data"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise RequestError(
-            f"The run's configuration {str(folder / CONFIG)!r} can't be read: {take_first_line(error)}."
-            " Name a whole run folder."
+            f"The run's configuration {str(folder / CONFIG)!r} can't be read:"
+            f" {take_first_line(error)}. Name a complete run folder."
         ) from None
-    if strange := sorted(set(results.models) - known):
+    if unknown := sorted(set(results.models) - known):
         raise RequestError(
             "The run's results name models that its configuration does not:"
-            f" {', '.join(map(repr, strange[:5]))}."
+            f" {', '.join(map(repr, unknown[:5]))}. Name an unmodified run folder."
         )
     return {key: value for key, value in config.items() if key not in (OWN, COMPRESSED)}, stages
 
 
-def build_parts(saved: SavedRun) -> RunSpec:
-    """Build the parts that the purpose needs, each checked by its own signature.
+def build_saved_spec(saved: SavedRun) -> RunSpec:
+    """Build and validate the parts of the run that the purpose needs.
 
-    Raises `RequestError`: a part does not fit, or is code that the command does not
+    Raises `RequestError` if a part is invalid, or is code that the command does not
     trust.
     """
     config = saved.config
     DistillSettings(**config)
-    check_targets(_select_parts(config, saved.purpose), config["allow"])
-    # Only the nets of controls are needed. An entropy "auto" would build the student's losses.
+    check_targets(_select_groups(config, saved.purpose), config["allow"])
+    # Of the controls only the models are needed. An entropy "auto" would build the
+    # student's losses.
     controls = {
         name: {**node, "label_entropy_temperature": None}
         for name, node in config["controls"].items()
     }
-    parts = assemble_parts({**config, "controls": controls}, ExternalParts())
+    spec = assemble_spec({**config, "controls": controls}, ExternalParts())
     # The teacher of a finished run is not trained again.
-    parts = replace(parts, config=config, teacher_recipe=None)
+    spec = replace(spec, config=config, teacher_recipe=None)
     if saved.purpose == "train":
-        check_trainings(parts)
-    return parts
+        check_recipes(spec)
+    return spec
 
 
-def _select_parts(config: Config, purpose: Purpose) -> Config:
-    """The part of a run's configuration from which something is built."""
+def _select_groups(config: Config, purpose: Purpose) -> Config:
+    """The groups of a run's configuration from which parts are built."""
     groups = (*_BUILT, *(_BUILT_TO_TRAIN if purpose == "train" else ()))
     teacher = config["teacher"] or {}
     return {
@@ -196,21 +200,21 @@ def open_run(
     remake: Sequence[str] = (),
     tracker: Any = None,
 ) -> Iterator[OpenRun]:
-    """Open a finished run for work whose results go to `out`, which is held meanwhile
-    and says `record` as its configuration.
+    """Open a finished run for a job that writes its results to `out`.
 
-    Raises `RequestError`: a part does not fit, a license forbids the purpose (to
-    measure needs none), `out` belongs to something else, or the data have other
-    classes than the run. `out` is then as it was.
+    `out` is locked meanwhile, and its config.yaml is `record`. Raises `RequestError` if
+    a part is invalid, a license forbids the purpose (a measurement is always allowed),
+    `out` belongs to another job, or the data have other classes than the run; `out` is
+    then unchanged.
     """
-    parts, verdict = build_parts(saved), VerdictRule(**saved.config["verdict"])
+    spec, verdict = build_saved_spec(saved), VerdictRule(**saved.config["verdict"])
     if saved.purpose != "measure":
-        parts.licenses.check()
+        spec.licenses.check()
     for note in saved.notes:
         console.print(f"Note: {note}")
     with claim_folder(out, record, overwrite=overwrite):
         stages = Stages(Path(saved.config["stages"]), remake=remake, say=console.print)
-        workspace = Workspace(parts, stages, console, tracker)
+        workspace = Workspace(spec, stages, console, tracker)
         workspace.prepare_data()
         if saved.purpose == "train":
             workspace.check_losses()
@@ -221,19 +225,20 @@ def open_run(
 def _check_classes(classes: tuple[str, ...], results: Results) -> None:
     trained = tuple(results.data.classes) if results.data else ()
     if classes != trained:
-        strange = [name for name in classes if name not in trained] or [
+        different = [name for name in classes if name not in trained] or [
             name for name in trained if name not in classes
         ]
         raise RequestError(
-            f"The run's models know {len(trained)} classes, these data have {len(classes)};"
-            f" they differ in {', '.join(map(repr, strange[:5]))}. Expected the same classes by the"
-            " same names."
+            f"The run's models have {len(trained)} classes, these data have {len(classes)};"
+            f" they differ in {', '.join(map(repr, different[:5]))}. Expected: the same class"
+            " names. Use the data of the run."
         )
 
 
 def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str, RunModel]:
-    """Load the run's models of these roles, by default all. One whose stage was removed
-    is left out, with a note on the console.
+    """Load the run's models of these roles, by default of all roles.
+
+    A model whose stage was deleted is left out, with a note on the console.
     """
     workspace = run.workspace
     models: dict[str, RunModel] = {}
@@ -241,42 +246,45 @@ def load_models(run: OpenRun, roles: Collection[str] | None = None) -> dict[str,
     for role in run.results.models:
         if roles is not None and role not in roles:
             continue
-        folder = run.folder / STUDENT if role == "student" else stages.get(role, run.folder) / MODEL
+        stage = stages.get(role, run.folder)
+        folder = run.folder / STUDENT if role == "student" else stage / MODEL
         if role == "teacher":
-            request = _build_teacher_spec(workspace.spec, run.folder)
+            spec = _build_teacher_spec(workspace.spec, run.folder)
         else:
-            request = _request_trained(workspace.spec, role, folder)
-        if request is None:
+            spec = _build_trained_spec(workspace.spec, role, folder)
+        if spec is None:
             workspace.console.print(
-                f"Note: the {role} is not there any more ({stages.get(role, run.folder)}); it is"
-                " left out"
+                f"Note: {role} is left out, because its model was deleted ({stage})"
             )
             continue
         program = folder / INT8
         models[role] = replace(
-            workspace.load_model(request, seed=0),
-            folder=_find_stage_folder(request),
+            workspace.load_model(spec, seed=0),
+            folder=_find_stage_folder(spec),
             program=program if role == "student" and program.is_file() else None,
         )
     return models
 
 
-def _build_teacher_spec(parts: RunSpec, run: Path) -> ModelSpec | None:
+def _build_teacher_spec(spec: RunSpec, run: Path) -> ModelSpec | None:
     reference = read_teacher_reference(run / TEACHER)
     if reference.stage is None:
-        return parts.teacher
-    return _request_trained(parts, "teacher", reference.stage / MODEL)
+        return spec.teacher
+    return _build_trained_spec(spec, "teacher", reference.stage / MODEL)
 
 
-def _request_trained(parts: RunSpec, role: str, folder: Path) -> ModelSpec | None:
-    """The request for a model that a training left in `folder`: timm's local-dir, or
-    weights for the module of the run's factory. None if it is not there.
+def _build_trained_spec(spec: RunSpec, role: str, folder: Path) -> ModelSpec | None:
+    """The spec of the model that a training saved in `folder`; None if it is missing.
+
+    The folder is in timm's local-dir layout; for a user-provided factory it contains
+    the weights for the factory's module.
     """
     if not (folder / MODEL_CONFIG).is_file():
         return None
-    control = parts.controls.get(role)
-    nets = control.students if control else ()
-    original = parts.teacher if role == "teacher" else nets[0] if nets else parts.student
+    control = spec.controls.get(role)
+    candidates = control.students if control else ()
+    student = candidates[0] if candidates else spec.student
+    original = spec.teacher if role == "teacher" else student
     assert original is not None
     factory = original.factory
     return ModelSpec(
@@ -290,14 +298,10 @@ def _request_trained(parts: RunSpec, role: str, folder: Path) -> ModelSpec | Non
     )
 
 
-def _find_stage_folder(request: ModelSpec) -> Path | None:
-    """The folder of the stage that trained a model; None where it came from elsewhere."""
-    path = request.origin.path
-    return next(
-        (
-            place.parent
-            for place in ((path, path.parent) if path else ())
-            if place.name == MODEL and (place.parent / RECORD).is_file()
-        ),
-        None,
-    )
+def _find_stage_folder(spec: ModelSpec) -> Path | None:
+    """The folder of the stage that trained a model; None for a model from elsewhere."""
+    path = spec.origin.path
+    for folder in (path, path.parent) if path else ():
+        if folder.name == MODEL and (folder.parent / RECORD).is_file():
+            return folder.parent
+    return None

@@ -1,5 +1,5 @@
-"""What is about to happen, said before it does: which models from which weights, on
-what, for how long.
+"""The plan of a run, printed before training: the data, each model with its weights and
+training, and the estimated duration.
 """
 
 from kd_app.models.cost import count_params
@@ -10,93 +10,92 @@ from kd_app.training.job import Recipe
 from kd_app.training.timing import StepEstimate, count_steps_per_epoch, estimate
 
 
-def write_plan(shop: Workspace, *, ready: bool) -> str:
-    """The plan as text; `ready`: the teacher is used as it is. Its times come from a
-    few steps of each model on noise.
+def write_plan(workspace: Workspace, *, ready: bool) -> str:
+    """The plan as text. ready: the teacher is used without training.
+
+    The duration is estimated from a few steps of each model on noise.
     """
-    made, steps = shop.spec, count_steps_per_epoch(shop.data, shop.spec.trainer).training
-    teacher = None if made.teacher is None else _load(shop, made.teacher)
-    student = _load(shop, made.student)
-    total = 0.0
-    answers = 0.0
-    if teacher is not None:
-        seconds = _estimate(shop, teacher, train=not ready)
-        answers = seconds.inference
-        if made.teacher_recipe and not ready:
-            total += made.teacher_recipe.max_epochs * steps * seconds.training
-    learn = _estimate(shop, student, train=True).training
-    student_seconds = made.recipe.max_epochs * steps * (learn + answers)
-    for name, control in made.controls.items():
-        request = shop.resolve_spec(name)
-        own = (
-            learn
-            if request is made.student
-            else _estimate(shop, _load(shop, request), train=True).training
-        )
-        total += (
-            student_seconds
-            if control.match_wall_time
-            else control.max_epochs * steps * (own + (answers if control.needs_teacher else 0.0))
-        )
-    total += student_seconds * (1 + len(made.links))
-    lines = describe_models(shop, ready=ready)
+    spec = workspace.spec
+    student = _load(workspace, spec.student)
+    teacher = None if spec.teacher is None else _load(workspace, spec.teacher)
+    seconds = _estimate_training(workspace, student, teacher, ready=ready)
+    lines = describe_models(workspace, ready=ready)
     lines.append(
-        f"Training: {made.trainer.precision} on {made.trainer.world_size} x"
-        f" {made.trainer.accelerator}, about {format_seconds(total)} for what is not found"
+        f"Training: {spec.trainer.precision} on {spec.trainer.world_size} x"
+        f" {spec.trainer.accelerator}, about {format_seconds(seconds)} for everything that is not"
+        " cached"
     )
-    larger = teacher is not None and count_params(student.model) > count_params(teacher.model) > 0
-    return "\n".join(
-        lines
-        + (
-            [
-                "Note: the student is larger than its teacher. That is allowed; the gain in cost"
-                " will not be one."
-            ]
-            if larger
-            else []
-        )
-    )
-
-
-def describe_models(shop: Workspace, *, ready: bool) -> list[str]:
-    """The data, and each model with the weights it starts from and what it is trained
-    on; `ready`: the teacher is used as it is.
-    """
-    made, sizes = shop.spec, shop.data.sizes
-    lines = [
-        f"Data: {len(shop.classes)} classes; images: {sizes['train']:,} to train on,"
-        f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test on{_describe_data(shop)}"
-    ]
-    if made.teacher is not None:
+    if teacher is not None and count_params(student.model) > count_params(teacher.model) > 0:
         lines.append(
-            _describe_model(
-                "JobTeacher", made.teacher, None if ready else made.teacher_recipe, shop
-            )
+            "Note: the student is larger than its teacher. This is allowed, but it does not reduce"
+            " the cost of inference."
         )
-    lines += [
-        _describe_model(f"Control {name}", shop.resolve_spec(name), control, shop)
-        + _compare_cost(shop, name)
-        for name, control in made.controls.items()
+    return "\n".join(lines)
+
+
+def _estimate_training(
+    workspace: Workspace, student: LoadedModel, teacher: LoadedModel | None, *, ready: bool
+) -> float:
+    """Seconds of all trainings of the run."""
+    spec = workspace.spec
+    steps = count_steps_per_epoch(workspace.data, spec.trainer).training
+    total = teacher_step = 0.0
+    if teacher is not None:
+        seconds = _estimate_step(workspace, teacher, train=not ready)
+        teacher_step = seconds.inference
+        if spec.teacher_recipe and not ready:
+            total += spec.teacher_recipe.max_epochs * steps * seconds.training
+    student_step = _estimate_step(workspace, student, train=True).training
+    student_seconds = spec.recipe.max_epochs * steps * (student_step + teacher_step)
+    for name, control in spec.controls.items():
+        if control.match_wall_time:
+            total += student_seconds
+            continue
+        model = workspace.resolve_spec(name)
+        step = (
+            student_step
+            if model is spec.student
+            else _estimate_step(workspace, _load(workspace, model), train=True).training
+        )
+        if control.needs_teacher:
+            step += teacher_step
+        total += control.max_epochs * steps * step
+    return total + student_seconds * (1 + len(spec.assistants))
+
+
+def describe_models(workspace: Workspace, *, ready: bool) -> list[str]:
+    """A line about the data, and one about each model: its initial weights and its
+    training. ready: the teacher is used without training.
+    """
+    spec, sizes = workspace.spec, workspace.data.sizes
+    lines = [
+        f"Data: {len(workspace.classes)} classes; images: {sizes['train']:,} to train on,"
+        f" {sizes['validation']:,} to choose by, {sizes['test']:,} to test"
+        f" on{_describe_data(workspace)}"
     ]
-    lines += [
-        _describe_model(f"Link {number}", link.request, made.recipe, shop)
-        for number, link in enumerate(made.links, start=1)
-    ]
-    return [*lines, _describe_model("Student", made.student, made.recipe, shop)]
+    if spec.teacher is not None:
+        recipe = None if ready else spec.teacher_recipe
+        lines.append(_describe_model("Teacher", spec.teacher, recipe, workspace))
+    for name, control in spec.controls.items():
+        line = _describe_model(f"Control {name}", workspace.resolve_spec(name), control, workspace)
+        lines.append(line + _compare_cost(workspace, name))
+    for number, assistant in enumerate(spec.assistants, start=1):
+        lines.append(_describe_model(f"Assistant {number}", assistant.spec, spec.recipe, workspace))
+    return [*lines, _describe_model("Student", spec.student, spec.recipe, workspace)]
 
 
-def _describe_data(shop: Workspace) -> str:
-    """What is special about the images of a training."""
-    stored = (
-        ("the teacher's answers to these views are stored",)
-        if shop.spec.teacher_outputs == "cached"
-        else ()
-    )
-    return "".join(f"; {phrase}" for phrase in (*shop.data.describe_training(), *stored))
+def _describe_data(workspace: Workspace) -> str:
+    """The features of the training data that differ from the default."""
+    phrases = list(workspace.data.describe_training())
+    if workspace.spec.teacher_outputs == "cached":
+        phrases.append("the teacher's logits for these views are cached")
+    return "".join(f"; {phrase}" for phrase in phrases)
 
 
-def _describe_model(who: str, request: ModelSpec, recipe: Recipe | None, shop: Workspace) -> str:
-    origin, pixels = request.origin, resolve_input(request, shop.image_stats())
+def _describe_model(
+    title: str, model: ModelSpec, recipe: Recipe | None, workspace: Workspace
+) -> str:
+    origin, input_spec = model.origin, resolve_input(model, workspace.compute_image_stats())
     weights = {
         "random": "random weights",
         "hub": f"the hub's weights {origin.name}",
@@ -104,40 +103,35 @@ def _describe_model(who: str, request: ModelSpec, recipe: Recipe | None, shop: W
         "file": f"the weights in {origin.path}",
         "own": "its own weights",
     }[origin.kind]
-    better = suggest_pretrained_tag(origin.name) if origin.kind == "random" else ""
-    hint = f"; a better start may be {better.removeprefix(', for example ')}" if better else ""
+    size = f"{input_spec.height}x{input_spec.width}"
+    tag = suggest_pretrained_tag(origin.name) if origin.kind == "random" else ""
+    hint = f"; pretrained weights may help: {tag.removeprefix(', for example ')}" if tag else ""
     if recipe is None:
-        return f"{who}: {origin.name} as it is, {weights}, {pixels.height}x{pixels.width}"
+        return f"{title}: {origin.name} as it is, {weights}, {size}"
     verb = "fine-tuned" if origin.has_weights else "trained"
-    few, labeled = "", shop.data.num_labeled
+    labeled, few_labels = workspace.data.num_labeled, ""
     if labeled is not None and not recipe.needs_teacher:
-        few = f", on the {labeled:,} images with a label in as many steps"
-    return (
-        f"{who}: {origin.name} {verb} {recipe.how}{few}, from {weights},"
-        f" {pixels.height}x{pixels.width}{hint}"
-    )
+        few_labels = f", on the {labeled:,} images with a label in as many steps"
+    return f"{title}: {origin.name} {verb} {recipe.how}{few_labels}, from {weights}, {size}{hint}"
 
 
-def _compare_cost(shop: Workspace, control: str) -> str:
-    """Where the net was chosen by its cost, that."""
-    macs = shop.resolved.get(control, {}).get("macs")
-    return (
-        ""
-        if macs is None
-        else (
-            f"; {macs / 1e6:,.2f} M multiply-adds beside the student's"
-            f" {shop.resolved[control]['student_macs'] / 1e6:,.2f} M"
-        )
-    )
+def _compare_cost(workspace: Workspace, control: str) -> str:
+    """The cost of a model that was chosen by its cost; empty for other models."""
+    resolved = workspace.resolved.get(control, {})
+    if resolved.get("macs") is None:
+        return ""
+    macs, student_macs = (resolved[key] / 1e6 for key in ("macs", "student_macs"))
+    return f"; {macs:,.2f} M multiply-adds compared with the student's {student_macs:,.2f} M"
 
 
-def _load(shop: Workspace, request: ModelSpec) -> LoadedModel:
-    return create(request, resolve_input(request, shop.image_stats()), len(shop.classes), seed=0)
+def _load(workspace: Workspace, model: ModelSpec) -> LoadedModel:
+    input_spec = resolve_input(model, workspace.compute_image_stats())
+    return create(model, input_spec, len(workspace.classes), seed=0)
 
 
-def _estimate(shop: Workspace, created: LoadedModel, *, train: bool) -> StepEstimate:
+def _estimate_step(workspace: Workspace, model: LoadedModel, *, train: bool) -> StepEstimate:
     return estimate(
-        created.model, created.pixels, shop.data.batch_size, shop.spec.trainer, train=train
+        model.model, model.pixels, workspace.data.batch_size, workspace.spec.trainer, train=train
     )
 
 

@@ -1,4 +1,4 @@
-"""``results.json``, built part by part."""
+"""Builder of ``results.json``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,10 +35,11 @@ Status = Literal["running", "finished", "failed", "pruned"]
 
 
 class ResultsBuilder:
-    """The parts of a run's results, each set as soon as it is known.
+    """Collects the parts of a run's results as they become available.
 
-    `rule` judges the student. `stages` is the list to which the run adds each stage that
-    it uses; results.json in `out` says which of those an earlier attempt computed.
+    rule: judges the student. stages: the list to which the run appends each stage that
+    it uses. The results.json of an earlier attempt in `out` records which of these
+    stages the run itself computed.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class ResultsBuilder:
         self._computed_before = _read_computed_stages(out / RESULTS)
 
     def add_data(self, data: Data, notes: Sequence[str] = ()) -> None:
-        """Set the data; their `notes` come before all others."""
+        """Set the data, and put their `notes` before all other notes."""
         self.data = data
         self.notes = [*notes, *self.notes]
 
@@ -79,8 +80,9 @@ class ResultsBuilder:
         predictions: Mapping[str, Predictions],
         groups: Sequence[str] | None = None,
     ) -> None:
-        """Compare the student with the other models on the images of a split, and judge
-        it where there is a teacher. The verdict is about the split that was added last.
+        """Compare the student with the other models on the images of a split.
+
+        With a teacher, also judge the student; the split added last has the verdict.
         """
         metrics = measure_split(predictions, seed=0, confidence=self.rule.confidence, group=groups)
         self.splits[split] = Split.model_validate(metrics)
@@ -89,11 +91,11 @@ class ResultsBuilder:
             self.set_verdict(self.rule.judge(student, teacher), split)
 
     def set_verdict(self, judgment: Judgment, split: SplitName) -> None:
-        """Set the verdict, which is about `split`."""
+        """Set the verdict on `split`."""
         self.verdict = VerdictPart(**vars(judgment), split=split)
 
     def build(self, status: Status, reason: str | None = None) -> Results:
-        """The results as far as they are known."""
+        """The results as far as they are available."""
         return Results(
             status=status,
             reason=reason,
@@ -115,8 +117,8 @@ class ResultsBuilder:
         )
 
     def write(self, status: Status, reason: str | None = None) -> Results:
-        """Write results.json; of a finished run also the student's card, and the hashes
-        of all files.
+        """Write results.json; for a finished run also the student's model card, and the
+        hashes of all files.
         """
         results = self.build(status, reason)
         if status == "finished":
@@ -127,7 +129,7 @@ class ResultsBuilder:
         return results
 
     def _record(self, stage: Stage) -> StageRecord:
-        """A stage that an earlier attempt at this run computed counts as computed."""
+        # A stage that an earlier attempt at this run computed counts as computed.
         computed = stage.is_new or str(stage.path) in self._computed_before
         return StageRecord(
             name=stage.name,
@@ -138,7 +140,7 @@ class ResultsBuilder:
 
 
 def _read_computed_stages(path: Path) -> frozenset[str]:
-    """The folders of the stages that earlier attempts at a run computed."""
+    """The folders of the stages that earlier attempts at the run computed."""
     try:
         return frozenset(stage.path for stage in read(path).stages if stage.made == "made")
     except RequestError:

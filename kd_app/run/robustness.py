@@ -1,4 +1,4 @@
-"""The models on corrupted images."""
+"""Robustness of the models to image corruptions."""
 
 import os
 from collections.abc import Mapping
@@ -12,75 +12,84 @@ from kd_app.reporting.results import Robustness
 from kd_app.run.workspace import RunModel, Workspace
 
 UNDECIDED = -1
-"""The answer of a model that gives NaN."""
+"""The predicted class if a model returns NaN."""
 
 
 def measure_robustness(
-    shop: Workspace,
-    members: Mapping[str, RunModel],
+    workspace: Workspace,
+    models: Mapping[str, RunModel],
     split: str,
     target: Int64[np.ndarray, " images"],
 ) -> list[Robustness]:
-    """Top-1 of each model, and the student's agreement with the teacher, on the images
-    of `split` (whose labels are `target`) under each corruption at each severity that
-    the run's configuration asks for.
+    """Top-1 accuracy of each model, and the student's agreement with the teacher, under
+    each corruption and severity of the run's configuration.
+
+    target: the labels of the images of `split`.
     """
-    chosen = shop.spec.robustness.chosen
-    answers = (
-        {role: _predict_corrupted(shop, member, split, chosen) for role, member in members.items()}
-        if chosen
-        else {}
+    corruptions = workspace.spec.robustness.chosen
+    if not corruptions:
+        return []
+    predicted = {
+        role: _predict_corrupted(workspace, model, split, corruptions)
+        for role, model in models.items()
+    }
+    return [
+        _compare(
+            corruption, {role: classes[corruption] for role, classes in predicted.items()}, target
+        )
+        for corruption in corruptions
+    ]
+
+
+def _compare(
+    corruption: Corruption,
+    top1: Mapping[str, Int64[np.ndarray, " images"]],
+    target: Int64[np.ndarray, " images"],
+) -> Robustness:
+    agreement = None
+    if "teacher" in top1:
+        student = top1["student"]
+        agreement = float(((student == top1["teacher"]) & (student != UNDECIDED)).mean())
+    return Robustness(
+        corruption=corruption.kind,
+        severity=corruption.severity,
+        num_images=len(target),
+        accuracy={role: float((classes == target).mean()) for role, classes in top1.items()},
+        agreement=agreement,
     )
-    found = []
-    for corruption in chosen:
-        top1 = {role: each[corruption] for role, each in answers.items()}
-        agree = (
-            (top1["student"] == top1["teacher"]) & (top1["student"] != UNDECIDED)
-            if "teacher" in top1
-            else None
-        )
-        found.append(
-            Robustness(
-                corruption=corruption.kind,
-                severity=corruption.severity,
-                num_images=len(target),
-                accuracy={role: float((each == target).mean()) for role, each in top1.items()},
-                agreement=None if agree is None else float(agree.mean()),
-            )
-        )
-    return found
 
 
 def _predict_corrupted(
-    shop: Workspace, member: RunModel, split: str, chosen: tuple[Corruption, ...]
+    workspace: Workspace, model: RunModel, split: str, corruptions: tuple[Corruption, ...]
 ) -> dict[Corruption, Int64[np.ndarray, " images"]]:
-    """The top-1 classes of one model under each corruption, computed once; after a
-    kill, those that are missing.
+    """The top-1 classes of one model under each corruption, cached.
+
+    An attempt after a kill computes only the missing corruptions.
     """
 
     def build(folder: Path) -> None:
-        for number, corruption in enumerate(chosen, start=1):
+        for number, corruption in enumerate(corruptions, start=1):
             path = folder / _name_file(corruption)
-            if not path.is_file():
-                shop.console.print_transient(
-                    f"  {member.role}: corrupted {split} images, {number} of {len(chosen)} ..."
-                )
-                logits = shop.predict(member, split, corruption=corruption).logits
-                _save(
-                    path, np.where(np.isnan(logits).any(axis=1), UNDECIDED, logits.argmax(axis=1))
-                )
+            if path.is_file():
+                continue
+            workspace.console.print_transient(
+                f"  {model.role}: corrupted {split} images, {number} of {len(corruptions)} ..."
+            )
+            logits = workspace.predict(model, split, corruption=corruption).logits
+            is_nan = np.isnan(logits).any(axis=1)
+            _save(path, np.where(is_nan, UNDECIDED, logits.argmax(axis=1)))
 
-    settings = {_name_file(each): SETTINGS[each.kind][each.severity - 1] for each in chosen}
-    stage = shop.cache_outputs(member, split, "corrupted", {"corruptions": settings}, build)
-    return {each: np.load(stage.path / _name_file(each)) for each in chosen}
+    settings = {_name_file(each): SETTINGS[each.kind][each.severity - 1] for each in corruptions}
+    stage = workspace.cache_outputs(model, split, "corrupted", {"corruptions": settings}, build)
+    return {each: np.load(stage.path / _name_file(each)) for each in corruptions}
 
 
 def _name_file(corruption: Corruption) -> str:
     return f"{corruption.kind}-{corruption.severity}.npy"
 
 
-def _save(path: Path, answers: Int64[np.ndarray, " images"]) -> None:
+def _save(path: Path, classes: Int64[np.ndarray, " images"]) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.save(file, answers)
+        np.save(file, classes)
     os.replace(partial, path)

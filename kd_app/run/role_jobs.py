@@ -1,5 +1,6 @@
-"""Which training each role of a run gets. The only module of the training that knows
-roles.
+"""The training job of each role of a run: teacher, controls, student.
+
+All other modules of the training are independent of roles.
 """
 
 import json
@@ -20,19 +21,20 @@ from kd_app.training.timing import EPOCHS, match_wall_time
 
 
 def build_teacher_job(workspace: Workspace) -> TrainingJob:
-    """The teacher's own training, on labels."""
+    """The job that trains the teacher on labels."""
     model, recipe = workspace.spec.teacher, workspace.spec.teacher_recipe
     assert model is not None
     assert recipe is not None
     job = _build_job(workspace, "teacher", model, recipe, None)
     return replace(
-        job, fresh_views=True, license=workspace.resolve_license("teacher", taught=False)
+        job, fresh_views=True, license=workspace.resolve_license("teacher", uses_teacher=False)
     )
 
 
 def build_control_job(workspace: Workspace, name: str, teacher: RunModel) -> TrainingJob:
-    """The training of a control. Settings that depend on the teacher's logits or on wall
-    time are computed once and cached as stages.
+    """The job of a control.
+
+    Settings that depend on the teacher's logits or on wall time are cached as stages.
     """
     return _build_control(workspace, name, _resolve_recipe(workspace, name, teacher), teacher)
 
@@ -45,9 +47,7 @@ def build_student_job(
     model: ModelSpec | None = None,
     recipe: Recipe | None = None,
 ) -> TrainingJob:
-    """The student's training, or one like it under another `name`, with another model or
-    recipe than the run's student.
-    """
+    """The job of the student, or a similar job with another `name`, model or recipe."""
     job = _build_job(
         workspace,
         name,
@@ -55,13 +55,13 @@ def build_student_job(
         recipe or workspace.spec.recipe,
         teacher,
     )
-    license = workspace.resolve_license("student", taught=job.teacher is not None)
+    license = workspace.resolve_license("student", uses_teacher=job.teacher is not None)
     return replace(job, license=license)
 
 
 def draft_role_job(workspace: Workspace, role: str) -> TrainingJob:
-    """The job of a role as far as it is known without a teacher: what a control computes
-    from the teacher is left as configured.
+    """The job of a role without a teacher; settings that a control computes from the
+    teacher stay as configured.
     """
     if role == "teacher":
         return build_teacher_job(workspace)
@@ -72,25 +72,26 @@ def draft_role_job(workspace: Workspace, role: str) -> TrainingJob:
 
 
 def check_pair(workspace: Workspace) -> None:
-    """Build the student's loss for teacher and student before either is trained. Raises
-    `RequestError` where a term can't compare them.
+    """Build the student's loss for teacher and student before either is trained.
+
+    Raises `RequestError` if a loss term can't compare the two models.
     """
-    parts = workspace.spec
-    if parts.teacher is not None:
-        teacher, student = (
-            create(
-                model, resolve_input(model, workspace.image_stats()), len(workspace.classes), seed=0
-            )
-            for model in (parts.teacher, parts.student)
-        )
-        job = TrainingJob(
-            "student",
-            parts.student,
-            student.pixels,
-            parts.recipe,
-            JobTeacher(parts.teacher, teacher),
-        )
-        build(job, student, workspace.data, parts.trainer)
+    spec = workspace.spec
+    if spec.teacher is None:
+        return
+    images, num_classes = workspace.compute_image_stats(), len(workspace.classes)
+    teacher, student = (
+        create(model, resolve_input(model, images), num_classes, seed=0)
+        for model in (spec.teacher, spec.student)
+    )
+    job = TrainingJob(
+        "student",
+        spec.student,
+        student.pixels,
+        spec.recipe,
+        JobTeacher(spec.teacher, teacher),
+    )
+    build(job, student, workspace.data, spec.trainer)
 
 
 def _build_control(
@@ -98,23 +99,25 @@ def _build_control(
 ) -> TrainingJob:
     control = workspace.spec.controls[name]
     job = _build_job(workspace, name, workspace.resolve_spec(name), recipe, teacher)
-    license = workspace.resolve_license(name, taught=job.teacher is not None)
+    license = workspace.resolve_license(name, uses_teacher=job.teacher is not None)
     return replace(job, partner_images=control.shuffle_teacher_images, license=license)
 
 
 def _build_job(
     workspace: Workspace, name: str, model: ModelSpec, recipe: Recipe, teacher: RunModel | None
 ) -> TrainingJob:
-    """A job whose recipe decides whether there is a teacher in it."""
-    pixels = resolve_input(model, workspace.image_stats())
-    listens = teacher is not None and recipe.needs_teacher
-    source = _build_teacher(workspace, teacher, pixels) if teacher and listens else None
-    return TrainingJob(name, model, pixels, recipe, source)
+    """A job with the `teacher` if the recipe needs one."""
+    input_spec = resolve_input(model, workspace.compute_image_stats())
+    job_teacher = (
+        _build_teacher(workspace, teacher, input_spec)
+        if teacher is not None and recipe.needs_teacher
+        else None
+    )
+    return TrainingJob(name, model, input_spec, recipe, job_teacher)
 
 
 def _build_teacher(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> JobTeacher:
-    parts = workspace.spec
-    # Validation is answered whole or not at all: a part of it has other metrics.
+    # Logits for a part of the validation split would give other metrics.
     is_measured = not teacher.no_metrics_reason and workspace.limit is None
     return JobTeacher(
         teacher.spec,
@@ -125,19 +128,19 @@ def _build_teacher(workspace: Workspace, teacher: RunModel, student_input: Input
         ),
         cached_logits=(
             _cache_logits(workspace, teacher, student_input)
-            if parts.teacher_outputs == "cached"
+            if workspace.spec.teacher_outputs == "cached"
             else None
         ),
     )
 
 
 def _cache_logits(workspace: Workspace, teacher: RunModel, student_input: InputSpec) -> Path:
-    """The folder of the teacher's logits for every view that a student with this input
-    is shown, computed once.
+    """The folder of the teacher's logits for all views of a student with this input,
+    computed once.
     """
     data, trainer = workspace.data, workspace.spec.trainer
     replay = data.replay(student_input)
-    assert replay is not None, "the parts of a run require data with views"
+    assert replay is not None, "build_spec requires data with views"
     config = {
         "model": teacher.spec.name,
         "pixels": vars(teacher.loaded.pixels),
@@ -145,24 +148,25 @@ def _cache_logits(workspace: Workspace, teacher: RunModel, student_input: InputS
         **replay.identity,
     }
     inputs = {"data": data.fingerprint, "weights": teacher.loaded.weights.sha256}
-    place: dict[str, Any] = {
-        "device": trainer.device,
-        "channels_last": trainer.channels_last,
-        "say": workspace.console.print_transient,
-    }
-    return workspace.find_or_build(
-        CACHE_STAGE,
-        config,
-        inputs,
-        lambda folder: cache_teacher_logits(
-            teacher.loaded, replay, len(workspace.classes), student_input, folder, **place
-        ),
-    ).path
+
+    def compute(folder: Path) -> None:
+        cache_teacher_logits(
+            teacher.loaded,
+            replay,
+            len(workspace.classes),
+            student_input,
+            folder,
+            device=trainer.device,
+            channels_last=trainer.channels_last,
+            say=workspace.console.print_transient,
+        )
+
+    return workspace.find_or_build(CACHE_STAGE, config, inputs, compute).path
 
 
 def _resolve_recipe(workspace: Workspace, name: str, teacher: RunModel) -> Recipe:
     """The recipe of a control, with the label smoothing and the number of epochs that
-    the control leaves open.
+    depend on the teacher and on wall time.
     """
     control = workspace.spec.controls[name]
     recipe = control.as_recipe()
@@ -184,8 +188,9 @@ def _resolve_recipe(workspace: Workspace, name: str, teacher: RunModel) -> Recip
 def _match_wall_time(
     workspace: Workspace, name: str, teacher: RunModel, recipe: Recipe
 ) -> Mapping[str, Any]:
-    """How many epochs of `recipe` take as long as the student's training. The seeds of
-    one recipe share the measurement.
+    """The number of epochs of `recipe` that take as long as the student's training.
+
+    All seeds of a recipe share the measurement.
     """
     data, trainer = workspace.data, workspace.spec.trainer
     jobs = {
@@ -199,7 +204,7 @@ def _match_wall_time(
     inputs = {"data": data.fingerprint, "teacher": teacher.loaded.weights.sha256}
 
     def measure(folder: Path) -> None:
-        workspace.console.print_transient(f"  {name}: measuring how long an epoch takes ...")
+        workspace.console.print_transient(f"  {name}: measuring the duration of an epoch ...")
         match_wall_time(workspace.spec.recipe.max_epochs, jobs, data, trainer, folder)
 
     stage = workspace.find_or_build(f"epochs-{name}", config, inputs, measure)

@@ -1,5 +1,5 @@
-"""The folder of one run: who may write there, whether it is the same run, and what a
-refused request leaves behind: nothing.
+"""The folder of one run: locking, the check that the configuration is the same, and the
+undo of a refused job.
 """
 
 import os
@@ -19,38 +19,41 @@ from kd_app.reporting.runs import flatten
 from kd_app.run_files import CONFIG, RESULTS
 from kd_app.stages import hash_value, write_atomically
 
-_LOCK, _BEFORE = ".lock", ".before"
-_FREE = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
-"""Keys that may differ when a run goes on: they say where, how and whether, not what.
-"""
+_LOCK, _BACKUP = ".lock", ".before"
+_FREE_KEYS = (*NON_IDENTITY_KEYS, *NESTED_NON_IDENTITY_KEYS, "test", "robustness")
+"""Keys that may change when a run is resumed: they do not decide what is trained."""
+_MAX_LISTED = 12
 
 
 @contextmanager
 def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> Iterator[None]:
-    """Hold `out` for this configuration: made if it is new, taken up if it is the same
-    run, emptied first with `overwrite`.
+    """Lock the folder `out` for a job with this configuration.
 
-    Raises `RequestError`: another process works in it, it belongs to another
-    configuration (what differs is listed), or it is no run's folder. When the body
-    raises one, the folder is again as it was, and one that was made here is gone.
+    A new folder is created; a folder of the same run is resumed; with `overwrite` the
+    folder is emptied first.
+
+    Raises `RequestError` if another process uses the folder, the folder belongs to
+    another configuration (the differences are listed), or is not a run folder. If the
+    body raises `RequestError`, the folder is restored, or removed if it was created
+    here.
     """
     _check_owner(out, overwrite=overwrite)
-    made = _make_folder(out)
+    new_folders = _make_folder(out)
     lock = FileLock(out / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise RequestError(
-            f"Another process works in {str(out)!r}. Wait for it, or choose another folder with"
-            " out=."
+            f"Another process works in {str(out)!r}. Wait until it has finished, or choose another"
+            " folder with out=."
         ) from None
     except OSError as error:
         raise RequestError(
             f"The folder out={str(out)!r} can't be written: {error.strerror or error}. Choose"
-            " another one with out=."
+            " another folder with out=."
         ) from None
     try:
-        with _undo_on_refusal(out, made, overwrite=overwrite):
+        with _restore_on_refusal(out, new_folders, overwrite=overwrite):
             _check_same_run(out, config)
             write_atomically(
                 out / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
@@ -61,60 +64,64 @@ def claim_folder(out: Path, config: Mapping[str, Any], *, overwrite: bool) -> It
 
 
 def _make_folder(out: Path) -> list[Path]:
-    """Make the folder; those of its path that were not there, innermost first."""
+    """Create the folder; the folders of its path that are new, innermost first."""
     new = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(
-            f"The folder out={str(out)!r} can't be made: {error.strerror or error}. Choose another"
-            " one with out=."
+            f"The folder out={str(out)!r} can't be created: {error.strerror or error}. Choose"
+            " another folder with out=."
         ) from None
     return new
 
 
 @contextmanager
-def _undo_on_refusal(out: Path, made: Iterable[Path], *, overwrite: bool) -> Iterator[None]:
-    """Undo what the body did to the folder when it raises `RequestError`; with
-    `overwrite` the body finds it empty.
+def _restore_on_refusal(
+    out: Path, new_folders: Iterable[Path], *, overwrite: bool
+) -> Iterator[None]:
+    """Restore the folder if the body raises `RequestError`; with `overwrite` the body
+    starts with an empty folder.
     """
-    before = out / _BEFORE
-    shutil.rmtree(before, ignore_errors=True)
-    fresh = overwrite or not (out / CONFIG).is_file()
-    kept = {path: path.read_bytes() for path in (out / CONFIG, out / RESULTS) if path.is_file()}
+    backup = out / _BACKUP
+    shutil.rmtree(backup, ignore_errors=True)
+    is_fresh = overwrite or not (out / CONFIG).is_file()
+    originals = {
+        path: path.read_bytes() for path in (out / CONFIG, out / RESULTS) if path.is_file()
+    }
     if overwrite:
-        before.mkdir()
-        _move(_list_visible(out), before)
+        backup.mkdir()
+        _move(_list_visible(out), backup)
     try:
         yield
     except RequestError:
-        if fresh:
+        if is_fresh:
             _remove(_list_visible(out))
         if overwrite:
-            _move(_list_visible(before), out)
-        for path, content in kept.items():
+            _move(_list_visible(backup), out)
+        for path, content in originals.items():
             if not path.is_file() or path.read_bytes() != content:
                 path.write_bytes(content)
-        shutil.rmtree(before, ignore_errors=True)
-        _remove_empty(out, made)
+        shutil.rmtree(backup, ignore_errors=True)
+        _remove_empty(out, new_folders)
         raise
     finally:
-        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(backup, ignore_errors=True)
 
 
 def _check_owner(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something and is no run's."""
-    inside = _list_visible(out) if out.is_dir() else []
-    if inside and not (out / CONFIG).is_file():
-        asked = "overwrite=true, but " if overwrite else ""
+    """Raise `RequestError` for a folder with files that is not a run folder."""
+    files = _list_visible(out) if out.is_dir() else []
+    if files and not (out / CONFIG).is_file():
+        override = "overwrite=true, but " if overwrite else ""
         raise RequestError(
-            f"{asked}{str(out)!r} is no run's folder: {inside[0].name} is there, {CONFIG} is not."
-            " Nothing was removed or written. Choose another out=."
+            f"{override}{str(out)!r} is not a run folder: it contains {files[0].name}, but no"
+            f" {CONFIG}. Nothing was deleted or written. Choose another folder with out=."
         )
 
 
 def _list_visible(folder: Path) -> list[Path]:
-    """What a run leaves there: nothing of it that stays is hidden."""
+    """The files and folders of a run; the hidden ones are locks and temporary files."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -128,12 +135,12 @@ def _remove(paths: Iterable[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _remove_empty(out: Path, made: Iterable[Path]) -> None:
-    """Remove what was made for a run that never was, as far as it is empty."""
+def _remove_empty(out: Path, new_folders: Iterable[Path]) -> None:
+    """Remove the empty folders that were created for a refused run."""
     if not (out / CONFIG).is_file():
         (out / _LOCK).unlink(missing_ok=True)
         with suppress(OSError):
-            for folder in made:
+            for folder in new_folders:
                 folder.rmdir()
 
 
@@ -145,53 +152,50 @@ def _check_same_run(out: Path, config: Mapping[str, Any]) -> None:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise RequestError(
-            f"{str(path)!r} can't be read ({type(error).__name__}). Use overwrite=true to start the"
-            " folder afresh, or another out=."
+            f"{str(path)!r} can't be read ({type(error).__name__}). Start over with overwrite=true,"
+            " or choose another folder with out=."
         ) from None
-    differs = find_differences(before or {}, config)
-    if differs:
-        listed = "; ".join(f"{key} was {was!r}, now {now!r}" for key, was, now in differs[:12])
-        more = f" and {len(differs) - 12} more" if len(differs) > 12 else ""
+    differences = find_differences(before or {}, config)
+    if differences:
+        listed = "; ".join(
+            f"{key} was {old!r}, now {new!r}" for key, old, new in differences[:_MAX_LISTED]
+        )
+        if len(differences) > _MAX_LISTED:
+            listed += f" and {len(differences) - _MAX_LISTED} more"
         raise RequestError(
-            f"{str(out)!r} holds a run with another configuration: {listed}{more}. Nothing was"
-            " written over. Choose another out=, say the same as before to go on, or use"
-            " overwrite=true to start the folder afresh."
+            f"{str(out)!r} holds a run with another configuration: {listed}. Nothing was"
+            " overwritten. Choose another folder with out=, repeat the original command to resume"
+            " the run, or start over with overwrite=true."
         )
 
 
 def find_differences(
     before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-    """``(key, before, now)`` for every dotted key whose value decides the run and
-    differs.
+    """``(key, before, now)`` for every dotted key that identifies the run and has
+    another value.
     """
-    first, second = dict(flatten(before)), dict(flatten(now))
+    old, new = dict(flatten(before)), dict(flatten(now))
     keys = [
         key
-        for key in {**first, **second}
-        if not any(key == free or key.startswith(f"{free}.") for free in _FREE)
+        for key in {**old, **new}
+        if not any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)
     ]
-    return [
-        (key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)
-    ]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
 def _strip_non_identity(node: Any) -> Any:
-    """A group without the keys that say whether a run may be and how often its state is
-    saved, not what it is.
-    """
-    return (
-        {key: value for key, value in node.items() if key not in ("license", "checkpoint_steps")}
-        if isinstance(node, dict)
-        else node
-    )
+    """A group without license and checkpoint interval, which do not identify a run."""
+    if not isinstance(node, dict):
+        return node
+    return {key: value for key, value in node.items() if key not in ("license", "checkpoint_steps")}
 
 
-def run_name(config: dict[str, Any]) -> str:
-    """A folder's name for a run that names none: what it is, and a hash of what else
-    was said.
+def build_run_name(config: dict[str, Any]) -> str:
+    """The folder name of a run without ``out=``: data, teacher and student, and a hash
+    of the configuration.
     """
-    decisive = {
+    identity = {
         key: _strip_non_identity(value)
         for key, value in config.items()
         if key not in (*NON_IDENTITY_KEYS, "robustness")
@@ -201,4 +205,5 @@ def run_name(config: dict[str, Any]) -> str:
         str((config[role] or {}).get("name") or role).split("/")[-1].split(":")[-1]
         for role in ("teacher", "student")
     ]
-    return re.sub(r"[^\w.-]+", "-", "-".join([data, *names, hash_value(decisive)[:6]])).lstrip(".")
+    name = "-".join([data, *names, hash_value(identity)[:6]])
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".")

@@ -1,4 +1,4 @@
-"""The files of a run's folder beside results.json."""
+"""The files in a run's folder other than results.json."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ from kd_app.training.fit import MODEL
 
 SPLIT = "split.csv"
 FILES = (PREDICTIONS, EXAMPLES, CURVES, SPLIT, f"{TEACHER}/{REFERENCE}")
-"""What a run writes beside results.json and the folder of the student."""
+"""Files that a run writes next to results.json and the student's folder."""
 UPLOADED = (CONFIG, RESULTS, PAGE, STUDENT, TEACHER, *FILES)
-"""What the trackers get of a run's folder."""
+"""Files and folders of a run that are uploaded to trackers."""
 
 
 def list_files(out: Path) -> list[FileRecord]:
-    """The files in a run's folder beside results.json, with their hashes."""
+    """The files in a run's folder other than results.json, with their hashes."""
     paths = [*(out / name for name in FILES), *(out / STUDENT).glob("*")]
     return [
         FileRecord(name=path.relative_to(out).as_posix(), sha256=hash_file(path))
@@ -38,65 +38,69 @@ def list_files(out: Path) -> list[FileRecord]:
 
 
 def list_uploads(out: Path) -> list[Path]:
-    """The files and folders in a run's folder that the trackers get."""
+    """The files and folders of a run that are uploaded to trackers."""
     return [path for path in sorted(out.iterdir()) if path.name in UPLOADED]
 
 
-def list_groups(shop: Workspace, predictions: Predictions) -> list[str] | None:
-    """The group of each image; None where the data have no groups."""
-    groups = shop.data.groups
+def list_groups(workspace: Workspace, predictions: Predictions) -> list[str] | None:
+    """The group of each image; None if the data have no groups."""
+    groups = workspace.data.groups
     return [groups[number] for number in predictions.index.tolist()] if groups else None
 
 
 def write_predictions(
     out: Path,
-    shop: Workspace,
+    workspace: Workspace,
     predictions: Mapping[str, Predictions],
     stage: np.ndarray | None = None,
 ) -> None:
-    """Write predictions.parquet; for a cascade with the `stage` that answered each
-    image.
+    """Write predictions.parquet. stage: for a cascade, the number of the stage whose
+    logits were used, by image.
     """
-    first, files = next(iter(predictions.values())), shop.data.files
+    first, files = next(iter(predictions.values())), workspace.data.files
     write_table(
         out / PREDICTIONS,
         index=first.index,
         file=[files[int(number)] for number in first.index],
         target=first.target,
-        group=list_groups(shop, first),
-        logits={name: each.logits for name, each in predictions.items()},
+        group=list_groups(workspace, first),
+        logits={name: record.logits for name, record in predictions.items()},
         stage=stage,
     )
 
 
-def write_models(out: Path, shop: Workspace, members: Mapping[str, RunModel]) -> int:
-    """Write the curves of every training, the student, and where its teacher is; the
-    bytes of the student's weights.
+def write_models(out: Path, workspace: Workspace, models: Mapping[str, RunModel]) -> int:
+    """Write the curves of every training, the student, and a reference to the teacher;
+    the size of the student's weights in bytes.
     """
-    curves = {role: list(read_curves(m.folder / FILE)) for role, m in members.items() if m.folder}
+    curves = {
+        role: list(read_curves(model.folder / FILE))
+        for role, model in models.items()
+        if model.folder
+    }
     write_curves(out / CURVES, curves)
-    size = write_student(out / STUDENT, shop, members["student"])
-    if "teacher" in members:
+    size = write_student(out / STUDENT, workspace, models["student"])
+    if "teacher" in models:
         (out / TEACHER).mkdir(exist_ok=True)
-        reference = json.dumps(describe_reference(members["teacher"]), indent=1)
+        reference = json.dumps(describe_reference(models["teacher"]), indent=1)
         write_atomically(out / TEACHER / REFERENCE, reference)
     return size
 
 
-def write_student(target: Path, shop: Workspace, student: RunModel) -> int:
-    """Write the student that ships, with its license, into the folder `target`, whole
-    or not at all; the bytes of its weights.
+def write_student(target: Path, workspace: Workspace, student: RunModel) -> int:
+    """Write the student with its license into the folder `target`, atomically; the size
+    of the weights in bytes.
     """
     source = student.folder / MODEL if student.folder else student.spec.origin.path
     assert source is not None
-    teacher = shop.spec.teacher
+    teacher = workspace.spec.teacher
     partial = target.with_name(f".{target.name}.partial")
     for old in (partial, target):
         shutil.rmtree(old, ignore_errors=True)
     copy_labeled(
         source if source.is_dir() else source.parent,
         partial,
-        license=shop.spec.licenses.ships,
+        license=workspace.spec.licenses.ships,
         teacher=teacher.name if teacher is not None else None,
     )
     partial.replace(target)

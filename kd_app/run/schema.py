@@ -1,5 +1,5 @@
-"""The settings of a job that are no part's own, checked before anything is read: types,
-ranges, and keys that nobody knows.
+"""Schemas of the settings that do not belong to a single component: types, ranges and
+unknown keys, validated before anything is read.
 """
 
 import re
@@ -19,16 +19,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Place = Annotated[str, Field(min_length=1)]
 Group = dict[str, Any]
 
-_CONTROL = (
+_CONTROL_KEYS = (
     "loss",
     "student",
     "match_wall_time",
     "label_entropy_temperature",
     "shuffle_teacher_images",
 )
-_MODEL = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
-_TAUGHT = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "outputs")
-_MADE_OF = ("classes", "chain", "members", "by", "decay")
+_MODEL_KEYS = ("_target_", "name", "pretrained", "checkpoint", "kwargs", "image_size", "license")
+_TRAINING_KEYS = ("loss", "optimizer", "scheduler", "max_epochs", "seed", "outputs")
+_COMPOSITE_KEYS = ("classes", "chain", "members", "by", "decay")
 
 
 class DistillSettings(Typed, called="kd-distill"):
@@ -67,27 +67,28 @@ class DistillSettings(Typed, called="kd-distill"):
         for name, control in controls.items():
             if not re.fullmatch(r"\w+", name):
                 raise RequestError(
-                    f"controls has the name {name!r}. Expected letters, digits and underscores:"
-                    " folders are called by it."
+                    f"controls has the name {name!r}. Expected: letters, digits and underscores,"
+                    " because the name is part of folder names."
                 )
             if name != "labels_only" and (name in Split.model_fields or hasattr(Split, name)):
                 raise RequestError(
-                    f"controls has the name {name!r}, by which results.json calls something else."
-                    " Call that control otherwise."
+                    f"controls has the name {name!r}, which is another key of results.json. Rename"
+                    " that control."
                 )
-            _check_known(f"controls.{name}", control, _CONTROL)
+            _check_known(f"controls.{name}", control, _CONTROL_KEYS)
             if control.get("student") is not None:
-                _check_net(f"controls.{name}.student", control["student"])
-        _check_known("student", student, _MODEL)
+                _check_control_model(f"controls.{name}.student", control["student"])
+        _check_known("student", student, _MODEL_KEYS)
         if teacher is not None:
-            _check_known("teacher", teacher, (*_MODEL, *_TAUGHT, *_MADE_OF))
+            _check_known("teacher", teacher, (*_MODEL_KEYS, *_TRAINING_KEYS, *_COMPOSITE_KEYS))
+        num_assistants = len((teacher or {}).get("chain") or ())
         for name in remake:
-            _check_stage(name, controls, len((teacher or {}).get("chain") or ()))
+            _check_stage(name, controls, num_assistants)
 
 
 class Licensing(Typed, called="license"):
-    """Which licenses are accepted whatever they forbid, and a policy to use instead of
-    ours.
+    """accept: licenses that are accepted regardless of their terms. policy: a file that
+    replaces the default policy.
     """
 
     def __init__(self, *, accept: list[Place], policy: Path | None) -> None:
@@ -96,16 +97,14 @@ class Licensing(Typed, called="license"):
 
 
 class LicenseSetting(Typed, called="license"):
-    """The license of weights or data that their user says, where they do not say it
-    themselves.
-    """
+    """The license of weights or data without a license in their metadata."""
 
     def __init__(self, *, license: Place | None) -> None:
         self.license = license
 
 
 class TeacherTraining(Typed, called="teacher"):
-    """The teacher's own training; ``max_epochs=0`` leaves it as it is."""
+    """The training of the teacher; ``max_epochs=0``: use the teacher as it is."""
 
     def __init__(self, *, max_epochs: NonNegativeInt, seed: Seed) -> None:
         self.max_epochs = max_epochs
@@ -113,8 +112,8 @@ class TeacherTraining(Typed, called="teacher"):
 
 
 class TeacherOutputs(Typed, called="teacher"):
-    """How a teacher is asked: live, at every step, or once for every view, its answers
-    stored.
+    """How the teacher's outputs are computed: live at every step, or cached once for
+    every view.
     """
 
     def __init__(self, *, outputs: Literal["live", "cached"]) -> None:
@@ -122,8 +121,9 @@ class TeacherOutputs(Typed, called="teacher"):
 
 
 class EnsembleSettings(Typed, called="teacher"):
-    """Several teachers that answer as one. members: by name, each as a single teacher,
-    and its `weight` (1 where it says none).
+    """An ensemble of teachers.
+
+    members: by name, each with the keys of a single teacher and a `weight` (default 1).
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class EnsembleSettings(Typed, called="teacher"):
         if len(members) < 2:
             raise RequestError(
                 f"teacher.members holds {len(members)} teachers, expected 2 or more:"
-                " teacher.members.a.checkpoint=runs/a teacher.members.b.checkpoint=runs/b. A"
-                " single one is teacher=timm."
+                " teacher.members.a.checkpoint=runs/a teacher.members.b.checkpoint=runs/b. For a"
+                " single teacher use teacher=timm."
             )
         for name, member in members.items():
-            _check_known(f"teacher.members.{name}", member, (*_MODEL, "classes", "weight"))
+            _check_known(f"teacher.members.{name}", member, (*_MODEL_KEYS, "classes", "weight"))
         self.members = {
             name: {key: value for key, value in member.items() if key != "weight"}
             for name, member in members.items()
@@ -149,8 +149,8 @@ class EnsembleSettings(Typed, called="teacher"):
 
 
 class EmaSettings(Typed, called="teacher"):
-    """The student's own average as its teacher: ``average = decay * average + (1 -
-    decay) * weights`` after every step.
+    """The moving average of the student as its teacher: ``average = decay * average +
+    (1 - decay) * weights`` after every step.
     """
 
     def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
@@ -158,15 +158,15 @@ class EmaSettings(Typed, called="teacher"):
 
 
 class MemberWeight(Typed, called="teacher.members"):
-    """What one of several teachers counts."""
+    """The weight of one member of an ensemble."""
 
     def __init__(self, *, weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]) -> None:
         self.weight = weight
 
 
-def check_link(node: Any) -> None:
-    """Refuse what is no net of a chain."""
-    _check_known("teacher.chain", node, _MODEL[1:-1])
+def check_assistant(node: Any) -> None:
+    """Raise `RequestError` if `node` does not describe a model of ``teacher.chain``."""
+    _check_known("teacher.chain", node, _MODEL_KEYS[1:-1])
 
 
 class EvaluationSettings(Typed, called="kd-evaluate"):
@@ -190,18 +190,18 @@ class EvaluationSettings(Typed, called="kd-evaluate"):
     ) -> None:
         if cascade is None and run is None:
             raise RequestError(
-                "kd-evaluate needs to know what to measure: run=<folder of a run>, or"
-                " 'cascade=[<cheap model>,<dear model>]'."
+                "kd-evaluate needs to know what to measure: run=<run folder>, or"
+                " 'cascade=[<cheap model>,<expensive model>]'."
             )
 
 
 def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
-    """Each choice of a select-many group is a part with a ``_target_``."""
+    """Every choice of a select-many group is a component with a ``_target_``."""
     for name, node in chosen.items():
         if not isinstance(node, Mapping):
             raise RequestError(
-                f"{group}.{name}={node!r} is no part. What is not wanted is not chosen:"
-                f" '{group}=[...]' lists what is."
+                f"{group}.{name}={node!r} is not a component. To remove it, leave it out of the"
+                f" list '{group}=[...]'."
             )
         if "_target_" in node:
             continue
@@ -210,16 +210,16 @@ def _check_chosen(group: str, chosen: Mapping[str, Any]) -> None:
         raise build_unknown_error(f"choice of {group}=", name, list_choices(group))
 
 
-def _check_net(path: str, node: Any) -> None:
-    """A control's own net: named, or ``name: auto`` with the nets to choose from."""
-    _check_known(path, node, (*_MODEL, "candidates"))
+def _check_control_model(path: str, node: Any) -> None:
+    """A model of a control: a name, or ``name: auto`` with candidates."""
+    _check_known(path, node, (*_MODEL_KEYS, "candidates"))
     candidates = node.get("candidates")
     if node.get("name") != "auto":
         return
     if not isinstance(candidates, Mapping) or not candidates:
         raise RequestError(
-            f"{path}.candidates={candidates!r} does not fit: with name=auto it lists the nets to choose from,"
-            " each as <key>: {name: ...}."
+            f"{path}.candidates={candidates!r} does not fit. Expected with name=auto: the models to"
+            " choose from, each as <key>: {name: ...}."
         )
     for key, each in candidates.items():
         _check_known(f"{path}.candidates.{key}", each, ("name", "kwargs"))
@@ -228,7 +228,7 @@ def _check_net(path: str, node: Any) -> None:
 def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
     if not isinstance(node, Mapping) or not set(node) & set(known):
         raise RequestError(
-            f"{path}={node!r} does not fit: expected the settings {', '.join(known)}."
+            f"{path}={node!r} does not fit. Expected the settings {', '.join(known)}."
         )
     for key in node:
         if key not in known:
@@ -237,23 +237,14 @@ def _check_known(path: str, node: Any, known: Sequence[str]) -> None:
             )
 
 
-def _check_stage(name: str, controls: Iterable[str], links: int) -> None:
+def _check_stage(name: str, controls: Iterable[str], num_assistants: int) -> None:
+    """Raise `RequestError` if the run has no stage `name`."""
     roles = ("teacher", "student", *controls)
-    known = [
-        "data",
-        *roles,
-        *(
-            f"{what}-{role}-{split}"
-            for what in ("answers", "corrupted")
-            for role in roles
-            for split in ("validation", "test")
-        ),
-    ]
-    known += [f"link-{number}" for number in range(1, 1 + links)]
-    known += [
-        "answers-teacher-train",
-        "answers-teacher-views",
-        *(f"epochs-{control}" for control in controls),
-    ]
+    known = ["data", *roles, "answers-teacher-train", "answers-teacher-views"]
+    for outputs in ("answers", "corrupted"):
+        for role in roles:
+            known += [f"{outputs}-{role}-{split}" for split in ("validation", "test")]
+    known += [f"link-{number}" for number in range(1, 1 + num_assistants)]
+    known += [f"epochs-{control}" for control in controls]
     if name not in known:
         raise build_unknown_error("stage to remake", name, known)

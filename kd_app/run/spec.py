@@ -1,5 +1,5 @@
-"""From the configuration to the parts that a run is made of, each checked by its own
-signature, and what they allow of each other.
+"""Build the specification of a run from its configuration: every part is validated by
+its own signature, and the parts are checked against each other.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,12 @@ from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import Control, ControlSettings
 from kd_app.run.controls import check as check_control
 from kd_app.run.latency_budget import LatencyBudget
-from kd_app.run.model_specs import Link, build_composite, build_model_spec, parse_assistants
+from kd_app.run.model_specs import (
+    AssistantSpec,
+    build_composite,
+    build_model_spec,
+    parse_assistants,
+)
 from kd_app.run.schema import (
     DistillSettings,
     EmaSettings,
@@ -39,9 +44,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class ExternalParts:
-    """Objects that somebody hands over in a notebook instead of naming them in the
-    configuration.
-    """
+    """Objects passed from Python in place of the configured ones."""
 
     teacher: nn.Module | None = None
     student: nn.Module | None = None
@@ -50,9 +53,7 @@ class ExternalParts:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that a run is made of, made and checked before data or weights are
-    read.
-    """
+    """The validated parts of a run, built before data or weights are read."""
 
     config: Config
     data: RunData
@@ -65,72 +66,57 @@ class RunSpec:
     licenses: Licenses
     robustness: Robustness
     teacher_outputs: Literal["live", "cached"] = "live"
-    links: tuple[Link, ...] = ()
+    assistants: tuple[AssistantSpec, ...] = ()
     budget: LatencyBudget | None = None
-    own: ExternalParts = field(default_factory=ExternalParts)
+    external: ExternalParts = field(default_factory=ExternalParts)
 
     def to_json(self) -> Config:
-        """What another process needs beside a job to train it: the data and the trainer
-        of this run, as plain data.
+        """The data and the trainer as plain data, which another process needs in
+        addition to a job.
         """
         trainer = {**self.config["trainer"], **self.trainer.place()}
         return {"data": self.config["data"], "trainer": trainer}
 
 
-def build_spec(config: Config, own: ExternalParts | None = None) -> RunSpec:
-    """Make and check every part of a run's configuration; nothing is read, fetched or
-    written.
-    """
+def build_spec(config: Config, external: ExternalParts | None = None) -> RunSpec:
+    """Build and validate every part of a run without reading or writing anything."""
     DistillSettings(**config)
     check_targets(config, config["allow"])
-    made = assemble_parts(config, own or ExternalParts())
-    check_trainings(made)
-    return made
+    spec = assemble_spec(config, external or ExternalParts())
+    check_recipes(spec)
+    return spec
 
 
-def assemble_parts(config: Config, own: ExternalParts) -> RunSpec:
-    """Make the parts of a run. Recipes stay plain configuration: none of their losses,
-    optimizers, schedules and callbacks is made.
+def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
+    """Build the parts of a run. Recipes stay plain configuration: their losses,
+    optimizers, schedules and callbacks are not built.
     """
     trainer = make(config["trainer"], TrainerSettings)
-    if trainer.world_size > 1 and own != ExternalParts():
+    if trainer.world_size > 1 and external != ExternalParts():
         raise RequestError(
-            "Parts handed over as objects live in this process alone: use trainer.devices=1, or"
-            " name them by _target_."
+            "Objects passed from Python can't be sent to other processes. Use trainer.devices=1, or"
+            " configure the objects with _target_."
         )
     common = {key: config[key] for key in ("optimizer", "scheduler", "callbacks")}
     recipe = Recipe(
         loss=config["loss"], max_epochs=trainer.max_epochs, seed=config["seed"], **common
     )
-    teacher, teacher_recipe = _build_teacher(config, own)
+    teacher, teacher_recipe = _build_teacher(config, external)
     controls = (
         {name: _build_control(name, node, recipe) for name, node in config["controls"].items()}
         if teacher is not None
         else {}
     )
-    data = build_data(config["data"], own.data)
-    if trainer.world_size > 1:
-        require(
-            data,
-            "sharded",
-            because=f"trainer.devices={trainer.world_size}",
-            instead="use trainer.devices=1",
-        )
-    student = build_model_spec("student", config["student"], own.student)
-    links = parse_assistants(config["teacher"])
-    if links and (teacher is None or own.teacher is not None):
-        raise RequestError(
-            "teacher.chain names nets between a teacher and the student, and there is no teacher"
-            " that a configuration names."
-        )
     robustness = Robustness(**config["robustness"])
-    if robustness.chosen:
-        require(
-            data,
-            "uint8",
-            because="robustness.corruptions",
-            instead="leave corruptions out: robustness=none",
+    data = _build_data(config, external, trainer, robustness)
+    student = build_model_spec("student", config["student"], external.student)
+    assistants = parse_assistants(config["teacher"])
+    if assistants and (teacher is None or external.teacher is not None):
+        raise RequestError(
+            "teacher.chain needs a teacher from the configuration, and there is none. Choose a"
+            " teacher (teacher=timm), or remove teacher.chain."
         )
+    outputs = (config["teacher"] or {}).get("outputs", "live")
     return RunSpec(
         config=config,
         data=data,
@@ -140,31 +126,55 @@ def assemble_parts(config: Config, own: ExternalParts) -> RunSpec:
         controls=controls,
         teacher=teacher,
         teacher_recipe=teacher_recipe,
-        licenses=_resolve_licenses(config, teacher, links, student, data),
+        licenses=_resolve_licenses(config, teacher, assistants, student, data),
         robustness=robustness,
-        teacher_outputs=TeacherOutputs(
-            outputs=(config["teacher"] or {}).get("outputs", "live")
-        ).outputs,
-        links=links,
+        teacher_outputs=TeacherOutputs(outputs=outputs).outputs,
+        assistants=assistants,
         budget=make(config["budget"], LatencyBudget) if config["budget"] is not None else None,
-        own=own,
+        external=external,
     )
+
+
+def _build_data(
+    config: Config, external: ExternalParts, trainer: TrainerSettings, robustness: Robustness
+) -> RunData:
+    """The data. Raises `RequestError` if the trainer or the corruptions need a
+    capability that the data lack.
+    """
+    data = build_data(config["data"], external.data)
+    if trainer.world_size > 1:
+        require(
+            data,
+            "sharded",
+            because=f"trainer.devices={trainer.world_size}",
+            instead="use trainer.devices=1",
+        )
+    if robustness.chosen:
+        require(
+            data,
+            "uint8",
+            because="robustness.corruptions",
+            instead="leave corruptions out: robustness=none",
+        )
+    return data
 
 
 def _resolve_licenses(
     config: Config,
     teacher: ModelSpec | None,
-    links: Sequence[Link],
+    assistants: Sequence[AssistantSpec],
     student: ModelSpec,
     data: RunData,
 ) -> Licenses:
-    """What the run's weights and images are under, as they say it or, where they don't,
-    as the configuration does.
+    """The licenses of the run's weights and images: from their metadata, otherwise from
+    the configuration.
     """
-    asked = Licensing(**config["license"])
+    settings = Licensing(**config["license"])
     name = data.name or str(config["data"].get("name", "images"))
     return resolve_licenses(
-        teacher=_claim_weights(teacher, "teacher's weights", config, links) if teacher else None,
+        teacher=(
+            _claim_weights(teacher, "teacher's weights", config, assistants) if teacher else None
+        ),
         student_start=_claim_weights(student, "student's starting weights", config),
         data=LicenseClaim(
             f"the data ({name})",
@@ -172,108 +182,104 @@ def _resolve_licenses(
             data.license,
             LicenseSetting(license=config["data"].get("license")).license,
         ),
-        accept=asked.accept,
-        policy=asked.policy,
+        accept=settings.accept,
+        policy=settings.policy,
     )
 
 
 def _claim_weights(
-    request: ModelSpec, what: str, config: Config, links: Sequence[Link] = ()
+    model: ModelSpec, title: str, config: Config, assistants: Sequence[AssistantSpec] = ()
 ) -> LicenseClaim:
-    said = LicenseSetting(license=(config[request.role] or {}).get("license")).license
-    known = (
-        Policy().find_strictest(
-            request.origin.license, *(link.request.origin.license for link in links)
-        )
-        if links
-        else request.origin.license
-    )
-    return LicenseClaim(f"the {what} ({request.name})", f"{request.role}.license", known, said)
+    """The license of a model's weights; the strictest one of the model and the
+    assistants.
+    """
+    configured = LicenseSetting(license=(config[model.role] or {}).get("license")).license
+    license = model.origin.license
+    if assistants:
+        others = (assistant.spec.origin.license for assistant in assistants)
+        license = Policy().find_strictest(license, *others)
+    return LicenseClaim(f"the {title} ({model.name})", f"{model.role}.license", license, configured)
 
 
-def check_trainings(made: RunSpec) -> None:
-    """Make the parts of every recipe once, and check that they suit teacher and data.
+def check_recipes(spec: RunSpec) -> None:
+    """Build the parts of every recipe once, and check them against teacher and data.
 
     Raises `RequestError`.
     """
-    for each in (made.recipe, made.teacher_recipe, *made.controls.values()):
-        if each is None:
+    for recipe in (spec.recipe, spec.teacher_recipe, *spec.controls.values()):
+        if recipe is None:
             continue
-        terms = each.build_loss()
-        each.make_optimizer().check_place(made.trainer.world_size, made.trainer.precision)
-        each.make_schedule()
-        each.make_callbacks()
-        check_teacher(
-            terms, None if each is made.teacher_recipe else made.teacher, chained=bool(made.links)
-        )
-    if isinstance(made.teacher, EmaTeacher) and made.trainer.world_size > 1:
+        loss = recipe.build_loss()
+        recipe.make_optimizer().check_place(spec.trainer.world_size, spec.trainer.precision)
+        recipe.make_schedule()
+        recipe.make_callbacks()
+        # The teacher itself is trained without a teacher.
+        teacher = None if recipe is spec.teacher_recipe else spec.teacher
+        check_teacher(loss, teacher, chained=bool(spec.assistants))
+    if isinstance(spec.teacher, EmaTeacher) and spec.trainer.world_size > 1:
         raise RequestError(
-            "teacher=ema follows the student of one process, and"
-            f" trainer.devices={made.trainer.world_size}. Use trainer.devices=1."
+            f"teacher=ema supports one process, got trainer.devices={spec.trainer.world_size}. Use"
+            " trainer.devices=1."
         )
-    if made.teacher is not None and not made.recipe.needs_teacher:
+    if spec.teacher is not None and not spec.recipe.needs_teacher:
         raise RequestError(
-            "A teacher is chosen, but no loss term listens to it. Add one, for example"
+            "A teacher is chosen, but no loss term reads it. Add such a term, for example"
             " 'loss=[cross_entropy,soft_target]', or use teacher=none."
         )
-    listening = (
-        {
-            name: each.build_loss()
-            for name, each in {**made.controls, "student": made.recipe}.items()
-        }
-        if made.teacher is not None
-        else {}
-    )
-    check_data_use(
-        made.data,
-        made.teacher_outputs,
-        {name: terms for name, terms in listening.items() if terms.needs_teacher},
-        [name for name, control in made.controls.items() if control.shuffle_teacher_images],
-    )
+    losses = {}
+    if spec.teacher is not None:
+        for name, recipe in {**spec.controls, "student": spec.recipe}.items():
+            loss = recipe.build_loss()
+            if loss.needs_teacher:
+                losses[name] = loss
+    shuffled = [name for name, control in spec.controls.items() if control.shuffle_teacher_images]
+    check_data_use(spec.data, spec.teacher_outputs, losses, shuffled)
 
 
 def _build_control(name: str, node: Config, student: Recipe) -> Control:
     settings = ControlSettings(**node)
     check_control(name, settings)
-    asked, role = settings.student or {}, f"controls.{name}.student"
-    candidates = asked.get("candidates") or {}
-    named = asked.get("name") != "auto"
-    nodes = [asked] if named else [{**asked, **each} for each in candidates.values()]
+    model, role = settings.student or {}, f"controls.{name}.student"
+    candidates = model.get("candidates") or {}
+    named = model.get("name") != "auto"
+    nodes = [model] if named else [{**model, **candidate} for candidate in candidates.values()]
+    students = (
+        tuple(build_model_spec(role, {"_target_": FACTORY, **each}, None) for each in nodes)
+        if model
+        else ()
+    )
+    temperature = (
+        next(iter(student.label_temperatures), 1.0)
+        if settings.label_entropy_temperature == "auto"
+        else settings.label_entropy_temperature
+    )
     return Control(
         **{**student.to_json(), "loss": settings.loss},
-        students=tuple(
-            build_model_spec(role, {"_target_": FACTORY, **each}, None) for each in nodes if asked
-        ),
+        students=students,
         named=named,
         match_wall_time=settings.match_wall_time,
-        label_entropy_temperature=(
-            next(iter(student.label_temperatures), 1.0)
-            if settings.label_entropy_temperature == "auto"
-            else settings.label_entropy_temperature
-        ),
+        label_entropy_temperature=temperature,
         shuffle_teacher_images=settings.shuffle_teacher_images,
     )
 
 
-def _build_teacher(config: Config, own: ExternalParts) -> tuple[ModelSpec | None, Recipe | None]:
+def _build_teacher(
+    config: Config, external: ExternalParts
+) -> tuple[ModelSpec | None, Recipe | None]:
+    """The teacher, and the recipe of its training if it can be trained."""
     node = config["teacher"]
-    if own.teacher is not None:
-        return build_model_spec("teacher", {"_target_": FACTORY, **(node or {})}, own.teacher), None
+    if external.teacher is not None:
+        node = {"_target_": FACTORY, **(node or {})}
+        return build_model_spec("teacher", node, external.teacher), None
     if not node or node.get("_target_") is None:
         return None, None
     if node.get("decay") is not None:
-        return (
-            EmaTeacher(
-                build_model_spec("student", config["student"], own.student),
-                EmaSettings(decay=node["decay"]).decay,
-            ),
-            None,
-        )
-    made = build_composite(node)
-    if made is not None:
-        return made, None
+        student = build_model_spec("student", config["student"], external.student)
+        return EmaTeacher(student, EmaSettings(decay=node["decay"]).decay), None
+    composite = build_composite(node)
+    if composite is not None:
+        return composite, None
     training = TeacherTraining(max_epochs=node["max_epochs"], seed=node["seed"])
     groups = {key: node[key] for key in ("loss", "optimizer", "scheduler")}
-    return build_model_spec("teacher", node, None), Recipe(
-        **groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed
-    )
+    recipe = Recipe(**groups, callbacks={}, max_epochs=training.max_epochs, seed=training.seed)
+    return build_model_spec("teacher", node, None), recipe

@@ -1,4 +1,4 @@
-"""Train a job as a stage of the run's cache, or find the stage that did."""
+"""Train a job as a cached stage."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,12 @@ OnPoint = Callable[[dict[str, float], int], None]
 
 
 class TrainingListener(Protocol):
-    """Follows a training: a tracker, or a pruner that ends it early."""
+    """Follows a training: a tracker, or a pruner that stops a training early."""
 
     def start(self, stage: str, teacher: Mapping[str, Any] | None, points: Points, /) -> OnPoint:
-        """Called before the first step with the points of an earlier attempt; returns
-        what takes each further point of the curves and its step.
+        """Called before the first step, with the curve points of an earlier attempt.
+
+        Returns the callback for each further point and its step.
         """
 
     def finish(
@@ -34,24 +35,23 @@ class TrainingListener(Protocol):
         points: Callable[[], Points],
         /,
     ) -> None:
-        """Called when the model is there, trained now or found."""
+        """Called when the model is available, trained now or loaded from the cache."""
 
 
 @dataclass(frozen=True)
 class Listeners:
-    """Several listeners as one; the first is called first."""
+    """Several listeners as one, called in order."""
 
     listeners: Sequence[TrainingListener]
 
     def start(self, stage: str, teacher: Mapping[str, Any] | None, points: Points, /) -> OnPoint:
-        """See `TrainingListener`."""
-        calls = [each.start(stage, teacher, points) for each in self.listeners]
+        callbacks = [each.start(stage, teacher, points) for each in self.listeners]
 
-        def listen(row: dict[str, float], step: int) -> None:
-            for call in calls:
-                call(row, step)
+        def on_point(row: dict[str, float], step: int) -> None:
+            for callback in callbacks:
+                callback(row, step)
 
-        return listen
+        return on_point
 
     def finish(
         self,
@@ -61,7 +61,6 @@ class Listeners:
         points: Callable[[], Points],
         /,
     ) -> None:
-        """See `TrainingListener`."""
         for each in self.listeners:
             each.finish(stage, model, teacher, points)
 
@@ -73,8 +72,9 @@ def train(
     listener: TrainingListener | None = None,
     trainer: TrainerSettings | None = None,
 ) -> RunModel:
-    """Train `job`, or find the stage that did; `trainer` if not the run's own. The
-    model's role is the name of the job.
+    """Train `job`, or load the model of an earlier training of the same job.
+
+    trainer: settings in place of the run's. The role of the model is the job's name.
     """
     settings = trainer or workspace.spec.trainer
     stage = workspace.find_or_build(
@@ -93,9 +93,7 @@ def train(
 
 
 def find_trained(workspace: Workspace, job: TrainingJob) -> RunModel | None:
-    """The model that an earlier run trained by the same job; None where `train` would
-    have to train it.
-    """
+    """The model of an earlier training of the same job; None if there is none."""
     identity = job.identity(workspace.data, workspace.spec.trainer)
     stage = workspace.find(job.name, identity, job.inputs(workspace.data))
     return _load_trained(workspace, job, stage.path) if stage else None
@@ -108,10 +106,10 @@ def _fit(
     folder: Path,
     listener: TrainingListener | None,
 ) -> None:
-    """Train in `folder`, in this process or on ranks."""
+    """Train in `folder`, in this process or in several distributed ones."""
     prepare_resume(folder, workspace.console.print)
     teacher = job.teacher.describe() if job.teacher else None
-    listen = listener.start(job.name, teacher, read_points(folder)) if listener else None
+    on_point = listener.start(job.name, teacher, read_points(folder)) if listener else None
     if settings.world_size > 1:
         order = {
             "job": job.to_json(),
@@ -119,9 +117,9 @@ def _fit(
             "data_folder": str(workspace.data_folder) if workspace.data_folder else None,
             "folder": str(folder),
         }
-        fit_distributed(order, folder, settings.world_size, listen=listen)
+        fit_distributed(order, folder, settings.world_size, listen=on_point)
     else:
-        fit(job, workspace.data, settings, folder, console=workspace.console, listen=listen)
+        fit(job, workspace.data, settings, folder, console=workspace.console, listen=on_point)
 
 
 def _load_trained(workspace: Workspace, job: TrainingJob, folder: Path) -> RunModel:

@@ -1,5 +1,5 @@
-"""What data, terms, controls and the way the teacher is asked allow of each other,
-checked before anything is read.
+"""Checks across groups of the configuration, before anything is read: data, loss terms,
+controls and the teacher's outputs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,13 +18,13 @@ from kd_app.training.loss import DistillationLoss
 def check_data_use(
     data: RunData,
     teacher_outputs: Literal["live", "cached"],
-    taught: Mapping[str, DistillationLoss],
+    losses: Mapping[str, DistillationLoss],
     shuffled: Iterable[str],
 ) -> None:
-    """Refuse what does not go together (`RequestError`).
+    """Raise `RequestError` if the data lack a capability that the run needs.
 
-    taught: the terms of each training that listens to the teacher; shuffled: the
-    controls that pair images of a class.
+    losses: by role, the losses that read the teacher. shuffled: the controls that show
+    the teacher another image of the class.
     """
     if teacher_outputs == "cached":
         require(
@@ -33,7 +33,7 @@ def check_data_use(
             because="teacher.outputs=cached",
             instead="use teacher.outputs=live",
         )
-        _check_cacheable(taught)
+        _check_cacheable(losses)
     for name in shuffled:
         require(
             data,
@@ -43,74 +43,78 @@ def check_data_use(
         )
 
 
-def _check_cacheable(taught: Mapping[str, DistillationLoss]) -> None:
-    for role, terms in taught.items():
-        for name, term in terms.chosen.items():
-            more = sorted(term.reads - {"logits"}) if term.needs_teacher else []
-            if name in terms.members:
+def _check_cacheable(losses: Mapping[str, DistillationLoss]) -> None:
+    for role, loss in losses.items():
+        for name, term in loss.chosen.items():
+            if name in loss.members:
                 raise RequestError(
-                    "teacher.outputs=cached keeps what several teachers say together, and the loss"
-                    f" term {name} of the {role} reads {terms.members[name]} by itself. Use"
+                    "teacher.outputs=cached stores the logits of the whole ensemble, but the loss"
+                    f" term {name} of the {role} reads the member {loss.members[name]} alone. Use"
                     " teacher.outputs=live."
                 )
-            if more:
+            features = sorted(term.reads - {"logits"}) if term.needs_teacher else []
+            if features:
                 raise RequestError(
-                    f"teacher.outputs=cached keeps the teacher's logits, and the loss term {name}"
-                    f" of the {role} reads its {', '.join(more)} as well. Use teacher.outputs=live,"
-                    " or terms that read logits alone: soft_target, dist or nkd."
+                    "teacher.outputs=cached stores only the teacher's logits, but the loss term"
+                    f" {name} of the {role} also reads {', '.join(features)}. Use"
+                    " teacher.outputs=live, or loss terms that read only logits: soft_target, dist"
+                    " or nkd."
                 )
 
 
-def check_teacher(terms: DistillationLoss, teacher: ModelSpec | None, *, chained: bool) -> None:
-    """Refuse terms that need a teacher where there is none, or read one of several
-    where it is none of them, or links of a chain stand between.
+def check_teacher(loss: DistillationLoss, teacher: ModelSpec | None, *, chained: bool) -> None:
+    """Raise `RequestError` if a loss term needs a teacher that does not exist.
+
+    A term can read one member of an ensemble only. chained: assistants stand between
+    teacher and student, so that no term reads the ensemble itself.
     """
-    for name, member in terms.members.items():
+    for name, member in loss.members.items():
         if (
             not isinstance(teacher, TeacherEnsemble)
             or chained
-            or not terms.chosen[name].needs_teacher
+            or not loss.chosen[name].needs_teacher
         ):
             raise RequestError(
-                f"loss.{name}.teacher={member} names one of several teachers for a term to read. It"
-                " is for terms that read a teacher, with teacher=several and without"
-                " teacher.chain. Leave it out."
+                f"loss.{name}.teacher={member} selects one member of an ensemble. This works only"
+                " for loss terms that read a teacher, with teacher=several and without"
+                f" teacher.chain. Remove loss.{name}.teacher."
             )
         if member not in teacher.members:
             raise build_unknown_error("member of the teacher", member, list(teacher.members))
-    for name, term in terms.chosen.items():
+    for name, term in loss.chosen.items():
         if term.needs_teacher and teacher is None:
             raise RequestError(
-                f"The loss term {name} needs a teacher and there is none here. Leave it out, or"
+                f"The loss term {name} needs a teacher and there is none. Remove the term, or"
                 " choose a teacher (teacher=timm)."
             )
 
 
-def check_answers(
-    trainings: Iterable[DistillationLoss], teacher: ModelSpec, num_classes: int
+def check_teacher_logits(
+    losses: Iterable[DistillationLoss], teacher: ModelSpec, num_classes: int
 ) -> None:
-    """Refuse terms that read the answers of a teacher which has none in the data's
-    classes.
+    """Raise `RequestError` if a loss term reads the logits of a teacher that has no
+    logits for the data's classes.
     """
-    for terms in trainings:
-        for name, term in terms.chosen.items():
+    for loss in losses:
+        for name, term in loss.chosen.items():
             if term.needs_teacher and term.teacher_reads & {"logits", "classifier"}:
                 raise RequestError(
                     f"The teacher {teacher.name} has {teacher.origin.num_classes or 'other'}"
                     f" classes, the data have {num_classes} classes, and teacher.max_epochs=0"
-                    " forbids its training: it would answer with a random head, which the loss"
-                    f" term {name} reads. Choose terms that read no answers (embedding_mse, review,"
-                    " sp), map its classes (teacher.classes=<a CSV file>), or set"
-                    " teacher.max_epochs to 1 or more."
+                    " forbids its training: its head would be random, but the loss term"
+                    f" {name} reads the logits. Choose loss terms that do not read logits"
+                    " (embedding_mse, review, sp), map the teacher's classes"
+                    " (teacher.classes=<a CSV file>), or set teacher.max_epochs to 1 or more."
                 )
 
 
-def check_classes(trainings: Iterable[DistillationLoss], num_classes: int) -> None:
-    """Let the terms that read logits alone look at logits of so many classes; they
-    refuse them where they can't.
+def check_classes(losses: Iterable[DistillationLoss], num_classes: int) -> None:
+    """Build the loss terms that read only logits with this number of classes.
+
+    Raises `RequestError` if a term does not support the number.
     """
-    answer = Outputs(logits=torch.zeros(1, num_classes))
-    for terms in trainings:
-        for term in terms.chosen.values():
+    outputs = Outputs(logits=torch.zeros(1, num_classes))
+    for loss in losses:
+        for term in loss.chosen.values():
             if term.reads == {"logits"}:
-                term.build(answer, answer)
+                term.build(outputs, outputs)

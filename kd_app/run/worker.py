@@ -1,7 +1,8 @@
-"""One of several processes that train a model together: ``python -m
-kd_app.run.worker job.json``, with the ranks in the environment.
+"""One process of a distributed training: ``python -m kd_app.run.worker job.json``, with
+RANK in the environment.
 
-It ends when its standard input does: whoever started it holds the other end.
+The process exits when its standard input is closed, so it never outlives the process
+that started it.
 """
 
 import json
@@ -22,22 +23,21 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Do one rank's part of the job; what goes wrong is the last line on stderr."""
+    """Train as one rank; an error is the last line on stderr."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _train(
-            json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), rank=int(os.environ["RANK"])
-        )
+        order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        _train(order, rank=int(os.environ["RANK"]))
     except (RequestError, RunError) as error:
         print(error, file=sys.stderr)
-        _leave(REFUSED if isinstance(error, RequestError) else FAILED)
+        _exit(REFUSED if isinstance(error, RequestError) else FAILED)
     except Exception:
         traceback.print_exc()
-        _leave(FAILED)
+        _exit(FAILED)
 
 
-def _leave(code: int) -> NoReturn:
-    """Without the last words of torch.distributed, which would hide ours."""
+def _exit(code: int) -> NoReturn:
+    # A normal exit lets torch.distributed print messages after the error.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -69,8 +69,9 @@ def _train(order: dict[str, Any], rank: int) -> None:
 
 
 def load_job(record: dict[str, Any], data: "RunData") -> "TrainingJob":
-    """The job of which `record` is the `TrainingJob.to_json`, with the teacher's weights
-    loaded; `data` are loaded.
+    """The job whose ``to_json()`` is `record`, with the teacher's weights loaded.
+
+    The `data` must be loaded.
     """
     from kd_app.run.model_specs import parse_model
     from kd_app.training.job import Recipe, TrainingJob

@@ -1,6 +1,4 @@
-"""What a run works on: its data, its models and their answers, each made once, as
-stages.
-"""
+"""The workspace of a run: its data, its models, and the cache of their outputs."""
 
 import json
 import math
@@ -24,32 +22,31 @@ from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec
 from kd_app.reporting.console import Console
 from kd_app.run.controls import Control, select_nearest
 from kd_app.run.spec import RunSpec
-from kd_app.run.validation import check_answers, check_classes
+from kd_app.run.validation import check_classes, check_teacher_logits
 from kd_app.stages import Stage, Stages, hash_file, write_atomically
 from kd_app.training.job import describe_source
 
 SPEED = "speed.json"
-DECODED = 320
-"""Shorter side (pixels) of the largest images that are kept, where no model needs more.
-"""
+MIN_DECODE_SIZE = 320
+"""The smallest bound (pixels) on the shorter side of stored images."""
 
 
 def decode_size(heights: Sequence[int]) -> int:
-    """Shorter side up to which the pixels of an image file are kept for models of these
+    """The shorter side (pixels) to which image files are reduced for models with these
     input heights.
     """
-    return max(DECODED, math.ceil(1.15 * max(heights)))
+    return max(MIN_DECODE_SIZE, math.ceil(1.15 * max(heights)))
 
 
 @dataclass(frozen=True)
 class RunModel:
-    """A model of the run that is ready to answer: its role, how to make it again, what
-    it expects, and the record of its training, if it had one.
+    """A model of the run, ready for inference.
 
-    program: where it is quantized, the file that answers in the place of the module.
-    unmeasured: why its answers have no figures, for a sentence whose subject it is;
-    empty where they have. A teacher that answers in other classes has none, nor has one
-    that is made by the training itself.
+    spec: how to build the model again. record: of the model's training; empty if it was
+    not trained here. folder: the stage of the training. program: for a quantized model
+    the int8 program that is run in place of the module. no_metrics_reason: why this
+    model can't be evaluated, as the predicate of a sentence about it; empty if it can.
+    Set for teachers with other classes and for EMA teachers.
     """
 
     role: str
@@ -61,34 +58,35 @@ class RunModel:
     no_metrics_reason: str = ""
 
     def load_runner(self) -> nn.Module:
-        """What answers: an int8 program in its own runtime, or the module."""
+        """The module that computes the logits: an int8 program in its runtime, or the
+        model itself.
+        """
         return Lowered(self.program) if self.program else self.loaded.model
 
 
 class Workspace:
-    """The data and the models that a run's configuration names, what the models answer,
-    and the stages that this took.
+    """The data and the models of a run, and the cache of the models' outputs.
 
-    How a model is trained is in `kd_app.run.train`, and what each role's training
-    is in `kd_app.run.role_jobs`.
+    `kd_app.run.train` trains a model; `kd_app.run.role_jobs` builds the job of each
+    role.
     """
 
-    def __init__(self, parts: RunSpec, stages: Stages, console: Console, tracker: Any) -> None:
-        self.spec = parts
+    def __init__(self, spec: RunSpec, stages: Stages, console: Console, tracker: Any) -> None:
+        self.spec = spec
         self.stages = stages
         self.console = console
         self.tracker = tracker
         self.used: list[Stage] = []
-        self.data: RunData = parts.data
+        self.data: RunData = spec.data
         self.data_folder: Path | None = None
         self.resolved: dict[str, dict[str, Any]] = {}
-        """Of a control, what its configuration leaves open: from which figures, and
-        how.
+        """By control, the settings that were resolved during the run, and the values
+        that they depend on.
         """
         self._chosen: dict[str, ModelSpec] = {}
 
     def prepare_data(self) -> None:
-        """List the images, look at each once where they are files, and split them."""
+        """List the images, decode image files once, and split them."""
         self.data.list()
         scan = self.data.scan_job(self._decode_size())
         if scan is not None:
@@ -97,107 +95,92 @@ class Workspace:
             )
             self.data_folder = stage.path
         self.data.load(self.data_folder)
-        self._tell_teacher()
+        if isinstance(self.spec.teacher, CompositeTeacher):
+            self.spec.teacher.bind_data(self.classes, self.compute_image_stats())
 
     def check_losses(self) -> None:
-        """Refuse loss terms that do not suit the number of classes (`RequestError`)."""
+        """Raise `RequestError` if a loss term rejects the number of classes."""
         recipes = (self.spec.teacher_recipe, self.spec.recipe, *self.spec.controls.values())
         check_classes((recipe.build_loss() for recipe in recipes if recipe), len(self.classes))
 
-    def _tell_teacher(self) -> None:
-        """A teacher that is made of other things has to know what it answers in and
-        sees.
-        """
-        if isinstance(self.spec.teacher, CompositeTeacher):
-            self.spec.teacher.bind_data(self.classes, self.image_stats())
-
     def _show_scan(self, done: int, total: int) -> None:
         if self.console.live or done == total or done % max(1, total // 10) == 0:
-            self.console.print_transient(f"  data: {done:,} of {total:,} images looked at")
+            self.console.print_transient(f"  data: {done:,} of {total:,} images decoded")
 
     def _decode_size(self) -> int:
-        """Enough for both models' crops, whatever the images' own size."""
-        asked = [self.data.image_size or 0]
-        asked += [
-            resolve_input(request, ImageStats(3, 1, (0.0,), (1.0,))).height
-            for request in (self.spec.teacher, self.spec.student)
-            if request
-        ]
-        return decode_size(asked)
+        """Enough for the crops of teacher and student, for images of any size."""
+        unused = ImageStats(3, 1, (0.0,), (1.0,))
+        models = [model for model in (self.spec.teacher, self.spec.student) if model]
+        heights = [resolve_input(model, unused).height for model in models]
+        return decode_size([self.data.image_size or 0, *heights])
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the data's classes."""
         return self.data.classes
 
-    def image_stats(self) -> ImageStats:
-        """What models that start from random weights will see."""
+    def compute_image_stats(self) -> ImageStats:
+        """Channels, size, mean and standard deviation of the data's images."""
         mean, std = self.data.compute_pixel_statistics()
         return ImageStats(self.data.channels, self.data.size, mean, std)
 
-    def load_model(self, request: ModelSpec, *, seed: int) -> RunModel:
-        """A model that is used as it is."""
-        pixels = resolve_input(request, self.image_stats())
-        created = create(request, pixels, len(self.classes), seed=seed)
-        return RunModel(request.role, request, created, no_metrics_reason=request.unmeasured)
+    def load_model(self, spec: ModelSpec, *, seed: int) -> RunModel:
+        """Load a model that is used without training."""
+        input_spec = resolve_input(spec, self.compute_image_stats())
+        loaded = create(spec, input_spec, len(self.classes), seed=seed)
+        return RunModel(spec.role, spec, loaded, no_metrics_reason=spec.unmeasured)
 
     def load_pretrained_teacher(self) -> RunModel | None:
-        """The teacher, where it is used without any training; None where it is trained
-        first. One that answers in other classes is not measured.
+        """The teacher if it is used without training; None if it is trained first.
 
-        Raises `RequestError` for one with a random head that nothing would train and
-        some term reads.
+        A teacher with other classes is not evaluated. Raises `RequestError` if the
+        teacher has a random head that is not trained but read by a loss term.
         """
-        found = self._as_it_is()
-        if found is None or not found.no_metrics_reason:
-            return found
+        teacher = self._load_untrained_teacher()
+        if teacher is None or not teacher.no_metrics_reason:
+            return teacher
         for name, control in self.spec.controls.items():
             if control.label_entropy_temperature is not None:
                 raise RequestError(
-                    f"The control {name} has labels as soft as the teacher's answers, and the"
-                    f" teacher {found.spec.name} has none in the data's classes before the"
+                    f"The control {name} makes labels as soft as the teacher's logits, but the"
+                    f" teacher {teacher.spec.name} has no logits for the data's classes before"
                     " training. Leave that control out of 'controls=[...]'."
                 )
-        return found
+        return teacher
 
-    def _as_it_is(self) -> RunModel | None:
-        request, recipe = self.spec.teacher, self.spec.teacher_recipe
-        if request is None:
+    def _load_untrained_teacher(self) -> RunModel | None:
+        spec, recipe = self.spec.teacher, self.spec.teacher_recipe
+        if spec is None:
             return None
-        if isinstance(request, CompositeTeacher):
-            return self.load_model(request, seed=0)
-        member = (
-            self.load_model(request, seed=0)
-            if request.origin.matches_classes(self.classes)
-            else None
-        )
-        if member is not None and not member.loaded.weights.new_head:
-            return member
-        if recipe is None or recipe.max_epochs == 0:
-            origin = request.origin
-            if origin.has_weights:
-                recipes = (self.spec.recipe, *self.spec.controls.values())
-                check_answers(
-                    (recipe.build_loss() for recipe in recipes), request, len(self.classes)
-                )
-                return _mark_unmeasured(member or self.load_model(request, seed=0))
+        if isinstance(spec, CompositeTeacher):
+            return self.load_model(spec, seed=0)
+        origin = spec.origin
+        teacher = self.load_model(spec, seed=0) if origin.matches_classes(self.classes) else None
+        if teacher is not None and not teacher.loaded.weights.new_head:
+            return teacher
+        if recipe is not None and recipe.max_epochs > 0:
+            return None
+        if not origin.has_weights:
             raise RequestError(
-                f"The teacher {request.name} has random weights, the data have {len(self.classes)}"
-                " classes, and teacher.max_epochs=0 forbids its training: it would answer with a"
-                " random head. Set teacher.max_epochs to 1 or more, or name a teacher of these"
+                f"The teacher {spec.name} has random weights, the data have {len(self.classes)}"
+                " classes, and teacher.max_epochs=0 forbids its training: its logits would be"
+                " random. Set teacher.max_epochs to 1 or more, or name a teacher with these"
                 " classes."
             )
-        return None
+        recipes = (self.spec.recipe, *self.spec.controls.values())
+        losses = (recipe.build_loss() for recipe in recipes)
+        check_teacher_logits(losses, spec, len(self.classes))
+        return _mark_unmeasured(teacher or self.load_model(spec, seed=0))
 
     def resolve_spec(self, role: str) -> ModelSpec:
-        """The model of a role. Raises `RequestError` where a control's is to be chosen
-        and none fits.
+        """The model of a role. Raises `RequestError` if a control chooses its model by
+        cost and no candidate is suitable.
         """
         control = self.spec.controls.get(role)
         if control is None or not control.students:
-            asked = self.spec.teacher if role == "teacher" else self.spec.student
-            assert asked is not None
-            return asked
+            spec = self.spec.teacher if role == "teacher" else self.spec.student
+            assert spec is not None
+            return spec
         if role not in self._chosen:
             self._chosen[role] = (
                 control.students[0] if control.named else self._select_nearest(role, control)
@@ -205,79 +188,80 @@ class Workspace:
         return self._chosen[role]
 
     def _select_nearest(self, role: str, control: Control) -> ModelSpec:
-        found = select_nearest(
-            control.students, self.spec.student, self.image_stats(), len(self.classes)
+        nearest = select_nearest(
+            control.students, self.spec.student, self.compute_image_stats(), len(self.classes)
         )
-        self.resolved[role] = {"macs": found.macs, "student_macs": found.student_macs}
-        return found.request
+        self.resolved[role] = {"macs": nearest.macs, "student_macs": nearest.student_macs}
+        return nearest.spec
 
-    def resolve_license(self, role: str, *, taught: bool) -> str:
-        """What the weights of a model are under that is trained here."""
+    def resolve_license(self, role: str, *, uses_teacher: bool) -> str:
+        """The license of a model that is trained in this run."""
         control = self.spec.controls.get(role)
         start = (
             self.resolve_spec(role).origin.license
             if control is not None and control.students
             else None
         )
-        return self.spec.licenses.resolve_trained_license(role, taught=taught, start=start)
+        return self.spec.licenses.resolve_trained_license(role, taught=uses_teacher, start=start)
 
-    def load_predictions(self, member: RunModel, split: str) -> Predictions:
-        """A member's answers on a split, computed once."""
-        return Predictions.load(self.cache_predictions(member, split))
+    def load_predictions(self, model: RunModel, split: str) -> Predictions:
+        """The predictions of a model on a split, computed once."""
+        return Predictions.load(self.cache_predictions(model, split))
 
-    def cache_predictions(self, member: RunModel, split: str) -> Path:
-        """The folder of the stage that holds `predictions`."""
+    def cache_predictions(self, model: RunModel, split: str) -> Path:
+        """The folder with the predictions of a model on a split, computed once."""
         return self.cache_outputs(
-            member,
+            model,
             split,
             "answers",
             {"embedding": True},
-            lambda folder: self.predict(member, split, embeddings=True).save(folder),
+            lambda folder: self.predict(model, split, embeddings=True).save(folder),
         ).path
 
     def cache_outputs(
         self,
-        member: RunModel,
+        model: RunModel,
         split: str,
         name: str,
         settings: Mapping[str, Any],
         build: Callable[[Path], None],
     ) -> Stage:
-        """The stage ``<name>-<role>-<split>`` of what a member answers to a split under
-        these `settings`.
+        """The stage ``<name>-<role>-<split>`` with outputs of a model on a split.
+
+        settings: everything else that decides the outputs.
         """
         config = {
-            "model": member.spec.name,
-            "pixels": vars(member.loaded.pixels),
+            "model": model.spec.name,
+            "pixels": vars(model.loaded.pixels),
             "split": split,
             "limit": self.limit,
             **settings,
         }
-        inputs = {"data": self.data.fingerprint, "weights": member.loaded.weights.sha256}
-        inputs |= {"program": hash_file(member.program)} if member.program else {}
-        return self.find_or_build(f"{name}-{member.role}-{split}", config, inputs, build)
+        inputs = {"data": self.data.fingerprint, "weights": model.loaded.weights.sha256}
+        inputs |= {"program": hash_file(model.program)} if model.program else {}
+        return self.find_or_build(f"{name}-{model.role}-{split}", config, inputs, build)
 
     def measure_speed(
         self,
-        members: Mapping[str, RunModel],
+        models: Mapping[str, RunModel],
         sweep: Path,
         measure: Callable[[], Mapping[str, float]],
     ) -> dict[str, float]:
-        """Images per second by role, measured once in a `sweep` for each pair of nets:
-        its trials differ in weights, which are as fast as others.
+        """Images per second by role, measured once in a `sweep` for each pair of
+        architectures: the speed does not depend on the weights.
         """
-        nets = {
+        architectures = {
             role: [
-                m.spec.name,
-                m.spec.kwargs,
-                vars(m.loaded.pixels),
-                count_params(m.loaded.model),
+                model.spec.name,
+                model.spec.kwargs,
+                vars(model.loaded.pixels),
+                count_params(model.loaded.model),
             ]
-            for role, m in members.items()
+            for role, model in models.items()
         }
         config = {
             "sweep": str(sweep.absolute()),
-            "nets": nets,
+            "nets": architectures,
             "device": str(self.spec.trainer.device),
         }
         stage = self.find_or_build(
@@ -286,45 +270,42 @@ class Workspace:
             {},
             lambda folder: write_atomically(folder / SPEED, json.dumps(measure())),
         )
-        found: dict[str, float] = json.loads((stage.path / SPEED).read_text(encoding="utf-8"))
-        return found
+        speeds: dict[str, float] = json.loads((stage.path / SPEED).read_text(encoding="utf-8"))
+        return speeds
 
     @property
     def limit(self) -> float | None:
-        """How much of a split is looked at when a model is measured."""
+        """The number (or share) of batches of a split on which a model is measured."""
         return self.spec.trainer.limit_test_batches
 
     def predict(
         self,
-        member: RunModel,
+        model: RunModel,
         split: str,
         *,
         embeddings: bool = False,
         corruption: Corruption | None = None,
     ) -> Predictions:
-        """A member's answers on a split, or on its images corrupted."""
+        """Compute the predictions of a model on a split, or on its corrupted images."""
         splits = ("train", "validation", "test") if split == "all" else (split,)
-        batches = Chained(
-            [
-                self.data.build_evaluation_loader(each, member.loaded.pixels, corruption=corruption)
-                for each in splits
-            ]
-        )
+        loaders = [
+            self.data.build_evaluation_loader(each, model.loaded.pixels, corruption=corruption)
+            for each in splits
+        ]
         if corruption is None:
-            self.console.print_transient(f"  {member.role}: {split} images ...")
-        device = self.spec.trainer.device
+            self.console.print_transient(f"  {model.role}: {split} images ...")
         return predict(
-            member.load_runner(),
-            batches,
-            member.loaded.pixels,
-            device=device,
+            model.load_runner(),
+            Chained(loaders),
+            model.loaded.pixels,
+            device=self.spec.trainer.device,
             limit=self.limit,
             embeddings=embeddings,
         )
 
     def find(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage | None:
-        """The stage `name` of this configuration and these inputs, if it was made; it
-        is not counted as used.
+        """The stage with this name, configuration and inputs if it exists; not recorded
+        as used.
         """
         return self.stages.find(name, config=_round_trip_json(config), inputs=inputs)
 
@@ -335,8 +316,8 @@ class Workspace:
         inputs: dict[str, str],
         build: Callable[[Path], None],
     ) -> Stage:
-        """The stage `name` of this configuration and these inputs, made or found, and
-        counted as used.
+        """The stage with this name, configuration and inputs, built if it does not
+        exist; recorded as used.
         """
         try:
             stage = self.stages.find_or_build(
@@ -346,40 +327,37 @@ class Workspace:
             if "DataLoader worker" not in str(error):
                 raise
             raise RunError(
-                f"{str(error).strip()} It read images; a machine without memory left kills such"
-                " processes. What was trained is kept: the same command goes on from here, with"
-                " data.num_workers=0 in this process alone."
+                f"{str(error).strip()} That process loaded images; the system kills such processes"
+                " when memory runs out. The training so far is saved. Repeat the command to"
+                " resume, with data.num_workers=0 to load images in the main process."
             ) from error
         self.used.append(stage)
         return stage
 
 
 def _round_trip_json(config: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
-    found: dict[str, Any] = json.loads(json.dumps(config))
-    return found
+    """The config as it is read from JSON, for comparison with a stored one."""
+    loaded: dict[str, Any] = json.loads(json.dumps(config))
+    return loaded
 
 
 def _mark_unmeasured(teacher: RunModel) -> RunModel:
-    known = teacher.loaded.weights
+    weights = teacher.loaded.weights
     return replace(
         teacher,
         no_metrics_reason=(
-            f"from {known.source} (sha256 {known.sha256[:16]}), answers in other classes than the"
-            " data's"
+            f"from {weights.source} (sha256 {weights.sha256[:16]}), has other classes than the data"
         ),
     )
 
 
-def describe_reference(member: RunModel) -> dict[str, Any]:
-    """Where a model is to be found: name, source, sha256, and the stage that made it or
-    the folder it came from.
-    """
-    return describe_source(member.spec, member.loaded, member.folder)
+def describe_reference(model: RunModel) -> dict[str, Any]:
+    """Name, source and sha256 of a model, and the stage or folder that contains it."""
+    return describe_source(model.spec, model.loaded, model.folder)
 
 
 class Chained:
-    """Several loaders, one after the other."""
+    """The batches of several loaders, one after the other."""
 
     def __init__(self, loaders: list[Any]) -> None:
         self._loaders = loaders

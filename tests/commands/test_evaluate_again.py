@@ -228,7 +228,7 @@ def test_images_of_other_classes_are_refused_by_name(
 ) -> None:
     words = (f"run={made / 'run'}", "out=other", "data=folder", f"stages={tmp_path / 'stages'}")
     said = not_evaluated(*words, f"data.root={photos}")
-    assert "The run's models know 10 classes, these data have 3;" in said
+    assert "The run's models have 10 classes, these data have 3;" in said
     assert "'class0'" in said
     nine = Path(
         shutil.copytree(
@@ -273,7 +273,7 @@ def test_a_model_whose_stage_is_gone_is_left_out_and_that_is_said(made: Path, ru
         for stage in content["stages"]
     ]
     (run / "results.json").write_text(json.dumps(content), encoding="utf-8")
-    assert "Note: the labels_only is not there any more (gone); it is left out" in evaluated(
+    assert "Note: labels_only is left out, because its model was deleted (gone)" in evaluated(
         f"run={run}", "out=again", "limit=2"
     )
     found = results(Path("again"))["test"]

@@ -41,7 +41,7 @@ def test_where_and_how_may_differ_and_what_may_not(words: tuple[str, ...], run: 
     assert f"{str(run)!r} holds a run with another configuration: " in said
     assert "seed was 0, now 1" in said
     assert "loss.soft_target.temperature was 4.0, now 2" in said
-    assert "Nothing was written over" in said
+    assert "Nothing was overwritten" in said
     assert "overwrite=true" in said
 
 
@@ -74,10 +74,10 @@ def test_a_folder_that_is_no_runs_is_neither_emptied_nor_written_to(made: Path) 
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("all of it", encoding="utf-8")
     stages = f"stages={made / 'stages'}"
-    assert "'mine' is no run's folder: thesis.txt is there, config.yaml is not" in refused(
+    assert "'mine' is not a run folder: it contains thesis.txt, but no config.yaml" in refused(
         *TINY, "out=mine", stages, "overwrite=true"
     )
-    assert "'mine' is no run's folder" in refused(*TINY, "out=mine", stages)
+    assert "'mine' is not a run folder" in refused(*TINY, "out=mine", stages)
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"]
 
 

@@ -15,7 +15,7 @@ import kd_app
 from kd_app.config import RequestError
 from kd_app.config.compose import compose_config
 from kd_app.data.module import ImageData
-from kd_app.run.run_folder import run_name
+from kd_app.run.run_folder import build_run_name
 from kd_app.run.workspace import Workspace
 from kd_app.tracking import Tracker
 from kd_app.tracking.outcome import build_outcome
@@ -265,7 +265,7 @@ def test_what_is_said_of_licenses_changes_no_name() -> None:
     old: dict[str, Any] = {key: value for key, value in plain.items() if key != "license"}
     for group in ("data", "teacher", "student"):
         old[group] = {key: value for key, value in plain[group].items() if key != "license"}
-    assert run_name(plain) == run_name(said) == run_name(old)
+    assert build_run_name(plain) == build_run_name(said) == build_run_name(old)
 
 
 @pytest.mark.parametrize(

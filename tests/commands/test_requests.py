@@ -77,7 +77,7 @@ WRONG = [
     ("loss=null", "'loss=null' chooses nothing. Expected the name of a choice"),
     ("teacher=null", "Choices of teacher=: ema, none, several, timm"),
     ("loss=[]", "No loss term is chosen"),
-    ("loss.soft_target=null", "loss.soft_target=None is no part"),
+    ("loss.soft_target=null", "loss.soft_target=None is not a component"),
     # names of models, optimizers, stages
     ("student.name=resnet8x", "no student model 'resnet8x'. Did you mean 'resnet8x4'?"),
     ("teacher.name=resnet18.a1_in1kk", "Did you mean 'resnet18.a1_in1k'?"),
@@ -148,7 +148,7 @@ WRONG = [
     ("verdict.metric=top5", "metric='top5' does not fit"),
     # what the parts need of each other
     ("teacher=none", "The loss term soft_target needs a teacher and there is none"),
-    ("loss=[cross_entropy]", "no loss term listens to it"),
+    ("loss=[cross_entropy]", "no loss term reads it"),
     # words that are none
     ("seed", "'seed' can't be read. Expected <setting>=<value>"),
     ("loss=[soft_target", "can't be read. Expected <setting>=<value>"),

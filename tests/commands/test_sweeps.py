@@ -216,6 +216,6 @@ def test_a_sweep_that_is_stopped_starts_no_other_trial(stop: BaseException, code
 
 
 def test_words_for_one_run_and_a_sweeps_folder_do_not_go_together(swept: tuple[Path, str]) -> None:
-    assert "is no run's folder: 0 is there, config.yaml is not" in refused(
+    assert "is not a run folder: it contains 0, but no config.yaml" in refused(
         *TINY, f"out={swept[0] / 'sweep'}"
     )

@@ -118,7 +118,7 @@ def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compar
     assert found["test"]["pair"]["retention"] is None
     assert any(
         "The teacher, resnet8, from folder other" in note
-        and "answers in other classes than the data's" in note
+        and "has other classes than the data" in note
         for note in found["notes"]
     )
     assert (
@@ -128,8 +128,8 @@ def test_a_teacher_of_other_classes_teaches_features_without_a_map_and_is_compar
     said = refused(*RUN, *words[:2], "loss=[cross_entropy,embedding_mse,dist]", "out=refused")
     assert "has 12 classes, the data have 10 classes" in said
     assert (
-        "which the loss term dist reads. Choose terms that read no answers (embedding_mse,"
-        " review, sp)" in said
+        "but the loss term dist reads the logits. Choose loss terms that do not read logits"
+        " (embedding_mse, review, sp)" in said
     )
 
 
@@ -141,7 +141,7 @@ def test_the_student_s_own_average_teaches_it_and_is_compared_with_the_labels_al
     assert found["test"]["gains"]["labels_only"]["value"] is not None
     assert any("is the student's own, so no figure" in note for note in found["notes"])
     assert not Path("run/teacher").exists()
-    assert "smoothed_labels has labels as soft as the teacher's answers" in refused(
+    assert "smoothed_labels makes labels as soft as the teacher's logits" in refused(
         *RUN[:2], "teacher=ema", "controls=[smoothed_labels]"
     )
 

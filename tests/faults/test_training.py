@@ -45,7 +45,7 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
         ended = call(*words, *places(tmp_path / "killed"))
     assert ended.code == 1
     assert "DataLoader worker" in paragraph(ended.err)
-    assert "the same command goes on from here" in paragraph(ended.err)
+    assert "Repeat the command to resume" in paragraph(ended.err)
     assert results(tmp_path / "killed" / "out")["status"] == "failed"
     assert "goes on at step" in done(*words, *places(tmp_path / "killed"))
     done(*words, *places(tmp_path / "whole"))

@@ -1,4 +1,4 @@
-"""Controls beside labels only: each is the student's training with one thing changed."""
+"""Controls: each is the student's training with one thing changed."""
 
 import json
 import math
@@ -20,9 +20,9 @@ from kd_app.config.compose import compose_config
 from kd_app.config.paths import list_choices
 from kd_app.models.spec import ImageStats, ModelSpec
 from kd_app.run.controls import (
+    compute_label_entropy,
     compute_mean_entropy,
     extract_family,
-    label_entropy,
     select_nearest,
     solve_smoothing,
 )
@@ -138,9 +138,9 @@ def test_smoothed_labels_are_as_soft_as_the_teacher(run: Path) -> None:
 @given(st.floats(0, 1), st.integers(2, 1000))
 def test_the_smoothing_gives_the_entropy_that_is_asked_for(share: float, num_classes: int) -> None:
     wanted = share * math.log(num_classes)
-    assert label_entropy(solve_smoothing(wanted, num_classes), num_classes) == pytest.approx(
-        wanted, abs=1e-3
-    )
+    assert compute_label_entropy(
+        solve_smoothing(wanted, num_classes), num_classes
+    ) == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_sure_teacher_smooths_nothing_and_one_that_knows_nothing_everything() -> None:
@@ -253,10 +253,11 @@ def test_where_the_teacher_knows_better_than_the_labels_shuffling_it_destroys_th
 
 
 WRONG = {
-    "controls=[match_wall_time] +controls.match_wall_time.label_entropy_temperature=4 ~controls.match_wall_time.loss.cross_entropy.smoothing": (
-        "none of its loss"
+    "controls=[match_wall_time] +controls.match_wall_time.label_entropy_temperature=4"
+    " ~controls.match_wall_time.loss.cross_entropy.smoothing": "none of the control's loss terms",
+    "controls=[match_wall_time] controls.match_wall_time.match_wall_time=3": (
+        "controls: match_wall_time=3 does not fit"
     ),
-    "controls=[match_wall_time] controls.match_wall_time.match_wall_time=3": "controls: match_wall_time=3 does not fit",
     "controls=[smoothed_labels] controls.smoothed_labels.label_entropy_temperature=0": (
         "controls: label_entropy_temperature=0 does not fit"
     ),
@@ -266,33 +267,30 @@ WRONG = {
     "controls=[other_family] +controls.other_family.student.names=x": (
         "Did you mean 'controls.other_family.student.name'?"
     ),
-    "controls=[other_family] controls.other_family.student.among=null": (
-        "lists the nets to choose from"
+    "controls=[other_family] controls.other_family.student.candidates=null": (
+        "Expected with name=auto: the models to choose from"
     ),
-    "controls=[other_family] controls.other_family.student.among.resnet8.name=7": "does not fit",
+    "controls=[other_family] controls.other_family.student.candidates.resnet8.name=7": "does not fit",
 }
 
 
-@pytest.mark.parametrize(("words", "said"), WRONG.items())
-def test_a_control_that_can_not_be_is_refused_before_data_are_read(words: str, said: str) -> None:
-    with pytest.raises(RequestError, match=said.replace("?", r"\?")):
-        build_spec(compose_config("distill", words.split()))
+@pytest.mark.parametrize(("overrides", "message"), WRONG.items())
+def test_an_invalid_control_is_refused_before_data_are_read(overrides: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message.replace("?", r"\?")):
+        build_spec(compose_config("distill", overrides.split()))
 
 
 def test_images_without_numbers_have_no_partners(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError,
-        match=(
-            "The data module gives batches, and a control of which the teacher is shown another"
-            " image"
-        ),
+        match="The control shuffled_teacher needs",
     ):
         kd_app.distill(
             "controls=[shuffled_teacher]", f"out={tmp_path}", "logger=[]", data=OwnData()
         )
 
 
-def asked(name: str, **kwargs: Any) -> ModelSpec:
+def spec_of(name: str, **kwargs: Any) -> ModelSpec:
     return ModelSpec(
         role="net",
         name=name,
@@ -312,23 +310,26 @@ def test_the_net_of_another_family_is_the_nearest_in_cost_that_has_a_map_left(
     student: str, size: int, chosen: str
 ) -> None:
     candidates = [
-        asked("resnet8"),
-        asked("wrn_16_1"),
-        asked("wrn_16_2"),
-        asked("lcnet_050"),
-        asked("mobilenetv2_050", output_stride=8),
+        spec_of("resnet8"),
+        spec_of("wrn_16_1"),
+        spec_of("wrn_16_2"),
+        spec_of("lcnet_050"),
+        spec_of("mobilenetv2_050", output_stride=8),
     ]
-    found = select_nearest(candidates, asked(student), ImageStats(1, size, (0.5,), (0.5,)), 10)
-    assert found.request.name == chosen
-    assert extract_family(found.request.name) != extract_family(student)
-    assert found.macs > 0
+    nearest = select_nearest(candidates, spec_of(student), ImageStats(1, size, (0.5,), (0.5,)), 10)
+    assert nearest.spec.name == chosen
+    assert extract_family(nearest.spec.name) != extract_family(student)
+    assert nearest.macs > 0
 
 
 def test_where_no_net_of_another_family_is_listed_one_has_to_be_named() -> None:
     with pytest.raises(
-        RequestError, match=r"None of the nets in net.among is of another family than resnet8"
+        RequestError,
+        match=r"None of the models in net.candidates is of another family than resnet8",
     ):
-        select_nearest([asked("resnet20")], asked("resnet8"), ImageStats(1, 8, (0.5,), (0.5,)), 10)
+        select_nearest(
+            [spec_of("resnet20")], spec_of("resnet8"), ImageStats(1, 8, (0.5,), (0.5,)), 10
+        )
 
 
 @pytest.mark.slow

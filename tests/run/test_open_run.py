@@ -20,7 +20,7 @@ from kd_app.run.open_run import (
     STAGES,
     Purpose,
     SavedRun,
-    build_parts,
+    build_saved_spec,
     load_models,
     open_run,
     read_run,
@@ -140,7 +140,7 @@ def test_parts_that_only_a_training_needs_are_not_looked_at(
     groups: dict[str, Any], purpose: Purpose, run: Path
 ) -> None:
     change_config(run, **groups)
-    parts = build_parts(read_saved(run, purpose))
+    parts = build_saved_spec(read_saved(run, purpose))
     assert parts.student.origin.name == "resnet8"
     assert parts.teacher_recipe is None
     assert not Path("mark").exists()
@@ -150,7 +150,7 @@ def test_parts_that_only_a_training_needs_are_not_looked_at(
 def test_a_training_needs_a_recipe_that_is_ours(group: str, run: Path) -> None:
     change_config(run, **{group: {"x": FOREIGN} if group == "loss" else FOREIGN})
     with pytest.raises(RequestError, match=r"'os.mkdir' names code that is no part of kd_app"):
-        build_parts(read_saved(run, "train"))
+        build_saved_spec(read_saved(run, "train"))
 
 
 @pytest.mark.parametrize("group", ["callbacks", "logger"])
@@ -160,7 +160,7 @@ def test_callbacks_and_loggers_of_a_record_are_not_even_built_to_train(
     change_config(run, **{group: {"x": FOREIGN}})
     saved = read_saved(run, "train")
     assert len(saved.notes) == (group == "callbacks")
-    parts = build_parts(saved)
+    parts = build_saved_spec(saved)
     assert parts.config[group] == {}
     assert parts.recipe.make_callbacks() == []
 
@@ -185,7 +185,7 @@ def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, r
         node = node[key]
     node[last] = FOREIGN
     with pytest.raises(RequestError, match="names code that is no part of kd_app"):
-        build_parts(saved)
+        build_saved_spec(saved)
     assert not Path("mark").exists()
 
 
@@ -194,7 +194,7 @@ def test_a_control_with_soft_labels_does_not_build_the_students_losses(run: Path
     assert controls["smoothed_labels"]["label_entropy_temperature"] == "auto"
     change_config(run, loss={"x": FOREIGN}, controls=controls)
     change_results(run, models=dict.fromkeys(("teacher", "student"), model("resnet8", 100, 1000)))
-    assert list(build_parts(read_saved(run)).controls) == ["smoothed_labels"]
+    assert list(build_saved_spec(read_saved(run)).controls) == ["smoothed_labels"]
     assert not Path("mark").exists()
 
 
@@ -203,7 +203,7 @@ def test_a_controls_own_net_is_ours(run: Path) -> None:
     net = {"name": "resnet8", "kwargs": {"x": FOREIGN}}
     change_config(run, controls={"labels_only": {**controls["labels_only"], "student": net}})
     with pytest.raises(RequestError, match=r"controls.labels_only.student.kwargs.x._target_"):
-        build_parts(read_saved(run))
+        build_saved_spec(read_saved(run))
 
 
 def test_a_model_that_the_configuration_does_not_name_is_refused(run: Path) -> None:

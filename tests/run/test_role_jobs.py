@@ -10,7 +10,7 @@ import pytest
 
 from kd_app.config import RequestError
 from kd_app.run import role_jobs
-from kd_app.run.controls import label_entropy
+from kd_app.run.controls import compute_label_entropy
 from kd_app.run.role_jobs import (
     build_control_job,
     build_student_job,
@@ -111,7 +111,9 @@ def test_labels_are_as_soft_as_the_teachers_logits(workspace: Workspace, teacher
     job = build_control_job(workspace, "smoothed_labels", teacher)
     smoothing = job.recipe.loss["cross_entropy"]["smoothing"]
     decided = workspace.resolved["smoothed_labels"]
-    assert label_entropy(smoothing, 10) == pytest.approx(decided["teacher_entropy"], abs=1e-4)
+    assert compute_label_entropy(smoothing, 10) == pytest.approx(
+        decided["teacher_entropy"], abs=1e-4
+    )
     assert decided["loss"] == job.recipe.loss
     assert job.teacher is None
 

@@ -105,7 +105,7 @@ def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
     data, _, control, student = lines
     assert (
         "129 of the images to train on have a label; 4 views of each in turn; the teacher's"
-        " answers to these views are stored" in data
+        " logits for these views are cached" in data
     )
     assert "on cross_entropy, on the 129 images with a label in as many steps, from" in control
     assert "with a label" not in student

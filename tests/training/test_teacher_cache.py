@@ -252,7 +252,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         (["teacher.outputs=cached"], "data.views=null"),
         (
             ["teacher.outputs=cached", "data.views=2", "loss=[cross_entropy,feature_hint]"],
-            "feature_hint of the student reads its features",
+            "feature_hint of the student also reads features",
         ),
         (["teacher.outputs=sometimes"], "'live' or 'cached'"),
         (["data.views=0"], "views=0"),
