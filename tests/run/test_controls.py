@@ -270,7 +270,9 @@ WRONG = {
     "controls=[other_family] controls.other_family.student.candidates=null": (
         "Expected with name=auto: the models to choose from"
     ),
-    "controls=[other_family] controls.other_family.student.candidates.resnet8.name=7": "does not fit",
+    "controls=[other_family] controls.other_family.student.candidates.resnet8.name=7": (
+        "does not fit"
+    ),
 }
 
 

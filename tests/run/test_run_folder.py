@@ -1,0 +1,115 @@
+"""The folder of a run: who may use it, and what a refused job leaves behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kd_app.config import RequestError
+from kd_app.config.compose import compose_config
+from kd_app.run.run_folder import build_run_name, claim_folder, find_differences
+
+CONFIG = {"seed": 1, "loss": {"weight": 2.0}}
+
+
+def claim(out: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
+    with claim_folder(out, config, overwrite=overwrite):
+        (out / "results.json").write_text("{}", encoding="utf-8")
+
+
+def refuse(out: Path, config: dict[str, Any], *, overwrite: bool = False) -> list[str]:
+    """Refuse a job after its first file; the files that the job was shown."""
+    names: list[str] = []
+
+    def work() -> None:
+        with claim_folder(out, config, overwrite=overwrite):
+            names.extend(list_names(out))
+            (out / "results.json").write_text("other", encoding="utf-8")
+            raise RequestError("refused")
+
+    with pytest.raises(RequestError, match="refused"):
+        work()
+    return names
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_a_new_folder_has_the_configuration_and_may_be_claimed_again(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "run"
+    for _ in range(2):
+        claim(out, CONFIG)
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == CONFIG
+    assert list_names(out) == ["config.yaml", "results.json"]
+
+
+def test_another_configuration_is_refused_with_the_differences(tmp_path: Path) -> None:
+    claim(tmp_path / "run", CONFIG)
+    with pytest.raises(
+        RequestError, match=r"loss.weight was 2.0, now 3.0. Nothing was overwritten"
+    ):
+        claim(tmp_path / "run", {**CONFIG, "loss": {"weight": 3.0}})
+    with pytest.raises(RequestError, match="and 8 more"):
+        claim(tmp_path / "run", {f"k{number}": number for number in range(18)})
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    for overwrite in (False, True):
+        with pytest.raises(RequestError, match=r"it contains thesis.txt, but no config.yaml"):
+            claim(tmp_path, CONFIG, overwrite=overwrite)
+    assert list_names(tmp_path) == ["thesis.txt"]
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with (
+        claim_folder(tmp_path / "run", CONFIG, overwrite=False),
+        pytest.raises(RequestError, match="Another process works in"),
+    ):
+        claim(tmp_path / "run", CONFIG)
+
+
+def test_after_a_refused_job_new_folders_are_gone(tmp_path: Path) -> None:
+    refuse(tmp_path / "a" / "b", CONFIG)
+    assert list_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_after_a_refused_job_an_earlier_run_is_restored(tmp_path: Path, overwrite: bool) -> None:
+    out = tmp_path / "run"
+    claim(out, CONFIG)
+    (out / "split.csv").write_text("index", encoding="utf-8")
+    names = refuse(out, {**CONFIG, "tags": ["x"]}, overwrite=overwrite)
+    assert ("split.csv" in names) is not overwrite
+    assert (out / "results.json").read_text(encoding="utf-8") == "{}"
+    assert (out / "split.csv").read_text(encoding="utf-8") == "index"
+    assert yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == CONFIG
+
+
+def test_an_overwritten_run_starts_with_an_empty_folder(tmp_path: Path) -> None:
+    claim(tmp_path, CONFIG)
+    (tmp_path / "left.txt").touch()
+    claim(tmp_path, {"seed": 2}, overwrite=True)
+    assert list_names(tmp_path) == ["config.yaml", "results.json"]
+
+
+def test_differences_are_those_that_identify_the_run() -> None:
+    before = {"seed": 1, "out": "a", "loss": {"weight": 1.0}}
+    now = {"seed": 1, "out": "b", "loss": {"weight": 2.0, "temperature": 4.0}}
+    assert find_differences(before, now) == [
+        ("loss.weight", 1.0, 2.0),
+        ("loss.temperature", None, 4.0),
+    ]
+
+
+def test_a_run_is_named_by_data_models_and_settings() -> None:
+    def name(*overrides: str) -> str:
+        return build_run_name(
+            compose_config("distill", ["teacher.name=resnet50.a1_in1k", *overrides])
+        )
+
+    assert name().startswith("digits-resnet50.a1_in1k-")
+    assert name() == name("tags=[a]", "out=elsewhere", "student.license=mit")
+    assert name() != name("seed=3")

@@ -1,0 +1,82 @@
+"""Loss terms, data and teachers that do not go together."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from kd_app.config import RequestError
+from kd_app.config.compose import compose_config
+from kd_app.data.external import ExternalDataModule
+from kd_app.run.spec import RunSpec, build_spec
+from kd_app.run.validation import (
+    check_classes,
+    check_data_use,
+    check_teacher,
+    check_teacher_logits,
+)
+from kd_app.training.loss import DistillationLoss
+from tests.training.small_parts import OwnData
+
+
+def spec(*overrides: str) -> RunSpec:
+    return build_spec(compose_config("distill", ["controls=[]", *overrides]))
+
+
+def loss(*terms: str) -> DistillationLoss:
+    return spec(f"loss=[{','.join(terms)}]").recipe.build_loss()
+
+
+def test_cached_outputs_hold_logits_for_data_with_views() -> None:
+    data = spec("data.views=2").data
+    check_data_use(data, "cached", {"student": loss("cross_entropy", "soft_target")}, [])
+    with pytest.raises(RequestError, match="feature_hint of the student also reads features"):
+        check_data_use(data, "cached", {"student": loss("feature_hint")}, [])
+    with pytest.raises(RequestError, match=r"teacher.outputs=cached needs"):
+        check_data_use(spec().data, "cached", {}, [])
+
+
+def test_a_shuffled_teacher_needs_data_that_kd_app_reads() -> None:
+    check_data_use(spec().data, "live", {}, ["shuffled_teacher"])
+    with pytest.raises(RequestError, match="The control shuffled_teacher needs"):
+        check_data_use(ExternalDataModule(OwnData()), "live", {}, ["shuffled_teacher"])
+
+
+def test_a_term_that_needs_a_teacher_is_refused_without_one() -> None:
+    check_teacher(loss("soft_target"), spec().teacher, chained=False)
+    with pytest.raises(RequestError, match="soft_target needs a teacher and there is none"):
+        check_teacher(loss("soft_target"), None, chained=False)
+
+
+def test_a_term_reads_one_member_of_an_ensemble_only() -> None:
+    several = (
+        "teacher=several",
+        "teacher.members.a.name=resnet8",
+        "teacher.members.b.name=resnet14",
+    )
+    run = spec(*several, "loss.soft_target.teacher=a")
+    terms = run.recipe.build_loss()
+    check_teacher(terms, run.teacher, chained=False)
+    for teacher, chained in ((spec().teacher, False), (run.teacher, True)):
+        with pytest.raises(RequestError, match="selects one member of an ensemble"):
+            check_teacher(terms, teacher, chained=chained)
+    with pytest.raises(RequestError, match="Did you mean 'a'"):
+        spec(*several, "loss.soft_target.teacher=aa")
+
+
+def test_logits_of_a_teacher_with_other_classes_are_not_read() -> None:
+    teacher = spec("teacher.name=resnet50.a1_in1k").teacher
+    assert teacher is not None
+    check_teacher_logits([loss("cross_entropy", "embedding_mse")], teacher, 3)
+    with pytest.raises(RequestError, match="the loss term dist reads the logits"):
+        check_teacher_logits([loss("dist", "embedding_mse")], teacher, 3)
+
+
+def test_terms_on_logits_are_built_with_the_number_of_classes() -> None:
+    shapes: list[Any] = []
+    term = SimpleNamespace(
+        reads={"logits"}, build=lambda student, _: shapes.append(student.logits.shape)
+    )
+    other = SimpleNamespace(reads={"logits", "features"}, build=None)
+    check_classes([cast(Any, SimpleNamespace(chosen={"a": term, "b": other}))], 7)
+    assert shapes == [(1, 7)]
