@@ -1,5 +1,6 @@
-"""Hydra's door to the search: what it calls for ``hydra/sweeper=search``. Hydra looks
-for plug-ins in this package; the work is done in kd_app.
+"""The Hydra plug-in for ``hydra/sweeper=search``, which runs `kd_app.search`.
+
+Hydra discovers plug-ins only in the package ``hydra_plugins``.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from omegaconf import DictConfig
 
 
 class SearchSweeper(Sweeper):
-    """Runs the trials that `kd_app.search.study` proposes; `space` and the
-    sweeps on the command line say what is searched.
+    """Run the trials that `kd_app.search.study` proposes.
+
+    `space` and the sweeps on the command line define the search space.
     """
 
     def __init__(self, *, space: dict[str, str], **settings: Any) -> None:
@@ -27,7 +29,7 @@ class SearchSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra hands over what trials are launched with."""
+        """Store the configuration and create the launcher."""
         self.config, self.hydra_context = config, hydra_context
         plugins = Plugins.instance()
         self.launcher: Launcher = plugins.instantiate_launcher(
@@ -35,7 +37,7 @@ class SearchSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the search to its end."""
+        """Run the search, batch by batch."""
         from omegaconf import OmegaConf
 
         from kd_app.search.trials import require_optuna
@@ -44,35 +46,34 @@ class SearchSweeper(Sweeper):
         from kd_app.search.space import parse_space
         from kd_app.search.study import Search, SearchSettings
 
-        parse = OverridesParser.create(
-            config_loader=self.hydra_context.config_loader
-        ).parse_overrides
-        said = parse(arguments)
-        words = [str(override.input_line) for override in said if not override.is_sweep_override()]
-        space = self._sweeps(parse, said)
-        settings = SearchSettings(
-            **{
-                key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v
-                for key, v in self._settings.items()
-            }
-        )
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides(arguments)
+        fixed = [
+            str(override.input_line) for override in overrides if not override.is_sweep_override()
+        ]
+        space = self._list_sweeps(parser, overrides)
+        settings = {
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in self._settings.items()
+        }
         out = Path(str(self.config.hydra.sweep.dir))
-        search = Search(out, settings, parse_space(space))
+        search = Search(out, SearchSettings(**settings), parse_space(space))
         for batch in search.iterate_batches():
             trials = [
-                [*words, *(f"{key}={value}" for key, value in params.items())]
+                [*fixed, *(f"{key}={value}" for key, value in params.items())]
                 for _, params in batch
             ]
             self.validate_batch_is_legal(trials)
             self.launcher.launch(trials, initial_job_idx=batch[0][0])
 
-    def _sweeps(self, parse: Any, said: Sequence[Override]) -> list[Override]:
-        """The configured space, with what the command line says in its place: another
-        range, or one value.
+    def _list_sweeps(
+        self, parser: OverridesParser, overrides: Sequence[Override]
+    ) -> list[Override]:
+        """The configured space and the sweeps on the command line.
+
+        A range or a value on the command line replaces the configured range.
         """
-        named = {override.get_key_element() for override in said}
-        configured = [f"{key}={value}" for key, value in self._space.items() if key not in named]
-        return [
-            *parse(configured),
-            *(override for override in said if override.is_sweep_override()),
-        ]
+        keys = {override.get_key_element() for override in overrides}
+        configured = [f"{key}={value}" for key, value in self._space.items() if key not in keys]
+        sweeps = [override for override in overrides if override.is_sweep_override()]
+        return [*parser.parse_overrides(configured), *sweeps]

@@ -1,7 +1,8 @@
-"""Distill any timm model into any other, prove what was kept, and ship what is small.
+"""Distill any timm model into any other, measure the retained accuracy, and export the
+small model.
 
-`distill` does in a notebook what kd-distill does on a command line; `load_run` and
-`load_runs` read what either left.
+`distill` is the command kd-distill as a function. `load_run` and `load_runs` read the
+results of runs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: ``import kd_app`` stays cheap."""
+    """Import a public function on first use, so that ``import kd_app`` is fast."""
     if name not in _LAZY:
         raise AttributeError(f"module 'kd_app' has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""Names of the files in a run's folder and in its export folder."""
+"""File names in a run's folder and in an export folder."""
 
 from typing import Final
 
@@ -9,6 +9,6 @@ CURVES: Final = "metrics.csv"
 STUDENT: Final = "student"
 TEACHER: Final = "teacher"
 REFERENCE: Final = "reference.json"
-"""In the folder `TEACHER`: where the run's teacher is."""
+"""In the folder `TEACHER`: the location of the run's teacher."""
 MANIFEST: Final = "manifest.json"
-"""In an export folder: what each file is."""
+"""In an export folder: a description of each file."""

@@ -1,5 +1,5 @@
-"""What changes while a training goes on, as a function of the share of it that is done:
-nothing to save, nothing to lose.
+"""Schedules of learning rates and loss weights, as functions of the progress alone, so
+that a resumed training needs no saved state.
 """
 
 import math
@@ -14,16 +14,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Schedule(Typed):
-    """A learning rate, or the weight of a loss term, as a factor of its top: a function
-    of the share of training that is done.
+    """The factor of a learning rate or of the weight of a loss term, as a function of
+    the progress (0..1) of the training.
     """
 
     def __init__(self, *, warmup: Share) -> None:
         self.warmup = warmup
 
     def compute_factor(self, progress: float) -> float:
-        """Linear from 0 to 1 over the warm-up (a share of the training), then the shape
-        of the schedule over the rest.
+        """``progress / warmup`` during the warm-up, then `compute_shape` of the
+        progress after the warm-up.
         """
         if progress < self.warmup:
             return progress / self.warmup
@@ -31,7 +31,7 @@ class Schedule(Typed):
 
     @abstractmethod
     def compute_shape(self, progress: float) -> float:
-        """The factor after `progress` (0..1) of the training without its warm-up."""
+        """The factor at `progress` (0..1) of the training after the warm-up."""
 
 
 class Cosine(Schedule):
@@ -44,7 +44,6 @@ class Cosine(Schedule):
         self.final = final
 
     def compute_shape(self, progress: float) -> float:
-        """Half a cosine from 1 to `final`."""
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
@@ -56,13 +55,12 @@ class Linear(Schedule):
         self.final = final
 
     def compute_shape(self, progress: float) -> float:
-        """A straight line from 1 to `final`."""
         return 1 - (1 - self.final) * min(progress, 1.0)
 
 
 class MultiStep(Schedule):
-    """``gamma`` to the power of the milestones passed; milestones are shares of the
-    training after its warm-up.
+    """``gamma`` to the power of the number of passed milestones, which are shares of
+    the training after the warm-up.
     """
 
     def __init__(self, *, warmup: Share, milestones: list[Share], gamma: Share) -> None:
@@ -71,7 +69,6 @@ class MultiStep(Schedule):
         self.gamma = gamma
 
     def compute_shape(self, progress: float) -> float:
-        """A step down at each milestone."""
         return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
 
 
@@ -82,16 +79,15 @@ class Constant(Schedule):
         super().__init__(warmup=warmup)
 
     def compute_shape(self, progress: float) -> float:
-        """Always 1."""
         return 1.0
 
 
 class Ramp(Schedule):
     """`first` until the share `begin` of the training, `last` from the share `end` on,
-    and between them ``first + (last - first) * rise(t)``.
+    in between ``first + (last - first) * rise(t)``.
 
-    t goes from 0 at `begin` to 1 at `end`; rise(t) is t itself (curve 'linear') or ``(1
-    - cos(pi t)) / 2`` ('cosine').
+    t rises from 0 at `begin` to 1 at `end`; rise(t) is t (curve 'linear') or ``(1 -
+    cos(pi t)) / 2`` ('cosine').
     """
 
     def __init__(
@@ -106,16 +102,13 @@ class Ramp(Schedule):
         super().__init__(warmup=0.0)
         if end < begin:
             raise RequestError(
-                f"A ramp begins at begin={begin} and ends at end={end}, which is before that."
-                " Expected begin <= end, both 0 to 1."
+                f"The ramp has begin={begin} and end={end}. Expected begin <= end, both 0 to 1."
             )
         self.first, self.last = first, last
         self.begin, self.end = begin, end
         self.curve = curve
 
     def compute_shape(self, progress: float) -> float:
-        """From `first` to `last`."""
         t = min(max((progress - self.begin) / max(self.end - self.begin, 1e-12), 0.0), 1.0)
-        return self.first + (self.last - self.first) * (
-            t if self.curve == "linear" else (1 - math.cos(math.pi * t)) / 2
-        )
+        rise = t if self.curve == "linear" else (1 - math.cos(math.pi * t)) / 2
+        return self.first + (self.last - self.first) * rise

@@ -1,5 +1,5 @@
-"""What takes long, done once: found again by whoever asks for the same, gone on with
-after a kill, made by one process at a time.
+"""Cache of long-running steps: keyed by config and input hashes, resumable, safe across
+processes.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 FORMAT = 2
-"""Part of every key: raise it when a change makes what older stages hold wrong."""
-RECORD = "stage.json"
-_HASHED = 2**28
-"""Bytes up to which a file's content is compared whenever its stage is found; of a
-larger one only the size.
+"""Part of every key; a change that invalidates older stages must increase the number.
 """
+RECORD = "stage.json"
+_MAX_HASHED_BYTES = 2**28
+"""Files up to this size are verified by content, larger files by size."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One finished stage: its folder, how long it took to make (seconds, over all
-    attempts), and whether this call made it.
+    """A finished stage.
+
+    seconds: build time over all attempts. is_new: this call built the stage.
     """
 
     name: str
@@ -37,23 +37,21 @@ class Stage:
 
 
 def hash_value(value: Any) -> str:
-    """sha256 of plain data (dicts, lists, strings, numbers, None), independent of the
-    order of keys.
+    """The sha256 of plain data (dicts, lists, strings, numbers, None), independent of
+    the order of keys.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's content."""
+    """The sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a kill at any moment, finds the old content or
-    the new one, never a part.
-    """
+    """Write `text` so that readers see the old or the new content, even after a kill."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -63,8 +61,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Stages:
-    """The folder of stages (``stages=``); `remake` names the stages to make anew, once
-    in this run.
+    """The stages in the folder `root` (``stages=``).
+
+    remake: names of stages to rebuild, once for each object.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Stages:
         self.root = root
         self.say = say
         self._remake = set(remake)
-        self._fresh: set[Path] = set()
+        self._visited: set[Path] = set()
 
     def find_or_build(
         self,
@@ -83,76 +82,72 @@ class Stages:
         inputs: Mapping[str, str],
         build: Callable[[Path], None],
     ) -> Stage:
-        """The stage `name` of this configuration and these inputs (hashes): found, or
-        built.
+        """Find the stage `name` of this `config` and these `inputs` (hashes), or build
+        it.
 
-        `build` fills the folder that it is given, which may hold what an earlier,
-        killed attempt left there, and returns when it is whole; only then the folder
-        gets its final name. If `build` raises, what it wrote stays for the next
-        attempt. A second process that asks for the same waits for the first; a dead
-        holder's lock is free. A stage of which a file is not what was written is made
-        anew.
+        `build` fills a folder, which may contain the files of an earlier, failed
+        attempt. When `build` returns, the folder gets its final name. If `build`
+        raises, the files remain for the next attempt. Other processes that need the
+        same stage wait. A stage with a damaged file is rebuilt.
         """
-        asked, path = self._resolve_stage(name, config, inputs)
+        key, path = self._resolve_stage(name, config, inputs)
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock(path):
-            if name in self._remake and path not in self._fresh:
+            if name in self._remake and path not in self._visited:
                 self._discard(path)
-            self._fresh.add(path)
+            self._visited.add(path)
             if path.is_dir():
                 damaged = _find_damaged(path)
                 if damaged is None:
                     return Stage(name, path, _read_seconds(path), is_new=False)
                 self.say(
-                    f"{path.name}: {damaged} is not what was written there; the stage is made anew"
+                    f"{path.name}: {damaged} is missing or changed since the stage was built; the"
+                    " stage is rebuilt"
                 )
                 self._discard(path)
-            return self._build(path, asked, build)
+            return self._build(path, key, build)
 
     def find(
         self, name: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> Stage | None:
-        """The stage that `make` would find; None where it would build one. Nothing is
-        written.
-        """
+        """Find a stage without writing; None if `find_or_build` would build the stage."""
         _, path = self._resolve_stage(name, config, inputs)
-        whole = name not in self._remake and path.is_dir() and _find_damaged(path) is None
-        return Stage(name, path, _read_seconds(path), is_new=False) if whole else None
+        if name in self._remake or not path.is_dir() or _find_damaged(path) is not None:
+            return None
+        return Stage(name, path, _read_seconds(path), is_new=False)
 
     def _resolve_stage(
         self, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> tuple[dict[str, Any], Path]:
-        """What a stage is made from, and its folder."""
-        asked = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
-        return asked, self.root / f"{name}-{hash_value(asked)[:16]}"
+        """The key of a stage, and the folder named after the hash of the key."""
+        key = {"format": FORMAT, "name": name, "config": dict(config), "inputs": dict(inputs)}
+        return key, self.root / f"{name}-{hash_value(key)[:16]}"
 
-    def _build(self, path: Path, asked: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
+    def _build(self, path: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> Stage:
         partial = path.with_name(f"{path.name}.partial")
         partial.mkdir(exist_ok=True)
         before, start, files = _read_seconds(partial), time.monotonic(), {}
-        write_atomically(partial / RECORD, json.dumps({**asked, "seconds": before}, indent=1))
+        write_atomically(partial / RECORD, json.dumps({**key, "seconds": before}, indent=1))
         try:
             build(partial)
             files = {name: _hash_content(partial / name) for name in _list_files(partial)}
         finally:
             seconds = before + time.monotonic() - start
-            write_atomically(
-                partial / RECORD,
-                json.dumps({**asked, "seconds": seconds, "files": files}, indent=1),
-            )
+            record = {**key, "seconds": seconds, "files": files}
+            write_atomically(partial / RECORD, json.dumps(record, indent=1))
         os.replace(partial, path)
-        return Stage(str(asked["name"]), path, seconds, is_new=True)
+        return Stage(str(key["name"]), path, seconds, is_new=True)
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        """The operating system's lock on a file beside the stage: it ends with its
-        holder, however that dies.
-        """
+        """Lock a stage between processes."""
+        # The operating system releases a file lock when the process ends for any
+        # reason.
         lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            self.say(f"{path.name}: another process is making it; waiting for it ...")
+            self.say(f"{path.name}: another process is building this stage; waiting ...")
             lock.acquire()
         try:
             yield
@@ -160,26 +155,26 @@ class Stages:
             lock.release()
 
     def _discard(self, path: Path) -> None:
-        """Remove a stage and its unfinished attempt; the folder is renamed first, so
-        that no half-removed stage is ever found.
-        """
+        """Remove a stage and its unfinished attempt."""
+        # renamed first, so that a kill leaves no partly removed stage under the final
+        # name
         for old in (path, path.with_name(f"{path.name}.partial")):
             if old.is_dir():
-                doomed = old.with_name(f".{old.name}.removed")
-                shutil.rmtree(doomed, ignore_errors=True)
-                os.replace(old, doomed)
-                shutil.rmtree(doomed)
+                removed = old.with_name(f".{old.name}.removed")
+                shutil.rmtree(removed, ignore_errors=True)
+                os.replace(old, removed)
+                shutil.rmtree(removed)
 
 
 def _read_seconds(folder: Path) -> float:
-    return float(_record(folder).get("seconds", 0.0))
+    return float(_read_record(folder).get("seconds", 0.0))
 
 
 def _find_damaged(folder: Path) -> str | None:
-    """The first file of a finished stage that is gone or not what was written; None
-    where all are, or nobody wrote down what they were.
+    """The first missing or changed file of a finished stage; None if there is none, or
+    if the record has no hashes.
     """
-    files = _record(folder).get("files", {})
+    files = _read_record(folder).get("files", {})
     return next(
         (
             name
@@ -190,7 +185,7 @@ def _find_damaged(folder: Path) -> str | None:
     )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -206,6 +201,6 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _hash_content(path: Path) -> str:
-    """What a file is compared by."""
+    """The sha256 of a file, or the size of a large file."""
     size = path.stat().st_size
-    return hash_file(path) if size <= _HASHED else f"{size} bytes"
+    return hash_file(path) if size <= _MAX_HASHED_BYTES else f"{size} bytes"

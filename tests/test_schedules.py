@@ -42,7 +42,7 @@ def test_a_ramp_goes_from_its_first_factor_to_its_last(
 
 
 def test_a_ramp_that_ends_before_it_begins_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"begins at begin=0.5 and ends at end=0.2"):
+    with pytest.raises(RequestError, match=r"begin=0.5 and end=0.2"):
         Ramp(first=0.0, last=1.0, begin=0.5, end=0.2, curve="linear")
 
 
@@ -105,5 +105,5 @@ def test_a_schedule_is_any_of_schedulers_choices_with_settings_of_its_own() -> N
             "distill", [f"loss.soft_target.schedule={name}", *settled, "loss.soft_target.weight=2"]
         )
         chosen = build_spec(config).recipe.build_loss()
-        assert chosen.weight("soft_target", 0.5) == pytest.approx(2 * at_half)
-        assert chosen.weight("cross_entropy", 0.5) == 1.0
+        assert chosen.compute_weight("soft_target", 0.5) == pytest.approx(2 * at_half)
+        assert chosen.compute_weight("cross_entropy", 0.5) == 1.0

@@ -112,7 +112,7 @@ def test_a_stage_with_a_damaged_file_is_made_anew_and_that_is_said(
     assert again.is_new
     assert result.read_text() == "one"
     assert said == [
-        f"{again.path.name}: result is not what was written there; the stage is made anew"
+        f"{again.path.name}: result is missing or changed since the stage was built; the stage is rebuilt"
     ]
     assert not make(Stages(tmp_path), refuses).is_new
 
@@ -120,7 +120,7 @@ def test_a_stage_with_a_damaged_file_is_made_anew_and_that_is_said(
 def test_of_a_very_large_file_the_size_alone_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kd_app.stages._HASHED", 2)
+    monkeypatch.setattr("kd_app.stages._MAX_HASHED_BYTES", 2)
     result = make(Stages(tmp_path), writes("one")).path / "result"
     result.write_text("two")
     assert not make(Stages(tmp_path), refuses).is_new

@@ -23,7 +23,7 @@ from kd_app.reporting.console import Console
 from kd_app.run.role_jobs import draft_role_job
 from kd_app.training.callbacks import LAST
 from kd_app.training.diagnostics import TermFault, compute_gradient_norms, find_faults
-from kd_app.training.fit import MODEL, fit, specify_trained
+from kd_app.training.fit import MODEL, build_trained_spec, fit
 from kd_app.training.job import JobTeacher
 from kd_app.training.module import CHECKED_STEPS, Distillation
 from kd_app.training.timing import (
@@ -151,7 +151,7 @@ def dry_run(subject: CheckContext, role: str, teacher: LoadedModel | None) -> Dr
                      steps * epochs, error=error)  # fmt: skip
     if error:
         return seen
-    again = specify_trained(job.model, folder)
+    again = build_trained_spec(job.model, folder)
     return replace(
         seen,
         seconds_an_epoch=timer.sum_seconds(whole) + timer.estimate_overhead(timed),

@@ -1,7 +1,8 @@
-"""What all commands share: ``--help`` and ``--version`` at once, Hydra around a task
-otherwise, and an exit code that says how it ended.
+"""The entry point of all commands: print ``--help`` or ``--version``, or run a task
+with Hydra and exit with a code for the result.
 
-Hydra is imported once there is something to compose, torch inside the task.
+For a fast start, Hydra is imported only to compose a configuration, and torch only
+inside the task.
 """
 
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from kd_app.commands.help import find_answer
+from kd_app.commands.help import find_help
 from kd_app.training.distributed.torchrun import Torchrun, is_follower
 
 Task = Callable[[dict[str, Any], int | None], None]
@@ -21,10 +22,12 @@ Task = Callable[[dict[str, Any], int | None], None]
 def run(
     task: Task, primary: str, *, after_sweep: Callable[[dict[str, Any]], None] | None = None
 ) -> NoReturn:
-    """Compose ``conf/<primary>.yaml`` with the words of the command line, run `task`
-    once, or once a trial, and exit.
+    """Compose ``conf/<primary>.yaml`` with the command line, run `task` once or once
+    for each trial, and exit.
+
+    after_sweep: called after the last trial with the config of that trial.
     """
-    if text := find_answer(primary, sys.argv[1:]):
+    if text := find_help(primary, sys.argv[1:]):
         print(text)
         sys.exit(0)
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -39,21 +42,21 @@ def _run(task: Task, primary: str, after_sweep: Callable[[dict[str, Any]], None]
 
 
 def _run_under_torchrun(body: Callable[[], int]) -> int:
-    """Run `body` in the first of torchrun's processes, and let the others follow until
-    it is done; its exit code. Alone it is just `body`.
+    """Run `body` in torchrun's first process while the other processes follow; return
+    the exit code. Without torchrun, just run `body`.
     """
     if is_follower():
-        from kd_app.training.distributed.launch import follow
+        from kd_app.training.distributed.launch import run_follower
 
         with suppress(KeyboardInterrupt):
-            follow()
+            run_follower()
         return 0
     try:
         return body()
     finally:
         torchrun = Torchrun.from_env()
         if torchrun is not None:
-            torchrun.dismiss()
+            torchrun.send_end()
 
 
 def _raise_terminated(number: int, frame: Any) -> NoReturn:

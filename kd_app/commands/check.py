@@ -1,4 +1,6 @@
-"""``kd-check``: is the teacher sound, is the set-up sound, what will it cost."""
+"""``kd-check``: check the teacher, the data and the setup before a run, and estimate
+the cost.
+"""
 
 from typing import Any, NoReturn
 
@@ -12,7 +14,7 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """The command."""
+    """Run kd-check."""
     run(_run_task, "check")
 
 

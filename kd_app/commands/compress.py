@@ -1,4 +1,4 @@
-"""``kd-compress``: a finished run's student, made smaller step by step."""
+"""``kd-compress``: make the student of a finished run smaller, step by step."""
 
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ def _finish_sweep(config: dict[str, Any]) -> None:
 
 
 def main() -> NoReturn:
-    """The command."""
+    """Run kd-compress."""
     run(_run_task, "compress", after_sweep=_finish_sweep)
 
 

@@ -1,4 +1,4 @@
-"""``kd-distill``: teacher, controls, student, results."""
+"""``kd-distill``: train teacher, controls and student, and write the results."""
 
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ def _finish_sweep(config: dict[str, Any]) -> None:
 
 
 def main() -> NoReturn:
-    """The command."""
+    """Run kd-distill."""
     run(_run_task, "distill", after_sweep=_finish_sweep)
 
 

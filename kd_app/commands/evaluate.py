@@ -1,6 +1,4 @@
-"""``kd-evaluate``: a finished run's models measured again, or what a cascade of models
-is worth.
-"""
+"""``kd-evaluate``: measure the models of a finished run again, or evaluate a cascade."""
 
 from typing import Any, NoReturn
 
@@ -19,7 +17,7 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """The command."""
+    """Run kd-evaluate."""
     run(_run_task, "evaluate")
 
 

@@ -1,5 +1,5 @@
-"""How a command ended, as an exit code: 0 done, 1 the run failed, 2 the request was
-wrong, 130 Ctrl-C, 143 SIGTERM.
+"""The exit codes of a command: 0 success, 1 failed run, 2 wrong request, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 import re
@@ -13,10 +13,10 @@ STOPPED = {130, 143}
 
 
 def run_to_exit_code(body: Callable[[], object], *, about: str = "") -> int:
-    """Run `body`; its ending as an exit code, with one paragraph on stderr where it did
-    not go well, that begins with what it is `about`.
+    """Run `body` and return the exit code; a failure prints one paragraph to stderr,
+    with the prefix `about`.
     """
-    goes_on = "What was done is kept: the same command goes on from here."
+    resume = "Completed work is kept: run the same command again to resume."
     try:
         body()
     except RequestError as error:
@@ -24,41 +24,38 @@ def run_to_exit_code(body: Callable[[], object], *, about: str = "") -> int:
     except RunError as error:
         return report(1, f"{about}The run failed: {error}")
     except KeyboardInterrupt:
-        return report(130, f"Stopped by Ctrl-C. {goes_on}")
+        return report(130, f"Stopped by Ctrl-C. {resume}")
     except SystemExit as stop:
         if stop.code != 143:
             raise
-        return report(143, f"Stopped by SIGTERM. {goes_on}")
+        return report(143, f"Stopped by SIGTERM. {resume}")
     except Exception as error:
-        return report(1, f"{about}{_explain_failure(error)}. {goes_on}")
+        return report(1, f"{about}{_explain_failure(error)}. {resume}")
     return 0
 
 
 def report(code: int, paragraph: str) -> int:
-    """Write a paragraph to stderr, and return the exit code that goes with it."""
+    """Print a paragraph to stderr and return the exit code."""
     print(paragraph, file=sys.stderr, flush=True)
     return code
 
 
 def combine(codes: Sequence[int]) -> int:
-    """The exit code of several trials: a stop, else a failed run, else a wrong request,
-    else 0.
+    """Combine the exit codes of trials: a signal before a failed run, before a wrong
+    request, before 0.
     """
     return next((code for code in (143, 130, 1, 2) if code in codes), 0)
 
 
 def _explain_failure(error: Exception) -> str:
-    """What the system refused (disk full, no right to write) in words; all else is a
-    fault of the program, with its traceback.
+    """Describe an error of the operating system (disk full, no permission); print the
+    traceback of any other error.
     """
     if isinstance(error, OSError):
-        return (
-            "The run failed:"
-            f" {error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-        )
-    if refused := re.search(
-        r"I/O error: (.+) \(os error \d+\)", str(error)
-    ):  # safetensors wraps it
-        return f"The run failed: {refused[1]}"
+        file = f" ({error.filename})" if error.filename else ""
+        return f"The run failed: {error.strerror or error}{file}"
+    # safetensors raises an error of its own for an OSError
+    if match := re.search(r"I/O error: (.+) \(os error \d+\)", str(error)):
+        return f"The run failed: {match[1]}"
     traceback.print_exception(error)
-    return f"The run failed by a fault of the program, told above ({type(error).__name__})"
+    return f"The run failed by an internal error, with the traceback above ({type(error).__name__})"

@@ -1,5 +1,5 @@
-"""``kd-export``: a finished run's student as files for runtimes, each measured as it
-is.
+"""``kd-export``: export the student of a finished run for several runtimes, and measure
+each exported file.
 """
 
 from typing import Any, NoReturn
@@ -14,7 +14,7 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """The command."""
+    """Run kd-export."""
     run(_run_task, "export")
 
 

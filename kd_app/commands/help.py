@@ -1,7 +1,7 @@
 """The texts of ``--help`` and ``--version``.
 
-They are read from ``conf/`` as text, without Hydra: importing it and composing takes
-ten times as long, and Hydra's own help prints the whole configuration.
+The texts are read from ``conf/`` without Hydra: importing and composing take ten times
+as long, and Hydra's help prints the whole configuration.
 """
 
 import re
@@ -56,18 +56,18 @@ EXAMPLES = {
 }
 
 
-def find_answer(primary: str, words: Sequence[str]) -> str | None:
-    """The text that these words of the command line ask for; None where they ask for
-    work.
+def find_help(primary: str, arguments: Sequence[str]) -> str | None:
+    """The text for ``--help`` or ``--version`` in `arguments`; None without these
+    flags.
     """
-    if {"-h", "--help"} & set(words):
-        return help_text(primary)
-    return f"kd-{primary} {__version__}" if "--version" in words else None
+    if {"-h", "--help"} & set(arguments):
+        return format_help(primary)
+    return f"kd-{primary} {__version__}" if "--version" in arguments else None
 
 
-def help_text(primary: str) -> str:
-    """What the command is for, three examples, its groups and settings, and where the
-    rest is: at most 40 lines.
+def format_help(primary: str) -> str:
+    """The purpose of a command, three examples, groups, settings and further flags, in
+    at most 40 lines.
     """
     command = f"kd-{primary}"
     defaults = dict(_list_defaults(primary))
@@ -79,12 +79,13 @@ def help_text(primary: str) -> str:
         note = f"; {', '.join(lists)}: one or several, as '{lists[-1]}=[a,b]'" if lists else ""
         head += ["", f"Groups (<group>=<choice>{note}):"]
         head += [_describe_group(group) for group in groups]
-    if "loss" in groups:  # that is, where a sweep may be a search
+    if "loss" in groups:
+        # a command whose sweeps may be searches
         head += [_describe_group(group) for group in ("hydra/launcher", "hydra/sweeper")]
     tail = [
         "",
-        f"  {command} --cfg job ...    the whole configuration that these words make",
-        f"  {command} -m ...           a sweep: <setting>=a,b gives one trial for each value",
+        f"  {command} --cfg job ...    print the whole configuration",
+        f"  {command} -m ...           a sweep: <setting>=a,b runs one trial for each value",
         f"  {command} --hydra-help     flags of Hydra: --config-dir, --shell-completion ...",
         "  README.md and docs/ explain the methods, the controls and the verdict.",
     ]
@@ -103,8 +104,8 @@ def _read(name: str) -> str:
 
 
 def _list_defaults(primary: str) -> Iterator[tuple[str, Any]]:
-    """The groups of a primary configuration with their default choices, those of the
-    configurations that it extends included.
+    """Yield the groups of a primary configuration and of its base configurations, with
+    the default choices.
     """
     for default in yaml.safe_load(_read(primary))["defaults"]:
         if isinstance(default, dict):
@@ -114,8 +115,8 @@ def _list_defaults(primary: str) -> Iterator[tuple[str, Any]]:
 
 
 def _list_settings(primary: str, groups: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The settings of a primary configuration that belong to no group, with the
-    comments that stand beside them.
+    """Yield the settings of a primary configuration outside of groups, with the
+    trailing comments.
     """
     for default in yaml.safe_load(_read(primary))["defaults"]:
         if isinstance(default, str) and default not in ("_self_", "hydra_defaults"):

@@ -1,5 +1,5 @@
-"""Hydra around a task: composes the configuration, runs one trial or a sweep of them,
-and leaves no files of Hydra's own.
+"""Run a task with Hydra: compose the configuration, run one trial or a sweep, and
+remove Hydra's files.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from kd_app.commands.exit_codes import STOPPED, combine, report, run_to_exit_code
 from kd_app.config.compose import (
-    COMPOSING,
+    COMPOSE_ERRORS,
     compose_config,
     explain_error,
     normalize_overrides,
@@ -33,8 +33,8 @@ def run_with_hydra(
     primary: str,
     after_sweep: Callable[[dict[str, Any]], None] | None,
 ) -> int:
-    """Compose ``conf/<primary>.yaml`` with the words of the command line and run `task`,
-    once or once a trial; the exit code.
+    """Compose ``conf/<primary>.yaml`` with the command line, run `task` once or once
+    for each trial, and return the exit code.
     """
     codes: list[int] = []
     configs: list[DictConfig] = []
@@ -58,22 +58,21 @@ def run_with_hydra(
         main()
     except _TrialsStopped:
         pass
-    except COMPOSING as error:
-        words = [word for word in sys.argv[1:] if not word.startswith("-")]
-        codes.append(report(2, explain_error(error, primary, words)))
+    except COMPOSE_ERRORS as error:
+        overrides = [each for each in sys.argv[1:] if not each.startswith("-")]
+        codes.append(report(2, explain_error(error, primary, overrides)))
     except KeyboardInterrupt:
         codes.append(130)
     if _SWEEP & set(sys.argv):
-        _end_sweep(
-            codes,
-            after_sweep,
-            lambda: (
-                to_plain_dict(configs[-1])
-                if configs
-                else compose_config(primary, _drop_sweeps(sys.argv[1:]))
-            ),
-        )
+        _end_sweep(codes, after_sweep, lambda: _compose_sweep_config(primary, configs))
     return combine(codes)
+
+
+def _compose_sweep_config(primary: str, configs: list[DictConfig]) -> dict[str, Any]:
+    """The config of the last trial, or of the command if no trial ran in this process."""
+    if configs:
+        return to_plain_dict(configs[-1])
+    return compose_config(primary, _drop_sweeps(sys.argv[1:]))
 
 
 def _end_sweep(
@@ -81,36 +80,37 @@ def _end_sweep(
     after_sweep: Callable[[dict[str, Any]], None] | None,
     config: Callable[[], dict[str, Any]],
 ) -> None:
-    """Leave nothing of Hydra's own behind, and conclude if there is something to
-    conclude.
-    """
-    out = Path(next(word.removeprefix("out=") for word in sys.argv[1:] if word.startswith("out=")))
+    """Remove Hydra's files and empty folders, and run `after_sweep` if any trial ran."""
+    out = Path(next(each.removeprefix("out=") for each in sys.argv[1:] if each.startswith("out=")))
     (out / "multirun.yaml").unlink(missing_ok=True)
     for folder in [*out.glob("[0-9]*"), out]:
-        with suppress(OSError):  # it holds something, or is not there
+        # only empty folders can be removed
+        with suppress(OSError):
             folder.rmdir()
-    ran = not codes or set(codes) - {2}  # without codes: in other processes, or earlier
-    if after_sweep and ran and not STOPPED & set(codes) and (codes or any(out.glob("[0-9]*"))):
+    # without codes, the trials ran in other processes or in an earlier call
+    has_trials = bool(set(codes) - {2}) if codes else any(out.glob("[0-9]*"))
+    if after_sweep and has_trials and not STOPPED & set(codes):
         codes.append(run_to_exit_code(lambda: after_sweep(config())))
 
 
-def _drop_sweeps(words: list[str]) -> list[str]:
-    said = OverridesParser.create().parse_overrides(
-        [word for word in words if not word.startswith("-")]
+def _drop_sweeps(arguments: list[str]) -> list[str]:
+    overrides = OverridesParser.create().parse_overrides(
+        [each for each in arguments if not each.startswith("-")]
     )
-    return [str(override.input_line) for override in said if not override.is_sweep_override()]
+    return [str(override.input_line) for override in overrides if not override.is_sweep_override()]
 
 
 class _TrialsStopped(BaseException):
-    """Somebody stopped a trial: no more trials."""
+    """A signal stopped a trial; no further trials run."""
 
 
 def _prepare_overrides(argv: list[str]) -> list[str]:
-    """The command line for Hydra: kwargs opened, ``-m`` first, and a folder for a sweep
-    that names none (the same words find the same folder).
+    """The command line for Hydra: normalized overrides, ``-m`` first, and an ``out=``
+    for a sweep without one.
     """
-    words = sorted(normalize_overrides(argv), key=lambda word: word not in _SWEEP)
-    if _SWEEP & set(words) and not any(word.startswith("out=") for word in words):
-        name = hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:8]
-        words.append(f"out=runs/sweep-{name}")
-    return words
+    arguments = sorted(normalize_overrides(argv), key=lambda argument: argument not in _SWEEP)
+    if _SWEEP & set(arguments) and not any(each.startswith("out=") for each in arguments):
+        # the same command must find the same folder to resume
+        name = hashlib.sha256(" ".join(sorted(arguments)).encode()).hexdigest()[:8]
+        arguments.append(f"out=runs/sweep-{name}")
+    return arguments

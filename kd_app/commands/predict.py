@@ -1,4 +1,4 @@
-"""``kd-predict``: images labeled by an artifact, a run or a cascade."""
+"""``kd-predict``: label images with an artifact, a run or a cascade."""
 
 from typing import Any, NoReturn
 
@@ -9,8 +9,8 @@ from kd_app.config import RequestError
 def _run_task(config: dict[str, Any], trial: int | None) -> None:
     if trial is not None:
         raise RequestError(
-            "kd-predict writes one file, and -m asks for several. Say it once for each, with an"
-            " out= of its own."
+            "kd-predict writes one file and does not support -m. Run the command once for each"
+            " setting, each with another out=."
         )
     from kd_app.jobs.predict import predict
 
@@ -18,7 +18,7 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """The command."""
+    """Run kd-predict."""
     run(_run_task, "predict")
 
 

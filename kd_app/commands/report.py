@@ -1,4 +1,6 @@
-"""``kd-report``: runs -> one page, and the same figures as JSON, CSV and Markdown."""
+"""``kd-report``: write one page about runs, and the same metrics as JSON, CSV and
+Markdown.
+"""
 
 import json
 import os
@@ -14,7 +16,7 @@ _Place = Annotated[str, Field(min_length=1)]
 
 
 class ReportConfig(Typed, called="kd-report"):
-    """The top level of ``conf/report.yaml``."""
+    """The top-level settings of ``conf/report.yaml``."""
 
     def __init__(
         self,
@@ -33,44 +35,44 @@ class ReportConfig(Typed, called="kd-report"):
 
 
 def _run_task(config: dict[str, Any], trial: int | None) -> None:
-    asked = ReportConfig(**config)
-    if asked.schema:
+    settings = ReportConfig(**config)
+    if settings.schema:
         from kd_app.reporting.results import build_json_schema
 
         print(json.dumps(build_json_schema(), indent=1))
         return
-    if not asked.runs:
+    if not settings.runs:
         raise RequestError(
-            "kd-report needs to know which runs: 'runs=[runs/a,runs/b]', or a sweep's folder. Quote"
-            " it for the shell."
+            "kd-report needs runs, but runs= is empty. Set 'runs=[runs/a,runs/b]', or the folder of"
+            " a sweep; quote the list for the shell."
         )
     from kd_app.reporting.html import write_report
     from kd_app.reporting.runs import find_runs
 
-    runs = find_runs(asked.runs)
-    out = Path(asked.out) if asked.out else _resolve_out(runs)
-    page = write_report(runs, out if trial is None else out / str(trial), asked.latency_ms)
-    if asked.logger:
+    runs = find_runs(settings.runs)
+    out = Path(settings.out) if settings.out else _resolve_out(runs)
+    page = write_report(runs, out if trial is None else out / str(trial), settings.latency_ms)
+    if settings.logger:
         from kd_app.tracking.report import tell_report
 
-        tell_report(runs, page, asked.logger)
+        tell_report(runs, page, settings.logger)
     print(
-        f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same figures as"
+        f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {page}, and the same metrics in"
         " report.json, report.csv and report.md"
     )
 
 
 def _resolve_out(runs: list[Path]) -> Path:
-    """A single run's own folder; ``report`` in the folder that holds all of several."""
-    return (
-        runs[0]
-        if len(runs) == 1
-        else Path(os.path.commonpath([run.absolute().parent for run in runs])) / "report"
-    )
+    """The folder of a single run, else ``report`` in the common parent folder of the
+    runs.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    return Path(os.path.commonpath([run.absolute().parent for run in runs])) / "report"
 
 
 def main() -> NoReturn:
-    """The command."""
+    """Run kd-report."""
     run(_run_task, "report")
 
 

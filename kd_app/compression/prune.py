@@ -22,7 +22,7 @@ from kd_app.models.save import save_model
 from kd_app.models.simkd_student import Reused
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
-from kd_app.training.fit import MODEL, build, specify_trained
+from kd_app.training.fit import MODEL, build, build_trained_spec
 from kd_app.training.job import JobTeacher, TrainingJob
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -127,7 +127,7 @@ class Prune(Step):
         stage = shop.find_or_build(
             name, config, inputs, lambda folder: self._build(folder, shop, student, listens)
         )
-        member = shop.load_model(specify_trained(student.spec, stage.path), seed=0)
+        member = shop.load_model(build_trained_spec(student.spec, stage.path), seed=0)
         return replace(member, role=student.role, folder=stage.path)
 
     def describe(self, member: RunModel) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from kd_app.run.train import train
 from kd_app.run.workspace import RunModel, Workspace
 from kd_app.stages import write_atomically
 from kd_app.training.curve_log import FILE as CURVES
-from kd_app.training.fit import MODEL, specify_trained
+from kd_app.training.fit import MODEL, build_trained_spec
 from kd_app.training.job import Recipe
 
 RECORD = "quantize.json"
@@ -98,7 +98,10 @@ class Quantize(Step):
         created, recipe = student.loaded, self._build_recipe(shop)
         listens = teacher if recipe is not None and recipe.needs_teacher else None
         how = (
-            {"recipe": recipe.to_json(), "trainer": shop.spec.trainer.adapt_to_graph().identity()}
+            {
+                "recipe": recipe.to_json(),
+                "trainer": shop.spec.trainer.adapt_to_graph().describe_identity(),
+            }
             if recipe
             else {}
         )
@@ -116,7 +119,7 @@ class Quantize(Step):
             inputs,
             lambda folder: self._build(folder, name, shop, student, teacher=listens, recipe=recipe),
         )
-        member = shop.load_model(specify_trained(student.spec, stage.path), seed=0)
+        member = shop.load_model(build_trained_spec(student.spec, stage.path), seed=0)
         return replace(
             member, role=student.role, folder=stage.path, program=stage.path / MODEL / INT8
         )

@@ -1,6 +1,4 @@
-"""Where the configuration lies, the errors a wrong one gives, and the check of typed
-parts, which alone needs pydantic.
-"""
+"""Configuration: composition, validation, and errors for users."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +19,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`Typed` is imported when it is asked for: an exported file is run without
-    pydantic.
-    """
+    """Import `Typed` on first use, because exported models run without pydantic."""
     if name != "Typed":
         raise AttributeError(f"module 'kd_app.config' has no attribute {name!r}")
     from kd_app.config.typed import Typed

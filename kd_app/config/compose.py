@@ -1,4 +1,4 @@
-"""From words on a command line, or in a notebook, to one plain configuration."""
+"""Compose overrides from a command line or notebook into one plain configuration."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,41 +13,42 @@ from omegaconf.errors import OmegaConfBaseException
 from kd_app.config.errors import (
     RequestError,
     list_causes,
-    nearest,
     suggest_closest,
+    suggest_closest_keys,
     take_first_line,
 )
 from kd_app.config.paths import CONF, list_choices
 
-COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
-"""What Hydra raises for words that it can't compose."""
-
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+"""The exceptions of Hydra for wrong overrides."""
 _PRESETS = "data.presets"
-"""Defaults of other groups: nobody sets them by hand."""
+"""Defaults for other groups, which users do not set."""
 _SCHEDULE = re.compile(r"^(loss\.\w+\.schedule)=([a-z]\w*(?:,\w+)*)$")
-_FREE = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+|loss\.\w+\.teacher)=")
+_FREE_FORM = re.compile(r"^(?:(?:[\w]+\.)*(?:kwargs|members)\.[\w.]+|loss\.\w+\.teacher)=")
 _NO_KEY = re.compile(r"Key '[^']+' (?:is not in struct|not in '\w+').*?full_key: (\S+)")
 _NO_CHOICE = re.compile(r"Could not (?:find|load) '([\w/]+)/([^/']+)'")
 
 
 def normalize_overrides(overrides: Iterable[str]) -> list[str]:
-    """Let ``<part>.kwargs.<anything>=``, ``teacher.members.<name>...=`` and
-    ``loss.<term>.teacher=`` be said without Hydra's '++': their keys are who writes
-    them's own, or seldom said.
+    """Rewrite short overrides of kd_app into Hydra's syntax.
 
-    ``loss.<term>.schedule=<name>`` is one of scheduler's choices: Hydra's
-    ``+scheduler@loss.<term>.schedule=<name>``.
+    Free-form keys (``<part>.kwargs.*``, ``teacher.members.*``, ``loss.<term>.teacher``)
+    get the prefix ``++``. ``loss.<term>.schedule=<name>`` becomes a choice of the group
+    scheduler: ``+scheduler@loss.<term>.schedule=<name>``.
     """
-    words = (
-        _SCHEDULE.sub(r"+scheduler@\1=\2", word) if word.partition("=")[2] != "null" else word
-        for word in overrides
-    )
-    return [f"++{word}" if _FREE.match(word) else word for word in words]
+    return [_normalize_override(override) for override in overrides]
+
+
+def _normalize_override(override: str) -> str:
+    if _FREE_FORM.match(override):
+        return f"++{override}"
+    is_null = override.partition("=")[2] == "null"
+    return override if is_null else _SCHEDULE.sub(r"+scheduler@\1=\2", override)
 
 
 def to_plain_dict(config: DictConfig) -> dict[str, Any]:
-    """The configuration as dicts and lists, interpolations resolved, without Hydra's
-    own part.
+    """Convert a configuration to dicts and lists, with resolved interpolations and
+    without Hydra's settings.
     """
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -60,60 +61,61 @@ def to_plain_dict(config: DictConfig) -> dict[str, Any]:
 
 
 def compose_config(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose ``conf/<primary>.yaml`` with `overrides`; raises `RequestError` that
-    names the closest key or choice.
+    """Compose ``conf/<primary>.yaml`` with `overrides`.
+
+    Raises `RequestError` with a suggestion for a wrong key or choice.
     """
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(primary, overrides=normalize_overrides(overrides))
-    except COMPOSING as error:
+    except COMPOSE_ERRORS as error:
         raise RequestError(explain_error(error, primary, overrides)) from None
     return to_plain_dict(config)
 
 
-def explain_error(error: BaseException, primary: str, words: Sequence[str]) -> str:
-    """One paragraph for what Hydra or OmegaConf refused in `words`, with the closest
-    key or choice where one is near.
+def explain_error(error: BaseException, primary: str, overrides: Sequence[str]) -> str:
+    """Write one paragraph for an error of Hydra or OmegaConf about `overrides`, with
+    the closest key or choice if there is one.
     """
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override!r} can't be read. Expected <setting>=<value>, for example seed=1;"
-            " quote for the shell what has brackets, spaces or commas in it:"
+            f"{error.override!r} can't be read. Expected <setting>=<value>, for example seed=1."
+            " Quote overrides with brackets, spaces or commas for the shell:"
             " 'loss=[cross_entropy,soft_target]'."
         )
     text = " ".join(
         " ".join(str(each).split("\nSet the environment")[0].split()) for each in list_causes(error)
     )
     if key := _NO_KEY.search(text):
-        return _explain_unknown_key(key[1], primary, words)
+        return _explain_unknown_key(key[1], primary, overrides)
     if choice := _NO_CHOICE.search(text):
         return _explain_unknown_choice(*choice.groups())
     if "Config group override must be" in text:
-        return _explain_null_group(words)
-    for pattern, sentence in _HYDRA_SAYS:
-        if found := pattern.search(text):
-            return sentence.format(*found.groups())
+        return _explain_null_group(overrides)
+    for pattern, sentence in _HYDRA_MESSAGES:
+        if match := pattern.search(text):
+            return sentence.format(*match.groups())
     return text.split(" Config search path:")[0]
 
 
-_HYDRA_SAYS = (
+_HYDRA_MESSAGES = (
     (
         re.compile(r"Could not append to config\. An item is already at '([^']+)'"),
-        "'+' adds a setting, and there is one named {0!r} already. Leave out the '+'.",
+        "'+' adds a setting, but {0!r} already exists. Remove the '+'.",
     ),
     (
         re.compile(r"Could not delete from config\. '([^']+)' does not exist"),
-        "'~' removes a setting, and there is none named {0!r}. '--cfg job' prints all settings.",
+        "'~' removes a setting, but {0!r} does not exist. '--cfg job' prints all settings.",
     ),
     (
         re.compile(r"Could not delete from config\. The value of '([^']+)' is (.+) and not (.+)\."),
-        "'~{0}={2}' removes nothing: {0} is {1}. Write '~{0}', or {0}=<value> to change it.",
+        "'~{0}={2}' removes nothing: {0} is {1}. Use '~{0}', or {0}=<value> to change the value.",
     ),
     (
         re.compile(r"Could not delete '([^'=]+)[^']*'\. No match in the defaults list"),
-        "'~{0}' removes nothing: no such choice was made. To choose others, write {0}=<choice>, or"
+        "'~{0}' removes nothing: {0} has no such choice. To change the choice, use {0}=<choice>, or"
         " a list of choices.",
     ),
     (
@@ -128,103 +130,100 @@ _HYDRA_SAYS = (
     ),
     (
         re.compile(r"Ambiguous value for argument '([^=]+)=([^']*)'"),
-        "{0}={1} gives several values to one run. Add -m for a run with each of them, or write"
+        "{0}={1} gives several values to one run. Add -m to run once for each value, or use"
         " '{0}=[{1}]' for a list.",
     ),
 )
-"""What Hydra says, and the sentence for it that names no more than a user has to know."""
+"""Patterns of Hydra's messages, each with the message for users."""
 
 
-def _explain_unknown_key(key: str, primary: str, words: Sequence[str]) -> str:
+def _explain_unknown_key(key: str, primary: str, overrides: Sequence[str]) -> str:
     group, _, name = key.partition(".")
     if is_choice(group, name):
         return explain_not_chosen(group, name)
     if key.replace("/", ".").startswith("hydra."):
         return (
-            f"There is no setting {key!r} of Hydra here. '--cfg hydra' prints those that there are;"
-            " hydra/sweeper=search, or a hparams_search=, adds those of a search."
+            f"Hydra has no setting {key!r} in this configuration. '--cfg hydra' prints all settings"
+            " of Hydra. The settings of a search need hydra/sweeper=search or hparams_search=."
         )
-    tree = _compose_tree(primary, words)
-    near, beside = nearest(key, _list_keys(tree)), _list_beside(key, tree)
-    if not beside and not near:
-        beside = f"Groups and settings: {', '.join(tree)}. "
-    return f"There is no setting {key!r}. {near}{beside}'--cfg job' prints all settings."
+    tree = _compose_tree(primary, overrides)
+    closest, siblings = suggest_closest_keys(key, _list_keys(tree)), _describe_siblings(key, tree)
+    if not siblings and not closest:
+        siblings = f"Groups and settings: {', '.join(tree)}. "
+    return f"There is no setting {key!r}. {closest}{siblings}'--cfg job' prints all settings."
 
 
-def _list_beside(key: str, tree: dict[str, Any]) -> str:
-    """The settings of the innermost group that a wrong key names; empty where it names
+def _describe_siblings(key: str, tree: dict[str, Any]) -> str:
+    """The settings of the innermost existing group in a wrong key; empty if there is
     none.
     """
-    node, place = tree, list[str]()
+    node, groups = tree, list[str]()
     for part in key.replace("/", ".").split(".")[:-1]:
         if not isinstance(node.get(part), dict):
             break
         node = node[part]
-        place.append(part)
-    if not place:
+        groups.append(part)
+    if not groups:
         return ""
     names = [name for name in node if not name.startswith("_")]
-    return f"Settings of {'.'.join(place)}: {', '.join(names) or 'none'}. "
+    return f"Settings of {'.'.join(groups)}: {', '.join(names) or 'none'}. "
 
 
-def _explain_unknown_choice(group: str, asked: str) -> str:
-    none = "null (written so) chooses none. " if asked == "None" else ""
+def _explain_unknown_choice(group: str, choice: str) -> str:
     known = list_choices(group)
+    hint = suggest_closest(choice, known)
+    if choice == "None":
+        hint = "Use null for no choice. "
     return (
-        f"There is no {group} {asked!r}. {none or suggest_closest(asked, known)}Choices of {group}=:"
-        f" {', '.join(known) or 'none'}."
+        f"There is no {group} {choice!r}. {hint}Choices of {group}=: {', '.join(known) or 'none'}."
     )
 
 
-def _explain_null_group(words: Sequence[str]) -> str:
-    """A group was given null or a number, where it takes a name or a list of names."""
-    asked = [word for word in words if list_choices(word.partition("=")[0])]
-    wrong = next(
-        (
-            word
-            for word in asked
-            if re.search(r"=(?:null|[\d.]+|true|false)?$", word, re.IGNORECASE)
-        ),
-        " ".join(words),
-    )
+def _explain_null_group(overrides: Sequence[str]) -> str:
+    """The paragraph for a group that is set to null or a number instead of a choice."""
+    is_wrong = re.compile(r"=(?:null|[\d.]+|true|false)?$", re.IGNORECASE).search
+    groups = [each for each in overrides if list_choices(each.partition("=")[0])]
+    wrong = next(filter(is_wrong, groups), " ".join(overrides))
     group = wrong.partition("=")[0]
     names = list_choices(group)
-    hint = (
-        f"Expected the name of a choice, or a list of some. Choices of {group}=:"
-        f" {', '.join(names)}."
-        if names
-        else ""
-    )
-    return f"{wrong!r} chooses nothing. {hint or 'Expected <setting>=<value>, for example seed=1.'}"
+    hint = "Expected <setting>=<value>, for example seed=1."
+    if names:
+        hint = (
+            f"Expected the name of a choice, or a list of names. Choices of {group}=:"
+            f" {', '.join(names)}."
+        )
+    return f"{wrong!r} chooses nothing. {hint}"
 
 
 def is_choice(group: str, name: str) -> bool:
-    """Whether ``<group>=[<name>]`` would be understood."""
+    """Whether ``<group>=[<name>]`` is valid."""
     return bool(name) and name in list_choices(group)
 
 
 def explain_not_chosen(group: str, name: str) -> str:
-    """The paragraph for a setting of a choice that was not made."""
+    """The paragraph for a setting of a choice that is not selected."""
     return (
         f"{group}.{name} is set, but {name} is not among the choices of {group}=. Add it:"
         f" '{group}=[...,{name}]'."
     )
 
 
-def list_known_keys(primary: str, words: Sequence[str] = ()) -> list[str]:
-    """Every dotted key of a primary configuration with the choices in `words`, and the
-    names of its groups.
+def list_known_keys(primary: str, overrides: Sequence[str] = ()) -> list[str]:
+    """List every dotted key of a primary configuration with the choices in `overrides`,
+    and the names of all groups.
     """
-    return _list_keys(_compose_tree(primary, words))
+    return _list_keys(_compose_tree(primary, overrides))
 
 
-def _compose_tree(primary: str, words: Sequence[str]) -> dict[str, Any]:
-    """A primary configuration with those of the choices in `words` that can be made."""
-    chosen = [word for word in words if list_choices(word.partition("=")[0])]
+def _compose_tree(primary: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose a primary configuration with the choices in `overrides`, or without if a
+    choice is wrong.
+    """
+    choices = [each for each in overrides if list_choices(each.partition("=")[0])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            config = compose(primary, overrides=chosen)
-        except COMPOSING:
+            config = compose(primary, overrides=choices)
+        except COMPOSE_ERRORS:
             config = compose(primary)
     tree = OmegaConf.to_container(config, resolve=False)
     assert isinstance(tree, dict)

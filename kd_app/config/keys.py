@@ -1,4 +1,4 @@
-"""Keys of a run's configuration that say where and how it is done, not what is trained."""
+"""Keys of a run's configuration that do not affect what is trained."""
 
 from typing import Final
 
@@ -15,12 +15,10 @@ NON_IDENTITY_KEYS: Final = (
     "examples",
     "license",
 )
-"""The same run may be said with others of these: they name places, what is followed,
-kept and allowed.
-"""
+"""Top-level keys that may change when a run is resumed: paths, logging, permissions."""
 NESTED_NON_IDENTITY_KEYS: Final = (
     *("data.num_workers", "data.cache", "data.license", "teacher.license", "student.license"),
     "teacher.outputs",
     *("trainer.on_nan", "trainer.checkpoint_minutes", "trainer.checkpoint_steps"),
 )
-"""Such keys inside of groups, dotted."""
+"""Such keys within groups, as dotted names."""

@@ -1,6 +1,4 @@
-"""From a node of the configuration to the part that it names. The only caller of
-hydra's instantiate.
-"""
+"""Build objects from configuration; the only caller of Hydra's instantiate."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,25 +10,25 @@ from kd_app.config.errors import RequestError
 
 
 def make(node: Mapping[str, Any], kind: type[Any], **more: Any) -> Any:
-    """The object that ``_target_`` names, with the node's other keys as arguments;
-    `RequestError` when that can't be.
+    """Build the object named by ``_target_``, with the node's other keys as arguments.
+
+    Raises `RequestError` if the call fails or the object is not a `kind`.
     """
     target = node.get("_target_")
     if not isinstance(target, str):
         raise RequestError(
-            f"{dict(node)!r} names no part: it has no _target_. Expected the dotted name of a"
-            f" {kind.__name__}."
+            f"{dict(node)!r} has no _target_. Expected the dotted name of a {kind.__name__}."
         )
     try:
-        made = instantiate(dict(node), **more, _convert_="all")
+        part = instantiate(dict(node), **more, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, RequestError):
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise RequestError(
-            f"The part {target} can't be made: {reason} Its settings:"
+            f"{target} can't be built: {reason} The settings are"
             f" { {k: v for k, v in node.items() if k != '_target_'}!r}."
         ) from None
-    if not isinstance(made, kind):
-        raise RequestError(f"{target} gives a {type(made).__name__}, expected a {kind.__name__}.")
-    return made
+    if not isinstance(part, kind):
+        raise RequestError(f"{target} is a {type(part).__name__}, expected a {kind.__name__}.")
+    return part

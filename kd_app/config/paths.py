@@ -1,16 +1,16 @@
-"""Where the configuration lies: in the installed package, or beside it in a checkout;
-and the choices that it holds.
-"""
+"""The location of the configuration files, and the choices of each group."""
 
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# a wheel contains conf/; in a checkout, conf/ is next to the package
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 def list_choices(group: str) -> list[str]:
-    """The names that ``<group>=`` takes; empty where there is no such group.
+    """The names that ``<group>=`` accepts; empty if there is no such group.
 
-    A file whose name starts with an underscore holds what several choices share.
+    A file name with a leading underscore is not a choice, but a base of several
+    choices.
     """
     return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml")) if group else []

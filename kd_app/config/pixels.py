@@ -1,18 +1,16 @@
-"""What a model expects to be fed: the contract between data, which makes pixels, and
-models, which read them.
-"""
+"""The input specification: the contract between data and models."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Input of one model: ``(x / 255 - mean) / std`` on images of `channels` x `height`
-    x `width`.
+    """The input of a model: ``(x / 255 - mean) / std`` of images of `channels` x
+    `height` x `width`.
 
-    `crop` is the share of the resized image's shorter side that the centre crop keeps
-    (timm's ``crop_pct``); `interpolation` is 'bilinear', 'bicubic' ... as timm names
-    it. `mean` and `std` have `channels` entries, in 0..1.
+    `crop` is the center crop's share of the resized image's shorter side (timm's
+    ``crop_pct``). `interpolation` is a name of timm: 'bilinear', 'bicubic' ... `mean`
+    and `std` have `channels` entries, in 0..1.
     """
 
     channels: int

@@ -1,4 +1,4 @@
-"""What must not leave the machine: secrets, and the paths of its folders."""
+"""Removal of secrets and machine paths from data that leaves the machine."""
 
 import json
 import os
@@ -16,14 +16,14 @@ _SECRET = re.compile(
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _SHORTEST_SECRET = 8
 _FILE = "file"
-"""The column of a table that names files."""
+"""The column of a table with file names."""
 
 
 def redact(value: Any) -> Any:
-    """`value` (plain data) without keys that are named like a secret, values of secret
-    environment variables, users in URLs, and machine paths.
+    """Copy `value` (plain data) without keys with a secret's name, values of secret
+    environment variables, user names in URLs, and machine paths.
 
-    Of a path the last part stays: ``/home/me/photos`` becomes ``photos``,
+    A path is reduced to the last part: ``/home/me/photos`` becomes ``photos``,
     ``local-dir:/home/me/net`` becomes ``local-dir:net``.
     """
     secrets = [
@@ -35,31 +35,23 @@ def redact(value: Any) -> Any:
 
 
 def relativize(names: Sequence[str]) -> list[str]:
-    """Names of files, those of this machine's folders as seen from the folder that all
-    of them are in, so that each stays told apart.
+    """Redact file names; machine paths become relative to the folder that contains all
+    of them, so that the names stay distinct.
     """
-    machine = [name for name in names if _compile_path_pattern().match(name)]
-    above = (
-        os.path.commonpath([os.path.dirname(name) for name in machine])
-        if len({name[0] for name in machine}) == 1
-        else ""
-    )
-    if not above or Path.home().is_relative_to(above):
-        return [str(name) for name in redact(list(names))]
-    return [
-        str(name)
-        for name in redact(
-            [
-                os.path.relpath(name, above) if _compile_path_pattern().match(name) else name
-                for name in names
-            ]
-        )
-    ]
+    is_path = _compile_path_pattern().match
+    paths = [name for name in names if is_path(name)]
+    parent = ""
+    if len({path[0] for path in paths}) == 1:
+        parent = os.path.commonpath([os.path.dirname(path) for path in paths])
+    if parent and not Path.home().is_relative_to(parent):
+        names = [os.path.relpath(name, parent) if is_path(name) else name for name in names]
+    return [str(name) for name in redact(list(names))]
 
 
-def redacted_copy(path: Path, copy: Path) -> Path:
-    """`path`, or a `copy` of it without what must not leave the machine, where it holds
-    some of that: in JSON, YAML, and names of files in tables.
+def copy_redacted(path: Path, copy: Path) -> Path:
+    """Write a redacted copy of a JSON, YAML or table file to `copy` and return `copy`,
+    or return `path` if the file has nothing to redact. Redacts the file names of a
+    table.
     """
     if path.suffix in (".json", ".yaml"):
         return _redact_text_file(path, copy)
@@ -73,34 +65,30 @@ def _redact_text_file(path: Path, copy: Path) -> Path:
     if clean == content:
         return path
     copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_text(
-        (
-            yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
-            if path.suffix == ".yaml"
-            else json.dumps(clean, indent=1)
-        ),
-        encoding="utf-8",
-    )
+    if path.suffix == ".yaml":
+        text = yaml.safe_dump(clean, sort_keys=False, allow_unicode=True)
+    else:
+        text = json.dumps(clean, indent=1)
+    copy.write_text(text, encoding="utf-8")
     return copy
 
 
 def _redact_table_file(path: Path, copy: Path) -> Path:
     import pandas as pd
 
-    table = (
-        pd.read_parquet(path)
-        if path.suffix == ".parquet"
-        else pd.read_csv(path, dtype=str, keep_default_na=False)
-    )
+    is_parquet = path.suffix == ".parquet"
+    if is_parquet:
+        table = pd.read_parquet(path)
+    else:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if _FILE not in table or not any(_compile_path_pattern().search(name) for name in table[_FILE]):
         return path
     table[_FILE] = relativize(table[_FILE].tolist())
     copy.parent.mkdir(parents=True, exist_ok=True)
-    (
+    if is_parquet:
         table.to_parquet(copy, index=False)
-        if path.suffix == ".parquet"
-        else table.to_csv(copy, index=False, lineterminator="\n")
-    )
+    else:
+        table.to_csv(copy, index=False, lineterminator="\n")
     return copy
 
 
@@ -121,18 +109,17 @@ def _redact(value: Any, secrets: list[str]) -> Any:
 def _redact_text(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
-    return _compile_path_pattern().sub(
-        lambda found: found[0].rstrip("/").rsplit("/", 1)[-1], _USER_IN_URL.sub("", text)
-    )
+    text = _USER_IN_URL.sub("", text)
+    return _compile_path_pattern().sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
 
 
 @cache
 def _compile_path_pattern() -> re.Pattern[str]:
-    """From where a path of this machine begins (at home, or at a folder that its root
-    holds) to the end of the text.
+    """Compile the pattern of a machine path, up to the end of the text.
 
-    Other texts that begin with a slash, such as the class names of Open Images
-    (``/m/01g317``), are no paths.
+    A path starts at the home folder or at an existing folder of the root. Other texts
+    with a leading slash are not paths, for example the class names of Open Images
+    (``/m/01g317``).
     """
     roots = "|".join(re.escape(name) for name in os.listdir("/"))
     return re.compile(rf"(?<![\w/.-])(?:file://)?(?:~|/(?:{roots}))/.*", re.DOTALL)

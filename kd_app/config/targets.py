@@ -1,4 +1,6 @@
-"""Which parts a configuration may name: ours and timm's, and what the user allows."""
+"""The code that a configuration may name: parts of kd_app and timm, and allowed
+packages.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
@@ -9,28 +11,27 @@ from kd_app.config.errors import RequestError
 from kd_app.config.typed import Typed
 
 FACTORY = "timm.create_model"
-"""The one function that may be named without asking."""
+"""The only function that is allowed by default."""
 OURS, CALLBACKS = "kd_app", "lightning.pytorch.callbacks"
-"""Packages of which parts may be named without asking: `Typed` classes of ours, and
-Lightning's callbacks.
+"""Packages that are allowed by default: `Typed` classes of kd_app, and Lightning's
+callbacks.
 """
 
 
 def check_targets(config: Any, allow: Sequence[str]) -> None:
-    """Refuse a ``_target_`` of a configuration that is no part of `OURS` or `CALLBACKS`
-    and lies in no package of `allow` (`RequestError`).
+    """Raise `RequestError` for a ``_target_`` that is not a part of `OURS` or
+    `CALLBACKS` and not in a package of `allow`.
 
-    The configuration in a run's folder may come from somebody else. What it names is
-    called, so it could run anything (``_target_: os.system``). Nothing outside the
-    trusted packages is imported to find that out. Interpolations are resolved when a
-    configuration is composed; one that is still there could become a ``_target_``
-    later, and is refused.
+    The configuration in a run's folder may come from another person, and a ``_target_``
+    is called, so it could run any code (``_target_: os.system``). This check imports no
+    other packages. It also rejects unresolved interpolations, which could become a
+    ``_target_`` later.
     """
     for place, target in _walk_leaves(config):
         if isinstance(target, str) and "${" in target:
             raise RequestError(
-                f"{place}={target!r} holds an interpolation, where a value is expected. Write the"
-                " value itself."
+                f"{place}={target!r} contains an interpolation. Expected a value: write the value"
+                " itself."
             )
         if (
             place.split(".")[-1] != "_target_"
@@ -42,38 +43,42 @@ def check_targets(config: Any, allow: Sequence[str]) -> None:
         if not _is_within(target, (OURS, CALLBACKS)):
             raise _build_refusal(place, target, target.partition(".")[0])
         try:
-            named = resolve_name(target)
+            target_object = resolve_name(target)
         except (ImportError, ValueError, AttributeError):
-            continue  # whoever makes the part says what is missing
-        home = getattr(named, "__module__", None) or "?"
-        if not isinstance(named, type) or not (_is_part(named) or _is_callback(named)):
-            raise _build_refusal(place, target, home.partition(".")[0])
+            # `make` raises the error for a target that does not exist
+            continue
+        module = getattr(target_object, "__module__", None) or "?"
+        if not isinstance(target_object, type) or not (
+            _is_part(target_object) or _is_callback(target_object)
+        ):
+            raise _build_refusal(place, target, module.partition(".")[0])
 
 
 def resolve_target(group: str, target: str) -> Any:
-    """What a ``_target_`` names. Raises `RequestError` where there is none."""
+    """Import the object of a ``_target_``; raise `RequestError` if it does not exist."""
     try:
         return resolve_name(target)
     except (ImportError, ValueError, AttributeError) as error:
         raise RequestError(
-            f"{group}._target_={target!r} can't be found: {error}. Expected the dotted name of a"
-            " factory of a module."
+            f"{group}._target_={target!r} does not exist: {error}. Expected the dotted name of a"
+            " function or class that builds a module."
         ) from None
 
 
-def _is_part(named: type) -> bool:
-    return issubclass(named, Typed) and _is_within(named.__module__, (OURS,))
+def _is_part(cls: type) -> bool:
+    return issubclass(cls, Typed) and _is_within(cls.__module__, (OURS,))
 
 
-def _is_callback(named: type) -> bool:
-    """One of Lightning's that writes into no folder of the configuration's choice."""
-    return (
-        _is_within(named.__module__, (CALLBACKS,)) and "dirpath" not in signature(named).parameters
-    )
+def _is_callback(cls: type) -> bool:
+    """Whether `cls` is a Lightning callback that does not write into a configured
+    folder.
+    """
+    is_lightning = _is_within(cls.__module__, (CALLBACKS,))
+    return is_lightning and "dirpath" not in signature(cls).parameters
 
 
 def _walk_leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that holds no others, with its dotted place."""
+    """Yield every scalar of the tree with its dotted key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _walk_leaves(value, f"{place}{key}.")
@@ -92,7 +97,6 @@ def _is_within(name: str, packages: Sequence[str]) -> bool:
 
 def _build_refusal(place: str, target: str, package: str) -> RequestError:
     return RequestError(
-        f"{place}={target!r} names code that is no part of kd_app. Expected a part of kd_app or"
-        f" {FACTORY}; what a configuration names is run. If you trust it, say so:"
-        f" 'allow=[{package}]'."
+        f"{place}={target!r} names code that is not part of kd_app, and named code is run. Expected"
+        f" a part of kd_app or {FACTORY}. If you trust the code, allow it: 'allow=[{package}]'."
     )

@@ -1,6 +1,4 @@
-"""Parts that check their own configuration: the signature of ``__init__`` is the
-schema, there is no second one.
-"""
+"""Parts that validate their configuration: the signature of ``__init__`` is the schema."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +14,11 @@ _EXPECTED = "Input should be "
 
 
 class Typed:
-    """Base of every part that a config's ``_target_`` names: types, ranges and unknown
-    keys are checked by its signature.
+    """Base class of every part that a ``_target_`` names. The signature of ``__init__``
+    defines types, ranges and known keys.
 
-    Raises `RequestError` with one paragraph that names the setting, what was got and
-    what is expected. The part is called by its class there, or by `called`.
+    ``__init__`` raises `RequestError` with one paragraph: the setting, the value and
+    the expected value. `called` replaces the class name in messages.
     """
 
     def __init_subclass__(cls, called: str | None = None, **kwargs: Any) -> None:
@@ -50,50 +48,43 @@ def _write_paragraph(
     problems: Sequence[ErrorDetails],
     values: Mapping[str, Any],
 ) -> str:
-    """One sentence for each setting that is wrong: what, got, expected, how to fix."""
+    """One sentence for each wrong setting: key, value, expected value, fix."""
     known = [name for name in signature.parameters if name != "self"]
-    said: list[str] = []
+    sentences: list[str] = []
     misfits: dict[str, tuple[Any, list[str]]] = {}
     for problem in problems:
         where = _format_location(problem["loc"], values) or owner
         if problem["type"] == "unexpected_keyword_argument":
-            said.append(
+            sentences.append(
                 f"{owner} has no setting {where!r}. {suggest_closest(where, known)}Known:"
                 f" {', '.join(known) or 'none'}."
             )
         elif problem["type"] in ("missing_argument", "missing_keyword_only_argument"):
-            said.append(f"{owner} needs a value for {where!r}.")
+            sentences.append(f"{owner} needs a value for {where!r}.")
         else:
             misfits.setdefault(where, (problem["input"], []))[1].append(problem["msg"])
-    return " ".join(
-        said
-        + [
-            _describe_misfit(owner, where, got, expected)
-            for where, (got, expected) in misfits.items()
-        ]
-    )
+    for where, (got, expected) in misfits.items():
+        sentences.append(_describe_misfit(owner, where, got, expected))
+    return " ".join(sentences)
 
 
 def _describe_misfit(owner: str, where: str, got: Any, messages: Sequence[str]) -> str:
-    """A value that fits none of the types it may have."""
+    """The sentence for a value that fits none of the accepted types."""
     plain = all(message.startswith(_EXPECTED) for message in messages)
     expected = " or ".join(dict.fromkeys(message.removeprefix(_EXPECTED) for message in messages))
-    null = " None is a text here; nothing is written null." if got == "None" else ""
+    null = " None is read as text; write null for no value." if got == "None" else ""
     return f"{owner}: {where}={got!r} does not fit: {'expected ' if plain else ''}{expected}.{null}"
 
 
 def _format_location(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
-    """The dotted name of a value, without what pydantic adds to tell the members of a
-    union apart.
-    """
-    found, inside = (
-        [str(part) for part in location[:1]],
-        (values.get(str(location[0])) if location else None),
-    )
+    """The dotted key of a value."""
+    keys = [str(part) for part in location[:1]]
+    value = values.get(keys[0]) if keys else None
     for part in location[1:]:
         try:
-            inside = inside[part]  # type: ignore[index]
+            value = value[part]  # type: ignore[index]
         except (TypeError, KeyError, IndexError):
+            # not a key: pydantic appends the names of a union's members
             break
-        found.append(str(part))
-    return ".".join(found)
+        keys.append(str(part))
+    return ".".join(keys)

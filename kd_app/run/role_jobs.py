@@ -198,7 +198,11 @@ def _match_wall_time(
         name: _build_control(workspace, name, recipe, teacher),
     }
     config = {
-        key: {part: value for part, value in job.identity(data, trainer).items() if part != "seed"}
+        key: {
+            part: value
+            for part, value in job.describe_identity(data, trainer).items()
+            if part != "seed"
+        }
         for key, job in jobs.items()
     }
     inputs = {"data": data.fingerprint, "teacher": teacher.loaded.weights.sha256}

@@ -74,7 +74,7 @@ class RunSpec:
         """The data and the trainer as plain data, which another process needs in
         addition to a job.
         """
-        trainer = {**self.config["trainer"], **self.trainer.place()}
+        trainer = {**self.config["trainer"], **self.trainer.describe_devices()}
         return {"data": self.config["data"], "trainer": trainer}
 
 

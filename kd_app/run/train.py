@@ -10,7 +10,7 @@ from kd_app.models.create import create
 from kd_app.run.workspace import RunModel, Workspace, describe_reference
 from kd_app.training.curve_log import read_points
 from kd_app.training.distributed.launch import fit_distributed
-from kd_app.training.fit import RECORD, fit, prepare_resume, specify_trained
+from kd_app.training.fit import RECORD, build_trained_spec, fit, prepare_resume
 from kd_app.training.job import TrainingJob
 from kd_app.training.trainer import TrainerSettings
 
@@ -79,8 +79,8 @@ def train(
     settings = trainer or workspace.spec.trainer
     stage = workspace.find_or_build(
         job.name,
-        job.identity(workspace.data, settings),
-        job.inputs(workspace.data),
+        job.describe_identity(workspace.data, settings),
+        job.hash_inputs(workspace.data),
         lambda folder: _fit(workspace, job, settings, folder, listener),
     )
     model = _load_trained(workspace, job, stage.path)
@@ -94,8 +94,8 @@ def train(
 
 def find_trained(workspace: Workspace, job: TrainingJob) -> RunModel | None:
     """The model of an earlier training of the same job; None if there is none."""
-    identity = job.identity(workspace.data, workspace.spec.trainer)
-    stage = workspace.find(job.name, identity, job.inputs(workspace.data))
+    identity = job.describe_identity(workspace.data, workspace.spec.trainer)
+    stage = workspace.find(job.name, identity, job.hash_inputs(workspace.data))
     return _load_trained(workspace, job, stage.path) if stage else None
 
 
@@ -124,6 +124,6 @@ def _fit(
 
 def _load_trained(workspace: Workspace, job: TrainingJob, folder: Path) -> RunModel:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    model = specify_trained(job.model, folder)
+    model = build_trained_spec(job.model, folder)
     created = create(model, job.input, len(workspace.classes), seed=job.recipe.seed)
     return RunModel(job.name, model, created, record, folder)

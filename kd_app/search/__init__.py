@@ -1,1 +1,1 @@
-"""Hyperparameter search: the study, its space, its trials, and early ending of trials."""
+"""Hyperparameter search: the study, its space, its trials, and pruning of trials."""

@@ -1,4 +1,4 @@
-"""Ends a trial of a sweep whose curve is worse than those of the others."""
+"""Early end of a sweep's trial that is worse than the other trials."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from kd_app.config import RunError
 from kd_app.search.trials import CURVE, read_curve, require_optuna
 
 
-class TrialPruned(RunError):  # noqa: N818 (Optuna names it so)
-    """The trial was ended early, for example since the earlier trials were better at
-    the same epoch; `hint` says how to go on all the same.
+class TrialPruned(RunError):  # noqa: N818 (the name in Optuna)
+    """The trial ended early, for example because the other trials were better.
+
+    hint: how to continue the trial anyway.
     """
 
     def __init__(self, reason: str, hint: str) -> None:
@@ -21,11 +22,11 @@ class TrialPruned(RunError):  # noqa: N818 (Optuna names it so)
 
 @dataclass
 class MedianPruner:
-    """Looks at the curve of a sweep's trial and ends it by `TrialPruned` when the other
-    trials were better: below the median of their best so far.
+    """End trial `number` of `sweep` with `TrialPruned` if its best validation top1 is
+    below the median of the other trials at the same epoch.
 
-    The rule is Optuna's MedianPruner, after `STARTUP` trials and not before the second
-    epoch.
+    The rule is Optuna's MedianPruner, with at least `STARTUP` other trials and from the
+    second epoch on.
     """
 
     sweep: Path
@@ -56,16 +57,16 @@ class MedianPruner:
     def start(
         self, stage: str, teacher: Any, points: Sequence[tuple[dict[str, float], int]]
     ) -> "MedianPruner":
-        """Take the points of an earlier attempt."""
+        """Replay the points of an earlier attempt."""
         for row, step in points:
             self(row, step)
         return self
 
     def finish(self, stage: str, model: Any, teacher: Any, points: Any) -> None:
-        """A training that has ended is not pruned."""
+        """Do nothing: a finished training is not pruned."""
 
     def __call__(self, row: Mapping[str, float], step: int) -> None:
-        """Take the next point of the curves."""
+        """Add a point of the curves; raise `TrialPruned` if the trial is worse."""
         self.rows.append({**row, "step": float(step)})
         if CURVE not in row:
             return
@@ -73,7 +74,7 @@ class MedianPruner:
         self._trial.report(row[CURVE], epoch)
         if self._trial.should_prune():
             raise TrialPruned(
-                f"Ended after epoch {epoch + 1}: validation top1 {row[CURVE]:.4f}, and the median"
-                " of the other trials was better.",
-                "What was trained is kept; trial_pruning=null goes on with it.",
+                f"Ended after epoch {epoch + 1}: validation top1 is {row[CURVE]:.4f}, and the"
+                " median of the other trials was better.",
+                "The trained state is kept: set trial_pruning=null to resume the trial.",
             )

@@ -1,4 +1,4 @@
-"""What is searched, from Hydra's words for sweeps to Optuna's distributions."""
+"""The search space: Hydra's sweep overrides as Optuna distributions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +15,17 @@ from kd_app.config import RequestError
 
 
 def parse_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """The space of ``key=interval(1,8)``, ``key=tag(log,interval(1e-4,1e-1))``,
-    ``key=int(interval(1,8))``, ``key=range(1,9)``, ``key=choice(a,b)``.
+    """Parse ``key=interval(1,8)``, ``key=tag(log,interval(1e-4,1e-1))``,
+    ``key=int(interval(1,8))``, ``key=range(1,9)`` and ``key=choice(a,b)``.
 
-    An interval holds both its ends; a range stops before its second one, as everywhere
-    in Hydra. Raises `RequestError` for anything else.
+    An interval includes both ends. A range excludes the second end, as always in Hydra.
+    Raises `RequestError` for other overrides.
     """
     space = {override.get_key_element(): _parse_distribution(override) for override in overrides}
     if not space:
         raise RequestError(
-            "A search needs something to search: give hydra.sweeper.space, hparams_search=, or a"
-            " sweep such as seed=0,1."
+            "The search space is empty. Set hydra.sweeper.space or hparams_search=, or add a sweep"
+            " such as seed=0,1."
         )
     return space
 
@@ -33,7 +33,7 @@ def parse_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
 def _parse_distribution(override: Override) -> BaseDistribution:
     if not override.is_sweep_override():
         raise RequestError(
-            f"{override.input_line!r} is no range to search. Expected interval(a,b), range(a,b) or"
+            f"{override.input_line!r} is not a search range. Expected interval(a,b), range(a,b) or"
             " choice(a,b,...)."
         )
     value: Any = override.value()
@@ -41,23 +41,19 @@ def _parse_distribution(override: Override) -> BaseDistribution:
         start, end = value.start, value.end
         assert start is not None
         assert end is not None
-        kind = (
-            IntDistribution
-            if isinstance(start, int) and isinstance(end, int)
-            else FloatDistribution
-        )
+        is_int = isinstance(start, int) and isinstance(end, int)
+        kind = IntDistribution if is_int else FloatDistribution
         try:
             return kind(start, end, log="log" in value.tags)  # type: ignore[arg-type]
         except ValueError as error:
-            raise RequestError(f"{override.input_line!r} is no range to search: {error}") from None
+            raise RequestError(f"{override.input_line!r} is not a search range: {error}") from None
     if isinstance(value, RangeSweep):
         steps = list(value.range())
         if not steps:
             raise RequestError(
-                f"{override.input_line!r} is empty: a range stops before its second end."
+                f"{override.input_line!r} is empty: a range excludes its second end."
             )
-        kind = (
-            IntDistribution if all(isinstance(step, int) for step in steps) else FloatDistribution
-        )
+        is_int = all(isinstance(step, int) for step in steps)
+        kind = IntDistribution if is_int else FloatDistribution
         return kind(steps[0], steps[-1], step=value.step)  # type: ignore[arg-type]
     return CategoricalDistribution(list(override.sweep_string_iterator()))

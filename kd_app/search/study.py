@@ -1,10 +1,8 @@
-"""A search over settings: what the next trial is, told by what the earlier ones came
-to.
+"""Hyperparameter search: propose the next trial from the results of earlier trials.
 
-The trials' folders are the record: what was proposed lies in ``search.json``, what came
-of it in each trial's results.json and metrics.csv. There is no database to lose. Every
-proposal is a function of (seed, number, finished trials), so a search that was killed
-proposes what it would have proposed.
+The sweep's folder is the only record: ``search.json`` holds the proposals, and each
+trial's results.json and metrics.csv hold the outcome. A proposal is a function of
+(seed, number, finished trials), so a killed search resumes with the same proposals.
 """
 
 import itertools
@@ -32,16 +30,18 @@ from kd_app.search.trials import FILE, read_curve, read_proposals, read_trial_re
 from kd_app.stages import hash_value, write_atomically
 
 DONE = ("finished", "pruned")
+_EDGE = 0.1
+"""A best value in this share of the range at either end is at the edge of the range."""
 Params = dict[str, Any]
 Space = Mapping[str, BaseDistribution]
 
 
 class SearchSettings(Typed, called="hydra.sweeper"):
-    """How to search: so many trials, proposed by Optuna's TPE or at random, or the
+    """How to search: `trials` trials, proposed by Optuna's TPE or at random, or the
     cells of a grid in order.
 
-    objectives: keys of results.json and the way that is better; `batch` trials are
-    proposed at once, for a launcher that runs several.
+    batch: number of trials proposed at once, for a launcher with parallel jobs.
+    objectives: keys of results.json with the direction of improvement.
     """
 
     def __init__(
@@ -55,56 +55,50 @@ class SearchSettings(Typed, called="hydra.sweeper"):
     ) -> None:
         if not objectives:
             raise RequestError(
-                "hydra.sweeper.objectives={} names nothing to search for. Expected for example"
+                "hydra.sweeper.objectives={} is empty. Expected at least one objective, for example"
                 " {validation.student.top1: maximize}."
             )
-        self.trials, self.sampler, self.seed, self.batch, self.objectives = (
-            trials,
-            sampler,
-            seed,
-            batch,
-            objectives,
-        )
+        self.trials = trials
+        self.sampler = sampler
+        self.seed = seed
+        self.batch = batch
+        self.objectives = objectives
 
 
 class Search:
-    """The search in the sweep's folder `out` over `space`, begun or gone on with.
-    Raises `RequestError` for another search in that folder.
+    """A new or resumed search over `space` in the sweep's folder `out`.
+
+    Raises `RequestError` if the folder holds another search.
     """
 
     def __init__(self, out: Path, settings: SearchSettings, space: Space) -> None:
         self.out, self.settings, self.space = out, settings, space
-        asked = {
+        self._record = {
             "sampler": settings.sampler,
             "seed": settings.seed,
             "objectives": settings.objectives,
             "space": {k: distribution_to_json(v) for k, v in space.items()},
         }
         self.proposed: list[Params] = []
-        found = read_proposals(out)
-        if found is not None:
-            if found["search"] != asked:
+        previous = read_proposals(out)
+        if previous is not None:
+            if previous["search"] != self._record:
                 raise RequestError(
-                    f"{str(out)!r} holds another search: it was {found['search']}, now {asked}."
-                    " Nothing was written over. Choose another out=, or say the same as before to"
-                    " go on (hydra.sweeper.trials may grow)."
+                    f"{str(out)!r} holds another search: expected {previous['search']}, got"
+                    f" {self._record}. Nothing was changed. Choose another out=, or repeat the"
+                    " earlier settings to resume that search (hydra.sweeper.trials may grow)."
                 )
-            self.proposed = found["proposed"]
-        self._asked = asked
+            self.proposed = previous["proposed"]
 
     @property
     def size(self) -> int:
-        """How many trials there will be; a grid has no more than its cells."""
-        return (
-            min(self.settings.trials, len(_list_cells(self.space)))
-            if self.settings.sampler == "grid"
-            else self.settings.trials
-        )
+        """The number of trials: at most the number of cells for a grid."""
+        if self.settings.sampler == "grid":
+            return min(self.settings.trials, len(_list_cells(self.space)))
+        return self.settings.trials
 
     def iterate_batches(self) -> Iterator[list[tuple[int, Params]]]:
-        """What is to be run next: neighboring numbers of trials that are not done, with
-        their settings.
-        """
+        """Yield batches of consecutive unfinished trials, as numbers with parameters."""
         number = 0
         while number < self.size:
             batch: list[tuple[int, Params]] = []
@@ -118,21 +112,20 @@ class Search:
             if batch:
                 yield batch
             else:
-                self._read_params(number)  # in the record also where that was lost
+                # restores the proposal of a finished trial if search.json was lost
+                self._read_params(number)
                 number += 1
 
     def _is_done(self, number: int) -> bool:
-        found = read_trial_results(self.out / str(number))
-        return found is not None and found.status in DONE
+        results = read_trial_results(self.out / str(number))
+        return results is not None and results.status in DONE
 
     def _read_params(self, number: int) -> Params:
         if number == len(self.proposed):
             self.proposed.append(self._propose(number))
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                self.out / FILE,
-                json.dumps({"search": self._asked, "proposed": self.proposed}, indent=1),
-            )
+            record = {"search": self._record, "proposed": self.proposed}
+            write_atomically(self.out / FILE, json.dumps(record, indent=1))
         return self.proposed[number]
 
     def _propose(self, number: int) -> Params:
@@ -145,22 +138,18 @@ class Search:
         study = create_study(self.settings.objectives.values(), sampler)
         for other, params in enumerate(self.proposed):
             study.add_trial(self._freeze_trial(other, params))
-        return {
-            key: _round_value(value, self.space[key])
-            for key, value in study.ask(dict(self.space)).params.items()
-        }
+        proposal = study.ask(dict(self.space)).params
+        return {key: _round_value(value, self.space[key]) for key, value in proposal.items()}
 
     def _freeze_trial(self, number: int, params: Params) -> optuna.trial.FrozenTrial:
-        found = read_trial_results(self.out / str(number))
-        values = _read_values(found, self.settings.objectives)
+        results = read_trial_results(self.out / str(number))
+        values = _read_values(results, self.settings.objectives)
         states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        state = (
-            TrialState.COMPLETE
-            if values
-            else states.get(found.status if found else "", TrialState.RUNNING)
-        )
-        single = len(self.settings.objectives) == 1
-        intermediate = read_curve(self.out / str(number)) if single else {}
+        state = TrialState.COMPLETE
+        if not values:
+            state = states.get(results.status if results else "", TrialState.RUNNING)
+        has_one_objective = len(self.settings.objectives) == 1
+        intermediate = read_curve(self.out / str(number)) if has_one_objective else {}
         return optuna.trial.create_trial(
             state=state,
             params=params,
@@ -170,31 +159,30 @@ class Search:
         )
 
 
-def _read_values(found: Results | None, objectives: Mapping[str, str]) -> list[float] | None:
-    """What the objectives came to in a trial; None where it is not finished, or one is
-    missing.
+def _read_values(results: Results | None, objectives: Mapping[str, str]) -> list[float] | None:
+    """The values of the objectives in a trial; None if the trial is not finished or a
+    value is missing.
     """
-    if found is None or found.status != "finished":
+    if results is None or results.status != "finished":
         return None
-    figures = dict(flatten(found.model_dump(mode="json")))
-    values = [figures.get(key) for key in objectives]
+    metrics = dict(flatten(results.model_dump(mode="json")))
+    values = [metrics.get(key) for key in objectives]
     return None if None in values else [float(value) for value in values if value is not None]
 
 
 def suggest_next(out: Path) -> list[str]:
-    """What to try next after the search in `out`, in sentences: settings whose best
-    value lies at an end of their range, what mattered most, and with several objectives
-    the trials that no other beats in all of them. Nothing where there was no search.
+    """Suggestions after the search in `out`, as sentences; empty if there is no search.
+
+    With one objective: the settings whose best value is at an end of the range, and the
+    most important setting. With several objectives: the trials of the Pareto front.
     """
-    found = read_proposals(out)
-    if found is None:
+    record = read_proposals(out)
+    if record is None:
         return []
-    objectives, space = (
-        found["search"]["objectives"],
-        {key: json_to_distribution(kind) for key, kind in found["search"]["space"].items()},
-    )
+    objectives = record["search"]["objectives"]
+    space = {key: json_to_distribution(kind) for key, kind in record["search"]["space"].items()}
     study, numbers = create_study(objectives.values(), optuna.samplers.RandomSampler(seed=0)), []
-    for number, params in enumerate(found["proposed"]):
+    for number, params in enumerate(record["proposed"]):
         values = _read_values(read_trial_results(out / str(number)), objectives)
         if values is not None:
             study.add_trial(
@@ -206,34 +194,35 @@ def suggest_next(out: Path) -> list[str]:
     best = study.best_trials
     if len(objectives) > 1:
         front = ", ".join(str(numbers[trial.number]) for trial in best)
-        return [f"No other trial beats these in all of {', '.join(objectives)}: {front}."]
-    said = [
+        return [f"Trials that no other trial beats in all of {', '.join(objectives)}: {front}."]
+    sentences = [
         sentence
         for key, kind in space.items()
-        if (sentence := _is_at_edge(key, kind, best[0].params[key]))
+        if (sentence := _suggest_range(key, kind, best[0].params[key]))
     ]
     if len(numbers) >= 8 and len(space) > 1 and len({trial.value for trial in study.trials}) > 1:
         weights = optuna.importance.get_param_importances(
             study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
         most = max(weights, key=lambda key: weights[key])
-        said.append(
-            f"What mattered most in these {len(numbers)} trials: {most} ({100 * weights[most]:.0f}"
-            " % of the importance, by PED-ANOVA)."
+        sentences.append(
+            f"The most important setting in these {len(numbers)} trials is {most}"
+            f" ({100 * weights[most]:.0f} % of the importance, by PED-ANOVA)."
         )
-    return said
+    return sentences
 
 
-def _is_at_edge(key: str, kind: BaseDistribution, value: Any) -> str:
+def _suggest_range(key: str, kind: BaseDistribution, value: Any) -> str:
+    """The suggestion for a best value at an end of its range, else an empty string."""
     if not isinstance(kind, FloatDistribution | IntDistribution) or kind.low == kind.high:
         return ""
     share = (value - kind.low) / (kind.high - kind.low)
-    if 0.1 < share < 0.9:
+    if _EDGE < share < 1 - _EDGE:
         return ""
-    side, beyond = ("lower", "below") if share <= 0.1 else ("upper", "above")
+    side, beyond = ("lower", "below") if share <= _EDGE else ("upper", "above")
     return (
-        f"The best {key}={value:g} lies at the {side} end of {kind.low:g} to {kind.high:g}: search"
-        f" {beyond} it, too."
+        f"The best {key}={value:g} is at the {side} end of {kind.low:g} to {kind.high:g}: also"
+        f" search {beyond} this range."
     )
 
 
@@ -242,7 +231,7 @@ def create_study(
     sampler: optuna.samplers.BaseSampler,
     pruner: optuna.pruners.BasePruner | None = None,
 ) -> optuna.Study:
-    """A study in memory that logs errors alone."""
+    """Create a study in memory; Optuna logs errors only."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(
         directions=[optuna.study.StudyDirection[direction.upper()] for direction in directions],
@@ -252,7 +241,7 @@ def create_study(
 
 
 def _list_cells(space: Space) -> list[Params]:
-    """All combinations, the last setting changing fastest."""
+    """List all combinations; the last setting changes fastest."""
     return [
         dict(zip(space, values, strict=True))
         for values in itertools.product(*(_list_steps(key, kind) for key, kind in space.items()))
@@ -270,13 +259,13 @@ def _list_steps(key: str, kind: BaseDistribution) -> list[Any]:
             for number in range(round((kind.high - kind.low) / kind.step) + 1)
         ]
     raise RequestError(
-        f"{key} has no steps, and hydra.sweeper.sampler=grid needs them. Use choice(...) or"
+        f"hydra.sweeper.sampler=grid needs discrete values, but {key} has none. Use choice(...) or"
         " range(...), or hydra.sweeper.sampler=tpe."
     )
 
 
 def _round_value(value: Any, kind: BaseDistribution) -> Any:
-    """Four digits are enough to try."""
+    """Round a float to four digits, for readable commands and folders."""
     if not isinstance(kind, FloatDistribution) or kind.step:
         return value
     return min(max(float(f"{value:.4g}"), kind.low), kind.high)

@@ -1,5 +1,5 @@
-"""What a sweep's folder holds: the record of a search, and the results and curves of its
-trials.
+"""Readers of a sweep's folder: the proposals of a search, and the results and curves of
+the trials.
 """
 
 import csv
@@ -17,32 +17,31 @@ CURVE = "validation/top1"
 
 
 def require_optuna() -> None:
-    """Raise `RequestError` where optuna is not installed."""
+    """Raise `RequestError` if optuna is not installed."""
     if find_spec("optuna") is None:
         raise RequestError(
-            "A search, and a sweep that ends its hopeless trials early, need optuna, which is not"
-            " installed. Install it: pip install 'kd_app[search]'. A plain sweep (-m seed=0,1)"
-            " needs no more than kd_app."
+            "A search and trial_pruning=median need optuna, which is not installed. Install it: pip"
+            " install 'kd_app[search]'. A plain sweep (-m seed=0,1) works without optuna."
         )
 
 
 def read_proposals(out: Path) -> dict[str, Any] | None:
-    """The content of ``search.json``; None where there is no search."""
+    """The content of ``search.json`` in `out`; None if there is no search."""
     if not (out / FILE).is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads((out / FILE).read_text(encoding="utf-8"))
-        found["search"], found["proposed"]
+        record: dict[str, Any] = json.loads((out / FILE).read_text(encoding="utf-8"))
+        record["search"], record["proposed"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are whole:"
-            " move that file away to search anew."
+            f"{str(out / FILE)!r} can't be read ({type(error).__name__}). The trials are not"
+            " affected: move that file away to start a new search."
         ) from None
-    return found
+    return record
 
 
 def read_trial_results(folder: Path) -> Results | None:
-    """A trial's results; None where there are none that can be read."""
+    """The results of a trial; None if there are no readable results."""
     try:
         return read(folder / RESULTS)
     except RequestError:
@@ -50,7 +49,7 @@ def read_trial_results(folder: Path) -> Results | None:
 
 
 def read_curve(folder: Path) -> dict[int, float]:
-    """The student's validation accuracy by epoch, of a trial that is done."""
+    """The student's validation accuracy by epoch, from the curves of a finished trial."""
     path = folder / CURVES
     if not path.is_file():
         return {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_app.config.errors import take_first_line
-from kd_app.config.redact import redacted_copy
+from kd_app.config.redact import copy_redacted
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.stages import write_atomically
@@ -321,7 +321,7 @@ def _build_artifact(artifact: Artifact, folder: Path) -> tuple[Any, None, None, 
             json.dump(dict(artifact.content), file, indent=1, sort_keys=True)
     for inside, path in artifact.files.items():
         made.add_file(
-            str(redacted_copy(path, folder / _TOLD / inside).resolve()),
+            str(copy_redacted(path, folder / _TOLD / inside).resolve()),
             name=inside,
             policy="immutable",
             skip_cache=True,

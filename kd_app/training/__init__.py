@@ -1,1 +1,1 @@
-"""The trainer: it knows one `TrainingJob` and nothing about the run that asks for it."""
+"""Training of one `TrainingJob`, independent of the run that the job belongs to."""

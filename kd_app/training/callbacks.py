@@ -1,6 +1,4 @@
-"""What happens around a training: it is saved so that it can go on, its best weights
-are kept, and it says where it is.
-"""
+"""Callbacks of a training: checkpoints, weight averaging, non-finite steps, progress."""
 
 import math
 import os
@@ -20,34 +18,33 @@ from torch import Tensor
 
 from kd_app.config import RunError, Typed
 
-_BETWEEN_EPOCHS = 3.0
-"""Seconds between the lines of two epochs where lines can't be replaced."""
 LAST = "last.ckpt"
 BEST = "best.safetensors"
-
-
-_AGREE = 16
-"""Ranks, whose clocks differ, agree every so many steps on whether it is time to save.
+_SECONDS_BETWEEN_EPOCH_LINES = 3.0
+"""Shortest time between the lines of two epochs on a console without live lines."""
+_STEPS_BETWEEN_VOTES = 16
+"""Clocks differ between ranks, so the ranks vote every so many steps on whether to
+save.
 """
 
 
 class TrainingInterrupted(BaseException):
-    """Somebody stopped the training by a signal; where it was is saved."""
+    """A signal stopped the training; the state of the training is saved."""
 
 
 class ResumableCheckpoint(Checkpoint):
-    """Write a state to go on from every `minutes` (None: never in mid-epoch), after
-    every `steps` optimizer steps, at each epoch's end and when the training is stopped;
-    keep the student's best weights.
+    """Save a resumable state every `minutes` (None: never within an epoch), after every
+    `steps` optimizer steps, at the end of each epoch and on a signal; keep the
+    student's best weights.
 
-    The best epoch is the one with the highest validation top1, of equals the one with
-    the lowest nll; the weights are those that were validated, which is the average
-    where weights are averaged. Nothing is written at an epoch's last batch: a kill
-    during validation would lose that validation; nor between two optimizer steps:
-    gradients that were accumulated would be lost. Ctrl-C and SIGTERM end the training
-    after its present step, or after the validation that is under way, with `TrainingInterrupted`; a
-    second one at once. So do SIGUSR1 and SIGUSR2 where somebody listens to them
-    (submitit, which sends its job again then). Of several ranks each ends at once.
+    The best epoch has the highest validation top1; the lowest nll breaks ties. The
+    saved weights are the validated ones: the averaged weights where a callback
+    averages.
+
+    SIGINT and SIGTERM end the training with `TrainingInterrupted` after the current
+    step or the running validation; a second signal ends the training at once. SIGUSR1
+    and SIGUSR2 do the same if a handler is installed (submitit requeues its job that
+    way). With several ranks every signal ends the process at once.
     """
 
     def __init__(self, folder: Path, *, minutes: float | None, steps: int | None = None) -> None:
@@ -56,20 +53,19 @@ class ResumableCheckpoint(Checkpoint):
         self.best: dict[str, float] = {}
         self.stopped_by: int | None = None
         self._minutes, self._steps = minutes, steps
-        self._saved = time.monotonic()
-        self._validated: dict[str, Tensor] = {}
+        self._saved_at = time.monotonic()
+        self._validated_weights: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning; whoever calls ``fit`` puts back what
-        was there before.
+        """Replace Lightning's signal handlers; the caller of ``fit`` restores the
+        previous handlers.
         """
         if threading.current_thread() is not threading.main_thread():
             return
+        handler = self._request_stop if trainer.world_size == 1 else signal.SIG_DFL
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(
-                    number, self._request_stop if trainer.world_size == 1 else signal.SIG_DFL
-                )
+                signal.signal(number, handler)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             if callable(signal.getsignal(number)) and trainer.world_size == 1:
                 signal.signal(number, self._request_stop)
@@ -78,7 +74,7 @@ class ResumableCheckpoint(Checkpoint):
         if self.stopped_by is not None:
             raise TrainingInterrupted
         self.stopped_by = number
-        os.write(2, b"Stopping as soon as nothing is lost; once more to stop at once.\n")
+        os.write(2, b"Stopping after the current step. Repeat the signal to stop at once.\n")
 
     def on_train_batch_end(
         self,
@@ -88,130 +84,121 @@ class ResumableCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save in mid-epoch when it is time, or when somebody asks to stop."""
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not stepped or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        """Save within an epoch if a save is due or a stop is requested."""
+        # Between two optimizer steps a checkpoint would lose accumulated gradients. At
+        # the last batch of an epoch a kill during validation would lose the validation.
+        is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not is_step_end or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        if self._minutes is not None and (self.stopped_by is not None or self._is_time(trainer)):
+        if self._minutes is not None and (self.stopped_by is not None or self._is_due(trainer)):
             self._save(trainer)
-        self._stop_if_asked()
+        self._stop_if_requested()
 
-    def _is_time(self, trainer: pl.Trainer) -> bool:
+    def _is_due(self, trainer: pl.Trainer) -> bool:
         assert self._minutes is not None
         if self._steps is not None and trainer.global_step % self._steps == 0:
             return True
-        late = time.monotonic() - self._saved >= self._minutes * 60
+        is_late = time.monotonic() - self._saved_at >= self._minutes * 60
         if trainer.world_size == 1:
-            return late
-        return trainer.global_step % _AGREE == 0 and bool(
-            trainer.strategy.reduce_boolean_decision(late, all=False)
+            return is_late
+        return trainer.global_step % _STEPS_BETWEEN_VOTES == 0 and bool(
+            trainer.strategy.reduce_boolean_decision(is_late, all=False)
         )
 
-    def _stop_if_asked(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self.stopped_by is not None:
             raise TrainingInterrupted
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the weights that are about to be validated."""
+        """Copy the weights that are about to be validated."""
         student: torch.nn.Module = pl_module.student  # type: ignore[assignment]
-        self._validated = {
+        self._validated_weights = {
             name: tensor.detach().cpu().clone().contiguous()
             for name, tensor in student.state_dict().items()
         }
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """ResumableCheckpoint the validated weights when they are the best so far."""
-        found = {
+        """Save the validated weights if they are the best so far."""
+        metrics = {
             name: float(trainer.callback_metrics[f"validation/{name}"]) for name in ("top1", "nll")
         }
-        if self.best and (found["top1"], -found["nll"]) <= (self.best["top1"], -self.best["nll"]):
+        score = (metrics["top1"], -metrics["nll"])
+        if self.best and score <= (self.best["top1"], -self.best["nll"]):
             return
-        self.best = {**found, "epoch": float(trainer.current_epoch)}
+        self.best = {**metrics, "epoch": float(trainer.current_epoch)}
         if trainer.is_global_zero:
             partial = self.folder / f".{BEST}.partial"
-            save_file(self._validated, partial)
+            save_file(self._validated_weights, partial)
             partial.replace(self.folder / BEST)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end of every epoch."""
         self._save(trainer)
-        self._stop_if_asked()
+        self._stop_if_requested()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
         return {"best": dict(self.best)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best score so far."""
         self.best = dict(state_dict["best"])
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST)
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
 
 class EMA(Typed, WeightAveraging):
     """Exponential moving average of the student: ``average = decay * average + (1 -
     decay) * weights`` after every step.
 
-    The average is what is validated and what ships.
+    The averaged weights are validated and exported.
     """
 
     def __init__(self, *, decay: Annotated[float, Field(gt=0, lt=1)]) -> None:
         from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-        move = get_ema_multi_avg_fn(decay)
+        update = get_ema_multi_avg_fn(decay)
 
         def average(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-            move(
-                averages,
-                [
-                    weight.to(average.dtype)
-                    for average, weight in zip(averages, weights, strict=True)
-                ],
-                count,
-            )
+            pairs = zip(averages, weights, strict=True)
+            update(averages, [weight.to(average.dtype) for average, weight in pairs], count)
 
         super().__init__(multi_avg_fn=average)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The average was made before the model got its precision; one of less than
-        float32 would stand still.
-        """
+        # Lightning copies the float32 model before casting the model. The copy stays
+        # float32 for half precision, in which small updates would round to zero.
         if pl_module.dtype == torch.float64:
             assert self._average_model is not None
             self._average_model.double()
 
 
 class SkipNonFiniteSteps(Callback):
-    """Leave out the optimizer steps whose gradient is not finite, and count them; more
-    than half of an epoch's steps end the run (`RunError`).
+    """Skip and count optimizer steps with a non-finite gradient.
+
+    Raises `RunError` if more than half of the steps of an epoch are skipped.
     """
 
     def __init__(self) -> None:
         self.skipped = 0
-        self._here = 0
+        self._skipped_in_epoch = 0
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count anew."""
-        self._here = 0
+        self._skipped_in_epoch = 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the running statistics, which a forward pass that is not finite
-        would spoil.
-        """
+        """Copy the running statistics, which a non-finite forward pass would corrupt."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._buffers = [(buffer, buffer.clone()) for buffer in pl_module.student.buffers()]  # type: ignore[union-attr]
+            student: torch.nn.Module = pl_module.student  # type: ignore[assignment]
+            self._buffers = [(buffer, buffer.clone()) for buffer in student.buffers()]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Without a gradient no parameter moves. All ranks hold the same gradient here,
-        so all decide alike.
-        """
+        """Drop a non-finite gradient: a parameter without gradient does not move."""
+        # DDP has averaged the gradients before this hook, so all ranks decide alike
         gradients = [
             p.grad
             for group in optimizer.param_groups
@@ -224,56 +211,52 @@ class SkipNonFiniteSteps(Callback):
         for buffer, before in self._buffers:
             buffer.copy_(before)
         self.skipped += 1
-        self._here += 1
+        self._skipped_in_epoch += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the count into the curves."""
+        """Log the count of skipped steps."""
         steps = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
-        if self._here > steps / 2:
+        if self._skipped_in_epoch > steps / 2:
             raise RunError(
-                f"{self._here} of {steps} steps of epoch {trainer.current_epoch + 1} had a gradient"
-                " that is not finite: nothing is learned so. Lower optimizer.lr, set"
+                f"{self._skipped_in_epoch} of {steps} steps in epoch {trainer.current_epoch + 1}"
+                " had a non-finite gradient, so the model does not learn. Lower optimizer.lr, set"
                 " trainer.gradient_clip_val, or use trainer.precision=32-true."
             )
-        for logger in trainer.loggers if self._here else ():
+        for logger in trainer.loggers if self._skipped_in_epoch else ():
             logger.log_metrics(
                 {"train/skipped": float(self.skipped), "epoch": float(trainer.current_epoch)},
                 step=trainer.global_step,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The count so far."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
         self.skipped = int(state_dict["skipped"])
 
 
 class Progress(Callback):
-    """Say where the training is: on a terminal in one live line, else in a line every
-    few seconds; the last epoch's line stays.
+    """Print the progress of a training: one live line on a terminal, else a line every
+    `interval` seconds. The line of the last epoch is permanent.
     """
 
-    def __init__(self, name: str, console: Any, *, quiet: float = 15.0) -> None:
+    def __init__(self, name: str, console: Any, *, interval: float = 15.0) -> None:
         self.name = name
         self.console = console
         self.images_per_second = 0.0
-        self._quiet = 0.5 if console.live else quiet
-        self._told = self._since = self._start = 0.0
-        self._done = self._first = self._timed = 0
-        self._seconds = 0.0
+        self._interval = 0.5 if console.live else interval
+        self._start = self._epoch_start = self._printed_at = 0.0
+        self._first_batch = self._epoch_batches = 0
+        self._images, self._seconds = 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; a training that was resumed starts where it is, which may be
-        in mid-epoch.
-        """
-        self._start = self._told = self._since = time.monotonic()
-        self._first = self._position(trainer)
+        self._start = self._printed_at = self._epoch_start = time.monotonic()
+        # not 0 for a resumed training, which may start within an epoch
+        position = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        self._first_batch = trainer.current_epoch * int(trainer.num_training_batches) + position
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's clock."""
-        self._since, self._timed = time.monotonic(), 0
+        self._epoch_start, self._epoch_batches = time.monotonic(), 0
 
     def on_train_batch_end(
         self,
@@ -283,53 +266,46 @@ class Progress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count, and tell now and then."""
-        self._timed += 1
+        """Count the batch; print a line if the last one is `interval` seconds old."""
+        self._epoch_batches += 1
         now = time.monotonic()
-        if now - self._told >= self._quiet:
-            self._told = now
+        if now - self._printed_at >= self._interval:
+            self._printed_at = now
             self.console.print_transient(self._format_line(trainer, batch_idx + 1))
         if batch_idx + 1 == trainer.num_training_batches:
             size = len(batch) if hasattr(batch, "image") else len(batch[0])
-            self._done += self._timed * size * trainer.world_size
-            self._seconds += now - self._since
-            self.images_per_second = self._done / max(self._seconds, 1e-9)
+            self._images += self._epoch_batches * size * trainer.world_size
+            self._seconds += now - self._epoch_start
+            self.images_per_second = self._images / max(self._seconds, 1e-9)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """One line an epoch, with what was measured."""
+        """Print a line with the validation metrics of the epoch."""
+        prefix, names = "validation/", ("top1", "nll", "agreement")
         metrics = {
-            k.removeprefix("validation/"): float(v)
-            for k, v in trainer.callback_metrics.items()
-            if k.startswith("validation/")
+            name: float(trainer.callback_metrics[prefix + name])
+            for name in names
+            if prefix + name in trainer.callback_metrics
         }
-        shown = "  ".join(
-            f"{key} {metrics[key]:.4f}" for key in ("top1", "nll", "agreement") if key in metrics
-        )
-        line = (
-            f"{self._format_line(trainer, int(trainer.num_training_batches))}  validation: {shown}"
-        )
-        now, last = time.monotonic(), trainer.current_epoch + 1 == trainer.max_epochs
-        if last:
+        text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        position = self._format_line(trainer, int(trainer.num_training_batches))
+        line = f"{position}  validation: {text}"
+        now = time.monotonic()
+        if trainer.current_epoch + 1 == trainer.max_epochs:
             self.console.print(line)
-        elif self.console.live or now - self._told >= _BETWEEN_EPOCHS:
-            self._told = now
+        elif self.console.live or now - self._printed_at >= _SECONDS_BETWEEN_EPOCH_LINES:
+            self._printed_at = now
             self.console.print_transient(line)
 
     def _format_line(self, trainer: pl.Trainer, batch: int) -> str:
         epochs, batches = trainer.max_epochs or 1, int(trainer.num_training_batches)
         position, total = trainer.current_epoch * batches + batch, epochs * batches
         elapsed = time.monotonic() - self._start
-        left = elapsed / max(position - self._first, 1) * (total - position)
+        left = elapsed / max(position - self._first_batch, 1) * (total - position)
         speed = f"  {self.images_per_second:,.0f} images/s" if self.images_per_second else ""
         return (
             f"  {self.name}: epoch {trainer.current_epoch + 1}/{epochs},"
             f" {100 * batch // max(batches, 1):3d} %{speed}, {_format_clock(left)} left"
         )
-
-    @staticmethod
-    def _position(trainer: pl.Trainer) -> int:
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return trainer.current_epoch * int(trainer.num_training_batches) + progress
 
 
 def _format_clock(seconds: float) -> str:

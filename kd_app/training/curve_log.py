@@ -1,5 +1,5 @@
-"""The curves of a training: a line of JSON for each point, appended, so that a kill
-loses nothing that was written.
+"""The curves of a training, as one JSON line per point. Lines are only appended, so a
+kill loses no earlier point.
 """
 
 import json
@@ -17,8 +17,8 @@ Row = dict[str, float]
 
 
 class CurveLogger(Logger):
-    """Writes every point to ``curves.jsonl`` and hands it to `listen`, if somebody
-    listens (Weights & Biases, TensorBoard ...).
+    """Append every point to ``curves.jsonl`` and pass the point to `listen`, if given
+    (Weights & Biases, TensorBoard ...).
     """
 
     def __init__(self, folder: Path, listen: Callable[[Row, int], None] | None = None) -> None:
@@ -28,17 +28,14 @@ class CurveLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Loggers have names."""
         return "curves"
 
     @property
     def version(self) -> str:
-        """There is one version."""
         return "0"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one point."""
         row = {name: float(value) for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step or 0, **row}) + "\n")
@@ -46,20 +43,17 @@ class CurveLogger(Logger):
             self._listen(row, step or 0)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The configuration is kept elsewhere."""
+        """Do nothing: the run's folder holds the configuration."""
 
 
 def drop_points_after(path: Path, step: int) -> None:
-    """Drop the points behind `step`: the training goes on from there and will write
-    them again.
-    """
-    write_atomically(
-        path, "".join(json.dumps(row) + "\n" for row in read_curves(path) if row["step"] <= step)
-    )
+    """Drop the points after `step`, which a training that resumes at `step` logs again."""
+    rows = (row for row in read_curves(path) if row["step"] <= step)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_points(folder: Path) -> list[tuple[Row, int]]:
-    """The points of the training in `folder`: the row that was logged, and its step."""
+    """The points of the training in `folder`: each logged row with its step."""
     return [
         ({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
         for row in read_curves(folder / FILE)
@@ -67,12 +61,9 @@ def read_points(folder: Path) -> list[tuple[Row, int]]:
 
 
 def read_curves(path: Path) -> Iterator[Row]:
-    """The points of a ``curves.jsonl``, up to a line that a kill cut off or that is
-    damaged.
-    """
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    ):
+    """The points of a ``curves.jsonl``, up to the first truncated or damaged line."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
             yield json.loads(line)
         except ValueError:

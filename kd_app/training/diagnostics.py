@@ -1,7 +1,6 @@
-"""What single loss terms do to the student: is a term finite, non-zero and with gradient,
-and how large is its share of the gradient?
+"""Diagnostics of single loss terms: faults, gradient norms and gradient shares.
 
-The graph of the values stays, and no parameter gets a ``.grad``.
+The functions keep the graph of the values and set no parameter's ``.grad``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from kd_app.training.loss import DistillationLoss
 
 @dataclass(frozen=True)
 class TermFault:
-    """A term that can't teach: which, in which way, and a message for the user."""
+    """A loss term that cannot train the student, with a message for the user."""
 
     term: str
     kind: Literal["not-finite", "zero", "no-gradient"]
@@ -28,7 +27,7 @@ class TermFault:
 def check_terms(
     loss: DistillationLoss, values: Mapping[str, Tensor], student: nn.Module, batch: Batch
 ) -> None:
-    """Raise `RunError` for the first of `find_faults`."""
+    """Raise `RunError` for the first fault that `find_faults` yields."""
     for fault in find_faults(loss, values, student, batch):
         raise RunError(fault.text)
 
@@ -36,10 +35,10 @@ def check_terms(
 def find_faults(
     loss: DistillationLoss, values: Mapping[str, Tensor], student: nn.Module, batch: Batch
 ) -> Iterator[TermFault]:
-    """The faults of the terms' `values` on one of the first batches.
+    """Yield the faults of the terms' `values` on one of the first batches.
 
-    Any term must be finite. A distillation term must also be non-zero and give the
-    student a gradient, unless it reads labels that some images lack.
+    Every term must be finite. A distillation term must also be non-zero and have a
+    gradient for the student, unless the term reads labels that some images lack.
     """
     parameters = _list_trainable(student)
     for name, term in loss.chosen.items():
@@ -62,22 +61,22 @@ def find_faults(
                 name,
                 "zero",
                 f"The loss term {name} is exactly zero in the first steps: student and teacher"
-                " already agree on what it reads. Leave it out.",
+                " already agree in the outputs that the term reads. Remove the term.",
             )
         elif not any(bool(grad.any()) for grad in _compute_gradients(values[name], parameters)):
             yield TermFault(
                 name,
                 "no-gradient",
-                f"The loss term {name} gives the student no gradient in the first steps, so it"
-                " teaches nothing. Leave it out, or change it.",
+                f"The loss term {name} has no gradient for the student in the first steps, so the"
+                " term has no effect. Remove the term, or change its settings.",
             )
 
 
 def compute_gradient_norms(
     loss: DistillationLoss, values: Mapping[str, Tensor], student: nn.Module
 ) -> dict[str, float]:
-    """``|weight * d term / d student|_2`` of each term, at the top of its schedule; 0
-    where it has no gradient.
+    """``|weight * d term / d student|_2`` of each term at the maximum of its schedule;
+    0 for a term without gradient.
     """
     parameters = _list_trainable(student)
     return {
@@ -91,14 +90,14 @@ def compute_gradient_shares(
 ) -> dict[str, float]:
     """``<term>_share`` of each term and ``<term>_cosine`` of each distillation term.
 
-    For g_i, the gradient of a weighted term for the student: the share is ``|g_i|_2 /
-    sum_j |g_j|_2`` (all 0 if no term has a gradient); the cosine is that of g_i and the
-    sum of the gradients of the terms that read no teacher (0 if one of the two is zero).
+    With g_i the gradient of weighted term i for the student, the share is ``|g_i|_2 /
+    sum_j |g_j|_2`` (0 if no term has a gradient). The cosine is the cosine similarity
+    of g_i and the summed gradients of the terms without teacher (0 if either is zero).
     Only the images of this process count.
     """
     parameters = _list_trainable(student)
     gradients = {
-        name: loss.weight(name, progress) * _flatten_gradient(value, parameters)
+        name: loss.compute_weight(name, progress) * _flatten_gradient(value, parameters)
         for name, value in values.items()
     }
     norms = {name: float(gradient.norm()) for name, gradient in gradients.items()}
@@ -123,7 +122,7 @@ def _list_trainable(student: nn.Module) -> list[nn.Parameter]:
 
 
 def _compute_gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradients of one term, of the parameters that have any."""
+    """The gradients of one term, for the parameters that the term depends on."""
     if not value.requires_grad:
         return []
     gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
@@ -131,8 +130,8 @@ def _compute_gradients(value: Tensor, parameters: Sequence[nn.Parameter]) -> lis
 
 
 def _flatten_gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """``[P]``: the gradient of one term for all parameters, 0 where there is none, in
-    float32 or better.
+    """``[P]``: the gradient of one term for all parameters, in float32 or float64; 0
+    for parameters that the term does not depend on.
     """
     gradients = (
         torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)

@@ -1,5 +1,5 @@
-"""One training, in one process or as one rank of several: build, go on where it was,
-train, and leave a model folder.
+"""One training, in one process or as one rank of several: build, resume, train, and
+write the model folder.
 """
 
 import json
@@ -61,12 +61,13 @@ def fit(
     listen: Callable[..., None] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train `job` on `data` in `folder`: ``model/`` (what ships), ``training.json``,
-    ``curves.jsonl``; ``last.ckpt`` while it is under way.
+    """Train `job` on `data` in `folder`, resuming an earlier attempt.
 
-    callbacks: more than the recipe's.
+    Writes ``model/`` (the trained model), ``training.json`` and ``curves.jsonl``, and
+    during the training ``last.ckpt``. `callbacks` are added to those of the recipe.
     """
-    if (folder / RECORD).is_file():  # an earlier attempt was stopped after its last line
+    if (folder / RECORD).is_file():
+        # an earlier attempt was stopped between writing the record and this clean-up
         _tidy(folder)
         return
     classes = list(data.classes)
@@ -79,67 +80,62 @@ def fit(
         fresh_views=job.fresh_views,
     )
     module = build(job, created, data, settings)
-    replayed = "replay" in data.capabilities
-    keep = ResumableCheckpoint(
+    # without replay the loader can't continue within an epoch
+    has_replay = "replay" in data.capabilities
+    checkpoints = ResumableCheckpoint(
         folder,
-        minutes=settings.checkpoint_minutes if replayed else None,
-        steps=settings.checkpoint_steps if replayed else None,
+        minutes=settings.checkpoint_minutes if has_replay else None,
+        steps=settings.checkpoint_steps if has_replay else None,
     )
     progress = Progress(job.name, console)
     skip = SkipNonFiniteSteps()
-    agreement = (
-        RankConsistency(_describe_training(job, created, data, settings))
-        if settings.world_size > 1
-        else None
-    )
-    asked = [skip] if settings.on_nan == "skip" else []
-    together = [agreement] if agreement else []
-    all_of_them = [*job.recipe.make_callbacks(), *callbacks, progress, *asked, *together, keep]
+    all_callbacks = [*job.recipe.make_callbacks(), *callbacks, progress]
+    if settings.on_nan == "skip":
+        all_callbacks.append(skip)
+    consistency = None
+    if settings.world_size > 1:
+        consistency = RankConsistency(_describe_training(job, created, data, settings))
+        all_callbacks.append(consistency)
+    all_callbacks.append(checkpoints)
     with silence_lightning():
         trainer = settings.make(
             max_epochs=job.recipe.max_epochs,
             folder=folder,
-            callbacks=all_of_them,
+            callbacks=all_callbacks,
             loggers=[CurveLogger(folder, listen)],
         )
     if settings.compile:
-        torch._functorch.config.donated_buffer = (
-            False  # the first steps go backward through each term by itself
-        )
+        # `check_terms` goes backward through the graph once for each term
+        torch._functorch.config.donated_buffer = False
         module.student.compile()
     step = prepare_resume(folder, console.print)
     if step is not None:
-        console.print(f"  {job.name}: goes on at step {step}")
-    _run(trainer, module, data, keep, None if step is None else folder / LAST)
+        console.print(f"  {job.name}: resumes at step {step}")
+    _run(trainer, module, data, checkpoints, None if step is None else folder / LAST)
     if settings.profiler:
-        console.print(
-            "\n".join(
-                path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"*{PROFILE}*.txt"))
-            )
-        )
+        profiles = sorted(folder.glob(f"*{PROFILE}*.txt"))
+        console.print("\n".join(path.read_text(encoding="utf-8") for path in profiles))
     if skip.skipped:
         console.print(
-            f"Note: {job.name}: {skip.skipped} steps were left out because their gradient was"
-            " not finite"
+            f"Note: {job.name}: {skip.skipped} steps with a non-finite gradient were skipped"
         )
     if trainer.is_global_zero:
-        net, widths = module.student, created.widths
-        net.load_state_dict(load_file(folder / BEST))
+        module.student.load_state_dict(load_file(folder / BEST))
         save_model(
-            net.cpu().eval(),
+            module.student.cpu().eval(),
             folder / MODEL,
             pixels=job.input,
             classes=classes,
             license=job.license,
-            widths=widths,
+            widths=created.widths,
         )
         record = {
-            "best": keep.best,
+            "best": checkpoints.best,
             "images_per_second": progress.images_per_second or None,
             "weights": vars(created.weights),
             "precision": settings.precision,
             "skipped_steps": skip.skipped,
-            "ranks": agreement.ranks if agreement else [],
+            "ranks": consistency.ranks if consistency else [],
         }
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
         _tidy(folder)
@@ -148,27 +144,28 @@ def fit(
 def _describe_training(
     job: TrainingJob, created: LoadedModel, data: RunData, settings: TrainerSettings
 ) -> dict[str, Any]:
-    """What decides a training, as plain data: ranks that differ in it must not train
-    together.
-    """
+    """Everything that must be equal on all ranks of a training, as plain data."""
     teacher = job.teacher
-    starts = {
+    hashes = {
         "student": created.weights.sha256,
         "teacher": teacher.created.weights.sha256 if teacher else None,
         "data": data.fingerprint,
     }
-    own = {
+    config = {
         "recipe": job.recipe.to_json(),
         "pixels": vars(job.input),
         "partner_images": job.partner_images,
         "cached_logits": teacher is not None and teacher.cached_logits is not None,
     }
-    return {"role": job.name, "trainer": settings.identity(), **own, **starts}
+    return {"role": job.name, "trainer": settings.describe_identity(), **config, **hashes}
 
 
-def prepare_resume(folder: Path, say: Callable[[str], None] = print) -> int | None:
-    """The optimizer steps that an earlier attempt in `folder` saved, and its curves cut
-    off there; None where none did, or it is damaged or whole.
+def prepare_resume(folder: Path, warn: Callable[[str], None] = print) -> int | None:
+    """Prepare `folder` for the next attempt and return the optimizer step at which the
+    attempt resumes.
+
+    Drops later points of the curves and a damaged checkpoint. Returns None if there is
+    no usable checkpoint, or if the training is finished.
     """
     if (folder / RECORD).is_file():
         return None
@@ -176,27 +173,28 @@ def prepare_resume(folder: Path, say: Callable[[str], None] = print) -> int | No
         drop_points_after(folder / FILE, -1)
         return None
     if not _is_whole(folder / LAST):
-        say(f"{folder / LAST} is damaged; this training starts again from its beginning")
+        warn(f"{folder / LAST} is damaged; the training restarts from the beginning")
         (folder / LAST).unlink()
         drop_points_after(folder / FILE, -1)
         return None
-    step = int(
-        torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    )
+    state = torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)
+    step = int(state["global_step"])
     drop_points_after(folder / FILE, step)
     return step
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether it holds a step and nothing that would be run, and every entry has the
-    checksum that torch wrote, and does not look at again.
+    """Whether a checkpoint has a step and no code, and every entry matches the checksum
+    that torch wrote (torch does not verify checksums on loading).
     """
     try:
         with ZipFile(checkpoint) as file:
-            return file.testzip() is None and "global_step" in torch.load(
-                checkpoint, map_location="cpu", weights_only=True, mmap=True
-            )
-    except Exception:  # damage shows in any way
+            if file.testzip() is not None:
+                return False
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return "global_step" in state
+    except Exception:
+        # a damaged file can raise any exception
         return False
 
 
@@ -208,19 +206,17 @@ def _tidy(folder: Path) -> None:
 def build(
     job: TrainingJob, created: LoadedModel, data: RunData, settings: TrainerSettings
 ) -> Distillation:
-    """The LightningModule of one training, with the adapters that its terms need for
-    these two models.
-    """
+    """Build the LightningModule of one training, with the adapters of the loss terms."""
     terms = job.recipe.build_loss()
     source = job.teacher if terms.needs_teacher else None
     decay = source.ema_decay if source else None
     teacher = None
     if source is not None:
-        casts = settings.precision not in ("32-true", "16-mixed", "bf16-mixed")
-        start = source.created.model if decay is None else created.model
-        model = (
-            deepcopy(start) if casts or decay is not None else start
-        )  # the run goes on to use it as it is
+        model = source.created.model if decay is None else created.model
+        is_cast = settings.precision not in ("32-true", "16-mixed", "bf16-mixed")
+        if is_cast or decay is not None:
+            # the run needs the original weights after this training
+            model = deepcopy(model)
         teacher = FrozenTeacher(
             model,
             reads=terms.teacher_reads,
@@ -229,29 +225,29 @@ def build(
             attention_blocks=terms.attention_blocks,
             members=terms.member_reads,
         )
-    _adapt(terms, created, teacher, data, job.recipe.seed)
+    _build_adapters(terms, created, teacher, data, job.recipe.seed)
     student = terms.wrap_student(created.model)
     if decay is not None and student is not created.model:
         raise RequestError(
-            "teacher=ema averages the student, and the loss makes another net of it (simkd). Leave"
-            " that term out: soft_target, dist, sp."
+            "teacher=ema averages the student's weights and does not support loss terms that"
+            " change the student's architecture (simkd). Use other terms, for example soft_target,"
+            " dist or sp."
         )
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    for each in (student, teacher):
-        if each is not None:
-            each.to(memory_format=memory_format)
+    for module in (student, teacher):
+        if module is not None:
+            module.to(memory_format=memory_format)
+    logits_folder = source.validation_logits if source else None
     return Distillation(
         student,
         loss=terms,
-        teacher=_build_source(source, teacher) if source and teacher else None,
-        pixels=job.input,
+        teacher=_build_teacher_source(source, teacher) if source and teacher else None,
+        input_spec=job.input,
         num_classes=len(data.classes),
         optimizer=job.recipe.make_optimizer(),
         schedule=job.recipe.make_schedule(),
         from_random=not job.model.origin.has_weights,
-        validation_logits=TeacherLogits.load(source.validation_logits)
-        if source and source.validation_logits
-        else None,
+        validation_logits=TeacherLogits.load(logits_folder) if logits_folder else None,
         options=StepOptions(
             seed=job.recipe.seed,
             channels_last=settings.channels_last,
@@ -262,7 +258,7 @@ def build(
     )
 
 
-def _build_source(teacher: JobTeacher, frozen: FrozenTeacher) -> TeacherSource:
+def _build_teacher_source(teacher: JobTeacher, frozen: FrozenTeacher) -> TeacherSource:
     if teacher.cached_logits is not None:
         return CachedTeacher(CachedTeacherLogits.load(teacher.cached_logits))
     if teacher.ema_decay is not None:
@@ -270,68 +266,64 @@ def _build_source(teacher: JobTeacher, frozen: FrozenTeacher) -> TeacherSource:
     return LiveTeacher(frozen)
 
 
-def _adapt(
+def _build_adapters(
     terms: DistillationLoss,
     created: LoadedModel,
     teacher: FrozenTeacher | None,
     data: RunData,
     seed: int,
 ) -> None:
-    """Measure both models on a few real images and let the terms build their adapters
-    from what they saw.
-    """
+    """Build the adapters of `terms` from the outputs of both models for a few images."""
     if teacher is None:
         return
     batch: Batch = next(iter(data.build_evaluation_loader("train", created.pixels, batch_size=8)))
-    image = (
-        normalize(batch.image, created.pixels, torch.contiguous_format)
-        if batch.image.dtype == torch.uint8
-        else batch.image
-    )
+    image = batch.image
+    if image.dtype == torch.uint8:
+        image = normalize(image, created.pixels, torch.contiguous_format)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         outputs: Outputs = Taps(created.model.eval(), terms.reads)(image)
         rows = data.list_rows("train")
-        images = None if rows is None else torch.from_numpy(rows)
-        terms.build(outputs, teacher(image), images)
+        image_numbers = None if rows is None else torch.from_numpy(rows)
+        terms.build(outputs, teacher(image), image_numbers)
 
 
 def _run(
     trainer: Any,
     module: Distillation,
     data: RunData,
-    keep: ResumableCheckpoint,
-    checkpoint: Path | None,
+    checkpoints: ResumableCheckpoint,
+    resume_from: Path | None,
 ) -> None:
-    """Fit; then signals do what they did before, where Lightning and `ResumableCheckpoint` make them
-    something else.
+    """Train, restore the signal handlers, and pass on a signal that stopped the
+    training.
     """
-    before = {
+    handlers = {
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     }
     try:
         with silence_lightning():
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except TrainingInterrupted:
         pass
     except SystemExit as stop:
         if stop.code != 1:
             raise
-        raise KeyboardInterrupt from None  # Ctrl-C before the first step
+        # Lightning exits with 1 on Ctrl-C before the first step
+        raise KeyboardInterrupt from None
     finally:
-        for number, handler in (
-            before.items() if threading.current_thread() is threading.main_thread() else ()
-        ):
-            signal.signal(number, handler)
-    if keep.stopped_by is not None:
-        signal.raise_signal(keep.stopped_by)
-        raise SystemExit(128 + keep.stopped_by)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    if checkpoints.stopped_by is not None:
+        signal.raise_signal(checkpoints.stopped_by)
+        raise SystemExit(128 + checkpoints.stopped_by)
 
 
 @contextmanager
 def silence_lightning() -> Iterator[None]:
-    """Leave out what Lightning says to everybody: the run says where it is by itself."""
+    """Suppress Lightning's log lines and hints; `Progress` prints the progress."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -345,16 +337,15 @@ def silence_lightning() -> Iterator[None]:
         yield
 
 
-def specify_trained(request: ModelSpec, folder: Path) -> ModelSpec:
-    """The request for the model that a training left in `folder`."""
-    shipped = folder / MODEL
-    checkpoint = shipped / "model.safetensors" if request.factory else shipped
+def build_trained_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The spec of the model that a training of `spec` wrote into `folder`."""
+    checkpoint = folder / MODEL
     return ModelSpec(
-        role=request.role,
-        name=request.name,
+        role=spec.role,
+        name=spec.name,
         pretrained="auto",
-        checkpoint=checkpoint,
-        kwargs=request.kwargs if request.factory else {},
+        checkpoint=checkpoint / "model.safetensors" if spec.factory else checkpoint,
+        kwargs=spec.kwargs if spec.factory else {},
         image_size=None,
-        factory=request.factory,
+        factory=spec.factory,
     )

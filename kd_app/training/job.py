@@ -1,4 +1,4 @@
-"""One training as a value: the recipe, the model, the teacher, and the identity that
+"""One training as a value: the model, the recipe, the teacher, and the identity that
 the stage cache hashes.
 """
 
@@ -23,15 +23,13 @@ from kd_app.training.optimizer import Optimizer
 from kd_app.training.trainer import TrainerSettings
 
 Config = dict[str, Any]
-_OF_THE_SUM = ("weight", "schedule", "teacher")
-"""Keys of a loss term that are not for the term."""
+_KEYS_OF_THE_SUM = ("weight", "schedule", "teacher")
+"""Keys in the config of a loss term that `DistillationLoss` reads, not the term."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained, as plain configuration: loss terms, optimizer,
-    schedule, callbacks, epochs, seed.
-    """
+    """How to train one model, as plain configuration."""
 
     loss: Config
     optimizer: Config
@@ -42,22 +40,22 @@ class Recipe:
 
     @property
     def how(self) -> str:
-        """In words, for the plan."""
+        """A summary for the plan: 'for 10 epochs on cross_entropy + soft_target'."""
         return f"for {format_epochs(self.max_epochs)} on {' + '.join(self.loss)}"
 
     @cached_property
     def _loss(self) -> DistillationLoss:
-        # Built once to answer questions about the loss. It is never trained.
+        # for the properties of the loss; a training builds its own
         return self.build_loss()
 
     @property
     def needs_teacher(self) -> bool:
-        """At least one loss term is distillation."""
+        """Whether any loss term reads a teacher."""
         return self._loss.needs_teacher
 
     @property
     def loss_reads(self) -> dict[str, frozenset[str]]:
-        """What each loss term reads of the models' outputs."""
+        """The fields of `Outputs` that each loss term reads."""
         return {name: term.reads for name, term in self._loss.chosen.items()}
 
     @property
@@ -71,14 +69,14 @@ class Recipe:
         return self._loss.label_temperatures
 
     def build_loss(self) -> DistillationLoss:
-        """Fresh terms, without adapters yet."""
+        """Build the loss; `DistillationLoss.build` adds the adapters."""
         parts = {
-            name: {k: v for k, v in node.items() if k not in _OF_THE_SUM}
+            name: {k: v for k, v in node.items() if k not in _KEYS_OF_THE_SUM}
             for name, node in self.loss.items()
         }
-        weights = {name: _weight(name, node) for name, node in self.loss.items()}
+        weights = {name: _read_weight(name, node) for name, node in self.loss.items()}
         schedules = {
-            name: _schedule(name, node["schedule"])
+            name: _make_schedule(name, node["schedule"])
             for name, node in self.loss.items()
             if node.get("schedule") is not None
         }
@@ -95,32 +93,32 @@ class Recipe:
         )
 
     def make_optimizer(self) -> Optimizer:
-        """The optimizer's settings."""
-        made: Optimizer = make(self.optimizer, Optimizer)
-        return made
+        """Build the optimizer's settings."""
+        optimizer: Optimizer = make(self.optimizer, Optimizer)
+        return optimizer
 
     def make_schedule(self) -> Schedule:
-        """The schedule of the learning rate."""
-        made: Schedule = make(self.scheduler, Schedule)
-        return made
+        """Build the schedule of the learning rate."""
+        schedule: Schedule = make(self.scheduler, Schedule)
+        return schedule
 
     def make_callbacks(self) -> list[Callback]:
-        """Fresh callbacks."""
+        """Build new callbacks."""
         return [make(node, Callback) for node in self.callbacks.values()]
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain data."""
-        return {each.name: getattr(self, each.name) for each in fields(Recipe)}
+        return {field.name: getattr(self, field.name) for field in fields(Recipe)}
 
 
 @dataclass(frozen=True)
 class JobTeacher:
-    """The model that a training learns from, and where its logits are on disk.
+    """The teacher of a training, with the folders of the teacher's logits.
 
-    folder: the stage that trained it; None for a teacher that is used as it is.
-    validation_logits: a folder of its predictions on validation; None where the
-    training computes them. cached_logits: a folder of its logits for every view, read
-    instead of running it.
+    folder: the stage that trained the teacher; None for a pretrained teacher.
+    validation_logits: the teacher's predictions on validation, to measure agreement
+    during the training. cached_logits: the teacher's logits for every view, read
+    instead of running the teacher.
     """
 
     model: ModelSpec
@@ -131,15 +129,15 @@ class JobTeacher:
 
     @property
     def ema_decay(self) -> float | None:
-        """How fast the student's own average moves, where that is the teacher."""
+        """The decay of the average if the teacher is an average of the student."""
         return self.model.decay if isinstance(self.model, EmaTeacher) else None
 
     def describe(self) -> dict[str, Any]:
-        """As `describe_source`."""
+        """See `describe_source`."""
         return describe_source(self.model, self.created, self.folder)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the weights, which another process loads again."""
+        """The teacher as plain data; another process loads the weights from disk."""
         return {
             "model": self.model.to_json(),
             "input": vars(self.created.pixels),
@@ -151,13 +149,12 @@ class JobTeacher:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that decides the weights of one training, and nothing about who asks
-    for it.
+    """Everything that determines the weights of one training.
 
-    name: of the stage, of the lines on the console, of the curves. partner_images: the
-    teacher sees another image of the same class (a control). fresh_views: a new view of
-    each image in every epoch, whatever ``data.views`` is (the teacher's own training).
-    license: of the trained weights.
+    name: names the stage, the console lines and the curves. partner_images: the teacher
+    sees another image of the same class (a control). fresh_views: every epoch draws a
+    new view of each image, regardless of ``data.views`` (the teacher's own training).
+    license: the license of the trained weights.
     """
 
     name: str
@@ -169,8 +166,8 @@ class TrainingJob:
     fresh_views: bool = False
     license: str = "unknown"
 
-    def identity(self, data: RunData, trainer: TrainerSettings) -> dict[str, Any]:
-        """What decides the trained weights, beside the hashes in `inputs`."""
+    def describe_identity(self, data: RunData, trainer: TrainerSettings) -> dict[str, Any]:
+        """The settings that determine the trained weights, for the stage's key."""
         recipe, teacher = self.recipe, self.teacher
         return {
             "model": {
@@ -184,7 +181,7 @@ class TrainingJob:
             "scheduler": recipe.scheduler,
             "callbacks": recipe.callbacks,
             "seed": recipe.seed,
-            "trainer": {**trainer.identity(), "max_epochs": recipe.max_epochs},
+            "trainer": {**trainer.describe_identity(), "max_epochs": recipe.max_epochs},
             "data": data.identity(for_teacher=self.fresh_views),
             "teacher": (
                 {"name": teacher.model.name, "pixels": vars(teacher.created.pixels)}
@@ -195,18 +192,18 @@ class TrainingJob:
             **({"teacher_outputs": "cached"} if teacher and teacher.cached_logits else {}),
         }
 
-    def inputs(self, data: RunData) -> dict[str, str]:
-        """Hashes of the data, the starting weights and the teacher."""
-        start = create(self.model, self.input, len(data.classes), seed=self.recipe.seed)
+    def hash_inputs(self, data: RunData) -> dict[str, str]:
+        """The hashes of the data, the initial weights and the teacher's weights."""
+        initial = create(self.model, self.input, len(data.classes), seed=self.recipe.seed)
         return {
             "data": data.fingerprint,
-            "start": start.weights.sha256,
+            "start": initial.weights.sha256,
             **({"teacher": self.teacher.created.weights.sha256} if self.teacher else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The job as plain data, for the processes that train it together;
-        `kd_app.run.worker.load_job` reads it.
+        """The job as plain data, from which `kd_app.run.worker.load_job` loads the job
+        in each rank's process.
         """
         return {
             "name": self.name,
@@ -221,8 +218,8 @@ class TrainingJob:
 
 
 def describe_source(model: ModelSpec, created: LoadedModel, folder: Path | None) -> dict[str, Any]:
-    """Where a model is: name, source, sha256, and the stage that trained it or the
-    folder that it came from.
+    """The origin of a model: name, source, sha256, the stage that trained the model and
+    the path that the weights were loaded from.
     """
     return {
         "name": model.name,
@@ -242,7 +239,7 @@ def _to_text(path: Path | None) -> str | None:
     return str(path) if path else None
 
 
-def _weight(name: str, node: Config) -> float:
+def _read_weight(name: str, node: Config) -> float:
     weight = node.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
         raise RequestError(
@@ -251,12 +248,12 @@ def _weight(name: str, node: Config) -> float:
     return float(weight)
 
 
-def _schedule(name: str, node: Any) -> Schedule:
+def _make_schedule(name: str, node: Any) -> Schedule:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise RequestError(
-            f"loss.{name}.schedule={node!r} does not fit: expected one of scheduler's choices, for"
-            f" example loss.{name}.schedule=warmup, and then its settings, for example"
-            f" loss.{name}.schedule.end=0.2."
+            f"loss.{name}.schedule={node!r} does not fit: expected a choice of the group scheduler,"
+            f" for example loss.{name}.schedule=warmup. Settings of the choice may follow, for"
+            f" example loss.{name}.schedule.end=0.2."
         )
-    made: Schedule = make(node, Schedule)
-    return made
+    schedule: Schedule = make(node, Schedule)
+    return schedule

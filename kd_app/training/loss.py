@@ -1,4 +1,4 @@
-"""The loss of a training: the weighted sum of the chosen terms."""
+"""The loss of a training: the weighted sum of the configured terms."""
 
 from collections.abc import Mapping
 
@@ -11,18 +11,18 @@ from kd_app.losses.base import LossTerm
 from kd_app.models.outputs import Outputs, Panel
 from kd_app.schedules import Schedule
 from kd_app.training.distributed.collectives import (
-    all_gather_batch,
-    all_gather_outputs,
+    gather_batch,
+    gather_outputs,
     is_distributed,
 )
 
 
 class DistillationLoss(nn.Module):
     """``sum_i weight_i * schedule_i(batch.progress) * term_i(student, teacher,
-    batch)``, each term also by name; without a schedule it is 1.
+    batch)``, where a term without a schedule has the factor 1.
 
-    Adapters of the terms are parameters of this module: trained with the student and
-    saved in training checkpoints.
+    The adapters of the terms are parameters of this module: they are trained with the
+    student and saved in training checkpoints.
     """
 
     def __init__(
@@ -35,57 +35,57 @@ class DistillationLoss(nn.Module):
         super().__init__()
         if not terms:
             raise RequestError(
-                "No loss term is chosen. Choose at least one, for example"
+                "The loss has no term. Choose at least one, for example"
                 " 'loss=[cross_entropy,soft_target]'."
             )
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
         self.schedules = dict(schedules or {})
         self.members = dict(members or {})
-        """The one of several teachers that a term reads, by the term's name. Other terms
-        read the joint outputs.
+        """Maps a term's name to the ensemble member that the term reads. Other terms
+        read the joint outputs of the ensemble.
         """
 
     @property
     def reads(self) -> frozenset[str]:
-        """What the terms read of student and teacher; logits always, for the metrics."""
+        """The fields that the terms read; always includes the logits, for the metrics."""
         return frozenset({"logits"}).union(*(term.reads for term in self.chosen.values()))
 
     @property
     def teacher_reads(self) -> frozenset[str]:
-        """What the terms read of the teacher (of several teachers, their joint outputs);
-        empty if no term needs one.
+        """The fields that the terms read of the teacher (of an ensemble's joint
+        outputs); empty if no term needs a teacher.
         """
-        return self._read_of(None)
+        return self._collect_teacher_reads(None)
 
     @property
     def member_reads(self) -> dict[str, frozenset[str]]:
-        """What the terms read of single members of a teacher ensemble."""
-        return {member: self._read_of(member) for member in dict.fromkeys(self.members.values())}
+        """The fields that the terms read of single members of a teacher ensemble."""
+        return {member: self._collect_teacher_reads(member) for member in self.members.values()}
 
-    def _read_of(self, member: str | None) -> frozenset[str]:
-        reading = (
+    def _collect_teacher_reads(self, member: str | None) -> frozenset[str]:
+        terms = (
             term
             for name, term in self.chosen.items()
             if term.needs_teacher and self.members.get(name) == member
         )
-        return frozenset[str]().union(*(term.teacher_reads for term in reading))
+        return frozenset[str]().union(*(term.teacher_reads for term in terms))
 
     @property
     def attention_blocks(self) -> int:
-        """Number of the teacher's last blocks whose attention is read."""
+        """The number of last teacher blocks whose attention the terms read."""
         return max(term.attention_blocks for term in self.chosen.values())
 
     @property
     def needs_teacher(self) -> bool:
-        """At least one term is distillation."""
+        """Whether any term reads a teacher."""
         return any(term.needs_teacher for term in self.chosen.values())
 
     @property
     def label_temperatures(self) -> list[float]:
         """The temperatures of the terms that soften class probabilities."""
         temperatures = (term.label_temperature for term in self.chosen.values())
-        return [each for each in temperatures if each is not None]
+        return [temperature for temperature in temperatures if temperature is not None]
 
     @property
     def chosen(self) -> dict[str, LossTerm]:
@@ -93,15 +93,17 @@ class DistillationLoss(nn.Module):
         return dict(self.terms.items())  # type: ignore[arg-type]
 
     def build(self, student: Outputs, teacher: Outputs, images: Tensor | None = None) -> None:
-        """Build the adapters of every term from the outputs of one real batch; `images`:
-        see `LossTerm`.
+        """Build the adapters of every term from both models' outputs for one real
+        batch.
+
+        images: the numbers of the training images, see `LossTerm.images`.
         """
         for name, term in self.chosen.items():
             term.images = images
             term.build(student, _select_teacher(self.members.get(name), teacher))
 
     def wrap_student(self, student: nn.Module) -> nn.Module:
-        """The student with the adapters that become part of it."""
+        """The student, combined with the adapters that are exported with the student."""
         for term in self.chosen.values():
             student = term.wrap_student(student)
         return student
@@ -109,46 +111,47 @@ class DistillationLoss(nn.Module):
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum and the terms without their weights; computed in float32 or
-        better, whatever the models' precision.
+        """The weighted sum, and the unweighted value of each term, both in float32 or
+        float64, whatever the precision of the models.
         """
-        with torch.autocast(
-            student.logits.device.type if student.logits is not None else "cpu", enabled=False
-        ):
-            student, teacher = student.to_float32(), teacher.to_float32()
-            global_terms = (
-                self._select_global_terms(batch) if is_distributed() else frozenset[str]()
-            )
-            reads = frozenset[str]().union(*(self.chosen[name].reads for name in global_terms))
-            own = {
-                member: _select_teacher(member, teacher)
-                for member in (None, *self.members.values())
-            }
-            gathered = dict.fromkeys(
-                self.members.get(name) for name in self.chosen if name in global_terms
-            )
-            theirs = {member: all_gather_outputs(own[member], reads) for member in gathered}
-            ours, whole = (
-                (all_gather_outputs(student, reads), all_gather_batch(batch))
-                if global_terms
-                else (student, batch)
-            )
-            values = {
-                name: (
-                    term(ours, theirs[self.members.get(name)], whole)
-                    if name in global_terms
-                    else term(student, own[self.members.get(name)], batch)
-                )
-                for name, term in self.chosen.items()
-            }
-        weighted = [self.weight(name, batch.progress) * value for name, value in values.items()]
+        device = student.logits.device.type if student.logits is not None else "cpu"
+        with torch.autocast(device, enabled=False):
+            values = self._compute_terms(student.to_float32(), teacher.to_float32(), batch)
+        weighted = [
+            self.compute_weight(name, batch.progress) * value for name, value in values.items()
+        ]
         total = weighted[0]
         for part in weighted[1:]:
             total = total + part
         return total, values
 
-    def weight(self, name: str, progress: float) -> float:
-        """The factor of a term when this share of the training is done."""
+    def _compute_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        # a dict, so that the collectives run in the same order on every rank
+        teachers = {
+            member: _select_teacher(member, teacher) for member in (None, *self.members.values())
+        }
+        global_terms = self._select_global_terms(batch) if is_distributed() else frozenset[str]()
+        global_student, global_batch, global_teachers = student, batch, teachers
+        if global_terms:
+            reads = frozenset[str]().union(*(self.chosen[name].reads for name in global_terms))
+            members = dict.fromkeys(
+                self.members.get(name) for name in self.chosen if name in global_terms
+            )
+            global_teachers = {
+                member: gather_outputs(teachers[member], reads) for member in members
+            }
+            global_student, global_batch = gather_outputs(student, reads), gather_batch(batch)
+        values = {}
+        for name, term in self.chosen.items():
+            member = self.members.get(name)
+            if name in global_terms:
+                values[name] = term(global_student, global_teachers[member], global_batch)
+            else:
+                values[name] = term(student, teachers[member], batch)
+        return values
+
+    def compute_weight(self, name: str, progress: float) -> float:
+        """The factor of a term after this share (0..1) of the training."""
         schedule = self.schedules.get(name)
         return (
             self.weights[name]
@@ -156,22 +159,23 @@ class DistillationLoss(nn.Module):
             else self.weights[name] * schedule.compute_factor(progress)
         )
 
-    def label_loss(self, values: Mapping[str, Tensor], progress: float) -> Tensor | None:
-        """The weighted sum of the terms that read no teacher; None if no term or every
-        term does so.
+    def compute_label_loss(self, values: Mapping[str, Tensor], progress: float) -> Tensor | None:
+        """The weighted sum of the terms without teacher; None if no term or every term
+        is one of them.
         """
-        own = [
-            self.weight(name, progress) * value
+        weighted = [
+            self.compute_weight(name, progress) * value
             for name, value in values.items()
             if not self.chosen[name].needs_teacher
         ]
-        return torch.stack(own).sum() if 0 < len(own) < len(values) else None
+        return torch.stack(weighted).sum() if 0 < len(weighted) < len(values) else None
 
     def _select_global_terms(self, batch: Batch) -> frozenset[str]:
-        """The terms that get the images of all ranks: those that compare images, and, if
-        some images have no label, those that read labels. The number of labeled images
-        differs between ranks, so a mean of the ranks' means would weigh images unequally.
+        """The terms that need the images of all ranks: terms that compare images, and,
+        if some images have no label, terms that read labels.
         """
+        # Ranks differ in their number of labeled images, so the mean of the ranks'
+        # means would weight the images unequally.
         return frozenset(
             name
             for name, term in self.chosen.items()
@@ -180,7 +184,7 @@ class DistillationLoss(nn.Module):
 
 
 def _select_teacher(member: str | None, teacher: Outputs) -> Outputs:
-    """The outputs of one of several teachers, or of all together."""
+    """The outputs of one ensemble member, or (None) the joint outputs."""
     if member is None:
         return teacher
     assert isinstance(teacher, Panel)

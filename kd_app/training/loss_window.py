@@ -1,4 +1,4 @@
-"""The losses of the batches since the last point of the curves."""
+"""The losses of the batches since the last logged point."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NonFinite:
-    """The first term that is not finite, the batches after its batch, and the numbers of
-    that batch's images where they have any.
+    """The first non-finite value: the term, the number of later batches, and the
+    numbers of the batch's images (empty if the images have no numbers).
     """
 
     term: str
@@ -20,7 +20,7 @@ class NonFinite:
 
 
 class LossWindow:
-    """The loss and the values of its terms for each batch, with the image numbers."""
+    """The loss, the values of the terms and the image numbers of each batch."""
 
     def __init__(self, terms: Sequence[str]) -> None:
         self._terms = tuple(terms)
@@ -31,26 +31,26 @@ class LossWindow:
         return len(self._rows)
 
     def append(self, loss: Tensor, values: Mapping[str, Tensor], index: Tensor) -> None:
-        """Add a batch; nothing is copied to the CPU."""
+        """Add a batch, without a copy to the CPU."""
         self._rows.append(
             torch.stack([loss.detach(), *(value.detach() for value in values.values())])
         )
         self._images.append(index)
 
     def is_finite(self) -> bool:
-        """Whether all values of all batches are."""
+        """Whether all values of all batches are finite."""
         return not self._rows or bool(torch.stack(self._rows).isfinite().all())
 
     def find_first_nonfinite(self) -> NonFinite:
-        """The term that broke first: what follows a broken step is broken, too."""
-        broken = (~torch.stack(self._rows)[:, 1:].isfinite()).nonzero().tolist()
-        batch, term = next(iter(broken), (0, 0))
+        """Find the first non-finite term; the values of later batches follow from it."""
+        positions = (~torch.stack(self._rows)[:, 1:].isfinite()).nonzero().tolist()
+        batch, term = next(iter(positions), (0, 0))
         images = [index for index in self._images[batch].tolist() if index >= 0]
         return NonFinite(self._terms[term], len(self) - 1 - batch, images)
 
     def compute_finite_means(self) -> dict[str, float]:
-        """The mean of ``loss`` and of each term over the batches that are finite; empty
-        if there is none.
+        """The mean of ``loss`` and of each term over the finite batches; empty if there
+        is none.
         """
         rows = torch.stack(self._rows)
         rows = rows[rows.isfinite().all(dim=1)]
@@ -59,7 +59,7 @@ class LossWindow:
         return dict(zip(("loss", *self._terms), rows.mean(dim=0).tolist(), strict=True))
 
     def clear(self) -> None:
-        """Forget all batches."""
+        """Drop all batches."""
         self._rows.clear()
         self._images.clear()
 

@@ -1,4 +1,4 @@
-"""The one LightningModule: it trains teachers, controls and students."""
+"""The LightningModule that trains teachers, controls and students."""
 
 import json
 import math
@@ -22,24 +22,22 @@ from kd_app.stages import write_atomically
 from kd_app.training.diagnostics import check_terms, compute_gradient_shares
 from kd_app.training.loss import DistillationLoss
 from kd_app.training.loss_window import LossWindow, NonFinite
-from kd_app.training.optimizer import Optimizer, SplitsGradients, Trained
+from kd_app.training.optimizer import GradientSplitter, Optimizer, TrainedModules
 from kd_app.training.teacher_cache import TeacherLogits
 from kd_app.training.teacher_source import TeacherSource
 
 NOT_FINITE = "not_finite.json"
 CHECKED_STEPS = 3
-"""In the first steps every distillation term must be finite, non-zero and give the student
-a gradient.
-"""
+"""The number of first steps in which `check_terms` checks the loss terms."""
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How `Distillation` makes and logs a step.
+    """How `Distillation` runs and logs a step.
 
-    log_every: steps between two logged means. gradient_share: steps between two looks at
-    each term's share of the gradient; None for none. skip_nonfinite: a callback drops
-    non-finite steps, so they neither raise nor enter the logged means.
+    log_every: batches between two logged means. gradient_share: optimizer steps between
+    two logged gradient shares; None: no gradient shares. skip_nonfinite: a callback
+    skips non-finite steps, so such steps neither raise nor enter the logged means.
     """
 
     seed: int = 0
@@ -50,16 +48,18 @@ class StepOptions:
 
 
 class Distillation(pl.LightningModule):
-    """Train `student` on `loss` with the outputs of `teacher` for the same view; without
-    a teacher it is supervised training.
+    """Train `student` on `loss` with the outputs of `teacher` for the same view;
+    without a teacher, train `student` on labels alone.
 
-    pixels: the student's input, for uint8 batches; None if batches come normalized.
-    from_random: the student starts from random weights (decides ``optimizer.lr=auto``).
-    validation_logits: the teacher's, to measure agreement and KL during training.
+    input_spec: the student's input, to normalize uint8 batches; None if batches are
+    normalized. from_random: the student starts from random weights (decides
+    ``optimizer.lr=auto``). validation_logits: the teacher's logits on the validation
+    images, to measure agreement and KL during training.
 
     Works with a plain Trainer and any LightningDataModule whose batches are `Batch` or
-    (image, target). Logs the means of the loss and of each term, the weight of each term
-    that has a schedule, and on request `compute_gradient_shares` of a step's first batch.
+    (image, target). Logs the means of the loss and of each term, the weight of each
+    term with a schedule, and, if configured, `compute_gradient_shares` of a step's
+    first batch.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Distillation(pl.LightningModule):
         *,
         loss: DistillationLoss,
         teacher: TeacherSource | None = None,
-        pixels: InputSpec | None = None,
+        input_spec: InputSpec | None = None,
         num_classes: int,
         optimizer: Optimizer,
         schedule: Schedule,
@@ -80,54 +80,52 @@ class Distillation(pl.LightningModule):
         self.student = student.train()
         self.loss = loss
         self.teacher = teacher
-        self.pixels = pixels
+        self.input_spec = input_spec
         self.validation_logits = validation_logits
-        self.measures = build_model_metrics(num_classes)
-        self.pair = build_pair_metrics() if validation_logits else None
+        self.model_metrics = build_model_metrics(num_classes)
+        self.pair_metrics = build_pair_metrics() if validation_logits else None
         self.options = options or StepOptions()
         self._memory_format = (
             torch.channels_last if self.options.channels_last else torch.contiguous_format
         )
         self._taps = Taps(student, loss.reads)
-        self._make_optimizer, self._schedule = optimizer, schedule
+        self._optimizer_settings, self._schedule = optimizer, schedule
         self._from_random = from_random
-        self._splitter: SplitsGradients | None = None
+        self._splitter: GradientSplitter | None = None
         self._label_loss: Tensor | None = None
         self._total_steps = 1
         self._window = LossWindow(list(loss.weights))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer over the student and the adapters; the learning rate is set
-        before every step.
-        """
+        """Build one optimizer over the student and the adapters."""
         if self.dtype in (torch.float16, torch.bfloat16):
-            # a 'true' half precision is for the models; losses and adapters stay in float32
+            # '16-true' and 'bf16-true' apply to the models, not to losses and adapters
             self.loss.float()
-        trained = Trained({"student": self.student, "terms": self.loss})
-        # Lightning refuses to clip the gradients of a fused optimizer in mixed precision
-        clips = self.trainer.gradient_clip_val is not None and "mixed" in str(
-            self.trainer.precision
+        modules = TrainedModules({"student": self.student, "terms": self.loss})
+        # Lightning does not clip gradients of a fused optimizer in mixed precision
+        is_mixed = "mixed" in str(self.trainer.precision)
+        is_clipped = self.trainer.gradient_clip_val is not None
+        return self._optimizer_settings.make(
+            modules, from_random=self._from_random, fused=not (is_clipped and is_mixed)
         )
-        return self._make_optimizer.make(trained, from_random=self._from_random, fused=not clips)
 
     def on_train_start(self) -> None:
-        """Compute the number of optimizer steps; find out what the optimizer needs."""
+        """Count the optimizer steps; detect an optimizer that splits gradients."""
         batches, epochs = self.trainer.num_training_batches, self.trainer.max_epochs
         if not epochs or epochs < 0 or math.isinf(batches):
             raise RunError(
-                "The schedule needs a number of epochs and of batches in an epoch: set"
-                " trainer.max_epochs and give the loader a length."
+                "The schedule needs the number of epochs and the number of batches in an epoch. Set"
+                " trainer.max_epochs, and use a data loader with a length."
             )
         self._total_steps = max(
             1, math.ceil(batches / self.trainer.accumulate_grad_batches) * epochs
         )
         optimizer = self.trainer.optimizers[0]
-        self._splitter = optimizer if isinstance(optimizer, SplitsGradients) else None
+        self._splitter = optimizer if isinstance(optimizer, GradientSplitter) else None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate, and seed dropout and drop-path, both as functions of
-        the position alone, so that a resumed training needs no saved state.
-        """
+        """Set the learning rate, and seed dropout and drop-path."""
+        # both depend on the position alone, so a resumed training needs no saved state
         for optimizer in self.trainer.optimizers:
             factor = self._schedule.compute_factor(self.progress)
             for group in optimizer.param_groups:
@@ -143,15 +141,15 @@ class Distillation(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done in the middle of the present step."""
+        """The share (0..1) of the training completed in the middle of the current step."""
         return self._compute_progress(self.trainer.global_step + 1)
 
     def _compute_progress(self, step: int) -> float:
-        """The same for optimizer step `step`, of which the first is 1."""
+        """The progress in the middle of optimizer step `step` (the first is 1)."""
         return min((step - 0.5) / self._total_steps, 1.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch; `check_terms` looks at the first steps."""
+        """Compute the loss of one batch; check the loss terms in the first steps."""
         batch = replace(self.prepare_batch(batch), progress=self.progress)
         total, values = self.compute_losses(batch)
         if self.is_checked(self.trainer.global_step):
@@ -163,14 +161,16 @@ class Distillation(pl.LightningModule):
                 self.trainer.global_step + 1,
             )
         if self._splitter is not None:
-            self._label_loss = self.loss.label_loss(values, batch.progress)
+            self._label_loss = self.loss.compute_label_loss(values, batch.progress)
         self._window.append(total, values, batch.index)
         if len(self._window) >= self.options.log_every:
             self._flush(step=self.trainer.global_step + 1)
         return total
 
     def is_checked(self, step: int) -> bool:
-        """Whether the terms are checked in the step that follows `step` others."""
+        """Whether the terms are checked in the step after `step` optimizer steps."""
+        # a teacher that equals the student makes distillation terms zero in the first
+        # step
         starts_equal = self.teacher is not None and self.teacher.starts_as_student
         return int(starts_equal) <= step < CHECKED_STEPS
 
@@ -184,14 +184,14 @@ class Distillation(pl.LightningModule):
         )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step of the student, then of a teacher that moves with it."""
+        """Update the student, then a teacher that follows the student."""
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
             self.teacher.update_after_step(self.student, self.trainer.global_step + 1)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Backward through the loss; before it through the part that reads no teacher,
-        for an optimizer that splits gradients.
+        """Backpropagate; first through the label loss if the optimizer splits
+        gradients.
         """
         label_loss, self._label_loss = self._label_loss, None
         if self._splitter is not None and label_loss is not None:
@@ -204,24 +204,25 @@ class Distillation(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient by its norm; an optimizer that splits it clips both parts."""
+        """Clip the norm of the gradient; an optimizer that splits gradients clips both
+        parts.
+        """
         if self._splitter is not None and gradient_clip_val is not None:
             self._splitter.clip_gradients(gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def compute_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a prepared batch, and each of its terms without weight."""
+        """The loss of a prepared batch, and the unweighted value of each term."""
         total: Tensor
-        total, values = self.loss(self._taps(batch.image), self._run_teacher(batch), batch)
+        student = self._taps(batch.image)
+        teacher = Outputs() if self.teacher is None else self.teacher.compute_outputs(batch)
+        total, values = self.loss(student, teacher, batch)
         return total, values
 
-    def _run_teacher(self, batch: Batch) -> Outputs:
-        return Outputs() if self.teacher is None else self.teacher.compute_outputs(batch)
-
     def _flush(self, step: int) -> None:
-        """Log the means of the window as of optimizer step `step`; a loss that is not
-        finite raises.
+        """Log the means of the window at optimizer step `step`; raise `RunError` for a
+        non-finite loss.
         """
         if not self._window:
             return
@@ -234,43 +235,38 @@ class Distillation(pl.LightningModule):
         values = {f"train/{name}": mean for name, mean in means.items()}
         progress = self._compute_progress(step)
         for name in self.loss.schedules:
-            values[f"train/{name}_weight"] = self.loss.weight(name, progress)
+            values[f"train/{name}_weight"] = self.loss.compute_weight(name, progress)
         self._log({**values, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
 
-    def _build_nonfinite_error(self, broken: NonFinite, step: int) -> RunError:
-        """The error for a broken term; writes all images of its batch to
-        ``not_finite.json``.
-        """
-        step -= broken.batches_after // self.trainer.accumulate_grad_batches
-        images, path = broken.images, Path(self.trainer.default_root_dir) / NOT_FINITE
-        record = {"term": broken.term, "step": step, "epoch": self.trainer.current_epoch}
+    def _build_nonfinite_error(self, fault: NonFinite, step: int) -> RunError:
+        """Write the images of the batch to ``not_finite.json`` and build the error."""
+        step -= fault.batches_after // self.trainer.accumulate_grad_batches
+        images, path = fault.images, Path(self.trainer.default_root_dir) / NOT_FINITE
+        record = {"term": fault.term, "step": step, "epoch": self.trainer.current_epoch}
         write_atomically(path, json.dumps({**record, "images": images}))
-        listed = (
-            f" (images {', '.join(map(str, images[:5]))} ...; all {len(images)} in {path})"
-            if images
-            else ""
-        )
+        hint = ""
+        if images:
+            first = ", ".join(map(str, images[:5]))
+            hint = f" (images {first} ...; {path} lists all {len(images)})"
         return RunError(
-            f"The loss term {broken.term} is not finite at step {step}{listed}. The last good"
-            " state is kept. Lower optimizer.lr or set trainer.gradient_clip_val to train anew, or"
-            " leave such steps out with trainer.on_nan=skip, which goes on from the last good"
-            " state."
+            f"The loss term {fault.term} is not finite at step {step}{hint}. The last finite state"
+            " is saved. To train again from the start, lower optimizer.lr or set"
+            " trainer.gradient_clip_val. To resume from the saved state and skip such steps, set"
+            " trainer.on_nan=skip."
         )
 
     def _log(self, values: dict[str, float], step: int) -> None:
-        """Write one point of the curves."""
-        # not by self.log: Lightning numbers the steps of a validation in another way
+        # not self.log, which numbers the steps of a validation differently
         for logger in self.loggers:
             logger.log_metrics({**values, "epoch": float(self.trainer.current_epoch)}, step=step)
 
     def on_train_epoch_end(self) -> None:
-        """Log the rest of the window."""
         self._flush(self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the values that are not logged yet, and the state of the teacher. A loss
-        that is not finite raises instead, so that the last good state stays.
-        """
+        """Add the unlogged values and the state of the teacher."""
+        # raises for a non-finite loss, so that the last finite checkpoint is not
+        # replaced
         if not self.options.skip_nonfinite and not self._window.is_finite():
             self._flush(self.trainer.global_step)
         if self.teacher is not None:
@@ -278,34 +274,29 @@ class Distillation(pl.LightningModule):
         checkpoint["window"] = self._window.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
         if self.teacher is not None:
             self.teacher.load_training_state(checkpoint["teacher"])
         self._window.load_state_dict(checkpoint["window"], self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Measure the student, and its agreement with the teacher, on one batch."""
+        """Update the student's metrics and the metrics of student and teacher."""
         batch = self.prepare_batch(batch)
         if not len(batch):
             return
         logits = self.student(batch.image).float()
-        self.measures.update(logits, batch.to_hard_target())
-        if self.pair is not None and self.validation_logits is not None:
-            self.pair.update(
-                logits, self.validation_logits.select(batch.index), batch.to_hard_target()
-            )
+        targets = batch.to_hard_target()
+        self.model_metrics.update(logits, targets)
+        if self.pair_metrics is not None and self.validation_logits is not None:
+            self.pair_metrics.update(logits, self.validation_logits.select(batch.index), targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log every measure over the whole validation set, exact under any number of
-        ranks.
-        """
-        values = {f"validation/{name}": value for name, value in self.measures.compute().items()}
-        self.measures.reset()
-        if self.pair is not None:
-            values.update(
-                {f"validation/{name}": value for name, value in self.pair.compute().items()}
-            )
-            self.pair.reset()
+        """Log the metrics of the whole validation set, over all ranks."""
+        metrics = dict(self.model_metrics.compute())
+        self.model_metrics.reset()
+        if self.pair_metrics is not None:
+            metrics.update(self.pair_metrics.compute())
+            self.pair_metrics.reset()
+        values = {f"validation/{name}": value for name, value in metrics.items()}
         self.log_dict(values, logger=False)
         if not self.trainer.sanity_checking:
             self._log(
@@ -313,10 +304,10 @@ class Distillation(pl.LightningModule):
             )
 
     def prepare_batch(self, raw: Any) -> Batch:
-        """A batch of any data module as a `Batch` of normalized float pixels in the
-        right memory format.
+        """Convert a batch of any data module to a `Batch` with normalized images in the
+        student's dtype and memory format.
         """
-        batch = raw if isinstance(raw, Batch) else _number_no_images(raw[0], raw[1])
+        batch = raw if isinstance(raw, Batch) else _build_unnumbered_batch(raw[0], raw[1])
         return replace(
             batch,
             image=self._normalize(batch.image),
@@ -325,10 +316,10 @@ class Distillation(pl.LightningModule):
 
     def _normalize(self, image: Tensor) -> Tensor:
         if image.dtype == torch.uint8:
-            assert self.pixels is not None, "uint8 images need the student's pixels"
-            return normalize(image, self.pixels, self._memory_format).to(self.dtype)
+            assert self.input_spec is not None, "uint8 images need the student's input_spec"
+            return normalize(image, self.input_spec, self._memory_format).to(self.dtype)
         return image.to(self.dtype, memory_format=self._memory_format)
 
 
-def _number_no_images(image: Tensor, target: Tensor) -> Batch:
+def _build_unnumbered_batch(image: Tensor, target: Tensor) -> Batch:
     return Batch(image, target, torch.full((len(image),), -1, device=image.device))

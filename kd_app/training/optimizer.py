@@ -1,4 +1,4 @@
-"""The optimizer, by any of timm's names, and the schedule of its learning rate."""
+"""The optimizer of a training: any optimizer of timm."""
 
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from kd_app.config import RequestError, Typed, build_unknown_error
 from kd_app.schedules import Share
 
-_TAKES_FUSED = {"adam", "adamw", "sgd", "momentum"}
+_FUSED = {"adam", "adamw", "sgd", "momentum"}
+"""Optimizers with a fused kernel."""
 
 
 class Optimizer(Typed):
     """One of timm's optimizers (`name`, see timm.optim.list_optimizers).
 
-    lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for one
-    that has learned before. Weight decay leaves biases and norms alone, and what
-    ``no_weight_decay()`` of the model names (position embeddings, class tokens), as
-    timm does. `kwargs` go to the optimizer as they are.
+    lr 'auto' is `scratch_lr` for a model from random weights and `finetune_lr` for a
+    pretrained model. As in timm, weight decay excludes biases, norms and the parameters
+    in the model's ``no_weight_decay()`` (position embeddings, class tokens). `kwargs`
+    are passed to the optimizer unchanged.
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class Optimizer(Typed):
             raise build_unknown_error("optimizer", name, known)
         if "layer_decay" in kwargs:
             raise RequestError(
-                "optimizer.kwargs.layer_decay is not to be had: all layers share one learning rate"
-                " here. Leave it out."
+                "optimizer.kwargs.layer_decay is not supported: all layers share one learning rate."
+                " Remove the setting."
             )
         self.name = name.lower()
         self.lr = lr
@@ -48,36 +49,33 @@ class Optimizer(Typed):
         self.weight_decay = weight_decay
         self.momentum = momentum
         self.kwargs = kwargs
+        # raises early for kwargs that the optimizer does not accept
         with torch.random.fork_rng(devices=[]):
-            self.make(
-                nn.Linear(1, 1), from_random=True, fused=True
-            )  # refuses arguments that this optimizer does not take
+            self.make(nn.Linear(1, 1), from_random=True, fused=True)
 
     def resolve_lr(self, *, from_random: bool) -> float:
-        """The learning rate at the top of the schedule."""
+        """The learning rate at the maximum of the schedule."""
         if self.lr == "auto":
             return self.scratch_lr if from_random else self.finetune_lr
         return self.lr
 
     def check_place(self, world_size: int, precision: str) -> None:
-        """Raise `RequestError` where it can't work in so many processes, or at this
-        precision. timm's can.
+        """Raise `RequestError` if the optimizer does not support this number of
+        processes or this precision. timm's optimizers support all.
         """
 
     def make(self, model: nn.Module, *, from_random: bool, fused: bool) -> torch.optim.Optimizer:
-        """The optimizer over everything in `model` that has a gradient; each group
-        remembers the top of its schedule as 'initial_lr'.
+        """Build the optimizer over the trainable parameters of `model`; each parameter
+        group has the maximum of the schedule as 'initial_lr'.
 
-        fused: in one kernel, where this optimizer has one.
+        fused: use the fused kernel, if the optimizer has one.
         """
-        kwargs = (
-            {"fused": fused, **self.kwargs}
-            if self.name in _TAKES_FUSED and "foreach" not in self.kwargs
-            else self.kwargs
-        )
+        kwargs = self.kwargs
+        if self.name in _FUSED and "foreach" not in kwargs:
+            kwargs = {"fused": fused, **kwargs}
         rate = self.resolve_lr(from_random=from_random)
         try:
-            made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
                 model,
                 opt=self.name,
                 lr=rate,
@@ -87,42 +85,41 @@ class Optimizer(Typed):
             )
         except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
             raise RequestError(
-                f"The optimizer {self.name} can't be made with kwargs={self.kwargs!r}: {error}. See"
-                " timm.optim for its arguments."
+                f"The optimizer {self.name} does not accept kwargs={self.kwargs!r}: {error}. See"
+                " timm.optim for the arguments of this optimizer."
             ) from None
-        for group in made.param_groups:
+        for group in optimizer.param_groups:
             group["initial_lr"] = rate
-        return made
+        return optimizer
 
 
-class Trained(nn.ModuleDict):
-    """Modules that are trained by one optimizer; spares from weight decay what any of
-    them, or a part of it, names in its ``no_weight_decay()``.
-    """
+class TrainedModules(nn.ModuleDict):
+    """Modules that share one optimizer, with the parameters that weight decay excludes."""
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters, as timm asks for them."""
+        """The names in ``no_weight_decay()`` of all submodules; timm calls this method."""
         return {
-            ".".join(filter(None, (key, where, name)))
+            ".".join(filter(None, (key, path, name)))
             for key, module in self.items()
-            for where, part in module.named_modules()
+            for path, part in module.named_modules()
             if hasattr(part, "no_weight_decay")
             for name in part.no_weight_decay()
         }
 
 
 @runtime_checkable
-class SplitsGradients(Protocol):
-    """A torch optimizer that treats the gradient of the label terms apart from that of
-    the others.
+class GradientSplitter(Protocol):
+    """A torch optimizer that treats the gradients of label terms and teacher terms
+    separately.
     """
 
     def split_gradients(self, label_loss: Tensor) -> None:
-        """Take the gradient of `label_loss`, a part of the loss, before the backward pass
-        through the whole loss; its graph must stay.
+        """Compute and store the gradient of `label_loss`, a part of the loss.
+
+        Called before the backward pass through the whole loss, so the graph must stay.
         """
 
     def clip_gradients(self, max_norm: float) -> None:
-        """Scale the whole gradient to a norm of at most `max_norm`, and its parts with
-        it.
+        """Scale the gradient and its parts by one factor, so that the norm of the
+        gradient is at most `max_norm`.
         """

@@ -1,5 +1,5 @@
-"""The teacher's logits, looked up by image: on the validation images in memory, and for
-every training view in a cache on disk, which seeds, controls and trials share.
+"""The teacher's logits by image: for validation images in memory, and for every
+training view in a cache on disk that seeds, controls and trials share.
 """
 
 import json
@@ -27,10 +27,10 @@ from kd_app.models.teacher import FrozenTeacher
 from kd_app.stages import write_atomically
 
 CACHE_STAGE = "answers-teacher-views"
-"""Name of the stage that holds the cache."""
+"""The name of the stage that holds the cache."""
 _LOGITS, _INDEX, _DONE = "logits.npy", "index.npy", "done.json"
 _FLUSH_EVERY = 50
-"""Batches after which the logits so far are safe on disk for a next attempt."""
+"""Batches between two flushes to disk, from which a next attempt resumes."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class TeacherLogits:
 
 @dataclass(frozen=True)
 class CachedTeacherLogits:
-    """``index [N]``, ascending image numbers, and ``logits [views, N, K]`` as float32,
-    memory-mapped.
+    """``index [N]``, ascending image numbers, and ``logits [views, N, K]`` as
+    memory-mapped float32.
 
-    float32, because a smaller type would change the student: bfloat16 has 8 bits, so a
-    logit of 20 is off by up to 0.06 and a probability at temperature 1 by 6 %. The cache
-    takes 4 x views x N x K bytes.
+    A smaller type would change the student: bfloat16 has 8 bits of precision, so the
+    error of a logit of 20 is up to 0.06, and that of a probability at temperature 1 up
+    to 6 %. The cache takes 4 x views x N x K bytes.
     """
 
     index: Int64[np.ndarray, " images"]
@@ -74,17 +74,17 @@ class CachedTeacherLogits:
 
     @staticmethod
     def load(folder: Path) -> "CachedTeacherLogits":
-        """The cache that `cache_teacher_logits` left in `folder`."""
+        """The cache that `cache_teacher_logits` wrote into `folder`."""
         return CachedTeacherLogits(
             np.load(folder / _INDEX), np.load(folder / _LOGITS, mmap_mode="r", allow_pickle=False)
         )
 
     def select(self, batch: Batch) -> Float[Tensor, "batch classes"]:
-        """The logits for the view of each image of the batch, or of its partner image
-        where there is one.
+        """The logits for the batch's view of each image, or of its partner image if the
+        batch has partner images.
         """
-        shown = batch.index if batch.other_index is None else batch.other_index
-        rows = np.searchsorted(self.index, shown.cpu().numpy())
+        images = batch.index if batch.other_index is None else batch.other_index
+        rows = np.searchsorted(self.index, images.cpu().numpy())
         return torch.from_numpy(self.logits[batch.view, rows]).to(batch.image.device)
 
 
@@ -92,35 +92,33 @@ def cache_teacher_logits(
     teacher: LoadedModel,
     replay: ViewReplay,
     classes: int,
-    pixels: InputSpec,
+    student_input: InputSpec,
     folder: Path,
     *,
     device: torch.device,
     channels_last: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Fill `folder` with the teacher's logits in `classes` classes for the views of
-    `replay`, which a student with input `pixels` sees, in float32.
+    """Write the teacher's logits for all views of `replay` into `folder`, in float32.
 
-    Resumes an earlier attempt in `folder`. Raises `RunError` if the disk is too small.
+    classes: number of classes. student_input: the input spec for which the views are
+    normalized. Resumes an earlier attempt in `folder`. Raises `RunError` if the disk is
+    too small.
     """
     rows, views = replay.rows, replay.views
     logits, done = _open_memmap(folder, (views, len(rows), classes))
     np.save(folder / _INDEX, rows)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    frozen = (
-        FrozenTeacher(
-            teacher.model, reads=frozenset({"logits"}), pixels=teacher.pixels, sees=pixels
-        )
-        .to(device)
-        .to(memory_format=memory_format)
+    frozen = FrozenTeacher(
+        teacher.model, reads=frozenset({"logits"}), pixels=teacher.pixels, sees=student_input
     )
+    frozen = frozen.to(device).to(memory_format=memory_format)
     for view in range(done // len(rows), views):
         say(f"  teacher: view {view + 1} of {views} ...")
         start = max(0, done - view * len(rows))
         for number, raw in enumerate(replay.batches(view, start)):
             batch = raw.to(device)
-            outputs: Outputs = frozen(normalize(batch.image, pixels, memory_format))
+            outputs: Outputs = frozen(normalize(batch.image, student_input, memory_format))
             assert outputs.logits is not None
             logits[view, start : start + len(batch)] = outputs.logits.float().cpu().numpy()
             start += len(batch)
@@ -131,7 +129,7 @@ def cache_teacher_logits(
 
 
 def _open_memmap(folder: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[Any, Any], int]:
-    """The file of all logits, and the number of rows in it."""
+    """Open or create the file of all logits; return the file and the number of rows."""
     try:
         done = int(json.loads((folder / _DONE).read_text(encoding="utf-8"))["answers"])
         return open_memmap(folder / _LOGITS, mode="r+"), done
@@ -140,14 +138,14 @@ def _open_memmap(folder: Path, shape: tuple[int, int, int]) -> tuple[np.memmap[A
     needed, free = 4 * math.prod(shape), shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"The teacher's answers to {shape[0]} views of {shape[1]:,} images take"
-            f" {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free in {folder.parent}."
-            " Make room, lower data.views, or ask the teacher while training:"
-            " teacher.outputs=live."
+            f"The teacher's logits for {shape[0]} views of {shape[1]:,} images take"
+            f" {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free in"
+            f" {folder.parent}. Free disk space, lower data.views, or run the teacher during the"
+            " training: teacher.outputs=live."
         )
     return open_memmap(folder / _LOGITS, mode="w+", dtype=np.float32, shape=shape), 0
 
 
-def _flush(folder: Path, logits: np.memmap[Any, Any], answers: int) -> None:
+def _flush(folder: Path, logits: np.memmap[Any, Any], rows: int) -> None:
     logits.flush()
-    write_atomically(folder / _DONE, json.dumps({"answers": answers}))
+    write_atomically(folder / _DONE, json.dumps({"answers": rows}))

@@ -1,4 +1,4 @@
-"""Where the teacher's outputs for a training batch come from: a model that runs, a cache on
+"""Sources of the teacher's outputs for a training batch: a running model, a cache on
 disk, or a moving average of the student.
 """
 
@@ -15,13 +15,13 @@ from kd_app.training.teacher_cache import CachedTeacherLogits
 
 
 class TeacherSource(nn.Module):
-    """The teacher as a training sees it. A module, so that it follows ``.to()``; it adds
-    no parameter and no entry to the ``state_dict``.
+    """The teacher of a training, as a module without parameters and ``state_dict``
+    entries, so that ``.to()`` of the training module moves the teacher.
     """
 
     starts_as_student = False
-    """The teacher equals the student before the first optimizer step, so that a
-    distillation term may be zero there.
+    """Whether the teacher equals the student before the first optimizer step, so that
+    distillation terms may be zero.
     """
 
     @abstractmethod
@@ -29,17 +29,17 @@ class TeacherSource(nn.Module):
         """The teacher's outputs for a batch of images normalized for the student."""
 
     def update_after_step(self, student: nn.Module, step: int) -> None:
-        """React to optimizer step `step`, of which the first is 1."""
+        """Update the teacher after optimizer step `step` (the first is 1)."""
 
     def read_training_state(self) -> dict[str, Any]:
-        """What a training checkpoint must hold to resume."""
+        """The state of the teacher for a training checkpoint."""
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore what `read_training_state` returned."""
+        """Restore the state that `read_training_state` returned."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TeacherSource":
-        # a copy of the training module, such as an average of its weights, shares the teacher
+        # a copy of the training module (an average of its weights) shares the teacher
         return self
 
 
@@ -51,7 +51,7 @@ class LiveTeacher(TeacherSource):
         self.teacher = teacher
 
     def compute_outputs(self, batch: Batch) -> Outputs:
-        """The outputs for the same view, or for the partner image where there is one."""
+        """The outputs for the batch's images, or for partner images if there are any."""
         outputs: Outputs = self.teacher(batch.image if batch.other is None else batch.other)
         return outputs
 
@@ -66,7 +66,7 @@ class CachedTeacher(TeacherSource):
         self.cache = cache
 
     def compute_outputs(self, batch: Batch) -> Outputs:
-        """The cached logits, in float32 or, for float64 images, float64."""
+        """The cached logits, in float64 for float64 images, else in float32."""
         dtype = torch.float64 if batch.image.dtype == torch.float64 else torch.float32
         return Outputs(logits=self.cache.select(batch).to(dtype))
 
@@ -75,8 +75,8 @@ class StudentEma(LiveTeacher):
     """An exponential moving average of the student's weights (mean teacher).
 
     ``average = d * average + (1 - d) * student`` after optimizer step s, with ``d =
-    min(decay, 1 - 1 / (s + 1))``; integer buffers are copied. `teacher` must hold a copy
-    of the student.
+    min(decay, 1 - 1 / (s + 1))``; integer buffers are copied. `teacher` must contain a
+    copy of the student.
     """
 
     starts_as_student = True

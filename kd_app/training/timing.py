@@ -1,4 +1,4 @@
-"""How long an epoch takes: its number of steps, and the seconds of a few of them."""
+"""Estimates of the duration of an epoch: number of steps, and seconds of a few steps."""
 
 import json
 import math
@@ -26,51 +26,53 @@ from kd_app.training.trainer import TrainerSettings
 
 EPOCHS = "epochs.json"
 _TURNS, _STEPS, _VALIDATION_BATCHES = 3, 6, 4
-"""Turns of each training; timed steps and validation batches in a turn."""
+"""Turns of each training; timed steps and validation batches of a turn."""
 _NOISE_STEPS = 3
 
 
 @dataclass(frozen=True)
 class EpochSteps:
-    """Batches to train on and to validate on in an epoch, in each process."""
+    """The training and validation batches of an epoch, for each process."""
 
     training: int
     validation: int
 
 
 def count_steps_per_epoch(data: RunData, settings: TrainerSettings) -> EpochSteps:
-    """The batches of an epoch within the limits of `settings`."""
+    """Count the batches of an epoch, within the limits of `settings`."""
     training, validation = data.count_steps_per_epoch(settings.world_size)
-    limits, both = settings.limits, settings.limits["overfit_batches"]
+    limits, overfit = settings.limits, settings.limits["overfit_batches"]
     return EpochSteps(
-        _limit(training, both or limits["limit_train_batches"]),
-        _limit(validation, both or limits["limit_val_batches"]),
+        _limit(training, overfit or limits["limit_train_batches"]),
+        _limit(validation, overfit or limits["limit_val_batches"]),
     )
 
 
 def _limit(batches: int, limit: float | None) -> int:
     if limit is None:
         return max(1, batches)
-    return max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
+    if isinstance(limit, int):
+        return max(1, min(batches, limit))
+    return max(1, int(batches * limit))
 
 
 class EpochTimer(Callback):
-    """Seconds of each training batch, fetching it included; of a validation batch; and of
-    each whole epoch. The first steps, which check every loss term, do not count.
+    """Measure the seconds of each training batch with its loading, of a validation
+    batch on average, and of each epoch. Excludes the first steps, which check the loss
+    terms.
     """
 
     def __init__(self) -> None:
         self.training: list[float] = []
         self.validation: list[float] = []
         self.epochs: list[float] = []
-        self._since = self._epoch = 0.0
-        self._counts = False
+        self._batch_start = self._epoch_start = 0.0
+        self._is_timed = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start an epoch."""
         self._end_epoch()
-        self._counts = trainer.global_step >= CHECKED_STEPS
-        self._since = self._epoch = _read_clock()
+        self._is_timed = trainer.global_step >= CHECKED_STEPS
+        self._batch_start = self._epoch_start = _read_clock()
 
     def on_train_batch_end(
         self,
@@ -80,36 +82,34 @@ class EpochTimer(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Note a batch."""
         now = _read_clock()
         if trainer.global_step > CHECKED_STEPS:
-            self.training.append(now - self._since)
-        self._since = now
+            self.training.append(now - self._batch_start)
+        self._batch_start = now
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the validation."""
-        self._since = _read_clock()
+        self._batch_start = _read_clock()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the mean of its batches."""
-        self.validation.append((_read_clock() - self._since) / sum(trainer.num_val_batches))
+        """Record the mean over the validation batches."""
+        seconds = _read_clock() - self._batch_start
+        self.validation.append(seconds / sum(trainer.num_val_batches))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the last epoch."""
         self._end_epoch()
 
     def _end_epoch(self) -> None:
-        if self._counts:
-            self.epochs.append(_read_clock() - self._epoch)
-        self._counts = False
+        if self._is_timed:
+            self.epochs.append(_read_clock() - self._epoch_start)
+        self._is_timed = False
 
     def sum_seconds(self, steps: EpochSteps) -> float:
-        """The seconds of all batches of an epoch."""
+        """Estimate the seconds of all batches of an epoch."""
         return steps.training * median(self.training) + steps.validation * median(self.validation)
 
     def estimate_overhead(self, steps: EpochSteps) -> float:
-        """The rest of an epoch of `steps`, which were timed: checkpoint, start of the
-        loader.
+        """Estimate the remaining seconds of a timed epoch of `steps`: checkpoints and
+        the start of the loader.
         """
         return max(0.0, median(self.epochs) - self.sum_seconds(steps))
 
@@ -123,27 +123,30 @@ def _read_clock() -> float:
 def time_steps(
     jobs: Mapping[str, TrainingJob], data: RunData, settings: TrainerSettings, folder: Path
 ) -> dict[str, float]:
-    """Seconds of an epoch of each job, from a few of its real steps in one process.
+    """Estimate the seconds of an epoch of each job from a few real steps in one
+    process.
 
-    The jobs take turns, so that what slows the machine slows all of them. `folder`
-    is left as it was.
+    The jobs take turns, so that other load on the machine affects all jobs alike.
+    Temporary files in `folder` are removed.
     """
     steps = count_steps_per_epoch(data, settings)
-    wanted = (CHECKED_STEPS + _STEPS) * settings.accumulate_grad_batches
-    timed = min(steps.training, wanted)
-    brief = settings.shorten(train=timed, validation=min(steps.validation, _VALIDATION_BATCHES))
+    batches = (CHECKED_STEPS + _STEPS) * settings.accumulate_grad_batches
+    epoch_batches = min(steps.training, batches)
+    short_settings = settings.shorten(
+        train=epoch_batches, validation=min(steps.validation, _VALIDATION_BATCHES)
+    )
+    max_epochs = math.ceil(batches / epoch_batches)
     timers = {name: EpochTimer() for name in jobs}
     turn = folder / "turn"
     for _ in range(_TURNS):
         for name, job in jobs.items():
-            # a killed attempt may have left a turn, which would be resumed
+            # `fit` would resume a turn that a killed attempt left
             shutil.rmtree(turn, ignore_errors=True)
             turn.mkdir()
-            recipe = replace(job.recipe, max_epochs=math.ceil(wanted / timed))
             fit(
-                replace(job, recipe=recipe),
+                replace(job, recipe=replace(job.recipe, max_epochs=max_epochs)),
                 data,
-                brief,
+                short_settings,
                 turn,
                 console=Console(silent=True),
                 callbacks=[timers[name]],
@@ -159,41 +162,45 @@ def match_wall_time(
     settings: TrainerSettings,
     folder: Path,
 ) -> None:
-    """Write ``epochs.json`` into `folder`: the epochs of the second training that take as
-    long as `epochs` of the first, and the seconds that decide it.
+    """Write ``epochs.json`` into `folder`: the number of epochs in which the second job
+    takes as long as the first job in `epochs`, and the seconds of an epoch of both.
     """
     seconds = time_steps(jobs, data, settings, folder)
     first, second = seconds.values()
-    # at least `epochs`: a training without a teacher is not slower, a measurement can be
-    matched = {
-        "max_epochs": max(epochs, round(epochs * first / second)),
-        "seconds_an_epoch": seconds,
-    }
-    write_atomically(folder / EPOCHS, json.dumps(matched, indent=1))
+    # The second job has no teacher, so fewer than `epochs` would be measurement noise.
+    max_epochs = max(epochs, round(epochs * first / second))
+    record = {"max_epochs": max_epochs, "seconds_an_epoch": seconds}
+    write_atomically(folder / EPOCHS, json.dumps(record, indent=1))
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """Seconds of a training step of a model, and of its outputs for a batch."""
+    """Seconds of a training step and of inference, for one batch."""
 
     training: float
     inference: float
 
 
 def estimate(
-    model: nn.Module, pixels: InputSpec, batch_size: int, settings: TrainerSettings, *, train: bool
+    model: nn.Module,
+    input_spec: InputSpec,
+    batch_size: int,
+    settings: TrainerSettings,
+    *,
+    train: bool,
 ) -> StepEstimate:
-    """Time a model on noise, without data and loss; not `train`: 0 for a training step."""
+    """Time `model` on noise, without data loading and loss; `training` is 0 unless
+    `train`.
+    """
     device = settings.device
     model = model.to(device).to(memory_format=torch.channels_last)
-    image = torch.rand(batch_size, pixels.channels, pixels.height, pixels.width).to(
-        device, memory_format=torch.channels_last
-    )
+    image = torch.rand(batch_size, input_spec.channels, input_spec.height, input_spec.width)
+    image = image.to(device, memory_format=torch.channels_last)
     dtype = torch.bfloat16 if "bf16" in settings.precision else torch.float16
+    training = 0.0
     with torch.autocast(device.type, dtype=dtype, enabled="mixed" in settings.precision):
-        training = (
-            _time_mean(lambda: model(image).float().square().mean().backward()) if train else 0.0
-        )
+        if train:
+            training = _time_mean(lambda: model(image).float().square().mean().backward())
         with torch.no_grad():
             return StepEstimate(training, _time_mean(lambda: model(image)))
 

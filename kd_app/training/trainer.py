@@ -1,5 +1,5 @@
-"""The settings of a training that are not the model's, the data's or the loss's,
-checked early; and Lightning's Trainer from them.
+"""Settings of the trainer, validated before a training starts, and the Lightning
+Trainer built from the settings.
 """
 
 from copy import copy
@@ -43,18 +43,20 @@ Limit = Annotated[float, Field(gt=0, le=1)] | PositiveInt | None
 
 
 class TrainerSettings(Typed):
-    """How to train: epochs, devices, precision. `devices` 'auto' takes what torchrun
-    started, else all GPUs there are, else one CPU process.
+    """How to train: epochs, devices, precision.
 
-    limit_*: a share (0..1), a number of batches, or null for all; overfit_batches:
-    train and validate on these same batches in every epoch. on_nan: end the run at a
-    loss that is not finite, or leave out such steps and count them. gradient_share:
-    optimizer steps between two looks at what each term has of the gradient, null for
-    none. sync_batchnorm: the student's BatchNorm sees the whole batch of all GPUs
-    (torch has none for CPUs). gradient_clip_val: largest norm, null for none. accumulate_grad_batches:
-    batches a step. checkpoint_minutes, checkpoint_steps: how often a resumable state is
-    written. timeout: seconds after which a rank that does not answer ends the job.
-    Raises `RequestError` for a device that is not there or a precision that it lacks.
+    devices: 'auto' is the number of processes that torchrun started, else all GPUs,
+    else one CPU process. limit_*: a share (0..1), a number of batches, or null for all.
+    overfit_batches: train and validate on the same few batches in every epoch. on_nan:
+    at a non-finite loss, end the run or skip and count the step. gradient_share:
+    optimizer steps between two logged gradient shares of the loss terms; null: none.
+    sync_batchnorm: compute the student's BatchNorm statistics over all GPUs (torch does
+    not support CPUs). gradient_clip_val: largest gradient norm; null: no clipping.
+    accumulate_grad_batches: batches of one optimizer step. checkpoint_minutes,
+    checkpoint_steps: how often a resumable state is saved. timeout: seconds without a
+    response of a rank after which the job ends.
+
+    Raises `RequestError` for a missing device and for an unsupported precision.
     """
 
     def __init__(
@@ -85,15 +87,13 @@ class TrainerSettings(Typed):
     ) -> None:
         self.max_epochs = max_epochs
         self.accelerator = _resolve_accelerator(accelerator)
-        started = read_launch()
-        self.devices = _resolve_devices(
-            self.accelerator, started.local_world_size if started and devices == "auto" else devices
-        )
-        self.num_nodes = (
-            started.nodes
-            if started and num_nodes == 1 and self.devices == started.local_world_size
-            else num_nodes
-        )
+        launch = read_launch()
+        if launch and devices == "auto":
+            devices = launch.local_world_size
+        self.devices = _resolve_devices(self.accelerator, devices)
+        if launch and num_nodes == 1 and self.devices == launch.local_world_size:
+            num_nodes = launch.nodes
+        self.num_nodes = num_nodes
         self.precision = _resolve_precision(self.accelerator, precision)
         self.limits = {
             "limit_train_batches": limit_train_batches,
@@ -117,42 +117,38 @@ class TrainerSettings(Typed):
 
     @property
     def device(self) -> torch.device:
-        """Where a single process works (measuring, predicting)."""
+        """The device of work in a single process (measurements, predictions)."""
         return torch.device({"cpu": "cpu", "mps": "mps"}.get(self.accelerator, "cuda"))
 
     @property
     def world_size(self) -> int:
-        """Number of processes that train together."""
+        """The number of processes that train together."""
         return self.devices * self.num_nodes
 
     def shorten(self, *, train: int, validation: int) -> "TrainerSettings":
-        """The same for so many batches of an epoch, in one process."""
-        made = copy(self)
-        made.devices = made.num_nodes = 1
-        made.sync_batchnorm, made.profiler = False, None
-        made.limits = {
+        """A copy for one process and short epochs: `train` and `validation` batches."""
+        settings = copy(self)
+        settings.devices = settings.num_nodes = 1
+        settings.sync_batchnorm, settings.profiler = False, None
+        settings.limits = {
             "limit_train_batches": train,
             "limit_val_batches": validation,
             "overfit_batches": None,
         }
-        return made
+        return settings
 
     def adapt_to_graph(self) -> "TrainerSettings":
-        """The same for a traced graph: in one process, in float32, and in the memory
-        format that it was traced in.
+        """A copy for a traced graph: one process, float32, the memory format of the
+        trace.
         """
-        made = copy(self)
-        made.devices = made.num_nodes = 1
-        made.sync_batchnorm, made.compile, made.channels_last, made.precision = (
-            False,
-            False,
-            False,
-            "32-true",
-        )
-        return made
+        settings = copy(self)
+        settings.devices = settings.num_nodes = 1
+        settings.sync_batchnorm = settings.compile = settings.channels_last = False
+        settings.precision = "32-true"
+        return settings
 
-    def place(self) -> dict[str, Any]:
-        """Where the ranks work, settled: a rank does not ask its own machine again."""
+    def describe_devices(self) -> dict[str, Any]:
+        """The resolved devices and precision, so that no rank resolves 'auto' again."""
         return {
             "accelerator": self.accelerator,
             "devices": self.devices,
@@ -160,8 +156,8 @@ class TrainerSettings(Typed):
             "precision": self.precision,
         }
 
-    def identity(self) -> dict[str, Any]:
-        """What of these settings decides the trained weights."""
+    def describe_identity(self) -> dict[str, Any]:
+        """The settings that determine the trained weights, for the stage's key."""
         return {
             "max_epochs": self.max_epochs,
             "accelerator": self.accelerator,
@@ -176,7 +172,7 @@ class TrainerSettings(Typed):
     def make(
         self, *, max_epochs: int, folder: Path, callbacks: list[pl.Callback], loggers: list[Any]
     ) -> pl.Trainer:
-        """Lightning's Trainer for one training in `folder`."""
+        """Build the Lightning Trainer of one training in `folder`."""
         strategy: Any = "auto"
         if self.world_size > 1:
             from datetime import timedelta
@@ -184,9 +180,11 @@ class TrainerSettings(Typed):
             from lightning.pytorch.strategies import DDPStrategy
 
             backend = "nccl" if self.accelerator in ("gpu", "cuda") else "gloo"
-            strategy = DDPStrategy(
-                process_group_backend=backend, timeout=timedelta(seconds=self.timeout)
-            )
+            timeout = timedelta(seconds=self.timeout)
+            strategy = DDPStrategy(process_group_backend=backend, timeout=timeout)
+        profiler = None
+        if self.profiler:
+            profiler = PROFILERS[self.profiler](dirpath=folder, filename=PROFILE)
         return pl.Trainer(
             max_epochs=max_epochs,
             accelerator=self.accelerator,
@@ -197,18 +195,13 @@ class TrainerSettings(Typed):
             accumulate_grad_batches=self.accumulate_grad_batches,
             gradient_clip_val=self.gradient_clip_val,
             detect_anomaly=self.detect_anomaly,
-            profiler=(
-                PROFILERS[self.profiler](dirpath=folder, filename=PROFILE)
-                if self.profiler
-                else None
-            ),
-            callbacks=[*callbacks, AtLeastOne()],
+            profiler=profiler,
+            callbacks=[*callbacks, RoundUpBatchLimits()],
             logger=loggers or False,
             default_root_dir=folder,
-            plugins=[
-                AtomicCheckpoints(),
-                LightningEnvironment(),
-            ],  # kd_app starts its ranks itself, also where SLURM or torchrun started kd_app
+            # LightningEnvironment: kd_app starts the ranks, also under SLURM and
+            # torchrun
+            plugins=[AtomicCheckpoints(), LightningEnvironment()],
             sync_batchnorm=self.sync_batchnorm,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
@@ -221,13 +214,15 @@ class TrainerSettings(Typed):
         )
 
 
-class AtLeastOne(pl.Callback):
-    """A share of the batches is at least one of them; Lightning refuses less, when the
-    training has begun.
+class RoundUpBatchLimits(pl.Callback):
+    """Round a fractional batch limit up to one batch.
+
+    Lightning raises for a limit below one batch, but only after the training has
+    started.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Turn shares into numbers of this process's batches."""
+        """Convert fractional limits to numbers of batches of this process."""
         data: pl.LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         for name, loader in (
             ("limit_train_batches", "train_dataloader"),
@@ -240,14 +235,13 @@ class AtLeastOne(pl.Callback):
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints written beside their place, flushed to disk, and renamed: a kill
-    leaves the old one or the new one, never half of one.
+    """Write a checkpoint to a temporary file, flush the file to disk, and rename the
+    file, so that a kill leaves the old or the new checkpoint.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write `checkpoint` to `path`."""
         import os
 
         target = Path(path)
@@ -260,42 +254,42 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(partial, target)
 
 
-def _resolve_accelerator(asked: Accelerator) -> Literal["cpu", "gpu", "mps"]:
-    there = {
+def _resolve_accelerator(accelerator: Accelerator) -> Literal["cpu", "gpu", "mps"]:
+    is_available = {
         "gpu": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    wanted = "gpu" if asked == "cuda" else asked
-    if wanted == "auto":
-        return "gpu" if there["gpu"] else "mps" if there["mps"] else "cpu"
-    if not there[wanted]:
+    name = "gpu" if accelerator == "cuda" else accelerator
+    if name == "auto":
+        return "gpu" if is_available["gpu"] else "mps" if is_available["mps"] else "cpu"
+    if not is_available[name]:
         raise RequestError(
-            f"trainer.accelerator={asked}, but this machine has none that torch can use. Use"
-            " trainer=cpu, or trainer=auto to take what is there."
+            f"trainer.accelerator={accelerator}, but torch finds no such device on this machine."
+            " Use trainer=cpu, or trainer=auto for the best available device."
         )
-    return wanted
+    return name
 
 
-def _resolve_devices(accelerator: str, asked: int | Literal["auto"]) -> int:
+def _resolve_devices(accelerator: str, devices: int | Literal["auto"]) -> int:
     gpus = torch.cuda.device_count()
-    if asked == "auto":
+    if devices == "auto":
         return max(gpus, 1) if accelerator == "gpu" else 1
-    if accelerator == "gpu" and asked > gpus:
+    if accelerator == "gpu" and devices > gpus:
         raise RequestError(
-            f"trainer.devices={asked}, but there are {gpus} GPUs here. Use trainer.devices={gpus}"
-            " or trainer.devices=auto."
+            f"trainer.devices={devices}, but this machine has {gpus} GPUs. Use"
+            f" trainer.devices={gpus} or trainer.devices=auto."
         )
-    if accelerator == "mps" and asked > 1:
+    if accelerator == "mps" and devices > 1:
         raise RequestError(
-            f"trainer.devices={asked}, but an mps machine has one device. Use trainer.devices=1."
+            f"trainer.devices={devices}, but an mps machine has one device. Use trainer.devices=1."
         )
-    if accelerator == "cpu" and asked > _count_cores():
+    if accelerator == "cpu" and devices > (cores := _count_cores()):
         raise RequestError(
-            f"trainer.devices={asked}, but this machine has {_count_cores()} cores and each process needs"
-            f" one. Use trainer.devices={_count_cores()} or fewer."
+            f"trainer.devices={devices}, but this machine has {cores} cores and each process needs"
+            f" one. Use trainer.devices={cores} or fewer."
         )
-    return asked
+    return devices
 
 
 def _count_cores() -> int:
@@ -304,18 +298,18 @@ def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _resolve_precision(accelerator: str, asked: Precision) -> str:
-    """'auto' takes the fastest that the device has hardware for; what it can't do at
-    all is refused.
+def _resolve_precision(accelerator: str, precision: Precision) -> str:
+    """Resolve 'auto' to the fastest precision with hardware support; raise
+    `RequestError` for a precision that the device does not support.
     """
     names = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-    if asked == "auto":
+    if precision == "auto":
         if accelerator == "gpu":
             return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "16-mixed"
-        fast = accelerator == "cpu" and read_cpu_flags() & {"avx512_bf16", "amx_bf16"}
-        return "bf16-mixed" if fast else "32-true"
-    chosen = names.get(str(asked), str(asked))
-    lacking = {
+        has_bf16 = accelerator == "cpu" and read_cpu_flags() & {"avx512_bf16", "amx_bf16"}
+        return "bf16-mixed" if has_bf16 else "32-true"
+    name = names.get(str(precision), str(precision))
+    unsupported = {
         "cpu": ("16-mixed", "16-true", "transformer-engine", "transformer-engine-float16"),
         "mps": (
             "64-true",
@@ -325,14 +319,14 @@ def _resolve_precision(accelerator: str, asked: Precision) -> str:
             "transformer-engine-float16",
         ),
     }
-    if chosen in lacking.get(accelerator, ()):
+    if name in unsupported.get(accelerator, ()):
         raise RequestError(
-            f"trainer.precision={asked} is not to be had on this device ({accelerator}). Use"
+            f"trainer.precision={precision} is not supported on this device ({accelerator}). Use"
             " trainer.precision=auto, 32-true or bf16-mixed."
         )
-    if chosen.startswith("transformer-engine") and find_spec("transformer_engine") is None:
+    if name.startswith("transformer-engine") and find_spec("transformer_engine") is None:
         raise RequestError(
-            f"trainer.precision={asked} needs NVIDIA's transformer_engine, which is not installed."
-            " Install it, or use trainer.precision=auto."
+            f"trainer.precision={precision} needs NVIDIA's transformer_engine, which is not"
+            " installed. Install transformer_engine, or use trainer.precision=auto."
         )
-    return chosen
+    return name

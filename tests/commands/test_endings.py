@@ -27,17 +27,17 @@ def ending(error: BaseException) -> Ended:
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
             1,
-            "The run failed: No space left on device (runs/x). What was done is kept",
+            "The run failed: No space left on device (runs/x). Completed work is kept",
         ),
         (
             KeyboardInterrupt(),
             130,
-            "Stopped by Ctrl-C. What was done is kept: the same command goes on from here.",
+            "Stopped by Ctrl-C. Completed work is kept: run the same command again to resume.",
         ),
         (
             SystemExit(143),
             143,
-            "Stopped by SIGTERM. What was done is kept: the same command goes on from here.",
+            "Stopped by SIGTERM. Completed work is kept: run the same command again to resume.",
         ),
     ],
 )
@@ -54,7 +54,7 @@ def test_a_fault_of_the_program_is_told_with_its_traceback_and_is_a_failed_run()
     assert ended.code == 1
     assert "Traceback" in ended.err
     assert ended.err.splitlines()[-1].startswith(
-        "The run failed by a fault of the program, told above (ZeroDivisionError)."
+        "The run failed by an internal error, with the traceback above (ZeroDivisionError)."
     )
 
 

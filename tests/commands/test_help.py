@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from kd_app import __version__
-from kd_app.commands.help import EXAMPLES, find_answer, help_text
+from kd_app.commands.help import EXAMPLES, find_help, format_help
 from kd_app.config.compose import compose_config
 from kd_app.config.paths import CONF, list_choices
 from tests.commands.call import done
@@ -24,7 +24,7 @@ def test_every_command_has_a_help() -> None:
 
 @pytest.mark.parametrize("primary", COMMANDS)
 def test_it_fits_on_a_screen(primary: str) -> None:
-    lines = help_text(primary).splitlines()
+    lines = format_help(primary).splitlines()
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith(f"kd-{primary}: ")
@@ -32,8 +32,8 @@ def test_it_fits_on_a_screen(primary: str) -> None:
 
 @pytest.mark.parametrize("primary", COMMANDS)
 def test_the_command_prints_it_and_does_nothing_else(primary: str) -> None:
-    assert done("--help", "nonsense=1", command=f"kd-{primary}") == help_text(primary) + "\n"
-    assert done("-h", command=f"kd-{primary}") == help_text(primary) + "\n"
+    assert done("--help", "nonsense=1", command=f"kd-{primary}") == format_help(primary) + "\n"
+    assert done("-h", command=f"kd-{primary}") == format_help(primary) + "\n"
 
 
 @pytest.mark.parametrize("primary", COMMANDS)
@@ -52,7 +52,7 @@ def test_every_example_composes(example: str) -> None:
 
 
 def test_groups_are_listed_with_their_choices_and_which_take_several() -> None:
-    text = help_text("distill")
+    text = format_help("distill")
     for group in ("data", "loss", "trainer", "experiment", "debug", "hydra/sweeper"):
         assert f"\n  {group} " in text
     for name in list_choices("data"):
@@ -62,14 +62,14 @@ def test_groups_are_listed_with_their_choices_and_which_take_several() -> None:
 
 
 def test_settings_are_explained_where_there_is_room_and_named_where_not() -> None:
-    assert "\n  model           (required) a file of kd-export's" in help_text("predict")
-    assert "\n  out, stages, remake," in help_text("distill")
-    assert ", license, check\n" in help_text("check")
+    assert "\n  model           (required) a file of kd-export's" in format_help("predict")
+    assert "\n  out, stages, remake," in format_help("distill")
+    assert ", license, check\n" in format_help("check")
 
 
 def test_words_that_ask_for_work_have_no_answer() -> None:
-    assert find_answer("distill", ["seed=1"]) is None
-    assert find_answer("distill", []) is None
+    assert find_help("distill", ["seed=1"]) is None
+    assert find_help("distill", []) is None
 
 
 @pytest.mark.parametrize("word", ["--help", "--version"])

@@ -91,7 +91,7 @@ def test_a_report_that_is_sent_to_weights_and_biases_is_made_from_the_students_t
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "needs to know which runs"),
+        ((), "needs runs, but runs= is empty"),
         (("runs=[nowhere]",), "There is no 'nowhere'"),
         (("runs=[none*]",), "There is no 'none*'"),
         (("runs=[empty]",), "There is no run in 'empty'"),

@@ -44,7 +44,7 @@ WRONG = [
     ("+seed=1", "'+' adds a setting, and there is one named 'seed' already"),
     ("~foo", "'~' removes a setting, and there is none named 'foo'"),
     ("~seed=3", "'~seed=3' removes nothing: seed is 0"),
-    ("~loss", "'~loss' removes nothing: no such choice was made"),
+    ("~loss", "'~loss' removes nothing: loss has no such choice"),
     ("data@x=digits", "no group 'data@x'. Did you mean 'data'?"),
     ("+x@y=1", "no group 'x'. '--help' lists the groups"),
     ("+foo=1", "kd-distill has no setting 'foo'"),
@@ -73,10 +73,10 @@ WRONG = [
     ("debug=fdrr", "Did you mean 'fdr'?"),
     ("logger=[wandbb]", "Did you mean 'wandb'?"),
     ("controls=[labels]", "Did you mean 'labels_only'?"),
-    ("experiment=None", "no experiment 'None'. null (written so) chooses none"),
+    ("experiment=None", "no experiment 'None'. Use null for no choice"),
     ("loss=null", "'loss=null' chooses nothing. Expected the name of a choice"),
     ("teacher=null", "Choices of teacher=: ema, none, several, timm"),
-    ("loss=[]", "No loss term is chosen"),
+    ("loss=[]", "The loss has no term"),
     ("loss.soft_target=null", "loss.soft_target=None is not a component"),
     # names of models, optimizers, stages
     ("student.name=resnet8x", "no student model 'resnet8x'. Did you mean 'resnet8x4'?"),
@@ -86,16 +86,16 @@ WRONG = [
     ("remake=[studnt]", "no stage to remake 'studnt'. Did you mean 'student'?"),
     (
         "teacher._target_=nowhere.Net",
-        "teacher._target_='nowhere.Net' names code that is no part of kd_app",
+        "teacher._target_='nowhere.Net' names code that is not part of kd_app",
     ),
     (
         "data.view._target_=os.system",
-        "data.view._target_='os.system' names code that is no part of kd_app",
+        "data.view._target_='os.system' names code that is not part of kd_app",
     ),
     ("loss.soft_target._target_=kd_app.losses.soft_target.SoftTargt", "'SoftTargt' is importable"),
     # types and ranges
     ("trainer.max_epochs=abc", "max_epochs='abc' does not fit: expected a valid integer"),
-    ("trainer.max_epochs=None", "None is a text here; nothing is written null"),
+    ("trainer.max_epochs=None", "None is read as text; write null for no value"),
     ("trainer.max_epochs=0", "max_epochs=0 does not fit: expected greater than 0"),
     (
         "trainer.limit_train_batches=0",
@@ -108,7 +108,7 @@ WRONG = [
     ("loss.soft_target.schedule=warmpu", "no scheduler 'warmpu'. Did you mean 'warmup'?"),
     (
         "+loss.soft_target.schedule=0.5",
-        "loss.soft_target.schedule=0.5 does not fit: expected one of scheduler's choices",
+        "loss.soft_target.schedule=0.5 does not fit: expected a choice of the group scheduler",
     ),
     ("loss.soft_target.weight=-1", "loss.soft_target.weight=-1 does not fit"),
     ("loss.cross_entropy.smoothing=1", "smoothing=1 does not fit: expected less than 1"),
@@ -180,7 +180,7 @@ def test_the_command_says_it_on_stderr_with_exit_code_2(words: str, said: str) -
     [
         (
             "trainer.precision=16-mixed trainer.accelerator=cpu",
-            "trainer.precision=16-mixed is not to be had on this device (cpu)",
+            "trainer.precision=16-mixed is not supported on this device (cpu)",
         ),
         ("trainer.precision=fp8", "precision='fp8' does not fit: expected 'auto', '32-true'"),
         ("trainer=cpu trainer.devices=4096", "trainer.devices=4096, but this machine has"),

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_app.config import build_unknown_error, suggest_closest
-from kd_app.config.errors import nearest
+from kd_app.config.errors import suggest_closest_keys
 
 WORDS = ["temperature", "weight", "smoothing"]
 
@@ -17,9 +17,12 @@ def test_the_closest_choice_is_named_and_none_where_none_is_near() -> None:
 
 def test_the_last_name_of_a_key_finds_every_group_that_has_it() -> None:
     keys = ["optimizer.lr", "teacher.optimizer.lr", "optimizer", "seed"]
-    assert nearest("lr", keys) == "Did you mean 'optimizer.lr' or 'teacher.optimizer.lr'? "
-    assert nearest("optimzer", keys) == "Did you mean 'optimizer'? "
-    assert nearest("qqq", keys) == nearest("lr", []) == ""
+    assert (
+        suggest_closest_keys("lr", keys)
+        == "Did you mean 'optimizer.lr' or 'teacher.optimizer.lr'? "
+    )
+    assert suggest_closest_keys("optimzer", keys) == "Did you mean 'optimizer'? "
+    assert suggest_closest_keys("qqq", keys) == suggest_closest_keys("lr", []) == ""
 
 
 def test_few_choices_are_listed_in_order_and_many_are_counted() -> None:

@@ -35,7 +35,7 @@ def config(target: str) -> dict[str, Any]:
         "kd_app.commands.distill.main",
         "kd_app.stages.Path",
         "kd_app.stages.Stages",
-        "kd_app.training.distributed.launch.Child",
+        "kd_app.training.distributed.launch.ChildRank",
         "lightning.pytorch.callbacks.ModelCheckpoint",
         "lightning.pytorch.callbacks.OnExceptionCheckpoint",
         "lightning.pytorch.loggers.CSVLogger",
@@ -45,7 +45,7 @@ def config(target: str) -> dict[str, Any]:
 def test_what_is_no_part_of_ours_is_refused_with_the_place_and_the_way_out(target: str) -> None:
     with pytest.raises(
         RequestError,
-        match=r"loss\.other\._target_=.* names code that is no part of kd_app.*'allow=\[",
+        match=r"loss\.other\._target_=.* names code that is not part of kd_app.*'allow=\[",
     ):
         check_targets(config(target), [])
 

@@ -97,7 +97,7 @@ def test_a_missing_setting_and_everything_else_that_is_wrong_is_told_at_once() -
 
 def test_the_text_none_is_told_from_null() -> None:
     assert refused(Part, size="None", rate=1).endswith(
-        "None is a text here; nothing is written null."
+        "None is read as text; write null for no value."
     )
 
 

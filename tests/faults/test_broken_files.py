@@ -57,7 +57,7 @@ def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
     said = done(*WORDS, *places(tmp_path))
     for file in files:
         stage, _, name = file.relative_to(tmp_path / "stages").as_posix().partition("/")
-        assert f"{stage}: {name} is not what was written there; the stage is made anew" in said
+        assert f"{stage}: {name} is missing or changed since the stage was built; the stage is rebuilt" in said
     assert outcome(tmp_path) == outcome(undisturbed)
     for file in files:
         happened = "a line names it; the stage was made anew, to the same student and figures"
@@ -80,12 +80,12 @@ def test_checkpoints_that_are_damaged_are_named_and_their_trainings_start_again(
         assert ended.code == 1
         assert (
             role == "teacher"
-            or "last.ckpt is damaged; this training starts again from its beginning" in ended.out
+            or "last.ckpt is damaged; the training restarts from the beginning" in ended.out
         )
         checkpoint = next(tmp_path.glob(f"stages/{role}-*.partial/last.ckpt"))
         spoil(checkpoint, damage)
     said = done(*words)
-    assert f"{checkpoint} is damaged; this training starts again from its beginning" in said
+    assert f"{checkpoint} is damaged; the training restarts from the beginning" in said
     assert outcome(tmp_path) == outcome(undisturbed)
     for damage in DAMAGES:
         happened = "a line names it; that training started again, to the same student and figures"

@@ -47,7 +47,7 @@ def test_workers_that_are_killed_end_the_run_and_the_same_words_go_on(
     assert "DataLoader worker" in paragraph(ended.err)
     assert "Repeat the command to resume" in paragraph(ended.err)
     assert results(tmp_path / "killed" / "out")["status"] == "failed"
-    assert "goes on at step" in done(*words, *places(tmp_path / "killed"))
+    assert "resumes at step" in done(*words, *places(tmp_path / "killed"))
     done(*words, *places(tmp_path / "whole"))
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
     happened = (
@@ -76,11 +76,11 @@ def test_a_term_that_is_not_finite_is_named_and_skipping_goes_on_from_the_last_g
         assert ended.code == 1
         said = paragraph(ended.err)
         assert "The loss term soft_target is not finite at step 6 (images " in said
-        assert "The last good state is kept." in said
+        assert "The last finite state is saved." in said
         assert call(*words).err == ended.err  # it is not forgotten either
         out = done(*words, "trainer.on_nan=skip")
-    assert "student: goes on at step 5\n" in out
-    assert "Note: student: 1 steps were left out because their gradient was not finite" in out
+    assert "student: resumes at step 5\n" in out
+    assert "Note: student: 1 steps with a non-finite gradient were skipped" in out
     state = load_file(tmp_path / "out" / "student" / "model.safetensors")
     assert all(
         bool(torch.isfinite(tensor).all())
@@ -110,7 +110,7 @@ def test_files_from_the_future_do_not_disturb(
     next_year = time.time() + 365 * 24 * 3600
     for path in tmp_path.rglob("*"):
         os.utime(path, (next_year, next_year))
-    assert "teacher: goes on at step 8\n" in done(*words)
+    assert "teacher: resumes at step 8\n" in done(*words)
     assert outcome(tmp_path) == outcome(undisturbed)
     happened = "the same words went on, to the same student and figures"
     fault("the clock is set back by a year between two attempts", happened=happened, lost="nothing")

@@ -170,7 +170,7 @@ def test_another_run_with_the_same_teacher_finds_the_teachers_files_and_their_an
         (("remake=[export-teacher-onnx]",), "There is no stage to remake 'export-teacher-onnx'"),
         (
             ("formats=[onnx]", "+formats.evil._target_=os.system"),
-            "names code that is no part of kd_app",
+            "names code that is not part of kd_app",
         ),
     ],
 )

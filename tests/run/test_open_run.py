@@ -149,7 +149,7 @@ def test_parts_that_only_a_training_needs_are_not_looked_at(
 @pytest.mark.parametrize("group", ["loss", "optimizer", "scheduler"])
 def test_a_training_needs_a_recipe_that_is_ours(group: str, run: Path) -> None:
     change_config(run, **{group: {"x": FOREIGN} if group == "loss" else FOREIGN})
-    with pytest.raises(RequestError, match=r"'os.mkdir' names code that is no part of kd_app"):
+    with pytest.raises(RequestError, match=r"'os.mkdir' names code that is not part of kd_app"):
         build_saved_spec(read_saved(run, "train"))
 
 
@@ -184,7 +184,7 @@ def test_parts_that_every_purpose_needs_are_ours(place: str, purpose: Purpose, r
     for key in above:
         node = node[key]
     node[last] = FOREIGN
-    with pytest.raises(RequestError, match="names code that is no part of kd_app"):
+    with pytest.raises(RequestError, match="names code that is not part of kd_app"):
         build_saved_spec(saved)
     assert not Path("mark").exists()
 

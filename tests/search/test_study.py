@@ -123,7 +123,7 @@ def test_a_grid_has_every_cell_once(tmp_path: Path) -> None:
         (0.5, "b"),
     ]
     with pytest.raises(
-        RequestError, match=r"x has no steps, and hydra\.sweeper\.sampler=grid needs them"
+        RequestError, match=r"hydra\.sweeper\.sampler=grid needs discrete values, but x has none"
     ):
         run(tmp_path / "none", SPACE, sampler="grid")
 
@@ -157,7 +157,7 @@ def test_two_objectives_are_searched_together_and_the_front_is_named(tmp_path: P
     ):
         finish(tmp_path, batch[0][0], top1, macs=macs)
     assert suggest_next(tmp_path) == [
-        "No other trial beats these in all of validation.student.top1, models.student.macs: 0,"
+        "Trials that no other trial beats in all of validation.student.top1, models.student.macs: 0,"
         " 2, 3."
     ]
 
@@ -170,8 +170,8 @@ def test_the_end_says_what_mattered_and_where_to_look_next(tmp_path: Path) -> No
     }
     run(tmp_path, space, trials=25, sampler="random")
     said = " ".join(suggest_next(tmp_path))
-    assert "lies at the lower end of 3 to 10: search below it, too." in said
-    assert "What mattered most in these 25 trials: x" in said
+    assert "is at the lower end of 3 to 10: also search below this range." in said
+    assert "The most important setting in these 25 trials is x" in said
     assert suggest_next(tmp_path / "nowhere") == []
 
 
@@ -194,15 +194,15 @@ def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("x=3", "no range to search"),
+        ("x=3", "is not a search range"),
         ("x=range(4,4)", "is empty"),
-        ("x=interval(8,1)", "no range to search"),
+        ("x=interval(8,1)", "is not a search range"),
     ],
 )
 def test_what_is_no_range_is_refused(word: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse_space(parsed(word))
-    with pytest.raises(RequestError, match="needs something to search"):
+    with pytest.raises(RequestError, match="The search space is empty"):
         parse_space([])
 
 

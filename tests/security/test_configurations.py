@@ -57,7 +57,7 @@ def test_parts_that_are_not_ours_are_refused_wherever_they_stand(
     place: str, tmp_path: Path, mark: Path
 ) -> None:
     words = experiment(tmp_path / "conf", nested(place, touching(mark)))
-    assert f"{place}._target_='os.mkdir' names code that is no part of kd_app" in refused(
+    assert f"{place}._target_='os.mkdir' names code that is not part of kd_app" in refused(
         *words, *TINY
     )
 
@@ -81,13 +81,13 @@ def test_an_interpolation_does_not_become_a_part_later(tmp_path: Path, mark: Pat
 
 def test_classes_of_ours_that_are_no_parts_are_not_made(tmp_path: Path, mark: Path) -> None:
     starts = {
-        "_target_": "kd_app.training.distributed.launch.Child",
+        "_target_": "kd_app.training.distributed.launch.ChildRank",
         "job": "x",
         "place": {"RANK": 1, "WORLD_SIZE": 1, "PYTHONPATH": "x"},
         "log": str(mark),
     }
     words = experiment(tmp_path / "conf", {"callbacks": {"x": starts}})
-    assert "'kd_app.training.distributed.launch.Child' names code that is no part" in refused(
+    assert "'kd_app.training.distributed.launch.ChildRank' names code that is not part" in refused(
         *words, *TINY
     )
 

@@ -53,7 +53,7 @@ def test_what_a_measurement_does_not_need_is_not_built(place: str, run: Path, ma
 def test_a_training_that_is_not_ours_is_refused(place: str, run: Path, mark: Path) -> None:
     changed(run / "config.yaml", place, touching(mark))
     words = (f"run={run}", "steps=[finetune]", "out=small")
-    assert "names code that is no part of kd_app" in refused(*words, command="kd-compress")
+    assert "names code that is not part of kd_app" in refused(*words, command="kd-compress")
 
 
 @pytest.mark.parametrize("place", BUILT)
@@ -199,7 +199,7 @@ def test_a_trial_that_somebody_laid_into_a_sweep_says_not_what_is_run_or_where_i
     assert "Trial 7 is the best on validation; testing it" in ended.out
     assert not (tmp_path / "elsewhere").exists()
     assert ended.code == (2 if runs else 0)
-    assert ("'os.mkdir' names code that is no part of kd_app" in ended.err) == runs
+    assert ("'os.mkdir' names code that is not part of kd_app" in ended.err) == runs
 
 
 def test_nothing_of_a_run_is_changed_by_reading_it(run: Path) -> None:

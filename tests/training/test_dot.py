@@ -170,7 +170,7 @@ def test_a_run_trains_with_it_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["optimizer.delta=0.2"], "optimizer.delta=0.2 takes the momenta to 0.7 and 1.1"),
+        (["optimizer.delta=0.2"], "optimizer.delta=0.2 gives the momenta 0.7 and 1.1"),
         (["optimizer.delta=1"], "delta=1 does not fit"),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_it_can_not_do_is_refused(words: list[str], said: str) -> None:
 
 def test_a_scaled_loss_and_several_processes_are_refused() -> None:
     settings = build_spec(compose_config("distill", ["optimizer=dot"])).recipe.make_optimizer()
-    with pytest.raises(RequestError, match=r"apart in one process, and trainer.devices=2"):
+    with pytest.raises(RequestError, match=r"in one process, but 2 processes are configured"):
         settings.check_place(2, "32-true")
-    with pytest.raises(RequestError, match="precision=16-mixed scales one of them"):
+    with pytest.raises(RequestError, match="loss scaling of trainer.precision=16-mixed"):
         settings.check_place(1, "16-mixed")

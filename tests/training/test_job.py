@@ -88,7 +88,7 @@ def trainer() -> TrainerSettings:
 def test_the_identity_holds_all_that_decides_the_weights_and_no_more(
     trainer: TrainerSettings, tmp_path: Path
 ) -> None:
-    identity = job(teacher=teacher(tmp_path)).identity(data(), trainer)
+    identity = job(teacher=teacher(tmp_path)).describe_identity(data(), trainer)
     assert identity == {
         "model": {
             "name": "resnet8",
@@ -110,7 +110,7 @@ def test_the_identity_holds_all_that_decides_the_weights_and_no_more(
 def test_the_hash_of_an_identity_is_the_one_that_earlier_versions_computed(
     trainer: TrainerSettings,
 ) -> None:
-    identity = job().identity(data(), trainer)
+    identity = job().describe_identity(data(), trainer)
     assert hash_value(identity)[:16] == "ddc0709459cdefd3"
 
 
@@ -121,18 +121,20 @@ def test_the_hash_of_an_identity_is_the_one_that_earlier_versions_computed(
 def test_who_asks_does_not_change_the_identity(
     changes: dict[str, Any], trainer: TrainerSettings
 ) -> None:
-    assert job(**changes).identity(data(), trainer) == job().identity(data(), trainer)
+    assert job(**changes).describe_identity(data(), trainer) == job().describe_identity(
+        data(), trainer
+    )
 
 
 def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_identity(
     trainer: TrainerSettings, tmp_path: Path
 ) -> None:
     source = teacher(tmp_path)
-    paired = job(teacher=source, partner_images=True).identity(data(), trainer)
-    cached = job(teacher=replace(source, cached_logits=tmp_path)).identity(data(), trainer)
+    paired = job(teacher=source, partner_images=True).describe_identity(data(), trainer)
+    cached = job(teacher=replace(source, cached_logits=tmp_path)).describe_identity(data(), trainer)
     assert (paired["partner_images"], cached["teacher_outputs"]) == (True, "cached")
     assert not {"partner_images", "teacher_outputs"} & set(
-        job(teacher=source).identity(data(), trainer)
+        job(teacher=source).describe_identity(data(), trainer)
     )
 
 
@@ -141,16 +143,16 @@ def test_the_identity_of_the_data_is_the_teachers_where_the_views_are_fresh(
     fresh_views: bool, trainer: TrainerSettings
 ) -> None:
     served = data(identity=lambda *, for_teacher: {"for_teacher": for_teacher})
-    identity = job(fresh_views=fresh_views).identity(served, trainer)
+    identity = job(fresh_views=fresh_views).describe_identity(served, trainer)
     assert identity["data"] == {"for_teacher": fresh_views}
 
 
 def test_the_inputs_are_the_hashes_of_data_start_and_teacher(tmp_path: Path) -> None:
     source = teacher(tmp_path)
-    alone, taught = job().inputs(data()), job(teacher=source).inputs(data())
+    alone, taught = job().hash_inputs(data()), job(teacher=source).hash_inputs(data())
     assert set(alone) == {"data", "start"}
     assert taught == {**alone, "teacher": source.created.weights.sha256}
-    assert job(recipe=replace(RECIPE, seed=6)).inputs(data())["start"] != alone["start"]
+    assert job(recipe=replace(RECIPE, seed=6)).hash_inputs(data())["start"] != alone["start"]
 
 
 def test_another_process_reads_the_very_same_job(trainer: TrainerSettings, tmp_path: Path) -> None:
@@ -160,8 +162,8 @@ def test_another_process_reads_the_very_same_job(trainer: TrainerSettings, tmp_p
     )
     again = load_job(json.loads(json.dumps(whole.to_json())), data())
     assert again.to_json() == whole.to_json()
-    assert again.identity(data(), trainer) == whole.identity(data(), trainer)
-    assert again.inputs(data()) == whole.inputs(data())
+    assert again.describe_identity(data(), trainer) == whole.describe_identity(data(), trainer)
+    assert again.hash_inputs(data()) == whole.hash_inputs(data())
     assert again.input == GRAY
     assert again.teacher is not None
     assert again.teacher.cached_logits == tmp_path / "c"

@@ -138,7 +138,7 @@ def test_the_label_loss_is_the_weighted_sum_of_the_terms_without_a_teacher() -> 
     own, teacher = answers(student(), batch())
     _, values = loss(own, teacher, batch())
     assert own.logits is not None
-    found = loss.label_loss(values, progress=0.5)
+    found = loss.compute_label_loss(values, progress=0.5)
     assert found is not None
     torch.testing.assert_close(found, 4 * own.logits.mean())
 
@@ -149,7 +149,7 @@ def test_there_is_no_label_loss_where_all_or_no_terms_read_a_teacher(
 ) -> None:
     loss = DistillationLoss({"only": term}, {"only": 1.0})
     _, values = loss(*answers(student(), batch()), batch())
-    assert loss.label_loss(values, progress=0.5) is None
+    assert loss.compute_label_loss(values, progress=0.5) is None
 
 
 def test_the_label_temperatures_are_those_at_which_terms_soften_class_probabilities() -> None:

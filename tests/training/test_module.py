@@ -202,7 +202,7 @@ def test_a_term_that_becomes_nan_later_stops_the_run_with_its_name_and_the_image
     with pytest.raises(
         RunError,
         match=(
-            r"The loss term wild is not finite at step 8. The last good state .*"
+            r"The loss term wild is not finite at step 8. The last finite state .*"
             r" trainer.on_nan=skip"
         ),
     ):
@@ -272,7 +272,7 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
 
 
 def test_an_epoch_of_which_most_is_skipped_ends_the_run() -> None:
-    with pytest.raises(RunError, match="3 of 5 steps of epoch 2 had a gradient that is not finite"):
+    with pytest.raises(RunError, match="3 of 5 steps in epoch 2 had a non-finite gradient"):
         fitted(
             distillation(terms=terms(wild=nan_at(6, 7, 8)), skip_nonfinite=True),
             callbacks=[SkipNonFiniteSteps()],
@@ -396,5 +396,5 @@ def test_a_step_draws_its_dropout_from_seed_and_position_alone() -> None:
 
 
 def test_a_training_without_an_end_is_refused() -> None:
-    with pytest.raises(RunError, match="The schedule needs a number of epochs"):
+    with pytest.raises(RunError, match="The schedule needs the number of epochs"):
         fitted(distillation(schedule=Linear(warmup=0.0, final=0.0)), max_epochs=-1, max_steps=3)

@@ -283,6 +283,6 @@ def test_a_killed_training_on_shuffled_data_of_ones_own_ends_bit_identical(tmp_p
         step = ("kd_app.training.module:Distillation.training_step", moment)
         assert distilled(words("killed"), log, step, sign=sign) == code, Path(log).read_text()
     assert distilled(words("killed"), log) == 0, Path(log).read_text()
-    assert "goes on at step 5" in Path(log).read_text()
+    assert "resumes at step 5" in Path(log).read_text()
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")
     assert student_sha256(tmp_path / "killed" / "out") == student_sha256(tmp_path / "whole" / "out")

@@ -134,7 +134,7 @@ def test_a_run_that_was_stopped_saves_where_it_is_and_ends_bit_identical(
     for moment, step in steps.items():
         assert distilled(overrides, log, moment, sign=sign) == code, Path(log).read_text()
         assert distilled(overrides, log, (f"{MODULE}.training_step", 1)) == -signal.SIGKILL
-        assert f"goes on at step {step}\n" in Path(log).read_text()
+        assert f"resumes at step {step}\n" in Path(log).read_text()
     assert distilled(overrides, log) == 0
     assert student_sha256(out) == student_sha256(undisturbed)
     assert curves(out) == curves(undisturbed)
@@ -149,7 +149,7 @@ def test_a_run_that_a_cluster_preempts_saves_where_it_is_and_leaves_the_rest_to_
         == 144
     ), Path(log).read_text()
     assert distilled(overrides, log) == 0
-    assert "goes on at step 4\n" in Path(log).read_text()
+    assert "resumes at step 4\n" in Path(log).read_text()
     assert student_sha256(out) == student_sha256(undisturbed)
 
 
@@ -162,7 +162,7 @@ def test_a_run_that_was_copied_goes_on_in_its_new_place(
     shutil.copytree(out.parent, there.parent, dirs_exist_ok=True)
     shutil.rmtree(out.parent)
     assert distilled(elsewhere, str(there.parent / "log")) == 0
-    assert "goes on at step" in (there.parent / "log").read_text()
+    assert "resumes at step" in (there.parent / "log").read_text()
     assert student_sha256(there) == student_sha256(undisturbed)
     assert results(there)["test"] == results(undisturbed)["test"]
     assert (
@@ -177,7 +177,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     overrides, _, log = words("impatient", "trainer.checkpoint_minutes=60")
     both = ((f"{MODULE}.training_step", 3), ("kd_app.training.loss:DistillationLoss.forward", 3))
     assert distilled(overrides, log, *both, sign=signal.SIGINT) == 130
-    assert "once more to stop at once" in Path(log).read_text()
+    assert "Repeat the signal to stop at once" in Path(log).read_text()
     assert not list(Path(log).parent.rglob("last.ckpt"))
 
 

@@ -238,7 +238,7 @@ def test_the_teachers_own_training_has_fresh_views_so_that_runs_with_few_and_man
         made.prepare_data()
         found.append(
             {
-                role: draft_role_job(made, role).identity(made.data, made.spec.trainer)
+                role: draft_role_job(made, role).describe_identity(made.data, made.spec.trainer)
                 for role in ("teacher", "student")
             }
         )

@@ -108,7 +108,7 @@ def test_batchnorm_is_synchronized_where_several_gpus_train(
     machine(gpus=gpus)
     found = settings(accelerator=accelerator, devices="auto", sync_batchnorm=asked)
     assert found.sync_batchnorm is world
-    assert found.identity().get("sync_batchnorm", False) is world
+    assert found.describe_identity().get("sync_batchnorm", False) is world
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,9 @@ def test_what_decides_the_weights_is_part_of_the_identity_of_a_training(
     machine: Any, changes: dict[str, Any], decides: bool
 ) -> None:
     base = {"precision": "32-true"}
-    assert (settings(**base).identity() != settings(**{**base, **changes}).identity()) == decides
+    assert (
+        settings(**base).describe_identity() != settings(**{**base, **changes}).describe_identity()
+    ) == decides
 
 
 def test_lightnings_trainer_gets_them(machine: Any, tmp_path: Path) -> None:

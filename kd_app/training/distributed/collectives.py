@@ -1,4 +1,4 @@
-"""The batch of all ranks, for loss terms that compare images with each other."""
+"""Collectives that gather the batch of all ranks, for loss terms that compare images."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,11 +10,11 @@ from torch.autograd.function import once_differentiable
 from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
 
-_HELD = ("logits", "embedding", "features", "pre_activation", "tokens", "attention")
+_FIELDS = ("logits", "embedding", "features", "pre_activation", "tokens", "attention")
 
 
 def is_distributed() -> bool:
-    """More than one process trains."""
+    """Whether more than one process trains."""
     return (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()
@@ -22,53 +22,48 @@ def is_distributed() -> bool:
     )
 
 
-def all_gather_outputs(outputs: Outputs, reads: frozenset[str]) -> Outputs:
-    """`outputs` of the images of all ranks, in the order in which one rank would have
-    them; of the fields `reads`, the others as they are.
+def gather_outputs(outputs: Outputs, reads: frozenset[str]) -> Outputs:
+    """`outputs` with the fields `reads` gathered from all ranks, in the order of images
+    that a single rank would have; other fields are unchanged.
     """
-    return replace(
-        outputs, **{name: _all_gather(getattr(outputs, name)) for name in _HELD if name in reads}
-    )
+    fields = {name: _gather(getattr(outputs, name)) for name in _FIELDS if name in reads}
+    return replace(outputs, **fields)
 
 
-def all_gather_batch(batch: Batch) -> Batch:
-    """The batch of all ranks but for its pixels, which stay this rank's own."""
-    return replace(
-        batch,
-        **{name: _all_gather(getattr(batch, name)) for name in ("target", "index", "labeled")},
-    )
+def gather_batch(batch: Batch) -> Batch:
+    """The batch of all ranks, except for the images, which remain this rank's."""
+    fields = {name: _gather(getattr(batch, name)) for name in ("target", "index", "labeled")}
+    return replace(batch, **fields)
 
 
-def _all_gather(value: Any) -> Any:
+def _gather(value: Any) -> Any:
     if isinstance(value, Tensor):
         return AllGatherWithGrad.apply(value)
     if isinstance(value, tuple):
-        return type(value)(*(_all_gather(part) for part in value))
-    return [_all_gather(part) for part in value] if isinstance(value, list) else value
+        return type(value)(*(_gather(part) for part in value))
+    return [_gather(part) for part in value] if isinstance(value, list) else value
 
 
 class AllGatherWithGrad(torch.autograd.Function):
-    """``[B, ...]`` of every rank to ``[W B, ...]``: row ``i W + r`` is row i of rank r,
-    as the training loader deals images out.
+    """Gather ``[B, ...]`` of every rank into ``[W B, ...]``: row ``i W + r`` is row i
+    of rank r, the order in which the training loader distributes images.
 
-    Backward sums what every rank's loss says about a row. All ranks compute the same
-    loss of the whole batch, so a row's gradient is W times that of one rank, and the
-    mean over ranks that DDP takes of the parameters' gradients gives exactly the
-    gradient of that loss.
+    Backward sums the gradients of all ranks. All ranks compute the same loss of the
+    global batch, so a row's gradient is W times that of one rank. DDP averages the
+    parameters' gradients over W ranks, which gives exactly the gradient of that loss.
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        """Gather."""
-        world = torch.distributed.get_world_size()
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world)]
-        torch.distributed.all_gather(parts, own.contiguous())
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, rows)
         return torch.stack(parts, dim=1).flatten(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Sum over ranks, and keep this rank's rows."""
+        """Sum over ranks, and select the rows of this rank."""
         grad = grad.contiguous()
         torch.distributed.all_reduce(grad)
         return grad[torch.distributed.get_rank() :: torch.distributed.get_world_size()]

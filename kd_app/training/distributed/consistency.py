@@ -1,4 +1,4 @@
-"""Ranks that train together agree on what they train, and on what came of it."""
+"""Checks that all ranks train the same job and end with the same parameters."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,26 +14,22 @@ from kd_app.stages import hash_value
 
 
 class RankConsistency(Callback):
-    """Compare by a collective what every rank was told, before the first step, and the
-    parameters it ended with, after the last.
+    """Compare `training` (plain data) between ranks before the first step, and the
+    parameters after the last step.
 
-    `ranks` is then the record of each: rank, told (sha256 of `told`), parameters
-    (sha256), images (how many it trained on, in this attempt). Raises `RunError` where
-    they differ.
+    After the training, `ranks` has a record for each rank: rank, training (sha256),
+    parameters (sha256), images (number of images that this attempt trained on). Raises
+    `RunError` if the ranks differ.
     """
 
-    def __init__(self, told: Any) -> None:
+    def __init__(self, training: Any) -> None:
         self.ranks: list[dict[str, Any]] = []
-        self._told = hash_value(told)
+        self._training = hash_value(training)
         self._images = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before anything is trained."""
-        self._check_equal(
-            _gather_records(trainer, {"rank": trainer.global_rank, "told": self._told}),
-            "told",
-            "were told different trainings",
-        )
+        record = {"rank": trainer.global_rank, "training": self._training}
+        check_equal(_gather_records(trainer, record), "training")
 
     def on_train_batch_end(
         self,
@@ -43,34 +39,39 @@ class RankConsistency(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count."""
         self._images += len(batch if isinstance(batch, Batch) else batch[0])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """When all is trained."""
         digest = hashlib.sha256()
         for parameter in pl_module.parameters():
             digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-        mine = {
+        record = {
             "rank": trainer.global_rank,
-            "told": self._told,
+            "training": self._training,
             "parameters": digest.hexdigest(),
             "images": self._images,
         }
-        self.ranks = _gather_records(trainer, mine)
-        self._check_equal(self.ranks, "parameters", "ended with different parameters")
-
-    def _check_equal(self, ranks: Sequence[dict[str, Any]], key: str, what: str) -> None:
-        first = ranks[0][key]
-        others = [str(each["rank"]) for each in ranks if each[key] != first]
-        if others:
-            raise RunError(
-                f"The processes {what}: {', '.join(others)} another than 0 (of {len(ranks)}). Start"
-                " the same command on all of them."
-            )
+        self.ranks = _gather_records(trainer, record)
+        check_equal(self.ranks, "parameters")
 
 
-def _gather_records(trainer: pl.Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(found, mine)
-    return found
+_DIFFERENCES = {
+    "training": "received different trainings",
+    "parameters": "ended with different parameters",
+}
+
+
+def check_equal(ranks: Sequence[dict[str, Any]], key: str) -> None:
+    """Raise `RunError` if the records of the ranks differ in `key`."""
+    others = [str(record["rank"]) for record in ranks if record[key] != ranks[0][key]]
+    if others:
+        raise RunError(
+            f"The processes {_DIFFERENCES[key]}: {', '.join(others)} (of {len(ranks)}) differ from"
+            " process 0. Start the same command on all of them."
+        )
+
+
+def _gather_records(trainer: pl.Trainer, record: dict[str, Any]) -> list[dict[str, Any]]:
+    records: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(records, record)
+    return records

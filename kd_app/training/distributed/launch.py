@@ -1,5 +1,7 @@
-"""Several processes that train one model: started here, or by torchrun's processes on
-one machine or several, each told its job as plain data.
+"""Launch the ranks that train one model together.
+
+The ranks are child processes of this process, or of torchrun's processes on one or
+several machines. Each rank reads the job from a JSON file.
 """
 
 import json
@@ -22,66 +24,64 @@ from kd_app.training.trainer import TrainerSettings
 JOB = "job.json"
 FAILED, REFUSED = 1, 2
 """Exit codes of a rank: the training failed; the request is wrong."""
-
-POLL = 0.3
-"""Seconds between two looks at the ranks."""
+POLL_SECONDS = 0.3
 
 
 class RankHandle(Protocol):
-    """One of the processes, wherever it is."""
+    """The process of one rank, on this machine or another."""
 
-    def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+    def read_exit_code(self) -> int | None:
+        """The exit code of the process; None while the process runs."""
 
     def stop(self, *, kill: bool = False) -> None:
-        """Ask it to end, or make it."""
+        """Terminate the process, or kill it."""
 
 
 def check_places(settings: TrainerSettings) -> None:
-    """Refuse another number of processes than torchrun started, or several machines
-    without it (`RequestError`).
+    """Raise `RequestError` if torchrun started another number of processes, and for
+    several machines without torchrun.
     """
-    asked, started = settings.world_size, read_launch()
-    if started is None and settings.num_nodes > 1:
+    launch = read_launch()
+    if launch is None and settings.num_nodes > 1:
         raise RequestError(
             f"trainer.num_nodes={settings.num_nodes}, but kd-distill starts processes on this"
-            " machine alone. For several machines start it by torchrun on each: torchrun"
+            " machine only. To use several machines, start torchrun on each of them: torchrun"
             f" --nnodes={settings.num_nodes} --nproc-per-node={settings.devices} -m"
             " kd_app.commands.distill ..."
         )
-    if started is not None and asked not in (1, started.world_size):
+    if launch is not None and settings.world_size not in (1, launch.world_size):
         raise RequestError(
-            f"torchrun started {started.world_size} processes, and"
-            f" trainer.devices={settings.devices} x trainer.num_nodes={settings.num_nodes} asks for"
-            f" {asked}. Leave trainer.devices out, or make both the same."
+            f"torchrun started {launch.world_size} processes, but"
+            f" trainer.devices={settings.devices} x trainer.num_nodes={settings.num_nodes} is"
+            f" {settings.world_size}. Remove trainer.devices, or set equal numbers."
         )
 
 
 def fit_distributed(
     job: dict[str, Any], folder: Path, world_size: int, *, listen: Callable[..., None] | None
 ) -> None:
-    """Train `job` in `folder` with `world_size` processes; the first that fails ends
-    all, and its own error is the run's.
+    """Train `job` in `folder` with `world_size` processes.
 
-    They are children of this process, or under torchrun one child of each of torchrun's
-    processes; `folder` is one that all of them see. The curves that rank 0 writes are
-    handed to `listen` as they come.
+    The ranks are children of this process, or under torchrun one child of each of
+    torchrun's processes. All machines must share `folder`. New points of the curves are
+    passed to `listen`. A failed rank stops all ranks: raises `RequestError` or
+    `RunError` with the message of that rank.
     """
     write_atomically(folder / JOB, json.dumps(job))
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
     prepare_resume(folder)
-    told = len(list(read_curves(folder / FILE)))
+    points = len(list(read_curves(folder / FILE)))
     ranks = _start_ranks(folder, world_size, logs)
     try:
-        while any(rank.poll() is None for rank in ranks) and not _list_failed(ranks):
-            time.sleep(POLL)
-            told = _tell(folder, told, listen)
+        while _is_any_running(ranks) and not _list_failed(ranks):
+            time.sleep(POLL_SECONDS)
+            points = _pass_points(folder, points, listen)
         failed = _list_failed(ranks)
     finally:
         _end(ranks)
-    _tell(folder, told, listen)
+    _pass_points(folder, points, listen)
     if failed:
-        _explain(failed, ranks, logs)
+        _raise_failure(failed, ranks, logs)
     for path in (folder / JOB, *logs):
         path.unlink(missing_ok=True)
 
@@ -90,129 +90,132 @@ def _start_ranks(folder: Path, world_size: int, logs: Sequence[Path]) -> list[Ra
     torchrun = Torchrun.from_env()
     address = {
         "MASTER_ADDR": torchrun.address if torchrun else "127.0.0.1",
-        "MASTER_PORT": _free_port(),
+        "MASTER_PORT": _find_free_port(),
     }
     if torchrun is None:
-        places = [
-            {
-                "RANK": number,
-                "LOCAL_RANK": number,
-                "NODE_RANK": 0,
-                "WORLD_SIZE": world_size,
-                **address,
-            }
-            for number in range(world_size)
+        return [
+            ChildRank(
+                folder / JOB,
+                {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "NODE_RANK": 0,
+                    "WORLD_SIZE": world_size,
+                    **address,
+                },
+                log,
+            )
+            for rank, log in zip(range(world_size), logs, strict=True)
         ]
-        return [Child(folder / JOB, place, log) for place, log in zip(places, logs, strict=True)]
-    first = Child(folder / JOB, {**torchrun.place(), **address}, logs[0])
-    return [
-        first,
-        *torchrun.start_job(
-            {"job": str(folder / JOB), "logs": [str(log) for log in logs], "address": address}
-        ),
-    ]
+    first = ChildRank(folder / JOB, {**torchrun.build_rank_env(), **address}, logs[0])
+    job = {"job": str(folder / JOB), "logs": [str(log) for log in logs], "address": address}
+    return [first, *torchrun.start_job(job)]
 
 
-def follow() -> None:
-    """What all of torchrun's processes do but the first: be one rank of every job that
-    the first one asks for, until it ends.
+def run_follower() -> None:
+    """Run one rank of every job that torchrun's first process starts, until that
+    process sends the end.
     """
     torchrun = Torchrun.from_env()
     assert torchrun is not None
-    for asked in torchrun.iterate_jobs(POLL):
-        child = Child(
-            Path(asked.job["job"]),
-            {**torchrun.place(), **asked.job["address"]},
-            Path(asked.job["logs"][torchrun.rank]),
+    for rank_job in torchrun.iterate_jobs(POLL_SECONDS):
+        child = ChildRank(
+            Path(rank_job.job["job"]),
+            {**torchrun.build_rank_env(), **rank_job.job["address"]},
+            Path(rank_job.job["logs"][torchrun.rank]),
         )
         try:
-            while child.poll() is None and not asked.is_stopped():
-                time.sleep(POLL)
+            while child.read_exit_code() is None and not rank_job.is_stopped():
+                time.sleep(POLL_SECONDS)
         finally:
             _end([child])
-            asked.report_end(child.poll() or 0)
+            rank_job.report_end(child.read_exit_code() or 0)
+
+
+def _is_any_running(ranks: Sequence[RankHandle]) -> bool:
+    return any(rank.read_exit_code() is None for rank in ranks)
 
 
 def _list_failed(ranks: Sequence[RankHandle]) -> list[int]:
-    return [number for number, rank in enumerate(ranks) if rank.poll() not in (None, 0)]
+    return [number for number, rank in enumerate(ranks) if rank.read_exit_code() not in (None, 0)]
 
 
-def _explain(failed: Sequence[int], ranks: Sequence[RankHandle], logs: Sequence[Path]) -> NoReturn:
-    """Raise in the words of the rank that failed first: the one whose log ended first.
-    The others only lost their peer.
-    """
+def _raise_failure(
+    failed: Sequence[int], ranks: Sequence[RankHandle], logs: Sequence[Path]
+) -> NoReturn:
+    """Raise the error of the rank that failed first."""
+    # Its log ends first. The other ranks fail later, because they lost a peer.
     first = min(failed, key=lambda number: logs[number].stat().st_mtime_ns)
-    words, code = _last_words(logs[first]), ranks[first].poll() or 0
+    message, code = _read_last_line(logs[first]), ranks[first].read_exit_code() or 0
     if code == REFUSED:
-        raise RequestError(words)
-    ended = f"was killed by signal {-code}" if code < 0 else "failed"
+        raise RequestError(message)
+    verb = f"was killed by signal {-code}" if code < 0 else "failed"
     raise RunError(
-        f"Process {first} of {len(ranks)} {ended}: {words} Its whole log: {logs[first]}."
+        f"Process {first} of {len(ranks)} {verb}: {message} Its full log is {logs[first]}."
     )
 
 
-class Child:
-    """A rank that this process starts. It ends when this process does."""
+class ChildRank:
+    """A rank in a child process, which ends when this process ends."""
 
-    def __init__(self, job: Path, place: Mapping[str, Any], log: Path) -> None:
-        threads = os.environ.get("OMP_NUM_THREADS") or max(
-            1, (os.cpu_count() or 1) // place["WORLD_SIZE"]
-        )
-        plain = {
+    def __init__(self, job: Path, rank_env: Mapping[str, Any], log: Path) -> None:
+        cores_per_rank = max(1, (os.cpu_count() or 1) // rank_env["WORLD_SIZE"])
+        threads = os.environ.get("OMP_NUM_THREADS") or cores_per_rank
+        # With torchrun's variables, torch would expect torchrun to host the store of
+        # the new process group.
+        env = {
             key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")
         }
-        env = {
-            **plain,
-            **{key: str(value) for key, value in {**place, "OMP_NUM_THREADS": threads}.items()},
-        }
+        env |= {key: str(value) for key, value in rank_env.items()}
+        env["OMP_NUM_THREADS"] = str(threads)
         with log.open("wb") as file:
-            output = None if place["RANK"] == 0 else file
+            output = None if rank_env["RANK"] == 0 else file
             command = [sys.executable, "-m", "kd_app.run.worker", str(job)]
             self._process = subprocess.Popen(
                 command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=file
             )
 
-    def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+    def read_exit_code(self) -> int | None:
+        """The exit code of the process; None while the process runs."""
         code = self._process.poll()
         if code is not None and self._process.stdin is not None:
             self._process.stdin.close()
         return code
 
     def stop(self, *, kill: bool = False) -> None:
-        """SIGTERM, or SIGKILL."""
-        if self.poll() is None:
+        """Send SIGTERM, or SIGKILL."""
+        if self.read_exit_code() is None:
             (self._process.kill if kill else self._process.terminate)()
 
 
 def _end(ranks: Sequence[RankHandle]) -> None:
-    """Ask those that still run to stop, then make them."""
+    """Terminate the ranks that still run, then kill them."""
     for kill, seconds in ((False, 10.0), (True, 5.0)):
         for rank in ranks:
             rank.stop(kill=kill)
         deadline = time.monotonic() + seconds
-        while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        while _is_any_running(ranks) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
-def _tell(folder: Path, told: int, listen: Callable[..., None] | None) -> int:
+def _pass_points(folder: Path, start: int, listen: Callable[..., None] | None) -> int:
+    """Pass the points of the curves from number `start` on to `listen`; return the
+    number of points.
+    """
     rows = list(read_curves(folder / FILE))
-    for row in rows[told:]:
+    for row in rows[start:]:
         if listen:
             listen({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
-    return max(told, len(rows))
+    return max(start, len(rows))
 
 
-def _last_words(log: Path) -> str:
-    lines = [
-        line.strip()
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
-    return lines[-1] if lines else "it left no word."
+def _read_last_line(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "the log is empty."
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as free:
         free.bind(("", 0))
         return int(free.getsockname()[1])

@@ -1,8 +1,8 @@
-"""Under torchrun: the first process runs the command, the others wait for what it asks.
-They talk through the store that torchrun keeps.
+"""Runs under torchrun: the first process runs the command and sends jobs to the other
+processes (followers) through torchrun's store.
 
-So the command runs once, whatever it is: a run, a sweep, an evaluation. No rank
-composes a configuration or chooses a trial of its own.
+So every command (run, sweep, evaluation) runs once. No follower composes a
+configuration or selects a trial.
 """
 
 import json
@@ -13,31 +13,30 @@ from datetime import timedelta
 from time import sleep
 from typing import Any
 
-_PATIENCE = timedelta(seconds=60)
-"""How long a process waits for an answer of the store."""
+_STORE_TIMEOUT = timedelta(seconds=60)
 _END = "end"
 
 
 def is_follower() -> bool:
-    """This process is one of torchrun's, and not the first."""
+    """Whether this process is one of torchrun's, but not the first."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 @dataclass(frozen=True)
 class TorchrunLaunch:
-    """How many processes torchrun started: on this machine, and on how many machines."""
+    """The number of processes that torchrun started on each machine, and of machines."""
 
     local_world_size: int
     nodes: int
 
     @property
     def world_size(self) -> int:
-        """All of them."""
+        """The number of processes on all machines."""
         return self.local_world_size * self.nodes
 
 
 def read_launch() -> TorchrunLaunch | None:
-    """None where torchrun did not start this process."""
+    """The launch from the environment; None if torchrun did not start this process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -46,7 +45,7 @@ def read_launch() -> TorchrunLaunch | None:
 
 @dataclass(frozen=True)
 class Torchrun:
-    """Where this process stands among torchrun's."""
+    """The position of this process among torchrun's, and the connection to the store."""
 
     rank: int
     local_rank: int
@@ -57,36 +56,36 @@ class Torchrun:
 
     @classmethod
     def from_env(cls) -> "Torchrun | None":
-        """None where torchrun did not start this process."""
+        """Connect to the store; None if torchrun did not start this process."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return None
         from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-        number = {
+        env = {
             name: int(os.environ[name])
             for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT")
         }
         address = os.environ["MASTER_ADDR"]
-        hosts = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True) and number["RANK"] == 0
+        has_agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
         store = TCPStore(
             address,
-            number["MASTER_PORT"],
-            is_master=hosts,
-            timeout=_PATIENCE,
+            env["MASTER_PORT"],
+            is_master=not has_agent_store and env["RANK"] == 0,
+            timeout=_STORE_TIMEOUT,
             wait_for_workers=False,
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(
-            rank=number["RANK"],
-            local_rank=number["LOCAL_RANK"],
-            node=number["GROUP_RANK"],
-            world_size=number["WORLD_SIZE"],
+            rank=env["RANK"],
+            local_rank=env["LOCAL_RANK"],
+            node=env["GROUP_RANK"],
+            world_size=env["WORLD_SIZE"],
             address=address,
             store=PrefixStore(f"kd_app/{attempt}", store),
         )
 
-    def place(self) -> dict[str, int]:
-        """This process's part of what a rank's environment says."""
+    def build_rank_env(self) -> dict[str, int]:
+        """The environment variables of the rank that this process starts."""
         return {
             "RANK": self.rank,
             "LOCAL_RANK": self.local_rank,
@@ -95,21 +94,21 @@ class Torchrun:
         }
 
     def start_job(self, job: dict[str, Any]) -> "list[RemoteRank]":
-        """Tell all other processes to start their rank of `job`."""
+        """Start one rank of `job` in every other process."""
         number = self.store.add("jobs", 1) - 1
         self.store.set(f"job/{number}", json.dumps(job))
         return [RemoteRank(self.store, number, rank) for rank in range(1, self.world_size)]
 
-    def dismiss(self) -> None:
-        """There will be no more jobs."""
+    def send_end(self) -> None:
+        """Send the end of all jobs to the other processes."""
         self.store.set(f"job/{self.store.add('jobs', 1) - 1}", _END)
 
-    def iterate_jobs(self, poll: float) -> "Iterator[RankJob]":
-        """The jobs that the first process asks for, as they come, until it dismisses."""
+    def iterate_jobs(self, poll_seconds: float) -> "Iterator[RankJob]":
+        """Wait for the jobs of the first process and yield them, until `send_end`."""
         number = 0
         while True:
             while not self.store.check([f"job/{number}"]):
-                sleep(poll)
+                sleep(poll_seconds)
             text = self.store.get(f"job/{number}").decode()
             if text == _END:
                 return
@@ -119,7 +118,7 @@ class Torchrun:
 
 @dataclass(frozen=True)
 class RankJob:
-    """A job of the first process, as one of the others sees it."""
+    """A job of the first process, in one of the other processes."""
 
     job: dict[str, Any]
     store: Any
@@ -127,27 +126,29 @@ class RankJob:
     rank: int
 
     def is_stopped(self) -> bool:
-        """The first process wants it to end."""
+        """Whether the first process stopped the job."""
         return bool(self.store.check([f"stop/{self.number}"]))
 
     def report_end(self, code: int) -> None:
-        """Tell the first process how it ended."""
+        """Send the rank's exit code to the first process."""
         self.store.set(f"ended/{self.number}/{self.rank}", str(code))
 
 
 @dataclass(frozen=True)
 class RemoteRank:
-    """A rank that another of torchrun's processes starts, as the first one sees it."""
+    """A rank that another of torchrun's processes runs, in the first process."""
 
     store: Any
     number: int
     rank: int
 
-    def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+    def read_exit_code(self) -> int | None:
+        """The exit code of the rank; None while the rank runs."""
         key = f"ended/{self.number}/{self.rank}"
         return int(self.store.get(key)) if self.store.check([key]) else None
 
     def stop(self, *, kill: bool = False) -> None:
-        """Its parent asks it to end, and makes it when it does not."""
+        """Stop the rank: its parent process terminates the rank, and kills it if
+        needed.
+        """
         self.store.set(f"stop/{self.number}", "")

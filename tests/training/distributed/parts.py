@@ -72,7 +72,7 @@ class ToldOtherwise(Typed, Callback):
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
                 if isinstance(callback, RankConsistency)
             )
-            agreement._told = "something else"
+            agreement._training = "something else"
 
 
 class Sleeper(Typed, Callback):

@@ -208,7 +208,7 @@ def test_torchrun_trains_what_the_same_words_train_without_it(
     ranks = record(tmp_path / "together" / "out")["ranks"]
     assert ranks == record(tmp_path / "alone" / "out")["ranks"]
     assert [each["rank"] for each in ranks] == [0, 1]
-    assert len({(each["told"], each["parameters"]) for each in ranks}) == 1
+    assert len({(each["training"], each["parameters"]) for each in ranks}) == 1
     assert {each["images"] for each in ranks} == {2 * 20 * 32}
 
 
@@ -271,7 +271,8 @@ def test_every_rank_of_a_sweep_trains_the_same_trial(
     ended = torchrun(2, "-m", *words(teacher, tmp_path, *brief), *sweep)
     assert ended.returncode == 0, ended.stderr
     told = [
-        [each["told"] for each in record(tmp_path / "out" / trial)["ranks"]] for trial in ("0", "1")
+        [each["training"] for each in record(tmp_path / "out" / trial)["ranks"]]
+        for trial in ("0", "1")
     ]
     assert [len(trial) for trial in told] == [2, 2]
     assert [len(set(trial)) for trial in told] == [1, 1]
@@ -292,8 +293,8 @@ def test_torchrun_and_another_number_of_devices_do_not_go_together(
     with pytest.raises(
         RequestError,
         match=(
-            r"torchrun started 3 processes, and trainer\.devices=2 x trainer\.num_nodes=1 asks"
-            r" for 2"
+            r"torchrun started 3 processes, but trainer\.devices=2 x trainer\.num_nodes=1 is"
+            r" 2\."
         ),
     ):
         distill(compose_config("distill", words(teacher, tmp_path, "trainer=ddp_sim")))
@@ -319,7 +320,8 @@ def test_ranks_that_were_told_different_things_do_not_train(teacher: Path, tmp_p
         "trainer=ddp_sim",
     ]
     with pytest.raises(
-        RunError, match="The processes were told different trainings: 1 another than 0"
+        RunError,
+        match=r"The processes received different trainings: 1 \(of 2\) differ from process 0",
     ):
         trained(teacher, tmp_path, *other, "trainer.max_epochs=1")
 
