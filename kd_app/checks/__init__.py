@@ -1,1 +1,1 @@
-"""Questions that kd-check asks before a run; each yields findings."""
+"""The checks of kd-check; each yields findings about a run before it starts."""

@@ -1,5 +1,5 @@
-"""What all checks look at: a run's parts and data before it begins, its teacher, and a
-sample of images with the teacher's answers.
+"""The input of all checks: a run's parts and data before the run starts, the teacher,
+and the teacher's predictions on a sample of images.
 """
 
 import time
@@ -26,15 +26,15 @@ from kd_app.run.workspace import RunModel, Workspace
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 PASSES = 12
-"""About so often the sample is answered: as given, and in every other way that it could
-have been meant.
+"""Approximate number of passes over the sample: one with the configured input, and one
+with each alternative (normalization, channel order, crop).
 """
-_LEAST = 64
-_FIRST = 16
+_MIN_IMAGES = 64
+_TIMED_IMAGES = 16
 
 
 class Limits(Typed, called="check"):
-    """How much is looked at and what counts as a fault; see ``conf/check.yaml``."""
+    """How much is checked, and the thresholds of the checks (``conf/check.yaml``)."""
 
     def __init__(
         self,
@@ -62,112 +62,118 @@ class Limits(Typed, called="check"):
 
 @dataclass
 class CheckContext:
-    """A run that is looked at before it begins; `scratch` is a folder that is thrown
-    away.
-    """
+    """A run before it starts. scratch: a temporary folder that the caller deletes."""
 
-    shop: Workspace
+    workspace: Workspace
     limits: Limits
-    judge: VerdictRule
+    verdict_rule: VerdictRule
     scratch: Path
 
     @cached_property
-    def _as_it_is(self) -> tuple[RunModel | None, str]:
-        """The teacher where a run would not train it; and why it would answer with a
-        random head, where it would.
+    def _pretrained_teacher(self) -> tuple[RunModel | None, str]:
+        """The teacher if the run would not train it, and why its head is random, if it
+        is.
         """
         try:
-            return self.shop.load_pretrained_teacher(), ""
+            return self.workspace.load_pretrained_teacher(), ""
         except RequestError as error:
             return None, str(error)
 
     @property
     def random_head(self) -> str:
-        """Why the teacher would answer with a random head; empty where it would not."""
-        return self._as_it_is[1]
+        """Why the teacher would predict with a random head; empty if it would not."""
+        return self._pretrained_teacher[1]
 
     @cached_property
     def teacher(self) -> RunModel | None:
-        """The teacher as the student would hear it, if there is one by now that has
-        figures: used as it is, or trained by an earlier run.
+        """The teacher that the student would learn from: a pretrained one, or one that
+        an earlier run trained. None if there is none yet, or if it can't be measured.
         """
-        if self.shop.spec.teacher is None or self.random_head or self.unmeasured:
+        has_teacher = self.workspace.spec.teacher is not None
+        if not has_teacher or self.random_head or self.is_unmeasured:
             return None
-        return self._as_it_is[0] or find_trained(self.shop, build_teacher_job(self.shop))
+        return self._pretrained_teacher[0] or find_trained(
+            self.workspace, build_teacher_job(self.workspace)
+        )
 
     @property
-    def unmeasured(self) -> bool:
-        """The teacher is used as it is, and its answers have no figures."""
-        found = self._as_it_is[0]
-        return found is not None and found.no_metrics_reason != ""
+    def is_unmeasured(self) -> bool:
+        """Whether the teacher is pretrained and its outputs have no metrics."""
+        teacher = self._pretrained_teacher[0]
+        return teacher is not None and teacher.no_metrics_reason != ""
+
+    @property
+    def must_train_teacher(self) -> bool:
+        """Whether the run itself would train the teacher first."""
+        return (
+            self.workspace.spec.teacher is not None
+            and self.teacher is None
+            and not self.random_head
+            and not self.is_unmeasured
+        )
 
     @cached_property
     def any_teacher(self) -> LoadedModel | None:
-        """The teacher, or what it would be before its training; None where there is
-        none.
+        """The teacher, as it is before its training if it is not trained yet. None if
+        the run has no teacher.
         """
-        request = self.shop.spec.teacher
-        if request is None:
+        spec = self.workspace.spec.teacher
+        if spec is None:
             return None
-        return (
-            self.teacher.loaded
-            if self.teacher
-            else create(
-                request,
-                resolve_input(request, self.shop.compute_image_stats()),
-                len(self.shop.classes),
-                seed=0,
-            )
-        )
+        if self.teacher:
+            return self.teacher.loaded
+        input_spec = resolve_input(spec, self.workspace.image_stats())
+        return create(spec, input_spec, len(self.workspace.classes), seed=0)
 
     @cached_property
-    def images(self) -> int:
-        """How many images judge the teacher: as many as the limits allow, and as can be
-        answered in all the ways in four times their seconds.
+    def num_images(self) -> int:
+        """Size of the sample on which the teacher is judged: at most ``check.images``,
+        and small enough for `PASSES` passes in four times ``check.seconds``.
         """
         assert self.teacher is not None
-        first = self.load_batches(self.teacher.loaded.pixels, _FIRST)
-        self.predict(first, self.teacher.loaded.pixels)
+        batches = self.load_batches(self.teacher.loaded.pixels, _TIMED_IMAGES)
+        self.predict(batches, self.teacher.loaded.pixels)  # warm up
         start = time.perf_counter()
-        self.predict(first, self.teacher.loaded.pixels)
-        each = (time.perf_counter() - start) / sum(len(batch) for batch in first)
-        return min(self.limits.images, max(_LEAST, int(4 * self.limits.seconds / PASSES / each)))
+        self.predict(batches, self.teacher.loaded.pixels)
+        per_image = (time.perf_counter() - start) / sum(len(batch) for batch in batches)
+        affordable = int(4 * self.limits.seconds / PASSES / per_image)
+        return min(self.limits.images, max(_MIN_IMAGES, affordable))
 
     @cached_property
     def sample(self) -> list[Batch]:
-        """Images to judge the teacher by, as it expects them."""
+        """The images on which the teacher is judged, with the teacher's own input."""
         assert self.teacher is not None
-        return self.load_batches(self.teacher.loaded.pixels, self.images)
+        return self.load_batches(self.teacher.loaded.pixels, self.num_images)
 
-    def load_batches(self, pixels: InputSpec, images: int) -> list[Batch]:
-        """So many images of validation, and of train where these are too few, for a
-        model that expects `pixels`.
+    def load_batches(self, input_spec: InputSpec, num_images: int) -> list[Batch]:
+        """`num_images` images of validation, filled up with images of train, for a
+        model with this input.
         """
-        found = list(self.shop.data.sample("validation", pixels, images))
-        missing = images - sum(len(batch) for batch in found)
-        return found + (
-            list(self.shop.data.sample("train", pixels, missing)) if missing > 0 else []
-        )
+        data = self.workspace.data
+        batches = list(data.sample("validation", input_spec, num_images))
+        missing = num_images - sum(len(batch) for batch in batches)
+        if missing > 0:
+            batches += data.sample("train", input_spec, missing)
+        return batches
 
-    def predict(self, batches: list[Batch], pixels: InputSpec) -> Predictions:
-        """What the teacher says of these images, normalized as `pixels` says."""
+    def predict(self, batches: list[Batch], input_spec: InputSpec) -> Predictions:
+        """The teacher's predictions on these images, normalized as `input_spec`."""
         assert self.teacher is not None
-        return predict(
-            self.teacher.loaded.model, batches, pixels, device=self.shop.spec.trainer.device
-        )
+        device = self.workspace.spec.trainer.device
+        return predict(self.teacher.loaded.model, batches, input_spec, device=device)
 
     @cached_property
-    def answers(self) -> Predictions:
-        """What the teacher says of the sample, fed as it is to be."""
+    def predictions(self) -> Predictions:
+        """The teacher's predictions on the sample, with the teacher's own input."""
         assert self.teacher is not None
         return self.predict(self.sample, self.teacher.loaded.pixels)
 
     @cached_property
     def hits(self) -> Bool[np.ndarray, " images"]:
-        """Where it is right."""
-        return self.answers.hits
+        """Whether the teacher is right, for each image of the sample."""
+        return self.predictions.hits
 
 
 def swap_channels(batch: Batch) -> Batch:
-    """With the channels in the opposite order."""
+    """Reverse the order of the image channels."""
     return replace(batch, image=torch.flip(batch.image, dims=[1]))

@@ -1,4 +1,4 @@
-"""What a run will cost on this machine, from short trainings of the real thing."""
+"""Estimates the cost of a run on this machine from dry runs of its trainings."""
 
 import resource
 import shutil
@@ -14,20 +14,20 @@ from kd_app.checks.dry_run import DryRun
 from kd_app.data.pixel_store import read_available_memory
 from kd_app.run.plan import format_seconds
 
-_WORDS = 4
-"""Bytes of a number as it is stored."""
+_BYTES_PER_NUMBER = 4
+"""Size of a stored number."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of the whole run, `measuring` of them for the answers on validation and
-    test; seconds_an_epoch: of each training.
+    """Cost of a run.
 
-    memory, gpu_memory, disk, peak_disk: bytes; the peak is reached while the largest
-    model trains.
+    seconds_per_epoch, epochs, training (seconds): of each role. measuring: seconds of
+    the predictions on validation and test. memory, gpu_memory, disk, peak_disk: bytes;
+    the peak is reached while the largest model trains.
     """
 
-    seconds_an_epoch: dict[str, float]
+    seconds_per_epoch: dict[str, float]
     epochs: dict[str, int]
     training: dict[str, float]
     measuring: float
@@ -38,71 +38,72 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run."""
+        """Seconds of the whole run."""
         return sum(self.training.values()) + self.measuring
 
 
-def estimate_cost(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Cost:
-    """Add up what was measured."""
-    data, classes = subject.shop.data, len(subject.shop.classes)
-    images = data.sizes["validation"] + data.sizes["test"]
-    models = len(subject.shop.spec.controls) + 1 + (subject.shop.spec.teacher is not None)
-    answers = models * images * (classes + 4) * _WORDS
-    student = next(seen.seconds for seen in rehearsals if seen.role == "student")
-    match_wall_time = {
-        name for name, control in subject.shop.spec.controls.items() if control.match_wall_time
+def estimate_cost(context: CheckContext, dry_runs: Sequence[DryRun]) -> Cost:
+    """Sum up the times and sizes that the dry runs measured."""
+    workspace = context.workspace
+    data, spec = workspace.data, workspace.spec
+    num_images = data.sizes["validation"] + data.sizes["test"]
+    num_models = len(spec.controls) + 1 + (spec.teacher is not None)
+    # Predictions also hold the index and the target, two int64: four numbers.
+    predictions = num_models * num_images * (len(workspace.classes) + 4) * _BYTES_PER_NUMBER
+    student_seconds = next(each.seconds for each in dry_runs if each.role == "student")
+    wall_time_controls = {
+        name for name, control in spec.controls.items() if control.match_wall_time
     }
-    shipped = max((seen.model_bytes for seen in rehearsals if seen.role == "student"), default=0)
-    kept = sum(seen.model_bytes for seen in rehearsals) + shipped + answers
+    exported = max((each.model_bytes for each in dry_runs if each.role == "student"), default=0)
+    disk = sum(each.model_bytes for each in dry_runs) + exported + predictions
+    peak = max((each.checkpoint_bytes + each.model_bytes for each in dry_runs), default=0)
     return Cost(
-        seconds_an_epoch={seen.role: seen.seconds_an_epoch for seen in rehearsals},
-        epochs={seen.role: seen.epochs for seen in rehearsals},
+        seconds_per_epoch={each.role: each.seconds_per_epoch for each in dry_runs},
+        epochs={each.role: each.epochs for each in dry_runs},
         training={
-            seen.role: student if seen.role in match_wall_time else seen.seconds
-            for seen in rehearsals
+            each.role: student_seconds if each.role in wall_time_controls else each.seconds
+            for each in dry_runs
         },
-        measuring=images * sum(seen.answer_seconds for seen in rehearsals),
+        measuring=num_images * sum(each.inference_seconds for each in dry_runs),
         memory=_read_peak_memory(),
         gpu_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        disk=kept,
-        peak_disk=kept
-        + max((seen.checkpoint_bytes + seen.model_bytes for seen in rehearsals), default=0),
+        disk=disk,
+        peak_disk=disk + peak,
     )
 
 
-def describe_cost(subject: CheckContext, found: Cost) -> list[str]:
-    """The cost in words."""
-    trainer = subject.shop.spec.trainer
-    each = [
-        f"{role} {found.epochs[role]} x {_format_seconds(seconds)} = {format_seconds(found.training[role])}"
-        for role, seconds in found.seconds_an_epoch.items()
-    ]
-    free = shutil.disk_usage(_find_existing_parent(subject.shop.stages.root)).free
-    gpu = f", {_format_count(found.gpu_memory)} of the GPU's" if found.gpu_memory else ""
-    told = [
+def describe_cost(context: CheckContext, cost: Cost) -> list[str]:
+    """Format the cost as lines for the console."""
+    trainer = context.workspace.spec.trainer
+    epochs = ", ".join(
+        f"{role} {cost.epochs[role]} x {_format_seconds(seconds)}"
+        f" = {format_seconds(cost.training[role])}"
+        for role, seconds in cost.seconds_per_epoch.items()
+    )
+    free_memory = _format_bytes(read_available_memory())
+    free_disk = shutil.disk_usage(_find_existing_parent(context.workspace.stages.root)).free
+    gpu = f", {_format_bytes(cost.gpu_memory)} on the GPU" if cost.gpu_memory else ""
+    lines = [
         (
-            f"Time: about {format_seconds(found.seconds)} in all on {trainer.world_size} x"
-            f" {trainer.accelerator}, {trainer.precision}; epochs: {', '.join(each)}"
+            f"Time: about {format_seconds(cost.seconds)} in all on {trainer.world_size} x"
+            f" {trainer.accelerator}, {trainer.precision}; epochs: {epochs}"
         ),
+        f"Memory: {_format_bytes(cost.memory)} in this process{gpu}; {free_memory} more are free",
         (
-            f"Memory: {_format_count(found.memory)} of this process{gpu}; {_format_count(read_available_memory())} more"
-            " are free"
-        ),
-        (
-            f"Disk: {_format_count(found.disk)} that stay, {_format_count(found.peak_disk)} at most; {_format_count(free)}"
-            " are free"
+            f"Disk: {_format_bytes(cost.disk)} permanently, {_format_bytes(cost.peak_disk)} at"
+            f" most; {_format_bytes(free_disk)} are free"
         ),
     ]
     if trainer.world_size > 1:
-        told.append(
-            "Note: the steps were measured in one process; several that share a processor are"
-            " slower than this says."
+        lines.append(
+            "Note: the steps were measured in one process. Several processes that share a"
+            " processor are slower than this estimate."
         )
-    return told
+    return lines
 
 
 def _read_peak_memory() -> int:
-    """The most that this process, and those that it waited for, have held."""
+    """Peak memory (bytes) of this process plus that of its finished child processes."""
     scale = 1 if sys.platform == "darwin" else 1024
     return scale * sum(
         resource.getrusage(who).ru_maxrss
@@ -118,5 +119,5 @@ def _format_seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else format_seconds(seconds)
 
 
-def _format_count(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count / 2**20, 0.1):.1f} MiB"

@@ -1,5 +1,5 @@
-"""A short training of the real thing: the same loader, step, precision, validation and
-checkpoints for a few batches, watched.
+"""Trains each model of a run for a few seconds with the run's own loader, step,
+precision, validation and checkpoints, and measures that training.
 """
 
 import math
@@ -34,14 +34,14 @@ from kd_app.training.timing import (
     estimate,
 )
 
-_STEPS = 40
-_EPOCHS = 6
-_VALIDATION = 8
+_MAX_STEPS = 40
+_MAX_EPOCHS = 6
+_VALIDATION_BATCHES = 8
 
 
 class TermProbe(Callback):
-    """Looks at each term by itself in the first steps, and at the first batch again at
-    the end.
+    """Records the faults and gradient norms of each loss term in the first steps, and
+    the loss of the first batch before and after the training.
     """
 
     def __init__(self) -> None:
@@ -53,27 +53,24 @@ class TermProbe(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Each term's value and gradient, computed once more, before the step itself
-        ends at the first that is wrong.
+        """Compute every loss term once more.
+
+        The training step itself stops at the first faulty term.
         """
         assert isinstance(pl_module, Distillation)
         if not pl_module.is_checked(trainer.global_step):
             return
-        ready = replace(pl_module.prepare_batch(batch), progress=pl_module.progress)
+        prepared = replace(pl_module.prepare_batch(batch), progress=pl_module.progress)
         with trainer.precision_plugin.train_step_context():
-            total, values = pl_module.compute_losses(ready)
-        self.faults.update(
-            {
-                (fault.term, fault.kind): fault
-                for fault in find_faults(pl_module.loss, values, pl_module.student, ready)
-            }
-        )
+            total, values = pl_module.compute_losses(prepared)
+        for fault in find_faults(pl_module.loss, values, pl_module.student, prepared):
+            self.faults[fault.term, fault.kind] = fault
         self.norms.append(compute_gradient_norms(pl_module.loss, values, pl_module.student))
         if self._first is None:
-            self._first, self.before = ready, float(total.detach())
+            self._first, self.before = prepared, float(total.detach())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The loss of the first batch, as the trained model has it."""
+        """Compute the loss of the first batch with the trained model."""
         assert isinstance(pl_module, Distillation)
         assert self._first is not None
         pl_module.student.train()
@@ -81,24 +78,21 @@ class TermProbe(Callback):
             self.after = float(pl_module.compute_losses(self._first)[0])
 
     def compute_shares(self) -> dict[str, float]:
-        """Each term's mean share of the length of all gradients."""
-        sums = {
-            name: sum(norms[name] for norms in self.norms)
-            for name in (self.norms[0] if self.norms else {})
-        }
-        return (
-            {name: value / sum(sums.values()) for name, value in sums.items()}
-            if sum(sums.values()) > 0
-            else {}
-        )
+        """Each term's share of the sum of all gradient norms; empty if that is zero."""
+        names = self.norms[0] if self.norms else {}
+        sums = {name: sum(norms[name] for norms in self.norms) for name in names}
+        total = sum(sums.values())
+        return {name: value / total for name, value in sums.items()} if total > 0 else {}
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a short training showed. seconds_an_epoch, setup_seconds: of the real one;
-    answer_seconds: of one image, when it is measured.
+    """Result of a short training of one role.
 
-    model_bytes, checkpoint_bytes: on disk; error: why it ended early, if it did.
+    before, after: loss of the first batch before and after `steps` batches.
+    seconds_per_epoch, setup_seconds: estimates for the full training.
+    inference_seconds: per image. model_bytes, checkpoint_bytes: on disk. error: why the
+    training failed, or empty. loaded: the trained model.
     """
 
     role: str
@@ -108,107 +102,123 @@ class DryRun:
     before: float = math.nan
     after: float = math.nan
     steps: int = 0
-    seconds_an_epoch: float = math.nan
+    seconds_per_epoch: float = math.nan
     setup_seconds: float = 0.0
-    answer_seconds: float = 0.0
+    inference_seconds: float = 0.0
     model_bytes: int = 0
     checkpoint_bytes: int = 0
     error: str = ""
-    created: LoadedModel | None = None
+    loaded: LoadedModel | None = None
 
     @property
     def seconds(self) -> float:
-        """Of the whole real training."""
-        return self.setup_seconds + self.epochs * self.seconds_an_epoch
+        """Estimated seconds of the full training."""
+        return self.setup_seconds + self.epochs * self.seconds_per_epoch
 
 
-def dry_run(subject: CheckContext, role: str, teacher: LoadedModel | None) -> DryRun:
-    """Train the teacher, a control or the student for a few seconds in a folder that is
-    thrown away.
+def train_briefly(context: CheckContext, role: str, teacher: LoadedModel | None) -> DryRun:
+    """Train the teacher, a control or the student for about ``check.seconds`` in the
+    scratch folder.
     """
-    shop, trainer = subject.shop, subject.shop.spec.trainer
-    job = draft_role_job(shop, role)
-    whole = count_steps_per_epoch(shop.data, trainer)
-    steps, epochs = _choose_length(subject, role, teacher, whole.training)
-    timed = EpochSteps(steps, min(whole.validation, _VALIDATION))
-    folder = subject.scratch / role
+    workspace, trainer = context.workspace, context.workspace.spec.trainer
+    job = draft_role_job(workspace, role)
+    full = count_steps_per_epoch(workspace.data, trainer)
+    num_steps, num_epochs = _choose_length(context, role, teacher, full.training)
+    short = EpochSteps(num_steps, min(full.validation, _VALIDATION_BATCHES))
+    folder = context.scratch / role
     folder.mkdir(parents=True)
-    short = replace(
+    short_job = replace(
         job,
-        recipe=replace(job.recipe, max_epochs=epochs),
-        teacher=_build_teacher(subject, teacher, timed.validation) if teacher else None,
+        recipe=replace(job.recipe, max_epochs=num_epochs),
+        teacher=_build_teacher(context, teacher, short.validation) if teacher else None,
     )
-    looking, timer = TermProbe(), EpochTimer()
-    checkpoint = _Size()
+    probe, timer, checkpoint = TermProbe(), EpochTimer(), _CheckpointSize()
     start, error = time.perf_counter(), ""
     try:
-        fit(short, shop.data, trainer.shorten(train=steps, validation=timed.validation), folder, console=Console(silent=True),
-            callbacks=(looking, timer, checkpoint))  # fmt: skip
+        fit(
+            short_job,
+            workspace.data,
+            trainer.shorten(train=short.training, validation=short.validation),
+            folder,
+            console=Console(silent=True),
+            callbacks=(probe, timer, checkpoint),
+        )
     except (RequestError, RunError) as reason:
         error = str(reason)
-    took = time.perf_counter() - start
-    seen = DryRun(role, job.recipe.max_epochs, tuple(looking.faults.values()), looking.compute_shares(), looking.before, looking.after,
-                     steps * epochs, error=error)  # fmt: skip
+    seconds = time.perf_counter() - start
+    result = DryRun(
+        role,
+        job.recipe.max_epochs,
+        tuple(probe.faults.values()),
+        probe.compute_shares(),
+        probe.before,
+        probe.after,
+        num_steps * num_epochs,
+        error=error,
+    )
     if error:
-        return seen
-    again = build_trained_spec(job.model, folder)
+        return result
+    trained = specify_trained(job.model, folder)
     return replace(
-        seen,
-        seconds_an_epoch=timer.sum_seconds(whole) + timer.estimate_overhead(timed),
-        setup_seconds=max(0.0, took - epochs * median(timer.epochs)),
-        answer_seconds=median(timer.validation) / shop.data.batch_size,
+        result,
+        seconds_per_epoch=timer.sum_seconds(full) + timer.estimate_overhead(short),
+        setup_seconds=max(0.0, seconds - num_epochs * median(timer.epochs)),
+        inference_seconds=median(timer.validation) / workspace.data.batch_size,
         model_bytes=sum(path.stat().st_size for path in (folder / MODEL).iterdir()),
         checkpoint_bytes=checkpoint.size,
-        created=create(again, job.input, len(shop.classes), seed=0),
+        loaded=create(trained, job.input, len(workspace.classes), seed=0),
     )
 
 
-class _Size(Callback):
-    """How large a checkpoint is: at the training's end it is gone."""
+class _CheckpointSize(Callback):
+    """Records the size of a checkpoint, which the training deletes when done."""
 
     size = 0
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look."""
         path = Path(trainer.default_root_dir) / LAST
         self.size = path.stat().st_size if path.is_file() else 0
 
 
 def _choose_length(
-    subject: CheckContext, role: str, teacher: LoadedModel | None, batches: int
+    context: CheckContext, role: str, teacher: LoadedModel | None, batches: int
 ) -> tuple[int, int]:
-    """Batches of an epoch and epochs that take about the limits' seconds, and hold steps
-    that look at the terms and more that do not.
+    """Batches per epoch and epochs for about ``check.seconds`` of training.
+
+    There are always steps that check the loss terms, and more that do not.
     """
-    shop, accumulate = subject.shop, subject.shop.spec.trainer.accumulate_grad_batches
-    step = _estimate(subject, shop.resolve_spec(role), train=True).training
-    if teacher is not None and shop.spec.teacher is not None:
-        step += _estimate(subject, shop.spec.teacher, train=False).inference
-    least = (CHECKED_STEPS + 1) * accumulate
-    steps = min(batches, max(least, min(_STEPS, int(subject.limits.seconds / 2 / step))))
-    least_epochs = 1 + math.ceil(CHECKED_STEPS / math.ceil(steps / accumulate))
-    return steps, max(least_epochs, min(_EPOCHS, int(subject.limits.seconds / step / steps)))
+    workspace = context.workspace
+    accumulate = workspace.spec.trainer.accumulate_grad_batches
+    step_seconds = _estimate(context, workspace.resolve_spec(role), train=True).training
+    if teacher is not None and workspace.spec.teacher is not None:
+        step_seconds += _estimate(context, workspace.spec.teacher, train=False).inference
+    seconds = context.limits.seconds
+    min_steps = (CHECKED_STEPS + 1) * accumulate
+    steps = min(batches, max(min_steps, min(_MAX_STEPS, int(seconds / 2 / step_seconds))))
+    min_epochs = 1 + math.ceil(CHECKED_STEPS / math.ceil(steps / accumulate))
+    return steps, max(min_epochs, min(_MAX_EPOCHS, int(seconds / step_seconds / steps)))
 
 
-def _estimate(subject: CheckContext, request: ModelSpec, *, train: bool) -> StepEstimate:
-    shop = subject.shop
-    pixels = resolve_input(request, shop.compute_image_stats())
-    model = create(request, pixels, len(shop.classes), seed=0).model
-    return estimate(model, pixels, shop.data.batch_size, shop.spec.trainer, train=train)
+def _estimate(context: CheckContext, spec: ModelSpec, *, train: bool) -> StepEstimate:
+    workspace = context.workspace
+    input_spec = resolve_input(spec, workspace.image_stats())
+    model = create(spec, input_spec, len(workspace.classes), seed=0).model
+    batch_size = workspace.data.batch_size
+    return estimate(model, input_spec, batch_size, workspace.spec.trainer, train=train)
 
 
-def _build_teacher(subject: CheckContext, teacher: LoadedModel, batches: int) -> JobTeacher:
+def _build_teacher(context: CheckContext, teacher: LoadedModel, batches: int) -> JobTeacher:
     """The teacher with its logits on the first batches of validation."""
-    shop, folder = subject.shop, subject.scratch / "validation"
-    assert shop.spec.teacher is not None
-    source = JobTeacher(shop.spec.teacher, teacher)
-    if shop.limit is not None:
+    workspace, folder = context.workspace, context.scratch / "validation"
+    assert workspace.spec.teacher is not None
+    source = JobTeacher(workspace.spec.teacher, teacher)
+    if workspace.limit is not None:
         return source
     predictions = predict(
         teacher.model,
-        shop.data.build_evaluation_loader("validation", teacher.pixels),
+        workspace.data.build_evaluation_loader("validation", teacher.pixels),
         teacher.pixels,
-        device=shop.spec.trainer.device,
+        device=workspace.spec.trainer.device,
         limit=batches,
     )
     folder.mkdir(exist_ok=True)

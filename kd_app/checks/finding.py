@@ -1,17 +1,21 @@
-"""What a check has to say."""
+"""The result of a check."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+Severity = Literal["refusal", "warning", "note"]
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found, under a name that stays. A refusal: a run would be of
-    no use; a warning: it may not be what is meant.
+    """One problem, under a stable name.
+
+    A refusal means that the run would be useless, a warning that the run may not be
+    what the user intends, and a note that something could not be checked in full.
     """
 
     name: str
-    weight: Literal["refusal", "warning", "note"]
+    severity: Severity
     text: str
 
     def __str__(self) -> str:
@@ -19,15 +23,15 @@ class Finding:
 
 
 def refuse(name: str, text: str) -> Finding:
-    """A reason not to run."""
+    """Build a finding that stops the run."""
     return Finding(name, "refusal", text)
 
 
 def warn(name: str, text: str) -> Finding:
-    """A reason to think again."""
+    """Build a finding that the user should read before the run."""
     return Finding(name, "warning", text)
 
 
 def note(name: str, text: str) -> Finding:
-    """What could not be checked, or was checked in part."""
+    """Build a finding about something that was not checked, or only in part."""
     return Finding(name, "note", text)

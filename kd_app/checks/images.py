@@ -1,6 +1,4 @@
-"""Are the three sets what they should be: whole, apart from each other, and large
-enough?
-"""
+"""Checks that the splits are complete, do not share images, and are large enough."""
 
 import time
 from collections.abc import Iterator
@@ -20,23 +18,23 @@ from kd_app.data.source import SPLITS
 from kd_app.data.unlabeled import UNLABELED
 
 _COARSE, _FINE = 8, 32
-"""Sides of the thumbnails: all are compared in the first, the nearest again in the
-second.
+"""Sides of the thumbnails: all images are compared at the first size, the most similar
+ones again at the second.
 """
-_MEASURED = 1000
-"""At most so many images of validation, and of test, are compared with those to train
-on.
+_MAX_HELD_OUT = 1000
+"""At most this many images of validation, and of test, are compared with training
+images.
 """
 _BUDGET = 5
-"""Images are looked at for so many times the limits' seconds."""
+"""The images are read for at most this many times ``check.seconds``."""
 _RARE = 0.001
-_TRAINED = ("train", UNLABELED)
-"""Splits that may have images in common."""
-_NAMED = 3
+_TRAINING_SPLITS = ("train", UNLABELED)
+"""Splits that may share images."""
+_MAX_NAMES = 3
 
 
-class Place(NamedTuple):
-    """An image: its split and its number."""
+class ImageKey(NamedTuple):
+    """Identifies an image by split and number."""
 
     split: str
     number: int
@@ -44,13 +42,15 @@ class Place(NamedTuple):
 
 @dataclass
 class ScannedImages:
-    """What one look at the images gave: how many were seen of each split, which are in
-    two, and thumbnails of some.
+    """Result of one pass over the images.
+
+    counts: images read, by split. duplicates: pairs of equal images in two splits.
+    keys, thumbnails: of the images that are compared for near-duplicates, by split.
     """
 
-    seen: dict[str, int]
-    same: list[tuple[Place, Place]] = field(default_factory=list)
-    places: dict[str, list[Place]] = field(
+    counts: dict[str, int]
+    duplicates: list[tuple[ImageKey, ImageKey]] = field(default_factory=list)
+    keys: dict[str, list[ImageKey]] = field(
         default_factory=lambda: {split: [] for split in (*SPLITS, UNLABELED)}
     )
     thumbnails: dict[str, list[Tensor]] = field(
@@ -58,113 +58,108 @@ class ScannedImages:
     )
 
 
-def check_missing_classes(subject: CheckContext) -> Iterator[Finding]:
-    """A class of which a split has no image."""
-    classes = subject.shop.classes
+def check_missing_classes(context: CheckContext) -> Iterator[Finding]:
+    """Refuse splits that have no image of some class."""
     for split in SPLITS:
-        targets = subject.shop.data.list_targets(split)
-        missing = (
-            [
-                repr(name)
-                for number, name in enumerate(classes)
-                if number not in set(targets.tolist())
-            ]
-            if targets is not None
-            else []
-        )
+        targets = context.workspace.data.list_targets(split)
+        if targets is None:
+            continue
+        present = set(targets.tolist())
+        missing = [
+            repr(name)
+            for number, name in enumerate(context.workspace.classes)
+            if number not in present
+        ]
         if missing:
-            some = ", ".join(missing[:8]) + (
-                f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-            )
+            more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             yield refuse(
                 "class-missing",
-                f"There is no image of {some} in {split}. Add images of each class, or give ready"
-                " splits that hold all of them.",
+                f"There is no image of {', '.join(missing[:8])}{more} in {split}. Add images of"
+                " each class, or provide ready splits that contain all classes.",
             )
 
 
-def check_same_image(subject: CheckContext) -> Iterator[Finding]:
-    """An image that is in two splits, pixel by pixel; and, with less weight, one that
-    is nearly so.
-    """
-    data = subject.shop.data
-    looked = _look(subject)
-    few = [
+def check_same_image(context: CheckContext) -> Iterator[Finding]:
+    """Refuse images that are in two splits, pixel by pixel; warn of near-duplicates."""
+    data = context.workspace.data
+    images = _scan_images(context)
+    incomplete = [
         f"{count:,} of {data.sizes[split]:,} of {split}"
-        for split, count in looked.seen.items()
+        for split, count in images.counts.items()
         if count < data.sizes[split]
     ]
-    if few:
+    if incomplete:
         yield note(
             "same-image",
-            f"Not all images were compared, that would take too long: {', '.join(few)} were.",
+            f"Only a part of the images was compared, to save time: {', '.join(incomplete)}.",
         )
-    if looked.same:
+    if images.duplicates:
         yield refuse(
             "same-image",
-            f"{len(looked.same)} image(s) are in two splits: {_describe_pairs(data, looked.same)}. A test"
-            " would meet what training has seen. Remove them, or give such images one name in the"
-            " column group of data=csv.",
+            f"{len(images.duplicates)} image(s) are in two splits:"
+            f" {_describe_pairs(data, images.duplicates)}. A test would contain training images."
+            " Remove them, or give such images the same value in the column group of data=csv.",
         )
-    same = {frozenset(pair) for pair in looked.same}
-    near = [pair for pair in _find_near_duplicates(subject, looked) if frozenset(pair) not in same]
+    duplicates = {frozenset(pair) for pair in images.duplicates}
+    near = [
+        pair for pair in _find_near_duplicates(context, images) if frozenset(pair) not in duplicates
+    ]
     if near:
-        compared = sum(len(looked.places[split]) for split in ("validation", "test"))
-        say = warn if len(near) >= _RARE * compared else note
-        yield say(
+        num_compared = sum(len(images.keys[split]) for split in ("validation", "test"))
+        build = warn if len(near) >= _RARE * num_compared else note
+        yield build(
             "near-duplicates",
-            f"{len(near)} of {compared:,} images of validation and test are nearly in another"
-            f" split, too: {_describe_pairs(data, near)} (compared with {len(looked.places['train']):,} of"
-            " train). What is measured on them is flattered.",
+            f"{len(near)} of {num_compared:,} images of validation and test have a near-duplicate"
+            f" in another split: {_describe_pairs(data, near)} (compared with"
+            f" {len(images.keys['train']):,} of train). Metrics on these images are too"
+            " optimistic.",
         )
 
 
-def _describe_pairs(data: RunData, pairs: list[tuple[Place, Place]]) -> str:
+def _describe_pairs(data: RunData, pairs: list[tuple[ImageKey, ImageKey]]) -> str:
     named = [
         f"{data.files[a.number]} ({a.split}) and {data.files[b.number]} ({b.split})"
-        for a, b in pairs[:_NAMED]
+        for a, b in pairs[:_MAX_NAMES]
     ]
-    return "; ".join(named) + (f"; and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else "")
+    more = f"; and {len(pairs) - _MAX_NAMES} more" if len(pairs) > _MAX_NAMES else ""
+    return "; ".join(named) + more
 
 
-def _look(subject: CheckContext) -> ScannedImages:
-    """Test and validation whole, then train, as far as the time allows."""
-    data = subject.shop.data
-    looked = ScannedImages(
-        dict.fromkeys(
-            ("test", "validation", *(split for split in data.sizes if split in _TRAINED)), 0
-        )
-    )
-    first: dict[bytes, Place] = {}
-    end = time.monotonic() + _BUDGET * subject.limits.seconds
-    for split in looked.seen:
-        wanted = subject.limits.max_compared if split in _TRAINED else _MEASURED
+def _scan_images(context: CheckContext) -> ScannedImages:
+    """Read all images of test and validation, then those of train until time is up."""
+    data = context.workspace.data
+    training = [split for split in data.sizes if split in _TRAINING_SPLITS]
+    images = ScannedImages(dict.fromkeys(("test", "validation", *training), 0))
+    first: dict[bytes, ImageKey] = {}
+    end = time.monotonic() + _BUDGET * context.limits.seconds
+    for split in images.counts:
+        limit = context.limits.max_compared if split in _TRAINING_SPLITS else _MAX_HELD_OUT
         for index, picture in data.iterate_images(split):
-            place = Place(split, index)
-            key = blake2b(repr(picture.shape).encode() + picture.tobytes()).digest()
-            before = first.setdefault(key, place)
-            if before.split != split and not {before.split, split} <= set(_TRAINED):
-                looked.same.append((before, place))
-            if looked.seen[split] < wanted:
-                looked.places[split].append(place)
-                looked.thumbnails[split].append(_make_thumbnail(picture))
-            looked.seen[split] += 1
-            if looked.seen[split] % 256 == 0 and time.monotonic() > end:
+            key = ImageKey(split, index)
+            digest = blake2b(repr(picture.shape).encode() + picture.tobytes()).digest()
+            before = first.setdefault(digest, key)
+            if before.split != split and not {before.split, split} <= set(_TRAINING_SPLITS):
+                images.duplicates.append((before, key))
+            if images.counts[split] < limit:
+                images.keys[split].append(key)
+                images.thumbnails[split].append(_make_thumbnail(picture))
+            images.counts[split] += 1
+            if images.counts[split] % 256 == 0 and time.monotonic() > end:
                 break
-    return looked
+    return images
 
 
 def _make_thumbnail(picture: np.ndarray) -> Tensor:
-    """``[1, 32, 32]``: the mean over the channels in each field of a grid."""
-    fields: Tensor = adaptive_avg_pool2d(
+    """``[1, 32, 32]``: the mean over the channels in each cell of a grid."""
+    cells: Tensor = adaptive_avg_pool2d(
         torch.tensor(picture, dtype=torch.float32).permute(2, 0, 1), _FINE
     )
-    return fields.mean(dim=0, keepdim=True)
+    return cells.mean(dim=0, keepdim=True)
 
 
-def _normalize_contrasts(thumbnails: Tensor) -> Tensor:
-    """Rows less their mean, of length 1, so that their products are correlations; zero
-    for an image of one color.
+def _normalize_contrast(thumbnails: Tensor) -> Tensor:
+    """Rows of mean 0 and length 1, whose products are correlations; zeros for an image
+    of one color.
     """
     rows = thumbnails.flatten(1)
     rows = rows - rows.mean(dim=1, keepdim=True)
@@ -172,55 +167,57 @@ def _normalize_contrasts(thumbnails: Tensor) -> Tensor:
     return rows / lengths.clamp_min(1e-3)
 
 
+def _correlate(first: Tensor, second: Tensor) -> Tensor:
+    """``[M, N]``: correlations of the thumbnails ``[M, ...]`` and ``[N, ...]``."""
+    return _normalize_contrast(first) @ _normalize_contrast(second).T
+
+
 def _find_near_duplicates(
-    subject: CheckContext, looked: ScannedImages
-) -> Iterator[tuple[Place, Place]]:
-    """Pairs over two splits whose thumbnails differ in less than `limits.near_duplicate` of their
-    contrast: ``1 - correlation``.
+    context: CheckContext, images: ScannedImages
+) -> Iterator[tuple[ImageKey, ImageKey]]:
+    """Pairs of images in two splits whose thumbnails have ``1 - correlation`` below
+    ``check.near_duplicate``.
     """
-    for split, others in (("test", (*_TRAINED, "validation")), ("validation", _TRAINED)):
-        places = [place for other in others for place in looked.places[other]]
-        if not places or not looked.places[split]:
+    threshold = context.limits.near_duplicate
+    for split, others in (
+        ("test", (*_TRAINING_SPLITS, "validation")),
+        ("validation", _TRAINING_SPLITS),
+    ):
+        other_keys = [key for other in others for key in images.keys[other]]
+        if not other_keys or not images.keys[split]:
             continue
-        known = torch.stack(
-            [thumbnail for other in others for thumbnail in looked.thumbnails[other]]
+        references = torch.stack(
+            [thumbnail for other in others for thumbnail in images.thumbnails[other]]
         )
-        asked = torch.stack(looked.thumbnails[split])
-        likeness, nearest = (
-            _normalize_contrasts(adaptive_avg_pool2d(asked, _COARSE))
-            @ _normalize_contrasts(adaptive_avg_pool2d(known, _COARSE)).T
+        queries = torch.stack(images.thumbnails[split])
+        similarity, nearest = _correlate(
+            adaptive_avg_pool2d(queries, _COARSE), adaptive_avg_pool2d(references, _COARSE)
         ).max(dim=1)
-        for row in torch.argsort(-likeness).tolist():
-            if 1 - likeness[row] > 3 * subject.limits.near_duplicate:
+        for row in torch.argsort(-similarity).tolist():
+            # Coarse thumbnails only preselect, so their threshold is wider.
+            if 1 - similarity[row] > 3 * threshold:
                 break
             near = int(nearest[row])
-            if (
-                1
-                - float(_normalize_contrasts(asked[[row]]) @ _normalize_contrasts(known[[near]]).T)
-                < subject.limits.near_duplicate
-            ):
-                yield places[near], looked.places[split][row]
+            if 1 - float(_correlate(queries[[row]], references[[near]])) < threshold:
+                yield other_keys[near], images.keys[split][row]
 
 
-def test_too_small(subject: CheckContext) -> Iterator[Finding]:
-    """A test set on which even a student that is as good as its teacher would rarely be
-    shown to be.
+def check_test_size(context: CheckContext) -> Iterator[Finding]:
+    """Warn of a test set on which the verdict would rarely be 'kept', even for a
+    student that is as good as the teacher.
     """
-    judge, targets, assumed = (
-        subject.judge,
-        subject.shop.data.list_targets("test"),
-        subject.limits.discordance,
-    )
-    if subject.shop.spec.teacher is None or subject.unmeasured:
+    if context.workspace.spec.teacher is None or context.is_unmeasured:
         return
-    assert targets is not None, "every module knows the labels of test"
-    needed = judge.estimate_images_needed(targets, discordance=assumed)
+    rule, discordance = context.verdict_rule, context.limits.discordance
+    targets = context.workspace.data.list_targets("test")
+    assert targets is not None, "every data module has labels for test"
+    needed = rule.estimate_images_needed(targets, discordance=discordance)
     if needed is None or needed > len(targets):
         many = "more than a million" if needed is None else f"{needed:,}"
         yield warn(
             "test-too-small",
-            f"{len(targets):,} images to test on are few for a margin of {judge.margin:g} of"
-            f" {judge.metric}: if teacher and student differ in {assumed:.0%} of the images"
+            f"{len(targets):,} test images are few for a margin of {rule.margin:g} in"
+            f" {rule.metric}: if teacher and student differ on {discordance:.0%} of the images"
             f" (assumed: check.discordance) and are equally good, {many} are needed to show it with"
-            " probability 0.8. Expect 'not shown', add images, or state a larger verdict.margin.",
+            " probability 0.8. Expect 'not shown', add images, or set a larger verdict.margin.",
         )

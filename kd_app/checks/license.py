@@ -1,4 +1,4 @@
-"""May the student be made from this teacher, these starting weights and these images?"""
+"""Checks the licenses of the teacher, the starting weights and the data."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,9 @@ from kd_app.checks.finding import Finding, refuse, warn
 from kd_app.config import RequestError
 
 
-def check_license(subject: CheckContext) -> Iterator[Finding]:
-    """A license that forbids what a run would do and was not accepted; one that nobody
-    knows.
-    """
-    licenses = subject.shop.spec.licenses
+def check_license(context: CheckContext) -> Iterator[Finding]:
+    """Refuse licenses that forbid the run, unless accepted; warn of unknown ones."""
+    licenses = context.workspace.spec.licenses
     try:
         licenses.check()
     except RequestError as error:

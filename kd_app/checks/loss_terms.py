@@ -1,4 +1,4 @@
-"""Does every loss term teach, and does the student learn: seen in a short training."""
+"""Checks in the dry runs that every loss term teaches and that the student learns."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,51 +8,57 @@ from kd_app.checks.dry_run import DryRun
 from kd_app.checks.finding import Finding, note, refuse, warn
 
 
-def check_loss_terms(subject: CheckContext, rehearsals: Sequence[DryRun]) -> Iterator[Finding]:
-    """A term that is zero, not finite or without gradient; one that leaves the others
-    no gradient; a training that ends or teaches nothing.
+def check_loss_terms(context: CheckContext, dry_runs: Sequence[DryRun]) -> Iterator[Finding]:
+    """Find loss terms that are zero, not finite or without gradient, terms that
+    dominate the others, and trainings that fail or do not lower the loss.
     """
-    yield from _find_unweighted(subject)
-    for seen in rehearsals:
-        yield from (
-            refuse(f"term-{fault.kind}", f"{seen.role}: {fault.text}") for fault in seen.faults
-        )
-        if seen.error and not any(fault.text == seen.error for fault in seen.faults):
-            yield refuse("training", f"{seen.role}: {seen.error}")
-        yield from _find_dominant(subject, seen)
-        if not seen.error and not seen.after < (1 - subject.limits.min_loss_drop) * seen.before:
-            yield warn("learns-nothing", f"The {seen.role} does not learn: its loss on its first batch was {seen.before:.4g} and is "
-                          f"{seen.after:.4g} after {seen.steps} steps. Look at optimizer.lr.")  # fmt: skip
-
-
-def _find_unweighted(subject: CheckContext) -> Iterator[Finding]:
-    for name, weight in subject.shop.spec.recipe.loss_weights.items():
-        if weight == 0:
-            yield refuse(
-                "term-zero",
-                f"The loss term {name} has the weight 0, so it teaches nothing. Leave it out, or"
-                f" set loss.{name}.weight.",
+    yield from _find_unweighted(context)
+    for result in dry_runs:
+        for fault in result.faults:
+            yield refuse(f"term-{fault.kind}", f"{result.role}: {fault.text}")
+        if result.error and not any(fault.text == result.error for fault in result.faults):
+            yield refuse("training", f"{result.role}: {result.error}")
+        yield from _find_dominant(context, result)
+        max_loss = (1 - context.limits.min_loss_drop) * result.before
+        # Also true for a loss that is NaN.
+        if not result.error and not result.after < max_loss:
+            yield warn(
+                "learns-nothing",
+                f"The {result.role} does not learn: its loss on its first batch was"
+                f" {result.before:.4g} and is {result.after:.4g} after {result.steps} steps."
+                " Check optimizer.lr.",
             )
 
 
-def _find_dominant(subject: CheckContext, seen: DryRun) -> Iterator[Finding]:
-    if len(seen.shares) < 2:
+def _find_unweighted(context: CheckContext) -> Iterator[Finding]:
+    for name, weight in context.workspace.spec.recipe.loss_weights.items():
+        if weight == 0:
+            yield refuse(
+                "term-zero",
+                f"The loss term {name} has weight 0, so it teaches nothing. Leave it out, or set"
+                f" loss.{name}.weight.",
+            )
+
+
+def _find_dominant(context: CheckContext, result: DryRun) -> Iterator[Finding]:
+    if len(result.shares) < 2:
         return
     if (
-        seen.role == "student"
-        and subject.teacher is None
-        and subject.shop.spec.teacher is not None
-        and not subject.unmeasured
+        result.role == "student"
+        and context.teacher is None
+        and context.workspace.spec.teacher is not None
+        and not context.is_unmeasured
     ):
         yield note(
-            "term-dominates", "How much each term weighs is seen when the teacher is trained."
+            "term-dominates",
+            "The weight of each loss term can only be judged with a trained teacher.",
         )
         return
-    name, share = max(seen.shares.items(), key=lambda item: item[1])
-    if share > subject.limits.max_gradient_share and not math.isnan(share):
+    name, share = max(result.shares.items(), key=lambda item: item[1])
+    if share > context.limits.max_gradient_share and not math.isnan(share):
         yield warn(
             "term-dominates",
-            f"The loss term {name} has {share:.1%} of the {seen.role}'s gradient in the first"
+            f"The loss term {name} has {share:.1%} of the {result.role}'s gradient in the first"
             f" steps, so the others hardly count. Lower loss.{name}.weight, or leave the others"
             " out.",
         )

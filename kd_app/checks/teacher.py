@@ -1,5 +1,5 @@
-"""Is the teacher one: with a head that was trained, the same answers to the same
-images, and answers that beat chance?
+"""Checks that the teacher's head is trained, that the teacher is deterministic, and
+that its accuracy is above chance and as high as published.
 """
 
 from collections.abc import Iterator
@@ -9,164 +9,155 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from kd_app.checks.context import CheckContext
 from kd_app.checks.finding import Finding, note, refuse, warn
 from kd_app.config import RequestError
 from kd_app.data.normalize import normalize
+from kd_app.models.create import LoadedModel
 from kd_app.models.spec import ModelSpec
 from kd_app.models.teacher import FrozenTeacher
 from kd_app.models.weights import state_sha256
 from kd_app.reporting.results import read
 from kd_app.run_files import RESULTS
 
-_TWICE = 32
+_DETERMINISM_IMAGES = 32
 _TOLERANCE = 0.01
-"""Of the answers' spread: what another order of additions may change, and no dropout
-stays below.
+"""Share of the standard deviation of the logits. Another order of additions changes the
+logits by less, any dropout by more.
 """
 
 
-def check_random_head(subject: CheckContext) -> Iterator[Finding]:
-    """A teacher whose classifier nobody has trained, or would train."""
-    if subject.random_head:
-        yield refuse("random-head", subject.random_head)
-    elif (
-        subject.teacher is None and subject.shop.spec.teacher is not None and not subject.unmeasured
-    ):
+def check_random_head(context: CheckContext) -> Iterator[Finding]:
+    """Refuse a teacher with a random head that the run would not train."""
+    if context.random_head:
+        yield refuse("random-head", context.random_head)
+    elif context.must_train_teacher:
+        assert context.workspace.spec.teacher is not None
         yield note(
             "teacher-not-there",
-            f"The teacher {subject.shop.spec.teacher.name} is trained by the run itself first, so"
-            " what it knows can't be judged yet. Say kd-check again when it is there.",
+            f"The run trains the teacher {context.workspace.spec.teacher.name} first, so the"
+            " teacher can't be checked yet. Re-run kd-check once the teacher is trained.",
         )
 
 
-def check_determinism(subject: CheckContext) -> Iterator[Finding]:
-    """A teacher that answers the same images differently: dropout or drop-path that
-    stay on, or BatchNorm that moves or goes by the batch.
+def check_determinism(context: CheckContext) -> Iterator[Finding]:
+    """Refuse a teacher whose outputs for the same image vary: dropout or drop-path that
+    stay active, or BatchNorm that updates or uses batch statistics.
     """
-    created = subject.any_teacher
-    if created is None:
+    teacher = context.any_teacher
+    if teacher is None:
         return
-    batches = list(subject.shop.data.sample("train", created.pixels, _TWICE))
-    device = subject.shop.spec.trainer.device
-    image = torch.cat([batch.image for batch in batches])[:_TWICE].to(device)
-    image = (
-        normalize(image, created.pixels, torch.contiguous_format)
-        if image.dtype == torch.uint8
-        else image
+    frozen = FrozenTeacher(
+        deepcopy(teacher.model),
+        reads=frozenset({"logits"}),
+        pixels=teacher.pixels,
+        sees=teacher.pixels,
     )
-    frozen = (
-        FrozenTeacher(
-            deepcopy(created.model),
-            reads=frozenset({"logits"}),
-            pixels=created.pixels,
-            sees=created.pixels,
-        )
-        .to(device)
-        .train()
-    )
+    frozen = frozen.to(context.workspace.spec.trainer.device).train()
+    image = _load_images(context, teacher)
     before = state_sha256(frozen.model.state_dict())
-    answers = []
-    for part in (image, image, *image.tensor_split(2)):
-        logits = frozen(part).logits
-        assert logits is not None
-        answers.append(logits.float())
-    once, again, halves = answers[0], answers[1], torch.cat(answers[2:])
-    wrong = [
-        text
-        for text, found in (
-            (
-                (
-                    "it answers the same batch differently the second time (dropout or drop-path"
-                    " that stays on)"
-                ),
-                _is_different(once, again),
-            ),
-            (
-                "its state changes while it answers (BatchNorm's running statistics)",
-                state_sha256(frozen.model.state_dict()) != before,
-            ),
-            (
-                (
-                    "its answer to an image depends on the others of the batch (BatchNorm that goes"
-                    " by the batch)"
-                ),
-                _is_different(once, halves),
-            ),
+    first, second = _compute_logits(frozen, image), _compute_logits(frozen, image)
+    halves = torch.cat([_compute_logits(frozen, half) for half in image.tensor_split(2)])
+    after = state_sha256(frozen.model.state_dict())
+    problems = []
+    if _is_different(first, second):
+        problems.append(
+            "its logits for the same batch differ between two passes (dropout or drop-path that"
+            " stays active)"
         )
-        if found
-    ]
-    if wrong:
+    if before != after:
+        problems.append("its state changes during inference (BatchNorm's running statistics)")
+    if _is_different(first, halves):
+        problems.append(
+            "its logits for an image depend on the rest of the batch (BatchNorm that uses batch"
+            " statistics)"
+        )
+    if problems:
+        spec = context.workspace.spec.teacher
         yield refuse(
             "teacher-not-deterministic",
-            f"The teacher {subject.shop.spec.teacher.name if subject.shop.spec.teacher else ''}"
-            f" is in eval mode and yet {'; '.join(wrong)}. Make its modules follow eval().",
+            f"The teacher {spec.name if spec else ''} is in eval mode, but {'; '.join(problems)}."
+            " Make its modules respect eval().",
         )
 
 
-def _is_different(first: torch.Tensor, second: torch.Tensor) -> bool:
+def _load_images(context: CheckContext, teacher: LoadedModel) -> Tensor:
+    batches = context.workspace.data.sample("train", teacher.pixels, _DETERMINISM_IMAGES)
+    image = torch.cat([batch.image for batch in batches])[:_DETERMINISM_IMAGES]
+    image = image.to(context.workspace.spec.trainer.device)
+    if image.dtype != torch.uint8:
+        return image
+    return normalize(image, teacher.pixels, torch.contiguous_format)
+
+
+def _compute_logits(teacher: FrozenTeacher, image: Tensor) -> Tensor:
+    logits = teacher(image).logits
+    assert logits is not None
+    return logits.float()  # type: ignore[no-any-return]
+
+
+def _is_different(first: Tensor, second: Tensor) -> bool:
     return bool((first - second).abs().max() > _TOLERANCE * first.std() + 1e-6)
 
 
-def check_chance_level(subject: CheckContext) -> Iterator[Finding]:
-    """A teacher that is not shown to be better than answers in the same proportions
-    that have nothing to do with the images.
+def check_chance_level(context: CheckContext) -> Iterator[Finding]:
+    """Refuse a teacher that is not significantly better than random predictions with
+    the same class frequencies.
     """
     from scipy.stats import binomtest
 
-    if subject.teacher is None:
+    if context.teacher is None:
         return
-    hits, targets, classes = subject.hits, subject.answers.target, len(subject.shop.classes)
-    answered, there = (
-        np.bincount(x, minlength=classes) / len(hits)
-        for x in (subject.answers.logits.argmax(axis=1), targets)
+    hits, num_classes = context.hits, len(context.workspace.classes)
+    predicted, actual = (
+        np.bincount(labels, minlength=num_classes) / len(hits)
+        for labels in (context.predictions.logits.argmax(axis=1), context.predictions.target)
     )
-    chance = float(answered @ there)
-    if (
-        binomtest(int(hits.sum()), len(hits), chance, alternative="greater").pvalue
-        > 1 - subject.judge.confidence
-    ):
+    chance = float(predicted @ actual)
+    test = binomtest(int(hits.sum()), len(hits), chance, alternative="greater")
+    if test.pvalue > 1 - context.verdict_rule.confidence:
         yield refuse(
             "teacher-at-chance",
-            f"The teacher {subject.teacher.spec.name} has {hits.mean():.1%} of {len(hits):,}"
-            f" images right, and chance has {chance:.1%}: nothing can be learned from it. Its head"
-            " may be random, its classes in another order, its input another one.",
+            f"The teacher {context.teacher.spec.name} is right on {hits.mean():.1%} of"
+            f" {len(hits):,} images, and chance is {chance:.1%}: a student can't learn from it."
+            " Its head may be random, its class order different, or its input wrong.",
         )
 
 
-def check_published_accuracy(subject: CheckContext) -> Iterator[Finding]:
-    """A teacher that is worse here than a figure that lies beside its weights says."""
+def check_published_accuracy(context: CheckContext) -> Iterator[Finding]:
+    """Warn of a teacher that is less accurate than published with its weights."""
     from scipy.stats import binomtest
 
-    if subject.teacher is None:
+    if context.teacher is None:
         return
-    told, where = read_published_accuracy(subject.teacher.spec)
-    hits = subject.hits
-    if (
-        told is not None
-        and binomtest(int(hits.sum()), len(hits), told, alternative="less").pvalue
-        < subject.limits.significance
-    ):
+    published, source = read_published_accuracy(context.teacher.spec)
+    if published is None:
+        return
+    hits = context.hits
+    test = binomtest(int(hits.sum()), len(hits), published, alternative="less")
+    if test.pvalue < context.limits.significance:
         yield warn(
             "teacher-below-published",
-            f"The teacher has {hits.mean():.1%} of {len(hits):,} images right, and {where} says"
-            f" {told:.1%}. Is it fed as it was then, are these the same classes and such images?",
+            f"The teacher is right on {hits.mean():.1%} of {len(hits):,} images, but {source}"
+            f" reports {published:.1%}. Check that its input, classes and kind of images are"
+            " those it was trained on.",
         )
 
 
-def read_published_accuracy(request: ModelSpec) -> tuple[float | None, str]:
-    """The accuracy (0..1) that is told beside a teacher's weights, and where: in the
-    results of its run, or in its model card's model-index.
+def read_published_accuracy(spec: ModelSpec) -> tuple[float | None, str]:
+    """The accuracy (0..1) that is published with a teacher's weights, and its file: the
+    results of its run, or the model-index of its model card.
     """
-    path = request.origin.path
+    path = spec.origin.path
     for folder in () if path is None else (path, path.parent):
         if (folder / RESULTS).is_file():
             try:
-                found = read(folder / RESULTS)
+                results = read(folder / RESULTS)
             except RequestError:
                 continue
-            split = found.test or found.validation
+            split = results.test or results.validation
             return (split.student.top1 if split else None), f"{folder.name}/{RESULTS}"
         if (folder / "README.md").is_file():
             return _read_card_accuracy(folder / "README.md"), f"{folder.name}/README.md"
@@ -174,8 +165,8 @@ def read_published_accuracy(request: ModelSpec) -> tuple[float | None, str]:
 
 
 def _read_card_accuracy(path: Path) -> float | None:
-    """The first accuracy of a model card's metadata, as Hugging Face defines it;
-    percent where it is more than 1.
+    """The first accuracy in a model card's metadata, in Hugging Face's format; values
+    above 1 are percent.
     """
     head = path.read_text(encoding="utf-8", errors="replace").split("---")
     try:
@@ -190,4 +181,6 @@ def _read_card_accuracy(path: Path) -> float | None:
         ]
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         return None
-    return (values[0] / 100 if values[0] > 1 else values[0]) if values else None
+    if not values:
+        return None
+    return values[0] / 100 if values[0] > 1 else values[0]

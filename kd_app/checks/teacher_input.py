@@ -1,5 +1,5 @@
-"""Is the teacher fed as it was trained: with these classes in this order, this
-normalization, this order of channels, this crop?
+"""Checks that the teacher's class order, normalization, channel order and crop are
+those of its training.
 """
 
 from collections.abc import Iterator
@@ -23,171 +23,174 @@ NORMALIZATIONS = {
     "none, 0..1": ((0.0,) * 3, (1.0,) * 3),
     "none, 0..255": ((0.0,) * 3, (1 / 255,) * 3),
 }
-"""What weights are usually trained with; and the mean and standard deviation of these
-images.
+"""Mean and standard deviation of common normalizations; the data's own is tried, too.
 """
 CROPS = (1.0, 0.875, 0.75, 0.5)
-"""Shares of the shorter side that the center crop keeps."""
+"""Center crops to try, as shares of the shorter side."""
 _CLOSE = 0.05
 _FOLDS = 2
 
 
 @dataclass(frozen=True)
 class InputAlternative:
-    """Where the teacher is right when it is read or fed in another way, and how to mend
-    that.
+    """Where the teacher is right with another input or class order, and how to fix the
+    teacher. name: of the finding. change: what differs from the configured input.
     """
 
     name: str
-    way: str
-    mend: str
+    change: str
+    fix: str
     hits: Bool[np.ndarray, " images"]
 
 
-def check_teacher_input(subject: CheckContext) -> Iterator[Finding]:
-    """A teacher that is significantly better with its classes in another order, or with
-    another normalization, channel order or crop.
+def check_teacher_input(context: CheckContext) -> Iterator[Finding]:
+    """Refuse a teacher that is significantly better with another class order,
+    normalization, channel order or crop.
 
-    Of several explanations those that are as good as the best are told.
+    If several alternatives are better, the best one and those within ``check.min_gain``
+    of it are reported.
     """
-    if subject.teacher is None:
+    if context.teacher is None:
         return
     better: dict[str, tuple[float, Finding]] = {}
-    for other in (
-        _try_class_order(subject),
-        *_try_normalizations(subject),
-        *_try_channel_order(subject),
-        *_try_crops(subject),
+    for alternative in (
+        _try_class_order(context),
+        *_try_normalizations(context),
+        *_try_channel_order(context),
+        *_try_crops(context),
     ):
-        before, after = subject.hits, other.hits
-        share, p = float(after.mean()), _compute_chance(before, after)
+        before, after = context.hits, alternative.hits
+        share, p = float(after.mean()), _compute_p_value(before, after)
+        # Bonferroni: up to PASSES alternatives are tested.
         if (
-            p * PASSES >= subject.limits.significance
-            or share - before.mean() < subject.limits.min_gain
-            or share < better.get(other.name, (0.0,))[0]
+            p * PASSES >= context.limits.significance
+            or share - before.mean() < context.limits.min_gain
+            or share < better.get(alternative.name, (0.0,))[0]
         ):
             continue
         text = (
-            f"The teacher has {before.mean():.1%} of {len(before):,} images right as it is fed, and"
-            f" {share:.1%} with {other.way} (p = {p:.1g}, exact McNemar test): so it was trained."
-            f" {other.mend}"
+            f"The teacher is right on {before.mean():.1%} of {len(before):,} images with its"
+            f" configured input, and on {share:.1%} with {alternative.change} (p = {p:.1g}, exact"
+            f" McNemar test), so it was trained like that. {alternative.fix}"
         )
-        better[other.name] = share, refuse(other.name, text)
+        better[alternative.name] = share, refuse(alternative.name, text)
     best = max((share for share, _ in better.values()), default=0.0)
     yield from (
-        finding for share, finding in better.values() if share > best - subject.limits.min_gain
+        finding for share, finding in better.values() if share > best - context.limits.min_gain
     )
 
 
-def _compute_chance(
+def _compute_p_value(
     before: Bool[np.ndarray, " images"], after: Bool[np.ndarray, " images"]
 ) -> float:
-    """How likely so many more images would turn right than wrong, if neither were more
-    likely than the other.
-    """
+    """One-sided exact McNemar test: that no more images become right than wrong."""
     from scipy.stats import binomtest
 
     better, worse = int((after & ~before).sum()), int((before & ~after).sum())
-    return (
-        float(binomtest(better, better + worse, alternative="greater").pvalue)
-        if better + worse
-        else 1.0
-    )
+    if better + worse == 0:
+        return 1.0
+    return float(binomtest(better, better + worse, alternative="greater").pvalue)
 
 
-def _try_class_order(subject: CheckContext) -> InputAlternative:
-    """The permutation of classes that fits one half of the images best, judged on the
-    other half, and the other way round.
+def _try_class_order(context: CheckContext) -> InputAlternative:
+    """The class permutation that fits one half of the images best, tested on the other
+    half, and the other way round.
     """
-    answers, names = subject.answers, subject.shop.classes
-    said, hits = answers.logits.argmax(axis=1), np.zeros(len(answers.target), dtype=bool)
+    target, names = context.predictions.target, context.workspace.classes
+    predicted, hits = context.predictions.logits.argmax(axis=1), np.zeros(len(target), dtype=bool)
     fold = np.random.default_rng(0).permutation(len(hits)) % _FOLDS
     for number in range(_FOLDS):
-        means = _find_permutation(said[fold != number], answers.target[fold != number], len(names))
-        hits[fold == number] = means[said[fold == number]] == answers.target[fold == number]
-    means = _find_permutation(said, answers.target, len(names))
-    moved = [f"by {names[a]!r} it means {names[b]!r}" for a, b in enumerate(means) if a != b][:3]
-    mend = (
+        fit, test = fold != number, fold == number
+        meaning = _find_permutation(predicted[fit], target[fit], len(names))
+        hits[test] = meaning[predicted[test]] == target[test]
+    meaning = _find_permutation(predicted, target, len(names))
+    moved = [f"its {names[a]!r} is {names[b]!r}" for a, b in enumerate(meaning) if a != b][:3]
+    fix = (
         "Correct its label_names, or sort its classifier's rows by the data's classes:"
         f" {', '.join(moved)} ..."
         if moved
         else ""
     )
-    return InputAlternative("teacher-class-order", "its classes in another order", mend, hits)
+    return InputAlternative("teacher-class-order", "its classes in another order", fix, hits)
 
 
-def _find_permutation(said: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
-    """``means[k]``: the class that an answer k stands for, so that most images are
-    right; k itself where the images do not say.
+def _find_permutation(predicted: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
+    """``meaning[k]``: the true class of a predicted class k, so that most images are
+    right; k itself where the images do not decide.
     """
     from scipy.optimize import linear_sum_assignment
 
-    counts = np.zeros((classes, classes))
-    np.add.at(counts, (said, target), 1.0)
-    means: np.ndarray = linear_sum_assignment(counts + 0.5 * np.eye(classes), maximize=True)[1]
-    return means
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (predicted, target), 1.0)
+    meaning: np.ndarray = linear_sum_assignment(counts + 0.5 * np.eye(num_classes), maximize=True)[
+        1
+    ]
+    return meaning
 
 
-def _try_normalizations(subject: CheckContext) -> Iterator[InputAlternative]:
-    assert subject.teacher is not None
-    if "uint8" not in subject.shop.data.capabilities:
-        return  # they come normalized, nobody knows how
-    given, seen = subject.teacher.loaded.pixels, subject.shop.compute_image_stats()
-    for name, (mean, std) in {
-        **NORMALIZATIONS,
-        "that of these images": (seen.mean, seen.std),
-    }.items():
-        pixels = replace(given, mean=_match_channels(given, mean), std=_match_channels(given, std))
-        if not np.allclose(
-            [*pixels.mean, *pixels.std], [*given.mean, *given.std], atol=_CLOSE / 5, rtol=_CLOSE
-        ):
-            mend = (
-                f"Say mean {_format_values(pixels.mean)} and std {_format_values(pixels.std)} in the config.json of"
-                " its weights (name=local-dir:<folder>)."
-            )
-            hits = subject.predict(subject.sample, pixels).hits
-            yield InputAlternative(
-                "teacher-normalization", f"another normalization: {name}", mend, hits
-            )
+def _try_normalizations(context: CheckContext) -> Iterator[InputAlternative]:
+    assert context.teacher is not None
+    if "uint8" not in context.workspace.data.capabilities:
+        return  # the images come normalized, in an unknown way
+    configured, stats = context.teacher.loaded.pixels, context.workspace.image_stats()
+    normalizations = {**NORMALIZATIONS, "that of these images": (stats.mean, stats.std)}
+    for name, (mean, std) in normalizations.items():
+        channels = configured.channels
+        input_spec = replace(
+            configured, mean=_match_channels(mean, channels), std=_match_channels(std, channels)
+        )
+        if _has_same_normalization(input_spec, configured):
+            continue
+        fix = (
+            f"Set mean {_format_values(input_spec.mean)} and std {_format_values(input_spec.std)}"
+            " in the config.json of its weights (name=local-dir:<folder>)."
+        )
+        hits = context.predict(context.sample, input_spec).hits
+        yield InputAlternative("teacher-normalization", f"another normalization: {name}", fix, hits)
 
 
-def _match_channels(given: InputSpec, values: tuple[float, ...]) -> tuple[float, ...]:
-    return (
-        values if len(values) == given.channels else (sum(values) / len(values),) * given.channels
+def _has_same_normalization(first: InputSpec, second: InputSpec) -> bool:
+    return np.allclose(
+        [*first.mean, *first.std], [*second.mean, *second.std], atol=_CLOSE / 5, rtol=_CLOSE
     )
+
+
+def _match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _format_values(values: tuple[float, ...]) -> str:
     return f"[{', '.join(f'{value:.4g}' for value in values)}]"
 
 
-def _try_channel_order(subject: CheckContext) -> Iterator[InputAlternative]:
-    assert subject.teacher is not None
-    if subject.teacher.loaded.pixels.channels == 3 and subject.shop.data.channels == 3:
-        batches = [swap_channels(batch) for batch in subject.sample]
-        hits = subject.predict(batches, subject.teacher.loaded.pixels).hits
-        mend = (
-            "Swap the input channels of its first layer, or wrap it: it expects BGR where images"
-            " are RGB."
-        )
-        yield InputAlternative(
-            "teacher-channel-order", "the channels the other way round (BGR)", mend, hits
-        )
-
-
-def _try_crops(subject: CheckContext) -> Iterator[InputAlternative]:
-    assert subject.teacher is not None
-    if "uint8" not in subject.shop.data.capabilities:
+def _try_channel_order(context: CheckContext) -> Iterator[InputAlternative]:
+    assert context.teacher is not None
+    configured = context.teacher.loaded.pixels
+    if configured.channels != 3 or context.workspace.data.channels != 3:
         return
-    given = subject.teacher.loaded.pixels
+    batches = [swap_channels(batch) for batch in context.sample]
+    hits = context.predict(batches, configured).hits
+    fix = (
+        "Swap the input channels of its first layer, or wrap it: it expects BGR, but the images"
+        " are RGB."
+    )
+    yield InputAlternative(
+        "teacher-channel-order", "the channels in reverse order (BGR)", fix, hits
+    )
+
+
+def _try_crops(context: CheckContext) -> Iterator[InputAlternative]:
+    assert context.teacher is not None
+    if "uint8" not in context.workspace.data.capabilities:
+        return
+    configured = context.teacher.loaded.pixels
     for crop in CROPS:
-        if abs(crop - given.crop) > _CLOSE:
-            pixels = replace(given, crop=crop)
-            hits = subject.predict(subject.load_batches(pixels, subject.images), pixels).hits
-            mend = (
-                f"Say crop_pct {crop:g} in the config.json of its weights"
-                " (name=local-dir:<folder>)."
-            )
-            yield InputAlternative(
-                "teacher-crop", f"a crop of {crop:g} in place of {given.crop:g}", mend, hits
-            )
+        if abs(crop - configured.crop) <= _CLOSE:
+            continue
+        input_spec = replace(configured, crop=crop)
+        batches = context.load_batches(input_spec, context.num_images)
+        hits = context.predict(batches, input_spec).hits
+        fix = f"Set crop_pct {crop:g} in the config.json of its weights (name=local-dir:<folder>)."
+        yield InputAlternative(
+            "teacher-crop", f"a crop of {crop:g} instead of {configured.crop:g}", fix, hits
+        )

@@ -1,4 +1,4 @@
-"""``kd-check``: every check of a run that has not begun, and what it will cost."""
+"""The job of ``kd-check``: every check of a run before its start, and its cost."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 
 from kd_app.checks.context import CheckContext, Limits
 from kd_app.checks.cost import Cost, describe_cost, estimate_cost
-from kd_app.checks.dry_run import DryRun, dry_run
+from kd_app.checks.dry_run import DryRun, train_briefly
 from kd_app.checks.finding import Finding, note, refuse
-from kd_app.checks.images import check_missing_classes, check_same_image, test_too_small
+from kd_app.checks.images import check_missing_classes, check_same_image, check_test_size
 from kd_app.checks.license import check_license
 from kd_app.checks.loss_terms import check_loss_terms
 from kd_app.checks.teacher import (
@@ -36,46 +36,45 @@ CHECKS: tuple[Callable[[CheckContext], Iterator[Finding]], ...] = (
     check_license,
     check_missing_classes,
     check_same_image,
-    test_too_small,
+    check_test_size,
     check_random_head,
     check_determinism,
     check_chance_level,
     check_teacher_input,
     check_published_accuracy,
 )
-"""Those that need no training."""
+"""The checks that need no training."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found, and what a run will cost; None where it could not be measured."""
+    """All findings, the plan of the run, and its cost (None if a dry run failed)."""
 
     findings: tuple[Finding, ...]
     plan: tuple[str, ...] = ()
     cost: Cost | None = None
 
-    def list_names(self, weight: str) -> list[str]:
-        """The names of the refusals, warnings or notes, each once."""
-        return list(
-            dict.fromkeys(finding.name for finding in self.findings if finding.weight == weight)
-        )
+    def list_names(self, severity: str) -> list[str]:
+        """Names of the findings of one severity, without repetitions."""
+        names = [finding.name for finding in self.findings if finding.severity == severity]
+        return list(dict.fromkeys(names))
 
 
 def check(
     config: Config, *, own: ExternalParts | None = None, console: Console | None = None
 ) -> CheckReport:
-    """Look at the run that the configuration asks for, and say what was found.
+    """Check the run that `config` describes, and print the findings.
 
-    Nothing that is trained stays, and nothing is written but the scan of the images,
-    which the run finds. Raises `RequestError` with every reason not to run.
+    Only the scan of the images stays on disk, for the run to reuse. Raises
+    `RequestError` with all refusals.
     """
     console = console or Console()
     report = inspect_setup(config, own=own, console=console)
     for finding in report.findings:
-        if finding.weight != "refusal":
-            console.print(f"{finding.weight.capitalize()}: {finding}")
+        if finding.severity != "refusal":
+            console.print(f"{finding.severity.capitalize()}: {finding}")
     console.print("\n".join(report.plan))
-    refusals = [str(finding) for finding in report.findings if finding.weight == "refusal"]
+    refusals = [str(finding) for finding in report.findings if finding.severity == "refusal"]
     if refusals:
         raise RequestError(
             f"Refused for {len(refusals)} reason{'s' if len(refusals) > 1 else ''}."
@@ -88,57 +87,49 @@ def check(
 def inspect_setup(
     config: Config, *, own: ExternalParts | None = None, console: Console
 ) -> CheckReport:
-    """All findings and the plan. Raises `RequestError` where there is no run to look
-    at.
-    """
+    """Collect all findings and the plan. Raises `RequestError` for a wrong config."""
     limits = Limits(**config["check"])
-    made = build_spec({key: value for key, value in config.items() if key != "check"}, own)
-    check_places(made.trainer)
-    judge = VerdictRule(**config["verdict"])
+    spec = build_spec({key: value for key, value in config.items() if key != "check"}, own)
+    check_places(spec.trainer)
+    rule = VerdictRule(**config["verdict"])
     for node in config["logger"].values():
         make(node, Backend)
-    shop = Workspace(made, Stages(Path(config["stages"]), say=console.print), console, tracker=None)
+    stages = Stages(Path(config["stages"]), say=console.print)
+    workspace = Workspace(spec, stages, console, tracker=None)
     try:
-        shop.prepare_data()
-        shop.check_losses()
+        workspace.prepare_data()
+        workspace.check_losses()
     except RequestError as error:
         return CheckReport((refuse("data", str(error)),))
     with TemporaryDirectory(prefix="kd-check-") as scratch:
-        subject = CheckContext(shop, limits, judge, Path(scratch))
-        found = [note("data", text) for text in shop.data.notes]
-        for each in CHECKS:
-            found += each(subject)
-        rehearsals = _dry_run_all(subject, console)
-        found += check_loss_terms(subject, rehearsals)
-        plan, costs = (
-            describe_models(
-                shop, ready=subject.teacher is not None and subject.teacher.folder is None
-            ),
-            None,
-        )
-        if not any(seen.error for seen in rehearsals):
-            costs = estimate_cost(subject, rehearsals)
-            plan += describe_cost(subject, costs)
-    return CheckReport(tuple(found), tuple(plan), costs)
+        context = CheckContext(workspace, limits, rule, Path(scratch))
+        findings = [note("data", text) for text in workspace.data.notes]
+        for run_check in CHECKS:
+            findings += run_check(context)
+        dry_runs = _train_all_briefly(context, console)
+        findings += check_loss_terms(context, dry_runs)
+        has_pretrained_teacher = context.teacher is not None and context.teacher.folder is None
+        plan = describe_models(workspace, ready=has_pretrained_teacher)
+        cost = None
+        if not any(result.error for result in dry_runs):
+            cost = estimate_cost(context, dry_runs)
+            plan += describe_cost(context, cost)
+    return CheckReport(tuple(findings), tuple(plan), cost)
 
 
-def _dry_run_all(subject: CheckContext, console: Console) -> list[DryRun]:
-    """Of all that a run would train; a teacher or control that was trained before is
-    left out.
+def _train_all_briefly(context: CheckContext, console: Console) -> list[DryRun]:
+    """Dry runs of all models that the run would train. A teacher or control that an
+    earlier run trained is left out.
     """
-    shop, seen, teacher = subject.shop, [], subject.any_teacher
-    if (
-        shop.spec.teacher is not None
-        and subject.teacher is None
-        and not subject.random_head
-        and not subject.unmeasured
-    ):
+    workspace, results, teacher = context.workspace, [], context.any_teacher
+    if context.must_train_teacher:
         console.print_transient("  teacher: a few steps ...")
-        seen.append(dry_run(subject, "teacher", None))
-        teacher = seen[0].created
-    for role in (*shop.spec.controls, "student"):
-        job = draft_role_job(shop, role)
-        if role == "student" or find_trained(shop, job) is None:
+        results.append(train_briefly(context, "teacher", None))
+        teacher = results[0].loaded
+    for role in (*workspace.spec.controls, "student"):
+        job = draft_role_job(workspace, role)
+        if role == "student" or find_trained(workspace, job) is None:
             console.print_transient(f"  {role}: a few steps ...")
-            seen.append(dry_run(subject, role, teacher if job.recipe.needs_teacher else None))
-    return seen
+            role_teacher = teacher if job.recipe.needs_teacher else None
+            results.append(train_briefly(context, role, role_teacher))
+    return results

@@ -1,7 +1,8 @@
-"""Runs that have not begun, sound ones and such with a fault that somebody planted; and
-teachers that take no training.
+"""Runs before they start, sound ones and ones with a planted fault, and teachers that
+need no training.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,89 +37,87 @@ SMALL = (
 )
 
 
-def config(folder: Path, *words: str, teacher: nn.Module | None = None) -> dict[str, Any]:
-    licensed = () if teacher is None else ("teacher.license=mit",)
-    return compose_config("check", [*SMALL, f"stages={folder / '.stages'}", *licensed, *words])
+def compose_check_config(
+    folder: Path, *overrides: str, teacher: nn.Module | None = None
+) -> dict[str, Any]:
+    license = () if teacher is None else ("teacher.license=mit",)
+    return compose_config("check", [*SMALL, f"stages={folder / '.stages'}", *license, *overrides])
 
 
-def subject(folder: Path, *words: str, teacher: nn.Module | None = None) -> CheckContext:
-    """A run of these words, its data there; the teacher is handed over, or named by the
-    words.
+def build_context(folder: Path, *overrides: str, teacher: nn.Module | None = None) -> CheckContext:
+    """The context of ``kd-check <overrides>`` with prepared data; the teacher is
+    external, or set by the overrides.
     """
-    asked = config(folder, "check.seconds=10", *words, teacher=teacher)
-    limits, judge = Limits(**asked.pop("check")), VerdictRule(**asked["verdict"])
-    made = build_spec(asked, ExternalParts(teacher=teacher))
-    shop = Workspace(made, Stages(Path(asked["stages"]), say=QUIET.print), QUIET, tracker=None)
-    shop.prepare_data()
-    return CheckContext(shop, limits, judge, folder / "scratch")
+    config = compose_check_config(folder, "check.seconds=10", *overrides, teacher=teacher)
+    limits, rule = Limits(**config.pop("check")), VerdictRule(**config["verdict"])
+    spec = build_spec(config, ExternalParts(teacher=teacher))
+    stages = Stages(Path(config["stages"]), say=QUIET.print)
+    workspace = Workspace(spec, stages, QUIET, tracker=None)
+    workspace.prepare_data()
+    return CheckContext(workspace, limits, rule, folder / "scratch")
 
 
-def report(folder: Path, *words: str, teacher: nn.Module | None = None) -> CheckReport:
-    """All that the command finds."""
+def report(folder: Path, *overrides: str, teacher: nn.Module | None = None) -> CheckReport:
+    """All findings of ``kd-check <overrides>``."""
     return inspect_setup(
-        config(folder, "check.seconds=0.1", *words, teacher=teacher),
+        compose_check_config(folder, "check.seconds=0.1", *overrides, teacher=teacher),
         own=ExternalParts(teacher=teacher),
         console=QUIET,
     )
 
 
-def names(findings: Any) -> list[str]:
-    found: list[Finding] = list(findings)
-    return [finding.name for finding in found]
+def list_names(findings: Iterable[Finding]) -> list[str]:
+    return [finding.name for finding in findings]
 
 
 class Fitted(nn.Module):
-    """Least squares from pixels to classes: a teacher that is sound after a moment.
-    `means[k]` is what its answer k stands for.
-    """
+    """A teacher fitted by least squares from pixels to classes."""
 
     def __init__(self, image: Tensor, target: Tensor, classes: int) -> None:
         super().__init__()
-        rows, wanted = image.flatten(1).double(), F.one_hot(target, classes).double()
+        rows, desired = image.flatten(1).double(), F.one_hot(target, classes).double()
         center = rows.mean(dim=0)
         rows = rows - center
         ridge = 0.001 * rows.square().sum() / rows.shape[1] * torch.eye(rows.shape[1])
-        weight = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ wanted)
+        weight = torch.linalg.solve(rows.T @ rows + ridge, rows.T @ desired)
         self.linear = nn.Linear(rows.shape[1], classes)
         self.linear.weight.data, self.linear.bias.data = (
             weight.T.float().contiguous(),
-            (wanted.mean(dim=0) - center @ weight).float(),
+            (desired.mean(dim=0) - center @ weight).float(),
         )
 
     def forward(self, image: Tensor) -> Tensor:
         return 10 * self.linear(image.flatten(1))  # type: ignore[no-any-return]
 
 
-def fitted(sound: CheckContext, pixels: InputSpec | None = None) -> Fitted:
-    """A teacher of this run's images as `pixels` has them; by default as a teacher of
-    one's own is fed.
+def fitted(context: CheckContext, input_spec: InputSpec | None = None) -> Fitted:
+    """A teacher fitted to the run's images with `input_spec`; by default with the input
+    of an external teacher.
     """
-    mean, std = sound.shop.data.compute_pixel_statistics()
-    data, size = sound.shop.data, sound.shop.data.size
-    asked = pixels or InputSpec(data.channels, size, size, mean, std)
-    batches = list(data.sample("train", asked, 2000))
-    scale = torch.tensor(asked.std).view(1, -1, 1, 1)
-    image = (
-        torch.cat([batch.image for batch in batches]) / 255
-        - torch.tensor(asked.mean).view(1, -1, 1, 1)
-    ) / scale
+    data = context.workspace.data
+    mean, std = data.compute_pixel_statistics()
+    spec = input_spec or InputSpec(data.channels, data.size, data.size, mean, std)
+    batches = list(data.sample("train", spec, 2000))
+    mean_image = torch.tensor(spec.mean).view(1, -1, 1, 1)
+    image = torch.cat([batch.image for batch in batches]) / 255 - mean_image
+    image = image / torch.tensor(spec.std).view(1, -1, 1, 1)
     return Fitted(image, torch.cat([batch.target for batch in batches]), len(data.classes))
 
 
 class Changed(nn.Module):
-    """A teacher with something done to its input or its answer."""
+    """A teacher with a change to its input or its logits."""
 
     def __init__(self, inner: nn.Module, before: Any = None, after: Any = None) -> None:
         super().__init__()
         self.inner, self.before, self.after = inner, before, after
 
     def forward(self, image: Tensor) -> Tensor:
-        answer: Tensor = self.inner(self.before(image) if self.before else image)
-        return self.after(answer) if self.after else answer
+        logits: Tensor = self.inner(self.before(image) if self.before else image)
+        return self.after(logits) if self.after else logits
 
 
 class Stubborn(nn.BatchNorm2d):
-    """Does not hear of eval mode."""
+    """A BatchNorm that ignores eval mode."""
 
     def train(self, mode: bool = True) -> "Stubborn":
         self.training = True
@@ -129,8 +128,8 @@ COLORS = ((90, 60, 50), (50, 60, 90), (190, 150, 140), (120, 170, 160))
 
 
 def colored(folder: Path, *, images: int = 60, side: int = 16, ready: bool = False) -> Path:
-    """Photos of four classes, told apart by color and brightness alone; with ready
-    splits, if asked.
+    """Photos of four classes that differ in color and brightness alone; with `ready`,
+    in split folders.
     """
     random = np.random.default_rng(0)
     for label, color in enumerate(COLORS):
@@ -144,7 +143,7 @@ def colored(folder: Path, *, images: int = 60, side: int = 16, ready: bool = Fal
 
 
 def centered(folder: Path, *, images: int = 60) -> Path:
-    """Photos of four classes, told apart by a pattern in their middle half."""
+    """Photos of four classes that differ in a pattern in their middle half."""
     random = np.random.default_rng(0)
     for label in range(4):
         pattern = random.integers(0, 2, (8, 8, 1)).repeat(2, axis=0).repeat(2, axis=1) * 120.0
@@ -164,7 +163,7 @@ def save(pixels: np.ndarray, path: Path) -> None:
 
 
 class Planted(LossTerm):
-    """A term with a fault: zero, without gradient, infinite, or infinite where the
+    """A loss term with a fault: zero, without gradient, infinite, or infinite if the
     student computes in bfloat16.
     """
 

@@ -1,27 +1,27 @@
-"""A license that forbids the run is a reason not to run; one that nobody knows is told."""
+"""A license that forbids the run is refused; an unknown license is a warning."""
 
 from pathlib import Path
 
 from kd_app.checks.license import check_license
-from tests.checks.planted import colored, names, subject
+from tests.checks.planted import build_context, colored, list_names
 
 
-def test_a_license_that_forbids_the_run_is_refused_until_it_is_accepted_and_one_that_nobody_knows_is_told(
+def test_a_forbidding_license_is_refused_until_accepted_and_an_unknown_one_is_a_warning(
     tmp_path: Path,
 ) -> None:
-    words = (
+    overrides = (
         "data=folder",
         f"data.root={colored(tmp_path / 'photos', images=8)}",
         "teacher.name=resnet8",
     )
-    for said, name, weight in (
+    for license, name, severity in (
         ("cc-by-nc-4.0", "license-forbids", "refusal"),
         ("null", "license-unknown", "warning"),
     ):
-        (found,) = check_license(subject(tmp_path, *words, f"data.license={said}"))
-        assert (found.name, found.weight) == (name, weight)
-    for fine in (
+        (finding,) = check_license(build_context(tmp_path, *overrides, f"data.license={license}"))
+        assert (finding.name, finding.severity) == (name, severity)
+    for accepted in (
         ("data.license=cc-by-nc-4.0", "license.accept=[cc-by-nc-4.0]"),
         ("data.license=mit",),
     ):
-        assert not names(check_license(subject(tmp_path, *words, *fine)))
+        assert not list_names(check_license(build_context(tmp_path, *overrides, *accepted)))

@@ -1,5 +1,5 @@
-"""A teacher that is fed otherwise than it was trained is refused, and told how it was;
-one that is not is left in peace.
+"""A teacher with another input than in its training is refused, and the message names
+that input; a teacher with the right input has no findings.
 """
 
 from collections.abc import Callable
@@ -13,81 +13,87 @@ from torch import nn
 from kd_app.checks.context import CheckContext
 from kd_app.checks.teacher_input import check_teacher_input
 from kd_app.config import InputSpec
-from tests.checks.planted import Changed, centered, colored, fitted, names, subject
+from tests.checks.planted import Changed, build_context, centered, colored, fitted, list_names
 
 IMAGENET = InputSpec(3, 16, 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    colored(folder / "photos")
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos")
+    colored(path / "photos")
+    return path
 
 
 @pytest.fixture(scope="module")
-def looked_at(place: Path) -> Callable[[nn.Module | None], CheckContext]:
-    """A run on the photos with this teacher."""
-    return lambda teacher: subject(
-        place, "data=folder", f"data.root={place / 'photos'}", "data.image_size=16", teacher=teacher
+def photos_with(folder: Path) -> Callable[[nn.Module | None], CheckContext]:
+    """Build the context of a run on the photos with this teacher."""
+    return lambda teacher: build_context(
+        folder,
+        "data=folder",
+        f"data.root={folder / 'photos'}",
+        "data.image_size=16",
+        teacher=teacher,
     )
 
 
-def test_a_teacher_that_is_fed_as_it_was_trained_is_left_in_peace(
-    looked_at: Callable[[nn.Module | None], CheckContext],
+def test_a_teacher_with_the_input_of_its_training_has_no_findings(
+    photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
-    sound = looked_at(fitted(looked_at(None)))
+    sound = photos_with(fitted(photos_with(None)))
     assert sound.hits.mean() > 0.9
-    assert not names(check_teacher_input(sound))
+    assert not list_names(check_teacher_input(sound))
 
 
-def test_classes_in_another_order_are_seen(
-    looked_at: Callable[[nn.Module | None], CheckContext],
+def test_classes_in_another_order_are_refused(
+    photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
-    rolled = Changed(fitted(looked_at(None)), after=lambda logits: logits.roll(1, dims=1))
-    (found,) = check_teacher_input(looked_at(rolled))
-    assert (found.name, found.weight) == ("teacher-class-order", "refusal")
-    assert "by 'class0' it means 'class3'" in found.text
+    rolled = Changed(fitted(photos_with(None)), after=lambda logits: logits.roll(1, dims=1))
+    (finding,) = check_teacher_input(photos_with(rolled))
+    assert (finding.name, finding.severity) == ("teacher-class-order", "refusal")
+    assert "its 'class0' is 'class3'" in finding.text
 
 
-def test_channels_the_other_way_round_are_seen(
-    looked_at: Callable[[nn.Module | None], CheckContext],
+def test_channels_in_reverse_order_are_refused(
+    photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
     findings = {
-        found.name: found
-        for found in check_teacher_input(
-            looked_at(Changed(fitted(looked_at(None)), before=lambda image: image.flip(1)))
+        finding.name: finding
+        for finding in check_teacher_input(
+            photos_with(Changed(fitted(photos_with(None)), before=lambda image: image.flip(1)))
         )
     }
-    assert findings["teacher-channel-order"].weight == "refusal"
+    assert findings["teacher-channel-order"].severity == "refusal"
     assert "BGR" in findings["teacher-channel-order"].text
 
 
-def test_another_normalization_is_seen_and_named(
-    looked_at: Callable[[nn.Module | None], CheckContext],
+def test_another_normalization_is_refused_and_named(
+    photos_with: Callable[[nn.Module | None], CheckContext],
 ) -> None:
     whole = replace(IMAGENET, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    findings = list(check_teacher_input(looked_at(fitted(looked_at(None), whole))))
-    assert [(found.name, found.weight) for found in findings] == [
+    findings = list(check_teacher_input(photos_with(fitted(photos_with(None), whole))))
+    assert [(finding.name, finding.severity) for finding in findings] == [
         ("teacher-normalization", "refusal")
     ]
     assert "none, 0..255" in findings[0].text
 
 
-def test_another_crop_is_seen_and_named(tmp_path: Path) -> None:
+def test_another_crop_is_refused_and_named(tmp_path: Path) -> None:
     centered(tmp_path / "large")
-    words = ("data=folder", f"data.root={tmp_path / 'large'}", "data.image_size=16")
-    sound = subject(tmp_path, *words)
-    mean, std = sound.shop.data.compute_pixel_statistics()
+    overrides = ("data=folder", f"data.root={tmp_path / 'large'}", "data.image_size=16")
+    sound = build_context(tmp_path, *overrides)
+    mean, std = sound.workspace.data.compute_pixel_statistics()
     cropped = fitted(sound, InputSpec(3, 16, 16, mean, std, crop=0.5))
-    findings = list(check_teacher_input(subject(tmp_path, *words, teacher=cropped)))
-    assert [(found.name, found.weight) for found in findings] == [("teacher-crop", "refusal")]
-    assert "a crop of 0.5 in place of 1" in findings[0].text
+    findings = list(check_teacher_input(build_context(tmp_path, *overrides, teacher=cropped)))
+    assert [(finding.name, finding.severity) for finding in findings] == [
+        ("teacher-crop", "refusal")
+    ]
+    assert "a crop of 0.5 instead of 1" in findings[0].text
 
 
-def test_on_gray_images_and_those_of_ones_own_module_what_does_not_apply_is_left_out(
+def test_gray_images_skip_the_checks_that_need_three_channels(
     tmp_path: Path,
 ) -> None:
-    gray = subject(tmp_path, teacher=fitted(subject(tmp_path)))
-    assert not names(check_teacher_input(gray))
+    gray = build_context(tmp_path, teacher=fitted(build_context(tmp_path)))
+    assert not list_names(check_teacher_input(gray))
     assert torch.is_tensor(gray.sample[0].image)
