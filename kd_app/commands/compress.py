@@ -12,9 +12,9 @@ def _run_task(config: dict[str, Any], trial: int | None) -> None:
 
 
 def _finish_sweep(config: dict[str, Any]) -> None:
-    from kd_app.jobs.sweep import set_side_by_side
+    from kd_app.jobs.sweep import compare_trials
 
-    set_side_by_side(config)
+    compare_trials(config)
 
 
 def main() -> NoReturn:

@@ -1,3 +1,1 @@
-"""From a finished run's student to a smaller one: an ordered list of steps, each of
-which says what it cost.
-"""
+"""Steps that make the student of a finished run smaller."""

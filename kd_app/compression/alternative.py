@@ -1,4 +1,6 @@
-"""What a compression has to beat: a smaller net of its cost, trained from scratch."""
+"""The baseline of a compression: a smaller model of the same cost, trained from
+scratch.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,56 +14,59 @@ from kd_app.run.workspace import RunModel, Workspace
 
 STAGE = "alternative"
 _SLACK = 1.25
-"""So many times the multiply-adds are still 'that cost'; more only where no net has
-fewer.
-"""
+"""Candidates of up to this many times the multiply-adds count as no larger."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Which net: 'auto' for the one of `candidates` (nodes of name and kwargs) that is
-    nearest in multiply-adds, or a name of timm.
+    """A smaller model. name: a timm model, or 'auto' for the one of `candidates` (dicts
+    with name and kwargs) that is closest in multiply-adds.
     """
 
     name: str
     candidates: tuple[dict[str, Any], ...]
 
-    def train(self, shop: Workspace, teacher: RunModel | None, macs: int) -> RunModel:
-        """The net of about `macs` multiply-adds, trained on the run's own recipe from
-        the same teacher, or found.
+    def train(self, workspace: Workspace, teacher: RunModel | None, macs: int) -> RunModel:
+        """Train a model of about `macs` multiply-adds with the run's recipe and
+        teacher, or reuse one.
 
-        Raises `RequestError` where none of `candidates` can take such images and starts as
-        the student does.
+        Raises `RequestError` if no candidate fits the images and starts like the
+        student.
         """
-        request = self._request(shop, macs)
-        shop.console.print(f"The alternative: {request.name}, trained on the run's recipe")
-        job = build_student_job(shop, teacher, name=STAGE, model=request)
-        return replace(train(shop, job, listener=shop.tracker), role="student")
+        spec = self._select_spec(workspace, macs)
+        workspace.console.print(f"The alternative: {spec.name}, trained with the run's recipe")
+        job = build_student_job(workspace, teacher, name=STAGE, model=spec)
+        return replace(train(workspace, job, listener=workspace.tracker), role="student")
 
-    def _request(self, shop: Workspace, macs: int) -> ModelSpec:
+    def _select_spec(self, workspace: Workspace, macs: int) -> ModelSpec:
         if self.name != "auto":
-            return _parse_model({"name": self.name})
-        found = list_candidates(
-            [_parse_model(node) for node in self.candidates],
-            shop.spec.student,
-            shop.compute_image_stats(),
-            len(shop.classes),
+            return parse_model({"name": self.name})
+        stats = workspace.image_stats()
+        candidates = list_candidates(
+            [parse_model(node) for node in self.candidates],
+            workspace.spec.student,
+            stats,
+            len(workspace.classes),
         )
-        if not found:
+        if not candidates:
             raise RequestError(
-                "None of the nets in candidates can take images of"
-                f" {shop.compute_image_stats().size}x{shop.compute_image_stats().size} and starts as the run's student does. Name"
-                " one: alternative=<a timm model>, or leave it out: alternative=null."
+                f"None of the models in candidates accepts images of {stats.size}x{stats.size} and"
+                " starts like the run's student. Set alternative=<a timm model>, or"
+                " alternative=null for none."
             )
-        cheap = [each for each in found if each[1] <= _SLACK * macs]
-        return select_closest(cheap or found, macs).spec
+        # A larger model is used only if no candidate is small enough.
+        cheap = [each for each in candidates if each[1] <= _SLACK * macs]
+        return select_closest(cheap or candidates, macs).request
 
 
-def _parse_model(node: dict[str, Any]) -> ModelSpec:
-    more: dict[str, Any] = {
-        "kwargs": node.get("kwargs", {}),
-        "image_size": None,
-        "checkpoint": None,
-        "factory": None,
-    }
-    return ModelSpec(role="student", name=node["name"], pretrained="auto", **more)
+def parse_model(node: dict[str, Any]) -> ModelSpec:
+    """The model of one entry of ``candidates``."""
+    return ModelSpec(
+        role="student",
+        name=node["name"],
+        pretrained="auto",
+        kwargs=node.get("kwargs", {}),
+        image_size=None,
+        checkpoint=None,
+        factory=None,
+    )

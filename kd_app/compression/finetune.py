@@ -1,4 +1,4 @@
-"""Train a compressed student on: the run's own loss terms, from the same teacher."""
+"""Fine-tunes a compressed student with the run's loss terms and teacher."""
 
 from dataclasses import replace
 
@@ -8,11 +8,14 @@ from kd_app.compression.step import Step
 from kd_app.run.role_jobs import build_student_job
 from kd_app.run.train import train
 from kd_app.run.workspace import RunModel, Workspace
+from kd_app.training.job import Recipe
 
 
 class Finetune(Step):
-    """Train the student as the run did. null is the run's own: max_epochs, and lr, the
-    top of the schedule, as the run's student had it.
+    """Train the student as the run did.
+
+    max_epochs: null for that of the run. lr: peak of the schedule; null for that of the
+    run's student.
     """
 
     recovers = True
@@ -22,19 +25,24 @@ class Finetune(Step):
         self.lr = lr
 
     def take(
-        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+        self, name: str, workspace: Workspace, student: RunModel, teacher: RunModel | None
     ) -> RunModel:
-        """A training like any other: found again, gone on with after a kill, on as many
-        ranks as the run.
+        """Train the student like any other model: cached, resumable, on as many ranks
+        as the run.
         """
-        recipe = shop.spec.recipe
-        lr = self.lr or recipe.make_optimizer().resolve_lr(
-            from_random=not shop.spec.student.origin.has_weights
-        )
-        recipe = replace(
+        has_weights = workspace.spec.student.origin.has_weights
+        recipe = self.adapt_recipe(workspace.spec.recipe, from_random=not has_weights)
+        job = build_student_job(workspace, teacher, name=name, model=student.spec, recipe=recipe)
+        model = train(workspace, job, listener=workspace.tracker)
+        return replace(model, role=student.role)
+
+    def adapt_recipe(self, recipe: Recipe, *, from_random: bool) -> Recipe:
+        """The run's recipe with this step's epochs and learning rate. from_random:
+        whether the run's student started from random weights.
+        """
+        lr = self.lr or recipe.make_optimizer().resolve_lr(from_random=from_random)
+        return replace(
             recipe,
             max_epochs=self.max_epochs or recipe.max_epochs,
             optimizer={**recipe.optimizer, "lr": lr},
         )
-        job = build_student_job(shop, teacher, name=name, model=student.spec, recipe=recipe)
-        return replace(train(shop, job, listener=shop.tracker), role=student.role)

@@ -1,4 +1,4 @@
-"""How long one image takes, of every student of a compression, in one runtime."""
+"""Measures the latency of the students of a compression, all in the same runtime."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,47 +16,43 @@ from kd_app.run.workspace import RunModel, Workspace
 PROGRAM = "program.pte"
 _ROUNDS = 20
 _SECONDS = 1.0
-"""About as long is each measured."""
+"""Approximate duration of each model's measurement."""
 
 
-def measure_latencies(shop: Workspace, members: Mapping[str, RunModel]) -> dict[str, float]:
-    """Milliseconds of one image with one thread, by the members' names: the median of
-    calls that they take in turns, each as its XNNPACK program.
+def measure_latencies(workspace: Workspace, models: Mapping[str, RunModel]) -> dict[str, float]:
+    """Median milliseconds per image on one thread, by the models' names. Each model
+    runs as an XNNPACK program, in turns with the others.
 
-    Empty, and the console says why, where ExecuTorch is not installed or can't take one
-    of them.
+    Empty if ExecuTorch is not installed or can't run one of the models; the console
+    then names the reason.
     """
     try:
-        programs = {name: _lower_program(shop, member) for name, member in members.items()}
-        taken = time_models(
-            {name: (Lowered(path), members[name].loaded.pixels) for name, path in programs.items()}
+        programs = {name: _lower_program(workspace, model) for name, model in models.items()}
+        timings = time_models(
+            {name: (Lowered(path), models[name].loaded.pixels) for name, path in programs.items()}
         )
     except (RequestError, RunError) as reason:
-        shop.console.print(f"Note: latency is not measured: {reason}")
+        workspace.console.print(f"Note: latency is not measured: {reason}")
         return {}
-    return {name: 1000 * float(np.median(seconds)) for name, seconds in taken.items()}
+    return {name: 1000 * float(np.median(seconds)) for name, seconds in timings.items()}
 
 
-def _lower_program(shop: Workspace, member: RunModel) -> Path:
-    if member.program is not None:
-        return member.program
-    created = member.loaded
-    config, inputs = (
-        {"model": member.spec.name, "pixels": vars(created.pixels)},
-        {"weights": created.weights.sha256},
-    )
-    stage = shop.find_or_build(
+def _lower_program(workspace: Workspace, model: RunModel) -> Path:
+    if model.program is not None:
+        return model.program
+    loaded = model.loaded
+    stage = workspace.find_or_build(
         "program",
-        config,
-        inputs,
-        lambda folder: lower(_copy_contiguous(created.model), created.pixels, folder / PROGRAM),
+        {"model": model.spec.name, "pixels": vars(loaded.pixels)},
+        {"weights": loaded.weights.sha256},
+        lambda folder: lower(_make_contiguous(loaded.model), loaded.pixels, folder / PROGRAM),
     )
     return stage.path / PROGRAM
 
 
-def _copy_contiguous(model: nn.Module) -> nn.Module:
-    """As it is lowered: ExecuTorch can't take weights of one channel in the order that
-    measuring left them in, channels last.
+def _make_contiguous(model: nn.Module) -> nn.Module:
+    """Undo the channels-last format that measuring set: ExecuTorch rejects weights of
+    one channel in that format.
     """
     return model.cpu().eval().to(memory_format=torch.contiguous_format)
 
@@ -68,28 +64,27 @@ def time_models(models: Mapping[str, tuple[nn.Module, InputSpec]]) -> dict[str, 
             name: partial(model, torch.rand(1, each.channels, each.height, each.width))
             for name, (model, each) in models.items()
         }
-        once = {name: _time_fastest(call) for name, call in calls.items()}
+        fastest = {name: _time_fastest(call) for name, call in calls.items()}
         repeats = {
-            name: max(1, int(_SECONDS / _ROUNDS / seconds)) for name, seconds in once.items()
+            name: max(1, int(_SECONDS / _ROUNDS / seconds)) for name, seconds in fastest.items()
         }
         return time_interleaved(calls, rounds=_ROUNDS, repeats=repeats, warm=1)
 
 
 def _time_fastest(call: Callable[[], object]) -> float:
-    return max(
-        1e-6, float(time_interleaved({"": call}, rounds=3, repeats={"": 1}, warm=1)[""].min())
-    )
+    seconds = time_interleaved({"": call}, rounds=3, repeats={"": 1}, warm=1)[""]
+    return max(1e-6, float(seconds.min()))
 
 
 def measure_latency_share(
-    model: nn.Module, whole: nn.Module, pixels: InputSpec, folder: Path
+    model: nn.Module, original: nn.Module, input_spec: InputSpec, folder: Path
 ) -> float:
-    """The median latency of `model` over that of `whole`; their programs are written
-    into `folder`, that of `whole` once.
+    """Median latency of `model` divided by that of `original`. Their programs are
+    written into `folder`, that of `original` only once.
     """
-    paths = {"model": folder / f"model-{PROGRAM}", "whole": folder / f"whole-{PROGRAM}"}
-    lower(model, pixels, paths["model"])
-    if not paths["whole"].is_file():
-        lower(whole, pixels, paths["whole"])
-    taken = time_models({name: (Lowered(path), pixels) for name, path in paths.items()})
-    return float(np.median(taken["model"]) / np.median(taken["whole"]))
+    paths = {"model": folder / f"model-{PROGRAM}", "original": folder / f"whole-{PROGRAM}"}
+    lower(model, input_spec, paths["model"])
+    if not paths["original"].is_file():
+        lower(original, input_spec, paths["original"])
+    timings = time_models({name: (Lowered(path), input_spec) for name, path in paths.items()})
+    return float(np.median(timings["model"]) / np.median(timings["original"]))

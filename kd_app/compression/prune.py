@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels go, and a smaller plain module is left."""
+"""Structured pruning: removes whole channels, which leaves a smaller plain module."""
 
 import json
 from collections.abc import Callable
@@ -28,8 +28,8 @@ from kd_app.training.job import JobTeacher, TrainingJob
 Share = Annotated[float, Field(gt=0, lt=1)]
 RECORD = "prune.json"
 _PASSES = 100
-"""Into so many passes the whole way to the smallest model is divided: how finely
-channels of different layers are weighed against each other.
+"""Steps from the full to the smallest model. More steps compare channels of different
+layers more finely.
 """
 _LABELS = {
     "cross_entropy": {
@@ -39,26 +39,38 @@ _LABELS = {
         "weight": 1.0,
     }
 }
+_TRACING_ERRORS = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)
+"""What torch-pruning raises for models that it does not understand."""
 _TRIES = 5
-"""So many nets are measured on the way to a latency."""
-_MOST = 0.95
-"""Share of a layer's channels that may go."""
+"""Models that are measured in the search for a latency."""
+_MAX_REMOVED = 0.95
+"""Largest share of a layer's channels that is removed."""
 
 
 class Prune(Step):
-    """Remove the least important channels of all layers, those that depend on each
-    other together, until a share of the cost is left.
+    """Remove the least important groups of dependent channels, across all layers, until
+    a share of the cost is left.
 
-    macs, params, latency: share of multiply-adds, of parameters, or of the time that
-    one image takes (with one thread, as an XNNPACK program, both measured here in
-    turns) that is kept; exactly one is set. By latency, shares of multiply-adds are
-    tried, halving the interval. importance: 'magnitude', the L2 norm of a channel's
-    weights (Li et al., ICLR 2017, arXiv 1608.08710); 'taylor', ``sum |w dL/dw|`` with
-    the labels' cross-entropy on `images` of train, or 'distillation', the same with the
-    run's own loss terms and teacher (Molchanov et al., CVPR 2019, arXiv 1906.10771).
-    The groups of dependent channels are those of Fang et al., CVPR 2023, arXiv
-    2301.12900. iterations: so often importance is measured anew on the way. round_to:
-    numbers of channels that are left are multiples of it.
+    macs, params, latency: the share to keep, of the multiply-adds, the parameters, or
+    the time per image (XNNPACK program, one thread, both models timed here in turns);
+    exactly one is set. For latency, a bisection tries shares of multiply-adds.
+
+    importance: 'magnitude' is the L2 norm of a channel's weights (Li et al., ICLR 2017,
+    arXiv 1608.08710). 'taylor' is ``sum |w dL/dw|`` with cross-entropy on `images`
+    training images; 'distillation' is the same with the run's loss terms and teacher
+    (Molchanov et al., CVPR 2019, arXiv 1906.10771). The groups of dependent channels
+    are those of Fang et al., CVPR 2023, arXiv 2301.12900.
+
+    iterations: how often the importance is recomputed on the way. round_to: the numbers
+    of channels that are left are multiples of this.
     """
 
     def __init__(
@@ -80,9 +92,9 @@ class Prune(Step):
         chosen = [(name, share) for name, share in targets.items() if share is not None]
         if len(chosen) != 1:
             raise RequestError(
-                f"prune needs one target, and macs={macs}, params={params}, latency={latency} are"
-                " set. Expected exactly one share that is kept: prune.macs=0.5 (with the others"
-                " null)."
+                f"prune needs one target, but got macs={macs}, params={params}, latency={latency}."
+                " Expected exactly one share to keep, such as prune.macs=0.5, and null for the"
+                " others."
             )
         self.of, self.target = chosen[0]
         self.importance = importance
@@ -92,29 +104,19 @@ class Prune(Step):
         _load_torch_pruning()
 
     def take(
-        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+        self, name: str, workspace: Workspace, student: RunModel, teacher: RunModel | None
     ) -> RunModel:
-        """The pruned student. Raises `RequestError` for a target out of reach, or a net
-        whose channels can't be told apart.
+        """Prune the student. Raises `RequestError` for a target that can't be reached
+        and for a model whose channels can't be pruned.
         """
-        if student.spec.factory is not None:
-            raise RequestError(
-                f"prune can't rebuild {student.spec.name}, which is no model of timm. Choose a"
-                " student of timm's."
-            )
-        if isinstance(student.loaded.model, Reused):
-            raise RequestError(
-                "prune can't tell the channels of a student apart that answers by its teacher's"
-                " classifier (simkd). Leave prune out, or choose a student that was taught"
-                " otherwise."
-            )
-        listens = teacher if self.importance == "distillation" else None
+        self._check_student(student)
         if self.importance == "distillation" and teacher is None:
             raise RequestError(
                 "prune.importance=distillation needs a teacher, and the run has none. Use magnitude"
                 " or taylor."
             )
-        recipe = shop.spec.recipe
+        used_teacher = teacher if self.importance == "distillation" else None
+        recipe = workspace.spec.recipe
         loss = {"magnitude": {}, "taylor": _LABELS, "distillation": recipe.loss}[self.importance]
         config = {
             **vars(self),
@@ -122,98 +124,113 @@ class Prune(Step):
             "pixels": vars(student.loaded.pixels),
             "model": student.spec.name,
         }
-        inputs = {"data": shop.data.fingerprint, "start": student.loaded.weights.sha256}
-        inputs |= {"teacher": listens.loaded.weights.sha256} if listens else {}
-        stage = shop.find_or_build(
-            name, config, inputs, lambda folder: self._build(folder, shop, student, listens)
+        inputs = {"data": workspace.data.fingerprint, "start": student.loaded.weights.sha256}
+        if used_teacher:
+            inputs["teacher"] = used_teacher.loaded.weights.sha256
+        stage = workspace.find_or_build(
+            name,
+            config,
+            inputs,
+            lambda folder: self._build(folder, workspace, student, used_teacher),
         )
-        member = shop.load_model(build_trained_spec(student.spec, stage.path), seed=0)
-        return replace(member, role=student.role, folder=stage.path)
+        model = workspace.load_model(specify_trained(student.spec, stage.path), seed=0)
+        return replace(model, role=student.role, folder=stage.path)
 
-    def describe(self, member: RunModel) -> dict[str, Any]:
-        """The target, and the shares that are left."""
-        assert member.folder is not None
-        found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
-        return found
+    def _check_student(self, student: RunModel) -> None:
+        if student.spec.factory is not None:
+            raise RequestError(
+                f"prune can't rebuild {student.spec.name}, which is not a timm model. Choose a timm"
+                " model as the student."
+            )
+        if isinstance(student.loaded.model, Reused):
+            raise RequestError(
+                "prune can't prune a student that uses the teacher's classifier (simkd). Leave"
+                " prune out, or choose a student that was trained with another method."
+            )
+
+    def describe(self, model: RunModel) -> dict[str, Any]:
+        """Load the target, and the share that is left."""
+        assert model.folder is not None
+        record: dict[str, Any] = json.loads((model.folder / RECORD).read_text(encoding="utf-8"))
+        return record
 
     def _build(
-        self, folder: Path, shop: Workspace, student: RunModel, teacher: RunModel | None
+        self, folder: Path, workspace: Workspace, student: RunModel, teacher: RunModel | None
     ) -> None:
-        shop.console.print_transient(
+        workspace.console.print_transient(
             f"  prune: removing channels until {self.target:g} of the {self.of} is left ..."
         )
-        created = student.loaded
-        model = deepcopy(created.model).cpu().to(memory_format=torch.contiguous_format)
-        before = read_layer_sizes(model)
-        measure = (
-            None
-            if self.importance == "magnitude"
-            else lambda net: self._accumulate_gradients(shop, student, net, teacher)
-        )
-        told: dict[str, Any] = {}
-        if self.of == "latency":
-            whole = deepcopy(model)
-            model, told = self.prune_by_latency(
-                model,
-                created.pixels,
-                measure,
-                lambda net: measure_latency_share(net, whole, created.pixels, folder),
-            )
-            kept = told["kept"]
-        else:
-            kept = self.prune(model, created.pixels, measure, target=self.target)
-        widths = {name: dict(own) for name, own in created.widths.items()}
-        for module, own in find_changes(before, read_layer_sizes(model)).items():
+        loaded = student.loaded
+        original = deepcopy(loaded.model).cpu().to(memory_format=torch.contiguous_format)
+        model, record = self._prune_copy(original, folder, workspace, student, teacher)
+        widths = {name: dict(own) for name, own in loaded.widths.items()}
+        changes = find_changes(read_layer_sizes(original), read_layer_sizes(model))
+        for module, own in changes.items():
             widths.setdefault(module, {}).update(own)
-        license = shop.resolve_license("student", uses_teacher=shop.spec.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,
-            pixels=created.pixels,
-            classes=shop.classes,
-            license=license,
+            pixels=loaded.pixels,
+            classes=workspace.classes,
+            license=workspace.resolve_license(
+                "student", taught=workspace.spec.recipe.needs_teacher
+            ),
             widths=widths,
         )
-        write_atomically(
-            folder / RECORD,
-            json.dumps(
-                {
-                    "of": self.of,
-                    "target": self.target,
-                    "importance": self.importance,
-                    "kept": kept,
-                    **told,
-                },
-                indent=1,
-            ),
-        )
+        settings = {"of": self.of, "target": self.target, "importance": self.importance}
+        write_atomically(folder / RECORD, json.dumps({**settings, **record}, indent=1))
+
+    def _prune_copy(
+        self,
+        original: nn.Module,
+        folder: Path,
+        workspace: Workspace,
+        student: RunModel,
+        teacher: RunModel | None,
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """A pruned copy of `original`, and the share that is left for the record."""
+
+        def compute_gradients(model: nn.Module) -> None:
+            self._accumulate_gradients(workspace, student, model, teacher)
+
+        measure = None if self.importance == "magnitude" else compute_gradients
+        input_spec = student.loaded.pixels
+        model = deepcopy(original)
+        if self.of != "latency":
+            return model, {"kept": self.prune(model, input_spec, measure, target=self.target)}
+
+        def measure_share(pruned: nn.Module) -> float:
+            return measure_latency_share(pruned, original, input_spec, folder)
+
+        return self.prune_by_latency(model, input_spec, measure, measure_share)
 
     def prune_by_latency(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         measure: Callable[[nn.Module], None] | None,
-        share: Callable[[nn.Module], float],
+        measure_share: Callable[[nn.Module], float],
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The largest of some pruned copies of `model` whose `share` of its latency is
-        at most the target; that share, and all that were tried.
+        """Search for the largest pruned copy of `model` with at most the target share
+        of the latency. Returns the copy and a record of its share and of all trials.
 
-        Raises `RequestError` where none of them is that fast.
+        measure_share: the latency of a pruned copy divided by that of `model`. Raises
+        `RequestError` if no copy is fast enough.
         """
         low, high, macs = 0.0, 1.0, self.target
         tried: list[dict[str, float]] = []
         best: tuple[nn.Module, float] | None = None
         for _ in range(_TRIES):
-            net = deepcopy(model)
+            pruned = deepcopy(model)
             try:
-                left = self.prune(net, pixels, measure, target=macs)
+                left = self.prune(pruned, input_spec, measure, target=macs)
             except RequestError:
                 low = macs
             else:
-                found = share(net)
-                tried.append({"macs": left, "latency": found})
-                if found <= self.target:
-                    best, low = (net, found), macs
+                latency = measure_share(pruned)
+                tried.append({"macs": left, "latency": latency})
+                if latency <= self.target:
+                    best, low = (pruned, latency), macs
                 else:
                     high = macs
             macs = (low + high) / 2
@@ -221,44 +238,49 @@ class Prune(Step):
             fastest = min((each["latency"] for each in tried), default=1.0)
             raise RequestError(
                 f"prune.latency={self.target:g} can't be reached with round_to={self.round_to}: the"
-                f" fastest net that was tried takes {fastest:.3f} of the time. Choose a larger"
-                " share, or a student that is smaller by design."
+                f" fastest model that was tried takes {fastest:.3f} of the time. Choose a larger"
+                " share, or a smaller architecture as the student."
             )
         return best[0], {"kept": best[1], "tried": tried}
 
     def prune(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         measure: Callable[[nn.Module], None] | None,
         *,
         target: float,
     ) -> float:
-        """Prune `model` in its place until at most the share `target` is left (of
-        parameters, or else of multiply-adds); the share that is left.
+        """Prune `model` in place until at most the share `target` of the parameters or
+        multiply-adds is left; returns the share that is left.
 
-        measure: gives the parameters gradients; None for the importance by magnitude.
+        measure: computes gradients for the importance; None for 'magnitude'.
         """
-        cost = count_params if self.of == "params" else lambda net: count_macs(net, pixels)
-        whole, left = cost(model), 1.0
+        by_params = self.of == "params"
+        cost = count_params if by_params else lambda each: count_macs(each, input_spec)
+        original, left = cost(model), 1.0
         for number in range(1, self.iterations + 1):
-            now = 1 - (1 - target) * number / self.iterations
+            interim = 1 - (1 - target) * number / self.iterations
             if measure is not None:
                 measure(model)
-            left = self._prune_toward(model, pixels, now, lambda: cost(model) / whole)
+            left = self._prune_toward(model, input_spec, interim, lambda: cost(model) / original)
         model.zero_grad(set_to_none=True)
         if left > target:
             raise RequestError(
                 f"prune.{self.of}={target:g} can't be reached: with round_to={self.round_to} and at"
-                f" most {_MOST:.0%} of a layer's channels removed, {left:.3f} is left. Reachable:"
-                f" {left:.3f} to 1. Choose a larger share or a smaller prune.round_to."
+                f" most {_MAX_REMOVED:.0%} of a layer's channels removed, {left:.3f} is left."
+                f" Reachable: {left:.3f} to 1. Choose a larger share or a smaller prune.round_to."
             )
         return left
 
     def _prune_toward(
-        self, model: nn.Module, pixels: InputSpec, target: float, share: Callable[[], float]
+        self,
+        model: nn.Module,
+        input_spec: InputSpec,
+        target: float,
+        measure_share: Callable[[], float],
     ) -> float:
-        """One way down, channel group by channel group."""
+        """Remove one channel group after another until the target is reached."""
         library = _load_torch_pruning()
         kinds = library.pruner.importance
         importance = (
@@ -269,53 +291,52 @@ class Prune(Step):
         classifier = getattr(model, "get_classifier", lambda: None)()
         heads = [module for module in model.modules() if module is classifier]
         bare = [(parameter, parameter.dim() - 1) for parameter in _find_bare_parameters(model)]
-        example = torch.zeros(2, pixels.channels, pixels.height, pixels.width)
-        left = share()
+        example = torch.zeros(2, input_spec.channels, input_spec.height, input_spec.width)
+        left = measure_share()
         try:
             pruner = library.pruner.BasePruner(
-                model.eval(), example, importance, global_pruning=True, pruning_ratio=1.0, max_pruning_ratio=_MOST, iterative_steps=_PASSES,
-                round_to=self.round_to, ignored_layers=heads, unwrapped_parameters=bare,
-            )  # fmt: skip
+                model.eval(),
+                example,
+                importance,
+                global_pruning=True,
+                pruning_ratio=1.0,
+                max_pruning_ratio=_MAX_REMOVED,
+                iterative_steps=_PASSES,
+                round_to=self.round_to,
+                ignored_layers=heads,
+                unwrapped_parameters=bare,
+            )
             for _ in range(_PASSES):
                 for group in pruner.step(interactive=True):
                     if left <= target:
                         return left
                     if len(group[0].idxs):
                         group.prune()
-                        left = share()
-        except (
-            RuntimeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            TypeError,
-            AssertionError,
-        ) as error:
+                        left = measure_share()
+        except _TRACING_ERRORS as error:
             raise RequestError(
                 f"torch-pruning can't follow the channels of this {type(model).__name__}:"
-                f" {take_first_line(error)[:200]}. Choose a student of another architecture, such as a"
-                " ResNet, MobileNetV3, EfficientNet, ConvNeXt or RegNet."
+                f" {take_first_line(error)[:200]}. Choose a student of another architecture, such"
+                " as a ResNet, MobileNetV3, EfficientNet, ConvNeXt or RegNet."
             ) from None
         return left
 
     def _accumulate_gradients(
-        self, shop: Workspace, student: RunModel, model: nn.Module, teacher: RunModel | None
+        self, workspace: Workspace, student: RunModel, model: nn.Module, teacher: RunModel | None
     ) -> None:
-        """Those of the loss, summed over `images` images of train, in eval mode."""
-        recipe = shop.spec.recipe
+        """Sum the gradients of the loss over `images` training images, in eval mode."""
+        recipe = workspace.spec.recipe
         if teacher is None:
             recipe = replace(recipe, loss=_LABELS)
-        pixels = student.loaded.pixels
-        if teacher is not None:
+        else:
             teacher.loaded.model.cpu()
         source = JobTeacher(teacher.spec, teacher.loaded) if teacher else None
-        job = TrainingJob("prune", student.spec, pixels, recipe, source)
-        module = build(
-            job, LoadedModel(model, pixels, student.loaded.weights), shop.data, shop.spec.trainer
-        )
+        input_spec = student.loaded.pixels
+        job = TrainingJob("prune", student.spec, input_spec, recipe, source)
+        loaded = LoadedModel(model, input_spec, student.loaded.weights)
+        module = build(job, loaded, workspace.data, workspace.spec.trainer)
         model.eval().zero_grad(set_to_none=True)
-        for batch in shop.data.sample("train", pixels, self.images):
+        for batch in workspace.data.sample("train", input_spec, self.images):
             module.compute_losses(module.prepare_batch(batch))[0].backward()
         for parameter in model.parameters():
             if parameter.grad is None:
@@ -324,7 +345,7 @@ class Prune(Step):
 
 
 def _find_bare_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that lie in no layer of a known kind, such as ConvNeXt's layer scale."""
+    """Parameters outside of the common layers, such as ConvNeXt's layer scale."""
     layers = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     return [
         each

@@ -1,4 +1,4 @@
-"""Int8: after training, or learned by distilling on."""
+"""Quantizes the student to int8, after training or with quantization-aware training."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, fx, nn
 
 from kd_app.compression.graph import (
-    Learning,
     QuantizationProbe,
+    TrainableGraph,
     calibrate,
     convert,
+    copy_tensors,
     load_pt2e,
     prepare,
-    put,
     save,
     trace,
 )
@@ -38,36 +38,37 @@ from kd_app.training.fit import MODEL, build_trained_spec
 from kd_app.training.job import Recipe
 
 RECORD = "quantize.json"
-_OF_THE_RATE = 0.1
-_BATCH = 32
-"""Images that the program takes at once which kd-export ships."""
+_LR_FACTOR = 0.1
+"""Default learning rate, as a share of the student's."""
+_MAX_BATCH = 32
+"""Largest batch of the program that kd-export ships."""
 
 
 class Quantize(Step):
-    """Compute the student in int8, by PT2E of torchao for XNNPACK.
+    """Quantize the student to int8 with torchao's PT2E for XNNPACK.
 
-    images: of train, from which the ranges are taken and the units' sensitivity.
-    epochs: 0 quantizes after training; more train the rounded graph on the run's own
-    loss terms from the float teacher, as quantization-aware distillation (Jacob et al.,
-    CVPR 2018, arXiv 1712.05877; Mishra & Marr, ICLR 2018, arXiv 1711.05852): batch
-    norms are folded first, callbacks stay out, one process in float32. lr: null is a
-    tenth of the student's. terms: the run's terms to train on, by name; null all. A
-    graph gives logits alone, so only terms that read nothing else can teach it.
-    keep_float: units (layers, additions, poolings, by their module's name, or all in a
-    module) that stay in float; 'auto' takes the most sensitive out, one by one, until
-    the mean ``KL(float || int8)`` over `images` is at most `divergence` nats.
-    per_channel: a scale for each output channel.
+    images: training images, for the ranges and the sensitivity of the units. epochs: 0
+    quantizes after training. More epochs train the rounded graph with the run's loss
+    terms and the float teacher (quantization-aware distillation: Jacob et al., CVPR
+    2018, arXiv 1712.05877; Mishra & Marr, ICLR 2018, arXiv 1711.05852), with folded
+    batch norms, without callbacks, in one process in float32. lr: null for a tenth of
+    the student's. terms: names of the run's loss terms to train with; null for all. A
+    graph returns only logits, so terms that read anything else can't be used.
 
-    What comes out is a student's folder as ever, with float weights (trained on, where
-    there were epochs; batch norms folded into the convolutions) and three files more:
-    ``quantized.pt2``, the converted graph with its scales as an exported program, for
-    any number of normalized images, ``quantized.pte``, the same lowered to XNNPACK for
-    one image at a time, and ``quantized_uint8.pte``, which kd-export ships. What is
-    said of the student's accuracy, size and speed is that of the second, run in its own
-    integer arithmetic.
+    keep_float: units that stay in float (layers, additions or poolings by their
+    module's name, or all units of a module). 'auto' keeps the most sensitive units in
+    float, one by one, until the mean ``KL(float || int8)`` over `images` is at most
+    `divergence` nats. per_channel: one scale per output channel.
+
+    The result is a student's folder with float weights (trained if there were epochs,
+    batch norms folded into convolutions) and three more files. ``quantized.pt2`` is the
+    converted graph as an exported program, for any number of normalized images.
+    ``quantized.pte`` is that graph lowered to XNNPACK, for one image at a time; the
+    student's accuracy, size and speed are measured with that program.
+    ``quantized_uint8.pte`` is the program that kd-export ships.
     """
 
-    ends = True
+    is_final = True
 
     def __init__(
         self,
@@ -90,205 +91,198 @@ class Quantize(Step):
         load_pt2e()
 
     def take(
-        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+        self, name: str, workspace: Workspace, student: RunModel, teacher: RunModel | None
     ) -> RunModel:
-        """The quantized student. Raises `RequestError` for terms that a graph can't be
-        taught by, and for units that it has not.
+        """Quantize the student. Raises `RequestError` for loss terms that can't train a
+        graph, and for units that the graph does not have.
         """
-        created, recipe = student.loaded, self._build_recipe(shop)
-        listens = teacher if recipe is not None and recipe.needs_teacher else None
-        how = (
-            {
-                "recipe": recipe.to_json(),
-                "trainer": shop.spec.trainer.adapt_to_graph().describe_identity(),
-            }
-            if recipe
-            else {}
-        )
-        config = {
-            **vars(self),
-            **how,
-            "pixels": vars(created.pixels),
-            "model": student.spec.name,
-        }
-        inputs = {"data": shop.data.fingerprint, "start": created.weights.sha256}
-        inputs |= {"teacher": listens.loaded.weights.sha256} if listens else {}
-        stage = shop.find_or_build(
-            name,
-            config,
-            inputs,
-            lambda folder: self._build(folder, name, shop, student, teacher=listens, recipe=recipe),
-        )
-        member = shop.load_model(build_trained_spec(student.spec, stage.path), seed=0)
-        return replace(
-            member, role=student.role, folder=stage.path, program=stage.path / MODEL / INT8
-        )
+        recipe = self._build_recipe(workspace)
+        used_teacher = teacher if recipe is not None and recipe.needs_teacher else None
+        loaded, config = student.loaded, dict(vars(self))
+        if recipe:
+            trainer = workspace.spec.trainer.adapt_to_graph()
+            config |= {"recipe": recipe.to_json(), "trainer": trainer.identity()}
+        config |= {"pixels": vars(loaded.pixels), "model": student.spec.name}
+        inputs = {"data": workspace.data.fingerprint, "start": loaded.weights.sha256}
+        if used_teacher:
+            inputs["teacher"] = used_teacher.loaded.weights.sha256
 
-    def describe(self, member: RunModel) -> dict[str, Any]:
-        """How it was quantized, what stayed in float, and how sensitive each unit is."""
-        assert member.folder is not None
-        found: dict[str, Any] = json.loads((member.folder / RECORD).read_text(encoding="utf-8"))
-        return found
+        def build(folder: Path) -> None:
+            self._build(folder, name, workspace, student, teacher=used_teacher, recipe=recipe)
 
-    def _build_recipe(self, shop: Workspace) -> Recipe | None:
-        """How the graph is trained; None where it isn't."""
+        stage = workspace.find_or_build(name, config, inputs, build)
+        model = workspace.load_model(specify_trained(student.spec, stage.path), seed=0)
+        program = stage.path / MODEL / INT8
+        return replace(model, role=student.role, folder=stage.path, program=program)
+
+    def describe(self, model: RunModel) -> dict[str, Any]:
+        """Load the settings, the units in float, and the sensitivity of each unit."""
+        assert model.folder is not None
+        record: dict[str, Any] = json.loads((model.folder / RECORD).read_text(encoding="utf-8"))
+        return record
+
+    def _build_recipe(self, workspace: Workspace) -> Recipe | None:
+        """How the graph is trained; None for quantization after training."""
         if not self.epochs:
             return None
-        loss = shop.spec.recipe.loss
+        loss = workspace.spec.recipe.loss
         for name in self.terms or ():
             if name not in loss:
                 raise build_unknown_error("loss term of the run", name, loss)
-        recipe = replace(
-            shop.spec.recipe,
-            loss={
-                name: node
-                for name, node in loss.items()
-                if self.terms is None or name in self.terms
-            },
-        )
-        reads = recipe.loss_reads
-        deaf = [name for name in reads if not reads[name] <= {"logits"}]
-        if deaf:
-            others = [name for name in recipe.loss if name not in deaf]
-            fix = (
-                f"quantize.terms=[{','.join(others)}] trains on the others"
-                if others
-                else "quantize.epochs=0 quantizes without training"
-            )
-            raise RequestError(
-                f"quantize.epochs={self.epochs} trains a graph that gives logits alone, and the"
-                f" run's loss term {deaf[0]} reads more"
-                f" ({', '.join(sorted(reads[deaf[0]] - {'logits'}))}). {fix}."
-            )
-        lr = self.lr or _OF_THE_RATE * recipe.make_optimizer().resolve_lr(
-            from_random=not shop.spec.student.origin.has_weights
+        if self.terms is not None:
+            loss = {name: node for name, node in loss.items() if name in self.terms}
+        recipe = replace(workspace.spec.recipe, loss=loss)
+        self._check_terms(recipe)
+        lr = self.lr or _LR_FACTOR * recipe.make_optimizer().resolve_lr(
+            from_random=not workspace.spec.student.origin.has_weights
         )
         return replace(
             recipe, max_epochs=self.epochs, callbacks={}, optimizer={**recipe.optimizer, "lr": lr}
+        )
+
+    def _check_terms(self, recipe: Recipe) -> None:
+        """Raises `RequestError` for loss terms that read more than logits."""
+        reads = recipe.loss_reads
+        unusable = [name for name in reads if not reads[name] <= {"logits"}]
+        if not unusable:
+            return
+        usable = [name for name in recipe.loss if name not in unusable]
+        fix = (
+            f"To train with the other terms, set quantize.terms=[{','.join(usable)}]."
+            if usable
+            else "To quantize without training, set quantize.epochs=0."
+        )
+        raise RequestError(
+            f"quantize.epochs={self.epochs} trains a graph that returns only logits, but the run's"
+            f" loss term {unusable[0]} reads more"
+            f" ({', '.join(sorted(reads[unusable[0]] - {'logits'}))}). {fix}"
         )
 
     def _build(
         self,
         folder: Path,
         name: str,
-        shop: Workspace,
+        workspace: Workspace,
         student: RunModel,
         *,
         teacher: RunModel | None,
         recipe: Recipe | None,
     ) -> None:
-        created = student.loaded
-        pixels = created.pixels
-        model = deepcopy(created.model).cpu().float().to(memory_format=torch.contiguous_format)
-        graph = trace(model, pixels)
+        loaded, console = student.loaded, workspace.console
+        input_spec = loaded.pixels
+        model = deepcopy(loaded.model).cpu().float().to(memory_format=torch.contiguous_format)
+        graph = trace(model, input_spec)
         batches = [
-            _normalize(batch.image, pixels)
-            for batch in shop.data.sample("train", pixels, self.images)
+            _normalize(batch.image, input_spec)
+            for batch in workspace.data.sample("train", input_spec, self.images)
         ]
-        shop.console.print_transient(
-            f"  quantize: measuring on {self.images} images which layers int8 spoils ..."
+        console.print_transient(
+            f"  quantize: measuring the sensitivity of each layer on {self.images} images ..."
         )
-        keep, found = self.keep(QuantizationProbe(graph, batches, per_channel=self.per_channel))
+        probe = QuantizationProbe(graph, batches, per_channel=self.per_channel)
+        float_units, record = self.select_float_units(probe)
         prepared = prepare(
-            graph, keep=keep, per_channel=self.per_channel, learns=recipe is not None
+            graph,
+            float_units=float_units,
+            per_channel=self.per_channel,
+            trainable=recipe is not None,
         )
         calibrate(prepared, batches)
         if recipe is not None:
-            learned = _train_graph(
-                name, shop, Start(prepared, pixels, student.spec.name), recipe, teacher
-            )
-            assert learned.folder is not None
-            prepared = learned.loaded.model.graph  # type: ignore[assignment]
-            put(model, prepared.state_dict())
-            shutil.copy(learned.folder / CURVES, folder / CURVES)
+            factory = GraphFactory(prepared, input_spec, student.spec.name)
+            trained = _train_graph(name, workspace, factory, recipe, teacher)
+            assert trained.folder is not None
+            prepared = trained.loaded.model.graph  # type: ignore[assignment]
+            copy_tensors(prepared.state_dict(), model)
+            shutil.copy(trained.folder / CURVES, folder / CURVES)
         converted = convert(prepared)
-        license = shop.resolve_license("student", uses_teacher=shop.spec.recipe.needs_teacher)
+        license = workspace.resolve_license("student", taught=workspace.spec.recipe.needs_teacher)
         save_model(
             model,
             folder / MODEL,
-            pixels=pixels,
-            classes=shop.classes,
+            pixels=input_spec,
+            classes=workspace.classes,
             license=license,
-            widths=created.widths,
+            widths=loaded.widths,
         )
-        save(converted, pixels, folder / MODEL / CONVERTED)
-        shop.console.print_transient("  quantize: lowering to XNNPACK ...")
-        lower(converted, pixels, folder / MODEL / INT8)
-        lower(
-            UInt8Model(converted, pixels), pixels, folder / MODEL / INT8_OF_BYTES, max_batch=_BATCH
-        )
-        write_atomically(
-            folder / RECORD,
-            json.dumps({"epochs": self.epochs, "per_channel": self.per_channel, **found}, indent=1),
-        )
+        save(converted, input_spec, folder / MODEL / CONVERTED)
+        console.print_transient("  quantize: lowering to XNNPACK ...")
+        lower(converted, input_spec, folder / MODEL / INT8)
+        uint8_model = UInt8Model(converted, input_spec)
+        lower(uint8_model, input_spec, folder / MODEL / INT8_OF_BYTES, max_batch=_MAX_BATCH)
+        settings = {"epochs": self.epochs, "per_channel": self.per_channel}
+        write_atomically(folder / RECORD, json.dumps({**settings, **record}, indent=1))
 
-    def keep(self, probe: QuantizationProbe) -> tuple[list[str], dict[str, Any]]:
-        """The units that stay in float, and what is told of that: sensitivity (nats) of
-        each, and the divergence that is left after training.
+    def select_float_units(self, probe: QuantizationProbe) -> tuple[list[str], dict[str, Any]]:
+        """The units that stay in float, and a record with the sensitivity of each unit
+        and the divergence that is left (nats).
         """
-        sensitivity = {each: probe.measure_only(each) for each in probe.units}
+        sensitivity = {unit: probe.measure_only(unit) for unit in probe.units}
+        float_units: list[str] = []
         if self.keep_float == "auto":
-            keep: list[str] = []
-            order = sorted(sensitivity, key=lambda each: -sensitivity[each])
-            while (left := probe.measure_without(keep)) > self.divergence and len(keep) < len(
-                order
-            ):
-                keep.append(order[len(keep)])
+            order = sorted(sensitivity, key=lambda unit: -sensitivity[unit])
+            divergence = probe.measure_without(float_units)
+            while divergence > self.divergence and len(float_units) < len(order):
+                float_units.append(order[len(float_units)])
+                divergence = probe.measure_without(float_units)
         else:
             for name in self.keep_float:
-                if not any(_is_within(each, name) for each in sensitivity):
+                if not any(_is_within(unit, name) for unit in sensitivity):
                     raise build_unknown_error("unit to keep in float", name, sensitivity)
-            keep = [
-                each
-                for each in sensitivity
-                if any(_is_within(each, name) for name in self.keep_float)
+            float_units = [
+                unit
+                for unit in sensitivity
+                if any(_is_within(unit, name) for name in self.keep_float)
             ]
-            left = probe.measure_without(keep)
-        return keep, {
-            "keep_float": keep,
+            divergence = probe.measure_without(float_units)
+        return float_units, {
+            "keep_float": float_units,
             "units": len(sensitivity),
             "sensitivity": sensitivity,
-            "divergence": left,
+            "divergence": divergence,
         }
 
 
-class Start:
-    """A factory of a prepared graph to train: copies of it, for images of `pixels`."""
+class GraphFactory:
+    """Returns copies of a prepared graph. pixels: input of the graph."""
 
     def __init__(self, prepared: fx.GraphModule, pixels: InputSpec, name: str) -> None:
         self.pixels = pixels
         self._prepared = prepared
+        # The factory's qualified name identifies the model in records.
         self.__module__, self.__qualname__ = "int8", name
 
     def __call__(self) -> nn.Module:
-        """One to train."""
-        return Learning(deepcopy(self._prepared))
+        return TrainableGraph(deepcopy(self._prepared))
 
 
 def _train_graph(
-    name: str, shop: Workspace, start: Start, recipe: Recipe, teacher: RunModel | None
+    name: str,
+    workspace: Workspace,
+    factory: GraphFactory,
+    recipe: Recipe,
+    teacher: RunModel | None,
 ) -> RunModel:
-    """A training like any other: gone on with after a kill, followed by the trackers."""
-    request = ModelSpec(
+    """Train a graph like any other model: resumable and logged to the trackers."""
+    spec = ModelSpec(
         role="student",
         name=None,
         pretrained="auto",
         checkpoint=None,
         kwargs={},
         image_size=None,
-        factory=start,
+        factory=factory,
     )
-    job = build_student_job(shop, teacher, name=name, model=request, recipe=recipe)
-    return train(shop, job, listener=shop.tracker, trainer=shop.spec.trainer.adapt_to_graph())
+    job = build_student_job(workspace, teacher, name=name, model=spec, recipe=recipe)
+    trainer = workspace.spec.trainer.adapt_to_graph()
+    return train(workspace, job, listener=workspace.tracker, trainer=trainer)
 
 
 def _is_within(unit: str, name: str) -> bool:
     return unit == name or unit.startswith(f"{name}.")
 
 
-def _normalize(image: Tensor, pixels: InputSpec) -> Tensor:
-    return (
-        normalize(image, pixels, torch.contiguous_format)
-        if image.dtype == torch.uint8
-        else image.float()
-    )
+def _normalize(image: Tensor, input_spec: InputSpec) -> Tensor:
+    if image.dtype == torch.uint8:
+        return normalize(image, input_spec, torch.contiguous_format)
+    return image.float()

@@ -1,4 +1,4 @@
-"""What a step of a compression is: one student in, another one out."""
+"""The interface of a compression step: a student in, a smaller student out."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -8,28 +8,28 @@ from kd_app.run.workspace import RunModel, Workspace
 
 
 class Step(Typed):
-    """A step as a block of ``conf/compress.yaml`` names it by ``_target_``; the block's
-    other keys are the arguments of its ``__init__``.
+    """A step, as a block of ``conf/compress.yaml`` names it by ``_target_``. The
+    block's other keys are the arguments of ``__init__``.
     """
 
     recovers: ClassVar[bool] = False
-    """It is there to win back what the step before it lost, so that one is judged after
-    it.
+    """Whether the step recovers accuracy that the step before lost. The two are then
+    judged together.
     """
 
-    ends: ClassVar[bool] = False
-    """No other step can go on from its student."""
+    is_final: ClassVar[bool] = False
+    """Whether no other step can follow."""
 
     @abstractmethod
     def take(
-        self, name: str, shop: Workspace, student: RunModel, teacher: RunModel | None
+        self, name: str, workspace: Workspace, student: RunModel, teacher: RunModel | None
     ) -> RunModel:
-        """The student after this step, made or found as the stage `name` of `shop`: its
-        folder holds ``model/``, in timm's layout.
+        """Compute the student after this step in the stage `name`, or reuse that stage.
 
-        Raises `RequestError` where the step can't be taken, `RunError` where it fails.
+        The stage's folder holds ``model/`` in timm's layout. Raises `RequestError` if
+        the step can't be applied, and `RunError` if it fails.
         """
 
-    def describe(self, member: RunModel) -> dict[str, Any]:
-        """What ``results.json`` says of the step beside its figures."""
+    def describe(self, model: RunModel) -> dict[str, Any]:
+        """Details of the step for ``results.json``, besides the metrics."""
         return {}

@@ -1,1 +1,1 @@
-"""What each command does, one file each: the place to start reading."""
+"""The work of each command; ``kd_app/commands`` has the command lines."""

@@ -1,5 +1,5 @@
-"""What keeping a dearer model for the hard images is worth: temperatures, costs, a
-threshold that keeps the margin, and the check on test.
+"""The job of ``kd-evaluate cascade=[...]``: measures whether a cascade of a cheap and a
+costly model pays, chooses its thresholds on validation, and checks them on test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,13 +52,12 @@ from kd_app.stages import hash_file
 
 FILE = "cascade.json"
 Measure = Literal["maximum", "margin", "entropy", "energy"]
-_WHOLE = "cascade"
-_WARM = 5
-"""Images that are answered before anything is timed."""
+_CASCADE = "cascade"
+_WARMUP_IMAGES = 5
 
 
 class Routing(Typed, called="routing"):
-    """The group of ``conf/evaluate.yaml``."""
+    """The group ``routing`` of ``conf/evaluate.yaml``."""
 
     def __init__(
         self,
@@ -74,15 +73,15 @@ class Routing(Typed, called="routing"):
 
 @dataclass(frozen=True)
 class _RecordedModel:
-    """A stage whose answers are known: of an image's number. So thresholds are checked
-    by the very code that ships.
+    """A stage that returns stored logits for image numbers, so that thresholds are
+    checked with the code of the exported cascade.
     """
 
-    answers: NDArray[np.float32]
+    logits: NDArray[np.float32]
 
     def infer_logits(self, rows: NDArray[Any], /) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.answers[rows]
-        return found
+        logits: NDArray[np.float32] = self.logits[rows]
+        return logits
 
     def prepare_image(self, image: Image.Image, /) -> NDArray[np.uint8]:
         raise AssertionError("images are numbers here")
@@ -90,7 +89,9 @@ class _RecordedModel:
 
 @dataclass(frozen=True)
 class _Selection:
-    """The measure and its choice, and what was compared to find it."""
+    """The selected measure of confidence with its thresholds, the choices for all
+    measures, and the temperature and cost (seconds) of each stage.
+    """
 
     measure: Measure
     choice: RoutingChoice
@@ -98,28 +99,36 @@ class _Selection:
     temperatures: tuple[float, ...]
     costs: tuple[float, ...]
 
+    @property
+    def uses_cascade(self) -> bool:
+        return self.choice.answer == "cascade"
+
+    def build_cascade(self, stages: Sequence[ImageStage]) -> Cascade:
+        return Cascade(stages, self.choice.rung.thresholds, self.measure, self.temperatures)
+
 
 def evaluate_cascade(
     config: Config, *, console: Console | None = None, trial: int | None = None
 ) -> Path:
-    """Judge the cascade of the models ``config['cascade']`` on a run's data and write
-    results.json, report.html and, where routing pays, cascade.json into
-    ``config['out']``; that folder.
+    """Evaluate the cascade of the models ``config['cascade']`` on a run's data.
 
-    Temperatures are fitted, images are timed and thresholds are chosen on validation;
-    test is looked at once. With m measures each is tested at ``1 - (1 - confidence) /
-    m``, so that the cheapest of them keeps the margin at `confidence` (Bonferroni). The
-    temperatures see the same images.
+    Writes results.json, report.html and, if the cascade pays, cascade.json into the
+    folder ``config['out']``, and returns that folder.
 
-    Raises `RequestError`: fewer than two stages, no such model, other classes, no run
-    whose data to judge it on, data that give no 8-bit images.
+    Validation is used to fit temperatures, to time images and to choose thresholds;
+    test is read once. Each of m measures is tested at ``1 - (1 - confidence) / m``
+    (Bonferroni), so that the cheapest one keeps the margin at `confidence`. The
+    temperatures are fitted on the same images.
+
+    Raises `RequestError` for fewer than two stages, a missing model, stages with
+    different classes, no run with data, and data without 8-bit images.
     """
     EvaluationSettings(**config)
     routing, console = Routing(**config["routing"]), console or Console()
-    _check_asked(config)
-    stages = [open_model(said, threads=1) for said in config["cascade"]]
-    check_same_classes([(each.name, each.model.classes) for each in stages])
-    saved = read_run(_run(config, stages), config, "measure")
+    check_request(config)
+    stages = [open_model(path, threads=1) for path in config["cascade"]]
+    check_same_classes([(stage.name, stage.model.classes) for stage in stages])
+    saved = read_run(_find_run(config, stages), config, "measure")
     out = Path(config["out"]) / ("" if trial is None else str(trial))
     with open_run(saved, out, config, overwrite=config["overwrite"], console=console) as run:
         _check_data(run.workspace, stages)
@@ -128,151 +137,161 @@ def evaluate_cascade(
             **run.config,
             "cascade": {"stages": config["cascade"], **config["routing"]},
         }
-        results = _judge(routing, stages, run.workspace, builder)
+        results = _evaluate(routing, stages, run.workspace, builder)
         if trial is None:
             write_report([out], out)
-        for each in build_cascade_tables(results):
-            console.show(each)
+        for table in build_cascade_tables(results):
+            console.show(table)
         console.print(f"Everything is in {out}")
     return out
 
 
-def _check_asked(config: Config) -> None:
-    named = config["cascade"]
-    if len(named) < 2:
+def check_request(config: Config) -> None:
+    """Raises `RequestError` for fewer than two stages, and for settings that have no
+    effect on a cascade.
+    """
+    paths = config["cascade"]
+    if len(paths) < 2:
         raise RequestError(
-            f"cascade={named!r} names one stage. Expected: two or more, from cheap to dear. To"
-            " measure one model, name its run=."
+            f"cascade={paths!r} names one stage. Expected: two or more, from cheap to costly. To"
+            " measure one model, set run=<its run> instead."
         )
     if config["split"] != "auto":
         raise RequestError(
-            f"split={config['split']} does nothing for a cascade: it is chosen on validation and"
+            f"split={config['split']} does nothing for a cascade, which is chosen on validation and"
             " checked on test. Leave it out."
         )
     if config["robustness"].get("corruptions"):
         raise RequestError(
-            "robustness= is for a run's models, and does nothing for a cascade. Leave it out."
+            "robustness= does nothing for a cascade; it applies to the models of a run. Leave it"
+            " out."
         )
 
 
-def _run(config: Config, stages: Sequence[OpenModel]) -> Path:
-    """The run on whose data the cascade is judged."""
-    found = (
-        Path(config["run"])
-        if config["run"]
-        else next((each.run for each in stages if each.run), None)
-    )
-    if found is None:
+def _find_run(config: Config, stages: Sequence[OpenModel]) -> Path:
+    """The run on whose data the cascade is evaluated."""
+    if config["run"]:
+        return Path(config["run"])
+    folder = next((stage.run for stage in stages if stage.run), None)
+    if folder is None:
         raise RequestError(
-            f"None of cascade={config['cascade']!r} lies in a run's folder, so nobody says on which"
-            " data to judge it. Say run=<folder of a run>."
+            f"None of the models in cascade={config['cascade']!r} is in a run's folder, so the data"
+            " for the evaluation are unknown. Set run=<folder of a run>."
         )
-    return found
+    return folder
 
 
-def _check_data(shop: Workspace, stages: Sequence[OpenModel]) -> None:
-    require(shop.data, "uint8", because="A cascade", instead="judge it on other data")
-    check_same_classes([("The data", shop.classes), (stages[0].name, stages[0].model.classes)])
+def _check_data(workspace: Workspace, stages: Sequence[OpenModel]) -> None:
+    require(workspace.data, "uint8", because="A cascade", instead="judge it on other data")
+    first = stages[0]
+    check_same_classes([("The data", workspace.classes), (first.name, first.model.classes)])
 
 
-def _judge(
-    routing: Routing, stages: Sequence[OpenModel], shop: Workspace, builder: ResultsBuilder
+def _evaluate(
+    routing: Routing, stages: Sequence[OpenModel], workspace: Workspace, builder: ResultsBuilder
 ) -> Results:
-    verdict = builder.rule
-    add_data(builder, shop)
-    if verdict.metric != "top1":
+    rule, console = builder.rule, workspace.console
+    add_data(builder, workspace)
+    if rule.metric != "top1":
         builder.notes.append(
-            f"The thresholds keep the margin in top-1; the run's verdict is about {verdict.metric}."
+            f"The thresholds keep the margin in top-1; the run's verdict uses {rule.metric}."
         )
     validation, test = (
-        [_load_predictions(shop, each, number, split) for number, each in enumerate(stages)]
+        [_load_predictions(workspace, stage, number, split) for number, stage in enumerate(stages)]
         for split in ("validation", "test")
     )
-    shop.console.print_transient("  timing the stages ...")
-    names = [f"stage {number}" for number in range(len(stages))]
-    alone = {
-        name: partial(_infer_single, each.model) for name, each in zip(names, stages, strict=True)
+    console.print_transient("  timing the stages ...")
+    calls = {
+        f"stage {number}": partial(_infer_single, stage.model)
+        for number, stage in enumerate(stages)
     }
-    costs = _time_calls(alone, _select_images(shop, validation[0], routing.images))
-    found = _choose(
-        routing, verdict, validation, tuple(float(costs[name].mean()) for name in names)
-    )
-    routes = found.choice.answer == "cascade"
-    cascade = (
-        Cascade(
-            [each.model for each in stages],
-            found.choice.rung.thresholds,
-            found.measure,
-            found.temperatures,
-        )
-        if routes
-        else None
-    )
-    shop.console.print_transient("  timing all of it, image by image ...")
-    latency = _time_calls(
-        {**alone, **({_WHOLE: lambda image: cascade.infer([image])} if cascade else {})},
-        _select_images(shop, test[0], routing.images),
-    )
-    took = {name: _summarize_latency(each) for name, each in latency.items()}
-    told = _build_record(stages, validation, test, found, verdict=verdict, latency=took)
-    builder.cascade = CascadePart.model_validate(told)
+    seconds = _time_calls(calls, _select_images(workspace, validation[0], routing.images))
+    costs = tuple(float(seconds[name].mean()) for name in calls)
+    selection = _select(routing, rule, validation, costs)
+    cascade = None
+    timed: dict[str, Callable[[Image.Image], object]] = dict(calls)
+    if selection.uses_cascade:
+        cascade = selection.build_cascade([stage.model for stage in stages])
+        timed[_CASCADE] = partial(_infer_cascade, cascade)
+    console.print_transient("  timing the cascade, image by image ...")
+    seconds = _time_calls(timed, _select_images(workspace, test[0], routing.images))
+    latency = {name: summarize_latency(each) for name, each in seconds.items()}
+    record = _build_record(stages, validation, test, selection, rule=rule, latency=latency)
+    builder.cascade = CascadePart.model_validate(record)
     splits: tuple[tuple[SplitName, list[Predictions]], ...] = (
         ("validation", validation),
         ("test", test),
     )
-    for split, answers in splits:
-        logits, stage = _combine_predictions(answers, found)
-        candidate, reference = replace(answers[0], logits=logits), answers[-1]
-        both = dict(zip(CASCADE, (candidate, reference), strict=True))
-        groups = list_groups(shop, candidate)
-        metrics = measure_split(
-            both, seed=0, confidence=verdict.confidence, group=groups, pair=CASCADE
+    for split, predictions in splits:
+        builder.cascade.splits[split] = _measure_split(
+            workspace, builder, selection, predictions, split
         )
-        builder.cascade.splits[split] = CascadeSplit.model_validate(metrics)
-        judgment = verdict.judge(candidate, reference)
-        builder.set_verdict(judgment, split)
-        write_predictions(builder.out, shop, both, stage)
     if cascade:
-        cascade.save(builder.out / FILE, [each.file for each in stages])
+        cascade.save(builder.out / FILE, [stage.file for stage in stages])
     return builder.write("finished")
 
 
+def _measure_split(
+    workspace: Workspace,
+    builder: ResultsBuilder,
+    selection: _Selection,
+    predictions: Sequence[Predictions],
+    split: SplitName,
+) -> CascadeSplit:
+    """Compare the selected cascade with its last stage, and write their predictions."""
+    rule = builder.rule
+    logits, stage = _combine_predictions(predictions, selection)
+    candidate, reference = replace(predictions[0], logits=logits), predictions[-1]
+    pair = dict(zip(CASCADE, (candidate, reference), strict=True))
+    groups = list_groups(workspace, candidate)
+    metrics = measure_split(pair, seed=0, confidence=rule.confidence, group=groups, pair=CASCADE)
+    part = CascadeSplit.model_validate(metrics)
+    builder.set_verdict(rule.judge(candidate, reference), split)
+    write_predictions(builder.out, workspace, pair, stage)
+    return part
+
+
 def _load_predictions(
-    shop: Workspace, stage: OpenModel, number: int, split: Literal["validation", "test"]
+    workspace: Workspace, stage: OpenModel, number: int, split: Literal["validation", "test"]
 ) -> Predictions:
-    """What a stage answers to a split, computed once."""
-    sha256, pixels = hash_file(stage.file), stage.model.pixels
+    """A stage's predictions on a split, computed once."""
+    input_spec = stage.model.pixels
 
     def build(folder: Path) -> None:
-        shop.console.print_transient(f"  stage {number}: {split} images ...")
+        workspace.console.print_transient(f"  stage {number}: {split} images ...")
+        loader = workspace.data.build_evaluation_loader(split, input_spec)
         rows = [
             (
                 batch.index.numpy(),
                 batch.to_hard_target().numpy(),
                 stage.model.infer_logits(np.ascontiguousarray(batch.image.numpy())),
             )
-            for batch in limit_batches(shop.data.build_evaluation_loader(split, pixels), shop.limit)
+            for batch in limit_batches(loader, workspace.limit)
         ]
         Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True))).save(folder)
 
-    config = {"file": stage.file.name, "pixels": vars(pixels), "split": split, "limit": shop.limit}
-    made = shop.find_or_build(
-        f"answers-stage{number}-{split}",
-        config,
-        {"data": shop.data.fingerprint, "weights": sha256},
-        build,
-    )
-    return Predictions.load(made.path)
+    config = {
+        "file": stage.file.name,
+        "pixels": vars(input_spec),
+        "split": split,
+        "limit": workspace.limit,
+    }
+    inputs = {"data": workspace.data.fingerprint, "weights": hash_file(stage.file)}
+    folder = workspace.find_or_build(f"answers-stage{number}-{split}", config, inputs, build).path
+    return Predictions.load(folder)
 
 
-def _select_images(shop: Workspace, answers: Predictions, most: int) -> list[Image.Image]:
-    """Evenly spread images of those that were answered, as they were decoded."""
-    rows = np.linspace(0, len(answers.index) - 1, min(most, len(answers.index))).round().astype(int)
-    pictures = (shop.data.read_image(int(answers.index[row])) for row in rows)
+def _select_images(
+    workspace: Workspace, predictions: Predictions, max_images: int
+) -> list[Image.Image]:
+    """Up to `max_images` of the predicted images, evenly spaced and decoded."""
+    num_images = len(predictions.index)
+    rows = np.linspace(0, num_images - 1, min(max_images, num_images)).round().astype(int)
+    arrays = (workspace.data.read_image(int(predictions.index[row])) for row in rows)
     return [
-        Image.fromarray(each if each.shape[2] == 3 else each[:, :, 0])
-        for each in pictures
-        if each is not None
+        Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
+        for array in arrays
+        if array is not None
     ]
 
 
@@ -280,14 +299,18 @@ def _infer_single(model: ImageStage, image: Image.Image) -> NDArray[np.float32]:
     return model.infer_logits(prepare_batch([image], np.zeros(1, dtype=np.int64), model))
 
 
+def _infer_cascade(cascade: Cascade, image: Image.Image) -> object:
+    return cascade.infer([image])
+
+
 def _time_calls(
     calls: Mapping[str, Callable[[Image.Image], object]], images: Sequence[Image.Image]
 ) -> dict[str, Floats]:
-    """Seconds of every image through each, ``[images]``: one thread, one image at a
-    time, each image through all before the next.
+    """Seconds per image of each call, ``[images]``, on one thread. All calls process an
+    image before the next image starts.
     """
     with limit_to_one_thread():
-        for image in images[:_WARM]:
+        for image in images[:_WARMUP_IMAGES]:
             for call in calls.values():
                 call(image)
         rounds = [
@@ -301,114 +324,117 @@ def _time_calls(
     return {name: np.array([each[name][0, 0] for each in rounds]) for name in calls}
 
 
-def _choose(
-    routing: Routing, verdict: VerdictRule, answers: Sequence[Predictions], costs: tuple[float, ...]
+def _select(
+    routing: Routing,
+    rule: VerdictRule,
+    predictions: Sequence[Predictions],
+    costs: tuple[float, ...],
 ) -> _Selection:
-    """The measure whose proven choice costs least; the first of equals."""
-    target, logits = answers[0].target, [each.logits for each in answers]
-    heats = tuple(fit_temperature(each, target) for each in logits)
-    level = 1 - (1 - verdict.confidence) / len(routing.measures)
+    """Choose the measure of confidence whose proven thresholds cost least; the first
+    among equals.
+    """
+    target, logits = predictions[0].target, [each.logits for each in predictions]
+    temperatures = tuple(fit_temperature(each, target) for each in logits)
+    confidence = 1 - (1 - rule.confidence) / len(routing.measures)
     choices = {}
     for measure in routing.measures:
         curve = compute_routing_curve(
-            logits, target, costs, measure=measure, temperatures=heats, num_steps=routing.steps
+            logits,
+            target,
+            costs,
+            measure=measure,
+            temperatures=temperatures,
+            num_steps=routing.steps,
         )
         choices[measure] = choose_threshold(
-            curve, costs, num_images=len(target), margin=verdict.margin, confidence_level=level
+            curve,
+            costs,
+            num_images=len(target),
+            margin=rule.margin,
+            confidence_level=confidence,
         )
     best = min(choices, key=lambda measure: choices[measure].cost)
-    return _Selection(best, choices[best], choices, heats, costs)
+    return _Selection(best, choices[best], choices, temperatures, costs)
 
 
 def _combine_predictions(
-    answers: Sequence[Predictions], found: _Selection
+    predictions: Sequence[Predictions], selection: _Selection
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Log-probabilities of what is compared with the last stage (the cascade, or the
-    first stage where nothing is routed), and who answered.
+    """Log-probabilities of the selected cascade (of the first stage if there is none),
+    and the last stage of each image.
     """
-    logits = [each.logits for each in answers]
-    if found.choice.answer != "cascade":
-        return log_probabilities(logits[0], found.temperatures[0]).astype(np.float32), np.zeros(
-            len(logits[0]), dtype=np.int64
-        )
-    known = Cascade(
-        [_RecordedModel(each) for each in logits],
-        found.choice.rung.thresholds,
-        found.measure,
-        found.temperatures,
-    )
-    ours, stage = known.infer(np.arange(len(logits[0])))  # type: ignore[arg-type]
-    return ours.astype(np.float32), stage
+    logits = [each.logits for each in predictions]
+    if not selection.uses_cascade:
+        log_p = log_probabilities(logits[0], selection.temperatures[0])
+        return log_p.astype(np.float32), np.zeros(len(log_p), dtype=np.int64)
+    cascade = selection.build_cascade([_RecordedModel(each) for each in logits])
+    log_p, stage = cascade.infer(np.arange(len(logits[0])))  # type: ignore[arg-type]
+    return log_p.astype(np.float32), stage
 
 
 def _build_record(
     stages: Sequence[OpenModel],
     validation: Sequence[Predictions],
     test: Sequence[Predictions],
-    found: _Selection,
+    selection: _Selection,
     *,
-    verdict: VerdictRule,
+    rule: VerdictRule,
     latency: Mapping[str, dict[str, float]],
 ) -> dict[str, Any]:
-    """As results.json tells of it."""
-    rung, target = found.choice.rung, test[0].target
-    known = {"measure": found.measure, "temperatures": found.temperatures}
-    thresholds = (
-        rung.thresholds
-        if found.choice.answer == "cascade"
-        else (float("-inf"),) * (len(stages) - 1)
-    )
+    """The part ``cascade`` of results.json."""
+    all_kept = (float("-inf"),) * (len(stages) - 1)
+    thresholds = selection.choice.rung.thresholds if selection.uses_cascade else all_kept
     tested = measure_thresholds(
         thresholds,
         [each.logits for each in test],
-        target,
-        found.costs,
-        **known,  # type: ignore[arg-type]
+        test[0].target,
+        selection.costs,
+        measure=selection.measure,
+        temperatures=selection.temperatures,
     )
     return {
-        "answer": found.choice.answer,
-        "margin": verdict.margin,
-        "confidence": verdict.confidence,
+        "answer": selection.choice.answer,
+        "margin": rule.margin,
+        "confidence": rule.confidence,
         "num_images": len(validation[0].target),
-        "measure": found.measure,
+        "measure": selection.measure,
         "thresholds": list(thresholds),
         "stages": [
             {
                 "file": stage.name,
                 "sha256": hash_file(stage.file),
-                "temperature": found.temperatures[number],
-                "validation": estimate_top1(validation[number], verdict.confidence),
-                "test": estimate_top1(test[number], verdict.confidence),
-                "cost_ms": 1000 * found.costs[number],
+                "temperature": selection.temperatures[number],
+                "validation": estimate_top1(validation[number], rule.confidence),
+                "test": estimate_top1(test[number], rule.confidence),
+                "cost_ms": 1000 * selection.costs[number],
                 "latency": latency[f"stage {number}"],
             }
             for number, stage in enumerate(stages)
         ],
-        "curves": [_build_curve(measure, choice) for measure, choice in found.choices.items()],
+        "curves": [build_curve(measure, choice) for measure, choice in selection.choices.items()],
         "test": _build_point(tested),
-        "latency": latency.get(_WHOLE),
+        "latency": latency.get(_CASCADE),
     }
 
 
-def _build_curve(measure: str, choice: RoutingChoice) -> dict[str, Any]:
+def build_curve(measure: str, choice: RoutingChoice) -> dict[str, Any]:
+    """A routing curve for results.json."""
     chosen = None if choice.answer == "last" else choice.curve.index(choice.rung)
-    return {
-        "measure": measure,
-        "rungs": [
-            {**_build_point(rung), "proven": k < choice.proven}
-            for k, rung in enumerate(choice.curve)
-        ],
-        "chosen": chosen,
-    }
+    rungs = [
+        {**_build_point(rung), "proven": number < choice.proven}
+        for number, rung in enumerate(choice.curve)
+    ]
+    return {"measure": measure, "rungs": rungs, "chosen": chosen}
 
 
 def _build_point(rung: OperatingPoint) -> dict[str, Any]:
-    told = asdict(rung)
-    cost = told.pop("cost")
-    return {**told, "cost_ms": 1000 * cost}
+    record = asdict(rung)
+    cost = record.pop("cost")
+    return {**record, "cost_ms": 1000 * cost}
 
 
-def _summarize_latency(seconds: Floats) -> dict[str, float]:
+def summarize_latency(seconds: Floats) -> dict[str, float]:
+    """Mean and percentiles of a latency, in milliseconds."""
     percentiles = {
         f"p{share}": 1000 * select_nearest_rank(seconds, share / 100) for share in (50, 95, 99)
     }

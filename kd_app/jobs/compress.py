@@ -1,7 +1,10 @@
-"""The ordered list of steps, what each lost, and the run's folder that they end in."""
+"""The job of ``kd-compress``: applies an ordered list of steps to the student of a
+finished run, measures what each step loses, and writes a new run.
+"""
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,12 +42,23 @@ from kd_app.run.workspace import RunModel, Workspace, describe_reference
 from kd_app.tracking import Backend, Tracker
 from kd_app.tracking.base import STUDENT
 
-_AROUND = ("out", "stages", "remake", "overwrite", "allow", "test", "logger", "tags", "license")
+_NOT_RECORDED = (
+    "out",
+    "stages",
+    "remake",
+    "overwrite",
+    "allow",
+    "test",
+    "logger",
+    "tags",
+    "license",
+)
+"""Settings that do not change the compressed student."""
 
 
 class Compression(Typed, called="kd-compress"):
-    """The top level of ``conf/compress.yaml``; whatever else is there is a block of
-    settings that `steps` may name.
+    """The top level of ``conf/compress.yaml``. Any further key is the block of a step,
+    which `steps` may name.
     """
 
     def __init__(
@@ -82,40 +96,53 @@ class Compression(Typed, called="kd-compress"):
 
 @dataclass(frozen=True)
 class _StepResult:
-    """A student, its answers on validation, and its line of the waterfall."""
+    """A student after a step, its predictions on validation, and its row in the
+    waterfall.
+    """
 
-    member: RunModel
-    answers: Predictions
-    line: StepPart
+    model: RunModel
+    predictions: Predictions
+    row: StepPart
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Results of the steps, in order. kept: the student to ship. stop_reason: why later
+    steps were not applied, or None.
+    """
+
+    results: list[_StepResult]
+    kept: _StepResult
+    stop_reason: str | None = None
 
 
 def compress(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
-    """Take the steps of ``config['steps']`` with the student of the finished run
-    ``config['run']``; the folder of the compressed run.
+    """Apply ``config['steps']`` to the student of the finished run ``config['run']``;
+    returns the folder of the compressed run.
 
-    Raises `RequestError` for a wrong request, `RunError` where a step loses more than
-    ``max_loss``: the folder holds the student before it then.
+    Raises `RequestError` for a wrong request, and `RunError` if a step loses more than
+    ``max_loss``; the folder then holds the student before that step.
     """
-    asked, console = Compression(**config), console or Console()
-    check_targets(asked.blocks, config["allow"])
-    steps: list[tuple[str, Step]] = [(name, make(asked.blocks[name], Step)) for name in asked.steps]
-    _check_order(steps)
-    saved = read_run(asked.run, config, "train")
+    settings, console = Compression(**config), console or Console()
+    check_targets(settings.blocks, config["allow"])
+    steps: list[tuple[str, Step]] = [
+        (name, make(settings.blocks[name], Step)) for name in settings.steps
+    ]
+    check_order(steps)
+    saved = read_run(settings.run, config, "train")
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
-    words = {
-        key: value
-        for key, value in config.items()
-        if key not in _AROUND and (key not in asked.blocks or key in asked.steps)
-    }
-    record = {**saved.config, COMPRESSED: words}
-    out = asked.out if trial is None else asked.out / str(trial)
-    about = {
-        "name": out.name,
-        "group": out.parent.name,
-        "tags": config["tags"],
-        "shares": trial is not None,
-    }
-    tracker = Tracker(backends, out=out, config=record, say=console.print, **about)
+    record = {**saved.config, COMPRESSED: select_recorded(config, settings)}
+    out = settings.out if trial is None else settings.out / str(trial)
+    tracker = Tracker(
+        backends,
+        out=out,
+        name=out.name,
+        group=out.parent.name,
+        tags=config["tags"],
+        config=record,
+        shares=trial is not None,
+        say=console.print,
+    )
     with (
         open_run(
             saved,
@@ -130,24 +157,37 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
     ):
         builder = start_results(run.workspace, out, run.verdict)
         builder.config = record
-        read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
-        _go(asked, steps, builder, run, read_test=read_test, report=trial is None)
+        read_test = settings.test == "always" or (settings.test == "auto" and trial is None)
+        _compress(settings, steps, builder, run, read_test=read_test, report=trial is None)
     return out
 
 
-def _check_order(steps: list[tuple[str, Step]]) -> None:
-    for (name, step), (after, _) in itertools.pairwise(steps):
-        if step.ends:
-            order = [other for other, each in steps if not each.ends]
+def select_recorded(config: Config, settings: Compression) -> Config:
+    """The settings that determine the compressed student, without those of steps that
+    are not applied.
+    """
+    unused = settings.blocks.keys() - set(settings.steps)
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in _NOT_RECORDED and key not in unused
+    }
+
+
+def check_order(steps: Sequence[tuple[str, Step]]) -> None:
+    """Raises `RequestError` if a step follows one whose student can't be changed."""
+    for (name, step), (next_name, _) in itertools.pairwise(steps):
+        if step.is_final:
+            names = ",".join(each for each, _ in steps)
+            order = ",".join([*(each for each, other in steps if not other.is_final), name])
             raise RequestError(
-                f"steps=[{','.join(other for other, _ in steps)}]: {after} can't go on from a"
-                f" student that {name} made, which answers in int8. Put {name} last:"
-                f" 'steps=[{','.join([*order, name])}]'."
+                f"steps=[{names}]: {next_name} can't change the student that {name} returns, which"
+                f" computes in int8. Put {name} last: 'steps=[{order}]'."
             )
 
 
-def _go(
-    asked: Compression,
+def _compress(
+    settings: Compression,
     steps: list[tuple[str, Step]],
     builder: ResultsBuilder,
     run: OpenRun,
@@ -155,173 +195,175 @@ def _go(
     read_test: bool,
     report: bool,
 ) -> None:
-    shop, out, rule = run.workspace, builder.out, builder.rule
-    members = _load_models(asked, run)
-    if members["student"].program is not None:
+    workspace, out, rule = run.workspace, builder.out, builder.rule
+    tracker, console, data = workspace.tracker, workspace.console, workspace.data
+    models = _load_models(settings, run)
+    if models["student"].program is not None:
         raise RequestError(
-            f"The student of {str(asked.run)!r} is quantized, and no step can go on from int8. Name"
-            " the run that it was made from, with all steps:"
-            f" 'steps=[{','.join(asked.steps)},quantize]'."
+            f"The student of {str(settings.run)!r} is quantized, and no step can go on from int8."
+            " Name the run before quantization, with all steps:"
+            f" 'steps=[{','.join(settings.steps)},quantize]'."
         )
-    shop.data.write_split(out / SPLIT)
-    shop.tracker.log_data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
-    student, teacher = members["student"], members.get("teacher")
-    way, kept, stopped = _run_steps(asked, steps, shop, rule, student=student, teacher=teacher)
-    if stopped:
-        stopped += (
-            f" {out / 'student'} is the student of the step before: {kept.line.name}. Ask for less"
-            " (a larger share, more epochs), or for a larger max_loss."
+    data.write_split(out / SPLIT)
+    tracker.log_data(name_data(workspace), data.fingerprint, data.sizes, out / SPLIT)
+    teacher = models.get("teacher")
+    done = _run_steps(settings, steps, workspace, rule, student=models["student"], teacher=teacher)
+    results, reason = done.results, done.stop_reason
+    if reason:
+        reason += (
+            f" {out / 'student'} holds the student of the step before: {done.kept.row.name}."
+            " Compress less (a larger share, more epochs), or set a larger max_loss."
         )
-    elif asked.alternative:
-        way.append(
-            _run_alternative(asked.alternative, shop, rule, way, teacher, read_test=read_test)
+    elif settings.alternative:
+        alternative = _run_alternative(
+            settings.alternative, workspace, rule, results, teacher, read_test=read_test
         )
-    builder.steps = _time_steps(shop, way)
-    members["student"] = kept.member
+        results = [*results, alternative]
+    builder.steps = _time_steps(workspace, results)
+    models["student"] = done.kept.model
     splits: dict[SplitName, str] = {"validation": "validation"}
-    measure_models(builder, shop, members, splits | ({"test": "test"} if read_test else {}))
-    builder.models["student"].size_bytes = write_models(out, shop, members)
-    results = builder.write("failed" if stopped else "finished", stopped)
-    if not stopped and report:
+    if read_test:
+        splits["test"] = "test"
+    measure_models(builder, workspace, models, splits)
+    builder.models["student"].size_bytes = write_models(out, workspace, models)
+    run_results = builder.write("failed" if reason else "finished", reason)
+    if not reason and report:
         write_report([out], out)
-    shop.tracker.start(
-        STUDENT, describe_reference(members["teacher"]) if "teacher" in members else None
-    )
-    shop.tracker.log_results(results, list_uploads(out))
-    shop.console.print()
-    if not stopped:
-        shop.console.show(build_summary(results))
-    shop.console.show(build_waterfall(results.steps))
-    shop.console.print(f"Everything is in {out}")
-    if stopped:
-        raise RunError(stopped)
+    tracker.start(STUDENT, describe_reference(teacher) if teacher else None)
+    tracker.log_results(run_results, list_uploads(out))
+    console.print()
+    if not reason:
+        console.show(build_summary(run_results))
+    console.show(build_waterfall(run_results.steps))
+    console.print(f"Everything is in {out}")
+    if reason:
+        raise RunError(reason)
 
 
-def _load_models(asked: Compression, run: OpenRun) -> dict[str, RunModel]:
-    """The teacher, where the run has one, and as the student the model that is
-    compressed.
-    """
+def _load_models(settings: Compression, run: OpenRun) -> dict[str, RunModel]:
+    """The teacher, if the run has one, and the model to compress as 'student'."""
     roles = [role for role in run.results.models if role != "teacher"]
-    if asked.role not in roles:
-        raise build_unknown_error(f"model to compress in {str(asked.run)!r}", asked.role, roles)
-    wanted = ("teacher", asked.role)
-    members = load_models(run, wanted)
-    for role in wanted:
-        if role in run.results.models and role not in members:
-            raise RequestError(
-                f"The {role} of {str(asked.run)!r} is not there any more. Say the run's kd-distill"
-                " command again to make it."
-            )
-    if "teacher" not in members and run.workspace.spec.recipe.needs_teacher:
-        raise RequestError(
-            f"The student of {str(asked.run)!r} learned from a teacher that is not measured (its"
-            " own average, or one of other classes), and no step of kd-compress can ask it. Name a"
-            " run whose teacher answers in the data's classes."
+    if settings.role not in roles:
+        raise build_unknown_error(
+            f"model to compress in {str(settings.run)!r}", settings.role, roles
         )
-    return {**members, "student": replace(members.pop(asked.role), role="student")}
+    needed = ("teacher", settings.role)
+    models = load_models(run, needed)
+    for role in needed:
+        if role in run.results.models and role not in models:
+            raise RequestError(
+                f"The {role} of {str(settings.run)!r} is missing. Re-run the run's kd-distill"
+                " command to rebuild it."
+            )
+    if "teacher" not in models and run.workspace.spec.recipe.needs_teacher:
+        raise RequestError(
+            f"The student of {str(settings.run)!r} learned from a teacher that kd-compress can't"
+            " use (an EMA teacher, or one with other classes). Name a run whose teacher has the"
+            " data's classes."
+        )
+    return {**models, "student": replace(models.pop(settings.role), role="student")}
 
 
 def _run_steps(
-    asked: Compression,
+    settings: Compression,
     steps: list[tuple[str, Step]],
-    shop: Workspace,
+    workspace: Workspace,
     rule: VerdictRule,
     *,
     student: RunModel,
     teacher: RunModel | None,
-) -> tuple[list[_StepResult], _StepResult, str | None]:
-    """All steps, or those before the first that lost too much; the one that is kept;
-    and why it stopped there.
+) -> _Steps:
+    """Apply the steps in order, until one loses more than ``max_loss``.
+
+    A step before one that recovers (finetune) is judged together with that one.
     """
-    kept = now = _measure_step("start", shop, rule, student, None)
-    way = [now]
+    kept = current = _measure_step("start", workspace, rule, student, None)
+    results = [current]
     for number, (name, step) in enumerate(steps):
-        after = step.take(name, shop, now.member, teacher)
-        now = _measure_step(name, shop, rule, after, now, told=step.describe(after))
-        way.append(now)
+        model = step.take(name, workspace, current.model, teacher)
+        details = step.describe(model)
+        current = _measure_step(name, workspace, rule, model, current, details=details)
+        results.append(current)
         if number + 1 < len(steps) and steps[number + 1][1].recovers:
-            continue  # what it lost is judged when that was tried
-        lost = -rule.judge(now.answers, kept.answers).difference
-        if asked.max_loss is not None and lost > asked.max_loss:
-            stopped = (
-                f"The step {name} lost {100 * lost:.2f} points of {rule.metric} on validation"
-                f" beside {kept.line.name}, more than max_loss={asked.max_loss:g}"
-                f" ({100 * asked.max_loss:g} points)."
+            continue
+        loss = -rule.judge(current.predictions, kept.predictions).difference
+        if settings.max_loss is not None and loss > settings.max_loss:
+            reason = (
+                f"The step {name} lost {100 * loss:.2f} points of {rule.metric} on validation,"
+                f" compared with {kept.row.name}. That is more than max_loss={settings.max_loss:g}"
+                f" ({100 * settings.max_loss:g} points)."
             )
-            return way, kept, stopped
-        kept = now
-    return way, kept, None
+            return _Steps(results, kept, reason)
+        kept = current
+    return _Steps(results, kept)
 
 
 def _run_alternative(
     alternative: Alternative,
-    shop: Workspace,
+    workspace: Workspace,
     rule: VerdictRule,
-    way: list[_StepResult],
+    results: list[_StepResult],
     teacher: RunModel | None,
     *,
     read_test: bool,
 ) -> _StepResult:
-    """The alternative: a net of the cost that was reached. What int8 saves is in its
-    latency, so that counts as if it were multiply-adds.
-    """
-    last = way[-1]
-    macs = float(last.line.macs)
-    if last.member.program is not None:
-        found = measure_latencies(shop, {"float": way[-2].member, "int8": last.member})
-        macs *= found["int8"] / found["float"] if found else 1.0
-    member = alternative.train(shop, teacher, round(macs))
-    told: dict[str, Any] = {"instead": True, "macs": round(macs)}
+    """Train and measure a smaller model of the cost of the compressed student."""
+    last = results[-1]
+    macs = float(last.row.macs)
+    if last.model.program is not None:
+        # int8 does not change the multiply-adds, so its speedup reduces them here.
+        latency = measure_latencies(workspace, {"float": results[-2].model, "int8": last.model})
+        macs *= latency["int8"] / latency["float"] if latency else 1.0
+    model = alternative.train(workspace, teacher, round(macs))
+    details: dict[str, Any] = {"instead": True, "macs": round(macs)}
     if read_test:
-        answers = shop.load_predictions(member, "test")
-        told["test_top1"] = float((answers.logits.argmax(axis=1) == answers.target).mean())
-    name = f"{ALTERNATIVE}: {member.spec.name}"
-    return _measure_step(name, shop, rule, member, last, told=told)
+        test = workspace.load_predictions(model, "test")
+        details["test_top1"] = float((test.logits.argmax(axis=1) == test.target).mean())
+    name = f"{ALTERNATIVE}: {model.spec.name}"
+    return _measure_step(name, workspace, rule, model, last, details=details)
 
 
-def _time_steps(shop: Workspace, way: list[_StepResult]) -> list[StepPart]:
-    """The waterfall, with latencies that were measured in turns."""
-    named = {str(number): reached.member for number, reached in enumerate(way)}
-    found = measure_latencies(shop, named)
+def _time_steps(workspace: Workspace, results: list[_StepResult]) -> list[StepPart]:
+    """The rows of the waterfall, with latencies that were measured in turns."""
+    models = {str(number): result.model for number, result in enumerate(results)}
+    latencies = measure_latencies(workspace, models)
     return [
-        reached.line.model_copy(update={"latency_ms": found.get(number)})
-        for number, reached in zip(named, way, strict=True)
+        result.row.model_copy(update={"latency_ms": latencies.get(number)})
+        for number, result in zip(models, results, strict=True)
     ]
 
 
 def _measure_step(
     name: str,
-    shop: Workspace,
+    workspace: Workspace,
     rule: VerdictRule,
-    member: RunModel,
+    model: RunModel,
     before: _StepResult | None,
     *,
-    told: dict[str, Any] | None = None,
+    details: dict[str, Any] | None = None,
 ) -> _StepResult:
-    """A student's figures on validation, beside those of the step before; said as soon
-    as they are known.
-    """
-    answers = shop.load_predictions(member, "validation")
-    model = describe_model(shop, member, "")
-    assert model.macs is not None
-    assert model.params is not None
-    judgment = rule.judge(answers, before.answers) if before else None
-    line = StepPart(
+    """Measure a student on validation, and compare it with the step before."""
+    predictions = workspace.load_predictions(model, "validation")
+    description = describe_model(workspace, model, "")
+    assert description.macs is not None
+    assert description.params is not None
+    judgment = rule.judge(predictions, before.predictions) if before else None
+    row = StepPart(
         name=name,
-        top1=estimate_top1(answers, 0.95),
-        lost=judgment and _compute_loss(judgment),
-        macs=model.macs,
-        params=model.params,
-        size_bytes=model.size_bytes,
-        told=json.loads(json.dumps(told or {})),
+        top1=estimate_top1(predictions, 0.95),
+        lost=judgment and compute_loss(judgment),
+        macs=description.macs,
+        params=description.params,
+        size_bytes=description.size_bytes,
+        told=json.loads(json.dumps(details or {})),
     )
-    shop.console.print(
-        f"{name}: {format_top1(answers)} on validation, {line.macs:,} multiply-adds,"
-        f" {line.params:,} parameters"
+    workspace.console.print(
+        f"{name}: {format_top1(predictions)} on validation, {row.macs:,} multiply-adds,"
+        f" {row.params:,} parameters"
     )
-    return _StepResult(member, answers, line)
+    return _StepResult(model, predictions, row)
 
 
-def _compute_loss(judgment: Judgment) -> Difference:
-    """Accuracy lost, in 0..1, with the ends of its interval."""
+def compute_loss(judgment: Judgment) -> Difference:
+    """Accuracy lost (0..1) with the ends of its interval: minus the difference."""
     return Difference(value=-judgment.difference, low=-judgment.high, high=-judgment.low)

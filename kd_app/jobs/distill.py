@@ -1,4 +1,4 @@
-"""The main job: teacher, controls, student, results."""
+"""The job of ``kd-distill``: trains and measures teacher, controls and student."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,12 +37,12 @@ def distill(
     console: Console | None = None,
     trial: int | None = None,
 ) -> Path:
-    """Run what the configuration describes, resume it, or find it finished; the run's
-    folder.
+    """Start the run that `config` describes, resume it, or reuse its results; returns
+    the run's folder.
 
-    In a sweep, `trial` numbers the run: its folder is ``out/<trial>``, and only the
-    winner reads the test set. Raises `RequestError` before anything is read or written
-    where the request is wrong, `RunError` where the run fails.
+    In a sweep, `trial` is the number of the run: its folder is ``out/<trial>``, and
+    only the winner reads the test set. Raises `RequestError` before anything is read or
+    written if the request is wrong, and `RunError` if the run fails.
     """
     console = console or Console()
     spec = build_spec(config, own)
@@ -51,30 +51,26 @@ def distill(
     rule = VerdictRule(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     out = _name_folder(config, trial)
-    own_parts = sorted(name for name, part in vars(spec.external).items() if part is not None)
-    splits: dict[SplitName, str] = {"validation": "validation"}
-    if config["test"] == "always" or (config["test"] == "auto" and trial is None):
-        splits["test"] = "test"
-    with claim_folder(out, {**config, "own": own_parts}, overwrite=config["overwrite"]):
-        results = None if config["remake"] else _find_results(out, spec, splits, console)
+    external = sorted(name for name, part in vars(spec.own).items() if part is not None)
+    splits = select_splits(config, trial)
+    with claim_folder(out, {**config, "own": external}, overwrite=config["overwrite"]):
+        results = None if config["remake"] else find_results(out, spec, splits, console)
         if results is not None:
             console.print(
-                f"{out} holds this run, finished. remake=[student] makes a stage anew,"
-                " overwrite=true starts it afresh."
+                f"{out} holds this run, finished. To rebuild a stage, set remake=[student]; to"
+                " start afresh, set overwrite=true."
             )
             console.show(build_summary(results))
             return out
         tracker = _open_tracker(backends, spec, out, console, trial)
-        watch = (
-            MedianPruner(out.parent, trial)
-            if config["trial_pruning"] and trial is not None
-            else None
-        )
+        pruner = None
+        if config["trial_pruning"] and trial is not None:
+            pruner = MedianPruner(out.parent, trial)
         stages = Stages(Path(config["stages"]), remake=config["remake"], say=console.print)
-        shop = Workspace(spec, stages, console, tracker)
-        builder = start_results(shop, out, rule)
+        workspace = Workspace(spec, stages, console, tracker)
+        builder = start_results(workspace, out, rule)
         with tracker.close_at_exit():
-            _run(shop, builder, splits, watch, trial=trial)
+            _run(workspace, builder, splits, pruner, trial=trial)
     return out
 
 
@@ -83,12 +79,18 @@ def _name_folder(config: Config, trial: int | None) -> Path:
     return out if trial is None else out / str(trial)
 
 
+def select_splits(config: Config, trial: int | None) -> dict[SplitName, str]:
+    """The splits to measure. With ``test=auto``, a trial of a sweep leaves test out."""
+    splits: dict[SplitName, str] = {"validation": "validation"}
+    if config["test"] == "always" or (config["test"] == "auto" and trial is None):
+        splits["test"] = "test"
+    return splits
+
+
 def _open_tracker(
     backends: Mapping[str, Backend], spec: RunSpec, out: Path, console: Console, trial: int | None
 ) -> Tracker:
-    """A tracker that knows the run's configuration with the licenses that follow from
-    it.
-    """
+    """A tracker with the run's configuration and the licenses that follow from it."""
     group, name = run_names(out, trial=trial is not None)
     license = {**spec.config["license"], **spec.licenses.to_record()}
     return Tracker(
@@ -103,39 +105,44 @@ def _open_tracker(
     )
 
 
-def _find_results(
+def find_results(
     out: Path, spec: RunSpec, splits: Mapping[SplitName, str], console: Console
 ) -> Results | None:
-    """The results of a finished run with these licenses that has measured all that the
-    configuration wants, or of a trial that was ended early and may stay so.
+    """The results in `out`, if they can be reused: those of a finished run with the
+    same licenses and all requested measurements, or those of a pruned trial that may
+    stay pruned.
     """
     if not (out / RESULTS).is_file():
         return None
     try:
         results = read(out / RESULTS)
     except RequestError:
-        return None  # cut off or corrupt: the stages hold all that took long
+        return None  # Truncated or corrupt; the stages still hold the trained models.
     config = spec.config
     if results.status == "pruned":
-        may_end_early = config["trial_pruning"] is not None or config["budget"] is not None
-        same_budget = results.config.get("budget") == config["budget"]
-        return results if may_end_early and same_budget else None
+        may_be_pruned = config["trial_pruning"] is not None or config["budget"] is not None
+        has_same_budget = results.config.get("budget") == config["budget"]
+        return results if may_be_pruned and has_same_budget else None
     damaged = next((file.name for file in results.files if not _is_intact(out, file)), None)
     if damaged:
-        console.print(f"{out / damaged} is not what this run wrote; it is written again")
+        console.print(f"{out / damaged} has changed since this run wrote it; it is rewritten")
         return None
-    is_complete = (
-        (results.test is not None or "test" not in splits)
-        and results.config.get("examples", config["examples"]) == config["examples"]
-        and (
-            not config["robustness"]["corruptions"]
-            or results.config.get("robustness") == config["robustness"]
-        )
-    )
     has_license = results.license is not None and (
         results.license.model_dump() == spec.licenses.to_record()
     )
-    return results if results.status == "finished" and is_complete and has_license else None
+    is_reusable = results.status == "finished" and has_license
+    return results if is_reusable and _is_complete(results, config, splits) else None
+
+
+def _is_complete(results: Results, config: Config, splits: Mapping[SplitName, str]) -> bool:
+    """Whether the results hold all requested measurements."""
+    has_test = results.test is not None or "test" not in splits
+    has_examples = results.config.get("examples", config["examples"]) == config["examples"]
+    has_robustness = (
+        not config["robustness"]["corruptions"]
+        or results.config.get("robustness") == config["robustness"]
+    )
+    return has_test and has_examples and has_robustness
 
 
 def _is_intact(out: Path, file: FileRecord) -> bool:
@@ -144,30 +151,30 @@ def _is_intact(out: Path, file: FileRecord) -> bool:
 
 
 def _run(
-    shop: Workspace,
+    workspace: Workspace,
     builder: ResultsBuilder,
     splits: Mapping[SplitName, str],
-    watch: MedianPruner | None,
+    pruner: MedianPruner | None,
     *,
     trial: int | None,
 ) -> None:
-    """Train the models, measure them, and write the run's folder; results.json says how
-    the run ended.
+    """Train the models, measure them, and write the run's folder; results.json records
+    how the run ended.
     """
-    out, console = builder.out, shop.console
+    out, console = builder.out, workspace.console
     try:
         builder.write("running")
-        models = _train_models(shop, builder, watch, trial=trial)
+        models = _train_models(workspace, builder, pruner, trial=trial)
         sweep = None if trial is None else out.parent
-        measure_models(builder, shop, models, splits, sweep=sweep)
-        builder.models["student"].size_bytes = write_models(out, shop, models)
+        measure_models(builder, workspace, models, splits, sweep=sweep)
+        builder.models["student"].size_bytes = write_models(out, workspace, models)
         results = builder.write("finished")
         if trial is None:
             write_report([out], out)
-        shop.tracker.log_results(results, list_uploads(out))
+        workspace.tracker.log_results(results, list_uploads(out))
     except TrialPruned as reason:
-        if watch is not None:
-            write_curves(out / CURVES, {"student": watch.rows})
+        if pruner is not None:
+            write_curves(out / CURVES, {"student": pruner.rows})
         builder.write("pruned", str(reason))
         console.print(f"{reason} {reason.hint}")
         return
@@ -180,60 +187,57 @@ def _run(
 
 
 def _train_models(
-    shop: Workspace, builder: ResultsBuilder, watch: MedianPruner | None, *, trial: int | None
+    workspace: Workspace, builder: ResultsBuilder, pruner: MedianPruner | None, *, trial: int | None
 ) -> dict[str, RunModel]:
     """Teacher, controls and student, each trained or reused."""
-    spec, console = shop.spec, shop.console
-    _prepare_data(shop, builder.out)
-    teacher = shop.load_pretrained_teacher()
-    console.print(write_plan(shop, ready=teacher is not None))
-    check_pair(shop)
+    spec, console, tracker = workspace.spec, workspace.console, workspace.tracker
+    _prepare_data(workspace, builder.out)
+    teacher = workspace.load_pretrained_teacher()
+    console.print(write_plan(workspace, ready=teacher is not None))
+    check_pair(workspace)
     if spec.budget is not None:
-        latency = spec.budget.check(shop, trial=trial is not None)
-        shop.resolved["student"] = {"latency_ms": latency}
+        latency = spec.budget.check(workspace, trial=trial is not None)
+        workspace.resolved["student"] = {"latency_ms": latency}
     models: dict[str, RunModel] = {}
     if spec.teacher is not None:
-        teacher = teacher or train(shop, build_teacher_job(shop), listener=shop.tracker)
-        if _measure_teacher(shop, builder, teacher):
+        teacher = teacher or train(workspace, build_teacher_job(workspace), listener=tracker)
+        if _measure_teacher(workspace, builder, teacher):
             models["teacher"] = teacher
-        teacher = train_assistants(shop, teacher)
+        teacher = train_assistants(workspace, teacher)
         for name in spec.controls:
-            models[name] = train(
-                shop, build_control_job(shop, name, teacher), listener=shop.tracker
-            )
-    listener = Listeners([shop.tracker, watch]) if watch is not None else shop.tracker
-    models["student"] = train(shop, build_student_job(shop, teacher), listener=listener)
+            job = build_control_job(workspace, name, teacher)
+            models[name] = train(workspace, job, listener=tracker)
+    listener = Listeners([tracker, pruner]) if pruner is not None else tracker
+    models["student"] = train(workspace, build_student_job(workspace, teacher), listener=listener)
     return models
 
 
-def _prepare_data(shop: Workspace, out: Path) -> None:
-    """Load the data, write which image is in which split, and name both to the trackers
-    and on the console.
-    """
-    shop.prepare_data()
-    shop.check_losses()
-    shop.data.write_split(out / SPLIT)
-    shop.tracker.log_data(name_data(shop), shop.data.fingerprint, shop.data.sizes, out / SPLIT)
-    licenses = shop.spec.licenses
-    for note in (*shop.data.notes, *licenses.unknown, *licenses.accepted):
-        shop.console.print(f"Note: {note}")
+def _prepare_data(workspace: Workspace, out: Path) -> None:
+    """Load the data, write the assignment of images to splits, and log both."""
+    workspace.prepare_data()
+    workspace.check_losses()
+    data, licenses = workspace.data, workspace.spec.licenses
+    data.write_split(out / SPLIT)
+    workspace.tracker.log_data(name_data(workspace), data.fingerprint, data.sizes, out / SPLIT)
+    for note in (*data.notes, *licenses.unknown, *licenses.accepted):
+        workspace.console.print(f"Note: {note}")
 
 
-def _measure_teacher(shop: Workspace, builder: ResultsBuilder, teacher: RunModel) -> bool:
-    """Measure what the teacher knows beyond the labels; False for a teacher whose
-    outputs have no metrics.
+def _measure_teacher(workspace: Workspace, builder: ResultsBuilder, teacher: RunModel) -> bool:
+    """Measure the teacher's dark knowledge on validation. False for a teacher that
+    can't be measured.
     """
     name = teacher.spec.name
     if teacher.no_metrics_reason:
         note = (
-            f"The teacher, {name}, {teacher.no_metrics_reason}, so no figure compares the student with"
-            " it; the controls say what it was worth."
+            f"The teacher, {name}, {teacher.no_metrics_reason}, so the student is not compared with"
+            " the teacher. The controls show how much the teacher helped."
         )
         builder.notes.append(note)
-        shop.console.print(f"Note: {note}")
+        workspace.console.print(f"Note: {note}")
         return False
-    predictions = shop.load_predictions(teacher, "validation")
-    shop.console.print(f"Teacher {name}: {format_top1(predictions)} on validation")
-    builder.knowledge = measure_teacher_knowledge(shop, predictions, "validation")
-    shop.tracker.log_knowledge(builder.knowledge.model_dump())
+    predictions = workspace.load_predictions(teacher, "validation")
+    workspace.console.print(f"Teacher {name}: {format_top1(predictions)} on validation")
+    builder.knowledge = measure_teacher_knowledge(workspace, predictions, "validation")
+    workspace.tracker.log_knowledge(builder.knowledge.model_dump())
     return True

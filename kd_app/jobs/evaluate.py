@@ -1,4 +1,6 @@
-"""A finished run's models, measured again on its own or other data."""
+"""The job of ``kd-evaluate``: measures the models of a finished run again, on the run's
+own data or on other data.
+"""
 
 from pathlib import Path
 
@@ -11,11 +13,11 @@ from kd_app.run.spec import Config
 
 
 def evaluate(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
-    """Measure the models of ``config['run']`` and write a results.json into
-    ``config['out']``; the folder of the results.
+    """Measure the models of the run ``config['run']`` and write results.json into the
+    folder ``config['out']``; returns that folder.
 
-    Raises `RequestError`: no finished run, classes that are not the run's, an unknown
-    split.
+    Raises `RequestError` for an unfinished run, for data with other classes than the
+    run's, and for an unknown split.
     """
     EvaluationSettings(**config)
     console = console or Console()
@@ -23,15 +25,18 @@ def evaluate(config: Config, *, console: Console | None = None, trial: int | Non
     saved = read_run(Path(config["run"]), config, "measure")
     with open_run(saved, out, config, overwrite=config["overwrite"], console=console) as run:
         builder = start_results(run.workspace, out, run.verdict, before=run.results)
-        split = (
-            ("all" if config["data"] else "test") if config["split"] == "auto" else config["split"]
-        )
+        split = select_split(config)
         models = load_models(run)
         measure_models(builder, run.workspace, models, {"test": split}, before=run.results)
         results = builder.write("finished")
         console.show(build_summary(results))
-        console.print(
-            f"Measured {split} images of {config['data']['name'] if config['data'] else 'the run'}:"
-            f" {out}"
-        )
+        data = config["data"]["name"] if config["data"] else "the run"
+        console.print(f"Measured {split} images of {data}: {out}")
     return out
+
+
+def select_split(config: Config) -> str:
+    """The split to measure; by default test of the run's data, all of other data."""
+    if config["split"] != "auto":
+        return str(config["split"])
+    return "all" if config["data"] else "test"

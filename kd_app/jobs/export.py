@@ -1,5 +1,5 @@
-"""A finished run's models as files, each measured on itself beside the models in torch,
-and the file to ship.
+"""The job of ``kd-export``: writes the models of a finished run as files, measures each
+file, and recommends one.
 """
 
 import os
@@ -76,39 +76,39 @@ class Export(Typed, called="kd-export"):
         }
         self.benchmark: Benchmark = make(benchmark, Benchmark)
         self.price: Price = make(price, Price)
-        known = [f"export-{each}-{name}" for each in self.roles for name in formats]
+        stage_names = [_name_stage(role, name) for role in self.roles for name in formats]
         for name in remake:
-            if name not in known:
-                raise build_unknown_error("stage to remake", name, known)
+            if name not in stage_names:
+                raise build_unknown_error("stage to remake", name, stage_names)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done, with what, and the models in torch."""
+    """An export: its settings, and the run's data, results and models in torch."""
 
-    asked: Export
-    shop: Workspace
-    verdict: VerdictRule
+    settings: Export
+    workspace: Workspace
+    rule: VerdictRule
     before: Results
-    members: Mapping[str, RunModel]
+    models: Mapping[str, RunModel]
     splits: tuple[str, ...]
 
 
 def export_run(config: Config, *, console: Console | None = None, trial: int | None = None) -> Path:
-    """Write the models of the finished run ``config['run']`` as files, measure each,
-    and say which to ship; the folder of the files.
+    """Write the models of the finished run ``config['run']`` as files, measure each
+    file, and recommend one; returns the folder of the files.
 
-    Raises `RequestError` for a wrong request, `RunError` where a model can't be written
-    in a format or does not answer as it does in torch.
+    Raises `RequestError` for a wrong request, and `RunError` if a model can't be
+    written in a format or if a file's logits differ from the model's in torch.
     """
     check_targets({key: config[key] for key in ("formats", "benchmark", "price")}, config["allow"])
-    asked, console = Export(**config), console or Console()
-    saved = read_run(asked.run, config, "export")
-    out = asked.out if trial is None else asked.out / str(trial)
-    anew = [
-        f"export-{role}-{name}"
-        for role in asked.roles
-        for name, form in asked.formats.items()
+    settings, console = Export(**config), console or Console()
+    saved = read_run(settings.run, config, "export")
+    out = settings.out if trial is None else settings.out / str(trial)
+    not_cached = [
+        _name_stage(role, name)
+        for role in settings.roles
+        for name, form in settings.formats.items()
         if not form.found_again
     ]
     with open_run(
@@ -117,122 +117,127 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
         config,
         overwrite=config["overwrite"],
         console=console,
-        remake=[*config["remake"], *anew],
+        remake=[*config["remake"], *not_cached],
     ) as run:
-        read_test = asked.test == "always" or (asked.test == "auto" and trial is None)
+        read_test = settings.test == "always" or (settings.test == "auto" and trial is None)
         splits = ("validation", "test") if read_test else ("validation",)
-        members = _load_models(asked, run)
-        _go(_Job(asked, run.workspace, run.verdict, run.results, members, splits), out)
+        models = _load_models(settings, run)
+        _export(_Job(settings, run.workspace, run.verdict, run.results, models, splits), out)
     return out
 
 
-def _load_models(asked: Export, run: OpenRun) -> dict[str, RunModel]:
-    members = load_models(run, ("teacher", "student"))
-    for role in asked.roles:
-        if role not in members:
+def _name_stage(role: str, format_name: str) -> str:
+    return f"export-{role}-{format_name}"
+
+
+def _load_models(settings: Export, run: OpenRun) -> dict[str, RunModel]:
+    models = load_models(run, ("teacher", "student"))
+    for role in settings.roles:
+        if role not in models:
             raise RequestError(
-                f"The run {str(asked.run)!r} has no {role} to export: it had none, or it is not"
-                " there any more. Say role=student."
+                f"The run {str(settings.run)!r} has no {role} to export: the run had none, or its"
+                " folder is gone. Set role=student."
             )
-    return members
+    return models
 
 
-def _go(job: _Job, out: Path) -> None:
-    files = write_files(job.shop, job.before, job.members, job.asked)
-    torch_answers = {
-        role: {split: job.shop.load_predictions(member, split) for split in job.splits}
-        for role, member in job.members.items()
+def _export(job: _Job, out: Path) -> None:
+    files = write_files(job.workspace, job.before, job.models, job.settings)
+    predictions = {
+        role: {split: job.workspace.load_predictions(model, split) for split in job.splits}
+        for role, model in job.models.items()
     }
-    found = {name: _measure_file(job, name, file, torch_answers) for name, file in files.items()}
-    timed = time_files(job.asked, job.shop, job.before, job.members, files)
+    metrics = {name: _measure_file(job, name, file, predictions) for name, file in files.items()}
+    timings = time_files(job.settings, job.workspace, job.before, job.models, files)
     entries = {
-        name: {**file.entry, **found[name], **timed.files[name]} for name, file in files.items()
+        name: {**file.told, **metrics[name], **timings.files[name]} for name, file in files.items()
     }
     models = {
-        role: {**timed.torch[role], **_measure_torch_model(job, role, torch_answers)}
-        for role in job.members
+        role: {**timings.torch[role], **_measure_torch_model(job, role, predictions)}
+        for role in job.models
     }
-    told = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
-    ship = recommend_file(told)
+    exports = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
+    recommendation = to_ship(exports)
     for name, file in files.items():
-        _put(file.path, out / name)
+        copy_whole(file.path, out / name)
     write_manifest(
         out,
         entries,
         kd_app=kd_app.__version__,
-        role=list(job.asked.roles),
+        role=list(job.settings.roles),
         torch=models,
-        ship=ship.file,
+        ship=recommendation.file,
     )
-    told.ship = ship.file
-    console = job.shop.console
+    exports.ship = recommendation.file
+    console = job.workspace.console
     console.print()
-    console.show(build_accuracy_table(told, job.splits[-1]))
-    console.show(build_cost_table(told))
-    for sentence in (*ship.reasons, *list_remarks(told), *timed.notes):
+    console.show(build_accuracy_table(exports, job.splits[-1]))
+    console.show(build_cost_table(exports))
+    for sentence in (*recommendation.says, *list_remarks(exports), *timings.says):
         console.print(sentence)
-    if any(member.program for member in job.members.values()):
+    if any(model.program for model in job.models.values()):
         console.print(
-            "The student is quantized: its figures in torch are those of its int8 program, its"
-            " speed there is that of its float weights."
+            "The student is quantized: its metrics in torch are those of its int8 program, but its"
+            " speed in torch is that of its float weights."
         )
     console.print(f"Everything is in {out}")
 
 
 def _measure_file(
-    job: _Job, name: str, file: ExportedFile, torch_answers: Mapping[str, Mapping[str, Predictions]]
+    job: _Job, name: str, file: ExportedFile, predictions: Mapping[str, Mapping[str, Predictions]]
 ) -> dict[str, Any]:
-    """The figures of a file by split: its own, beside the teacher, and beside the model
-    that it was written from.
+    """Metrics of a file by split: its own, compared with the teacher, and compared with
+    the same model in torch.
     """
-    found = {}
-    for split in job.splits:
-        given = _load_predictions(job.shop, name, file, split)
-        teacher = torch_answers["teacher"][split] if "teacher" in torch_answers else None
-        found[split] = measure_accuracy(
-            given, teacher, torch_answers[file.role][split], job.verdict
-        )
-    return found
-
-
-def _measure_torch_model(
-    job: _Job, role: str, torch_answers: Mapping[str, Mapping[str, Predictions]]
-) -> dict[str, Any]:
-    teacher = torch_answers.get("teacher")
     return {
         split: measure_accuracy(
-            torch_answers[role][split], teacher[split] if teacher else None, None, job.verdict
+            _load_predictions(job.workspace, name, file, split),
+            predictions["teacher"][split] if "teacher" in predictions else None,
+            predictions[file.role][split],
+            job.rule,
         )
         for split in job.splits
     }
 
 
-def _load_predictions(shop: Workspace, name: str, file: ExportedFile, split: str) -> Predictions:
-    """The answers of a file to a split, computed once."""
+def _measure_torch_model(
+    job: _Job, role: str, predictions: Mapping[str, Mapping[str, Predictions]]
+) -> dict[str, Any]:
+    teacher = predictions.get("teacher")
+    return {
+        split: measure_accuracy(
+            predictions[role][split], teacher[split] if teacher else None, None, job.rule
+        )
+        for split in job.splits
+    }
+
+
+def _load_predictions(
+    workspace: Workspace, name: str, file: ExportedFile, split: str
+) -> Predictions:
+    """A file's predictions on a split, computed once."""
 
     def build(folder: Path) -> None:
-        shop.console.print_transient(f"  {name}: {split} images ...")
-        opened = open_artifact(file.path)
-        predict_with_artifact(
-            opened,
-            Chained([shop.data.build_evaluation_loader(split, opened.pixels)]),
-            limit=shop.limit,
-        ).save(folder)
+        workspace.console.print_transient(f"  {name}: {split} images ...")
+        artifact = open_artifact(file.path)
+        batches = Chained([workspace.data.build_evaluation_loader(split, artifact.pixels)])
+        predict_with_artifact(artifact, batches, limit=workspace.limit).save(folder)
 
-    config = {"split": split, "limit": shop.limit, "runtime": file.entry["runtime"]}
-    inputs = {"data": shop.data.fingerprint, "file": file.entry["sha256"]}
-    return Predictions.load(
-        shop.find_or_build(f"answers-{name}-{split}", config, inputs, build).path
-    )
+    config = {"split": split, "limit": workspace.limit, "runtime": file.told["runtime"]}
+    inputs = {"data": workspace.data.fingerprint, "file": file.told["sha256"]}
+    stage = workspace.find_or_build(f"answers-{name}-{split}", config, inputs, build)
+    return Predictions.load(stage.path)
 
 
-def _put(source: Path, target: Path) -> None:
-    """A copy that is whole or not there."""
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that `target` is never a partial copy. Raises `RunError` if the
+    copy differs from the source.
+    """
     partial = target.with_name(f".{target.name}.partial")
     shutil.copyfile(source, partial)
     os.replace(partial, target)
     if hash_file(target) != hash_file(source):
         raise RunError(
-            f"{str(target)!r} is not what was written there. Is the disk full or failing? The same"
-            " command goes on from here."
+            f"{str(target)!r} differs from the file it was copied from. Check that the disk is not"
+            " full or failing, then re-run the same command: it resumes from here."
         )

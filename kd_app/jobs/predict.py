@@ -1,4 +1,6 @@
-"""Images labeled by any model that ships, into one table."""
+"""The job of ``kd-predict``: labels images with an exported file, a run, a model's
+folder or a cascade, and writes a table.
+"""
 
 import os
 from collections import deque
@@ -24,15 +26,14 @@ from kd_app.run.open_model import ImageClassifier, find_channels_and_size, open_
 from kd_app.run.spec import Config
 
 CASCADE = "cascade.json"
-_NAMED = 5
+_MAX_NAMES = 5
 _WRITERS: dict[str, Callable[[Any, Path], None]] = {
     ".csv": lambda table, path: table.to_csv(path, index=False),
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
 }
-Place = Annotated[str, Field(min_length=1)]
-Answers = tuple[NDArray[np.float64], NDArray[np.int64] | None]
-"""Log-probabilities ``[B, classes]``, and of a cascade the stage that answered each
-image.
+NonEmpty = Annotated[str, Field(min_length=1)]
+StageOutputs = tuple[NDArray[np.float64], NDArray[np.int64] | None]
+"""Log-probabilities ``[B, classes]``, and for a cascade the last stage of each image.
 """
 
 
@@ -42,9 +43,9 @@ class Prediction(Typed, called="kd-predict"):
     def __init__(
         self,
         *,
-        model: Place,
-        images: Place,
-        out: Place,
+        model: NonEmpty,
+        images: NonEmpty,
+        out: NonEmpty,
         top: PositiveInt,
         batch_size: PositiveInt,
         on_error: Literal["raise", "skip"],
@@ -63,19 +64,23 @@ class Prediction(Typed, called="kd-predict"):
 
 @dataclass(frozen=True)
 class _Labeler:
-    """What answers images. stages: names of a cascade's; empty for a single model."""
+    """A model or a cascade that labels images.
+
+    channels, side: of the decoded images. stages: names of a cascade's stages; empty
+    for a single model.
+    """
 
     classes: tuple[str, ...]
-    answer: Callable[[Sequence[Image.Image]], Answers]
+    infer: Callable[[Sequence[Image.Image]], StageOutputs]
     channels: int
     side: int
     stages: tuple[str, ...] = ()
 
 
 @dataclass
-class _Table:
-    """The answers so far, batch by batch: places of the images in the list, the best
-    classes, their probabilities, the stages.
+class _LabeledImages:
+    """Predictions by batch: positions of the images in the list, the most probable
+    classes, their probabilities, and the stages; bad: images that can't be read.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -87,37 +92,35 @@ class _Table:
 
 def predict(config: Config, *, console: Console | None = None) -> Path:
     """Label the images ``config['images']`` with ``config['model']`` and write the
-    table ``config['out']``, whole or not at all; its path.
+    table ``config['out']``; returns the path of the table.
 
-    A command that was stopped starts again: nothing is written before all images are
-    labeled. Files are opened as a run on a folder opens them: upright, what is
-    transparent on white, more than 8 bits scaled, in the model's number of channels,
-    and large ones reduced on the way.
+    The table is written once, after all images, so an interrupted command starts again.
+    Images are decoded like those of a run on a folder: upright, transparency on white,
+    more than 8 bits scaled to 8, in the model's number of channels, and large images
+    reduced on the way.
 
-    Raises `RequestError`: no such model or images, an image that can't be read
-    (``on_error=raise``), an `out` that can't be written or is there.
+    Raises `RequestError` for a missing model or images, for an image that can't be read
+    (with ``on_error=raise``), and for an `out` that exists or can't be written.
     """
-    asked, console = Prediction(**config), console or Console()
-    _check_out(asked)
-    images = image_list(asked.images)
-    labeler = _open_labeler(asked)
-    if asked.top > len(labeler.classes):
+    settings, console = Prediction(**config), console or Console()
+    check_out(settings)
+    images = image_list(settings.images)
+    labeler = _open_labeler(settings)
+    if settings.top > len(labeler.classes):
         raise RequestError(
-            f"top={asked.top}, and the model knows {len(labeler.classes)} classes. Use that many at"
-            " most."
+            f"top={settings.top}, but the model knows {len(labeler.classes)} classes. Set at most"
+            f" top={len(labeler.classes)}."
         )
-    table = _label_images(labeler, images, asked, console)
-    _check_bad(table.bad, len(images.names), asked)
-    _write(_build_frame(table, labeler, images), asked.out)
-    console.print(_write_table(table, labeler, asked))
-    return asked.out
+    predictions = _label_images(labeler, images, settings, console)
+    _check_bad(predictions.bad, len(images.names), settings)
+    _write_table(_build_table(predictions, labeler, images), settings.out)
+    console.print(_summarize(predictions, labeler, settings))
+    return settings.out
 
 
-def _check_out(asked: Prediction) -> None:
-    """Raises `RequestError` where `out` can't be written, before anything long is
-    begun.
-    """
-    out = asked.out
+def check_out(settings: Prediction) -> None:
+    """Raises `RequestError` if `out` can't be written, before any image is labeled."""
+    out = settings.out
     if out.suffix.lower() not in _WRITERS:
         raise RequestError(
             f"out={str(out)!r} ends in {out.suffix!r}. Expected: a file that ends in"
@@ -128,94 +131,76 @@ def _check_out(asked: Prediction) -> None:
             f"out={str(out)!r} is a folder. Expected: the path of a file, for example"
             f" out={out / 'labels.csv'}."
         )
-    if out.exists() and Path(asked.images).exists() and out.samefile(asked.images):
+    if out.exists() and Path(settings.images).exists() and out.samefile(settings.images):
         raise RequestError(f"out={str(out)!r} is the list of images itself. Choose another out=.")
-    if out.exists() and not asked.overwrite:
+    if out.exists() and not settings.overwrite:
         raise RequestError(
-            f"There is a file out={str(out)!r} already, and it was left as it is. Choose another"
-            " out=, or say overwrite=true."
+            f"The file out={str(out)!r} exists and was not changed. Choose another out=, or set"
+            " overwrite=true."
         )
-    there = next(parent for parent in out.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    parent = next(parent for parent in out.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RequestError(
-            f"out={str(out)!r} can't be written: {str(there)!r} is no folder that this user may"
+            f"out={str(out)!r} can't be written: {str(parent)!r} is not a folder that this user may"
             " write to. Choose another out=."
         )
 
 
-def _open_labeler(asked: Prediction) -> _Labeler:
-    path = Path(asked.model)
+def _open_labeler(settings: Prediction) -> _Labeler:
+    path = Path(settings.model)
     path = path / CASCADE if (path / CASCADE).is_file() else path
     if path.suffix == ".json" and path.is_file():
-        found = open_cascade(path, threads=asked.threads)
-        names = tuple(file.name for file in found.files)
-        return _Labeler(
-            found.models[0].classes,
-            found.cascade.infer,
-            *find_channels_and_size(found.models),
-            stages=names,
-        )
-    model = open_model(asked.model, threads=asked.threads).model
-    return _Labeler(
-        model.classes,
-        lambda images: (_infer_single(model, images), None),
-        *find_channels_and_size([model]),
-    )
+        opened = open_cascade(path, threads=settings.threads)
+        channels, side = find_channels_and_size(opened.models)
+        names = tuple(file.name for file in opened.files)
+        return _Labeler(opened.models[0].classes, opened.cascade.infer, channels, side, names)
+    model = open_model(settings.model, threads=settings.threads).model
+    channels, side = find_channels_and_size([model])
+    return _Labeler(model.classes, lambda images: (_infer(model, images), None), channels, side)
 
 
-def _infer_single(model: ImageClassifier, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-    return log_probabilities(
-        model.infer_logits(prepare_batch(images, np.arange(len(images)), model)), 1.0
-    )
+def _infer(model: Model, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+    logits = model.infer_logits(prepare_batch(images, np.arange(len(images)), model))
+    return log_probabilities(logits, 1.0)
 
 
 def _label_images(
-    labeler: _Labeler, images: ImageList, asked: Prediction, console: Console
-) -> _Table:
-    """All answers. After an image that can't be read and may not be skipped the others
-    are only looked at, so that all such are known.
+    labeler: _Labeler, images: ImageList, settings: Prediction, console: Console
+) -> _LabeledImages:
+    """Label all images. After an unreadable image with ``on_error=raise``, the others
+    are only opened, so that the error names all unreadable images.
     """
-    table, of = _Table(), len(images.names)
-    for done, batch in enumerate(_read(images, labeler, asked.batch_size)):
-        start = done * asked.batch_size
-        good = [
-            (start + place, each)
-            for place, each in enumerate(batch)
-            if not isinstance(each, BadImageError)
-        ]
-        table.bad |= {
-            images.names[start + place]: each
-            for place, each in enumerate(batch)
-            if isinstance(each, BadImageError)
-        }
-        if good and not (table.bad and asked.on_error == "raise"):
-            _add(
-                table,
-                [place for place, _ in good],
-                labeler.answer([image for _, image in good]),
-                asked.top,
-            )
-        _print_progress(console, start, start + len(batch), of)
-    return table
+    predictions, total = _LabeledImages(), len(images.names)
+    for number, batch in enumerate(_read_batches(images, labeler, settings.batch_size)):
+        start = number * settings.batch_size
+        rows, readable = [], []
+        for row, image in enumerate(batch, start):
+            if isinstance(image, BadImageError):
+                predictions.bad[images.names[row]] = image
+            else:
+                rows.append(row)
+                readable.append(image)
+        if readable and not (predictions.bad and settings.on_error == "raise"):
+            _add_batch(predictions, rows, labeler.infer(readable), settings.top)
+        _print_progress(console, start, start + len(batch), total)
+    return predictions
 
 
-def _print_progress(console: Console, before: int, now: int, of: int) -> None:
-    tenth = max(1, of // 10)
-    if console.live or now == of or now // tenth > before // tenth:
-        console.print_transient(f"  {now:,} of {of:,} images")
+def _print_progress(console: Console, before: int, now: int, total: int) -> None:
+    tenth = max(1, total // 10)
+    if console.live or now == total or now // tenth > before // tenth:
+        console.print_transient(f"  {now:,} of {total:,} images")
 
 
-def _read(
+def _read_batches(
     images: ImageList, labeler: _Labeler, batch_size: int
 ) -> Iterator[list[Image.Image | BadImageError]]:
-    """Batches in order; the next one is opened while one is answered."""
+    """Batches in order. The next batch is opened while the caller labels one."""
 
-    def look(name: str) -> Image.Image | BadImageError:
+    def read(name: str) -> Image.Image | BadImageError:
         try:
-            return bound_size(
-                open_image(images.base / name, labeler.channels, shorter_side=labeler.side),
-                labeler.side,
-            )
+            image = open_image(images.base / name, labeler.channels, shorter_side=labeler.side)
+            return bound_size(image, labeler.side)
         except BadImageError as error:
             return error
 
@@ -223,9 +208,8 @@ def _read(
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         try:
             for start in range(0, len(images.names), batch_size):
-                waiting.append(
-                    [pool.submit(look, name) for name in images.names[start : start + batch_size]]
-                )
+                names = images.names[start : start + batch_size]
+                waiting.append([pool.submit(read, name) for name in names])
                 if len(waiting) > 1:
                     yield [each.result() for each in waiting.popleft()]
             while waiting:
@@ -234,82 +218,79 @@ def _read(
             pool.shutdown(cancel_futures=True)
 
 
-def _add(table: _Table, rows: list[int], answers: Answers, top: int) -> None:
-    logs, stage = answers
-    best = np.argsort(-logs, axis=1, kind="stable")[:, :top]
-    table.rows += rows
-    table.labels.append(best)
-    table.probabilities.append(np.exp(np.take_along_axis(logs, best, axis=1)))
+def _add_batch(
+    predictions: _LabeledImages, rows: list[int], outputs: StageOutputs, top: int
+) -> None:
+    log_p, stage = outputs
+    best = np.argsort(-log_p, axis=1, kind="stable")[:, :top]
+    predictions.rows += rows
+    predictions.labels.append(best)
+    predictions.probabilities.append(np.exp(np.take_along_axis(log_p, best, axis=1)))
     if stage is not None:
-        table.stages.append(stage)
+        predictions.stages.append(stage)
 
 
-def _check_bad(bad: dict[str, BadImageError], of: int, asked: Prediction) -> None:
-    """Raises `RequestError` for images that can't be read, where they may not be left
-    out or nothing else is there.
+def _check_bad(bad: dict[str, BadImageError], total: int, settings: Prediction) -> None:
+    """Raises `RequestError` for unreadable images, unless they may be skipped and other
+    images are left.
     """
-    if not bad or (asked.on_error == "skip" and len(bad) < of):
+    may_skip = settings.on_error == "skip"
+    if not bad or (may_skip and len(bad) < total):
         return
     first = next(iter(bad.values()))
-    fix = (
-        "Replace or remove the files."
-        if asked.on_error == "skip"
-        else (
-            "Replace or remove the files, or say on_error=skip, which leaves them out and counts"
-            " them."
-        )
-    )
+    fix = "" if may_skip else ", or set on_error=skip to leave them out"
     raise RequestError(
-        f"{len(bad):,} of {of:,} images can't be read: {_list_bad(bad)}. The first: {first.reason}."
-        f" Nothing was written. {fix}"
+        f"{len(bad):,} of {total:,} images can't be read: {_list_bad(bad)}. The first:"
+        f" {first.reason}. Nothing was written. Replace or remove the files{fix}."
     )
 
 
 def _list_bad(bad: dict[str, BadImageError]) -> str:
-    more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
-    return f"{', '.join(list(bad)[:_NAMED])}{more}"
+    more = f" and {len(bad) - _MAX_NAMES:,} more" if len(bad) > _MAX_NAMES else ""
+    return f"{', '.join(list(bad)[:_MAX_NAMES])}{more}"
 
 
-def _build_frame(table: _Table, labeler: _Labeler, images: ImageList) -> Any:
+def _build_table(predictions: _LabeledImages, labeler: _Labeler, images: ImageList) -> Any:
     import pandas as pd
 
     names = np.array(labeler.classes, dtype=object)
-    labels, probabilities = np.concatenate(table.labels), np.concatenate(table.probabilities)
-    columns: dict[str, Any] = {"file": [images.names[row] for row in table.rows]}
-    for place in range(labels.shape[1]):
-        end = f"_{place + 1}" if place else ""
-        columns |= {
-            f"label{end}": names[labels[:, place]],
-            f"probability{end}": probabilities[:, place],
-        }
-    return pd.DataFrame(columns | ({"stage": np.concatenate(table.stages)} if table.stages else {}))
+    labels = np.concatenate(predictions.labels)
+    probabilities = np.concatenate(predictions.probabilities)
+    columns: dict[str, Any] = {"file": [images.names[row] for row in predictions.rows]}
+    for rank in range(labels.shape[1]):
+        end = f"_{rank + 1}" if rank else ""
+        columns[f"label{end}"] = names[labels[:, rank]]
+        columns[f"probability{end}"] = probabilities[:, rank]
+    if predictions.stages:
+        columns["stage"] = np.concatenate(predictions.stages)
+    return pd.DataFrame(columns)
 
 
-def _write(frame: Any, out: Path) -> None:
+def _write_table(table: Any, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        _WRITERS[out.suffix.lower()](frame, partial)
+        _WRITERS[out.suffix.lower()](table, partial)
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _write_table(table: _Table, labeler: _Labeler, asked: Prediction) -> str:
-    skipped = (
-        f"; {len(table.bad):,} can't be read and are left out: {_list_bad(table.bad)}"
-        if table.bad
-        else ""
+def _summarize(predictions: _LabeledImages, labeler: _Labeler, settings: Prediction) -> str:
+    """One line for the console, and for a cascade a second with the share of each
+    stage.
+    """
+    bad = predictions.bad
+    skipped = f"; {len(bad):,} unreadable images are left out: {_list_bad(bad)}" if bad else ""
+    summary = (
+        f"{len(predictions.rows):,} images labeled in {len(labeler.classes)} classes:"
+        f" {settings.out}{skipped}"
     )
-    said = (
-        f"{len(table.rows):,} images labeled in {len(labeler.classes)} classes:"
-        f" {asked.out}{skipped}"
-    )
-    if not table.stages:
-        return said
-    counts = np.bincount(np.concatenate(table.stages), minlength=len(labeler.stages))
+    if not predictions.stages:
+        return summary
+    counts = np.bincount(np.concatenate(predictions.stages), minlength=len(labeler.stages))
     shares = ", ".join(
         f"stage {k} ({name}) {100 * counts[k] / counts.sum():.1f} %"
         for k, name in enumerate(labeler.stages)
     )
-    return f"{said}\nAnswered by {shares}"
+    return f"{summary}\nImages by stage: {shares}"

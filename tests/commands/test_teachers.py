@@ -139,7 +139,7 @@ def test_the_student_s_own_average_teaches_it_and_is_compared_with_the_labels_al
     found = finished("teacher=ema", "teacher.decay=0.9", "controls=[labels_only]", "test=always")
     assert list(found["models"]) == ["labels_only", "student"]
     assert found["test"]["gains"]["labels_only"]["value"] is not None
-    assert any("is the student's own, so no figure" in note for note in found["notes"])
+    assert any("so the student is not compared with the teacher" in note for note in found["notes"])
     assert not Path("run/teacher").exists()
     assert "smoothed_labels makes labels as soft as the teacher's logits" in refused(
         *RUN[:2], "teacher=ema", "controls=[smoothed_labels]"

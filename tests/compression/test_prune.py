@@ -1,6 +1,4 @@
-"""Pruning: what is left is smaller, answers as many classes, and comes back from its
-folder.
-"""
+"""A pruned model is smaller, keeps its classes, and loads from its folder."""
 
 import subprocess
 import sys
@@ -32,7 +30,7 @@ CLASSES = tuple("abcde")
 
 
 def pruning(**settings: object) -> Prune:
-    known = {
+    defaults = {
         "macs": None,
         "params": None,
         "latency": None,
@@ -41,10 +39,10 @@ def pruning(**settings: object) -> Prune:
         "iterations": 1,
         "round_to": 8,
     }
-    return Prune(**{**known, **settings})  # type: ignore[arg-type]
+    return Prune(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
-def net(name: str) -> torch.nn.Module:
+def build_model(name: str) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return timm.create_model(name, num_classes=len(CLASSES)).eval()
@@ -58,23 +56,23 @@ def pixels(side: int) -> InputSpec:
     ("name", "side"),
     [*NETS.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW.items())],
 )
-def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(
+def test_half_of_the_multiply_adds_is_removed_and_the_folder_loads_the_same_model(
     name: str, side: int, tmp_path: Path
 ) -> None:
-    model, seen = net(name), pixels(side)
-    before, whole = read_layer_sizes(model), count_macs(model, seen)
-    left = pruning(macs=0.5).prune(model, seen, None, target=0.5)
+    model, input_spec = build_model(name), pixels(side)
+    before, original = read_layer_sizes(model), count_macs(model, input_spec)
+    left = pruning(macs=0.5).prune(model, input_spec, None, target=0.5)
     assert 0.35 <= left <= 0.5
-    assert left == count_macs(model, seen) / whole
+    assert left == count_macs(model, input_spec) / original
     save_model(
         model,
         tmp_path,
-        pixels=seen,
+        pixels=input_spec,
         classes=CLASSES,
         license="none",
         widths=find_changes(before, read_layer_sizes(model)),
     )
-    request = ModelSpec(
+    spec = ModelSpec(
         role="student",
         name=None,
         pretrained="auto",
@@ -83,21 +81,22 @@ def test_half_of_the_multiply_adds_go_and_the_folder_gives_the_same_net_back(
         image_size=None,
         factory=None,
     )
-    again, image = create(request, seen, len(CLASSES), seed=1).model, torch.rand(3, 3, side, side)
+    loaded = create(spec, input_spec, len(CLASSES), seed=1).model
+    image = torch.rand(3, 3, side, side)
     with torch.no_grad():
-        torch.testing.assert_close(again(image), model(image))
+        torch.testing.assert_close(loaded(image), model(image))
         torch.testing.assert_close(
             torch.export.load(tmp_path / "model.pt2").module()(image),
             model(image),
             rtol=1e-4,
             atol=1e-4,
         )
-    assert count_params(again) == count_params(model)
+    assert count_params(loaded) == count_params(model)
 
 
-def test_channels_that_are_left_are_a_multiple_of_what_is_asked() -> None:
+def test_numbers_of_channels_are_multiples_of_round_to() -> None:
     for multiple in (4, 8):
-        model = net("resnet8")
+        model = build_model("resnet8")
         left = pruning(params=0.6, round_to=multiple).prune(model, pixels(32), None, target=0.6)
         assert left <= 0.6
         assert {
@@ -107,44 +106,46 @@ def test_channels_that_are_left_are_a_multiple_of_what_is_asked() -> None:
         } == {0}
 
 
-def test_gradients_decide_which_channels_stay_where_they_are_asked() -> None:
-    def only_the_last(model: torch.nn.Module) -> None:
+def test_taylor_importance_keeps_the_channels_with_large_gradients() -> None:
+    def favor_the_last(model: torch.nn.Module) -> None:
         for name, parameter in model.named_parameters():
             parameter.grad = torch.full_like(parameter, 1e-3)
             if name == "layer2.0.conv1.weight":
                 parameter.grad[-8:] = 1e3
 
-    model = net("resnet8")
-    wanted = model.get_submodule("layer2.0.bn1")
-    assert isinstance(wanted, torch.nn.BatchNorm2d)
-    wanted.bias.data[:] = torch.arange(32)  # names the channels
-    pruning(macs=0.4, importance="taylor").prune(model, pixels(32), only_the_last, target=0.4)
-    kept = model.get_submodule("layer2.0.bn1").bias
-    assert isinstance(kept, torch.Tensor)
-    assert len(kept) < 32
-    assert set(range(24, 32)) <= {int(number) for number in kept}
+    model = build_model("resnet8")
+    norm = model.get_submodule("layer2.0.bn1")
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    norm.bias.data[:] = torch.arange(32)  # to recognize the channels
+    pruning(macs=0.4, importance="taylor").prune(model, pixels(32), favor_the_last, target=0.4)
+    bias = model.get_submodule("layer2.0.bn1").bias
+    assert isinstance(bias, torch.Tensor)
+    assert len(bias) < 32
+    assert set(range(24, 32)) <= {int(number) for number in bias}
 
 
-def test_importance_is_measured_anew_in_each_iteration() -> None:
+def test_importance_is_recomputed_in_each_iteration() -> None:
     shares: list[float] = []
-    model, seen = net("resnet8"), pixels(32)
-    whole = count_macs(model, seen)
+    model, input_spec = build_model("resnet8"), pixels(32)
+    original = count_macs(model, input_spec)
 
-    def measure(now: torch.nn.Module) -> None:
-        shares.append(count_macs(now, seen) / whole)
-        for parameter in now.parameters():
+    def measure(model: torch.nn.Module) -> None:
+        shares.append(count_macs(model, input_spec) / original)
+        for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
 
-    pruning(macs=0.3, importance="taylor", iterations=3).prune(model, seen, measure, target=0.3)
+    pruning(macs=0.3, importance="taylor", iterations=3).prune(
+        model, input_spec, measure, target=0.3
+    )
     assert len(shares) == 3
     assert shares[0] == 1 > shares[1] > shares[2] > 0.3
 
 
-def test_an_impossible_target_is_refused_with_what_can_be_reached() -> None:
+def test_an_impossible_target_is_refused_with_the_reachable_range() -> None:
     with pytest.raises(
         RequestError, match=r"prune.macs=0.001 can't be reached.*Reachable: 0\.\d+ to 1"
     ):
-        pruning(macs=0.001).prune(net("resnet8"), pixels(32), None, target=0.001)
+        pruning(macs=0.001).prune(build_model("resnet8"), pixels(32), None, target=0.001)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_exactly_one_target_is_set(targets: dict[str, float]) -> None:
         pruning(**targets)
 
 
-def test_without_torch_pruning_it_says_what_to_install() -> None:
+def test_without_torch_pruning_the_error_names_what_to_install() -> None:
     with (
         patch.dict(sys.modules, {"torch_pruning": None}),
         pytest.raises(RequestError, match=r"pip install kd_app\[deploy\]"),
@@ -164,11 +165,11 @@ def test_without_torch_pruning_it_says_what_to_install() -> None:
 
 
 def test_the_exported_program_needs_neither_kd_app_nor_timm(tmp_path: Path) -> None:
-    model, seen = net("resnet8"), pixels(16)
+    model, input_spec = build_model("resnet8"), pixels(16)
     save_model(
         model,
         tmp_path,
-        pixels=seen,
+        pixels=input_spec,
         classes=CLASSES,
         license="none",
         widths={"conv1": {"out_channels": 16}},
@@ -194,29 +195,28 @@ def test_the_exported_program_needs_neither_kd_app_nor_timm(tmp_path: Path) -> N
         {"conv1": 8},
     ],
 )
-def test_widths_that_are_not_of_the_net_are_refused(widths: dict[str, object]) -> None:
+def test_widths_that_do_not_fit_the_model_are_refused(widths: dict[str, object]) -> None:
     with pytest.raises(RequestError, match=r"widths in the config.json of a folder"):
-        resize(net("resnet8"), widths, source="a folder")
+        resize(build_model("resnet8"), widths, source="a folder")
 
 
 @pytest.mark.slow
-def test_by_latency_the_largest_net_that_is_fast_enough_is_taken_whatever_its_multiply_adds() -> (
-    None
-):
-    model, seen = net("resnet8"), pixels(16)
-    whole = count_macs(model, seen)
+def test_by_latency_the_largest_model_that_is_fast_enough_is_selected() -> None:
+    model, input_spec = build_model("resnet8"), pixels(16)
+    original = count_macs(model, input_spec)
 
-    def slow(pruned: torch.nn.Module) -> float:
-        return (
-            0.3 + 0.7 * count_macs(pruned, seen) / whole
-        )  # a third of the time is no multiply-adds
+    def measure_share(pruned: torch.nn.Module) -> float:
+        # A third of the time does not depend on the multiply-adds.
+        return 0.3 + 0.7 * count_macs(pruned, input_spec) / original
 
-    pruned, told = pruning(latency=0.6, round_to=2).prune_by_latency(model, seen, None, slow)
-    assert slow(pruned) == told["kept"] <= 0.6
-    assert told["kept"] == max(each["latency"] for each in told["tried"] if each["latency"] <= 0.6)
-    assert told["kept"] > 0.5
+    step = pruning(latency=0.6, round_to=2)
+    pruned, record = step.prune_by_latency(model, input_spec, None, measure_share)
+    assert measure_share(pruned) == record["kept"] <= 0.6
+    latencies = [each["latency"] for each in record["tried"]]
+    assert record["kept"] == max(latency for latency in latencies if latency <= 0.6)
+    assert record["kept"] > 0.5
     with pytest.raises(
         RequestError,
-        match=r"prune.latency=0.2 can't be reached.*the fastest net that was tried takes 0\.3",
+        match=r"prune.latency=0.2 can't be reached.*the fastest model that was tried takes 0\.3",
     ):
-        pruning(latency=0.2, round_to=2).prune_by_latency(model, seen, None, slow)
+        pruning(latency=0.2, round_to=2).prune_by_latency(model, input_spec, None, measure_share)

@@ -122,7 +122,7 @@ def test_a_table_that_is_there_is_not_overwritten_unasked(
 ) -> None:
     words = (f"model={both[0] / 'model.onnx'}", f"images={photos}", "out=labels.csv")
     Path("labels.csv").write_text("mine")
-    assert "left as it is" in refused(*words, command="kd-predict")
+    assert "exists and was not changed" in refused(*words, command="kd-predict")
     assert Path("labels.csv").read_text() == "mine"
     assert call(*words, "overwrite=true", command="kd-predict").code == 0
     assert Path("labels.csv").read_text().startswith("file,label,probability")
