@@ -73,8 +73,8 @@ def test_what_is_said_is_what_was_found_and_the_page_shows_it(judged: tuple[Path
     assert ("Do not route" in judged[1]) == (answer != "cascade")
     assert (judged[0] / "cascade.json").exists() == (answer == "cascade")
     page = (judged[0] / "report.html").read_text(encoding="utf-8")
-    assert "Does it pay to keep a dearer model for the hard images?" in page
-    assert "Accuracy by the share that is sent on" in page
+    assert "Does it pay to route hard images to a more expensive model?" in page
+    assert "Accuracy by forwarded share" in page
 
 
 def fitted(body: nn.Module, images: Tensor, target: Tensor) -> nn.Module:

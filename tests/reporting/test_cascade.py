@@ -12,8 +12,8 @@ from kd_app.metrics.model_pair import CASCADE
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.cascade import write_details
-from kd_app.reporting.html.collect import report
-from kd_app.reporting.html.run_section import run_part, select_split
+from kd_app.reporting.html.collect import build_report
+from kd_app.reporting.html.run_section import build_run_part, select_split
 from kd_app.reporting.html.sections import build_sections
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import load_run, write_predictions
@@ -106,7 +106,7 @@ def test_the_figures_of_a_page_are_those_of_the_test_split(folder: Path) -> None
     results = load_run(folder).results
     assert results.cascade is not None
     assert select_split(results) is results.cascade.splits["test"]
-    row = report([folder]).rows[0]
+    row = build_report([folder]).rows[0]
     test = results.cascade.splits["test"]
     assert row.test is not None
     assert row.teacher is not None
@@ -114,14 +114,15 @@ def test_the_figures_of_a_page_are_those_of_the_test_split(folder: Path) -> None
 
 
 def test_classes_and_flips_are_those_of_candidate_and_reference(folder: Path) -> None:
-    part = run_part(load_run(folder), "a cascade")
+    part = build_run_part(load_run(folder), "a cascade")
     heads = [
         head
-        for section in build_sections(report([folder]), part)
+        for section in build_sections(build_report([folder]), part)
         for table in (*section.tables, *section.folded)
         for head in (table.title, *table.columns)
     ]
-    assert {"candidate", "reference", "candidate - reference", "candidate says"} <= set(heads)
-    assert "The reference is right, the candidate wrong, the surest first" in heads
+    columns = {"candidate", "reference", "candidate - reference", "candidate's prediction"}
+    assert columns <= set(heads)
+    assert "The reference is right, the candidate wrong, the most confident first" in heads
     assert part.classes[0].change == min(row.change or 0 for row in part.classes)
     assert not [head for head in heads if "student" in head or "teacher" in head]

@@ -1,5 +1,5 @@
-"""A report of one run or many: a page that opens anywhere, and the same figures as
-JSON, CSV and Markdown.
+"""Report of one or several runs: an HTML page without external resources, and the same
+numbers as JSON, CSV and Markdown.
 """
 
 from kd_app.reporting.html.write import FILES, PAGE, write_report

@@ -1,4 +1,4 @@
-"""The section about a cascade: what routing is worth, and its curve."""
+"""Section about a cascade: accuracy and cost of routing."""
 
 from collections.abc import Iterator
 
@@ -17,203 +17,183 @@ from kd_app.reporting.html.charts import (
     format_percent,
     format_plain,
 )
-from kd_app.reporting.html.palette import Look
+from kd_app.reporting.html.palette import SeriesStyle
 from kd_app.reporting.html.tables import Cell, Table, build_cell
-from kd_app.reporting.results import Cascade, Estimate, Rung
+from kd_app.reporting.results import Cascade, Estimate, RoutingCurve, Rung
 
-_FIRST, _BETWEEN, _LAST, _TEST = Look(1), Look(2), Look(0), Look(2)
-_MEASURES = (Look(3), Look(4), Look(5), Look(2))
+_FIRST, _BETWEEN, _LAST, _TEST = SeriesStyle(1), SeriesStyle(2), SeriesStyle(0), SeriesStyle(2)
+_MEASURES = (SeriesStyle(3), SeriesStyle(4), SeriesStyle(5), SeriesStyle(2))
 
 
 def build_tables(cascade: Cascade) -> list[Table]:
-    """The stages, the measures compared, and the curve of the chosen one."""
-    stages = [
-        [
-            Cell(each.file),
-            build_cell(each.validation),
-            build_cell(each.test),
-            *(
-                Cell(f"{value:.3g}")
-                for value in (each.cost_ms, each.latency.mean, each.latency.p50, each.latency.p99)
-            ),
-        ]
-        for each in cascade.stages
-    ]
-    rung, took = select_point(cascade), cascade.latency
-    if rung is not None and took is not None:
-        measured = (cascade.test.cost_ms, took.mean, took.p50, took.p99)
-        alike = [Cell(f"{100 * each.accuracy:.2f} %") for each in (rung, cascade.test)]
-        stages.append([Cell("the cascade"), *alike, *(Cell(f"{value:.3g}") for value in measured)])
-    heads = ["", "validation top-1", "test top-1", "ms, expected", "ms, measured", "p50", "p99"]
-    compared = [
-        [
-            Cell(each.measure),
-            *(
-                Cell(said)
-                for said in _measure(each.rungs[each.chosen] if each.chosen is not None else None)
-            ),
-        ]
-        for each in cascade.curves
-    ]
-    curve = select_curve(cascade)
-    rows = [
-        [Cell(said) for said in build_curve_row(cascade, each)] for each in select_points(curve)
-    ]
+    """Build the tables of the stages, of the measures of confidence, and of the curve
+    of the selected measure.
+    """
     return [
-        Table(
-            "Stages, from cheap to dear: accuracy, and milliseconds of an image on one thread",
-            heads,
-            stages,
-        ),
-        Table(
-            "Measures of confidence, each at its cheapest proven threshold",
-            ["", "sent on", "top-1", "ms, expected"],
-            compared,
-        ),
-        Table(
-            f"The curve on validation, by {curve.measure}",
-            ["sent on", "top-1", "loss, points", "ms, expected", "margin"],
-            rows,
-            frozenset({4}),
-            frozenset(row for row, each in enumerate(select_points(curve)) if each == rung),
-        ),
+        _build_stages_table(cascade),
+        _build_measures_table(cascade),
+        _build_curve_table(cascade),
     ]
 
 
-def _measure(rung: Rung | None) -> tuple[str, str, str]:
-    return (
-        ("none proven", "", "")
-        if rung is None
-        else (format_forwarded(rung), f"{100 * rung.accuracy:.2f} %", f"{rung.cost_ms:.3g}")
+def _build_stages_table(cascade: Cascade) -> Table:
+    rows = []
+    for stage in cascade.stages:
+        latency = stage.latency
+        costs = (stage.cost_ms, latency.mean, latency.p50, latency.p99)
+        accuracies = [build_cell(stage.validation), build_cell(stage.test)]
+        rows.append([Cell(stage.file), *accuracies, *(Cell(f"{cost:.3g}") for cost in costs)])
+    rung = select_point(cascade)
+    if rung is not None and cascade.latency is not None:
+        latency = cascade.latency
+        costs = (cascade.test.cost_ms, latency.mean, latency.p50, latency.p99)
+        accuracies = [Cell(f"{100 * point.accuracy:.2f} %") for point in (rung, cascade.test)]
+        rows.append([Cell("the cascade"), *accuracies, *(Cell(f"{cost:.3g}") for cost in costs)])
+    return Table(
+        "Stages, from cheapest to most expensive: accuracy, and milliseconds per image on one"
+        " thread",
+        ["", "validation top-1", "test top-1", "ms, expected", "ms, measured", "p50", "p99"],
+        rows,
+    )
+
+
+def _build_measures_table(cascade: Cascade) -> Table:
+    return Table(
+        "Measures of confidence, each at its cheapest proven threshold",
+        ["", "forwarded", "top-1", "ms, expected"],
+        [_build_measure_row(curve) for curve in cascade.curves],
+    )
+
+
+def _build_measure_row(curve: RoutingCurve) -> list[Cell]:
+    if curve.chosen is None:
+        return [Cell(curve.measure), Cell("none proven"), Cell(""), Cell("")]
+    rung = curve.rungs[curve.chosen]
+    return [
+        Cell(curve.measure),
+        Cell(format_forwarded(rung)),
+        Cell(f"{100 * rung.accuracy:.2f} %"),
+        Cell(f"{rung.cost_ms:.3g}"),
+    ]
+
+
+def _build_curve_table(cascade: Cascade) -> Table:
+    curve, selected = select_curve(cascade), select_point(cascade)
+    rungs = select_points(curve)
+    return Table(
+        f"The curve on validation, by {curve.measure}",
+        ["forwarded", "top-1", "loss, points", "ms, expected", "margin"],
+        [[Cell(text) for text in build_curve_row(cascade, rung)] for rung in rungs],
+        frozenset({4}),
+        frozenset(number for number, rung in enumerate(rungs) if rung == selected),
     )
 
 
 def build_charts(cascade: Cascade) -> Iterator[Chart]:
-    """Accuracy against the share that is sent on, by every measure; and against the
-    cost, by the chosen one.
+    """Build two charts: accuracy against the forwarded share for every measure, and
+    accuracy against cost for the selected measure.
     """
     yield _plot_by_share(cascade)
     yield _plot_by_cost(cascade)
 
 
 def _plot_by_share(cascade: Cascade) -> Chart:
-    title = "Accuracy by the share that is sent on"
+    title = "Accuracy by forwarded share"
     series = [
         Series(
-            each.measure,
-            look,
-            [rung.shares[1] for rung in each.rungs],
-            [rung.accuracy for rung in each.rungs],
-            titles=_build_titles(each.rungs),
+            curve.measure,
+            style,
+            [rung.shares[1] for rung in curve.rungs],
+            [rung.accuracy for rung in curve.rungs],
+            tooltips=_build_tooltips(curve.rungs),
         )
-        for each, look in zip(cascade.curves, _MEASURES, strict=False)
+        for curve, style in zip(cascade.curves, _MEASURES, strict=False)
     ]
     x = build_linear_axis(
-        "share that the first stage sends on", [0.0, 1.0], format_percent, least=0, most=1
+        "share that the first stage forwards", [0.0, 1.0], format_percent, minimum=0, maximum=1
     )
-    y = build_linear_axis(
-        "top-1 on validation",
-        [value for each in series for value in each.y],
-        format_percent,
-        least=0,
-        most=1,
-    )
+    accuracies = [value for one in series for value in one.y]
+    y = build_linear_axis("top-1 on validation", accuracies, format_percent, minimum=0, maximum=1)
     ends = "; ".join(
-        f"{each.name}: {100 * each.y[0]:.2f} % where all is sent on, {100 * each.y[-1]:.2f} % where"
-        " nothing is"
-        for each in series
+        f"{one.name}: {100 * one.y[0]:.2f} % if all images are forwarded, {100 * one.y[-1]:.2f} %"
+        " if none is"
+        for one in series
     )
-    svg = draw_plane(
-        title,
-        f"Top-1 of the cascade by the share of the images that the first stage sends on. {ends}.",
-        x,
-        y,
-        series,
-        lines=True,
+    description = (
+        f"Top-1 of the cascade by the share of the images that the first stage forwards. {ends}."
     )
     return Chart(
         title,
-        svg,
-        [(each.look.draw_key(), each.name) for each in series],
+        draw_plane(title, description, x, y, series, lines=True),
+        [(one.style.draw_key(), one.name) for one in series],
         "Left: the first stage alone. Right: the last stage alone.",
     )
 
 
 def _plot_by_cost(cascade: Cascade) -> Chart:
-    title, curve, took = "Accuracy by what an image costs", select_curve(cascade), cascade.latency
-    look, rungs = _look(cascade), curve.rungs
-    name = f"cascade by {curve.measure}, expected"
-    drawn = [
-        Series(
-            name,
-            look,
-            [each.cost_ms for each in rungs],
-            [each.accuracy for each in rungs],
-            titles=_build_titles(rungs),
-        )
-    ]
-    drawn += [
-        _build_point(f"{each.file} alone", at, each.cost_ms, each.validation)
-        for each, at in zip(
-            cascade.stages, [_FIRST, *[_BETWEEN] * (len(cascade.stages) - 2), _LAST], strict=True
-        )
-    ]
-    if took is not None:
-        drawn.append(
-            _build_point(
-                "chosen: on test, measured", _TEST, took.mean, Estimate(value=cascade.test.accuracy)
-            )
-        )
+    title = "Accuracy by cost per image"
+    series = _build_cost_series(cascade)
     x = build_linear_axis(
-        "milliseconds of an image, mean",
-        [value for each in drawn for value in each.x],
+        "milliseconds per image, mean",
+        [value for one in series for value in one.x],
         format_plain,
-        least=0,
+        minimum=0,
     )
-    y = build_linear_axis(
-        "top-1",
-        [
-            value
-            for each in drawn
-            for value in (*each.y, *each.lows, *each.highs)
-            if value is not None
-        ],
-        format_percent,
-        least=0,
-        most=1,
+    bounds = [
+        value for one in series for value in (*one.y, *one.lows, *one.highs) if value is not None
+    ]
+    y = build_linear_axis("top-1", bounds, format_percent, minimum=0, maximum=1)
+    stages = "; ".join(
+        f"{stage.file}: {100 * (stage.validation.value or 0):.2f} % at {stage.cost_ms:.3g} ms"
+        for stage in cascade.stages
     )
-    ends = "; ".join(
-        f"{each.file}: {100 * (each.validation.value or 0):.2f} % at {each.cost_ms:.3g} ms"
-        for each in cascade.stages
-    )
-    svg = draw_plane(title, f"Top-1 by the mean time of an image. {ends}.", x, y, drawn, lines=True)
+    description = f"Top-1 by the mean time per image. {stages}."
     note = (
-        "Up and left is better. On validation, but for what was chosen. Where all is sent on, a"
-        " cascade costs more than its last stage alone."
+        "Up and left is better. On validation, except for the point on test. If all images are"
+        " forwarded, a cascade costs more than its last stage alone."
     )
-    return Chart(title, svg, [(each.look.draw_key(), each.name) for each in drawn], note)
+    return Chart(
+        title,
+        draw_plane(title, description, x, y, series, lines=True),
+        [(one.style.draw_key(), one.name) for one in series],
+        note,
+    )
 
 
-def _look(cascade: Cascade) -> Look:
-    """That of the measure that was chosen."""
-    return _MEASURES[[each.measure for each in cascade.curves].index(cascade.measure)]
+def _build_cost_series(cascade: Cascade) -> list[Series]:
+    """Build the curve of the selected measure, a point for each stage, and the point of
+    the cascade as measured on test.
+    """
+    curve = select_curve(cascade)
+    series = [
+        Series(
+            f"cascade by {curve.measure}, expected",
+            _MEASURES[cascade.curves.index(curve)],
+            [rung.cost_ms for rung in curve.rungs],
+            [rung.accuracy for rung in curve.rungs],
+            tooltips=_build_tooltips(curve.rungs),
+        )
+    ]
+    styles = [_FIRST, *[_BETWEEN] * (len(cascade.stages) - 2), _LAST]
+    series += [
+        _build_point(f"{stage.file} alone", style, stage.cost_ms, stage.validation)
+        for stage, style in zip(cascade.stages, styles, strict=True)
+    ]
+    if cascade.latency is not None:
+        accuracy = Estimate(value=cascade.test.accuracy)
+        name = "selected threshold: on test, measured"
+        series.append(_build_point(name, _TEST, cascade.latency.mean, accuracy))
+    return series
 
 
-def _build_point(name: str, look: Look, cost: float, top1: Estimate) -> Series:
+def _build_point(name: str, style: SeriesStyle, cost: float, top1: Estimate) -> Series:
     value = top1.value or 0.0
-    return Series(
-        name,
-        look,
-        [cost],
-        [value],
-        [top1.low],
-        [top1.high],
-        [f"{name}: {100 * value:.2f} %, {cost:.3g} ms"],
-    )
+    tooltip = f"{name}: {100 * value:.2f} %, {cost:.3g} ms"
+    return Series(name, style, [cost], [value], [top1.low], [top1.high], [tooltip])
 
 
-def _build_titles(rungs: list[Rung]) -> list[str]:
+def _build_tooltips(rungs: list[Rung]) -> list[str]:
     return [
-        f"{format_forwarded(each)} sent on: {100 * each.accuracy:.2f} %, {each.cost_ms:.3g} ms"
-        for each in rungs
+        f"{format_forwarded(rung)} forwarded: {100 * rung.accuracy:.2f} %, {rung.cost_ms:.3g} ms"
+        for rung in rungs
     ]

@@ -1,4 +1,4 @@
-"""From runs to a report."""
+"""Build the content of a report from run folders."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from kd_app.reporting.html.family import build_families
 from kd_app.reporting.html.from_predictions import read_estimate
 from kd_app.reporting.html.methods import build_comparison
 from kd_app.reporting.html.run_section import (
+    build_run_part,
     find_split,
     iterate_accuracies,
-    run_part,
     select_split,
     write_answer,
     write_question,
@@ -26,98 +26,105 @@ from kd_app.reporting.results import Estimate, Results
 from kd_app.reporting.runs import Run, flatten, load_run
 from kd_app.reporting.sentences import format_points
 
-IN_FULL = 4
-"""Runs up to which each is shown in full; of more, the best on each data set."""
-_SAME = (*NON_IDENTITY_KEYS, "test", "seed", "own")
-"""Settings by which two runs may differ and be the same otherwise; the seed has a
-column of its own.
+MAX_DETAILED_RUNS = 4
+"""Up to this number of runs, the report has all details of each. A report of more runs
+has the details of the best runs on each data set.
 """
+_COMMON_KEYS = (*NON_IDENTITY_KEYS, "test", "seed", "own")
+"""Settings that don't make two runs different. The seed has its own column."""
+_OUTCOMES = ("kept", "lost", "not shown")
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A run and what the report calls it; `run` is None, and `reason` says why, where
-    it can't be read.
-    """
+class _NamedRun:
+    """A run and its name in the report. An unreadable run is None, with a reason."""
 
     name: str
     run: Run | None
     reason: str = ""
 
 
-def report(paths: Sequence[Path], budgets: Sequence[float] = ()) -> Report:
-    """The report about the runs in these folders; budgets: of latency, milliseconds,
-    for which the best file is named.
+def build_report(paths: Sequence[Path], budgets: Sequence[float] = ()) -> Report:
+    """Build the report about the runs in these folders.
 
-    Raises `RequestError` where there is no run that can be read.
+    budgets: limits of the p95 latency in milliseconds; the report names the best
+    exported file for each.
+
+    Raises `RequestError` if no run can be read.
     """
     runs = _name_runs(paths)
-    read = [(each.name, each.run) for each in runs if each.run is not None]
-    if not read:
+    readable = [(named.name, named.run) for named in runs if named.run is not None]
+    if not readable:
         raise RequestError(runs[0].reason if runs else "There is no run to report on.")
-    methods = (
-        []
-        if len(runs) == 1
-        else [
-            build_comparison(_name_data(some[0][1].results), some) for some in _group_by_data(read)
-        ]
-    )
-    best = _select_best(methods)
-    chosen = {name for part in methods for name in _list_winner_runs(part)}
-    full = (
-        read
-        if len(read) <= IN_FULL
-        else ([(name, run) for name, run in read if name in chosen] or read)[:IN_FULL]
-    )
-    parts = [run_part(run, name) for name, run in full]
-    single = len(runs) == 1
+    is_single = len(runs) == 1
+    methods = [] if is_single else _compare_methods(readable)
+    parts = [build_run_part(run, name) for name, run in _select_detailed(readable, methods)]
+    if is_single:
+        question, answer, basis = parts[0].question, parts[0].answer, parts[0].basis
+    else:
+        question = write_question(readable[0][1].results)
+        answer = _write_answer(dict(readable), methods)
+        basis = _write_basis(methods)
     return Report(
-        question=parts[0].question if single else write_question(read[0][1].results),
-        answer=parts[0].answer if single else _write_answer(dict(read), methods),
-        basis=parts[0].basis if single else _write_basis(methods),
-        rows=_build_rows(runs, best),
+        question=question,
+        answer=answer,
+        basis=basis,
+        rows=_build_rows(runs, _select_best(methods)),
         comparisons=methods,
-        points=[point for name, run in read for point in _build_points(name, run.results)],
-        families=build_families(read, lambda run: _name_data(run.results), budgets),
+        points=[point for name, run in readable for point in _build_points(name, run.results)],
+        families=build_families(readable, lambda run: _name_data(run.results), budgets),
         runs=parts,
     )
 
 
-def _name_runs(paths: Sequence[Path]) -> list[_Named]:
-    """The runs by the part of their path that tells them apart."""
-    whole = [path.resolve() for path in paths]
-    common = Path(commonpath(whole)) if len(whole) > 1 else whole[0].parent if whole else Path()
-    found = []
-    for path, resolved in zip(paths, whole, strict=True):
-        name = resolved.relative_to(common).as_posix()
+def _name_runs(paths: Sequence[Path]) -> list[_NamedRun]:
+    """Load the runs and name each by the part of its path that differs."""
+    resolved = [path.resolve() for path in paths]
+    if len(resolved) > 1:
+        common = Path(commonpath(resolved))
+    else:
+        common = resolved[0].parent if resolved else Path()
+    runs = []
+    for path, absolute in zip(paths, resolved, strict=True):
+        name = absolute.relative_to(common).as_posix()
         try:
-            found.append(_Named(name, load_run(path)))
+            runs.append(_NamedRun(name, load_run(path)))
         except RequestError as error:
-            found.append(_Named(name, None, str(error).replace(str(path), name)))
-    return found
+            runs.append(_NamedRun(name, None, str(error).replace(str(path), name)))
+    return runs
 
 
-def _group_by_data(read: Iterable[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
-    """The runs on each data set."""
-    found: dict[str, list[tuple[str, Run]]] = {}
-    for name, run in read:
-        found.setdefault(run.results.data.fingerprint if run.results.data else "", []).append(
-            (name, run)
-        )
-    return list(found.values())
+def _compare_methods(runs: Iterable[tuple[str, Run]]) -> list[ComparisonPart]:
+    """Compare the runs on each data set."""
+    groups: dict[str, list[tuple[str, Run]]] = {}
+    for name, run in runs:
+        fingerprint = run.results.data.fingerprint if run.results.data else ""
+        groups.setdefault(fingerprint, []).append((name, run))
+    return [build_comparison(_name_data(group[0][1].results), group) for group in groups.values()]
+
+
+def _select_detailed(
+    runs: Sequence[tuple[str, Run]], methods: Iterable[ComparisonPart]
+) -> Sequence[tuple[str, Run]]:
+    """Select the runs that the report describes in detail."""
+    if len(runs) <= MAX_DETAILED_RUNS:
+        return runs
+    winners = {name for part in methods for name in _list_winner_runs(part)}
+    selected = [(name, run) for name, run in runs if name in winners]
+    return (selected or runs)[:MAX_DETAILED_RUNS]
 
 
 def _list_winner_runs(part: ComparisonPart) -> list[str]:
-    """The runs of the method that was chosen on validation, or of the only one."""
-    chosen = part.winner or (part.methods[0].label if len(part.methods) == 1 else None)
+    """List the runs of the method selected on validation, or of the only method."""
+    winner = part.winner or (part.methods[0].label if len(part.methods) == 1 else None)
     return [
-        name for method in part.methods if method.label == chosen for name in method.runs.values()
+        name for method in part.methods if method.label == winner for name in method.runs.values()
     ]
 
 
 def _select_best(methods: Iterable[ComparisonPart]) -> set[str]:
-    """The run that was chosen on validation, of methods with one seed each: of several
-    seeds of a method none is better than it.
+    """Select the best run on validation of each data set. There is none if methods have
+    several seeds: no seed of a method is better than another.
     """
     return {
         name
@@ -132,55 +139,49 @@ def _write_answer(runs: Mapping[str, Run], methods: Sequence[ComparisonPart]) ->
     outcomes = [
         run.results.verdict.outcome for run in runs.values() if run.results.verdict is not None
     ]
-    counted = ", ".join(
-        f"{outcomes.count(outcome)} {outcome}"
-        for outcome in ("kept", "lost", "not shown")
-        if outcome in outcomes
-    )
-    said = [
-        (
-            f"Verdicts of {len(outcomes)} runs: {counted}."
-            if outcomes
-            else f"{len(runs)} runs, none with a verdict."
-        )
-    ]
+    if outcomes:
+        sentences = [f"Verdicts of {len(outcomes)} runs: {_count_outcomes(outcomes)}."]
+    else:
+        sentences = [f"{len(runs)} runs, none with a verdict."]
+    several = len(methods) > 1
     for part in methods:
         names = _list_winner_runs(part)
         if not names:
             continue
-        on = f" of those on {part.data}" if len(methods) > 1 else ""
-        chosen = (
-            f"Chosen on validation{on}: {part.winner}."
-            if part.winner
-            else f"{part.methods[0].label}{f' on {part.data}' * (len(methods) > 1)}:"
-        )
-        said.append(
-            f"{chosen}"
-            f" {write_answer(runs[names[0]].results) if len(names) == 1 else _describe_seeds(part, names)}"
-        )
-    return " ".join(said)
+        if part.winner:
+            data = f" of the runs on {part.data}" if several else ""
+            sentences.append(f"Selected on validation{data}: {part.winner}.")
+        else:
+            data = f" on {part.data}" if several else ""
+            sentences.append(f"{part.methods[0].label}{data}:")
+        if len(names) == 1:
+            sentences.append(write_answer(runs[names[0]].results))
+        else:
+            sentences.append(_describe_seeds(part, names))
+    return " ".join(sentences)
+
+
+def _count_outcomes(outcomes: Sequence[str]) -> str:
+    """'2 kept, 1 lost'."""
+    return ", ".join(
+        f"{outcomes.count(outcome)} {outcome}" for outcome in _OUTCOMES if outcome in outcomes
+    )
 
 
 def _describe_seeds(part: ComparisonPart, names: Sequence[str]) -> str:
-    """What several seeds of one method show of it beside the teacher."""
-    method = next(each for each in part.methods if names[0] in each.runs.values())
-    outcomes = list(method.verdicts.values())
-    counted = ", ".join(
-        f"{outcomes.count(each)} {each}"
-        for each in ("kept", "lost", "not shown")
-        if each in outcomes
-    )
-    found = method.to_teacher
-    if found is None or found.figure.value is None:
-        return f"Its {len(names)} seeds: {counted or 'no verdict'}."
-    bounds = (
-        f", {format_points(found.figure.low)} to {format_points(found.figure.high)}"
-        if found.figure.low is not None and found.figure.high is not None
-        else ""
-    )
+    """Describe verdicts and mean difference from the teacher over several seeds."""
+    method = next(method for method in part.methods if names[0] in method.runs.values())
+    verdicts = _count_outcomes(list(method.verdicts.values())) or "no verdict"
+    sentence = f"Verdicts of the {len(names)} seeds: {verdicts}."
+    estimate = method.to_teacher.estimate if method.to_teacher else None
+    if estimate is None or estimate.value is None:
+        return sentence
+    bounds = ""
+    if estimate.low is not None and estimate.high is not None:
+        bounds = f" ({format_points(estimate.low)} to {format_points(estimate.high)})"
     return (
-        f"Its {len(names)} seeds: {counted or 'no verdict'}; over them, student minus teacher:"
-        f" {format_points(found.figure.value)} points{bounds}."
+        f"{sentence} Student minus teacher, mean over the seeds: {format_points(estimate.value)}"
+        f" points{bounds}."
     )
 
 
@@ -190,75 +191,81 @@ def _name_data(results: Results) -> str:
 
 
 def _write_basis(methods: Sequence[ComparisonPart]) -> list[str]:
-    found = [
-        "A verdict compares two models, over the images of one split; only several seeds compare"
-        " two ways of training."
+    sentences = [
+        "A verdict compares two models on the images of one split. Comparing two ways of training"
+        " takes several seeds."
     ]
     if any(part.winner for part in methods):
-        found.append(
-            "What is chosen is chosen on validation images; its test figure is the one to quote."
+        sentences.append(
+            "The best method is selected on validation. Quote the test metrics of that method."
         )
     if len(methods) > 1:
-        found.append(
-            "These runs were measured on different data: figures of different data sets are not"
-            " comparable, and nothing is chosen across them."
+        sentences.append(
+            "These runs were measured on different data sets. Metrics of different data sets are"
+            " not comparable, and nothing is selected across data sets."
         )
-    return found
+    return sentences
 
 
-def _build_rows(runs: Sequence[_Named], best: Collection[str]) -> list[RunRow]:
-    """One row a run: the best on validation first, those without a figure last."""
-    differs = _find_differences([each.run.results.config if each.run else {} for each in runs])
-    rows = [
-        _build_row(each, changed, each.name in best)
-        for each, changed in zip(runs, differs, strict=True)
-    ]
-    return sorted(
-        rows,
-        key=lambda row: (
-            -(row.validation.value if row.validation and row.validation.value is not None else -1.0)
-        ),
+def _build_rows(runs: Sequence[_NamedRun], best: Collection[str]) -> list[RunRow]:
+    """Build one row per run, the best on validation first, unmeasured runs last."""
+    differences = _find_differences(
+        [named.run.results.config if named.run else {} for named in runs]
     )
+    rows = [
+        _build_row(named, differs, named.name in best)
+        for named, differs in zip(runs, differences, strict=True)
+    ]
+    return sorted(rows, key=_rank_row)
 
 
-def _build_row(each: _Named, differs: dict[str, str], best: bool) -> RunRow:
-    if each.run is None:
+def _rank_row(row: RunRow) -> float:
+    accuracy = row.validation.value if row.validation else None
+    return 1.0 if accuracy is None else -accuracy
+
+
+def _build_row(named: _NamedRun, differs: dict[str, str], best: bool) -> RunRow:
+    if named.run is None:
         return RunRow(
-            name=each.name, differs={}, seed=None, status="unreadable", reason=each.reason
+            name=named.name, differs={}, seed=None, status="unreadable", reason=named.reason
         )
-    results, split = each.run.results, select_split(each.run.results)
+    results, split = named.run.results, select_split(named.run.results)
     pair = CASCADE if results.cascade is not None else DISTILLATION
+    validation = read_estimate(find_split(results, "validation"), pair.candidate, "top1")
+    test = read_estimate(find_split(results, "test"), pair.candidate, "top1")
     return RunRow(
-        name=each.name,
+        name=named.name,
         differs=differs,
         seed=results.seed,
         status=results.status,
         reason=results.reason,
         best=best,
         outcome=results.verdict.outcome if results.verdict else None,
-        validation=_drop_missing(
-            read_estimate(find_split(results, "validation"), pair.candidate, "top1")
-        ),
-        test=_drop_missing(read_estimate(find_split(results, "test"), pair.candidate, "top1")),
-        teacher=_drop_missing(read_estimate(split, pair.reference, "top1")),
-        gain=_drop_missing(read_estimate(split, "pair", "gain")),
+        validation=_drop_undefined(validation),
+        test=_drop_undefined(test),
+        teacher=_drop_undefined(read_estimate(split, pair.reference, "top1")),
+        gain=_drop_undefined(read_estimate(split, "pair", "gain")),
     )
 
 
-def _drop_missing(figure: Estimate) -> Estimate | None:
-    return None if figure.value is None else figure
+def _drop_undefined(estimate: Estimate) -> Estimate | None:
+    return None if estimate.value is None else estimate
 
 
 def _find_differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """For each configuration the settings that not all of them share."""
+    """Return the settings of each config that not all configs share."""
     flattened = [
-        {key: value for key, value in flatten(redact(config)) if key.split(".")[0] not in _SAME}
+        {
+            key: value
+            for key, value in flatten(redact(config))
+            if key.split(".")[0] not in _COMMON_KEYS
+        }
         for config in configs
     ]
-    keys = dict.fromkeys(key for each in flattened for key in each)
-    known = [each for each in flattened if each]
-    varied = [key for key in keys if any(each.get(key) != known[0].get(key) for each in known)]
-    return [{key: str(each[key]) for key in varied if key in each} for each in flattened]
+    keys = dict.fromkeys(key for config in flattened for key in config)
+    known = [config for config in flattened if config]
+    varied = [key for key in keys if any(config.get(key) != known[0].get(key) for config in known)]
+    return [{key: str(config[key]) for key in varied if key in config} for config in flattened]
 
 
 def _build_points(name: str, results: Results) -> list[Point]:

@@ -1,5 +1,5 @@
-"""Images on which the models differ: from ``examples.parquet``, or, without thumbnails,
-from ``predictions.parquet``.
+"""Example images on which models differ: from ``examples.parquet``, or without
+thumbnails from ``predictions.parquet``.
 """
 
 import base64
@@ -7,22 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_app.metrics.model_pair import find_pair
-from kd_app.reporting.html.from_predictions import ModelAnswers
-from kd_app.reporting.html.schema import Answer, Example
+from kd_app.reporting.html.from_predictions import ModelPredictions
+from kd_app.reporting.html.schema import ExamplePart, PredictionPart
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_LARGEST = 40_000
-"""Bytes of a thumbnail: it is 96 pixels a side at most, so a larger one is not what it
-says.
-"""
-_LISTED = 12
+_MAX_BYTES = 40_000
+"""Thumbnails have at most 96 pixels a side. A larger file is no thumbnail."""
+_MAX_FLIPS = 12
 
 
-def build_examples(table: "DataFrame", names: Sequence[str]) -> list[Example]:
-    """The rows of ``examples.parquet``."""
+def build_examples(table: "DataFrame", names: Sequence[str]) -> list[ExamplePart]:
+    """Build the examples from the rows of ``examples.parquet``."""
     roles = [
         str(name).removesuffix("_probabilities")
         for name in table.columns
@@ -31,23 +29,25 @@ def build_examples(table: "DataFrame", names: Sequence[str]) -> list[Example]:
     return [_build_example(row, roles, names) for row in table.to_dict("records")]
 
 
-def _build_example(row: Mapping[Any, Any], roles: Sequence[str], names: Sequence[str]) -> Example:
+def _build_example(
+    row: Mapping[Any, Any], roles: Sequence[str], names: Sequence[str]
+) -> ExamplePart:
     classes = [int(number) for number in row["classes"]]
     shares = {role: [float(value) for value in row[f"{role}_probabilities"]] for role in roles}
-    said = {role: int(row[f"{role}_top1"]) for role in roles}
-    return Example(
+    top1 = {role: int(row[f"{role}_top1"]) for role in roles}
+    return ExamplePart(
         index=int(row["index"]),
         file=str(row["file"]),
         label=names[int(row["target"])],
         why=str(row["why"]),
         image=_encode_thumbnail(row["png"]),
-        answers=[
-            Answer(
+        predictions=[
+            PredictionPart(
                 role=role,
-                said=names[top1],
-                probability=dict(zip(classes, shares[role], strict=True)).get(top1),
+                predicted=names[number],
+                probability=dict(zip(classes, shares[role], strict=True)).get(number),
             )
-            for role, top1 in said.items()
+            for role, number in top1.items()
         ],
         classes=[names[number] for number in classes],
         probabilities=shares,
@@ -56,49 +56,51 @@ def _build_example(row: Mapping[Any, Any], roles: Sequence[str], names: Sequence
 
 
 def _encode_thumbnail(content: object) -> str | None:
-    """A PNG as base64; None for anything else."""
-    if not isinstance(content, bytes) or not content.startswith(_PNG) or len(content) > _LARGEST:
+    """Encode a PNG as base64. Anything else gives None."""
+    if not isinstance(content, bytes) or not content.startswith(_PNG) or len(content) > _MAX_BYTES:
         return None
     return base64.b64encode(content).decode("ascii")
 
 
-def select_flips(found: ModelAnswers, table: "DataFrame", names: Sequence[str]) -> list[Example]:
-    """The images that the teacher (of a cascade the last stage) has right and the
-    student (the cascade) wrong, the surest errors first, and those the other way round;
-    without pictures.
+def select_flips(
+    predictions: ModelPredictions, table: "DataFrame", names: Sequence[str]
+) -> list[ExamplePart]:
+    """Select negative flips (only the teacher is right) and positive flips (only the
+    student is right), the most confident errors first. In a cascade, the cascade is the
+    student and its last stage the teacher. The examples have no thumbnails.
     """
-    pair = find_pair(found.top1)
-    if pair.reference not in found.top1:
+    pair = find_pair(predictions.top1)
+    if pair.reference not in predictions.top1:
         return []
-    candidate, reference = map(found.mark_correct, pair)
-    listed = []
-    for why, which, by in (
+    candidate, reference = map(predictions.mark_correct, pair)
+    examples = []
+    for why, mask, wrong_role in (
         ("negative_flip", reference & ~candidate, pair.candidate),
         ("positive_flip", ~reference & candidate, pair.reference),
     ):
-        places = which.nonzero()[0]
-        sure = found.probability[by][places]
-        listed += [
-            _list_example(found, table, names, int(place), why)
-            for place in places[(-sure).argsort(kind="stable")][:_LISTED]
+        rows = mask.nonzero()[0]
+        confidence = predictions.probability[wrong_role][rows]
+        most_confident = rows[(-confidence).argsort(kind="stable")][:_MAX_FLIPS]
+        examples += [
+            _build_flip(predictions, table, names, int(row), why) for row in most_confident
         ]
-    return listed
+    return examples
 
 
-def _list_example(
-    found: ModelAnswers, table: "DataFrame", names: Sequence[str], place: int, why: str
-) -> Example:
-    return Example(
-        index=int(table["index"].iloc[place]),
-        file=str(table["file"].iloc[place]),
-        label=names[int(found.target[place])],
+def _build_flip(
+    predictions: ModelPredictions, table: "DataFrame", names: Sequence[str], row: int, why: str
+) -> ExamplePart:
+    return ExamplePart(
+        index=int(table["index"].iloc[row]),
+        file=str(table["file"].iloc[row]),
+        label=names[int(predictions.target[row])],
         why=why,
-        answers=[
-            Answer(
+        predictions=[
+            PredictionPart(
                 role=role,
-                said=names[int(found.top1[role][place])],
-                probability=float(found.probability[role][place]),
+                predicted=names[int(predictions.top1[role][row])],
+                probability=float(predictions.probability[role][row]),
             )
-            for role in reversed(find_pair(found.top1))
+            for role in reversed(find_pair(predictions.top1))
         ],
     )

@@ -1,5 +1,6 @@
-"""The files that runs were exported to, as a family: which no other beats, and which
-answers what is asked.
+"""Exported files of several runs, grouped by data set and device. The files that no
+other file beats in both accuracy and cost are numbered as tiers, and the best file for
+each goal is selected.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,92 +13,78 @@ from kd_app.reporting.results import Estimate
 from kd_app.reporting.runs import Run
 from kd_app.reporting.sentences import format_margin, format_percent
 
-_Named = Sequence[tuple[str, Run]]
+_NamedRuns = Sequence[tuple[str, Run]]
+_Key = tuple[str, str, str]
+"""Fingerprint of the data, device and currency."""
 
 
 def build_families(
-    runs: _Named, data: Callable[[Run], str], budgets: Sequence[float]
+    runs: _NamedRuns, name_data: Callable[[Run], str], budgets: Sequence[float]
 ) -> list[FamilyPart]:
-    """The families of `runs` with their names: one for each data set and device.
-    budgets: of latency, milliseconds, p95.
+    """Build one family for each data set and device.
+
+    runs: pairs of name and run · name_data: returns the name of a run's data set ·
+    budgets: limits of the p95 latency, milliseconds.
     """
-    found: dict[tuple[str, str, str], list[FilePart]] = {}
-    called: dict[tuple[str, str, str], str] = {}
+    groups: dict[_Key, list[FilePart]] = {}
+    data: dict[_Key, str] = {}
     for name, run in runs:
         try:
             exports = read_exports(run.path)
         except RequestError:
-            continue  # the run itself says so, among what its page leaves out
+            continue  # `build_run_part` lists the error in `RunPart.missing`
+        fingerprint = run.results.data.fingerprint if run.results.data else ""
         for device, currency, part in _iterate_parts(name, exports) if exports else ():
-            key = (run.results.data.fingerprint if run.results.data else "", device, currency)
-            found.setdefault(key, []).append(part)
-            called[key] = data(run)
-    return [
-        _build_family(called[key], key[1], key[2], parts, budgets) for key, parts in found.items()
-    ]
+            key = (fingerprint, device, currency)
+            groups.setdefault(key, []).append(part)
+            data[key] = name_data(run)
+    return [_build_family(data[key], *key[1:], parts, budgets) for key, parts in groups.items()]
 
 
 def _iterate_parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FilePart]]:
+    """Yield device, currency and part of each model in torch and each file."""
     for role, model in exports.torch.items():
-        yield (
-            *_describe_place(model),
-            _build_part(
-                model,
-                run=run,
-                file="",
-                role=role,
-                label=f"{run}: {role} in torch ({model.name})",
-                format="torch",
-            ),
-        )
+        label = f"{run}: {role} in torch ({model.name})"
+        part = _build_part(model, run=run, file="", role=role, label=label, format="torch")
+        yield model.device or "an unknown device", model.currency or "", part
     for name, file in exports.files.items():
+        label = f"{run}/{name}"
         part = _build_part(
-            file, run=run, file=name, role=file.role, label=f"{run}/{name}", format=file.format
+            file, run=run, file=name, role=file.role, label=label, format=file.format
         )
-        yield (
-            *_describe_place(file),
-            part.model_copy(update={"size_bytes": file.size_bytes, "ship": name == exports.ship}),
-        )
+        part = part.model_copy(update={"size_bytes": file.size_bytes, "ship": name == exports.ship})
+        yield file.device or "an unknown device", file.currency or "", part
 
 
-def _describe_place(of: Answering) -> tuple[str, str]:
-    return of.device or "an unknown device", of.currency or ""
-
-
-def _build_part(of: Answering, **known: str) -> FilePart:
-    told, latency, chosen_by = (
-        of.test or of.validation,
-        of.latency_ms,
-        of.validation.verdict if of.validation else None,
-    )
-    verdict = told.verdict if told else None
+def _build_part(export: Answering, **identity: str) -> FilePart:
+    metrics, latency = export.test or export.validation, export.latency_ms
+    verdict = metrics.verdict if metrics else None
+    validation_verdict = export.validation.verdict if export.validation else None
     return FilePart(
-        **known,
-        license=of.license,
+        **identity,
+        license=export.license,
         size_bytes=None,
-        validation=_estimate(of.validation),
-        test=_estimate(of.test),
-        outcome_validation=chosen_by.outcome if chosen_by else None,
+        validation=_build_estimate(export.validation),
+        test=_build_estimate(export.test),
+        outcome_validation=validation_verdict.outcome if validation_verdict else None,
         outcome=verdict.outcome if verdict else None,
         margin=verdict.margin if verdict else None,
-        negative_flips=told.negative_flips if told else None,
+        negative_flips=metrics.negative_flips if metrics else None,
         latency_p50=latency.p50 if latency else None,
         latency_p95=latency.p95 if latency else None,
         latency_p99=latency.p99 if latency else None,
-        images_per_second=of.images_per_second,
-        batch_size=of.batch_size,
-        cost_per_million=of.cost_per_million,
-        start_seconds=of.start_seconds,
-        peak_memory_bytes=of.peak_memory_bytes,
+        images_per_second=export.images_per_second,
+        batch_size=export.batch_size,
+        cost_per_million=export.cost_per_million,
+        start_seconds=export.start_seconds,
+        peak_memory_bytes=export.peak_memory_bytes,
     )
 
 
-def _estimate(of: Figures | None) -> Estimate | None:
-    return (
-        None
-        if of is None or of.top1 is None
-        else Estimate(value=of.top1, low=of.top1_low, high=of.top1_high)
-    )
+def _build_estimate(metrics: Figures | None) -> Estimate | None:
+    if metrics is None or metrics.top1 is None:
+        return None
+    return Estimate(value=metrics.top1, low=metrics.top1_low, high=metrics.top1_high)
 
 
 def _build_family(
@@ -110,19 +97,14 @@ def _build_family(
         value=_read_validation,
     )
     numbers = {id(part): number for number, part in enumerate(tiers, 1)}
-    shown = [
-        part.model_copy(update={"tier": numbers.get(id(part))})
-        for part in sorted(parts, key=_read_cost)
-    ]
-    choices = [
-        _choose_within_margin(files, currency),
-        *(_choose_within_budget(files, budget, currency) for budget in budgets),
-    ]
+    by_cost = sorted(parts, key=_read_cost)
+    choices = [_select_within_margin(files, currency)]
+    choices += [_select_within_budget(files, budget, currency) for budget in budgets]
     return FamilyPart(
         data=data,
         device=device,
         currency=currency,
-        files=shown,
+        files=[part.model_copy(update={"tier": numbers.get(id(part))}) for part in by_cost],
         choices=choices,
         basis=list(_write_basis(parts, device)),
     )
@@ -136,60 +118,51 @@ def _read_validation(part: FilePart) -> float:
     return (part.validation.value if part.validation else None) or 0.0
 
 
-def _choose_within_margin(files: Sequence[FilePart], currency: str) -> Choice:
-    asked = "Cheapest that keeps the margin"
-    kept = [part for part in files if part.outcome_validation == "kept"]
-    if not kept:
-        judged = (
-            "none was shown to keep it on validation"
-            if any(part.outcome_validation for part in files)
-            else "no file has a verdict on validation"
-        )
-        return Choice(asked=asked, run=None, file=None, says=f"{asked}: {judged}.")
-    best = min(kept, key=_read_cost)
-    margin = f" of {format_margin(best.margin)}" if best.margin is not None else ""
-    return Choice(
-        asked=asked,
-        run=best.run,
-        file=best.file,
-        says=f"{asked}{margin}: {_describe_file(best, currency)}",
-    )
+def _select_within_margin(files: Sequence[FilePart], currency: str) -> Choice:
+    goal = "Cheapest file within the margin"
+    within = [part for part in files if part.outcome_validation == "kept"]
+    if within:
+        best = min(within, key=_read_cost)
+        margin = f" of {format_margin(best.margin)}" if best.margin is not None else ""
+        sentence = f"{goal}{margin}: {_describe_file(best, currency)}"
+        return Choice(goal=goal, run=best.run, file=best.file, sentence=sentence)
+    if any(part.outcome_validation for part in files):
+        reason = "no file was shown to be within the margin on validation"
+    else:
+        reason = "no file has a verdict on validation"
+    return Choice(goal=goal, run=None, file=None, sentence=f"{goal}: {reason}.")
 
 
-def _choose_within_budget(files: Sequence[FilePart], budget: float, currency: str) -> Choice:
-    asked = f"Best under {budget:g} ms"
+def _select_within_budget(files: Sequence[FilePart], budget: float, currency: str) -> Choice:
+    goal = f"Best file under {budget:g} ms"
     timed = [(part.latency_p95, part) for part in files if part.latency_p95 is not None]
     within = [part for latency, part in timed if latency <= budget]
     if within:
         best = max(within, key=lambda part: (_read_validation(part), -_read_cost(part)))
-        return Choice(
-            asked=asked,
-            run=best.run,
-            file=best.file,
-            says=f"{asked} (95 of 100 images, one at a time): {_describe_file(best, currency)}",
-        )
-    if not timed:
-        return Choice(asked=asked, run=None, file=None, says=f"{asked}: no latency was measured.")
-    latency, quickest = min(timed, key=lambda each: each[0])
-    return Choice(
-        asked=asked,
-        run=None,
-        file=None,
-        says=f"{asked}: none; the quickest is {quickest.label} with {format_milliseconds(latency)} (p95).",
-    )
+        sentence = f"{goal} (p95 latency, one image at a time): {_describe_file(best, currency)}"
+        return Choice(goal=goal, run=best.run, file=best.file, sentence=sentence)
+    if timed:
+        latency, fastest = min(timed, key=lambda pair: pair[0])
+        reason = f"none. The fastest is {fastest.label} with {format_milliseconds(latency)} (p95)"
+    else:
+        reason = "no latency was measured"
+    return Choice(goal=goal, run=None, file=None, sentence=f"{goal}: {reason}.")
 
 
 def _describe_file(part: FilePart, currency: str) -> str:
-    figure, split = part.figure, "test" if part.test else "validation"
-    accuracy = f"{format_percent(figure.value)} on {split}" if figure else "of unknown accuracy"
-    verdict = f", verdict there: {part.outcome}" if part.outcome else ""
-    latency = "" if part.latency_p95 is None else f", {format_milliseconds(part.latency_p95)} (p95)"
-    cost = (
-        ""
-        if part.cost_per_million is None
-        else f", {format_price(part.cost_per_million, currency)} per million images"
-    )
-    return f"{part.label}, {accuracy}{verdict}{latency}{cost}; license: {part.license}."
+    accuracy, split = part.accuracy, "test" if part.test else "validation"
+    texts = [part.label]
+    if accuracy:
+        texts.append(f"{format_percent(accuracy.value)} on {split}")
+    else:
+        texts.append("accuracy unknown")
+    if part.outcome:
+        texts.append(f"verdict on {split}: {part.outcome}")
+    if part.latency_p95 is not None:
+        texts.append(f"{format_milliseconds(part.latency_p95)} (p95)")
+    if part.cost_per_million is not None:
+        texts.append(f"{format_price(part.cost_per_million, currency)} per million images")
+    return f"{', '.join(texts)}; license: {part.license}."
 
 
 def format_price(value: float, currency: str) -> str:
@@ -203,16 +176,13 @@ def format_milliseconds(value: float) -> str:
 
 
 def _write_basis(parts: Sequence[FilePart], device: str) -> Iterator[str]:
+    yield f"Every file was measured in the runtime of its format, with one thread, on {device}."
     yield (
-        "Every figure of a file was measured on that file, in its own runtime, with one thread, on"
-        f" {device}."
-    )
-    yield (
-        "Tiers and answers are chosen on validation; their figures are those of test, where test"
-        " was read."
+        "Tiers and recommended files are selected on validation. The metrics of these files"
+        " are from test, if test was read."
     )
     if len({part.run for part in parts}) > 1:
         yield (
-            "Files of one run were timed in turns; those of different runs at different times, so"
-            " that small differences between these mean little."
+            "Files of one run were timed in turns, files of different runs at different times."
+            " Small differences in speed between runs mean little."
         )

@@ -1,31 +1,31 @@
-"""Methods over seeds, as a report tells of them."""
+"""Comparison of methods over seeds, as parts of a report."""
 
 from collections.abc import Mapping, Sequence
 
-from kd_app.metrics.seeds import SeedDifference
-from kd_app.metrics.seeds import SeedSummary as Found
+from kd_app.metrics.seeds import SeedDifference, SeedSummary
 from kd_app.reporting.comparison import Method, compare
-from kd_app.reporting.html.schema import ComparisonPart, MethodPart, OverSeeds
+from kd_app.reporting.html.schema import ComparisonPart, MethodPart, SeedStatistics
 from kd_app.reporting.results import Estimate
 from kd_app.reporting.runs import Run
 
 
 def build_comparison(data: str, runs: Sequence[tuple[str, Run]]) -> ComparisonPart:
-    """The methods of runs on the same data, each run called by its name."""
-    found = compare([run for _, run in runs])
+    """Compare the methods of runs on the same data. runs: pairs of name and run."""
+    comparison = compare([run for _, run in runs])
     names = {str(run.path): name for name, run in runs}
-    says = found.write_sentences()
-    for path, name in sorted(names.items(), key=lambda each: -len(each[0])):
-        says = [said.replace(repr(path), repr(name)) for said in says]
+    sentences = comparison.write_sentences()
+    # Longest path first: a path may be the beginning of another one.
+    for path, name in sorted(names.items(), key=lambda item: -len(item[0])):
+        sentences = [sentence.replace(repr(path), repr(name)) for sentence in sentences]
     return ComparisonPart(
         data=data,
-        split=found.split,
-        confidence=found.confidence,
-        correction=found.correction,
-        baseline=found.baseline,
-        winner=found.winner,
-        methods=[_build_method(each, names) for each in found.methods],
-        says=says,
+        split=comparison.split,
+        confidence=comparison.confidence,
+        correction=comparison.correction,
+        baseline=comparison.baseline,
+        winner=comparison.winner,
+        methods=[_build_method(method, names) for method in comparison.methods],
+        sentences=sentences,
     )
 
 
@@ -42,13 +42,13 @@ def _build_method(method: Method, names: Mapping[str, str]) -> MethodPart:
     )
 
 
-def _summarize_seeds(found: Found | None) -> OverSeeds | None:
-    if found is None:
+def _summarize_seeds(summary: SeedSummary | None) -> SeedStatistics | None:
+    if summary is None:
         return None
-    p, corrected = (found.p, found.corrected) if isinstance(found, SeedDifference) else (None, None)
-    return OverSeeds(
-        values=found.values,
-        figure=Estimate(value=found.mean, low=found.low, high=found.high),
-        p=p,
-        corrected=corrected,
+    difference = summary if isinstance(summary, SeedDifference) else None
+    return SeedStatistics(
+        values=summary.values,
+        estimate=Estimate(value=summary.mean, low=summary.low, high=summary.high),
+        p=difference.p if difference else None,
+        corrected=difference.corrected if difference else None,
     )

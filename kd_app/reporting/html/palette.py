@@ -1,5 +1,5 @@
-"""How a series looks: always a color, a dash and a mark together, so that none of them
-has to be told apart alone.
+"""Styles of data series. Each style combines a color, a dash pattern and a marker, so
+that color is never the only difference between two series.
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from markupsafe import Markup
 
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION
 
-_FIXED = ("teacher", "student", "labels_only")
-_ALIKE = dict(zip(CASCADE, DISTILLATION, strict=True))
-"""The models of a cascade look like those of a run."""
+_FIXED_ROLES = ("teacher", "student", "labels_only")
+_CASCADE_ROLES = dict(zip(CASCADE, DISTILLATION, strict=True))
+"""The models of a cascade have the styles of student and teacher."""
 _DASHES = ("", "", "6 3", "2 3", "9 3 2 3", "1 4")
-_SHAPES = (
+_MARKERS = (
     "M-4-4H4V4H-4Z",  # square
     "M-4.5 0A4.5 4.5 0 1 0 4.5 0A4.5 4.5 0 1 0-4.5 0Z",  # circle
     "M0-5.5L5 4H-5Z",  # triangle
@@ -23,43 +23,43 @@ _SHAPES = (
 
 
 @dataclass(frozen=True)
-class Look:
-    """Number of a color of the style sheet (``--c0`` ...), the dashes of its line, and
-    the path of its mark.
+class SeriesStyle:
+    """Style of a series: `number` selects the color of the style sheet (``--c0`` ...),
+    the dash pattern and the marker.
     """
 
     number: int
 
     @property
     def dashes(self) -> str:
-        """Value of ``stroke-dasharray``; empty for a line without gaps."""
+        """Value of ``stroke-dasharray``; empty for a solid line."""
         return _DASHES[self.number]
 
-    def mark(self, x: float, y: float, title: str = "") -> Markup:
-        """The mark at a place of the drawing, with what it says when it is pointed at."""
-        told = Markup("<title>{}</title>").format(title) if title else ""
-        return Markup(
-            '<path class="mark c{}" d="{}" transform="translate({:.1f} {:.1f})">{}</path>'
-        ).format(self.number, _SHAPES[self.number], x, y, told)
+    def draw_marker(self, x: float, y: float, tooltip: str = "") -> Markup:
+        """Draw the marker at ``(x, y)`` of the drawing."""
+        title = Markup("<title>{}</title>").format(tooltip) if tooltip else ""
+        path = '<path class="mark c{}" d="{}" transform="translate({:.1f} {:.1f})">{}</path>'
+        return Markup(path).format(self.number, _MARKERS[self.number], x, y, title)
 
     def draw_key(self) -> Markup:
-        """The look in small, for a legend; whoever reads aloud hears the name beside
-        it.
+        """Draw the key of a legend. The key is hidden from screen readers, which read
+        the name of the series instead.
         """
         line = Markup('<path class="line c{}" d="M1 7H33" stroke-dasharray="{}"/>').format(
             self.number, self.dashes
         )
         return Markup('<svg class="key" viewBox="0 0 34 14" aria-hidden="true">{}{}</svg>').format(
-            line, self.mark(17, 7)
+            line, self.draw_marker(17, 7)
         )
 
 
-def look(role: str, others: tuple[str, ...] = ()) -> Look:
-    """The look of a model: the same for a role on every page; further controls in the
-    order of `others`.
+def select_style(role: str, others: tuple[str, ...] = ()) -> SeriesStyle:
+    """Return the style of a model. Teacher, student and labels-only have fixed styles;
+    further controls get the next ones, in the order of `others`.
     """
-    role = _ALIKE.get(role, role)
-    if role in _FIXED:
-        return Look(_FIXED.index(role))
-    place = others.index(role) if role in others else 0
-    return Look(len(_FIXED) + place % (len(_SHAPES) - len(_FIXED)))
+    role = _CASCADE_ROLES.get(role, role)
+    if role in _FIXED_ROLES:
+        return SeriesStyle(_FIXED_ROLES.index(role))
+    position = others.index(role) if role in others else 0
+    num_fixed = len(_FIXED_ROLES)
+    return SeriesStyle(num_fixed + position % (len(_MARKERS) - num_fixed))

@@ -1,10 +1,13 @@
-"""What a report says, as plain data: ``report.json``. The page, the table and the text
-are views of it, and hold no figure of their own.
+"""Content of a report as plain data, written to ``report.json``. Page, CSV and Markdown
+are views of this data and add no numbers.
+
+A ``serialization_alias`` is the key in ``report.json`` where the key differs from the
+attribute.
 """
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
@@ -29,8 +32,10 @@ class _Part(BaseModel):
 
 
 class ModelPart(_Part):
-    """One model of a run. params: entries · macs: multiply-adds of one image ·
-    size_bytes: on disk · figures: by name, as in ``results.json``.
+    """One model of a run.
+
+    params: number of parameters · macs: multiply-adds per image · size_bytes: on disk ·
+    metrics: by name, as in ``results.json``.
     """
 
     role: str
@@ -41,21 +46,24 @@ class ModelPart(_Part):
     macs: int | None
     size_bytes: int | None
     images_per_second: Number
-    figures: dict[str, Estimate]
+    metrics: dict[str, Estimate] = Field(serialization_alias="figures")
 
 
 class PairPart(_Part):
-    """What compares the student with teacher or control. unit: as of a `MetricSpec`."""
+    """A metric that compares the student with its teacher or with a control.
+
+    unit: the `format` of the `MetricSpec`.
+    """
 
     key: str
     name: str
     meaning: str
     unit: Format
-    figure: Estimate
+    estimate: Estimate = Field(serialization_alias="figure")
 
 
 class Curve(_Part):
-    """One metric of one training: a value at each epoch."""
+    """One metric of one training: one value per epoch."""
 
     role: str
     metric: str
@@ -64,8 +72,10 @@ class Curve(_Part):
 
 
 class ClassPart(_Part):
-    """One class. support: its images · accuracy: share of them that each model has
-    right · change: student minus teacher, or null.
+    """One class.
+
+    support: number of images · accuracy: by model · change: student minus teacher, null
+    without a teacher.
     """
 
     name: str
@@ -77,30 +87,34 @@ class ClassPart(_Part):
     positive_flips: Number = None
 
 
-class Confused(_Part):
-    """Images of class `label` that the model takes for class `answer`; share: of the
-    images of `label`.
+class ConfusedPair(_Part):
+    """Images of class `label` that the model predicts as class `predicted`.
+
+    share: of the images of `label`.
     """
 
     label: str
-    answer: str
+    predicted: str = Field(serialization_alias="answer")
     count: int
     share: float
 
 
 class Confusion(_Part):
-    """The student's answers. counts: row = label, column = answer, null where there are
-    too many classes to look at · strongest: the errors.
+    """Predictions of the student by label.
+
+    counts: rows are labels, columns are predictions; null where there are too many
+    classes to show · strongest: the most frequent errors.
     """
 
     classes: list[str]
     counts: list[list[int]] | None
-    strongest: list[Confused]
+    strongest: list[ConfusedPair]
 
 
 class Bin(_Part):
-    """Images whose top-1 probability falls in one bin: how many, their mean
-    probability, the share that is right.
+    """Images whose top-1 probability is in one bin.
+
+    count: number of images · confidence: mean top-1 probability.
     """
 
     count: int
@@ -116,17 +130,19 @@ class Reliability(_Part):
     bins: list[Bin]
 
 
-class Answer(_Part):
-    """What one model says of one image, and how probable it finds that."""
+class PredictionPart(_Part):
+    """Prediction of one model for one image, with the probability of that class."""
 
     role: str
-    said: str
+    predicted: str = Field(serialization_alias="said")
     probability: Number
 
 
-class Example(_Part):
-    """One image. image: PNG as base64, null where there is none · probabilities: of
-    `classes`, by role · divergence: KL(teacher || student).
+class ExamplePart(_Part):
+    """One example image.
+
+    why: reason for showing the image · image: PNG as base64, null without a thumbnail ·
+    probabilities: of `classes`, by role · divergence: KL(teacher || student).
     """
 
     index: int
@@ -134,14 +150,14 @@ class Example(_Part):
     label: str
     why: str
     image: str | None = None
-    answers: list[Answer]
+    predictions: list[PredictionPart] = Field(serialization_alias="answers")
     classes: list[str] = []
     probabilities: dict[str, list[float]] = {}
     divergence: Number = None
 
 
 class Point(_Part):
-    """One model in the plane of accuracy and cost."""
+    """Accuracy and cost of one model."""
 
     run: str
     role: str
@@ -152,9 +168,11 @@ class Point(_Part):
     macs: int | None
 
 
-class Made(_Part):
-    """How a run was made. settings, environment: what to look at first · config: every
-    setting by its dotted key · stages: name, seconds, made.
+class Provenance(_Part):
+    """Configuration, data and environment of a run.
+
+    settings: the main settings · config: all settings by dotted key · stages: name,
+    seconds, and whether this run computed or reused the stage.
     """
 
     settings: dict[str, str]
@@ -165,7 +183,11 @@ class Made(_Part):
 
 
 class RunPart(_Part):
-    """One run in full. missing: what the page leaves out, and why."""
+    """All details of one run.
+
+    gains: sentences about what distillation gained · missing: what the page leaves out,
+    and why.
+    """
 
     name: str
     title: str
@@ -180,32 +202,34 @@ class RunPart(_Part):
     verdict: Verdict | None
     models: list[ModelPart]
     pair: list[PairPart]
-    worth: list[str] = []
+    gains: list[str] = Field([], serialization_alias="worth")
     curves: list[Curve] = []
     classes: list[ClassPart] = []
     confusion: Confusion | None = None
     reliability: list[Reliability] = []
-    examples: list[Example] = []
+    examples: list[ExamplePart] = []
     knowledge: Knowledge | None = None
     license: list[str] = []
     groups: dict[str, Group] = {}
     robustness: list[Robustness] = []
     steps: list[Step] = []
     cascade: Cascade | None = None
-    cascade_says: list[str] = []
-    made: Made
+    cascade_details: list[str] = Field([], serialization_alias="cascade_says")
+    provenance: Provenance = Field(serialization_alias="made")
     limits: list[str]
     missing: list[str] = []
 
     @property
     def compared(self) -> ModelPair:
-        """The roles of the two models that the page compares."""
+        """Roles of the two models that the page compares."""
         return DISTILLATION if self.cascade is None else CASCADE
 
 
 class RunRow(_Part):
-    """One run among others. differs: its settings that not all runs share · best:
-    chosen on validation among the runs on the same data.
+    """One run in the table of all runs.
+
+    differs: the settings that not all runs share · best: selected on validation among
+    the runs on the same data.
     """
 
     name: str
@@ -221,33 +245,39 @@ class RunRow(_Part):
     gain: Estimate | None = None
 
 
-class OverSeeds(_Part):
-    """A figure of one method. values: by seed · figure: their mean and its t-interval."""
+class SeedStatistics(_Part):
+    """A metric of one method over seeds.
+
+    values: by seed · estimate: the mean with its t-interval.
+    """
 
     values: dict[int, float]
-    figure: Estimate
+    estimate: Estimate = Field(serialization_alias="figure")
     p: Number = None
     corrected: Number = None
 
 
 class MethodPart(_Part):
-    """One configuration and its seeds. runs: by seed · gain, to_teacher, to_baseline:
-    the student minus its control, its teacher, the baseline's.
+    """One configuration with its seeds.
+
+    runs: by seed · gain, to_teacher, to_baseline: the student minus the labels-only
+    control, minus the teacher, and minus the student of the baseline.
     """
 
     label: str
     runs: dict[int, str]
     verdicts: dict[int, str]
-    validation: OverSeeds | None
-    test: OverSeeds | None
-    gain: OverSeeds | None
-    to_teacher: OverSeeds | None
-    to_baseline: OverSeeds | None
+    validation: SeedStatistics | None
+    test: SeedStatistics | None
+    gain: SeedStatistics | None
+    to_teacher: SeedStatistics | None
+    to_baseline: SeedStatistics | None
 
 
 class ComparisonPart(_Part):
-    """The methods on one set of images, as `kd_app.reporting.comparison` compares them.
-    says: each time whether of methods or of models.
+    """Comparison of the methods on one set of images by `kd_app.reporting.comparison`.
+
+    sentences: each states whether the comparison is of methods or of models.
     """
 
     data: str
@@ -257,15 +287,16 @@ class ComparisonPart(_Part):
     baseline: str | None
     winner: str | None
     methods: list[MethodPart]
-    says: list[str]
+    sentences: list[str] = Field(serialization_alias="says")
 
 
 class FilePart(_Part):
-    """What a run was exported to, or a model of it in torch (file: empty). role: whose
-    it is · label: of the run and the file · tier: its number among the unbeaten of
-    validation accuracy and cost, from 1 for the cheapest · outcome, negative_flips: of
-    the split that the figures are from · ship: the run's choice · latency: milliseconds
-    of one image, one thread.
+    """One exported file of a run, or one of its models in torch (then `file` is empty).
+
+    role: of the model · tier: number among the files that no other file beats in both
+    validation accuracy and cost, from 1 for the cheapest · outcome, negative_flips: on
+    test, or on validation if test was not read · ship: the file that the run recommends
+    · latency: milliseconds for one image on one thread.
     """
 
     run: str
@@ -293,25 +324,24 @@ class FilePart(_Part):
     ship: bool = False
 
     @property
-    def figure(self) -> Estimate | None:
-        """The accuracy to quote."""
+    def accuracy(self) -> Estimate | None:
+        """Top-1 accuracy on test, or on validation if test was not read."""
         return self.test or self.validation
 
 
 class Choice(_Part):
-    """A question about a family, the file that answers it (null: none does), and the
-    answer in a sentence.
-    """
+    """The file that is best for a goal. run, file: null if no file reaches the goal."""
 
-    asked: str
+    goal: str = Field(serialization_alias="asked")
     run: str | None
     file: str | None
-    says: str
+    sentence: str = Field(serialization_alias="says")
 
 
 class FamilyPart(_Part):
-    """All files for one data set that were measured on one device. choices: made on
-    validation, with the figures of test.
+    """All files for one data set that were measured on one device.
+
+    choices: selected on validation, described by their test metrics.
     """
 
     data: str
@@ -323,7 +353,7 @@ class FamilyPart(_Part):
 
 
 class Report(_Part):
-    """Everything that is shown."""
+    """Content of the whole report."""
 
     schema_version: Literal[1] = VERSION
     question: str

@@ -1,5 +1,5 @@
-"""The sections of a page, in their order: each with what it says, its tables, its
-drawings and its images. One without content is not there.
+"""Sections of a page in their order: texts, tables, charts and example images. Empty
+sections are left out.
 """
 
 from collections.abc import Iterator
@@ -7,35 +7,40 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from kd_app.reporting.html import cascade, family_view, plots, tables
+from kd_app.reporting.html import (
+    cascade,
+    comparison_plots,
+    comparison_tables,
+    family_view,
+    run_plots,
+    run_tables,
+)
 from kd_app.reporting.html.charts import Chart
-from kd_app.reporting.html.schema import Example, Report, RunPart
-from kd_app.reporting.html.tables import Table
+from kd_app.reporting.html.schema import ExamplePart, FamilyPart, Report, RunPart
+from kd_app.reporting.html.tables import Table, build_text_table
 
-_WHY = {
+_EXAMPLE_TITLES = {
     "negative_flip": "The {reference} is right, the {candidate} wrong",
     "positive_flip": "The {reference} is wrong, the {candidate} right",
-    "most_different": "Where they differ most",
-    "similar_pair": "Classes that the teacher finds similar",
+    "most_different": "The largest differences between the models",
+    "similar_pair": "Classes that are similar according to the teacher",
     "typical": "Typical images",
 }
-
-
-_OPEN = 8
-"""Images of a kind that are shown without a click."""
+_MAX_OPEN = 8
+"""Number of images of a kind that are visible without a click."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image, and the drawing of what the models find probable in it."""
+    """One image and a chart of the class probabilities by each model."""
 
-    example: Example
+    example: ExamplePart
     bars: Markup
 
 
 @dataclass(frozen=True)
 class Cards:
-    """Images that are shown for one reason. more: those that are opened by a click."""
+    """Images of one kind. more: visible after a click."""
 
     title: str
     examples: list[Card]
@@ -44,11 +49,11 @@ class Cards:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. folded: tables that are opened by a click."""
+    """A part of the page. items: bullet list · folded: tables visible after a click."""
 
     name: str
     title: str
-    says: list[str] = field(default_factory=list)
+    paragraphs: list[str] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
@@ -56,63 +61,81 @@ class Section:
     folded: list[Table] = field(default_factory=list)
 
     @property
-    def holds(self) -> bool:
-        """Whether there is anything in it."""
-        return any((self.says, self.items, self.tables, self.charts, self.cards, self.folded))
+    def has_content(self) -> bool:
+        """Whether the section contains anything."""
+        content = (self.paragraphs, self.items, self.tables, self.charts, self.cards, self.folded)
+        return any(content)
 
 
 def build_overview(report: Report) -> list[Section]:
-    """What several runs show together; nothing for one run."""
+    """Build the sections that compare several runs. One run has no overview."""
     if len(report.rows) == 1:
         return []
-    several = len(report.comparisons) > 1
-    compared = Section(
+    sections = [
+        _build_methods(report),
+        Section("runs", "The runs", tables=[comparison_tables.build_runs_table(report)]),
+        _build_front(report),
+        *_iterate_families(report),
+    ]
+    return [section for section in sections if section.has_content]
+
+
+def _build_methods(report: Report) -> Section:
+    comparisons = report.comparisons
+    name_data = len(comparisons) > 1
+    return Section(
         "methods",
         "Which method?",
         items=[
-            f"{part.data}: {said}" if several else said
-            for part in report.comparisons
-            for said in part.says
+            f"{part.data}: {sentence}" if name_data else sentence
+            for part in comparisons
+            for sentence in part.sentences
         ],
         tables=[
-            tables.build_methods_table(part, several) for part in report.comparisons if part.methods
+            comparison_tables.build_methods_table(part, name_data)
+            for part in comparisons
+            if part.methods
         ],
-        charts=[chart for part in report.comparisons for chart in plots.plot_methods(part)],
+        charts=[chart for part in comparisons for chart in comparison_plots.plot_methods(part)],
         folded=[
-            tables.build_seeds_table(part, several)
-            for part in report.comparisons
+            comparison_tables.build_seeds_table(part, name_data)
+            for part in comparisons
             if any(len(method.runs) > 1 for method in part.methods)
         ],
     )
-    found = [
-        compared,
-        Section("runs", "The runs", tables=[tables.build_runs_table(report)]),
-        Section("front", "Accuracy against cost", charts=list(plots.plot_front(report.points))),
-        *_iterate_families(report),
-    ]
-    return [section for section in found if section.holds]
+
+
+def _build_front(report: Report) -> Section:
+    charts = list(comparison_plots.plot_front(report.points))
+    return Section("front", "Accuracy against cost", charts=charts)
 
 
 def _iterate_families(report: Report) -> Iterator[Section]:
-    """What ships, one section for each family."""
+    """Yield a section about exported files for each family."""
+    if len(report.families) == 1:
+        yield _build_family(report.families[0], "family", "Exported files")
+        return
     for number, family in enumerate(report.families, 1):
-        several = len(report.families) > 1
-        yield Section(
-            f"family-{number}" if several else "family",
-            f"What ships: {family.data}, {family.device}" if several else "What ships",
-            says=[choice.says for choice in family.choices],
-            items=family.basis,
-            tables=[family_view.build_tiers_table(family)]
-            if any(part.tier for part in family.files)
-            else [],
-            charts=list(family_view.plot_front(family)),
-            folded=[family_view.build_files_table(family)],
-        )
+        title = f"Exported files: {family.data}, {family.device}"
+        yield _build_family(family, f"family-{number}", title)
+
+
+def _build_family(family: FamilyPart, name: str, title: str) -> Section:
+    has_tiers = any(part.tier for part in family.files)
+    return Section(
+        name,
+        title,
+        paragraphs=[choice.sentence for choice in family.choices],
+        items=family.basis,
+        tables=[family_view.build_tiers_table(family)] if has_tiers else [],
+        charts=list(family_view.plot_front(family)),
+        folded=[family_view.build_files_table(family)],
+    )
 
 
 def build_sections(report: Report, run: RunPart) -> list[Section]:
-    """Everything about one run."""
-    return [section for section in _iterate_sections(report, run) if section.holds]
+    """Build the sections about one run."""
+    return [section for section in _iterate_sections(report, run) if section.has_content]
 
 
 def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
@@ -120,112 +143,113 @@ def _iterate_sections(report: Report, run: RunPart) -> Iterator[Section]:
         yield Section(
             "cascade",
             "The cascade",
-            run.cascade_says,
+            run.cascade_details,
             tables=cascade.build_tables(run.cascade),
             charts=list(cascade.build_charts(run.cascade)),
         )
     if run.models:
-        yield Section(
-            "evidence",
-            "The evidence",
-            tables=[
-                tables.build_models_table(run),
-                *([tables.build_pair_table(run)] if run.pair else []),
-            ],
-        )
+        evidence = [run_tables.build_models_table(run)]
+        if run.pair:
+            evidence.append(run_tables.build_pair_table(run))
+        yield Section("evidence", "The evidence", tables=evidence)
     if run.steps:
-        yield Section(
-            "steps", "Step by step", [tables.LOST], tables=[tables.build_steps_table(run)]
-        )
-    yield Section("needed", "Was distilling needed?", items=run.worth)
-    yield Section("curves", "Curves", charts=list(plots.plot_curves(run)))
+        steps = run_tables.build_steps_table(run)
+        yield Section("steps", "Step by step", [run_tables.STEPS_NOTE], tables=[steps])
+    yield Section("needed", "Was distillation needed?", items=run.gains)
+    yield Section("curves", "Curves", charts=list(run_plots.plot_curves(run)))
     if len(report.rows) == 1:
-        yield Section(
-            "front", "Accuracy against cost", charts=list(plots.plot_front(report.points))
-        )
+        yield _build_front(report)
         yield from _iterate_families(report)
     yield _build_classes(run)
     if run.groups:
-        yield Section("groups", "Groups of the data", tables=[tables.build_groups_table(run)])
+        groups = run_tables.build_groups_table(run)
+        yield Section("groups", "Groups of the data", tables=[groups])
     if run.robustness:
-        yield Section("robustness", "Robustness", tables=[tables.build_robustness_table(run)])
+        robustness = run_tables.build_robustness_table(run)
+        yield Section("robustness", "Robustness", tables=[robustness])
     yield _build_flips(run)
-    yield Section("calibration", "Calibration", charts=list(plots.plot_calibration(run)))
-    if run.knowledge is not None:
-        alike = tables.build_similarity_tables(run.knowledge)
-        says = [
-            "What the student is taught beyond the label: how probable the teacher finds the other"
-            " classes."
-        ]
-        shown = [tables.build_softness_table(run.knowledge), *alike[:1]]
-        yield Section(
-            "soft-labels",
-            "Soft labels",
-            says,
-            tables=shown,
-            charts=list(plots.plot_soft_labels(run)),
-            folded=alike[1:],
-        )
+    yield Section("calibration", "Calibration", charts=list(run_plots.plot_calibration(run)))
+    yield _build_soft_labels(run)
     yield _build_provenance(run)
     yield Section("license", "License", items=run.license)
-    yield Section("limits", "What it is not good for", items=run.limits)
+    yield Section("limits", "Limits of this result", items=run.limits)
     yield Section("missing", "What this page leaves out", items=run.missing)
 
 
 def _build_classes(run: RunPart) -> Section:
-    folded = [tables.build_classes_table(run)] if run.classes else []
-    if run.confusion is not None and run.confusion.strongest:
-        folded.append(tables.build_confusions_table(run))
-    whole = run.confusion is not None and run.confusion.counts is not None
+    classes = [run_tables.build_classes_table(run)] if run.classes else []
+    has_errors = run.confusion is not None and bool(run.confusion.strongest)
+    errors = [run_tables.build_confusions_table(run)] if has_errors else []
+    # Without a matrix, the table of errors is the only view of them: show it unfolded.
+    has_matrix = run.confusion is not None and run.confusion.counts is not None
     return Section(
         "classes",
         "Class by class",
-        tables=[] if whole else folded[1:],
-        charts=[*plots.plot_classes(run), *plots.plot_confusion(run)],
-        folded=folded if whole else folded[:1],
+        tables=[] if has_matrix else errors,
+        charts=[*run_plots.plot_classes(run), *run_plots.plot_confusion(run)],
+        folded=[*classes, *errors] if has_matrix else classes,
     )
 
 
 def _build_flips(run: RunPart) -> Section:
-    pictured = [example for example in run.examples if example.image is not None]
-    title, says = (
-        "Flips",
-        (
-            ["A flip is an image that one of the two models has right and the other wrong."]
-            if run.examples
-            else []
-        ),
-    )
-    titles = {why: said.format(**run.compared._asdict()) for why, said in _WHY.items()}
-    if not pictured:
-        return Section("flips", title, says=says, tables=tables.build_flips_tables(run, titles))
-    whys = dict.fromkeys(example.why for example in pictured)
+    paragraphs = []
+    if run.examples:
+        paragraphs.append(
+            "A flip is an image that only one of the two models classifies correctly."
+        )
+    titles = {why: title.format(**run.compared._asdict()) for why, title in _EXAMPLE_TITLES.items()}
+    with_image = [example for example in run.examples if example.image is not None]
+    if not with_image:
+        tables = run_tables.build_flips_tables(run, titles)
+        return Section("flips", "Flips", paragraphs, tables=tables)
+    order = list(titles)
+    whys = dict.fromkeys(example.why for example in with_image)
     cards = []
-    for why in sorted(whys, key=lambda why: list(_WHY).index(why) if why in _WHY else len(_WHY)):
-        shown = [
-            Card(example, plots.plot_distribution(example))
-            for example in pictured
+    for why in sorted(whys, key=lambda why: order.index(why) if why in order else len(order)):
+        examples = [
+            Card(example, run_plots.plot_distribution(example))
+            for example in with_image
             if example.why == why
         ]
-        cards.append(Cards(titles.get(why, why), shown[:_OPEN], shown[_OPEN:]))
-    says += [
-        "Bars: how probable each class is, in percent; of two bars the upper is the teacher's, the"
-        " lower the student's."
-    ]
-    return Section("flips", "Flips, and other images to look at", says=says, cards=cards)
+        cards.append(Cards(titles.get(why, why), examples[:_MAX_OPEN], examples[_MAX_OPEN:]))
+    paragraphs.append(
+        "Bars: the probability of each class in percent. The upper bar is the teacher's, the lower"
+        " bar the student's."
+    )
+    return Section("flips", "Flips and other example images", paragraphs, cards=cards)
+
+
+def _build_soft_labels(run: RunPart) -> Section:
+    name, title = "soft-labels", "Soft labels"
+    if run.knowledge is None:
+        return Section(name, title)
+    similar = run_tables.build_similarity_tables(run.knowledge)
+    paragraph = (
+        "The soft labels of the teacher contain more than the hard label: the probabilities of the"
+        " other classes."
+    )
+    return Section(
+        name,
+        title,
+        [paragraph],
+        tables=[run_tables.build_entropy_table(run.knowledge), *similar[:1]],
+        charts=list(run_plots.plot_soft_labels(run)),
+        folded=similar[1:],
+    )
 
 
 def _build_provenance(run: RunPart) -> Section:
+    provenance = run.provenance
     return Section(
         "made",
-        "How it was made",
+        "Configuration and provenance",
         tables=[
-            tables.build_pairs_table("What was asked for", run.made.settings),
-            tables.build_pairs_table("Data", run.made.data),
+            build_text_table("Main settings", provenance.settings),
+            build_text_table("Data", provenance.data),
         ],
         folded=[
-            tables.build_pairs_table("Where and with what", run.made.environment),
-            tables.build_stages_table(run),
-            tables.build_pairs_table("Every setting", run.made.config),
+            build_text_table("Environment", provenance.environment),
+            run_tables.build_stages_table(run),
+            build_text_table("All settings", provenance.config),
         ],
     )

@@ -1,4 +1,4 @@
-"""A report as a page, as JSON, as a table of figures and as text."""
+"""Write a report as an HTML page, JSON, CSV and Markdown."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_app.config import RequestError
-from kd_app.reporting.html.collect import report
+from kd_app.reporting.html.collect import build_report
 from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import FilePart, Report, RunPart
 from kd_app.reporting.html.sections import Section, build_overview, build_sections
@@ -18,24 +18,24 @@ from kd_app.stages import write_atomically
 
 PAGE = "report.html"
 FILES = (PAGE, "report.json", "report.csv", "report.md")
-_OF_FILE = (
-    *(
-        "negative_flips",
-        "size_bytes",
-        "latency_p50",
-        "latency_p95",
-        "latency_p99",
-        "images_per_second",
-        "cost_per_million",
-    ),
-    *("start_seconds", "peak_memory_bytes", "tier"),
+_FOLDER = Path(__file__).parent
+_FILE_METRICS = (
+    "negative_flips",
+    "size_bytes",
+    "latency_p50",
+    "latency_p95",
+    "latency_p99",
+    "images_per_second",
+    "cost_per_million",
+    "start_seconds",
+    "peak_memory_bytes",
+    "tier",
 )
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A run as the page shows it. id: what the ids of its sections begin with."""
+class _RunView:
+    """A run as the page shows it. id: prefix of the ids of its sections."""
 
     id: str
     name: str
@@ -43,7 +43,7 @@ class _Shown:
     answer: str
     outcome: str | None
     basis: list[str]
-    parts: list[Section]
+    sections: list[Section]
 
 
 def write_report(
@@ -51,116 +51,108 @@ def write_report(
     out: str | os.PathLike[str],
     budgets: Sequence[float] = (),
 ) -> Path:
-    """Write what the runs in these folders show into the folder `out`: report.html,
-    report.json, report.csv and report.md; the path of the page.
+    """Write the report of the runs in these folders to the folder `out` (report.html,
+    report.json, report.csv and report.md), and return the path of the page.
 
-    budgets: of latency (95 of 100 images, one at a time), milliseconds: for each the
-    best exported file is named.
+    budgets: limits of the p95 latency of one image, milliseconds; the report names the
+    best exported file for each.
 
-    Raises `RequestError`: none of the runs can be read, or `out` can't be made.
+    Raises `RequestError` if none of the runs can be read or `out` can't be created.
     """
-    found, folder = report([Path(run) for run in runs], budgets), Path(out)
+    report, folder = build_report([Path(run) for run in runs], budgets), Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(
-            f"The folder out={str(folder)!r} can't be made: {error.strerror or error}. Choose"
-            " another one with out=."
+            f"The folder out={str(folder)!r} can't be created: {error.strerror or error}. Choose"
+            " another folder with out=."
         ) from None
-    for name, content in zip(
-        FILES,
-        (
-            render_html(found),
-            found.model_dump_json(indent=1) + "\n",
-            render_csv(found),
-            render_markdown(found),
-        ),
-        strict=True,
-    ):
+    contents = (
+        render_html(report),
+        report.model_dump_json(indent=1, by_alias=True) + "\n",
+        render_csv(report),
+        render_markdown(report),
+    )
+    for name, content in zip(FILES, contents, strict=True):
         write_atomically(folder / name, content)
     return folder / PAGE
 
 
-def _arrange(found: Report) -> list[_Shown]:
-    single = len(found.rows) == 1
+def _build_run_views(report: Report) -> list[_RunView]:
+    is_single = len(report.rows) == 1
     return [
-        _Shown(
-            id="" if single else f"run-{number}-",
+        _RunView(
+            id="" if is_single else f"run-{number}-",
             name=run.name,
             title=run.title,
             answer=run.answer,
             outcome=run.verdict.outcome if run.verdict else None,
             basis=run.basis,
-            parts=build_sections(found, run),
+            sections=build_sections(report, run),
         )
-        for number, run in enumerate(found.runs, 1)
+        for number, run in enumerate(report.runs, 1)
     ]
 
 
-def render_html(found: Report) -> str:
-    """One page that needs nothing beside itself, and runs nothing."""
+def render_html(report: Report) -> str:
+    """Render one page without scripts and external resources."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE),
+        loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["called"] = lambda role: label_models([role])[role]
-    runs, several = _arrange(found), build_overview(found)
+    environment.filters["label"] = lambda role: label_models([role])[role]
+    runs, overview = _build_run_views(report), build_overview(report)
+    outcomes = {row.outcome for row in report.rows}
     return environment.get_template("page.html.jinja").render(
-        report=found,
+        report=report,
         runs=runs,
-        overview=several,
-        title=runs[0].title if not several else f"{len(found.rows)} runs",
-        outcome=(
-            outcomes.pop() if len(outcomes := {row.outcome for row in found.rows}) == 1 else None
-        ),
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        overview=overview,
+        title=f"{len(report.rows)} runs" if overview else runs[0].title,
+        outcome=outcomes.pop() if len(outcomes) == 1 else None,
+        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
     )
 
 
-def render_csv(found: Report) -> str:
-    """CSV with a row a figure: run, split, about (a model, 'pair', a class ...),
-    figure, value, low, high.
+def render_csv(report: Report) -> str:
+    """Render CSV with one row per number: run, split, about (a model, 'pair', a class
+    ...), figure (name of the number), value, low, high.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "split", "about", "figure", "value", "low", "high"])
-    for row in found.rows:
-        for split, figure in (("validation", row.validation), ("test", row.test)):
-            if figure is not None:
-                writer.writerow([row.name, split, "student", "top1", *_list_bounds(figure)])
-    for run in found.runs:
+    for row in report.rows:
+        for split, estimate in (("validation", row.validation), ("test", row.test)):
+            if estimate is not None:
+                writer.writerow([row.name, split, "student", "top1", *_list_bounds(estimate)])
+    for run in report.runs:
         writer.writerows([run.name, run.split, *cells] for cells in _iterate_metrics(run))
-    for family in found.families:
+    for family in report.families:
         writer.writerows(cells for part in family.files for cells in _iterate_file_metrics(part))
     return text.getvalue()
 
 
-def _list_bounds(figure: Estimate) -> list[object]:
-    return [figure.value, figure.low, figure.high]
+def _list_bounds(estimate: Estimate) -> list[object]:
+    return [estimate.value, estimate.low, estimate.high]
 
 
 def _iterate_metrics(run: RunPart) -> Iterator[list[object]]:
     for model in run.models:
-        for name, figure in model.figures.items():
-            yield [model.role, name, *_list_bounds(figure)]
+        for name, estimate in model.metrics.items():
+            yield [model.role, name, *_list_bounds(estimate)]
         for name in ("params", "macs", "size_bytes", "images_per_second"):
             yield [model.role, name, getattr(model, name), None, None]
-    for each in run.pair:
-        yield ["pair", each.key, *_list_bounds(each.figure)]
-    if run.verdict is not None:
-        yield [
-            "verdict",
-            f"{run.verdict.metric} difference",
-            run.verdict.difference,
-            run.verdict.low,
-            run.verdict.high,
-        ]
+    for part in run.pair:
+        yield ["pair", part.key, *_list_bounds(part.estimate)]
+    verdict = run.verdict
+    if verdict is not None:
+        bounds = [verdict.difference, verdict.low, verdict.high]
+        yield ["verdict", f"{verdict.metric} difference", *bounds]
     for row in run.classes:
         for role, accuracy in row.accuracy.items():
             yield [role, f"accuracy of {row.name}", accuracy, None, None]
@@ -169,102 +161,73 @@ def _iterate_metrics(run: RunPart) -> Iterator[list[object]]:
             yield [role, f"accuracy of group {name}", *_list_bounds(estimate)]
     yield from _iterate_routing_metrics(run)
     for corrupted in run.robustness:
-        for role, value in corrupted.accuracy.items():
-            yield [
-                role,
-                f"accuracy under {corrupted.corruption} {corrupted.severity}",
-                value,
-                None,
-                None,
-            ]
+        name = f"accuracy under {corrupted.corruption} {corrupted.severity}"
+        for role, accuracy in corrupted.accuracy.items():
+            yield [role, name, accuracy, None, None]
 
 
 def _iterate_routing_metrics(run: RunPart) -> Iterator[list[object]]:
     for curve in run.cascade.curves if run.cascade else []:
+        about = f"cascade by {curve.measure}"
         for rung in curve.rungs:
-            yield [
-                f"cascade by {curve.measure}",
-                f"accuracy where {rung.shares[1]:.4g} is sent on",
-                rung.accuracy,
-                None,
-                None,
-            ]
-            yield [
-                f"cascade by {curve.measure}",
-                f"milliseconds where {rung.shares[1]:.4g} is sent on",
-                rung.cost_ms,
-                None,
-                None,
-            ]
+            place = f"where {rung.shares[1]:.4g} is sent on"
+            yield [about, f"accuracy {place}", rung.accuracy, None, None]
+            yield [about, f"milliseconds {place}", rung.cost_ms, None, None]
 
 
 def _iterate_file_metrics(part: FilePart) -> Iterator[list[object]]:
     about = part.label.removeprefix(part.run).lstrip("/: ")
-    for split, found in (("validation", part.validation), ("test", part.test)):
-        if found is not None:
-            yield [part.run, split, about, "top1", *_list_bounds(found)]
+    for split, estimate in (("validation", part.validation), ("test", part.test)):
+        if estimate is not None:
+            yield [part.run, split, about, "top1", *_list_bounds(estimate)]
     split = "test" if part.test else "validation"
-    yield from (
-        [part.run, split, about, name, getattr(part, name), None, None]
-        for name in _OF_FILE
-        if getattr(part, name) is not None
-    )
+    for name in _FILE_METRICS:
+        value = getattr(part, name)
+        if value is not None:
+            yield [part.run, split, about, name, value, None, None]
 
 
-def render_markdown(found: Report) -> str:
-    """The page without its drawings."""
-    lines = [
-        f"# {found.question}",
-        "",
-        f"**{_flatten(found.answer)}**",
-        "",
-        *(f"{_flatten(said)}\n" for said in found.basis),
-    ]
-    lines += _iterate_texts(build_overview(found), "##")
-    for run in _arrange(found):
-        if len(found.rows) > 1:
-            lines += [
-                f"## {_flatten(run.name)}: {_flatten(run.title)}",
-                "",
-                f"**{_flatten(run.answer)}**",
-                "",
-                *(f"{_flatten(said)}\n" for said in run.basis),
-            ]
-        lines += _iterate_texts(run.parts, "##" if len(found.rows) == 1 else "###")
+def render_markdown(report: Report) -> str:
+    """Render the page as Markdown, without charts and images."""
+    is_single = len(report.rows) == 1
+    lines = [f"# {report.question}", "", *_render_answer(report.answer, report.basis)]
+    lines += _render_sections(build_overview(report), "##")
+    for run in _build_run_views(report):
+        if not is_single:
+            lines += [f"## {_escape(run.name)}: {_escape(run.title)}", ""]
+            lines += _render_answer(run.answer, run.basis)
+        lines += _render_sections(run.sections, "##" if is_single else "###")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _iterate_texts(parts: Sequence[Section], level: str) -> Iterator[str]:
-    for part in parts:
-        content = [
-            *(f"{_flatten(said)}\n" for said in part.says),
-            *(f"- {_flatten(item)}" for item in part.items),
-        ]
-        content += [line for each in (*part.tables, *part.folded) for line in _render_table(each)]
+def _render_answer(answer: str, basis: Sequence[str]) -> list[str]:
+    return [f"**{_escape(answer)}**", "", *(f"{_escape(sentence)}\n" for sentence in basis)]
+
+
+def _render_sections(sections: Sequence[Section], level: str) -> Iterator[str]:
+    for section in sections:
+        content = [f"{_escape(paragraph)}\n" for paragraph in section.paragraphs]
+        content += [f"- {_escape(item)}" for item in section.items]
+        for table in (*section.tables, *section.folded):
+            content += _render_table(table)
         if content:
-            yield from (f"{level} {part.title}", "", *content, "")
+            yield from (f"{level} {section.title}", "", *content, "")
 
 
-def _render_table(of: Table) -> Iterator[str]:
-    yield from ("", f"{_flatten(of.title)}:", "")
-    yield "| " + " | ".join(_flatten(head) for head in of.columns) + " |"
-    yield (
-        "|"
-        + "|".join("---" if number in of.words else "---:" for number in range(len(of.columns)))
-        + "|"
+def _render_table(table: Table) -> Iterator[str]:
+    yield from ("", f"{_escape(table.title)}:", "")
+    yield "| " + " | ".join(_escape(column) for column in table.columns) + " |"
+    alignments = (
+        "---" if number in table.text_columns else "---:" for number in range(len(table.columns))
     )
-    for row in of.rows:
-        yield (
-            "| "
-            + " | ".join(
-                _flatten(f"{cell.text} ({cell.small})" if cell.small else cell.text) for cell in row
-            )
-            + " |"
-        )
+    yield "|" + "|".join(alignments) + "|"
+    for row in table.rows:
+        texts = (f"{cell.text} ({cell.detail})" if cell.detail else cell.text for cell in row)
+        yield "| " + " | ".join(_escape(text) for text in texts) + " |"
 
 
-def _flatten(text: str) -> str:
-    """On one line, and nothing in it taken for a table, a tag, or a link."""
+def _escape(text: str) -> str:
+    """Put `text` on one line and escape the characters of tables, tags and links."""
     for sign in "\\|<>[]*_`":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())
