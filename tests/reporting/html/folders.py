@@ -1,4 +1,4 @@
-"""Folders of runs as kd-distill leaves them, from made-up logits and curves."""
+"""Run folders as kd-distill writes them, from synthetic logits and curves."""
 
 import io
 from collections.abc import Mapping
@@ -34,25 +34,34 @@ FILES = (
 )
 
 
-def answers(
+def build_logits(
     skill: Mapping[str, float], *, images: int, classes: int, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Logits of models that share what they find hard, and the labels."""
+    """Return logits of models that find the same images hard, and the labels."""
     random = np.random.default_rng(seed)
     target = random.integers(classes, size=images)
-    hard, found = random.standard_normal((images, classes)).astype(np.float32), {}
+    hard, logits = random.standard_normal((images, classes)).astype(np.float32), {}
     for role, lift in skill.items():
         z = hard + 0.7 * random.standard_normal((images, classes)).astype(np.float32)
         z[np.arange(images), target] += np.float32(lift)
-        found[role] = z
-    return found, target
+        logits[role] = z
+    return logits, target
 
 
-def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int = 300, seed: int = 3, names: tuple[str, ...] = CLASSES,
-               test: bool = True, examples: bool = False, **changes: Any) -> Results:  # fmt: skip
-    """A finished run in `folder`."""
+def run_folder(
+    folder: Path,
+    *,
+    skill: Mapping[str, float] = THREE,
+    images: int = 300,
+    seed: int = 3,
+    names: tuple[str, ...] = CLASSES,
+    test: bool = True,
+    examples: bool = False,
+    **changes: Any,
+) -> Results:
+    """Write a finished run to `folder`."""
     folder.mkdir(parents=True)
-    logits, target = answers(skill, images=images, classes=len(names), seed=seed)
+    logits, target = build_logits(skill, images=images, classes=len(names), seed=seed)
     records = to_records(logits, target)
     measured = measure_split(records, seed=0, confidence=0.95)
     split = "test" if test else "validation"
@@ -88,7 +97,7 @@ def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int 
         "teacher": {"name": "resnet50"} if len(skill) > 1 else None,
     }
     if "teacher" in skill:
-        content["knowledge"] = known(logits["teacher"], target, names, split)
+        content["knowledge"] = build_knowledge(logits["teacher"], target, names, split)
     models = {
         role: model(
             "a net" if role == "teacher" else "small",
@@ -121,17 +130,25 @@ def run_folder(folder: Path, *, skill: Mapping[str, float] = THREE, images: int 
         chosen = [
             Example(row, whys[row % 5], tuple(range(min(len(names), 5))), 0.1) for row in some
         ]
-        write_examples(folder / "examples.parquet", chosen, index=np.arange(images), file=[files[row] for row in some], target=target, logits=logits,
-                       png=[picture(row) for row in some])  # fmt: skip
-    write_curves(folder / "metrics.csv", {role: curve(number) for number, role in enumerate(skill)})
+        write_examples(
+            folder / "examples.parquet",
+            chosen,
+            index=np.arange(images),
+            file=[files[row] for row in some],
+            target=target,
+            logits=logits,
+            png=[build_png(row) for row in some],
+        )
+    curves = {role: build_curve(number) for number, role in enumerate(skill)}
+    write_curves(folder / "metrics.csv", curves)
     return results
 
 
-def known(
+def build_knowledge(
     logits: np.ndarray, target: np.ndarray, names: tuple[str, ...], split: str
 ) -> dict[str, Any]:
-    """What the teacher says beyond the labels, as results.json tells of it."""
-    found = measure_soft_labels(logits, target, taught=[4.0])
+    """Build the soft-label statistics of the teacher, as in results.json."""
+    statistics = measure_soft_labels(logits, target, taught=[4.0])
     plain, *softened = (
         {
             **alike,
@@ -140,14 +157,20 @@ def known(
                 for pair in alike["similar"]
             ],
         }
-        for alike in found["alike"]
+        for alike in statistics["alike"]
     )
-    about = {"split": split, "num_images": found["num_images"], "entropy": found["entropy"]}
-    return {**about, "similar": plain["similar"], "matrix": plain["matrix"], "softened": softened}
+    return {
+        "split": split,
+        "num_images": statistics["num_images"],
+        "entropy": statistics["entropy"],
+        "similar": plain["similar"],
+        "matrix": plain["matrix"],
+        "softened": softened,
+    }
 
 
-def picture(number: int) -> bytes:
-    """A small PNG."""
+def build_png(number: int) -> bytes:
+    """Build a small PNG."""
     file = io.BytesIO()
     Image.fromarray(
         np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -155,8 +178,8 @@ def picture(number: int) -> bytes:
     return file.getvalue()
 
 
-def curve(number: int, epochs: int = 4) -> list[dict[str, float]]:
-    """The points of a training."""
+def build_curve(number: int, epochs: int = 4) -> list[dict[str, float]]:
+    """Build the logged values of a training."""
     points = []
     for epoch in range(epochs):
         points += [

@@ -1,6 +1,4 @@
-"""Pages as people see them: in a real browser, narrow and wide, light and dark, on
-paper.
-"""
+"""Report pages in a real browser: narrow and wide, light and dark, and in print."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,8 +15,8 @@ from kd_app.reporting.sentences import format_interval, format_percent
 from tests.reporting.html.folders import run_folder
 from tests.reporting.manifests import entry, exported
 
-LOOK = Path(__file__).with_name("browser.js").read_text(encoding="utf-8")
-ONE = [
+INSPECT = Path(__file__).with_name("browser.js").read_text(encoding="utf-8")
+SECTIONS = [
     "evidence",
     "needed",
     "curves",
@@ -31,7 +29,7 @@ ONE = [
     "made",
     "limits",
 ]
-MANY = ["methods", "runs", "front", "family"]
+OVERVIEW = ["methods", "runs", "front", "family"]
 
 FAMILY = {
     "model.onnx": entry(0.95, 0.02, 2.0),
@@ -43,12 +41,10 @@ FAMILY = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's chromium, without a window."""
+    """Headless chromium."""
     path = shutil.which("chromium")
     if path is None:
-        pytest.fail(
-            "There is no chromium to look at pages with. Install it: apt-get install chromium"
-        )
+        pytest.fail("These tests need chromium. Install it: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -57,7 +53,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    """The report of one run with all that a run can have, and names that mean harm."""
+    """Report of one run with all optional parts and with malicious names."""
     folder = tmp_path_factory.mktemp("one") / "run"
     results = run_folder(folder, examples=True)
     exported(folder, FAMILY, teacher=entry(0.97, 0.8, 40.0, outcome=None), ship="model.onnx")
@@ -66,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a sweep."""
+    """Report of a sweep."""
     folder = tmp_path_factory.mktemp("many")
     for number in range(6):
         config = {
@@ -90,36 +86,36 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(
+def open_page(
     browser: Browser, page: Path, width: int, scheme: Literal["light", "dark"] = "light"
 ) -> Iterator[Page]:
-    """The page in a window of this width; whatever it asks for, and whatever the
-    console says, is a failure.
+    """Open the page in a window of this width. Any request and any console message is a
+    failure.
     """
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    shown, heard = context.new_page(), list[str]()
-    shown.on("console", lambda message: heard.append(message.text))
-    shown.on("pageerror", lambda error: heard.append(str(error)))
-    shown.on("dialog", lambda dialog: heard.append(dialog.message))
-    shown.on(
+    tab, events = context.new_page(), list[str]()
+    tab.on("console", lambda message: events.append(message.text))
+    tab.on("pageerror", lambda error: events.append(str(error)))
+    tab.on("dialog", lambda dialog: events.append(dialog.message))
+    tab.on(
         "request",
-        lambda request: heard.append(request.url) if not request.url.startswith("data:") else None,
+        lambda request: events.append(request.url) if not request.url.startswith("data:") else None,
     )
-    shown.goto(page.as_uri())
-    yield shown
-    assert heard == [page.as_uri()]
+    tab.goto(page.as_uri())
+    yield tab
+    assert events == [page.as_uri()]
     context.close()
 
 
-def seen(page: Page) -> Any:
-    """What is there to see, measured in the page."""
-    return page.evaluate(LOOK)
+def inspect_page(page: Page) -> Any:
+    """Measure what the browser shows."""
+    return page.evaluate(INSPECT)
 
 
 @pytest.mark.parametrize(
     ("width", "scheme"), [(400, "light"), (400, "dark"), (800, "dark"), (1600, "light")]
 )
-def test_a_page_asks_for_nothing_fits_its_window_and_can_be_read(
+def test_a_page_loads_nothing_fits_its_window_and_has_enough_contrast(
     browser: Browser,
     run: tuple[Path, Results],
     runs: Path,
@@ -127,45 +123,45 @@ def test_a_page_asks_for_nothing_fits_its_window_and_can_be_read(
     scheme: Literal["light", "dark"],
 ) -> None:
     for page in (run[0], runs):
-        with opened(browser, page, width, scheme) as shown:
-            found = seen(shown)
-        assert found["overflow"] <= 0
-        assert found["faint"] == []
-        assert found["small"] == 0
-        assert (sum(found["background"][:3]) < 3 * 60) == (scheme == "dark")
+        with open_page(browser, page, width, scheme) as tab:
+            state = inspect_page(tab)
+        assert state["overflow"] <= 0
+        assert state["faint"] == []
+        assert state["small"] == 0
+        assert (sum(state["background"][:3]) < 3 * 60) == (scheme == "dark")
 
 
-def test_every_section_is_there_in_its_order(
+def test_every_section_is_there_in_order(
     browser: Browser, run: tuple[Path, Results], runs: Path
 ) -> None:
-    with opened(browser, run[0], 800) as shown:
-        assert seen(shown)["sections"] == ONE
-    with opened(browser, runs, 800) as shown:
-        sections = seen(shown)["sections"]
-        assert sections[: len(MANY)] == MANY
+    with open_page(browser, run[0], 800) as tab:
+        assert inspect_page(tab)["sections"] == SECTIONS
+    with open_page(browser, runs, 800) as tab:
+        sections = inspect_page(tab)["sections"]
+        assert sections[: len(OVERVIEW)] == OVERVIEW
         assert [name for name in sections if name.endswith("-evidence")]
-        for link in shown.locator("nav a").all():
-            assert shown.locator(str(link.get_attribute("href"))).count() == 1
+        for link in tab.locator("nav a").all():
+            assert tab.locator(str(link.get_attribute("href"))).count() == 1
 
 
-def test_whoever_does_not_see_the_page_hears_what_it_shows(
+def test_a_page_is_accessible_to_screen_readers(
     browser: Browser, run: tuple[Path, Results]
 ) -> None:
-    with opened(browser, run[0], 800) as shown:
-        found = seen(shown)
-        assert shown.locator("html").get_attribute("lang") == "en"
-    assert found["drawings"] >= 9
-    assert (found["nameless"], found["headless"]) == (0, 0)
-    assert len(found["pictures"]) == 30
-    assert all(loaded and named for loaded, named in found["pictures"])
+    with open_page(browser, run[0], 800) as tab:
+        state = inspect_page(tab)
+        assert tab.locator("html").get_attribute("lang") == "en"
+    assert state["drawings"] >= 9
+    assert (state["nameless"], state["headless"]) == (0, 0)
+    assert len(state["pictures"]) == 30
+    assert all(loaded and named for loaded, named in state["pictures"])
 
 
-def test_the_figures_on_the_page_are_those_of_results_json(
+def test_the_metrics_on_the_page_are_those_of_results_json(
     browser: Browser, run: tuple[Path, Results]
 ) -> None:
     page, results = run
-    with opened(browser, page, 1600) as shown:
-        rows = {row[0][0]: row[1:] for row in seen(shown)["evidence"]}
+    with open_page(browser, page, 1600) as tab:
+        rows = {row[0][0]: row[1:] for row in inspect_page(tab)["evidence"]}
     assert results.test is not None
     models = [results.test.teacher, results.test.labels_only, results.test.student]
     assert rows["top-1 accuracy"] == [
@@ -185,13 +181,13 @@ def test_the_figures_on_the_page_are_those_of_results_json(
     assert rows["images per second"] == [["42"], ["1,234"], ["1,234"]]
 
 
-def test_on_paper_everything_is_there_in_dark_ink(
+def test_a_printed_page_is_complete_and_dark_on_light(
     browser: Browser, run: tuple[Path, Results]
 ) -> None:
-    with opened(browser, run[0], 800, "dark") as shown:
-        shown.emulate_media(media="print", color_scheme="dark")
-        found = seen(shown)
-        assert found["background"][:3] == [255, 255, 255]
-        assert found["faint"] == []
-        assert shown.locator("details table").first.bounding_box() is not None
-        assert shown.pdf(format="A4")[:5] == b"%PDF-"
+    with open_page(browser, run[0], 800, "dark") as tab:
+        tab.emulate_media(media="print", color_scheme="dark")
+        state = inspect_page(tab)
+        assert state["background"][:3] == [255, 255, 255]
+        assert state["faint"] == []
+        assert tab.locator("details table").first.bounding_box() is not None
+        assert tab.pdf(format="A4")[:5] == b"%PDF-"

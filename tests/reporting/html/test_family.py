@@ -1,6 +1,4 @@
-"""The files that runs were exported to: tiers, their price, and which file answers what
-is asked.
-"""
+"""Exported files of several runs: tiers, cost, and the best file for each goal."""
 
 import csv
 import json
@@ -24,13 +22,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(out: Path) -> Any:
+def read_report(out: Path) -> Any:
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def family(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of two sizes of a student, one in two formats."""
+    """Report of two sizes of a student, one of them in several formats."""
     folder = tmp_path_factory.mktemp("family")
     for name in ("large", "small"):
         shutil.copytree(finished, folder / name)
@@ -50,9 +48,9 @@ def family(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_tier_is_a_file_that_no_other_beats_in_validation_accuracy_and_cost(family: Path) -> None:
-    """Test accuracy, by which the small one would be best in both, chooses nothing."""
-    (found,) = told(family)["families"]
-    assert [(part["run"], part["file"], part["tier"]) for part in found["files"]] == [
+    """The small file is best on test and in cost, but tiers are set on validation."""
+    (family_part,) = read_report(family)["families"]
+    assert [(part["run"], part["file"], part["tier"]) for part in family_part["files"]] == [
         ("small", "model.onnx", 1),
         ("large", "model_int8.onnx", 2),
         ("large", "model.pte", None),
@@ -60,43 +58,50 @@ def test_a_tier_is_a_file_that_no_other_beats_in_validation_accuracy_and_cost(fa
         ("large", "", None),
         ("large", "", None),
     ]
-    assert [part["role"] for part in found["files"]] == ["student"] * 5 + ["teacher"]
-    assert [part["ship"] for part in found["files"]] == [False, True, False, False, False, False]
-    assert found["device"] == DEVICE
+    assert [part["role"] for part in family_part["files"]] == ["student"] * 5 + ["teacher"]
+    assert [part["ship"] for part in family_part["files"]] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+    assert family_part["device"] == DEVICE
 
 
-def test_the_cheapest_that_keeps_the_margin_is_chosen_on_validation_and_told_by_test(
+def test_the_cheapest_file_within_the_margin_is_selected_on_validation_and_described_by_test(
     family: Path,
 ) -> None:
-    keeps, *_ = told(family)["families"][0]["choices"]
-    assert (keeps["run"], keeps["file"]) == ("large", "model.pte")
+    within, *_ = read_report(family)["families"][0]["choices"]
+    assert (within["run"], within["file"]) == ("large", "model.pte")
     assert (
-        keeps["says"]
-        == "Cheapest that keeps the margin of 1 point: large/model.pte, 93.00 % on test, verdict"
-        " there: kept, 9 ms (p95), 0.03 USD per million images; license: apache-2.0."
+        within["says"]
+        == "Cheapest file within the margin of 1 point: large/model.pte, 93.00 % on test, verdict"
+        " on test: kept, 9 ms (p95), 0.03 USD per million images; license: apache-2.0."
     )
 
 
-def test_the_best_within_a_budget_of_latency_is_named_and_where_there_is_none_the_quickest(
+def test_the_best_file_within_a_latency_budget_is_named_or_else_the_fastest(
     family: Path,
 ) -> None:
-    _, within, none = told(family)["families"][0]["choices"]
+    _, within, none = read_report(family)["families"][0]["choices"]
     assert (within["asked"], within["run"], within["file"]) == (
-        "Best under 3 ms",
+        "Best file under 3 ms",
         "large",
         "model_int8.onnx",
     )
     assert (none["run"], none["file"]) == (None, None)
-    assert "the quickest is small/model.onnx with 1 ms (p95)" in none["says"]
+    assert "The fastest is small/model.onnx with 1 ms (p95)" in none["says"]
 
 
-def test_page_text_and_table_show_every_file_with_its_figures(family: Path) -> None:
-    page, text = (
+def test_page_markdown_and_csv_show_every_file_with_its_metrics(family: Path) -> None:
+    page, markdown = (
         Page(family / "report.html").text,
         (family / "report.md").read_text(encoding="utf-8"),
     )
-    for shown in (
-        "What ships",
+    for text in (
+        "Exported files",
         "tier 3",
         "large/model.pte",
         "93.00 %",
@@ -107,8 +112,8 @@ def test_page_text_and_table_show_every_file_with_its_figures(family: Path) -> N
         "batch 32",
         DEVICE,
     ):
-        assert shown in page
-        assert shown.replace("_", "\\_") in text
+        assert text in page
+        assert text.replace("_", "\\_") in markdown
     with (family / "report.csv").open(encoding="utf-8", newline="") as file:
         rows = {
             (row["run"], row["split"], row["about"], row["figure"]): row
@@ -120,21 +125,21 @@ def test_page_text_and_table_show_every_file_with_its_figures(family: Path) -> N
     assert rows["large", "test", "teacher in torch (a net)", "latency_p95"]["value"] == "40.0"
 
 
-def test_the_price_of_a_teacher_is_told_beside_files_and_not_beside_other_models_in_torch(
+def test_the_relative_cost_of_the_teacher_is_shown_for_files_but_not_for_the_teacher(
     family: Path,
 ) -> None:
-    shown = (
+    tiers = (
         (family / "report.md")
         .read_text(encoding="utf-8")
         .partition("Tiers on")[2]
-        .partition("Every file of")[0]
+        .partition("All files of")[0]
     )
     assert [
         line.split(" | ")[4].strip()
-        for line in shown.splitlines()
+        for line in tiers.splitlines()
         if line.startswith("| tier") or "in torch (" in line
     ] == [
-        "",  # the run 'small' has no teacher that was measured
+        "",  # the teacher of the run 'small' was not measured
         "40 x",
         "20 x",
         "",
@@ -149,27 +154,28 @@ def test_files_measured_on_different_devices_are_not_compared(
         exported(tmp_path / name, {"model.onnx": entry(0.9, 0.1, 1.0, device=f"device {name}")})
     write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
     assert [
-        [part["tier"] for part in found["files"]] for found in told(tmp_path / "out")["families"]
+        [part["tier"] for part in family_part["files"]]
+        for family_part in read_report(tmp_path / "out")["families"]
     ] == [[1], [1]]
-    assert "What ships: the same data, device two" in Page(tmp_path / "out" / "report.html").text
+    assert (
+        "Exported files: the same data, device two" in Page(tmp_path / "out" / "report.html").text
+    )
 
 
-def test_a_file_of_which_little_is_known_is_a_row_without_a_tier(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_a_file_with_few_metrics_is_a_row_without_a_tier(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     exported(
         tmp_path / "run",
         {"model.pt2": {"format": "program", "size_bytes": 5, "cost_per_million": float("nan")}},
     )
     write_report([tmp_path / "run"], tmp_path / "out", [5])
-    (found,) = told(tmp_path / "out")["families"]
-    assert [(part["file"], part["tier"], part["license"]) for part in found["files"]] == [
+    (family_part,) = read_report(tmp_path / "out")["families"]
+    assert [(part["file"], part["tier"], part["license"]) for part in family_part["files"]] == [
         ("model.pt2", None, "unknown")
     ]
-    assert [choice["says"] for choice in found["choices"]] == [
-        "Cheapest that keeps the margin: no file has a verdict on validation.",
-        "Best under 5 ms: no latency was measured.",
+    assert [choice["says"] for choice in family_part["choices"]] == [
+        "Cheapest file within the margin: no file has a verdict on validation.",
+        "Best file under 5 ms: no latency was measured.",
     ]
 
 
@@ -181,17 +187,17 @@ def test_a_file_of_which_little_is_known_is_a_row_without_a_tier(
         ("[]", "is no manifest"),
     ],
 )
-def test_a_manifest_that_is_none_is_left_out_and_said(
+def test_an_invalid_manifest_is_left_out_with_a_reason(
     content: str, reason: str, finished: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
     exported(tmp_path / "run", {})
     (tmp_path / "run" / "export" / "manifest.json").write_text(content, encoding="utf-8")
     write_report([tmp_path / "run"], tmp_path / "out")
-    found = told(tmp_path / "out")
-    assert found["families"] == []
+    report = read_report(tmp_path / "out")
+    assert report["families"] == []
     assert [
-        said
-        for said in found["runs"][0]["missing"]
-        if "Exported files are left out" in said and reason in said
+        message
+        for message in report["runs"][0]["missing"]
+        if "Exported files are left out" in message and reason in message
     ]

@@ -3,12 +3,12 @@ from typing import cast
 
 import pytest
 
-from kd_app.reporting.html.plots import plot_curves
+from kd_app.reporting.html.run_plots import plot_curves
 from kd_app.reporting.html.schema import Curve, RunPart
 
 
 @pytest.mark.parametrize(
-    ("count", "shown", "title"),
+    ("count", "names", "title"),
     [
         (2, ["loss", "a0", "a1"], "The student's training loss"),
         (5, ["loss", "a0", "a1", "a2", "a3", "a4"], "The student's training loss"),
@@ -19,14 +19,14 @@ from kd_app.reporting.html.schema import Curve, RunPart
         ),
     ],
 )
-def test_of_any_number_of_terms_five_are_drawn_beside_the_loss_and_the_title_says_so(
-    count: int, shown: list[str], title: str
+def test_at_most_five_loss_terms_are_drawn_and_the_title_counts_the_rest(
+    count: int, names: list[str], title: str
 ) -> None:
     metrics = [*(f"train/a{number}" for number in range(count)), "train/loss", "train/lr"]
-    found = [
+    curves = [
         Curve(role="student", metric=metric, epochs=[0.0, 1.0], values=[2.0, 1.0])
         for metric in metrics
     ]
-    (chart,) = plot_curves(cast(RunPart, SimpleNamespace(curves=found)))
+    (chart,) = plot_curves(cast(RunPart, SimpleNamespace(curves=curves)))
     assert chart.title == title
-    assert [name for _, name in chart.legend] == shown
+    assert [name for _, name in chart.legend] == names

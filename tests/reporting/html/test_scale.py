@@ -14,8 +14,8 @@ LARGEST = 15_000_000
 SECONDS = 60
 
 
-def sweep(folder: Path, *, runs: int, seeds: int, images: int, classes: int) -> list[Path]:
-    """Folders of runs: `seeds` of each temperature, the further from 1 the worse."""
+def write_sweep(folder: Path, *, runs: int, seeds: int, images: int, classes: int) -> list[Path]:
+    """Write run folders: `seeds` runs per temperature, worse with each temperature."""
     names = tuple(f"class {number}" for number in range(classes))
     for number in range(runs):
         config = {
@@ -42,8 +42,8 @@ def sweep(folder: Path, *, runs: int, seeds: int, images: int, classes: int) -> 
     return sorted(folder.iterdir())
 
 
-def check(runs: list[Path], out: Path) -> None:
-    """The report of these runs is quick, small and whole."""
+def check_report(runs: list[Path], out: Path) -> None:
+    """Check that the report of these runs is fast, small and complete."""
     start = time.monotonic()
     page = write_report(runs, out)
     assert time.monotonic() - start < SECONDS
@@ -53,13 +53,16 @@ def check(runs: list[Path], out: Path) -> None:
 
 
 def test_forty_runs_make_one_small_page(tmp_path: Path) -> None:
-    check(sweep(tmp_path / "runs", runs=40, seeds=2, images=200, classes=5), tmp_path / "out")
+    check_report(
+        write_sweep(tmp_path / "runs", runs=40, seeds=2, images=200, classes=5), tmp_path / "out"
+    )
 
 
 @pytest.mark.slow
 def test_two_hundred_runs_make_a_page_in_a_minute(tmp_path: Path) -> None:
-    check(
-        sweep(tmp_path / "runs", runs=200, seeds=10, images=10_000, classes=100), tmp_path / "out"
+    check_report(
+        write_sweep(tmp_path / "runs", runs=200, seeds=10, images=10_000, classes=100),
+        tmp_path / "out",
     )
 
 
@@ -73,4 +76,4 @@ def test_fifty_thousand_images_of_a_thousand_classes_make_a_page_in_a_minute(
         names=tuple(f"class {number}" for number in range(1000)),
         examples=True,
     )
-    check([tmp_path / "run"], tmp_path / "out")
+    check_report([tmp_path / "run"], tmp_path / "out")

@@ -1,5 +1,5 @@
-"""A report's figures are those of results.json, in each of its four forms, whatever
-names its classes and files have.
+"""The numbers of a report are those of results.json in all four formats, whatever the
+names of classes and files.
 """
 
 import csv
@@ -22,9 +22,7 @@ from tests.reporting.html.folders import CLASSES, FILES, run_folder
 
 
 class Page(HTMLParser):
-    """What a browser would see of a page: its elements, and its text without that of
-    drawings.
-    """
+    """Elements and text of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -48,28 +46,29 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     return folder, results
 
 
-def figures(results: Results) -> Iterator[tuple[str, str, float, float, float]]:
+def iterate_metrics(results: Results) -> Iterator[tuple[str, str, float, float, float]]:
     split = results.test
     assert split is not None
     for role in ("teacher", "labels_only", "student"):
-        found = getattr(split, role).model_dump()
-        for name in (key for key in found if f"{key}_low" in found and found[key] is not None):
-            yield role, name, found[name], found[f"{name}_low"], found[f"{name}_high"]
+        metrics = getattr(split, role).model_dump()
+        for name in metrics:
+            if f"{name}_low" in metrics and metrics[name] is not None:
+                yield role, name, metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"]
 
 
-def test_every_figure_of_results_json_is_in_the_json_and_in_the_csv(
+def test_every_metric_of_results_json_is_in_the_json_and_in_the_csv(
     one: tuple[Path, Results],
 ) -> None:
     folder, results = one
-    told = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0]
-    models = {model["role"]: model["figures"] for model in told["models"]}
+    run = json.loads((folder / "report.json").read_text(encoding="utf-8"))["runs"][0]
+    models = {model["role"]: model["figures"] for model in run["models"]}
     with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
         rows = {
             (row["about"], row["figure"]): row
             for row in csv.DictReader(file)
             if row["run"] == "run" and row["split"] == "test"
         }
-    known = list(figures(results))
+    known = list(iterate_metrics(results))
     assert len(known) >= 15
     for role, name, value, low, high in known:
         assert models[role][name] == {"value": value, "low": low, "high": high}
@@ -77,7 +76,7 @@ def test_every_figure_of_results_json_is_in_the_json_and_in_the_csv(
     assert results.test is not None
     assert results.test.pair is not None
     pair = results.test.pair.model_dump()
-    for each in told["pair"]:
+    for each in run["pair"]:
         if "." not in each["key"]:
             assert each["figure"] == {
                 "value": pair[each["key"]],
@@ -85,11 +84,11 @@ def test_every_figure_of_results_json_is_in_the_json_and_in_the_csv(
                 "high": pair[f"{each['key']}_high"],
             }
     assert {"retention", "gain", "agreement", "negative_flips"} <= {
-        each["key"] for each in told["pair"]
+        each["key"] for each in run["pair"]
     }
 
 
-def test_the_page_and_the_text_show_the_figures_of_results_json_with_their_intervals(
+def test_page_and_markdown_show_the_metrics_of_results_json_with_intervals(
     one: tuple[Path, Results],
 ) -> None:
     folder, results = one
@@ -97,7 +96,7 @@ def test_the_page_and_the_text_show_the_figures_of_results_json_with_their_inter
         Page(folder / "report.html").text,
         (folder / "report.md").read_text(encoding="utf-8"),
     )
-    for _, name, value, low, high in figures(results):
+    for _, name, value, low, high in iterate_metrics(results):
         if name not in ("nll", "brier"):
             assert format_percent(value) in page
             assert format_percent(value) in text
@@ -105,7 +104,7 @@ def test_the_page_and_the_text_show_the_figures_of_results_json_with_their_inter
             assert format_interval(low, high) in text
 
 
-def test_question_answer_and_what_it_rests_on_come_first(one: tuple[Path, Results]) -> None:
+def test_question_answer_and_basis_come_first(one: tuple[Path, Results]) -> None:
     page = Page(one[0] / "report.html").text
     order = [
         "Can the student replace the teacher?",
@@ -113,13 +112,13 @@ def test_question_answer_and_what_it_rests_on_come_first(one: tuple[Path, Result
         "300 test images",
         "one seed (3)",
         "The evidence",
-        "How it was made",
+        "Configuration and provenance",
     ]
     places = [page.index(words) for words in order]
     assert places == sorted(places)
 
 
-def test_names_of_classes_and_files_are_text_and_nothing_else(one: tuple[Path, Results]) -> None:
+def test_names_of_classes_and_files_are_only_text(one: tuple[Path, Results]) -> None:
     page = Page(one[0] / "report.html")
     assert {tag for tag, _ in page.tags} & {
         "script",
@@ -148,7 +147,7 @@ def test_names_of_classes_and_files_are_text_and_nothing_else(one: tuple[Path, R
     )
 
 
-def test_accuracy_by_class_is_sorted_by_loss_and_adds_up_to_the_accuracy(
+def test_accuracy_by_class_is_sorted_by_drop_and_adds_up_to_the_accuracy(
     one: tuple[Path, Results],
 ) -> None:
     folder, results = one
@@ -200,12 +199,12 @@ def test_the_same_runs_give_the_same_report(one: tuple[Path, Results], tmp_path:
         assert (tmp_path / name).read_bytes() == (one[0] / name).read_bytes()
 
 
-def told(folder: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return found
+def read_report(folder: Path) -> Mapping[str, Any]:
+    report: Mapping[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
 
 
-def test_of_several_runs_the_best_on_validation_is_marked_and_what_differs_is_said(
+def test_the_best_run_on_validation_is_marked_and_differing_settings_are_listed(
     tmp_path: Path,
 ) -> None:
     for number, lift in enumerate((1.0, 2.5, 2.0)):
@@ -222,18 +221,18 @@ def test_of_several_runs_the_best_on_validation_is_marked_and_what_differs_is_sa
             test=number == 1,
         )
     write_report([tmp_path / str(number) for number in range(3)], tmp_path / "out")
-    found = told(tmp_path / "out")
-    assert [row["name"] for row in found["rows"]] == ["1", "2", "0"]
-    assert [row["best"] for row in found["rows"]] == [True, False, False]
-    assert [row["differs"] for row in found["rows"]] == [
+    report = read_report(tmp_path / "out")
+    assert [row["name"] for row in report["rows"]] == ["1", "2", "0"]
+    assert [row["best"] for row in report["rows"]] == [True, False, False]
+    assert [row["differs"] for row in report["rows"]] == [
         {"loss.soft_target.temperature": str(number)} for number in (2, 3, 1)
     ]
     page = Page(tmp_path / "out" / "report.html").text
-    assert "Chosen on validation: loss.soft_target.temperature=2. No. Verdict: lost." in page
+    assert "Selected on validation: loss.soft_target.temperature=2. No. Verdict: lost." in page
     assert "temperature=2" in page
 
 
-def test_seeds_of_a_method_are_told_by_their_mean_and_none_is_called_the_best(
+def test_seeds_of_a_method_are_summarized_and_no_seed_is_the_best(
     tmp_path: Path,
 ) -> None:
     for number in range(4):
@@ -245,17 +244,17 @@ def test_seeds_of_a_method_are_told_by_their_mean_and_none_is_called_the_best(
         skill = {"teacher": 3.0, "labels_only": 1.0, "student": 1.0 + number // 2}
         run_folder(tmp_path / str(number), skill=skill, seed=number % 2, config=config)
     write_report([tmp_path / str(number) for number in range(4)], tmp_path / "out")
-    found = told(tmp_path / "out")
-    methods = found["comparisons"][0]["methods"]
+    report = read_report(tmp_path / "out")
+    methods = report["comparisons"][0]["methods"]
     assert [method["runs"] for method in methods] == [{"0": "0", "1": "1"}, {"0": "2", "1": "3"}]
-    tops = [run["models"][-1]["figures"]["top1"]["value"] for run in found["runs"]]
+    tops = [run["models"][-1]["figures"]["top1"]["value"] for run in report["runs"]]
     assert [method["test"]["figure"]["value"] for method in methods] == [
         pytest.approx(sum(pair) / 2) for pair in (tops[:2], tops[2:])
     ]
-    assert not any(row["best"] for row in found["rows"])
+    assert not any(row["best"] for row in report["rows"])
     assert (
-        "Chosen on validation: loss.soft_target.temperature=2. Its 2 seeds: 2 lost; over them,"
-        " student minus teacher:" in found["answer"]
+        "Selected on validation: loss.soft_target.temperature=2. Verdicts of the 2 seeds: 2 lost."
+        " Student minus teacher, mean over the seeds:" in report["answer"]
     )
     assert str(tmp_path) not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
@@ -264,20 +263,20 @@ def test_runs_on_different_data_are_not_ranked_against_each_other(tmp_path: Path
     run_folder(tmp_path / "five")
     run_folder(tmp_path / "three", names=CLASSES[:3])
     write_report([tmp_path / "five", tmp_path / "three"], tmp_path / "out")
-    assert [row["best"] for row in told(tmp_path / "out")["rows"]] == [False, False]
-    assert [len(part["methods"]) for part in told(tmp_path / "out")["comparisons"]] == [1, 1]
+    assert [row["best"] for row in read_report(tmp_path / "out")["rows"]] == [False, False]
+    assert [len(part["methods"]) for part in read_report(tmp_path / "out")["comparisons"]] == [1, 1]
     assert (
-        "figures of different data sets are not comparable, and nothing is chosen across them"
-        in Page(tmp_path / "out" / "report.html").text
+        "Metrics of different data sets are not comparable, and nothing is selected across"
+        " data sets" in Page(tmp_path / "out" / "report.html").text
     )
 
 
-def test_what_a_run_has_not_is_left_out_and_said(tmp_path: Path) -> None:
+def test_missing_files_of_a_run_are_left_out_with_a_reason(tmp_path: Path) -> None:
     run_folder(tmp_path / "run")
     (tmp_path / "run" / "metrics.csv").unlink()
     (tmp_path / "run" / "predictions.parquet").write_bytes(b"cut off")
     write_report([tmp_path / "run"], tmp_path / "out")
-    missing = told(tmp_path / "out")["runs"][0]["missing"]
+    missing = read_report(tmp_path / "out")["runs"][0]["missing"]
     assert ["Curves are left out." in missing[0], "calibration are left out" in missing[1]] == [
         True,
         True,
@@ -292,7 +291,7 @@ def test_a_student_without_teacher_and_a_run_that_failed_have_a_page(tmp_path: P
     run_folder(tmp_path / "plain", skill={"student": 2.0})
     write_report([tmp_path / "plain"], tmp_path / "plain")
     assert "How good is the student?" in (page := Page(tmp_path / "plain" / "report.html").text)
-    assert "it was compared with no teacher" in page
+    assert "It was not compared with a teacher" in page
     run_folder(
         tmp_path / "failed",
         status="failed",
@@ -303,12 +302,12 @@ def test_a_student_without_teacher_and_a_run_that_failed_have_a_page(tmp_path: P
     )
     write_report([tmp_path / "failed"], tmp_path / "failed")
     assert (
-        "Nothing is measured yet: the run's status is 'failed'. The disk is full."
+        "Nothing has been measured yet. The run's status is 'failed'. The disk is full."
         in Page(tmp_path / "failed" / "report.html").text
     )
 
 
-def test_an_unreadable_run_among_others_is_a_row_with_its_reason_and_alone_is_refused(
+def test_an_unreadable_run_is_a_row_with_a_reason_among_others_and_refused_alone(
     tmp_path: Path,
 ) -> None:
     run_folder(tmp_path / "good")
