@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_app.config import RequestError
-from kd_app.reporting.exports import Exports, File, Ratio, read_exports
+from kd_app.reporting.exports import Exports, File, RatioEstimate, read_exports
 from kd_app.reporting.results import Results, read
 
 RETENTION, FASTER, CHEAPER = 0.97, 10.0, 50.0
@@ -56,9 +56,9 @@ class Figures:
     and cost are lower.
     """
 
-    retention: Ratio
-    faster: Ratio
-    cheaper: Ratio
+    retention: RatioEstimate
+    faster: RatioEstimate
+    cheaper: RatioEstimate
 
     @property
     def reached(self) -> bool:
@@ -109,7 +109,7 @@ def headline(folder: Path) -> Figures:
     shipped = ship(exports)
     assert shipped.test is not None
     assert shipped.test.retention is not None
-    kept = Ratio(
+    kept = RatioEstimate(
         value=shipped.test.retention,
         low=shipped.test.retention_low or 0.0,
         high=shipped.test.retention_high or 0.0,
@@ -119,7 +119,7 @@ def headline(folder: Path) -> Figures:
     )
 
 
-def _least(ratios: dict[str, Ratio], exports: Exports) -> Ratio:
+def _least(ratios: dict[str, RatioEstimate], exports: Exports) -> RatioEstimate:
     """Beside the teacher's best file: the one beside which the ratio is least."""
     return min(
         (ratios[name] for name, file in exports.files.items() if file.role == "teacher"),

@@ -11,7 +11,7 @@ mpl.use("svg")
 
 import matplotlib.pyplot as plt
 
-from kd_app.reporting.results import Model, ModelMetrics, Results, read
+from kd_app.reporting.results import ModelMetrics, ModelRecord, Results, read
 
 NAMES = {"teacher": "teacher", "labels_only": "labels only", "student": "distilled"}
 COLORS = {"teacher": "#0072B2", "labels_only": "#7F7F7F", "student": "#D55E00"}
@@ -21,7 +21,7 @@ def picture(results: Results, path: Path) -> None:
     """Three bars of test accuracy with their intervals, and what each model costs."""
     split = results.test
     assert split is not None, "the run has not read its test set"
-    shown: list[tuple[str, ModelMetrics, Model]] = [
+    shown: list[tuple[str, ModelMetrics, ModelRecord]] = [
         (role, figures, results.models[role])
         for role in NAMES
         if (figures := getattr(split, role)) is not None and role in results.models
@@ -62,7 +62,7 @@ def picture(results: Results, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _label(role: str, model: Model) -> str:
+def _label(role: str, model: ModelRecord) -> str:
     macs = f", {model.macs / 1e6:,.1f} M multiply-adds" if model.macs else ""
     params = f"\n{model.params / 1e3:,.0f} k parameters" if model.params else ""
     return f"{NAMES[role]}: {model.name}{params}{macs}"

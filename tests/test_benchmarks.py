@@ -14,7 +14,7 @@ from benchmarks.models import listed
 from benchmarks.sweep import make_teacher, train, words
 from benchmarks.training_loop import compare
 from kd_app.config import RunError
-from kd_app.reporting.exports import Ratio
+from kd_app.reporting.exports import RatioEstimate
 
 
 def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
@@ -73,8 +73,8 @@ def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
     assert len(list((tmp_path / "stages").glob("student-*/model/model.safetensors"))) == 2
 
 
-def times(value: float, low: float, high: float) -> Ratio:
-    return Ratio(value=value, low=low, high=high)
+def times(value: float, low: float, high: float) -> RatioEstimate:
+    return RatioEstimate(value=value, low=low, high=high)
 
 
 def test_a_headline_is_reached_when_all_three_targets_are() -> None:

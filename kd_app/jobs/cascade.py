@@ -38,7 +38,7 @@ from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.cascade import build_cascade_tables
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
-from kd_app.reporting.results import Cascade as CascadePart
+from kd_app.reporting.results import CascadeRecord as CascadePart
 from kd_app.reporting.results import CascadeSplit, Results
 from kd_app.run.measurement import add_data, estimate_top1, start_results
 from kd_app.run.open_model import OpenModel, check_same_classes, open_model

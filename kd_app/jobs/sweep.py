@@ -14,7 +14,7 @@ from kd_app.reporting.comparison import compare
 from kd_app.reporting.console import Console
 from kd_app.reporting.html import write_report
 from kd_app.reporting.runs import load_run
-from kd_app.reporting.tables import Trial, sweep
+from kd_app.reporting.tables import Trial, build_sweep_table
 from kd_app.run.run_folder import find_differences
 from kd_app.run_files import CONFIG
 from kd_app.search.trials import read_proposals, read_trial_results, require_optuna

@@ -1,527 +1,313 @@
-"""The model card that ships with a student: what it is, how to use it, how good it is,
-what it is not good for, and how it was made.
-"""
+"""The model card in the student's folder: usage, results, limitations and training."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from kd_app.config.redact import redact
-from kd_app.config.targets import FACTORY
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.spec import Format
-from kd_app.models.save import CONVERTED, INT8, INT8_OF_BYTES, PROGRAM
+from kd_app.reporting.card_metadata import (
+    name_dataset,
+    name_license,
+    write_metadata,
+    write_title,
+)
+from kd_app.reporting.card_usage import write_usage
 from kd_app.reporting.distillation_gain import describe_gains
-from kd_app.reporting.results import Estimate, Model, PerClass, Results, Split
+from kd_app.reporting.markdown import escape_code, escape_text, to_list_items, to_table
+from kd_app.reporting.results import Estimate, ModelRecord, PerClass, Results, Split
 from kd_app.reporting.sentences import (
     build_pair_rows,
-    count,
     explain_undefined,
+    format_count,
+    format_metric,
     format_percent,
     format_points,
-    write,
     write_basis,
     write_verdict,
 )
 from kd_app.stages import write_atomically
 
-CARD = "README.md"
-_TASK = "image-classification"
-_NAMED_CLASSES = 20
-_WORST = 3
-_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches")
-
-_HUB_LICENSES: Final = frozenset(
-    (
-        *(
-            "apache-2.0",
-            "mit",
-            "bsd-2-clause",
-            "bsd-3-clause",
-            "cc0-1.0",
-            "cc-by-3.0",
-            "cc-by-4.0",
-            "cc-by-sa-3.0",
-            "cc-by-sa-4.0",
-            "cc-by-nc-2.0",
-        ),
-        *(
-            "cc-by-nc-3.0",
-            "cc-by-nc-4.0",
-            "cc-by-nc-sa-3.0",
-            "cc-by-nc-sa-4.0",
-            "cc-by-nc-nd-4.0",
-            "cc-by-nd-4.0",
-            "agpl-3.0",
-            "gpl-2.0",
-            "gpl-3.0",
-        ),
-        *(
-            "lgpl-2.1",
-            "lgpl-3.0",
-            "mpl-2.0",
-            "openrail",
-            "odbl",
-            "odc-by",
-            "pddl",
-            "unlicense",
-            "apple-amlr",
-            "unknown",
-        ),
-        "fair-noncommercial-research-license",
-    )
+CARD: Final = "README.md"
+_MAX_CLASSES: Final = 20
+"""Classes that the card names; ``config.json`` lists all."""
+_NUM_WORST: Final = 3
+"""Classes in a list of the worst."""
+_LIMITS: Final = (
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "overfit_batches",
 )
-"""Those that the hub knows by these names
-(huggingface.co/docs/hub/repositories-licenses), of the ones that images and image
-models come under.
-"""
-
-_TIMM = """\
-{import_nets}import timm
-import torch
-from PIL import Image
-
-model = timm.create_model("local-dir:student", pretrained=True).eval()  # the folder of this file
-settings = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**settings, is_training=False)
-image = Image.open("image.png").convert("L" if settings["input_size"][0] == 1 else "RGB")
-with torch.inference_mode():
-    probabilities = model(transform(image)[None]).softmax(dim=1)[0]
-label = model.pretrained_cfg["label_names"][probabilities.argmax()]
-print(label, f"{{probabilities.max():.1%}}")"""
-
-_EXPORTED = """\
-import json
-from pathlib import Path
-
-import torch
-from PIL import Image
-from timm.data import create_transform
-
-model = torch.export.load("student/model.pt2").module()  # in the folder of this file: its layers are narrower than timm's of that name
-config = json.loads(Path("student/config.json").read_text())
-asked = {key: config["pretrained_cfg"][key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
-image = Image.open("image.png").convert("L" if asked["input_size"][0] == 1 else "RGB")
-with torch.inference_mode():
-    probabilities = model(create_transform(**asked, is_training=False)(image)[None]).softmax(dim=1)[0]
-label = config["label_names"][probabilities.argmax()]
-print(label, f"{probabilities.max():.1%}")"""
-
-_OWN = """\
-from safetensors.torch import load_file
-from {module} import {name}
-
-model = {name}({arguments}).eval(){handed_over}
-model.load_state_dict(load_file("student/model.safetensors"))  # in the folder of this file; config.json says how its images are normalized"""
-
-
-_INT8 = f"""\
-It is quantized: the figures are those of `{INT8}`, its int8 program for ExecuTorch (one normalized image in, logits out). The code above runs the
-float weights that it was made from; `torch.export.load("student/{CONVERTED}").module()` rounds as the program does, for any number of images.
-`{INT8_OF_BYTES}` is what kd-export ships: the program for uint8 images, which it normalizes itself."""
+"""Trainer settings that restrict a run to a part of the images."""
+_HEADS: Final = {
+    "teacher": "teacher",
+    "labels_only": "same network, labels only",
+    "student": "this model",
+}
 
 
 def write_card(folder: Path, results: Results) -> None:
-    """Write ``README.md`` into the folder of a student; all of it comes from `results`.
-    Machine paths and secrets are left out.
+    """Write ``README.md`` into a student's folder, from `results` alone. Machine paths
+    and secrets are left out.
     """
     split, student = results.test or results.validation, results.models["student"]
     assert split is not None
     assert results.data is not None
     parts = [
         f"---\n{write_metadata(results, split)}\n---",
-        f"# {_write_title(results)}",
+        f"# {write_title(results)}",
         _describe_student(results, student),
         "## How to use it",
-        f"```python\n{_EXPORTED if (folder / PROGRAM).is_file() else write_snippet(results)}\n```",
-        _INT8 if (folder / INT8).is_file() else "",
+        *write_usage(folder, results),
         "## Results",
-        _build_table(results, split),
-        _format_pairs(split),
-        *_write_verdict(results),
-        _to_list_items(describe_gains(results)),
+        _build_models_table(results, split),
+        _build_pair_table(split),
+        write_verdict(results.verdict) if results.verdict else "",
+        to_list_items(describe_gains(results)),
         *explain_undefined(split),
         write_basis(results, split),
-        "## Meant for",
-        (
-            f"Images like those that it was measured on: {_name_dataset(results)}, in its"
-            f" {_list_classes(results.data.classes)}."
-        ),
-        "## Not good for",
-        _to_list_items(_list_limits(results, split)),
-        "## How it was made",
-        _to_list_items(_write_provenance(results)),
+        "## Intended use",
+        _describe_use(results),
+        "## Limitations",
+        to_list_items(_list_limitations(results, split)),
+        "## Training",
+        to_list_items(_list_provenance(results)),
         "## Licenses",
-        _to_list_items(_write_licenses(results)),
+        to_list_items(_list_licenses(results)),
     ]
     write_atomically(folder / CARD, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def write_metadata(results: Results, split: Split) -> str:
-    """The YAML that the Hugging Face hub reads: license, library, task, tags, and the
-    figures as a model index.
-    """
-    from huggingface_hub import EvalResult, ModelCardData
-
-    from kd_app.models.license import Policy
-
-    name = _name_dataset(results)
-    measured = [
-        EvalResult(
-            task_type=_TASK,
-            task_name="Image Classification",
-            dataset_type=_to_identifier(name),
-            dataset_name=name,
-            dataset_split="test" if split is results.test else "validation",
-            metric_type=spec.hub,
-            metric_name=spec.label,
-            metric_value=round(value, 6),
-        )
-        for spec in MODEL_METRICS
-        if spec.hub and (value := split.student.get(spec.name).value) is not None
-    ]
-    taught = ["knowledge-distillation"] if "teacher" in results.models else []
-    license, license_name = _map_hub_license(_name_license(results))
-    card = ModelCardData(
-        license=license,
-        license_name=license_name,
-        license_link=Policy().look_up(_name_license(results)).link if license_name else None,
-        library_name="pytorch" if _own(results) else "timm",
-        pipeline_tag=_TASK,
-        tags=[_TASK, *([] if _own(results) else ["timm"]), *taught, "kd_app"],
-        model_name=_write_title(results),
-        eval_results=measured,
-    )
-    return card.to_yaml()
-
-
-def _map_hub_license(name: str) -> tuple[str, str | None]:
-    """``license`` and ``license_name``: the hub refuses a license that it does not
-    know; one of another name is 'other', and named.
-    """
-    plain = name.strip().lower()
-    if plain in _HUB_LICENSES or plain.startswith("none"):
-        return (plain if plain in _HUB_LICENSES else "unknown"), None
-    return "other", _to_identifier(plain)
-
-
-def write_snippet(results: Results) -> str:
-    """Python that loads the student from its folder and labels an image."""
-    name = results.models["student"].name
-    if _own(results):
-        module, _, qualified = name.partition(":")
-        arguments = ", ".join(
-            f"{key}={value!r}"
-            for key, value in (results.config["student"].get("kwargs") or {}).items()
-        )
-        handed_over = (
-            "  # with the arguments that it was made with"
-            if results.config["student"]["_target_"] == FACTORY
-            else ""
-        )
-        return _OWN.format(
-            module=module, name=qualified, arguments=arguments, handed_over=handed_over
-        )
-    return _TIMM.format(import_nets=_import_nets(name))
-
-
-def _import_nets(name: str) -> str:
-    """timm has to be told of the small nets, which are not its own."""
-    from timm.models import is_model, model_entrypoint
-
-    import kd_app.models.small  # noqa: F401
-
-    architecture = name.split(".", maxsplit=1)[0]
-    ours = is_model(architecture) and model_entrypoint(architecture).__module__.startswith(
-        "kd_app."
-    )
-    return f"import kd_app.models.small  # tells timm of {architecture}\n" if ours else ""
-
-
-def _own(results: Results) -> bool:
-    """The student is a module of somebody's own, which timm does not know."""
-    name = results.models["student"].name
-    return results.config["student"]["_target_"] != FACTORY or (
-        ":" in name and not name.startswith("hf-hub:")
-    )
-
-
-def _write_title(results: Results) -> str:
-    return f"{_escape_text(results.models['student'].name)} for {_name_dataset(results)}"
-
-
-def _name_dataset(results: Results) -> str:
-    """The data's name."""
+def _describe_student(results: Results, student: ModelRecord) -> str:
     assert results.data is not None
-    return _escape_text(results.data.name or "images")
-
-
-def _describe_student(results: Results, student: Model) -> str:
-    assert results.data is not None
-    teacher = results.models.get("teacher")
-    taught = (
-        f"distilled from {_escape_code(teacher.name)} ({count(teacher.params)} parameters)"
-        if teacher
-        else _describe_unmeasured_teacher(results)
-    )
     return (
-        f"An image classifier: {_escape_code(student.name)}, {count(student.params)} parameters,"
-        f" {count(student.macs)} multiply-adds an image, {taught} on"
-        f" {results.data.sizes['train']:,} images. It answers with one of"
+        f"{escape_code(student.name)} is an image classifier with"
+        f" {format_count(student.params)} parameters and {format_count(student.macs)}"
+        f" multiply-adds per image, {_describe_origin(results)}. The output is one of"
         f" {_list_classes(results.data.classes)}."
     )
 
 
-def _describe_unmeasured_teacher(results: Results) -> str:
-    """What it was trained on, where no teacher was measured; whose license is known was
-    there.
-    """
-    taught = results.license is not None and results.license.teacher is not None
-    return (
-        "distilled from a teacher that was not measured beside it,"
-        if taught
-        else "trained on labels"
-    )
+def _describe_origin(results: Results) -> str:
+    assert results.data is not None
+    teacher, num_images = results.models.get("teacher"), f"{results.data.sizes['train']:,}"
+    if teacher:
+        name, params = escape_code(teacher.name), format_count(teacher.params)
+        return f"distilled from {name} ({params} parameters) on {num_images} images"
+    # A teacher that was not evaluated is in the results by its license only.
+    if results.license is not None and results.license.teacher is not None:
+        return f"distilled on {num_images} images from a teacher that was not evaluated"
+    return f"trained on the labels of {num_images} images"
 
 
 def _list_classes(names: list[str]) -> str:
-    some = ", ".join(_escape_code(name) for name in names[:_NAMED_CLASSES])
-    more = (
-        f" and {len(names) - _NAMED_CLASSES} more, which `config.json` lists"
-        if len(names) > _NAMED_CLASSES
-        else ""
-    )
-    return f"{len(names)} classes: {some}{more}"
+    listed = ", ".join(escape_code(name) for name in names[:_MAX_CLASSES])
+    others = len(names) - _MAX_CLASSES
+    more = f" and {others} more, listed in `config.json`" if others > 0 else ""
+    return f"{len(names)} classes: {listed}{more}"
 
 
-def _build_table(results: Results, split: Split) -> str:
-    """One column a model, each figure with its interval."""
-    roles = {role: figures for role, figures in split.by_model.items() if role in results.models}
-    heads = {
-        "teacher": "teacher",
-        "labels_only": "the same net on labels alone",
-        "student": "this model",
-    }
-    models = [results.models[role] for role in roles]
+def _build_models_table(results: Results, split: Split) -> str:
+    """One column per model, each metric with its interval."""
+    metrics = {role: each for role, each in split.by_model.items() if role in results.models}
+    models = [results.models[role] for role in metrics]
+    heads = [_HEADS.get(role, role.replace("_", " ")) for role in metrics]
     rows = [
-        ["", *(heads.get(role, role.replace("_", " ")) for role in roles)],
-        ["---", *("---:" for _ in roles)],
-        ["net", *(_escape_code(model.name) for model in models)],
-        *(
-            [
-                spec.label,
-                *(
-                    _format_estimate(metrics.get(spec.name), spec.format)
-                    for metrics in roles.values()
-                ),
-            ]
-            for spec in MODEL_METRICS
-            if "card" in spec.shown
-        ),
-        ["parameters", *(count(model.params) for model in models)],
-        ["multiply-adds", *(count(model.macs) for model in models)],
-        ["size on disk", *(f"{count(model.size_bytes)}B" for model in models)],
+        ["", *heads],
+        ["---", *("---:" for _ in metrics)],
+        ["network", *(escape_code(model.name) for model in models)],
     ]
-    return _to_markdown(rows)
-
-
-def _to_markdown(rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    for spec in MODEL_METRICS:
+        if "card" in spec.shown:
+            estimates = [each.look_up(spec.name) for each in metrics.values()]
+            rows.append([spec.label, *(_format_estimate(each, spec.format) for each in estimates)])
+    rows += [
+        ["parameters", *(format_count(model.params) for model in models)],
+        ["multiply-adds", *(format_count(model.macs) for model in models)],
+        ["size on disk", *(f"{format_count(model.size_bytes)}B" for model in models)],
+    ]
+    return to_table(rows)
 
 
 def _format_estimate(estimate: Estimate, unit: Format) -> str:
-    value, bounds = write(estimate, unit)
+    return _format_bounds(*format_metric(estimate, unit))
+
+
+def _format_bounds(value: str, bounds: str) -> str:
     return f"{value} ({bounds})" if bounds else value
 
 
-def _format_pairs(split: Split) -> str:
+def _build_pair_table(split: Split) -> str:
     rows = [
-        (name, f"{figure} ({bounds})" if bounds else figure, meaning)
-        for name, figure, bounds, meaning in build_pair_rows(split, "card")
+        (name, _format_bounds(value, bounds), meaning)
+        for name, value, bounds, meaning in build_pair_rows(split, "card")
     ]
+    if not rows:
+        return ""
+    return to_table([("this model", "", "meaning"), ("---", "---:", "---"), *rows])
+
+
+def _describe_use(results: Results) -> str:
+    assert results.data is not None
     return (
-        _to_markdown([("this model", "", "what it is"), ("---", "---:", "---"), *rows])
-        if rows
-        else ""
+        f"Images like those of the evaluation: {name_dataset(results)}, with the"
+        f" {len(results.data.classes)} classes above."
     )
 
 
-def _write_verdict(results: Results) -> list[str]:
-    return [write_verdict(results.verdict)] if results.verdict else []
-
-
-def _list_limits(results: Results, split: Split) -> list[str]:
-    """What the figures warn of, and what no figure says."""
+def _list_limitations(results: Results, split: Split) -> list[str]:
+    """Limitations that follow from the metrics and from how the run was configured."""
     assert results.data is not None
     student, pair, classes = split.student, split.pair, results.data.classes
-    found = [
-        f"Images of anything else: whatever it is shown it answers with one of these {len(classes)}"
-        f" classes. It was trained on {results.data.sizes['train']:,} images, and measured on"
-        " others of the same kind only."
+    limitations = [
+        f"Other images: the model assigns every image to one of these {len(classes)} classes. It"
+        f" was trained on {results.data.sizes['train']:,} images and evaluated only on others of"
+        " the same kind."
     ]
-    limited = [key for key in _LIMITS if results.config["trainer"].get(key) is not None]
-    if limited:
-        found.append(
-            "Any use at all: it comes from a trial run that looked at a part of the images only"
-            f" ({', '.join(map(_escape_code, limited))})."
+    limits = [key for key in _LIMITS if results.config["trainer"].get(key) is not None]
+    if limits:
+        limitations.append(
+            "Any use: the model comes from a trial run on a part of the images only"
+            f" ({', '.join(map(escape_code, limits))})."
         )
     if student.top1 is not None and student.top1 < 1:
-        found.append(
-            f"Where a wrong answer does harm: it is wrong on {format_percent(1 - student.top1)} of the"
-            " images that it was measured on."
+        limitations.append(
+            f"Uses where errors do harm: {format_percent(1 - student.top1)} of the images of the"
+            " evaluation are classified wrongly."
         )
     if pair and pair.negative_flips:
-        found.append(
-            f"Replacing its teacher unseen: {format_percent(pair.negative_flips)} of the images are right"
-            " by the teacher and wrong by this model."
+        limitations.append(
+            "Replacing the teacher without a check:"
+            f" {format_percent(pair.negative_flips)} of the images are right with the teacher and"
+            " wrong with this model."
         )
-    found += _list_weak_classes(split.per_class, classes)
-    found += [
-        f"Images of the group {_escape_code(name)}: {format_percent(group.accuracy['student'].value)} right, of"
-        f" {group.num_images:,}."
-        for name, group in sorted(
-            split.groups.items(), key=lambda each: each[1].accuracy["student"].value or 0
-        )[:1]
-    ]
-    damaged = [each for each in split.robustness if each.accuracy.get("student") is not None]
-    if damaged:
-        worst = min(damaged, key=lambda each: each.accuracy["student"] or 0)
-        accuracy = format_percent(worst.accuracy["student"])
-        found.append(
-            f"Spoiled images: {accuracy} right under {_escape_text(worst.corruption)} of severity"
-            f" {worst.severity}, the worst that was tried."
-        )
+    limitations += _list_weak_classes(split.per_class, classes)
+    limitations += _list_weak_groups(split)
+    limitations += _list_weak_corruptions(split)
     if student.ece is not None:
-        found.append(
-            "Reading its probabilities as chances: on average they are off by"
-            f" {format_percent(student.ece)} (calibration error)."
+        limitations.append(
+            "Probabilities as estimates of accuracy: they are off by"
+            f" {format_percent(student.ece)} on average (calibration error)."
         )
-    return found
+    return limitations
 
 
-def _list_weak_classes(found: PerClass, classes: list[str]) -> list[str]:
-    """The classes with the largest loss against the teacher, and those with the fewest
-    right.
+def _list_weak_classes(per_class: PerClass, classes: list[str]) -> list[str]:
+    """The classes with the largest loss against the teacher, and those with the lowest
+    accuracy.
     """
-    student, teacher = found.accuracy["student"], found.accuracy.get("teacher")
-    known = [(number, right) for number, right in enumerate(student) if right is not None]
-    said = []
+    student, teacher = per_class.accuracy["student"], per_class.accuracy.get("teacher")
+    known = [(number, value) for number, value in enumerate(student) if value is not None]
+
+    def describe(number: int, value: str) -> str:
+        images = f"{per_class.support[number]:,} images"
+        return f"{escape_code(classes[number])} ({value}, {images})"
+
+    sentences = []
     if teacher:
-        losses = sorted((right - (teacher[number] or 0), number) for number, right in known)[
-            :_WORST
+        changes = sorted((value - (teacher[number] or 0), number) for number, value in known)
+        lost = [
+            describe(number, f"{format_points(change)} points")
+            for change, number in changes[:_NUM_WORST]
+            if change < 0
         ]
-        listed = [
-            f"{_escape_code(classes[number])} ({format_points(loss)} points, {found.support[number]:,} images)"
-            for loss, number in losses
-            if loss < 0
-        ]
-        said += (
-            [f"Classes where it lost most against its teacher: {', '.join(listed)}."]
-            if listed
-            else []
-        )
-    worst = sorted(known, key=lambda each: each[1])[:_WORST]
-    listed = [
-        f"{_escape_code(classes[number])} ({format_percent(right)} right, {found.support[number]:,} images)"
-        for number, right in worst
-        if right < 1
+        if lost:
+            sentences.append(
+                f"Classes with the largest loss against the teacher: {', '.join(lost)}."
+            )
+    worst = sorted(known, key=lambda row: row[1])[:_NUM_WORST]
+    weak = [describe(number, format_percent(value)) for number, value in worst if value < 1]
+    if weak:
+        sentences.append(f"Classes with the lowest accuracy: {', '.join(weak)}.")
+    return sentences
+
+
+def _list_weak_groups(split: Split) -> list[str]:
+    if not split.groups:
+        return []
+    name, group = min(split.groups.items(), key=lambda item: item[1].accuracy["student"].value or 0)
+    accuracy = format_percent(group.accuracy["student"].value)
+    return [
+        f"Images of the group {escape_code(name)}: {accuracy} of {group.num_images:,} are"
+        " classified correctly."
     ]
-    return said + ([f"The classes that it finds hardest: {', '.join(listed)}."] if listed else [])
 
 
-def _write_provenance(results: Results) -> list[str]:
+def _list_weak_corruptions(split: Split) -> list[str]:
+    rows = [row for row in split.robustness if row.accuracy.get("student") is not None]
+    if not rows:
+        return []
+    worst = min(rows, key=lambda row: row.accuracy["student"] or 0)
+    return [
+        f"Corrupted images: {format_percent(worst.accuracy['student'])} are classified correctly"
+        f" under {escape_text(worst.corruption)} of severity {worst.severity}, the worst case"
+        " of the evaluation."
+    ]
+
+
+def _list_provenance(results: Results) -> list[str]:
     config, environment = redact(results.config), redact(results.environment)
-    student, teacher = results.models["student"], results.models.get("teacher")
     assert results.data is not None
+    teacher, epochs = results.models.get("teacher"), config["trainer"]["max_epochs"]
     sizes = ", ".join(f"{size:,} {name}" for name, size in results.data.sizes.items())
-    terms = [
-        f"{_escape_code(name)} ({_format_settings(node)})" for name, node in config["loss"].items()
-    ]
-    software = [
-        f"{name} {environment[name]}"
+    terms = " + ".join(
+        f"{escape_code(name)} ({_format_settings(node)})" for name, node in config["loss"].items()
+    )
+    software = ", ".join(
+        escape_text(f"{name} {environment[name]}")
         for name in ("kd_app", "torch", "lightning", "timm", "python")
         if name in environment
-    ]
+    )
+    commit = f"; commit `{environment['commit']}`" if environment.get("commit") else ""
     return [
-        *(
-            [
-                f"Teacher: {_escape_code(teacher.name)}, {_describe_source(teacher)}, sha256 `{teacher.sha256[:16]}`"
-            ]
-            if teacher
-            else []
-        ),
-        f"Student: {_escape_code(student.name)}, {_describe_source(student)}, sha256 `{student.sha256[:16]}`",
-        f"Loss: {' + '.join(terms)}",
-        f"Optimizer: {_format_settings(config['optimizer'])}; schedule: {_format_settings(config['scheduler'])}",
-        f"{config['trainer']['max_epochs']} epochs, seed {results.seed}",
-        (
-            f"Data: {_name_dataset(results)}; images: {sizes}; fingerprint"
-            f" `{results.data.fingerprint[:16]}`"
-        ),
-        f"Software: {', '.join(map(_escape_text, software))}"
-        + (f"; commit `{environment['commit']}`" if environment.get("commit") else ""),
-        (
-            f"Precision {_escape_text(environment.get('precision', 'unknown'))} on"
-            f" {_escape_text(environment.get('device', 'an unknown device'))}"
-        ),
+        *([f"Teacher: {_describe_source(teacher)}"] if teacher else []),
+        f"Student: {_describe_source(results.models['student'])}",
+        f"Loss: {terms}",
+        f"Optimizer: {_format_settings(config['optimizer'])};"
+        f" schedule: {_format_settings(config['scheduler'])}",
+        f"{epochs} epoch{'' if epochs == 1 else 's'}, seed {results.seed}",
+        f"Data: {name_dataset(results)}; images: {sizes}; fingerprint"
+        f" `{results.data.fingerprint[:16]}`",
+        f"Software: {software}{commit}",
+        f"Precision {escape_text(environment.get('precision', 'unknown'))} on"
+        f" {escape_text(environment.get('device', 'an unknown device'))}",
     ]
 
 
-def _describe_source(model: Model) -> str:
-    source = _escape_text(redact(model.source))
-    return f"{source} weights" if source.endswith(" random") else source
+def _describe_source(model: ModelRecord) -> str:
+    source = escape_text(redact(model.source))
+    if source.endswith(" random"):
+        source += " weights"
+    return f"{escape_code(model.name)}, {source}, sha256 `{model.sha256[:16]}`"
 
 
 def _format_settings(node: Mapping[str, Any]) -> str:
-    """'name adamw, lr 0.001' of a part's configuration."""
+    """'name adamw, lr 0.001' for the config of a component."""
     return ", ".join(
-        f"{_escape_text(key)} {_escape_text(value)}"
+        f"{escape_text(key)} {escape_text(value)}"
         for key, value in node.items()
         if key[:1] != "_" and value is not None
     )
 
 
-def _write_licenses(results: Results) -> list[str]:
-    found = results.license
-    if found is None:
-        return [f"This model: {_escape_text(_name_license(results))}"]
-    made_of = {
-        "the teacher's weights": found.teacher,
-        "the student's starting weights": found.student_start,
-        "the data": found.data,
+def _list_licenses(results: Results) -> list[str]:
+    licenses = results.license
+    if licenses is None:
+        return [f"This model: {escape_text(name_license(results))}"]
+    sources = {
+        "The teacher's weights": licenses.teacher,
+        "The student's starting weights": licenses.student_start,
+        "The data": licenses.data,
     }
-    said = (*found.forbidden, *found.accepted, *found.unknown, *found.notices)
+    remarks = (*licenses.forbidden, *licenses.accepted, *licenses.unknown, *licenses.notices)
     return [
-        f"This model: {_escape_text(found.ships)}, the strictest of what it is made from",
+        f"This model: {escape_text(licenses.ships)}, the strictest license of its sources",
         *(
-            f"Made from {what}: {_escape_text(license)}"
-            for what, license in made_of.items()
+            f"{what}: {escape_text(license)}"
+            for what, license in sources.items()
             if license is not None
         ),
-        *map(_escape_text, said),
+        *map(escape_text, remarks),
     ]
-
-
-def _name_license(results: Results) -> str:
-    """The license of what ships."""
-    return results.license.ships if results.license else results.models["student"].license
-
-
-def _to_list_items(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _escape_code(text: str) -> str:
-    """A name that somebody else gave, as it is and as nothing but text."""
-    return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', '/')}`"
-
-
-def _escape_text(value: object) -> str:
-    """The same without the monospaced face."""
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(str(value).split()))
-
-
-def _to_identifier(text: str) -> str:
-    """An identifier of letters, digits, dots and dashes."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-") or "unknown"

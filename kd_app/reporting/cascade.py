@@ -1,13 +1,14 @@
-"""What a cascade is worth, in sentences and as tables for people."""
+"""Sentences and console tables about a cascade: whether routing saves cost."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kd_app.reporting.results import Cascade, Results, RoutingCurve, Rung
+from kd_app.reporting.results import CascadeRecord, LatencyStats, Results, RoutingCurve, Rung
 from kd_app.reporting.sentences import (
     format_interval,
     format_margin,
@@ -16,39 +17,39 @@ from kd_app.reporting.sentences import (
     write_verdict,
 )
 
-SHOWN = 10
-"""Steps of a curve in a table."""
+SHOWN: Final = 10
+"""Steps between the rows of a routing curve in a table."""
 
 
-def write_answer(cascade: Cascade) -> str:
-    """Route, or do not, in a sentence."""
+def write_answer(cascade: CascadeRecord) -> str:
+    """The recommendation to route or not to route, with the reason."""
     first, last = cascade.stages[0], cascade.stages[-1]
-    shown = (
-        f"shown on {cascade.num_images:,} validation images, at {100 * cascade.confidence:g} %, to"
-        f" lose at most {format_margin(cascade.margin)}"
+    proof = (
+        f"shown on {cascade.num_images:,} validation images, at {100 * cascade.confidence:g} %"
+        f" confidence, to lose at most {format_margin(cascade.margin)} of top-1 against {last.file}"
     )
     if cascade.answer == "last":
         return (
-            f"Do not route: no threshold is {shown} of top-1 against {last.file} and to cost less"
-            f" than it alone. Use {last.file}."
+            f"Do not route: no threshold is {proof} and to cost less than {last.file} alone. Use"
+            f" {last.file}."
         )
     if cascade.answer == "first":
         return (
-            f"Do not route: {first.file} alone is {shown} of top-1 against {last.file}, and nothing"
-            f" else that is costs less. Use {first.file}."
+            f"Do not route: {first.file} alone is {proof}, and nothing else with that proof costs"
+            f" less. Use {first.file}."
         )
-    chosen, took = select_point(cascade), cascade.latency
-    assert chosen is not None
-    if took is not None and took.mean is not None and took.mean >= last.latency.mean:
+    rung, latency = select_point(cascade), cascade.latency
+    assert rung is not None
+    saving = format_times(last.cost_ms, rung.cost_ms)
+    if latency is not None and latency.mean >= last.latency.mean:
         return (
-            f"Do not route: sending {format_percent(chosen.shares[1])} of the images on is {shown} of"
-            f" top-1, and should cost {format_times(last.cost_ms, chosen.cost_ms)} less than {last.file},"
-            f" but measured end to end an image takes {took.mean:.3g} ms, and {last.file} alone"
-            f" {last.latency.mean:.3g} ms."
+            f"Do not route: forwarding {format_percent(rung.shares[1])} of the images is {proof}"
+            f" and should cost {saving} less, but measured end to end an image takes"
+            f" {latency.mean:.3g} ms, and {last.latency.mean:.3g} ms with {last.file} alone."
         )
     return (
-        f"Route: {first.file} answers {format_percent(1 - chosen.shares[1])} of the images alone, at"
-        f" {format_times(last.cost_ms, chosen.cost_ms)} less than {last.file} costs, {shown} of top-1."
+        f"Route: {first.file} alone classifies {format_percent(1 - rung.shares[1])} of the images."
+        f" The cascade costs {saving} less than {last.file} and is {proof}."
     )
 
 
@@ -57,104 +58,100 @@ def format_times(more: float, less: float) -> str:
     return f"{more / less:.3g} times"
 
 
-def _compare_amounts(theirs: float, ours: float) -> str:
+def _compare_amounts(reference: float, amount: float) -> str:
     """'3.4 times less than', '1.2 times as much as'."""
-    return (
-        f"{format_times(theirs, ours)} less than"
-        if ours < theirs
-        else f"{format_times(ours, theirs)} as much as"
-    )
+    if amount < reference:
+        return f"{format_times(reference, amount)} less than"
+    return f"{format_times(amount, reference)} as much as"
 
 
-def select_curve(cascade: Cascade) -> RoutingCurve:
-    """The curve of the measure that was chosen."""
-    return next(each for each in cascade.curves if each.measure == cascade.measure)
+def select_curve(cascade: CascadeRecord) -> RoutingCurve:
+    """The curve of the chosen measure."""
+    return next(curve for curve in cascade.curves if curve.measure == cascade.measure)
 
 
-def select_point(cascade: Cascade) -> Rung | None:
-    """The chosen rung on validation; None where the last stage is to be used alone."""
+def select_point(cascade: CascadeRecord) -> Rung | None:
+    """The chosen rung on validation; None if the last stage is recommended alone."""
     curve = select_curve(cascade)
     return None if curve.chosen is None else curve.rungs[curve.chosen]
 
 
-def write_details(results: Results, cascade: Cascade) -> list[str]:
-    """What the answer rests on: test, cost computed and measured, and what is not
-    shown.
+def write_details(results: Results, cascade: CascadeRecord) -> list[str]:
+    """The evidence for the answer: test accuracy, verdict, expected and measured cost,
+    what is not proven, and how thresholds were chosen.
     """
-    found, last, alike = [], cascade.stages[-1], cascade.test
-    what = "the cascade" if cascade.answer == "cascade" else f"{cascade.stages[0].file} alone"
+    last, test = cascade.stages[-1], cascade.test
+    subject = "the cascade" if cascade.answer == "cascade" else f"{cascade.stages[0].file} alone"
+    sentences = []
     split = cascade.splits.get("test")
     if split is not None:
-        better = (
-            f"{alike.better:,} images that only {what} has right, {alike.worse:,} that only"
-            f" {last.file} has"
-        )
-        found.append(
-            f"On {split.num_images:,} test images {what} has {format_percent(alike.accuracy)} right,"
-            f" {last.file} {format_percent(last.test.value)}: {better}."
+        sentences.append(
+            f"On {split.num_images:,} test images {subject} gets {format_percent(test.accuracy)}"
+            f" right, {last.file} {format_percent(last.test.value)}. Right only with {subject}:"
+            f" {test.better:,}; only with {last.file}: {test.worse:,}."
         )
     if results.verdict is not None:
-        found.append(write_verdict(results.verdict, what, last.file))
+        sentences.append(write_verdict(results.verdict, subject, last.file))
     if cascade.latency is not None:
-        whole = cascade.latency
-        found.append(
-            f"Of {whole.num_images:,} test images, one at a time on one thread, resizing and"
-            f" cropping included, one takes {whole.mean:.3g} ms (mean, measured end to end;"
-            f" expected from the stages: {alike.cost_ms:.3g} ms):"
-            f" {_compare_amounts(last.latency.mean, whole.mean)} {last.file}. p50 {whole.p50:.3g} ms, p99"
-            f" {whole.p99:.3g} ms; {last.file}: p50 {last.latency.p50:.3g} ms, p99"
-            f" {last.latency.p99:.3g} ms."
-        )
+        sentences.append(_describe_latency(cascade, cascade.latency))
     if cascade.answer == "last":
-        found += _list_unproven(cascade)
-    several = (
-        f"{len(cascade.curves)} measures, each tested at a higher level so that all hold together"
-        if len(cascade.curves) > 1
-        else "one measure"
-    )
-    found.append(
-        f"Chosen on validation by {several}; temperatures were fitted on the same images. Test was"
-        " read once. The costs are of this machine:"
+        sentences.append(_describe_unproven(cascade))
+    num_measures = len(cascade.curves)
+    measures = "one measure"
+    if num_measures > 1:
+        measures = f"{num_measures} measures, at a level at which all claims hold together"
+    sentences.append(
+        f"Thresholds were chosen on validation with {measures}; temperatures were fitted on the"
+        " same images. The test set was read once. All costs are of this machine:"
         f" {results.environment.get('device', 'unknown')}."
     )
-    return found
+    return sentences
 
 
-def _list_unproven(cascade: Cascade) -> Iterator[str]:
-    """The cheapest rung whose loss on these images is within the margin, though nothing
-    is shown.
-    """
-    last, allowed = cascade.stages[-1], cascade.margin * cascade.num_images
-    kept = [
-        (rung.cost_ms, each.measure, rung)
-        for each in cascade.curves
-        for rung in each.rungs
-        if rung.worse - rung.better <= allowed
+def _describe_latency(cascade: CascadeRecord, latency: LatencyStats) -> str:
+    last = cascade.stages[-1]
+    return (
+        f"One of {latency.num_images:,} test images takes {latency.mean:.3g} ms on average"
+        " (measured end to end on one thread, resizing and cropping included; expected from the"
+        f" stages: {cascade.test.cost_ms:.3g} ms),"
+        f" {_compare_amounts(last.latency.mean, latency.mean)} {last.file}. p50"
+        f" {latency.p50:.3g} ms, p99 {latency.p99:.3g} ms; {last.file}: p50"
+        f" {last.latency.p50:.3g} ms, p99 {last.latency.p99:.3g} ms."
+    )
+
+
+def _describe_unproven(cascade: CascadeRecord) -> str:
+    """The cheapest rung that keeps the margin on these images, without a proof."""
+    last, max_lost = cascade.stages[-1], cascade.margin * cascade.num_images
+    candidates = [
+        (rung.cost_ms, curve.measure, rung)
+        for curve in cascade.curves
+        for rung in curve.rungs
+        if rung.worse - rung.better <= max_lost
     ]
-    cost, measure, rung = min(kept, key=lambda each: each[0])
-    if cost < last.cost_ms:
-        yield (
-            f"The cheapest that loses no more than the margin on these images ({measure}) would"
-            f" send on {format_percent(rung.shares[1])} and take {cost:.3g} ms in place of"
-            f" {last.cost_ms:.3g} ms; {cascade.num_images:,} images are too few to show that it"
-            " keeps the margin."
+    cost, measure, rung = min(candidates, key=lambda candidate: candidate[0])
+    if cost >= last.cost_ms:
+        return (
+            "No threshold that keeps the margin on these images costs less than"
+            f" {last.file} ({last.cost_ms:.3g} ms)."
         )
-    else:
-        yield (
-            "Whatever loses no more than the margin on these images costs at least the"
-            f" {last.cost_ms:.3g} ms of {last.file}."
-        )
+    return (
+        f"The cheapest threshold that keeps the margin on these images ({measure}) would forward"
+        f" {format_percent(rung.shares[1])} and take {cost:.3g} ms instead of"
+        f" {last.cost_ms:.3g} ms, but {cascade.num_images:,} images are too few for a proof."
+    )
 
 
 def build_cascade_tables(results: Results) -> list[RenderableType]:
-    """Stages, measures and the curve, then what they mean."""
+    """Tables of stages, measures and the curve, then the answer and the evidence."""
     cascade = results.cascade
     assert cascade is not None
     return [
         _build_stages_table(cascade),
         _build_measures_table(cascade),
         _build_curve_table(cascade),
-        *(Text(said) for said in (write_answer(cascade), *write_details(results, cascade))),
+        Text(write_answer(cascade)),
+        *map(Text, write_details(results, cascade)),
     ]
 
 
@@ -168,81 +165,83 @@ def _build_table(title: str, heads: Sequence[str]) -> Table:
     return table
 
 
-def _build_stages_table(cascade: Cascade) -> Table:
+def _build_stages_table(cascade: CascadeRecord) -> Table:
     table = _build_table(
-        "Stages, from cheap to dear",
+        "Stages, cheapest first",
         ["stage", "validation", "test", "interval", "ms, mean", "p50", "p99"],
     )
-    for each in cascade.stages:
-        took = each.latency
-        figures = (
-            format_percent(each.validation.value),
-            format_percent(each.test.value),
-            format_interval(each.test.low, each.test.high),
+    for stage in cascade.stages:
+        table.add_row(
+            stage.file,
+            format_percent(stage.validation.value),
+            format_percent(stage.test.value),
+            format_interval(stage.test.low, stage.test.high),
+            *_format_latency(stage.latency),
         )
-        table.add_row(each.file, *figures, f"{took.mean:.3g}", f"{took.p50:.3g}", f"{took.p99:.3g}")
     if cascade.latency is not None:
-        took, rung = cascade.latency, select_point(cascade)
+        rung = select_point(cascade)
         assert rung is not None
-        measured = (
+        table.add_row(
+            "the cascade",
             format_percent(rung.accuracy),
             format_percent(cascade.test.accuracy),
             "",
-            f"{took.mean:.3g}",
-            f"{took.p50:.3g}",
-            f"{took.p99:.3g}",
+            *_format_latency(cascade.latency),
         )
-        table.add_row("the cascade", *measured)
     return table
 
 
-def _build_measures_table(cascade: Cascade) -> Table:
+def _format_latency(latency: LatencyStats) -> tuple[str, str, str]:
+    return f"{latency.mean:.3g}", f"{latency.p50:.3g}", f"{latency.p99:.3g}"
+
+
+def _build_measures_table(cascade: CascadeRecord) -> Table:
     table = _build_table(
         "Measures of confidence on validation, each at its cheapest proven threshold",
-        ["measure", "sent on", "top-1", "ms, expected"],
+        ["measure", "forwarded", "top-1", "ms, expected"],
     )
-    for each in cascade.curves:
-        rung = each.rungs[each.chosen] if each.chosen is not None else None
-        mark = "* " if each.measure == cascade.measure and rung is not None else "  "
+    for curve in cascade.curves:
+        if curve.chosen is None:
+            table.add_row(f"  {curve.measure}", "none", "", "")
+            continue
+        rung = curve.rungs[curve.chosen]
         table.add_row(
-            f"{mark}{each.measure}",
-            *(
-                (format_forwarded(rung), format_percent(rung.accuracy), f"{rung.cost_ms:.3g}")
-                if rung
-                else ("none", "", "")
-            ),
+            f"{'*' if curve.measure == cascade.measure else ' '} {curve.measure}",
+            format_forwarded(rung),
+            format_percent(rung.accuracy),
+            f"{rung.cost_ms:.3g}",
         )
     return table
 
 
 def format_forwarded(rung: Rung) -> str:
-    """The shares that reach the second stage and those behind it."""
+    """The shares of images that reach the second and each further stage."""
     return ", ".join(format_percent(share) for share in rung.shares[1:])
 
 
 def select_points(curve: RoutingCurve) -> list[Rung]:
-    """Evenly spread rungs, both ends and the chosen one among them."""
+    """Evenly spaced rungs, including both ends and the chosen rung."""
     last = len(curve.rungs) - 1
-    rows = {round(last * step / SHOWN) for step in range(SHOWN + 1)} | (
-        {curve.chosen} if curve.chosen is not None else set()
-    )
+    rows = {round(last * step / SHOWN) for step in range(SHOWN + 1)}
+    if curve.chosen is not None:
+        rows.add(curve.chosen)
     return [curve.rungs[row] for row in sorted(rows)]
 
 
-def _build_curve_table(cascade: Cascade) -> Table:
+def _build_curve_table(cascade: CascadeRecord) -> Table:
     curve = select_curve(cascade)
     table = _build_table(
-        f"The curve on validation, by {curve.measure}",
-        ["sent on", "top-1", "loss, points", "ms, expected", "margin kept"],
+        f"Routing curve on validation, by {curve.measure}",
+        ["forwarded", "top-1", "loss, points", "ms, expected", "margin kept"],
     )
     for rung in select_points(curve):
         table.add_row(*build_curve_row(cascade, rung))
     return table
 
 
-def build_curve_row(cascade: Cascade, rung: Rung) -> tuple[str, str, str, str, str]:
-    """A rung: what is sent on, accuracy, loss in points, cost, and whether it is shown
-    to keep the margin; the chosen one has a star.
+def build_curve_row(cascade: CascadeRecord, rung: Rung) -> tuple[str, str, str, str, str]:
+    """A rung: shares forwarded, accuracy, loss in points, cost, and whether the margin
+    is proven; the chosen rung has a star.
     """
     mark = " *" if rung == select_point(cascade) else ""
     loss = format_points((rung.worse - rung.better) / cascade.num_images)

@@ -1,18 +1,19 @@
-"""What a person sees while something long goes on."""
+"""Console output of a command while it runs."""
 
 import shutil
 import sys
 
 
 class Console:
-    """Lines of text: `say` for what stays, `line` for what is replaced by the next (on
-    a terminal; elsewhere it is a line like any other).
+    """Prints lines that stay, and transient lines that the next line replaces.
+
+    Without a terminal a transient line stays, too.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
         self.live = sys.stdout.isatty() and not silent
         self.silent = silent
-        self._open = 0
+        self._transient_width = 0
 
     def print(self, text: str = "") -> None:
         """Print a line that stays."""
@@ -28,21 +29,21 @@ class Console:
             print(text, flush=True)
             return
         self._clear()
-        shown = text[: shutil.get_terminal_size().columns - 1]
-        print(shown, end="", flush=True)
-        self._open = len(shown)
+        line = text[: shutil.get_terminal_size().columns - 1]
+        print(line, end="", flush=True)
+        self._transient_width = len(line)
 
     def show(self, renderable: object) -> None:
         """Print a table or another renderable of rich."""
-        from rich.console import Console as Rich
+        from rich.console import Console as RichConsole
 
-        if not self.silent:
-            self._clear()
-            Rich(width=max(shutil.get_terminal_size((100, 24)).columns, 80), highlight=False).print(
-                renderable
-            )
+        if self.silent:
+            return
+        self._clear()
+        width = max(shutil.get_terminal_size((100, 24)).columns, 80)
+        RichConsole(width=width, highlight=False).print(renderable)
 
     def _clear(self) -> None:
-        if self._open:
-            print("\r" + " " * self._open + "\r", end="")
-            self._open = 0
+        if self._transient_width:
+            print("\r" + " " * self._transient_width + "\r", end="")
+            self._transient_width = 0

@@ -1,22 +1,56 @@
-"""Was distilling needed? What of the gain is the teacher's knowledge, and whether plain
-training is as good.
+"""Sentences about the gain of distillation over the controls: how much of it is the
+teacher's knowledge, and whether plain training does as well.
 """
 
-from kd_app.reporting.results import Difference, Results, Split
-from kd_app.reporting.sentences import format_margin, format_points
+from collections.abc import Sequence
+from typing import Final
 
-PLAIN = ("labels_only", "match_wall_time")
-"""Controls that are plain training: no teacher, labels as they are."""
+from kd_app.reporting.results import Difference, Results, Split
+from kd_app.reporting.sentences import format_difference, format_margin, format_points
+
+PLAIN: Final = ("labels_only", "match_wall_time")
+"""Controls that are plain training: no teacher, unchanged labels."""
+
+_CONTROLS: Final = {
+    "labels_only": (
+        "the same network trained on labels only",
+        "these images show no gain.",
+        "a gain.",
+    ),
+    "match_wall_time": (
+        "labels only for the same wall time{epochs}",
+        "no gain that longer training would not explain.",
+        "more than longer training gains.",
+    ),
+    "smoothed_labels": (
+        "labels as soft as the teacher's outputs{smoothing}",
+        "no gain that soft labels alone would not explain.",
+        "more than soft labels alone gain.",
+    ),
+    "shuffled_teacher": (
+        "the teacher's outputs for other images of the class",
+        "no gain from the teacher's knowledge of the individual image.",
+        "a gain from the teacher's knowledge of the individual image.",
+    ),
+    "other_family": (
+        "another family of about the same cost ({network}{macs}) trained on labels only",
+        "that network may do as well on plain labels.",
+        "better than that network on plain labels.",
+    ),
+}
+"""For each control: its description, and the conclusions if the control is as good and
+if it is not.
+"""
 
 
 def describe_gains(results: Results) -> list[str]:
-    """Sentences from the differences between the student and each control on the same
-    images; empty where no control was measured.
+    """Sentences about the differences between the student and each control on the same
+    images; empty without a control.
 
-    Every figure is the student's top1 minus a control's, with its paired interval over
-    the images, each by itself (not corrected for their number). A control counts as as
-    good where that interval holds 0 or lies below it. All of it is about the models of
-    one seed, and says so.
+    Each difference is the student's top1 minus the control's, with its paired interval
+    over the images, not corrected for the number of controls. A control counts as as
+    good if the interval contains 0 or lies below it. All sentences are about the models
+    of one seed.
     """
     split = results.test or results.validation
     if split is None:
@@ -28,88 +62,53 @@ def describe_gains(results: Results) -> list[str]:
     }
     if not gains:
         return []
-    found = [
-        sentence
-        for control, gain in gains.items()
-        if (sentence := _describe_control(control, gain, gains, results))
+    return [
+        *(_describe_control(control, gains, results) for control in gains),
+        _write_advice(gains, results, split),
+        _write_basis(results),
     ]
-    return [*found, _write_advice(gains, results, split), _write_basis(results)]
 
 
 def _format_gain(gain: Difference) -> str:
     """'+0.55 points (-0.10 to +1.20)'."""
-    assert gain.value is not None
-    assert gain.low is not None
-    assert gain.high is not None
-    return f"{format_points(gain.value)} points ({format_points(gain.low)} to {format_points(gain.high)})"
+    value, bounds = format_difference(gain.value, gain.low, gain.high)
+    return f"{value} points ({bounds})"
 
 
-def _as_good(gain: Difference) -> bool:
+def _is_as_good(gain: Difference) -> bool:
+    """Whether the control is as good as distillation."""
     return gain.low is not None and gain.low <= 0
 
 
-def _describe_control(
-    control: str, gain: Difference, gains: dict[str, Difference], results: Results
-) -> str:
-    """What one control says."""
-    if control not in _SAYS:
+def _describe_control(control: str, gains: dict[str, Difference], results: Results) -> str:
+    gain = gains[control]
+    if control not in _CONTROLS:
         return f"Distilled minus {control.replace('_', ' ')}: {_format_gain(gain)}."
-    name, nothing, something = _SAYS[control]
+    name, without_gain, with_gain = _CONTROLS[control]
     model = results.models.get(control)
-    decided = (model.model_extra or {}).get("decided", {}) if model else {}
-    said = (
-        "Distilled minus"
-        f" {name.format(net=model.name if model else 'another net', **_format_details(decided))}:"
-        f" {_format_gain(gain)}: "
+    resolved = (model.model_extra or {}).get("decided", {}) if model else {}
+    name = name.format(
+        network=model.name if model else "another network", **_format_details(resolved)
     )
     if gain.high is not None and gain.high < 0:
-        said += "distilling did worse."
+        conclusion = "distillation did worse."
     else:
-        said += nothing if _as_good(gain) else something
-    return said + _share(control, gain, gains)
+        conclusion = without_gain if _is_as_good(gain) else with_gain
+    share = _describe_share(control, gains)
+    return f"Distilled minus {name}: {_format_gain(gain)}: {conclusion}{share}"
 
 
-_SAYS = {
-    "labels_only": (
-        "the same net on the labels alone",
-        "no gain that these images could show.",
-        "a gain.",
-    ),
-    "match_wall_time": (
-        "the labels alone for as long in wall time{epochs}",
-        "no gain that longer training would not explain.",
-        "more than longer training gives.",
-    ),
-    "smoothed_labels": (
-        "labels as soft as the teacher's answers{smoothing}",
-        "no gain that softness alone would not explain.",
-        "more than softness alone gives.",
-    ),
-    "shuffled_teacher": (
-        "the teacher's answers to other images of the class",
-        "no gain from what the teacher knows about the very image.",
-        "what the teacher knows about the very image.",
-    ),
-    "other_family": (
-        "another family of about the cost ({net}{macs}) on the labels alone",
-        "another net on plain labels may do as well.",
-        "better than that net on plain labels.",
-    ),
-}
-"""Of each control: what it is; what is said where it is as good, and where it is not.
-"""
-
-
-def _format_details(decided: dict[str, object]) -> dict[str, str]:
-    epochs, loss, macs, ours = (
-        decided.get(key) for key in ("max_epochs", "loss", "macs", "student_macs")
+def _format_details(resolved: dict[str, object]) -> dict[str, str]:
+    """Settings that the run computed for a control, by their fields in `_CONTROLS`."""
+    epochs, loss, macs, student_macs = (
+        resolved.get(key) for key in ("max_epochs", "loss", "macs", "student_macs")
     )
-    smoothing = (
-        next((node["smoothing"] for node in loss.values() if "smoothing" in node), None)
-        if isinstance(loss, dict)
-        else None
-    )
-    ratio = macs / ours if isinstance(macs, int) and isinstance(ours, int) and ours else None
+    smoothing = None
+    if isinstance(loss, dict):
+        smoothing = next((node["smoothing"] for node in loss.values() if "smoothing" in node), None)
+    ratio = None
+    if isinstance(macs, int) and isinstance(student_macs, int) and student_macs:
+        ratio = macs / student_macs
     return {
         "epochs": "" if epochs is None else f" ({epochs} epochs)",
         "smoothing": "" if smoothing is None else f" (smoothing {smoothing:.3g})",
@@ -117,77 +116,78 @@ def _format_details(decided: dict[str, object]) -> dict[str, str]:
     }
 
 
-def _share(control: str, gain: Difference, gains: dict[str, Difference]) -> str:
-    """How much of a gain over the labels the control has, too; said only where there is
-    such a gain.
+def _describe_share(control: str, gains: dict[str, Difference]) -> str:
+    """The part of the gain over labels only that the control reaches without
+    distillation; '' if there is no such gain.
     """
-    over_labels = gains.get("labels_only")
+    over_labels, gain = gains.get("labels_only"), gains[control]
     if (
         control in ("labels_only", "other_family")
         or over_labels is None
         or over_labels.value is None
-        or _as_good(over_labels)
+        or _is_as_good(over_labels)
         or gain.value is None
     ):
         return ""
     return (
-        f" Of the {format_points(over_labels.value)} points over the labels alone it has"
-        f" {format_points(over_labels.value - gain.value)} itself."
+        f" This control alone reaches {format_points(over_labels.value - gain.value)} of the"
+        f" {format_points(over_labels.value)} points over labels only."
     )
 
 
 def _write_advice(gains: dict[str, Difference], results: Results, split: Split) -> str:
-    """Plain training where a control of that kind is as good; else the cheapest that
-    is; else distilling.
+    """Recommend plain training if it is as good; else the cheapest control that is;
+    else distillation.
     """
-    as_good = [control for control in PLAIN if control in gains and _as_good(gains[control])]
-    told = f"as far as {split.num_images:,} images tell"
+    plain = [control for control in PLAIN if control in gains]
+    as_good = [control for control in plain if _is_as_good(gains[control])]
+    on_images = f"On these {split.num_images:,} images"
     if as_good:
         longer = " for as long" if as_good == ["match_wall_time"] else ""
-        margin = results.verdict.margin if results.verdict else None
-        shown = [
-            control
-            for control in as_good
-            if margin is not None and (gains[control].high or 0) < margin
-        ]
-        better = any((gains[control].high or 0) < 0 for control in as_good)
-        how = "better than distilling" if better else "as good as distilling"
-        sure = (
-            f", and less than {format_margin(margin or 0)} worse"
-            if shown
-            else "; they could not show a small difference"
-        )
-        sure = "" if better else sure
         return (
             f"Recommendation: plain training (fine-tuning) on the labels{longer}, without a"
-            f" teacher: {how} {told}{sure}."
+            f" teacher. {on_images} {_compare_with_plain(as_good, gains, results)}."
         )
-    if "smoothed_labels" in gains and _as_good(gains["smoothed_labels"]):
+    if "smoothed_labels" in gains and _is_as_good(gains["smoothed_labels"]):
         return (
-            "Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher:"
-            f" as good as distilling {told}."
+            "Recommendation: plain training (fine-tuning) with smoothed labels, without a teacher."
+            f" {on_images} distillation is not measurably better."
         )
-    if any(control in gains for control in PLAIN):
-        unasked = [
-            control
-            for control in ("match_wall_time", "smoothed_labels", "shuffled_teacher")
-            if control not in gains
-        ]
+    if not plain:
+        return (
+            "Recommendation: none. Without the control labels_only there is no plain training to"
+            " compare with."
+        )
+    missing = [
+        control
+        for control in ("match_wall_time", "smoothed_labels", "shuffled_teacher")
+        if control not in gains
+    ]
+    more = ""
+    if missing:
         more = (
-            f" Not asked here: 'controls=[{','.join(unasked)}]' would show what of it is the"
-            " teacher's knowledge."
-            if unasked
-            else ""
+            f" Not measured: 'controls=[{','.join(missing)}]' would show how much of the gain is"
+            " the teacher's knowledge."
         )
-        return f"Recommendation: distill. Plain training is measurably worse.{more}"
-    return (
-        "Recommendation: none. Without the control labels_only nothing says whether plain training"
-        " is as good."
-    )
+    return f"Recommendation: distill. Plain training is measurably worse.{more}"
+
+
+def _compare_with_plain(
+    as_good: Sequence[str], gains: dict[str, Difference], results: Results
+) -> str:
+    """How distillation compares with the plain controls that are `as_good`."""
+    bounds = [gains[control].high or 0 for control in as_good]
+    if any(bound < 0 for bound in bounds):
+        return "plain training is better than distillation"
+    no_gain = "the gain of distillation is not measurable"
+    margin = results.verdict.margin if results.verdict else None
+    if margin is not None and any(bound < margin for bound in bounds):
+        return f"{no_gain}; it is less than {format_margin(margin)}"
+    return f"{no_gain}; a small gain would not show"
 
 
 def _write_basis(results: Results) -> str:
     return (
-        f"These are differences between models of one seed ({results.seed}), not between methods: "
-        "whether distilling is worth it in general, several seeds show."
+        f"These are differences between models of one seed ({results.seed}), not between methods:"
+        " several seeds are needed to judge whether distillation is worth it in general."
     )

@@ -1,4 +1,4 @@
-"""The images to look at, with what each model said of them, as a table."""
+"""``examples.parquet``: informative images with the predictions of each model."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,26 +24,27 @@ def write_examples(
     logits: Mapping[str, Float[np.ndarray, "images classes"]],
     png: Sequence[bytes | None],
 ) -> None:
-    """Write ``examples.parquet``; `file` and `png` belong to the examples, the arrays
-    to all images.
+    """Write ``examples.parquet``, one row per example.
 
-    Columns: index, file, target, why, classes (numbers, the label's first), png (bytes,
-    null where the data can't give it), divergence (KL(teacher || student), nats; null
-    without a teacher), and for each model <model>_top1 and <model>_probabilities (of
-    `classes`, in their order).
+    `file` and `png` have one entry per example; `index`, `target` and `logits` cover
+    all images. Columns: index, file, target, why, classes (numbers, the label first),
+    png (bytes, null if the data provide no thumbnail), divergence
+    (KL(teacher || student), nats; null without a teacher), and per model <model>_top1
+    and <model>_probabilities (of `classes`, in the same order).
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows, classes = [each.row for each in examples], [each.classes for each in examples]
+    rows = [example.row for example in examples]
+    classes = [example.classes for example in examples]
     columns = {
         "index": pa.array(index[rows], pa.int64()),
         "file": pa.array(file, pa.string()),
         "target": pa.array(target[rows], pa.int64()),
-        "why": pa.array([each.why for each in examples], pa.string()),
+        "why": pa.array([example.why for example in examples], pa.string()),
         "classes": pa.array(classes, pa.list_(pa.int64())),
         "png": pa.array(png, pa.binary()),
-        "divergence": pa.array([each.divergence for each in examples], pa.float64()),
+        "divergence": pa.array([example.divergence for example in examples], pa.float64()),
     }
     for model, each in logits.items():
         columns[f"{model}_top1"] = pa.array(each[rows].argmax(axis=1), pa.int64())
@@ -59,5 +60,5 @@ def _compute_probabilities(
     logits: Float[np.ndarray, " classes"], classes: Sequence[int]
 ) -> list[float]:
     p = np.exp(logits.astype(np.float64) - logits.max())
-    found: list[float] = (p / p.sum())[list(classes)].tolist()
-    return found
+    probabilities: list[float] = (p / p.sum())[list(classes)].tolist()
+    return probabilities

@@ -1,87 +1,84 @@
-"""What kd-export measured, as tables for people."""
+"""Console tables about exported files: accuracy, and speed and cost."""
 
 from rich import box
 from rich.table import Table
 
-from kd_app.reporting.exports import Answering, Exports, Figures
-from kd_app.reporting.sentences import count, format_percent, format_points
+from kd_app.reporting.exports import Exports, FileMetrics, ModelMeasurement
+from kd_app.reporting.sentences import format_count, format_percent, format_points
 
 
-def build_accuracy_table(told: Exports, split: str) -> Table:
-    """Each file and the models in torch on one split: its accuracy, the verdict beside
-    the teacher, what being written as a file changed.
+def build_accuracy_table(exports: Exports, split: str) -> Table:
+    """Each file and each PyTorch model on one split: accuracy, verdict against the
+    teacher, and what the export changed.
     """
-    table = Table(
-        title=f"On {split}, each file in its own runtime",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+    table = _build_table(
+        f"On {split}, each file in its own runtime",
+        ("top-1", "against the teacher", "negative flips", "lost by export", "agrees with torch"),
     )
-    table.add_column("", no_wrap=True)
-    for head in (
-        "top-1",
-        "beside the teacher",
-        "negative flips",
-        "lost beside torch",
-        "agreement with torch",
-    ):
-        table.add_column(head, justify="right")
-    for role, model in told.torch.items():
-        table.add_row(f"{role} in torch", *_own(getattr(model, split), role == "teacher"), "", "")
-    for name, file in told.files.items():
-        found: Figures = getattr(file, split)
-        changed = found.beside_torch
-        assert changed is not None
+    for role, model in exports.torch.items():
+        metrics: FileMetrics = getattr(model, split)
+        table.add_row(f"{role} in torch", *_format_metrics(metrics, role == "teacher"), "", "")
+    for name, file in exports.files.items():
+        metrics = getattr(file, split)
+        assert metrics.beside_torch is not None
         table.add_row(
-            f"{name} ←" if name == told.ship else name,
-            *_own(found, False),
-            f"{format_points(changed.lost)} points",
-            format_percent(changed.agreement),
+            _mark_shipped(exports, name),
+            *_format_metrics(metrics, False),
+            f"{format_points(metrics.beside_torch.lost)} points",
+            format_percent(metrics.beside_torch.agreement),
         )
     return table
 
 
-def _own(found: Figures, is_teacher: bool) -> tuple[str, str, str]:
-    if is_teacher or found.verdict is None:
-        return format_percent(found.top1), "", ""
-    return format_percent(found.top1), found.verdict.outcome, format_percent(found.negative_flips)
-
-
-def build_cost_table(told: Exports) -> Table:
-    """Latency, throughput, cost, size, start and memory of each file and of the models
-    in torch.
+def build_cost_table(exports: Exports) -> Table:
+    """Latency, throughput, cost, size, cold start and memory of each file; speed of
+    each PyTorch model.
     """
-    table = Table(
-        title="One thread, in turns", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    table = _build_table(
+        "Speed on one thread, all timed in turns",
+        ("ms p50", "p95", "p99", "images/s", "cost of a million", "size", "cold start", "memory"),
     )
-    table.add_column("", no_wrap=True)
-    for head in ("ms p50", "p95", "p99", "images/s", "a million", "size", "start", "memory"):
-        table.add_column(head, justify="right")
-    for role, model in told.torch.items():
+    for role, model in exports.torch.items():
         table.add_row(f"{role} in torch", *_format_speed(model), "", "", "")
-    for name, file in told.files.items():
-        start = "" if file.start_seconds is None else f"{1000 * file.start_seconds:.0f} ms"
-        memory = "" if file.peak_memory_bytes is None else f"{count(file.peak_memory_bytes)}B"
+    for name, file in exports.files.items():
+        start, memory = file.start_seconds, file.peak_memory_bytes
         table.add_row(
-            f"{name} ←" if name == told.ship else name,
+            _mark_shipped(exports, name),
             *_format_speed(file),
-            f"{count(file.size_bytes)}B",
-            start,
-            memory,
+            f"{format_count(file.size_bytes)}B",
+            "" if start is None else f"{1000 * start:.0f} ms",
+            "" if memory is None else f"{format_count(memory)}B",
         )
     return table
 
 
-def _format_speed(of: Answering) -> tuple[str, str, str, str, str]:
-    latency, cost = of.latency_ms, of.cost_per_million
-    times = (
-        ("", "", "")
-        if latency is None
-        else (f"{latency.p50:.3g}", f"{latency.p95:.3g}", f"{latency.p99:.3g}")
+def _build_table(title: str, heads: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right")
+    return table
+
+
+def _mark_shipped(exports: Exports, name: str) -> str:
+    """The file's name, with an arrow at the file to ship."""
+    return f"{name} ←" if name == exports.ship else name
+
+
+def _format_metrics(metrics: FileMetrics, is_teacher: bool) -> tuple[str, str, str]:
+    top1 = format_percent(metrics.top1)
+    if is_teacher or metrics.verdict is None:
+        return top1, "", ""
+    return top1, metrics.verdict.outcome, format_percent(metrics.negative_flips)
+
+
+def _format_speed(model: ModelMeasurement) -> tuple[str, str, str, str, str]:
+    latency, speed, cost = model.latency_ms, model.images_per_second, model.cost_per_million
+    times = ("", "", "")
+    if latency is not None:
+        times = (f"{latency.p50:.3g}", f"{latency.p95:.3g}", f"{latency.p99:.3g}")
+    return (
+        *times,
+        "" if speed is None else f"{speed:,.0f} (batch {model.batch_size})",
+        "" if cost is None else f"{cost:.3g} {model.currency or ''}".strip(),
     )
-    speed = (
-        ""
-        if of.images_per_second is None
-        else f"{of.images_per_second:,.0f} (batch {of.batch_size})"
-    )
-    return (*times, speed, "" if cost is None else f"{cost:.3g} {of.currency or ''}".strip())

@@ -1,4 +1,4 @@
-"""The files that a run was exported to, as ``export/manifest.json`` tells of them."""
+"""The exported files of a run, as ``export/manifest.json`` records them."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,16 @@ FOLDER: Final = "export"
 
 
 class _Open(BaseModel):
-    """Holds the keys below, and whatever else the manifest says."""
+    """Allows further keys, which a manifest has and a report does not read."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class BesideTorch(_Open):
-    """A file and the model in torch that it was written from, on the same images; lost:
-    accuracy of the model minus that of the file, in 0..1.
+class TorchComparison(_Open):
+    """A file against the PyTorch model of which it is an export, on the same images.
+
+    lost: accuracy of the model minus accuracy of the file, in 0..1 · margin: of the
+    verdict rule · agreement: share of images with equal top-1 classes.
     """
 
     lost: float
@@ -29,9 +31,10 @@ class BesideTorch(_Open):
     agreement: float
 
 
-class Figures(_Open):
-    """Of one file on one split, under the names of ``results.json``; the verdict
-    compares the file with the teacher.
+class FileMetrics(_Open):
+    """Metrics of one file on one split, under the keys of ``results.json``.
+
+    verdict: of the file against the teacher.
     """
 
     top1: Number = None
@@ -42,11 +45,11 @@ class Figures(_Open):
     retention_high: Number = None
     negative_flips: Number = None
     verdict: Verdict | None = None
-    beside_torch: BesideTorch | None = None
+    beside_torch: TorchComparison | None = None
 
 
-class Latency(_Open):
-    """Milliseconds for one image with one thread: percentiles over `calls`."""
+class LatencyPercentiles(_Open):
+    """Milliseconds for one image on one thread: percentiles over `calls`."""
 
     p50: float
     p95: float
@@ -54,16 +57,17 @@ class Latency(_Open):
     calls: int | None = None
 
 
-class Answering(_Open):
-    """How good, how quick and how dear something is that answers; what was not measured
-    is null. cost_per_million: images, in `currency`.
+class ModelMeasurement(_Open):
+    """Accuracy, speed and cost of a file or of a PyTorch model; null if not measured.
+
+    cost_per_million: of a million images, in `currency`.
     """
 
     license: str = "unknown"
     device: str | None = None
-    validation: Figures | None = None
-    test: Figures | None = None
-    latency_ms: Latency | None = None
+    validation: FileMetrics | None = None
+    test: FileMetrics | None = None
+    latency_ms: LatencyPercentiles | None = None
     images_per_second: Number = None
     batch_size: int | None = None
     cost_per_million: Number = None
@@ -73,8 +77,8 @@ class Answering(_Open):
     peak_memory_bytes: int | None = None
 
 
-class Ratio(BaseModel):
-    """How many times, with the ends of its interval at 95 %."""
+class RatioEstimate(BaseModel):
+    """A ratio and the ends of its 95 % interval."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,54 +90,56 @@ class Ratio(BaseModel):
         return f"{self.value:.1f}x ({self.low:.1f} to {self.high:.1f})"
 
 
-class InTorch(Answering):
-    """A model in torch that was measured beside the files."""
+class TorchMeasurement(ModelMeasurement):
+    """A PyTorch model that was measured together with the files."""
 
     name: str
 
 
-class File(Answering):
-    """One file. runtime: its name and version · times_faster, times_cheaper: than each
-    model and file that was timed in turns with it, by name.
+class File(ModelMeasurement):
+    """One exported file.
+
+    runtime: name and version · times_faster, times_cheaper: compared with each model
+    and file that was timed in turns with this one, by name.
     """
 
     format: str
     size_bytes: int
     role: str = "student"
     runtime: dict[str, Any] = {}
-    times_faster: dict[str, Ratio] = {}
-    times_cheaper: dict[str, Ratio] = {}
+    times_faster: dict[str, RatioEstimate] = {}
+    times_cheaper: dict[str, RatioEstimate] = {}
 
 
 class Exports(_Open):
-    """A manifest, as far as a report reads it. ship: the name of the file to ship ·
-    torch: by role.
+    """The keys of a manifest that a report reads.
+
+    torch: PyTorch models by role · ship: the name of the recommended file.
     """
 
     schema_version: Literal[1]
     files: dict[str, File]
-    torch: dict[str, InTorch] = {}
+    torch: dict[str, TorchMeasurement] = {}
     ship: str | None = None
 
 
 def read_exports(run: Path) -> Exports | None:
-    """What the run in the folder `run` was exported to; None where it was not.
+    """Read the manifest in the run's folder `run`; None if the run was not exported.
 
-    Raises `RequestError`: the manifest is cut off, of another schema, or not of this
-    schema.
+    Raises `RequestError` if the manifest is truncated or does not fit the schema.
     """
     path = run / FOLDER / MANIFEST
     if not path.is_file():
         return None
-    again = "Export the run again with kd-export."
+    remedy = "Export the run again with kd-export."
     try:
         return Exports.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RequestError(
-            f"{str(path)!r} is no manifest: {where}: {first['msg']} (got"
-            f" {str(first['input'])[:60]!r}). {again}"
+            f"{str(path)!r} is not a valid manifest: {where}: {first['msg']} (got"
+            f" {str(first['input'])[:60]!r}). {remedy}"
         ) from None
     except (OSError, ValueError) as error:
-        raise RequestError(f"{str(path)!r} can't be read: {error}. {again}") from None
+        raise RequestError(f"{str(path)!r} can't be read: {error}. {remedy}") from None

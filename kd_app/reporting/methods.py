@@ -1,5 +1,5 @@
-"""Which runs are seeds of one method, and what to call it: by what its configuration
-says differently from the others'.
+"""Grouping of runs into methods (one configuration over several seeds), with a label
+for each method: the settings in which it differs from the others.
 """
 
 import json
@@ -20,7 +20,7 @@ _NOT_THE_METHOD: Final = (
     "robustness",
     "data.root",
 )
-"""Keys that don't change how a student is trained: where and how it is done, by what
+"""Keys that don't change how a student is trained: where the run is computed, by which
 rule it is judged, and what it is compared with.
 """
 _ABSENT: Final = object()
@@ -28,8 +28,9 @@ _ABSENT: Final = object()
 
 @dataclass(frozen=True)
 class MethodGroup:
-    """Runs of one configuration on one set of images, by seed: `images` identifies data
-    and split.
+    """Runs by seed, with one configuration and one set of images.
+
+    images: identifies data and split.
     """
 
     label: str
@@ -38,34 +39,30 @@ class MethodGroup:
 
 
 def group_by_method(runs: Sequence[Run]) -> tuple[list[MethodGroup], int]:
-    """The methods in the order of their first run, and how many runs repeat a seed of
-    one: of those the one that read the test set is kept.
+    """Group runs into methods, in the order of their first runs.
+
+    Also returns the number of runs that repeat a seed of their method. Of such runs the
+    group keeps the first that read the test set, or else the first.
     """
-    found: dict[str, dict[int, Run]] = {}
-    repeated = 0
+    by_method: dict[str, dict[int, Run]] = {}
+    num_repeated = 0
     for run in runs:
-        seeds = found.setdefault(
-            json.dumps(
-                [_extract_method(run.config), identify_images(run)], sort_keys=True, default=str
-            ),
-            {},
-        )
-        known = seeds.get(run.results.seed)
-        repeated += known is not None
-        if known is None or (known.results.test is None and run.results.test is not None):
-            seeds[run.results.seed] = run
-    members = [dict(sorted(seeds.items())) for seeds in found.values()]
-    firsts = [next(iter(seeds.values())) for seeds in members]
-    labels = _build_labels([run.config for run in firsts], [identify_images(run) for run in firsts])
-    return [
-        MethodGroup(label, identify_images(run), seeds)
-        for label, run, seeds in zip(labels, firsts, members, strict=True)
-    ], repeated
+        key = [_extract_method(run.config), identify_images(run)]
+        by_seed = by_method.setdefault(json.dumps(key, sort_keys=True, default=str), {})
+        other = by_seed.get(run.results.seed)
+        num_repeated += other is not None
+        if other is None or (other.results.test is None and run.results.test is not None):
+            by_seed[run.results.seed] = run
+    groups = [dict(sorted(by_seed.items())) for by_seed in by_method.values()]
+    firsts = [next(iter(by_seed.values())) for by_seed in groups]
+    images = [identify_images(run) for run in firsts]
+    labels = _build_labels([run.config for run in firsts], images)
+    return [MethodGroup(*parts) for parts in zip(labels, images, groups, strict=True)], num_repeated
 
 
 def identify_images(run: Run) -> tuple[str, str]:
-    """What decides which images a run trained on and was measured on: the data's
-    fingerprint, and the hash of its split.csv ('' where unknown).
+    """Identify the images of training and evaluation: the fingerprint of the data, and
+    the hash of ``split.csv`` ('' if unknown).
     """
     data = run.results.data
     split = next((file.sha256 for file in run.results.files if file.name == "split.csv"), "")
@@ -73,89 +70,90 @@ def identify_images(run: Run) -> tuple[str, str]:
 
 
 def _extract_method(config: Mapping[str, Any]) -> dict[str, Any]:
-    free = tuple(f"{key}." for key in _NOT_THE_METHOD)
-    return {key: value for key, value in flatten(config) if not f"{key}.".startswith(free)}
+    excluded = tuple(f"{key}." for key in _NOT_THE_METHOD)
+    return {key: value for key, value in flatten(config) if not f"{key}.".startswith(excluded)}
 
 
 def _build_labels(
-    configs: Sequence[Mapping[str, Any]], measured_on: Sequence[tuple[str, str]]
+    configs: Sequence[Mapping[str, Any]], images: Sequence[tuple[str, str]]
 ) -> list[str]:
     if len(configs) == 1:
         return [_describe_method(configs[0])]
-    texts = [
-        ", ".join(said)
-        for said in zip(*_drop_redundant(_find_differences("", configs)).values(), strict=True)
-    ] or [""] * len(configs)
-    named = [", ".join(filter(None, text.split(", "))) for text in texts]
-    if len(set(named)) == len(named) and all(named):
-        return named
+    columns = _drop_redundant(_find_differences("", configs)).values()
+    # Equal configurations have no column: their labels are empty.
+    rows = list(zip(*columns, strict=True)) or [()] * len(configs)
+    labels = [", ".join(filter(None, row)) for row in rows]
+    if len(set(labels)) == len(labels) and all(labels):
+        return labels
     return [
-        f"{name or 'as configured'} (data {data[:6]}, split {split[:6]})"
-        for name, (data, split) in zip(named, measured_on, strict=True)
+        f"{label or 'as configured'} (data {data[:6]}, split {split[:6]})"
+        for label, (data, split) in zip(labels, images, strict=True)
     ]
 
 
 def _describe_method(config: Mapping[str, Any]) -> str:
-    """A method that stands alone, by its student and loss terms: 'resnet8,
-    cross_entropy + soft_target'.
+    """A single method, by student and loss terms: 'resnet8, cross_entropy +
+    soft_target'.
     """
-    return ", ".join(
-        filter(None, [_shorten(config.get("student")), " + ".join(config.get("loss") or {})])
-    )
+    parts = [_shorten(config.get("student")), " + ".join(config.get("loss") or {})]
+    return ", ".join(filter(None, parts))
 
 
 def _find_differences(path: str, nodes: Sequence[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """``(dotted key, a value for each method)`` of what differs; a part that some lack
-    is told by the names of the parts that each has.
+    """Yield ``(dotted key, one value per method)`` for each setting that differs.
+
+    If some methods lack a component, the value is the list of component names.
     """
     if f"{path}.".startswith(tuple(f"{key}." for key in _NOT_THE_METHOD)):
         return
-    there = [node for node in nodes if node is not _ABSENT]
-    if all(node == there[0] for node in there):
+    present = [node for node in nodes if node is not _ABSENT]
+    if all(node == present[0] for node in present):
         return
     if (
-        not all(isinstance(node, Mapping) for node in there)
-        or len({str(node.get("_target_")) for node in there}) > 1
+        not all(isinstance(node, Mapping) for node in present)
+        or len({str(node.get("_target_")) for node in present}) > 1
     ):
         yield path, list(nodes)
         return
-    keys = list(dict.fromkeys(key for node in there for key in node))
-    parts = [
-        key
-        for key in keys
-        if any(isinstance(node.get(key), Mapping) and "_target_" in node[key] for node in there)
-    ]
-    if path and any(key not in node for key in parts for node in there):
+    keys = list(dict.fromkeys(key for node in present for key in node))
+    components = [key for key in keys if any(_is_component(node.get(key)) for node in present)]
+    if path and any(key not in node for key in components for node in present):
         yield path, [_ABSENT if node is _ABSENT else list(node) for node in nodes]
     for key in keys:
         below = [_ABSENT if node is _ABSENT else node.get(key, _ABSENT) for node in nodes]
         yield from _find_differences(f"{path}.{key}" if path else key, below)
 
 
-def _drop_redundant(differing: Iterator[tuple[str, list[Any]]]) -> dict[str, list[str]]:
-    """What is said of each method: keys that say nothing new are left out, which are
-    those with the values of another key (trainer.max_epochs and teacher.max_epochs),
-    and those that follow from the name in their group (optimizer.scratch_lr from
-    optimizer.name).
+def _is_component(node: Any) -> bool:
+    return isinstance(node, Mapping) and "_target_" in node
+
+
+def _drop_redundant(differences: Iterator[tuple[str, list[Any]]]) -> dict[str, list[str]]:
+    """Texts per key, one per method, without keys that add no information.
+
+    Dropped are keys with the same values as another key (trainer.max_epochs and
+    teacher.max_epochs), and keys that follow from the name in their group
+    (optimizer.scratch_lr from optimizer.name).
     """
-    found = sorted(
-        differing, key=lambda each: (not each[0].endswith(".name"), each[0].startswith("teacher."))
+    ordered = sorted(
+        differences,
+        key=lambda item: (not item[0].endswith(".name"), item[0].startswith("teacher.")),
     )
-    kept: dict[str, list[Any]] = {}
-    for key, values in found:
-        name = kept.get(f"{key.split('.')[0]}.name")
-        if values not in kept.values() and not (name is not None and _is_implied(values, name)):
-            kept[key] = values
+    columns: dict[str, list[Any]] = {}
+    for key, values in ordered:
+        name = columns.get(f"{key.split('.')[0]}.name")
+        if values not in columns.values() and not (name is not None and _is_implied(values, name)):
+            columns[key] = values
     return {
         key: ["" if value is _ABSENT else f"{key}={_shorten(value)}" for value in values]
-        for key, values in kept.items()
+        for key, values in columns.items()
     }
 
 
 def _is_implied(values: Sequence[Any], name: Sequence[Any]) -> bool:
-    return len({(str(a), str(b)) for a, b in zip(name, values, strict=True)}) == len(
-        {str(a) for a in name}
-    )
+    """Whether equal names always come with equal values."""
+    pairs = {(str(a), str(b)) for a, b in zip(name, values, strict=True)}
+    return len(pairs) == len({str(a) for a in name})
 
 
 def _shorten(value: Any) -> str:

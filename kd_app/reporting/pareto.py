@@ -1,4 +1,4 @@
-"""What no other beats in both cost and value."""
+"""The Pareto front of cost and value."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -7,13 +7,13 @@ T = TypeVar("T")
 
 
 def select_pareto_front(
-    found: Iterable[T], *, cost: Callable[[T], float], value: Callable[[T], float]
+    items: Iterable[T], *, cost: Callable[[T], float], value: Callable[[T], float]
 ) -> list[T]:
-    """Those for which there is no other that costs no more and is worth at least as
-    much, from cheap to dear; of equal ones the first.
+    """The items that no other item dominates with at most the same cost and at least
+    the same value, cheapest first; of equal items the first.
     """
-    best: list[T] = []
-    for each in sorted(found, key=lambda one: (cost(one), -value(one))):
-        if not best or value(each) > value(best[-1]):
-            best.append(each)
-    return best
+    front: list[T] = []
+    for item in sorted(items, key=lambda each: (cost(each), -value(each))):
+        if not front or value(item) > value(front[-1]):
+            front.append(item)
+    return front

@@ -1,13 +1,15 @@
-"""What every model answered to every image, as a table."""
+"""``predictions.parquet``: the predictions of every model for every image."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-_VALUES = 2**22
+_VALUES: Final = 2**22
+"""Logits whose softmax is in memory at a time."""
 
 
 def write_predictions(
@@ -20,20 +22,22 @@ def write_predictions(
     group: Sequence[str] | None = None,
     stage: Int64[np.ndarray, " images"] | None = None,
 ) -> None:
-    """Write ``predictions.parquet``: index, file, target, group where the data have
-    some, of a cascade the stage that answered, and for each model <model>_top1,
+    """Write ``predictions.parquet``, one row per image.
+
+    Columns: index, file, target, group (if the data have groups), stage (of a cascade:
+    the stage that classified the image), and per model <model>_top1,
     <model>_top1_probability, <model>_target_probability.
     """
     import pandas as pd
 
-    columns = {"index": index, "file": list(file), "target": target} | (
-        {} if group is None else {"group": list(group)}
-    )
-    columns |= {} if stage is None else {"stage": stage}
+    columns = {"index": index, "file": list(file), "target": target}
+    if group is not None:
+        columns["group"] = list(group)
+    if stage is not None:
+        columns["stage"] = stage
     for model, each in logits.items():
-        columns |= {
-            f"{model}_{name}": column for name, column in _build_columns(each, target).items()
-        }
+        for name, column in _build_columns(each, target).items():
+            columns[f"{model}_{name}"] = column
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     pd.DataFrame(columns).to_parquet(partial, index=False)
     os.replace(partial, path)
@@ -43,13 +47,13 @@ def _build_columns(
     logits: Float[np.ndarray, "images classes"], target: Int64[np.ndarray, " images"]
 ) -> dict[str, np.ndarray]:
     top1 = logits.argmax(axis=1)
-    best, label = np.empty(len(top1), np.float32), np.empty(len(top1), np.float32)
+    of_top1, of_target = np.empty(len(top1), np.float32), np.empty(len(top1), np.float32)
     block = max(1, _VALUES // max(1, logits.shape[1]))
     for start in range(0, len(top1), block):
         rows = slice(start, start + block)
         z = logits[rows].astype(np.float32)
         p = np.exp(z - z.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        number = np.arange(len(p))
-        best[rows], label[rows] = p[number, top1[rows]], p[number, target[rows]]
-    return {"top1": top1, "top1_probability": best, "target_probability": label}
+        row = np.arange(len(p))
+        of_top1[rows], of_target[rows] = p[row, top1[rows]], p[row, target[rows]]
+    return {"top1": top1, "top1_probability": of_top1, "target_probability": of_target}

@@ -1,4 +1,4 @@
-"""``results.json``: everything that is printed, plotted or compared comes from it."""
+"""``results.json``: the schema of a run's results, source of every table and plot."""
 
 import json
 import math
@@ -19,26 +19,26 @@ Number = Annotated[
     float | None,
     AfterValidator(lambda value: value if value is None or math.isfinite(value) else None),
 ]
-"""A figure; null where it is undefined or not finite."""
+"""A number; null if undefined or not finite."""
 
 
 class _Part(BaseModel):
-    """Unknown keys are refused: a figure that nobody declared would be one that nobody
-    reads.
-    """
+    """Rejects unknown keys: no code would read a metric that is not declared."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class _Open(BaseModel):
-    """Holds the keys below, and whatever else is known."""
+    """Allows further keys."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Data(_Open):
-    """name: of the set · classes: their names, in the order of the logits · sizes:
-    images of each split · fingerprint: sha256 of names, labels and contents.
+    """The data set of a run.
+
+    name: of the data set · classes: names in the order of the logits · sizes: number of
+    images per split · fingerprint: sha256 of file names, labels and contents.
     """
 
     name: str | None = None
@@ -47,11 +47,13 @@ class Data(_Open):
     fingerprint: str
 
 
-class Model(_Open):
-    """params: entries of all parameters · macs: multiply-adds of one image ·
-    size_bytes: on disk · license: of these weights; the student's is that of what ships
-    · sha256: of the weights (of their file without what it says of itself) · weights:
-    how they were loaded.
+class ModelRecord(_Open):
+    """One model of a run.
+
+    params: number of parameter entries · macs: multiply-adds per image · size_bytes: on
+    disk · license: of the weights; for the student, of the shipped weights · source:
+    where the weights come from · sha256: of the weights (of the file's tensors, without
+    its metadata) · weights: how the weights were loaded.
     """
 
     name: str
@@ -65,7 +67,7 @@ class Model(_Open):
 
 
 class Estimate(_Part):
-    """A figure and the ends of its interval."""
+    """A value and the ends of its interval."""
 
     value: Number
     low: Number = None
@@ -73,15 +75,16 @@ class Estimate(_Part):
 
 
 class _Metrics(_Part):
-    """Values by the names of metrics, each with the ends of its interval."""
+    """Values by metric name, each with the ends of its interval."""
 
-    if TYPE_CHECKING:  # the fields come from the list of metrics
+    # `_declare` adds the fields from the list of metrics, which mypy can't see.
+    if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> float | None: ...
         def __setattr__(self, name: str, value: float | None) -> None: ...
 
-    def get(self, name: str) -> Estimate:
-        """A metric with its interval."""
+    def look_up(self, name: str) -> Estimate:
+        """The metric `name` with its interval."""
         return Estimate(
             value=getattr(self, name),
             low=getattr(self, f"{name}_low"),
@@ -90,7 +93,7 @@ class _Metrics(_Part):
 
 
 def _declare(specs: Sequence[MetricSpec[Any]]) -> Callable[[type[_Metrics]], Any]:
-    """Give a part three fields a metric: its value and the ends of its interval."""
+    """A decorator that adds three fields per metric: value and ends of the interval."""
 
     def extend(part: type[_Metrics]) -> Any:
         fields: dict[str, Any] = {
@@ -107,31 +110,35 @@ def _declare(specs: Sequence[MetricSpec[Any]]) -> Callable[[type[_Metrics]], Any
 
 @_declare(MODEL_METRICS)
 class ModelMetrics(_Metrics):
-    """The `MODEL_METRICS` of one model: each in 0..1 (nll in nats, brier in 0..2), with
-    the ends of its interval; classwise_ece has none.
+    """The `MODEL_METRICS` of one model.
+
+    Each is in 0..1 (nll in nats, brier in 0..2) and has the ends of its interval,
+    except classwise_ece, which has no interval.
     """
 
 
 @_declare(PAIR_METRICS)
 class PairMetrics(_Metrics):
-    """The `PAIR_METRICS`: the student beside teacher and labels-only control, of a
-    cascade the candidate beside the reference; absent (null) is what needs a model that
-    the run has not, or is undefined.
+    """The `PAIR_METRICS`: the student against teacher and labels-only control, or the
+    candidate of a cascade against the reference.
 
-    kl_to_teacher: KL(teacher || student), reverse_kl: KL(student || teacher), nats.
-    rank_correlation: Spearman's, -1..1. cka: 0..1, without interval.
+    A metric is null if it is undefined or if the run lacks a model that it needs.
+    kl_to_teacher: KL(teacher || student), nats · reverse_kl: KL(student || teacher),
+    nats · rank_correlation: Spearman's, in -1..1 · cka: in 0..1, without interval.
     """
 
 
 class Difference(Estimate):
-    """One model's figure minus another's on the same images, with the ends of the
-    paired interval.
+    """A metric of one model minus that of another on the same images, with the ends of
+    the paired interval.
     """
 
 
 class PerClass(_Part):
-    """By class number, to 6 digits; null for a class without images. Flips are shares
-    of the class's images; empty without a teacher.
+    """Metrics by class number, to 6 digits; null for a class without images.
+
+    support: number of images · accuracy, f1: by model · negative_flips, positive_flips:
+    shares of the class's images; empty without a teacher.
     """
 
     support: list[int]
@@ -142,7 +149,7 @@ class PerClass(_Part):
 
 
 class Group(_Part):
-    """The images of one group of the data, such as a camera or a site: top-1 of each
+    """Metrics on one group of the images, such as a camera or a site: top-1 of each
     model, and the student's agreement with the teacher.
     """
 
@@ -151,9 +158,9 @@ class Group(_Part):
     agreement: Number = None
 
 
-class Robustness(_Part):
+class CorruptionMetrics(_Part):
     """Top-1 of each model on the same corrupted images, and the student's agreement
-    with the teacher on them. severity: 1 to 5.
+    with the teacher. severity: 1 to 5.
     """
 
     corruption: str
@@ -164,9 +171,11 @@ class Robustness(_Part):
 
 
 class Measurement(_Part):
-    """Figures of models on the same images: how many images there are, the confidence
-    of all intervals, the pair. groups: those with the most images, up to 100;
-    predictions.parquet has all.
+    """Metrics of models on the same images.
+
+    confidence: of all intervals · pair: metrics that compare the models · gains: the
+    student's top1 minus that of each control · groups: up to 100 groups with the most
+    images; predictions.parquet has all.
     """
 
     num_images: int
@@ -175,14 +184,13 @@ class Measurement(_Part):
     gains: dict[str, Difference] = {}
     per_class: PerClass
     groups: dict[str, Group] = {}
-    robustness: list[Robustness] = []
+    robustness: list[CorruptionMetrics] = []
 
 
 class Split(Measurement):
-    """Figures of a run's models on one split.
+    """Metrics of a run's models on one split.
 
-    Controls beside labels_only stand under their own names, like models. gains: the
-    student's top1 minus that of each control.
+    Each further control has a key with its own name, next to labels_only.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -194,21 +202,21 @@ class Split(Measurement):
 
     @property
     def by_model(self) -> dict[str, ModelMetrics]:
-        """The models that were measured: teacher, labels_only, further controls,
-        student.
+        """Metrics by role, in the order teacher, labels_only, further controls,
+        student; only models that have metrics.
         """
-        found = {
+        by_role = {
             "teacher": self.teacher,
             "labels_only": self.labels_only,
             **self.__pydantic_extra__,
             "student": self.student,
         }
-        return {role: figures for role, figures in found.items() if figures is not None}
+        return {role: metrics for role, metrics in by_role.items() if metrics is not None}
 
 
 class Verdict(_Part):
-    """Outcome of the rule that was stated before the run; the fields of
-    `kd_app.metrics.verdict.Judgment`, and the split it is about.
+    """Outcome of the verdict rule that the config sets before the run: the fields of
+    `kd_app.metrics.verdict.Judgment`, and the split.
     """
 
     outcome: Literal["kept", "lost", "not shown"]
@@ -224,9 +232,11 @@ class Verdict(_Part):
     split: str
 
 
-class Softness(_Part):
-    """How much the teacher spreads over the classes at a temperature: mean entropy
-    (nats), that over ``log K``, and the mean probability that is not on its top class.
+class TeacherEntropy(_Part):
+    """How soft the teacher's probabilities are at a temperature.
+
+    mean_nats: mean entropy · of_uniform: mean entropy over ``log K`` · beyond_top: mean
+    probability outside the top class.
     """
 
     temperature: float
@@ -236,7 +246,7 @@ class Softness(_Part):
 
 
 class SimilarPair(_Part):
-    """Two classes by name, and the mean probability of either on the images of the
+    """Two class names, and the mean probability of either class on the images of the
     other.
     """
 
@@ -246,9 +256,10 @@ class SimilarPair(_Part):
 
 
 class Similarity(_Part):
-    """Classes that the teacher finds alike at a temperature: the strongest pairs, and
-    the mean probabilities (columns) over the images of each class (rows), null where a
-    class has none; no matrix above 100 classes.
+    """Class similarity according to the teacher at a temperature.
+
+    similar: the strongest pairs · matrix: mean probabilities (columns) over the images
+    of each class (rows), null for a class without images; no matrix above 100 classes.
     """
 
     temperature: float
@@ -257,28 +268,32 @@ class Similarity(_Part):
 
 
 class Knowledge(_Part):
-    """What the teacher says beyond its top class, on the images of `split`. `similar`
-    and `matrix` are at temperature 1, `softened` at those at which the student was
-    taught.
+    """The dark knowledge of the teacher: probabilities beyond the top class on the
+    images of `split`.
+
+    similar, matrix: at temperature 1 · softened: at the temperatures of the student's
+    loss terms.
     """
 
     split: str
     num_images: int
-    entropy: list[Softness]
+    entropy: list[TeacherEntropy]
     similar: list[SimilarPair]
     matrix: list[list[Number]] | None
     softened: list[Similarity] = []
 
 
 class ModelSpeed(_Open):
-    """Throughput of one model, measured beside the others'."""
+    """Throughput of one model, measured in turns with the others."""
 
     images_per_second: Number
 
 
 class Speed(_Open):
-    """teacher, student: inference · training_images_per_second: of the student's
-    training, the teacher's forward pass included.
+    """Throughput of a run's models.
+
+    teacher, student: inference · training_images_per_second: of the student's training,
+    including the teacher's forward pass.
     """
 
     teacher: ModelSpeed | None = None
@@ -286,12 +301,14 @@ class Speed(_Open):
     training_images_per_second: Number = None
 
 
-class Licenses(_Part):
-    """Licenses by name, or 'unknown' ('none': random weights): of the teacher's
-    weights, the student's starting weights, the data, and what ships.
+class LicenseRecord(_Part):
+    """Names of licenses, or 'unknown' ('none': random weights), and sentences about
+    the licenses.
 
-    In sentences: what is forbidden and was not accepted, what is unknown, what was
-    accepted (license.accept), and which notices have to be kept.
+    teacher: of the teacher's weights · student_start: of the student's starting weights
+    · data: of the images · ships: of the shipped student · forbidden: violations that
+    were not accepted · unknown: terms that are unknown · accepted: violations that
+    ``license.accept`` accepts · notices: notices that must be kept.
     """
 
     teacher: str | None = None
@@ -305,8 +322,10 @@ class Licenses(_Part):
 
 
 class StageRecord(_Part):
-    """A stage that the run rests on: its folder, the seconds it took whoever made it,
-    and whether this run made or found it.
+    """A stage that the run uses.
+
+    path: the stage's folder · seconds: duration of the computation · made: 'made' if
+    this run computed the stage, 'found' if the stage was in the cache.
     """
 
     name: str
@@ -315,12 +334,14 @@ class StageRecord(_Part):
     made: Literal["made", "found"]
 
 
-class Step(_Part):
-    """One step of a compression, on validation. top1: of its model · lost: accuracy
-    (verdict.metric) of the step before minus its own, as a paired difference; null for
-    the start · macs, params, size_bytes: as of models · latency_ms: median of one image
-    with one thread, as an XNNPACK program · told: what the step says of itself. The
-    last may be the alternative: another net of that cost, beside the one that came out.
+class CompressionStep(_Part):
+    """One step of a compression, on validation. The last may be the alternative:
+    another network of the same cost.
+
+    top1: of the step's model · lost: accuracy (verdict.metric) of the step before minus
+    that of this step, as a paired difference; null for the start · macs, params,
+    size_bytes: as in models · latency_ms: median for one image on one thread, as an
+    XNNPACK program · told: details that the step reports.
     """
 
     name: str
@@ -333,9 +354,9 @@ class Step(_Part):
     told: dict[str, Any] = {}
 
 
-class Latency(_Part):
-    """Milliseconds of one image on one thread, end to end: resizing and cropping, all
-    stages that it went through; of `num_images` images.
+class LatencyStats(_Part):
+    """Milliseconds per image on one thread, end to end (resizing, cropping and all
+    stages that the image passes), over `num_images` images.
     """
 
     mean: float
@@ -345,11 +366,13 @@ class Latency(_Part):
     num_images: int
 
 
-class CascadeStage(_Part):
-    """One stage. file: as it was named · sha256: of its file · temperature: fitted on
-    validation · validation, test: top-1 alone · cost_ms: mean time of an image,
-    measured on validation images, by which the costs of rungs are computed · latency:
-    on test images.
+class CascadeStageRecord(_Part):
+    """One stage of a cascade.
+
+    file: as the config names the file · sha256: of the file · temperature: fitted on
+    validation · validation, test: top-1 of the stage alone · cost_ms: mean time per
+    validation image, from which the costs of rungs are computed · latency: on test
+    images.
     """
 
     file: str
@@ -358,14 +381,16 @@ class CascadeStage(_Part):
     validation: Estimate
     test: Estimate
     cost_ms: float
-    latency: Latency
+    latency: LatencyStats
 
 
 class Rung(_Part):
-    """A cascade at one set of thresholds. thresholds: null where all or nothing is sent
-    on · shares: of the images that reach each stage · better, worse: images that only
-    the cascade, or only the last stage, has right · cost_ms: expected time of an image
-    · proven: shown to lose no more than the margin.
+    """A cascade at one set of thresholds.
+
+    thresholds: null if a stage forwards all images or none · shares: of the images that
+    reach each stage · better, worse: number of images that only the cascade, or only
+    the last stage, classifies correctly · cost_ms: expected time per image · proven:
+    the cascade is shown to lose no more than the margin.
     """
 
     thresholds: list[Number]
@@ -378,9 +403,11 @@ class Rung(_Part):
 
 
 class RoutingCurve(_Part):
-    """All rungs of one measure of confidence on validation, from 'everything is sent
-    on' down to 'nothing is'. chosen: the number of its cheapest proven rung, or null
-    where none is cheaper than the last stage alone.
+    """All rungs of one measure of confidence on validation, from forwarding all images
+    to forwarding none.
+
+    chosen: index of the cheapest proven rung; null if none is cheaper than the last
+    stage alone.
     """
 
     measure: str
@@ -389,22 +416,24 @@ class RoutingCurve(_Part):
 
 
 class CascadeSplit(Measurement):
-    """Figures on one split of the candidate, which is the cascade (the first stage,
-    where the answer is one model), and of the reference, which is the last stage.
+    """Metrics of a cascade on one split.
+
+    candidate: the cascade, or the first stage if a single model is recommended ·
+    reference: the last stage.
     """
 
     candidate: ModelMetrics
     reference: ModelMetrics
 
 
-class Cascade(_Part):
-    """What routing was worth. answer: ship the cascade, or the first or the last stage
-    alone.
+class CascadeRecord(_Part):
+    """The evaluation of a cascade.
 
-    margin: of top-1 against the last stage · confidence: at which it is shown for all
-    measures together · measure, thresholds: what was chosen, on `num_images` validation
-    images · test: the same thresholds on test · latency: of the cascade, measured; null
-    where it is not to be used · splits: figures by the name of the split.
+    answer: what to ship: the cascade, or the first or the last stage alone · margin: of
+    top-1 against the last stage · confidence: of the proof, for all measures together ·
+    measure, thresholds: chosen on `num_images` validation images · test: the same
+    thresholds on test · latency: of the cascade, measured; null if the cascade is not
+    recommended · splits: metrics by split.
     """
 
     answer: Literal["cascade", "first", "last"]
@@ -413,23 +442,24 @@ class Cascade(_Part):
     num_images: int
     measure: str
     thresholds: list[Number]
-    stages: list[CascadeStage]
+    stages: list[CascadeStageRecord]
     curves: list[RoutingCurve]
     test: Rung
-    latency: Latency | None = None
+    latency: LatencyStats | None = None
     splits: dict[Literal["validation", "test"], CascadeSplit] = {}
 
 
 class FileRecord(_Part):
-    """A file beside results.json, as it was written."""
+    """A file in the run's folder, with the sha256 of the file as written."""
 
     name: str
     sha256: str
 
 
 class Results(_Part):
-    """One run. `reason` says why one failed, or was ended early in a sweep (pruned);
-    what is not known yet is null or empty.
+    """One run; null or empty for what is not known yet.
+
+    reason: why the run failed or was pruned (ended early in a sweep).
     """
 
     schema_version: Literal[1] = VERSION
@@ -439,15 +469,15 @@ class Results(_Part):
     config: dict[str, Any]
     environment: dict[str, Any]
     data: Data | None = None
-    license: Licenses | None = None
-    models: dict[str, Model] = {}
+    license: LicenseRecord | None = None
+    models: dict[str, ModelRecord] = {}
     validation: Split | None = None
     test: Split | None = None
     verdict: Verdict | None = None
     knowledge: Knowledge | None = None
     speed: Speed = Speed()
-    steps: list[Step] = []
-    cascade: Cascade | None = None
+    steps: list[CompressionStep] = []
+    cascade: CascadeRecord | None = None
     stages: list[StageRecord] = []
     files: list[FileRecord] = []
     notes: list[str] = []
@@ -462,33 +492,35 @@ def build_json_schema() -> dict[str, Any]:
 
 
 def write(path: Path, results: Results) -> None:
-    """Write ``results.json`` whole or not at all; plain JSON, null for what is not
-    finite.
+    """Write ``results.json`` atomically, as plain JSON with null for numbers that are
+    not finite.
     """
     write_atomically(path, results.model_dump_json(indent=1) + "\n")
 
 
 def read(path: Path) -> Results:
-    """Read a ``results.json``. Raises `RequestError`: it is not there, cut off, of
-    another schema version, or not of this schema.
+    """Read a ``results.json``.
+
+    Raises `RequestError` if the file is missing, truncated, of another schema version,
+    or does not fit the schema.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
-            f"There is no {str(path)!r}. A run's folder holds a results.json; name such a folder."
+            f"There is no {str(path)!r}. Expected the folder of a run, which holds a results.json."
         ) from None
     except (OSError, ValueError) as error:
         raise RequestError(
-            f"{str(path)!r} can't be read: {error}. It is cut off or no JSON; run the same command"
-            " again to make it anew, its stages are kept."
+            f"{str(path)!r} can't be read: {error}. The file is truncated or not JSON. Run the same"
+            " command again to rewrite the file; finished stages are kept."
         ) from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != VERSION:
         raise RequestError(
             f"{str(path)!r} has schema_version {version!r}, and this kd_app reads version"
-            f" {VERSION}. Read it with the kd_app that wrote it, or run the same command again to"
-            " make it anew."
+            f" {VERSION}. Use the version of kd_app that wrote the file, or run the same command"
+            " again to rewrite the file."
         )
     try:
         return Results.model_validate(content)
@@ -496,6 +528,6 @@ def read(path: Path) -> Results:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RequestError(
-            f"{str(path)!r} is no results.json of version {VERSION}: {where}: {first['msg']} (got"
-            f" {str(first['input'])[:60]!r}). Run the same command again to make it anew."
+            f"{str(path)!r} does not fit version {VERSION} of results.json: {where}: {first['msg']}"
+            f" (got {str(first['input'])[:60]!r}). Run the same command again to rewrite the file."
         ) from None

@@ -1,9 +1,9 @@
-"""Figures in words: what a number is, what it rests on, and why one is missing."""
+"""Formatted numbers, and sentences about metrics: verdict, basis, undefined values."""
 
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.pair_metrics import PAIR_METRICS
@@ -11,14 +11,14 @@ from kd_app.metrics.spec import Format, MetricSpec, Place
 from kd_app.reporting.results import (
     Difference,
     Estimate,
-    Licenses,
+    LicenseRecord,
     Measurement,
     Results,
     Split,
     Verdict,
 )
 
-_METRICS = {
+_VERDICT_METRICS: Final = {
     **{spec.name: spec.label for spec in MODEL_METRICS},
     "worst_class": "recall of the worst class",
 }
@@ -30,7 +30,7 @@ def format_percent(value: float | None) -> str:
 
 
 def format_points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """A difference of shares in percentage points, with its sign: '+0.55'."""
     return f"{round(100 * value, 2) or 0.0:+.2f}"
 
 
@@ -40,47 +40,32 @@ def format_margin(margin: float) -> str:
 
 
 def format_interval(low: float | None, high: float | None) -> str:
-    """'91.59 to 92.64', in percent; empty where there is none."""
+    """'91.59 to 92.64', in percent; '' without an interval."""
     return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def format_difference(
     value: float | None, low: float | None, high: float | None
 ) -> tuple[str, str]:
-    """A difference in percentage points and its interval: ('+0.55', '-0.10 to +1.20')."""
+    """A difference in points and its interval: ('+0.55', '-0.10 to +1.20')."""
     bounds = "" if low is None or high is None else f"{format_points(low)} to {format_points(high)}"
     return "undefined" if value is None else format_points(value), bounds
 
 
-def count(number: int | None) -> str:
-    """'25.6 M'; 'unknown' where nobody counted."""
+def format_count(number: int | None) -> str:
+    """'25.6 M'; 'unknown' without a number."""
     if number is None:
         return "unknown"
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 999.5 * scale:
+            return f"{number / scale:,.0f} {unit}"
         if number >= scale:
-            return (
-                f"{number / scale:.3g} {unit}"
-                if number < 999.5 * scale
-                else f"{number / scale:,.0f} {unit}"
-            )
+            return f"{number / scale:.3g} {unit}"
     return str(number)
 
 
-def build_pair_rows(split: Split, place: Place = "console") -> list[tuple[str, str, str, str]]:
-    """Name, figure, interval and meaning of what compares the student with teacher and
-    control, as far as the run has them.
-    """
-    if split.pair is None:
-        return []
-    further = {control: gain for control, gain in split.gains.items() if control != "labels_only"}
-    specs = [spec for spec in PAIR_METRICS if place in spec.shown and is_applicable(split, spec)]
-    return [
-        (spec.label, *write(split.pair.get(spec.name), spec.format), spec.meaning) for spec in specs
-    ] + [_build_gain_row(control, gain) for control, gain in further.items()]
-
-
-def write(estimate: Estimate, unit: Format) -> tuple[str, str]:
-    """A metric and its interval in words."""
+def format_metric(estimate: Estimate, unit: Format) -> tuple[str, str]:
+    """A metric and its interval, both in `unit`."""
     value, low, high = estimate.value, estimate.low, estimate.high
     if unit == "percent":
         return format_percent(value), format_interval(low, high)
@@ -90,65 +75,74 @@ def write(estimate: Estimate, unit: Format) -> tuple[str, str]:
     return "undefined" if value is None else f"{value:.4f}", bounds
 
 
+def build_pair_rows(split: Split, place: Place = "console") -> list[tuple[str, str, str, str]]:
+    """Rows ``(name, value, interval, meaning)`` that compare the student with teacher
+    and controls, limited to the models of the run.
+    """
+    if split.pair is None:
+        return []
+    rows = [
+        (spec.label, *format_metric(split.pair.look_up(spec.name), spec.format), spec.meaning)
+        for spec in PAIR_METRICS
+        if place in spec.shown and is_applicable(split, spec)
+    ]
+    return rows + [
+        _build_gain_row(control, gain)
+        for control, gain in split.gains.items()
+        if control != "labels_only"  # its gain is one of the pair's metrics
+    ]
+
+
 def is_applicable(split: Split, spec: MetricSpec[Any]) -> bool:
+    """Whether the split has all models that the metric compares."""
     return set(spec.needs) <= set(split.by_model)
 
 
 def _build_gain_row(control: str, gain: Difference) -> tuple[str, str, str, str]:
-    bounds = (
-        ""
-        if gain.low is None or gain.high is None
-        else f"{format_points(gain.low)} to {format_points(gain.high)}"
-    )
-    return (
-        f"gain, {control}",
-        "undefined" if gain.value is None else format_points(gain.value),
-        bounds,
-        "points above this control",
-    )
+    value, bounds = format_difference(gain.value, gain.low, gain.high)
+    return f"gain, {control}", value, bounds, "points above this control"
 
 
 def write_sentences(results: Results, split: Split) -> list[str]:
-    """Undefined figures explained, the verdict, what all of it rests on, and the run's
-    notes.
+    """All sentences below the tables of a run: undefined metrics, verdict, weak spots,
+    basis, license, notes and status.
     """
-    found = explain_undefined(split)
+    sentences = explain_undefined(split)
     if results.verdict:
-        found.append(write_verdict(results.verdict))
-    found += describe_weak_spots(results, split)
-    found.append(write_basis(results, split))
-    found += describe_license(results.license)
-    found += [f"Note: {note}" for note in results.notes]
+        sentences.append(write_verdict(results.verdict))
+    sentences += describe_weak_spots(results, split)
+    sentences.append(write_basis(results, split))
+    sentences += describe_license(results.license)
+    sentences += [f"Note: {note}" for note in results.notes]
     if results.status != "finished":
-        found.append(
-            f"The run is not finished: its status is '{results.status}'. {results.reason or ''}".rstrip()
-        )
-    return found
+        status = f"The run is not finished: its status is '{results.status}'."
+        sentences.append(f"{status} {results.reason or ''}".rstrip())
+    return sentences
 
 
 def describe_weak_spots(results: Results, split: Split) -> list[str]:
-    """What the average hides: the class and the group that lose most from teacher to
-    student, and how both do on corrupted images.
+    """What the average hides: the class and the group with the largest loss from
+    teacher to student, and the accuracy on corrupted images.
     """
-    found = []
+    sentences = []
     if results.data and "teacher" in split.per_class.accuracy:
-        each = split.per_class
-        of_teacher, of_student = each.accuracy["teacher"], each.accuracy["student"]
-        by_class = [
-            _Loss(*four)
-            for four in zip(results.data.classes, of_teacher, of_student, each.support, strict=True)
-        ]
-        found += _find_largest_loss("classes", by_class)
+        per_class = split.per_class
+        columns = (per_class.accuracy["teacher"], per_class.accuracy["student"], per_class.support)
+        by_class = [_Loss(*row) for row in zip(results.data.classes, *columns, strict=True)]
+        sentences += _describe_largest_loss("Class", by_class)
     by_group = [
-        _Loss(name, each.accuracy["teacher"].value, each.accuracy["student"].value, each.num_images)
-        for name, each in split.groups.items()
-        if "teacher" in each.accuracy
+        _Loss(
+            name, group.accuracy["teacher"].value, group.accuracy["student"].value, group.num_images
+        )
+        for name, group in split.groups.items()
+        if "teacher" in group.accuracy
     ]
-    return found + _find_largest_loss("groups", by_group) + _describe_corruptions(split)
+    sentences += _describe_largest_loss("Group", by_group)
+    return sentences + _describe_corruptions(split)
 
 
 class _Loss(NamedTuple):
-    """Accuracy of both models on a part of the images."""
+    """Accuracy of both models on the images of one class or group."""
 
     name: str
     teacher: float | None
@@ -157,103 +151,100 @@ class _Loss(NamedTuple):
 
     @property
     def size(self) -> float:
-        return (
-            -math.inf
-            if self.teacher is None or self.student is None
-            else self.teacher - self.student
-        )
+        if self.teacher is None or self.student is None:
+            return -math.inf
+        return self.teacher - self.student
 
 
-def _find_largest_loss(what: str, losses: Sequence[_Loss]) -> list[str]:
+def _describe_largest_loss(what: str, losses: Sequence[_Loss]) -> list[str]:
     worst = max(losses, key=lambda loss: loss.size, default=None)
     if worst is None or worst.size <= 0:
         return []
+    images = f"{worst.num_images:,} image{'' if worst.num_images == 1 else 's'}"
     return [
-        f"Of the {what}, {worst.name!r} loses most: the student has {format_percent(worst.student)} right,"
-        f" the teacher {format_percent(worst.teacher)} ({worst.num_images:,}"
-        f" image{'' if worst.num_images == 1 else 's'})."
+        f"{what} {worst.name!r} loses most: the student gets {format_percent(worst.student)}"
+        f" right, the teacher {format_percent(worst.teacher)} ({images})."
     ]
 
 
 def _describe_corruptions(split: Split) -> list[str]:
-    shown = split.robustness
-    if not shown:
+    rows = split.robustness
+    if not rows:
         return []
     means = {
-        role: fmean(each.accuracy.get(role) or 0.0 for each in shown)
+        role: fmean(row.accuracy.get(role) or 0.0 for row in rows)
         for role in ("student", "teacher")
-        if role in shown[0].accuracy
+        if role in rows[0].accuracy
     }
     teacher = f", the teacher {format_percent(means['teacher'])}" if "teacher" in means else ""
-    kinds = len({each.corruption for each in shown})
+    kinds = len({row.corruption for row in rows})
     return [
-        f"On corrupted images ({kinds} kind{'' if kinds == 1 else 's'}) the student has on average"
-        f" {format_percent(means['student'])} right{teacher}."
+        f"On corrupted images ({kinds} kind{'' if kinds == 1 else 's'}) the student gets"
+        f" {format_percent(means['student'])} right on average{teacher}."
     ]
 
 
-def describe_license(license: Licenses | None) -> list[str]:
-    """Under what the student is, why, and what that asks for."""
+def describe_license(license: LicenseRecord | None) -> list[str]:
+    """The license of the student, its sources, and notes about what to observe."""
     if license is None:
         return []
-    made_of = {
+    sources = {
         "the teacher's weights": license.teacher,
         "the student's starting weights": license.student_start,
         "the data": license.data,
     }
     listed = ", ".join(
-        f"{what}: {name}" for what, name in made_of.items() if name not in (None, "none")
+        f"{what}: {name}" for what, name in sources.items() if name not in (None, "none")
     )
-    found = [
-        f"License of what ships: {license.ships}, the strictest of what it is made from ({listed})."
-        " This is no legal advice."
-    ]
-    return found + [
-        f"Note: {sentence}"
-        for sentence in (*license.forbidden, *license.accepted, *license.unknown)
+    remarks = (*license.forbidden, *license.accepted, *license.unknown)
+    return [
+        f"License of the student: {license.ships}, the strictest license of its sources"
+        f" ({listed}). This is not legal advice.",
+        *(f"Note: {remark}" for remark in remarks),
     ]
 
 
 def explain_undefined(split: Split) -> list[str]:
-    """Why figures of the pair are not there."""
+    """A sentence for each metric of the pair that is undefined, with the reason."""
     return [
         f"{spec.label.capitalize()} is undefined because {spec.undefined}."
         for spec in PAIR_METRICS
         if spec.undefined
         and split.pair
         and is_applicable(split, spec)
-        and split.pair.get(spec.name).value is None
+        and split.pair.look_up(spec.name).value is None
     ]
 
 
 def write_verdict(
     verdict: Verdict, candidate: str = "the student", reference: str = "the teacher"
 ) -> str:
-    """The verdict on `candidate` with its margin, the difference, and what it rests on."""
-    metric, margin = _METRICS[verdict.metric], format_margin(verdict.margin)
-    judged = f"{candidate[0].upper()}{candidate[1:]}'s {metric}"
-    difference = f"{format_points(verdict.difference)} points, {format_points(verdict.low)} to {format_points(verdict.high)}"
-    said = {
-        "kept": f"kept. {judged} is at most {margin} below {reference}'s",
-        "lost": f"lost. {judged} is more than {margin} below {reference}'s",
+    """The verdict on `candidate`: outcome, margin, difference and evidence."""
+    metric, margin = _VERDICT_METRICS[verdict.metric], format_margin(verdict.margin)
+    subject = f"{candidate[0].upper()}{candidate[1:]}'s {metric}"
+    claim = {
+        "kept": f"{subject} is at most {margin} below {reference}'s",
+        "lost": f"{subject} is more than {margin} below {reference}'s",
         "not shown": (
-            f"not shown. These images can't tell whether {candidate}'s {metric} is within {margin}"
-            f" of {reference}'s"
+            f"These images can't show whether {candidate}'s {metric} is within {margin} of"
+            f" {reference}'s"
         ),
     }[verdict.outcome]
+    difference, bounds = format_difference(verdict.difference, verdict.low, verdict.high)
     needed = f" About {verdict.n_needed:,} images would be needed." if verdict.n_needed else ""
-    rests_on = (
-        f"each end at {100 * verdict.confidence:g} %, {verdict.num_images:,} {verdict.split}"
-        f" images, McNemar's p {verdict.mcnemar_p:.2g}"
+    return (
+        f"Verdict: {verdict.outcome}. {claim}: the difference is {difference} points, {bounds}"
+        f" (each bound at {100 * verdict.confidence:g} %, {verdict.num_images:,} {verdict.split}"
+        f" images, McNemar's p {verdict.mcnemar_p:.2g}).{needed}"
     )
-    return f"Verdict: {said}: the difference is {difference} ({rests_on}).{needed}"
 
 
 def write_basis(results: Results, split: Measurement) -> str:
-    """What all figures of a split rest on, and what they leave out."""
+    """The split, images and seed of all metrics, and what the intervals leave out."""
     name = "validation" if split is results.validation else "test"
     unread = "" if name == "test" else " The test set was not read."
     return (
-        f"All figures: {name} split, {split.num_images:,} images, one seed ({results.seed}). "
-        f"The intervals are over images; what another seed would give is not in them.{unread}"
+        f"All metrics: {name} split, {split.num_images:,} images, one seed ({results.seed})."
+        " The intervals cover the choice of images, not the variation between seeds."
+        f"{unread}"
     )

@@ -1,4 +1,4 @@
-"""Where the teacher of a run is, as the run's ``teacher/reference.json`` records it."""
+"""``teacher/reference.json``: the origin of a run's teacher."""
 
 import json
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from kd_app.run_files import REFERENCE
 class TeacherReference:
     """A teacher outside of the run's folder.
 
-    stage: the stage that trained it, None if the run used it as it was · path: the
-    folder or file of its weights, None if it came from a hub or from Python.
+    stage: the stage that trained the teacher, None for a pretrained teacher · path: the
+    folder or file of the weights, None for a teacher from a hub or from Python.
     """
 
     name: str
@@ -31,7 +31,10 @@ class TeacherReference:
 
 
 def read_teacher_reference(folder: Path) -> TeacherReference:
-    """Read the reference in a run's folder ``teacher``. Raises `RequestError`."""
+    """Read the reference in a run's folder ``teacher``.
+
+    Raises `RequestError` if the reference is missing or corrupt.
+    """
     file = folder / REFERENCE
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -44,6 +47,6 @@ def read_teacher_reference(folder: Path) -> TeacherReference:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"{str(file)!r} does not say where the teacher is ({type(error).__name__}:"
-            f" {take_first_line(error)}). Name a whole run folder."
+            f"{str(file)!r} does not record where the teacher is ({type(error).__name__}:"
+            f" {take_first_line(error)}). Expected the folder of a complete run."
         ) from None

@@ -13,7 +13,7 @@ from kd_app.metrics.verdict import VerdictRule
 from kd_app.models.composite import RuntimeModel
 from kd_app.models.cost import count_macs, count_params
 from kd_app.models.save import WEIGHTS
-from kd_app.reporting.results import Data, Estimate, Licenses, Model, Results, Speed
+from kd_app.reporting.results import Data, Estimate, LicenseRecord, ModelRecord, Results, Speed
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.results_builder import ResultsBuilder, SplitName
 from kd_app.run.robustness import measure_robustness

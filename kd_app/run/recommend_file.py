@@ -5,7 +5,7 @@ files that are slower or less accurate than float.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kd_app.reporting.exports import BesideTorch, Exports, File
+from kd_app.reporting.exports import Exports, File, TorchComparison
 from kd_app.reporting.sentences import format_points
 
 _FLOAT_FORMATS = {"onnx_int8": "onnx", "executorch_int8": "executorch"}
@@ -87,7 +87,7 @@ def _find_margin(files: dict[str, File]) -> float:
     return _compare_with_torch(next(iter(files.values()))).margin
 
 
-def _compare_with_torch(file: File) -> BesideTorch:
+def _compare_with_torch(file: File) -> TorchComparison:
     assert file.validation is not None
     assert file.validation.beside_torch is not None
     return file.validation.beside_torch

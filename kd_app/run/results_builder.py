@@ -10,16 +10,16 @@ from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import Judgment, VerdictRule
 from kd_app.reporting.card import write_card
 from kd_app.reporting.results import (
-    Cascade,
+    CascadeRecord,
+    CompressionStep,
     Data,
     Knowledge,
-    Licenses,
-    Model,
+    LicenseRecord,
+    ModelRecord,
     Results,
     Speed,
     Split,
     StageRecord,
-    Step,
     read,
     write,
 )
@@ -49,7 +49,7 @@ class ResultsBuilder:
         *,
         config: Mapping[str, Any],
         trainer: TrainerSettings,
-        license: Licenses | None,
+        license: LicenseRecord | None,
         stages: Sequence[Stage],
     ) -> None:
         self.out = out
@@ -57,13 +57,13 @@ class ResultsBuilder:
         self.config = config
         self.license = license
         self.data: Data | None = None
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, ModelRecord] = {}
         self.splits: dict[SplitName, Split] = {}
         self.verdict: VerdictPart | None = None
         self.knowledge: Knowledge | None = None
         self.speed = Speed()
-        self.steps: list[Step] = []
-        self.cascade: Cascade | None = None
+        self.steps: list[CompressionStep] = []
+        self.cascade: CascadeRecord | None = None
         self.notes: list[str] = []
         self._trainer = trainer
         self._stages = stages

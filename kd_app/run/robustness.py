@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from kd_app.data.corruptions import SETTINGS, Corruption
-from kd_app.reporting.results import Robustness
+from kd_app.reporting.results import CorruptionMetrics
 from kd_app.run.workspace import RunModel, Workspace
 
 UNDECIDED = -1

@@ -28,7 +28,7 @@ from kd_app.run.open_run import (
 from tests.builders import DIGITS, results, teacher_folder
 from tests.commands.conftest import _cwd
 from tests.jobs.conftest import QUICK
-from tests.reporting.run_folders import made, model
+from tests.reporting.run_folders import build_model, build_results
 
 __all__ = ["_cwd"]
 
@@ -55,8 +55,8 @@ def run(tmp_path: Path) -> Path:
     }
     (folder / "teacher" / "reference.json").write_text(json.dumps(reference), encoding="utf-8")
     data = {"classes": list(DIGITS), "sizes": {"test": 4}, "fingerprint": "f00d"}
-    models = {role: model("resnet8", 100, 1000) for role in ("teacher", "student")}
-    write(folder / "results.json", made(data=data, models=models))
+    models = {role: build_model("resnet8", 100, 1000) for role in ("teacher", "student")}
+    write(folder / "results.json", build_results(data=data, models=models))
     return folder
 
 
@@ -207,7 +207,7 @@ def test_a_controls_own_net_is_ours(run: Path) -> None:
 
 
 def test_a_model_that_the_configuration_does_not_name_is_refused(run: Path) -> None:
-    change_results(run, models={**results(run)["models"], "../evil": model("resnet8", 1, 1)})
+    change_results(run, models={**results(run)["models"], "../evil": build_model("resnet8", 1, 1)})
     with pytest.raises(RequestError, match=r"models that its configuration does not: '../evil'"):
         read_saved(run)
 

@@ -7,11 +7,11 @@ import pytest
 
 from kd_app.metrics.record import Predictions
 from kd_app.metrics.verdict import VerdictRule
-from kd_app.reporting.results import Data, Model, read
+from kd_app.reporting.results import Data, ModelRecord, read
 from kd_app.run.results_builder import ResultsBuilder
 from kd_app.stages import Stage
 from tests.metrics.records import to_records
-from tests.reporting.run_folders import logits_and_target, model
+from tests.reporting.run_folders import build_model, draw_logits
 from tests.training.test_trainer import settings
 
 RULE = VerdictRule(metric="top1", margin=0.01, confidence=0.95)
@@ -25,7 +25,7 @@ def builder(out: Path, *stages: Stage) -> ResultsBuilder:
 
 
 def predictions(**skill: float) -> dict[str, Predictions]:
-    return to_records(*logits_and_target(skill))
+    return to_records(*draw_logits(skill))
 
 
 def test_results_that_nothing_was_added_to_name_the_run_alone(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_results_that_nothing_was_added_to_name_the_run_alone(tmp_path: Path) ->
 
 def test_each_part_stands_in_the_results_as_it_was_set(tmp_path: Path) -> None:
     run = builder(tmp_path)
-    run.models["student"] = Model(**model("a net", 10, 20))
+    run.models["student"] = ModelRecord(**build_model("a net", 10, 20))
     run.notes.append("a note of the run")
     run.add_data(DATA, ["a note of the data"])
     results = run.write("failed", "no memory")

@@ -21,9 +21,9 @@ from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.search.space import parse_space
 from kd_app.search.study import Params, Search, SearchSettings, suggest_next
 from kd_app.search.trials import FILE
-from tests.reporting.run_folders import made
+from tests.reporting.run_folders import build_results
 
-PLAIN = made()
+PLAIN = build_results()
 SPACE: dict[str, BaseDistribution] = {
     "x": FloatDistribution(0.0, 10.0),
     "method": CategoricalDistribution(["a", "b"]),

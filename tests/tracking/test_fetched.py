@@ -13,13 +13,13 @@ from kd_app.reporting.results import Results, read, write
 from kd_app.reporting.runs import load_run, load_runs
 from kd_app.tracking import lineage
 from kd_app.tracking.weights_and_biases import _build_artifact
-from tests.reporting.run_folders import made
+from tests.reporting.run_folders import build_results
 from tests.tracking.wandb_server import Server, serving
 
 
 def run_in(folder: Path, sha256: str) -> Results:
     """The folder of a run whose student has these weights."""
-    results = made()
+    results = build_results()
     results.models["student"].sha256 = sha256
     folder.mkdir(parents=True)
     write(folder / "results.json", results)

@@ -6,7 +6,7 @@ each goal is selected.
 from collections.abc import Callable, Iterator, Sequence
 
 from kd_app.config import RequestError
-from kd_app.reporting.exports import Answering, Exports, Figures, read_exports
+from kd_app.reporting.exports import Exports, FileMetrics, ModelMeasurement, read_exports
 from kd_app.reporting.html.schema import Choice, FamilyPart, FilePart
 from kd_app.reporting.pareto import select_pareto_front
 from kd_app.reporting.results import Estimate

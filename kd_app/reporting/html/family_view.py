@@ -21,7 +21,7 @@ from kd_app.reporting.html.family import format_milliseconds, format_price
 from kd_app.reporting.html.palette import SeriesStyle
 from kd_app.reporting.html.schema import FamilyPart, FilePart
 from kd_app.reporting.html.tables import OUTCOMES, Cell, Table, build_cell
-from kd_app.reporting.sentences import count
+from kd_app.reporting.sentences import format_count
 
 _MAX_GROUPS = 6
 """Number of styles; further groups share the last one as 'others'."""

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from kd_app.metrics.model_pair import CASCADE, DISTILLATION, ModelPair
 from kd_app.metrics.spec import Format
 from kd_app.reporting.results import (
-    Cascade,
+    CascadeRecord,
+    CompressionStep,
+    CorruptionMetrics,
     Estimate,
     Group,
     Knowledge,
     Number,
-    Robustness,
-    Step,
     Verdict,
 )
 
