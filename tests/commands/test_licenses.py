@@ -109,7 +109,7 @@ def test_accepted_it_runs_and_that_is_on_record(shipped: tuple[Path, str]) -> No
     assert found["config"]["license"]["accept"] == [NC]
     words = " ".join(said.split())
     assert f"license {NC} cc-by-4.0 {NC}" in words
-    assert f"License of what ships: {NC}, the strictest of" in words
+    assert f"License of the student: {NC}, the strictest license of" in words
     assert "license.accept names it" in words
 
 
@@ -154,7 +154,7 @@ def test_measured_again_it_is_under_the_same(shipped: tuple[Path, str]) -> None:
     assert {stage["made"] for stage in again["stages"] if stage["name"].startswith("answers")} == {
         "found"
     }
-    assert f"License of what ships: {NC}" in out
+    assert f"License of the student: {NC}" in out
 
 
 def test_what_is_unknown_is_a_warning(photos: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_sweep_says_what_its_trials_ship(shipped: tuple[Path, str], noncommerc
     )
     out = done(*QUICK, *words, "-m", "seed=0", "out=sweep")
     assert "Its test top-1 is" in " ".join(out.split())
-    assert f"License of what ships: {NC}.\n" in out
+    assert f"License of the students: {NC}.\n" in out
 
 
 def test_a_run_from_before_licenses_were_asked_about_is_measured_and_gone_on_with(

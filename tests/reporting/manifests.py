@@ -1,4 +1,4 @@
-"""Manifests of exported files as kd-export leaves them, with made-up figures."""
+"""Manifests of exported files in the layout of kd-export, with invented metrics."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 DEVICE = "A Processor, x86_64"
 
 
-def entry(
+def build_entry(
     top1: float,
     cost: float,
     p95: float,
@@ -17,12 +17,12 @@ def entry(
     test: float | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """What a manifest says of one file; its test accuracy is one point below that of
-    validation where none is given.
+    """A manifest's entry for one file. The default test accuracy is one point below the
+    validation accuracy.
     """
 
-    def figures(value: float, split: str) -> dict[str, Any]:
-        judged = {
+    def build_metrics(value: float, split: str) -> dict[str, Any]:
+        rule = {
             "metric": "top1",
             "margin": 0.01,
             "confidence": 0.95,
@@ -33,7 +33,7 @@ def entry(
         verdict = (
             {
                 "outcome": outcome,
-                **judged,
+                **rule,
                 "num_images": 300,
                 "n_needed": None,
                 "mcnemar_p": 0.5,
@@ -58,8 +58,8 @@ def entry(
         "size_bytes": 312_345,
         "runtime": {"name": "onnxruntime", "version": "1.32"},
         "device": DEVICE,
-        "validation": figures(top1, "validation"),
-        "test": figures(top1 - 0.01 if test is None else test, "test"),
+        "validation": build_metrics(top1, "validation"),
+        "test": build_metrics(top1 - 0.01 if test is None else test, "test"),
         "latency_ms": {"p50": 0.8 * p95, "p95": p95, "p99": 1.5 * p95, "calls": 400},
         "images_per_second": 1e6 / 3600 * 0.04 / cost,
         "batch_size": 32,
@@ -72,17 +72,15 @@ def entry(
     }
 
 
-def exported(
+def write_manifest(
     run: Path,
     files: Mapping[str, Mapping[str, Any]],
     *,
     ship: str | None = None,
     **torch: Mapping[str, Any],
 ) -> None:
-    """Write the manifest of the run in the folder `run`; `torch`: the models of it in
-    torch, by role.
-    """
-    told = {
+    """Write the manifest of the run in `run`; `torch`: PyTorch models by role."""
+    manifest = {
         "schema_version": 1,
         "kd_app": "0.1.0",
         "files": files,
@@ -90,4 +88,4 @@ def exported(
         "ship": ship,
     }
     (run / "export").mkdir()
-    (run / "export" / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
+    (run / "export" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Results as the main job writes them, from real figures of made-up logits."""
+"""Results in the layout of kd-distill: real metrics of invented logits."""
 
 from typing import Any
 
@@ -12,20 +12,18 @@ from tests.metrics.records import to_records
 THREE = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
 
 
-def logits_and_target(
-    skill: dict[str, float], n: int = 300
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def draw_logits(skill: dict[str, float], n: int = 300) -> tuple[dict[str, np.ndarray], np.ndarray]:
     rng = np.random.default_rng(0)
     target = rng.integers(10, size=n)
-    hard, found = rng.standard_normal((n, 10)), {}
+    difficulty, logits = rng.standard_normal((n, 10)), {}
     for name, lift in skill.items():
-        z = (hard + 0.7 * rng.standard_normal((n, 10))).astype(np.float32)
+        z = (difficulty + 0.7 * rng.standard_normal((n, 10))).astype(np.float32)
         z[np.arange(n), target] += np.float32(lift)
-        found[name] = z
-    return found, target
+        logits[name] = z
+    return logits, target
 
 
-def model(name: str, params: int, macs: int) -> dict[str, Any]:
+def build_model(name: str, params: int, macs: int) -> dict[str, Any]:
     weights = {"source": "timm", "sha256": "ab", "matched": 10, "missing": [], "unexpected": []}
     size = 4 * params + 2_000
     return {
@@ -40,15 +38,17 @@ def model(name: str, params: int, macs: int) -> dict[str, Any]:
     }
 
 
-def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes: Any) -> Results:
+def build_results(
+    skill: dict[str, float] | None = None, *, test: bool = True, **changes: Any
+) -> Results:
     skill = THREE if skill is None else skill
-    records = to_records(*logits_and_target(skill))
-    measured = measure_split(records, seed=0, confidence=0.95)
+    records = to_records(*draw_logits(skill))
+    metrics = measure_split(records, seed=0, confidence=0.95)
     splits = ("validation", "test") if test else ("validation",)
-    known = {
-        "teacher": model("resnet50.a1_in1k", 25_557_032, 4_089_184_256),
-        "student": model("mobilenetv3_small_100.lamb_in1k", 2_542_856, 56_510_000),
-        "labels_only": model("mobilenetv3_small_100.lamb_in1k", 2_542_856, 56_510_000),
+    models = {
+        "teacher": build_model("resnet50.a1_in1k", 25_557_032, 4_089_184_256),
+        "student": build_model("mobilenetv3_small_100.lamb_in1k", 2_542_856, 56_510_000),
+        "labels_only": build_model("mobilenetv3_small_100.lamb_in1k", 2_542_856, 56_510_000),
     }
     content: dict[str, Any] = {
         "status": "finished",
@@ -60,7 +60,7 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
             "sizes": {"train": 1000, "validation": 300, "test": 300},
             "fingerprint": "f00d",
         },
-        "models": {role: known[role] for role in skill if role in known},
+        "models": {role: models[role] for role in skill if role in models},
         "speed": {
             "teacher": {"images_per_second": 41.6},
             "student": {"images_per_second": 1234.4},
@@ -69,7 +69,7 @@ def made(skill: dict[str, float] | None = None, *, test: bool = True, **changes:
         "stages": [
             {"name": "student", "path": "runs/.stages/student-12", "seconds": 61.5, "made": "made"}
         ],
-        **dict.fromkeys(splits, measured),
+        **dict.fromkeys(splits, metrics),
     }
     if "teacher" in skill:
         judgment = VerdictRule(metric="top1", margin=0.01, confidence=0.95).judge(

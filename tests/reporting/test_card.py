@@ -1,5 +1,6 @@
-"""The model card that ships: what the hub reads of it, and what a person does."""
+"""The model card: the metadata for the hub and the text for readers."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from kd_app.config.compose import compose_config
 from kd_app.reporting.card import CARD, write_card
 from kd_app.reporting.distillation_gain import describe_gains
-from kd_app.reporting.results import Licenses, Results
+from kd_app.reporting.results import LicenseRecord, Results
 from kd_app.reporting.sentences import write_verdict
-from tests.reporting.run_folders import made
+from tests.reporting.run_folders import build_results
 
 
 @dataclass(frozen=True)
@@ -22,26 +23,28 @@ class Card:
     text: str
 
 
-def card_of(folder: Path, results: Results) -> Card:
-    """The card as the hub's own library reads it; it refuses metadata that do not fit."""
+def build_card(folder: Path, results: Results) -> Card:
+    """The card as the hub's library reads it, which rejects invalid metadata."""
     write_card(folder, results)
     card = ModelCard.load(folder / CARD)
     assert isinstance(card.data, ModelCardData)
     return Card(card.data, card.text)
 
 
-def full(**changes: Any) -> Results:
-    results = made(**{"config": compose_config("distill", ["trainer.max_epochs=7"]), **changes})
+def build_full(**changes: Any) -> Results:
+    results = build_results(
+        **{"config": compose_config("distill", ["trainer.max_epochs=7"]), **changes}
+    )
     assert results.data is not None
     results.data.name = "digits"
     return results
 
 
-def test_the_hub_finds_license_library_task_and_the_test_figures_in_the_metadata(
+def test_the_metadata_have_license_library_task_and_test_metrics(
     tmp_path: Path,
 ) -> None:
-    results = full()
-    data = card_of(tmp_path, results).data
+    results = build_full()
+    data = build_card(tmp_path, results).data
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "apache-2.0",
         "timm",
@@ -73,105 +76,105 @@ def test_the_hub_finds_license_library_task_and_the_test_figures_in_the_metadata
         ("dinov3-license", ("other", "dinov3-license")),
     ],
 )
-def test_a_license_that_the_hub_does_not_know_is_named_as_another(
+def test_a_license_unknown_to_the_hub_is_other_with_a_name(
     license: str, expected: tuple[str, str | None], tmp_path: Path
 ) -> None:
-    results = full()
-    results.license = Licenses(student_start="none", data="unknown", ships=license)
-    data = card_of(tmp_path, results).data
+    results = build_full()
+    results.license = LicenseRecord(student_start="none", data="unknown", ships=license)
+    data = build_card(tmp_path, results).data
     assert (data.license, data.license_name) == expected
     assert (data.license_link is None) == (license != "dinov3-license")
 
 
-def test_a_person_reads_figures_with_intervals_the_verdict_and_how_it_was_made(
+def test_the_text_has_metrics_with_intervals_verdict_and_training(
     tmp_path: Path,
 ) -> None:
-    results = full()
-    text = card_of(tmp_path, results).text
+    results = build_full()
+    text = build_card(tmp_path, results).text
     assert results.test is not None
     assert results.verdict is not None
     for role in ("teacher", "labels_only", "student"):
-        figures = results.test.by_model[role]
-        assert figures.top1 is not None
+        metrics = results.test.by_model[role]
+        assert metrics.top1 is not None
         assert (
-            f"{100 * figures.top1:.2f} % ({100 * (figures.top1_low or 0):.2f} to"
-            f" {100 * (figures.top1_high or 0):.2f})" in text
+            f"{100 * metrics.top1:.2f} % ({100 * (metrics.top1_low or 0):.2f} to"
+            f" {100 * (metrics.top1_high or 0):.2f})" in text
         )
     assert write_verdict(results.verdict) in text
     assert all(f"- {sentence}" in text for sentence in describe_gains(results))
     assert describe_gains(results)
-    for said in (
+    for fragment in (
         "`resnet50.a1_in1k`",
         "`soft_target` (weight 1.0, temperature 4.0, standardize False)",
         "7 epochs, seed 3",
         "fingerprint `f00d`",
         "torch 2.14.1",
     ):
-        assert said in text
+        assert fragment in text
     for heading in (
         "How to use it",
         "Results",
-        "Meant for",
-        "Not good for",
-        "How it was made",
+        "Intended use",
+        "Limitations",
+        "Training",
         "Licenses",
     ):
         assert f"\n## {heading}\n" in text
 
 
-def test_what_it_is_not_good_for_comes_from_the_figures(tmp_path: Path) -> None:
-    results = full()
+def test_limitations_follow_from_the_metrics(tmp_path: Path) -> None:
+    results = build_full()
     assert results.test is not None
     content = results.model_dump()
     accuracy = {"teacher": [0.9] * 10, "student": [0.9, 0.5, 0.89, *[0.95] * 7]}
     content["test"]["per_class"] = {"support": [30] * 10, "accuracy": accuracy, "f1": accuracy}
-    damaged = {"corruption": "fog", "num_images": 300, "accuracy": {"student": 0.4}}
+    corruption = {"corruption": "fog", "num_images": 300, "accuracy": {"student": 0.4}}
     content["test"]["robustness"] = [
-        {**damaged, "severity": 2},
-        {**damaged, "severity": 5, "accuracy": {"student": 0.21}},
+        {**corruption, "severity": 2},
+        {**corruption, "severity": 5, "accuracy": {"student": 0.21}},
     ]
     content["test"]["groups"] = {
         name: {"num_images": 150, "accuracy": {"student": {"value": right}}}
         for name, right in (("day", 0.9), ("night", 0.3))
     }
-    said = card_of(tmp_path, Results.model_validate(content)).text.partition("## Not good for")[2]
+    text = build_card(tmp_path, Results.model_validate(content)).text.partition("## Limitations")[2]
     assert (
-        "lost most against its teacher: `c1` (-40.00 points, 30 images), `c2` (-1.00 points, 30"
-        " images)." in said
+        "Classes with the largest loss against the teacher: `c1` (-40.00 points, 30 images), `c2`"
+        " (-1.00 points, 30 images)." in text
     )
-    assert "finds hardest: `c1` (50.00 % right, 30 images)" in said
-    assert "21.00 % right under fog of severity 5" in said
-    assert "group `night`: 30.00 % right, of 150" in said
-    assert f"{100 * (results.test.student.ece or 0):.2f} % (calibration error)" in said
+    assert "Classes with the lowest accuracy: `c1` (50.00 %, 30 images)" in text
+    assert "21.00 % are classified correctly under fog of severity 5" in text
+    assert "group `night`: 30.00 % of 150 are classified correctly" in text
+    assert f"{100 * (results.test.student.ece or 0):.2f} % on average (calibration error)" in text
 
 
-def test_a_run_on_a_part_of_the_images_ships_with_a_warning(tmp_path: Path) -> None:
-    warned = card_of(tmp_path, full(config=compose_config("distill", ["debug=fdr"]))).text
+def test_a_run_on_a_part_of_the_images_has_a_warning(tmp_path: Path) -> None:
+    text = build_card(tmp_path, build_full(config=compose_config("distill", ["debug=fdr"]))).text
     assert (
-        "looked at a part of the images only (`limit_train_batches`, `limit_val_batches`,"
-        " `limit_test_batches`)" in warned
+        "a trial run on a part of the images only (`limit_train_batches`, `limit_val_batches`,"
+        " `limit_test_batches`)" in text
     )
-    assert "a part of the images" not in card_of(tmp_path, full()).text
+    assert "a part of the images" not in build_card(tmp_path, build_full()).text
 
 
-def test_names_that_somebody_gave_stay_text(tmp_path: Path) -> None:
-    results = full()
+def test_user_provided_names_are_escaped(tmp_path: Path) -> None:
+    results = build_full()
     assert results.data is not None
     results.data.classes[:3] = ["a|b", "x`\n---\n# y", "<script>alert(1)</script>"]
     results.data.name = "evil\n---\nlicense: mit | <b>"
-    card = card_of(tmp_path, results)
+    card = build_card(tmp_path, results)
     assert card.data.license == "apache-2.0"
-    lines = card.text.splitlines()
+    lines = re.sub(r"```.*?```", "", card.text, flags=re.DOTALL).splitlines()
     assert "---" not in lines
     assert [line for line in lines if line.startswith("# ")] == [f"# {card.data.model_name}"]
     assert not any("<script>" in line.replace("`<script>alert(1)</script>`", "") for line in lines)
 
 
-def test_no_path_or_secret_of_the_machine_is_in_it(
+def test_paths_and_secrets_of_the_machine_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hidden-away-0123")
-    results = full(
+    results = build_full(
         config=compose_config(
             "distill",
             [
@@ -188,31 +191,31 @@ def test_no_path_or_secret_of_the_machine_is_in_it(
     assert "hidden-away" not in text
 
 
-def test_on_labels_alone_and_before_the_test_is_read_the_card_says_so(tmp_path: Path) -> None:
+def test_a_card_without_teacher_and_test_set(tmp_path: Path) -> None:
     config = compose_config("distill", ["teacher=none", "loss=[cross_entropy]"])
-    card = card_of(tmp_path, made({"student": 2.0}, test=False, config=config))
+    card = build_card(tmp_path, build_results({"student": 2.0}, test=False, config=config))
     assert "The test set was not read." in card.text
-    assert "trained on labels" in card.text
+    assert "trained on the labels of" in card.text
     assert "eacher" not in card.text.replace("teacher=none", "")
     assert card.data.eval_results is not None
     assert {each.dataset_split for each in card.data.eval_results} == {"validation"}
     assert "knowledge-distillation" not in (card.data.tags or [])
 
 
-def test_a_module_of_ones_own_is_loaded_by_its_factory(tmp_path: Path) -> None:
+def test_an_external_module_is_loaded_with_its_factory(tmp_path: Path) -> None:
     config = compose_config(
         "distill", ["student._target_=mine.nets.Net", "student.kwargs.width=8", "allow=[mine]"]
     )
-    results = full(config=config)
+    results = build_full(config=config)
     results.models["student"].name = "mine.nets:Net"
-    card = card_of(tmp_path, results)
+    card = build_card(tmp_path, results)
     assert card.data.library_name == "pytorch"
     assert "from mine.nets import Net" in card.text
     assert "model = Net(width=8).eval()\n" in card.text
 
 
 def test_the_same_results_give_the_same_card(tmp_path: Path) -> None:
-    results = full()
+    results = build_full()
     write_card(tmp_path, results)
     first = (tmp_path / CARD).read_bytes()
     results.environment["time"] = "2030-01-01T00:00:00+00:00"

@@ -1,6 +1,4 @@
-"""A cascade is compared with its last stage, by the names of neither student nor
-teacher.
-"""
+"""A cascade is compared with its last stage, as candidate and reference."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from kd_app.reporting.html.sections import build_sections
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import load_run, write_predictions
 from tests.metrics.records import to_records
-from tests.reporting.run_folders import logits_and_target, made
+from tests.reporting.run_folders import build_results, draw_logits
 
 LATENCY = {"mean": 2.0, "p50": 2.0, "p95": 3.0, "p99": 3.0, "num_images": 8}
 
@@ -36,10 +34,10 @@ def stage(file: str, top1: float, cost_ms: float) -> dict[str, Any]:
     }
 
 
-def rung(threshold: float, sent_on: float, cost_ms: float) -> dict[str, Any]:
+def rung(threshold: float, share: float, cost_ms: float) -> dict[str, Any]:
     return {
         "thresholds": [threshold],
-        "shares": [1.0, sent_on],
+        "shares": [1.0, share],
         "accuracy": 0.9,
         "better": 1,
         "worse": 2,
@@ -51,7 +49,7 @@ def rung(threshold: float, sent_on: float, cost_ms: float) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The results of a cascade of two files."""
-    logits, target = logits_and_target({"candidate": 2.0, "reference": 3.0})
+    logits, target = draw_logits({"candidate": 2.0, "reference": 3.0})
     records = to_records(logits, target)
     split = measure_split(records, seed=0, confidence=0.95, pair=CASCADE)
     judgment = VerdictRule(metric="top1", margin=0.01, confidence=0.95).judge(**records)
@@ -72,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     }
     results = Results.model_validate(
         {
-            **made().model_dump(),
+            **build_results().model_dump(),
             "models": {},
             "validation": None,
             "test": None,
@@ -95,14 +93,14 @@ def folder(tmp_path: Path) -> Path:
 def test_the_verdict_names_the_cascade_and_its_last_stage(folder: Path) -> None:
     results = load_run(folder).results
     assert results.cascade is not None
-    said = " ".join(write_details(results, results.cascade))
-    assert "The cascade's top-1 accuracy is" in said
-    assert "below large.onnx's" in said
-    assert "student" not in said
-    assert "teacher" not in said
+    text = " ".join(write_details(results, results.cascade))
+    assert "The cascade's top-1 accuracy is" in text
+    assert "below large.onnx's" in text
+    assert "student" not in text
+    assert "teacher" not in text
 
 
-def test_the_figures_of_a_page_are_those_of_the_test_split(folder: Path) -> None:
+def test_a_page_shows_the_metrics_of_the_test_split(folder: Path) -> None:
     results = load_run(folder).results
     assert results.cascade is not None
     assert select_split(results) is results.cascade.splits["test"]
@@ -113,8 +111,8 @@ def test_the_figures_of_a_page_are_those_of_the_test_split(folder: Path) -> None
     assert (row.test.value, row.teacher.value) == (test.candidate.top1, test.reference.top1)
 
 
-def test_classes_and_flips_are_those_of_candidate_and_reference(folder: Path) -> None:
-    part = build_run_part(load_run(folder), "a cascade")
+def test_tables_of_classes_and_flips_name_candidate_and_reference(folder: Path) -> None:
+    part = run_part(load_run(folder), "a cascade")
     heads = [
         head
         for section in build_sections(build_report([folder]), part)

@@ -1,6 +1,4 @@
-"""Runs compared: which are seeds of one method, what is paired with what, and what may
-be said of it.
-"""
+"""Comparison of runs: methods and their seeds, pairs, and the sentences about them."""
 
 import dataclasses
 import gc
@@ -14,10 +12,10 @@ import numpy as np
 import pytest
 
 from kd_app.config import RequestError
-from kd_app.reporting.comparison import Comparison, compare
+from kd_app.reporting.comparison import MethodComparison, compare
 from kd_app.reporting.results import Data, FileRecord, Results
 from kd_app.reporting.runs import Run, write_predictions
-from tests.reporting.run_folders import logits_and_target, made
+from tests.reporting.run_folders import build_results, draw_logits
 
 SOFT = {"_target_": "kd_app.losses.soft_target.SoftTarget", "weight": 1.0, "temperature": 4.0}
 PLAIN = {"_target_": "kd_app.losses.cross_entropy.CrossEntropy", "weight": 1.0}
@@ -36,28 +34,28 @@ SKILL = {"teacher": 3.0, "labels_only": 1.0, "student": 2.0}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """statsmodels' multipletests collects garbage each time: of torch's there is much."""
+def _without_garbage() -> Iterator[None]:
+    """Freeze torch's objects: statsmodels collects garbage with every correction."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 @cache
-def measured() -> Results:
-    return made(SKILL)
+def base_results() -> Results:
+    return build_results(SKILL)
 
 
-def config(**words: Any) -> dict[str, Any]:
-    """The configuration with dotted keys changed, dots written as __."""
-    found = json.loads(json.dumps(CONFIG))
-    for key, value in words.items():
+def build_config(**changes: Any) -> dict[str, Any]:
+    """`CONFIG` with changes; the dots of keys are written as __."""
+    copy = json.loads(json.dumps(CONFIG))
+    for key, value in changes.items():
         *path, last = key.split("__")
-        node = found
+        node = copy
         for name in path:
             node = node[name]
         node[last] = value
-    return dict(found)
+    return dict(copy)
 
 
 def run(
@@ -69,15 +67,15 @@ def run(
     test: bool = True,
     split: str = "5",
     status: str = "finished",
-    **words: Any,
+    **changes: Any,
 ) -> Run:
-    """A run whose student has that test accuracy."""
-    before = measured()
-    assert before.test is not None
-    student, plain = before.test.student, before.test.labels_only
+    """A run whose student has the test accuracy `top1`."""
+    base = base_results()
+    assert base.test is not None
+    student, plain = base.test.student, base.test.labels_only
     assert plain is not None
     parts = {
-        place: before.test.model_copy(
+        place: base.test.model_copy(
             update={
                 "student": student.model_copy(update={"top1": value}),
                 "labels_only": plain.model_copy(update={"top1": control}),
@@ -85,66 +83,82 @@ def run(
         )
         for place, value in (("validation", validation), ("test", top1))
     }
-    results = before.model_copy(
+    results = base.model_copy(
         update={
             "seed": seed,
             "status": status,
-            "config": config(**words) | {"seed": seed, "out": f"runs/{seed}"},
+            "config": build_config(**changes) | {"seed": seed, "out": f"runs/{seed}"},
             "files": [FileRecord(name="split.csv", sha256=split)],
             "validation": parts["validation"],
             "test": parts["test"] if test else None,
         }
     )
-    return Run(Path(f"runs/{seed}-{len(words)}"), results)
+    return Run(Path(f"runs/{seed}-{len(changes)}"), results)
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
+def list_labels(runs: Sequence[Run]) -> list[str]:
     return [method.label for method in compare(runs).methods]
 
 
-def about(found: Comparison, word: str) -> str:
-    (sentence,) = [sentence for sentence in found.write_sentences() if word in sentence]
+def find_sentence(comparison: MethodComparison, fragment: str) -> str:
+    """The only sentence with `fragment`."""
+    (sentence,) = [each for each in comparison.write_sentences() if fragment in each]
     return sentence
 
 
-def test_runs_that_differ_in_seed_place_rule_and_controls_alone_are_seeds_of_one_method() -> None:
+def test_runs_that_differ_in_seed_folder_rule_or_controls_are_one_method() -> None:
     runs = [
         run(0, 0.91),
         run(1, 0.92, tags=["x"], verdict={"margin": 0.02}),
         run(2, 0.93, controls={"labels_only": {}}, data__root="/elsewhere"),
     ]
-    found = compare(runs)
-    (method,) = found.methods
+    comparison = compare(runs)
+    (method,) = comparison.methods
     assert method.label == "resnet8, cross_entropy + soft_target"
     assert list(method.runs) == [0, 1, 2]
     assert method.test is not None
     assert method.test.mean == pytest.approx(0.92)
-    assert found.winner is None  # nothing to choose from
+    assert comparison.winner is None  # nothing to choose from
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("changes", "expected"),
     [
-        ({"loss__soft_target": {**SOFT, "temperature": 1.0}}, ("loss.soft_target.temperature=4", "loss.soft_target.temperature=1")),
-        ({"loss": {"cross_entropy": PLAIN}}, ("loss=[cross_entropy,soft_target]", "loss=[cross_entropy]")),
-        ({"trainer__max_epochs": 9, "teacher__max_epochs": 9}, ("trainer.max_epochs=8", "trainer.max_epochs=9")),
-        ({"optimizer": {"name": "sgd", "scratch_lr": 0.05, "lr": "auto"}}, ("optimizer.name=adamw", "optimizer.name=sgd")),
-        ({"optimizer__lr": 1.0, "trainer__max_epochs": 9}, ("optimizer.lr=auto, trainer.max_epochs=8", "optimizer.lr=1, trainer.max_epochs=9")),
+        (
+            {"loss__soft_target": {**SOFT, "temperature": 1.0}},
+            ("loss.soft_target.temperature=4", "loss.soft_target.temperature=1"),
+        ),
+        (
+            {"loss": {"cross_entropy": PLAIN}},
+            ("loss=[cross_entropy,soft_target]", "loss=[cross_entropy]"),
+        ),
+        (
+            {"trainer__max_epochs": 9, "teacher__max_epochs": 9},
+            ("trainer.max_epochs=8", "trainer.max_epochs=9"),
+        ),
+        (
+            {"optimizer": {"name": "sgd", "scratch_lr": 0.05, "lr": "auto"}},
+            ("optimizer.name=adamw", "optimizer.name=sgd"),
+        ),
+        (
+            {"optimizer__lr": 1.0, "trainer__max_epochs": 9},
+            ("optimizer.lr=auto, trainer.max_epochs=8", "optimizer.lr=1, trainer.max_epochs=9"),
+        ),
         ({"teacher": None}, ("teacher=wrn_16_2", "teacher=none")),
     ],
-)  # fmt: skip
-def test_a_method_is_called_by_what_it_says_differently(
-    words: dict[str, Any], expected: tuple[str, str]
+)
+def test_a_label_lists_the_settings_that_differ(
+    changes: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    assert labels([run(0, 0.9), run(0, 0.9, **words)]) == list(expected)
+    assert list_labels([run(0, 0.9), run(0, 0.9, **changes)]) == list(expected)
 
 
-def test_two_models_of_one_name_that_differ_in_more_are_told_apart() -> None:
+def test_models_of_one_name_with_other_settings_have_different_labels() -> None:
     kwargs = [
         run(0, 0.9, student={**CONFIG["student"], "name": name, "kwargs": {"width": width}})
         for name, width in (("a", 1), ("b", 1), ("a", 2))
     ]
-    assert labels(kwargs) == [
+    assert list_labels(kwargs) == [
         "student.name=a, student.kwargs.width=1",
         "student.name=b, student.kwargs.width=1",
         "student.name=a, student.kwargs.width=2",
@@ -155,8 +169,8 @@ SHORT: dict[str, Any] = {"loss": {"cross_entropy": PLAIN}}
 
 
 def methods(test: bool = True) -> list[Run]:
-    """Two methods, three seeds: the second is 1, 2 and 3 points above the first, whose
-    validation is better.
+    """Two methods with three seeds: the second is 1, 2 and 3 points above the first on
+    test, and below on validation.
     """
     first = [
         run(seed, top1, validation=0.9, control=top1 - 0.01 * (1 + seed % 2), test=test)
@@ -170,9 +184,9 @@ def methods(test: bool = True) -> list[Run]:
 
 
 def test_methods_are_paired_by_seed_with_the_baseline_and_with_their_own_control() -> None:
-    found = compare(methods())
-    first, second = found.methods
-    assert (found.split, found.num_images, found.baseline) == (
+    comparison = compare(methods())
+    first, second = comparison.methods
+    assert (comparison.split, comparison.num_images, comparison.baseline) == (
         "test",
         300,
         "loss=[cross_entropy,soft_target]",
@@ -191,19 +205,19 @@ def test_methods_are_paired_by_seed_with_the_baseline_and_with_their_own_control
     assert first.gain.corrected == pytest.approx(2 * first.gain.p)
 
 
-def test_the_winner_is_chosen_on_validation_though_another_has_the_better_test_figure() -> None:
-    found = compare(methods())
-    assert found.winner == "loss=[cross_entropy,soft_target]"
-    assert "Its test top-1, the figure to quote, is 87.67 % (t-interval" in about(
-        found, "Chosen on validation alone"
+def test_the_winner_is_chosen_on_validation_not_on_test() -> None:
+    comparison = compare(methods())
+    assert comparison.winner == "loss=[cross_entropy,soft_target]"
+    assert "Quote the test top-1: 87.67 % (t-interval" in find_sentence(
+        comparison, "Chosen on validation alone"
     )
 
 
-def test_a_baseline_can_be_named_and_a_wrong_name_is_refused_with_those_there_are() -> None:
-    found = compare(methods(), baseline="loss=[cross_entropy]")
-    assert found.methods[1].to_baseline is None
-    assert found.methods[0].to_baseline is not None
-    assert found.methods[0].to_baseline.mean == pytest.approx(-0.02)
+def test_a_baseline_has_a_label_and_an_unknown_label_is_rejected() -> None:
+    comparison = compare(methods(), baseline="loss=[cross_entropy]")
+    assert comparison.methods[1].to_baseline is None
+    assert comparison.methods[0].to_baseline is not None
+    assert comparison.methods[0].to_baseline.mean == pytest.approx(-0.02)
     with pytest.raises(
         RequestError,
         match=(
@@ -214,76 +228,84 @@ def test_a_baseline_can_be_named_and_a_wrong_name_is_refused_with_those_there_ar
         compare(methods(), baseline="x")
 
 
-def test_statements_about_methods_and_about_models_are_told_apart() -> None:
-    said = compare(methods()).write_sentences()
+def test_sentences_distinguish_methods_and_models() -> None:
+    sentences = compare(methods()).write_sentences()
     assert any(
         s.startswith(
             "About methods: loss=[cross_entropy] minus loss=[cross_entropy,soft_target], paired by"
             " seed (0, 1, 2): +2.00"
         )
-        for s in said
+        for s in sentences
     )
-    assert any("Each verdict is about two models" in s for s in said)
-    assert any("corrected by Holm's method" in s and "2 gains" in s for s in said)
-    assert not any("one seed" in s for s in said)
+    assert any("Each verdict compares two models" in s for s in sentences)
+    assert any("corrected with Holm's method" in s and "2 gains" in s for s in sentences)
+    assert not any("one seed" in s for s in sentences)
 
 
-def test_one_seed_is_called_one_seed() -> None:
-    found = compare([run(3, 0.91)])
-    assert found.methods[0].test is not None
-    assert found.methods[0].test.low is None
-    assert about(found, "top-1 91.00 %").endswith(
-        "with one seed (3). That is about a model, not the method."
+def test_one_seed_is_about_a_model() -> None:
+    comparison = compare([run(3, 0.91)])
+    assert comparison.methods[0].test is not None
+    assert comparison.methods[0].test.low is None
+    assert find_sentence(comparison, "top-1 91.00 %").endswith(
+        "with one seed (3). This is about a model, not about the method."
     )
-    assert "with one seed (3): +21.00 points. That is about two models, not methods." in about(
-        found, "labels-only"
+    assert (
+        "with one seed (3): +21.00 points. This is about two models, not methods."
+        in find_sentence(comparison, "labels-only")
     )
-    assert not any("About method" in sentence for sentence in found.write_sentences())
+    assert not any("About method" in sentence for sentence in comparison.write_sentences())
 
 
-def test_one_seed_of_two_methods_is_compared_image_by_image_and_said_to_be_about_two_models(
+def test_one_seed_of_two_methods_is_compared_image_by_image(
     tmp_path: Path,
 ) -> None:
-    logits, target = logits_and_target(SKILL)
+    logits, target = draw_logits(SKILL)
     runs = []
-    for role, words in (("student", {}), ("teacher", SHORT)):
-        answers = {"student": logits[role]}
-        results = run(0, float((logits[role].argmax(1) == target).mean()), **words).results
+    for role, changes in (("student", {}), ("teacher", SHORT)):
+        predictions = {"student": logits[role]}
+        results = run(0, float((logits[role].argmax(1) == target).mean()), **changes).results
         (tmp_path / role).mkdir()
         write_predictions(
             tmp_path / role / "predictions.parquet",
             index=np.arange(300),
             file=["x"] * 300,
             target=target,
-            logits=answers,
+            logits=predictions,
         )
         runs.append(Run(tmp_path / role, results))
-    found = compare(runs)
-    models = found.methods[1].models
+    comparison = compare(runs)
+    models = comparison.methods[1].models
     assert models is not None
     right = {role: logits[role].argmax(1) == target for role in ("student", "teacher")}
     assert models.difference == pytest.approx(right["teacher"].mean() - right["student"].mean())
     assert models.low < models.difference < models.high
     assert models.p < 0.05
-    assert about(found, "About two models, not two methods").count("on the same 300 images") == 1
-    assert found.methods[1].to_baseline is not None
-    assert found.methods[1].to_baseline.p is None
+    assert (
+        find_sentence(comparison, "About two models, not two methods").count(
+            "on the same 300 images"
+        )
+        == 1
+    )
+    assert comparison.methods[1].to_baseline is not None
+    assert comparison.methods[1].to_baseline.p is None
 
 
-def test_runs_without_answers_to_the_images_are_not_compared_image_by_image() -> None:
-    found = compare([run(0, 0.9), run(0, 0.8, **SHORT)])
-    assert found.methods[1].models is None
-    assert "could not be compared image by image" in about(found, "Note:")
+def test_runs_without_predictions_are_not_compared_image_by_image() -> None:
+    comparison = compare([run(0, 0.9), run(0, 0.8, **SHORT)])
+    assert comparison.methods[1].models is None
+    assert "could not be compared image by image" in find_sentence(comparison, "Note:")
 
 
-def test_runs_on_other_images_are_not_paired_and_that_is_said() -> None:
-    strangers = [run(seed, 0.99, validation=0.99, split="6", data__seed=1) for seed in (0, 1, 2)]
-    found = compare([*methods(), *strangers])
-    assert [method.comparable for method in found.methods] == [True, True, False]
-    assert found.methods[2].to_baseline is None
-    assert found.methods[2].gain is not None  # its own control saw the same images
-    assert found.winner == found.methods[0].label
-    assert "have other images or another split" in about(found, "nothing is paired")
+def test_runs_on_other_images_are_not_paired() -> None:
+    others = [run(seed, 0.99, validation=0.99, split="6", data__seed=1) for seed in (0, 1, 2)]
+    comparison = compare([*methods(), *others])
+    assert [method.comparable for method in comparison.methods] == [True, True, False]
+    assert comparison.methods[2].to_baseline is None
+    assert comparison.methods[2].gain is not None  # paired with its own control
+    assert comparison.winner == comparison.methods[0].label
+    assert "have different images or another split" in find_sentence(
+        comparison, "nothing is paired"
+    )
 
 
 def test_equal_configurations_on_other_images_are_two_methods() -> None:
@@ -294,7 +316,7 @@ def test_equal_configurations_on_other_images_are_two_methods() -> None:
             update={"data": Data(classes=["a"], sizes={}, fingerprint="beef")}
         ),
     )
-    assert labels([one, moved]) == [
+    assert list_labels([one, moved]) == [
         "as configured (data f00d, split 5)",
         "as configured (data beef, split 5)",
     ]
@@ -302,45 +324,45 @@ def test_equal_configurations_on_other_images_are_two_methods() -> None:
 
 def test_without_a_record_of_the_split_nothing_is_paired() -> None:
     runs = [Run(each.path, each.results.model_copy(update={"files": []})) for each in methods()]
-    found = compare(runs)
-    assert found.methods[1].to_baseline is None
-    assert "don't say which images" in about(found, "nothing is paired")
+    comparison = compare(runs)
+    assert comparison.methods[1].to_baseline is None
+    assert "do not record the images" in find_sentence(comparison, "nothing is paired")
 
 
-def test_trials_that_left_the_test_set_to_the_winner_are_compared_on_validation_and_that_is_said() -> (
-    None
-):
+def test_runs_of_which_some_did_not_read_the_test_set_are_compared_on_validation() -> None:
     runs = methods(test=False)
     runs[1] = run(1, 0.85, validation=0.9, control=0.84)
-    found = compare(runs)
-    assert found.split == "validation"
-    assert found.methods[1].to_baseline is not None
-    assert found.methods[1].to_baseline.mean == pytest.approx(-0.1)
-    assert "1 of 6 runs read the test set, so the methods are compared on validation" in about(
-        found, "test=always"
+    comparison = compare(runs)
+    assert comparison.split == "validation"
+    assert comparison.methods[1].to_baseline is not None
+    assert comparison.methods[1].to_baseline.mean == pytest.approx(-0.1)
+    assert (
+        "1 of 6 runs read the test set, so the methods are compared on validation"
+        in find_sentence(comparison, "test=always")
     )
-    assert "not read for all of its seeds, it has 85.00 % with seed 1: about that model" in about(
-        found, "Chosen on validation alone"
+    assert (
+        "not read for all seeds: the test top-1 is 85.00 % with seed 1, which is about that model"
+        in find_sentence(comparison, "Chosen on validation alone")
     )
-    assert "Its test set was not read" in about(
+    assert "The test set was not read" in find_sentence(
         compare(methods(test=False)), "Chosen on validation alone"
     )
 
 
-def test_the_winner_is_chosen_by_the_seeds_that_all_have() -> None:
+def test_the_winner_is_chosen_by_the_seeds_of_all_methods() -> None:
     runs = [
         run(0, 0.9, validation=0.80),
         run(1, 0.9, validation=0.99),
         run(0, 0.9, validation=0.81, **SHORT),
     ]
-    found = compare(runs)
-    assert found.winner == "loss=[cross_entropy]"
-    assert "the winner is chosen by the seeds that all have (0)" in about(
-        found, "Not all methods have the same seeds"
+    comparison = compare(runs)
+    assert comparison.winner == "loss=[cross_entropy]"
+    assert "the winner is chosen by the seeds that all methods have (0)" in find_sentence(
+        comparison, "Not all methods have the same seeds"
     )
 
 
-def test_runs_that_did_not_end_are_left_out_and_counted_and_a_seed_counts_once() -> None:
+def test_unfinished_runs_are_counted_and_a_seed_counts_once() -> None:
     runs = [
         run(0, 0.9, status="failed"),
         run(0, 0.9, status="pruned"),
@@ -348,34 +370,34 @@ def test_runs_that_did_not_end_are_left_out_and_counted_and_a_seed_counts_once()
         run(1, 0.8),
         run(1, 0.7),
     ]
-    found = compare(runs)
-    assert found.methods[0].test is not None
-    assert found.methods[0].test.values == {1: 0.8}  # the first that read the test set
-    assert "2 of 5 runs are left out: 1 failed, 1 pruned" in about(found, "left out")
-    assert "2 of the runs repeat a seed" in about(found, "repeat")
+    comparison = compare(runs)
+    assert comparison.methods[0].test is not None
+    assert comparison.methods[0].test.values == {1: 0.8}  # the first that read the test set
+    assert "2 of 5 runs are left out: 1 failed, 1 pruned" in find_sentence(comparison, "left out")
+    assert "2 of the runs repeat a seed" in find_sentence(comparison, "repeat")
 
 
 def test_without_a_finished_run_there_is_nothing_to_compare() -> None:
-    found = compare([run(0, 0.9, status="failed")])
-    assert (found.methods, found.winner, found.baseline) == ((), None, None)
-    assert found.write_sentences()[0] == "No run is finished: there is nothing to compare."
+    comparison = compare([run(0, 0.9, status="failed")])
+    assert (comparison.methods, comparison.winner, comparison.baseline) == ((), None, None)
+    assert comparison.write_sentences()[0] == "No run is finished: there is nothing to compare."
     assert compare([]).write_sentences() == ["No run is finished: there is nothing to compare."]
 
 
-def test_of_very_many_methods_only_those_that_stand_out_are_told_in_words() -> None:
-    found = compare(
+def test_of_many_methods_only_those_that_stand_out_get_sentences() -> None:
+    comparison = compare(
         [
             run(seed, 0.9 + seed / 1000, trainer__max_epochs=epochs)
             for epochs in range(1, 201)
             for seed in (0, 1)
         ]
     )
-    assert len(found.methods) == 200
-    assert len(found.write_sentences()) < 60
-    assert "The other" in about(found, "in the table alone")
+    assert len(comparison.methods) == 200
+    assert len(comparison.write_sentences()) < 60
+    assert "The other" in find_sentence(comparison, "in the table only")
 
 
 def test_a_comparison_is_plain_data() -> None:
-    found = json.loads(json.dumps(dataclasses.asdict(compare(methods()))))
-    assert found["methods"][1]["to_baseline"]["mean"] == pytest.approx(0.02)
-    assert found["correction"] == "Holm"
+    record = json.loads(json.dumps(dataclasses.asdict(compare(methods()))))
+    assert record["methods"][1]["to_baseline"]["mean"] == pytest.approx(0.02)
+    assert record["correction"] == "Holm"

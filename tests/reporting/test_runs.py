@@ -1,3 +1,5 @@
+"""Run folders are read back: results, tables, models."""
+
 import json
 import shutil
 import subprocess
@@ -16,13 +18,13 @@ from kd_app.models.save import save_model
 from kd_app.reporting.results import write
 from kd_app.reporting.runs import load_run, load_runs, write_curves, write_predictions
 from kd_app.stages import hash_file
-from tests.reporting.run_folders import THREE, logits_and_target, made
+from tests.reporting.run_folders import THREE, build_results, draw_logits
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    logits, target = logits_and_target(THREE)
-    write(tmp_path / "results.json", made())
+    logits, target = draw_logits(THREE)
+    write(tmp_path / "results.json", build_results())
     names = [f"digits/{k:04}" for k in range(300)]
     write_predictions(
         tmp_path / "predictions.parquet",
@@ -42,21 +44,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_run_gives_its_results_and_configuration(folder: Path) -> None:
+def test_a_run_has_results_and_configuration(folder: Path) -> None:
     run = load_run(folder)
-    assert run.results == made()
+    assert run.results == build_results()
     assert run.config["loss"]["soft_target"]["temperature"] == 4
     assert load_run(str(folder)).path == folder
 
 
-def test_predictions_name_each_image_and_what_each_model_said_of_it(folder: Path) -> None:
-    table, (logits, target) = load_run(folder).predictions, logits_and_target(THREE)
-    answers = [
+def test_predictions_have_a_row_per_image_and_columns_per_model(folder: Path) -> None:
+    table, (logits, target) = load_run(folder).predictions, draw_logits(THREE)
+    columns = [
         f"{model}_{name}"
         for model in THREE
         for name in ("top1", "top1_probability", "target_probability")
     ]
-    assert list(table.columns) == ["index", "file", "target", *answers]
+    assert list(table.columns) == ["index", "file", "target", *columns]
     assert table["index"].tolist() == list(range(7, 307))
     assert table["file"][12] == "digits/0012"
     p = softmax(logits["student"].astype(np.float64), axis=1)
@@ -67,7 +69,7 @@ def test_predictions_name_each_image_and_what_each_model_said_of_it(folder: Path
     )
 
 
-def test_the_accuracy_in_the_results_is_that_of_the_predictions(folder: Path) -> None:
+def test_results_and_predictions_have_the_same_accuracy(folder: Path) -> None:
     run = load_run(folder)
     assert run.results.test is not None
     assert run.results.test.student.top1 == pytest.approx(
@@ -75,12 +77,12 @@ def test_the_accuracy_in_the_results_is_that_of_the_predictions(folder: Path) ->
     )
 
 
-def test_predictions_are_the_same_however_many_rows_are_taken_at_a_time(
+def test_predictions_do_not_depend_on_the_block_size(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load_run(folder).predictions
     monkeypatch.setattr("kd_app.reporting.predictions._VALUES", 70)
-    logits, target = logits_and_target(THREE)
+    logits, target = draw_logits(THREE)
     write_predictions(
         folder / "predictions.parquet",
         index=np.arange(300) + 7,
@@ -92,7 +94,7 @@ def test_predictions_are_the_same_however_many_rows_are_taken_at_a_time(
     assert [path.name for path in folder.iterdir() if "partial" in path.name] == []
 
 
-def test_curves_of_all_stages_are_one_table_empty_where_nothing_was_logged(folder: Path) -> None:
+def test_curves_of_all_stages_are_one_table(folder: Path) -> None:
     curves = load_run(folder).curves
     assert list(curves.columns) == [
         "stage",
@@ -107,20 +109,20 @@ def test_curves_of_all_stages_are_one_table_empty_where_nothing_was_logged(folde
     assert curves["validation/top1"][1] == 0.25
 
 
-def test_what_a_run_has_not_is_said_with_its_status(tmp_path: Path) -> None:
-    write(tmp_path / "results.json", made(status="running"))
+def test_a_missing_file_is_reported_with_the_status(tmp_path: Path) -> None:
+    write(tmp_path / "results.json", build_results(status="running"))
     run = load_run(tmp_path)
     for read in (lambda: run.predictions, lambda: run.curves, run.load_student, run.load_teacher):
         with pytest.raises(RequestError, match="its status is 'running'"):
             read()
 
 
-def test_the_student_is_the_one_that_was_shipped(tmp_path: Path) -> None:
-    write(tmp_path / "results.json", made())
+def test_the_student_is_the_exported_model(tmp_path: Path) -> None:
+    write(tmp_path / "results.json", build_results())
     pixels = InputSpec(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    shipped = timm.create_model("test_resnet", num_classes=10).eval()
+    exported = timm.create_model("test_resnet", num_classes=10).eval()
     save_model(
-        shipped,
+        exported,
         tmp_path / "student",
         pixels=pixels,
         classes=[f"c{k}" for k in range(10)],
@@ -128,17 +130,17 @@ def test_the_student_is_the_one_that_was_shipped(tmp_path: Path) -> None:
     )
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(load_run(tmp_path).load_student()(image), shipped(image))
+        torch.testing.assert_close(load_run(tmp_path).load_student()(image), exported(image))
 
 
-def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> None:
+def test_a_fresh_process_loads_a_small_network(tmp_path: Path) -> None:
     import kd_app.models.small  # noqa: F401
 
-    write(tmp_path / "results.json", made())
+    write(tmp_path / "results.json", build_results())
     pixels = InputSpec(channels=1, height=8, width=8, mean=(0.5,), std=(0.5,))
-    shipped = timm.create_model("resnet8", num_classes=10, in_chans=1)
+    exported = timm.create_model("resnet8", num_classes=10, in_chans=1)
     save_model(
-        shipped,
+        exported,
         tmp_path / "student",
         pixels=pixels,
         classes=list("abcdefghij"),
@@ -150,8 +152,8 @@ def test_a_fresh_process_loads_a_student_of_the_small_nets(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def taught(tmp_path: Path) -> Path:
-    """A run whose teacher was kept in a stage."""
+def distilled(tmp_path: Path) -> Path:
+    """A run whose teacher is in a stage."""
     stage, run = tmp_path / ".stages" / "teacher-12", tmp_path / "run"
     pixels = InputSpec(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     (run / "teacher").mkdir(parents=True)
@@ -162,12 +164,16 @@ def taught(tmp_path: Path) -> Path:
         classes=list("abcdefghij"),
         license="apache-2.0",
     )
-    write(run / "results.json", made())
-    told(run, path=str(stage / "model"), sha256=hash_file(stage / "model" / "model.safetensors"))
+    write(run / "results.json", build_results())
+    write_reference(
+        run, path=str(stage / "model"), sha256=hash_file(stage / "model" / "model.safetensors")
+    )
     return run
 
 
-def told(run: Path, *, path: str | None, sha256: str = "ab", source: str = "folder model") -> None:
+def write_reference(
+    run: Path, *, path: str | None, sha256: str = "ab", source: str = "folder model"
+) -> None:
     reference = {
         "name": "test_resnet",
         "source": source,
@@ -178,46 +184,46 @@ def told(run: Path, *, path: str | None, sha256: str = "ab", source: str = "fold
     (run / "teacher" / "reference.json").write_text(json.dumps(reference))
 
 
-def test_the_teacher_is_the_one_that_the_stage_kept(taught: Path) -> None:
-    teacher = load_run(taught).load_teacher()
-    kept = load_file(taught.parent / ".stages" / "teacher-12" / "model" / "model.safetensors")
+def test_the_teacher_is_the_model_of_the_stage(distilled: Path) -> None:
+    teacher = load_run(distilled).load_teacher()
+    tensors = load_file(distilled.parent / ".stages" / "teacher-12" / "model" / "model.safetensors")
     assert not teacher.training
-    assert teacher.state_dict().keys() == kept.keys()
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in teacher.state_dict().items())
+    assert teacher.state_dict().keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in teacher.state_dict().items())
 
 
-def test_a_teacher_that_was_trained_anew_since_is_not_taken_for_the_runs_own(taught: Path) -> None:
-    weights = taught.parent / ".stages" / "teacher-12" / "model" / "model.safetensors"
+def test_a_teacher_with_other_weights_is_rejected(distilled: Path) -> None:
+    weights = distilled.parent / ".stages" / "teacher-12" / "model" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(RequestError, match="holds other weights now"):
-        load_run(taught).load_teacher()
+        load_run(distilled).load_teacher()
 
 
-def test_a_teacher_whose_stage_is_gone_is_told_with_its_place(taught: Path) -> None:
-    shutil.rmtree(taught.parent / ".stages")
-    with pytest.raises(RequestError, match=r"teacher-12/model', which is not there"):
-        load_run(taught).load_teacher()
+def test_a_missing_stage_is_named(distilled: Path) -> None:
+    shutil.rmtree(distilled.parent / ".stages")
+    with pytest.raises(RequestError, match=r"teacher-12/model', which does not exist"):
+        load_run(distilled).load_teacher()
 
 
 @pytest.mark.parametrize(
     ("path", "source"), [(None, "hub test_resnet.r160_in1k"), ("weights.pth", "file weights.pth")]
 )
-def test_a_teacher_that_came_by_name_or_from_a_file_is_told_with_its_source(
-    taught: Path, path: str | None, source: str
+def test_a_teacher_without_a_folder_is_rejected_with_its_source(
+    distilled: Path, path: str | None, source: str
 ) -> None:
-    (taught.parent / "weights.pth").touch()
-    told(taught, path=path and str(taught.parent / path), source=source)
+    (distilled.parent / "weights.pth").touch()
+    write_reference(distilled, path=path and str(distilled.parent / path), source=source)
     with pytest.raises(RequestError, match=f"test_resnet came from {source}"):
-        load_run(taught).load_teacher()
+        load_run(distilled).load_teacher()
 
 
-def test_a_run_on_labels_alone_has_no_teacher(tmp_path: Path) -> None:
-    write(tmp_path / "results.json", made({"student": 2.0}))
-    with pytest.raises(RequestError, match="has no teacher: it was trained on the labels alone"):
+def test_a_run_on_labels_only_has_no_teacher(tmp_path: Path) -> None:
+    write(tmp_path / "results.json", build_results({"student": 2.0}))
+    with pytest.raises(RequestError, match="has no teacher: its student learned from labels only"):
         load_run(tmp_path).load_teacher()
 
 
-def test_runs_are_found_in_nested_folders_one_row_each_and_stages_are_none(folder: Path) -> None:
+def test_nested_runs_have_a_row_each_and_stages_are_skipped(folder: Path) -> None:
     for place in ("sweep/1", "sweep/0", ".stages/student-12", "sweep/.partial"):
         (folder / place).mkdir(parents=True)
         shutil.copy(folder / "results.json", folder / place)
@@ -230,15 +236,15 @@ def test_runs_are_found_in_nested_folders_one_row_each_and_stages_are_none(folde
     assert runs["verdict.outcome"][0] == "lost"
 
 
-def test_a_corrupt_run_is_listed_as_unreadable_with_the_reason(folder: Path) -> None:
+def test_a_corrupt_run_is_listed_with_the_reason(folder: Path) -> None:
     (folder / "cut").mkdir()
     (folder / "cut" / "results.json").write_text((folder / "results.json").read_text()[:500])
     runs = load_runs(folder).set_index("path")
     assert runs["status"].to_dict() == {str(folder): "finished", str(folder / "cut"): "unreadable"}
-    assert "cut off" in str(runs["reason"][str(folder / "cut")])
+    assert "truncated" in str(runs["reason"][str(folder / "cut")])
 
 
-def test_a_folder_without_runs_gives_an_empty_table_and_no_folder_is_refused(
+def test_a_folder_without_runs_has_an_empty_table_and_a_missing_folder_is_rejected(
     tmp_path: Path,
 ) -> None:
     assert load_runs(tmp_path).empty
@@ -248,7 +254,7 @@ def test_a_folder_without_runs_gives_an_empty_table_and_no_folder_is_refused(
         load_run(tmp_path)
 
 
-def test_reading_runs_imports_neither_torch_nor_pandas_before_they_are_needed() -> None:
+def test_heavy_packages_are_imported_only_when_needed() -> None:
     code = (
         "import sys, kd_app.reporting.runs, kd_app.reporting.tables; print({'torch', 'pandas',"
         " 'timm', 'scipy'} & set(sys.modules))"

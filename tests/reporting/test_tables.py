@@ -1,3 +1,5 @@
+"""Console tables: content, width, and the sentences below them."""
+
 import io
 
 import pytest
@@ -5,23 +7,23 @@ from rich.console import Console, RenderableType
 
 from kd_app.reporting.results import Results
 from kd_app.reporting.sentences import format_points
-from kd_app.reporting.tables import Trial, build_summary, sweep
-from tests.reporting.run_folders import THREE, made
+from kd_app.reporting.tables import Trial, build_summary, build_sweep_table
+from tests.reporting.run_folders import THREE, build_results
 
 
-def text(renderable: RenderableType, width: int = 80) -> str:
+def render(renderable: RenderableType, width: int = 80) -> str:
     file = io.StringIO()
     Console(file=file, width=width, highlight=False).print(renderable)
     return file.getvalue()
 
 
-def words(renderable: RenderableType, width: int = 80) -> str:
-    return " ".join(text(renderable, width).split())
+def render_flat(renderable: RenderableType, width: int = 80) -> str:
+    return " ".join(render(renderable, width).split())
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_summary_holds_every_row_and_fits_the_width(width: int) -> None:
-    shown = text(build_summary(made()), width)
+    shown = render(build_summary(build_results()), width)
     assert max(map(len, shown.splitlines())) <= width
     for row in (
         r"top-1 accuracy 77.33 % 27.00 % 51.33 %",
@@ -39,33 +41,37 @@ def test_the_summary_holds_every_row_and_fits_the_width(width: int) -> None:
         assert row in " ".join(shown.split())
 
 
-def test_the_summary_says_which_split_how_many_images_and_that_it_is_one_seed() -> None:
-    assert "All figures: test split, 300 images, one seed (3)." in words(build_summary(made()))
-    shown = words(build_summary(made(test=False)))
-    assert "All figures: validation split" in shown
+def test_the_summary_states_split_number_of_images_and_seed() -> None:
+    assert "All metrics: test split, 300 images, one seed (3)." in render_flat(
+        build_summary(build_results())
+    )
+    shown = render_flat(build_summary(build_results(test=False)))
+    assert "All metrics: validation split" in shown
     assert "The test set was not read." in shown
 
 
-def test_each_line_is_whole_words_in_plain_characters_without_escape_codes() -> None:
-    shown = text(build_summary(made()))
+def test_the_summary_is_plain_ascii_without_escape_codes() -> None:
+    shown = render(build_summary(build_results()))
     assert "\x1b" not in shown
     assert set(shown) - set("─") <= set(map(chr, range(32, 127))) | {"\n"}
 
 
-def test_an_undefined_figure_is_explained_in_a_sentence() -> None:
-    shown = words(build_summary(made({"teacher": 1.0, "labels_only": 1.0, "student": 1.5})))
+def test_an_undefined_metric_is_explained() -> None:
+    shown = render_flat(
+        build_summary(build_results({"teacher": 1.0, "labels_only": 1.0, "student": 1.5}))
+    )
     assert "gap closed undefined" in shown
     assert (
         "Gap closed is undefined because the teacher is not measurably better than the labels-only"
         " student" in shown
     )
-    assert "undefined" not in words(build_summary(made()))
-    hopeless = words(build_summary(made({"teacher": -50.0, "student": 1.5})))
+    assert "undefined" not in render_flat(build_summary(build_results()))
+    hopeless = render_flat(build_summary(build_results({"teacher": -50.0, "student": 1.5})))
     assert "Retention is undefined because the teacher is not measurably right" in hopeless
 
 
-def test_a_further_control_is_a_line_and_what_the_average_hides_a_sentence() -> None:
-    content = made({**THREE, "smoothed": 1.5}).model_dump()
+def test_further_controls_are_rows_and_weak_spots_are_sentences() -> None:
+    content = build_results({**THREE, "smoothed": 1.5}).model_dump()
     content["test"]["groups"] = {
         "north": {
             "num_images": 200,
@@ -85,7 +91,7 @@ def test_a_further_control_is_a_line_and_what_the_average_hides_a_sentence() -> 
         }
         for kind, right in (("jpeg", 0.5), ("contrast", 0.3))
     ]
-    shown = words(build_summary(Results.model_validate(content)))
+    shown = render_flat(build_summary(Results.model_validate(content)))
     assert "gain, smoothed" in shown
     assert "points above this control" in shown
     losses = {
@@ -100,58 +106,57 @@ def test_a_further_control_is_a_line_and_what_the_average_hides_a_sentence() -> 
             )
         )
     }
+    assert f"Class 'c{max(losses, key=losses.__getitem__)}' loses most: the student gets" in shown
     assert (
-        f"Of the classes, 'c{max(losses, key=losses.__getitem__)}' loses most: the student has"
-        in shown
-    )
-    assert (
-        "Of the groups, 'south' loses most: the student has 0.00 % right, the teacher 100.00 % (1"
+        "Group 'south' loses most: the student gets 0.00 % right, the teacher 100.00 % (1"
         " image)." in shown
     )
     assert (
-        "On corrupted images (2 kinds) the student has on average 40.00 % right, the teacher"
+        "On corrupted images (2 kinds) the student gets 40.00 % right on average, the teacher"
         " 60.00 %." in shown
     )
 
 
-def test_nothing_is_said_to_be_lost_where_nothing_is() -> None:
-    shown = words(build_summary(made({"student": 2.0})))
+def test_without_a_teacher_no_loss_is_reported() -> None:
+    shown = render_flat(build_summary(build_results({"student": 2.0})))
     assert "loses most" not in shown
     assert "corrupted" not in shown
 
 
-def test_the_verdict_is_a_sentence_with_its_margin_and_what_it_rests_on() -> None:
+def test_the_verdict_states_margin_and_difference() -> None:
     assert (
         "Verdict: lost. The student's top-1 accuracy is more than 1 point below the teacher's: the"
-        " difference is -26.00 points" in words(build_summary(made()))
+        " difference is -26.00 points" in render_flat(build_summary(build_results()))
     )
-    close = words(build_summary(made({"teacher": 2.0, "labels_only": 1.0, "student": 2.0})))
+    close = render_flat(
+        build_summary(build_results({"teacher": 2.0, "labels_only": 1.0, "student": 2.0}))
+    )
     assert "Verdict: not shown." in close
     assert "images would be needed." in close
 
 
-def test_without_a_teacher_or_a_control_their_columns_and_lines_are_not_there() -> None:
-    alone = words(build_summary(made({"student": 2.0})))
+def test_without_teacher_or_control_their_columns_and_rows_are_absent() -> None:
+    alone = render_flat(build_summary(build_results({"student": 2.0})))
     for absent in ("teacher", "labels only", "distilled", "retention", "gain", "Verdict"):
         assert absent not in alone
-    without_control = words(build_summary(made({"teacher": 3.0, "student": 2.0})))
+    without_control = render_flat(build_summary(build_results({"teacher": 3.0, "student": 2.0})))
     assert "retention" in without_control
     assert "labels only" not in without_control
 
 
-def test_a_run_without_figures_says_why() -> None:
-    failed = made().model_copy(
+def test_a_run_without_metrics_states_the_reason() -> None:
+    failed = build_results().model_copy(
         update={"test": None, "validation": None, "status": "failed", "reason": "The disk is full."}
     )
     assert (
-        words(build_summary(failed))
+        render_flat(build_summary(failed))
         == "Nothing is measured yet: the run's status is 'failed'. The disk is full."
     )
 
 
 def test_notes_of_the_run_are_shown() -> None:
-    assert "Note: 2 images were left out." in words(
-        build_summary(made(notes=["2 images were left out."]))
+    assert "Note: 2 images were left out." in render_flat(
+        build_summary(build_results(notes=["2 images were left out."]))
     )
 
 
@@ -160,18 +165,20 @@ def trials() -> list[Trial]:
         Trial(
             0,
             ("loss.soft_target.temperature=1", "loss=[cross_entropy,soft_target]"),
-            made({"teacher": 3.0, "student": 1.0}, test=False),
+            build_results({"teacher": 3.0, "student": 1.0}, test=False),
         ),
         Trial(
-            1, ("loss.soft_target.temperature=4", "loss=[cross_entropy,soft_target]"), made(THREE)
+            1,
+            ("loss.soft_target.temperature=4", "loss=[cross_entropy,soft_target]"),
+            build_results(THREE),
         ),
         Trial(2, ("seed=1",), None),
     ]
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_sweep_is_listed_best_first_with_the_winner_marked_and_tested(width: int) -> None:
-    shown = words(sweep(trials(), winner=1), width)
+def test_a_sweep_is_listed_best_first_with_a_star_at_the_winner(width: int) -> None:
+    shown = render_flat(build_sweep_table(trials(), winner=1), width)
     assert (
         shown.index("* 1 loss.soft_target.temperature=4")
         < shown.index("0 loss.soft_target.temperature=1")
@@ -183,18 +190,18 @@ def test_a_sweep_is_listed_best_first_with_the_winner_marked_and_tested(width: i
     )
 
 
-def test_a_sweep_whose_test_set_was_not_read_or_that_nobody_won_says_so() -> None:
-    assert "* Trial 0 won on validation; the test set was not read." in words(
-        sweep(trials(), winner=0)
+def test_a_sweep_without_test_or_winner_states_it() -> None:
+    assert "* Trial 0 won on validation; the test set was not read." in render_flat(
+        build_sweep_table(trials(), winner=0)
     )
-    assert "No trial won" in words(sweep(trials()[2:], winner=None))
+    assert "No trial won" in render_flat(build_sweep_table(trials()[2:], winner=None))
 
 
-def test_brackets_in_overrides_are_shown_not_taken_for_markup() -> None:
-    assert "loss=[cross_entropy,soft_target]" in text(sweep(trials(), winner=1), 120)
+def test_brackets_in_overrides_are_not_markup() -> None:
+    assert "loss=[cross_entropy,soft_target]" in render(build_sweep_table(trials(), winner=1), 120)
 
 
-def test_nothing_has_no_sign_to_worry_about() -> None:
+def test_zero_has_a_plus_sign() -> None:
     assert [format_points(value) for value in (0.0, -0.0, -1e-9, 0.00001, -0.0042)] == [
         "+0.00",
         "+0.00",

@@ -1,4 +1,4 @@
-"""Where a run's teacher is."""
+"""The reference to a run's teacher."""
 
 import json
 from pathlib import Path
@@ -25,25 +25,25 @@ def read_record(folder: Path, **changes: Any) -> TeacherReference:
         ("stages/teacher-12", "stages/teacher-12/model", Path("stages/teacher-12/model")),
     ],
 )
-def test_the_model_is_in_its_stage_or_where_it_was_given(
+def test_the_folder_is_that_of_the_stage_or_the_path(
     stage: str | None, path: str | None, folder: Path | None, tmp_path: Path
 ) -> None:
     assert read_record(tmp_path, stage=stage, path=path).folder == folder
 
 
 @pytest.mark.parametrize("changes", [{"stage": [1]}, {"path": 3}, {"path": {"a": 1}}])
-def test_a_place_that_is_no_text_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="does not say where the teacher is"):
+def test_a_path_that_is_not_a_string_is_rejected(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="does not record where the teacher is"):
         read_record(tmp_path, **changes)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
-def test_what_is_no_record_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_corrupt_record_is_rejected(content: str, tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text(content, encoding="utf-8")
-    with pytest.raises(RequestError, match="does not say where the teacher is"):
+    with pytest.raises(RequestError, match="does not record where the teacher is"):
         read_teacher_reference(tmp_path)
 
 
-def test_a_missing_record_is_refused_with_its_place(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"reference.json' does not say"):
+def test_a_missing_record_is_rejected_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"reference.json' does not record"):
         read_teacher_reference(tmp_path)

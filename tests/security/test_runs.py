@@ -159,8 +159,8 @@ def test_a_stage_or_a_teacher_that_the_run_points_at_is_no_pickle(
 @pytest.mark.parametrize("content", ["[]", "{}", "{", '{"stage": [1]}'])
 def test_a_reference_that_is_none_is_refused(content: str, run: Path) -> None:
     (run / "teacher" / "reference.json").write_text(content, encoding="utf-8")
-    assert "does not say where the teacher is" in not_evaluated(run)
-    with pytest.raises(RequestError, match="does not say where the teacher is"):
+    assert "does not record where the teacher is" in not_evaluated(run)
+    with pytest.raises(RequestError, match="does not record where the teacher is"):
         kd_app.load_run(run).load_teacher()
 
 

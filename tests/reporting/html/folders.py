@@ -16,7 +16,7 @@ from kd_app.reporting.examples import write_examples
 from kd_app.reporting.results import Results, write
 from kd_app.reporting.runs import write_curves, write_predictions
 from tests.metrics.records import to_records
-from tests.reporting.run_folders import THREE, made, model
+from tests.reporting.run_folders import THREE, build_model, build_results
 
 CLASSES = (
     "T-shirt/top",
@@ -99,7 +99,7 @@ def run_folder(
     if "teacher" in skill:
         content["knowledge"] = build_knowledge(logits["teacher"], target, names, split)
     models = {
-        role: model(
+        role: build_model(
             "a net" if role == "teacher" else "small",
             25_557_032 if role == "teacher" else 2_542_856,
             4_089_184_256,
@@ -107,7 +107,7 @@ def run_folder(
         for role in skill
     }
     results = Results.model_validate(
-        {**made().model_dump(), "config": config, "models": models, **content, **changes}
+        {**build_results().model_dump(), "config": config, "models": models, **content, **changes}
     )
     write(folder / "results.json", results)
     files = [FILES[number % len(FILES)] for number in range(images)]

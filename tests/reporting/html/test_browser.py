@@ -13,7 +13,7 @@ from kd_app.reporting.html import write_report
 from kd_app.reporting.results import Results
 from kd_app.reporting.sentences import format_interval, format_percent
 from tests.reporting.html.folders import run_folder
-from tests.reporting.manifests import entry, exported
+from tests.reporting.manifests import build_entry, write_manifest
 
 INSPECT = Path(__file__).with_name("browser.js").read_text(encoding="utf-8")
 SECTIONS = [
@@ -32,8 +32,8 @@ SECTIONS = [
 OVERVIEW = ["methods", "runs", "front", "family"]
 
 FAMILY = {
-    "model.onnx": entry(0.95, 0.02, 2.0),
-    "a file <b> of very many words, more than fit a cell of a table.pte": entry(
+    "model.onnx": build_entry(0.95, 0.02, 2.0),
+    "a file <b> of very many words, more than fit a cell of a table.pte": build_entry(
         0.96, 0.03, 3.0, format="executorch"
     ),
 }
@@ -56,7 +56,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     """Report of one run with all optional parts and with malicious names."""
     folder = tmp_path_factory.mktemp("one") / "run"
     results = run_folder(folder, examples=True)
-    exported(folder, FAMILY, teacher=entry(0.97, 0.8, 40.0, outcome=None), ship="model.onnx")
+    write_manifest(
+        folder, FAMILY, teacher=build_entry(0.97, 0.8, 40.0, outcome=None), ship="model.onnx"
+    )
     return write_report([folder], folder), results
 
 
@@ -78,9 +80,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config=config,
             names=tuple(f"class {name}" for name in range(60)),
         )
-        exported(
+        write_manifest(
             folder / str(number),
-            {"model.onnx": entry(0.9 + number / 100, 0.01 * 2**number, 1.0 + number)},
+            {"model.onnx": build_entry(0.9 + number / 100, 0.01 * 2**number, 1.0 + number)},
         )
     return write_report(sorted(folder.iterdir()), folder / "report", [5])
 

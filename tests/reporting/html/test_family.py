@@ -11,7 +11,7 @@ import pytest
 from kd_app.reporting.html import write_report
 from tests.reporting.html.folders import run_folder
 from tests.reporting.html.test_write import Page
-from tests.reporting.manifests import DEVICE, entry, exported
+from tests.reporting.manifests import DEVICE, build_entry, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,22 @@ def family(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("large", "small"):
         shutil.copytree(finished, folder / name)
     large = {
-        "model.onnx": entry(0.95, 0.04, 4.0, test=0.90),
-        "model_int8.onnx": entry(0.94, 0.02, 2.0, format="onnx_int8", outcome="not shown"),
-        "model.pte": entry(0.94, 0.03, 9.0, format="executorch"),
+        "model.onnx": build_entry(0.95, 0.04, 4.0, test=0.90),
+        "model_int8.onnx": build_entry(0.94, 0.02, 2.0, format="onnx_int8", outcome="not shown"),
+        "model.pte": build_entry(0.94, 0.03, 9.0, format="executorch"),
     }
-    torch = {"student": entry(0.95, 0.4, 20.0), "teacher": entry(0.97, 0.8, 40.0, outcome=None)}
-    exported(folder / "large", large, ship="model_int8.onnx", **torch)
-    exported(
+    torch = {
+        "student": build_entry(0.95, 0.4, 20.0),
+        "teacher": build_entry(0.97, 0.8, 40.0, outcome=None),
+    }
+    write_manifest(folder / "large", large, ship="model_int8.onnx", **torch)
+    write_manifest(
         folder / "small",
-        {"model.onnx": entry(0.85, 0.01, 1.0, outcome="lost", test=0.99, license="cc-by-nc-4.0")},
+        {
+            "model.onnx": build_entry(
+                0.85, 0.01, 1.0, outcome="lost", test=0.99, license="cc-by-nc-4.0"
+            )
+        },
     )
     write_report([folder / "large", folder / "small"], folder / "out", [3, 0.5])
     return folder / "out"
@@ -151,7 +158,9 @@ def test_files_measured_on_different_devices_are_not_compared(
 ) -> None:
     for name in ("one", "two"):
         shutil.copytree(finished, tmp_path / name)
-        exported(tmp_path / name, {"model.onnx": entry(0.9, 0.1, 1.0, device=f"device {name}")})
+        write_manifest(
+            tmp_path / name, {"model.onnx": build_entry(0.9, 0.1, 1.0, device=f"device {name}")}
+        )
     write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
     assert [
         [part["tier"] for part in family_part["files"]]
@@ -164,7 +173,7 @@ def test_files_measured_on_different_devices_are_not_compared(
 
 def test_a_file_with_few_metrics_is_a_row_without_a_tier(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    exported(
+    write_manifest(
         tmp_path / "run",
         {"model.pt2": {"format": "program", "size_bytes": 5, "cost_per_million": float("nan")}},
     )
@@ -184,14 +193,14 @@ def test_a_file_with_few_metrics_is_a_row_without_a_tier(finished: Path, tmp_pat
     [
         ("{", "can't be read"),
         ('{"schema_version": 2, "files": {}}', "schema_version"),
-        ("[]", "is no manifest"),
+        ("[]", "is not a valid manifest"),
     ],
 )
 def test_an_invalid_manifest_is_left_out_with_a_reason(
     content: str, reason: str, finished: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    exported(tmp_path / "run", {})
+    write_manifest(tmp_path / "run", {})
     (tmp_path / "run" / "export" / "manifest.json").write_text(content, encoding="utf-8")
     write_report([tmp_path / "run"], tmp_path / "out")
     report = read_report(tmp_path / "out")
