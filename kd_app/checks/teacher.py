@@ -18,7 +18,7 @@ from kd_app.data.normalize import normalize
 from kd_app.models.create import LoadedModel
 from kd_app.models.spec import ModelSpec
 from kd_app.models.teacher import FrozenTeacher
-from kd_app.models.weights import state_sha256
+from kd_app.models.weights import hash_state
 from kd_app.reporting.results import read
 from kd_app.run_files import RESULTS
 

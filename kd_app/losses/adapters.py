@@ -1,6 +1,4 @@
-"""What the adapters of several terms are made of, and the use of a model's own
-classifier on other embeddings.
-"""
+"""Parts shared by adapters, and a model's classifier applied to other embeddings."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,14 +13,13 @@ from kd_app.models.heads import Head
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm of maps [B, C, H, W] that can be asked about one image of one cell,
-    too: that has no variance, and the running figures serve.
+    """Batch norm of maps [B, C, H, W] that also accepts one image with one cell: such a
+    batch has no variance, so the running statistics are used.
     """
 
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """The normalized map."""
         if x.numel() > x.shape[1]:
             return super().forward(x)
         return F.batch_norm(
@@ -33,24 +30,21 @@ class BatchNorm(nn.BatchNorm2d):
 def apply_classifier(
     classifier: Callable[[Tensor], Tensor], embedding: Float[Tensor, "batch width"]
 ) -> Float[Tensor, "batch classes"]:
-    """The logits of an embedding, by a classifier whose weights are used in the
+    """Return the logits of an embedding. The classifier's weights are cast to the
     precision of the embedding.
     """
-    return (
-        match_precision(classifier)(embedding)
-        if isinstance(classifier, Head)
-        else _apply_in_own_precision(classifier, embedding)
-    )
+    if isinstance(classifier, Head):
+        return match_precision(classifier)(embedding)
+    return _apply_in_precision_of_input(classifier, embedding)
 
 
 def match_precision(head: Head) -> Head:
-    """The same head, whose weights are used in the precision of what it reads."""
-    return replace(
-        head, classifiers=tuple(partial(_apply_in_own_precision, one) for one in head.classifiers)
-    )
+    """Return a head whose weights are cast to the precision of the input."""
+    classifiers = (partial(_apply_in_precision_of_input, each) for each in head.classifiers)
+    return replace(head, classifiers=tuple(classifiers))
 
 
-def _apply_in_own_precision(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _apply_in_precision_of_input(classifier: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not isinstance(classifier, nn.Module):
         return classifier(x)
     state = {**dict(classifier.named_parameters()), **dict(classifier.named_buffers())}

@@ -1,4 +1,4 @@
-"""Attention transfer: where in the image the activation is."""
+"""Attention transfer: compare where in the image the activation is."""
 
 from typing import ClassVar
 
@@ -15,15 +15,15 @@ from kd_app.models.outputs import Outputs
 
 
 class AttentionTransfer(LossTerm):
-    """``sum over stages of mean (A(F_s) - A(F_t))^2`` over batch and cells, where A(F)
-    = the energy ``sum_c F_c^2`` of every cell, with L2 norm 1.
+    """``sum over stages of mean (A(F_s) - A(F_t))^2`` over batch and cells. A(F) is the
+    energy ``sum_c F_c^2`` of every cell, normalized to L2 norm 1.
 
-    Stages are paired from the deepest upward; the larger of two maps is averaged down
-    to the size of the smaller before it is squared, so widths, sizes and families (CNN,
-    ViT) are free. Pairs that share a single cell are left out: they have one attention
-    map only. Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017,
-    arXiv 1612.03928, in the form of its code (the paper's formula has the norm
-    un-squared, and half the weight).
+    Stages are paired from the deepest upward. The larger of two maps is average-pooled
+    to the size of the smaller before squaring, so widths, sizes and families (CNN, ViT)
+    may differ. Pairs that share a single cell are skipped: they have only one attention
+    map. Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv
+    1612.03928, as in the authors' code (the paper's formula has an un-squared norm and
+    half the weight).
     """
 
     level: ClassVar[Level] = "attention"
@@ -34,13 +34,15 @@ class AttentionTransfer(LossTerm):
         self.stages = stages
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when a model gives no feature maps, or none that share
+        """Raises `RequestError` if a model provides no feature maps, or none that share
         more than one cell.
         """
         self._pair_maps(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum over the stages; 0 when both look at the same places."""
+        """Return the sum over the stages; 0 if both models have the same attention
+        maps.
+        """
         pairs = (match_sizes(*pair) for pair in self._pair_maps(student, teacher))
         return torch.stack(
             [
@@ -52,7 +54,7 @@ class AttentionTransfer(LossTerm):
     def _pair_maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         return pair_spatial_stages(
             "attention_transfer",
-            "where in the image the activation is",
+            "the places of activation in the image",
             student,
             teacher,
             self.stages,
@@ -62,9 +64,8 @@ class AttentionTransfer(LossTerm):
 def compute_attention_map(
     feature: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, "batch cells"]:
-    """The energy of every cell, summed over channels, with L2 norm 1 over the cells of
-    an image (0 where the map is 0).
+    """Return the energy of every cell, summed over channels, with L2 norm 1 over the
+    cells of an image (0 for an all-zero map).
     """
-    # the squared norm reads the map once; the square of it, summed, would write a second map
-    # of the same size
+    # The squared norm reads the map once; a sum of squares would allocate a second map.
     return F.normalize(torch.linalg.vector_norm(feature, dim=1).square().flatten(1), dim=1)

@@ -1,4 +1,4 @@
-"""Correlation congruence: the student's kernel matrix of a batch is to be the
+"""Correlation congruence: match the student's kernel matrix of a batch to the
 teacher's.
 """
 
@@ -21,11 +21,11 @@ class CorrelationCongruence(LossTerm):
     """``|K_s - K_t|^2 / B^2`` with ``K_ij = e^(-2 gamma) sum_{p <= order} (2 gamma
     <x_i, x_j>)^p / p!``, x [B, D] = pooled features with L2 norm 1.
 
-    The series of the Gaussian kernel ``exp(-gamma |x_i - x_j|^2)``, which it is for
-    norm 1 alone. It needs no embedding to a common width, and so none that could
-    collapse. Other things are called CC, too: products of neighbors in the order of the
-    batch, and the norm without its square. Peng et al., "Correlation Congruence for
-    Knowledge Distillation", ICCV 2019, arXiv 1904.01802.
+    K is the series of the Gaussian kernel ``exp(-gamma |x_i - x_j|^2)``, which is valid
+    for norm 1 only. No projection to a common width is needed, so none can collapse.
+    Other losses are also called CC: products of neighbors in batch order, and the norm
+    without the square. Peng et al., "Correlation Congruence for Knowledge
+    Distillation", ICCV 2019, arXiv 1904.01802.
     """
 
     level: ClassVar[Level] = "relation"
@@ -38,18 +38,18 @@ class CorrelationCongruence(LossTerm):
         self.order = order
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when one of the models gives no pooled features."""
+        """Raises `RequestError` if one of the models provides no pooled features."""
         require_embeddings("cc", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the pairs of images; 0 where both have the same kernel matrix,
-        as in a batch of one.
+        """Return the mean over the pairs of images; 0 for equal kernel matrices, and
+        for a batch of one.
         """
         ours, theirs = (self._compute_kernel(x) for x in require_embeddings("cc", student, teacher))
         return F.mse_loss(ours, theirs)
 
     def _compute_kernel(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch batch"]:
         x = F.normalize(x, dim=1)
-        near = 2 * self.gamma * (x @ x.T)
-        series = torch.stack([near**p / math.factorial(p) for p in range(self.order + 1)])
+        scaled = 2 * self.gamma * (x @ x.T)
+        series = torch.stack([scaled**p / math.factorial(p) for p in range(self.order + 1)])
         return math.exp(-2 * self.gamma) * series.sum(dim=0)

@@ -1,4 +1,4 @@
-"""CAT-KD: where in the image each class is seen."""
+"""CAT-KD: compare where in the image each class is detected."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -18,11 +18,11 @@ from kd_app.models.outputs import Outputs
 class ClassAttention(LossTerm):
     """``mean (C_s - C_t)^2`` over batch, classes and cells, for the class activation
     maps C [B, K, r, r]: the classifier's weights applied to every cell of the deepest
-    map, averaged down to at most `resolution` cells a side, and, if asked for, with L2
-    norm 1 over the cells of each class.
+    map, average-pooled to at most `resolution` cells per side, and with `normalize`
+    scaled to L2 norm 1 over the cells of each class.
 
-    It is exact where nothing but an average lies between map and classifier (ResNet and
-    its kin); where a norm lies there as well, it is left out. Guo et al., "Class
+    The map is exact for models with only an average pool between last map and
+    classifier (ResNet and similar); a norm in between is left out. Guo et al., "Class
     Attention Transfer Based Knowledge Distillation", CVPR 2023, arXiv 2304.12777.
     """
 
@@ -35,8 +35,8 @@ class ClassAttention(LossTerm):
         self.normalize = normalize
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when a model's classifier can't be applied to the cells
-        of its map, or when the classes differ in number.
+        """Raises `RequestError` if a model's classifier can't be applied to the cells
+        of its map, or if the numbers of classes differ.
         """
         for name, outputs in (("student", student), ("teacher", teacher)):
             map_width = outputs.features[-1].shape[1] if outputs.features else 0
@@ -47,21 +47,21 @@ class ClassAttention(LossTerm):
             )
             if not map_width or map_width != head_width:
                 raise RequestError(
-                    "class_attention applies the classifier to every cell of the deepest map, and"
-                    f" the {name}'s map has {map_width} channels, where it reads {head_width}."
-                    f" Choose another {name}, one that classifies its averaged map, or another"
-                    " term: attention_transfer, soft_target or feature_hint."
+                    "class_attention applies the classifier to every cell of the deepest map, but"
+                    f" the {name}'s map has {map_width} channels, and the classifier reads"
+                    f" {head_width}. Choose a {name} that classifies its average-pooled map, or"
+                    " another term: attention_transfer, soft_target or feature_hint."
                 )
         ours, theirs = (_compute_activation(outputs).shape[1] for outputs in (student, teacher))
         if ours != theirs:
             raise RequestError(
-                f"class_attention compares class by class, and the student has {ours} classes, the"
-                f" teacher {theirs}. Expected the same classes. Terms that read no classes:"
+                f"class_attention compares class by class, but the student has {ours} classes, and"
+                f" the teacher {theirs}. Expected the same classes. Terms that read no classes:"
                 " attention_transfer, feature_hint, embedding_mse."
             )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean squared difference; 0 when both see every class at the same places."""
+        """Return the mean squared difference; 0 for equal class activation maps."""
         ours, theirs = _compute_activation(student), _compute_activation(teacher)
         height, width = (
             min(self.resolution, a, b)
@@ -73,12 +73,12 @@ class ClassAttention(LossTerm):
 
 
 def _compute_activation(outputs: Outputs) -> Float[Tensor, "batch classes height width"]:
-    """What each cell would add to the logits, without the bias."""
+    """Return the contribution of each cell to the logits, without the bias."""
     classifier: Callable[[Tensor], Tensor] | None = outputs.classifier
     assert classifier is not None
     feature = outputs.features[-1]
     cells = feature.movedim(1, -1)
-    said = apply_classifier(classifier, cells.flatten(0, 2))
+    logits = apply_classifier(classifier, cells.flatten(0, 2))
     bias = apply_classifier(classifier, cells.new_zeros(1, cells.shape[-1]))
-    activation: Tensor = (said - bias).unflatten(0, cells.shape[:-1])
+    activation: Tensor = (logits - bias).unflatten(0, cells.shape[:-1])
     return activation.movedim(-1, 1)

@@ -1,5 +1,5 @@
-"""CRD: the student's embedding of an image is to be told from those of other classes by
-the teacher's, and the other way round.
+"""CRD: contrast the student's embedding of an image with the teacher's embeddings of
+other classes, and vice versa.
 """
 
 import math
@@ -22,23 +22,22 @@ _EPSILON = 1e-7
 
 
 class CRD(LossTerm):
-    """``-mean_b [log P+ / (P+ + c) + sum_k log c / (P-_k + c)]``, c = K / N, once for
-    the student's and once for the teacher's side.
+    """``-mean_b [log P+ / (P+ + c) + sum_k log c / (P-_k + c)]``, c = K / N, summed
+    over the student's and the teacher's side.
 
-    v = the embedding f through a linear map, with norm 1; of both models a memory M [N,
-    D] holds one vector an image. Student's side: ``P_j = exp(M_t[j] . v_s /
-    temperature) / Z``, the positive j = the image itself, the K negatives drawn from
-    those of other classes; teacher's side with M_s and v_t. Z = N times the mean of the
-    exponentials of the first batch. Afterwards ``M[i] <- norm(momentum M[i] + (1 -
+    v is the embedding f after a linear map, with norm 1. A memory M [N, D] per model
+    stores one vector per image. Student's side: ``P_j = exp(M_t[j] . v_s / temperature)
+    / Z``, with the image itself as the positive j, and K negatives drawn from images of
+    other classes. Teacher's side: the same with M_s and v_t. Z is N times the mean of
+    the exponentials of the first batch. Afterwards ``M[i] <- norm(momentum M[i] + (1 -
     momentum) v)``.
 
-    The memory belongs to the term's state: it is saved with the training and goes on
-    with it. Of several ranks each is given the batch of all, and draws the same
-    negatives, so that the memories stay the same. Negatives are drawn anew in every
-    step, with repetition; an image that was not seen yet, or has no label, counts as of
-    a class of its own. Images that are not among those to train on are left out. Tian,
-    Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv
-    1910.10699.
+    The memory is part of the term's state, so checkpoints include it. With several
+    ranks, each rank gets the global batch and draws the same negatives, so all memories
+    stay equal. Negatives are drawn in every step, with repetition. An image without a
+    label, or not yet seen, counts as a class of its own. Images that are not training
+    images are ignored. Tian, Krishnan, Isola, "Contrastive Representation
+    Distillation", ICLR 2020, arXiv 1910.10699.
     """
 
     level: ClassVar[Level] = "relation"
@@ -71,22 +70,21 @@ class CRD(LossTerm):
         self.draw = draw_noise
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the linear maps and the memory. Raises `RequestError` for a model
-        without embedding, or images without numbers or too many of them.
+        """Build the linear maps and the memory. Raises `RequestError` for a model
+        without embedding, and for images without indices or too many of them.
         """
         ours, theirs = require_embeddings("crd", student, teacher)
         if self.images is None:
             raise RequestError(
-                "crd remembers a vector of every image by its number, and these data do not number"
-                " their images. Read them by data=folder or data=csv, or choose another term: rkd,"
-                " pkt or sp."
+                "crd stores a vector per image by its index, but these data have no image indices."
+                " Use data=folder or data=csv, or choose another term: rkd, pkt or sp."
             )
         count = len(self.images)
         if count > self.most_images:
             megabytes = 2 * 4 * count * self.width / 1e6
             raise RequestError(
-                f"crd would remember {count:,} images, which takes {megabytes:,.0f} MB, and"
-                f" loss.crd.most_images={self.most_images:,} forbids it. Raise it, lower"
+                f"crd would store vectors of {count:,} images ({megabytes:,.0f} MB), more than"
+                f" loss.crd.most_images={self.most_images:,} allows. Raise the limit, lower"
                 " loss.crd.width, or choose another term: rkd, pkt or sp."
             )
         device = ours.device
@@ -103,31 +101,33 @@ class CRD(LossTerm):
         self.register_buffer("numbers", self.images.to(device), persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the batch, of both sides; moves the memory in training. Needs
-        `build` first.
+        """Return the mean over the batch, summed over both sides. Updates the memory in
+        training.
         """
         ours, theirs = require_embeddings("crd", student, teacher)
         rows = torch.searchsorted(self.numbers, batch.index).clamp(max=len(self.numbers) - 1)
-        known = self.numbers[rows] == batch.index
-        rows = rows[known]
+        is_stored = self.numbers[rows] == batch.index
+        rows = rows[is_stored]
         s, t = (
-            F.normalize(embed(x[known]), dim=1)
+            F.normalize(embed(x[is_stored]), dim=1)
             for embed, x in ((self.embed_s, ours), (self.embed_t, theirs))
         )
-        labeled = known if batch.labeled is None else known & batch.labeled
-        self.classes[rows[labeled[known]]] = batch.to_hard_target()[labeled]
-        chosen = torch.cat((rows[:, None], self._draw_negatives(batch, rows, known)), dim=1)
+        labeled = is_stored if batch.labeled is None else is_stored & batch.labeled
+        self.classes[rows[labeled[is_stored]]] = batch.to_hard_target()[labeled]
+        chosen = torch.cat((rows[:, None], self._draw_negatives(batch, rows, is_stored)), dim=1)
         value = self._score_side(s, self.memory_t, 0, chosen) + self._score_side(
             t, self.memory_s, 1, chosen
         )
         if self.training:
-            self._remember(rows, s, t)
+            self._update_memory(rows, s, t)
         return value / max(len(rows), 1)
 
     def _draw_negatives(
-        self, batch: Batch, rows: Int64[Tensor, " batch"], known: Tensor
+        self, batch: Batch, rows: Int64[Tensor, " batch"], is_stored: Tensor
     ) -> Int64[Tensor, "batch negatives"]:
-        """Rows of images of other classes; of any class where there is no other."""
+        """Return rows of images of other classes, or of any class if there is no
+        other.
+        """
         ordered, order = self.classes.sort(stable=True)
         own = self.classes[rows]
         first, behind = (
@@ -136,26 +136,25 @@ class CRD(LossTerm):
         size = behind - first
         others = len(order) - size
         size = torch.where(others > 0, size, 0)
-        drawn = self.draw(batch, min(self.negatives, len(order)))[known]
-        place = (drawn * (len(order) - size)).long()
+        noise = self.draw(batch, min(self.negatives, len(order)))[is_stored]
+        place = (noise * (len(order) - size)).long()
         return order[place + torch.where(place >= first, size, 0)]
 
     def _score_side(self, v: Tensor, memory: Tensor, number: int, chosen: Tensor) -> Tensor:
         images = len(memory)
-        likeness = (v @ memory.T.clone()).gather(1, chosen).div(self.temperature).exp()
+        similarity = (v @ memory.T.clone()).gather(1, chosen).div(self.temperature).exp()
         if len(v) and self.partition[number] == 0:
-            self.partition[number] = likeness.detach().mean() * images
-        p = (
-            likeness / self.partition[number].clone()
-        )  # the other side sets its own in the same tensor
+            self.partition[number] = similarity.detach().mean() * images
+        # Cloned: the other side updates the same tensor in place before backward.
+        p = similarity / self.partition[number].clone()
         c = (chosen.shape[1] - 1) / images
-        apart = (c / (p[:, 1:] + c + _EPSILON)).log().sum()
-        return -(p[:, 0] / (p[:, 0] + c + _EPSILON)).log().sum() - apart
+        negatives = (c / (p[:, 1:] + c + _EPSILON)).log().sum()
+        return -(p[:, 0] / (p[:, 0] + c + _EPSILON)).log().sum() - negatives
 
     @torch.no_grad()
-    def _remember(self, rows: Tensor, s: Tensor, t: Tensor) -> None:
-        """Vectors that are not finite leave no trace: such a step may be left out and
-        the training go on.
+    def _update_memory(self, rows: Tensor, s: Tensor, t: Tensor) -> None:
+        """Update the memory. Vectors that are not finite are ignored: the step may be
+        skipped and training continue.
         """
         for memory, v in ((self.memory_s, s), (self.memory_t, t)):
             moved = F.normalize(self.momentum * memory[rows] + (1 - self.momentum) * v, dim=1)

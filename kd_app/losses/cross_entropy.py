@@ -15,15 +15,15 @@ from kd_app.models.outputs import Outputs
 
 
 class CrossEntropy(LossTerm):
-    """``-sum_c y_c log softmax(z)_c``, averaged over the labeled images as
-    `torch.nn.functional.cross_entropy` does.
+    """``-sum_c y_c log softmax(z)_c``, averaged over the labeled images, as in
+    `torch.nn.functional.cross_entropy`.
 
-    Labels are class numbers [B] or shares of classes [B, K]. With class weights w and
-    class numbers the mean is weighted, that is divided by the sum of ``w[y_b]``; with
-    shares each class's part is weighted and the sum divided by B. `smoothing` moves
-    that share of every label evenly to all K classes (Szegedy et al., CVPR 2016, arXiv
-    1512.00567). Rows that ``batch.labeled`` marks as unlabeled do not count; without a
-    labeled row the value is 0, still joined to the graph.
+    Labels are class numbers [B] or class probabilities [B, K]. With class weights w and
+    class numbers the mean is weighted (divided by the sum of ``w[y_b]``); with class
+    probabilities each class's part is weighted, and the sum is divided by B.
+    `smoothing` distributes this share of every label evenly over all K classes (Szegedy
+    et al., CVPR 2016, arXiv 1512.00567). Rows that ``batch.labeled`` marks as unlabeled
+    do not count; without a labeled row the value is 0, still part of the graph.
     """
 
     level: ClassVar[Level] = "label"
@@ -44,18 +44,17 @@ class CrossEntropy(LossTerm):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when the class weights are not one a class."""
+        """Raises `RequestError` if there is not one class weight per class."""
         assert student.logits is not None
         classes = student.logits.shape[1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise RequestError(
-                f"cross_entropy: class_weights has {len(self.class_weights)} entries and there are"
-                f" {classes} classes. Give one positive number a class, in the order of the"
+                f"cross_entropy: class_weights has {len(self.class_weights)} entries for"
+                f" {classes} classes. Expected one positive number per class, in the order of the"
                 " classes, or null for equal weights."
             )
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the labeled images of the batch."""
         assert student.logits is not None
         logits, target = student.logits, batch.target
         if batch.labeled is not None:

@@ -1,6 +1,4 @@
-"""Curriculum temperature: soft targets at a temperature that is learned and makes them
-harder.
-"""
+"""Curriculum temperature: soft targets at a temperature learned to make them harder."""
 
 from typing import Annotated, Any
 
@@ -19,12 +17,12 @@ from kd_app.schedules import Ramp
 
 class CTKD(LogitTerm):
     """``T^2 mean_b KL(softmax(z_t / T) || softmax(z_s / T))`` at a learned ``T = lowest
-    + span sigmoid(theta)``, theta = 1 at the start.
+    + span sigmoid(theta)``, with theta = 1 at the start.
 
-    theta climbs where the student descends: its gradient is reversed, and its strength
-    rises with ``batch.progress`` from 0 to 1 along half a cosine over the share `rise`
-    of the training. Li et al., "Curriculum Temperature for Knowledge Distillation",
-    AAAI 2023, arXiv 2211.16231, with one temperature for all images.
+    theta is trained adversarially: its gradient is reversed, with a strength that rises
+    with ``batch.progress`` from 0 to 1 along half a cosine over the share `rise` of the
+    training. Li et al., "Curriculum Temperature for Knowledge Distillation", AAAI 2023,
+    arXiv 2211.16231, with one temperature for all images.
     """
 
     def __init__(
@@ -42,8 +40,12 @@ class CTKD(LogitTerm):
         self.theta = nn.Parameter(torch.ones(1))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the batch; 0 when both models give the same probabilities."""
-        theta: Tensor = _Reversed.apply(self.theta, self.strength.compute_factor(batch.progress))
+        """Return the mean over the batch; 0 if both models predict the same
+        probabilities.
+        """
+        theta: Tensor = _GradientReversal.apply(
+            self.theta, self.strength.compute_factor(batch.progress)
+        )
         temperature = self.lowest + self.span * theta.sigmoid()
         ours, theirs = (
             F.log_softmax(z / temperature, dim=1) for z in self.prepare_logits(student, teacher)
@@ -55,17 +57,15 @@ class CTKD(LogitTerm):
         ).sum()
 
 
-class _Reversed(torch.autograd.Function):
-    """The identity; its gradient is multiplied by minus `strength`."""
+class _GradientReversal(torch.autograd.Function):
+    """The identity, with a gradient multiplied by minus `strength`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
-        """The same values."""
         ctx.strength = strength
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Against the loss."""
         return -ctx.strength * grad, None

@@ -1,4 +1,6 @@
-"""Decoupled knowledge distillation: the target class, and the others among themselves."""
+"""Decoupled knowledge distillation: the target class, and the distribution of the
+others.
+"""
 
 from typing import Annotated, ClassVar
 
@@ -14,14 +16,15 @@ from kd_app.models.outputs import Outputs
 
 
 class Decoupled(LogitTerm):
-    """``T^2 mean_b [alpha KL(b_t || b_s) + beta KL(p_t || p_s)]``: b = (probability of
-    the label's class, of all others together), p = the probabilities of the other K-1
-    classes among themselves, all of logits / T.
+    """``T^2 mean_b [alpha KL(b_t || b_s) + beta KL(p_t || p_s)]``. b = (probability of
+    the target class, of all other classes together), p = the probabilities of the other
+    K-1 classes, renormalized; all from logits / T.
 
-    KL of all K classes (`soft_target`) is the case alpha = 1, beta = 1 - b_t: there a
-    sure teacher silences what it knows about the other classes. Mixed labels [B, K]
-    count as the class with the largest share; rows without a label do not count. Zhao
-    et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
+    The KL divergence of all K classes (`soft_target`) is the case alpha = 1, beta = 1 -
+    b_t, where a confident teacher suppresses what it predicts for the other classes.
+    For mixed labels [B, K] the class with the largest share is the target; rows without
+    a label do not count. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022,
+    arXiv 2203.08679.
     """
 
     uses_labels: ClassVar[bool] = True
@@ -41,12 +44,12 @@ class Decoupled(LogitTerm):
         self.beta = beta
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the labeled images of the batch; 0 when both models give the
-        same probabilities, or when no image is labeled.
+        """Return the mean over the labeled images; 0 if both models predict the same
+        probabilities, or no image is labeled.
         """
         z_s, z_t, target = self.select_labeled_logits(student, teacher, batch)
-        binary_s, others_s = split(z_s / self.temperature, target)
-        binary_t, others_t = split(z_t / self.temperature, target)
+        binary_s, others_s = split_target_class(z_s / self.temperature, target)
+        binary_t, others_t = split_target_class(z_t / self.temperature, target)
         target_class = F.kl_div(binary_s, binary_t, reduction="sum", log_target=True)
         other_classes = F.kl_div(others_s, others_t, reduction="sum", log_target=True)
         return (self.alpha * target_class + self.beta * other_classes) * (
@@ -54,11 +57,11 @@ class Decoupled(LogitTerm):
         )
 
 
-def split(
+def split_target_class(
     z: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch classes"]]:
-    """Log-probabilities of (target, not target), and of every other class given that it
-    is not the target (0 stands at the target itself).
+    """Return log-probabilities of (target, not target), and of every other class given
+    that the class is not the target (0 at the target itself).
     """
     at = target[:, None]
     all_others = z.scatter(1, at, -torch.inf).logsumexp(dim=1, keepdim=True)

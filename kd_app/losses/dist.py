@@ -1,5 +1,5 @@
-"""DIST: the student's probabilities are to be correlated with the teacher's, over
-classes and over images.
+"""DIST: correlate the student's probabilities with the teacher's, over classes and over
+images.
 """
 
 from typing import Annotated, ClassVar
@@ -21,10 +21,10 @@ class DIST(LogitTerm):
     """``T^2 [beta (1 - mean_b r(P_b, Q_b)) + gamma (1 - mean_c r(P_.c, Q_.c))]`` for P,
     Q [B, K] = softmax(z / T) of student and teacher.
 
-    r is Pearson's correlation with 1e-8 added to the product of the norms, as its
-    authors have it. The second part compares the images of a batch, and says nothing
-    about a batch of one. Huang et al., "Knowledge Distillation from A Stronger
-    Teacher", NeurIPS 2022, arXiv 2205.10536.
+    r is Pearson's correlation with 1e-8 added to the product of the norms, as in the
+    authors' code. The second part compares the images of a batch, and carries no
+    information for a batch of one. Huang et al., "Knowledge Distillation from A
+    Stronger Teacher", NeurIPS 2022, arXiv 2205.10536.
     """
 
     needs_global_batch: ClassVar[bool] = True
@@ -44,7 +44,6 @@ class DIST(LogitTerm):
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of both parts."""
         p, q = (
             F.softmax(z / self.temperature, dim=1) for z in self.prepare_logits(student, teacher)
         )

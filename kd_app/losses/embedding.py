@@ -1,4 +1,4 @@
-"""What the terms on embeddings through a linear map share."""
+"""Base class of the terms on embeddings after a linear map."""
 
 from typing import ClassVar
 
@@ -10,15 +10,14 @@ from kd_app.models.outputs import Outputs
 
 
 class EmbeddingTerm(LossTerm):
-    """A term on the embeddings [B, D] before the classifier, the student's through a
-    linear map, or through nothing where the widths are equal and `always_project` is
-    false.
+    """A term on the embeddings [B, D] before the classifier. The student's embedding
+    passes a linear map, or none if the widths are equal and `always_project` is false.
     """
 
     level: ClassVar[Level] = "feature"
     reads: frozenset[str] = frozenset({"embedding"})
     name: ClassVar[str]
-    """As in ``loss=[...]``."""
+    """Name in ``loss=[...]``."""
 
     adapter: nn.Module
 
@@ -27,16 +26,16 @@ class EmbeddingTerm(LossTerm):
         self.always_project = always_project
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the linear map. Raises `RequestError` when one of the models gives no
+        """Build the linear map. Raises `RequestError` if one of the models provides no
         embedding.
         """
         ours, theirs = require_embeddings(self.name, student, teacher)
-        needed = self.always_project or ours.shape[1] != theirs.shape[1]
-        self.adapter = (
-            nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device) if needed else nn.Identity()
-        )
+        if self.always_project or ours.shape[1] != theirs.shape[1]:
+            self.adapter = nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device)
+        else:
+            self.adapter = nn.Identity()
 
     def pair_embeddings(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """The student's embedding behind the map, and the teacher's."""
+        """Return the mapped embedding of the student, and the teacher's embedding."""
         ours, theirs = require_embeddings(self.name, student, teacher)
         return self.adapter(ours), theirs

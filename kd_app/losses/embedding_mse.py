@@ -1,4 +1,4 @@
-"""The student's embedding, through a linear map, is to be the teacher's."""
+"""Match the student's embedding, after a linear map, to the teacher's."""
 
 from typing import ClassVar
 
@@ -13,15 +13,14 @@ from kd_app.models.outputs import Outputs
 
 class EmbeddingMse(EmbeddingTerm):
     """``mean (r(f_s) - f_t)^2`` over batch and features, for the embeddings f [B, D]
-    before the classifier; r = a linear map, or nothing where the widths are equal and
+    before the classifier; r = a linear map, or the identity if the widths are equal and
     `always_project` is false.
 
-    Reads no label and no logits, so the teacher may be of any label space. In the form
-    of the feature task of timm's distillation (``timm/task``).
+    Reads no labels and no logits, so the teacher may have any label space. Same form as
+    the feature task of timm's distillation (``timm/task``).
     """
 
     name: ClassVar[str] = "embedding_mse"
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean squared difference; needs `build` first."""
         return F.mse_loss(*self.pair_embeddings(student, teacher))

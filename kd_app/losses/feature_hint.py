@@ -1,4 +1,4 @@
-"""FitNet's hint: the student's map, through a small regressor, is to be the teacher's."""
+"""FitNet's hint: match the student's map, after a small regressor, to the teacher's."""
 
 from typing import ClassVar, Literal
 
@@ -17,15 +17,15 @@ _LARGEST_KERNEL = 5
 
 class FeatureHint(LossTerm):
     """``mean (r(F_s) - F_t)^2`` over batch, channels and cells, for the maps F of one
-    stage; r = convolution, batch norm and, if asked for, ReLU.
+    stage; r = convolution, batch norm and an optional ReLU.
 
-    The convolution follows from the two sizes: 1x1 for equal ones, 3x3 with stride 2
-    where the student's map is twice as large, a transposed 4x4 with stride 2 where it
-    is half as large, and a valid one of side ``1 + s - t`` where it is larger by up to
-    4 cells. In every other case the larger map is averaged down to the size of the
-    smaller one, and the convolution is 1x1. Romero et al., "FitNets: Hints for Thin
+    The kernel of the convolution depends on the two sizes: 1x1 for equal sizes, 3x3
+    with stride 2 if the student's map is twice as large, a transposed 4x4 with stride 2
+    if it is half as large, and an unpadded kernel of side ``1 + s - t`` if it is larger
+    by up to 4 cells. In all other cases the larger map is average-pooled to the size of
+    the smaller, and the convolution is 1x1. Romero et al., "FitNets: Hints for Thin
     Deep Nets", ICLR 2015, arXiv 1412.6550; trained jointly with the other terms, not in
-    a phase before them.
+    an earlier phase.
     """
 
     level: ClassVar[Level] = "feature"
@@ -39,17 +39,15 @@ class FeatureHint(LossTerm):
         self.activation = activation
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the regressor for the two measured maps; 'auto' gives it a ReLU where
-        the teacher's map has no negative value.
-
-        Raises `RequestError` when one of the models gives no feature maps.
+        """Build the regressor for the shapes of the two maps. 'auto' adds a ReLU if the
+        teacher's map has no negative value. Raises `RequestError` if one of the models
+        provides no feature maps.
         """
         ours, theirs = pair_stage("feature_hint", student, teacher, self.stage)
         relu = bool((theirs >= 0).all()) if self.activation == "auto" else self.activation == "relu"
         self.adapter = Regressor(ours, theirs, relu=relu).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean squared difference; needs `build` first."""
         ours, theirs = pair_stage("feature_hint", student, teacher, self.stage)
         if self.adapter.pointwise:
             ours, theirs = match_sizes(ours, theirs)
@@ -57,8 +55,8 @@ class FeatureHint(LossTerm):
 
 
 class Regressor(nn.Module):
-    """Convolution, batch norm and perhaps ReLU, from the student's measured map to the
-    channels (and, unless it is `pointwise`, the size) of the teacher's.
+    """Convolution, batch norm and optional ReLU, from the student's map to the channels
+    (and, unless `pointwise`, the size) of the teacher's map.
     """
 
     def __init__(self, student: Tensor, teacher: Tensor, *, relu: bool) -> None:
@@ -69,17 +67,19 @@ class Regressor(nn.Module):
 
     @property
     def pointwise(self) -> bool:
-        """Whether it leaves the size of the map to the caller."""
+        """Whether the convolution is 1x1; the caller then matches the sizes of the
+        maps.
+        """
         return self.conv.kernel_size == (1, 1)
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels out_height out_width"]:
-        """The student's map as the teacher's."""
         x = self.conv(x)
         if x.numel() > x.shape[1]:
             x = self.bn(x)
-        else:  # one image of one cell has no variance: the running figures serve
+        else:
+            # One image with one cell has no variance: use the running statistics.
             x = F.batch_norm(
                 x,
                 self.bn.running_mean,

@@ -1,4 +1,4 @@
-"""DeiT: a distillation token learns which class the teacher names."""
+"""DeiT: train a distillation token on the class that the teacher predicts."""
 
 from typing import ClassVar
 
@@ -15,18 +15,17 @@ class HardToken(TwoHeads):
     """``label x CE(z_class, y) + (1 - label) x CE(z_distilled, argmax z_t)``, means
     over the batch.
 
-    The teacher names a class of the very image that the student sees, mixed or not; the
-    label may be mixed. It holds the labels' part: leave cross_entropy out beside it.
-    Touvron et al., "Training data-efficient image transformers & distillation through
-    attention", ICML 2021, arXiv 2012.12877.
+    The teacher predicts the class of the image that the student gets, mixed or not; the
+    label may be mixed. The term includes the labels: do not combine it with
+    cross_entropy. Touvron et al., "Training data-efficient image transformers &
+    distillation through attention", ICML 2021, arXiv 2012.12877.
     """
 
     name: ClassVar[str] = "hard_token"
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted mean of both parts."""
         assert teacher.logits is not None
         ours, distilled = self.select_heads(student)
-        return self.label * self.on_labels(ours, batch) + (1 - self.label) * F.cross_entropy(
-            distilled, teacher.logits.argmax(dim=1)
-        )
+        return self.label * self.compute_label_loss(ours, batch) + (
+            1 - self.label
+        ) * F.cross_entropy(distilled, teacher.logits.argmax(dim=1))

@@ -1,6 +1,4 @@
-"""Inter-channel correlation: channels that are alike to the teacher are to be alike to
-the student, in every image.
-"""
+"""Inter-channel correlation: match the similarities of channels within every image."""
 
 from typing import ClassVar
 
@@ -20,10 +18,9 @@ class ICKD(LossTerm):
     """``sum (G_s - G_t)^2 / (B C)`` with ``G [B, C, C] = F F'``, each row with L2 norm
     1, for the maps F [B, C, cells] of one stage.
 
-    The student's map first goes through a 1x1 convolution and batch norm to the C
-    channels of the teacher's; sizes are free. Liu et al., "Exploring Inter-Channel
-    Correlation for Diversity-Preserved Knowledge Distillation", ICCV 2021, arXiv
-    2202.03680.
+    The student's map first passes a 1x1 convolution and batch norm to the teacher's C
+    channels; sizes may differ. Liu et al., "Exploring Inter-Channel Correlation for
+    Diversity-Preserved Knowledge Distillation", ICCV 2021, arXiv 2202.03680.
     """
 
     level: ClassVar[Level] = "relation"
@@ -36,16 +33,15 @@ class ICKD(LossTerm):
         self.stage = stage
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the convolution for the two measured widths. Raises `RequestError` when
-        one of the models gives no feature maps.
+        """Build the convolution for the two widths. Raises `RequestError` if one of the
+        models provides no feature maps.
         """
         ours, theirs = pair_stage("ickd", student, teacher, self.stage)
-        self.adapter = Regressor(ours[..., :1, :1], theirs[..., :1, :1], relu=False).to(
-            ours.device
-        )  # one cell each: pointwise
+        # Maps of one cell each give a pointwise regressor.
+        adapter = Regressor(ours[..., :1, :1], theirs[..., :1, :1], relu=False)
+        self.adapter = adapter.to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over images and channels; needs `build` first."""
         ours, theirs = pair_stage("ickd", student, teacher, self.stage)
         gap = compute_channel_similarity(self.adapter(ours)) - compute_channel_similarity(theirs)
         return gap.square().sum() / (gap.shape[0] * gap.shape[1])
@@ -54,6 +50,8 @@ class ICKD(LossTerm):
 def compute_channel_similarity(
     feature: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, "batch channels others"]:
-    """The inner products of the channels of each image, with rows of L2 norm 1."""
+    """Return the inner products of the channels of each image, with rows of L2
+    norm 1.
+    """
     flat = feature.flatten(2)
     return F.normalize(flat @ flat.transpose(1, 2), dim=2)

@@ -1,4 +1,4 @@
-"""MGD: the teacher's whole map is made of a part of the student's."""
+"""MGD: generate the teacher's map from the student's map with masked channels."""
 
 from typing import Annotated, ClassVar
 
@@ -16,13 +16,13 @@ from kd_app.models.outputs import Outputs
 
 class MaskedGeneration(LossTerm):
     """``sum (g(m * r(F_s)) - F_t)^2 / B`` for the deepest maps: r = a 1x1 convolution,
-    m = 0 for a share `masked` of an image's channels, drawn anew in every step, g = 3x3
+    m = 0 for a share `masked` of an image's channels, drawn in every step, g = 3x3
     convolution, ReLU, 3x3 convolution. Sum over channels and cells.
 
-    The larger of two maps is averaged down to the size of the smaller. The draw belongs
-    to the image and the step, so it is the same in any order of the images and on any
-    number of ranks. Yang et al., "Masked Generative Distillation", ECCV 2022, arXiv
-    2205.01529, in the form of its code for classification.
+    The larger of two maps is average-pooled to the size of the smaller. The mask
+    depends on image and step only, so it is the same in any order of the images and on
+    any number of ranks. Yang et al., "Masked Generative Distillation", ECCV 2022, arXiv
+    2205.01529, as in the authors' code for classification.
     """
 
     level: ClassVar[Level] = "feature"
@@ -37,8 +37,8 @@ class MaskedGeneration(LossTerm):
         self.draw = draw_noise
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the three convolutions. Raises `RequestError` when one of the models
-        gives no feature maps.
+        """Build the three convolutions. Raises `RequestError` if one of the models
+        provides no feature maps.
         """
         (ours, theirs), *_ = pair_stages("masked_generation", student, teacher)
         width = theirs.shape[1]
@@ -47,9 +47,9 @@ class MaskedGeneration(LossTerm):
         self.generation = nn.Sequential(first, nn.ReLU(), second).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum of squares, as a mean over the batch; needs `build` first."""
+        """Return the sum of squares, averaged over the batch."""
         ours, theirs = match_sizes(*pair_stages("masked_generation", student, teacher)[0])
         aligned = self.align(ours)
-        kept = self.draw(batch, aligned.shape[1]) >= self.masked
-        made = self.generation(aligned * kept[:, :, None, None])
-        return F.mse_loss(made, theirs, reduction="sum") / len(made)
+        visible = self.draw(batch, aligned.shape[1]) >= self.masked
+        generated = self.generation(aligned * visible[:, :, None, None])
+        return F.mse_loss(generated, theirs, reduction="sum") / len(generated)

@@ -1,5 +1,5 @@
-"""Multi-level logit distillation: images, relations among images, relations among
-classes, at several temperatures.
+"""Multi-level logit distillation: images, relations of images and relations of classes,
+at several temperatures.
 """
 
 from typing import Annotated, ClassVar
@@ -18,13 +18,13 @@ class MultiLevel(LogitTerm):
     """``sum_T [T^2 mean_b (1 + u_b) KL_b + |u (Q Q' - P P')|^2 / B + |v (Q' Q - P'
     P)|^2 / K]`` for P, Q [B, K] = softmax(z / T) of student, teacher.
 
-    u_b is 1 for the images of which the teacher is no surer than the median of the
-    batch, v_c for the classes with no more of its probability than the median of the
-    classes, and 0 otherwise: rows of the matrices. The form of the paper, for one view
-    of an image. Standardized logits serve the first part alone. Jin, Wang, Lin,
-    "Multi-Level Logit Distillation", CVPR 2023. Its code multiplies whole parts with
-    the *share* of such images and classes, uses the weak view in parts of the strong
-    one, and drops two sums; none of that is here.
+    u_b is 1 for images on which the teacher's confidence is at most the batch median,
+    and 0 otherwise; v_c is 1 for classes whose total probability is at most the median
+    of the classes, and 0 otherwise. Both mask rows of the matrices. Standardized logits
+    are used in the first part only. Jin, Wang, Lin, "Multi-Level Logit Distillation",
+    CVPR 2023, as in the paper, for one view of an image. The authors' code differs: it
+    multiplies whole parts with the *share* of such images and classes, uses the weak
+    view in parts of the strong one, and drops two sums.
     """
 
     needs_global_batch: ClassVar[bool] = True
@@ -41,13 +41,16 @@ class MultiLevel(LogitTerm):
         self.temperatures = temperatures
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum over the temperatures; 0 when both models give the same
+        """Return the sum over the temperatures; 0 if both models predict the same
         probabilities.
         """
         assert student.logits is not None
         assert teacher.logits is not None
-        sure = F.softmax(teacher.logits, dim=1)
-        images, classes = _flag_unsure(sure.amax(dim=1)), _flag_unsure(sure.sum(dim=0))
+        probabilities = F.softmax(teacher.logits, dim=1)
+        images, classes = (
+            _flag_unsure(probabilities.amax(dim=1)),
+            _flag_unsure(probabilities.sum(dim=0)),
+        )
         z_s, z_t = self.prepare_logits(student, teacher)
         total = z_s.new_zeros(())
         for temperature in self.temperatures:
@@ -66,14 +69,14 @@ class MultiLevel(LogitTerm):
 def compare_relations(
     p: Float[Tensor, "rows columns"], q: Float[Tensor, "rows columns"], rows: Float[Tensor, " rows"]
 ) -> Float[Tensor, ""]:
-    """``|rows (q q' - p p')|^2 / number of rows``: which rows are like which, of the
-    rows that are marked 1.
+    """``|rows (q q' - p p')|^2 / number of rows``: compare the similarities of rows,
+    for the rows marked 1.
     """
     return (rows[:, None] * (q @ q.T - p @ p.T).square()).sum() / len(p)
 
 
 def _flag_unsure(x: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """1 where a value is at most the median (the mean of the two in the middle), else
-    0.
+    """Return 1 for values that are at most the median (mean of the two middle values),
+    else 0.
     """
     return (x <= x.quantile(0.5)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""NST: which patterns of places the channels answer to, as distributions."""
+"""NST: match the distributions of the spatial patterns of channels."""
 
 from typing import ClassVar
 
@@ -20,11 +20,11 @@ class NeuronSelectivity(LossTerm):
     1 over its cells, for the kernel ``k(x, y) = <x, y>^2``; means over batch and pairs
     of channels.
 
-    The larger of two maps is averaged down to the size of the smaller; widths are free.
-    Pairs that share a single cell are left out. Huang & Wang, "Like What You Like:
-    Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219. Products
-    of matrices take the place of the reference's differences of all pairs, which need a
-    thousand times the memory.
+    The larger of two maps is average-pooled to the size of the smaller; widths may
+    differ. Pairs that share a single cell are skipped. Huang & Wang, "Like What You
+    Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219.
+    Implemented with matrix products, because the pairwise differences of the reference
+    code need a thousand times the memory.
     """
 
     level: ClassVar[Level] = "feature"
@@ -35,20 +35,22 @@ class NeuronSelectivity(LossTerm):
         self.stages = stages
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when a model gives no feature maps, or none that share
+        """Raises `RequestError` if a model provides no feature maps, or none that share
         more than one cell.
         """
         self._pair_maps(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum over the stages; 0 when the channels have the same distribution."""
+        """Return the sum over the stages; 0 if the channels have the same
+        distribution.
+        """
         pairs = (match_sizes(*pair) for pair in self._pair_maps(student, teacher))
         return torch.stack([_compute_discrepancy(ours, theirs) for ours, theirs in pairs]).sum()
 
     def _pair_maps(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         return pair_spatial_stages(
             "neuron_selectivity",
-            "the places that channels answer to",
+            "the spatial patterns of channels",
             student,
             teacher,
             self.stages,

@@ -1,6 +1,4 @@
-"""Normalized knowledge distillation: the label's class, and the others normalized among
-themselves.
-"""
+"""Normalized knowledge distillation: the target class, and the renormalized others."""
 
 from typing import Annotated, ClassVar
 
@@ -10,7 +8,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from kd_app.data.batch import Batch
-from kd_app.losses.decoupled import split
+from kd_app.losses.decoupled import split_target_class
 from kd_app.losses.logits import LogitTerm
 from kd_app.models.outputs import Outputs
 
@@ -19,10 +17,10 @@ class NKD(LogitTerm):
     """``-mean_b [p_t(y) log p_s(y) + gamma T^2 sum_{c != y} q_t,c log q_s,c]``: p at
     temperature 1, q = softmax of z / T over the K-1 other classes.
 
-    Cross-entropies, not divergences: the value is not 0 where student and teacher
-    agree. Mixed labels [B, K] count as the class with the largest share; rows without a
-    label do not count. Yang et al., "From Knowledge Distillation to Self-Knowledge
-    Distillation", ICCV 2023, arXiv 2303.13005.
+    These are cross-entropies, not divergences: the value is not 0 if student and
+    teacher agree. For mixed labels [B, K] the class with the largest share is the
+    target; rows without a label do not count. Yang et al., "From Knowledge Distillation
+    to Self-Knowledge Distillation", ICCV 2023, arXiv 2303.13005.
     """
 
     uses_labels: ClassVar[bool] = True
@@ -40,11 +38,13 @@ class NKD(LogitTerm):
         self.gamma = gamma
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the labeled images of the batch; 0 when no image is labeled."""
+        """Return the mean over the labeled images; 0 if no image is labeled."""
         z_s, z_t, target = self.select_labeled_logits(student, teacher, batch)
         log_s, log_t = (F.log_softmax(z, dim=1).gather(1, target[:, None]) for z in (z_s, z_t))
-        (_, others_s), (_, others_t) = (split(z / self.temperature, target) for z in (z_s, z_t))
-        # both parts are 0 at the label itself, so the sum over all classes is that over the others
+        (_, others_s), (_, others_t) = (
+            split_target_class(z / self.temperature, target) for z in (z_s, z_t)
+        )
+        # Zero at the target class: the sum over all classes is that over the others.
         others = (others_t.exp() * others_s).sum()
         return -((log_t.exp() * log_s).sum() + self.gamma * self.temperature**2 * others) / max(
             len(target), 1

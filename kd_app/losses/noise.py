@@ -1,5 +1,5 @@
-"""Random numbers that belong to an image and a moment of the training: the same in any
-order, on any rank, after a restart.
+"""Random numbers that depend only on an image and a step: the same in any order, on any
+rank, after a restart.
 """
 
 import torch
@@ -12,15 +12,15 @@ _STEP, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293
 
 
 def draw_noise(batch: Batch, count: int) -> Float[Tensor, "batch count"]:
-    """Uniform numbers in [0, 1), float64: a hash (splitmix64) of the image's index, the
-    progress of the training and the column.
+    """Return uniform numbers in [0, 1), float64: a hash (splitmix64) of the image's
+    index, the training progress and the column.
 
-    Images without an index of their own share their row.
+    Images without an index share one row.
     """
     column = torch.arange(count, device=batch.index.device)
     row = _mix_bits(batch.index + int(batch.progress * 2**52))
-    drawn: Tensor = _mix_bits(row[:, None] + column) & (2**53 - 1)
-    return drawn.double() / 2**53
+    bits: Tensor = _mix_bits(row[:, None] + column) & (2**53 - 1)
+    return bits.double() / 2**53
 
 
 def _mix_bits(x: Tensor) -> Tensor:
@@ -31,6 +31,6 @@ def _mix_bits(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Right, with zeros coming in: the sign is a bit like the others."""
+    """Logical right shift: zeros are shifted in, also for negative numbers."""
     shifted: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
     return shifted

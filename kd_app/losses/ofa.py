@@ -1,5 +1,5 @@
-"""OFA: every stage of the student answers for itself, through a branch that leads to
-the classes; architectures don't matter there.
+"""OFA: classify every stage of the student with a branch of its own, for any pair of
+architectures.
 """
 
 from itertools import pairwise
@@ -20,25 +20,24 @@ from kd_app.models.outputs import Outputs
 
 _HEADS = 4
 _GRID = 7
-"""Token grids with more cells a side are merged two by two before the blocks of a
-branch.
-"""
+"""Token grids with more cells per side are merged two by two before the blocks."""
 
 
 class OFA(LossTerm):
     """``l(z_s) + sum_k l(branch_k(F_k))`` with ``l(z) = -mean_b sum_c ((p_t +
     y)^exponent - y) log softmax(z)_c``, p_t = softmax(z_t), y one-hot.
 
-    A branch takes one stage of the student to the classes. Maps of several strides: the
-    deepest by a 1x1 convolution, one that lies k stages further up by k separable
-    blocks of stride 2, then the average over the cells and a linear map. Maps of one
-    size (the tokens of a ViT or a Mixer): as many transformer blocks, one at least,
-    then the same; with `class_token` the student's class token runs through these
-    blocks beside the patches, and the linear map reads it in place of the average, as
-    the authors have it. Exponent 1 is plain soft cross-entropy. The branches are
-    trained and do not ship. Of mixed labels the largest share counts; without a label y
-    = 0. Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in
-    Knowledge Distillation", NeurIPS 2023, arXiv 2310.19444.
+    A branch maps one stage of the student to the classes. For maps of several strides:
+    a 1x1 convolution on the deepest map, k separable blocks of stride 2 on a map k
+    stages further up, then the average over the cells and a linear layer. For maps of
+    one size (the tokens of a ViT or a Mixer): k transformer blocks, at least one, then
+    the same; with `class_token` the student's class token passes these blocks together
+    with the patches, and the linear layer reads the class token instead of the average,
+    as in the authors' code. Exponent 1 is plain soft cross-entropy. The branches are
+    trained and not shipped. For mixed labels the class with the largest share counts;
+    without a label y = 0. Hao et al., "One-for-All: Bridge the Gap Between
+    Heterogeneous Architectures in Knowledge Distillation", NeurIPS 2023, arXiv
+    2310.19444.
     """
 
     level: ClassVar[Level] = "output"
@@ -64,70 +63,70 @@ class OFA(LossTerm):
 
     @property
     def teacher_reads(self) -> frozenset[str]:
-        """Any teacher will do."""
         return frozenset({"logits"})
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the branches. Raises `RequestError` when the student gives no feature
-        maps, or has no class token where one is asked for.
+        """Build the branches. Raises `RequestError` if the student provides no feature
+        maps, or lacks the class token that `class_token` needs.
         """
         assert student.logits is not None
         maps = self._select_maps(student)
         if not maps:
             raise RequestError(
-                "ofa leads every stage of the student to the classes, and the student gives no"
-                " feature maps that can be read. Choose another student, or another term:"
-                " soft_target, dist or nkd."
+                "ofa builds a classifier on every stage of the student, but the student provides"
+                " no feature maps. Choose another student, or another term: soft_target, dist or"
+                " nkd."
             )
         tokens = self._select_class_tokens(student)
         if self.class_token and not (tokens and tokens[0].shape[1]):
             raise RequestError(
-                "ofa.class_token=true lets the student's class token answer, and the student has"
-                " none. Give loss.ofa.class_token=false (the average over the cells answers), or"
+                "ofa.class_token=true classifies the student's class token, but the student has"
+                " none. Set loss.ofa.class_token=false (classifies the average over the cells), or"
                 " choose another term: soft_target, dist or nkd."
             )
-        alike = self.class_token or len({x.shape for x in maps}) < len(maps)
+        on_tokens = self.class_token or len({x.shape for x in maps}) < len(maps)
         classes, width = student.logits.shape[1], max(self.width, maps[0].shape[1])
-        made = (
-            GridBranch(x, k, classes) if alike else map_branch(x.shape[1], k, width, classes)
+        branches = (
+            GridBranch(x, k, classes)
+            if on_tokens
+            else build_map_branch(x.shape[1], k, width, classes)
             for k, x in enumerate(maps)
         )
-        self.branches = nn.ModuleList(made).to(student.logits.device)
+        self.branches = nn.ModuleList(branches).to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum over the student's answer and the branches; needs `build` first."""
+        """Return the sum over the student's logits and the branches."""
         assert student.logits is not None
         assert teacher.logits is not None
-        read = (
-            (self._select_maps(student), self._select_class_tokens(student))
-            if self.class_token
-            else (self._select_maps(student),)
-        )
-        answers = [
+        inputs = [self._select_maps(student)]
+        if self.class_token:
+            inputs.append(self._select_class_tokens(student))
+        logits = [
             student.logits,
-            *(branch(*x) for branch, *x in zip(self.branches, *read, strict=True)),
+            *(branch(*x) for branch, *x in zip(self.branches, *inputs, strict=True)),
         ]
         p = teacher.logits.softmax(dim=1)
         label = F.one_hot(batch.to_hard_target().clamp(min=0), p.shape[1]).to(p.dtype)
         if batch.labeled is not None:
             label = label * batch.labeled[:, None]
-        aim = (p + label).pow(self.exponent) - label
-        return -(aim * torch.stack(answers).log_softmax(dim=2)).sum() / len(p)
+        target = (p + label).pow(self.exponent) - label
+        return -(target * torch.stack(logits).log_softmax(dim=2)).sum() / len(p)
 
     def _select_maps(self, student: Outputs) -> list[Tensor]:
-        """From the deepest upward."""
+        """Return the maps from the deepest upward."""
         return student.features[::-1][: self.stages]
 
     def _select_class_tokens(self, student: Outputs) -> list[Tensor]:
-        """Those of the same stages, [B, 1, D]; of no width where the student has no
-        class token.
+        """Return the class tokens [B, 1, D] of the same stages, [B, 0, D] for a student
+        without one.
         """
         return [tokens.prefix[:, :1] for tokens in student.tokens[::-1][: self.stages]]
 
 
-def map_branch(channels: int, blocks: int, width: int, classes: int) -> nn.Sequential:
-    """From a map [B, C, H, W] to logits: separable blocks that halve the sides and
-    double the channels, the last one to `width`; none: a 1x1 convolution.
+def build_map_branch(channels: int, blocks: int, width: int, classes: int) -> nn.Sequential:
+    """Build a branch from a map [B, C, H, W] to logits: separable blocks that halve the
+    sides and double the channels, the last one to `width`; a 1x1 convolution if
+    `blocks` is 0.
     """
     widths = [*(channels * 2**k for k in range(blocks)), width]
     down: list[nn.Module] = [build_separable_conv(*pair) for pair in pairwise(widths)] or [
@@ -137,7 +136,7 @@ def map_branch(channels: int, blocks: int, width: int, classes: int) -> nn.Seque
 
 
 def build_separable_conv(ours: int, theirs: int) -> nn.Sequential:
-    """Depthwise 3x3 of stride 2 and pointwise, depthwise 3x3 and pointwise, each pair
+    """Build depthwise 3x3 of stride 2, pointwise, depthwise 3x3, pointwise; each pair
     with batch norm and ReLU.
     """
     pairs = ((ours, ours, 2), (ours, theirs, 1))
@@ -154,8 +153,8 @@ def build_separable_conv(ours: int, theirs: int) -> nn.Sequential:
 
 
 class GridBranch(nn.Module):
-    """From tokens on their grid [B, D, H, W], and a class token [B, 1, D] where that is
-    to answer, to logits: `blocks` transformer blocks, one at least.
+    """A branch from tokens on their grid [B, D, H, W], and optionally a class token [B,
+    1, D], to logits: `blocks` transformer blocks (at least one) and a linear layer.
     """
 
     def __init__(self, x: Tensor, blocks: int, classes: int) -> None:
@@ -171,7 +170,6 @@ class GridBranch(nn.Module):
         grid: Float[Tensor, "batch width height columns"],
         token: Float[Tensor, "batch 1 width"] | None = None,
     ) -> Tensor:
-        """The logits."""
         patches = self.merging(grid).flatten(2).transpose(1, 2)
         rows = self.blocks(patches if token is None else torch.cat((token, patches), dim=1))
         logits: Tensor = self.classifier(rows.mean(dim=1) if token is None else rows[:, 0])
@@ -179,8 +177,8 @@ class GridBranch(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Each two by two cells [B, D, H, W] side by side, normed and mapped to [B, D', H /
-    2, W / 2]; odd sides are filled up with zeros. As in Swin.
+    """Concatenate each two by two cells of [B, D, H, W], normalize, and map to [B, D',
+    H / 2, W / 2]. Odd sides are zero-padded. As in Swin.
     """
 
     def __init__(self, width: int, out: int) -> None:
@@ -192,7 +190,6 @@ class PatchMerging(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch width height columns"]
     ) -> Float[Tensor, "batch out half_height half_columns"]:
-        """The merged grid."""
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         corners = [x[:, :, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         merged: Tensor = self.act(

@@ -1,4 +1,4 @@
-"""VkD: the student's features, turned by an orthogonal map, are to be the teacher's
+"""VkD: match the student's features, after an orthogonal map, to the teacher's
 normalized ones.
 """
 
@@ -18,12 +18,12 @@ from kd_app.models.outputs import Outputs
 
 class OrthogonalProjection(LossTerm):
     """``smooth_l1(V f_s, LN(f_t))``, mean over batch and features, for the deepest maps
-    averaged over their cells, f [B, D]; V [D_t, D_s] has orthonormal columns (rows,
-    where D_t < D_s), LN = layer norm without an affine part.
+    averaged over their cells, f [B, D]; V [D_t, D_s] has orthonormal columns (rows if
+    D_t < D_s), LN = layer norm without affine parameters.
 
-    V is the orthonormal factor of a trained matrix, made anew in every step. An
-    orthogonal map can't change how the student's features lie to each other, so the
-    student has to learn it, not the map. Its other part is ``soft_target`` with
+    V is the orthonormal factor of a trained matrix, computed in every step. An
+    orthogonal map can't change the relations between the student's features, so the
+    student must learn them, not the map. The authors combine it with ``soft_target`` at
     temperature 1. Miles, Elezi, Deng, "VkD: Improving Knowledge Distillation using
     Orthogonal Projections", CVPR 2024, arXiv 2403.06213.
     """
@@ -38,14 +38,13 @@ class OrthogonalProjection(LossTerm):
         self.beta = beta
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the map. Raises `RequestError` when one of the models gives no feature
+        """Build the map. Raises `RequestError` if one of the models provides no feature
         maps.
         """
         (ours, theirs), *_ = pair_stages("orthogonal_projection", student, teacher)
         self.adapter = Orthogonal(ours.shape[1], theirs.shape[1]).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean smooth L1 distance; needs `build` first."""
         ours, theirs = (
             x.mean((2, 3)) for x in pair_stages("orthogonal_projection", student, teacher)[0]
         )
@@ -55,8 +54,8 @@ class OrthogonalProjection(LossTerm):
 
 
 class Orthogonal(nn.Module):
-    """A linear map whose matrix is the orthonormal factor Q of the QR decomposition of
-    its weight [out, in], with R's diagonal positive.
+    """A linear map. Its matrix is the orthonormal factor Q in the QR decomposition of
+    the weight [out, in], with a positive diagonal of R.
     """
 
     def __init__(self, ours: int, theirs: int) -> None:
@@ -65,12 +64,10 @@ class Orthogonal(nn.Module):
 
     @property
     def matrix(self) -> Float[Tensor, "out in"]:
-        """V."""
         wide = self.weight.shape[0] < self.weight.shape[1]
         q, r = torch.linalg.qr(self.weight.T if wide else self.weight)
         v: Tensor = q * r.diagonal().sign()
         return v.T if wide else v
 
     def forward(self, x: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
-        """``x V^T``."""
         return x @ self.matrix.T

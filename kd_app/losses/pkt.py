@@ -1,5 +1,5 @@
-"""Probabilistic knowledge transfer: the neighbors that an image has among the images of
-a batch.
+"""Probabilistic knowledge transfer: match the neighbor distribution of every image in
+the batch.
 """
 
 from typing import Annotated, ClassVar
@@ -17,10 +17,10 @@ from kd_app.models.outputs import Outputs
 
 class PKT(LossTerm):
     """``mean_ij K_t log((K_t + epsilon) / (K_s + epsilon))``, ``K_ij = (cos(f_i, f_j) +
-    1) / 2`` with rows of sum 1, f [B, D] the pooled features.
+    1) / 2`` with rows normalized to sum 1, f [B, D] the pooled features.
 
     `epsilon` is also added to the norms in the cosine. The mean is over B x B entries,
-    which is why published weights are large. Passalis & Tefas, "Learning Deep
+    therefore published weights are large. Passalis & Tefas, "Learning Deep
     Representations with Probabilistic Knowledge Transfer", ECCV 2018, arXiv 1803.10837.
     """
 
@@ -33,12 +33,12 @@ class PKT(LossTerm):
         self.epsilon = epsilon
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when one of the models gives no pooled features."""
+        """Raises `RequestError` if one of the models provides no pooled features."""
         require_embeddings("pkt", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the pairs of images; 0 where both see the same neighbors, as in
-        a batch of one.
+        """Return the mean over the pairs of images; 0 for equal neighbor distributions,
+        and for a batch of one.
         """
         ours, theirs = (
             self._compute_neighbors(x) for x in require_embeddings("pkt", student, teacher)
@@ -49,5 +49,5 @@ class PKT(LossTerm):
         self, x: Float[Tensor, "batch features"]
     ) -> Float[Tensor, "batch batch"]:
         x = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + self.epsilon)
-        near = (x @ x.T + 1) / 2
-        return near / near.sum(dim=1, keepdim=True)
+        similarity = (x @ x.T + 1) / 2
+        return similarity / similarity.sum(dim=1, keepdim=True)

@@ -1,5 +1,5 @@
-"""ReviewKD: each stage of the teacher is taught by all stages of the student that are
-as deep or deeper.
+"""ReviewKD: match each stage of the teacher with all student stages that are as deep or
+deeper.
 """
 
 from typing import ClassVar
@@ -16,22 +16,22 @@ from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.pairing import pair_stages, require_embeddings
 from kd_app.models.outputs import Outputs
 
-_POOLED = (4, 2, 1)
+_POOLED_SIZES = (4, 2, 1)
 
 
 class Review(LossTerm):
     """``sum over levels of H(out_k, F_t,k)``, from the deepest upward: first the
     embedding as a map of one cell, then the stages.
 
-    ``x = BN(conv1x1(F_s,k))``, from the second level on mixed with what came from
-    deeper, enlarged to its size: ``a_1 x + a_2 y`` with ``a = sigmoid(conv1x1([x,
-    y]))``; ``out_k = BN(conv3x3(x))`` at the size of the teacher's map. H is the mean
-    squared difference at full size with weight 1 and of the maps averaged down to 4, 2
-    and 1 cells a side, of which each weighs half of the one before (those that are no
-    smaller than the map are left out), divided by the sum of the weights. Chen et al.,
-    "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044. It takes
-    the teacher's maps before their last activation there; here they are those behind
-    it, which every net has. The CIFAR form warms the term up over 20 epochs.
+    ``x = BN(conv1x1(F_s,k))``; from the second level on, x is fused with the upsampled
+    map y of the deeper level: ``a_1 x + a_2 y`` with ``a = sigmoid(conv1x1([x, y]))``;
+    ``out_k = BN(conv3x3(x))`` at the size of the teacher's map. H is a weighted mean of
+    mean squared differences: at full size with weight 1, and at 4, 2 and 1 cells per
+    side with half of the previous weight each (sizes not smaller than the map are
+    skipped). Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv
+    2104.09044. The paper reads the teacher's maps before the last activation; here they
+    are read after it, because every net has those. On CIFAR the paper warms the term up
+    over 20 epochs.
     """
 
     level: ClassVar[Level] = "feature"
@@ -45,8 +45,8 @@ class Review(LossTerm):
         self.width = width
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make one fusion a level. Raises `RequestError` when a model gives no feature
-        maps or no embedding.
+        """Build one fusion per level. Raises `RequestError` if a model provides no
+        feature maps or no embedding.
         """
         levels = self._pair_levels(student, teacher)
         width = min(self.width, levels[0][0].shape[1])
@@ -56,7 +56,7 @@ class Review(LossTerm):
         self.adapters = nn.ModuleList(fusions).to(levels[0][0].device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum over the levels; needs `build` first."""
+        """Return the sum over the levels."""
         values: list[Tensor] = []
         residual = None
         for fusion, (ours, theirs) in zip(
@@ -75,8 +75,8 @@ class Review(LossTerm):
 
 
 class Fusion(nn.Module):
-    """A student's map with what came from deeper levels, as the teacher's map and as
-    the residual for the next level.
+    """Fuse a student's map with the result of deeper levels. Returns a map for the
+    teacher's stage and the residual for the next level.
     """
 
     def __init__(self, ours: int, width: int, theirs: int, *, mixes: bool) -> None:
@@ -90,7 +90,9 @@ class Fusion(nn.Module):
     def forward(
         self, x: Tensor, deeper: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """``[B, C_t, *size]`` and ``[B, width, h, w]`` of the student's own size."""
+        """Return ``[B, C_t, *size]`` and ``[B, width, h, w]`` at the student's own
+        size.
+        """
         x = self.conv1(x)
         if self.att_conv is not None:
             assert deeper is not None
@@ -112,10 +114,10 @@ def compute_hierarchical_loss(
     ours: Float[Tensor, "batch channels height width"],
     theirs: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, ""]:
-    """The weighted mean of the mean squared differences at full size and at 4, 2 and 1
-    cells.
+    """Return the weighted mean of the mean squared differences at full size and at 4, 2
+    and 1 cells per side.
     """
-    sizes = [size for size in _POOLED if size < min(ours.shape[2:])]
+    sizes = [size for size in _POOLED_SIZES if size < min(ours.shape[2:])]
     values = [F.mse_loss(ours, theirs)]
     values += [
         F.mse_loss(F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size))

@@ -1,4 +1,6 @@
-"""Relational knowledge distillation: distances and angles among the images of a batch."""
+"""Relational knowledge distillation: match distances and angles between images of a
+batch.
+"""
 
 from typing import ClassVar
 
@@ -15,13 +17,13 @@ from kd_app.models.outputs import Outputs
 
 
 class RKD(LossTerm):
-    """``distance mean_ij h(d_s - d_t) + angle mean_ijk h(a_s - a_t)``, h = Huber's loss
+    """``distance mean_ij h(d_s - d_t) + angle mean_ijk h(a_s - a_t)``, h = Huber loss
     with delta 1, for pooled features f [B, D] of any widths.
 
-    ``d_ij = |f_i - f_j|`` divided by the mean of those above 0; ``a_ijk = <e_ij,
-    e_ik>`` with ``e_ij = (f_i - f_j) / |f_i - f_j|``. The differences are taken before
-    the norm: from inner products they cancel (in half precision the value is 80 % off).
-    Memory: B^2 D + B^3 numbers a model. Park et al., "Relational Knowledge
+    ``d_ij = |f_i - f_j|``, divided by the mean of the positive distances; ``a_ijk =
+    <e_ij, e_ik>`` with ``e_ij = (f_i - f_j) / |f_i - f_j|``. Differences are computed
+    before the norm, because inner products cancel (in half precision the value is off
+    by 80 %). Memory: B^2 D + B^3 numbers per model. Park et al., "Relational Knowledge
     Distillation", CVPR 2019, arXiv 1904.05068.
     """
 
@@ -35,12 +37,12 @@ class RKD(LossTerm):
         self.angle = angle
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when one of the models gives no pooled features."""
+        """Raises `RequestError` if one of the models provides no pooled features."""
         require_embeddings("rkd", student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of both parts; 0 where the features of one model are those
-        of the other but for size, shift and rotation.
+        """Return the weighted sum of both parts; 0 if the features of both models
+        differ only in scale, shift and rotation.
         """
         ours, theirs = (x[:, None] - x[None] for x in require_embeddings("rkd", student, teacher))
         distances = F.smooth_l1_loss(_compute_distances(ours), _compute_distances(theirs))
@@ -50,9 +52,9 @@ class RKD(LossTerm):
 
 
 def _compute_distances(gaps: Float[Tensor, "batch batch features"]) -> Float[Tensor, "batch batch"]:
-    found: Tensor = torch.linalg.vector_norm(gaps, dim=2)
-    mean = found.sum() / (found > 0).sum().clamp(min=1)
-    return found / mean.clamp(min=torch.finfo(found.dtype).tiny)
+    distances: Tensor = torch.linalg.vector_norm(gaps, dim=2)
+    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    return distances / mean.clamp(min=torch.finfo(distances.dtype).tiny)
 
 
 def _compute_angles(

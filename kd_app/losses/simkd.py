@@ -1,5 +1,5 @@
-"""SimKD: the student's map, through a projector, is to be the teacher's; then the
-teacher's classifier is the student's.
+"""SimKD: match the student's map, after a projector, to the teacher's; the student
+reuses the teacher's classifier.
 """
 
 from typing import ClassVar
@@ -14,23 +14,23 @@ from kd_app.data.batch import Batch
 from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.pairing import match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
-from kd_app.models.simkd_student import Projector, Reused, find_linear_classifier
+from kd_app.models.simkd_student import Projector, SimKDStudent, find_linear_classifier
 
-_INSTEAD = "Choose another term: softmax_regression, embedding_mse or feature_hint."
+_ALTERNATIVES = "Choose another term: softmax_regression, embedding_mse or feature_hint."
 
 
 class SimKD(LossTerm):
-    """``mean (projector(F_s) - F_t)^2`` for the deepest maps; what is trained, measured
-    and shipped is ``W_t mean_cells projector(F_s) + b_t``: the student with the
-    projector and the teacher's own frozen classifier in the place of its own.
+    """``mean (projector(F_s) - F_t)^2`` for the deepest maps. The model that is
+    trained, evaluated and shipped is ``W_t mean_cells projector(F_s) + b_t``: the
+    student with the projector and the teacher's frozen classifier instead of its own.
 
     projector = 1x1 convolution to C_t / `reduction` channels, 3x3, 1x1 to C_t, each
-    with batch norm and ReLU; the last ReLU is left out where the teacher's map has
-    negative values. The larger of two maps is averaged down to the size of the smaller.
-    Projector and classifier are parts of the student: its size and its multiply-adds
-    hold them, and it ships as an exported program. Chen et al., "Knowledge Distillation
-    with the Reused Teacher Classifier", CVPR 2022, arXiv 2203.14001. There it is the
-    whole loss.
+    with batch norm and ReLU; the last ReLU is omitted if the teacher's map has negative
+    values. The larger of two maps is average-pooled to the size of the smaller.
+    Projector and classifier are parts of the student: they count in its size and
+    multiply-adds, and it ships as an exported program. Chen et al., "Knowledge
+    Distillation with the Reused Teacher Classifier", CVPR 2022, arXiv 2203.14001. In
+    the paper this is the whole loss.
     """
 
     level: ClassVar[Level] = "feature"
@@ -44,12 +44,11 @@ class SimKD(LossTerm):
 
     @property
     def teacher_reads(self) -> frozenset[str]:
-        """Beside its maps what its classifier does with them."""
         return frozenset({"features", "embedding", "classifier"})
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the projector. Raises `RequestError` for a model without maps, or a
-        teacher whose classifier reads anything but their average.
+        """Build the projector. Raises `RequestError` for a model without maps, and for
+        a teacher whose classifier is not a linear layer on the average-pooled map.
         """
         (ours, theirs), *_ = pair_stages("simkd", student, teacher)
         classifier = find_linear_classifier(teacher.classifier)
@@ -60,13 +59,14 @@ class SimKD(LossTerm):
             or not _is_equal(teacher.embedding, pooled)
         ):
             raise RequestError(
-                "simkd gives the teacher's classifier to the student, and this teacher's is no"
-                " linear map of its last feature map averaged over the cells (as that of a ResNet,"
-                f" a RegNet or a DenseNet is). Choose another teacher. {_INSTEAD}"
+                "simkd reuses the teacher's classifier in the student. This needs a linear"
+                " classifier on the average-pooled last feature map (as in ResNet, RegNet or"
+                " DenseNet), but this teacher has another one. Choose another teacher."
+                f" {_ALTERNATIVES}"
             )
-        self._classifier = (
-            classifier,
-        )  # in a tuple: the teacher's own, not to be trained, saved or moved with the term
+        # In a tuple, because the teacher's module must not be trained, saved or moved
+        # with the term.
+        self._classifier = (classifier,)
         size = min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3])
         self.projector = Projector(
             ours.shape[1],
@@ -77,19 +77,19 @@ class SimKD(LossTerm):
         ).to(ours.device)
 
     def wrap_student(self, student: nn.Module) -> nn.Module:
-        """The student with projector and classifier. Raises `RequestError` for one that
-        is not of timm's kind.
+        """Return the student with projector and classifier. Raises `RequestError` for a
+        model without timm's interface.
         """
         if not (hasattr(student, "forward_intermediates") and hasattr(student, "reset_classifier")):
             raise RequestError(
-                "simkd puts a projector in the place of the student's classifier, and"
-                f" {type(student).__name__} lacks forward_intermediates or reset_classifier, which"
-                f" timm's models have. Choose one of timm's. {_INSTEAD}"
+                "simkd replaces the student's classifier by a projector, but"
+                f" {type(student).__name__} lacks forward_intermediates or reset_classifier."
+                f" Choose a timm model. {_ALTERNATIVES}"
             )
-        return Reused(student, self.projector, self._classifier[0])
+        return SimKDStudent(student, self.projector, self._classifier[0])
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over batch, channels and cells; needs `build` first."""
+        """Return the mean over batch, channels and cells."""
         ours, theirs = pair_stages("simkd", student, teacher)[0]
         ours, theirs = match_sizes(ours, theirs)
         return F.mse_loss(self.projector(ours), theirs)

@@ -1,5 +1,5 @@
-"""SRD: the student's normalized embedding, through a linear map, is to be the
-teacher's; large differences count most.
+"""SRD: match the student's normalized embedding, after a linear map, to the teacher's,
+with emphasis on large differences.
 """
 
 from typing import ClassVar
@@ -20,13 +20,13 @@ _EPS = 1e-4
 
 class SimpleRecipe(LossTerm):
     """``2 log sum_bd |BN(W f_s + a) - BN(f_t)|^p`` for the embeddings f [B, D], p =
-    `exponent`; batch norm without an affine part and with the figures of the batch, for
-    student and teacher.
+    `exponent`; batch norm without affine parameters, with batch statistics, for student
+    and teacher.
 
-    Its other part is ``soft_target`` with temperature 1. Where both are equal the
-    logarithm stays finite (that of the smallest number). One image has no variance: the
-    running figures serve. Miles & Mikolajczyk, "Understanding the Role of the Projector
-    in Knowledge Distillation", AAAI 2024, arXiv 2303.11098.
+    The authors combine it with ``soft_target`` at temperature 1. For equal embeddings
+    the logarithm stays finite (that of the smallest number). One image has no variance,
+    so the running statistics are used. Miles & Mikolajczyk, "Understanding the Role of
+    the Projector in Knowledge Distillation", AAAI 2024, arXiv 2303.11098.
     """
 
     level: ClassVar[Level] = "feature"
@@ -40,8 +40,8 @@ class SimpleRecipe(LossTerm):
         self.exponent = exponent
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the linear map and the norms. Raises `RequestError` when one of the
-        models gives no embedding.
+        """Build the linear map and the norms. Raises `RequestError` if one of the
+        models provides no embedding.
         """
         ours, theirs = require_embeddings("simple_recipe", student, teacher)
         self.embed = nn.Linear(ours.shape[1], theirs.shape[1]).to(ours.device)
@@ -50,7 +50,7 @@ class SimpleRecipe(LossTerm):
         ).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The logarithm of the sum over batch and features; needs `build` first."""
+        """Return the logarithm of the sum over batch and features."""
         ours, theirs = require_embeddings("simple_recipe", student, teacher)
         s, t = (
             norm(x[:, :, None, None])

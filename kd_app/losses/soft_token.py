@@ -1,4 +1,4 @@
-"""DeiT with soft targets: a distillation token learns the teacher's probabilities."""
+"""DeiT with soft targets: train a distillation token on the teacher's probabilities."""
 
 from typing import Annotated, ClassVar
 
@@ -16,10 +16,11 @@ class SoftToken(TwoHeads):
     """``label x CE(z_class, y) + (1 - label) x T^2 mean_b KL(softmax(z_t / T) ||
     softmax(z_distilled / T))``.
 
-    The authors' code divides the second part by batch x classes, which makes it K times
-    smaller than the formula; here it is divided by the batch. It holds the labels'
-    part: leave cross_entropy out beside it. Touvron et al., "Training data-efficient
-    image transformers & distillation through attention", ICML 2021, arXiv 2012.12877.
+    The authors' code divides the second part by batch x classes, which is K times
+    smaller than the formula; here it is divided by the batch. The term includes the
+    labels: do not combine it with cross_entropy. Touvron et al., "Training
+    data-efficient image transformers & distillation through attention", ICML 2021,
+    arXiv 2012.12877.
     """
 
     name: ClassVar[str] = "soft_token"
@@ -30,10 +31,9 @@ class SoftToken(TwoHeads):
         super().__init__(label=label)
         self.temperature = temperature
         self.label_temperature = temperature
-        self._answers = SoftTarget(temperature=temperature, standardize=False)
+        self._soft_target = SoftTarget(temperature=temperature, standardize=False)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted mean of both parts."""
         ours, distilled = self.select_heads(student)
-        answers: Tensor = self._answers(Outputs(logits=distilled), teacher, batch)
-        return self.label * self.on_labels(ours, batch) + (1 - self.label) * answers
+        divergence: Tensor = self._soft_target(Outputs(logits=distilled), teacher, batch)
+        return self.label * self.compute_label_loss(ours, batch) + (1 - self.label) * divergence

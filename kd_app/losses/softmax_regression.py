@@ -1,5 +1,5 @@
-"""SRRL: the teacher's classifier is to say of the student's features what it says of
-its own.
+"""SRRL: the teacher's classifier must predict the same from the student's features as
+from its own.
 """
 
 from typing import ClassVar, Literal
@@ -21,12 +21,12 @@ class SoftmaxRegression(LossTerm):
     """``mean (f' - f_t)^2 + regression x mean (h_t(f') - z_t)^2``, means over batch and
     features, and batch and classes; f' [B, D_t] = the average over the cells of
     ReLU(BN(conv1x1(F_s))) for the student's deepest map, f_t the teacher's embedding,
-    h_t its frozen classifier.
+    h_t the teacher's frozen classifier.
 
-    The ReLU is left out where the teacher's embedding has negative values ('auto'). The
-    teacher's embedding takes the place of its averaged map, which are the same in nets
-    that average before the classifier, so the classifier reads what it was trained on
-    in every other net too. Yang et al., "Knowledge Distillation via Softmax Regression
+    With 'auto' the ReLU is omitted if the teacher's embedding has negative values. The
+    teacher's embedding replaces the teacher's averaged map. Both are the same in nets
+    that average before the classifier; in other nets the classifier thus reads the
+    input it was trained on. Yang et al., "Knowledge Distillation via Softmax Regression
     Representation Learning", ICLR 2021.
     """
 
@@ -43,16 +43,16 @@ class SoftmaxRegression(LossTerm):
         self.activation = activation
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the connector. Raises `RequestError` when the student gives no maps, or
-        the teacher no embedding or classifier.
+        """Build the connector. Raises `RequestError` if the student provides no maps,
+        or the teacher no embedding or classifier.
         """
         (ours, _), *_ = pair_stages("softmax_regression", student, teacher)
         _, theirs = require_embeddings("softmax_regression", student, teacher)
         if teacher.classifier is None:
             raise RequestError(
-                "softmax_regression asks the teacher's classifier about the student's features, and"
-                " none can be read. Choose another teacher, or another term: soft_target,"
-                " feature_hint or embedding_mse."
+                "softmax_regression applies the teacher's classifier to the student's features, but"
+                " the teacher provides no classifier. Choose another teacher, or another term:"
+                " soft_target, feature_hint or embedding_mse."
             )
         relu = bool((theirs >= 0).all()) if self.activation == "auto" else self.activation == "relu"
         layers = [
@@ -63,12 +63,10 @@ class SoftmaxRegression(LossTerm):
         self.adapter = nn.Sequential(*layers).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum of both; needs `build` first."""
         assert teacher.embedding is not None
         assert teacher.logits is not None
         assert teacher.classifier is not None
         connected = self.adapter(student.features[-1]).mean((2, 3))
-        said = apply_classifier(teacher.classifier, connected)
-        return F.mse_loss(connected, teacher.embedding) + self.regression * F.mse_loss(
-            said, teacher.logits
-        )
+        logits = apply_classifier(teacher.classifier, connected)
+        feature_loss = F.mse_loss(connected, teacher.embedding)
+        return feature_loss + self.regression * F.mse_loss(logits, teacher.logits)

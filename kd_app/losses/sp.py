@@ -1,6 +1,4 @@
-"""Similarity preserving: images that are alike to the teacher are to be alike to the
-student.
-"""
+"""Similarity preserving: match the similarities of the images in a batch."""
 
 from typing import ClassVar
 
@@ -17,7 +15,7 @@ from kd_app.models.outputs import Outputs
 
 class SimilarityPreserving(LossTerm):
     """``|G_s - G_t|^2 / B^2`` with ``G [B, B] = F F'``, each row with L2 norm 1, for
-    the flattened maps F of one stage; sizes and widths are free.
+    the flattened maps F of one stage; sizes and widths may differ.
 
     Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv
     1907.09682.
@@ -32,12 +30,12 @@ class SimilarityPreserving(LossTerm):
         self.stage = stage
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when one of the models gives no feature maps."""
+        """Raises `RequestError` if one of the models provides no feature maps."""
         pair_stage("sp", student, teacher, self.stage)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the pairs of images; 0 where both see the same likenesses, as
-        in a batch of one.
+        """Return the mean over the pairs of images; 0 for equal similarities, and for a
+        batch of one.
         """
         ours, theirs = (
             F.normalize(compute_gram(x), dim=1)
@@ -47,5 +45,5 @@ class SimilarityPreserving(LossTerm):
 
 
 def compute_gram(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch batch"]:
-    """The inner products of the images' maps."""
+    """Return the inner products of the images' maps."""
     return x.flatten(1) @ x.flatten(1).T

@@ -1,6 +1,4 @@
-"""Class token, patches and embedding together, for teachers that were trained without
-labels.
-"""
+"""Match class token, patches and embedding, for teachers trained without labels."""
 
 from typing import ClassVar
 
@@ -16,7 +14,7 @@ from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.pairing import require_embeddings
 from kd_app.models.outputs import Outputs
 
-_INSTEAD = "Terms that can compare this pair: embedding_mse, embedding_cosine, feature_hint."
+_ALTERNATIVES = "Terms that can compare this pair: embedding_mse, embedding_cosine, feature_hint."
 
 
 class TokenPatchFeature(LossTerm):
@@ -25,13 +23,13 @@ class TokenPatchFeature(LossTerm):
     of the last layer and the embedding f [B, D] of two vision transformers with the
     same N; r = layer norm and a linear map.
 
-    Reads no label and no logits, so the teacher may be of any label space, or of none.
+    Reads no labels and no logits, so the teacher may have any label space, or none.
     After Zhang et al., "Accessing Vision Foundation Models via ImageNet-1K" (Proteus),
-    ICLR 2025, arXiv 2407.10366. Their code differs: its tokens are those behind the
-    final norm, where the taps read them before it; its `feature` is all tokens once
-    more, here the embedding, which is what is used of a foundation model; and its
-    patches are hidden from the student, which is a second pass of it, here they are all
-    seen.
+    ICLR 2025, arXiv 2407.10366. The authors' code differs: it reads tokens after the
+    final norm, here they are read before; its `feature` part compares all tokens once
+    more, here it compares the embedding, the output that users of foundation models
+    need; it masks patches in a second forward pass of the student, here all patches are
+    visible.
     """
 
     level: ClassVar[Level] = "feature"
@@ -46,21 +44,21 @@ class TokenPatchFeature(LossTerm):
         self.weights = (token, patch, feature)
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the three heads. Raises `RequestError` for models without tokens or
-        class token, and for other numbers of patches.
+        """Build the three heads. Raises `RequestError` for models without tokens or
+        class token, and for different numbers of patches.
         """
         for name, outputs in (("student", student), ("teacher", teacher)):
             if not outputs.tokens or not outputs.tokens[-1].prefix.shape[1]:
                 raise RequestError(
-                    "token_patch_feature compares class token and patches of two models; the"
-                    f" {name} has none. {_INSTEAD}"
+                    "token_patch_feature compares class token and patches of two vision"
+                    f" transformers, but the {name} has none. {_ALTERNATIVES}"
                 )
         counts = [outputs.tokens[-1].patch.shape[1] for outputs in (student, teacher)]
         if counts[0] != counts[1]:
             raise RequestError(
-                f"token_patch_feature compares patch with patch, and the student has {counts[0]},"
-                f" the teacher {counts[1]}. Expected the same number: give both models the same"
-                f" image size / patch size. {_INSTEAD}"
+                f"token_patch_feature compares patch by patch, but the student has {counts[0]}"
+                f" patches, and the teacher {counts[1]}. Expected the same number: give both models"
+                f" the same image size / patch size. {_ALTERNATIVES}"
             )
         pairs = self._pair_tokens(student, teacher)
         heads = (
@@ -70,7 +68,6 @@ class TokenPatchFeature(LossTerm):
         self.adapters = nn.ModuleList(heads).to(pairs[0][0].device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of the three; needs `build` first."""
         parts = zip(self.weights, self.adapters, self._pair_tokens(student, teacher), strict=True)
         return torch.stack(
             [weight * F.mse_loss(head(ours), theirs) for weight, head, (ours, theirs) in parts]

@@ -1,4 +1,4 @@
-"""Transformed teacher matching: a temperature for the teacher alone."""
+"""Transformed teacher matching: a temperature for the teacher only."""
 
 from typing import Annotated
 
@@ -18,9 +18,9 @@ class TTM(LogitTerm):
     """``mean_b KL(q || softmax(z_s))`` with ``q = p_t^power / U``, ``U = sum_c
     p_t,c^power``, that is ``q = softmax(power z_t)``.
 
-    The student has no temperature, and there is no T^2. In contrast to `soft_target` it
-    is so rewarded for being unsure. Zheng & Yang, "Knowledge Distillation Based on
-    Transformed Teacher Matching", ICLR 2024, arXiv 2402.11148.
+    The student has no temperature, and there is no factor T^2. In contrast to
+    `soft_target` this rewards an uncertain student. Zheng & Yang, "Knowledge
+    Distillation Based on Transformed Teacher Matching", ICLR 2024, arXiv 2402.11148.
     """
 
     def __init__(self, *, power: Power, standardize: bool) -> None:
@@ -29,15 +29,12 @@ class TTM(LogitTerm):
         self.label_temperature = 1 / power
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the batch."""
-        return compute_transformed_divergence(
-            *self.prepare_logits(student, teacher), self.power
-        ).mean()
+        return compute_ttm_divergence(*self.prepare_logits(student, teacher), self.power).mean()
 
 
-def compute_transformed_divergence(
+def compute_ttm_divergence(
     z_s: Float[Tensor, "batch classes"], z_t: Float[Tensor, "batch classes"], power: float
 ) -> Float[Tensor, " batch"]:
-    """``KL(softmax(power z_t) || softmax(z_s))`` of every image."""
+    """Return ``KL(softmax(power z_t) || softmax(z_s))`` of every image."""
     ours, theirs = F.log_softmax(z_s, dim=1), F.log_softmax(power * z_t, dim=1)
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)

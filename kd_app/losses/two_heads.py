@@ -1,5 +1,5 @@
-"""What the terms share that teach a student with a classifier of its own for the
-teacher's answers.
+"""Base class of the terms for students with a second classifier that learns the
+teacher's predictions.
 """
 
 from typing import Annotated, ClassVar
@@ -21,14 +21,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class TwoHeads(LossTerm):
     """``label x CE(z_class, y) + (1 - label) x distance(z_distilled, z_t)`` for a
-    student with two heads, of which the first learns the labels and the second the
-    teacher; the student answers with their mean.
+    student with two heads: the first learns the labels, the second the teacher's
+    predictions. The student's logits are the mean of both.
     """
 
     level: ClassVar[Level] = "output"
     reads: frozenset[str] = frozenset({"embedding", "classifier"})
     name: ClassVar[str]
-    """As in ``loss=[...]``."""
+    """Name in ``loss=[...]``."""
 
     def __init__(self, *, label: Share) -> None:
         super().__init__()
@@ -37,15 +37,14 @@ class TwoHeads(LossTerm):
 
     @property
     def teacher_reads(self) -> frozenset[str]:
-        """Any teacher will do."""
         return frozenset({"logits"})
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises `RequestError` when the student has not two heads."""
+        """Raises `RequestError` if the student does not have two heads."""
         if not isinstance(student.classifier, Head) or len(student.classifier.classifiers) != 2:
             raise RequestError(
-                f"{self.name} teaches a second head beside the one for the labels, and the student"
-                " has none. Choose a student with a distillation token, such as"
+                f"{self.name} trains a second head on the teacher's predictions, but the student"
+                " has only one head. Choose a student with a distillation token, such as"
                 " deit_tiny_distilled_patch16_224, or another term: soft_target, dist or"
                 " embedding_mse."
             )
@@ -53,13 +52,15 @@ class TwoHeads(LossTerm):
     def select_heads(
         self, student: Outputs
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
-        """Logits of the head for the labels and of that for the teacher's answers."""
+        """Return the logits of the label head and of the distillation head."""
         assert isinstance(student.classifier, Head)
         assert student.embedding is not None
         first, second = match_precision(student.classifier).apply_each(student.embedding)
         return first, second
 
-    def on_labels(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> Float[Tensor, ""]:
-        """The cross-entropy with the labels; 0 where no image has one."""
+    def compute_label_loss(
+        self, logits: Float[Tensor, "batch classes"], batch: Batch
+    ) -> Float[Tensor, ""]:
+        """Return the cross-entropy with the labels; 0 if no image is labeled."""
         value: Tensor = self._labels(Outputs(logits=logits), Outputs(), batch)
         return value

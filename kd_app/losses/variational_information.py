@@ -1,5 +1,5 @@
-"""VID: how much the student's map says of the teacher's, by a Gaussian whose mean and
-variance are trained.
+"""VID: maximize the information about the teacher's map in the student's map, with a
+trained Gaussian.
 """
 
 import math
@@ -16,16 +16,16 @@ from kd_app.losses.base import Level, LossTerm
 from kd_app.losses.pairing import match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
 
-_SMALLEST_VARIANCE = 1e-5
+_MIN_VARIANCE = 1e-5
 
 
 class VariationalInformation(LossTerm):
     """``sum over stages of mean 1/2 [(mu(F_s) - F_t)^2 / v + log v]`` over batch,
-    channels and cells, with one trained variance v a channel.
+    channels and cells, with one trained variance v per channel.
 
-    mu = three 1x1 convolutions without bias with ReLUs between, as wide as the
-    teacher's map; v = softplus(rho) + 1e-5. The larger of two maps is averaged down to
-    the size of the smaller. The value may fall below 0: it is a negative log-likelihood
+    mu = three 1x1 convolutions without bias, with ReLUs in between, as wide as the
+    teacher's map; v = softplus(rho) + 1e-5. The larger of two maps is average-pooled to
+    the size of the smaller. The value may be negative: it is a negative log-likelihood
     without its constant. Ahn et al., "Variational Information Distillation for
     Knowledge Transfer", CVPR 2019, arXiv 1904.05835.
     """
@@ -41,8 +41,8 @@ class VariationalInformation(LossTerm):
         self.variance = variance
 
     def build(self, student: Outputs, teacher: Outputs) -> None:
-        """Make the Gaussian of every stage. Raises `RequestError` when one of the
-        models gives no feature maps.
+        """Build one Gaussian per stage. Raises `RequestError` if one of the models
+        provides no feature maps.
         """
         pairs = self._pair_maps(student, teacher)
         self.adapters = nn.ModuleList(
@@ -50,7 +50,7 @@ class VariationalInformation(LossTerm):
         ).to(pairs[0][0].device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The sum over the stages; needs `build` first."""
+        """Return the sum over the stages."""
         pairs = zip(self.adapters, self._pair_maps(student, teacher), strict=True)
         return torch.stack([gaussian(*match_sizes(*pair)) for gaussian, pair in pairs]).sum()
 
@@ -59,8 +59,8 @@ class VariationalInformation(LossTerm):
 
 
 class Gaussian(nn.Module):
-    """The teacher's map given the student's: a mean by a small net, and a variance a
-    channel.
+    """The distribution of the teacher's map given the student's map: the mean is a
+    small net, and every channel has a variance.
     """
 
     def __init__(self, ours: int, theirs: int, variance: float) -> None:
@@ -68,16 +68,19 @@ class Gaussian(nn.Module):
         widths = ((ours, theirs), (theirs, theirs), (theirs, theirs))
         first, second, third = (nn.Conv2d(*width, 1, bias=False) for width in widths)
         self.regressor = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
-        above = max(variance - _SMALLEST_VARIANCE, _SMALLEST_VARIANCE)
-        self.log_scale = nn.Parameter(torch.full((theirs,), above + math.log(-math.expm1(-above))))
+        excess = max(variance - _MIN_VARIANCE, _MIN_VARIANCE)
+        # The inverse of softplus, so that the initial variance is `variance`.
+        self.log_scale = nn.Parameter(
+            torch.full((theirs,), excess + math.log(-math.expm1(-excess)))
+        )
 
     def forward(
         self,
         ours: Float[Tensor, "batch ours height width"],
         theirs: Float[Tensor, "batch theirs height width"],
     ) -> Float[Tensor, ""]:
-        """The negative log-likelihood, as a mean."""
-        variance = (F.softplus(self.log_scale) + _SMALLEST_VARIANCE)[:, None, None]
+        """Return the mean negative log-likelihood."""
+        variance = (F.softplus(self.log_scale) + _MIN_VARIANCE)[:, None, None]
         value: Tensor = (
             0.5 * ((self.regressor(ours) - theirs).square() / variance + variance.log()).mean()
         )

@@ -1,11 +1,13 @@
-"""Weighted transformed teacher matching: more of what the teacher is unsure about."""
+"""Weighted transformed teacher matching: higher weight for images on which the teacher
+is uncertain.
+"""
 
 from jaxtyping import Float
 from torch import Tensor
 
 from kd_app.data.batch import Batch
 from kd_app.losses.logits import LogitTerm
-from kd_app.losses.ttm import Power, compute_transformed_divergence
+from kd_app.losses.ttm import Power, compute_ttm_divergence
 from kd_app.models.outputs import Outputs
 
 
@@ -13,7 +15,8 @@ class WTTM(LogitTerm):
     """``mean_b U KL(q || softmax(z_s))`` with ``q = p_t^power / U`` and ``U = sum_c
     p_t,c^power``.
 
-    U is 1 for a sure teacher and K^(1 - power) for an even one.
+    U is 1 for a teacher with probability 1 on one class, and K^(1 - power) for a
+    uniform one.
 
     Zheng & Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR
     2024, arXiv 2402.11148.
@@ -25,8 +28,9 @@ class WTTM(LogitTerm):
         self.label_temperature = 1 / power
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Float[Tensor, ""]:
-        """The mean over the batch."""
         z_s, z_t = self.prepare_logits(student, teacher)
-        # logsumexp twice: powers of probabilities that underflow would leave classes out
-        unsure = ((self.power * z_t).logsumexp(dim=1) - self.power * z_t.logsumexp(dim=1)).exp()
-        return (unsure * compute_transformed_divergence(z_s, z_t, self.power)).mean()
+        # With logsumexp: powers of underflowed probabilities would drop classes.
+        uncertainty = (
+            (self.power * z_t).logsumexp(dim=1) - self.power * z_t.logsumexp(dim=1)
+        ).exp()
+        return (uncertainty * compute_ttm_divergence(z_s, z_t, self.power)).mean()

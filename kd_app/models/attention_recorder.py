@@ -1,6 +1,4 @@
-"""What a net attends with: the queries, keys and values that its fused attention is
-called on.
-"""
+"""Record the queries, keys and values of a model's fused attention."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -12,22 +10,22 @@ from torch.overrides import TorchFunctionMode
 
 from kd_app.models.outputs import Attention
 
-_FUSED = functional.scaled_dot_product_attention
-_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+_FUSED_ATTENTION = functional.scaled_dot_product_attention
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
-class Attended(TorchFunctionMode):
-    """Keeps the arguments of the calls of ``scaled_dot_product_attention`` while its
-    ``with`` block lasts; the calls themselves go on as they are.
+class AttentionRecorder(TorchFunctionMode):
+    """Record the arguments of every call of ``scaled_dot_product_attention`` inside a
+    ``with`` block. The calls run unchanged.
 
-    They are numbered in the order of the run. `wanted`: the numbers to keep, all where
-    it is None.
+    Calls are numbered in execution order. `numbers`: which calls to record; None
+    records all.
     """
 
-    def __init__(self, wanted: Collection[int] | None = None) -> None:
+    def __init__(self, numbers: Collection[int] | None = None) -> None:
         super().__init__()
         self.calls: dict[int, Attention] = {}
-        self._wanted = wanted
+        self._numbers = numbers
         self._count = 0
 
     def __torch_function__(
@@ -37,11 +35,10 @@ class Attended(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Called by torch for each of its functions."""
-        if func is _FUSED:
-            if self._wanted is None or self._count in self._wanted:
+        if func is _FUSED_ATTENTION:
+            if self._numbers is None or self._count in self._numbers:
                 self.calls[self._count] = _build_attention(
-                    **dict(zip(_NAMES, args, strict=False)), **(kwargs or {})
+                    **dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})
                 )
             self._count += 1
         return func(*args, **(kwargs or {}))
@@ -56,30 +53,29 @@ def _build_attention(
     scale: float | None = None,
     **_: Any,
 ) -> Attention:
-    """As one call has it; a scale of the model's own is in the query, so that
-    ``softmax(q k^T / sqrt(d) + bias)`` are its weights.
-    """
+    # `Attention` has no scale: a custom scale is moved into the query.
     if scale is not None and scale != query.shape[-1] ** -0.5:
         query = query * (scale * query.shape[-1] ** 0.5)
     return Attention(query, key, value, 0, attn_mask)
 
 
-def last_calls(
+def find_global_calls(
     calls: Mapping[int, Attention], count: int, *, patches: int, prefixes: Collection[int]
 ) -> tuple[int, ...]:
-    """The numbers of the last `count` calls (or of all, where there are fewer) in which
-    every token of one row attends to every other of it.
+    """Return the numbers of the last `count` calls (all, if there are fewer) with
+    global self-attention: every token of one image attends to every other.
 
-    A row holds the `patches` of the last map, and as many tokens before them as
-    `prefixes` allows. Calls behind the last such (pooling by attention) do not count,
-    nor do those before one of another kind (windows, fewer keys than queries, another
-    size).
+    The tokens are the `patches` of the last feature map plus a number of prefix tokens
+    that `prefixes` allows. Later calls of another kind (attention pooling) are skipped.
+    The search ends at the first earlier call of another kind (windows, fewer keys than
+    queries, another sequence length).
     """
     fits = {
         number: _is_global(call) and call.query.shape[2] - patches in prefixes
         for number, call in calls.items()
     }
     numbers = list(calls)
+    # Attention after the last global block is pooling, not a block of the model.
     while numbers and not fits[numbers[-1]]:
         numbers.pop()
     chosen: list[int] = []
@@ -87,22 +83,22 @@ def last_calls(
         numbers
         and len(chosen) < count
         and fits[numbers[-1]]
-        and (not chosen or _is_alike(calls[numbers[-1]], calls[chosen[0]]))
+        and (not chosen or _has_same_length(calls[numbers[-1]], calls[chosen[0]]))
     ):
         chosen.insert(0, numbers.pop())
     return tuple(chosen)
 
 
 def _is_global(call: Attention) -> bool:
-    """Of one image, with as many keys as queries, and no token kept from another."""
-    seen = call.bias is None or call.bias.dtype != torch.bool
+    """Whether one image's queries and keys have the same length, without a mask."""
+    unmasked = call.bias is None or call.bias.dtype != torch.bool
     return (
         call.query.dim() == 4
         and call.query.shape[0] == 1
         and call.query.shape[:3] == call.key.shape[:3] == call.value.shape[:3]
-        and seen
+        and unmasked
     )
 
 
-def _is_alike(one: Attention, other: Attention) -> bool:
+def _has_same_length(one: Attention, other: Attention) -> bool:
     return one.query.shape[2] == other.query.shape[2]

@@ -1,4 +1,4 @@
-"""A teacher of other classes: whose probabilities are summed into the data's classes."""
+"""Class maps: sum a teacher's class probabilities into the classes of the data."""
 
 import csv
 from collections.abc import Sequence
@@ -16,20 +16,19 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class KnownClasses:
-    """How many classes a model answers in, and their names where it says them."""
+class ModelClasses:
+    """How many classes a model predicts, and the class names, empty if unknown."""
 
     count: int
     names: tuple[str, ...]
 
 
 class ClassMap:
-    """A CSV file with the columns ``teacher`` (a class of the teacher: its name, or its
-    number from 0) and ``class`` (one of the data's).
+    """A CSV file with the columns ``teacher`` (a class of the teacher: a name, or a
+    number from 0) and ``class`` (a class of the data).
 
-    Several of the teacher's may be one of the data's, and one of the teacher's several
-    of the data's; those that no row names are left out. Raises `RequestError` for a
-    file that is not there or has other columns.
+    The mapping is many-to-many. Classes of the teacher without a row are ignored.
+    Raises `RequestError` if the file is missing, unreadable or has other columns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,52 +55,53 @@ class ClassMap:
                 f" and {len(self._lines)} rows. {_EXPECTED}"
             )
 
-    def map_rows(self, classes: Sequence[str], teacher: KnownClasses) -> list[list[int]]:
-        """For each of the data's `classes` the numbers of the teacher's that it is made
-        of.
+    def map_rows(self, classes: Sequence[str], teacher: ModelClasses) -> list[list[int]]:
+        """Return, for each class of the data in the order of `classes`, the sorted
+        class numbers of the teacher that map to the class.
+
+        Raises `RequestError` for an unknown class, and for a class of the data without
+        a row.
         """
-        found: dict[str, set[int]] = {name: set() for name in classes}
+        numbers_of: dict[str, set[int]] = {name: set() for name in classes}
         names = {name: number for number, name in enumerate(teacher.names)}
-        for line, theirs, ours in self._lines:
-            if ours not in found:
-                raise RequestError(
-                    f"{self.path}, line {line}: {build_unknown_error('class of the data', ours, list(classes))}"
-                )
-            found[ours].add(self._number(theirs, line, names, teacher.count))
-        missing = [name for name, numbers in found.items() if not numbers]
+        for line, teacher_class, data_class in self._lines:
+            if data_class not in numbers_of:
+                error = build_unknown_error("class of the data", data_class, list(classes))
+                raise RequestError(f"{self.path}, line {line}: {error}")
+            numbers_of[data_class].add(self._find_number(teacher_class, line, names, teacher.count))
+        missing = [name for name, numbers in numbers_of.items() if not numbers]
         if missing:
             raise RequestError(
                 f"The class map {str(self.path)!r} has no row for {len(missing)} of the data's"
-                f" {len(found)} classes ({', '.join(map(repr, missing[:_SHOWN]))}). Every class"
-                " needs at least one of the teacher's."
+                f" {len(numbers_of)} classes ({', '.join(map(repr, missing[:_SHOWN]))}). Every"
+                " class needs at least one row."
             )
-        return [sorted(numbers) for numbers in found.values()]
+        return [sorted(numbers) for numbers in numbers_of.values()]
 
-    def _number(self, theirs: str, line: int, names: dict[str, int], count: int) -> int:
-        if theirs in names:
-            return names[theirs]
-        if theirs.isdecimal() and int(theirs) < count:
-            return int(theirs)
-        if names and not theirs.isdecimal():
-            raise RequestError(
-                f"{self.path}, line {line}: {build_unknown_error('class of the teacher', theirs, list(names))}"
-            )
+    def _find_number(self, teacher_class: str, line: int, names: dict[str, int], count: int) -> int:
+        if teacher_class in names:
+            return names[teacher_class]
+        if teacher_class.isdecimal() and int(teacher_class) < count:
+            return int(teacher_class)
+        if names and not teacher_class.isdecimal():
+            error = build_unknown_error("class of the teacher", teacher_class, list(names))
+            raise RequestError(f"{self.path}, line {line}: {error}")
         raise RequestError(
-            f"{self.path}, line {line}: teacher={theirs!r} is none of the teacher's {count}"
-            f" classes. Expected {'one of their names, or ' if names else ''}a number from 0 to"
+            f"{self.path}, line {line}: teacher={teacher_class!r} is none of the teacher's {count}"
+            f" classes. Expected {'a class name, or ' if names else ''}a number from 0 to"
             f" {count - 1}."
         )
 
 
 _EXPECTED = (
-    "Expected a CSV file with the columns teacher,class and a row for each class of the teacher"
-    " that counts."
+    "Expected a CSV file with the columns teacher,class and one row for each class of the teacher"
+    " that is mapped."
 )
 
 
-class SummedClasses(nn.Module):
-    """``y_k = log sum_{j in rows[k]} exp(z_j)``: the softmax of y is the sum of the
-    probabilities, among the classes that some row names.
+class ClassMapLayer(nn.Module):
+    """``y_k = log sum_{j in rows[k]} exp(z_j)``: softmax(y) is the sum of the teacher's
+    probabilities, renormalized over the mapped classes.
     """
 
     numbers: Tensor
@@ -116,22 +116,23 @@ class SummedClasses(nn.Module):
         )
 
     def forward(self, logits: Float[Tensor, "batch theirs"]) -> Float[Tensor, "batch classes"]:
-        """Logits ``[B, K]`` of the data's classes."""
+        """Return logits ``[B, K]`` of the data's classes."""
         padded = torch.cat([logits, logits.new_full((len(logits), 1), float("-inf"))], dim=1)
         return padded[:, self.numbers].logsumexp(dim=-1)
 
 
-class Mapped(nn.Module):
-    """A model with a `SummedClasses` behind its logits."""
+class ClassMappedModel(nn.Module):
+    """A model followed by a `ClassMapLayer`."""
 
     def __init__(self, inner: nn.Module, rows: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.inner, self.mapping = inner, SummedClasses(rows)
+        self.inner = inner
+        self.mapping = ClassMapLayer(rows)
         self.eval()
 
     def forward(
         self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Logits ``[B, K]`` of the data's classes."""
+        """Return logits ``[B, K]`` of the data's classes."""
         mapped: Tensor = self.mapping(self.inner(image))
         return mapped

@@ -1,5 +1,5 @@
-"""Teachers that are made of other things than one set of weights: several models, a
-model of other classes, a file for another runtime.
+"""Composite teachers: ensembles, class-mapped models, EMA of the student, files for
+other runtimes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kd_app.config import InputSpec, RequestError
-from kd_app.models.class_map import ClassMap, KnownClasses, Mapped
+from kd_app.models.class_map import ClassMap, ClassMappedModel, ModelClasses
 from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.license import Policy
 from kd_app.models.outputs import LogitsOnly
@@ -24,12 +24,12 @@ from kd_app.models.teacher import InputAdapter
 from kd_app.models.weights import WeightsReport
 
 By = Literal["mean", "confidence"]
-_LEAST = 1e-3
-"""What a member that is not sure of anything still counts."""
+_MIN_CONFIDENCE = 1e-3
+"""Smallest weight of a member whose prediction is uniform."""
 
 
 class ClassMappedTeacher(CompositeTeacher):
-    """A teacher whose own classes are brought to the data's by a class map."""
+    """A teacher whose classes are mapped to the data's classes by a `ClassMap`."""
 
     def __init__(self, inner: ModelSpec, class_map: ClassMap) -> None:
         super().__init__(
@@ -38,51 +38,49 @@ class ClassMappedTeacher(CompositeTeacher):
         self.inner, self.class_map = inner, class_map
         self._rows: list[list[int]] = []
 
-    def bind_data(self, classes: tuple[str, ...], seen: ImageStats) -> None:
-        """Raises `RequestError` for rows that name no class, and for classes of the
-        data that no row gives.
+    def bind_data(self, classes: tuple[str, ...], image_stats: ImageStats) -> None:
+        """Raises `RequestError` for a row with an unknown class, and for a class of the
+        data without a row.
         """
-        super().bind_data(classes, seen)
-        self._rows = self.class_map.map_rows(classes, find_known_classes(self.inner))
+        super().bind_data(classes, image_stats)
+        self._rows = self.class_map.map_rows(classes, find_model_classes(self.inner))
 
     def to_json(self) -> dict[str, Any]:
-        """As `ModelRequest.to_json`."""
         return {"inner": self.inner.to_json(), "class_map": str(self.class_map.path)}
 
-    def expect_input(self, seen: ImageStats) -> InputSpec:
-        """The model's own."""
-        return resolve_input(self.inner, seen)
+    def expect_input(self, image_stats: ImageStats) -> InputSpec:
+        return resolve_input(self.inner, image_stats)
 
-    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
-        """The model as it is, with the map behind its logits."""
-        made = create(self.inner, pixels, find_known_classes(self.inner).count, seed=seed)
-        weights = made.weights
+    def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+        """Build the inner model with the class map behind the logits."""
+        loaded = create(self.inner, input_spec, find_model_classes(self.inner).count, seed=seed)
+        weights = loaded.weights
         sha256 = hashlib.sha256(f"{weights.sha256}:{self._rows}".encode()).hexdigest()
         report = replace(
             weights,
             source=f"{weights.source}, classes by {self.class_map.path.name}",
             sha256=sha256,
         )
-        return replace(made, model=Mapped(made.model, self._rows), weights=report)
+        return replace(loaded, model=ClassMappedModel(loaded.model, self._rows), weights=report)
 
 
-def find_known_classes(request: ModelSpec) -> KnownClasses:
-    """The classes of a model's weights. Raises `RequestError` where nobody says how
-    many they are.
+def find_model_classes(spec: ModelSpec) -> ModelClasses:
+    """Return the classes of the model's weights. Raises `RequestError` if the number of
+    classes is unknown.
     """
-    origin = request.origin
+    origin = spec.origin
     if origin.num_classes is None:
         raise RequestError(
-            f"How many classes the teacher {request.name} answers in is not known, so"
-            " teacher.classes can't map them. Expected a tag of timm's, a run, a folder in timm's"
-            " local-dir layout, or an exported file."
+            f"The number of classes of the teacher {spec.name} is unknown, so teacher.classes can't"
+            " map them. Expected a timm model with a tag, a run, a folder in timm's local-dir"
+            " layout, or an exported file."
         )
-    return KnownClasses(origin.num_classes, origin.label_names or _load_imagenet_names(origin))
+    return ModelClasses(origin.num_classes, origin.label_names or _load_imagenet_names(origin))
 
 
 def _load_imagenet_names(origin: WeightsSource) -> tuple[str, ...]:
-    """The names of ImageNet's classes (WordNet's numbers, ``n01440764``), where the
-    weights are of one of its sets.
+    """Return the class names (WordNet ids such as ``n01440764``) of hub weights trained
+    on an ImageNet set, or nothing for other weights.
     """
     from timm.data import ImageNetInfo
 
@@ -99,14 +97,14 @@ def _load_imagenet_names(origin: WeightsSource) -> tuple[str, ...]:
 
 
 class EmaTeacher(CompositeTeacher):
-    """The average of a student's own weights, which moves with it: at first it is the
-    student. There is none to measure before the training.
+    """The exponential moving average of the student's weights. At the start the average
+    equals the student, so there is no teacher to evaluate before the training.
 
     Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv
     1703.01780.
     """
 
-    unmeasured: ClassVar[str] = "is the student's own"
+    no_metrics_reason: ClassVar[str] = "is the student's own"
 
     def __init__(self, student: ModelSpec, decay: float) -> None:
         origin = WeightsSource(
@@ -116,29 +114,26 @@ class EmaTeacher(CompositeTeacher):
         self.student, self.decay = student, decay
 
     def to_json(self) -> dict[str, Any]:
-        """As `ModelRequest.to_json`."""
         return {"student": self.student.to_json(), "decay": self.decay}
 
-    def expect_input(self, seen: ImageStats) -> InputSpec:
-        """The student's."""
-        return resolve_input(self.student, seen)
+    def expect_input(self, image_stats: ImageStats) -> InputSpec:
+        return resolve_input(self.student, image_stats)
 
-    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
-        """A net like the student; a training replaces its weights by its own student's
-        first ones.
+    def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+        """Build a model like the student. The training replaces the weights by the
+        student's initial weights.
         """
-        return create(self.student, pixels, num_classes, seed=seed)
+        return create(self.student, input_spec, num_classes, seed=seed)
 
 
 class TeacherEnsemble(CompositeTeacher):
-    """Several teachers that answer as one: ``log sum_m w_m p_m`` of their
-    probabilities.
+    """Several teachers whose probabilities are averaged: ``log sum_m w_m p_m``.
 
-    `weights` are the members' shares. by: 'mean' leaves it at these; 'confidence'
-    multiplies them, image by image, by how sure a member is, ``1 - H(p_m) / ln K``,
-    after Kwon et al., "Adaptive knowledge distillation based on entropy", ICASSP 2020.
-    Members see the image at the size of the largest of them, and resize it to their
-    own.
+    `weights` are the weights of the members. by: 'mean' uses them as they are;
+    'confidence' multiplies each, per image, by the confidence of the member, ``1 -
+    H(p_m) / ln K``, after Kwon et al., "Adaptive knowledge distillation based on
+    entropy", ICASSP 2020. The input of the ensemble has the size of the member with the
+    largest input; each member resizes the image to its own size.
     """
 
     def __init__(
@@ -148,65 +143,67 @@ class TeacherEnsemble(CompositeTeacher):
         super().__init__("teacher", WeightsSource("own", " + ".join(members), license=license), {})
         self.members, self.weights, self.by = dict(members), dict(weights), by
 
-    def bind_data(self, classes: tuple[str, ...], seen: ImageStats) -> None:
-        """Raises `RequestError` for a member that does not answer in these classes."""
-        super().bind_data(classes, seen)
+    def bind_data(self, classes: tuple[str, ...], image_stats: ImageStats) -> None:
+        """Raises `RequestError` for a member that does not predict these classes."""
+        super().bind_data(classes, image_stats)
         for name, member in self.members.items():
             if isinstance(member, CompositeTeacher):
-                member.bind_data(classes, seen)
+                member.bind_data(classes, image_stats)
             elif not member.origin.matches_classes(classes):
                 raise _build_not_ready_error(name, member)
 
     def to_json(self) -> dict[str, Any]:
-        """As `ModelRequest.to_json`."""
         members = {name: member.to_json() for name, member in self.members.items()}
         return {"members": members, "weights": self.weights, "by": self.by}
 
-    def expect_input(self, seen: ImageStats) -> InputSpec:
-        """The data's, at the size and crop of the largest member."""
+    def expect_input(self, image_stats: ImageStats) -> InputSpec:
+        """Return the data's channels and statistics, at the size and crop of the
+        largest member.
+        """
         largest = max(
-            (resolve_input(member, seen) for member in self.members.values()),
+            (resolve_input(member, image_stats) for member in self.members.values()),
             key=lambda each: each.height,
         )
-        return replace(largest, channels=seen.channels, mean=seen.mean, std=seen.std)
+        return replace(
+            largest, channels=image_stats.channels, mean=image_stats.mean, std=image_stats.std
+        )
 
-    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
-        """All of them, as one module."""
-        created = {
-            name: create(member, resolve_input(member, self.seen), num_classes, seed=seed)
+    def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+        """Build all members as one `EnsembleModel`."""
+        models = {
+            name: create(member, resolve_input(member, self.image_stats), num_classes, seed=seed)
             for name, member in self.members.items()
         }
-        for name, each in created.items():
+        for name, each in models.items():
             if each.weights.new_head:
                 raise _build_not_ready_error(name, self.members[name])
-        told = "; ".join(f"{name}: {each.weights.source}" for name, each in created.items())
-        identity = [(each.weights.sha256, self.weights[name]) for name, each in created.items()]
+        source = "; ".join(f"{name}: {each.weights.source}" for name, each in models.items())
+        identity = [(each.weights.sha256, self.weights[name]) for name, each in models.items()]
         sha256 = hashlib.sha256(f"{self.by}:{identity}".encode()).hexdigest()
         model = EnsembleModel(
-            {name: (each.model, each.pixels) for name, each in created.items()},
+            {name: (each.model, each.pixels) for name, each in models.items()},
             list(self.weights.values()),
             self.by,
-            pixels,
+            input_spec,
         )
-        return LoadedModel(
-            model.eval(),
-            pixels,
-            WeightsReport(told, sha256, sum(each.weights.matched for each in created.values())),
-        )
+        matched = sum(each.weights.matched for each in models.values())
+        return LoadedModel(model.eval(), input_spec, WeightsReport(source, sha256, matched))
 
 
 def _build_not_ready_error(name: str, member: ModelSpec) -> RequestError:
     return RequestError(
-        f"The teacher's member {name} ({member.name}) does not answer in the data's classes; of"
-        " several teachers each has to be ready. Train it first (kd-distill teacher=none"
-        f" 'loss=[cross_entropy]' student.name={member.name} out=runs/{name}) and say"
-        f" teacher.members.{name}.checkpoint=runs/{name}, or map its classes with"
+        f"The teacher's member {name} ({member.name}) does not predict the data's classes. The"
+        " members of an ensemble are not trained by this run. Train the member first (kd-distill"
+        f" teacher=none 'loss=[cross_entropy]' student.name={member.name} out=runs/{name}) and set"
+        f" teacher.members.{name}.checkpoint=runs/{name}, or map the classes with"
         f" teacher.members.{name}.classes=<file.csv>."
     )
 
 
 class EnsembleModel(LogitsOnly):
-    """See `TeacherEnsemble`; takes images normalized as `pixels` say."""
+    """The module of a `TeacherEnsemble`. Input: images normalized according to
+    `input_spec`.
+    """
 
     shares: Tensor
 
@@ -215,50 +212,51 @@ class EnsembleModel(LogitsOnly):
         members: Mapping[str, tuple[nn.Module, InputSpec]],
         shares: list[float],
         by: By,
-        pixels: InputSpec,
+        input_spec: InputSpec,
     ) -> None:
         super().__init__(
-            "several teachers have one answer together and nothing else in common;"
-            " loss.<term>.teacher=<member> names the one that a term reads"
+            "several teachers give combined logits and nothing else in common;"
+            " loss.<term>.teacher=<member> selects the member that a term reads"
         )
         self.names = tuple(members)
         self.models = nn.ModuleList(model for model, _ in members.values())
-        self.views = nn.ModuleList(InputAdapter(pixels, wants) for _, wants in members.values())
+        self.views = nn.ModuleList(InputAdapter(input_spec, each) for _, each in members.values())
         self.by = by
         self.register_buffer("shares", torch.tensor(shares) / sum(shares))
 
     def forward(
         self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Log-probabilities ``[B, K]``; their softmax is the weighted mean of the
+        """Return log-probabilities ``[B, K]``: the log of the weighted mean of the
         members' probabilities.
         """
         return self.combine(image, {})
 
     def select_member(self, name: str) -> tuple[nn.Module, nn.Module]:
-        """What turns an image into what this member expects, and the member."""
+        """Return the input adapter of a member, and the member."""
         number = self.names.index(name)
         return self.views[number], self.models[number]
 
-    def combine(self, image: Tensor, known: Mapping[str, Tensor]) -> Tensor:
-        """As `forward`; `known`: the logits of members that were asked already."""
-        each = zip(self.names, self.models, self.views, strict=True)
-        logits = [
-            known[name] if name in known else model(view(image)) for name, model, view in each
+    def combine(self, image: Tensor, logits: Mapping[str, Tensor]) -> Tensor:
+        """Return the output of `forward`. `logits`: precomputed logits of members, used
+        instead of running the member.
+        """
+        members = zip(self.names, self.models, self.views, strict=True)
+        all_logits = [
+            logits[name] if name in logits else model(view(image)) for name, model, view in members
         ]
-        answers = [answer.float().log_softmax(dim=-1) for answer in logits]
-        log_p = torch.stack(answers)
+        log_p = torch.stack([each.float().log_softmax(dim=-1) for each in all_logits])
         shares = self.shares[:, None].expand(log_p.shape[:2])
         if self.by == "confidence":
             entropy = -(log_p.exp() * log_p).sum(dim=-1)
-            shares = shares * (1 - entropy / np.log(log_p.shape[-1])).clamp_min(_LEAST)
+            shares = shares * (1 - entropy / np.log(log_p.shape[-1])).clamp_min(_MIN_CONFIDENCE)
         return torch.logsumexp(log_p + (shares / shares.sum(dim=0)).log()[..., None], dim=0)
 
 
 @runtime_checkable
 class SupportsLogits(Protocol):
-    """A file that its own runtime runs: uint8 images ``[B, C, H, W]`` of `pixels` in,
-    logits ``[B, K]`` out.
+    """A model run by another runtime: uint8 images ``[B, C, H, W]`` of size `pixels`
+    in, logits ``[B, K]`` out.
     """
 
     classes: tuple[str, ...]
@@ -266,11 +264,11 @@ class SupportsLogits(Protocol):
 
     @abstractmethod
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """Logits."""
+        """Return logits ``[B, K]``."""
 
 
 class ArtifactTeacher(CompositeTeacher):
-    """A teacher that is a file for another runtime (ONNX)."""
+    """A teacher exported for another runtime (ONNX)."""
 
     def __init__(self, artifact: SupportsLogits, origin: WeightsSource, sha256: str) -> None:
         super().__init__(
@@ -281,32 +279,26 @@ class ArtifactTeacher(CompositeTeacher):
         self.artifact, self.sha256 = artifact, sha256
 
     def to_json(self) -> dict[str, Any]:
-        """As `ModelRequest.to_json`."""
         return {"file": str(self.origin.path)}
 
-    def expect_input(self, seen: ImageStats) -> InputSpec:
-        """As its manifest has them."""
+    def expect_input(self, image_stats: ImageStats) -> InputSpec:
         return self.artifact.pixels
 
-    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
-        """The file, as a module."""
-        return LoadedModel(
-            RuntimeModel(self.artifact),
-            pixels,
-            WeightsReport(f"file {self.origin.name}", self.sha256, 0),
-        )
+    def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+        report = WeightsReport(f"file {self.origin.name}", self.sha256, 0)
+        return LoadedModel(RuntimeModel(self.artifact), input_spec, report)
 
 
 class RuntimeModel(LogitsOnly):
-    """A file behind the face of a module: normalized images become the uint8 images
-    that it takes. It runs where its runtime does, on the CPU.
+    """An exported file as a module: converts normalized images back to uint8 and runs
+    the file in its runtime, on the CPU.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, artifact: SupportsLogits) -> None:
-        super().__init__("a file for another runtime gives its logits alone")
+        super().__init__("a file for another runtime gives only logits")
         self._artifact = artifact
         shape = (1, -1, 1, 1)
         self.register_buffer(
@@ -317,7 +309,6 @@ class RuntimeModel(LogitsOnly):
     def forward(
         self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Logits ``[B, K]``."""
         raw = ((image * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
         return torch.from_numpy(self._artifact.infer_logits(raw.contiguous().numpy())).to(
             image.device

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds."""
+"""Cost of a model: parameters and multiply-adds."""
 
 import torch
 from torch import nn
@@ -10,26 +10,25 @@ from kd_app.models.hooks import freeze_state, unwrap_compiled
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters; one that is shared by several modules counts once, buffers
-    (running statistics) not at all.
+    """Count the parameters. A parameter shared by several modules counts once; buffers
+    (running statistics) do not count.
     """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, pixels: InputSpec) -> int:
-    """Multiply-adds of one image of `pixels`: half the floating-point operations of its
+def count_macs(model: nn.Module, input_spec: InputSpec) -> int:
+    """Count the multiply-adds of one image: half the floating-point operations of
     convolutions, matrix products and attention.
 
-    Biases, norms, activations and pooling do not count, as is usual. Measured by one
-    pass of zeros in eval mode where the model lies; its modes, statistics, hooks and
-    gradients stay as they are.
+    Biases, norms, activations and pooling do not count, as is usual. Runs the model
+    once on zeros in eval mode, on its device; modes, statistics, hooks and gradients
+    stay unchanged.
     """
     like = next(iter(model.parameters()), torch.empty(0))
-    image = torch.zeros(
-        1, pixels.channels, pixels.height, pixels.width, device=like.device, dtype=like.dtype
-    )
-    # The plain kernel shows attention as the two matrix products it is; a CPU's fused one is
-    # unknown to the counter.
+    shape = (1, input_spec.channels, input_spec.height, input_spec.width)
+    image = torch.zeros(shape, device=like.device, dtype=like.dtype)
+    # The math kernel runs attention as two matrix products. The counter does not know
+    # the CPU's fused kernel.
     with (
         freeze_state(model),
         sdpa_kernel(SDPBackend.MATH),

@@ -1,4 +1,4 @@
-"""Make the model that was asked for, with its weights and the pixels it expects."""
+"""Create a model from its spec: weights, input spec and layer widths."""
 
 import inspect
 import json
@@ -16,21 +16,21 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.config.errors import take_first_line
 from kd_app.models.layer_widths import WIDTHS, Widths, resize
 from kd_app.models.save import CONFIG
-from kd_app.models.simkd_student import REUSED, with_projector
+from kd_app.models.simkd_student import REUSED, build_simkd_student
 from kd_app.models.spec import CompositeTeacher, ImageStats, ModelSpec, WeightsSource
-from kd_app.models.weights import WeightsReport, load_into, read_state, state_sha256
+from kd_app.models.weights import WeightsReport, hash_state, load_weights, read_state
 from kd_app.models.weights_metadata import hash_weights
 
 SMALL = 64
-"""Up to this side (pixels) an image is used whole: no centre crop."""
-_PATIENCE = 5.0
-"""Seconds to wait for a hub's first answer."""
+"""Images up to this side (pixels) are used whole, without a center crop."""
+_HUB_TIMEOUT = 5.0
+"""Seconds to wait for the first response of a hub."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, the pixels that it expects, what is known of its weights, and the widths
-    of its layers that are not its architecture's.
+    """A model with its input spec, a report of the loaded weights, and the layer widths
+    that differ from the architecture.
     """
 
     model: nn.Module
@@ -39,52 +39,50 @@ class LoadedModel:
     widths: Widths = field(default_factory=dict)
 
 
-def resolve_input(request: ModelSpec, seen: ImageStats) -> InputSpec:
-    """What the model is to be fed: as its weights were trained, or a factory's
-    attribute `pixels` says; from random weights, the data as they are.
+def resolve_input(spec: ModelSpec, image_stats: ImageStats) -> InputSpec:
+    """Return the input spec of a model: from the configuration of pretrained weights,
+    or from the attribute `pixels` of a factory. A model with random weights gets the
+    statistics and the size of the data.
 
-    Raises `RequestError` for a hub that can't be reached (the weights' own
-    configuration lies there).
+    Raises `RequestError` if the hub with the weights' configuration can't be reached.
     """
-    if isinstance(request, CompositeTeacher):
-        return request.expect_input(seen)
-    own = getattr(request.factory, "pixels", None)
+    if isinstance(spec, CompositeTeacher):
+        return spec.expect_input(image_stats)
+    own = getattr(spec.factory, "pixels", None)
     if isinstance(own, InputSpec):
         return own
-    cfg = _load_timm_config(request.origin)
+    cfg = _load_timm_config(spec.origin)
     data: dict[str, Any] = (
         resolve_data_config(pretrained_cfg=cfg)
         if cfg
         else {"crop_pct": 1.0, "interpolation": "bilinear"}
     )
-    if request.origin.kind in ("hub", "folder"):
+    if spec.origin.kind in ("hub", "folder"):
         channels, height, width = data["input_size"]
-        channels = request.kwargs.get("in_chans", channels)
-        height, width = (request.image_size,) * 2 if request.image_size else (height, width)
+        channels = spec.kwargs.get("in_chans", channels)
+        height, width = (spec.image_size,) * 2 if spec.image_size else (height, width)
         mean, std = (tuple(_match_channels(data[key], channels)) for key in ("mean", "std"))
         return InputSpec(
             channels, height, width, mean, std, data["crop_pct"], data["interpolation"]
         )
-    channels, size = request.kwargs.get("in_chans", seen.channels), request.image_size or seen.size
+    channels = spec.kwargs.get("in_chans", image_stats.channels)
+    size = spec.image_size or image_stats.size
     crop = 1.0 if size <= SMALL else data["crop_pct"]
-    mean, std = (
-        tuple(_match_channels(seen.mean, channels)),
-        tuple(_match_channels(seen.std, channels)),
-    )
+    mean = tuple(_match_channels(image_stats.mean, channels))
+    std = tuple(_match_channels(image_stats.std, channels))
     return InputSpec(channels, size, size, mean, std, crop, data["interpolation"])
 
 
-def create(request: ModelSpec, pixels: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
-    """The model on the CPU, in eval mode; what is random in it is a function of `seed`
-    alone.
+def create(spec: ModelSpec, input_spec: InputSpec, num_classes: int, *, seed: int) -> LoadedModel:
+    """Create the model on the CPU, in eval mode. Random weights depend only on `seed`.
 
-    Raises `RequestError` for weights of another model, a module that does not give
-    `num_classes` logits, or one that can't take such images.
+    Raises `RequestError` for weights of another model, for a module that does not
+    return `num_classes` logits, and for a model that rejects images of this size.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            created = _build(request, pixels, num_classes, seed)
+            loaded = _build(spec, input_spec, num_classes, seed)
         except (
             AssertionError,
             TypeError,
@@ -96,27 +94,27 @@ def create(request: ModelSpec, pixels: InputSpec, num_classes: int, *, seed: int
             if isinstance(error, RequestError):
                 raise
             raise RequestError(
-                f"The {request.role} {request.name} can't be made for images of"
-                f" {pixels.height}x{pixels.width} with {request.kwargs!r}: {error}. Change"
-                f" {request.role}.image_size, data.image_size or {request.role}.kwargs.* (for a"
+                f"The {spec.role} {spec.name} can't be built for images of"
+                f" {input_spec.height}x{input_spec.width} with {spec.kwargs!r}: {error}. Change"
+                f" {spec.role}.image_size, data.image_size or {spec.role}.kwargs.* (for a"
                 " ViT: patch_size and img_size)."
             ) from None
-    _check_logits(request, created.model, pixels, num_classes)
-    return created
+    _check_logits(spec, loaded.model, input_spec, num_classes)
+    return loaded
 
 
-def _build(request: ModelSpec, pixels: InputSpec, num_classes: int, seed: int) -> LoadedModel:
-    if isinstance(request, CompositeTeacher):
-        return request.build(pixels, num_classes, seed=seed)
+def _build(spec: ModelSpec, input_spec: InputSpec, num_classes: int, seed: int) -> LoadedModel:
+    if isinstance(spec, CompositeTeacher):
+        return spec.build(input_spec, num_classes, seed=seed)
     return (
-        _own(request, pixels, num_classes)
-        if request.factory
-        else _create_timm(request, pixels, num_classes)
+        _create_from_factory(spec, input_spec, num_classes)
+        if spec.factory
+        else _create_timm(spec, input_spec, num_classes)
     )
 
 
 def _load_timm_config(origin: WeightsSource) -> dict[str, Any]:
-    """timm's pretrained_cfg of an origin, without making the model."""
+    """Return timm's pretrained_cfg of the weights, without building the model."""
     if origin.kind == "own" or (
         origin.kind == "file" and not timm.is_model(origin.name.split(".")[0])
     ):
@@ -135,7 +133,9 @@ def _load_timm_config(origin: WeightsSource) -> dict[str, Any]:
 
 
 def _fetch(origin: WeightsSource, fetch: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call what may go to a hub; a hub out of reach becomes one paragraph."""
+    """Call `fetch`, which may access a hub. Raises `RequestError` if the hub can't be
+    reached.
+    """
     try:
         with _probe_hub_once():
             return fetch(*(args or (origin.name.removeprefix("hf-hub:"),)), **kwargs)
@@ -150,17 +150,16 @@ def _fetch(origin: WeightsSource, fetch: Any, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def _probe_hub_once() -> Iterator[None]:
-    """Ask the hub once whether it is there. If it is not, only its cache is read: its
-    client would try every file for half a minute.
+    """Check once whether the hub can be reached; if not, read only the local cache.
+    Offline, the client would retry every file for half a minute.
     """
     from huggingface_hub import constants, get_session
 
     before = constants.HF_HUB_OFFLINE
     try:
-        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
-    except (
-        Exception
-    ):  # the client's errors have no common base: no network, no name, no answer, offline by choice
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
+    except Exception:
+        # The client's errors have no common base class.
         constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -168,52 +167,47 @@ def _probe_hub_once() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _create_timm(request: ModelSpec, pixels: InputSpec, num_classes: int) -> LoadedModel:
-    origin, kwargs = request.origin, dict(request.kwargs)
+def _create_timm(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> LoadedModel:
+    origin, kwargs = spec.origin, dict(spec.kwargs)
     cfg = _load_timm_config(origin)
-    kwargs.setdefault("in_chans", pixels.channels)
-    if cfg.get("fixed_input_size") and (pixels.height, pixels.width) != tuple(
+    kwargs.setdefault("in_chans", input_spec.channels)
+    if cfg.get("fixed_input_size") and (input_spec.height, input_spec.width) != tuple(
         cfg["input_size"][1:]
     ):
-        kwargs.setdefault("img_size", (pixels.height, pixels.width))
+        kwargs.setdefault("img_size", (input_spec.height, input_spec.width))
     name = f"local-dir:{origin.path}" if origin.kind == "folder" else origin.name
-    state, source, sha256 = _state(origin, name, kwargs)
+    state, source, sha256 = _load_state(origin, name, kwargs)
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs).eval()
-    recorded = _read_folder_config(origin)
-    widths = recorded.get(WIDTHS, {})
+    config = _read_folder_config(origin)
+    widths = config.get(WIDTHS, {})
     resize(model, widths, source=source)
     if state is None:
-        return LoadedModel(
-            model, pixels, WeightsReport("random", state_sha256(model.state_dict()), 0)
-        )
+        report = WeightsReport("random", hash_state(model.state_dict()), 0)
+        return LoadedModel(model, input_spec, report)
     head = cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
-    if REUSED in recorded:
-        model, heads = (
-            with_projector(model, recorded[REUSED], state, num_classes, source=source),
-            ("classifier",),
-        )
-    return LoadedModel(
-        model, pixels, load_into(model, state, head=heads, source=source, sha256=sha256), widths
-    )
+    if REUSED in config:
+        model = build_simkd_student(model, config[REUSED], state, num_classes, source=source)
+        heads = ("classifier",)
+    report = load_weights(model, state, head=heads, source=source, sha256=sha256)
+    return LoadedModel(model, input_spec, report, widths)
 
 
 def _read_folder_config(origin: WeightsSource) -> dict[str, Any]:
-    """What a folder says beside the architecture; nothing of an origin that is no
-    folder.
-    """
-    found = (
-        json.loads((origin.path / CONFIG).read_text(encoding="utf-8"))
-        if origin.kind == "folder" and origin.path
-        else {}
-    )
-    return found if isinstance(found.get(WIDTHS, {}), dict) else {WIDTHS: {WIDTHS: {}}}
+    """Return the config.json of a model folder, or nothing for other weights."""
+    if origin.kind != "folder" or not origin.path:
+        return {}
+    config: dict[str, Any] = json.loads((origin.path / CONFIG).read_text(encoding="utf-8"))
+    # Widths that are no dict become widths of an unknown module: `resize` rejects them.
+    return config if isinstance(config.get(WIDTHS, {}), dict) else {WIDTHS: {WIDTHS: {}}}
 
 
-def _state(
+def _load_state(
     origin: WeightsSource, name: str, kwargs: dict[str, Any]
 ) -> tuple[dict[str, Tensor] | None, str, str]:
-    """The weights with all their classes, what to call their source, and their sha256."""
+    """Return the state dict with all classes, a description of the source, and the
+    sha256.
+    """
     if origin.kind == "random":
         return None, "random", ""
     if origin.kind == "file":
@@ -226,64 +220,60 @@ def _state(
         return state, f"folder {origin.path.name}", hash_weights(path)
     full = _fetch(origin, timm.create_model, name, pretrained=True, **kwargs)
     state = full.state_dict()
-    return state, f"hub {origin.name}", state_sha256(state)
+    return state, f"hub {origin.name}", hash_state(state)
 
 
-def _own(request: ModelSpec, pixels: InputSpec, num_classes: int) -> LoadedModel:
-    assert request.factory is not None
-    offered = {"num_classes": num_classes, "in_chans": pixels.channels}
-    accepted = inspect.signature(request.factory).parameters
-    kwargs = {**{k: v for k, v in offered.items() if k in accepted}, **request.kwargs}
-    model = request.factory(**kwargs)
+def _create_from_factory(spec: ModelSpec, input_spec: InputSpec, num_classes: int) -> LoadedModel:
+    assert spec.factory is not None
+    defaults = {"num_classes": num_classes, "in_chans": input_spec.channels}
+    parameters = inspect.signature(spec.factory).parameters
+    kwargs = {**{k: v for k, v in defaults.items() if k in parameters}, **spec.kwargs}
+    model = spec.factory(**kwargs)
     if not isinstance(model, nn.Module):
         raise RequestError(
-            f"{request.role}._target_={request.name} gave a {type(model).__name__}, expected a"
-            " torch.nn.Module that gives logits."
+            f"{spec.role}._target_={spec.name} returned a {type(model).__name__}, expected a"
+            " torch.nn.Module that returns logits."
         )
-    path = request.origin.path
+    path = spec.origin.path
     if path is None:
-        return LoadedModel(
-            model.eval(),
-            pixels,
-            WeightsReport(
-                f"own {request.name}", state_sha256(model.state_dict()), len(model.state_dict())
-            ),
-        )
-    report = load_into(
+        state = model.state_dict()
+        report = WeightsReport(f"own {spec.name}", hash_state(state), len(state))
+        return LoadedModel(model.eval(), input_spec, report)
+    report = load_weights(
         model, read_state(path), head=(), source=f"file {path.name}", sha256=hash_weights(path)
     )
-    return LoadedModel(model.eval(), pixels, report)
+    return LoadedModel(model.eval(), input_spec, report)
 
 
 def _check_logits(
-    request: ModelSpec, model: nn.Module, pixels: InputSpec, num_classes: int
+    spec: ModelSpec, model: nn.Module, input_spec: InputSpec, num_classes: int
 ) -> None:
-    """One pass over two gray images: the model takes such pixels and answers in as many
-    classes as the data have.
+    """Run two blank images through the model to check that it accepts this input size
+    and returns `num_classes` logits.
     """
     with torch.no_grad():
         try:
-            logits = model(torch.zeros(2, pixels.channels, pixels.height, pixels.width))
+            logits = model(torch.zeros(2, input_spec.channels, input_spec.height, input_spec.width))
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             reason = take_first_line(error)
             raise RequestError(
-                f"The {request.role} {request.name} can't take images of"
-                f" {pixels.channels}x{pixels.height}x{pixels.width}: {reason} Change"
-                f" data.image_size, {request.role}.image_size or {request.role}.kwargs.*"
+                f"The {spec.role} {spec.name} can't take images of"
+                f" {input_spec.channels}x{input_spec.height}x{input_spec.width}: {reason} Change"
+                f" data.image_size, {spec.role}.image_size or {spec.role}.kwargs.*"
                 " (patch_size, img_size, in_chans)."
             ) from None
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, num_classes):
         raise RequestError(
-            f"The {request.role} {request.name} answers two images with {shape}, expected logits of"
-            f" shape (2, {num_classes}): the data have that many classes. A model of other classes"
-            " has to be fine-tuned, or made with num_classes of the data."
+            f"The {spec.role} {spec.name} returns {shape} for two images, expected logits of"
+            f" shape (2, {num_classes}), one per class of the data. Fine-tune a model of other"
+            " classes, or build it with the num_classes of the data."
         )
 
 
 def _match_channels(values: Any, channels: int) -> list[float]:
-    """Statistics for `channels` channels: as they are, or their mean repeated where the
-    number differs.
+    """Return one statistic per channel. If the number of channels differs, return the
+    mean for each.
     """
     values = [float(v) for v in values]
     return values if len(values) == channels else [round(sum(values) / len(values), 6)] * channels

@@ -1,4 +1,4 @@
-"""A model's own classifier, as a function from the embedding to the logits."""
+"""A model's classifier as a function from the embedding to the logits."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ Logits = Float[Tensor, "batch classes"]
 
 @dataclass(frozen=True)
 class Head:
-    """The mean of several classifiers (distilled DeiT, LeViT, CrossViT), or their sum
-    by `shares` (EfficientViM), or one that is a 1x1 convolution.
+    """The mean of several classifiers (distilled DeiT, LeViT, CrossViT), a sum weighted
+    by `shares` (EfficientViM), or a classifier that is a 1x1 convolution.
 
-    `widths` are those of the parts of the embedding, one for each classifier; a single
-    width where all of them read the same vector. `shares` gives what each classifier
-    counts, ``[classifiers]``; None: all the same.
+    `widths`: widths of the parts of the embedding, one per classifier; a single width
+    if all classifiers read the same vector. `shares`: returns the weights of the
+    classifiers, ``[classifiers]``; None: equal weights.
     """
 
     classifiers: tuple[Callable[[Tensor], Tensor], ...]
@@ -32,14 +32,14 @@ class Head:
     shares: Callable[[], Tensor] | None = None
 
     def __call__(self, embedding: Embedding) -> Logits:
-        """Logits ``[B, K]`` of an embedding ``[B, sum(widths)]``."""
+        """Return logits ``[B, K]`` of an embedding ``[B, sum(widths)]``."""
         logits = self.apply_each(embedding)
         if self.shares is not None:
             return torch.einsum("n,nbk->bk", self.shares().to(logits[0].dtype), torch.stack(logits))
         return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
 
     def apply_each(self, embedding: Embedding) -> list[Logits]:
-        """The logits of every classifier by itself."""
+        """Return the logits of each classifier."""
         shaped = embedding[:, :, None, None] if self.convolutional else embedding
         parts = (
             torch.split(shaped, list(self.widths), dim=1)
@@ -52,53 +52,57 @@ class Head:
         ]
 
 
-def own_classifiers(model: Any) -> tuple[nn.Module, ...]:
-    """What timm's ``get_classifier()`` names (several in distilled models), or nothing
-    for a module without it.
+def find_classifiers(model: Any) -> tuple[nn.Module, ...]:
+    """Return the modules of timm's ``get_classifier()`` (several in distilled models),
+    or nothing for a module without this method.
     """
     if not hasattr(model, "get_classifier"):
         return ()
-    found = model.get_classifier()
+    classifier = model.get_classifier()
     return tuple(
         head.fc if isinstance(head, ClassifierHead | NormMlpClassifierHead) else head
-        for head in _flatten(found)
+        for head in _flatten(classifier)
     )
 
 
-def _flatten(found: Any) -> Iterator[nn.Module]:
-    if isinstance(found, tuple | list | nn.ModuleList):
-        for each in found:
+def _flatten(classifier: Any) -> Iterator[nn.Module]:
+    if isinstance(classifier, tuple | list | nn.ModuleList):
+        for each in classifier:
             yield from _flatten(each)
     else:
-        yield found
+        yield classifier
 
 
 def find_shares(model: nn.Module) -> Callable[[], Tensor] | None:
-    """What each of `own_classifiers` counts in the logits, where the model has learned
-    it; None where all count the same.
+    """Return a function that computes the learned weights of the classifiers, or None
+    if all count the same.
     """
     if isinstance(model, EfficientViMDistilled):
         return lambda: torch.cat([model.weights.softmax(-1), model.weights_dist.softmax(-1)]) / 2
     return (lambda: model.weights.softmax(-1)) if isinstance(model, EfficientViM) else None
 
 
-def last_linear(seen: Recorder, logits: Tensor) -> tuple[nn.Module, ...]:
-    """The last recorded ``nn.Linear`` whose output are the logits, or nothing."""
-    same = [
+def find_output_layer(recorder: Recorder, logits: Tensor) -> tuple[nn.Module, ...]:
+    """Return the last recorded ``nn.Linear`` whose output equals the logits, or
+    nothing.
+    """
+    matching = [
         module
-        for module, output in seen.left.items()
+        for module, output in recorder.outputs.items()
         if isinstance(module, nn.Linear) and (output is logits or torch.equal(output, logits))
     ]
-    return tuple(same[-1:])
+    return tuple(matching[-1:])
 
 
 def read_head(
-    classifiers: tuple[nn.Module, ...], seen: Recorder, shares: Callable[[], Tensor] | None = None
+    classifiers: tuple[nn.Module, ...],
+    recorder: Recorder,
+    shares: Callable[[], Tensor] | None = None,
 ) -> tuple[Tensor, nn.Module | Head] | None:
-    """Embedding ``[B, D]`` and the function that makes the logits of it, or None where
-    the classifiers were not run on one vector an image.
+    """Return the embedding ``[B, D]`` and the function from embedding to logits, or
+    None if a classifier did not run on one vector per image.
     """
-    inputs = [seen.entered.get(classifier) for classifier in classifiers]
+    inputs = [recorder.inputs.get(classifier) for classifier in classifiers]
     vectors = [x for x in inputs if x is not None and x[0].numel() == x.shape[1]]
     if not vectors or len(vectors) < len(classifiers):
         return None
@@ -108,4 +112,5 @@ def read_head(
     convolutional = vectors[0].dim() > 2
     if len(classifiers) == 1 and not convolutional:
         return embedding, classifiers[0]
-    return embedding, Head(classifiers, tuple(x.shape[1] for x in vectors), convolutional, shares)
+    widths = tuple(x.shape[1] for x in vectors)
+    return embedding, Head(classifiers, widths, convolutional, shares)

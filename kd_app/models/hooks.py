@@ -1,5 +1,5 @@
-"""Look into a model without leaving a trace: hooks that end with the block they were
-made in, and a pass that disturbs nothing.
+"""Hooks limited to a ``with`` block, and forward passes that leave no trace in the
+model.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,37 +13,38 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Recorder:
-    """Records what enters and leaves modules while its ``with`` block lasts; of a
-    module that runs several times, the last.
+    """Record inputs and outputs of modules inside a ``with`` block. If a module runs
+    several times, the last run counts.
     """
 
     def __init__(self) -> None:
-        self.entered: dict[nn.Module, Tensor] = {}
-        self.left: dict[nn.Module, Tensor] = {}
+        self.inputs: dict[nn.Module, Tensor] = {}
+        self.outputs: dict[nn.Module, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def watch_input(self, modules: Iterable[nn.Module], *, clone: bool = False) -> None:
-        """Record the first argument; a `clone` keeps it from being changed by an
-        in-place module such as ``ReLU(inplace=True)``.
+        """Record the first argument. `clone` protects the recorded tensor from in-place
+        modules such as ``ReLU(inplace=True)``.
         """
 
-        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        def record(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             if arguments and isinstance(arguments[0], Tensor):
-                self.entered[module] = arguments[0].clone() if clone else arguments[0]
+                self.inputs[module] = arguments[0].clone() if clone else arguments[0]
 
-        self._handles += [module.register_forward_pre_hook(hook) for module in modules]
+        self._handles += [module.register_forward_pre_hook(record) for module in modules]
 
     def watch_output(self, modules: Iterable[nn.Module]) -> None:
-        """Record the output where it is a tensor, in the order of the run (a container
-        comes after what it holds).
+        """Record tensor outputs in execution order (a container comes after its
+        children).
         """
 
-        def hook(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+        def record(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, Tensor):
-                self.left.pop(module, None)
-                self.left[module] = output
+                # Popped first, so that the dict keeps the order of the last execution.
+                self.outputs.pop(module, None)
+                self.outputs[module] = output
 
-        self._handles += [module.register_forward_hook(hook) for module in modules]
+        self._handles += [module.register_forward_hook(record) for module in modules]
 
     def __enter__(self) -> "Recorder":
         return self
@@ -60,8 +61,8 @@ class Recorder:
 
 @contextmanager
 def freeze_state(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in eval mode and without gradients; each module gets its own mode back,
-    and no running statistic or random state moves.
+    """Run the block with `model` in eval mode and without gradients. Afterwards each
+    module has its previous mode; running statistics and the random state do not change.
     """
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
@@ -75,7 +76,7 @@ def freeze_state(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def unwrap_compiled(model: nn.Module) -> Any:
-    """What to call so that hooks run: the model, or its plain ``forward`` where
-    ``model.compile()`` was used (compiled code sees no new hook).
+    """Return the callable whose hooks run: the model, or the plain ``forward`` after
+    ``model.compile()`` (compiled code ignores new hooks).
     """
     return model if getattr(model, "_compiled_call_impl", None) is None else model.forward

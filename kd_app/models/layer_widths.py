@@ -1,5 +1,5 @@
-"""Models with layers of other widths than their architecture says: what differs,
-written down, and put back into a new model.
+"""Layer widths that differ from the architecture (pruned models): read, compare,
+restore.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +11,8 @@ from torch import nn
 from kd_app.config import RequestError
 
 WIDTHS = "widths"
-"""The entry of a model's config.json: ``{module: {size: int | [int]}}``, only what
-differs from the architecture.
+"""Entry of a model's config.json: ``{module: {size: int | [int]}}``. Only sizes that
+differ from the architecture are recorded.
 """
 Widths = dict[str, dict[str, Any]]
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
@@ -40,81 +40,75 @@ _SHAPES: dict[type[nn.Module], Callable[[Any, str], tuple[int, ...]]] = {
 
 
 def read_layer_sizes(model: nn.Module) -> Widths:
-    """The sizes of every layer: its channels, groups, features; of a module of another
-    kind, the shapes of the tensors that it holds itself.
+    """Return the sizes of every layer: channels, groups, features. For other module
+    types, return the shapes of the module's own parameters.
     """
-    found = {
-        name: {key: _to_list(value) for key, value in _own(module).items()}
+    widths = {
+        name: {key: _to_list(value) for key, value in _read_sizes(module).items()}
         for name, module in model.named_modules()
     }
-    return {name: own for name, own in found.items() if own}
+    return {name: sizes for name, sizes in widths.items() if sizes}
 
 
 def find_changes(before: Widths, after: Widths) -> Widths:
-    """What of `after` differs from `before`."""
-    differing = {
-        name: {key: value for key, value in own.items() if before[name].get(key) != value}
-        for name, own in after.items()
+    """Return the sizes in `after` that differ from `before`."""
+    changes = {
+        name: {key: value for key, value in sizes.items() if before[name].get(key) != value}
+        for name, sizes in after.items()
     }
-    return {name: own for name, own in differing.items() if own}
+    return {name: sizes for name, sizes in changes.items() if sizes}
 
 
 def resize(model: nn.Module, widths: Mapping[str, Any], *, source: str) -> None:
-    """Give the layers of a new model the recorded `widths`; its weights are to be
-    loaded afterwards.
+    """Resize the layers of a new model to the recorded `widths`. The weights are loaded
+    afterwards.
 
-    Raises `RequestError` for widths of another model, or that are no smaller: what a
-    folder says is checked before memory is taken for it.
+    Raises `RequestError` for widths of another model, and for widths larger than the
+    architecture's: sizes from a file are checked before memory is allocated.
     """
     try:
         modules = dict(model.named_modules())
-        for name, own in widths.items():
-            _resize(modules[name], own)
+        for name, sizes in widths.items():
+            _resize(modules[name], sizes)
     except (KeyError, AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise RequestError(
-            f"The {WIDTHS} in the config.json of {source} are not of this model"
-            f" ({type(error).__name__}: {error}). Expected what kd-compress wrote: sizes of its"
-            " layers, none larger than the architecture's. Make the folder again."
+            f"The {WIDTHS} in the config.json of {source} do not fit this model"
+            f" ({type(error).__name__}: {error}). Expected the layer sizes that kd-compress wrote,"
+            " none larger than in the architecture. Run kd-compress again."
         ) from None
 
 
-def _resize(module: nn.Module, own: Mapping[str, Any]) -> None:
-    known = _own(module)
-    for key, value in own.items():
-        old, new = _to_numbers(known[key]), _to_numbers(value)
+def _resize(module: nn.Module, sizes: Mapping[str, Any]) -> None:
+    current = _read_sizes(module)
+    for key, value in sizes.items():
+        old, new = _to_numbers(current[key]), _to_numbers(value)
         if len(new) != len(old) or not all(
             isinstance(n, int) and 0 < n <= o for n, o in zip(new, old, strict=True)
         ):
-            raise ValueError(f"{key}={value!r} where the architecture has {_to_list(known[key])!r}")
+            size = _to_list(current[key])
+            raise ValueError(f"{key}={value!r} where the architecture has {size!r}")
         if not isinstance(getattr(module, key), torch.Tensor):
-            setattr(module, key, tuple(new) if isinstance(known[key], tuple) else new[0])
-    shape = _find_kind(_SHAPES, module)
+            setattr(module, key, tuple(new) if isinstance(current[key], tuple) else new[0])
+    shape = _find_for_type(_SHAPES, module)
     for name, tensor in [
         *module.named_parameters(recurse=False),
         *module.named_buffers(recurse=False),
     ]:
         empty = tensor.new_zeros(
-            shape(module, name) if shape else tuple(own.get(name, tensor.shape))
+            shape(module, name) if shape else tuple(sizes.get(name, tensor.shape))
         )
-        setattr(
-            module,
-            name,
-            (
-                nn.Parameter(empty, tensor.requires_grad)
-                if isinstance(tensor, nn.Parameter)
-                else empty
-            ),
-        )
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(module, name, nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty)
 
 
-def _own(module: nn.Module) -> dict[str, Any]:
-    names = _find_kind(_SIZES, module)
+def _read_sizes(module: nn.Module) -> dict[str, Any]:
+    names = _find_for_type(_SIZES, module)
     if names is not None:
         return {name: getattr(module, name) for name in names}
     return {name: tuple(tensor.shape) for name, tensor in module.named_parameters(recurse=False)}
 
 
-def _find_kind(table: Mapping[type[nn.Module], Any], module: nn.Module) -> Any:
+def _find_for_type(table: Mapping[type[nn.Module], Any], module: nn.Module) -> Any:
     return next((value for kind, value in table.items() if isinstance(module, kind)), None)
 
 

@@ -1,11 +1,12 @@
-"""What the licenses of weights and data allow, and which one the student that ships is
-under.
+"""Licenses of weights and data: what each allows, and the license of the shipped
+student.
 
-Distilling counts as derived use: the student is made from the teacher's weights, from
-the weights that it started from, and from the data. So what ships is under the
-strictest of their licenses, in the order that ``licenses.yaml`` explains: one that
-forbids derived models, one that forbids commercial use, one that is unknown, then the
-later in the file. It is a rule to act by, read from that file; it is no legal advice.
+Distilling counts as derived use: the student is derived from the teacher's weights,
+from its own initial weights, and from the data. The shipped student is therefore under
+the strictest of their licenses. The order is explained in ``licenses.yaml``: first
+licenses that forbid derived models, then those that forbid commercial use, then unknown
+ones, then the entry that comes later in the file. The policy is a working rule, not
+legal advice.
 """
 
 import re
@@ -21,123 +22,117 @@ from kd_app.config import RequestError, build_unknown_error
 
 POLICY = Path(__file__).with_name("licenses.yaml")
 UNKNOWN, NONE = "unknown", "none"
-"""The names for a license that nobody says, and for weights that are random."""
-Answer = bool | Literal["unknown"]
+"""Names for an undeclared license, and for random weights."""
+Permission = bool | Literal["unknown"]
 
 
 class _License(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    commercial: Answer
-    derived: Answer
-    notice: Answer
+    commercial: Permission
+    derived: Permission
+    notice: Permission
     also: list[str] = []
     link: str | None
 
     @property
     def forbids(self) -> str:
-        """'commercial use', 'derived models', both, or nothing."""
-        return " and ".join(
-            what
-            for what, allowed in (
-                ("derived models", self.derived),
-                ("commercial use", self.commercial),
-            )
-            if allowed is False
-        )
+        """'commercial use', 'derived models', both, or an empty string."""
+        uses = (("derived models", self.derived), ("commercial use", self.commercial))
+        return " and ".join(use for use, permission in uses if permission is False)
 
     @property
     def is_open(self) -> bool:
-        """It is not known what it allows."""
+        """Whether it is unknown what the license allows."""
         return not self.forbids and UNKNOWN in (self.commercial, self.derived)
 
 
 class Policy:
-    """What each license allows, as `path` says it. Raises `RequestError` where that is
+    """What each license allows, read from `path`. Raises `RequestError` if the file is
     no policy.
     """
 
     def __init__(self, path: Path = POLICY) -> None:
         self.path = path
-        self._known = _read(path)
+        self._entries = _read(path)
         self._names = {
             _normalize_spelling(each): name
-            for name, known in self._known.items()
-            for each in (name, *known.also)
+            for name, entry in self._entries.items()
+            for each in (name, *entry.also)
         }
-        missing = {UNKNOWN, NONE} - set(self._known)
+        missing = {UNKNOWN, NONE} - set(self._entries)
         if missing:
             raise RequestError(
-                f"The policy {str(path)!r} says nothing of {', '.join(sorted(missing))}. Start from"
-                f" a copy of {POLICY}."
+                f"The policy {str(path)!r} has no entry for {', '.join(sorted(missing))}. Start"
+                f" from a copy of {POLICY}."
             )
-        self._order = list(self._known)
+        self._order = list(self._entries)
 
     def normalize_name(self, text: str | None) -> str:
-        """A license by the policy's name for it: 'CC BY-NC 4.0' is 'cc-by-nc-4.0'; one
-        that the policy does not have keeps its own.
+        """Return the policy's name of a license: 'CC BY-NC 4.0' is 'cc-by-nc-4.0'. A
+        license without an entry keeps its own name.
         """
         spelled = (text or "").strip().lower() or UNKNOWN
         return self._names.get(_normalize_spelling(spelled), spelled)
 
     def has_entry(self, name: str) -> bool:
-        """The policy says something of a license of that name."""
-        return name in self._known
+        return name in self._entries
 
     def look_up(self, name: str) -> _License:
-        """What it allows; of a license that the policy does not have nothing is known."""
-        return self._known.get(name, self._known[UNKNOWN])
+        """Return the entry of a license, or the entry of an unknown license."""
+        return self._entries.get(name, self._entries[UNKNOWN])
 
     def find_strictest(self, *names: str) -> str:
-        """The license of what is made from things of these licenses."""
+        """Return the license of a work derived from works under these licenses."""
         return max(names, key=self._rank_strictness)
 
     def _rank_strictness(self, name: str) -> tuple[int, int]:
-        known = self.look_up(name)
+        entry = self.look_up(name)
         level = (
-            3 if known.derived is False else 2 if known.commercial is False else int(known.is_open)
+            3 if entry.derived is False else 2 if entry.commercial is False else int(entry.is_open)
         )
-        return level, self._order.index(name) if name in self._known else len(self._order)
+        return level, self._order.index(name) if name in self._entries else len(self._order)
 
     def check_known(self, names: Collection[str]) -> frozenset[str]:
-        """The policy's names for these. Raises `RequestError` for one that it does not
-        have, with the closest.
+        """Return the policy's names of these licenses. Raises `RequestError` for a
+        license without an entry, with the closest name.
         """
         for name in names:
             if not self.has_entry(self.normalize_name(name)):
-                raise build_unknown_error("license", name, self._known)
+                raise build_unknown_error("license", name, self._entries)
         return frozenset(self.normalize_name(name) for name in names)
 
 
 @dataclass(frozen=True)
 class LicenseClaim:
-    """Something that the student is made from: what it is in words, its license as its
-    source has it, and as the setting `key` has it.
+    """The license of one source of the student: `declared` by the source, and
+    `configured` by the setting `key`. `subject` describes the source in messages.
     """
 
-    what: str
+    subject: str
     key: str
-    known: str | None
-    said: str | None = None
+    declared: str | None
+    configured: str | None = None
 
     def resolve_license(self, policy: Policy) -> str:
-        """Its license. Raises `RequestError` where the source and the setting disagree."""
-        known, said = policy.normalize_name(self.known), policy.normalize_name(self.said)
-        if UNKNOWN not in (known, said) and known != said:
+        """Return the license. Raises `RequestError` if source and setting disagree."""
+        declared = policy.normalize_name(self.declared)
+        configured = policy.normalize_name(self.configured)
+        if UNKNOWN not in (declared, configured) and declared != configured:
             raise RequestError(
-                f"{self.key}={self.said!r}, but the license of {self.what} is {known}. The setting"
-                " is for what says no license itself: leave it out."
+                f"{self.key}={self.configured!r}, but the license of {self.subject} is {declared}."
+                f" Remove {self.key}: it is only for sources without a license of their own."
             )
-        return said if known == UNKNOWN else known
+        return configured if declared == UNKNOWN else declared
 
 
 @dataclass(frozen=True)
-class Licenses:
+class RunLicenses:
     """The licenses of one run: of the teacher's weights (None without a teacher), the
-    student's starting weights, the data, and what ships.
+    student's initial weights, the data, and the shipped student.
 
-    What they mean for it, in sentences: forbidden (and not accepted), unknown,
-    accepted, and notices that have to be kept.
+    `forbidden` (and not accepted), `unknown`, `accepted` and `notices` hold sentences
+    for the user.
     """
 
     teacher: str | None
@@ -152,34 +147,36 @@ class Licenses:
     policy: Policy = field(default_factory=Policy, repr=False, compare=False)
 
     def to_record(self) -> dict[str, Any]:
-        """As results.json holds it."""
+        """Return the entry of results.json."""
         plain = {key: value for key, value in vars(self).items() if key not in ("names", "policy")}
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()
         }
 
-    def resolve_trained_license(self, role: str, *, taught: bool, start: str | None = None) -> str:
-        """The license of the weights of a model that is trained in this run: `taught`
-        ones learn from the teacher.
+    def resolve_trained_license(
+        self, role: str, *, distilled: bool, start: str | None = None
+    ) -> str:
+        """Return the license of a model trained in this run.
 
-        start: that of the weights it starts from, where they are not the student's.
+        distilled: the model learns from the teacher. start: license of the initial
+        weights, if they are not the student's.
         """
         if role == "teacher":
             assert self.teacher is not None
             return self.policy.find_strictest(self.teacher, self.data)
-        begins = self.student_start if start is None else self.policy.normalize_name(start)
+        initial = self.student_start if start is None else self.policy.normalize_name(start)
         return self.policy.find_strictest(
-            begins, self.data, *([self.teacher] if taught and self.teacher else [])
+            initial, self.data, *([self.teacher] if distilled and self.teacher else [])
         )
 
     def check(self) -> None:
-        """Raises `RequestError` for what is forbidden and was not accepted."""
+        """Raises `RequestError` for licenses that are forbidden and not accepted."""
         if self.forbidden:
             raise RequestError(
-                f"{' '.join(self.forbidden)} Distilling makes a derived model, so what ships would"
-                f" be under {self.ships}. Nothing was read. If that suits what the student is for,"
-                f" accept it: 'license.accept=[{','.join(self.names)}]'. Else choose other weights"
-                " or data."
+                f"{' '.join(self.forbidden)} A distilled model is a derived model, so the shipped"
+                f" student would be under {self.ships}. Nothing was read. If this license suits"
+                f" your use, accept it: 'license.accept=[{','.join(self.names)}]'. Otherwise"
+                " choose other weights or data."
             )
 
 
@@ -190,61 +187,61 @@ def resolve_licenses(
     data: LicenseClaim,
     accept: Collection[str] = (),
     policy: Policy | None = None,
-) -> Licenses:
-    """What a run that is made from these three is under, and may not do. Raises
-    `RequestError`: an unknown name is accepted, a setting is wrong.
+) -> RunLicenses:
+    """Resolve the licenses of a run with these sources. Raises `RequestError` for an
+    unknown name in `accept`, and for a setting that contradicts a source.
     """
     policy = policy or Policy()
     accepted = policy.check_known(accept)
-    given = {
+    names = {
         part: part.resolve_license(policy)
         for part in (teacher, student_start, data)
         if part is not None
     }
-    said: dict[str, list[str]] = {"forbidden": [], "unknown": [], "accepted": [], "notices": []}
-    for part, name in given.items():
-        known = policy.look_up(name)
-        link = f" ({known.link})" if known.link else ""
-        if known.forbids and name in accepted:
-            said["accepted"].append(
-                f"The license of {part.what}, {name}{link}, forbids {known.forbids}; license.accept"
-                " names it."
+    notes: dict[str, list[str]] = {"forbidden": [], "unknown": [], "accepted": [], "notices": []}
+    for part, name in names.items():
+        entry = policy.look_up(name)
+        link = f" ({entry.link})" if entry.link else ""
+        if entry.forbids and name in accepted:
+            notes["accepted"].append(
+                f"The license of {part.subject}, {name}{link}, forbids {entry.forbids}; it is"
+                " accepted by license.accept."
             )
-        elif known.forbids:
-            said["forbidden"].append(
-                f"The license of {part.what}, {name}{link}, forbids {known.forbids}."
+        elif entry.forbids:
+            notes["forbidden"].append(
+                f"The license of {part.subject}, {name}{link}, forbids {entry.forbids}."
             )
-        elif known.is_open:
-            said["unknown"].append(_describe_unknown(part, name, policy))
-        if known.notice is True:
-            said["notices"].append(
-                f"{part.what[0].upper()}{part.what[1:]}: {name}{link} asks for a notice."
+        elif entry.is_open:
+            notes["unknown"].append(_describe_unknown(part, name, policy))
+        if entry.notice is True:
+            notes["notices"].append(
+                f"{part.subject[0].upper()}{part.subject[1:]}: {name}{link} requires a notice."
             )
     refused = [
         name
-        for name in dict.fromkeys(given.values())
+        for name in dict.fromkeys(names.values())
         if policy.look_up(name).forbids and name not in accepted
     ]
-    return Licenses(
-        teacher=given[teacher] if teacher else None,
-        student_start=given[student_start],
-        data=given[data],
-        ships=policy.find_strictest(*given.values()),
+    return RunLicenses(
+        teacher=names[teacher] if teacher else None,
+        student_start=names[student_start],
+        data=names[data],
+        ships=policy.find_strictest(*names.values()),
         names=(*sorted(accepted), *refused) if refused else (),
         policy=policy,
-        **{key: tuple(sentences) for key, sentences in said.items()},
+        **{key: tuple(sentences) for key, sentences in notes.items()},
     )
 
 
 def _describe_unknown(part: LicenseClaim, name: str, policy: Policy) -> str:
     if name == UNKNOWN:
-        return f"The license of {part.what} is unknown; {part.key}=<name> says it."
+        return f"The license of {part.subject} is unknown; set it with {part.key}=<name>."
     if not policy.has_entry(name):
         return (
-            f"The license of {part.what}, {name}, is not in the policy {policy.path.name}, so what"
-            " it allows is unknown."
+            f"The license of {part.subject}, {name}, is not in the policy {policy.path.name}, so"
+            " its terms are unknown."
         )
-    return f"What the license of {part.what}, {name}, allows is unknown."
+    return f"The terms of the license of {part.subject}, {name}, are unknown."
 
 
 def _normalize_spelling(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What one forward pass revealed."""
+"""The outputs of one forward pass that loss terms read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class Tokens(NamedTuple):
-    """``patch`` [B, N, D] in row-major order of the grid, ``prefix`` [B, P, D] (class,
-    distillation and register tokens).
+    """``patch`` [B, N, D] in row-major order of the grid, and ``prefix`` [B, P, D]
+    (class, distillation and register tokens).
     """
 
     patch: Tensor
@@ -20,11 +20,11 @@ class Tokens(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Query, key and value of one block, each ``[B, heads, N, d]``; the first
-    `num_prefix` of the N tokens are no patches.
+    """Query, key and value of one block, each ``[B, heads, N, d]``. The first
+    `num_prefix` of the N tokens are prefix tokens.
 
-    bias: what the model adds to the scores (relative positions), ``[1 or B, 1 or heads,
-    N, N]`` or less; None where it adds nothing.
+    bias: added to the scores (relative positions), ``[1 or B, 1 or heads, N, N]`` or
+    broadcastable to it; None: no bias.
     """
 
     query: Tensor
@@ -34,8 +34,8 @@ class Attention(NamedTuple):
     bias: Tensor | None = None
 
     def compute_weights(self) -> Tensor:
-        """What the model attends to: ``softmax(q k^T / sqrt(d) + bias)``, ``[B, heads,
-        N, N]``, rows summing to 1.
+        """Return the attention weights ``softmax(q k^T / sqrt(d) + bias)``, ``[B,
+        heads, N, N]``, rows summing to 1.
         """
         scores = self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5
         weights: Tensor = (scores if self.bias is None else scores + self.bias).softmax(dim=-1)
@@ -43,25 +43,24 @@ class Attention(NamedTuple):
 
 
 class LogitsOnly(nn.Module):
-    """A model of which nothing but its logits can be read; `why`: the reason, for who
-    asks for more.
+    """A model with no readable outputs except the logits. `reason` explains why, in
+    error messages.
     """
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__()
-        self.why = why
+        self.reason = reason
 
 
 @dataclass
 class Outputs:
-    """One forward pass; only the fields that the chosen terms read are filled, the
-    others are None or empty.
+    """The outputs of one forward pass. Only the fields that loss terms read are filled;
+    the others are None or empty.
 
     logits [B, K] · embedding [B, D], pooled, before the classifier · features, one [B,
-    C, H, W] map a stage, shallow to deep (the tokens of a ViT laid on their grid) ·
-    pre_activation, the maps before the last activation where a net has them · tokens
-    and attention, one a block · classifier, the model's own head as a callable from
-    embedding to logits.
+    C, H, W] map per stage, shallow to deep (for a ViT the tokens on their grid) ·
+    pre_activation, the maps before the last activation, if the model has them · tokens
+    and attention, one per block · classifier, the function from embedding to logits.
     """
 
     logits: Tensor | None = None
@@ -73,29 +72,36 @@ class Outputs:
     classifier: Callable[[Tensor], Tensor] | None = None
 
     def to_float32(self) -> "Outputs":
-        """The same with half-precision tensors as float32: losses are never computed in
-        less (float64 stays).
+        """Return a copy with half-precision tensors cast to float32, the lowest
+        precision for losses. float64 stays.
         """
         changes = {
-            f.name: _widen(getattr(self, f.name)) for f in fields(self) if f.name != "classifier"
+            f.name: _cast_to_float32(getattr(self, f.name))
+            for f in fields(self)
+            if f.name != "classifier"
         }
         return replace(self, **changes)
 
 
 @dataclass
-class Panel(Outputs):
-    """What several models say together, and, of those that are read by name, what each
-    says by itself.
+class EnsembleOutputs(Outputs):
+    """The combined outputs of an ensemble, and the outputs of single members that loss
+    terms read by name.
     """
 
     members: dict[str, Outputs] = field(default_factory=dict)
 
 
-def _widen(value: T) -> T:
+def _cast_to_float32(value: T) -> T:
     if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value  # type: ignore[return-value]
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        return value.float() if half else value  # type: ignore[return-value]
     if isinstance(value, dict):
-        return {name: said.to_float32() for name, said in value.items()}  # type: ignore[return-value]
+        return {  # type: ignore[return-value]
+            name: outputs.to_float32() for name, outputs in value.items()
+        }
     if isinstance(value, tuple):
-        return type(value)(*(_widen(part) for part in value))
-    return [_widen(part) for part in value] if isinstance(value, list) else value  # type: ignore[return-value]
+        return type(value)(*(_cast_to_float32(part) for part in value))
+    if isinstance(value, list):
+        return [_cast_to_float32(part) for part in value]  # type: ignore[return-value]
+    return value

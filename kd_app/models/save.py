@@ -1,4 +1,4 @@
-"""What ships: a folder that timm loads without kd_app."""
+"""The folder of the shipped student: timm loads the folder without kd_app."""
 
 import json
 import shutil
@@ -13,14 +13,14 @@ from torch import nn
 
 from kd_app.config import InputSpec
 from kd_app.models.layer_widths import WIDTHS
-from kd_app.models.simkd_student import REUSED, Reused
+from kd_app.models.simkd_student import REUSED, SimKDStudent
 from kd_app.models.weights_metadata import write_with_metadata
 
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
 CONVERTED, INT8, INT8_OF_BYTES = "quantized.pt2", "quantized.pte", "quantized_uint8.pte"
-"""Of a quantized student: the int8 graph as an exported program, the same lowered to
-the runtime that it is measured in, and lowered to what kd-export ships: batches of
-uint8 images in, which it normalizes itself.
+"""Files of a quantized student: the int8 graph as an exported program, the graph
+lowered to the runtime that measures latency, and the graph lowered for kd-export, with
+uint8 images as input and normalization inside.
 """
 
 
@@ -37,11 +37,11 @@ def save_model(
     architecture, arguments, normalization, size, class names, license.
 
     ``timm.create_model("local-dir:<folder>", pretrained=True)`` loads a timm model from
-    there; a module that is not timm's gets the same files, with its class as the
-    architecture. A model whose layers have other `widths` than its architecture, or
-    whose classifier stands behind a projector, records that, and has an exported
-    program beside it, ``torch.export.load("model.pt2").module()``, that takes batches
-    of any size and needs neither kd_app nor timm.
+    this folder. Other modules get the same files, with the class name as architecture.
+    A model with other layer `widths` than its architecture, or with a SimKD projector,
+    also records the difference and gets an exported program,
+    ``torch.export.load("model.pt2").module()``, which takes batches of any size and
+    needs neither kd_app nor timm.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)
@@ -59,9 +59,9 @@ def save_model(
         }
         if widths:
             extra[WIDTHS] = dict(widths)
-        if isinstance(model, Reused):
-            extra[REUSED] = model.projector.made_of
-        if widths or isinstance(model, Reused):
+        if isinstance(model, SimKDStudent):
+            extra[REUSED] = model.projector.arguments
+        if widths or isinstance(model, SimKDStudent):
             _export(model, folder / PROGRAM, pixels)
         save_for_hf(
             model, str(folder), model_config=extra, data_config=data, safe_serialization=True
@@ -91,8 +91,8 @@ def _export(model: nn.Module, path: Path, pixels: InputSpec) -> None:
 
 
 def copy_labeled(source: Path, target: Path, *, license: str, teacher: str | None) -> None:
-    """A copy of a model's folder in the new folder `target` whose weights and
-    config.json say under which `license` it is, and who taught it.
+    """Copy a model folder to the new folder `target`, with `license` and `teacher`
+    written into the weights and the config.json.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG))
     write_with_metadata(source / WEIGHTS, target / WEIGHTS, license=license, teacher=teacher)

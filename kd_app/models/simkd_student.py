@@ -1,4 +1,4 @@
-"""A model whose deepest map goes through a projector into another model's classifier."""
+"""The student of SimKD: a backbone, a projector, and the classifier of the teacher."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -13,22 +13,22 @@ from kd_app.config import RequestError, Typed
 from kd_app.models.heads import Head
 
 REUSED = "reused"
-"""The entry of a model's config.json: the arguments of its `Projector`."""
+"""Entry of a model's config.json: the arguments of its `Projector`."""
 
 
 class Projector(nn.Module):
     """1x1, 3x3 and 1x1 convolution, each with batch norm and ReLU, from maps [B, C, H,
     W] to [B, C', H', W'].
 
-    size: cells (height, width) that maps are averaged down to first; None: they stay as
-    they are. relu: whether there is one at the end.
+    size: cells (height, width) to which maps are average-pooled first; None: no
+    pooling. relu: whether the last layer has a ReLU.
     """
 
     def __init__(
         self, channels: int, inside: int, out: int, *, size: tuple[int, int] | None, relu: bool
     ) -> None:
         super().__init__()
-        self.made_of = {
+        self.arguments = {
             "channels": channels,
             "inside": inside,
             "out": out,
@@ -47,15 +47,14 @@ class Projector(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch out rows columns"]:
-        """The projected map."""
         if self.size is not None and x.shape[2:] != self.size:
             x = F.adaptive_avg_pool2d(x, self.size)
         projected: Tensor = self.transfer(x)
         return projected
 
 
-class _Recorded(Typed, called="the entry 'reused' of config.json"):
-    """The arguments of a `Projector` as a file says them."""
+class _ProjectorConfig(Typed, called="the entry 'reused' of config.json"):
+    """The arguments of a `Projector`, read from a file."""
 
     def __init__(
         self,
@@ -75,9 +74,9 @@ class _Recorded(Typed, called="the entry 'reused' of config.json"):
         }
 
 
-class Reused(nn.Module):
-    """``classifier(mean_cells projector(deepest map of backbone))``, with the face of a
-    timm model; the backbone has no classifier any more.
+class SimKDStudent(nn.Module):
+    """``classifier(mean_cells projector(deepest map of backbone))``, with timm's model
+    interface. The backbone's own classifier is removed.
 
     `classifier` is copied and frozen.
     """
@@ -92,46 +91,42 @@ class Reused(nn.Module):
         self.feature_info = own.feature_info
         self.num_classes, self.num_features = classifier.out_features, classifier.in_features
         self.pretrained_cfg, self.default_cfg = own.pretrained_cfg, own.pretrained_cfg
-        for name in (
-            "in_chans",
-            "_traits",
-            "_model_args",
-        ):  # by which timm writes down how to make the backbone again
+        # timm records from these attributes how to rebuild the backbone.
+        for name in ("in_chans", "_traits", "_model_args"):
             if hasattr(own, name):
                 setattr(self, name, getattr(own, name))
 
     def forward(
         self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """Logits."""
         (last,) = self.backbone.forward_intermediates(
             image, indices=1, output_fmt="NCHW", intermediates_only=True
         )
         return self.forward_head(last)
 
     def forward_head(self, last: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of the backbone's deepest map."""
         embedding: Tensor = self.projector(last).mean((2, 3))
         logits: Tensor = self.classifier(embedding)
         return embedding if pre_logits else logits
 
-    def forward_intermediates(self, image: Tensor, **asked: Any) -> Any:
-        """Those of the backbone, with its deepest map as the last."""
-        only = asked.pop("intermediates_only", False)
-        maps = self.backbone.forward_intermediates(image, intermediates_only=True, **asked)
-        if only:
+    def forward_intermediates(self, image: Tensor, **options: Any) -> Any:
+        """Return the maps of the backbone; the last result is the deepest map."""
+        intermediates_only = options.pop("intermediates_only", False)
+        maps = self.backbone.forward_intermediates(image, intermediates_only=True, **options)
+        if intermediates_only:
             return maps
         last = maps[-1] if isinstance(maps[-1], Tensor) else maps[-1][0]
         return last, maps
 
     def get_classifier(self) -> nn.Module:
-        """The classifier."""
         classifier: nn.Module = self.classifier
         return classifier
 
 
 def find_linear_classifier(classifier: Any) -> nn.Linear | None:
-    """A model's classifier as one linear map; None where it is none."""
+    """Return a model's classifier as one linear layer, or None if the classifier is not
+    linear.
+    """
     if (
         isinstance(classifier, Head)
         and classifier.convolutional
@@ -143,7 +138,7 @@ def find_linear_classifier(classifier: Any) -> nn.Linear | None:
         and classifier.kernel_size == (1, 1)
         and classifier.groups == 1
     ):
-        made = nn.Linear(
+        linear = nn.Linear(
             classifier.in_channels,
             classifier.out_channels,
             classifier.bias is not None,
@@ -153,26 +148,26 @@ def find_linear_classifier(classifier: Any) -> nn.Linear | None:
             name: value.flatten(1) if value.dim() > 1 else value
             for name, value in classifier.state_dict().items()
         }
-        made.to(classifier.weight.dtype).load_state_dict(state)
-        return made
+        linear.to(classifier.weight.dtype).load_state_dict(state)
+        return linear
     return classifier if type(classifier) is nn.Linear else None
 
 
-def with_projector(
+def build_simkd_student(
     backbone: nn.Module,
-    recorded: Any,
+    config: Any,
     state: Mapping[str, Tensor],
     num_classes: int,
     *,
     source: str,
-) -> Reused:
-    """A new model of `backbone` and what config.json records under 'reused'; the
-    weights `state` are to be loaded afterwards.
+) -> SimKDStudent:
+    """Build a student from `backbone` and the entry 'reused' of config.json. The
+    weights `state` are loaded afterwards.
 
-    Raises `RequestError` where the record is not of these weights: what a folder says
-    is checked before memory is taken for it.
+    Raises `RequestError` if the entry does not match the weights: sizes from a file are
+    checked before memory is allocated.
     """
-    settings = _Recorded(**recorded if isinstance(recorded, dict) else {REUSED: recorded}).settings
+    settings = _ProjectorConfig(**config if isinstance(config, dict) else {REUSED: config}).settings
     first, head = state.get("projector.transfer.0.weight"), state.get("classifier.weight")
     inside, channels, out = settings["inside"], settings["channels"], settings["out"]
     if (
@@ -183,7 +178,8 @@ def with_projector(
         or head.shape[1] != out
     ):
         raise RequestError(
-            f"The entry {REUSED!r} in the config.json of {source} is not of its weights: it says"
-            f" {settings!r}. Expected what was written with them. Make the folder again."
+            f"The entry {REUSED!r} in the config.json of {source} does not match the weights:"
+            f" {settings!r}. Expected the entry that was written together with the weights. Save"
+            " the model again."
         )
-    return Reused(backbone, Projector(**settings), nn.Linear(out, num_classes)).eval()
+    return SimKDStudent(backbone, Projector(**settings), nn.Linear(out, num_classes)).eval()

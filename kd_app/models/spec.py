@@ -1,5 +1,5 @@
-"""Which model is asked for, and where its weights come from: checked before anything is
-read or fetched.
+"""Model specs: architecture and source of the weights, checked before anything is read
+or fetched.
 """
 
 import json
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from kd_app.models.create import LoadedModel
 
 Kind = Literal["random", "hub", "folder", "file", "own"]
-_SAID_ELSEWHERE = {
+_SET_ELSEWHERE = {
     "pretrained": "{role}.pretrained",
     "checkpoint_path": "{role}.checkpoint",
     "num_classes": "the number of the data's classes",
 }
-"""Arguments of timm.create_model that follow from other settings."""
+"""Arguments of timm.create_model, and the settings that determine them."""
 
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights come from: 'random', 'hub' (timm's or a Hugging Face repository),
-    'folder' (timm's local-dir), 'file', or 'own' (a module).
+    """Source of weights: 'random', 'hub' (timm's or a Hugging Face repository),
+    'folder' (timm's local-dir), 'file', or 'own' (a factory).
 
-    num_classes and label_names are those of the weights, where known; license is the
-    weights' own, 'unknown' where nobody says.
+    num_classes and label_names: classes of the weights, if known. license: license of
+    the weights, or 'unknown'.
     """
 
     kind: Kind
@@ -51,12 +51,12 @@ class WeightsSource:
 
     @property
     def has_weights(self) -> bool:
-        """Something was learned before; from random weights nothing was."""
+        """Whether the weights are trained; random weights are not."""
         return self.kind != "random"
 
     def matches_classes(self, classes: tuple[str, ...]) -> bool:
-        """The weights answer in these classes: as many, and of these names where the
-        weights name theirs.
+        """Whether the weights predict these classes: the same number, and the same
+        names if the weights name their classes.
         """
         return (
             self.has_weights
@@ -67,8 +67,8 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class ImageStats:
-    """The images that a model made from random weights will see: channels, side, and
-    the mean and std of their pixels (0..1).
+    """Images of the data, for models with random weights: channels, side, and mean and
+    std of the pixels (0..1).
     """
 
     channels: int
@@ -78,19 +78,19 @@ class ImageStats:
 
 
 class ModelSpec(Typed):
-    """A teacher or student as asked for in the config (`role` names it in messages).
+    """A teacher or student as configured (`role` is used in messages).
 
     name: a timm model with or without tag, ``local-dir:<folder>``,
-    ``hf-hub:<repository>``. checkpoint: a file of weights, a local-dir folder, or a
-    run's folder (that run's student); folders bring their own name. pretrained: 'auto'
-    is true when the name carries a tag. factory: a callable of our user's own that
-    makes the module instead of timm; `kwargs` go to whichever makes it. image_size:
-    side of its input.
+    ``hf-hub:<repository>``. checkpoint: a weights file, a local-dir folder, or the
+    folder of a run (its student); a folder overrides `name`. pretrained: 'auto' is true
+    if the name has a tag. factory: a user-provided callable that builds the module
+    instead of timm. `kwargs`: arguments of timm.create_model or of the factory.
+    image_size: side of the input.
     """
 
-    unmeasured: ClassVar[str] = ""
-    """Why its answers to the data's images have no figures, whatever the data are;
-    empty where they may have.
+    no_metrics_reason: ClassVar[str] = ""
+    """Why this model can't be evaluated, as the predicate of a sentence; empty if it
+    can.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ModelSpec(Typed):
         self.image_size = image_size
         self.factory = factory
         self.origin = (
-            _own(factory, checkpoint, pretrained)
+            _resolve_factory(factory, checkpoint, pretrained)
             if factory
             else _resolve_timm(role, name, pretrained, checkpoint)
         )
@@ -118,15 +118,15 @@ class ModelSpec(Typed):
 
     @property
     def name(self) -> str:
-        """The model's name as tables print it."""
+        """Name of the model in tables."""
         return self.origin.name
 
     def to_json(self) -> dict[str, Any]:
-        """The arguments as plain data; a factory by the `target` that it has where a
-        configuration names it.
+        """Return the arguments as plain data; a factory is recorded by the attribute
+        `target`, its import path.
         """
         target = getattr(self.factory, "target", None)
-        assert self.factory is None or target is not None, f"{self.name} lives in one process"
+        assert self.factory is None or target is not None, f"{self.name} has no import path"
         return {
             "role": self.role,
             "name": None if self.factory else self.origin.name,
@@ -139,42 +139,42 @@ class ModelSpec(Typed):
 
 
 class CompositeTeacher(ModelSpec):
-    """A model that is made of other things than one set of weights. It is used as it
-    is, and told first of the data: `know`.
+    """A teacher built from something else than one set of weights. It is not trained.
+    `bind_data` must be called before the other methods.
     """
 
-    seen: ImageStats
+    image_stats: ImageStats
 
     def __init__(self, role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
         self.role, self.origin, self.kwargs = role, origin, kwargs
         self.image_size = self.factory = None
 
-    def bind_data(self, classes: tuple[str, ...], seen: ImageStats) -> None:
-        """What it has to answer in and will be shown. Raises `RequestError` where it
-        can't answer in these classes.
+    def bind_data(self, classes: tuple[str, ...], image_stats: ImageStats) -> None:
+        """Set the data's classes and image statistics. Raises `RequestError` if the
+        teacher can't predict these classes.
         """
-        self.seen = seen
+        self.image_stats = image_stats
         if self.origin.num_classes is not None and not self.origin.matches_classes(classes):
             raise RequestError(
-                f"The {self.role} {self.name} answers in {self.origin.num_classes} classes that are"
-                f" not the data's {len(classes)}, and can't be trained here. Map them:"
+                f"The {self.role} {self.name} predicts {self.origin.num_classes} classes that are"
+                f" not the data's {len(classes)}, and can't be trained here. Map the classes with"
                 f" {self.role}.classes=<a CSV file with the columns teacher,class>."
             )
 
     @abstractmethod
-    def expect_input(self, seen: ImageStats) -> InputSpec:
-        """What it expects to be fed."""
+    def expect_input(self, image_stats: ImageStats) -> InputSpec:
+        """Return the input spec of the teacher."""
 
     @abstractmethod
-    def build(self, pixels: InputSpec, num_classes: int, *, seed: int) -> "LoadedModel":
-        """It, on the CPU, in eval mode."""
+    def build(self, input_spec: InputSpec, num_classes: int, *, seed: int) -> "LoadedModel":
+        """Build the teacher on the CPU, in eval mode."""
 
 
-def _own(
+def _resolve_factory(
     factory: Callable[..., nn.Module], checkpoint: Path | None, pretrained: bool | Literal["auto"]
 ) -> WeightsSource:
-    """A factory may load its weights by itself; ``pretrained=false`` says that it does
-    not.
+    """Return the source of a factory's weights. The factory may load weights itself,
+    unless ``pretrained=false``.
     """
     kind: Kind = "file" if checkpoint else "random" if pretrained is False else "own"
     if checkpoint is not None and checkpoint.is_dir():
@@ -190,8 +190,7 @@ def _resolve_timm(
         return _resolve_folder(role, _resolve_student_folder(checkpoint))
     if name is None:
         raise RequestError(
-            f"No {role} is named. Give {role}.name=<a timm model>, for example"
-            f" {role}.name=resnet18."
+            f"No {role} is named. Set {role}.name=<a timm model>, for example {role}.name=resnet18."
         )
     if name.startswith("local-dir:"):
         return _resolve_folder(role, Path(name.removeprefix("local-dir:")))
@@ -219,7 +218,9 @@ def _resolve_timm(
 
 
 def _find_registered(role: str, name: str) -> dict[str, Any]:
-    """timm's configuration of `name`; refuses a model or a tag that timm does not have."""
+    """Return timm's configuration of `name`. Raises `RequestError` for an unknown model
+    or tag.
+    """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise build_unknown_error(f"{role} model", name, timm.list_models())
@@ -231,7 +232,7 @@ def _find_registered(role: str, name: str) -> dict[str, Any]:
 
 
 def _resolve_student_folder(folder: Path) -> Path:
-    """A run's student, or the folder itself."""
+    """Return the student folder of a run, or the folder itself."""
     return folder / STUDENT if (folder / RESULTS).is_file() else folder
 
 
@@ -251,25 +252,26 @@ def _resolve_folder(role: str, folder: Path) -> WeightsSource:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
-            f"{str(folder)!r} is no model folder for the {role} ({type(error).__name__}: {error})."
+            f"{str(folder)!r} is not a model folder for the {role}"
+            f" ({type(error).__name__}: {error})."
             " Expected a run's folder, or a folder in timm's local-dir layout: config.json"
             " (architecture, num_classes, pretrained_cfg) and model.safetensors."
         ) from None
     if not timm.is_model(origin.name):
         raise RequestError(
-            f"The model in {str(folder)!r} is a {origin.name}, which timm does not know: it came"
-            f" from a factory of somebody's own. Name that factory with {role}._target_ and give"
+            f"The model in {str(folder)!r} is a {origin.name}, which timm does not know: it was"
+            f" built by a user-provided factory. Name the factory with {role}._target_ and set"
             f" {role}.checkpoint={folder}."
         )
     return origin
 
 
 def _read_license(weights: Path) -> str:
-    """What a file of weights says of itself or, where it lies in a model's folder, the
-    folder's config.json.
+    """Return the license from the metadata of a weights file, or from the config.json
+    in the same folder.
     """
-    if said := read_metadata(weights).get("license"):
-        return said
+    if license := read_metadata(weights).get("license"):
+        return license
     try:
         return _parse_license(
             json.loads((weights.parent / "config.json").read_text(encoding="utf-8"))
@@ -279,17 +281,19 @@ def _read_license(weights: Path) -> str:
 
 
 def _parse_license(config: dict[str, Any]) -> str:
-    """The license in a config.json: ours, else timm's."""
+    """Return the license in a config.json: kd_app's entry, else timm's."""
     return str(config.get("license") or config["pretrained_cfg"].get("license") or UNKNOWN)
 
 
 def _check_arguments(role: str, origin: WeightsSource, kwargs: dict[str, Any]) -> None:
-    """Refuse arguments that the model does not take, without making its weights."""
-    for key, said_by in _SAID_ELSEWHERE.items():
+    """Raises `RequestError` for arguments that the model does not take. Allocates no
+    weights.
+    """
+    for key, setting in _SET_ELSEWHERE.items():
         if key in kwargs:
             raise RequestError(
-                f"{role}.kwargs.{key}={kwargs[key]!r} is not to be set: {said_by.format(role=role)}"
-                " says it. Leave it out."
+                f"{role}.kwargs.{key}={kwargs[key]!r} can't be set: the value comes from"
+                f" {setting.format(role=role)}. Remove it."
             )
     if origin.kind == "folder" or origin.name.startswith("hf-hub:"):
         return
@@ -299,15 +303,17 @@ def _check_arguments(role: str, origin: WeightsSource, kwargs: dict[str, Any]) -
     except TypeError as error:
         raise RequestError(
             f"{role}.kwargs={kwargs!r} do not fit {origin.name}: {error}. See timm.create_model for"
-            " its arguments."
+            " the arguments."
         ) from None
     except (NotImplementedError, RuntimeError, AssertionError, ValueError):
-        return  # not every model can be made without memory, or without its real size; the real one is checked when it is made
+        # Some models can't be built on the meta device, or at the default size.
+        # `create` checks the real model.
+        return
 
 
 def suggest_pretrained_tag(name: str) -> str:
-    """', for example x.y' for a tag of `name` that has weights, preferring timm's
-    default; '' where there is none.
+    """Return ', for example x.y' with a pretrained tag of `name`, preferring timm's
+    default, or '' if there is none.
     """
     architecture = name.split(".", maxsplit=1)[0]
     cfg = (

@@ -1,4 +1,4 @@
-"""One measured pass over one image: what can be read of a model, and where it is found."""
+"""Find the readable outputs of a model, with one forward pass over one image."""
 
 import inspect
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.models.attention_recorder import Attended, last_calls
-from kd_app.models.heads import find_shares, last_linear, own_classifiers, read_head
+from kd_app.models.attention_recorder import AttentionRecorder, find_global_calls
+from kd_app.models.heads import find_classifiers, find_output_layer, find_shares, read_head
 from kd_app.models.hooks import Recorder, freeze_state, unwrap_compiled
 from kd_app.models.outputs import LogitsOnly, Outputs
 
@@ -24,12 +24,12 @@ _ACTIVATIONS = (
 
 @dataclass
 class TapPlan:
-    """Where the fields of `Outputs` are found in one model; modules by name, calls of
-    attention by number, stages shallow to deep.
+    """Where to read the fields of `Outputs` in one model: modules by name, attention
+    calls by number, stages shallow to deep.
 
-    indices: what to ask of ``forward_intermediates``; empty where the model has none to
-    rely on, and `maps` names modules to hook instead. lacks: fields that the model
-    can't give, and why.
+    indices: indices for ``forward_intermediates``; empty if the model has no usable
+    one, then `maps` names the modules to hook. missing: fields that the model can't
+    provide, with the reason.
     """
 
     indices: tuple[int, ...] = ()
@@ -38,20 +38,21 @@ class TapPlan:
     heads: tuple[str, ...] = ()
     attention: tuple[int, ...] = ()
     num_prefix: int = 0
-    gives_prefix: bool = False
-    lacks: dict[str, str] = field(default_factory=dict)
+    has_prefix: bool = False
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 def choose_stages(reductions: Sequence[int]) -> tuple[int, ...]:
-    """Which maps stand for the stages of a model, given each map's stride.
+    """Return the indices of the maps that represent the stages, given all strides.
 
-    Maps of several strides: the last map of each stride, of which the four deepest. All
-    of one stride (ViT, Mixer): the blocks at the ends of four equal parts of the depth,
+    With several strides: the last map of each stride, at most the four deepest. With
+    one stride (ViT, Mixer): the blocks at the ends of four equal parts of the depth,
     ``ceil(depth * q / 4)`` for q = 1..4.
 
-    >>> choose_stages([2, 4, 8, 16, 32]), choose_stages([1, 1, 2, 4]),
-    choose_stages([16] * 12)
-    ((1, 2, 3, 4), (1, 2, 3), (2, 5, 8, 11))
+    >>> choose_stages([2, 4, 8, 16, 32])
+    (1, 2, 3, 4)
+    >>> choose_stages([1, 1, 2, 4]), choose_stages([16] * 12)
+    ((1, 2, 3), (2, 5, 8, 11))
     """
     depth = len(reductions)
     if len(set(reductions)) == 1:
@@ -64,68 +65,65 @@ def choose_stages(reductions: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The measured pass: what ran on which image, what came out, and what the hooks
-    saw.
+    """The forward pass: model, image, logits, and everything that the hooks
+    recorded.
     """
 
     model: Any
     image: Tensor
     logits: Tensor
-    seen: Recorder
+    recorder: Recorder
     names: dict[nn.Module, str]
 
 
 def plan_taps(model: nn.Module, image: Tensor, attention_blocks: int) -> TapPlan:
-    """Run `model` in eval mode, without gradients and without a trace, on one image
-    ``[1, C, H, W]`` as it is fed.
+    """Run `model` on one image ``[1, C, H, W]``, in eval mode, without gradients and
+    without changing its state.
 
-    Raises `RequestError` where the model gives no logits ``[1, K]``.
+    Raises `RequestError` if the model does not return logits ``[1, K]``.
     """
     if isinstance(model, LogitsOnly):
-        return TapPlan(
-            lacks=dict.fromkeys(
-                (each.name for each in fields(Outputs) if each.name != "logits"), model.why
-            )
-        )
+        others = (each.name for each in fields(Outputs) if each.name != "logits")
+        return TapPlan(missing=dict.fromkeys(others, model.reason))
     names = {module: name for name, module in model.named_modules()}
-    found = TapPlan()
+    plan = TapPlan()
     with freeze_state(model):
-        with Recorder() as seen:
-            seen.watch_output(names)
-            seen.watch_input(
+        with Recorder() as recorder:
+            recorder.watch_output(names)
+            recorder.watch_input(
                 {
-                    *own_classifiers(model),
+                    *find_classifiers(model),
                     *(module for module in names if isinstance(module, nn.Linear)),
                 }
             )
             logits = unwrap_compiled(model)(image)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
-            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise RequestError(
-                f"{type(model).__name__} gives {what} for one image; expected logits [1, classes]"
-                " as one tensor."
+                f"{type(model).__name__} returns {output} for one image; expected logits"
+                " [1, classes] as one tensor."
             )
-        run = _Pass(model, image, logits, seen, names)
-        _find_head(found, run)
-        if not _find_intermediates(found, run, attention_blocks):
-            _find_maps(found, run)
-    return found
+        run = _Pass(model, image, logits, recorder, names)
+        _find_head(plan, run)
+        if not _find_intermediates(plan, run, attention_blocks):
+            _find_maps(plan, run)
+    return plan
 
 
-def _find_head(found: TapPlan, run: _Pass) -> None:
-    classifiers = own_classifiers(run.model)
+def _find_head(plan: TapPlan, run: _Pass) -> None:
+    classifiers = find_classifiers(run.model)
     if not classifiers:
-        classifiers = last_linear(run.seen, run.logits)
-        found.heads = tuple(run.names[module] for module in classifiers)
-    read = read_head(classifiers, run.seen, find_shares(run.model))
-    if read is None:
-        found.lacks |= dict.fromkeys(
+        classifiers = find_output_layer(run.recorder, run.logits)
+        plan.heads = tuple(run.names[module] for module in classifiers)
+    head = read_head(classifiers, run.recorder, find_shares(run.model))
+    if head is None:
+        plan.missing |= dict.fromkeys(
             ("embedding", "classifier"),
-            "no linear classifier that turns one vector an image into the logits was found",
+            "no linear classifier that maps one vector per image to the logits was found",
         )
-    elif not _is_equal(read[1](read[0]), run.logits):
-        found.lacks["classifier"] = (
-            "its logits are more than its classifier's output (an auxiliary head is added)"
+    elif not _is_equal(head[1](head[0]), run.logits):
+        plan.missing["classifier"] = (
+            "the logits are not the classifier's output alone (an auxiliary head is added)"
         )
 
 
@@ -135,9 +133,9 @@ def _is_equal(ours: Tensor, theirs: Tensor) -> bool:
     )
 
 
-def _find_intermediates(found: TapPlan, run: _Pass, attention_blocks: int) -> bool:
-    """Fill in what timm's ``forward_intermediates`` gives, if it is there and leads to
-    the same logits.
+def _find_intermediates(plan: TapPlan, run: _Pass, attention_blocks: int) -> bool:
+    """Fill in the fields that timm's ``forward_intermediates`` provides. Returns False
+    if the method is missing, or its result leads to other logits.
     """
     model = run.model
     if not (
@@ -146,46 +144,48 @@ def _find_intermediates(found: TapPlan, run: _Pass, attention_blocks: int) -> bo
         and hasattr(model, "feature_info")
     ):
         return False
-    with Recorder() as seen, Attended() as attended:
-        seen.watch_output(module for module in run.names if type(module).__module__ in _ACTIVATIONS)
+    with Recorder() as recorder, AttentionRecorder() as attention:
+        recorder.watch_output(
+            module for module in run.names if type(module).__module__ in _ACTIVATIONS
+        )
         last, maps = model.forward_intermediates(run.image, output_fmt="NCHW")
-        same = _is_equal(model.forward_head(last), run.logits)
-    if not same:
+        matches = _is_equal(model.forward_head(last), run.logits)
+    if not matches:
         return False
     strides = [info["reduction"] for info in model.feature_info]
-    found.indices = choose_stages(
+    plan.indices = choose_stages(
         strides if len(strides) == len(maps) else [-one.shape[-1] * one.shape[-2] for one in maps]
     )
-    chosen = [maps[index] for index in found.indices]
-    found.pre_activation = _find_activations(chosen, seen, run.names)
-    _find_tokens(found, run, chosen)
-    _find_attention(found, run, attended, attention_blocks, chosen[-1])
+    chosen = [maps[index] for index in plan.indices]
+    plan.pre_activation = _find_activations(chosen, recorder, run.names)
+    _find_tokens(plan, run, chosen)
+    _find_attention(plan, run, attention, attention_blocks, chosen[-1])
     return True
 
 
 def _find_activations(
-    maps: list[Tensor], seen: Recorder, names: dict[nn.Module, str]
+    maps: list[Tensor], recorder: Recorder, names: dict[nn.Module, str]
 ) -> tuple[str, ...]:
-    """Activation modules that made the maps; their inputs are the maps before the
-    activation.
+    """Return the activation modules that produced the maps. Their inputs are the maps
+    before the activation.
     """
-    made = {
+    sources = {
         id(output): names[module]
-        for module, output in seen.left.items()
+        for module, output in recorder.outputs.items()
         if type(module).__module__ in _ACTIVATIONS
     }
-    return tuple(made[id(one)] for one in maps if id(one) in made)
+    return tuple(sources[id(one)] for one in maps if id(one) in sources)
 
 
-def _find_tokens(found: TapPlan, run: _Pass, maps: list[Tensor]) -> None:
+def _find_tokens(plan: TapPlan, run: _Pass, maps: list[Tensor]) -> None:
     if len({one.shape for one in maps}) > 1 or not _returns_rows(run.model, run.image):
-        found.lacks["tokens"] = (
-            "its blocks do not hand on one row of tokens from first to last (it is a CNN or a"
-            " pyramid)"
+        plan.missing["tokens"] = (
+            "the blocks do not share one sequence of tokens from first to last (the model is a CNN"
+            " or a pyramid)"
         )
-    # Some models (relative positions) fail when they are asked for a prefix and have none.
+    # Some models without prefix tokens fail if return_prefix_tokens is set.
     has_prefix = bool(getattr(run.model, "num_prefix_tokens", 0))
-    found.gives_prefix = (
+    plan.has_prefix = (
         has_prefix
         and "return_prefix_tokens" in inspect.signature(run.model.forward_intermediates).parameters
     )
@@ -200,41 +200,44 @@ def _returns_rows(model: Any, image: Tensor) -> bool:
 
 
 def _find_attention(
-    found: TapPlan, run: _Pass, attended: Attended, blocks: int, last: Tensor
+    plan: TapPlan, run: _Pass, attention: AttentionRecorder, blocks: int, last: Tensor
 ) -> None:
     patches = last.shape[-2] * last.shape[-1]
-    prefix = getattr(
-        run.model, "num_prefix_tokens", getattr(run.model, "num_tokens", 0)
-    )  # PiT has the older name
+    # PiT has the attribute under its older name.
+    prefix = getattr(run.model, "num_prefix_tokens", getattr(run.model, "num_tokens", 0))
     if any(isinstance(module, XCA) for module in run.names):
-        found.lacks["attention"] = (
-            "it attends to channels, not to tokens (cross-covariance attention)"
+        plan.missing["attention"] = (
+            "the model attends to channels, not to tokens (cross-covariance attention)"
         )
         return
-    found.attention = last_calls(attended.calls, blocks, patches=patches, prefixes={0, prefix})
-    if not found.attention:
-        found.lacks["attention"] = _explain_no_attention(attended)
+    plan.attention = find_global_calls(
+        attention.calls, blocks, patches=patches, prefixes={0, prefix}
+    )
+    if not plan.attention:
+        plan.missing["attention"] = _explain_no_attention(attention)
         return
-    found.num_prefix = attended.calls[found.attention[-1]].query.shape[2] - patches
+    plan.num_prefix = attention.calls[plan.attention[-1]].query.shape[2] - patches
 
 
-def _explain_no_attention(attended: Attended) -> str:
-    if not attended.calls:
+def _explain_no_attention(attention: AttentionRecorder) -> str:
+    if not attention.calls:
         return (
-            "it calls no scaled_dot_product_attention, by which torch's fused attention shows"
-            " query, key and value"
+            "the model does not call torch's scaled_dot_product_attention, where query, key and"
+            " value are read"
         )
     return (
-        "its last blocks have no global self-attention, where every token attends to every other"
+        "the last blocks have no global self-attention, where every token attends to every other"
         " (windows, fewer or shared keys, folded heads)"
     )
 
 
-def _find_maps(found: TapPlan, run: _Pass) -> None:
-    """Stages of any module: 4-d outputs grouped by size, of each the last in the run;
-    pooled 1x1 maps don't count where there are others.
+def _find_maps(plan: TapPlan, run: _Pass) -> None:
+    """Find the stages of a module without timm's interface: 4-d outputs grouped by
+    size, the last of each size. Pooled 1x1 maps count only if there are no others.
     """
-    outputs = {module: output for module, output in run.seen.left.items() if output.dim() == 4}
+    outputs = {
+        module: output for module, output in run.recorder.outputs.items() if output.dim() == 4
+    }
     sizes = {module: output.shape[-2] * output.shape[-1] for module, output in outputs.items()}
     if max(sizes.values(), default=0) > 1:
         sizes = {module: size for module, size in sizes.items() if size > 1}
@@ -244,13 +247,14 @@ def _find_maps(found: TapPlan, run: _Pass) -> None:
         if sizes
         else []
     )
-    found.maps = tuple(run.names[module] for module in stages)
-    found.pre_activation = _find_activations(
-        [outputs[module] for module in stages], run.seen, run.names
+    plan.maps = tuple(run.names[module] for module in stages)
+    plan.pre_activation = _find_activations(
+        [outputs[module] for module in stages], run.recorder, run.names
     )
     if not stages:
-        found.lacks["features"] = "none of its modules gives a map [B, C, H, W]"
-    found.lacks |= dict.fromkeys(
+        plan.missing["features"] = "no module returns a map [B, C, H, W]"
+    plan.missing |= dict.fromkeys(
         ("tokens", "attention"),
-        "it has no forward_intermediates, by which timm's transformers show their tokens",
+        "the model has no forward_intermediates, from which the tokens of timm's transformers are"
+        " read",
     )

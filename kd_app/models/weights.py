@@ -1,6 +1,4 @@
-"""Weights: read without running code, put into a model by name, and told of what was
-loaded.
-"""
+"""Read weights without running code, and load them into a model by name."""
 
 import hashlib
 import pickle
@@ -25,8 +23,8 @@ _PREFIXES = ("student.", "_orig_mod.", "module.", "model.")
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was loaded: from where, how many entries matched, which were missing or
-    unexpected, and the sha256 of the weights.
+    """The loaded weights: source, number of matched entries, missing and unexpected
+    entries, and sha256.
     """
 
     source: str
@@ -37,15 +35,15 @@ class WeightsReport:
 
     @property
     def new_head(self) -> bool:
-        """The classifier starts from random weights, so the model has to be trained
-        before it can be used.
+        """Whether the classifier has random weights, so that the model must be trained
+        before use.
         """
         return bool(self.missing)
 
 
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of a state dict, independent of the
-    order of its entries.
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of names, types, shapes and bytes of a state dict, independent
+    of the order of the entries.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -58,12 +56,12 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or torch file; only tensors are read, pickled
-    code never runs.
+    """Read the state dict from a .safetensors or torch file. Only tensors are read;
+    pickled code never runs.
 
-    Unpacks the usual wrappers ('state_dict', 'model', ...; averaged weights first) and
-    prefixes (a Lightning checkpoint of kd_app gives its student). Raises `RequestError`
-    when the file is missing, truncated, or holds more than tensors.
+    Common wrappers ('state_dict', 'model', ...; averaged weights first) and prefixes
+    are removed; from a Lightning checkpoint of kd_app the student is read. Raises
+    `RequestError` if the file is missing, truncated, or contains anything but tensors.
     """
     if not path.is_file():
         raise RequestError(
@@ -71,9 +69,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             " weights."
         )
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # of torch, about pickles that it goes on to refuse
+        # torch warns about pickles that it then rejects.
+        with warnings.catch_warnings(action="ignore"):
             content: Any = (
                 load_file(path)
                 if path.suffix == ".safetensors"
@@ -89,21 +86,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
         KeyError,
     ) as error:
         raise RequestError(
-            f"The checkpoint {str(path)!r} can't be read as weights: {_explain_failure(error)} It is"
-            " truncated, of another format, or a pickle that would run code, which is never done."
-            " Expected a state dict of tensors; save it again with safetensors or"
+            f"The checkpoint {str(path)!r} can't be read as weights: {_explain_failure(error)} The"
+            " file is truncated, has another format, or is a pickle that would run code, which is"
+            " never done. Expected a state dict of tensors: save the weights with safetensors or"
             " torch.save(model.state_dict(), ...)."
         ) from None
     return _unwrap(content, path)
 
 
 def _explain_failure(error: Exception) -> str:
-    """What is wrong with a file; not in torch's words for a pickle, which advise to run
-    it all the same.
+    """Explain why a file can't be read. torch's own message about pickles is dropped:
+    it advises to load the file anyway.
     """
     if isinstance(error, pickle.UnpicklingError):
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        return f"it holds {found[1]}, which is no tensor." if found else "it is no file of tensors."
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        if match:
+            return f"it contains {match[1]}, which is not a tensor."
+        return "it is not a file of tensors."
     return take_first_line(error)[:200]
 
 
@@ -119,8 +118,8 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     )
     if not state:
         raise RequestError(
-            f"The checkpoint {str(path)!r} holds no state dict of tensors. Expected one, or a dict"
-            f" with it under {', '.join(_WRAPPERS)}."
+            f"The checkpoint {str(path)!r} contains no state dict of tensors. Expected a state"
+            f" dict, or a dict with a state dict under {', '.join(_WRAPPERS)}."
         )
     for prefix in _PREFIXES:
         chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -129,7 +128,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_into(
+def load_weights(
     model: nn.Module,
     state: Mapping[str, Tensor],
     *,
@@ -137,28 +136,32 @@ def load_into(
     source: str,
     sha256: str,
 ) -> WeightsReport:
-    """Put `state` into `model`, all of it or, where the number of classes differs, all
-    but the classifiers named by `head`.
+    """Load `state` into `model`. If the number of classes differs, the classifiers
+    named by `head` are skipped.
 
-    Raises `RequestError` when anything else is missing, unexpected or of another shape:
-    these are weights of another model.
+    Raises `RequestError` if any other entry is missing, unexpected or of another shape:
+    the weights belong to another model.
     """
     own = model.state_dict()
     head_keys = {key for key in own if any(key.startswith(f"{name}.") for name in head)}
-    renewed = {key for key in head_keys if key in state and state[key].shape != own[key].shape}
-    renewed = head_keys if renewed else renewed
+    resized = any(key in state and state[key].shape != own[key].shape for key in head_keys)
+    renewed: set[str] = head_keys if resized else set()
     missing = [k for k in own if k not in state and k not in renewed]
     unexpected = [k for k in state if k not in own]
     reshaped = [
         k for k in own if k in state and k not in renewed and state[k].shape != own[k].shape
     ]
     if missing or unexpected or reshaped:
-        said = [f"{len(keys)} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
-                for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)) if keys]  # fmt: skip
+        groups = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+        mismatches = [
+            f"{len(keys)} {group} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
+            for group, keys in groups.items()
+            if keys
+        ]
         raise RequestError(
-            f"The weights from {source} are not of this model: of its {len(own)} entries"
-            f" {', '.join(said)}. Nothing was loaded. Name the architecture and arguments that the"
-            " weights were saved from (teacher.name=, teacher.kwargs.*, or the same of the"
+            f"The weights from {source} do not fit this model: of {len(own)} entries"
+            f" {', '.join(mismatches)}. Nothing was loaded. Set the architecture and arguments of"
+            " the saved model (teacher.name=, teacher.kwargs.*, or the same settings of the"
             " student)."
         )
     chosen = {k: v for k, v in state.items() if k not in renewed}

@@ -1,6 +1,4 @@
-"""What a file of weights says of itself: words in the header of a .safetensors file,
-beside the tensors.
-"""
+"""Metadata of a .safetensors file: license and teacher, stored in the header."""
 
 import hashlib
 import json
@@ -11,51 +9,51 @@ from typing import IO, Any
 from kd_app.stages import hash_file
 
 _METADATA = "__metadata__"
-_MADE_WITH, _US = "made_with", "kd_app"
-_LONGEST = 100_000_000
-"""Bytes of a header, as safetensors bounds it."""
+_LABELED_BY, _KD_APP = "made_with", "kd_app"
+_MAX_HEADER = 100_000_000
+"""Maximum size of a header in bytes, as in safetensors."""
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The words in a file's header; none where it is no such file."""
+    """Return the metadata in the header of a file, or nothing if it is no .safetensors
+    file.
+    """
     try:
         with path.open("rb") as file:
-            found = _read_header(file).get(_METADATA)
+            metadata = _read_header(file).get(_METADATA)
     except (OSError, ValueError):
         return {}
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+    if not isinstance(metadata, dict):
+        return {}
+    return {str(key): str(value) for key, value in metadata.items()}
 
 
 def write_with_metadata(source: Path, target: Path, *, license: str, teacher: str | None) -> None:
-    """A copy of the weights in `source` that says their license, and who taught them.
-    It has the `hash_weights` of `source`.
+    """Copy the weights in `source` to `target`, with license and teacher in the
+    metadata. `hash_weights` of both files is the same.
     """
     with source.open("rb") as old, target.open("wb") as new:
         header = _read_header(old)
-        words = {"license": license, _MADE_WITH: _US} | ({"teacher": teacher} if teacher else {})
-        new.write(
-            _pack_header(
-                {
-                    _METADATA: {**header.get(_METADATA, {}), **words},
-                    **{k: v for k, v in header.items() if k != _METADATA},
-                }
-            )
-        )
+        label = {"license": license, _LABELED_BY: _KD_APP}
+        if teacher:
+            label["teacher"] = teacher
+        tensors = {key: value for key, value in header.items() if key != _METADATA}
+        new.write(_pack_header({_METADATA: {**header.get(_METADATA, {}), **label}, **tensors}))
         shutil.copyfileobj(old, new)
 
 
 def hash_weights(path: Path) -> str:
-    """sha256 of a file of weights, without what `write_with_metadata` wrote into it: the same
-    weights under another license are the same weights.
+    """Return the sha256 of a weights file without the metadata that
+    `write_with_metadata` adds: relabeled weights keep their hash.
     """
-    if path.suffix != ".safetensors" or read_metadata(path).get(_MADE_WITH) != _US:
+    if path.suffix != ".safetensors" or read_metadata(path).get(_LABELED_BY) != _KD_APP:
         return hash_file(path)
     with path.open("rb") as file:
         header = _read_header(file)
         metadata = {
             key: value
             for key, value in header.pop(_METADATA).items()
-            if key not in ("license", "teacher", _MADE_WITH)
+            if key not in ("license", "teacher", _LABELED_BY)
         }
         digest = hashlib.sha256(
             _pack_header({_METADATA: metadata, **header} if metadata else header)
@@ -66,20 +64,22 @@ def hash_weights(path: Path) -> str:
 
 
 def _read_header(file: IO[bytes]) -> dict[str, Any]:
-    """Read the header; the file stands behind it then. Raises `ValueError` where there
-    is none.
+    """Read the header, and leave the file position after it. Raises `ValueError` if
+    there is none.
     """
     length = int.from_bytes(file.read(8), "little")
-    if length > _LONGEST:
-        raise ValueError("this is no header of safetensors")
-    found = json.loads(file.read(length))
-    if not isinstance(found, dict):
-        raise ValueError("this is no header of safetensors")
-    return found
+    if length > _MAX_HEADER:
+        raise ValueError("not a safetensors header")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("not a safetensors header")
+    return header
 
 
 def _pack_header(header: dict[str, Any]) -> bytes:
-    """Length, JSON, and spaces up to a multiple of 8 bytes, as safetensors writes it."""
+    """Return length, JSON, and padding to a multiple of 8 bytes, as safetensors writes
+    them.
+    """
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

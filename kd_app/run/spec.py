@@ -16,7 +16,7 @@ from kd_app.data.base import RunData, require
 from kd_app.data.build import build_data
 from kd_app.data.corruptions import Robustness
 from kd_app.models.composite import EmaTeacher
-from kd_app.models.license import LicenseClaim, Licenses, Policy, resolve_licenses
+from kd_app.models.license import LicenseClaim, Policy, RunLicenses, resolve_licenses
 from kd_app.models.spec import ModelSpec
 from kd_app.run.controls import Control, ControlSettings
 from kd_app.run.controls import check as check_control
@@ -63,7 +63,7 @@ class RunSpec:
     controls: dict[str, Control]
     teacher: ModelSpec | None
     teacher_recipe: Recipe | None
-    licenses: Licenses
+    licenses: RunLicenses
     robustness: Robustness
     teacher_outputs: Literal["live", "cached"] = "live"
     assistants: tuple[AssistantSpec, ...] = ()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kd_app.config import RequestError
 from kd_app.data.batch import Batch
 from kd_app.losses.base import LossTerm
-from kd_app.models.outputs import Outputs, Panel
+from kd_app.models.outputs import EnsembleOutputs, Outputs
 from kd_app.schedules import Schedule
 from kd_app.training.distributed.collectives import (
     gather_batch,
@@ -187,5 +187,5 @@ def _select_teacher(member: str | None, teacher: Outputs) -> Outputs:
     """The outputs of one ensemble member, or (None) the joint outputs."""
     if member is None:
         return teacher
-    assert isinstance(teacher, Panel)
+    assert isinstance(teacher, EnsembleOutputs)
     return teacher.members[member]

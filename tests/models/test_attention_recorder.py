@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from kd_app.models.attention_recorder import Attended, last_calls
+from kd_app.models.attention_recorder import AttentionRecorder, find_global_calls
 from kd_app.models.outputs import Attention
 from kd_app.models.taps import Taps
 
@@ -71,14 +71,14 @@ def test_the_weights_times_the_values_are_what_the_block_goes_on_with(made: Any)
 
 def test_a_scale_of_the_model_s_own_is_in_the_query() -> None:
     query, key, value = torch.randn(3, 1, 2, 4, 8).unbind(0)
-    with Attended() as seen:
+    with AttentionRecorder() as seen:
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.7)
     torch.testing.assert_close(seen.calls[0].compute_weights() @ value, out)
 
 
 def test_only_the_wanted_calls_are_kept() -> None:
     one = torch.randn(1, 1, 2, 4)
-    with Attended({1}) as seen:
+    with AttentionRecorder({1}) as seen:
         for _ in range(3):
             torch.nn.functional.scaled_dot_product_attention(one, one, one)
     assert list(seen.calls) == [1]
@@ -112,7 +112,7 @@ def test_only_the_wanted_calls_are_kept() -> None:
 def test_the_last_blocks_with_global_attention_are_chosen(
     calls: list[Attention], count: int, chosen: tuple[int, ...]
 ) -> None:
-    assert last_calls(dict(enumerate(calls)), count, patches=4, prefixes={0, 1}) == chosen
+    assert find_global_calls(dict(enumerate(calls)), count, patches=4, prefixes={0, 1}) == chosen
 
 
 @pytest.mark.parametrize("kind", [EfficientViM, EfficientViMDistilled])

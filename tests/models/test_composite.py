@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import kd_app.models.small  # noqa: F401
 from kd_app.config import InputSpec, RequestError
-from kd_app.models.class_map import ClassMap, KnownClasses, Mapped, SummedClasses
-from kd_app.models.composite import By, EnsembleModel, RuntimeModel, find_known_classes
+from kd_app.models.class_map import ClassMap, ClassMapLayer, ClassMappedModel, ModelClasses
+from kd_app.models.composite import By, EnsembleModel, RuntimeModel, find_model_classes
 from kd_app.models.spec import WeightsSource
 from kd_app.models.taps import Taps
 from kd_app.models.teacher import FrozenTeacher
@@ -107,7 +107,7 @@ def test_one_of_several_teachers_is_read_by_itself_and_runs_once_for_both() -> N
 def test_mapped_logits_are_summed_probabilities() -> None:
     logits = torch.randn(3, 5)
     p = logits.softmax(dim=-1)
-    mapped = SummedClasses([[0, 3], [1]])(logits).softmax(dim=-1)
+    mapped = ClassMapLayer([[0, 3], [1]])(logits).softmax(dim=-1)
     sums = torch.stack([p[:, 0] + p[:, 3], p[:, 1]], dim=1)
     torch.testing.assert_close(mapped, sums / sums.sum(dim=1, keepdim=True))
 
@@ -115,7 +115,7 @@ def test_mapped_logits_are_summed_probabilities() -> None:
 def test_a_mapped_model_shows_its_maps_and_a_classifier_of_the_data_s_classes() -> None:
     torch.manual_seed(0)
     net = timm.create_model("resnet8", num_classes=5).eval()
-    model, image = Mapped(net, [[0, 3], [1], [4]]), torch.randn(2, 3, 16, 16)
+    model, image = ClassMappedModel(net, [[0, 3], [1], [4]]), torch.randn(2, 3, 16, 16)
     outputs = Taps(model, frozenset({"logits", "embedding", "classifier", "features"}))(image)
     assert outputs.classifier is not None
     assert outputs.embedding is not None
@@ -165,7 +165,7 @@ def written(folder: Path, *rows: str, head: str = "teacher,class") -> ClassMap:
 
 
 def test_a_row_names_a_class_or_its_number(tmp_path: Path) -> None:
-    known = KnownClasses(4, ("cat", "dog", "car", "3"))
+    known = ModelClasses(4, ("cat", "dog", "car", "3"))
     assert written(tmp_path, "cat,animal", "1,animal", "3,thing", "car,thing").map_rows(
         ["thing", "animal"], known
     ) == [[2, 3], [0, 1]]
@@ -185,7 +185,7 @@ def test_a_row_that_names_nothing_is_refused_with_its_line(
 ) -> None:
     with pytest.raises(RequestError, match=said):
         written(tmp_path, *rows).map_rows(
-            ["animal", "thing"], KnownClasses(3, ("cat", "dog", "car"))
+            ["animal", "thing"], ModelClasses(3, ("cat", "dog", "car"))
         )
 
 
@@ -195,7 +195,7 @@ def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
 
 
 def test_imagenet_s_classes_are_known_by_their_wordnet_numbers() -> None:
-    found = find_known_classes(request(name="resnet18.a1_in1k"))
+    found = find_model_classes(request(name="resnet18.a1_in1k"))
     assert found.count == 1000
     assert found.names[0] == "n01440764"
 
@@ -206,4 +206,4 @@ def test_of_weights_of_unknown_classes_the_map_can_t_be_read() -> None:
     with pytest.raises(
         RequestError, match="How many classes the teacher resnet8 answers in is not known"
     ):
-        find_known_classes(unknown)
+        find_model_classes(unknown)

@@ -14,7 +14,7 @@ from kd_app.config import InputSpec, RequestError
 from kd_app.models.create import LoadedModel, create, resolve_input
 from kd_app.models.save import save_model
 from kd_app.models.spec import ImageStats
-from kd_app.models.weights import state_sha256
+from kd_app.models.weights import hash_state
 from kd_app.stages import hash_file
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.models.test_spec import request
@@ -41,7 +41,7 @@ def test_a_model_from_random_weights_is_made_for_the_data() -> None:
     assert found.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert not found.model.training
     assert (found.weights.source, found.weights.matched) == ("random", 0)
-    assert found.weights.sha256 == state_sha256(found.model.state_dict())
+    assert found.weights.sha256 == hash_state(found.model.state_dict())
 
 
 def test_one_seed_gives_one_model_and_the_global_random_state_is_left_alone() -> None:

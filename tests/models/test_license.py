@@ -9,14 +9,14 @@ import timm
 from kd_app.config import RequestError
 from kd_app.data.digits import Digits
 from kd_app.data.fashion_mnist import FashionMNIST
-from kd_app.models.license import POLICY, LicenseClaim, Licenses, Policy, resolve_licenses
+from kd_app.models.license import POLICY, LicenseClaim, Policy, RunLicenses, resolve_licenses
 
 OURS = Policy()
 
 
 def run(
     teacher: str | None, start: str | None = "none", data: str | None = "mit", **more: Any
-) -> Licenses:
+) -> RunLicenses:
     """A run whose parts say these licenses; a teacher of '' is none."""
     return resolve_licenses(
         teacher=(

@@ -9,7 +9,7 @@ from torch import nn
 
 import kd_app.models.small
 from kd_app.models.cost import count_params
-from kd_app.models.small.mobile import Grouped, Inverted, Split, shuffle
+from kd_app.models.small.mobile import InvertedResidual, ShuffleUnit, ShuffleUnitV2, shuffle
 from kd_app.models.taps import Taps
 
 PUBLISHED = {
@@ -93,7 +93,11 @@ def test_an_inverted_block_adds_its_input_only_where_the_shape_stays() -> None:
     image = torch.randn(2, 8, 4, 4)
     same, wider, strided = (
         silent(unit, unit.body)
-        for unit in (Inverted(8, 8, 1), Inverted(8, 12, 1), Inverted(8, 8, 2))
+        for unit in (
+            InvertedResidual(8, 8, 1),
+            InvertedResidual(8, 12, 1),
+            InvertedResidual(8, 8, 2),
+        )
     )
     assert torch.equal(same(image), image)
     assert not wider(image).any()
@@ -103,7 +107,8 @@ def test_an_inverted_block_adds_its_input_only_where_the_shape_stays() -> None:
 def test_a_grouped_unit_adds_its_input_and_at_stride_2_lays_the_pooled_input_beside() -> None:
     image = torch.rand(2, 24, 4, 4)
     same, strided = (
-        silent(unit, unit.conv3) for unit in (Grouped(24, 24, 1), Grouped(24, 48, 2, first=1))
+        silent(unit, unit.conv3)
+        for unit in (ShuffleUnit(24, 24, 1), ShuffleUnit(24, 48, 2, first=1))
     )
     assert torch.equal(same(image), image)
     assert torch.equal(strided(image)[:, 24:], nn.functional.avg_pool2d(image, 3, 2, 1))
@@ -111,9 +116,9 @@ def test_a_grouped_unit_adds_its_input_and_at_stride_2_lays_the_pooled_input_bes
 
 
 def test_a_split_unit_hands_on_half_of_the_channels() -> None:
-    image, unit = torch.rand(2, 8, 4, 4), Split(8, 8, 1)
+    image, unit = torch.rand(2, 8, 4, 4), ShuffleUnitV2(8, 8, 1)
     assert torch.equal(silent(unit, unit.far)(image)[:, ::2], image[:, :4])
-    assert Split(8, 12, 2)(image).shape == (2, 12, 2, 2)
+    assert ShuffleUnitV2(8, 12, 2)(image).shape == (2, 12, 2, 2)
 
 
 def test_timm_s_own_vgg13_is_still_there() -> None:

@@ -17,7 +17,7 @@ from kd_app.models.cost import count_params
 from kd_app.models.create import create, resolve_input
 from kd_app.models.heads import Head
 from kd_app.models.save import PROGRAM, save_model
-from kd_app.models.simkd_student import Projector, Reused, find_linear_classifier
+from kd_app.models.simkd_student import Projector, SimKDStudent, find_linear_classifier
 from kd_app.models.taps import Taps
 from tests.builders import DIGITS, GRAY
 from tests.models.test_create import SEEN
@@ -27,15 +27,15 @@ IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def student() -> Reused:
+def student() -> SimKDStudent:
     backbone: Any = timm.create_model("resnet8", num_classes=10, in_chans=1)
     width = backbone.num_features
-    return Reused(
+    return SimKDStudent(
         backbone, Projector(width, 6, 20, size=(1, 1), relu=True), nn.Linear(20, 10)
     ).eval()
 
 
-def test_it_answers_by_the_classifier_of_the_projected_map(student: Reused) -> None:
+def test_it_answers_by_the_classifier_of_the_projected_map(student: SimKDStudent) -> None:
     read = Taps(student, frozenset({"logits", "embedding", "features"}))(IMAGES)
     assert read.embedding is not None
     torch.testing.assert_close(read.embedding, student.projector(read.features[-1]).mean((2, 3)))
@@ -45,7 +45,7 @@ def test_it_answers_by_the_classifier_of_the_projected_map(student: Reused) -> N
 
 
 def test_projector_and_classifier_count_and_only_the_classifier_stands_still(
-    student: Reused,
+    student: SimKDStudent,
 ) -> None:
     assert (
         count_params(student)
@@ -60,7 +60,9 @@ def test_projector_and_classifier_count_and_only_the_classifier_stands_still(
     ]
 
 
-def test_it_comes_back_as_what_went_in_and_as_a_program(student: Reused, tmp_path: Path) -> None:
+def test_it_comes_back_as_what_went_in_and_as_a_program(
+    student: SimKDStudent, tmp_path: Path
+) -> None:
     save_model(student, tmp_path, pixels=GRAY, classes=DIGITS, license="mit")
     ask = request(checkpoint=tmp_path)
     again = create(ask, resolve_input(ask, SEEN), 10, seed=0).model
@@ -78,7 +80,7 @@ def test_it_comes_back_as_what_went_in_and_as_a_program(student: Reused, tmp_pat
     "wrong", [{"inside": 10**6}, {"out": 7}, {"channels": "many"}, {"more": 1}]
 )
 def test_a_record_that_is_not_of_the_weights_is_refused(
-    student: Reused, tmp_path: Path, wrong: dict[str, object]
+    student: SimKDStudent, tmp_path: Path, wrong: dict[str, object]
 ) -> None:
     save_model(student, tmp_path, pixels=GRAY, classes=DIGITS, license="mit")
     path = tmp_path / "config.json"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_app.config import RequestError
-from kd_app.models.weights import load_into, read_state, state_sha256
+from kd_app.models.weights import hash_state, load_weights, read_state
 
 State = dict[str, Tensor]
 
@@ -131,7 +131,7 @@ def test_a_file_that_is_not_there_or_holds_no_weights_is_refused(tmp_path: Path)
 
 
 def load(model: nn.Module, state: State, *head: str) -> Any:
-    return load_into(model, state, head=head, source="file x", sha256="abc")
+    return load_weights(model, state, head=head, source="file x", sha256="abc")
 
 
 def test_all_entries_are_put_in_and_told_of() -> None:
@@ -207,18 +207,18 @@ def test_without_a_known_head_another_number_of_classes_is_refused() -> None:
 def test_the_sha256_depends_on_names_types_shapes_and_values_alone() -> None:
     state = net().state_dict()
     same = {name: state[name].clone() for name in reversed(state)}
-    assert state_sha256(same) == state_sha256(state)
+    assert hash_state(same) == hash_state(state)
     changes: list[State] = [
         {**state, "0.weight": state["0.weight"] + 1e-6},
         {**state, "0.weight": state["0.weight"].double()},
         {**state, "0.weight": state["0.weight"].T.contiguous()},
         {name.replace("0.weight", "0.heft"): tensor for name, tensor in state.items()},
     ]
-    assert len({state_sha256(each) for each in (state, *changes)}) == 1 + len(changes)
-    assert state_sha256({"x": torch.ones(4, 4).t()}) == state_sha256({"x": torch.ones(4, 4)})
+    assert len({hash_state(each) for each in (state, *changes)}) == 1 + len(changes)
+    assert hash_state({"x": torch.ones(4, 4).t()}) == hash_state({"x": torch.ones(4, 4)})
 
 
 def test_the_sha256_of_channels_last_weights_is_that_of_plain_ones() -> None:
     model = timm.create_model("test_resnet", num_classes=3)
-    plain = state_sha256(model.state_dict())
-    assert state_sha256(model.to(memory_format=torch.channels_last).state_dict()) == plain
+    plain = hash_state(model.state_dict())
+    assert hash_state(model.to(memory_format=torch.channels_last).state_dict()) == plain

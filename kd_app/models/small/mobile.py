@@ -1,21 +1,22 @@
-"""Nets for phones, in the forms for small images that the distillation literature
-compares on (Tian et al., ICLR 2020, arXiv 1910.10699).
+"""Mobile nets, in the small-image variants of the distillation literature (Tian et al.,
+ICLR 2020, arXiv 1910.10699).
 
-================  =====================================
-======================================================================================
-name              widths                                 paper ================
-=====================================
-======================================================================================
-mobilenetv2_half  16, 8 12 16 32 48 80 160, 1280         Sandler et al., "MobileNetV2",
-CVPR 2018, arXiv 1801.04381, at half the width shufflenet_v1     24, 240 480 960, in 3
-groups           Zhang et al., "ShuffleNet", CVPR 2018, arXiv 1707.01083 shufflenet_v2
-24, 116 232 464, 1024                  Ma et al., "ShuffleNet V2", ECCV 2018, arXiv
-1807.11164 ================  =====================================
-======================================================================================
+================  =============================  =================================
+name              widths                         paper
+================  =============================  =================================
+mobilenetv2_half  16, 8 12 16 32 48 80 160,      Sandler et al., "MobileNetV2",
+                  1280                           CVPR 2018, arXiv 1801.04381, at
+                                                 half the width
+shufflenet_v1     24, 240 480 960, in 3 groups   Zhang et al., "ShuffleNet",
+                                                 CVPR 2018, arXiv 1707.01083
+shufflenet_v2     24, 116 232 464, 1024          Ma et al., "ShuffleNet V2",
+                                                 ECCV 2018, arXiv 1807.11164
+================  =============================  =================================
 
-They differ from their papers' nets for ImageNet: MobileNetV2 has ReLU for ReLU6, and
-stride 1 for 2 in its second group of blocks; ShuffleNets begin with a 1x1 convolution
-of stride 1 and no max-pool, and V1 has a ReLU behind its 3x3 convolutions, too.
+Differences from the ImageNet nets of the papers: MobileNetV2 has ReLU instead of ReLU6,
+and stride 1 instead of 2 in the second group of blocks. The ShuffleNets start with a
+1x1 convolution of stride 1 and without max-pool, and V1 has an additional ReLU after
+the 3x3 convolutions.
 """
 
 from collections.abc import Callable
@@ -31,17 +32,17 @@ from kd_app.models.small.staged import (
     Maps,
     StagedNet,
     build_conv,
+    build_default_cfgs,
     build_with_timm,
-    default_cfgs_of,
 )
 
 Block = Callable[[int, int, int], nn.Module]
 Group = tuple[Block, Block, int, int, int]
 
 _GROUPS = 3
-"""Of ShuffleNet's grouped convolutions."""
+"""Number of groups of ShuffleNet's grouped convolutions."""
 _EXPANSION = 6
-"""By how much MobileNetV2's blocks are wider inside."""
+"""Expansion factor of MobileNetV2's blocks."""
 
 
 def _build_norm_act(width: int) -> tuple[nn.Module, nn.Module]:
@@ -53,8 +54,8 @@ def _build_depthwise(width: int, stride: int) -> nn.Conv2d:
 
 
 def shuffle(x: Maps, groups: int) -> Maps:
-    """Channel ``g * n + i`` goes to ``i * groups + g``, for `groups` groups of n: the
-    next grouped convolution sees channels of every group.
+    """Move channel ``g * n + i`` to ``i * groups + g``, for `groups` groups of n
+    channels, so that the next grouped convolution reads channels of every group.
     """
     batch, channels, height, width = x.shape
     return (
@@ -62,9 +63,9 @@ def shuffle(x: Maps, groups: int) -> Maps:
     )
 
 
-class Inverted(nn.Module):
-    """Inverted residual: 1x1 to `expansion` times the width, 3x3 depthwise, 1x1 without
-    an activation; plus the input where the shape stays.
+class InvertedResidual(nn.Module):
+    """Inverted residual block: 1x1 convolution to `expansion` times the width, 3x3
+    depthwise, 1x1 without activation. The input is added if the shape does not change.
     """
 
     def __init__(
@@ -72,8 +73,14 @@ class Inverted(nn.Module):
     ) -> None:
         super().__init__()
         wide = expansion * inputs
-        self.body = nn.Sequential(build_conv(inputs, wide, kernel=1), *_build_norm_act(wide), _build_depthwise(wide, stride), *_build_norm_act(wide),
-                                  build_conv(wide, outputs, kernel=1), nn.BatchNorm2d(outputs))  # fmt: skip
+        self.body = nn.Sequential(
+            build_conv(inputs, wide, kernel=1),
+            *_build_norm_act(wide),
+            _build_depthwise(wide, stride),
+            *_build_norm_act(wide),
+            build_conv(wide, outputs, kernel=1),
+            nn.BatchNorm2d(outputs),
+        )
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Images) -> Maps:
@@ -82,23 +89,24 @@ class Inverted(nn.Module):
         return x + y if self.adds else y
 
 
-class Grouped(nn.Module):
-    """ShuffleNet's unit: 1x1 in `first` groups, shuffle, 3x3 depthwise, grouped 1x1. At
-    stride 2 the pooled input is put beside it, else added.
+class ShuffleUnit(nn.Module):
+    """Unit of ShuffleNet: 1x1 in `first` groups, shuffle, 3x3 depthwise, grouped 1x1.
+    The input is added; at stride 2 the pooled input is concatenated instead.
     """
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, *, first: int = _GROUPS, groups: int = _GROUPS
     ) -> None:
         super().__init__()
-        own = outputs - inputs if stride == 2 else outputs
-        middle, self.groups = own // 4, first
+        residual_width = outputs - inputs if stride == 2 else outputs
+        middle, self.groups = residual_width // 4, first
         self.conv1 = nn.Sequential(
             build_conv(inputs, middle, kernel=1, groups=self.groups), *_build_norm_act(middle)
         )
         self.conv2 = nn.Sequential(_build_depthwise(middle, stride), *_build_norm_act(middle))
         self.conv3 = nn.Sequential(
-            build_conv(middle, own, kernel=1, groups=groups), nn.BatchNorm2d(own)
+            build_conv(middle, residual_width, kernel=1, groups=groups),
+            nn.BatchNorm2d(residual_width),
         )
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
         self.act = nn.ReLU(inplace=True)
@@ -106,30 +114,38 @@ class Grouped(nn.Module):
     def forward(self, x: Images) -> Maps:
         """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
         y: Tensor = self.conv3(self.conv2(shuffle(self.conv1(x), self.groups)))
-        return self.act(x + y if self.pool is None else torch.cat([y, self.pool(x)], dim=1))  # type: ignore[no-any-return]
+        mixed = x + y if self.pool is None else torch.cat([y, self.pool(x)], dim=1)
+        return self.act(mixed)  # type: ignore[no-any-return]
 
 
-class Split(nn.Module):
-    """ShuffleNet V2's unit: one half of the channels as it is (at stride 2: both halves
-    are made of all), the other through 1x1, 3x3 depthwise, 1x1; then shuffled.
+class ShuffleUnitV2(nn.Module):
+    """Unit of ShuffleNet V2: half of the channels stay unchanged, the other half passes
+    1x1, 3x3 depthwise and 1x1 convolutions; then channels are shuffled. At stride 2
+    both halves are computed from all channels.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         half = outputs // 2
-        enters = inputs if stride == 2 else half
+        width = inputs if stride == 2 else half
         self.near = (
             nn.Sequential(
-                _build_depthwise(enters, 2),
-                nn.BatchNorm2d(enters),
-                build_conv(enters, half, kernel=1),
+                _build_depthwise(width, 2),
+                nn.BatchNorm2d(width),
+                build_conv(width, half, kernel=1),
                 *_build_norm_act(half),
             )
             if stride == 2
             else None
         )
-        self.far = nn.Sequential(build_conv(enters, half, kernel=1), *_build_norm_act(half), _build_depthwise(half, stride), nn.BatchNorm2d(half),
-                                 build_conv(half, half, kernel=1), *_build_norm_act(half))  # fmt: skip
+        self.far = nn.Sequential(
+            build_conv(width, half, kernel=1),
+            *_build_norm_act(half),
+            _build_depthwise(half, stride),
+            nn.BatchNorm2d(half),
+            build_conv(half, half, kernel=1),
+            *_build_norm_act(half),
+        )
 
     def forward(self, x: Images) -> Maps:
         """``[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]``."""
@@ -138,12 +154,12 @@ class Split(nn.Module):
 
 
 class MobileNet(StagedNet):
-    """A convolution, groups of blocks, a 1x1 convolution to `last` channels where that
-    is not 0, pooling and a linear classifier.
+    """A convolution, groups of blocks, an optional 1x1 convolution to `last` channels
+    (0: none), pooling and a linear classifier.
 
-    stem: width, kernel and stride of the convolution. groups: of each group the maker
-    of its first block and of its others (inputs, outputs, stride), the width, how many
-    blocks, the stride of the first.
+    stem: width, kernel and stride of the first convolution. groups: per group, the
+    constructors of the first block and of the other blocks (inputs, outputs, stride),
+    the width, the number of blocks, and the stride of the first block.
     """
 
     def __init__(
@@ -187,54 +203,61 @@ class MobileNet(StagedNet):
         return self.stem(self.conv1(x))  # type: ignore[no-any-return]
 
     def list_stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """Stem and groups."""
         return (self._stem, *(self.get_submodule(info["module"]) for info in self.feature_info[1:]))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Regular expressions of the layers, for timm's layer-wise learning-rate decay."""
+        """Return regular expressions of the layers, for timm's layer-wise learning-rate
+        decay.
+        """
         return {
             "stem": r"^conv1|^stem",
             "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)",
         }
 
 
-_NARROW = partial(Inverted, expansion=1)
+_NARROW = partial(InvertedResidual, expansion=1)
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mobilenetv2_half": {
         "stem": (16, 3, 2),
         "groups": (
             (_NARROW, _NARROW, 8, 1, 1),
-            (Inverted, Inverted, 12, 2, 1),
-            (Inverted, Inverted, 16, 3, 2),
-            (Inverted, Inverted, 32, 4, 2),
-            (Inverted, Inverted, 48, 3, 1),
-            (Inverted, Inverted, 80, 3, 2),
-            (Inverted, Inverted, 160, 1, 1),
+            (InvertedResidual, InvertedResidual, 12, 2, 1),
+            (InvertedResidual, InvertedResidual, 16, 3, 2),
+            (InvertedResidual, InvertedResidual, 32, 4, 2),
+            (InvertedResidual, InvertedResidual, 48, 3, 1),
+            (InvertedResidual, InvertedResidual, 80, 3, 2),
+            (InvertedResidual, InvertedResidual, 160, 1, 1),
         ),
         "last": 1280,
     },
     "shufflenet_v1": {
         "stem": (24, 1, 1),
         "groups": (
-            (partial(Grouped, first=1), Grouped, 240, 4, 2),
-            (Grouped, Grouped, 480, 8, 2),
-            (Grouped, Grouped, 960, 4, 2),
+            (partial(ShuffleUnit, first=1), ShuffleUnit, 240, 4, 2),
+            (ShuffleUnit, ShuffleUnit, 480, 8, 2),
+            (ShuffleUnit, ShuffleUnit, 960, 4, 2),
         ),
         "last": 0,
     },
     "shufflenet_v2": {
         "stem": (24, 1, 1),
-        "groups": ((Split, Split, 116, 4, 2), (Split, Split, 232, 8, 2), (Split, Split, 464, 4, 2)),
+        "groups": (
+            (ShuffleUnitV2, ShuffleUnitV2, 116, 4, 2),
+            (ShuffleUnitV2, ShuffleUnitV2, 232, 8, 2),
+            (ShuffleUnitV2, ShuffleUnitV2, 464, 4, 2),
+        ),
         "last": 1024,
     },
 }
 
-default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"), size=4)
+default_cfgs = build_default_cfgs(dict.fromkeys(_ARCHITECTURES, "conv1"), size=4)
 
 
 @register_model
 def mobilenetv2_half(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNetV2 at half the width for images of 16 to 64 pixels, see the table above."""
+    """MobileNetV2 at half the width, for images of 16 to 64 pixels; see the table
+    above.
+    """
     return build_with_timm(
         MobileNet,
         "mobilenetv2_half",
@@ -247,7 +270,7 @@ def mobilenetv2_half(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def shufflenet_v1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ShuffleNet for images of 8 to 64 pixels, see the table above."""
+    """ShuffleNet for images of 8 to 64 pixels; see the table above."""
     return build_with_timm(
         MobileNet,
         "shufflenet_v1",
@@ -260,7 +283,7 @@ def shufflenet_v1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def shufflenet_v2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ShuffleNet V2 for images of 8 to 64 pixels, see the table above."""
+    """ShuffleNet V2 for images of 8 to 64 pixels; see the table above."""
     return build_with_timm(
         MobileNet,
         "shufflenet_v2",

@@ -1,19 +1,18 @@
-"""VGG nets of small images: five stages of 3x3 convolutions, without shortcuts.
+"""VGG nets for small images: five stages of 3x3 convolutions, without shortcuts.
 
-============  ===========================
-==================================================================================================
-name          convolutions a stage         paper ============
-===========================
-==================================================================================================
-vgg8          1, 1, 1, 1, 1                Simonyan & Zisserman, "Very deep
-convolutional networks", ICLR 2015, arXiv 1409.1556, with vgg13_small   2, 2, 2, 2, 2
-BatchNorm, and with one linear layer as Tian et al., ICLR 2020, arXiv 1910.10699, have
-them ============  ===========================
-==================================================================================================
+===========  ======================  ===========================================
+name         convolutions per stage  paper
+===========  ======================  ===========================================
+vgg8         1, 1, 1, 1, 1           Simonyan & Zisserman, "Very deep
+vgg13_small  2, 2, 2, 2, 2           convolutional networks", ICLR 2015, arXiv
+                                     1409.1556, with BatchNorm and one linear
+                                     layer as in Tian et al., ICLR 2020, arXiv
+                                     1910.10699
+===========  ======================  ===========================================
 
-Widths 64, 128, 256, 512, 512; a 2x2 max-pool before the stages 2, 3 and 4, so that
-32x32 pixels end as 4x4. The literature's ``vgg13`` has the name ``vgg13_small`` here:
-timm's own `vgg13` is the net of 133 million parameters for ImageNet.
+Widths 64, 128, 256, 512, 512, with a 2x2 max-pool before stages 2, 3 and 4: images of
+32x32 pixels end as 4x4 maps. The literature's ``vgg13`` is called ``vgg13_small`` here,
+because timm's `vgg13` is the ImageNet net with 133 million parameters.
 """
 
 from collections.abc import Callable
@@ -22,15 +21,15 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-from kd_app.models.small.staged import StagedNet, build_with_timm, default_cfgs_of
+from kd_app.models.small.staged import StagedNet, build_default_cfgs, build_with_timm
 
 _WIDTHS, _STRIDES = (64, 128, 256, 512, 512), (1, 2, 2, 2, 1)
 _DEPTHS = {"vgg8": 1, "vgg13_small": 2}
 
 
 class SmallVgg(StagedNet):
-    """Five stages of `depth` convolutions, BatchNorm and ReLU each; pooling, and a
-    linear classifier. Depth 5 * `depth` + 3 by the count of VGG.
+    """Five stages of `depth` convolutions, each with BatchNorm and ReLU; pooling; a
+    linear classifier. The VGG depth is 5 * `depth` + 3.
     """
 
     def __init__(
@@ -63,20 +62,21 @@ class SmallVgg(StagedNet):
         )
 
     def list_stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """The five."""
         return tuple(self.get_submodule(info["module"]) for info in self.feature_info)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Regular expressions of the layers, for timm's layer-wise learning-rate decay."""
+        """Return regular expressions of the layers, for timm's layer-wise learning-rate
+        decay.
+        """
         return {"stem": r"^stage0", "blocks": r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)"}
 
 
-default_cfgs = default_cfgs_of(dict.fromkeys(_DEPTHS, "stage0.0"), size=4)
+default_cfgs = build_default_cfgs(dict.fromkeys(_DEPTHS, "stage0.0"), size=4)
 
 
 @register_model
 def vgg8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """vgg8 for images of 8 to 64 pixels, see the table above."""
+    """vgg8 for images of 8 to 64 pixels; see the table above."""
     return build_with_timm(
         SmallVgg, "vgg8", pretrained, (1, 2, 3, 4), depth=_DEPTHS["vgg8"], **kwargs
     )
@@ -84,7 +84,7 @@ def vgg8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def vgg13_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The literature's vgg13 for images of 8 to 64 pixels, see the table above."""
+    """The literature's vgg13 for images of 8 to 64 pixels; see the table above."""
     return build_with_timm(
         SmallVgg, "vgg13_small", pretrained, (1, 2, 3, 4), depth=_DEPTHS["vgg13_small"], **kwargs
     )

@@ -1,27 +1,23 @@
-"""Residual nets of small images.
+"""Residual nets for small images.
 
-================================  ==========================================
-=====================================================================
-names                             widths (stem, stages)                       paper
-================================  ==========================================
-=====================================================================
-resnet8 14 20 32 44 56 110        16, 16 32 64                                He et al.,
-"Deep residual learning", CVPR 2016, arXiv 1512.03385
-resnet8x4 resnet32x4              32, 64 128 256                              Tian et
-al., "Contrastive representation distillation", ICLR 2020,
-                                                                              arXiv
-                                                                              1910.10699
-wrn_{16,40}_{1,2}, wrn_28_2       16, 16k 32k 64k                             Zagoruyko
-& Komodakis, "Wide residual networks", BMVC 2016,
-(depth, width k)                                                              arXiv
-1605.07146
-================================  ==========================================
-=====================================================================
+=========================  ================  ====================================
+names                      widths            paper
+                           (stem, stages)
+=========================  ================  ====================================
+resnet8 14 20 32 44 56     16, 16 32 64      He et al., "Deep residual learning",
+110                                          CVPR 2016, arXiv 1512.03385
+resnet8x4 resnet32x4       32, 64 128 256    Tian et al., "Contrastive
+                                             representation distillation",
+                                             ICLR 2020, arXiv 1910.10699
+wrn_{16,40}_{1,2},         16, 16k 32k 64k   Zagoruyko & Komodakis, "Wide
+wrn_28_2 (depth, width k)                    residual networks", BMVC 2016,
+                                             arXiv 1605.07146
+=========================  ================  ====================================
 
-The stem has stride 1 and the three stages strides 1, 2, 2, so images of 8 to 64 pixels
-keep a map worth reading (8x8 -> 2x2, 32x32 -> 8x8). Shortcuts are the identity, or a
-1x1 projection where the width or the size changes (option B), as all code of the
-distillation literature has it.
+The stem has stride 1 and the three stages have strides 1, 2, 2, so images of 8 to 64
+pixels end in maps of useful size (8x8 -> 2x2, 32x32 -> 8x8). Shortcuts are the
+identity, or a 1x1 projection if width or size changes (option B), as in all code of the
+distillation literature.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,21 +33,18 @@ from kd_app.models.small.staged import (
     Maps,
     StagedNet,
     build_conv,
+    build_default_cfgs,
     build_with_timm,
-    default_cfgs_of,
 )
 
 
-class PostBlock(nn.Module):
+class BasicBlock(nn.Module):
     """Basic block: ``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.act1 = (
-            build_conv(inputs, outputs, stride),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        )
+        self.conv1 = build_conv(inputs, outputs, stride)
+        self.bn1, self.act1 = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
         self.conv2, self.bn2 = build_conv(outputs, outputs), nn.BatchNorm2d(outputs)
         projects = stride != 1 or inputs != outputs
         self.shortcut = (
@@ -68,23 +61,17 @@ class PostBlock(nn.Module):
         return self.act2(y)  # type: ignore[no-any-return]
 
 
-class PreBlock(nn.Module):
-    """Pre-activation block: ``shortcut(x) + conv(relu(bn(conv(relu(bn(x))))))``; a
+class PreActBlock(nn.Module):
+    """Pre-activation block: ``shortcut(x) + conv(relu(bn(conv(relu(bn(x))))))``. A
     projecting shortcut reads the activated input.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.act1, self.conv1 = (
-            nn.BatchNorm2d(inputs),
-            nn.ReLU(inplace=True),
-            build_conv(inputs, outputs, stride),
-        )
-        self.bn2, self.act2, self.conv2 = (
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            build_conv(outputs, outputs),
-        )
+        self.bn1, self.act1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
+        self.conv1 = build_conv(inputs, outputs, stride)
+        self.bn2, self.act2 = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        self.conv2 = build_conv(outputs, outputs)
         self.shortcut = (
             build_conv(inputs, outputs, stride, kernel=1)
             if stride != 1 or inputs != outputs
@@ -103,11 +90,11 @@ class SmallNet(StagedNet):
     """Stem, three stages of `num_blocks` blocks, pooling and a linear classifier, with
     the interface of timm's models.
 
-    `widths` are those of the stem and the three stages. `forward_intermediates` and
-    ``features_only`` give four maps: stem, layer1, layer2, layer3 at strides 1, 1, 2,
-    4. `drop_rate` is the dropout before the classifier in training. `stem_kernel`,
-    `stem_stride` and `strides` (of the stages) are for a net that is cheaper still: 5,
-    2 and (2, 2, 2) take a twelfth of resnet8's multiply-adds.
+    `widths`: of the stem and the three stages. `forward_intermediates` and
+    ``features_only`` return four maps: stem, layer1, layer2, layer3 at strides 1, 1, 2,
+    4. `drop_rate`: dropout before the classifier in training. `stem_kernel`,
+    `stem_stride` and `strides` (of the stages) are for cheaper nets: 5, 2 and (2, 2, 2)
+    take a twelfth of resnet8's multiply-adds.
     """
 
     block: ClassVar[type[nn.Module]]
@@ -127,10 +114,8 @@ class SmallNet(StagedNet):
     ) -> None:
         super().__init__()
         self.num_features = widths[-1]
-        self.conv1, self.stem = (
-            build_conv(in_chans, widths[0], stem_stride, stem_kernel),
-            self._build_norm_act(first=True, width=widths[0]),
-        )
+        self.conv1 = build_conv(in_chans, widths[0], stem_stride, stem_kernel)
+        self.stem = self._build_norm_act(first=True, width=widths[0])
         self.layer1 = self._build_stage(widths[0], widths[1], strides[0], num_blocks)
         self.layer2 = self._build_stage(widths[1], widths[2], strides[1], num_blocks)
         self.layer3 = self._build_stage(widths[2], widths[3], strides[2], num_blocks)
@@ -154,7 +139,7 @@ class SmallNet(StagedNet):
         )
 
     def _build_norm_act(self, *, first: bool, width: int) -> nn.Module:
-        """What stands between the first convolution and the stages (`first`), or
+        """Return the layers between the first convolution and the stages (`first`), or
         between the stages and the head.
         """
         raise NotImplementedError
@@ -163,11 +148,12 @@ class SmallNet(StagedNet):
         return self.stem(self.conv1(x))  # type: ignore[no-any-return]
 
     def list_stages(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """Stem and layers."""
         return (self._stem, self.layer1, self.layer2, self.layer3)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Regular expressions of the layers, for timm's layer-wise learning-rate decay."""
+        """Return regular expressions of the layers, for timm's layer-wise learning-rate
+        decay.
+        """
         return {
             "stem": r"^conv1|^stem",
             "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)",
@@ -179,7 +165,7 @@ class SmallResNet(SmallNet):
     CVPR 2016, arXiv 1512.03385.
     """
 
-    block = PostBlock
+    block = BasicBlock
 
     def _build_norm_act(self, *, first: bool, width: int) -> nn.Module:
         return (
@@ -189,10 +175,10 @@ class SmallResNet(SmallNet):
 
 class WideResNet(SmallNet):
     """Wide, pre-activation ResNet; depth = 6 * num_blocks + 4. Zagoruyko & Komodakis,
-    BMVC 2016, arXiv 1605.07146 (dropout at the head alone).
+    BMVC 2016, arXiv 1605.07146 (dropout only at the head).
     """
 
-    block = PreBlock
+    block = PreActBlock
 
     def _build_norm_act(self, *, first: bool, width: int) -> nn.Module:
         return (
@@ -209,7 +195,7 @@ _ARCHITECTURES: dict[str, tuple[type[SmallNet], int, tuple[int, int, int, int]]]
     },
 }
 
-default_cfgs = default_cfgs_of(dict.fromkeys(_ARCHITECTURES, "conv1"))
+default_cfgs = build_default_cfgs(dict.fromkeys(_ARCHITECTURES, "conv1"))
 
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -221,83 +207,83 @@ def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register_model
 def resnet8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet8 for images of 8 to 64 pixels, see the table above."""
+    """resnet8 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet8", pretrained, **kwargs)
 
 
 @register_model
 def resnet14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet14 for images of 8 to 64 pixels, see the table above."""
+    """resnet14 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet14", pretrained, **kwargs)
 
 
 @register_model
 def resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet20 for images of 8 to 64 pixels, see the table above."""
+    """resnet20 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet20", pretrained, **kwargs)
 
 
 @register_model
 def resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet32 for images of 8 to 64 pixels, see the table above."""
+    """resnet32 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet32", pretrained, **kwargs)
 
 
 @register_model
 def resnet44(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet44 for images of 8 to 64 pixels, see the table above."""
+    """resnet44 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet44", pretrained, **kwargs)
 
 
 @register_model
 def resnet56(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet56 for images of 8 to 64 pixels, see the table above."""
+    """resnet56 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet56", pretrained, **kwargs)
 
 
 @register_model
 def resnet110(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet110 for images of 8 to 64 pixels, see the table above."""
+    """resnet110 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet110", pretrained, **kwargs)
 
 
 @register_model
 def resnet8x4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet8x4 for images of 8 to 64 pixels, see the table above."""
+    """resnet8x4 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet8x4", pretrained, **kwargs)
 
 
 @register_model
 def resnet32x4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """resnet32x4 for images of 8 to 64 pixels, see the table above."""
+    """resnet32x4 for images of 8 to 64 pixels; see the table above."""
     return _build("resnet32x4", pretrained, **kwargs)
 
 
 @register_model
 def wrn_16_1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """wrn_16_1 for images of 8 to 64 pixels, see the table above."""
+    """wrn_16_1 for images of 8 to 64 pixels; see the table above."""
     return _build("wrn_16_1", pretrained, **kwargs)
 
 
 @register_model
 def wrn_16_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """wrn_16_2 for images of 8 to 64 pixels, see the table above."""
+    """wrn_16_2 for images of 8 to 64 pixels; see the table above."""
     return _build("wrn_16_2", pretrained, **kwargs)
 
 
 @register_model
 def wrn_28_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """wrn_28_2 for images of 8 to 64 pixels, see the table above."""
+    """wrn_28_2 for images of 8 to 64 pixels; see the table above."""
     return _build("wrn_28_2", pretrained, **kwargs)
 
 
 @register_model
 def wrn_40_1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """wrn_40_1 for images of 8 to 64 pixels, see the table above."""
+    """wrn_40_1 for images of 8 to 64 pixels; see the table above."""
     return _build("wrn_40_1", pretrained, **kwargs)
 
 
 @register_model
 def wrn_40_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """wrn_40_2 for images of 8 to 64 pixels, see the table above."""
+    """wrn_40_2 for images of 8 to 64 pixels; see the table above."""
     return _build("wrn_40_2", pretrained, **kwargs)
