@@ -1,5 +1,5 @@
-"""The least that a distillation on images in memory can be: what a person writes by
-hand, and what the training loop is measured against.
+"""A minimal hand-written distillation loop on images in memory: the reference for the
+speed of the training loop.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ TEMPERATURE = 4.0
 
 @dataclass
 class BareLoop:
-    """AdamW on cross-entropy plus soft targets; batched crop and flip; autocast as
-    `precision` says; channels-last; no logging, no validation.
+    """AdamW on cross-entropy plus soft targets, with batched crop and flip, autocast
+    according to `precision`, and channels-last; no logging, no validation.
 
-    images: uint8 ``[N, 1, H, W]``; mean and std of their pixels in 0..1.
+    images: uint8 ``[N, 1, H, W]``; mean and std of the pixels in 0..1.
     """
 
     student: nn.Module
@@ -45,8 +45,8 @@ class BareLoop:
         self.windows = padded.as_strided(windows, (wide * wide, wide, 1, wide, 1))
         self.generator = torch.Generator().manual_seed(0)
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """A random batch, cropped, flipped and normalized."""
+    def draw_batch(self) -> tuple[Tensor, Tensor]:
+        """Return a random batch, cropped, flipped and normalized."""
         size = (self.batch_size,)
         index = torch.randint(0, len(self.images), size, generator=self.generator)
         top, left = (
@@ -60,9 +60,9 @@ class BareLoop:
         ), self.target[index]
 
     def run(self, steps: int) -> None:
-        """Train for so many steps."""
+        """Train for `steps` steps."""
         for _ in range(steps):
-            image, target = self.batch()
+            image, target = self.draw_batch()
             with torch.autocast(
                 "cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16-mixed"
             ):

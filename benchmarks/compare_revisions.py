@@ -1,12 +1,12 @@
-"""Compare the weights and numbers of two revisions on this machine:
-``python -m benchmarks.compare_revisions BASE``.
+"""Compare the weights and metrics of two revisions on this machine: ``python -m
+benchmarks.compare_revisions BASE``.
 
-Nine small runs with explicit settings are made by a clone of BASE and by this tree, each in
-its own process: a plain pair with controls, own modules, cached teacher outputs, several
-teachers, a chain, few labels with mixup, a compressed run, two ranks. A refactoring must
-leave the sha256 of all trained weights and all test metrics equal; exit code 1 where one
-differs. Names of stages differ wherever what is hashed was renamed, so stages are compared
-by their name without the hash.
+Trains nine small runs with explicit settings, once with a clone of BASE and once with
+this tree, each in its own process: a plain pair with controls, user-provided modules,
+cached teacher outputs, several teachers, a chain, few labels with mixup, a compressed
+run, two ranks. A refactoring must not change the sha256 of any trained weights or any
+test metric; the exit code is 1 if one differs. Stages are compared by name without
+hash, because the hash changes if a hashed setting is renamed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RENAMED_SETTINGS = {
     "teacher.outputs=cached": "teacher.answers=stored",
     "data.label_fraction=0.5": "data.labels=0.5",
 }
-"""Settings as revisions before the rename of 2026-11 spell them."""
+"""Settings, and their names in revisions before the rename of 2026-11."""
 PAIR = [
     "debug=fdr",
     "logger=[csv]",
@@ -104,8 +104,8 @@ METRICS = ("top1", "nll", "ece", "brier")
 
 
 def run_all(tree: Path, folder: Path, *, before_renames: bool) -> dict[str, Any]:
-    """Make every run with the code of `tree`, and return what it left: the sha256 of all
-    weights and the test metrics, by ``run/stage``.
+    """Run every command with the code of `tree`. Return the sha256 of all weights and
+    the test metrics, by ``run/stage``.
     """
     values: dict[str, Any] = {}
     for name, (command, overrides) in RUNS.items():

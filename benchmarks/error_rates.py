@@ -1,4 +1,4 @@
-"""How often verdicts and intervals are wrong where the truth is known. ``python -m
+"""How often verdicts and intervals are wrong if the truth is known. ``python -m
 benchmarks.error_rates > docs/verdict.md``, or ``make verdict``
 """
 
@@ -32,8 +32,10 @@ SIDES: tuple[Side, ...] = ("kept", "lost")
 
 @dataclass(frozen=True)
 class Rate:
-    """claim: 'at most' for errors, 'about' for coverage, 'at least' for power · sets:
-    that were drawn; None where the rate is summed up exactly.
+    """A measured rate and the claimed one.
+
+    claim: 'at most' for errors, 'about' for coverage, 'at least' for power. sets:
+    number of simulated sets; None if the rate is computed exactly.
     """
 
     what: str
@@ -52,7 +54,7 @@ class Rate:
         )
 
     def row(self) -> str:
-        """In Markdown."""
+        """Return the row in Markdown."""
         plus = f" ± {100 * self.error:.1f}" if self.sets else ""
         return (
             f"| {self.what} | {self.n} | {self.truth} | {self.claim} {100 * self.claimed:g} % |"
@@ -61,8 +63,8 @@ class Rate:
 
 
 def wrong_verdict(side: Side, n: int, margin: float, worse: float) -> Rate:
-    """'kept' (or 'lost') by top1 of a student that loses exactly the margin: `worse` is
-    the rate of images that the teacher alone has right.
+    """Rate of the verdict 'kept' (or 'lost') by top1 for a student that loses exactly
+    the margin. `worse`: share of images that only the teacher classifies correctly.
     """
     truth = f"loses {100 * margin:g} points, {100 * (2 * worse - margin):g} % discordant"
     return Rate(
@@ -77,8 +79,8 @@ def wrong_verdict(side: Side, n: int, margin: float, worse: float) -> Rate:
 
 
 def _called(side: Side, n: int, margin: float, rates: tuple[float, float]) -> float:
-    """The probability of that verdict where better and worse have these rates: for each
-    number of 'worse' the verdict turns at one of 'better'.
+    """Return the probability of the verdict, given the rates of better and worse
+    images: for each number of 'worse' the verdict changes at one number of 'better'.
     """
     better, worse = rates
     total = 0.0
@@ -100,8 +102,8 @@ def _called(side: Side, n: int, margin: float, rates: tuple[float, float]) -> fl
 
 
 def power(better: int, worse: int, n: int) -> Rate:
-    """That the verdict on n_needed images is the one that a set with these counts did
-    not show, if its rates are the truth.
+    """Rate of the verdict that a set with these counts could not show, on n_needed
+    images, if its rates are the truth.
     """
     tally = VerdictTally(
         *(np.array([count]) for count in (n, n - worse, n - better, better, worse))
@@ -124,7 +126,7 @@ def power(better: int, worse: int, n: int) -> Rate:
 
 
 def wilson_coverage(n: int, rate: float) -> Rate:
-    """Wilson's interval of an accuracy."""
+    """Coverage of Wilson's interval of an accuracy."""
     hits = np.arange(n + 1)
     low, high = compute_wilson_bounds(hits, np.full(n + 1, n), TWO_SIDED)
     held = float(binom.pmf(hits, n, rate) @ ((low <= rate) & (rate <= high)))
@@ -134,7 +136,7 @@ def wilson_coverage(n: int, rate: float) -> Rate:
 
 
 def tango_coverage(n: int, better: float, worse: float) -> Rate:
-    """Tango's interval of the difference of two models."""
+    """Coverage of Tango's interval of the difference of two models."""
     c = np.arange(int(binom.ppf(1e-8, n, worse)), int(binom.ppf(1 - 1e-8, n, worse)) + 1)
     b = np.arange(int(binom.ppf(1e-8, n, better)), int(binom.ppf(1 - 1e-8, n, better)) + 1)
     b, c = (each.ravel() for each in np.meshgrid(b, c))
@@ -156,8 +158,8 @@ def tango_coverage(n: int, better: float, worse: float) -> Rate:
 
 @dataclass(frozen=True)
 class Classes:
-    """Recalls of teacher and student in each class; images a class; `extra`: rate of
-    'worse' beyond what the difference takes.
+    """Recalls of teacher and student in each class, and images per class. `extra`: rate
+    of 'worse' beyond the difference.
     """
 
     name: str
@@ -167,7 +169,7 @@ class Classes:
     extra: float = 0.02
 
     def draw(self, rng: np.random.Generator, sets: int) -> Iterator[VerdictTally]:
-        """Sets of images, counted."""
+        """Yield the counts of simulated sets of images."""
         for cells in np.stack(list(self._cells(rng, sets)), axis=1):
             both, better, worse, _ = cells.T
             yield VerdictTally(cells.sum(axis=1), both + better, both + worse, better, worse)
@@ -182,8 +184,8 @@ class Classes:
 
 
 def by_classes(metric: Judged, classes: Classes, *, sets: int) -> Iterator[Rate]:
-    """The verdicts of a student that loses exactly the margin, by balanced accuracy or
-    by its worst class.
+    """Rates of wrong verdicts for a student that loses exactly the margin, by balanced
+    accuracy or worst class.
     """
     teacher, student = np.array(classes.teacher), np.array(classes.student)
     margin = float(
@@ -212,26 +214,39 @@ def by_classes(metric: Judged, classes: Classes, *, sets: int) -> Iterator[Rate]
 
 
 SAME, LESS = (0.9,) * 10, (0.88,) * 10
+ONE_BAD = (0.7, *SAME[1:])
 CLASSES: tuple[tuple[Judged, Classes], ...] = (
     ("balanced_accuracy", Classes("each of 10 classes loses 2 points", SAME, LESS, 50)),
-    ("balanced_accuracy", Classes("the same, few images, hardly any discordant", SAME, LESS, 20, 0.0)),
-    ("balanced_accuracy", Classes("one class loses 20 points", SAME, (0.7, *SAME[1:]), 200)),
+    (
+        "balanced_accuracy",
+        Classes("the same, few images, hardly any discordant", SAME, LESS, 20, 0.0),
+    ),
+    ("balanced_accuracy", Classes("one class loses 20 points", SAME, ONE_BAD, 200)),
     ("balanced_accuracy", Classes("each of 100 classes loses 2 points", SAME * 10, LESS * 10, 10)),
-    ("worst_class", Classes("one of 10 equal classes loses 5 points", SAME, (0.85, *SAME[1:]), 100)),
+    (
+        "worst_class",
+        Classes("one of 10 equal classes loses 5 points", SAME, (0.85, *SAME[1:]), 100),
+    ),
     ("worst_class", Classes("each of 10 equal classes loses 5 points", SAME, (0.85,) * 10, 100)),
-    ("worst_class", Classes("the teacher's one bad class loses 5 points", (0.7, *SAME[1:]), (0.65, *SAME[1:]), 100)),
-    ("worst_class", Classes("another class becomes the worst", (0.7, *SAME[1:]), (0.9, 0.65, *SAME[2:]), 100, 0.05)),
-)  # fmt: skip
+    (
+        "worst_class",
+        Classes("the teacher's one bad class loses 5 points", ONE_BAD, (0.65, *SAME[1:]), 100),
+    ),
+    (
+        "worst_class",
+        Classes("another class becomes the worst", ONE_BAD, (0.9, 0.65, *SAME[2:]), 100, 0.05),
+    ),
+)
 
 
 def bootstrap_coverage(
     n: int, accuracy: tuple[float, float, float], *, sets: int, resamples: int = 1000
 ) -> Iterator[Rate]:
-    """The percentile interval of gain, retention and gap closed; teacher, student and
-    control agree as models of hard and easy images do.
+    """Coverage of the percentile interval of gain, retention and gap closed. Teacher,
+    student and control are correlated by hard and easy images.
 
-    Drawing counts of the eight patterns of right and wrong is drawing images with
-    replacement.
+    Drawing counts of the eight patterns of right and wrong is equivalent to drawing
+    images with replacement.
     """
     rng = np.random.default_rng(0)
     cells = _patterns(accuracy)
@@ -244,22 +259,24 @@ def bootstrap_coverage(
         "retention": student / teacher,
         "gap closed": (student - control) / (teacher - control),
     }
-    held, known = dict.fromkeys(truths, 0), dict.fromkeys(truths, 0)
+    held, defined = dict.fromkeys(truths, 0), dict.fromkeys(truths, 0)
     for counts in rng.multinomial(n, cells, size=sets):
-        drawn = rng.multinomial(n, counts / n, size=resamples)
-        for name, point, resampled in _figures(np.vstack([drawn, counts]) @ signs.T / n):
+        resampled_counts = rng.multinomial(n, counts / n, size=resamples)
+        for name, point, resampled in _compute_gains(
+            np.vstack([resampled_counts, counts]) @ signs.T / n
+        ):
             low, high = compute_percentile_interval(point, resampled, CONFIDENCE)
-            known[name] += 1
+            defined[name] += 1
             held[name] += low <= truths[name] <= high
     for name in truths:
-        told = (
+        note = (
             ""
-            if known[name] == sets
-            else f" (told in {100 * known[name] / sets:.0f} % of the sets)"
+            if defined[name] == sets
+            else f" (defined in {100 * defined[name] / sets:.0f} % of the sets)"
         )
         truth = (
             f"teacher {100 * teacher:g}, student {100 * student:g}, control {100 * control:g}"
-            f" %{told}"
+            f" %{note}"
         )
         yield Rate(
             f"bootstrap: holds the {name}",
@@ -267,28 +284,28 @@ def bootstrap_coverage(
             truth,
             "about",
             CONFIDENCE,
-            held[name] / max(known[name], 1),
-            known[name],
+            held[name] / max(defined[name], 1),
+            defined[name],
         )
 
 
 def _patterns(accuracy: tuple[float, float, float]) -> Float[np.ndarray, " 8"]:
-    """Probabilities of the patterns: bit 0 the teacher is right, 1 the student, 2 the
-    control. An image is easy or hard for all alike.
+    """Return the probabilities of the patterns (bit 0: teacher right, 1: student, 2:
+    control). An image is easy or hard for all three models.
     """
     hard = 3 * (1 - min(accuracy))
-    found = np.zeros(8)
+    result = np.zeros(8)
     for pattern in range(8):
         right = [
             (1 - (1 - a) / hard) if pattern >> role & 1 else (1 - a) / hard
             for role, a in enumerate(accuracy)
         ]
-        found[pattern] = hard * np.prod(right)
-    found[7] += 1 - hard
-    return found
+        result[pattern] = hard * np.prod(right)
+    result[7] += 1 - hard
+    return result
 
 
-def _figures(
+def _compute_gains(
     accuracy: Float[np.ndarray, "draws 3"],
 ) -> Iterator[tuple[str, float, Float[np.ndarray, " resamples"]]]:
     teacher, student, control = accuracy.T
@@ -302,32 +319,34 @@ def _figures(
 
 
 def seeds_coverage(seeds: int, *, sets: int) -> Rate:
-    """Student's interval of a method's mean accuracy, as accuracies on 10,000 images
-    scatter over seeds.
+    """Coverage of Student's interval of a mean accuracy, for accuracies on 10,000
+    images that vary over seeds.
     """
-    rng, held, told = np.random.default_rng(0), 0, 0
+    rng, held, defined = np.random.default_rng(0), 0, 0
     for values in np.round(rng.normal(0.92, 0.002, size=(sets, seeds)), 4):
-        found = summarize_seeds(dict(enumerate(values.tolist())), CONFIDENCE)
-        if found.low is not None and found.high is not None:
-            told += 1
-            held += found.low <= 0.92 <= found.high
+        result = summarize_seeds(dict(enumerate(values.tolist())), CONFIDENCE)
+        if result.low is not None and result.high is not None:
+            defined += 1
+            held += result.low <= 0.92 <= result.high
     return Rate(
         "t-interval: holds the mean over seeds",
         f"{seeds} seeds",
         "deviation 0.2 points",
         "about",
         CONFIDENCE,
-        held / told,
-        told,
+        held / defined,
+        defined,
     )
 
 
 def holm_error(methods: int, seeds: int, *, sets: int) -> Rate:
-    """Any of several methods that equal the baseline is shown to differ from it."""
+    """Rate at which any of several methods equal to the baseline is shown to differ."""
     rng, wrong = np.random.default_rng(0), 0
     for values in rng.normal(0.92, 0.002, size=(sets, methods + 1, seeds)):
         base, *others = (dict(enumerate(row.tolist())) for row in values)
-        family = [found for other in others if (found := compare_by_seed(other, base, CONFIDENCE))]
+        family = [
+            result for other in others if (result := compare_by_seed(other, base, CONFIDENCE))
+        ]
         wrong += any(_shown(each) for each in correct_for_multiplicity(family))
     what = f"Holm: any of {methods} methods wrongly shown to differ"
     return Rate(
@@ -346,8 +365,8 @@ def _shown(difference: SeedDifference) -> bool:
 
 
 def verdicts() -> Iterator[Rate]:
-    """Of students that lose exactly the margin, and on as many images as are said to be
-    needed.
+    """Yield rates of wrong verdicts for students that lose exactly the margin, and the
+    power at n_needed images.
     """
     for n, margin, extra, side in product(
         (100, 359, 1000, 10_000), (0.01, 0.05), (0.0, 0.003, 0.02), SIDES
@@ -361,7 +380,9 @@ def verdicts() -> Iterator[Rate]:
 
 
 def intervals() -> Iterator[Rate]:
-    """Of rates, differences and ratios over images, and of means over seeds."""
+    """Yield coverages of intervals of rates, differences and ratios over images, and of
+    means over seeds.
+    """
     for n, rate in product((100, 359, 10_000), (0.8, 0.93, 0.99)):
         yield wilson_coverage(n, rate)
     for n, (better, worse) in product((100, 359, 1000), ((0.0, 0.01), (0.01, 0.02), (0.05, 0.05))):
@@ -379,26 +400,33 @@ def intervals() -> Iterator[Rate]:
 
 TEXT = """# How often the verdict is wrong
 
-Written by `make verdict`. The truth is known, and is where it is hardest: the student loses exactly the margin, so that both 'kept' and 'lost' are
-wrong. Each may be said in at most 5 % of all test sets (`verdict.confidence=0.95`). What follows a ± was simulated (three standard errors of the
-simulation); the rest is summed up exactly over all possible sets.
+Written by `make verdict`. The truth is known, and is the hardest case: the student loses exactly
+the margin, so that both 'kept' and 'lost' are wrong. Each may occur in at most 5 % of all test
+sets (`verdict.confidence=0.95`). Rates with a ± are simulated (three standard errors of the
+simulation); the others are computed exactly over all possible sets.
 
-- top1 is judged by an exact test on Tango's score (Berger and Boos 1994), which is never wrong more often than it says. The score test alone, by the
-  normal distribution, says 'kept' wrongly in up to 5.5 % and 'lost' in up to 7.5 % of sets with few discordant images.
-- balanced_accuracy is judged by bounds from those of each class (Zou and Donner 2008). The bootstrap over images said 'kept' wrongly in up to 7.5 %
-  of sets with few discordant images.
-- worst_class is judged by bounds of all pairs of classes that hold together. A class that came out worst is too low by chance, the teacher's too: the
-  bootstrap said 'kept' wrongly in 39 % of sets where one of ten equal classes lost the margin, and in 56 % with ten times as many images. The price
-  of being right is that more images are needed.
-- Wilson's and Tango's intervals hold the truth 95 % of the time on average over truths, not at each one: counts are whole numbers.
-- Bootstrapped intervals of ratios are approximate on a few hundred images.
+- top1 is judged by an exact test on Tango's score (Berger and Boos 1994), whose error rate never
+  exceeds the claim. The score test alone, with the normal distribution, wrongly gives 'kept' in up
+  to 5.5 % and 'lost' in up to 7.5 % of sets with few discordant images.
+- balanced_accuracy is judged by bounds that combine the bounds of each class (Zou and Donner
+  2008). The bootstrap over images wrongly gave 'kept' in up to 7.5 % of sets with few discordant
+  images.
+- worst_class is judged by simultaneous bounds of all pairs of classes. The measured recall of the
+  worst class is biased downward, also for the teacher. The bootstrap wrongly gave 'kept' in 39 %
+  of sets if one of ten equal classes lost the margin, and in 56 % with ten times as many images.
+  Valid bounds need more images.
+- Wilson's and Tango's intervals cover the truth in 95 % of sets on average over truths, not for
+  each truth, because counts are whole numbers.
+- Bootstrap intervals of ratios are approximate on a few hundred images.
 
-The rates of what was not chosen (the score test alone, the bootstraps) were measured once, while choosing; they are not in the table below.
+The error rates of rejected methods (the score test alone, the bootstraps) were measured once,
+when the methods were chosen; they are not in the table below.
 """
 
 
 if __name__ == "__main__":
-    gc.freeze()  # statsmodels collects garbage at every correction
+    # statsmodels runs the garbage collector at every correction.
+    gc.freeze()
     print(TEXT)
     print("| what | images | truth | claimed | measured |\n|---|---|---|---|---|")
     for rate in chain(verdicts(), intervals()):

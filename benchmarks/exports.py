@@ -1,5 +1,5 @@
-"""Which of timm's modules can be ONNX files, one small model each. ``python -m
-benchmarks.exports``, or ``make exports``, writes docs/exports.md
+"""Which of timm's modules can be exported to ONNX, tested with one small model each.
+``python -m benchmarks.exports``, or ``make exports``, writes docs/exports.md
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.models import listed, noised
+from benchmarks.models import build_noised_model, parse_table
 from benchmarks.variants import CLASSES, Variant
 from kd_app.config import InputSpec, RunError
 from kd_app.deployment.export import export
@@ -25,33 +25,33 @@ from kd_app.stages import write_atomically
 
 TABLE = Path(__file__).parents[1] / "docs" / "exports.md"
 JOURNAL = TABLE.with_name(".exports.jsonl")
-"""What is found, a line each: said again, the command goes on from here."""
+"""One line per result. If the command is run again, it resumes from this file."""
 OPSET, TOLERANCE = 18, 0.001
-"""As conf/formats/onnx.yaml has them."""
+"""Values of conf/formats/onnx.yaml."""
 SECONDS = 300
-"""So long may a model take, of one core's time: other work on the machine takes nothing
-of it.
+"""Limit of processor time per model, which other work on the machine does not
+affect.
 """
-_WAITS = 3600
-"""Seconds by the clock, for one that waits and computes nothing."""
+_TIMEOUT = 3600
+"""Limit of wall time in seconds, for a process that waits without computing."""
 _HEAD = ("module", "variant", "parameters", "pixels", "ONNX")
 _LENGTH = 300
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a variant; `off` is how far its file is from torch, `why` why
-    there is none that equals it: one of the two is there.
+    """The result for a variant: either the largest `difference` of the logits from
+    torch, or the `reason` why there is no equal file.
     """
 
     variant: Variant
-    off: float | None
-    why: str | None
+    difference: float | None
+    reason: str | None
 
 
-def prove(variant: Variant) -> Row:
-    """Write a variant's model as `Onnx` does for anyone, open the file as anyone does,
-    and compare its logits of four images of noise.
+def try_export(variant: Variant) -> Row:
+    """Export a variant's model with the format `onnx`, open the file, and compare the
+    logits of four noise images.
     """
     pixels = InputSpec(3, variant.side, variant.side, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     images = np.random.default_rng(0).integers(
@@ -62,7 +62,7 @@ def prove(variant: Variant) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = export(
-                noised(variant),
+                build_noised_model(variant),
                 form,
                 Path(folder),
                 stem="model",
@@ -76,33 +76,32 @@ def prove(variant: Variant) -> Row:
             return Row(
                 variant, None, " ".join(str(error).replace(f"{folder}/", "").split())[:_LENGTH]
             )
-        return Row(
-            variant, read_manifest(path.parent)["files"][path.name]["largest_difference"], None
-        )
+        entry = read_manifest(path.parent)["files"][path.name]
+        return Row(variant, entry["largest_difference"], None)
 
 
-def _prove_there(variant: Variant, seconds: int, answer: Connection) -> None:
+def _send_row(variant: Variant, seconds: int, connection: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 10))
-    answer.send(prove(variant))
+    connection.send(try_export(variant))
 
 
-def limited(variant: Variant, seconds: int) -> Row:
-    """`prove` in a process of its own: one that does not come to an end in so many
-    seconds of a core, or dies, is a 'no', too.
+def try_export_in_process(variant: Variant, seconds: int) -> Row:
+    """Run `try_export` in a separate process. A process that exceeds `seconds` of
+    processor time, or dies, counts as a 'no'.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["benchmarks.models", "kd_app.deployment.formats.onnx", "onnx", "onnxscript", "onnxruntime"]
     )
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_prove_there, args=(variant, seconds, there))
+    child = context.Process(target=_send_row, args=(variant, seconds, there))
     child.start()
     there.close()
     try:
-        if not here.poll(_WAITS):
-            return Row(variant, None, f"It is not written and compared after {_WAITS} s.")
-        found: Row = here.recv()
-        return found
+        if not here.poll(_TIMEOUT):
+            return Row(variant, None, f"The export did not finish within {_TIMEOUT} s.")
+        row: Row = here.recv()
+        return row
     except EOFError:
         child.join()
         slow = child.exitcode == -signal.SIGXCPU
@@ -110,9 +109,9 @@ def limited(variant: Variant, seconds: int) -> Row:
             variant,
             None,
             (
-                f"It is not written and compared after {seconds} s of a core."
+                f"The export did not finish within {seconds} s of processor time."
                 if slow
-                else f"Its process died ({child.exitcode})."
+                else f"The process died ({child.exitcode})."
             ),
         )
     finally:
@@ -120,53 +119,56 @@ def limited(variant: Variant, seconds: int) -> Row:
         child.join()
 
 
-def rows(journal: Path) -> Iterator[Row]:
-    """Of every module of docs/models.md: those in the journal, then the others, found
-    now and written there; small models first.
+def iterate_rows(journal: Path) -> Iterator[Row]:
+    """Yield the row of every module on docs/models.md: rows of the journal first, then
+    new ones, which are appended to the journal; small models first.
     """
     journal.touch()
     known: dict[Variant, Row] = {}
-    for told in journal.read_text(encoding="utf-8").splitlines():
+    for line in journal.read_text(encoding="utf-8").splitlines():
         try:
-            said = json.loads(told)
+            entry = json.loads(line)
         except ValueError:
             continue
-        variant = Variant(**said["variant"])
-        known[variant] = Row(variant, said["off"], said["why"])
+        variant = Variant(**entry["variant"])
+        known[variant] = Row(variant, entry["difference"], entry["reason"])
     for variant in sorted(
-        (variant for variant, _ in listed().values()),
+        (variant for variant, _ in parse_table().values()),
         key=lambda each: (each not in known, each.params),
     ):
         row = known.get(variant)
         if row is None:
-            row = limited(variant, SECONDS)
+            row = try_export_in_process(variant, SECONDS)
             with journal.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps(asdict(row)))
         yield row
 
 
-def written(found: dict[str, Row]) -> str:
-    """The page, of what is found of each module."""
-    equal = [row.off for row in found.values() if row.off is not None]
+def render_page(rows: dict[str, Row]) -> str:
+    """Return the page with the results of each module."""
+    equal = [row.difference for row in rows.values() if row.difference is not None]
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "timm", "onnxscript", "onnxruntime")
     )
     title = f"""# Which model can be an ONNX file
 
-One small model of each of timm's modules (those of docs/models.md, with noise on their parameters) written as the format `onnx` does, opened, and
-compared with torch on four images: 'yes' means that no logit is off by more than {TOLERANCE:g} of the largest one. Of {len(found)} that were tried
-{len(equal)} are; the furthest is off by {max(equal, default=0.0):.1g}. 'no' has its reason below. `make exports` writes this page.
-It was written with {packages}.
+One small model of each of timm's modules (those of docs/models.md, with noise on the parameters)
+is exported with the format `onnx`, opened, and compared with torch on four images. 'yes': no
+logit differs by more than {TOLERANCE:g} of the largest one. The reason of each 'no' is below.
+Of {len(rows)} tested models {len(equal)} are equal; the largest difference is
+{max(equal, default=0.0):.1g}. Written by `make exports` with {packages}.
 """
-    table, why, left = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)], [], []
-    for module, (variant, _) in listed().items():
-        row = found.get(module)
-        table.append(line(variant, "not tried" if row is None else "no" if row.why else "yes"))
-        left += [] if row else [module]
-        why += [f"- {module}: {row.why}"] if row and row.why else []
+    table, reasons, untried = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)], [], []
+    for module, (variant, _) in parse_table().items():
+        row = rows.get(module)
+        table.append(
+            render_row(variant, "not tried" if row is None else "no" if row.reason else "yes")
+        )
+        untried += [] if row else [module]
+        reasons += [f"- {module}: {row.reason}"] if row and row.reason else []
     more = (
-        ["", "## Not tried", "", f"The command was stopped before: {', '.join(left)}."]
-        if left
+        ["", "## Not tried", "", f"The command stopped before: {', '.join(untried)}."]
+        if untried
         else []
     )
     return "\n".join(
@@ -176,29 +178,31 @@ It was written with {packages}.
             "",
             "## Why not",
             "",
-            *(why or ["Every one that was tried is equal."]),
+            *(reasons or ["All tested models are equal."]),
             *more,
             "",
         ]
     )
 
 
-def line(variant: Variant, answer: str) -> str:
-    """Of the table."""
+def render_row(variant: Variant, result: str) -> str:
+    """Return a row of the table."""
     return (
-        f"| {variant.module} | `{variant.name}` | {variant.params:,} | {variant.side} | {answer} |"
+        f"| {variant.module} | `{variant.name}` | {variant.params:,} | {variant.side} | {result} |"
     )
 
 
 def main() -> None:
-    """Write the page, and say what is found as it is."""
-    found: dict[str, Row] = {}
-    for row in rows(JOURNAL):
-        found[row.variant.module] = row
+    """Write the page, and print each result."""
+    rows: dict[str, Row] = {}
+    for row in iterate_rows(JOURNAL):
+        rows[row.variant.module] = row
         print(
-            line(row.variant, "no" if row.why else "yes"), row.why or f"{row.off:.1g}", flush=True
+            render_row(row.variant, "no" if row.reason else "yes"),
+            row.reason or f"{row.difference:.1g}",
+            flush=True,
         )
-        write_atomically(TABLE, written(found))
+        write_atomically(TABLE, render_page(rows))
     JOURNAL.unlink()
 
 

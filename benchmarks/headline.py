@@ -1,17 +1,17 @@
-"""What is distilling worth, on the files that ship? ``python -m benchmarks.headline``
+"""What does distilling gain, on the shipped files? ``python -m benchmarks.headline``
 (``make headline``)
 
-Fashion-MNIST. The teacher, a wrn_28_2, is trained once and kept, as is a smaller net
-taught by it, for the question how much of the bill a more modest choice would have
-saved. Then: the student (a resnet8 with a strided stem) with all labels and with a
-tenth of them, each beside the same net trained on those labels alone; teacher and
-student as files, timed in turns in one process. Everything is a stage of kd-distill and
-kd-export: what is there is found.
+Data: Fashion-MNIST. The teacher, a wrn_28_2, is trained once and cached. So is a
+smaller net distilled from the teacher, which shows how much of the cost a more modest
+choice would save. Then the student (a resnet8 with a strided stem) is distilled with
+all labels and with a tenth of the labels, each compared with the same net trained on
+these labels alone. Teacher and student are exported and timed in turns in one process.
+Every step is a cached stage of kd-distill or kd-export.
 
-The last line holds three figures of the student's file beside the teacher's files:
-accuracy kept (of the teacher in torch, on test), and by how many times latency and cost
-are lower than those of the teacher's best file. Targets: 97 %, 10 and 50; exit code 1
-when one is missed.
+The last line has three numbers of the student's file compared with the teacher's files:
+retention (of the accuracy of the teacher in torch, on test), and by how many times
+latency and cost are lower than those of the teacher's best file. Targets: 97 %, 10 and
+50; the exit code is 1 if one is missed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RETENTION, FASTER, CHEAPER = 0.97, 10.0, 50.0
 ALONE = ["teacher=none", "loss=[cross_entropy]", "controls=[]", "logger=[csv]"]
 DATA = ["data=fashion_mnist"]
 TEACHER = ["student.name=wrn_28_2", "trainer.max_epochs=6"]
-TAUGHT = [
+DISTILLED = [
     "loss=[cross_entropy,soft_target]",
     "loss.soft_target.temperature=4",
     "data.views=2",
@@ -51,9 +51,9 @@ FORMATS = "formats=[onnx,onnx_int8,executorch,executorch_int8]"
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The headline: the share of the teacher's accuracy, and by how many times latency
-    and cost are lower.
+class Headline:
+    """Retention of the teacher's accuracy, and by how many times latency and cost are
+    lower.
     """
 
     retention: RatioEstimate
@@ -62,7 +62,7 @@ class Figures:
 
     @property
     def reached(self) -> bool:
-        """All three targets, by their values."""
+        """Whether all three values reach their targets."""
         return (
             self.retention.value >= RETENTION
             and self.faster.value >= FASTER
@@ -77,82 +77,88 @@ class Figures:
         )
 
 
-def said(command: str, words: Sequence[str]) -> None:
-    """Run a command of kd_app as a user would; its output goes on."""
-    print(f"\n$ kd-{command} {' '.join(words)}", flush=True)
-    subprocess.run([sys.executable, "-m", f"kd_app.commands.{command}", *words], check=True)
+def run_command(command: str, overrides: Sequence[str]) -> None:
+    """Run a command of kd_app like a user, with its output on the console."""
+    print(f"\n$ kd-{command} {' '.join(overrides)}", flush=True)
+    subprocess.run([sys.executable, "-m", f"kd_app.commands.{command}", *overrides], check=True)
 
 
-def make(folder: Path, stages: Path, *, smoke: bool) -> None:
-    """Train and export everything, or find it."""
+def train_and_export(folder: Path, stages: Path, *, smoke: bool) -> None:
+    """Train and export all models. Finished runs are skipped."""
     data, at = SMOKE if smoke else DATA, f"stages={stages}"
 
-    def distill(name: str, *words: str) -> None:
-        kept = [word for word in words if not (smoke and word.startswith("trainer.max_epochs"))]
-        said("distill", [*data, *kept, at, f"out={folder / name}"])
+    def distill(name: str, *overrides: str) -> None:
+        if smoke:
+            overrides = tuple(x for x in overrides if not x.startswith("trainer.max_epochs"))
+        run_command("distill", [*data, *overrides, at, f"out={folder / name}"])
 
     distill("teacher", *ALONE, *TEACHER)
     teacher = f"teacher.checkpoint={folder / 'teacher'}"
-    distill("student", teacher, *TAUGHT, *STUDENT, EPOCHS)
-    distill("tenth", teacher, *TAUGHT, *STUDENT, EPOCHS, "data.label_fraction=0.1")
-    distill("modest", teacher, *TAUGHT, *MODEST)
+    distill("student", teacher, *DISTILLED, *STUDENT, EPOCHS)
+    distill("tenth", teacher, *DISTILLED, *STUDENT, EPOCHS, "data.label_fraction=0.1")
+    distill("modest", teacher, *DISTILLED, *MODEST)
     quick = ["benchmark.seconds=0.2", "benchmark.rounds=6"] if smoke else []
     formats = "formats=[onnx]" if smoke else FORMATS
-    said("export", [f"run={folder / 'student'}", "role=both", formats, at, *quick])
-    if read_exports(folder / "modest") is None:  # it is kept with its figures, as the teacher is
-        said("export", [f"run={folder / 'modest'}", "role=student", formats, at, *quick])
+    run_command("export", [f"run={folder / 'student'}", "role=both", formats, at, *quick])
+    # Exported once, because the timings of this file do not change.
+    if read_exports(folder / "modest") is None:
+        run_command("export", [f"run={folder / 'modest'}", "role=student", formats, at, *quick])
 
 
-def headline(folder: Path) -> Figures:
-    """The figures of what `make` left."""
-    exports = exported(folder / "student")
-    shipped = ship(exports)
+def measure_headline(folder: Path) -> Headline:
+    """Compute the headline from the runs of `train_and_export`."""
+    exports = load_exports(folder / "student")
+    shipped = find_shipped_file(exports)
     assert shipped.test is not None
     assert shipped.test.retention is not None
-    kept = RatioEstimate(
+    retention = Ratio(
         value=shipped.test.retention,
         low=shipped.test.retention_low or 0.0,
         high=shipped.test.retention_high or 0.0,
     )
-    return Figures(
-        kept, _least(shipped.times_faster, exports), _least(shipped.times_cheaper, exports)
+    return Headline(
+        retention,
+        _find_smallest_ratio(shipped.times_faster, exports),
+        _find_smallest_ratio(shipped.times_cheaper, exports),
     )
 
 
-def _least(ratios: dict[str, RatioEstimate], exports: Exports) -> RatioEstimate:
-    """Beside the teacher's best file: the one beside which the ratio is least."""
+def _find_smallest_ratio(ratios: dict[str, Ratio], exports: Exports) -> Ratio:
+    """Return the smallest ratio, that is the comparison with the teacher's best
+    file.
+    """
     return min(
         (ratios[name] for name, file in exports.files.items() if file.role == "teacher"),
         key=lambda ratio: ratio.value,
     )
 
 
-def exported(run: Path) -> Exports:
-    """What a run was exported to."""
-    found = read_exports(run)
-    if found is None:
-        raise RequestError(f"The run {str(run)!r} has no export. Make it: kd-export run={run}.")
-    return found
+def load_exports(run: Path) -> Exports:
+    """Load the exports of a run. Raises `RequestError` if there are none."""
+    exports = read_exports(run)
+    if exports is None:
+        raise RequestError(f"The run {str(run)!r} has no export. Run kd-export run={run} first.")
+    return exports
 
 
-def ship(exports: Exports) -> File:
-    """The file that was chosen."""
+def find_shipped_file(exports: Exports) -> File:
+    """Return the exported file chosen for shipping."""
     assert exports.ship is not None
     return exports.files[exports.ship]
 
 
-def honest(folder: Path) -> list[str]:
-    """What keeps the headline honest."""
+def describe_context(folder: Path) -> list[str]:
+    """Return sentences that put the headline into context."""
     student, tenth = (read(folder / name / "results.json") for name in ("student", "tenth"))
-    all_files = {name: exported(folder / name) for name in ("student", "modest")}
+    all_files = {name: load_exports(folder / name) for name in ("student", "modest")}
     return [
-        _worth("all labels", student),
-        _worth("a tenth of the labels", tenth),
-        _as_good(all_files),
+        _describe_gain("all labels", student),
+        _describe_gain("a tenth of the labels", tenth),
+        _describe_cheapest_file(all_files),
     ]
 
 
-def _worth(what: str, results: Results) -> str:
+def _describe_gain(labels: str, results: Results) -> str:
     assert results.test is not None
     assert results.test.pair is not None
     assert results.test.labels_only is not None
@@ -161,15 +167,15 @@ def _worth(what: str, results: Results) -> str:
     assert alone.top1 is not None
     assert results.test.student.top1 is not None
     return (
-        f"With {what}: distilled {100 * results.test.student.top1:.2f} %, the same net on those"
-        f" labels alone {100 * alone.top1:.2f} %: distilling was worth {100 * pair.gain:+.2f}"
+        f"With {labels}: distilled {100 * results.test.student.top1:.2f} %, the same net trained on"
+        f" these labels alone {100 * alone.top1:.2f} %; gain of distilling {100 * pair.gain:+.2f}"
         f" points ({100 * (pair.gain_low or 0):+.2f} to {100 * (pair.gain_high or 0):+.2f})."
     )
 
 
-def _as_good(exports: dict[str, Exports]) -> str:
-    """The student beside the cheapest file that keeps the margin. All were timed in
-    turns with the teacher in torch, so by that the costs compare.
+def _describe_cheapest_file(exports: dict[str, Exports]) -> str:
+    """Compare the student with the cheapest file that keeps the margin. All files were
+    timed in turns with the teacher in torch, so the costs are comparable.
     """
     kept = [
         (
@@ -177,24 +183,24 @@ def _as_good(exports: dict[str, Exports]) -> str:
             f"{file.role if run == 'student' else run}'s {name}",
             file.test.verdict,
         )
-        for run, found in exports.items()
-        for name, file in found.files.items()
+        for run, run_exports in exports.items()
+        for name, file in run_exports.files.items()
         if file.test and file.test.verdict and file.test.verdict.outcome == "kept"
     ]
     if not kept:
         return "No file is shown to be as good as the teacher."
-    times, name, verdict = max(kept, key=lambda found: found[0].value)
-    ours = ship(exports["student"]).times_cheaper["teacher"]
+    times, name, verdict = max(kept, key=lambda each: each[0].value)
+    ours = find_shipped_file(exports["student"]).times_cheaper["teacher"]
     return (
-        f"The cheapest file that is as good as the teacher (within {100 * verdict.margin:g} point;"
-        f" {100 * verdict.difference:+.2f} points on test) is the {name}: the student's costs"
+        f"The cheapest file as good as the teacher (within {100 * verdict.margin:g} point;"
+        f" {100 * verdict.difference:+.2f} points on test) is the {name}. The student's file costs"
         f" {ours.value / times.value:.1f} times less."
     )
 
 
 def main() -> int:
-    """Print what was made, the figures that keep it honest, and the headline; exit code
-    1 where a target is missed.
+    """Print the runs, their context and the headline; exit code 1 if a target is
+    missed.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -202,20 +208,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/headline"))
     parser.add_argument("--stages", type=Path, default=Path("runs/.stages"))
     parser.add_argument(
-        "--smoke", action="store_true", help="digits, two batches each: does it run"
+        "--smoke", action="store_true", help="only check that it runs: digits, two batches per run"
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     start = time.perf_counter()
-    make(asked.out, asked.stages, smoke=asked.smoke)
-    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes for what was not there yet")
-    print("\n".join(honest(asked.out)))
-    found = headline(asked.out)
+    train_and_export(args.out, args.stages, smoke=args.smoke)
+    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes for runs that were not cached")
+    print("\n".join(describe_context(args.out)))
+    result = measure_headline(args.out)
     print(
         f"Targets: {100 * RETENTION:g} %, {FASTER:g}x, {CHEAPER:g}x:"
-        f" {'reached' if found.reached else 'missed'}"
+        f" {'reached' if result.reached else 'missed'}"
     )
-    print(found, flush=True)
-    return int(not found.reached)
+    print(result, flush=True)
+    return int(not result.reached)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Each method of conf/loss, what it reads, costs and needs. ``python -m
+"""The page of all methods in conf/loss: what each reads, costs and needs. ``python -m
 benchmarks.methods > docs/methods.md``, or ``make methods``
 
-Nothing is trained for it. What the code knows is asked of the terms; what it can't know
-(paper, published settings, when it hurts) stands in the head of each YAML; what a step
-costs was measured by `benchmarks.methods_cost`.
+Nothing is trained. Facts that the code knows come from the terms; facts that the code
+can't know (paper, published settings, when the term hurts) come from the head of each
+YAML file; the cost of a step was measured by `benchmarks.methods_cost`.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import yaml
 
-from benchmarks.methods_cost import BATCH, FILE, PAIRS, SIDE, Cost, read
+from benchmarks.methods_cost import BATCH, FILE, PAIRS, SIDE, Cost, read_costs
 from kd_app.config.paths import CONF
 from kd_app.losses.base import Level, LossTerm
 from tests.losses.samples import TERMS, built, class_of, labels, make, pair, settings_of
@@ -36,44 +36,41 @@ _LINE = re.compile(rf"({'|'.join(KEYS)}): (.*)")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the head of a YAML says: what the student is asked for, and for each of
-    `KEYS` what there is to say.
-    """
+class TermHead:
+    """The head of a YAML file: a summary of the term, and a note for each of `KEYS`."""
 
-    asked: str
-    said: dict[str, str]
+    summary: str
+    notes: dict[str, str]
 
 
-def facts(path: Path) -> Facts:
-    """The head of ``conf/loss/<term>.yaml``: comments, of which one begins with each of
-    `KEYS`; what stands before them says what the term asks for.
+def parse_head(path: Path) -> TermHead:
+    """Parse the head of ``conf/loss/<term>.yaml``: comments with a summary, followed by
+    one comment that starts with each of `KEYS`.
 
-    Raises ValueError when one lacks.
+    Raises ValueError if one is missing.
     """
     parts = [["", ""]]
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         text = line.removeprefix("#").strip()
-        if found := _LINE.fullmatch(text):
-            parts.append([found[1], found[2]])
+        if match := _LINE.fullmatch(text):
+            parts.append([match[1], match[2]])
         else:
             parts[-1][1] = f"{parts[-1][1]} {text}".strip()
-    said = {part[0]: part[1] for part in parts}
-    lacking = [key for key in KEYS if not said.get(key)]
-    if lacking or not said[""]:
+    notes = {part[0]: part[1] for part in parts}
+    missing = [key for key in KEYS if not notes.get(key)]
+    if missing or not notes[""]:
         raise ValueError(
-            f"The head of {path.name} does not say"
-            f" {', '.join(lacking) or 'what the term asks for'}. Expected comments before the first"
-            " key: what the student is asked for, then '# Paper: ...', '# Published: ...'"
-            " (settings, or none) and '# Hurts: ...' (or that nothing is known)."
+            f"The head of {path.name} lacks {', '.join(missing) or 'a summary'}. Expected comments"
+            " before the first key: a summary of the term, then '# Paper: ...', '# Published:"
+            " ...' (settings, or none) and '# Hurts: ...' (or that nothing is known)."
         )
-    return Facts(said.pop(""), said)
+    return TermHead(notes.pop(""), notes)
 
 
 def reads_labels(name: str) -> bool:
-    """Whether other labels give another value, for made-up outputs."""
+    """Whether other labels change the value of a term, on random outputs."""
     student, teacher = pair(term=name)
     term = built(name, student, teacher)
     values: list[float] = [
@@ -82,69 +79,72 @@ def reads_labels(name: str) -> bool:
     return values[0] != values[1]
 
 
-def line(name: str, costs: Sequence[Cost]) -> str:
-    """The term's line of the table."""
+def render_row(name: str, costs: Sequence[Cost]) -> str:
+    """Return the term's row of the table."""
     term: LossTerm = make(name)
-    theirs = _listed(term.teacher_reads) if term.needs_teacher else "nothing"
-    marks = ["yes" if known else "no" for known in (reads_labels(name), term.needs_global_batch)]
+    theirs = _format_fields(term.teacher_reads) if term.needs_teacher else "nothing"
+    flags = (reads_labels(name), term.needs_global_batch)
+    marks = ["yes" if flag else "no" for flag in flags]
     times = [f"{cost.ratio:.2f}" if cost.ratio is not None else "no" for cost in costs]
-    return f"| {' | '.join([f'[`{name}`](#{name})', term.level, _listed(term.reads), theirs, *marks, *times])} |"
+    cells = [f"[`{name}`](#{name})", term.level, _format_fields(term.reads), theirs]
+    return f"| {' | '.join([*cells, *marks, *times])} |"
 
 
-def section(name: str, costs: Sequence[Cost]) -> str:
-    """All that there is to say of a term."""
-    known, cls = facts(CONF / "loss" / f"{name}.yaml"), class_of(name)
+def render_section(name: str, costs: Sequence[Cost]) -> str:
+    """Return the section about a term."""
+    head, cls = parse_head(CONF / "loss" / f"{name}.yaml"), class_of(name)
     settings = {key: value for key, value in settings_of(name).items() if key != "_target_"}
-    told = inspect.cleandoc(cls.__doc__ or "").replace("``", "`")
-    lines = [f"### {name}", "", known.asked, "", told, ""]
+    description = inspect.cleandoc(cls.__doc__ or "").replace("``", "`")
+    lines = [f"### {name}", "", head.summary, "", description, ""]
     lines += [
-        f"- Paper: {_linked(known.said['Paper'])}",
-        f"- Settings here ([what they are](../conf/loss/{name}.yaml)): {_settings(settings)}",
+        f"- Paper: {_link_papers(head.notes['Paper'])}",
+        f"- Default settings ([explained](../conf/loss/{name}.yaml)): {_format_settings(settings)}",
     ]
     lines += [
-        f"- As published, not run here: {_linked(known.said['Published'])}",
-        f"- Hurts: {known.said['Hurts']}",
+        f"- Published settings (not run here): {_link_papers(head.notes['Published'])}",
+        f"- Hurts: {head.notes['Hurts']}",
     ]
-    lines += [f"- {_cost(cost)}" for cost in costs]
+    lines += [f"- {_describe_cost(cost)}" for cost in costs]
     return "\n".join([*lines, ""])
 
 
-def _cost(cost: Cost) -> str:
+def _describe_cost(cost: Cost) -> str:
     if cost.ratio is None:
         return f"{cost.pair}: does not apply. {cost.why}"
-    adapters = f"; adapters of {cost.adapters:,} parameters" if cost.adapters else ""
+    adapters = f"; adapters with {cost.adapters:,} parameters" if cost.adapters else ""
     spread = f"{cost.low:.2f} to {cost.high:.2f} in {cost.rounds} rounds"
     return (
-        f"{cost.pair}: a step takes {cost.ratio:.2f} of one with soft targets ({spread}){adapters}"
+        f"{cost.pair}: a step takes {cost.ratio:.2f} times a step with soft targets"
+        f" ({spread}){adapters}"
     )
 
 
-def _listed(fields: frozenset[str]) -> str:
+def _format_fields(fields: frozenset[str]) -> str:
     return ", ".join(sorted(fields))
 
 
-def _settings(settings: dict[str, Any]) -> str:
+def _format_settings(settings: dict[str, Any]) -> str:
     return ", ".join(
         f"`{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`"
         for key, value in settings.items()
     )
 
 
-def _linked(text: str) -> str:
+def _link_papers(text: str) -> str:
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
-def written() -> str:
-    """The page. Raises ValueError for a term whose YAML lacks something, or whose cost
-    is not measured.
+def render_page() -> str:
+    """Return the page. Raises ValueError for an incomplete YAML head, and for a term
+    without measured cost.
     """
-    measured = read()
-    if lacking := [
+    measured = read_costs()
+    if missing := [
         name for name in TERMS if any((each.name, name) not in measured for each in PAIRS)
     ]:
         raise ValueError(
-            f"{FILE.name} has no cost of {', '.join(lacking)}: python -m benchmarks.methods_cost"
-            f" --terms {' '.join(lacking)}"
+            f"{FILE.name} has no cost of {', '.join(missing)}. Measure it with python -m"
+            f" benchmarks.methods_cost --terms {' '.join(missing)}."
         )
     costs = {name: [measured[each.name, name] for each in PAIRS] for name in TERMS}
     names = {
@@ -155,43 +155,48 @@ def written() -> str:
     table = [
         f"| {' | '.join(_HEAD)} |",
         "|" + "---|" * len(_HEAD),
-        *(line(name, costs[name]) for name in ordered),
+        *(render_row(name, costs[name]) for name in ordered),
     ]
     parts = [
-        f"## Level {level}\n\n" + "\n".join(section(name, costs[name]) for name in names[level])
+        f"## Level {level}\n\n"
+        + "\n".join(render_section(name, costs[name]) for name in names[level])
         for level in names
     ]
     return "\n".join(
-        [_title([cost for each in costs.values() for cost in each]), *table, "", *parts]
+        [_render_title([cost for each in costs.values() for cost in each]), *table, "", *parts]
     )
 
 
-def _title(costs: Sequence[Cost]) -> str:
-    pairs = "\n".join(f"- {each.name}: {each.told}" for each in PAIRS)
+def _render_title(costs: Sequence[Cost]) -> str:
+    pairs = "\n".join(f"- {each.name}: {each.description}" for each in PAIRS)
     where = "; ".join(
         sorted({f"{cost.device}, torch {cost.torch}, timm {cost.timm}" for cost in costs})
     )
     return f"""# Methods
 
-Every term of `loss=[...]`, written by `make methods`. What a term reads and how it compares is asked of the term itself: `logits`, `embedding` and
-so on are the fields of `kd_app/models/outputs.py`; 'labels' says whether other labels give another value, 'compares images' whether it is given those
-of all ranks at once. Terms that read no labels learn from unlabeled images, too.
+Every term of `loss=[...]`, written by `make methods`. The fields that a term reads are those
+of `kd_app/models/outputs.py`. 'labels': whether other labels change the value. 'compares
+images': whether the term gets the images of all ranks at once. Terms that read no labels also
+learn from unlabeled images.
 
-'step' is the processor time of one step with the term beside `cross_entropy` over that of one with `soft_target` in its place, so 1.00 is the price
-of plain distillation and `cross_entropy` is training without a teacher; 'no' does not apply to the pair, and its reason stands below. It holds the
-passes of teacher and student, the way back and AdamW; {SIDE}x{SIDE} pixels, batch {BATCH}, one thread, median and quartiles of rounds that take
-turns; the line of `soft_target` itself says how far chance goes. `make bench` measures it again into [methods-cost.csv](methods-cost.csv).
+'step': processor time of one step with `cross_entropy` and the term, relative to one with
+`cross_entropy` and `soft_target`. So 1.00 is the cost of plain distillation, and the row
+`cross_entropy` is training without a teacher. 'no': the term does not apply to the pair; the
+reason is below. A step includes the forward pass of teacher and student, the backward pass
+and AdamW: {SIDE}x{SIDE} pixels, batch {BATCH}, one thread, median and quartiles over rounds
+with alternating order. The row of `soft_target` itself shows the measurement noise. `make
+bench` measures again into [methods-cost.csv](methods-cost.csv).
 
 {pairs}
 - Measured on {where}
 
-'Hurts' says what is known from elsewhere, 'as published' are settings of papers and their code that nobody ran here.
+'Hurts' and 'Published settings' report results from elsewhere, which were not run here.
 """
 
 
 def main() -> None:
     """Print the page."""
-    print(written(), end="")
+    print(render_page(), end="")
 
 
 if __name__ == "__main__":

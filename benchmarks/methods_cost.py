@@ -1,13 +1,13 @@
-"""What does each method add to a step of training, beside plain soft targets? ``python
--m benchmarks.methods_cost``, part of ``make bench``
+"""How much does each method add to a training step, compared with plain soft targets?
+``python -m benchmarks.methods_cost``, part of ``make bench``
 
-For every term of conf/loss two students of one teacher take turns at single steps, one
-on cross_entropy and soft_target, the other on cross_entropy and the term; what is told
-is the ratio of their times. Both pass the teacher, the student and back, and take a
-step of AdamW. It is processor time of one thread, so that other work on the machine
-counts little. The figures go to docs/methods-cost.csv, from which docs/methods.md is
-made (``make methods``). ``--terms`` measures some of them and leaves the others as they
-are.
+For every term of conf/loss, two students of one teacher take turns at single steps: one
+on cross_entropy and soft_target, the other on cross_entropy and the term. The result is
+the ratio of their times. A step includes the forward pass of teacher and student, the
+backward pass and AdamW. Times are processor times of one thread, so that other work on
+the machine hardly matters. Results go to docs/methods-cost.csv, the source of
+docs/methods.md (``make methods``). ``--terms`` measures some terms and keeps the other
+results.
 """
 
 import argparse
@@ -40,18 +40,18 @@ from kd_app.training.job import Recipe
 FILE = Path(__file__).parents[1] / "docs" / "methods-cost.csv"
 SIDE, BATCH, CLASSES, IMAGES = 32, 64, 100, 50_000
 _GRID = {"img_size": SIDE, "patch_size": 4}
-_PIXELS = InputSpec(3, SIDE, SIDE, (0.5,) * 3, (0.25,) * 3)
-_LABELS, _PLAIN = "cross_entropy", "soft_target"
+_INPUT = InputSpec(3, SIDE, SIDE, (0.5,) * 3, (0.25,) * 3)
+_LABELS, _BASELINE = "cross_entropy", "soft_target"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher and a student, as name and arguments of `timm.create_model`, and what
-    to call them.
+    """A teacher and a student, as name and arguments of `timm.create_model`, with a
+    description.
     """
 
     name: str
-    told: str
+    description: str
     teacher: tuple[str, Mapping[str, Any]]
     student: tuple[str, Mapping[str, Any]]
 
@@ -60,7 +60,7 @@ PAIRS = (
     Pair("CNN", "resnet56 to resnet20", ("resnet56", {}), ("resnet20", {})),
     Pair(
         "ViT",
-        "vit_tiny of 6 blocks to deit_tiny_distilled of 4 blocks of 96 features, patches of 4"
+        "vit_tiny with 6 blocks to deit_tiny_distilled with 4 blocks and 96 features, patches of 4"
         " pixels",
         ("vit_tiny_patch16_224", {**_GRID, "depth": 6}),
         ("deit_tiny_distilled_patch16_224", {**_GRID, "depth": 4, "embed_dim": 96, "num_heads": 3}),
@@ -70,9 +70,10 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """A line of the file: a step with the term over one with soft_target (median of so
-    many rounds, and their quartiles), and the parameters of its adapters; or `why` it
-    does not apply to the pair. With where it was measured.
+    """A row of the file: time of a step with the term relative to a step with
+    soft_target (median and quartiles over `rounds`), and the number of parameters of
+    the adapters; or `why` the term does not apply to the pair. Also the hardware and
+    versions.
     """
 
     pair: str
@@ -89,8 +90,8 @@ class Cost:
 
 
 class Training:
-    """A student of a pair that learns one batch of noise by some terms. Raises
-    `RequestError` where one can't apply to the pair.
+    """A student of a pair that trains on one batch of noise. Raises `RequestError` if a
+    term can't apply to the pair.
     """
 
     def __init__(self, pair: Pair, names: Sequence[str]) -> None:
@@ -101,19 +102,19 @@ class Training:
         image = torch.randn(BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
         self.batch = Batch(image, torch.arange(BATCH) % CLASSES, torch.arange(BATCH), progress=0.5)
         self.teacher = FrozenTeacher(
-            _made(pair.teacher),
+            _build_model(pair.teacher),
             reads=self.terms.teacher_reads,
-            pixels=_PIXELS,
-            sees=_PIXELS,
+            pixels=_INPUT,
+            sees=_INPUT,
             attention_blocks=self.terms.attention_blocks,
         )
-        student = _made(pair.student)
+        student = _build_model(pair.student)
         if self.terms.needs_teacher:
             with torch.no_grad():
-                few = image[:8]
+                images = image[:8]
                 self.terms.build(
-                    Taps(student.eval(), self.terms.reads)(few),
-                    self.teacher(few),
+                    Taps(student.eval(), self.terms.reads)(images),
+                    self.teacher(images),
                     torch.arange(IMAGES),
                 )
         self.student = (
@@ -129,10 +130,10 @@ class Training:
         self.optimizer = torch.optim.AdamW(trained.values(), lr=1e-4, fused=True)
 
     def step(self) -> float:
-        """The seconds of processor time that one step takes."""
+        """Run one step and return its processor time in seconds."""
         start = time.process_time()
-        said = self.teacher(self.batch.image) if self.terms.needs_teacher else Outputs()
-        loss, _ = self.terms(self.taps(self.batch.image), said, self.batch)
+        teacher = self.teacher(self.batch.image) if self.terms.needs_teacher else Outputs()
+        loss, _ = self.terms(self.taps(self.batch.image), teacher, self.batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -141,8 +142,8 @@ class Training:
 
 @cache
 def _recipe() -> dict[str, Any]:
-    """Every term with the settings of its YAML; the parts of a recipe that have no say
-    here are those of the main job.
+    """Return a recipe with every term at its default settings. The other parts are
+    those of the default config and do not matter here.
     """
     config = compose_config("distill", [f"loss=[{','.join(list_choices('loss'))}]"])
     return {
@@ -152,20 +153,20 @@ def _recipe() -> dict[str, Any]:
     }
 
 
-def _made(model: tuple[str, Mapping[str, Any]]) -> nn.Module:
+def _build_model(model: tuple[str, Mapping[str, Any]]) -> nn.Module:
     name, kwargs = model
-    made: nn.Module = timm.create_model(name, num_classes=CLASSES, **kwargs)
-    return made.to(memory_format=torch.channels_last)
+    net: nn.Module = timm.create_model(name, num_classes=CLASSES, **kwargs)
+    return net.to(memory_format=torch.channels_last)
 
 
-def cost(pair: Pair, term: str, *, rounds: int) -> Cost:
-    """Measure a term on a pair; the first round warms up."""
-    where = {"device": read_cpu_name(), "torch": version("torch"), "timm": version("timm")}
+def measure_cost(pair: Pair, term: str, *, rounds: int) -> Cost:
+    """Measure a term on a pair. The first round is a warm-up."""
+    environment = {"device": read_cpu_name(), "torch": version("torch"), "timm": version("timm")}
     try:
         own = Training(pair, [_LABELS] if term == _LABELS else [_LABELS, term])
-    except RequestError as refused:
-        return Cost(pair.name, term, None, None, None, None, None, str(refused), **where)
-    plain = _plain(pair.name)
+    except RequestError as error:
+        return Cost(pair.name, term, None, None, None, None, None, str(error), **environment)
+    plain = _build_baseline(pair.name)
     ratios = []
     for number in range(rounds + 1):
         first, second = (plain, own) if number % 2 else (own, plain)
@@ -185,25 +186,25 @@ def cost(pair: Pair, term: str, *, rounds: int) -> Cost:
         rounds,
         adapters,
         "",
-        **where,
+        **environment,
     )
 
 
 @cache
-def _plain(pair: str) -> Training:
-    return Training(next(each for each in PAIRS if each.name == pair), [_LABELS, _PLAIN])
+def _build_baseline(pair: str) -> Training:
+    return Training(next(each for each in PAIRS if each.name == pair), [_LABELS, _BASELINE])
 
 
-def read() -> dict[tuple[str, str], Cost]:
-    """The file's lines, by pair and term."""
+def read_costs() -> dict[tuple[str, str], Cost]:
+    """Return the rows of the file, by pair and term."""
     if not FILE.is_file():
         return {}
     with FILE.open(encoding="utf-8", newline="") as file:
-        costs = [_cost(line) for line in csv.DictReader(file)]
+        costs = [_parse_cost(line) for line in csv.DictReader(file)]
     return {(each.pair, each.term): each for each in costs}
 
 
-def _cost(line: Mapping[str, str]) -> Cost:
+def _parse_cost(line: Mapping[str, str]) -> Cost:
     ratio, low, high = (float(line[key]) if line[key] else None for key in ("ratio", "low", "high"))
     rounds, adapters = (int(line[key]) if line[key] else None for key in ("rounds", "adapters"))
     return Cost(
@@ -221,8 +222,10 @@ def _cost(line: Mapping[str, str]) -> Cost:
     )
 
 
-def write(costs: Mapping[tuple[str, str], Cost]) -> None:
-    """The file anew, in the order of pairs and terms, without terms that are no more."""
+def write_costs(costs: Mapping[tuple[str, str], Cost]) -> None:
+    """Write the file in the order of pairs and terms, without terms that no longer
+    exist.
+    """
     with FILE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Cost)], lineterminator="\n")
         writer.writeheader()
@@ -235,7 +238,7 @@ def write(costs: Mapping[tuple[str, str], Cost]) -> None:
 
 
 def main() -> int:
-    """Measure, print and write."""
+    """Measure, print and write the costs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
@@ -245,24 +248,24 @@ def main() -> int:
         choices=list_choices("loss"),
         metavar="TERM",
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    known = read()
+    costs = read_costs()
     print(
-        f"A step with each term over one with {_PLAIN}, {SIDE}x{SIDE}, batch {BATCH}, 1 thread,"
-        f" torch {torch.__version__}"
+        f"Time of a step with each term relative to {_BASELINE}, {SIDE}x{SIDE}, batch {BATCH},"
+        f" 1 thread, torch {torch.__version__}"
     )
     for pair in PAIRS:
-        print(f"{pair.name}: {pair.told}")
-        for term in asked.terms:
-            found = known[pair.name, term] = cost(pair, term, rounds=asked.rounds)
-            told = (
-                f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})"
-                if found.ratio is not None
-                else f"does not apply: {found.why}"
+        print(f"{pair.name}: {pair.description}")
+        for term in args.terms:
+            cost = costs[pair.name, term] = measure_cost(pair, term, rounds=args.rounds)
+            result = (
+                f"{cost.ratio:.2f} ({cost.low:.2f} to {cost.high:.2f})"
+                if cost.ratio is not None
+                else f"does not apply: {cost.why}"
             )
-            print(f"  {term}: {told}", flush=True)
-            write(known)
+            print(f"  {term}: {result}", flush=True)
+            write_costs(costs)
     return 0
 
 

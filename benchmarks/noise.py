@@ -1,4 +1,6 @@
-"""Images of noise, in memory: what a training costs does not depend on what it sees."""
+"""Noise images in memory: the cost of a training does not depend on the content of the
+images.
+"""
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from kd_app.data.source import Listing, Source
 
 
 class Noise(Source):
-    """`images` gray images of `side` x `side` pixels in ten classes."""
+    """`images` gray noise images of `side` x `side` pixels in ten classes."""
 
     channels = 1
 
@@ -25,7 +27,6 @@ class Noise(Source):
         )
 
     def list_images(self) -> Listing:
-        """Made-up names, labels in turn."""
         files = tuple(f"noise/{number:06d}" for number in range(self._images))
         empty = ("",) * self._images
         return Listing(
@@ -38,9 +39,7 @@ class Noise(Source):
         )
 
     def store(self) -> Tensor:
-        """All pixels."""
         return self._pixels
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
-        """One image."""
         return Image.fromarray(self._pixels[index, 0].numpy())

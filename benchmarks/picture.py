@@ -1,4 +1,4 @@
-"""The README's picture of a finished run: accuracy beside cost. ``python -m
+"""The README's picture of a finished run: accuracy and cost. ``python -m
 benchmarks.picture runs/fm docs/result.svg``
 """
 
@@ -17,20 +17,22 @@ NAMES = {"teacher": "teacher", "labels_only": "labels only", "student": "distill
 COLORS = {"teacher": "#0072B2", "labels_only": "#7F7F7F", "student": "#D55E00"}
 
 
-def picture(results: Results, path: Path) -> None:
-    """Three bars of test accuracy with their intervals, and what each model costs."""
+def plot_results(results: Results, path: Path) -> None:
+    """Plot the test accuracy of three models with intervals, and print the cost of
+    each.
+    """
     split = results.test
     assert split is not None, "the run has not read its test set"
-    shown: list[tuple[str, ModelMetrics, ModelRecord]] = [
-        (role, figures, results.models[role])
+    models: list[tuple[str, ModelMetrics, Model]] = [
+        (role, metrics, results.models[role])
         for role in NAMES
-        if (figures := getattr(split, role)) is not None and role in results.models
+        if (metrics := getattr(split, role)) is not None and role in results.models
     ]
     mpl.rcParams.update({"svg.hashsalt": "kd_app", "font.size": 11, "font.family": "DejaVu Sans"})
     figure, axis = plt.subplots(figsize=(8, 2.6), facecolor="white", layout="constrained")
-    for place, (role, figures, _) in enumerate(shown):
+    for place, (role, metrics, _) in enumerate(models):
         top1, low, high = (
-            100 * (value or 0.0) for value in (figures.top1, figures.top1_low, figures.top1_high)
+            100 * (value or 0.0) for value in (metrics.top1, metrics.top1_low, metrics.top1_high)
         )
         axis.errorbar(
             top1,
@@ -50,8 +52,8 @@ def picture(results: Results, path: Path) -> None:
             ha="center",
             color=COLORS[role],
         )
-    axis.set_yticks(range(0, -len(shown), -1), [_label(role, model) for role, _, model in shown])
-    axis.set_ylim(-len(shown) + 0.5, 0.7)
+    axis.set_yticks(range(0, -len(models), -1), [_label(role, model) for role, _, model in models])
+    axis.set_ylim(-len(models) + 0.5, 0.7)
     axis.set_xlabel(
         f"test top-1 (%), with {100 * split.confidence:g} % intervals over {split.num_images:,}"
         " images"
@@ -69,4 +71,4 @@ def _label(role: str, model: ModelRecord) -> str:
 
 
 if __name__ == "__main__":
-    picture(read(Path(sys.argv[1]) / "results.json"), Path(sys.argv[2]))
+    plot_results(read(Path(sys.argv[1]) / "results.json"), Path(sys.argv[2]))

@@ -23,7 +23,7 @@ WRITTEN = "<!-- Written by `python -m benchmarks.reference`, a part of `make doc
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of a YAML file, with its dots, its default as written, and its comment."""
+    """One key of a YAML file: dotted name, default as written, and comment."""
 
     key: str
     default: str
@@ -32,7 +32,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One file of ``conf/``: its head comment, its defaults list, and its settings."""
+    """One file of ``conf/``: head comment, defaults list, and settings."""
 
     about: str
     is_global: bool
@@ -62,8 +62,8 @@ def parse_config(text: str) -> ConfigFile:
 
 
 def _render_head(lines: Sequence[str]) -> str:
-    """A head comment as Markdown: its indented commands become a block of code. What
-    the head of a loss says about its paper is on the page of methods.
+    """Return a head comment as Markdown. Indented commands become a code block. The
+    notes about a loss's paper are left out: they are on the methods page.
     """
     parts: list[str] = []
     for line in lines:
@@ -102,7 +102,7 @@ def _parse_mapping(
 
 
 def _source(node: yaml.Node, lines: Sequence[str]) -> str:
-    """The text of a value as it is written, on one line."""
+    """Return the text of a value as written, on one line."""
     start, end = node.start_mark, node.end_mark
     if start.line == end.line:
         return lines[start.line][start.column : end.column].strip() or "null"
@@ -112,8 +112,8 @@ def _source(node: yaml.Node, lines: Sequence[str]) -> str:
 
 
 def _parse_comment(node: yaml.Node, first: int, lines: Sequence[str], head: int) -> str:
-    """The comment of one key: lines above it, then the end of its line, then lines
-    below that continue at the same column.
+    """Return the comment of one key: lines above, the end of the line, and lines below
+    that continue at the same column.
     """
     above: list[str] = []
     for number in range(first - 1, head - 1, -1):
@@ -124,10 +124,10 @@ def _parse_comment(node: yaml.Node, first: int, lines: Sequence[str], head: int)
     last = node.end_mark.line
     if last >= len(lines):
         return " ".join(above)
-    found = re.match(r"\s*:?\s*#\s?(.*)", lines[last][node.end_mark.column :])
-    if not found:
+    match = re.match(r"\s*:?\s*#\s?(.*)", lines[last][node.end_mark.column :])
+    if not match:
         return " ".join(above)
-    trailing = [found[1].strip()]
+    trailing = [match[1].strip()]
     for line in lines[last + 1 :]:
         if not line.lstrip().startswith("#") or _column(line) != _column(lines[last]):
             break
@@ -136,7 +136,7 @@ def _parse_comment(node: yaml.Node, first: int, lines: Sequence[str], head: int)
 
 
 def _continues(number: int, lines: Sequence[str]) -> bool:
-    """Whether a line that is only a comment continues the comment at the end of a line."""
+    """Whether a comment line continues the comment at the end of an earlier line."""
     while number > 0 and lines[number].lstrip().startswith("#"):
         if _column(lines[number]) != _column(lines[number - 1]):
             return False
@@ -145,15 +145,17 @@ def _continues(number: int, lines: Sequence[str]) -> bool:
 
 
 def _column(line: str) -> int:
-    """The column of a line's comment, or -1."""
+    """Return the column of a line's comment, or -1."""
     if line.lstrip().startswith("#"):
         return line.index("#")
-    found = re.search(r"\s#\s", line)
-    return found.start() + 1 if found else -1
+    match = re.search(r"\s#\s", line)
+    return match.start() + 1 if match else -1
 
 
 def render_config() -> str:
-    """Every group of ``conf/`` with its choices, and a table of each choice's settings."""
+    """Render every group of ``conf/`` with its choices, and a table of the settings of
+    each choice.
+    """
     folders = sorted({path.parent for path in CONF.glob("*/**/*.yaml")})
     groups = {folder.relative_to(CONF).as_posix(): folder for folder in folders}
     parts = [
@@ -199,7 +201,7 @@ def _render_choice(group: str, path: Path) -> list[str]:
 
 
 def _render_defaults(defaults: Sequence[Any], group: str) -> list[str]:
-    """What a file takes from others, as at most two sentences."""
+    """Describe the defaults list of a file in at most two sentences."""
     bases = [f"`{default.lstrip('_')}`" for default in defaults if isinstance(default, str)]
     choices = []
     for default in defaults:
@@ -235,7 +237,7 @@ def _capitalize(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text with what Markdown would take for HTML or emphasis escaped, outside code."""
+    """Escape text that Markdown would read as HTML or emphasis, outside of code."""
     parts = text.split("`")
     parts[::2] = [
         re.sub(r"(?<!\w)_target_(?!\w)", "`_target_`", re.sub(r"<(?=[\w/])", "&lt;", part))
@@ -245,7 +247,7 @@ def _escape(text: str) -> str:
 
 
 def render_commands() -> str:
-    """The settings of each command that belong to no group."""
+    """Render the settings of each command that belong to no group."""
     parts = [
         "# Commands",
         WRITTEN,
@@ -279,7 +281,9 @@ def render_commands() -> str:
 
 
 def _parse_groups(defaults: Sequence[Any]) -> dict[str, str]:
-    """The groups of a defaults list with the choice of each; Hydra's own has none."""
+    """Return the groups of a defaults list with their choices. Hydra's own group has no
+    choice.
+    """
     groups = {"hydra": ""}
     for default in defaults:
         if isinstance(default, dict):
@@ -291,14 +295,14 @@ def _parse_groups(defaults: Sequence[Any]) -> dict[str, str]:
 
 
 def _required(setting: Setting) -> Setting:
-    """A setting that has to be set, marked as such."""
+    """Mark a setting without default as required."""
     return (
         Setting(setting.key, "required", setting.meaning) if setting.default == "`???`" else setting
     )
 
 
 def render_results() -> str:
-    """The fields of ``results.json``, one table for each object of its schema."""
+    """Render the fields of ``results.json``, one table per object of the schema."""
     schema = Results.model_json_schema(mode="serialization")
     objects = {"Results": schema, **schema["$defs"]}
     parts = [
@@ -341,7 +345,7 @@ def _render_object(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_type(field: Mapping[str, Any]) -> str:
-    """The type of a field in words, with links to the objects of the schema."""
+    """Describe the type of a field, with links to objects of the schema."""
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         text = f"[{name}](#{_slug(name)})"

@@ -1,9 +1,10 @@
-"""What does a sweep cost beside the trainings in it? ``python -m benchmarks.sweep``
+"""How much does a sweep add to the cost of its trainings? ``python -m
+benchmarks.sweep``
 
-A sweep of 12 trials (12 students of one teacher, through kd-distill, with everything
-that a trial measures and writes) beside the same 12 trainings, one after the other in
-one process, with nothing else. Both are commands of their own and begin with nothing
-but the teacher. Target: 1.1.
+Compares a sweep of 12 trials (12 students of one teacher, through kd-distill, with all
+measurements and files of a trial) with the same 12 trainings, one after the other in
+one process, without anything else. Both run as commands of their own and start with
+nothing but the teacher. Target: 1.1.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from pathlib import Path
 TARGET = 1.1
 
 
-def words(teacher: Path, stages: Path, epochs: int) -> list[str]:
-    """The main job on digits with a teacher that is there."""
+def build_overrides(teacher: Path, stages: Path, epochs: int) -> list[str]:
+    """Return the overrides of a distillation on digits with an existing teacher."""
     return [
         "data=digits",
         f"teacher.checkpoint={teacher}",
@@ -30,8 +31,8 @@ def words(teacher: Path, stages: Path, epochs: int) -> list[str]:
     ]
 
 
-def make_teacher(folder: Path) -> None:
-    """A wrn_16_2 for digits as a model folder. How well it knows them does not matter
+def save_teacher(folder: Path) -> None:
+    """Save a wrn_16_2 for digits as a model folder. Its accuracy does not matter
     here.
     """
     from kd_app.config import InputSpec
@@ -39,7 +40,7 @@ def make_teacher(folder: Path) -> None:
     from kd_app.models.save import save_model
     from kd_app.models.spec import ImageStats, ModelSpec
 
-    request = ModelSpec(
+    spec = ModelSpec(
         role="teacher",
         name="wrn_16_2",
         pretrained=False,
@@ -48,19 +49,19 @@ def make_teacher(folder: Path) -> None:
         image_size=None,
         factory=None,
     )
-    pixels: InputSpec = resolve_input(request, ImageStats(1, 8, (0.3,), (0.4,)))
-    created = create(request, pixels, 10, seed=0)
+    input_spec: InputSpec = resolve_input(spec, ImageStats(1, 8, (0.3,), (0.4,)))
+    created = create(spec, input_spec, 10, seed=0)
     save_model(
         created.model,
         folder,
-        pixels=pixels,
+        pixels=input_spec,
         classes=[str(digit) for digit in range(10)],
         license="none",
     )
 
 
-def train(said: Sequence[str], trials: int) -> None:
-    """The students alone."""
+def train(overrides: Sequence[str], trials: int) -> None:
+    """Train only the students."""
     from kd_app.config.compose import compose_config
     from kd_app.reporting.console import Console
     from kd_app.run.role_jobs import build_student_job
@@ -71,26 +72,26 @@ def train(said: Sequence[str], trials: int) -> None:
     from kd_app.tracking import Tracker
 
     for seed in range(trials):
-        made = build_spec(compose_config("distill", [*said, f"seed={seed}"]))
+        spec = build_spec(compose_config("distill", [*overrides, f"seed={seed}"]))
         console = Console(silent=True)
         tracker = Tracker(
             {},
-            out=Path(made.config["stages"]),
+            out=Path(spec.config["stages"]),
             name="alone",
             group="alone",
             tags=[],
             config={},
             say=console.print,
         )
-        shop = Workspace(made, Stages(Path(made.config["stages"])), console, tracker)
-        shop.prepare_data()
-        assert made.teacher is not None
-        job = build_student_job(shop, shop.load_model(made.teacher, seed=0))
-        train_job(shop, job, listener=tracker)
+        workspace = Workspace(spec, Stages(Path(spec.config["stages"])), console, tracker)
+        workspace.prepare_data()
+        assert spec.teacher is not None
+        job = build_student_job(workspace, workspace.load_model(spec.teacher, seed=0))
+        train_job(workspace, job, listener=tracker)
 
 
-def seconds(command: Sequence[str]) -> tuple[float, float]:
-    """Wall time, and time on processors, of a command."""
+def time_command(command: Sequence[str]) -> tuple[float, float]:
+    """Return wall time and processor time of a command."""
     start, before = time.perf_counter(), os.times()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = os.times()
@@ -101,25 +102,27 @@ def seconds(command: Sequence[str]) -> tuple[float, float]:
 
 
 def compare(trials: int, epochs: int) -> tuple[float, float]:
-    """The sweep's cost over the trainings': of wall time, and of time on processors,
-    which other work on the machine does not change.
+    """Return the cost of the sweep relative to its trainings: in wall time, and in
+    processor time, which other work on the machine does not change.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_teacher(folder / "teacher")
+        save_teacher(folder / "teacher")
         plain = [sys.executable, "-m", "benchmarks.sweep", "--trials", str(trials), "--only"]
-        alone = seconds([*plain, *words(folder / "teacher", folder / "alone", epochs)])
+        alone = time_command(
+            [*plain, *build_overrides(folder / "teacher", folder / "alone", epochs)]
+        )
         sweep = [
             f"seed={','.join(map(str, range(trials)))}",
             f"out={folder / 'sweep'}",
-            *words(folder / "teacher", folder / "stages", epochs),
+            *build_overrides(folder / "teacher", folder / "stages", epochs),
         ]
-        together = seconds([sys.executable, "-m", "kd_app.commands.distill", "-m", *sweep])
+        together = time_command([sys.executable, "-m", "kd_app.commands.distill", "-m", *sweep])
         print(
             f"{trials} trainings of {epochs} epochs: {alone[0]:.1f} s ({alone[1]:.1f} s of"
-            " processors)"
+            " processor time)"
         )
-        print(f"a sweep of them: {together[0]:.1f} s ({together[1]:.1f} s of processors)")
+        print(f"as a sweep: {together[0]:.1f} s ({together[1]:.1f} s of processor time)")
         return together[0] / alone[0], together[1] / alone[1]
 
 
@@ -128,15 +131,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--only", nargs="*", help="do the trainings that these words ask for")
-    asked = parser.parse_args()
-    if asked.only is not None:
-        train(asked.only, asked.trials)
+    parser.add_argument("--only", nargs="*", help="only run the trainings, with these overrides")
+    args = parser.parse_args()
+    if args.only is not None:
+        train(args.only, args.trials)
         return 0
-    wall, processors = compare(asked.trials, asked.epochs)
+    wall, processors = compare(args.trials, args.epochs)
     print(
-        f"A sweep costs {wall:.3f} of its trainings (of time on processors {processors:.3f});"
-        f" target {TARGET}",
+        f"A sweep takes {wall:.3f} times the wall time of its trainings ({processors:.3f} times the"
+        f" processor time); target {TARGET}",
         flush=True,
     )
     return int(wall > TARGET)

@@ -1,7 +1,7 @@
-"""How fast is the training loop, logging included, beside the same training as a bare
-loop? ``python -m benchmarks.training_loop``
+"""How fast is the training loop, with logging, compared with a bare loop? ``python -m
+benchmarks.training_loop``
 
-Both train in one process and take turns, so that the ratio holds on a machine whose
+Both train in one process and take turns, so that the ratio is valid on a machine whose
 speed drifts. Target: 0.97.
 """
 
@@ -39,7 +39,9 @@ PAIRS = (("resnet18", "resnet10t"), ("wrn_16_2", "resnet8"))
 
 
 class Clock(pl.Callback):
-    """Seconds from the first measured step to the end of the last."""
+    """Measure the time from the first step after the warm-up to the end of the last
+    step.
+    """
 
     def __init__(self, skip: int) -> None:
         self.skip = skip
@@ -49,7 +51,6 @@ class Clock(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start behind the warm-up."""
         if batch_idx == self.skip:
             self._start = time.perf_counter()
 
@@ -61,13 +62,12 @@ class Clock(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stop at the end of each step."""
         self.seconds = time.perf_counter() - self._start
 
 
-def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
-    """The main job's parts for a pair at 28x28, batch 128, on noise."""
-    words = [
+def build_workspace(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
+    """Return the workspace of a pair at 28x28, batch 128, on noise."""
+    overrides = [
         "allow=[benchmarks]",
         "data=digits",
         "data.source._target_=benchmarks.noise.Noise",
@@ -81,27 +81,29 @@ def workshop(teacher: str, student: str, folder: Path, steps: int) -> Workspace:
         "logger=[csv]",
         "trainer.max_epochs=1",
     ]
-    words += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1"]
-    made: RunSpec = build_spec(compose_config("distill", words))
-    shop = Workspace(made, Stages(folder), Console(silent=True), tracker=None)
-    shop.prepare_data()
-    return shop
+    overrides += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=1"]
+    spec: RunSpec = build_spec(compose_config("distill", overrides))
+    workspace = Workspace(spec, Stages(folder), Console(silent=True), tracker=None)
+    workspace.prepare_data()
+    return workspace
 
 
-def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
-    """A function that trains by the main job's loop, with its callbacks and curves, and
-    gives the seconds of the steps behind the first `skip`.
+def build_loop(workspace: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
+    """Return a function that trains with the main loop, its callbacks and curves, and
+    returns the time in seconds of the steps after the first `skip`.
     """
-    assert shop.spec.teacher is not None
-    teacher = shop.load_model(shop.spec.teacher, seed=0)
-    job = replace(build_student_job(shop, None), teacher=JobTeacher(teacher.spec, teacher.loaded))
-    data = shop.data
+    assert workspace.spec.teacher is not None
+    teacher = workspace.load_model(workspace.spec.teacher, seed=0)
+    job = replace(
+        build_student_job(workspace, None), teacher=JobTeacher(teacher.spec, teacher.loaded)
+    )
+    data = workspace.data
     assert isinstance(data, ImageData)
 
     def run(number: int) -> float:
         created = create(job.model, job.input, 10, seed=0)
         data.bind(job.input, order_seed=number)
-        module: Distillation = build(job, created, data, shop.spec.trainer)
+        module: Distillation = build(job, created, data, workspace.spec.trainer)
         assert isinstance(module.teacher, LiveTeacher)
         clock = Clock(skip)
         callbacks = [
@@ -109,7 +111,7 @@ def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
             ResumableCheckpoint(folder, minutes=5),
             clock,
         ]
-        trainer = shop.spec.trainer.make(
+        trainer = workspace.spec.trainer.make(
             max_epochs=1, folder=folder, callbacks=callbacks, loggers=[CurveLogger(folder)]
         )
         with silence_lightning():
@@ -120,52 +122,59 @@ def trained(shop: Workspace, folder: Path, skip: int) -> Callable[[int], float]:
 
 
 def compare(teacher: str, student: str, *, steps: int, rounds: int, skip: int = 5) -> list[float]:
-    """Images per second of the training loop over those of the bare loop, one ratio a
-    round.
+    """Return the images per second of the training loop relative to the bare loop, one
+    ratio per round.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shop = workshop(teacher, student, folder, steps + skip)
-        loop = trained(shop, folder, skip)
-        ours = build_student_job(shop, None)
-        teaches = shop.load_model(shop.spec.teacher, seed=0) if shop.spec.teacher else None
-        assert teaches is not None
-        pixels = ours.input
-        data = shop.data
+        workspace = build_workspace(teacher, student, folder, steps + skip)
+        loop = build_loop(workspace, folder, skip)
+        job = build_student_job(workspace, None)
+        assert workspace.spec.teacher is not None
+        teacher_model = workspace.load_model(workspace.spec.teacher, seed=0)
+        input_spec = job.input
+        data = workspace.data
         assert isinstance(data, ImageData)
         images = data.index.source.store()
         assert images is not None
         bare = BareLoop(
-            create(ours.model, pixels, 10, seed=0).model, teaches.loaded.model, images,
-            torch.from_numpy(data.index.listing.target), 128, shop.spec.trainer.precision, pixels.mean[0], pixels.std[0],
-        )  # fmt: skip
+            create(job.model, input_spec, 10, seed=0).model,
+            teacher_model.loaded.model,
+            images,
+            torch.from_numpy(data.index.listing.target),
+            128,
+            workspace.spec.trainer.precision,
+            input_spec.mean[0],
+            input_spec.std[0],
+        )
         ratios = []
         for number in range(rounds + 1):
             bare.run(skip)
             start = time.perf_counter()
             bare.run(steps)
-            by_hand = time.perf_counter() - start
-            ours_took = loop(number)
-            if number:  # the first round warms up
-                ratios.append(by_hand / ours_took)
+            bare_seconds = time.perf_counter() - start
+            loop_seconds = loop(number)
+            # The first round is a warm-up.
+            if number:
+                ratios.append(bare_seconds / loop_seconds)
                 print(
-                    f"  round {number}: bare {128 * steps / by_hand:,.0f} images/s, kd_app"
-                    f" {128 * steps / ours_took:,.0f}, ratio {ratios[-1]:.3f}",
+                    f"  round {number}: bare {128 * steps / bare_seconds:,.0f} images/s, kd_app"
+                    f" {128 * steps / loop_seconds:,.0f}, ratio {ratios[-1]:.3f}",
                     flush=True,
                 )
         return ratios
 
 
 def main() -> int:
-    """Print a line a pair; exit code 1 when a median is below the target."""
+    """Print one line per pair; exit code 1 if a median is below the target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     missed = False
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     for teacher, student in PAIRS:
-        ratios = compare(teacher, student, steps=asked.steps, rounds=asked.rounds)
+        ratios = compare(teacher, student, steps=args.steps, rounds=args.rounds)
         median = statistics.median(ratios)
         missed |= median < TARGET
         spread = f"min {min(ratios):.3f}, max {max(ratios):.3f}; target {TARGET}"

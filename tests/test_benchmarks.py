@@ -8,10 +8,17 @@ import pytest
 from PIL import Image
 
 from benchmarks import cifar
-from benchmarks.exports import TOLERANCE, Row, limited, prove, rows, written
-from benchmarks.headline import Figures, headline, honest, make
-from benchmarks.models import listed
-from benchmarks.sweep import make_teacher, train, words
+from benchmarks.exports import (
+    TOLERANCE,
+    Row,
+    iterate_rows,
+    render_page,
+    try_export,
+    try_export_in_process,
+)
+from benchmarks.headline import Headline, describe_context, measure_headline, train_and_export
+from benchmarks.models import parse_table
+from benchmarks.sweep import build_overrides, save_teacher, train
 from benchmarks.training_loop import compare
 from kd_app.config import RunError
 from kd_app.reporting.exports import RatioEstimate
@@ -25,49 +32,61 @@ def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
 def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_proven_again(
     tmp_path: Path,
 ) -> None:
-    known = {module: variant for module, (variant, _) in listed().items()}
+    known = {module: variant for module, (variant, _) in parse_table().items()}
     small, other = (
-        prove(known["byobnet"]),
-        Row(known["resnet"], None, "It is not written and compared after 1 s of a core."),
+        try_export(known["byobnet"]),
+        Row(known["resnet"], None, "The export did not finish within 1 s of processor time."),
     )
-    assert small.off is not None
-    assert small.off <= TOLERANCE
+    assert small.difference is not None
+    assert small.difference <= TOLERANCE
     found = {row.variant.module: row for row in (other, small)}
-    with patch("benchmarks.exports.listed", lambda: {name: (known[name], "") for name in found}):
-        with patch("benchmarks.exports.limit_batches", lambda variant, _: found[variant.module]):
-            assert list(rows(tmp_path / "journal")) == [small, other]  # the smaller one first
+    with patch(
+        "benchmarks.exports.parse_table", lambda: {name: (known[name], "") for name in found}
+    ):
+        with patch(
+            "benchmarks.exports.try_export_in_process", lambda variant, _: found[variant.module]
+        ):
+            assert list(iterate_rows(tmp_path / "journal")) == [
+                small,
+                other,
+            ]  # the smaller one first
         with (tmp_path / "journal").open("a", encoding="utf-8") as file:
             file.write('\n{"variant": {"mod')  # killed while it wrote
-        with patch("benchmarks.exports.limit_batches", side_effect=AssertionError("proven again")):
-            assert list(rows(tmp_path / "journal")) == [small, other]
-    page = written(found)
+        with patch(
+            "benchmarks.exports.try_export_in_process", side_effect=AssertionError("proven again")
+        ):
+            assert list(iterate_rows(tmp_path / "journal")) == [small, other]
+    page = render_page(found)
     assert "| byobnet | `test_byobnet` | 456,856 | 64 | yes |" in page
     assert "| resnet | `test_resnet` | 469,688 | 64 | no |" in page
-    assert "Of 2 that were tried\n1 are;" in page
-    assert "- resnet: It is not written and compared after 1 s of a core." in page
+    assert "Of 2 tested models 1 are equal;" in page
+    assert "- resnet: The export did not finish within 1 s of processor time." in page
     assert page.count(" | not tried |") == len(known) - 2
-    assert "The command was stopped before: beit, byoanet, cait," in page
-    assert "Not tried" not in written(dict.fromkeys(known, other))
+    assert "The command stopped before: beit, byoanet, cait," in page
+    assert "Not tried" not in render_page(dict.fromkeys(known, other))
 
 
 def test_a_model_that_can_not_be_an_onnx_file_is_a_no_with_its_reason_in_one_line() -> None:
-    variant = listed()["byobnet"][0]
+    variant = parse_table()["byobnet"][0]
     with patch("benchmarks.exports.export", side_effect=RunError("It can't be\nwritten.")):
-        assert prove(variant) == Row(variant, None, "It can't be written.")
+        assert try_export(variant) == Row(variant, None, "It can't be written.")
 
 
 @pytest.mark.slow
 def test_a_model_that_takes_too_long_is_stopped_and_told() -> None:
-    variant = listed()["byobnet"][0]
-    assert limited(variant, 1) == Row(
-        variant, None, "It is not written and compared after 1 s of a core."
+    variant = parse_table()["byobnet"][0]
+    assert try_export_in_process(variant, 1) == Row(
+        variant, None, "The export did not finish within 1 s of processor time."
     )
 
 
 def test_the_trainings_of_a_sweep_run_alone(tmp_path: Path) -> None:
-    make_teacher(tmp_path / "teacher")
+    save_teacher(tmp_path / "teacher")
     train(
-        [*words(tmp_path / "teacher", tmp_path / "stages", 1), "trainer.limit_train_batches=2"],
+        [
+            *build_overrides(tmp_path / "teacher", tmp_path / "stages", 1),
+            "trainer.limit_train_batches=2",
+        ],
         trials=2,
     )
     assert len(list((tmp_path / "stages").glob("student-*/model/model.safetensors"))) == 2
@@ -78,7 +97,7 @@ def times(value: float, low: float, high: float) -> RatioEstimate:
 
 
 def test_a_headline_is_reached_when_all_three_targets_are() -> None:
-    good = Figures(times(0.97, 0.96, 0.98), times(10, 9, 11), times(50, 49, 51))
+    good = Headline(times(0.97, 0.96, 0.98), times(10, 9, 11), times(50, 49, 51))
     assert good.reached
     assert (
         str(good)
@@ -86,20 +105,20 @@ def test_a_headline_is_reached_when_all_three_targets_are() -> None:
         " cost lower by 50.0x (49.0 to 51.0)"
     )
     for worse in (
-        Figures(times(0.9699, 0.96, 0.98), good.faster, good.cheaper),
-        Figures(good.retention, times(9.9, 9, 11), good.cheaper),
-        Figures(good.retention, good.faster, times(49.9, 49, 51)),
+        Headline(times(0.9699, 0.96, 0.98), good.faster, good.cheaper),
+        Headline(good.retention, times(9.9, 9, 11), good.cheaper),
+        Headline(good.retention, good.faster, times(49.9, 49, 51)),
     ):
         assert not worse.reached
 
 
 @pytest.mark.slow
 def test_the_headline_is_measured_on_the_files_that_were_exported(tmp_path: Path) -> None:
-    make(tmp_path, tmp_path / "stages", smoke=True)
-    found = headline(tmp_path)
+    train_and_export(tmp_path, tmp_path / "stages", smoke=True)
+    found = measure_headline(tmp_path)
     assert found.faster.low <= found.faster.value <= found.faster.high
     assert found.retention.value >= 0
-    full, tenth, as_good = honest(tmp_path)
+    full, tenth, as_good = describe_context(tmp_path)
     assert full.startswith("With all labels: ")
     assert tenth.startswith("With a tenth of the labels: ")
     assert "as good as the teacher" in as_good
@@ -123,8 +142,8 @@ def test_unlike_pairs_and_few_labels_are_measured_on_any_folder_of_small_images(
         "trainer.limit_val_batches=1",
     ]
     names = [*(pair.name for pair in cifar.PAIRS), cifar.FEW]
-    cifar.make(tmp_path / "images", tmp_path / "runs", smoke, names)
-    table = cifar.tables(tmp_path / "runs")
+    cifar.train_pairs(tmp_path / "images", tmp_path / "runs", smoke, names)
+    table = cifar.render_table(tmp_path / "runs")
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == [
         "cnn -> vit",
         "vit -> mixer",

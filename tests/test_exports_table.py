@@ -5,8 +5,8 @@ ONNX file, and it is so.
 import pytest
 import timm
 
-from benchmarks.exports import TABLE, line, prove
-from benchmarks.models import listed
+from benchmarks.exports import TABLE, render_row, try_export
+from benchmarks.models import parse_table
 
 FEW = ("starnet", "vision_transformer")
 """Unlike each other, and small."""
@@ -18,8 +18,8 @@ def answers() -> dict[str, str]:
     """
     page = TABLE.read_text(encoding="utf-8").splitlines()
     lines = {
-        line(variant, answer): (module, answer)
-        for module, (variant, _) in listed().items()
+        render_row(variant, answer): (module, answer)
+        for module, (variant, _) in parse_table().items()
         for answer in ("yes", "no", "not tried")
     }
     return dict(
@@ -28,7 +28,7 @@ def answers() -> dict[str, str]:
 
 
 def test_it_has_the_modules_and_the_variants_of_the_page_about_what_can_be_read() -> None:
-    assert list(answers()) == list(listed())
+    assert list(answers()) == list(parse_table())
 
 
 def test_every_no_has_its_reason_and_what_was_not_tried_is_named() -> None:
@@ -51,7 +51,7 @@ def test_every_no_has_its_reason_and_what_was_not_tried_is_named() -> None:
 @pytest.mark.parametrize("module", FEW)
 def test_what_is_said_to_be_equal_is(module: str) -> None:
     assert answers()[module] == "yes"
-    assert prove(listed()[module][0]).off is not None
+    assert try_export(parse_table()[module][0]).difference is not None
 
 
 @pytest.mark.slow
@@ -59,4 +59,4 @@ def test_what_is_said_to_be_equal_is(module: str) -> None:
 def test_the_answer_is_true(module: str) -> None:
     said = answers().get(module)  # nets of our own are modules of timm's registry, too
     if said in ("yes", "no"):
-        assert (prove(listed()[module][0]).off is not None) == (said == "yes")
+        assert (try_export(parse_table()[module][0]).difference is not None) == (said == "yes")

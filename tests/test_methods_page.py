@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.methods import KEYS, TABLE, facts, reads_labels, written
-from benchmarks.methods_cost import PAIRS, Cost, Training, cost, read
+from benchmarks.methods import KEYS, TABLE, parse_head, reads_labels, render_page
+from benchmarks.methods_cost import PAIRS, Cost, Training, measure_cost, read_costs
 from kd_app.config import RequestError
 from tests.losses.samples import CONF, TERMS
 
-COSTS = read()
+COSTS = read_costs()
 REFUSED = [known for known in COSTS.values() if known.ratio is None]
 every_pair = pytest.mark.parametrize("number", range(len(PAIRS)), ids=[pair.name for pair in PAIRS])
 
 
 def test_the_page_is_what_terms_and_yamls_say_now() -> None:
-    assert TABLE.read_text(encoding="utf-8") == written(), (
+    assert TABLE.read_text(encoding="utf-8") == render_page(), (
         "docs/methods.md is out of date: make methods"
     )
 
@@ -26,17 +26,17 @@ def test_a_yaml_that_lacks_what_the_code_cannot_know_is_refused(key: str, tmp_pa
     text = (CONF / "soft_target.yaml").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text.replace(f"# {key}: ", f"# {key}"), encoding="utf-8")
     with pytest.raises(ValueError, match=f"The head of mine.yaml does not say {key}. Expected"):
-        facts(tmp_path / "mine.yaml")
+        parse_head(tmp_path / "mine.yaml")
 
 
 def test_what_is_said_on_several_lines_is_one_sentence() -> None:
-    known = facts(CONF / "decoupled.yaml")
+    known = parse_head(CONF / "decoupled.yaml")
     assert (
-        known.asked
+        known.summary
         == "The teacher's probabilities, the label's class and the other classes weighted apart"
         " (DKD)."
     )
-    assert "ResNet56 to 20), warmed up over" in known.said["Published"]
+    assert "ResNet56 to 20), warmed up over" in known.notes["Published"]
 
 
 def test_labels_are_read_by_the_terms_whose_value_they_change() -> None:
@@ -61,7 +61,7 @@ def test_what_does_not_apply_to_a_pair_says_why_and_names_three_terms_that_do(kn
 
 @every_pair
 def test_a_step_of_what_applies_is_measured_beside_one_of_soft_targets(number: int) -> None:
-    found = cost(PAIRS[number], "simple_recipe", rounds=1)
+    found = measure_cost(PAIRS[number], "simple_recipe", rounds=1)
     assert found.ratio is not None
     assert found.low == found.ratio == found.high
     assert 0.1 < found.ratio < 10

@@ -16,7 +16,7 @@ from kd_app.losses.pairing import match_sizes, pair_stages
 from kd_app.models.outputs import Outputs
 from kd_app.models.simkd_student import Projector, SimKDStudent, find_linear_classifier
 
-_ALTERNATIVES = "Choose another term: softmax_regression, embedding_mse or feature_hint."
+_ALTERNATIVES = "Terms for any pair: softmax_regression, embedding_mse, feature_hint."
 
 
 class SimKD(LossTerm):
