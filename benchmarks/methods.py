@@ -19,7 +19,7 @@ import yaml
 from benchmarks.methods_cost import BATCH, FILE, PAIRS, SIDE, Cost, read_costs
 from kd_app.config.paths import CONF
 from kd_app.losses.base import Level, LossTerm
-from tests.losses.samples import TERMS, built, class_of, labels, make, pair, settings_of
+from tests.losses.samples import TERMS, build_term, class_of, labels, make, pair, settings_of
 
 TABLE = Path(__file__).parents[1] / "docs" / "methods.md"
 KEYS = ("Paper", "Published", "Hurts")
@@ -72,7 +72,7 @@ def parse_head(path: Path) -> TermHead:
 def reads_labels(name: str) -> bool:
     """Whether other labels change the value of a term, on random outputs."""
     student, teacher = pair(term=name)
-    term = built(name, student, teacher)
+    term = build_term(name, student, teacher)
     values: list[float] = [
         deepcopy(term)(student, teacher, labels(5, seed=seed)).item() for seed in (0, 1)
     ]

@@ -1,4 +1,4 @@
-"""What the README measures can be measured."""
+"""The benchmarks of the README run."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -29,7 +29,7 @@ def test_the_training_loop_is_timed_beside_the_bare_one() -> None:
     assert ratio > 0
 
 
-def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_proven_again(
+def test_finished_exports_are_read_from_the_journal(
     tmp_path: Path,
 ) -> None:
     known = {module: variant for module, (variant, _) in parse_table().items()}
@@ -39,24 +39,24 @@ def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_
     )
     assert small.difference is not None
     assert small.difference <= TOLERANCE
-    found = {row.variant.module: row for row in (other, small)}
+    results = {row.variant.module: row for row in (other, small)}
     with patch(
-        "benchmarks.exports.parse_table", lambda: {name: (known[name], "") for name in found}
+        "benchmarks.exports.parse_table", lambda: {name: (known[name], "") for name in results}
     ):
         with patch(
-            "benchmarks.exports.try_export_in_process", lambda variant, _: found[variant.module]
+            "benchmarks.exports.try_export_in_process", lambda variant, _: results[variant.module]
         ):
             assert list(iterate_rows(tmp_path / "journal")) == [
                 small,
                 other,
-            ]  # the smaller one first
+            ]  # smaller model first
         with (tmp_path / "journal").open("a", encoding="utf-8") as file:
-            file.write('\n{"variant": {"mod')  # killed while it wrote
+            file.write('\n{"variant": {"mod')  # interrupted while writing
         with patch(
-            "benchmarks.exports.try_export_in_process", side_effect=AssertionError("proven again")
+            "benchmarks.exports.try_export_in_process", side_effect=AssertionError("exported again")
         ):
             assert list(iterate_rows(tmp_path / "journal")) == [small, other]
-    page = render_page(found)
+    page = render_page(results)
     assert "| byobnet | `test_byobnet` | 456,856 | 64 | yes |" in page
     assert "| resnet | `test_resnet` | 469,688 | 64 | no |" in page
     assert "Of 2 tested models 1 are equal;" in page
@@ -66,14 +66,14 @@ def test_models_are_proven_to_be_onnx_files_one_by_one_and_what_is_known_is_not_
     assert "Not tried" not in render_page(dict.fromkeys(known, other))
 
 
-def test_a_model_that_can_not_be_an_onnx_file_is_a_no_with_its_reason_in_one_line() -> None:
+def test_a_failed_export_is_a_no_with_a_reason_in_one_line() -> None:
     variant = parse_table()["byobnet"][0]
     with patch("benchmarks.exports.export", side_effect=RunError("It can't be\nwritten.")):
         assert try_export(variant) == Row(variant, None, "It can't be written.")
 
 
 @pytest.mark.slow
-def test_a_model_that_takes_too_long_is_stopped_and_told() -> None:
+def test_an_export_that_takes_too_long_is_stopped() -> None:
     variant = parse_table()["byobnet"][0]
     assert try_export_in_process(variant, 1) == Row(
         variant, None, "The export did not finish within 1 s of processor time."
@@ -115,9 +115,9 @@ def test_a_headline_is_reached_when_all_three_targets_are() -> None:
 @pytest.mark.slow
 def test_the_headline_is_measured_on_the_files_that_were_exported(tmp_path: Path) -> None:
     train_and_export(tmp_path, tmp_path / "stages", smoke=True)
-    found = measure_headline(tmp_path)
-    assert found.faster.low <= found.faster.value <= found.faster.high
-    assert found.retention.value >= 0
+    results = measure_headline(tmp_path)
+    assert results.faster.low <= results.faster.value <= results.faster.high
+    assert results.retention.value >= 0
     full, tenth, as_good = describe_context(tmp_path)
     assert full.startswith("With all labels: ")
     assert tenth.startswith("With a tenth of the labels: ")
@@ -125,7 +125,7 @@ def test_the_headline_is_measured_on_the_files_that_were_exported(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_unlike_pairs_and_few_labels_are_measured_on_any_folder_of_small_images(
+def test_the_cifar_benchmark_runs_on_any_folder_of_small_images(
     tmp_path: Path,
 ) -> None:
     colors = np.random.default_rng(0)

@@ -1,6 +1,4 @@
-"""docs/models.md says of each of timm's model modules what can be read of it, and it is
-so.
-"""
+"""docs/models.md correctly lists what can be read of each of timm's model modules."""
 
 import pytest
 import timm
@@ -8,12 +6,25 @@ import timm
 from benchmarks.models import TABLE, check_variant, parse_table, render_page
 from benchmarks.variants import find_smallest_variant, list_modules
 
-FEW = ("byobnet", "convnext", "efficientnet", "efficientvim", "eva", "maxxvit", "mlp_mixer", "mobilenetv3", "pit", "regnet", "resnet",
-       "vision_transformer", "xcit")  # fmt: skip
-"""Unlike each other, and small."""
+FEW = (
+    "byobnet",
+    "convnext",
+    "efficientnet",
+    "efficientvim",
+    "eva",
+    "maxxvit",
+    "mlp_mixer",
+    "mobilenetv3",
+    "pit",
+    "regnet",
+    "resnet",
+    "vision_transformer",
+    "xcit",
+)
+"""Small modules of different families."""
 
 
-def test_every_module_of_timm_has_a_line() -> None:
+def test_every_module_of_timm_has_a_row() -> None:
     assert set(parse_table()) == set(list_modules())
     assert len(parse_table()) == 98
 
@@ -28,14 +39,14 @@ def test_every_no_has_its_reason() -> None:
 
 
 @pytest.mark.parametrize("module", FEW)
-def test_what_the_table_says_of_a_model_is_what_can_be_read_of_it(module: str) -> None:
+def test_a_row_is_what_can_be_read_of_the_model(module: str) -> None:
     variant, line = parse_table()[module]
     assert check_variant(variant).to_markdown() == line
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", timm.list_modules())
-def test_the_variant_is_the_smallest_and_its_line_is_true(module: str) -> None:
+def test_the_variant_is_the_smallest_and_its_row_is_true(module: str) -> None:
     if module in parse_table():  # nets of our own are modules of timm's registry, too
         variant, line = parse_table()[module]
         assert find_smallest_variant(module) == variant

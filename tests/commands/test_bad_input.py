@@ -144,7 +144,7 @@ def test_a_checkpoint_that_is_cut_off_missing_or_no_checkpoint_is_refused(
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     assert "cut.pt' can't be read as weights" in with_teacher(tmp_path / "cut.pt")
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
-    assert "holds no state dict of tensors" in with_teacher(tmp_path / "empty.pt")
+    assert "contains no state dict of tensors" in with_teacher(tmp_path / "empty.pt")
     assert "There is no checkpoint file" in with_teacher(tmp_path / "nowhere.pt")
 
 
@@ -153,7 +153,7 @@ def test_weights_of_another_model_are_refused_by_name(
 ) -> None:
     torch.save(state, tmp_path / "resnet8.pt")
     said = with_teacher(tmp_path / "resnet8.pt", "teacher.name=resnet14")
-    assert "The weights from file resnet8.pt are not of this model" in said
+    assert "The weights from file resnet8.pt do not fit this model" in said
     assert "missing" in said
     said = refused(*TINY, f"student.checkpoint={tmp_path / 'resnet8.pt'}", "student.name=wrn_16_1")
     assert "of its" in said
@@ -161,7 +161,7 @@ def test_weights_of_another_model_are_refused_by_name(
 
 
 def test_a_model_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert "is no model folder for the teacher" in refused(
+    assert "is not a model folder for the teacher" in refused(
         *TINY, f"teacher.name=local-dir:{tmp_path}"
     )
     folder = teacher_folder(tmp_path / "teacher")

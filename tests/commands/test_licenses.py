@@ -99,7 +99,7 @@ def test_accepted_it_runs_and_that_is_on_record(shipped: tuple[Path, str]) -> No
     assert found["license"]["forbidden"] == []
     assert (
         f"{NC} (https://creativecommons.org/licenses/by-nc/4.0/), forbids commercial use;"
-        " license.accept names it." in found["license"]["accepted"][0]
+        " it is accepted by license.accept." in found["license"]["accepted"][0]
     )
     assert {role: model["license"] for role, model in found["models"].items()} == {
         "teacher": NC,
@@ -168,7 +168,7 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
     )
     out = done(*words, "out=unsaid")
     assert (
-        out.count("Note: The license of the data (folder) is unknown; data.license=<name> says it.")
+        out.count("Note: The license of the data (folder) is unknown; set it with data.license=<name>.")
         == 2
     )  # before the run, and below its table
     assert results(Path("unsaid"))["license"]["ships"] == "unknown"

@@ -190,18 +190,18 @@ def test_each_link_of_a_chain_is_taught_by_the_one_before_and_seeds_share_it(
         ),
         (
             "teacher=several teacher.members.a.checkpoint={0}/a teacher.members.b.name=resnet8",
-            "member b (resnet8) does not answer in the data's",
+            "member b (resnet8) does not predict the data's",
         ),
         (
             (
                 "teacher=several teacher.members.a.checkpoint={0}/a"
                 " teacher.members.b.checkpoint={0}/b loss=[cross_entropy,feature_hint]"
             ),
-            "several teachers have one answer together",
+            "several teachers give combined logits",
         ),
         (
             "teacher.checkpoint={0}/onnx/model.onnx loss=[cross_entropy,feature_hint]",
-            "Terms that read logits alone: soft_target, decoupled, dist",
+            "Terms that read only logits: soft_target, decoupled, dist",
         ),
         ("teacher.checkpoint={0}/a.onnx", "There is no file"),
         ("teacher.checkpoint={0}/other teacher.classes={0}/none.csv", "can't be read"),

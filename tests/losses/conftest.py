@@ -6,8 +6,8 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """The tensors are tiny: threads would only wait for each other where other work
-    shares the cores.
+    """Use one thread: the tensors are tiny, and threads would only wait for each
+    other.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,5 +1,5 @@
-"""The golden cases of the terms that give the student something of its own: heads,
-branches, a memory, a projector.
+"""The golden cases of the terms with trained parts: heads, branches, a memory, a
+projector.
 """
 
 from typing import Any
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from kd_app.losses.ofa import PatchMerging
 from kd_app.models.heads import Head
 from kd_app.models.outputs import Outputs, Tokens
-from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, Plain, own_state
+from tests.losses.golden_result import NO_LABELS, Arrays, Case, GoldenResult, ValueOf, own_state
 from tests.losses.samples import batch, logits, make, maps
 
 
 def _two_heads(x: Arrays) -> Outputs:
-    """A student whose heads leave their halves of the embedding as they are."""
+    """Return a student whose heads return their halves of the embedding unchanged."""
     classes = x["logits_s"].shape[1]
     head = Head((nn.Identity(), nn.Identity()), (classes, classes), convolutional=False)
     return Outputs(embedding=torch.cat((x["logits_s"], x["logits_s2"]), dim=1), classifier=head)
 
 
-def _token(term: str, **settings: float) -> Plain:
+def _token(term: str, **settings: float) -> ValueOf:
     def compare(x: Arrays) -> Tensor:
         value: Tensor = make(term, **settings)(
             _two_heads(x), logits(x["logits_t"]), batch(x["target"])
@@ -31,10 +31,10 @@ def _token(term: str, **settings: float) -> Plain:
     return compare
 
 
-def _divided_by_classes(x: Arrays) -> Tensor:
+def _divide_by_classes(x: Arrays) -> Tensor:
     """DeiT's code divides the teacher's part by batch and classes."""
-    labels, answers = (_token("soft_token", label=label)(x) for label in (1.0, 0.0))
-    return 0.9 * labels + 0.1 * answers / x["logits_t"].shape[1]
+    labels, soft = (_token("soft_token", label=label)(x) for label in (1.0, 0.0))
+    return 0.9 * labels + 0.1 * soft / x["logits_t"].shape[1]
 
 
 def _ofa(x: Arrays, *stages: str, **settings: Any) -> tuple[Any, Outputs]:
@@ -42,15 +42,15 @@ def _ofa(x: Arrays, *stages: str, **settings: Any) -> tuple[Any, Outputs]:
     return make("ofa", **settings), student
 
 
-def _one_answer(x: Arrays) -> Tensor:
-    """Without maps there is the student's answer alone."""
+def _without_branches(x: Arrays) -> Tensor:
+    """Without maps, only the student's logits count."""
     term, student = _ofa(x, exponent=1.0)
     term.branches = nn.ModuleList()
     value: Tensor = term(student, logits(x["logits_t"].detach()), batch(x["target"]))
     return value
 
 
-def _branches(x: Arrays) -> Answer:
+def _branches(x: Arrays) -> GoldenResult:
     term, student = _ofa(x, "stage1", "stage2", "stage3", "stage4", width=48)
     teacher = logits(x["logits_t"].detach())
     term.build(student, teacher)
@@ -70,11 +70,11 @@ def _branches(x: Arrays) -> Answer:
             for key, parameter in branch.named_parameters()
         }
     label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
-    return Answer(label + term(student, teacher, batch(x["target"])), parameters)
+    return GoldenResult(label + term(student, teacher, batch(x["target"])), parameters)
 
 
 def _in_order(key: str) -> tuple[tuple[int, ...], int]:
-    """Module by module, and of each in the order in which torch names its tensors."""
+    """Sort key: module by module, with the tensors of each in torch's order."""
     *modules, tensor = key.replace("op.", "").split(".")
     return tuple(map(int, modules)), (
         "weight",
@@ -85,8 +85,8 @@ def _in_order(key: str) -> tuple[tuple[int, ...], int]:
     ).index(tensor)
 
 
-def _branches_of_tokens(x: Arrays) -> Answer:
-    """A ViT of 4 x 4 patches whose class token answers."""
+def _branches_of_tokens(x: Arrays) -> GoldenResult:
+    """A ViT of 4 x 4 patches with a classified class token."""
     stages = [x[f"stage{number}"] for number in range(1, 5)]
     student = Outputs(
         logits=x["logits_s"],
@@ -112,21 +112,23 @@ def _branches_of_tokens(x: Arrays) -> Answer:
                 if key.startswith(ours)
             }
     label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
-    return Answer(label + term(student, teacher, batch(x["target"])), parameters)
+    return GoldenResult(label + term(student, teacher, batch(x["target"])), parameters)
 
 
-def _merging(x: Arrays) -> Answer:
+def _merging(x: Arrays) -> GoldenResult:
     merging = PatchMerging(32, 24).double()
     merging.load_state_dict(own_state(x, "pm."))
     grid = x["tokens"].transpose(1, 2).unflatten(2, (4, 4))
-    return Answer(
+    return GoldenResult(
         merging(grid).square().mean(),
         {f"pm.{name}": parameter for name, parameter in merging.named_parameters()},
     )
 
 
-def crd_of(x: Arrays) -> tuple[Any, Outputs, Outputs]:
-    """The term with the reference's maps, memories and draws, and both models' outputs."""
+def build_crd_case(x: Arrays) -> tuple[Any, Outputs, Outputs]:
+    """Return the term with the reference's maps, memories and draws, and the outputs of
+    both models.
+    """
     term = make("crd", width=16, negatives=12)
     ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t"].detach())
     term.images = torch.arange(40)
@@ -147,24 +149,24 @@ def crd_of(x: Arrays) -> tuple[Any, Outputs, Outputs]:
             "classes": -1 - torch.arange(40),
         }
     )
-    term._others = lambda *_: x["in/contrast_idx"][:, 1:].long()
+    term._draw_negatives = lambda *_: x["in/contrast_idx"][:, 1:].long()
     return term, ours, theirs
 
 
-def _contrast(x: Arrays) -> Answer:
-    given = batch(x["in/idx"].long())
-    given.index = given.target
-    term, ours, theirs = crd_of(x)
-    value = term(ours, theirs, given)
+def _contrast(x: Arrays) -> GoldenResult:
+    numbered = batch(x["in/idx"].long())
+    numbered.index = numbered.target
+    term, ours, theirs = build_crd_case(x)
+    value = term(ours, theirs, numbered)
     names = {
         f"crd.embed_{side}.linear.{key}": p
         for side in "st"
         for key, p in getattr(term, f"embed_{side}").named_parameters()
     }
-    return Answer(value, names)
+    return GoldenResult(value, names)
 
 
-def _reused(x: Arrays) -> Answer:
+def _reused(x: Arrays) -> GoldenResult:
     head = nn.Linear(24, 10).double().requires_grad_(False)
     head.load_state_dict(own_state(x, "cls_t."))
     teacher = Outputs(
@@ -175,11 +177,11 @@ def _reused(x: Arrays) -> Answer:
     term = make("simkd")
     term.build(maps(x["feat_s"]), teacher)
     term.double()
-    # the reference has a ReLU at the end whatever the teacher's map is
+    # The reference always has a ReLU at the end.
     term.projector.transfer.append(nn.ReLU())
     term.projector.transfer.load_state_dict(own_state(x, "simkd.transfer."), strict=True)
     value = term(maps(x["feat_s"]), teacher, NO_LABELS)
-    return Answer(
+    return GoldenResult(
         value,
         {
             f"simkd.transfer.{name}": parameter
@@ -191,12 +193,12 @@ def _reused(x: Arrays) -> Answer:
 ADAPTED: dict[str, Case] = {
     **dict.fromkeys(("deit_hard", "timm_token_task_hard"), _token("hard_token")),
     "timm_token_task_soft": _token("soft_token"),
-    "ofa_loss_eps1": _one_answer,
+    "ofa_loss_eps1": _without_branches,
     "ofa_full_cnn_student": _branches,
     "ofa_full_vit_student": _branches_of_tokens,
     "ofa_patch_merging": _merging,
     "crd_repdistiller": _contrast,
     "simkd_same": _reused,
 }
-ADAPTED_DEVIATIONS: dict[str, Case] = {"deit_soft": _divided_by_classes}
+ADAPTED_DEVIATIONS: dict[str, Case] = {"deit_soft": _divide_by_classes}
 ADAPTED_REGULAR: dict[str, Case] = {"deit_soft": _token("soft_token", label=0.9)}

@@ -1,5 +1,5 @@
-"""The table of golden cases: what of kd_app each one is compared with, and what a
-reference does differently.
+"""The table of golden cases: the part of kd_app for each, and the deviations of
+references.
 """
 
 import math
@@ -15,8 +15,8 @@ from kd_app.losses.multi_level import compare_relations
 from kd_app.losses.sp import compute_gram
 from kd_app.models.outputs import Attention, Outputs
 from tests.losses.golden_adapted import ADAPTED, ADAPTED_DEVIATIONS, ADAPTED_REGULAR
-from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, Plain, own_state
 from tests.losses.golden_features import FEATURES
+from tests.losses.golden_result import NO_LABELS, Arrays, Case, GoldenResult, ValueOf, own_state
 from tests.losses.samples import batch, cut, logits, make, maps
 
 
@@ -25,24 +25,24 @@ def _label(x: Arrays) -> Tensor:
     return value
 
 
-def _soft(temperature: float) -> Plain:
+def _soft(temperature: float) -> ValueOf:
     return lambda x: make("soft_target", temperature=temperature)(
         logits(x["logits_s"]), logits(x["logits_t"]), NO_LABELS
     )
 
 
-def _both(label: float, soft: float) -> Plain:
+def _both(label: float, soft: float) -> ValueOf:
     return lambda x: label * _label(x) + soft * _soft(4.0)(x)
 
 
-def _decoupled(target: str, **settings: float) -> Plain:
+def _decoupled(target: str, **settings: float) -> ValueOf:
     return lambda x: make("decoupled", **settings)(
         logits(x["logits_s"]), logits(x["logits_t"]), batch(x[target])
     )
 
 
 def _cross_entropy_form(x: Arrays) -> Tensor:
-    """cls_KD leaves the teacher's entropy in: another value, the same gradient."""
+    """cls_KD omits the teacher's entropy: another value, the same gradient."""
     log_p = (x["logits_t"] / 4).log_softmax(1)
     return 0.5 * (_soft(4.0)(x) - 16 * (log_p.exp() * log_p).sum(1).mean().detach())
 
@@ -56,18 +56,18 @@ def _transfer(x: Arrays) -> Tensor:
 
 
 def _transfer_of_the_paper(x: Arrays) -> Tensor:
-    """The paper's formula has the norm of the difference, the authors' code its mean
+    """The paper's formula uses the norm of the difference, the authors' code the mean
     square.
     """
     gap = compute_attention_map(x["feat_s"]) - compute_attention_map(x["feat_t"])
     return gap.square().sum(1).sqrt().mean()
 
 
-def _logits(term: str, target: str | None = None, **settings: object) -> Plain:
-    made = make(term, **settings)
+def _logits(term: str, target: str | None = None, **settings: object) -> ValueOf:
+    loss = make(term, **settings)
 
     def compare(x: Arrays) -> Tensor:
-        value: Tensor = made(
+        value: Tensor = loss(
             logits(x["logits_s"]),
             logits(x["logits_t"]),
             NO_LABELS if target is None else batch(x[target]),
@@ -77,10 +77,8 @@ def _logits(term: str, target: str | None = None, **settings: object) -> Plain:
     return compare
 
 
-def _norms_apart(temperature: float) -> Plain:
-    """torchdistill holds each norm above 1e-8, where the authors add 1e-8 to their
-    product.
-    """
+def _norms_apart(temperature: float) -> ValueOf:
+    """torchdistill clamps each norm at 1e-8; the authors add 1e-8 to the product."""
 
     def compare(x: Arrays) -> Tensor:
         p, q = ((z / temperature).softmax(1) for z in (x["logits_s"], x["logits_t"]))
@@ -99,7 +97,7 @@ def _norms_apart(temperature: float) -> Plain:
 
 
 def _label_among_the_others(x: Arrays) -> Tensor:
-    """The mask of SDD's copy of NKD takes nothing out."""
+    """The mask of SDD's copy of NKD removes nothing."""
     log_s, log_t = x["logits_s"].log_softmax(1), x["logits_t"].log_softmax(1)
     at = x["target"][:, None]
     label = log_t.exp().gather(1, at) * log_s.gather(1, at)
@@ -107,20 +105,20 @@ def _label_among_the_others(x: Arrays) -> Tensor:
 
 
 def _curriculum(progress: float) -> Case:
-    """Half of a rise of 0.5 is where the reference has lambda -0.5."""
+    """At half of a rise of 0.5 the reference has lambda -0.5."""
 
-    def compare(x: Arrays) -> Answer:
+    def compare(x: Arrays) -> GoldenResult:
         term = make("ctkd", rise=0.5).double()
-        given = replace(NO_LABELS, progress=progress)
-        return Answer(
-            term(logits(x["logits_s"]), logits(x["logits_t"]), given), {"T.global_T": term.theta}
+        later = replace(NO_LABELS, progress=progress)
+        return GoldenResult(
+            term(logits(x["logits_s"]), logits(x["logits_t"]), later), {"T.global_T": term.theta}
         )
 
     return compare
 
 
 def _temperature_learns(x: Arrays) -> Tensor:
-    """The reference's sign stands in its lambda."""
+    """In the reference the sign is part of lambda."""
     return -torch.tensor(
         [
             make("ctkd", rise=1.0).strength.compute_factor(epoch / 10)
@@ -130,7 +128,7 @@ def _temperature_learns(x: Arrays) -> Tensor:
     )
 
 
-def _relation(dim: int) -> Plain:
+def _relation(dim: int) -> ValueOf:
     def compare(x: Arrays) -> Tensor:
         p, q = ((x[name] / 4).softmax(1).transpose(0, dim) for name in ("logits_s", "logits_t"))
         return compare_relations(p, q, torch.ones(len(p)))
@@ -140,16 +138,17 @@ def _relation(dim: int) -> Plain:
 
 def _multi_level_of_the_code(
     label: float, weight: float, first: float, *, standardize: bool
-) -> Plain:
-    """The code weights whole parts with the share of unsure images and classes, and has
-    the weak view in two parts of the strong one.
+) -> ValueOf:
+    """The code weights whole parts with the share of uncertain images and classes, and
+    uses the weak view in two parts of the strong one.
     """
 
     def compare(x: Arrays) -> Tensor:
         weak, strong = (tuple(x[f"logits_{side}{view}"] for side in "st") for view in ("", "2"))
-        sure = weak[1].softmax(1)
+        probabilities = weak[1].softmax(1)
         images, classes = (
-            (y <= y.quantile(0.5)).double().mean() for y in (sure.amax(1), sure.sum(0))
+            (y <= y.quantile(0.5)).double().mean()
+            for y in (probabilities.amax(1), probabilities.sum(0))
         )
 
         def soft(view: tuple[Tensor, ...], temperature: float) -> Tensor:
@@ -183,53 +182,53 @@ def _similarity(x: Arrays) -> Tensor:
 
 
 def _rows_of_sum_1(x: Arrays) -> Tensor:
-    """torchdistill hands 1 to normalize, which is the norm and not the dimension."""
+    """torchdistill passes 1 to normalize as the norm instead of the dimension."""
     ours, theirs = (F.normalize(compute_gram(x[name]), p=1, dim=1) for name in ("feat_s", "feat_t"))
     return F.mse_loss(ours, theirs)
 
 
-def _pooled(term: str, student: str, teacher: str, **settings: object) -> Plain:
-    made = make(term, **settings)
+def _pooled(term: str, student: str, teacher: str, **settings: object) -> ValueOf:
+    loss = make(term, **settings)
 
     def compare(x: Arrays) -> Tensor:
         ours, theirs = (Outputs(embedding=x[name].flatten(1)) for name in (student, teacher))
-        value: Tensor = made(ours, theirs, NO_LABELS)
+        value: Tensor = loss(ours, theirs, NO_LABELS)
         return value
 
     return compare
 
 
 def _not_squared(x: Arrays) -> Tensor:
-    """torchdistill has the norm of the difference over B^2, not its square."""
+    """torchdistill uses the norm of the difference over B^2, not the square."""
     return _pooled("cc", "pool_s", "pool_t32")(x).sqrt() / 8
 
 
 def _first_order(x: Arrays) -> Tensor:
-    """torchdistill's bilinear kernel is what the series has at order 1, but for a
-    factor; it takes the norm without its square there, too.
+    """torchdistill's bilinear kernel is the series at order 1, except for a factor; the
+    norm is not squared either.
     """
     factor = 2 * 0.4 * math.exp(-2 * 0.4)
     return _pooled("cc", "pool_s", "pool_t32", gamma=0.4, order=1)(x).sqrt() / 8 / factor
 
 
-def _neighbors(x: Arrays) -> Answer:
-    """RepDistiller multiplies the differences of neighbors in the batch, and trains the
-    teacher's map, too.
+def _neighbors(x: Arrays) -> GoldenResult:
+    """RepDistiller multiplies the differences of neighbors in the batch, and also
+    trains the teacher's map.
     """
     embed = {side: nn.Linear(x[f"pool_{side}"].shape[1], 16).double() for side in "st"}
     for side, layer in embed.items():
         layer.load_state_dict(own_state(x, f"embed_{side}.linear."))
     ours, theirs = embed["s"](x["pool_s"].flatten(1)), embed["t"](x["pool_t"].detach().flatten(1))
     gap = (ours - theirs).abs()
-    trained = {
+    parameters = {
         f"embed_{side}.linear.{name}": p
         for side, layer in embed.items()
         for name, p in layer.named_parameters()
     }
-    return Answer((gap[:-1] * gap[1:]).sum(1).mean(), trained)
+    return GoldenResult((gap[:-1] * gap[1:]).sum(1).mean(), parameters)
 
 
-def _channels(x: Arrays) -> Answer:
+def _channels(x: Arrays) -> GoldenResult:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"])
     term = make("ickd")
     term.build(ours, theirs)
@@ -242,18 +241,18 @@ def _channels(x: Arrays) -> Answer:
             if key.startswith("l2norm.")
         }
     )
-    trained = {
+    parameters = {
         "conv2d.weight": adapter.conv.weight,
         "l2norm.weight": adapter.bn.weight,
         "l2norm.bias": adapter.bn.bias,
     }
-    return Answer(
+    return GoldenResult(
         term(ours, theirs, NO_LABELS),
-        {f"ickd.embed_s.{name}": parameter for name, parameter in trained.items()},
+        {f"ickd.embed_s.{name}": parameter for name, parameter in parameters.items()},
     )
 
 
-def _likeness(x: Arrays, divisor: int) -> Tensor:
+def _similarity_gap(x: Arrays, divisor: int) -> Tensor:
     gap = compute_channel_similarity(x["feat_s"]) - compute_channel_similarity(x["feat_t16"])
     return gap.square().sum() / divisor
 
@@ -263,7 +262,7 @@ def _attention(x: Arrays, side: str, heads: int) -> Outputs:
     return Outputs(attention=[Attention(query, key, value, num_prefix=1)])
 
 
-def _relations(*relations: str) -> Plain:
+def _relations(*relations: str) -> ValueOf:
     term = make("attention_relation", relation_heads=4, relations=dict.fromkeys(relations, 1.0))
 
     def compare(x: Arrays) -> Tensor:
@@ -274,12 +273,12 @@ def _relations(*relations: str) -> Plain:
 
 
 def _hint(student: str) -> Case:
-    def compare(x: Arrays) -> Answer:
+    def compare(x: Arrays) -> GoldenResult:
         ours, theirs = maps(x[student]), maps(x["feat_t"].detach())
         term = make("feature_hint", activation="relu")
         term.build(ours, theirs)
         term.double().adapter.load_state_dict(own_state(x, "conv_reg."), strict=True)
-        return Answer(
+        return GoldenResult(
             term(ours, theirs, NO_LABELS),
             {f"conv_reg.{name}": parameter for name, parameter in term.adapter.named_parameters()},
         )
@@ -329,11 +328,10 @@ CASES: dict[str, Case] = {
     **FEATURES,
     **ADAPTED,
 }
-"""The reference does what the term does."""
+"""Cases in which the reference equals the term."""
 DEVIATIONS: dict[str, Case] = {
-    "kd_torchdistill_T4_alpha0": (
-        lambda x: _soft(4.0)(x) / 16
-    ),  # its loss without labels forgets T^2
+    # Its loss without labels lacks T^2.
+    "kd_torchdistill_T4_alpha0": lambda x: _soft(4.0)(x) / 16,
     "kd_clskd_T4": _cross_entropy_form,
     "at_torchdistill_paper": _transfer_of_the_paper,
     "sdd_nkd_origin_bug": _label_among_the_others,
@@ -348,11 +346,12 @@ DEVIATIONS: dict[str, Case] = {
     "cc_torchdistill_gaussian": _not_squared,
     "cc_torchdistill_bilinear": _first_order,
     "cc_repdistiller": _neighbors,
-    "ickd_torchdistill": lambda x: _likeness(x, 16 * 64),  # divides by the batch twice
+    # Divides by the batch twice.
+    "ickd_torchdistill": lambda x: _similarity_gap(x, 16 * 64),
     **ADAPTED_DEVIATIONS,
 }
-"""The reference does something else, which is made of the term here; `REGULAR` says
-what the term itself gives on the same inputs.
+"""Cases in which the reference differs from the term, with the difference reproduced.
+`REGULAR` has the value of the term itself on the same inputs.
 """
 REGULAR: dict[str, Case] = {
     "kd_torchdistill_T4_alpha0": _soft(4.0),
@@ -372,6 +371,6 @@ REGULAR: dict[str, Case] = {
         _pooled("cc", "pool_s", "pool_t32"),
     ),
     "cc_repdistiller": _pooled("cc", "pool_s", "pool_t"),
-    "ickd_torchdistill": lambda x: _likeness(x, 16 * 8),
+    "ickd_torchdistill": lambda x: _similarity_gap(x, 16 * 8),
     **ADAPTED_REGULAR,
 }

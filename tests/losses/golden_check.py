@@ -1,7 +1,7 @@
-"""``python -m tests.losses.golden_check FOLDER``: each case of a folder of reference
-values passed, off by how much, or not built.
+"""``python -m tests.losses.golden_check FOLDER``: compare the terms with a folder of
+reference values. Each case is reported as passed, off, or not built.
 
-The exit code is 1 when a case is off, 2 when the folder is none.
+The exit code is 1 if a case is off, 2 if the folder has no reference values.
 """
 
 import json
@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.losses.golden_answers import Answer, Arrays, Case
 from tests.losses.golden_cases import CASES, DEVIATIONS
+from tests.losses.golden_result import Arrays, Case, GoldenResult
 from tests.losses.samples import gradient, leaf
 
 TOLERANCE = 1e-7
-_SMALLEST = (
-    1e-8  # what is below it counts as rounding: TOLERANCE * _SMALLEST = 1e-15 in absolute terms
-)
+_SMALLEST = 1e-8
+"""Values below count as rounding: TOLERANCE * _SMALLEST is 1e-15 in absolute terms."""
 
 
 class Golden:
-    """A folder of reference values: ``index.json``, ``inputs.npz`` and one file a case."""
+    """A folder of reference values: ``index.json``, ``inputs.npz`` and one file per
+    case.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,23 +36,23 @@ class Golden:
         }
 
     def stored(self, case: str) -> Arrays:
-        """The arrays of the case's file; reals as float64."""
+        """Return the arrays of the case's file; reals as float64."""
         return self._load(case)
 
     def inputs(self, case: str) -> Arrays:
-        """What the case is given: shared inputs and those of its own that the student
-        gives, reals with gradient, and its own arrays.
+        """Return the inputs of the case: shared inputs and the student's own inputs,
+        reals with gradient, and the arrays of the case's file.
         """
         shared, own, entry = self._load("inputs"), self.stored(case), self.index[case]
         names = entry.get("shared_inputs", ())
-        taught = {
+        student_inputs = {
             name: leaf(own[f"in/{name}"])
             for name in entry.get("grad_norm", {})
             if name not in names and f"in/{name}" in own
         }
         return (
             own
-            | taught
+            | student_inputs
             | {
                 name: leaf(shared[name]) if shared[name].is_floating_point() else shared[name]
                 for name in names
@@ -59,19 +60,19 @@ class Golden:
         )
 
     def deviations(self, case: str, compare: Case) -> dict[str, float]:
-        """How far value and gradients are from the stored ones, relative to these, by
-        name.
+        """Return the relative deviations of value and gradients from the stored ones,
+        by name.
         """
         x, stored, entry = self.inputs(case), self.stored(case), self.index[case]
-        found = compare(x)
-        answer = found if isinstance(found, Answer) else Answer(found)
+        result = compare(x)
+        golden = result if isinstance(result, GoldenResult) else GoldenResult(result)
         off = {
             "loss": _relative(
-                answer.value, stored["out/loss"] if "out/loss" in stored else stored["value"]
+                golden.value, stored["out/loss"] if "out/loss" in stored else stored["value"]
             )
         }  # a table has no loss
         for name, norm in entry.get("grad_norm", {}).items():
-            ours = gradient(answer.value, x[name])
+            ours = gradient(golden.value, x[name])
             off[f"norm of grad/{name}"] = _relative(
                 ours.norm(), torch.tensor(norm, dtype=torch.float64)
             )
@@ -79,8 +80,8 @@ class Golden:
                 off[f"grad/{name}"] = _relative(
                     ours[stored["rows"]] if "rows" in stored else ours, stored[f"grad/{name}"]
                 )
-        for name, parameter in answer.parameters.items():
-            ours = gradient(answer.value, parameter)
+        for name, parameter in golden.parameters.items():
+            ours = gradient(golden.value, parameter)
             if name in entry.get("param_grad_norm", {}):
                 norm = torch.tensor(entry["param_grad_norm"][name], dtype=torch.float64)
                 off[f"norm of gradp/{name}"] = _relative(ours.norm(), norm)
@@ -95,8 +96,8 @@ class Golden:
 
 
 def _relative(ours: Tensor, stored: Tensor) -> float:
-    """The largest relative difference of an element; infinite where it is no number or
-    the shapes differ.
+    """Return the largest relative difference of an element; infinite for NaN and for
+    different shapes.
     """
     if ours.shape != stored.shape:
         return float("inf")
@@ -104,28 +105,28 @@ def _relative(ours: Tensor, stored: Tensor) -> float:
     return float("inf") if math.isnan(off) else off
 
 
-def _worst(golden: Golden, case: str, compare: Case) -> tuple[str, float]:
-    """The name and the size of the largest deviation; infinite where the case cannot be
-    compared, by what is wrong.
+def _worst(folder: Golden, case: str, compare: Case) -> tuple[str, float]:
+    """Return the name and size of the largest deviation, or the error and infinity if
+    the case can't be compared.
     """
     try:
-        off = golden.deviations(case, compare)
+        off = folder.deviations(case, compare)
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         return f"{type(error).__name__}: {error}", float("inf")
     return max(off.items(), key=lambda item: item[1])
 
 
-def report(golden: Golden) -> tuple[list[str], bool]:
-    """One line a case, a line of counts, and whether one is off."""
+def report(folder: Golden) -> tuple[list[str], bool]:
+    """Return one line per case, a line of counts, and whether a case is off."""
     built = CASES | DEVIATIONS
     lines, counts = [], dict.fromkeys(("passed", "off", "not built"), 0)
-    for case in golden.index:
+    for case in folder.index:
         verdict, detail = "not built", ""
         if case in built:
-            name, worst = _worst(golden, case, built[case])
+            name, worst = _worst(folder, case, built[case])
             verdict = "passed" if worst <= TOLERANCE else "off"
             detail = f"  {worst:.1e} ({name})" + (
-                "  [the reference differs from the term, as named]" if case in DEVIATIONS else ""
+                "  [the reference differs from the term, as listed]" if case in DEVIATIONS else ""
             )
         counts[verdict] += 1
         lines.append(f"{case:36} {verdict}{detail}")
@@ -134,11 +135,11 @@ def report(golden: Golden) -> tuple[list[str], bool]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the report on the folder that is the one argument."""
+    """Print the report on the folder in `arguments`."""
     if len(arguments) != 1 or not (Path(arguments[0]) / "index.json").is_file():
         print(
-            f"Expected one folder with an index.json of reference values, got {arguments}: make"
-            " golden GOLDEN=<folder>",
+            f"Expected one folder with an index.json of reference values, got {arguments}. Run make"
+            " golden GOLDEN=<folder>.",
             file=sys.stderr,
         )
         return 2

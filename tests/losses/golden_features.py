@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from kd_app.losses.review import Fusion, compute_hierarchical_loss
 from kd_app.models.outputs import Outputs, Tokens
-from tests.losses.golden_answers import NO_LABELS, Answer, Arrays, Case, own_state
+from tests.losses.golden_result import NO_LABELS, Arrays, Case, GoldenResult, own_state
 from tests.losses.samples import batch, logits, make, maps
 
 
 def _adapted(
     name: str, student: Outputs, teacher: Outputs, x: Arrays, names: dict[str, str], **settings: Any
 ) -> tuple[Any, dict[str, nn.Parameter]]:
-    """The term with the adapters of the case's file; `names` are their names there for
-    each of ours.
+    """Return the term with the adapters of the case's file. `names`: prefixes of the
+    adapters in the file.
     """
     term = make(name, **settings)
     term.build(student, teacher)
@@ -32,18 +32,18 @@ def _adapted(
     return term, parameters
 
 
-def _timm_feature(x: Arrays) -> Answer:
+def _timm_feature(x: Arrays) -> GoldenResult:
     ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t"].detach())
     term, parameters = _adapted("embedding_mse", ours, theirs, x, {"adapter": "projection"})
     label = make("cross_entropy")(logits(x["logits_s"]), Outputs(), batch(x["target"]))
     weighted = label + 5 * term(ours, theirs, NO_LABELS)
-    return Answer(weighted, parameters)
+    return GoldenResult(weighted, parameters)
 
 
-def _variational(x: Arrays) -> Answer:
+def _variational(x: Arrays) -> GoldenResult:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"].detach())
     term, parameters = _adapted("variational_information", ours, theirs, x, {"adapters.0": "vid"})
-    return Answer(term(ours, theirs, NO_LABELS), parameters)
+    return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
 
 
 def _selectivity(*students: str) -> Case:
@@ -65,7 +65,7 @@ def _frozen_head(x: Arrays) -> nn.Linear:
     return head
 
 
-def _regression_on_maps(x: Arrays) -> Answer:
+def _regression_on_maps(x: Arrays) -> GoldenResult:
     ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
     theirs = _teacher(x, x["feat_t"], _frozen_head(x))
     term, parameters = _adapted(
@@ -76,7 +76,7 @@ def _regression_on_maps(x: Arrays) -> Answer:
         {"adapter": "connector.Connectors"},
         activation="relu",
     )
-    return Answer(term(ours, theirs, NO_LABELS), parameters)
+    return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
 
 
 def _teacher(x: Arrays, feature: Tensor, classifier: Any) -> Outputs:
@@ -89,18 +89,18 @@ def _teacher(x: Arrays, feature: Tensor, classifier: Any) -> Outputs:
     )
 
 
-def _regression_on_pooled(x: Arrays) -> Answer:
+def _regression_on_pooled(x: Arrays) -> GoldenResult:
     """One toolkit connects the pooled feature: a map of one cell."""
     ours = Outputs(features=[x["pool_s"][:, :, None, None]], embedding=x["pool_s"])
     theirs = _teacher(x, x["pool_t"][:, :, None, None], _frozen_head(x))
     term, parameters = _adapted(
         "softmax_regression", ours, theirs, x, {"adapter": "srrl.transfer"}, activation="relu"
     )
-    return Answer(term(ours, theirs, NO_LABELS), parameters)
+    return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
 
 
-def _regression_given_logits(x: Arrays) -> Answer:
-    """The classifier's answers are given as a tensor there."""
+def _regression_given_logits(x: Arrays) -> GoldenResult:
+    """In the reference the classifier's logits are an input."""
     ours = Outputs(features=[x["feat_s"]], embedding=x["feat_s"].mean((2, 3)))
     theirs = _teacher(x, x["feat_t"], lambda _: x["logits_s"])
     term, parameters = _adapted(
@@ -112,21 +112,21 @@ def _regression_given_logits(x: Arrays) -> Answer:
         activation="relu",
         regression=5.0,
     )
-    return Answer(term(ours, theirs, NO_LABELS), parameters)
+    return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
 
 
-def _masked(x: Arrays) -> Answer:
+def _masked(x: Arrays) -> GoldenResult:
     ours, theirs = maps(x["feat_s"]), maps(x["feat_t"].detach())
     term, parameters = _adapted(
         "masked_generation", ours, theirs, x, {"align": "mgd.align", "generation": "mgd.generation"}
     )
     term.draw = lambda batch, count: x["in/rand"].flatten(1)
-    return Answer(7e-5 * term(ours, theirs, NO_LABELS), parameters)
+    return GoldenResult(7e-5 * term(ours, theirs, NO_LABELS), parameters)
 
 
 def _class_maps(normalize: bool) -> Case:
-    """The class maps are given there: the classifier of a map that has one channel a
-    class leaves it as it is.
+    """In the reference the class maps are inputs: the classifier of a map with one
+    channel per class.
     """
 
     def compare(x: Arrays) -> Tensor:
@@ -150,14 +150,14 @@ def _soft(x: Arrays) -> Tensor:
     return value
 
 
-def _recipe(x: Arrays) -> Answer:
+def _recipe(x: Arrays) -> GoldenResult:
     ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t"].detach())
     term, parameters = _adapted("simple_recipe", ours, theirs, x, {"embed": "srd.embed"})
-    return Answer(term(ours, theirs, NO_LABELS) + _soft(x), parameters)
+    return GoldenResult(term(ours, theirs, NO_LABELS) + _soft(x), parameters)
 
 
 def _recipe_of_normalized(x: Arrays) -> Tensor:
-    """torchdistill leaves projection and norms to its caller."""
+    """torchdistill leaves projection and norms to the caller."""
     ours, theirs = Outputs(embedding=x["pool_s"]), Outputs(embedding=x["pool_t32"].detach())
     term = make("simple_recipe")
     term.embed, term.norms = nn.Identity(), nn.ModuleList([nn.Flatten(), nn.Flatten()])
@@ -166,8 +166,8 @@ def _recipe_of_normalized(x: Arrays) -> Tensor:
 
 
 def _orthogonal(x: Arrays) -> Tensor:
-    """The reference parametrizes the same matrix otherwise, so its gradient is not
-    comparable; that of the student's tokens is.
+    """The reference parametrizes the same matrix differently, so its gradient is not
+    compared.
     """
     tokens = x["tok_s"][:, 1:].transpose(1, 2)[..., None]
     ours, theirs = maps(tokens), maps(x["feat_t"].detach())
@@ -181,7 +181,7 @@ def _orthogonal(x: Arrays) -> Tensor:
     return value + _soft(x)
 
 
-def _review(x: Arrays) -> Answer:
+def _review(x: Arrays) -> GoldenResult:
     ours = Outputs(features=[x[f"pyr_s{k}"] for k in range(3)], embedding=x["pool_s"])
     theirs = Outputs(
         features=[x[f"pyr_t_pre{k}"].detach() for k in range(3)], embedding=x["pool_t"].detach()
@@ -189,11 +189,11 @@ def _review(x: Arrays) -> Answer:
     term, parameters = _adapted(
         "review", ours, theirs, x, {f"adapters.{k}": f"abfs.{k}" for k in range(4)}
     )
-    return Answer(term(ours, theirs, NO_LABELS), parameters)
+    return GoldenResult(term(ours, theirs, NO_LABELS), parameters)
 
 
-def _fusions(x: Arrays) -> Answer:
-    """Two levels, and the mean of the cubes of what they give."""
+def _fusions(x: Arrays) -> GoldenResult:
+    """Two levels, and the mean of the cubes of the outputs."""
     deep, shallow = (
         Fusion(32, 16, 24, mixes=False).double(),
         Fusion(16, 16, 24, mixes=True).double(),
@@ -203,7 +203,7 @@ def _fusions(x: Arrays) -> Answer:
     first, residual = deep(x["pyr_s2"], None, x["pyr_s2"].shape[2:])
     second, _ = shallow(x["feat_s"], residual, x["feat_s"].shape[2:])
     value = first.pow(3).mean() + second.pow(3).mean()
-    return Answer(
+    return GoldenResult(
         value,
         {
             f"{name}.{key}": p
@@ -217,7 +217,7 @@ def _hierarchical(x: Arrays) -> Tensor:
     return compute_hierarchical_loss(x["feat_s"], x["feat_t16"].detach())
 
 
-def _tokens(x: Arrays) -> Answer:
+def _tokens(x: Arrays) -> GoldenResult:
     """The deep tokens are the last of three layers, the shallow ones the first two."""
 
     def layers(low: Tensor, high: Tensor) -> Outputs:
@@ -233,7 +233,7 @@ def _tokens(x: Arrays) -> Answer:
     with torch.no_grad():
         term.mask_token.copy_(x["sd/vitkd.mask_token"])
     term.draw = lambda batch, count: x["in/rand"]
-    return Answer(
+    return GoldenResult(
         term(ours, theirs, NO_LABELS), {**parameters, "vitkd.mask_token": term.mask_token}
     )
 

@@ -1,5 +1,5 @@
-"""What the tests of all terms share: the YAML files, terms made from them, and outputs
-of two unlike models.
+"""Samples for the tests of all terms: YAML files, terms, and outputs of two different
+models.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +24,7 @@ TOKENS = {"hard_token", "soft_token"}
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The content of ``conf/loss/<name>.yaml`` below the term's name."""
+    """Return the content of ``conf/loss/<name>.yaml`` below the term's name."""
     content = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
     assert list(content) == [name]
     settings: dict[str, Any] = content[name]
@@ -38,7 +38,7 @@ def class_of(name: str) -> type[LossTerm]:
 
 
 def make(name: str, **changed: Any) -> Any:
-    """The term as its YAML has it, with `changed` settings."""
+    """Build the term with the settings of its YAML file, overridden by `changed`."""
     settings = {
         key: value for key, value in settings_of(name).items() if key not in ("_target_", "weight")
     }
@@ -77,8 +77,8 @@ def model_outputs(
     scale: float = 1.0,
     sizes: tuple[int, ...] = (8, 4, 2),
 ) -> Outputs:
-    """Every field of the outputs of a made-up model, in float64; `width` is a multiple
-    of 16.
+    """Return random outputs of a model with all fields, in float64; `width` is a
+    multiple of 16.
     """
 
     def draw(*shape: int) -> Tensor:
@@ -106,17 +106,17 @@ def model_outputs(
 
 
 def pair(images: int = 5, scale: float = 1.0, *, term: str = "") -> tuple[Outputs, Outputs]:
-    """Outputs of a student and of a wider teacher with maps of other sizes, such as
-    `term` can teach.
+    """Return outputs of a student and of a wider teacher with maps of other sizes,
+    suitable for `term`.
     """
     student = model_outputs(seed=100, width=32, images=images, scale=scale)
     teacher = model_outputs(seed=200, width=48, images=images, scale=scale, sizes=(9, 4, 3))
-    return fit_for(term, student), fit_for(term, teacher)
+    return adapt_outputs(term, student), adapt_outputs(term, teacher)
 
 
-def fit_for(term: str, outputs: Outputs) -> Outputs:
-    """The outputs of a model that is as those are that `term` can use: with two heads,
-    or a classifier that reads the averaged map.
+def adapt_outputs(term: str, outputs: Outputs) -> Outputs:
+    """Adapt the outputs to the requirements of `term`: two heads, or a classifier on
+    the averaged map.
     """
     assert outputs.embedding is not None
     width = outputs.embedding.shape[1]
@@ -134,8 +134,8 @@ def fit_for(term: str, outputs: Outputs) -> Outputs:
     )
 
 
-def built(name: str, student: Outputs, teacher: Outputs, **changed: Any) -> Any:
-    """The term with its adapters, which are the same for every call and have the
+def build_term(name: str, student: Outputs, teacher: Outputs, **changed: Any) -> Any:
+    """Return the term with adapters, which are the same for every call and have the
     precision of the outputs.
     """
     term = make(name, **changed)
@@ -148,7 +148,7 @@ def built(name: str, student: Outputs, teacher: Outputs, **changed: Any) -> Any:
 
 
 def tensors(outputs: Outputs, reads: frozenset[str]) -> list[Tensor]:
-    """The tensors of those fields, flat."""
+    """Return the tensors of these fields, flat."""
     return [leaf for name in sorted(reads) for leaf in _leaves(getattr(outputs, name))]
 
 
@@ -162,8 +162,8 @@ def _leaves(value: object) -> list[Tensor]:
     )
 
 
-def changed(outputs: Outputs, function: Any) -> Outputs:
-    """The outputs with `function` applied to every tensor."""
+def map_tensors(outputs: Outputs, function: Any) -> Outputs:
+    """Return the outputs with `function` applied to every tensor."""
 
     def apply(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -177,7 +177,7 @@ def changed(outputs: Outputs, function: Any) -> Outputs:
 
 
 def cut(x: Tensor, dim: int, parts: int) -> Tensor:
-    """``[..., n, ...]`` as ``[..., parts, n / parts, ...]``."""
+    """Reshape ``[..., n, ...]`` to ``[..., parts, n / parts, ...]``."""
     before, after = x.shape[:dim], x.shape[dim + 1 :]
     return x.reshape(*before, parts, -1, *after)
 
@@ -185,7 +185,7 @@ def cut(x: Tensor, dim: int, parts: int) -> Tensor:
 def descend(
     value: Callable[[], Tensor], x: Iterable[Tensor], *, steps: int, lr: float
 ) -> tuple[float, float]:
-    """The value before and after some steps of Adam on `x`."""
+    """Return the value before and after some steps of Adam on `x`."""
     start, optimizer = value().item(), torch.optim.Adam(x, lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -199,6 +199,6 @@ def leaf(x: Tensor) -> Tensor:
 
 
 def gradient(value: Tensor, x: Tensor) -> Tensor:
-    """d value / d x; the graph is kept."""
-    (found,) = torch.autograd.grad(value, x, retain_graph=True)
-    return found
+    """Return d value / d x; the graph is kept."""
+    (result,) = torch.autograd.grad(value, x, retain_graph=True)
+    return result

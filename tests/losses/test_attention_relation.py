@@ -53,10 +53,10 @@ def test_it_is_the_formula(
             )
         expected += w * (logs[1].exp() * (logs[1] - logs[0])).sum(-1).mean()
     weights = {name: w for name, (_, _, w) in relations.items()}
-    found = relate(
+    result = relate(
         block(student, 4), block(teacher, 3), relation_heads=relation_heads, relations=weights
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -103,10 +103,10 @@ def test_a_student_that_follows_the_gradient_relates_the_tokens_as_the_teacher_d
     term = make("attention_relation", relation_heads=4)
 
     def value() -> Tensor:
-        found: Tensor = term(
+        result: Tensor = term(
             Outputs(attention=[block(student)]), Outputs(attention=[teacher]), labels(images)
         )
-        return found
+        return result
 
     start, end = descend(value, [student], steps=25, lr=0.2)
     assert end < 0.5 * start
@@ -114,14 +114,14 @@ def test_a_student_that_follows_the_gradient_relates_the_tokens_as_the_teacher_d
 
 def test_prefix_tokens_take_part_when_both_models_have_equally_many() -> None:
     student, teacher = normal(3, 2, 6, 8, seed=1), normal(3, 2, 6, 8, seed=2)
-    found = relate(block(student, num_prefix=1), block(teacher, num_prefix=1))
-    torch.testing.assert_close(found, relate(block(student), block(teacher)))
+    result = relate(block(student, num_prefix=1), block(teacher, num_prefix=1))
+    torch.testing.assert_close(result, relate(block(student), block(teacher)))
 
 
 def test_prefix_tokens_are_dropped_on_both_sides_when_the_counts_differ() -> None:
     student, teacher = normal(3, 2, 6, 8, seed=1), normal(3, 2, 9, 8, seed=2)
-    found = relate(block(student, num_prefix=1), block(teacher, num_prefix=4))
-    torch.testing.assert_close(found, relate(block(student[:, :, 1:]), block(teacher[:, :, 4:])))
+    result = relate(block(student, num_prefix=1), block(teacher, num_prefix=4))
+    torch.testing.assert_close(result, relate(block(student[:, :, 1:]), block(teacher[:, :, 4:])))
 
 
 def test_the_students_last_block_is_compared_with_the_chosen_block_of_the_teacher() -> None:
@@ -129,8 +129,8 @@ def test_the_students_last_block_is_compared_with_the_chosen_block_of_the_teache
         [block(normal(3, 2, 5, 8, seed=seed)) for seed in seeds] for seeds in ((1, 2), (3, 4, 5))
     )
     term = make("attention_relation", relation_heads=4, teacher_block=-2)
-    found = term(Outputs(attention=student), Outputs(attention=teacher), labels(2))
-    torch.testing.assert_close(found, relate(student[-1], teacher[1]))
+    result = term(Outputs(attention=student), Outputs(attention=teacher), labels(2))
+    torch.testing.assert_close(result, relate(student[-1], teacher[1]))
 
 
 def test_very_large_queries_give_no_nan() -> None:
@@ -155,17 +155,17 @@ OTHERS = ".*soft_target, feature_hint, attention_transfer"
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
-        (Outputs(), outputs(), f"the student has none that can be read.*{OTHERS}"),
-        (outputs(), Outputs(), f"the teacher has none that can be read.*{OTHERS}"),
+        (Outputs(), outputs(), f"the student provides none.*{OTHERS}"),
+        (outputs(), Outputs(), f"the teacher provides none.*{OTHERS}"),
         (
             outputs(tokens=5),
             outputs(tokens=6),
-            f"student has 5 tokens, that of the teacher 6.*{OTHERS}",
+            f"student has 5 tokens, and that of the teacher 6.*{OTHERS}",
         ),
         (
             outputs(tokens=6, num_prefix=1),
             outputs(tokens=6, num_prefix=2),
-            f"student has 5 tokens, that of the teacher 4.*{OTHERS}",
+            f"student has 5 tokens, and that of the teacher 4.*{OTHERS}",
         ),
         (
             outputs(width=16),

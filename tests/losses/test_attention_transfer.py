@@ -25,15 +25,15 @@ def transfer(student: list[Tensor], teacher: list[Tensor], stages: int = 3) -> T
 
 @settings(max_examples=30, deadline=None)
 @given(**shapes, scale=st.floats(1e-3, 1e3))
-def test_an_attention_map_is_the_normed_energy_of_the_cells_and_does_not_depend_on_scale_or_channels(
+def test_an_attention_map_is_independent_of_scale_and_channels(
     images: int, side: int, channels: int, seed: int, scale: float
 ) -> None:
     x = normal(images, channels, side, side + 1, seed=seed)
     energy = x.square().mean(1).flatten(1)
-    found = compute_attention_map(x)
-    torch.testing.assert_close(found, energy / energy.square().sum(1, keepdim=True).sqrt())
-    torch.testing.assert_close(compute_attention_map(-scale * x.flip(1)), found)
-    torch.testing.assert_close(compute_attention_map(x.repeat(1, 3, 1, 1)), found)
+    result = compute_attention_map(x)
+    torch.testing.assert_close(result, energy / energy.square().sum(1, keepdim=True).sqrt())
+    torch.testing.assert_close(compute_attention_map(-scale * x.flip(1)), result)
+    torch.testing.assert_close(compute_attention_map(x.repeat(1, 3, 1, 1)), result)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,5 +1,5 @@
-"""Every term that reads a teacher can pull a student onto it; a new method is covered
-by being there.
+"""Every term with a teacher moves a student onto the teacher. New methods are covered
+automatically.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from torch import Tensor
 from kd_app.models.outputs import Outputs
 from tests.losses.samples import (
     TERMS,
+    adapt_outputs,
     batch,
-    built,
-    changed,
+    build_term,
     class_of,
-    fit_for,
     labels,
     leaf,
+    map_tensors,
     model_outputs,
     pair,
     tensors,
@@ -26,31 +26,29 @@ from tests.losses.samples import (
 IMAGES = 5
 STEPS = 600
 LOGARITHM = "simple_recipe"
-"""The logarithm of a distance has no value at student = teacher to come near to: the
-distance itself is looked at, below.
-"""
+"""The logarithm of a distance has no finite minimum: a separate test."""
 
 
 @pytest.mark.parametrize(
     "name", [name for name in TERMS if class_of(name).needs_teacher and name != LOGARITHM]
 )
-def test_it_pulls_a_student_onto_its_teacher(name: str) -> None:
-    """It comes within 10 % of what it says of a student that is the teacher; with a
-    wrong sign it would go away from there.
+def test_it_moves_a_student_onto_its_teacher(name: str) -> None:
+    """The value comes within 10 % of the value for student = teacher. With adapters,
+    the lowest value over the adapters counts.
     """
     teacher = pair(IMAGES, term=name)[1]
     sizes = tuple(
         x.shape[-1] for x in teacher.features
     )  # maps of fewer cells could not be like the teacher's
-    student = fit_for(name, model_outputs(seed=100, width=32, images=IMAGES, sizes=sizes))
+    student = adapt_outputs(name, model_outputs(seed=100, width=32, images=IMAGES, sizes=sizes))
     assert teacher.logits is not None
     right = batch(teacher.logits.argmax(dim=1))
-    copied = _bounded(built(name, teacher, teacher))
+    copied = _bounded(build_term(name, teacher, teacher))
     aim = _lowest(
         lambda: copied(teacher, teacher, right), [p for p in copied.parameters() if p.requires_grad]
     )
-    free = changed(student, leaf)
-    term = _bounded(built(name, free, teacher))
+    free = map_tensors(student, leaf)
+    term = _bounded(build_term(name, free, teacher))
     start = term(free, teacher, right).item()
     assert (
         start > aim > -1e-9
@@ -60,15 +58,13 @@ def test_it_pulls_a_student_onto_its_teacher(name: str) -> None:
     )
 
 
-def test_the_logarithm_of_a_distance_pulls_the_student_until_a_tenth_of_the_distance_is_left() -> (
-    None
-):
-    """The linear map is held at the one that fits where the student is the teacher, and
-    the distance is computed here.
+def test_the_logarithm_of_a_distance_reduces_the_distance_to_a_tenth() -> None:
+    """The linear map is fixed at the one for student = teacher, so that only the
+    student moves.
     """
     teacher, usual = (model_outputs(seed=seed, width=32, images=IMAGES) for seed in (200, 100))
-    student = changed(usual, leaf)
-    term = built(LOGARITHM, student, teacher)
+    student = map_tensors(usual, leaf)
+    term = build_term(LOGARITHM, student, teacher)
     with torch.no_grad():
         term.embed.weight.copy_(torch.eye(32))
         term.embed.bias.zero_()
@@ -84,7 +80,9 @@ def test_the_logarithm_of_a_distance_pulls_the_student_until_a_tenth_of_the_dist
 
 
 def _distance(student: Outputs, teacher: Outputs) -> float:
-    """Of the embeddings, each feature with mean 0 and variance 1 over the images."""
+    """Return the distance of the embeddings, with each feature at mean 0 and variance 1
+    over the images.
+    """
     ours, theirs = (
         (x - x.mean(0)) / x.std(0, correction=0)
         for outputs in (student, teacher)
@@ -94,8 +92,8 @@ def _distance(student: Outputs, teacher: Outputs) -> float:
 
 
 def _bounded(term: torch.nn.Module) -> torch.nn.Module:
-    """The term with trained variances held as they start: the logarithm of one falls
-    for ever where nothing is left to explain.
+    """Freeze trained variances at their initial value: the logarithm of a variance has
+    no lower bound.
     """
     for name, parameter in term.named_parameters():
         if name.endswith("log_scale"):
@@ -108,10 +106,12 @@ def _trained(outputs: Outputs, term: torch.nn.Module) -> list[Tensor]:
 
 
 def _lowest(value: Callable[[], Tensor], adapters: list[Tensor]) -> float:
-    """The value; where there are adapters, the lowest that training them gives."""
+    """Return the value, or with adapters the lowest value that training the adapters
+    reaches.
+    """
     if not adapters:
         return value().item()
-    found = []
+    values = []
     optimizer = torch.optim.Adam(adapters, lr=0.02)
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -120,8 +120,8 @@ def _lowest(value: Callable[[], Tensor], adapters: list[Tensor]) -> float:
             return loss.item()
         torch.autograd.backward(loss)
         optimizer.step()
-        found.append(loss.item())
-    return min(found)
+        values.append(loss.item())
+    return min(values)
 
 
 def _comes_within(

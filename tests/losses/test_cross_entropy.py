@@ -23,10 +23,10 @@ def test_class_numbers_give_the_weighted_mean_of_the_smoothed_label(
         (1 - smoothing) * F.one_hot(target, classes) + smoothing / classes,
     )
     expected = -(w * shares * z.log_softmax(1)).sum() / w[target].sum()
-    found = make("cross_entropy", smoothing=smoothing, class_weights=weights if weighted else None)(
-        logits(z), Outputs(), batch(target)
-    )
-    torch.testing.assert_close(found, expected)
+    result = make(
+        "cross_entropy", smoothing=smoothing, class_weights=weights if weighted else None
+    )(logits(z), Outputs(), batch(target))
+    torch.testing.assert_close(result, expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -43,10 +43,10 @@ def test_mixed_labels_give_the_mean_over_the_batch(
     expected = (
         -(w * ((1 - smoothing) * target + smoothing / classes) * z.log_softmax(1)).sum() / images
     )
-    found = make("cross_entropy", smoothing=smoothing, class_weights=weights)(
+    result = make("cross_entropy", smoothing=smoothing, class_weights=weights)(
         logits(z), Outputs(), batch(target)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -81,9 +81,9 @@ def test_a_batch_without_a_label_gives_zero_and_keeps_the_graph(target: torch.Te
     assert torch.equal(gradient(value, z), torch.zeros(2, 3, dtype=z.dtype))
 
 
-def test_class_weights_must_be_one_a_class() -> None:
+def test_there_must_be_one_class_weight_per_class() -> None:
     term = make("cross_entropy", class_weights=[1.0, 2.0])
-    with pytest.raises(RequestError, match="2 entries and there are 3 classes"):
+    with pytest.raises(RequestError, match="2 entries for 3 classes"):
         term.build(logits(normal(1, 3, seed=0)), Outputs())
 
 

@@ -17,8 +17,8 @@ shapes = {
 }
 
 
-def decoupled(student: Tensor, teacher: Tensor, given: Batch, **changed: float) -> Tensor:
-    value: Tensor = make("decoupled", **changed)(logits(student), logits(teacher), given)
+def decoupled(student: Tensor, teacher: Tensor, targets: Batch, **changed: float) -> Tensor:
+    value: Tensor = make("decoupled", **changed)(logits(student), logits(teacher), targets)
     return value
 
 
@@ -31,7 +31,7 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 def test_it_is_the_formula(
     images: int, classes: int, seed: int, temperature: float, alpha: float, beta: float
 ) -> None:
-    student, teacher, given = (
+    student, teacher, targets = (
         normal(images, classes, seed=seed),
         normal(images, classes, seed=seed + 1),
         labels(images, classes, seed),
@@ -43,8 +43,8 @@ def test_it_is_the_formula(
         (z / temperature)[others].view(images, classes - 1).softmax(1) for z in (teacher, student)
     ]
     expected = temperature**2 * (alpha * _kl(*binary) + beta * _kl(*rest)).mean()
-    found = decoupled(student, teacher, given, alpha=alpha, beta=beta, temperature=temperature)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    result = decoupled(student, teacher, targets, alpha=alpha, beta=beta, temperature=temperature)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9)
 
 
 @settings(max_examples=30, deadline=None)
@@ -52,17 +52,19 @@ def test_it_is_the_formula(
 def test_soft_target_is_the_case_in_which_beta_is_what_the_teacher_leaves_to_the_other_classes(
     classes: int, seed: int, temperature: float
 ) -> None:
-    student, teacher, given = (
+    student, teacher, targets = (
         leaf(normal(1, classes, seed=seed)),
         normal(1, classes, seed=seed + 1),
         labels(1, classes, seed),
     )
     left = 1 - (teacher / temperature).softmax(1)[0, given.target].item()
-    found = decoupled(student, teacher, given, alpha=1.0, beta=left, temperature=temperature)
-    expected = make("soft_target", temperature=temperature)(logits(student), logits(teacher), given)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    result = decoupled(student, teacher, targets, alpha=1.0, beta=left, temperature=temperature)
+    expected = make("soft_target", temperature=temperature)(
+        logits(student), logits(teacher), targets
+    )
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(
-        gradient(found, student), gradient(expected, student), rtol=1e-6, atol=1e-9
+        gradient(result, student), gradient(expected, student), rtol=1e-6, atol=1e-9
     )
 
 
@@ -84,14 +86,14 @@ def test_it_is_zero_and_flat_where_student_and_teacher_agree(
 def test_a_constant_added_to_an_images_logits_changes_nothing(
     images: int, classes: int, seed: int, temperature: float, shift: float
 ) -> None:
-    student, teacher, given = (
+    student, teacher, targets = (
         normal(images, classes, seed=seed),
         normal(images, classes, seed=seed + 1),
         labels(images, classes, seed),
     )
-    found = decoupled(student + shift, teacher - shift, given, temperature=temperature)
+    result = decoupled(student + shift, teacher - shift, targets, temperature=temperature)
     torch.testing.assert_close(
-        found, decoupled(student, teacher, given, temperature=temperature), rtol=1e-6, atol=1e-9
+        result, decoupled(student, teacher, targets, temperature=temperature), rtol=1e-6, atol=1e-9
     )
 
 
@@ -100,13 +102,13 @@ def test_a_constant_added_to_an_images_logits_changes_nothing(
 def test_a_student_that_follows_the_gradient_becomes_the_teacher(
     images: int, classes: int, seed: int, temperature: float
 ) -> None:
-    student, teacher, given = (
+    student, teacher, targets = (
         leaf(normal(images, classes, seed=seed)),
         normal(images, classes, seed=seed + 1),
         labels(images, classes, seed),
     )
     start, end = descend(
-        lambda: decoupled(student, teacher, given, temperature=temperature, beta=1.0),
+        lambda: decoupled(student, teacher, targets, temperature=temperature, beta=1.0),
         [student],
         steps=40,
         lr=0.08,

@@ -117,8 +117,8 @@ def test_auto_ends_in_a_relu_where_the_teacher_has_no_negative_value(
     activation: str, lowest: float, relu: bool
 ) -> None:
     student, teacher = normal(2, 3, 4, 4, seed=1), normal(2, 5, 4, 4, seed=2).clamp(min=lowest)
-    found = hint(maps(student), maps(teacher), activation=activation).adapter(student)
-    assert bool((found >= 0).all()) is relu
+    result = hint(maps(student), maps(teacher), activation=activation).adapter(student)
+    assert bool((result >= 0).all()) is relu
 
 
 @pytest.mark.parametrize(("stage", "width"), [(-1, 4), (-2, 2), (-3, 1), (-9, 1)])
@@ -134,7 +134,7 @@ def test_the_stage_counts_from_the_deepest_and_stops_at_the_shallowest_common_on
     )
 
 
-def test_one_image_with_a_map_of_one_cell_is_normalized_with_the_running_figures() -> None:
+def test_one_image_with_a_map_of_one_cell_uses_the_running_statistics() -> None:
     student, teacher = maps(leaf(normal(1, 3, 1, 1, seed=1))), maps(normal(1, 5, 1, 1, seed=2))
     term = hint(student, teacher)
     value = term(student, teacher, labels(1))
@@ -150,7 +150,7 @@ def test_the_adapter_is_part_of_the_terms_parameters_and_state() -> None:
     assert {"adapter.bn.running_mean", "adapter.bn.running_var"} <= set(term.state_dict())
 
 
-def test_the_adapter_is_made_on_the_students_device() -> None:
+def test_the_adapter_is_built_on_the_students_device() -> None:
     student = maps(torch.empty(2, 3, 4, 4, device="meta"))
     term: FeatureHint = make("feature_hint", activation="none")
     term.build(student, maps(torch.empty(2, 5, 4, 4, device="meta")))

@@ -1,5 +1,5 @@
-"""What is particular to each term that compares features: bugs of references that are
-not repeated, and pairs that are refused.
+"""Properties of single terms that compare features: bugs of references that are not
+repeated, and refused pairs.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from kd_app.losses.review import compute_hierarchical_loss
 from kd_app.models.heads import Head
 from kd_app.models.outputs import Outputs, Tokens
 from tests.losses.samples import (
-    built,
-    changed,
+    build_term,
     descend,
     gradient,
     labels,
     leaf,
     make,
+    map_tensors,
     maps,
     normal,
     pair,
@@ -40,7 +40,7 @@ ON_EMBEDDINGS = ["embedding_mse", "embedding_cosine", "simple_recipe"]
 
 
 @pytest.mark.parametrize("name", [*ON_MAPS, *ON_EMBEDDINGS, "class_attention", "review"])
-def test_a_model_that_does_not_give_what_the_term_reads_is_refused_with_terms_that_can(
+def test_a_model_without_the_required_outputs_is_refused_with_alternatives(
     name: str,
 ) -> None:
     student, teacher = pair()
@@ -54,7 +54,7 @@ def test_a_model_that_does_not_give_what_the_term_reads_is_refused_with_terms_th
 
 @pytest.mark.parametrize("name", ["embedding_mse", "embedding_cosine"])
 @pytest.mark.parametrize("always", [False, True])
-def test_embeddings_of_equal_width_are_projected_only_when_asked_for(
+def test_embeddings_of_equal_width_are_projected_only_if_configured(
     name: str, always: bool
 ) -> None:
     outputs = Outputs(embedding=normal(4, 6, seed=1))
@@ -64,7 +64,7 @@ def test_embeddings_of_equal_width_are_projected_only_when_asked_for(
     assert (term.double()(outputs, outputs, labels(4)).item() > 1e-9) is always
 
 
-def test_the_cosine_does_not_see_the_length_of_the_teachers_embedding() -> None:
+def test_the_cosine_ignores_the_length_of_the_teachers_embedding() -> None:
     ours, theirs = normal(4, 6, seed=1), normal(4, 6, seed=2)
     term = make("embedding_cosine")
     term.build(Outputs(embedding=ours), Outputs(embedding=theirs))
@@ -75,12 +75,12 @@ def test_the_cosine_does_not_see_the_length_of_the_teachers_embedding() -> None:
     torch.testing.assert_close(plain, 1 - F.cosine_similarity(ours, theirs).mean())
 
 
-def test_the_variances_are_trained_and_kept_where_one_toolkit_has_them_in_a_plain_list() -> None:
-    """mdistiller keeps them in a Python list: no parameters, not in the state, 5
-    forever.
+def test_the_variances_are_trained_and_saved() -> None:
+    """mdistiller keeps the variances in a Python list: not trained, not in the state,
+    always 5.
     """
     student, teacher = pair()
-    term = built("variational_information", student, teacher)
+    term = build_term("variational_information", student, teacher)
     scales = [name for name, _ in term.named_parameters() if name.endswith("log_scale")]
     assert len(scales) == 3
     assert set(scales) <= set(term.state_dict())
@@ -92,23 +92,19 @@ def test_the_variances_are_trained_and_kept_where_one_toolkit_has_them_in_a_plai
     assert (term.adapters[0].log_scale < before).all()
 
 
-def test_neuron_selectivity_is_the_mean_over_pairs_of_channels_that_one_reference_broadcasts() -> (
-    None
-):
-    """RepDistiller makes B x C x C x cells numbers for it."""
+def test_neuron_selectivity_is_the_mean_over_pairs_of_channels() -> None:
+    """RepDistiller broadcasts to B x C x C x cells numbers for this."""
     ours, theirs = normal(2, 3, 4, 4, seed=1), normal(2, 5, 4, 4, seed=2)
     s, t = (F.normalize(x.flatten(2), dim=2) for x in (ours, theirs))
 
     def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a[:, :, None] * b[:, None]).sum(-1).square().mean()
 
-    found = make("neuron_selectivity")(maps(ours), maps(theirs), labels(2))
-    torch.testing.assert_close(found, kernel(t, t) + kernel(s, s) - 2 * kernel(s, t))
+    result = make("neuron_selectivity")(maps(ours), maps(theirs), labels(2))
+    torch.testing.assert_close(result, kernel(t, t) + kernel(s, s) - 2 * kernel(s, t))
 
 
-def test_neuron_selectivity_is_zero_for_the_same_channels_in_another_order_and_refused_for_single_cells() -> (
-    None
-):
+def test_neuron_selectivity_ignores_channel_order_and_refuses_single_cells() -> None:
     feature = leaf(normal(2, 4, 3, 3, seed=1))
     value = make("neuron_selectivity")(maps(feature), maps(feature.detach().flip(1)), labels(2))
     assert value.abs() < 1e-12
@@ -130,7 +126,7 @@ def test_the_connector_ends_in_a_relu_where_the_teachers_embedding_has_no_negati
     student, teacher = pair()
     assert teacher.embedding is not None
     teacher.embedding = teacher.embedding.clamp(min=lowest)
-    term = built("softmax_regression", student, teacher, activation=activation)
+    term = build_term("softmax_regression", student, teacher, activation=activation)
     assert bool((term.adapter(student.features[-1]) >= 0).all()) is relu
 
 
@@ -145,20 +141,20 @@ def test_a_classifier_of_any_precision_answers_in_that_of_the_embedding(dtype: t
         )
         / 2
     )
-    found = apply_classifier(Head((one, other), (4, 2), convolutional=False), embedding)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, expected)
+    result = apply_classifier(Head((one, other), (4, 2), convolutional=False), embedding)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, expected)
 
 
-def test_as_many_channels_are_hidden_as_asked_for_and_others_in_the_next_step() -> None:
+def test_the_configured_share_of_channels_is_masked_anew_in_every_step() -> None:
     student, teacher = pair(images=50)
-    term = built("masked_generation", student, teacher, masked=0.4)
+    term = build_term("masked_generation", student, teacher, masked=0.4)
     now, later = labels(50), labels(50)
     later.progress = 0.5
     hidden = (term.draw(now, 200) < 0.4).double()
     assert abs(hidden.mean().item() - 0.4) < 0.02
     assert term(student, teacher, now) != term(student, teacher, later)
-    plain = built("masked_generation", student, teacher, masked=0.0)
+    plain = build_term("masked_generation", student, teacher, masked=0.0)
     assert torch.equal(plain(student, teacher, now), plain(student, teacher, later))
 
 
@@ -166,8 +162,8 @@ def test_the_class_maps_add_up_to_the_logits_without_the_bias() -> None:
     feature, head = normal(2, 4, 3, 3, seed=1), nn.Linear(4, 5).double()
     outputs = Outputs(features=[feature], embedding=feature.mean((2, 3)), classifier=head)
     still = Outputs(features=[0 * feature], embedding=0 * feature.mean((2, 3)), classifier=head)
-    found = make("class_attention", resolution=1, normalize=False)(outputs, still, labels(2))
-    torch.testing.assert_close(found, F.linear(feature.mean((2, 3)), head.weight).square().mean())
+    result = make("class_attention", resolution=1, normalize=False)(outputs, still, labels(2))
+    torch.testing.assert_close(result, F.linear(feature.mean((2, 3)), head.weight).square().mean())
 
 
 def test_class_maps_of_other_classes_are_refused_with_terms_that_read_none() -> None:
@@ -175,15 +171,15 @@ def test_class_maps_of_other_classes_are_refused_with_terms_that_read_none() -> 
     teacher.classifier = nn.Linear(48, 9).double()
     with pytest.raises(
         RequestError,
-        match=r"6 classes, the teacher 9.*attention_transfer, feature_hint, embedding_mse",
+        match=r"6 classes, and the teacher 9.*attention_transfer, feature_hint, embedding_mse",
     ):
         make("class_attention").build(student, teacher)
 
 
 def test_simple_recipe_is_finite_where_the_reference_is_minus_infinity() -> None:
-    """The logarithm of a sum that is 0 where the student has become the teacher."""
+    """The sum is 0 if the student equals the teacher."""
     student = Outputs(embedding=leaf(normal(4, 3, seed=1)))
-    teacher = changed(student, torch.Tensor.detach)
+    teacher = map_tensors(student, torch.Tensor.detach)
     term = make("simple_recipe")
     term.build(student, teacher)
     term.double().embed.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
@@ -247,13 +243,11 @@ def test_maps_are_reviewed_at_the_sizes_they_exceed_and_each_weighs_half_of_the_
     torch.testing.assert_close(compute_hierarchical_loss(ours, theirs), torch.as_tensor(expected))
 
 
-def test_the_width_of_the_review_is_kept_to_what_was_asked_for_where_one_toolkit_ignores_it() -> (
-    None
-):
+def test_the_configured_width_of_the_review_is_used() -> None:
     """mdistiller reads MAX_MID_CHANNEL and does not use it."""
     student, teacher = pair()
     assert [
-        built("review", student, teacher, width=width).adapters[0].conv1[0].out_channels
+        build_term("review", student, teacher, width=width).adapters[0].conv1[0].out_channels
         for width in (8, 512)
     ] == [8, 32]
 
@@ -266,11 +260,11 @@ def test_maps_that_are_not_square_and_of_any_size_are_reviewed(
     ours, theirs = shapes
     student = Outputs(features=[leaf(normal(2, 4, *ours, seed=1))], embedding=normal(2, 8, seed=2))
     teacher = Outputs(features=[normal(2, 6, *theirs, seed=3)], embedding=normal(2, 12, seed=4))
-    value = built_on(student, teacher)(student, teacher, labels(2))
+    value = build_token_patch_feature(student, teacher)(student, teacher, labels(2))
     assert gradient(value, student.features[0]).any()
 
 
-def test_tokens_of_another_number_or_of_none_are_refused_with_terms_that_can() -> None:
+def test_other_or_missing_tokens_are_refused_with_alternatives() -> None:
     student, teacher = pair()
     others = [Tokens(normal(5, count, 48, seed=1), normal(5, 1, 48, seed=2)) for count in (9, 12)]
     for ours, theirs in (
@@ -284,13 +278,13 @@ def test_tokens_of_another_number_or_of_none_are_refused_with_terms_that_can() -
         ):
             make("vit_features").build(ours, theirs)
     oblong = Outputs(tokens=[others[1]])
-    with pytest.raises(RequestError, match=r"square grid, and the student has 12 patches"):
+    with pytest.raises(RequestError, match=r"square grid, but the student has 12 patches"):
         make("vit_features").build(oblong, oblong)
 
 
 def test_only_the_hidden_deep_tokens_of_the_teacher_count() -> None:
     student, teacher = pair()
-    term = built("vit_features", student, teacher, shallow=0.0, masked=0.25)
+    term = build_term("vit_features", student, teacher, shallow=0.0, masked=0.25)
     hidden = term.draw(labels(5), 16).argsort(1).argsort(1) >= 12
     assert hidden.sum(1).tolist() == [4] * 5
     last = teacher.tokens[-1]
@@ -305,7 +299,7 @@ def test_only_the_hidden_deep_tokens_of_the_teacher_count() -> None:
 @pytest.mark.parametrize("chosen", ["token", "patch", "feature"])
 def test_class_token_patches_and_embedding_are_weighed_apart(chosen: str) -> None:
     student, teacher = pair()
-    term = built(
+    term = build_term(
         "token_patch_feature",
         student,
         teacher,
@@ -320,9 +314,7 @@ def test_class_token_patches_and_embedding_are_weighed_apart(chosen: str) -> Non
     torch.testing.assert_close(term(student, teacher, labels(5)), expected)
 
 
-def test_patches_of_another_number_and_models_without_a_class_token_are_refused_with_terms_that_can() -> (
-    None
-):
+def test_other_patch_counts_and_missing_class_tokens_are_refused() -> None:
     student, teacher = pair()
     last = student.tokens[-1]
     bare, fewer = (
@@ -338,7 +330,7 @@ def test_patches_of_another_number_and_models_without_a_class_token_are_refused_
             make("token_patch_feature").build(ours, teacher)
 
 
-def built_on(student: Outputs, teacher: Outputs) -> Any:
+def build_token_patch_feature(student: Outputs, teacher: Outputs) -> Any:
     term = make("review")
     term.build(student, teacher)
     return term.double()

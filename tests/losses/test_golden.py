@@ -1,4 +1,4 @@
-"""The terms give the values and gradients of the original implementations."""
+"""Values and gradients of the terms equal those of the original implementations."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.losses.golden_answers import Answer
 from tests.losses.golden_cases import CASES, DEVIATIONS, REGULAR
 from tests.losses.golden_check import TOLERANCE, Golden, main
+from tests.losses.golden_result import GoldenResult
 
 EXCERPT = Path(__file__).with_name("golden")
 GOLDEN = Golden(Path(os.environ.get("GOLDEN", EXCERPT)))
@@ -23,21 +23,21 @@ def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
 
 @pytest.mark.parametrize("case", [case for case in DEVIATIONS if case in GOLDEN.index])
 def test_what_a_reference_does_differently_is_not_what_the_term_does(case: str) -> None:
-    found = REGULAR[case](GOLDEN.inputs(case))
-    value = found.value if isinstance(found, Answer) else found
+    result = REGULAR[case](GOLDEN.inputs(case))
+    value = result.value if isinstance(result, GoldenResult) else result
     same_value = abs(value.item() / GOLDEN.index[case]["loss"] - 1) <= TOLERANCE
     assert not same_value or max(GOLDEN.deviations(case, REGULAR[case]).values()) > TOLERANCE
 
 
-def test_every_deviation_says_what_the_term_gives_instead() -> None:
+def test_every_deviation_has_the_regular_value_of_the_term() -> None:
     assert set(DEVIATIONS) == set(REGULAR)
 
 
-def test_every_case_that_is_kept_here_belongs_to_a_term() -> None:
+def test_every_stored_case_belongs_to_a_term() -> None:
     assert set(Golden(EXCERPT).index) <= set(CASES) | set(DEVIATIONS)
 
 
-def test_the_check_of_a_folder_says_passed_and_not_built(
+def test_the_check_of_a_folder_reports_passed_and_not_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _folder(tmp_path, "kd_mdistiller_T4", "kd_hunto_T4", renamed="of_a_method_to_come")
@@ -47,7 +47,7 @@ def test_the_check_of_a_folder_says_passed_and_not_built(
     assert "of_a_method_to_come" in out
 
 
-def test_the_check_of_a_folder_says_by_how_much_a_case_is_off_and_fails(
+def test_the_check_of_a_folder_reports_a_deviation_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _folder(tmp_path, "kd_mdistiller_T4", "funmatch_bigvision_kl_t1")
@@ -66,8 +66,8 @@ def test_a_folder_without_reference_values_is_refused(
 
 
 def _folder(to: Path, *cases: str, renamed: str | None = None) -> None:
-    """A folder of some cases; the last one under a name that no term knows, if asked
-    for.
+    """Write a folder with some cases; with `renamed` the last one has a name that no
+    term knows.
     """
     index = json.loads((EXCERPT / "index.json").read_text(encoding="utf-8"))
     index["cases"] = [case for case in index["cases"] if case["id"] in cases]

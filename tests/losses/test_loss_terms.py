@@ -1,5 +1,5 @@
-"""What holds for every ``conf/loss/*.yaml`` and the term it names; a new method is
-covered by being there.
+"""Properties of every ``conf/loss/*.yaml`` and its term. New methods are covered
+automatically.
 """
 
 import copy
@@ -20,12 +20,12 @@ from tests.losses.samples import (
     CLASSES,
     CONF,
     TERMS,
-    built,
-    changed,
+    build_term,
     class_of,
     labels,
     leaf,
     make,
+    map_tensors,
     pair,
     settings_of,
     tensors,
@@ -34,9 +34,9 @@ from tests.losses.samples import (
 every_term = pytest.mark.parametrize("name", TERMS)
 
 
-def trained(outputs: Outputs) -> Outputs:
-    """The outputs as leaves with gradient."""
-    return changed(outputs, leaf)
+def make_leaves(outputs: Outputs) -> Outputs:
+    """Return the outputs as leaves with gradient."""
+    return map_tensors(outputs, leaf)
 
 
 @every_term
@@ -47,7 +47,7 @@ def test_the_yaml_names_a_loss_term_in_the_module_of_the_same_name(name: str) ->
 
 
 @every_term
-def test_the_yaml_gives_a_weight_and_exactly_the_settings_of_the_signature(name: str) -> None:
+def test_the_yaml_has_a_weight_and_exactly_the_settings_of_the_signature(name: str) -> None:
     settings = settings_of(name)
     parameters = dict(inspect.signature(class_of(name)).parameters)
     assert set(settings) == {"_target_", "weight", *parameters}
@@ -56,7 +56,7 @@ def test_the_yaml_gives_a_weight_and_exactly_the_settings_of_the_signature(name:
 
 
 @every_term
-def test_the_yaml_says_of_every_setting_what_it_is(name: str) -> None:
+def test_the_yaml_describes_every_setting(name: str) -> None:
     lines = (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("# ")
     assert [line for line in lines[1:] if not line.startswith("#") and " # " not in line] == [
@@ -66,7 +66,7 @@ def test_the_yaml_says_of_every_setting_what_it_is(name: str) -> None:
 
 
 @every_term
-def test_it_says_what_it_reads_and_on_which_level(name: str) -> None:
+def test_it_declares_its_inputs_and_level(name: str) -> None:
     cls = class_of(name)
     assert cls.reads
     assert cls.reads <= {field.name for field in fields(Outputs)}
@@ -83,18 +83,16 @@ def test_a_misspelt_setting_is_refused_and_the_right_one_named(name: str) -> Non
 
 @every_term
 def test_settings_belong_to_the_instance_and_not_to_the_class(name: str) -> None:
-    """Fault 9 of other toolkits: settings kept on the class are shared by two
-    instances.
-    """
-    kept = set(vars(make(name))) & set(settings_of(name))
-    assert not kept & set(vars(class_of(name)))
+    """Fault 9 of other toolkits: settings on the class are shared by two instances."""
+    settings = set(vars(make(name))) & set(settings_of(name))
+    assert not settings & set(vars(class_of(name)))
 
 
 @every_term
 def test_it_gives_one_number_and_a_gradient_to_the_student_and_to_every_adapter(name: str) -> None:
     student, teacher = pair(term=name)
-    student = trained(student)
-    term = built(name, student, teacher)
+    student = make_leaves(student)
+    term = build_term(name, student, teacher)
     value = term(student, teacher, labels(5))
     assert value.shape == ()
     assert value > 0
@@ -108,8 +106,8 @@ def test_it_gives_one_number_and_a_gradient_to_the_student_and_to_every_adapter(
 @every_term
 def test_a_small_step_of_the_student_down_the_gradient_lowers_it(name: str) -> None:
     student, teacher = pair(term=name)
-    student = trained(student)
-    term = built(name, student, teacher)
+    student = make_leaves(student)
+    term = build_term(name, student, teacher)
     value = copy.deepcopy(term)(student, teacher, labels(5))
     value.backward()
     length = math.sqrt(
@@ -117,7 +115,7 @@ def test_a_small_step_of_the_student_down_the_gradient_lowers_it(name: str) -> N
             x.grad.square().sum().item() for x in tensors(student, term.reads) if x.grad is not None
         )
     )
-    stepped = changed(
+    stepped = map_tensors(
         student, lambda x: x if x.grad is None else (x - 1e-3 / length * x.grad).detach()
     )
     assert term(stepped, teacher, labels(5)) < value
@@ -126,11 +124,11 @@ def test_a_small_step_of_the_student_down_the_gradient_lowers_it(name: str) -> N
 @every_term
 def test_the_order_of_the_images_does_not_matter(name: str) -> None:
     student, teacher = pair(term=name)
-    term = built(name, student, teacher)
+    term = build_term(name, student, teacher)
     order = torch.tensor([3, 0, 4, 1, 2])
     batch, moved = labels(5), labels(5)
     moved.target, moved.index = batch.target[order], batch.index[order]
-    ours, theirs = (changed(outputs, lambda x: x[order]) for outputs in (student, teacher))
+    ours, theirs = (map_tensors(outputs, lambda x: x[order]) for outputs in (student, teacher))
     torch.testing.assert_close(
         copy.deepcopy(term)(ours, theirs, moved), term(student, teacher, batch), rtol=1e-10, atol=0
     )
@@ -139,9 +137,9 @@ def test_the_order_of_the_images_does_not_matter(name: str) -> None:
 @every_term
 def test_single_precision_agrees_with_double(name: str) -> None:
     student, teacher = pair(term=name)
-    double = built(name, student, teacher)(student, teacher, labels(5))
-    ours, theirs = (changed(outputs, torch.Tensor.float) for outputs in (student, teacher))
-    single = built(name, ours, theirs)(ours, theirs, labels(5))
+    double = build_term(name, student, teacher)(student, teacher, labels(5))
+    ours, theirs = (map_tensors(outputs, torch.Tensor.float) for outputs in (student, teacher))
+    single = build_term(name, ours, theirs)(ours, theirs, labels(5))
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=0)
 
@@ -152,10 +150,10 @@ def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradi
     name: str, dtype: torch.dtype
 ) -> None:
     """Fault 11 of other toolkits: NaN gradients, or none, in half precision."""
-    halves = [changed(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)]
-    student = trained(halves[0])
+    halves = [map_tensors(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)]
+    student = make_leaves(halves[0])
     ours, theirs = student.to_float32(), halves[1].to_float32()
-    term = built(name, ours, theirs)
+    term = build_term(name, ours, theirs)
     value = term(ours, theirs, labels(5))
     value.backward()
     assert value.dtype == torch.float32
@@ -166,15 +164,15 @@ def test_half_precision_outputs_give_a_single_precision_value_and_a_finite_gradi
 
 @every_term
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_outputs_give_what_the_same_rounded_numbers_give_in_single_precision(
+def test_half_precision_outputs_are_computed_in_single_precision(
     name: str, dtype: torch.dtype
 ) -> None:
     (ours, theirs), batch = (
-        (changed(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)),
+        (map_tensors(outputs, lambda x: x.to(dtype)) for outputs in pair(term=name)),
         labels(5),
     )
-    single = [changed(outputs, torch.Tensor.float) for outputs in (ours, theirs)]
-    terms = DistillationLoss({name: built(name, *single)}, {name: 1.0})
+    single = [map_tensors(outputs, torch.Tensor.float) for outputs in (ours, theirs)]
+    terms = DistillationLoss({name: build_term(name, *single)}, {name: 1.0})
     torch.testing.assert_close(
         copy.deepcopy(terms)(ours, theirs, batch)[0], terms(*single, batch)[0], rtol=1e-6, atol=0
     )
@@ -187,17 +185,17 @@ def test_value_and_gradient_are_finite_for_extreme_outputs(
     name: str, scale: float, images: int
 ) -> None:
     usual, extreme = (
-        changed(outputs, torch.Tensor.float)
+        map_tensors(outputs, torch.Tensor.float)
         for outputs in (pair(images, term=name)[0], pair(images, scale, term=name)[0])
     )
-    teacher = changed(pair(images, scale, term=name)[1], torch.Tensor.float)
+    teacher = map_tensors(pair(images, scale, term=name)[1], torch.Tensor.float)
     for ours, theirs in (
         (extreme, teacher),
         (usual, teacher),
-        (extreme, changed(teacher, torch.neg)),
+        (extreme, map_tensors(teacher, torch.neg)),
     ):
-        student = trained(ours)
-        term = built(name, student, theirs)
+        student = make_leaves(ours)
+        term = build_term(name, student, theirs)
         value = term(student, theirs, labels(images))
         value.backward()
         assert value.isfinite()
@@ -209,20 +207,20 @@ def test_value_and_gradient_are_finite_for_extreme_outputs(
 
 
 @every_term
-def test_where_it_cannot_apply_it_says_why_and_names_three_terms_that_can(name: str) -> None:
+def test_a_refused_pair_gets_a_reason_and_three_alternatives(name: str) -> None:
     term, bare = make(name), Outputs(logits=torch.randn(2, CLASSES))
     if term.reads != {"logits"}:
-        with pytest.raises(RequestError, match=f"^{name}") as refused:
+        with pytest.raises(RequestError, match=f"^{name}") as raised:
             term.build(bare, bare)
-        assert len(set(re.findall(r"\w+", str(refused.value))) & set(TERMS) - {name}) >= 3
+        assert len(set(re.findall(r"\w+", str(raised.value))) & set(TERMS) - {name}) >= 3
     else:
         term.build(bare, bare)
 
 
 @every_term
-def test_its_state_holds_its_adapters_and_gives_them_back(name: str) -> None:
+def test_its_state_restores_its_adapters(name: str) -> None:
     student, teacher = pair(term=name)
-    term = built(name, student, teacher)
+    term = build_term(name, student, teacher)
     assert {key for key, _ in term.named_parameters()} <= set(term.state_dict())
     other = copy.deepcopy(term)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""OFA's branches on tokens: who answers for a stage."""
+"""OFA's branches on tokens: the class token or the average is classified."""
 
 import pytest
 import timm
@@ -23,7 +23,7 @@ def _vit(side: int = 4, images: int = 3) -> Outputs:
     return Outputs(logits=normal(images, 6, seed=20), features=grids, tokens=stages)
 
 
-def _built(student: Outputs, *, class_token: bool) -> LossTerm:
+def _build(student: Outputs, *, class_token: bool) -> LossTerm:
     term: LossTerm = make("ofa", class_token=class_token)
     assert student.logits is not None
     term.build(student, logits(student.logits))
@@ -31,17 +31,17 @@ def _built(student: Outputs, *, class_token: bool) -> LossTerm:
 
 
 @pytest.mark.parametrize("class_token", [False, True])
-def test_the_class_token_has_a_say_only_where_it_is_asked_for(class_token: bool) -> None:
+def test_the_class_token_counts_only_if_configured(class_token: bool) -> None:
     student, teacher = _vit(), logits(normal(3, 6, seed=21))
-    term = _built(student, class_token=class_token)
+    term = _build(student, class_token=class_token)
     before = term(student, teacher, TARGET).item()
     student.tokens = [Tokens(stage.patch, stage.prefix + 1) for stage in student.tokens]
     assert (term(student, teacher, TARGET).item() != before) is class_token
 
 
-def test_the_class_token_answers_beside_patches_that_were_merged_to_fewer() -> None:
+def test_the_class_token_is_used_with_merged_patches() -> None:
     student = _vit(side=8)
-    term = _built(student, class_token=True)
+    term = _build(student, class_token=True)
     assert any(isinstance(module, PatchMerging) for module in term.modules())
     assert term(student, logits(normal(3, 6, seed=21)), TARGET).isfinite()
 
@@ -51,11 +51,11 @@ def test_the_class_token_answers_beside_patches_that_were_merged_to_fewer() -> N
     [maps(normal(3, 8, 4, 4, seed=1), normal(3, 16, 2, 2, seed=2)), _vit()],
     ids=["a CNN", "tokens without one"],
 )
-def test_a_student_without_a_class_token_is_told_so_with_terms_that_can(student: Outputs) -> None:
+def test_a_student_without_a_class_token_is_refused_with_alternatives(student: Outputs) -> None:
     student.logits = normal(3, 6, seed=20)
     student.tokens = [Tokens(stage.patch, stage.patch[:, :0]) for stage in student.tokens]
     with pytest.raises(RequestError, match=r"(?s)class_token=false.*soft_target, dist or nkd"):
-        _built(student, class_token=True)
+        _build(student, class_token=True)
 
 
 def test_a_vit_of_timm_learns_through_its_class_token() -> None:

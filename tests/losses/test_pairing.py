@@ -36,8 +36,8 @@ def test_stages_are_paired_from_the_deepest_upward() -> None:
     student, teacher = (
         [normal(1, width, 2, 2, seed=0) for width in widths] for widths in ((1, 2), (3, 4, 5))
     )
-    found = pair_stages("feature_hint", maps(*student), maps(*teacher))
-    assert [(s.shape[1], t.shape[1]) for s, t in found] == [(2, 5), (1, 4)]
+    pairs = pair_stages("feature_hint", maps(*student), maps(*teacher))
+    assert [(s.shape[1], t.shape[1]) for s, t in pairs] == [(2, 5), (1, 4)]
 
 
 @pytest.mark.parametrize(("who", "student", "teacher"), [("student", 0, 1), ("teacher", 1, 0)])
@@ -45,6 +45,6 @@ def test_a_model_without_maps_is_refused_by_name(who: str, student: int, teacher
     ours, theirs = (Outputs(features=[normal(1, 1, 2, 2, seed=0)] * n) for n in (student, teacher))
     with pytest.raises(
         RequestError,
-        match=rf"feature_hint compares feature maps, and the {who} gives none.*soft_target",
+        match=rf"feature_hint compares feature maps, and the {who} provides none.*soft_target",
     ):
         pair_stages("feature_hint", ours, theirs)

@@ -1,4 +1,4 @@
-"""What holds for every term that compares images, or channels, with each other."""
+"""Properties of every term that compares images, or channels, with each other."""
 
 import pytest
 import torch
@@ -13,21 +13,21 @@ POOLED = ["rkd", "pkt", "cc"]
 def pooled(
     name: str, student: torch.Tensor, teacher: torch.Tensor, **settings: object
 ) -> torch.Tensor:
-    found: torch.Tensor = make(name, **settings)(
+    result: torch.Tensor = make(name, **settings)(
         Outputs(embedding=student), Outputs(embedding=teacher), labels(len(student))
     )
-    return found
+    return result
 
 
 @pytest.mark.parametrize("name", ["sp", *POOLED, "dist", "multi_level"])
-def test_what_compares_images_is_given_those_of_all_ranks(name: str) -> None:
+def test_terms_that_compare_images_need_the_global_batch(name: str) -> None:
     assert class_of(name).needs_global_batch
 
 
 @pytest.mark.parametrize("name", [name for name in TERMS if class_of(name).level == "relation"])
 def test_models_that_cannot_be_compared_are_refused_by_name(name: str) -> None:
     with pytest.raises(
-        RequestError, match=f"{name} compares .*the student gives none.*soft_target"
+        RequestError, match=f"{name} compares .*the student provides none.*soft_target"
     ):
         make(name).build(Outputs(), Outputs())
 
@@ -49,8 +49,8 @@ def test_an_image_that_is_there_twice_gives_a_finite_gradient(name: str) -> None
 
 
 def test_rkd_of_features_that_are_close_together_is_as_exact_as_of_others() -> None:
-    """Distances from inner products cancel there; the reference's are wrong in half
-    precision, and in single precision far from 0.
+    """Distances from inner products cancel here; the reference is wrong in half
+    precision.
     """
     x, teacher = normal(6, 8, seed=1), normal(6, 8, seed=2)
     exact = pooled("rkd", x, teacher)
@@ -59,16 +59,16 @@ def test_rkd_of_features_that_are_close_together_is_as_exact_as_of_others() -> N
 
 
 def test_sp_has_rows_of_norm_1_and_not_of_sum_1() -> None:
-    """A bug of another toolkit: it hands the dimension to the place of the norm."""
+    """A bug of another toolkit: the dimension is passed as the norm."""
     student, teacher = normal(4, 3, 2, 2, seed=1), normal(4, 5, 3, 3, seed=2)
     ours, theirs = (x.flatten(1) @ x.flatten(1).T for x in (student, teacher))
-    found = make("sp")(maps(student), maps(teacher), labels(4))
+    result = make("sp")(maps(student), maps(teacher), labels(4))
     right, wrong = (
         (ours / ours.norm(p, 1, True) - theirs / theirs.norm(p, 1, True)).square().mean()
         for p in (2, 1)
     )
-    torch.testing.assert_close(found, right)
-    assert abs(found / wrong - 1) > 0.1
+    torch.testing.assert_close(result, right)
+    assert abs(result / wrong - 1) > 0.1
 
 
 def test_cc_with_many_terms_is_the_gaussian_kernel() -> None:
@@ -84,7 +84,7 @@ def test_cc_with_many_terms_is_the_gaussian_kernel() -> None:
 
 def test_ickd_weighs_an_image_the_same_in_a_batch_of_any_size() -> None:
     """The ImageNet code divides by the batch twice, so that its weight depends on the
-    batch.
+    batch size.
     """
     student, teacher = maps(normal(3, 4, 3, 3, seed=1)), maps(normal(3, 6, 3, 3, seed=2))
     term = make("ickd")

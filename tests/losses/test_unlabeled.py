@@ -1,5 +1,5 @@
-"""Batches of which some images have no label: terms that read labels are a mean over
-the others, all other terms over all images.
+"""Batches with unlabeled images: terms that read labels are a mean over the labeled
+images, other terms over all images.
 """
 
 import pytest
@@ -7,25 +7,34 @@ import torch
 
 from kd_app.data.batch import Batch
 from kd_app.models.outputs import Outputs
-from tests.losses.samples import CLASSES, TERMS, batch, built, changed, class_of, leaf, pair
+from tests.losses.samples import (
+    CLASSES,
+    TERMS,
+    batch,
+    build_term,
+    class_of,
+    leaf,
+    map_tensors,
+    pair,
+)
 
 LABELED = torch.tensor([True, False, True, True, False])
 TARGET = torch.tensor([0, 3, 1, 5, 2])
 every_term = pytest.mark.parametrize("name", TERMS)
 AS_FAR_AS_THERE_ARE = {"crd", "ofa", "hard_token", "soft_token"}
-"""Terms that take all images, and of those with a label the label, too."""
+"""Terms on all images that also use available labels."""
 one_way_or_the_other = pytest.mark.parametrize(
     "name", [name for name in TERMS if name not in AS_FAR_AS_THERE_ARE]
 )
 
 
-def hidden(labeled: torch.Tensor) -> Batch:
-    """As the loader gives it: no class number where there is no label."""
+def hide_labels(labeled: torch.Tensor) -> Batch:
+    """Return a batch like the loader's: no class number for an unlabeled image."""
     return batch(torch.where(labeled, TARGET, -1), labeled)
 
 
 def rows(outputs: Outputs, which: torch.Tensor) -> Outputs:
-    return changed(outputs, lambda tensor: tensor[which])
+    return map_tensors(outputs, lambda tensor: tensor[which])
 
 
 @one_way_or_the_other
@@ -33,48 +42,50 @@ def test_a_term_that_reads_labels_is_its_mean_over_the_labeled_images_and_any_ot
     name: str,
 ) -> None:
     student, teacher = pair(term=name)
-    found = built(name, student, teacher)(student, teacher, hidden(LABELED))
+    result = build_term(name, student, teacher)(student, teacher, hide_labels(LABELED))
     expected = (
-        built(name, student, teacher)(
+        build_term(name, student, teacher)(
             rows(student, LABELED), rows(teacher, LABELED), batch(TARGET[LABELED])
         )
         if class_of(name).uses_labels
-        else built(name, student, teacher)(student, teacher, batch(TARGET))
+        else build_term(name, student, teacher)(student, teacher, batch(TARGET))
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 @every_term
-def test_a_batch_without_any_label_gives_zero_for_terms_that_read_labels_and_a_gradient_all_the_same(
+def test_a_batch_without_labels_gives_zero_with_a_gradient(
     name: str,
 ) -> None:
     student, teacher = pair(term=name)
-    term = built(name, student, teacher)
-    trained = changed(student, leaf)
-    value = term(trained, teacher, hidden(torch.zeros(5, dtype=torch.bool)))
+    term = build_term(name, student, teacher)
+    trained = map_tensors(student, leaf)
+    value = term(trained, teacher, hide_labels(torch.zeros(5, dtype=torch.bool)))
     assert value.isfinite()
     assert value.requires_grad
     assert (value.item() == 0) is class_of(name).uses_labels
 
 
 @one_way_or_the_other
-def test_terms_that_do_not_say_that_they_read_labels_give_the_same_for_all_labels(
+def test_other_terms_do_not_depend_on_labels(
     name: str,
 ) -> None:
     student, teacher = pair(term=name)
     first, second = (
-        built(name, student, teacher)(student, teacher, batch((TARGET + shift) % CLASSES))
+        build_term(name, student, teacher)(student, teacher, batch((TARGET + shift) % CLASSES))
         for shift in (0, 1)
     )
     assert torch.equal(first, second) is not class_of(name).uses_labels
 
 
 @pytest.mark.parametrize("name", sorted(AS_FAR_AS_THERE_ARE))
-def test_terms_that_take_all_images_listen_to_the_labels_that_there_are(name: str) -> None:
+def test_terms_on_all_images_use_the_available_labels(name: str) -> None:
     student, teacher = pair(term=name)
-    some = built(name, student, teacher)(student, teacher, hidden(LABELED))
-    none = built(name, student, teacher)(student, teacher, hidden(torch.zeros(5, dtype=torch.bool)))
-    other = built(name, student, teacher)(
+    some = build_term(name, student, teacher)(student, teacher, hide_labels(LABELED))
+    none = build_term(name, student, teacher)(
+        student, teacher, hide_labels(torch.zeros(5, dtype=torch.bool))
+    )
+    other = build_term(name, student, teacher)(
         student, teacher, batch(torch.where(LABELED, TARGET.flip(0), -1), LABELED)
     )
     assert some.isfinite()

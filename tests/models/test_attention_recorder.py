@@ -1,5 +1,5 @@
-"""Query, key and value are those of the model's own fused attention, whatever it does
-to them before.
+"""The recorded query, key and value are the arguments of the model's own fused
+attention.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def call(
 
 
 @pytest.mark.parametrize(
-    "made",
+    "build",
     [
         lambda: VisionTransformer(**VIT, qk_norm=True),
         lambda: Eva(**VIT, use_rot_pos_emb=True, qkv_fused=False),
@@ -54,9 +54,9 @@ def call(
     ],
     ids=["qk_norm", "rotary", "relative_positions"],
 )
-def test_the_weights_times_the_values_are_what_the_block_goes_on_with(made: Any) -> None:
+def test_weights_times_values_are_the_input_of_the_output_projection(build: Any) -> None:
     torch.manual_seed(0)
-    net: Any = made().eval()
+    net: Any = build().eval()
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.1)
     mixed: list[Tensor] = []
@@ -69,19 +69,19 @@ def test_the_weights_times_the_values_are_what_the_block_goes_on_with(made: Any)
     torch.testing.assert_close((weights @ attention.value).transpose(1, 2).flatten(2), mixed[-1])
 
 
-def test_a_scale_of_the_model_s_own_is_in_the_query() -> None:
+def test_a_custom_scale_is_moved_into_the_query() -> None:
     query, key, value = torch.randn(3, 1, 2, 4, 8).unbind(0)
-    with AttentionRecorder() as seen:
+    with AttentionRecorder() as recorder:
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.7)
-    torch.testing.assert_close(seen.calls[0].compute_weights() @ value, out)
+    torch.testing.assert_close(recorder.calls[0].compute_weights() @ value, out)
 
 
-def test_only_the_wanted_calls_are_kept() -> None:
+def test_only_the_requested_calls_are_recorded() -> None:
     one = torch.randn(1, 1, 2, 4)
-    with AttentionRecorder({1}) as seen:
+    with AttentionRecorder({1}) as recorder:
         for _ in range(3):
             torch.nn.functional.scaled_dot_product_attention(one, one, one)
-    assert list(seen.calls) == [1]
+    assert list(recorder.calls) == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Several teachers as one, classes brought to the data's, and what can be read of such
+"""Ensembles, class maps, files of other runtimes, and the readable outputs of such
 teachers.
 """
 
@@ -25,8 +25,8 @@ from tests.models.test_spec import request
 PIXELS = InputSpec(1, 8, 8, (0.25,), (0.5,))
 
 
-class Says(nn.Module):
-    """The same answer to every image."""
+class ConstantModel(nn.Module):
+    """Returns the same probabilities for every image."""
 
     def __init__(self, *probabilities: float) -> None:
         super().__init__()
@@ -36,18 +36,18 @@ class Says(nn.Module):
         return self.get_buffer("logits").expand(len(image), -1)
 
 
-def together(by: By, shares: list[float], *members: nn.Module) -> Tensor:
+def average(by: By, shares: list[float], *members: nn.Module) -> Tensor:
     model = EnsembleModel(
         {str(number): (member, PIXELS) for number, member in enumerate(members)}, shares, by, PIXELS
     )
-    answer: Tensor = model(torch.zeros(2, 1, 8, 8)).exp()
-    return answer
+    probabilities: Tensor = model(torch.zeros(2, 1, 8, 8)).exp()
+    return probabilities
 
 
 def test_the_mean_of_several_teachers_is_that_of_their_probabilities_by_weight() -> None:
     expected = torch.tensor([[0.25 * 0.8 + 0.75 * 0.5, 0.25 * 0.2 + 0.75 * 0.5]]).expand(2, 2)
     torch.testing.assert_close(
-        together("mean", [1.0, 3.0], Says(0.8, 0.2), Says(0.5, 0.5)), expected
+        average("mean", [1.0, 3.0], ConstantModel(0.8, 0.2), ConstantModel(0.5, 0.5)), expected
     )
 
 
@@ -58,31 +58,32 @@ def test_by_confidence_the_surer_member_counts_more() -> None:
     )
     first = (sure * 0.9 + unsure * 0.4) / (sure + unsure)
     torch.testing.assert_close(
-        together("confidence", [1.0, 1.0], Says(0.9, 0.1), Says(0.4, 0.6)),
+        average("confidence", [1.0, 1.0], ConstantModel(0.9, 0.1), ConstantModel(0.4, 0.6)),
         torch.tensor([[first, 1 - first]]).expand(2, 2),
     )
 
 
-def test_members_that_know_nothing_still_answer() -> None:
+def test_members_with_uniform_predictions_still_count() -> None:
     torch.testing.assert_close(
-        together("confidence", [1.0, 1.0], Says(0.5, 0.5), Says(0.5, 0.5)), torch.full((2, 2), 0.5)
+        average("confidence", [1.0, 1.0], ConstantModel(0.5, 0.5), ConstantModel(0.5, 0.5)),
+        torch.full((2, 2), 0.5),
     )
 
 
-class Counted(nn.Sequential):
-    """A net that counts how often it is asked."""
+class CountingNet(nn.Sequential):
+    """A net that counts its calls."""
 
-    asked = 0
+    calls = 0
 
     def forward(self, image: Tensor) -> Tensor:
-        self.asked += 1
-        answer: Tensor = super().forward(image)  # type: ignore[no-untyped-call]
-        return answer
+        self.calls += 1
+        logits: Tensor = super().forward(image)  # type: ignore[no-untyped-call]
+        return logits
 
 
-def test_one_of_several_teachers_is_read_by_itself_and_runs_once_for_both() -> None:
+def test_a_member_is_read_by_name_and_runs_once_per_batch() -> None:
     one, other = (
-        Counted(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 2)) for width in (3, 5)
+        CountingNet(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 2)) for width in (3, 5)
     )
     model = EnsembleModel(
         {"one": (one, PIXELS), "other": (other, PIXELS)}, [1.0, 3.0], "mean", PIXELS
@@ -96,12 +97,12 @@ def test_one_of_several_teachers_is_read_by_itself_and_runs_once_for_both() -> N
         members={"other": frozenset({"embedding"})},
     )
     teacher(image)  # measures
-    before = one.asked, other.asked
-    said = teacher(image)
-    assert (one.asked - before[0], other.asked - before[1]) == (1, 1)
-    torch.testing.assert_close(said.logits, model(image))
-    torch.testing.assert_close(said.members["other"].embedding, other[1](image.flatten(1)))
-    assert list(said.members) == ["other"]
+    before = one.calls, other.calls
+    outputs = teacher(image)
+    assert (one.calls - before[0], other.calls - before[1]) == (1, 1)
+    torch.testing.assert_close(outputs.logits, model(image))
+    torch.testing.assert_close(outputs.members["other"].embedding, other[1](image.flatten(1)))
+    assert list(outputs.members) == ["other"]
 
 
 def test_mapped_logits_are_summed_probabilities() -> None:
@@ -112,7 +113,7 @@ def test_mapped_logits_are_summed_probabilities() -> None:
     torch.testing.assert_close(mapped, sums / sums.sum(dim=1, keepdim=True))
 
 
-def test_a_mapped_model_shows_its_maps_and_a_classifier_of_the_data_s_classes() -> None:
+def test_a_mapped_model_has_maps_and_a_classifier_of_the_data_s_classes() -> None:
     torch.manual_seed(0)
     net = timm.create_model("resnet8", num_classes=5).eval()
     model, image = ClassMappedModel(net, [[0, 3], [1], [4]]), torch.randn(2, 3, 16, 16)
@@ -128,8 +129,10 @@ def test_a_mapped_model_shows_its_maps_and_a_classifier_of_the_data_s_classes() 
 
 
 @dataclass
-class File:
-    """A file of another runtime that says what it was given."""
+class FakeArtifact:
+    """A stand-in for a file of another runtime: returns pixels of its input as
+    logits.
+    """
 
     classes: tuple[str, ...] = ("a", "b")
     pixels: InputSpec = PIXELS
@@ -138,41 +141,46 @@ class File:
         return images.reshape(len(images), -1)[:, :2].astype(np.float32)
 
 
-def test_a_file_is_given_back_the_bytes_that_were_normalized() -> None:
+def test_a_file_gets_the_original_uint8_images() -> None:
     raw = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     image = (raw / 255 - PIXELS.mean[0]) / PIXELS.std[0]
-    torch.testing.assert_close(RuntimeModel(File())(image), raw.flatten(1)[:, :2].float())
+    torch.testing.assert_close(RuntimeModel(FakeArtifact())(image), raw.flatten(1)[:, :2].float())
 
 
 @pytest.mark.parametrize(
     "model",
-    [RuntimeModel(File()), EnsembleModel({"a": (Says(0.5, 0.5), PIXELS)}, [1.0], "mean", PIXELS)],
+    [
+        RuntimeModel(FakeArtifact()),
+        EnsembleModel({"a": (ConstantModel(0.5, 0.5), PIXELS)}, [1.0], "mean", PIXELS),
+    ],
 )
-def test_what_gives_logits_alone_says_why_and_which_terms_can(model: nn.Module) -> None:
+def test_a_model_with_only_logits_is_refused_with_a_reason_and_alternatives(
+    model: nn.Module,
+) -> None:
     with pytest.raises(
         RequestError,
         match=(
-            r"features: (a file|several teachers).*It can give: logits. Terms that read logits"
-            r" alone: soft_target"
+            r"features: (a file|several teachers).*Available: logits. Terms that read only"
+            r" logits: soft_target"
         ),
     ):
         Taps(model, frozenset({"logits", "features"}))(torch.zeros(2, 1, 8, 8))
 
 
-def written(folder: Path, *rows: str, head: str = "teacher,class") -> ClassMap:
+def write_class_map(folder: Path, *rows: str, head: str = "teacher,class") -> ClassMap:
     (folder / "map.csv").write_text("\n".join([head, *rows]), encoding="utf-8")
     return ClassMap(folder / "map.csv")
 
 
 def test_a_row_names_a_class_or_its_number(tmp_path: Path) -> None:
     known = ModelClasses(4, ("cat", "dog", "car", "3"))
-    assert written(tmp_path, "cat,animal", "1,animal", "3,thing", "car,thing").map_rows(
+    assert write_class_map(tmp_path, "cat,animal", "1,animal", "3,thing", "car,thing").map_rows(
         ["thing", "animal"], known
     ) == [[2, 3], [0, 1]]
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         (["cat,animl", "car,thing"], "line 2: .*Did you mean 'animal'"),
         (["caat,animal", "car,thing"], "line 2: .*Did you mean 'cat'"),
@@ -181,29 +189,29 @@ def test_a_row_names_a_class_or_its_number(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_names_nothing_is_refused_with_its_line(
-    rows: list[str], said: str, tmp_path: Path
+    rows: list[str], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RequestError, match=said):
-        written(tmp_path, *rows).map_rows(
+    with pytest.raises(RequestError, match=message):
+        write_class_map(tmp_path, *rows).map_rows(
             ["animal", "thing"], ModelClasses(3, ("cat", "dog", "car"))
         )
 
 
 def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="has the columns from, to and 1 rows"):
-        written(tmp_path, "a,b", head="from,to")
+        write_class_map(tmp_path, "a,b", head="from,to")
 
 
 def test_imagenet_s_classes_are_known_by_their_wordnet_numbers() -> None:
-    found = find_model_classes(request(name="resnet18.a1_in1k"))
-    assert found.count == 1000
-    assert found.names[0] == "n01440764"
+    classes = find_model_classes(request(name="resnet18.a1_in1k"))
+    assert classes.count == 1000
+    assert classes.names[0] == "n01440764"
 
 
-def test_of_weights_of_unknown_classes_the_map_can_t_be_read() -> None:
+def test_weights_with_an_unknown_number_of_classes_can_t_be_mapped() -> None:
     unknown = request(name="resnet8")
     unknown.origin = WeightsSource("file", "resnet8", Path("weights.safetensors"))
     with pytest.raises(
-        RequestError, match="How many classes the teacher resnet8 answers in is not known"
+        RequestError, match="The number of classes of the teacher resnet8 is unknown"
     ):
         find_model_classes(unknown)

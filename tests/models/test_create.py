@@ -1,4 +1,4 @@
-"""The model that was asked for, with its weights, and what it is to be fed."""
+"""Creating a model from its spec: weights, input spec, errors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,15 @@ from kd_app.stages import hash_file
 from tests.builders import DIGITS, GRAY, teacher_folder
 from tests.models.test_spec import request
 
-SEEN = ImageStats(1, 8, (0.3,), (0.4,))
+STATS = ImageStats(1, 8, (0.3,), (0.4,))
 COLOR = ImageStats(3, 200, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3))
 
 
-def made(classes: int = 10, *, seed: int = 0, seen: ImageStats = SEEN, **asked: Any) -> LoadedModel:
-    ask = request(**asked)
-    return create(ask, resolve_input(ask, seen), classes, seed=seed)
+def load(
+    classes: int = 10, *, seed: int = 0, image_stats: ImageStats = STATS, **settings: Any
+) -> LoadedModel:
+    spec = request(**settings)
+    return create(spec, resolve_input(spec, image_stats), classes, seed=seed)
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
@@ -35,50 +37,55 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-def test_a_model_from_random_weights_is_made_for_the_data() -> None:
-    found = made(name="resnet8")
-    assert found.pixels == InputSpec(1, 8, 8, (0.3,), (0.4,))
-    assert found.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    assert not found.model.training
-    assert (found.weights.source, found.weights.matched) == ("random", 0)
-    assert found.weights.sha256 == hash_state(found.model.state_dict())
+def test_a_model_with_random_weights_fits_the_data() -> None:
+    loaded = load(name="resnet8")
+    assert loaded.pixels == InputSpec(1, 8, 8, (0.3,), (0.4,))
+    assert loaded.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert not loaded.model.training
+    assert (loaded.weights.source, loaded.weights.matched) == ("random", 0)
+    assert loaded.weights.sha256 == hash_state(loaded.model.state_dict())
 
 
 def test_one_seed_gives_one_model_and_the_global_random_state_is_left_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first, same, other = (made(name="test_resnet", seed=seed) for seed in (1, 1, 2))
+    first, same, other = (load(name="test_resnet", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert equal(first.model, same.model)
     assert first.weights.sha256 == same.weights.sha256 != other.weights.sha256
 
 
 def test_arguments_reach_the_model() -> None:
-    found = made(
+    loaded = load(
         name="vit_tiny_patch16_224",
         kwargs={"patch_size": 2, "embed_dim": 24, "depth": 3, "num_heads": 2},
     )
-    assert len(found.model.blocks) == 3  # type: ignore[arg-type]
-    assert found.model.patch_embed.proj.kernel_size == (2, 2)  # type: ignore[union-attr]
-    assert found.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert len(loaded.model.blocks) == 3  # type: ignore[arg-type]
+    assert loaded.model.patch_embed.proj.kernel_size == (2, 2)  # type: ignore[union-attr]
+    assert loaded.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_size_and_channels_that_were_asked_for_win_over_the_datas() -> None:
-    found = made(name="test_resnet", image_size=32, kwargs={"in_chans": 3})
-    assert (found.pixels.channels, found.pixels.height, found.pixels.mean, found.pixels.std) == (
+def test_configured_size_and_channels_override_the_data() -> None:
+    loaded = load(name="test_resnet", image_size=32, kwargs={"in_chans": 3})
+    assert (
+        loaded.pixels.channels,
+        loaded.pixels.height,
+        loaded.pixels.mean,
+        loaded.pixels.std,
+    ) == (
         3,
         32,
         (0.3,) * 3,
         (0.4,) * 3,
     )
-    assert found.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert loaded.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_small_images_are_used_whole_and_large_ones_cropped_as_timm_crops() -> None:
-    timms = timm.get_pretrained_cfg("resnet18")
-    assert timms is not None
-    assert resolve_input(request(name="resnet18"), COLOR).crop == timms.crop_pct
-    assert resolve_input(request(name="resnet18"), SEEN).crop == 1.0
+    timm_config = timm.get_pretrained_cfg("resnet18")
+    assert timm_config is not None
+    assert resolve_input(request(name="resnet18"), COLOR).crop == timm_config.crop_pct
+    assert resolve_input(request(name="resnet18"), STATS).crop == 1.0
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
@@ -90,11 +97,11 @@ def test_a_checkpoint_file_gives_its_weights(tmp_path: Path, suffix: str) -> Non
     else:
         wrapped = {f"student.{name}": tensor for name, tensor in trained.state_dict().items()}
         torch.save({"state_dict": wrapped} if suffix == ".ckpt" else trained.state_dict(), path)
-    found = made(name="resnet8", checkpoint=path)
-    assert equal(found.model, trained)
-    assert found.weights.source == f"file weights{suffix}"
-    assert found.weights.sha256 == hash_file(path)
-    assert not found.weights.new_head
+    loaded = load(name="resnet8", checkpoint=path)
+    assert equal(loaded.model, trained)
+    assert loaded.weights.source == f"file weights{suffix}"
+    assert loaded.weights.sha256 == hash_file(path)
+    assert not loaded.weights.new_head
 
 
 def test_a_folder_gives_weights_arguments_and_pixels_and_a_new_head_for_other_classes(
@@ -109,7 +116,7 @@ def test_a_folder_gives_weights_arguments_and_pixels_and_a_new_head_for_other_cl
         "num_heads": 2,
     }
     folder = teacher_folder(tmp_path / "model", "vit_tiny_patch16_224", pixels=pixels, **shape)
-    same, other = made(checkpoint=folder), made(4, checkpoint=folder)
+    same, other = load(checkpoint=folder), load(4, checkpoint=folder)
     assert same.pixels == other.pixels == pixels
     assert len(same.model.blocks) == 2  # type: ignore[arg-type]
     assert (same.weights.missing, other.weights.missing) == ((), ("head.bias", "head.weight"))
@@ -128,11 +135,11 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         RequestError,
         match=(
-            r"The weights from file weights.pth are not of this model: of its \d+ entries"
+            r"The weights from file weights.pth do not fit this model: of \d+ entries"
             r" .*unexpected"
         ),
     ):
-        made(name="resnet8", checkpoint=path)
+        load(name="resnet8", checkpoint=path)
 
 
 TAG = "test_resnet.r160_in1k"
@@ -140,8 +147,8 @@ TAG = "test_resnet.r160_in1k"
 
 @pytest.fixture
 def tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """The model whose weights TAG gives: the way of the hub, up to where the file comes
-    from.
+    """A model with the weights of TAG, read like hub weights except for the
+    download.
     """
     trained: nn.Module = timm.create_model("test_resnet")
     save_file(trained.state_dict(), tmp_path / "tagged.safetensors")
@@ -157,7 +164,7 @@ def tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 def test_a_tag_gives_its_weights_its_pixels_and_a_new_head_for_other_classes(
     tagged: nn.Module,
 ) -> None:
-    full, other = made(1000, name=TAG), made(10, name=TAG, seed=1)
+    full, other = load(1000, name=TAG), load(10, name=TAG, seed=1)
     assert equal(full.model, tagged)
     assert (full.pixels.channels, full.pixels.height, full.pixels.mean) == (3, 160, (0.5, 0.5, 0.5))
     assert full.weights.missing == ()
@@ -168,22 +175,22 @@ def test_a_tag_gives_its_weights_its_pixels_and_a_new_head_for_other_classes(
     )
     assert torch.equal(
         other.model.state_dict()["fc.weight"],
-        made(10, name=TAG, seed=1).model.state_dict()["fc.weight"],
+        load(10, name=TAG, seed=1).model.state_dict()["fc.weight"],
     )
     assert not torch.equal(
         other.model.state_dict()["fc.weight"],
-        made(10, name=TAG, seed=2).model.state_dict()["fc.weight"],
+        load(10, name=TAG, seed=2).model.state_dict()["fc.weight"],
     )
 
 
 def test_color_weights_serve_gray_images_as_timm_adapts_them(tagged: nn.Module) -> None:
-    found = made(1000, name=TAG, kwargs={"in_chans": 1}, image_size=32)
-    assert found.pixels == InputSpec(
-        1, 32, 32, (0.5,), (0.5,), found.pixels.crop, found.pixels.interpolation
+    loaded = load(1000, name=TAG, kwargs={"in_chans": 1}, image_size=32)
+    assert loaded.pixels == InputSpec(
+        1, 32, 32, (0.5,), (0.5,), loaded.pixels.crop, loaded.pixels.interpolation
     )
     gray = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(
-        found.model(gray), tagged.eval()(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
+        loaded.model(gray), tagged.eval()(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4
     )
 
 
@@ -194,9 +201,9 @@ def test_a_hub_out_of_reach_is_one_paragraph() -> None:
             r"The weights of 'test_resnet.r160_in1k' could not be fetched from their"
             r" hub.*pretrained=false starts"
         ),
-    ) as told:
-        made(name=TAG)
-    assert "\n" not in str(told.value)
+    ) as raised:
+        load(name=TAG)
+    assert "\n" not in str(raised.value)
 
 
 class Own(nn.Module):
@@ -211,42 +218,42 @@ class Own(nn.Module):
         return self.head(self.body(image.flatten(1)).relu())  # type: ignore[no-any-return]
 
 
-def test_a_factory_of_ones_own_is_given_what_it_takes() -> None:
-    found = made(7, factory=Own, kwargs={"width": 6})
-    assert isinstance(found.model, Own)
-    assert found.model.head.weight.shape == (7, 6)
-    assert found.weights.source == f"own {Own.__module__}:Own"
-    assert equal(found.model, made(7, factory=Own, kwargs={"width": 6}).model)
+def test_a_factory_gets_the_arguments_that_it_accepts() -> None:
+    loaded = load(7, factory=Own, kwargs={"width": 6})
+    assert isinstance(loaded.model, Own)
+    assert loaded.model.head.weight.shape == (7, 6)
+    assert loaded.weights.source == f"own {Own.__module__}:Own"
+    assert equal(loaded.model, load(7, factory=Own, kwargs={"width": 6}).model)
 
 
-def test_weights_that_a_run_left_go_back_into_ones_own_module(tmp_path: Path) -> None:
+def test_weights_of_a_run_load_into_a_user_provided_module(tmp_path: Path) -> None:
     trained = Own()
     save_model(trained, tmp_path / "student", pixels=GRAY, classes=DIGITS, license="none")
-    found = made(factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
-    assert equal(found.model, trained)
+    loaded = load(factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
+    assert equal(loaded.model, trained)
     with pytest.raises(RequestError, match=r"2 of another shape \(head.weight, head.bias\)"):
-        made(7, factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
+        load(7, factory=Own, checkpoint=tmp_path / "student" / "model.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [
-        ({"factory": lambda: 3}, "gave a int, expected a torch.nn.Module"),
+        ({"factory": lambda: 3}, "returned a int, expected a torch.nn.Module"),
         (
             {"factory": nn.Flatten},
-            r"answers two images with \(2, 64\), expected logits of shape \(2, 10\)",
+            r"returns \(2, 64\) for two images, expected logits of shape \(2, 10\)",
         ),
         (
             {"factory": lambda: Own(3)},
-            r"answers two images with \(2, 3\), expected logits of shape \(2, 10\)",
+            r"returns \(2, 3\) for two images, expected logits of shape \(2, 10\)",
         ),
         ({"factory": lambda: nn.Linear(5, 10)}, "can't take images of 1x8x8"),
-        ({"factory": lambda num_classes, mood: Own(num_classes)}, "can't be made .*mood"),
+        ({"factory": lambda num_classes, mood: Own(num_classes)}, "can't be built .*mood"),
         ({"name": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224 can't .*8x8.*patch_size"),
     ],
 )
-def test_what_gives_no_logits_for_the_datas_images_is_refused(
-    asked: dict[str, Any], message: str
+def test_a_module_without_logits_for_these_images_is_refused(
+    settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        made(**asked)
+        load(**settings)

@@ -1,4 +1,4 @@
-"""What licenses allow, which one is the strictest, and what a run is told of its own."""
+"""What licenses allow, which license is the strictest, and the messages for a run."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from kd_app.data.digits import Digits
 from kd_app.data.fashion_mnist import FashionMNIST
 from kd_app.models.license import POLICY, LicenseClaim, Policy, RunLicenses, resolve_licenses
 
-OURS = Policy()
+DEFAULT = Policy()
 
 
 def run(
     teacher: str | None, start: str | None = "none", data: str | None = "mit", **more: Any
 ) -> RunLicenses:
-    """A run whose parts say these licenses; a teacher of '' is none."""
+    """Resolve the licenses of a run with these parts. An empty string as `teacher`: no
+    teacher.
+    """
     return resolve_licenses(
         teacher=(
             LicenseClaim("the teacher's weights (big)", "teacher.license", teacher)
@@ -32,14 +34,15 @@ def run(
     )
 
 
-def test_every_license_that_timm_names_is_known_to_the_policy() -> None:
-    named = {timm.get_pretrained_cfg(name).license for name in timm.list_pretrained()}  # type: ignore[union-attr]
+def test_the_policy_has_every_license_that_timm_names() -> None:
+    configs = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained()]
+    named = {config.license for config in configs if config is not None}
     assert len(named) > 10
-    assert {name for name in named if not OURS.has_entry(OURS.normalize_name(name))} == set()
+    assert {name for name in named if not DEFAULT.has_entry(DEFAULT.normalize_name(name))} == set()
 
 
-def test_the_data_that_come_with_us_are_under_licenses_that_the_policy_knows() -> None:
-    assert [OURS.normalize_name(source.license) for source in (Digits, FashionMNIST)] == [
+def test_the_policy_has_the_licenses_of_the_built_in_data() -> None:
+    assert [DEFAULT.normalize_name(source.license) for source in (Digits, FashionMNIST)] == [
         "cc-by-4.0",
         "mit",
     ]
@@ -65,7 +68,7 @@ def test_the_data_that_come_with_us_are_under_licenses_that_the_policy_knows() -
     ],
 )
 def test_spellings_come_to_one_name(written: str | None, name: str) -> None:
-    assert OURS.normalize_name(written) == name
+    assert DEFAULT.normalize_name(written) == name
 
 
 @pytest.mark.parametrize(
@@ -91,15 +94,21 @@ def test_the_strictest_license_is_that_of_what_ships(
 
 
 def test_a_trained_teacher_and_a_control_are_under_what_they_are_made_from() -> None:
-    found = run("cc-by-nc-4.0", "apache-2.0", "cc-by-sa-4.0")
-    assert found.resolve_trained_license("teacher", taught=False) == "cc-by-nc-4.0"
-    assert found.resolve_trained_license("labels_only", taught=False) == "cc-by-sa-4.0"
+    licenses = run("cc-by-nc-4.0", "apache-2.0", "cc-by-sa-4.0")
+    assert licenses.resolve_trained_license("teacher", distilled=False) == "cc-by-nc-4.0"
+    assert licenses.resolve_trained_license("labels_only", distilled=False) == "cc-by-sa-4.0"
     assert (
-        found.resolve_trained_license("other_family", taught=False, start="FAIR noncommercial")
+        licenses.resolve_trained_license(
+            "other_family", distilled=False, start="FAIR noncommercial"
+        )
         == "fair-noncommercial-research-license"
     )
-    assert found.resolve_trained_license("shuffled_teacher", taught=True) == "cc-by-nc-4.0"
-    assert found.resolve_trained_license("student", taught=True) == found.ships == "cc-by-nc-4.0"
+    assert licenses.resolve_trained_license("shuffled_teacher", distilled=True) == "cc-by-nc-4.0"
+    assert (
+        licenses.resolve_trained_license("student", distilled=True)
+        == licenses.ships
+        == "cc-by-nc-4.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,12 +136,12 @@ def test_a_trained_teacher_and_a_control_are_under_what_they_are_made_from() -> 
         ),
     ],
 )
-def test_what_forbids_is_refused_with_what_of_what_it_forbids_and_how_to_accept_it(
+def test_a_forbidding_license_is_refused_with_its_source_and_how_to_accept_it(
     parts: tuple[str, str, str], whose: str, forbids: str
 ) -> None:
-    found = run(*parts)
+    licenses = run(*parts)
     with pytest.raises(RequestError) as raised:
-        found.check()
+        licenses.check()
     name = whose.partition(", ")[2].partition(" ")[0]
     assert whose in str(raised.value)
     assert forbids in str(raised.value)
@@ -140,27 +149,30 @@ def test_what_forbids_is_refused_with_what_of_what_it_forbids_and_how_to_accept_
     accepted = run(*parts, accept=[name.upper()])
     accepted.check()
     assert (accepted.forbidden, len(accepted.accepted)) == ((), 1)
-    assert accepted.ships == found.ships == name
+    assert accepted.ships == licenses.ships == name
 
 
-def test_all_that_is_forbidden_is_told_at_once_and_one_acceptance_is_not_another() -> None:
-    found = run("cc-by-nc-4.0", "apple-amlr", "cc-by-nc-4.0", accept=["apple-amlr"])
-    assert len(found.forbidden) == 2
+def test_all_forbidding_licenses_are_reported_together_and_accepted_one_by_one() -> None:
+    licenses = run("cc-by-nc-4.0", "apple-amlr", "cc-by-nc-4.0", accept=["apple-amlr"])
+    assert len(licenses.forbidden) == 2
     with pytest.raises(RequestError, match=r"'license.accept=\[apple-amlr,cc-by-nc-4.0\]'"):
-        found.check()
+        licenses.check()
     run("cc-by-nc-4.0", "apple-amlr", "cc-by-nc-4.0", accept=["apple-amlr", "cc-by-nc-4.0"]).check()
 
 
-def test_what_is_unknown_is_told_and_not_refused() -> None:
-    found = run(None, "beerware", None)
-    found.check()
-    assert found.unknown == (
-        "The license of the teacher's weights (big) is unknown; teacher.license=<name> says it.",
+def test_an_unknown_license_is_reported_and_not_refused() -> None:
+    licenses = run(None, "beerware", None)
+    licenses.check()
+    assert licenses.unknown == (
+        (
+            "The license of the teacher's weights (big) is unknown; set it with"
+            " teacher.license=<name>."
+        ),
         (
             "The license of the student's starting weights (small), beerware, is not in the policy"
-            " licenses.yaml, so what it allows is unknown."
+            " licenses.yaml, so its terms are unknown."
         ),
-        "The license of the data (photos) is unknown; data.license=<name> says it.",
+        "The license of the data (photos) is unknown; set it with data.license=<name>.",
     )
 
 
@@ -170,26 +182,28 @@ def test_notices_that_have_to_be_kept_are_listed() -> None:
     ] == ["The teacher's weights (big)"]
 
 
-def test_a_setting_says_what_the_source_does_not_and_never_contradicts_it() -> None:
+def test_a_setting_adds_a_missing_license_and_never_contradicts_the_source() -> None:
     assert (
-        LicenseClaim("the data", "data.license", None, "CC BY 4.0").resolve_license(OURS)
+        LicenseClaim("the data", "data.license", None, "CC BY 4.0").resolve_license(DEFAULT)
         == "cc-by-4.0"
     )
-    assert LicenseClaim("the data", "data.license", "MIT", "mit").resolve_license(OURS) == "mit"
+    assert LicenseClaim("the data", "data.license", "MIT", "mit").resolve_license(DEFAULT) == "mit"
     with pytest.raises(
         RequestError, match=r"teacher.license='mit', but the license of the weights is cc-by-nc-4.0"
     ):
-        LicenseClaim("the weights", "teacher.license", "cc-by-nc-4.0", "mit").resolve_license(OURS)
+        LicenseClaim("the weights", "teacher.license", "cc-by-nc-4.0", "mit").resolve_license(
+            DEFAULT
+        )
 
 
-def test_a_license_that_nobody_knows_is_not_accepted() -> None:
+def test_a_license_without_an_entry_is_not_accepted() -> None:
     with pytest.raises(
         RequestError, match=r"no license 'cc-by-nc-4'. Did you mean 'cc-by-nc-4.0'\?"
     ):
         run("mit", accept=["cc-by-nc-4"])
 
 
-def test_a_policy_of_ones_own_is_a_changed_copy(tmp_path: Path) -> None:
+def test_a_custom_policy_is_a_changed_copy(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     text = POLICY.read_text(encoding="utf-8")
     mine.write_text(
@@ -208,12 +222,12 @@ def test_a_policy_of_ones_own_is_a_changed_copy(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="Start from a copy of"):
             Policy(mine)
     mine.write_text(text.replace("\n  unknown: {", "\n  nobody: {"), encoding="utf-8")
-    with pytest.raises(RequestError, match="says nothing of unknown"):
+    with pytest.raises(RequestError, match="has no entry for unknown"):
         Policy(mine)
     with pytest.raises(RequestError, match="can't be read as a policy"):
         Policy(tmp_path / "nowhere.yaml")
 
 
 def test_no_spelling_stands_for_two_licenses() -> None:
-    spelled = [each for name in OURS._known for each in (name, *OURS._known[name].also)]
+    spelled = [each for name in DEFAULT._entries for each in (name, *DEFAULT._entries[name].also)]
     assert len(spelled) == len(set(spelled))

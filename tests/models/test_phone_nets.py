@@ -1,4 +1,4 @@
-"""The plain nets and those for phones, in the literature's forms for small images."""
+"""The VGG and mobile nets, in the small-image variants of the literature."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ PUBLISHED = {
     "shufflenet_v1": 949_258,
     "shufflenet_v2": 1_355_528,
 }
-"""Parameters for 100 classes, as tables of the literature print them in millions: 3.97,
-9.46, 0.81, 0.95, 1.36.
+"""Parameters for 100 classes. Tables in the literature: 3.97, 9.46, 0.81, 0.95 and 1.36
+million.
 """
 MAPS = {
     "vgg8": [(128, 16), (256, 8), (512, 4)],
@@ -81,8 +81,8 @@ def test_shuffling_interleaves_the_groups() -> None:
     assert torch.equal(shuffle(shuffle(channels, 3), 2), channels)
 
 
-def silent(unit: Any, branch: nn.Sequential) -> Any:
-    """The unit in eval mode with one branch that gives zeros."""
+def silence(unit: Any, branch: nn.Sequential) -> Any:
+    """Return the unit in eval mode, with one branch that returns zeros."""
     for module in branch:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.zeros_(module.weight)
@@ -92,7 +92,7 @@ def silent(unit: Any, branch: nn.Sequential) -> Any:
 def test_an_inverted_block_adds_its_input_only_where_the_shape_stays() -> None:
     image = torch.randn(2, 8, 4, 4)
     same, wider, strided = (
-        silent(unit, unit.body)
+        silence(unit, unit.body)
         for unit in (
             InvertedResidual(8, 8, 1),
             InvertedResidual(8, 12, 1),
@@ -107,7 +107,7 @@ def test_an_inverted_block_adds_its_input_only_where_the_shape_stays() -> None:
 def test_a_grouped_unit_adds_its_input_and_at_stride_2_lays_the_pooled_input_beside() -> None:
     image = torch.rand(2, 24, 4, 4)
     same, strided = (
-        silent(unit, unit.conv3)
+        silence(unit, unit.conv3)
         for unit in (ShuffleUnit(24, 24, 1), ShuffleUnit(24, 48, 2, first=1))
     )
     assert torch.equal(same(image), image)
@@ -117,7 +117,7 @@ def test_a_grouped_unit_adds_its_input_and_at_stride_2_lays_the_pooled_input_bes
 
 def test_a_split_unit_hands_on_half_of_the_channels() -> None:
     image, unit = torch.rand(2, 8, 4, 4), ShuffleUnitV2(8, 8, 1)
-    assert torch.equal(silent(unit, unit.far)(image)[:, ::2], image[:, :4])
+    assert torch.equal(silence(unit, unit.far)(image)[:, ::2], image[:, :4])
     assert ShuffleUnitV2(8, 12, 2)(image).shape == (2, 12, 2, 2)
 
 

@@ -1,4 +1,4 @@
-"""What ships is loaded by timm alone."""
+"""timm loads the shipped student without kd_app."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from kd_app.config import InputSpec
 from kd_app.models.create import create, resolve_input
 from kd_app.models.save import save_model
 from tests.builders import DIGITS, GRAY
-from tests.models.test_create import SEEN, Own
+from tests.models.test_create import STATS, Own
 from tests.models.test_spec import request
 
 PIXELS = InputSpec(3, 48, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.85, "bicubic")
@@ -24,25 +24,30 @@ VIT = {"img_size": (48, 32), "patch_size": 16, "embed_dim": 24, "depth": 2, "num
 
 LOADER = """
 import json, sys
-class Nobody:
+class NoKdApp:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "kd_app":
             raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Nobody())
+sys.meta_path.insert(0, NoKdApp())
 import timm, torch
 from timm.data import resolve_model_data_config
-told = {}
+results = {}
 for folder in sys.argv[1:]:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     data = resolve_model_data_config(model)
-    image = torch.linspace(-1, 1, 2 * data["input_size"][0] * data["input_size"][1] * data["input_size"][2]).view(2, *data["input_size"])
-    told[folder] = {"logits": model(image).tolist(), "data": data, "classes": list(model.pretrained_cfg["label_names"])}
-print(json.dumps(told))
+    shape = (2, *data["input_size"])
+    image = torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape)
+    results[folder] = {
+        "logits": model(image).tolist(),
+        "data": data,
+        "classes": list(model.pretrained_cfg["label_names"]),
+    }
+print(json.dumps(results))
 assert not [name for name in sys.modules if name.startswith("kd_app")]
 """
 
 
-def shipped(folder: Path, name: str, pixels: InputSpec, **kwargs: Any) -> nn.Module:
+def save_net(folder: Path, name: str, pixels: InputSpec, **kwargs: Any) -> nn.Module:
     model: nn.Module = timm.create_model(
         name, num_classes=10, in_chans=pixels.channels, **kwargs
     ).eval()
@@ -53,21 +58,21 @@ def shipped(folder: Path, name: str, pixels: InputSpec, **kwargs: Any) -> nn.Mod
 def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path: Path) -> None:
     gray = InputSpec(1, 32, 32, (0.25,), (0.5,))
     models = {
-        "cnn": (shipped(tmp_path / "cnn", "test_resnet", PIXELS), PIXELS),
-        "gray": (shipped(tmp_path / "gray", "test_efficientnet", gray), gray),
-        "vit": (shipped(tmp_path / "vit", "vit_tiny_patch16_224", PIXELS, **VIT), PIXELS),
+        "cnn": (save_net(tmp_path / "cnn", "test_resnet", PIXELS), PIXELS),
+        "gray": (save_net(tmp_path / "gray", "test_efficientnet", gray), gray),
+        "vit": (save_net(tmp_path / "vit", "vit_tiny_patch16_224", PIXELS, **VIT), PIXELS),
     }
     command = [sys.executable, "-c", LOADER, *(str(tmp_path / name) for name in models)]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
-    told = json.loads(done.stdout)
+    results = json.loads(done.stdout)
     for name, (model, pixels) in models.items():
-        found, size = told[str(tmp_path / name)], (pixels.channels, pixels.height, pixels.width)
+        result, size = results[str(tmp_path / name)], (pixels.channels, pixels.height, pixels.width)
         image = torch.linspace(-1, 1, 2 * size[0] * size[1] * size[2]).view(2, *size)
-        torch.testing.assert_close(torch.tensor(found["logits"]), model(image))
-        assert found["classes"] == list(DIGITS)
-        data = found["data"]
+        torch.testing.assert_close(torch.tensor(result["logits"]), model(image))
+        assert result["classes"] == list(DIGITS)
+        data = result["data"]
         assert (tuple(data["input_size"]), tuple(data["mean"]), tuple(data["std"])) == (
             size,
             pixels.mean,
@@ -77,16 +82,16 @@ def test_timms_models_load_where_there_is_no_kd_app_and_answer_the_same(tmp_path
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "test_resnet"])
-def test_it_comes_back_as_what_went_in(tmp_path: Path, name: str) -> None:
-    model = shipped(tmp_path / "student", name, GRAY)
-    ask = request(checkpoint=tmp_path / "student")
-    found = create(ask, resolve_input(ask, SEEN), 10, seed=0)
-    assert found.pixels == GRAY
+def test_a_saved_model_loads_unchanged(tmp_path: Path, name: str) -> None:
+    model = save_net(tmp_path / "student", name, GRAY)
+    spec = request(checkpoint=tmp_path / "student")
+    loaded = create(spec, resolve_input(spec, STATS), 10, seed=0)
+    assert loaded.pixels == GRAY
     assert all(
         torch.equal(tensor, model.state_dict()[key])
-        for key, tensor in found.model.state_dict().items()
+        for key, tensor in loaded.model.state_dict().items()
     )
-    assert (ask.origin.license, ask.origin.label_names) == ("cc-by-4.0", DIGITS)
+    assert (spec.origin.license, spec.origin.label_names) == ("cc-by-4.0", DIGITS)
 
 
 def test_weights_are_written_in_plain_memory_order_and_alone(tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_weights_are_written_in_plain_memory_order_and_alone(tmp_path: Path) -> 
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_module_of_ones_own_ships_its_weights_and_says_what_it_is(tmp_path: Path) -> None:
+def test_a_user_provided_module_ships_weights_and_class_name(tmp_path: Path) -> None:
     model = Own()
     save_model(model, tmp_path / "student", pixels=GRAY, classes=DIGITS, license="none")
     config = json.loads((tmp_path / "student" / "config.json").read_text())

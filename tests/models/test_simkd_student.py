@@ -1,6 +1,4 @@
-"""A student that answers by its teacher's classifier: what it computes, how it ships,
-and what is refused.
-"""
+"""The SimKD student: its logits, its files, and invalid configs."""
 
 import json
 from pathlib import Path
@@ -20,7 +18,7 @@ from kd_app.models.save import PROGRAM, save_model
 from kd_app.models.simkd_student import Projector, SimKDStudent, find_linear_classifier
 from kd_app.models.taps import Taps
 from tests.builders import DIGITS, GRAY
-from tests.models.test_create import SEEN
+from tests.models.test_create import STATS
 from tests.models.test_spec import request
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -35,7 +33,7 @@ def student() -> SimKDStudent:
     ).eval()
 
 
-def test_it_answers_by_the_classifier_of_the_projected_map(student: SimKDStudent) -> None:
+def test_logits_are_the_classifier_of_the_projected_map(student: SimKDStudent) -> None:
     read = Taps(student, frozenset({"logits", "embedding", "features"}))(IMAGES)
     assert read.embedding is not None
     torch.testing.assert_close(read.embedding, student.projector(read.features[-1]).mean((2, 3)))
@@ -44,7 +42,7 @@ def test_it_answers_by_the_classifier_of_the_projected_map(student: SimKDStudent
     )
 
 
-def test_projector_and_classifier_count_and_only_the_classifier_stands_still(
+def test_projector_and_classifier_count_and_only_the_classifier_is_frozen(
     student: SimKDStudent,
 ) -> None:
     assert (
@@ -60,26 +58,26 @@ def test_projector_and_classifier_count_and_only_the_classifier_stands_still(
     ]
 
 
-def test_it_comes_back_as_what_went_in_and_as_a_program(
+def test_a_saved_student_loads_unchanged_and_as_a_program(
     student: SimKDStudent, tmp_path: Path
 ) -> None:
     save_model(student, tmp_path, pixels=GRAY, classes=DIGITS, license="mit")
-    ask = request(checkpoint=tmp_path)
-    again = create(ask, resolve_input(ask, SEEN), 10, seed=0).model
+    spec = request(checkpoint=tmp_path)
+    again = create(spec, resolve_input(spec, STATS), 10, seed=0).model
     torch.testing.assert_close(again(IMAGES), student(IMAGES))
     torch.testing.assert_close(
         torch.export.load(tmp_path / PROGRAM).module()(IMAGES), student(IMAGES)
     )
     assert set(load_file(tmp_path / "model.safetensors")) == set(student.state_dict())
-    more = create(ask, resolve_input(ask, SEEN), 12, seed=0)
-    assert more.weights.new_head
-    assert more.model(IMAGES).shape == (3, 12)
+    larger = create(spec, resolve_input(spec, STATS), 12, seed=0)
+    assert larger.weights.new_head
+    assert larger.model(IMAGES).shape == (3, 12)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"inside": 10**6}, {"out": 7}, {"channels": "many"}, {"more": 1}]
 )
-def test_a_record_that_is_not_of_the_weights_is_refused(
+def test_a_config_that_does_not_match_the_weights_is_refused(
     student: SimKDStudent, tmp_path: Path, wrong: dict[str, object]
 ) -> None:
     save_model(student, tmp_path, pixels=GRAY, classes=DIGITS, license="mit")
@@ -87,9 +85,9 @@ def test_a_record_that_is_not_of_the_weights_is_refused(
     config = json.loads(path.read_text())
     config["reused"] |= wrong
     path.write_text(json.dumps(config))
-    ask = request(checkpoint=tmp_path)
+    spec = request(checkpoint=tmp_path)
     with pytest.raises(RequestError, match="'reused'"):
-        create(ask, resolve_input(ask, SEEN), 10, seed=0)
+        create(spec, resolve_input(spec, STATS), 10, seed=0)
 
 
 def test_a_classifier_of_1x1_convolution_is_a_linear_map_and_two_heads_are_none() -> None:

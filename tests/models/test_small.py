@@ -46,8 +46,8 @@ def make(name: str, **kwargs: Any) -> Any:
 
 
 def params_by_hand(name: str, classes: int) -> int:
-    """Parameters from the definition: convolutions, two per norm and channel, the
-    classifier.
+    """Compute the parameters from the definition: convolutions, two per norm and
+    channel, the classifier.
     """
     num_blocks, widths = LITERATURE[name]
     wide = name.startswith("wrn")
@@ -83,7 +83,7 @@ def test_resnet8_for_ten_classes_has_78_thousand_parameters() -> None:
     assert count_params(make("resnet8", num_classes=10)) == 78_042
 
 
-def test_depth_and_widths_can_be_said() -> None:
+def test_depth_and_widths_can_be_set() -> None:
     assert count_params(make("resnet8", num_blocks=2)) == count_params(make("resnet14"))
     assert count_params(make("wrn_16_1", widths=[16, 32, 64, 128])) == count_params(
         make("wrn_16_2")
@@ -126,7 +126,7 @@ def test_indices_stop_early_and_norm_choose_maps(name: str) -> None:
             strict=True,
         )
     )
-    net.layer3.register_forward_hook(lambda *_: pytest.fail("a stage ran that nobody asked for"))
+    net.layer3.register_forward_hook(lambda *_: pytest.fail("a stage after the last index ran"))
     (second,) = net.forward_intermediates(
         image, indices=[2], stop_early=True, intermediates_only=True
     )

@@ -1,4 +1,4 @@
-"""Which model is asked for: refused by name before anything is made, read or fetched."""
+"""Model specs: errors by name, before anything is built, read or fetched."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ from kd_app.models.spec import ModelSpec, suggest_pretrained_tag
 from tests.builders import GRAY, teacher_folder
 
 
-def request(**asked: Any) -> ModelSpec:
-    plain: dict[str, Any] = {
+def request(**settings: Any) -> ModelSpec:
+    defaults: dict[str, Any] = {
         "role": "student",
         "name": None,
         "pretrained": "auto",
@@ -24,11 +24,11 @@ def request(**asked: Any) -> ModelSpec:
         "image_size": None,
         "factory": None,
     }
-    return ModelSpec(**{**plain, **asked})
+    return ModelSpec(**{**defaults, **settings})
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind"),
+    ("settings", "kind"),
     [
         ({"name": "resnet18"}, "random"),
         ({"name": "resnet8"}, "random"),
@@ -39,16 +39,16 @@ def request(**asked: Any) -> ModelSpec:
         ({"name": "hf-hub:timm/resnet18.a1_in1k"}, "hub"),
     ],
 )
-def test_where_the_weights_come_from(asked: dict[str, Any], kind: str) -> None:
-    origin = request(**asked).origin
+def test_where_the_weights_come_from(settings: dict[str, Any], kind: str) -> None:
+    origin = request(**settings).origin
     assert origin.kind == kind
     assert origin.has_weights == (kind != "random")
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [
-        ({}, "No student is named. Give student.name="),
+        ({}, "No student is named. Set student.name="),
         ({"name": "resnet19"}, "There is no student model 'resnet19'. Did you mean 'resnet1"),
         (
             {"name": "resnet18.a9_in1k"},
@@ -71,24 +71,27 @@ def test_where_the_weights_come_from(asked: dict[str, Any], kind: str) -> None:
         ),
         (
             {"name": "resnet18", "kwargs": {"num_classes": 3}},
-            "student.kwargs.num_classes=3 is not to be set",
+            "student.kwargs.num_classes=3 can't be set",
         ),
         (
             {"name": "resnet18", "kwargs": {"checkpoint_path": "x.pth"}},
-            "checkpoint_path='x.pth' is not to be set: student.checkpoint says it",
+            "checkpoint_path='x.pth' can't be set: the value comes from student.checkpoint",
         ),
-        ({"name": "resnet18", "kwargs": {"pretrained": True}}, "student.pretrained says it"),
-        ({"name": "local-dir:nowhere"}, "'nowhere' is no model folder for the student"),
+        (
+            {"name": "resnet18", "kwargs": {"pretrained": True}},
+            "the value comes from student.pretrained",
+        ),
+        ({"name": "local-dir:nowhere"}, "'nowhere' is not a model folder for the student"),
         ({"name": "resnet18", "image_size": 0}, "image_size=0 does not fit"),
         ({"name": "resnet18", "pretrained": "maybe"}, "pretrained.*'maybe' does not fit"),
     ],
 )
-def test_a_wrong_request_is_refused(asked: dict[str, Any], message: str) -> None:
+def test_a_wrong_spec_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        request(**asked)
+        request(**settings)
 
 
-def test_asking_makes_no_weights_and_draws_no_random_number(
+def test_a_spec_builds_no_weights_and_draws_no_random_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(3)
@@ -102,8 +105,8 @@ def test_asking_makes_no_weights_and_draws_no_random_number(
 
 def test_a_folder_brings_its_name_classes_and_license(tmp_path: Path) -> None:
     folder = teacher_folder(tmp_path / "model", classes=("cat", "dog", "eel"))
-    for asked in ({"name": f"local-dir:{folder}"}, {"checkpoint": folder, "name": "resnet18"}):
-        origin = request(**asked).origin
+    for settings in ({"name": f"local-dir:{folder}"}, {"checkpoint": folder, "name": "resnet18"}):
+        origin = request(**settings).origin
         assert (origin.kind, origin.name, origin.num_classes, origin.label_names) == (
             "folder",
             "resnet8",
@@ -113,7 +116,7 @@ def test_a_folder_brings_its_name_classes_and_license(tmp_path: Path) -> None:
         assert origin.license == "none"
 
 
-def test_a_run_stands_for_its_student(tmp_path: Path) -> None:
+def test_the_folder_of_a_run_is_its_student(tmp_path: Path) -> None:
     teacher_folder(tmp_path / "student")
     (tmp_path / "results.json").write_text("{}")
     assert request(checkpoint=tmp_path).origin.path == tmp_path / "student"
@@ -131,7 +134,7 @@ def test_a_run_stands_for_its_student(tmp_path: Path) -> None:
 )
 def test_a_folder_with_another_config_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(RequestError, match="is no model folder for the teacher"):
+    with pytest.raises(RequestError, match="is not a model folder for the teacher"):
         request(role="teacher", checkpoint=tmp_path)
 
 
@@ -165,7 +168,7 @@ def test_an_imagenet_tag_does_not_fit_other_classes_and_random_weights_fit_none(
     assert not request(name="resnet18").origin.matches_classes(("cat", "dog"))
 
 
-def test_a_factory_of_ones_own_is_taken_with_its_name() -> None:
+def test_a_factory_is_a_source_with_a_name() -> None:
     def factory(num_classes: int) -> nn.Module:
         return nn.Linear(2, num_classes)
 
@@ -175,7 +178,7 @@ def test_a_factory_of_ones_own_is_taken_with_its_name() -> None:
     assert "factory" in request(factory=factory).name
 
 
-def test_a_better_start_is_a_tag_that_timm_has() -> None:
+def test_a_suggested_tag_exists_in_timm() -> None:
     assert suggest_pretrained_tag("resnet18") == ", for example resnet18.a1_in1k"
     assert suggest_pretrained_tag("resnet8") == ""
     assert suggest_pretrained_tag("no_such_net") == ""

@@ -41,7 +41,7 @@ def images(side: int) -> Tensor:
 @pytest.mark.parametrize(
     ("what", "kwargs", "side", "read", "why", "other"),
     [
-        ("resnet8", {}, 16, "attention", "no scaled_dot_product", "pre_activation"),
+        ("resnet8", {}, 16, "attention", "not call torch's scaled_dot_product", "pre_activation"),
         ("resnet8", {}, 16, "tokens", "CNN or a pyramid", "features"),
         (
             SwinTransformer,
@@ -54,7 +54,7 @@ def images(side: int) -> Tensor:
             },
             32,
             "attention",
-            "no scaled_dot_product",
+            "not call torch's scaled_dot_product",
             "features",
         ),
         (
@@ -62,7 +62,7 @@ def images(side: int) -> Tensor:
             {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_blocks": 2},
             32,
             "attention",
-            "no scaled_dot_product",
+            "not call torch's scaled_dot_product",
             "tokens",
         ),
         (
@@ -91,12 +91,12 @@ def images(side: int) -> Tensor:
 def test_a_field_that_a_model_lacks_is_refused_with_the_reason_and_what_it_has(
     what: Make, kwargs: dict[str, Any], side: int, read: str, why: str, other: str
 ) -> None:
-    with pytest.raises(RequestError, match=rf"{read}: .*{why}.*It can give: .*{other}"):
+    with pytest.raises(RequestError, match=rf"{read}: .*{why}.*Available: .*{other}"):
         Taps(make(what, **kwargs), frozenset({"logits", read}))(images(side))
 
 
 class Foreign(nn.Module):
-    """A user's own net: nested, functional in places, with a shared in-place activation
+    """A user-provided net: nested, partly functional, with a shared in-place activation
     and no interface but logits.
     """
 
@@ -111,10 +111,11 @@ class Foreign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.body.values():
             x = self.act(layer(x))
-        return self.score(functional.gelu(self.hidden(x.mean(dim=(2, 3)))))  # type: ignore[no-any-return]
+        hidden = functional.gelu(self.hidden(x.mean(dim=(2, 3))))
+        return self.score(hidden)  # type: ignore[no-any-return]
 
 
-def test_a_module_that_only_gives_logits_shows_embedding_and_maps() -> None:
+def test_embedding_and_maps_of_a_module_without_an_interface() -> None:
     net, image = Foreign().eval(), images(16)
     outputs = Taps(net, frozenset({"logits", "embedding", "classifier", "features"}))(image)
     assert outputs.logits is not None
@@ -125,7 +126,7 @@ def test_a_module_that_only_gives_logits_shows_embedding_and_maps() -> None:
     assert [tuple(one.shape[1:]) for one in outputs.features] == [(6, 8, 8), (12, 4, 4), (24, 2, 2)]
 
 
-def test_a_torchvision_resnet_shows_the_same_stages_as_timm_s() -> None:
+def test_a_torchvision_resnet_has_the_same_stages_as_timm_s() -> None:
     net, twin = (
         TorchvisionResNet(TorchvisionBlock, [1, 2, 1, 1], num_classes=7).eval(),
         make(ResNet, block=BasicBlock, layers=(1, 2, 1, 1)),
@@ -142,20 +143,20 @@ def test_a_torchvision_resnet_shows_the_same_stages_as_timm_s() -> None:
     torch.testing.assert_close(ours.embedding, theirs.embedding)
 
 
-def test_a_module_without_maps_or_a_classifier_says_so() -> None:
+def test_a_module_without_maps_or_a_classifier_is_refused() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 7), nn.Softplus())
     with pytest.raises(
         RequestError,
         match=(
-            r"embedding: no linear classifier.*features: none of its modules gives a map.*It can"
-            r" give: logits"
+            r"embedding: no linear classifier.*features: no module returns a map.*"
+            r"Available: logits"
         ),
     ):
         Taps(net, frozenset({"embedding", "features"}))(images(8))
 
 
-def test_a_module_whose_output_is_no_row_of_logits_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"gives \(1, 4, 8, 8\).*expected logits"):
+def test_a_module_without_a_row_of_logits_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"returns \(1, 4, 8, 8\).*expected logits"):
         Taps(nn.Conv2d(3, 4, 1), frozenset({"features"}))(images(8))
 
 

@@ -41,8 +41,8 @@ LEVIT = {
 DISTILLED = "deit_tiny_distilled_patch16_224"
 Make = str | type[nn.Module]
 
-# what makes it, its arguments, side of the images, maps (channels, side), width of the embedding,
-# number of maps that an activation made
+# Constructor, arguments, image side, maps (channels, side), width of the embedding,
+# number of maps produced by an activation.
 NETS: list[tuple[Make, dict[str, Any], int, list[tuple[int, int]], int, int]] = [
     ("resnet8", {}, 28, [(16, 28), (32, 14), (64, 7)], 64, 3),
     ("wrn_16_1", {}, 32, [(16, 32), (32, 16), (64, 8)], 64, 0),
@@ -71,7 +71,7 @@ NETS: list[tuple[Make, dict[str, Any], int, list[tuple[int, int]], int, int]] = 
     (Xcit, {"img_size": 32, "embed_dim": 48, "num_heads": 3, "depth": 3}, 32, [(48, 2)] * 3, 48, 0),
     (Eva, {**VIT, "use_rot_pos_emb": True, "qkv_fused": False}, 32, [(48, 4)] * 4, 48, 0),
 ]
-# what makes it, its arguments, prefix tokens, patches, heads, width of a head
+# Constructor, arguments, prefix tokens, patches, heads, width of a head.
 TRANSFORMERS: list[tuple[Make, dict[str, Any], int, int, int, int]] = [
     ("test_vit", {"img_size": 32}, 1, 4, 2, 32),
     (VisionTransformer, {**VIT, "qk_norm": True}, 1, 16, 3, 16),
@@ -107,7 +107,7 @@ def hooks_of(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("what", "kwargs", "side", "maps", "width", "activated"), NETS, ids=name_of
 )
-def test_any_timm_model_shows_its_fields_in_one_pass_with_their_gradient(
+def test_all_fields_of_a_timm_model_have_a_gradient(
     what: Make,
     kwargs: dict[str, Any],
     side: int,
@@ -141,7 +141,7 @@ def test_any_timm_model_shows_its_fields_in_one_pass_with_their_gradient(
 @pytest.mark.parametrize(
     ("what", "kwargs", "prefix", "patches", "heads", "width"), TRANSFORMERS, ids=name_of
 )
-def test_a_transformer_shows_tokens_and_attention(
+def test_tokens_and_attention_of_a_transformer(
     what: Make, kwargs: dict[str, Any], prefix: int, patches: int, heads: int, width: int
 ) -> None:
     net, image = make(what, **kwargs), images(kwargs["img_size"])
@@ -160,7 +160,7 @@ def test_a_transformer_shows_tokens_and_attention(
     )
 
 
-def attended(attention: Any) -> Tensor:
+def attend(attention: Any) -> Tensor:
     mixed = functional.scaled_dot_product_attention(attention.query, attention.key, attention.value)
     return mixed.transpose(1, 2).flatten(2)
 
@@ -176,28 +176,27 @@ def attended(attention: Any) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("count", [1, 3])
-def test_query_key_and_value_are_those_that_the_last_blocks_attend_with(
+def test_query_key_and_value_are_those_of_the_last_blocks(
     what: Make, kwargs: dict[str, Any], count: int
 ) -> None:
     net = make(what, **VIT, **kwargs)
     for parameter in net.parameters():
-        nn.init.normal_(
-            parameter, std=0.1
-        )  # biases too: BEiT and EVA add them outside the projection
+        # Biases too: BEiT and EVA add them outside the projection.
+        nn.init.normal_(parameter, std=0.1)
     mixed: list[Tensor] = []
     for block in net.blocks:
         block.attn.proj.register_forward_pre_hook(lambda _, arguments: mixed.append(arguments[0]))
     outputs = Taps(net, frozenset({"attention"}), attention_blocks=count)(images(32))
     assert len(outputs.attention) == count
     for attention, expected in zip(outputs.attention, mixed[-count:], strict=True):
-        torch.testing.assert_close(attended(attention), expected)
+        torch.testing.assert_close(attend(attention), expected)
 
 
 def test_logits_alone_are_the_plain_call(monkeypatch: pytest.MonkeyPatch) -> None:
     net, image = make("resnet8"), images(16)
-    monkeypatch.setattr("kd_app.models.taps.Recorder", lambda: pytest.fail("hooks for nothing"))
+    monkeypatch.setattr("kd_app.models.taps.Recorder", lambda: pytest.fail("hooks for logits only"))
     monkeypatch.setattr(
-        "kd_app.models.taps.plan_taps", lambda *_: pytest.fail("a measured pass for nothing")
+        "kd_app.models.taps.plan_taps", lambda *_: pytest.fail("a planning pass for logits only")
     )
     outputs = Taps(net, frozenset({"logits"}))(image)
     assert outputs.logits is not None
@@ -216,7 +215,7 @@ def test_only_the_fields_that_are_read_are_filled(name: str) -> None:
     assert filled == ({name} if name != "pre_activation" else set())
 
 
-def test_the_head_does_not_run_when_nobody_reads_it() -> None:
+def test_the_head_does_not_run_if_it_is_not_read() -> None:
     net = make("test_resnet")
     taps = Taps(net, frozenset({"features"}))
     taps(images(64))
@@ -283,13 +282,13 @@ def test_taps_own_nothing_and_follow_a_deep_copy_of_their_owner() -> None:
     assert twin.taps.model is twin.net
     for parameter in twin.net.get_submodule("fc").parameters():
         nn.init.zeros_(parameter)
-    logits, kept = twin.taps(image).logits, owner.taps(image).logits
+    logits, original = twin.taps(image).logits, owner.taps(image).logits
     assert logits is not None
-    assert kept is not None
+    assert original is not None
     assert not logits.any()
-    assert kept.any()
+    assert original.any()
     alone = copy.deepcopy(owner.net)
-    assert torch.equal(alone(image), kept)
+    assert torch.equal(alone(image), original)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The teacher sees what it expects, answers, and is otherwise not there."""
+"""The frozen teacher: input conversion, and isolation from the student's training."""
 
 import gc
 from copy import deepcopy
@@ -23,8 +23,8 @@ SHARES = st.floats(min_value=0.05, max_value=0.95)
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
 
 
-class Seeing(nn.Module):
-    """Answers with the pixels that it was given."""
+class IdentityModel(nn.Module):
+    """Returns its input pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,46 +70,44 @@ def raw(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     )
 
 
-def prepared(image: Tensor, wants: InputSpec) -> Tensor:
-    """A raw image, made ready for a model without a detour: channels, size,
-    normalization.
-    """
+def prepare(image: Tensor, target: InputSpec) -> Tensor:
+    """Prepare a raw image for a model directly: channels, size, normalization."""
     image = image / 255
-    if image.shape[1] != wants.channels:
+    if image.shape[1] != target.channels:
         image = (
             (image * LUMA).sum(dim=1, keepdim=True)
-            if wants.channels == 1
+            if target.channels == 1
             else image.expand(-1, 3, -1, -1)
         )
-    if image.shape[-2:] != (wants.height, wants.width):
+    if image.shape[-2:] != (target.height, target.width):
         image = F.interpolate(
             image,
-            (wants.height, wants.width),
-            mode=wants.interpolation,
+            (target.height, target.width),
+            mode=target.interpolation,
             align_corners=False,
-            antialias=image.shape[-2] > wants.height,
+            antialias=image.shape[-2] > target.height,
         )
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (wants.mean, wants.std))
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (target.mean, target.std))
     return (image - mean) / std
 
 
 @settings(deadline=None)
 @given(any_pixels(), any_pixels(), st.integers(0, 10))
-def test_it_sees_the_image_as_if_it_had_been_prepared_for_it(
-    sees: InputSpec, wants: InputSpec, seed: int
+def test_the_image_is_converted_as_if_prepared_for_the_teacher(
+    sees: InputSpec, target: InputSpec, seed: int
 ) -> None:
     image = raw(sees.channels, sees.height, sees.width, seed)
-    teacher = FrozenTeacher(Seeing(), reads=LOGITS, pixels=wants, sees=sees)
-    found = teacher(normalize(image, sees, torch.contiguous_format)).logits
+    teacher = FrozenTeacher(IdentityModel(), reads=LOGITS, pixels=target, sees=sees)
+    logits = teacher(normalize(image, sees, torch.contiguous_format)).logits
     torch.testing.assert_close(
-        found, prepared(image, wants).flatten(1), rtol=1e-4, atol=1e-4 / min(wants.std)
+        logits, prepare(image, target).flatten(1), rtol=1e-4, atol=1e-4 / min(target.std)
     )
 
 
 def test_an_image_that_fits_already_is_not_touched() -> None:
     same = InputSpec(3, 8, 8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     image = normalize(raw(3, 8, 8), same, torch.contiguous_format)
-    teacher = FrozenTeacher(Seeing(), reads=LOGITS, pixels=same, sees=same)
+    teacher = FrozenTeacher(IdentityModel(), reads=LOGITS, pixels=same, sees=same)
     assert torch.equal(teacher(image).logits, image.flatten(1))
 
 
@@ -135,7 +133,7 @@ def frozen(model: nn.Module | None = None, reads: frozenset[str] = LOGITS) -> Fr
     )
 
 
-def test_nothing_of_it_is_a_parameter_or_a_state_of_who_holds_it() -> None:
+def test_its_owner_has_none_of_its_parameters_or_state() -> None:
     training = Training(frozen())
     assert [name for name, _ in training.named_parameters()] == ["student.weight", "student.bias"]
     assert list(training.state_dict()) == ["student.weight", "student.bias"]
@@ -144,8 +142,8 @@ def test_nothing_of_it_is_a_parameter_or_a_state_of_who_holds_it() -> None:
 
 
 def test_it_is_in_eval_mode_whatever_mode_is_set() -> None:
-    """Faults 2 and 5 of other toolkits: ``.train()`` on the whole flips the teacher,
-    whose dropout and drop-path are then on.
+    """Fault 2 and 5 of other toolkits: ``.train()`` on the whole module switches on the
+    teacher's dropout and drop-path.
     """
     training = Training(frozen()).train()
     image = torch.randn(4, 3, 32, 32)
@@ -165,8 +163,8 @@ def test_its_batch_norm_statistics_do_not_move() -> None:
 
 
 @pytest.mark.parametrize("reads", [LOGITS, frozenset({"logits", "features", "embedding"})])
-def test_its_pass_builds_no_graph_and_its_answers_serve_in_one(reads: frozenset[str]) -> None:
-    """Fault 7 of other toolkits: the teacher's forward builds a graph. Inference
+def test_its_pass_builds_no_graph_and_its_outputs_can_be_used_in_one(reads: frozenset[str]) -> None:
+    """Fault 7 of other toolkits: the teacher's forward pass builds a graph. Inference
     tensors, the other extreme, can't be saved for backward.
     """
     teacher = frozen(reads=reads)
@@ -227,7 +225,7 @@ def test_no_gradient_reaches_its_weights() -> None:
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
-def test_it_reads_as_many_of_its_last_blocks_as_asked() -> None:
+def test_it_reads_the_requested_number_of_last_blocks() -> None:
     vit = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=32,
@@ -249,16 +247,20 @@ def test_it_reads_as_many_of_its_last_blocks_as_asked() -> None:
 
 
 def test_two_teachers_share_nothing() -> None:
-    """Fault 9 of other toolkits: settings kept on the class, shared by two instances."""
-    one = FrozenTeacher(Seeing(), reads=LOGITS, pixels=pixels(mean=0.1), sees=pixels(mean=0.1))
-    other = FrozenTeacher(Seeing(), reads=LOGITS, pixels=pixels(mean=0.1), sees=pixels(mean=0.6))
+    """Fault 9 of other toolkits: settings on the class are shared by two instances."""
+    one = FrozenTeacher(
+        IdentityModel(), reads=LOGITS, pixels=pixels(mean=0.1), sees=pixels(mean=0.1)
+    )
+    other = FrozenTeacher(
+        IdentityModel(), reads=LOGITS, pixels=pixels(mean=0.1), sees=pixels(mean=0.6)
+    )
     image = torch.zeros(1, 3, 8, 8)
     assert torch.equal(one(image).logits, image.flatten(1))
     assert bool((other(image).logits > 0.9).all())
 
 
-def test_it_goes_with_who_held_it() -> None:
-    """Nothing keeps a teacher of gigabytes in memory after the training."""
+def test_it_is_freed_with_its_owner() -> None:
+    """A teacher of gigabytes must not stay in memory after the training."""
     import weakref
 
     model = resnet()

@@ -1,4 +1,4 @@
-"""Weights: read without running code, put into a model by name, told of."""
+"""Weights: reading without running code, and loading by name."""
 
 import pickle
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 
 
 class Payload:
-    """A pickle that would leave a mark."""
+    """A pickle that would create a file."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -100,9 +100,9 @@ def test_pickled_code_does_not_run(tmp_path: Path) -> None:
     for path in (file, tmp_path / "plain.pkl"):
         with pytest.raises(
             RequestError, match="a pickle that would run code, which is never done"
-        ) as told:
+        ) as raised:
             read_state(path)
-        assert "weights_only" not in str(told.value)  # torch's advice to run it all the same
+        assert "weights_only" not in str(raised.value)  # torch's advice to load it anyway
     assert not mark.exists()
 
 
@@ -126,7 +126,7 @@ def test_a_file_that_is_not_there_or_holds_no_weights_is_refused(tmp_path: Path)
         read_state(tmp_path / "none.pth")
     empty: tuple[Any, ...] = ({"epoch": 3}, [1, 2], {"state_dict": {}})
     for content in empty:
-        with pytest.raises(RequestError, match="holds no state dict of tensors"):
+        with pytest.raises(RequestError, match="contains no state dict of tensors"):
             read_state(put(tmp_path / "file.pth", content))
 
 
@@ -134,7 +134,7 @@ def load(model: nn.Module, state: State, *head: str) -> Any:
     return load_weights(model, state, head=head, source="file x", sha256="abc")
 
 
-def test_all_entries_are_put_in_and_told_of() -> None:
+def test_all_entries_are_loaded_and_reported() -> None:
     model, state = net(), {name: tensor + 1 for name, tensor in net().state_dict().items()}
     report = load(model, state, "2")
     assert equal(model.state_dict(), state)
@@ -148,7 +148,7 @@ def test_all_entries_are_put_in_and_told_of() -> None:
     assert not report.new_head
 
 
-def test_another_number_of_classes_gives_a_new_head_that_is_told_of() -> None:
+def test_another_number_of_classes_gives_a_new_head_that_is_reported() -> None:
     """Fault 1 of other toolkits: a random head, with one log line."""
     model, state = (
         net(classes=5),
@@ -164,7 +164,7 @@ def test_another_number_of_classes_gives_a_new_head_that_is_told_of() -> None:
 
 
 def test_a_new_head_is_new_as_a_whole() -> None:
-    """A bias of the old classes beside a weight of the new ones would be neither."""
+    """The old bias with a new weight would be meaningless."""
     state = net(classes=3).state_dict()
     state["2.bias"] = torch.zeros(5)  # fits by chance
     assert load(net(classes=5), state, "2").missing == ("2.bias", "2.weight")
@@ -173,7 +173,7 @@ def test_a_new_head_is_new_as_a_whole() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("0.weight"), r"of its 9 entries 1 missing \(0.weight\)"),
+        (lambda state: state.pop("0.weight"), r"of 9 entries 1 missing \(0.weight\)"),
         (lambda state: state.update(extra=torch.ones(1)), r"1 unexpected \(extra\)"),
         (
             lambda state: state.update({"0.weight": torch.ones(7, 2)}),
@@ -193,7 +193,7 @@ def test_weights_of_another_model_are_refused_by_name_and_nothing_is_loaded(
     change(state)
     with pytest.raises(
         RequestError,
-        match=f"The weights from file x are not of this model: .*{message}.*Nothing was loaded",
+        match=f"The weights from file x do not fit this model: .*{message}.*Nothing was loaded",
     ):
         load(model, state, "2")
     assert equal(model.state_dict(), net().state_dict())

@@ -1,4 +1,4 @@
-"""Weights that say their license are the same weights."""
+"""Weights keep their hash when license and teacher are added to the metadata."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_a_labeled_file_holds_the_same_weights_under_the_same_hash(
         assert all(torch.equal(tensor, STATE[name]) for name, tensor in load_file(file).items())
 
 
-def test_other_weights_or_other_labels_of_somebody_elses_have_another_hash(tmp_path: Path) -> None:
+def test_other_weights_or_foreign_metadata_have_another_hash(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.safetensors" for number in range(4)]
     save_file(STATE, files[0])
     save_file({**STATE, "count": torch.tensor(8)}, files[1])
@@ -51,7 +51,7 @@ def test_other_weights_or_other_labels_of_somebody_elses_have_another_hash(tmp_p
 @pytest.mark.parametrize(
     "content", [b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"[]", b"\x20" + b"\0" * 7 + b'{"cut']
 )
-def test_what_is_no_file_of_weights_says_nothing(content: bytes, tmp_path: Path) -> None:
+def test_an_invalid_file_has_no_metadata(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     assert read_metadata(tmp_path / "x.safetensors") == read_metadata(tmp_path / "nowhere") == {}
     assert hash_weights(tmp_path / "x.safetensors") == hash_file(tmp_path / "x.safetensors")

@@ -1,4 +1,4 @@
-"""What a golden case is: a function from its arrays to a value, and to parameters with
+"""A golden case: a function from arrays to a value, and to parameters with
 gradients.
 """
 
@@ -14,23 +14,23 @@ NO_LABELS = labels(8)
 
 
 @dataclass
-class Answer:
-    """A value, with the parameters whose gradients the reference has too, under its
-    names for them.
+class GoldenResult:
+    """A value, and the parameters whose gradients are also in the reference, by their
+    names in the reference.
     """
 
     value: Tensor
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-Plain = Callable[[Arrays], Tensor]
-Case = Callable[[Arrays], Tensor | Answer]
-"""Given the shared inputs by name (with gradient) and the arrays of the case's own file
-(`in/...`, `sd/...`) by theirs.
+ValueOf = Callable[[Arrays], Tensor]
+Case = Callable[[Arrays], Tensor | GoldenResult]
+"""Arguments: the shared inputs by name (with gradient), and the arrays of the case's
+own file (`in/...`, `sd/...`).
 """
 
 
 def own_state(x: Arrays, prefix: str) -> Arrays:
-    """The adapter's state in the case's file, under the names that follow `prefix`."""
+    """Return the adapter's state in the case's file, by the names after `prefix`."""
     start = f"sd/{prefix}"
     return {key.removeprefix(start): value for key, value in x.items() if key.startswith(start)}
