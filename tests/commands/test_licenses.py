@@ -168,7 +168,9 @@ def test_what_is_unknown_is_a_warning(photos: Path) -> None:
     )
     out = done(*words, "out=unsaid")
     assert (
-        out.count("Note: The license of the data (folder) is unknown; set it with data.license=<name>.")
+        out.count(
+            "Note: The license of the data (folder) is unknown; set it with data.license=<name>."
+        )
         == 2
     )  # before the run, and below its table
     assert results(Path("unsaid"))["license"]["ships"] == "unknown"

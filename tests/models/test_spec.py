@@ -144,7 +144,7 @@ def test_a_folder_of_a_module_that_timm_does_not_know_needs_its_factory(tmp_path
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(
         RequestError,
-        match=r"is a Linear, which timm does not know.*Name that factory with student._target_",
+        match=r"is a Linear, which timm does not know.*Name the factory with student._target_",
     ):
         request(checkpoint=tmp_path)
     assert (
