@@ -149,7 +149,7 @@ def main() -> None:
         subprocess.run(["git", "clone", "-q", str(HERE), str(clone)], check=True)
         subprocess.run(["git", "-C", str(clone), "checkout", "-q", base], check=True)
         old = not (clone / "kd_app" / "jobs").is_dir()
-        sides = []
+        sides: list[dict[str, Any]] = []
         for tree, before_renames in ((clone, old), (HERE, False)):
             folder = Path(place) / f"runs-{len(sides)}"
             folder.mkdir()

@@ -111,7 +111,7 @@ def measure_headline(folder: Path) -> Headline:
     shipped = find_shipped_file(exports)
     assert shipped.test is not None
     assert shipped.test.retention is not None
-    retention = Ratio(
+    retention = RatioEstimate(
         value=shipped.test.retention,
         low=shipped.test.retention_low or 0.0,
         high=shipped.test.retention_high or 0.0,
@@ -123,7 +123,7 @@ def measure_headline(folder: Path) -> Headline:
     )
 
 
-def _find_smallest_ratio(ratios: dict[str, Ratio], exports: Exports) -> Ratio:
+def _find_smallest_ratio(ratios: dict[str, RatioEstimate], exports: Exports) -> RatioEstimate:
     """Return the smallest ratio, that is the comparison with the teacher's best
     file.
     """

@@ -23,7 +23,7 @@ def plot_results(results: Results, path: Path) -> None:
     """
     split = results.test
     assert split is not None, "the run has not read its test set"
-    models: list[tuple[str, ModelMetrics, Model]] = [
+    models: list[tuple[str, ModelMetrics, ModelRecord]] = [
         (role, metrics, results.models[role])
         for role in NAMES
         if (metrics := getattr(split, role)) is not None and role in results.models

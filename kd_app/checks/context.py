@@ -122,7 +122,7 @@ class CheckContext:
             return None
         if self.teacher:
             return self.teacher.loaded
-        input_spec = resolve_input(spec, self.workspace.image_stats())
+        input_spec = resolve_input(spec, self.workspace.compute_image_stats())
         return create(spec, input_spec, len(self.workspace.classes), seed=0)
 
     @cached_property

@@ -158,7 +158,7 @@ def train_briefly(context: CheckContext, role: str, teacher: LoadedModel | None)
     )
     if error:
         return result
-    trained = specify_trained(job.model, folder)
+    trained = build_trained_spec(job.model, folder)
     return replace(
         result,
         seconds_per_epoch=timer.sum_seconds(full) + timer.estimate_overhead(short),
@@ -201,7 +201,7 @@ def _choose_length(
 
 def _estimate(context: CheckContext, spec: ModelSpec, *, train: bool) -> StepEstimate:
     workspace = context.workspace
-    input_spec = resolve_input(spec, workspace.image_stats())
+    input_spec = resolve_input(spec, workspace.compute_image_stats())
     model = create(spec, input_spec, len(workspace.classes), seed=0).model
     batch_size = workspace.data.batch_size
     return estimate(model, input_spec, batch_size, workspace.spec.trainer, train=train)

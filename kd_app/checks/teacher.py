@@ -57,10 +57,10 @@ def check_determinism(context: CheckContext) -> Iterator[Finding]:
     )
     frozen = frozen.to(context.workspace.spec.trainer.device).train()
     image = _load_images(context, teacher)
-    before = state_sha256(frozen.model.state_dict())
+    before = hash_state(frozen.model.state_dict())
     first, second = _compute_logits(frozen, image), _compute_logits(frozen, image)
     halves = torch.cat([_compute_logits(frozen, half) for half in image.tensor_split(2)])
-    after = state_sha256(frozen.model.state_dict())
+    after = hash_state(frozen.model.state_dict())
     problems = []
     if _is_different(first, second):
         problems.append(

@@ -132,7 +132,7 @@ def _try_normalizations(context: CheckContext) -> Iterator[InputAlternative]:
     assert context.teacher is not None
     if "uint8" not in context.workspace.data.capabilities:
         return  # the images come normalized, in an unknown way
-    configured, stats = context.teacher.loaded.pixels, context.workspace.image_stats()
+    configured, stats = context.teacher.loaded.pixels, context.workspace.compute_image_stats()
     normalizations = {**NORMALIZATIONS, "that of these images": (stats.mean, stats.std)}
     for name, (mean, std) in normalizations.items():
         channels = configured.channels

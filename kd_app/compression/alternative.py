@@ -41,7 +41,7 @@ class Alternative:
     def _select_spec(self, workspace: Workspace, macs: int) -> ModelSpec:
         if self.name != "auto":
             return parse_model({"name": self.name})
-        stats = workspace.image_stats()
+        stats = workspace.compute_image_stats()
         candidates = list_candidates(
             [parse_model(node) for node in self.candidates],
             workspace.spec.student,
@@ -56,7 +56,7 @@ class Alternative:
             )
         # A larger model is used only if no candidate is small enough.
         cheap = [each for each in candidates if each[1] <= _SLACK * macs]
-        return select_closest(cheap or candidates, macs).request
+        return select_closest(cheap or candidates, macs).spec
 
 
 def parse_model(node: dict[str, Any]) -> ModelSpec:

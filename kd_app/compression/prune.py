@@ -133,7 +133,7 @@ class Prune(Step):
             inputs,
             lambda folder: self._build(folder, workspace, student, used_teacher),
         )
-        model = workspace.load_model(specify_trained(student.spec, stage.path), seed=0)
+        model = workspace.load_model(build_trained_spec(student.spec, stage.path), seed=0)
         return replace(model, role=student.role, folder=stage.path)
 
     def _check_student(self, student: RunModel) -> None:
@@ -142,7 +142,7 @@ class Prune(Step):
                 f"prune can't rebuild {student.spec.name}, which is not a timm model. Choose a timm"
                 " model as the student."
             )
-        if isinstance(student.loaded.model, Reused):
+        if isinstance(student.loaded.model, SimKDStudent):
             raise RequestError(
                 "prune can't prune a student that uses the teacher's classifier (simkd). Leave"
                 " prune out, or choose a student that was trained with another method."
@@ -173,7 +173,7 @@ class Prune(Step):
             pixels=loaded.pixels,
             classes=workspace.classes,
             license=workspace.resolve_license(
-                "student", taught=workspace.spec.recipe.needs_teacher
+                "student", uses_teacher=workspace.spec.recipe.needs_teacher
             ),
             widths=widths,
         )

@@ -101,7 +101,7 @@ class Quantize(Step):
         loaded, config = student.loaded, dict(vars(self))
         if recipe:
             trainer = workspace.spec.trainer.adapt_to_graph()
-            config |= {"recipe": recipe.to_json(), "trainer": trainer.identity()}
+            config |= {"recipe": recipe.to_json(), "trainer": trainer.describe_identity()}
         config |= {"pixels": vars(loaded.pixels), "model": student.spec.name}
         inputs = {"data": workspace.data.fingerprint, "start": loaded.weights.sha256}
         if used_teacher:
@@ -111,7 +111,7 @@ class Quantize(Step):
             self._build(folder, name, workspace, student, teacher=used_teacher, recipe=recipe)
 
         stage = workspace.find_or_build(name, config, inputs, build)
-        model = workspace.load_model(specify_trained(student.spec, stage.path), seed=0)
+        model = workspace.load_model(build_trained_spec(student.spec, stage.path), seed=0)
         program = stage.path / MODEL / INT8
         return replace(model, role=student.role, folder=stage.path, program=program)
 
@@ -196,7 +196,9 @@ class Quantize(Step):
             copy_tensors(prepared.state_dict(), model)
             shutil.copy(trained.folder / CURVES, folder / CURVES)
         converted = convert(prepared)
-        license = workspace.resolve_license("student", taught=workspace.spec.recipe.needs_teacher)
+        license = workspace.resolve_license(
+            "student", uses_teacher=workspace.spec.recipe.needs_teacher
+        )
         save_model(
             model,
             folder / MODEL,

@@ -51,7 +51,7 @@ def distill(
     rule = VerdictRule(**config["verdict"])
     backends = {name: make(node, Backend) for name, node in config["logger"].items()}
     out = _name_folder(config, trial)
-    external = sorted(name for name, part in vars(spec.own).items() if part is not None)
+    external = sorted(name for name, part in vars(spec.external).items() if part is not None)
     splits = select_splits(config, trial)
     with claim_folder(out, {**config, "own": external}, overwrite=config["overwrite"]):
         results = None if config["remake"] else find_results(out, spec, splits, console)

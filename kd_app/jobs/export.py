@@ -150,14 +150,14 @@ def _export(job: _Job, out: Path) -> None:
     metrics = {name: _measure_file(job, name, file, predictions) for name, file in files.items()}
     timings = time_files(job.settings, job.workspace, job.before, job.models, files)
     entries = {
-        name: {**file.told, **metrics[name], **timings.files[name]} for name, file in files.items()
+        name: {**file.entry, **metrics[name], **timings.files[name]} for name, file in files.items()
     }
     models = {
         role: {**timings.torch[role], **_measure_torch_model(job, role, predictions)}
         for role in job.models
     }
     exports = Exports.model_validate({"schema_version": 1, "files": entries, "torch": models})
-    recommendation = to_ship(exports)
+    recommendation = recommend_file(exports)
     for name, file in files.items():
         copy_whole(file.path, out / name)
     write_manifest(
@@ -173,7 +173,7 @@ def _export(job: _Job, out: Path) -> None:
     console.print()
     console.show(build_accuracy_table(exports, job.splits[-1]))
     console.show(build_cost_table(exports))
-    for sentence in (*recommendation.says, *list_remarks(exports), *timings.says):
+    for sentence in (*recommendation.reasons, *list_remarks(exports), *timings.notes):
         console.print(sentence)
     if any(model.program for model in job.models.values()):
         console.print(
@@ -223,8 +223,8 @@ def _load_predictions(
         batches = Chained([workspace.data.build_evaluation_loader(split, artifact.pixels)])
         predict_with_artifact(artifact, batches, limit=workspace.limit).save(folder)
 
-    config = {"split": split, "limit": workspace.limit, "runtime": file.told["runtime"]}
-    inputs = {"data": workspace.data.fingerprint, "file": file.told["sha256"]}
+    config = {"split": split, "limit": workspace.limit, "runtime": file.entry["runtime"]}
+    inputs = {"data": workspace.data.fingerprint, "file": file.entry["sha256"]}
     stage = workspace.find_or_build(f"answers-{name}-{split}", config, inputs, build)
     return Predictions.load(stage.path)
 

@@ -159,7 +159,7 @@ def _open_labeler(settings: Prediction) -> _Labeler:
     return _Labeler(model.classes, lambda images: (_infer(model, images), None), channels, side)
 
 
-def _infer(model: Model, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+def _infer(model: ImageClassifier, images: Sequence[Image.Image]) -> NDArray[np.float64]:
     logits = model.infer_logits(prepare_batch(images, np.arange(len(images)), model))
     return log_probabilities(logits, 1.0)
 

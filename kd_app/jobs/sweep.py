@@ -74,7 +74,7 @@ def _show_trials(
     winner: int | None,
     sentences: Sequence[str],
 ) -> None:
-    console.show(sweep(trials, winner=winner))
+    console.show(build_sweep_table(trials, winner=winner))
     for sentence in sentences:
         console.print(sentence)
     folders = [out / str(trial.number) for trial in trials]

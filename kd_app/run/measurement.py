@@ -29,7 +29,7 @@ def start_results(
     before: the results of a finished run whose models are measured again; the models
     keep the licenses in these results.
     """
-    license = before.license if before else Licenses(**workspace.spec.licenses.to_record())
+    license = before.license if before else LicenseRecord(**workspace.spec.licenses.to_record())
     return ResultsBuilder(
         out,
         rule,
@@ -103,13 +103,13 @@ def name_data(workspace: Workspace) -> str:
     return f"{name} {Path(node['root']).name}" if node.get("root") else name
 
 
-def describe_model(workspace: Workspace, model: RunModel, license: str) -> Model:
+def describe_model(workspace: Workspace, model: RunModel, license: str) -> ModelRecord:
     """The part of the results about one model."""
     weights, module = model.loaded.weights, model.loaded.model
     # Operators and parameters of a model in another runtime can't be counted.
     is_opaque = isinstance(module, RuntimeModel)
     start, resolved = model.record.get("weights"), workspace.resolved.get(model.role)
-    return Model(
+    return ModelRecord(
         name=model.spec.name,
         params=None if is_opaque else count_params(module),
         macs=None if is_opaque else count_macs(module.cpu(), model.loaded.pixels),

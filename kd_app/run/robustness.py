@@ -1,4 +1,4 @@
-"""Robustness of the models to image corruptions."""
+"""CorruptionMetrics of the models to image corruptions."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def measure_robustness(
     models: Mapping[str, RunModel],
     split: str,
     target: Int64[np.ndarray, " images"],
-) -> list[Robustness]:
+) -> list[CorruptionMetrics]:
     """Top-1 accuracy of each model, and the student's agreement with the teacher, under
     each corruption and severity of the run's configuration.
 
@@ -45,12 +45,12 @@ def _compare(
     corruption: Corruption,
     top1: Mapping[str, Int64[np.ndarray, " images"]],
     target: Int64[np.ndarray, " images"],
-) -> Robustness:
+) -> CorruptionMetrics:
     agreement = None
     if "teacher" in top1:
         student = top1["student"]
         agreement = float(((student == top1["teacher"]) & (student != UNDECIDED)).mean())
-    return Robustness(
+    return CorruptionMetrics(
         corruption=corruption.kind,
         severity=corruption.severity,
         num_images=len(target),

@@ -165,7 +165,7 @@ def _resolve_licenses(
     assistants: Sequence[AssistantSpec],
     student: ModelSpec,
     data: RunData,
-) -> Licenses:
+) -> RunLicenses:
     """The licenses of the run's weights and images: from their metadata, otherwise from
     the configuration.
     """

@@ -128,7 +128,7 @@ class Workspace:
         """Load a model that is used without training."""
         input_spec = resolve_input(spec, self.compute_image_stats())
         loaded = create(spec, input_spec, len(self.classes), seed=seed)
-        return RunModel(spec.role, spec, loaded, no_metrics_reason=spec.unmeasured)
+        return RunModel(spec.role, spec, loaded, no_metrics_reason=spec.no_metrics_reason)
 
     def load_pretrained_teacher(self) -> RunModel | None:
         """The teacher if it is used without training; None if it is trained first.
@@ -202,7 +202,7 @@ class Workspace:
             if control is not None and control.students
             else None
         )
-        return self.spec.licenses.resolve_trained_license(role, taught=uses_teacher, start=start)
+        return self.spec.licenses.resolve_trained_license(role, distilled=uses_teacher, start=start)
 
     def load_predictions(self, model: RunModel, split: str) -> Predictions:
         """The predictions of a model on a split, computed once."""

@@ -130,11 +130,15 @@ def test_a_hub_out_of_reach_is_told_soon_and_once(home: Path) -> None:
 def test_a_run_that_is_stopped_says_so_and_the_same_words_go_on(home: Path) -> None:
     said, code = stopped(home, signal.SIGINT, epochs=2)
     assert code == 130
-    assert said == "Stopped by Ctrl-C. Completed work is kept: run the same command again to resume."
+    assert (
+        said == "Stopped by Ctrl-C. Completed work is kept: run the same command again to resume."
+    )
     assert results(home / "run")["status"] == "running"
     said, code = stopped(home, signal.SIGTERM, epochs=8)
     assert code == 143
-    assert said == "Stopped by SIGTERM. Completed work is kept: run the same command again to resume."
+    assert (
+        said == "Stopped by SIGTERM. Completed work is kept: run the same command again to resume."
+    )
     ended = call(*ALONE)
     assert (ended.code, ended.err) == (0, "")
     assert int(re.findall(r"resumes at step (\d+)", ended.out)[0]) >= 80  # ten steps an epoch

@@ -57,7 +57,10 @@ def test_files_of_stages_that_are_damaged_are_named_and_made_anew(
     said = done(*WORDS, *places(tmp_path))
     for file in files:
         stage, _, name = file.relative_to(tmp_path / "stages").as_posix().partition("/")
-        assert f"{stage}: {name} is missing or changed since the stage was built; the stage is rebuilt" in said
+        assert (
+            f"{stage}: {name} is missing or changed since the stage was built; the stage is rebuilt"
+            in said
+        )
     assert outcome(tmp_path) == outcome(undisturbed)
     for file in files:
         happened = "a line names it; the stage was made anew, to the same student and figures"

@@ -44,7 +44,9 @@ def test_a_full_disk_ends_the_run_in_one_paragraph_and_with_room_the_same_words_
         assert ended.code == 1, (written, ended)
         said = paragraph(ended.err)
         assert said.startswith("The run failed: "), written
-        assert said.endswith("Completed work is kept: run the same command again to resume."), written
+        assert said.endswith("Completed work is kept: run the same command again to resume."), (
+            written
+        )
     done(*words)
     assert outcome(disk.folder) == outcome(undisturbed)
     assert not list(disk.folder.rglob("*partial*"))

@@ -36,7 +36,7 @@ def test_it_is_the_formula(
         normal(images, classes, seed=seed + 1),
         labels(images, classes, seed),
     )
-    others = ~F.one_hot(given.target, classes).bool()
+    others = ~F.one_hot(targets.target, classes).bool()
     p, q = ((z / temperature).softmax(1) for z in (teacher, student))
     binary = [torch.stack((x[~others], 1 - x[~others]), dim=1) for x in (p, q)]
     rest = [
@@ -57,7 +57,7 @@ def test_soft_target_is_the_case_in_which_beta_is_what_the_teacher_leaves_to_the
         normal(1, classes, seed=seed + 1),
         labels(1, classes, seed),
     )
-    left = 1 - (teacher / temperature).softmax(1)[0, given.target].item()
+    left = 1 - (teacher / temperature).softmax(1)[0, targets.target].item()
     result = decoupled(student, teacher, targets, alpha=1.0, beta=left, temperature=temperature)
     expected = make("soft_target", temperature=temperature)(
         logits(student), logits(teacher), targets

@@ -112,7 +112,7 @@ def test_a_page_shows_the_metrics_of_the_test_split(folder: Path) -> None:
 
 
 def test_tables_of_classes_and_flips_name_candidate_and_reference(folder: Path) -> None:
-    part = run_part(load_run(folder), "a cascade")
+    part = build_run_part(load_run(folder), "a cascade")
     heads = [
         head
         for section in build_sections(build_report([folder]), part)

@@ -12,7 +12,7 @@ from kd_app.reporting.results import Results, SimilarPair
 from kd_app.run.dark_knowledge import measure_teacher_knowledge, show_examples
 from kd_app.run.workspace import Workspace
 from tests.builders import DIGITS
-from tests.reporting.run_folders import made
+from tests.reporting.run_folders import build_results
 
 
 def predictions(workspace: Workspace, seed: int = 0) -> Predictions:
@@ -39,12 +39,12 @@ def test_a_finished_run_has_the_temperatures_of_its_results(
 ) -> None:
     knowledge = measure_teacher_knowledge(digits, predictions(digits), "validation")
     softer = knowledge.softened[0].model_copy(update={"temperature": 2.0})
-    before: Results = made().model_copy(
+    before: Results = build_results().model_copy(
         update={"knowledge": knowledge.model_copy(update={"softened": [softer]})}
     )
     again = measure_teacher_knowledge(digits, predictions(digits), "test", before=before)
     assert [each.temperature for each in again.softened] == [2.0]
-    without = measure_teacher_knowledge(digits, predictions(digits), "test", before=made())
+    without = measure_teacher_knowledge(digits, predictions(digits), "test", before=build_results())
     assert without.softened == []
 
 

@@ -13,7 +13,7 @@ from kd_app.deployment.formats.executorch import ExecuTorchInt8
 from kd_app.deployment.formats.onnx import Onnx
 from kd_app.run.exported_files import sample_images, write_files
 from kd_app.run.workspace import RunModel, Workspace
-from tests.reporting.run_folders import made
+from tests.reporting.run_folders import build_results
 
 
 @dataclass
@@ -41,12 +41,12 @@ def test_samples_are_uint8_images_of_the_models_input(
 
 def test_a_file_is_written_once(digits: Workspace, models: dict[str, RunModel]) -> None:
     request = Request({"onnx": Onnx(opset=18, tolerance=1e-3)})
-    first = write_files(digits, made(), models, request)
+    first = write_files(digits, build_results(), models, request)
     assert list(first) == ["model.onnx"]
     file = first["model.onnx"]
     assert (file.role, file.format, file.entry["role"]) == ("student", "onnx", "student")
     time = file.path.stat().st_mtime_ns
-    again = write_files(digits, made(), models, request)["model.onnx"]
+    again = write_files(digits, build_results(), models, request)["model.onnx"]
     assert again.path == file.path
     assert again.path.stat().st_mtime_ns == time
 
@@ -57,4 +57,4 @@ def test_a_quantized_student_without_its_program_is_refused(
     quantized = {"student": replace(models["student"], program=tmp_path / "int8.pt2")}
     request = Request({"executorch_int8": ExecuTorchInt8(max_batch=2)})
     with pytest.raises(RequestError, match="int8 program of the quantized student is missing"):
-        write_files(digits, made(), quantized, request)
+        write_files(digits, build_results(), quantized, request)

@@ -31,7 +31,8 @@ def test_a_module_from_python_is_copied_each_time() -> None:
     spec = build_model_spec("student", {"kwargs": {"x": 1}}, module)
     assert spec.kwargs == {}
     assert spec.factory is not None
-    first, second = spec.factory(), spec.factory()
+    first: Any = spec.factory()
+    second: Any = spec.factory()
     assert first is not second
     assert torch.equal(first.conv.weight, module.conv.weight)
 

@@ -193,7 +193,9 @@ def test_a_control_with_soft_labels_does_not_build_the_students_losses(run: Path
     controls = compose_config("distill", ["controls=[smoothed_labels]"])["controls"]
     assert controls["smoothed_labels"]["label_entropy_temperature"] == "auto"
     change_config(run, loss={"x": FOREIGN}, controls=controls)
-    change_results(run, models=dict.fromkeys(("teacher", "student"), model("resnet8", 100, 1000)))
+    change_results(
+        run, models=dict.fromkeys(("teacher", "student"), build_model("resnet8", 100, 1000))
+    )
     assert list(build_saved_spec(read_saved(run)).controls) == ["smoothed_labels"]
     assert not Path("mark").exists()
 

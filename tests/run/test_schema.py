@@ -62,7 +62,7 @@ def test_a_control_that_chooses_its_model_needs_candidates() -> None:
 
 
 def test_the_members_of_an_ensemble_weigh_one_by_default() -> None:
-    members = {"a": {"name": "resnet8", "weight": 2.0}, "b": {"name": "resnet14"}}
+    members: dict[str, Any] = {"a": {"name": "resnet8", "weight": 2.0}, "b": {"name": "resnet14"}}
     ensemble = EnsembleSettings(members=members, by="mean", classes=None)
     assert ensemble.weights == {"a": 2.0, "b": 1.0}
     assert ensemble.members == {"a": {"name": "resnet8"}, "b": {"name": "resnet14"}}
@@ -71,7 +71,7 @@ def test_the_members_of_an_ensemble_weigh_one_by_default() -> None:
 def test_an_ensemble_has_two_members_with_positive_weights() -> None:
     with pytest.raises(RequestError, match="holds 1 teachers, expected 2 or more"):
         EnsembleSettings(members={"a": {"name": "resnet8"}}, by="mean", classes=None)
-    members = {"a": {"name": "resnet8", "weight": 0}, "b": {"name": "resnet14"}}
+    members: dict[str, Any] = {"a": {"name": "resnet8", "weight": 0}, "b": {"name": "resnet14"}}
     with pytest.raises(RequestError, match="weight=0"):
         EnsembleSettings(members=members, by="mean", classes=None)
 

@@ -19,13 +19,13 @@ from kd_app.reporting.html.charts import (
 )
 from kd_app.reporting.html.palette import SeriesStyle
 from kd_app.reporting.html.tables import Cell, Table, build_cell
-from kd_app.reporting.results import Cascade, Estimate, RoutingCurve, Rung
+from kd_app.reporting.results import CascadeRecord, Estimate, RoutingCurve, Rung
 
 _FIRST, _BETWEEN, _LAST, _TEST = SeriesStyle(1), SeriesStyle(2), SeriesStyle(0), SeriesStyle(2)
 _MEASURES = (SeriesStyle(3), SeriesStyle(4), SeriesStyle(5), SeriesStyle(2))
 
 
-def build_tables(cascade: Cascade) -> list[Table]:
+def build_tables(cascade: CascadeRecord) -> list[Table]:
     """Build the tables of the stages, of the measures of confidence, and of the curve
     of the selected measure.
     """
@@ -36,7 +36,7 @@ def build_tables(cascade: Cascade) -> list[Table]:
     ]
 
 
-def _build_stages_table(cascade: Cascade) -> Table:
+def _build_stages_table(cascade: CascadeRecord) -> Table:
     rows = []
     for stage in cascade.stages:
         latency = stage.latency
@@ -57,7 +57,7 @@ def _build_stages_table(cascade: Cascade) -> Table:
     )
 
 
-def _build_measures_table(cascade: Cascade) -> Table:
+def _build_measures_table(cascade: CascadeRecord) -> Table:
     return Table(
         "Measures of confidence, each at its cheapest proven threshold",
         ["", "forwarded", "top-1", "ms, expected"],
@@ -77,7 +77,7 @@ def _build_measure_row(curve: RoutingCurve) -> list[Cell]:
     ]
 
 
-def _build_curve_table(cascade: Cascade) -> Table:
+def _build_curve_table(cascade: CascadeRecord) -> Table:
     curve, selected = select_curve(cascade), select_point(cascade)
     rungs = select_points(curve)
     return Table(
@@ -89,7 +89,7 @@ def _build_curve_table(cascade: Cascade) -> Table:
     )
 
 
-def build_charts(cascade: Cascade) -> Iterator[Chart]:
+def build_charts(cascade: CascadeRecord) -> Iterator[Chart]:
     """Build two charts: accuracy against the forwarded share for every measure, and
     accuracy against cost for the selected measure.
     """
@@ -97,7 +97,7 @@ def build_charts(cascade: Cascade) -> Iterator[Chart]:
     yield _plot_by_cost(cascade)
 
 
-def _plot_by_share(cascade: Cascade) -> Chart:
+def _plot_by_share(cascade: CascadeRecord) -> Chart:
     title = "Accuracy by forwarded share"
     series = [
         Series(
@@ -130,7 +130,7 @@ def _plot_by_share(cascade: Cascade) -> Chart:
     )
 
 
-def _plot_by_cost(cascade: Cascade) -> Chart:
+def _plot_by_cost(cascade: CascadeRecord) -> Chart:
     title = "Accuracy by cost per image"
     series = _build_cost_series(cascade)
     x = build_linear_axis(
@@ -160,7 +160,7 @@ def _plot_by_cost(cascade: Cascade) -> Chart:
     )
 
 
-def _build_cost_series(cascade: Cascade) -> list[Series]:
+def _build_cost_series(cascade: CascadeRecord) -> list[Series]:
     """Build the curve of the selected measure, a point for each stage, and the point of
     the cascade as measured on test.
     """

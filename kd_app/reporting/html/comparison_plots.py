@@ -24,7 +24,7 @@ from kd_app.reporting.html.palette import SeriesStyle
 from kd_app.reporting.html.run_section import label_models
 from kd_app.reporting.html.schema import ComparisonPart, Point
 from kd_app.reporting.pareto import select_pareto_front
-from kd_app.reporting.sentences import count
+from kd_app.reporting.sentences import format_count
 
 MAX_METHODS = 20
 _MAX_INTERVALS = 12
@@ -94,7 +94,7 @@ def _build_series(
     has_intervals: bool,
 ) -> Series:
     tooltips = [
-        f"{point.run}: {point.name}, {100 * (point.top1.value or 0):.2f} %, {count(round(cost))}"
+        f"{point.run}: {point.name}, {100 * (point.top1.value or 0):.2f} %, {format_count(round(cost))}"
         for point, cost in costs
     ]
     return Series(
@@ -110,7 +110,7 @@ def _build_series(
 
 
 def _format_cost(value: float) -> str:
-    return count(round(value)) if value >= 1 else format_plain(value)
+    return format_count(round(value)) if value >= 1 else format_plain(value)
 
 
 def _draw_front(

@@ -56,7 +56,7 @@ def _iterate_parts(run: str, exports: Exports) -> Iterator[tuple[str, str, FileP
         yield file.device or "an unknown device", file.currency or "", part
 
 
-def _build_part(export: Answering, **identity: str) -> FilePart:
+def _build_part(export: ModelMeasurement, **identity: str) -> FilePart:
     metrics, latency = export.test or export.validation, export.latency_ms
     verdict = metrics.verdict if metrics else None
     validation_verdict = export.validation.verdict if export.validation else None
@@ -81,7 +81,7 @@ def _build_part(export: Answering, **identity: str) -> FilePart:
     )
 
 
-def _build_estimate(metrics: Figures | None) -> Estimate | None:
+def _build_estimate(metrics: FileMetrics | None) -> Estimate | None:
     if metrics is None or metrics.top1 is None:
         return None
     return Estimate(value=metrics.top1, low=metrics.top1_low, high=metrics.top1_high)

@@ -147,7 +147,7 @@ def _format_price(value: float | None, family: FamilyPart) -> str:
 
 
 def _format_size(size: int | None) -> str:
-    return "" if size is None else f"{count(size)}B"
+    return "" if size is None else f"{format_count(size)}B"
 
 
 def plot_front(family: FamilyPart) -> Iterator[Chart]:

@@ -15,7 +15,7 @@ from kd_app.reporting.html.tables import (
     format_size,
 )
 from kd_app.reporting.results import Knowledge
-from kd_app.reporting.sentences import count
+from kd_app.reporting.sentences import format_count
 
 STEPS_NOTE = (
     "Points lost: accuracy of the previous step minus accuracy of this step, on the same validation"
@@ -39,8 +39,8 @@ def build_models_table(run: RunPart) -> Table:
             ]
             for spec in specs
         ),
-        [Cell("parameters"), *(Cell(count(model.params)) for model in models)],
-        [Cell("multiply-adds per image"), *(Cell(count(model.macs)) for model in models)],
+        [Cell("parameters"), *(Cell(format_count(model.params)) for model in models)],
+        [Cell("multiply-adds per image"), *(Cell(format_count(model.macs)) for model in models)],
         [Cell("size on disk"), *(Cell(format_size(model.size_bytes)) for model in models)],
         [
             Cell("images per second"),
@@ -78,8 +78,8 @@ def build_steps_table(run: RunPart) -> Table:
             Cell(step.name),
             build_cell(step.top1),
             build_cell(step.lost, "points"),
-            Cell(count(step.macs)),
-            Cell(count(step.params)),
+            Cell(format_count(step.macs)),
+            Cell(format_count(step.params)),
             Cell(format_size(step.size_bytes)),
             Cell("unknown" if step.latency_ms is None else f"{step.latency_ms:.3g} ms"),
         ]

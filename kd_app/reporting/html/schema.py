@@ -211,9 +211,9 @@ class RunPart(_Part):
     knowledge: Knowledge | None = None
     license: list[str] = []
     groups: dict[str, Group] = {}
-    robustness: list[Robustness] = []
-    steps: list[Step] = []
-    cascade: Cascade | None = None
+    robustness: list[CorruptionMetrics] = []
+    steps: list[CompressionStep] = []
+    cascade: CascadeRecord | None = None
     cascade_details: list[str] = Field([], serialization_alias="cascade_says")
     provenance: Provenance = Field(serialization_alias="made")
     limits: list[str]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kd_app.metrics.spec import Format
 from kd_app.reporting.results import Estimate
-from kd_app.reporting.sentences import count, format_interval, format_percent, format_points
+from kd_app.reporting.sentences import format_count, format_interval, format_percent, format_points
 
 OUTCOMES = {"kept": "✓ kept", "lost": "✗ lost", "not shown": "? not shown"}
 
@@ -79,7 +79,7 @@ def format_short_percent(value: float | None) -> str:
 
 def format_size(size: int | None) -> str:
     """'10.2 MB'."""
-    return "unknown" if size is None else f"{count(size)}B"
+    return "unknown" if size is None else f"{format_count(size)}B"
 
 
 def format_duration(seconds: float) -> str:
