@@ -66,7 +66,7 @@ def try_export(variant: Variant) -> Row:
                 form,
                 Path(folder),
                 stem="model",
-                pixels=pixels,
+                input_spec=pixels,
                 classes=classes,
                 license="none",
                 calibration=[],

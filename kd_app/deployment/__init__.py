@@ -1,1 +1,1 @@
-"""Measuring what ships: what a model answers, and how fast."""
+"""Exported files, cascades, and measurements of predictions and speed."""

@@ -1,4 +1,4 @@
-"""An exported file, opened in its own runtime: uint8 images in, logits out."""
+"""Opening exported files: uint8 images in, logits out."""
 
 from importlib import import_module
 from pathlib import Path
@@ -18,55 +18,54 @@ RUNTIMES: Final = {
     "executorch_int8": "executorch",
     "program": "torch",
 }
-"""Format -> the runtime that it is for, and the package that has to be installed for
-it; each is opened by the module of that name in `runtimes`.
+"""Runtime of each format, which is also the name of the required package. The module
+``runtimes/<runtime>_file.py`` opens the file.
 """
 
 
 class Artifact(Protocol):
-    """A classifier that is a file."""
+    """A classifier in a file."""
 
     classes: tuple[str, ...]
     pixels: InputSpec
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """``[C, H, W]``: the part of an image that the model sees, as the manifest
-        says: the numbers that it was evaluated on.
-        """
+        """Resize and crop an image to ``[C, H, W]``, as in the evaluation."""
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``."""
 
 
 def open_artifact(path: Path, *, threads: int | None = None) -> Artifact:
-    """Open a file that kd-export wrote; `threads` is how many it may compute with
-    (None: as many as its runtime takes).
+    """Open a file that kd-export wrote.
 
-    What is opened is compared with the manifest beside it first; nothing of it is run
-    before that. The file can be trusted as far as whoever sent the folder: the manifest
-    shows damage and exchanged files, it is no signature. An ONNX file needs numpy,
-    Pillow and onnxruntime alone.
+    threads: number of compute threads; None for the default of the runtime.
+
+    The file is compared with the manifest in the same folder before any of its content
+    runs. The manifest detects damaged and swapped files. It is not a signature: trust
+    the file only as far as you trust the sender. An ONNX file needs numpy, Pillow and
+    onnxruntime only.
 
     Raises:
-        ValueError: no such file, no manifest, a file that the manifest does not name,
-        of other contents or of an unknown format, one that needs an
-            operator set or operators that are not its runtime's own, or a runtime that
+        ValueError: the file or its manifest is missing, the manifest does not list the
+            file, the content differs from the manifest, the format is unknown, the
+            file needs an unsupported operator set or foreign operators, or the runtime
             is not installed.
     """
     path = Path(path)
-    found = read_entry(path)
-    if found.format not in RUNTIMES:
+    entry = read_entry(path)
+    if entry.format not in RUNTIMES:
         raise ValueError(
-            f"{str(path)!r} has the format {found.format!r}, which this kd_app does not know."
-            f" Known: {', '.join(RUNTIMES)}. Export the run again."
+            f"{str(path)!r} has the format {entry.format!r}, which this version of kd_app does not"
+            f" support. Supported formats: {', '.join(RUNTIMES)}. Export the run again."
         )
-    runtime = RUNTIMES[found.format]
+    runtime = RUNTIMES[entry.format]
     try:
         module = import_module(f"kd_app.deployment.runtimes.{runtime}_file")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{str(path)!r} is run by {runtime}, and {error.name} is not installed. Install it: pip"
-            f" install {runtime} (or kd_app[deploy])."
+            f"{str(path)!r} needs the runtime {runtime}, but the package {error.name} is not"
+            f" installed. Install it: pip install {runtime} (or kd_app[deploy])."
         ) from None
-    opened: Artifact = module.open_file(found, threads=threads)
-    return opened
+    artifact: Artifact = module.open_file(entry, threads=threads)
+    return artifact

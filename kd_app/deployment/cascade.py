@@ -1,5 +1,6 @@
-"""Student first, teacher for the images it is not sure of; predicting needs numpy
-alone.
+"""Cascades: a small model first, larger models for the images with low confidence.
+
+Prediction needs numpy only.
 """
 
 import json
@@ -12,40 +13,40 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_app.deployment.confidence import MEASURES, compute_confidence, log_probabilities
+from kd_app.deployment.confidence import MEASURES, compute_confidence, compute_log_probabilities
 from kd_app.deployment.manifest import hash_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class CascadeStage(Protocol):
-    """A model that answers ``uint8 images[B, C, H, W]`` with ``logits[B, classes]``."""
+class LogitsModel(Protocol):
+    """A model that maps ``uint8 images[B, C, H, W]`` to ``logits[B, classes]``."""
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """The logits of a batch."""
+        """Compute the logits of a batch."""
 
 
-class ImageStage(CascadeStage, Protocol):
-    """A stage that makes its own input of an image."""
+class ImageStage(LogitsModel, Protocol):
+    """A stage of a cascade, which also prepares images."""
 
     def prepare_image(self, image: "Image", /) -> NDArray[np.uint8]:
-        """``[C, H, W]``, resized and cropped as the model expects it."""
+        """Resize and crop an image to the ``[C, H, W]`` that the model expects."""
 
 
 Images = NDArray[np.uint8] | Sequence["Image"]
-"""``[B, C, H, W]`` as all stages expect them, or images that each stage resizes and
-crops itself.
-"""
+"""An array ``[B, C, H, W]`` for all stages, or images that each stage prepares."""
 
 
 @dataclass(frozen=True)
-class Cascade:
-    """Models from cheap to dear; an image goes on to the next while its confidence is
-    below the threshold.
+class ModelCascade:
+    """Models from cheap to expensive.
 
-    thresholds: one for each stage but the last, finite. temperatures: one for each
-    stage, for its confidence and its probability.
+    An image is forwarded to the next stage if its confidence is below the threshold.
+
+    thresholds: one for each stage but the last, finite · measure: confidence measure
+    (`kd_app.deployment.confidence.compute_confidence`) · temperatures: one for each
+    stage, for confidence and probability.
     """
 
     stages: Sequence[ImageStage]
@@ -55,52 +56,52 @@ class Cascade:
 
     def __post_init__(self) -> None:
         expected = (len(self.stages) - 1, len(self.stages))
-        got = (len(self.thresholds), len(self.temperatures))
-        if len(self.stages) < 2 or got != expected or not np.isfinite(self.thresholds).all():
+        lengths = (len(self.thresholds), len(self.temperatures))
+        if len(self.stages) < 2 or lengths != expected or not np.isfinite(self.thresholds).all():
             raise ValueError(
-                "A cascade has two stages or more, a finite threshold for each but the last and a"
-                f" temperature for each; got {len(self.stages)} stages, thresholds"
-                f" {self.thresholds}, temperatures {self.temperatures}."
+                "A cascade needs at least two stages, a finite threshold for each stage but the"
+                " last, and a temperature for each stage; got"
+                f" {len(self.stages)} stages, thresholds {self.thresholds}, temperatures"
+                f" {self.temperatures}."
             )
 
     def infer(self, images: Images) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Of each image: ``log softmax(logits / temperature)`` of the stage that
-        answered, ``[B, classes]``, and the index of that stage.
+        """Run the stages on the images.
+
+        Returns ``log softmax(logits / temperature)`` ``[B, classes]`` of the final
+        stage of each image, and the index of that stage ``[B]``.
         """
-        left, stage = np.arange(len(images)), np.zeros(len(images), dtype=np.int64)
-        answers: NDArray[np.float64] | None = None
+        rows, stage = np.arange(len(images)), np.zeros(len(images), dtype=np.int64)
+        log_p: NDArray[np.float64] | None = None
         for index, model in enumerate(self.stages):
-            if index and not len(left):
+            if index and not len(rows):
                 break
-            logits = model.infer_logits(prepare_batch(images, left, model))
-            if answers is None:
-                answers = np.zeros(logits.shape)
-            answers[left], stage[left] = log_probabilities(logits, self.temperatures[index]), index
+            temperature = self.temperatures[index]
+            logits = model.infer_logits(prepare_batch(images, rows, model))
+            if log_p is None:
+                log_p = np.zeros(logits.shape)
+            log_p[rows], stage[rows] = compute_log_probabilities(logits, temperature), index
             if index < len(self.thresholds):
-                left = left[
-                    compute_confidence(logits, self.measure, self.temperatures[index])
-                    < self.thresholds[index]
-                ]
-        assert answers is not None
-        return answers, stage
+                confidence = compute_confidence(logits, self.measure, temperature)
+                rows = rows[confidence < self.thresholds[index]]
+        assert log_p is not None
+        return log_p, stage
 
     def predict(
         self, images: Images
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-        """Of each image: the class index, its probability, and the index of the stage
-        that answered.
-        """
-        answers, stage = self.infer(images)
-        return answers.argmax(axis=-1), np.exp(answers.max(axis=-1)), stage
+        """Predict class index, its probability and the final stage of each image."""
+        log_p, stage = self.infer(images)
+        return log_p.argmax(axis=-1), np.exp(log_p.max(axis=-1)), stage
 
     def save(self, path: Path, files: Sequence[Path]) -> None:
-        """Write cascade.json: the file of each stage relative to it with its sha256,
-        and the settings.
+        """Write cascade.json with the settings and the stages' files.
+
+        Each file has a relative path and a sha256.
         """
         if len(files) != len(self.stages):
             raise ValueError(
-                f"A cascade of {len(self.stages)} stages is saved with a file for each, got"
-                f" {len(files)}."
+                f"A cascade of {len(self.stages)} stages needs as many files, got {len(files)}."
             )
         root = path.resolve().parent
         stages = [
@@ -123,60 +124,63 @@ class Cascade:
         partial.replace(path)
 
     @classmethod
-    def load(cls, path: Path, open_stage: "Callable[[Path], ImageStage]") -> "Cascade":
-        """The cascade of a cascade.json, its stages opened by `open_stage`, such as
-        `kd_app.deployment.artifact.open_artifact`.
+    def load(cls, path: Path, open_stage: "Callable[[Path], ImageStage]") -> "ModelCascade":
+        """Load a cascade.json; `open_stage` opens the file of each stage.
+
+        `kd_app.deployment.artifact.open_artifact` is such a function.
 
         Raises:
-            ValueError: it is no cascade.json, a stage's file is not there or not the
-            one the thresholds were chosen for, or the stages have other
-                classes, or the same in another order.
+            ValueError: the file is not a cascade.json, the file of a stage is missing
+                or was changed, or the stages have different classes or orders of
+                classes.
         """
-        told = _read(path)
-        files = [path.resolve().parent / each["file"] for each in told["stages"]]
-        for file, each in zip(files, told["stages"], strict=True):
+        record = _read(path)
+        files = [path.resolve().parent / each["file"] for each in record["stages"]]
+        for file, each in zip(files, record["stages"], strict=True):
             if not file.is_file():
                 raise ValueError(
-                    f"{str(path)!r} names the stage {each['file']!r}, and there is no"
-                    f" {str(file)!r}. Put that file back."
+                    f"{str(path)!r} needs the file {str(file)!r}, which does not exist. Restore the"
+                    " file."
                 )
-            if (got := hash_file(file)) != each["sha256"]:
+            if (sha256 := hash_file(file)) != each["sha256"]:
                 raise ValueError(
-                    f"{file} has the sha256 {got}, and the thresholds of {path} were chosen for"
-                    f" {each['sha256']}. Put that file back, or choose the thresholds anew."
+                    f"{file} has the sha256 {sha256}, but the thresholds of {path} were chosen for"
+                    f" {each['sha256']}. Restore that file, or choose the thresholds again with"
+                    " kd-evaluate."
                 )
         stages = [open_stage(file) for file in files]
         classes = [getattr(stage, "classes", None) for stage in stages]
         if any(each != classes[0] for each in classes):
             raise ValueError(
-                f"The stages of {str(path)!r} do not know the same classes in the same order."
-                " Choose the cascade anew with kd-evaluate."
+                f"The stages of {str(path)!r} must have the same classes in the same order. Choose"
+                " the cascade again with kd-evaluate."
             )
-        return cls(stages, tuple(told["thresholds"]), told["measure"], tuple(told["temperatures"]))
+        thresholds, temperatures = tuple(record["thresholds"]), tuple(record["temperatures"])
+        return cls(stages, thresholds, record["measure"], temperatures)
 
 
 def prepare_batch(images: Images, rows: NDArray[np.int64], model: ImageStage) -> NDArray[np.uint8]:
-    """The images `rows` as `model` expects them, ``uint8 [B, C, H, W]``."""
-    return (
-        images[rows]
-        if isinstance(images, np.ndarray)
-        else np.stack([model.prepare_image(images[row]) for row in rows.tolist()])
-    )
+    """Prepare the images `rows` for `model`, ``uint8 [B, C, H, W]``."""
+    if isinstance(images, np.ndarray):
+        return images[rows]
+    return np.stack([model.prepare_image(images[row]) for row in rows.tolist()])
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a cascade.json says, as far as its shape goes."""
+    """Read a cascade.json and check its structure."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        for each in told["stages"]:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for each in record["stages"]:
             _ = str(each["file"]), str(each["sha256"])
-        numbers = [float(number) for number in (*told["thresholds"], *told["temperatures"])]
-        if told["measure"] not in MEASURES or not np.isfinite(numbers).all():
-            raise ValueError(f"measure {told['measure']!r}, thresholds and temperatures {numbers}")
+        numbers = [float(number) for number in (*record["thresholds"], *record["temperatures"])]
+        if record["measure"] not in MEASURES or not np.isfinite(numbers).all():
+            raise ValueError(
+                f"measure {record['measure']!r}, thresholds and temperatures {numbers}"
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{str(path)!r} is no cascade that can be read ({type(error).__name__}: {error})."
-            " Expected: a cascade.json as kd-evaluate writes it, with stages, thresholds,"
-            " temperatures and a known measure. Write it anew with kd-evaluate."
+            f"{str(path)!r} is not a valid cascade ({type(error).__name__}: {error}). Expected a"
+            " cascade.json from kd-evaluate with stages, thresholds, temperatures and a known"
+            " measure. Write it again with kd-evaluate."
         ) from None
-    return dict(told)
+    return dict(record)

@@ -1,4 +1,4 @@
-"""What a file takes from nothing to its first answer."""
+"""Start-up time and memory of an exported file."""
 
 import json
 import subprocess
@@ -7,35 +7,39 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kd_app.config import RunError
-from kd_app.deployment.cascade import CascadeStage
+from kd_app.deployment.cascade import LogitsModel
 
 
 def measure_cold_start(
-    path: Path, shape: Sequence[int], opener: Callable[..., CascadeStage]
+    path: Path, shape: Sequence[int], opener: Callable[..., LogitsModel]
 ) -> dict[str, float]:
-    """Measured in a process of its own, with one thread and ``uint8 [*shape]`` images;
-    ``opener(path, threads=1)`` is a function of a module.
+    """Measure the first inference on ``uint8 [*shape]`` images in a new process.
 
-    start_seconds: to open the file and answer, the median of five times once the
-    runtime is there. cold_start_seconds: from a new process's first line, the import of
-    numpy and of the runtime included. peak_memory_bytes: the most that process had
-    resident by its first answer, Python and the runtime included.
+    ``opener(path, threads=1)`` must be a function of a module. The result has these
+    keys:
 
-    Raises `RunError` where the file gives no answer there.
+    - start_seconds: time to open the file and compute the first logits, with the
+      runtime already imported; the median of five times
+    - cold_start_seconds: the same from the first line of a new process, including the
+      imports of numpy and the runtime
+    - peak_memory_bytes: peak resident memory of the process up to the first logits,
+      including Python and the runtime
+
+    Raises `RunError` if the process fails.
     """
-    words = [
+    arguments = [
         f"{opener.__module__}:{opener.__qualname__}",
         str(path),
         *(str(size) for size in shape),
     ]
-    ended = subprocess.run(
-        [sys.executable, "-m", "kd_app.deployment.cold_start_worker", *words],
+    process = subprocess.run(
+        [sys.executable, "-m", "kd_app.deployment.cold_start_worker", *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
-    if ended.returncode:
-        why = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
-        raise RunError(f"{str(path)!r} gave no answer in a process of its own: {why}.")
-    told: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return told
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        raise RunError(f"{str(path)!r} failed in a separate process: {lines[-1]}.")
+    measurement: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return measurement

@@ -1,4 +1,4 @@
-"""How sure a model is of an answer, from its logits; needs numpy alone."""
+"""Confidence of a model, computed from its logits; needs numpy only."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-def log_probabilities(logits: NDArray[np.floating], temperature: float) -> Floats:
+def compute_log_probabilities(logits: NDArray[np.floating], temperature: float) -> Floats:
     """``log softmax(logits / temperature)`` over the last axis, in float64."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     scaled = scaled - scaled.max(axis=-1, keepdims=True)
@@ -18,16 +18,16 @@ def log_probabilities(logits: NDArray[np.floating], temperature: float) -> Float
 
 
 def _compute_maximum(logits: NDArray[np.floating], temperature: float) -> Floats:
-    return np.asarray(np.exp(log_probabilities(logits, temperature)).max(axis=-1))
+    return np.asarray(np.exp(compute_log_probabilities(logits, temperature)).max(axis=-1))
 
 
 def _compute_margin(logits: NDArray[np.floating], temperature: float) -> Floats:
-    best = np.partition(np.exp(log_probabilities(logits, temperature)), -2, axis=-1)
+    best = np.partition(np.exp(compute_log_probabilities(logits, temperature)), -2, axis=-1)
     return np.asarray(best[..., -1] - best[..., -2])
 
 
 def _compute_entropy(logits: NDArray[np.floating], temperature: float) -> Floats:
-    logs = log_probabilities(logits, temperature)
+    logs = compute_log_probabilities(logits, temperature)
     return np.asarray((np.exp(logs) * logs).sum(axis=-1))
 
 
@@ -46,44 +46,49 @@ MEASURES: Final[dict[str, Callable[[NDArray[np.floating], float], Floats]]] = {
 
 
 def compute_confidence(logits: NDArray[np.floating], measure: str, temperature: float) -> Floats:
-    """How sure each row of ``logits[images, classes]`` is, higher is surer; p =
-    softmax(logits / temperature).
+    """Confidence of each row of ``logits[images, classes]``; higher is more confident.
 
-    maximum: ``max p``. margin: the highest p minus the second highest. entropy: ``sum p
-    log p``, minus the entropy in nats. energy: ``T logsumexp(logits / T)``, minus the
-    free energy (W. Liu et al., NeurIPS 2020, arXiv 2010.03759).
+    The measures, with p = softmax(logits / T):
+
+    - maximum: ``max p``
+    - margin: the highest p minus the second highest
+    - entropy: ``sum p log p``, the negative entropy in nats
+    - energy: ``T logsumexp(logits / T)``, the negative free energy (W. Liu et al.,
+      NeurIPS 2020, arXiv 2010.03759)
 
     Raises:
-        ValueError: no such measure, a temperature that is not above zero, or fewer than
-        two classes.
+        ValueError: the measure is unknown, the temperature is not above 0, or there are
+            fewer than two classes.
     """
     if measure not in MEASURES:
         raise ValueError(
-            f"There is no measure of confidence {measure!r}. Known: {', '.join(MEASURES)}."
+            f"The confidence measure {measure!r} is unknown. Expected one of:"
+            f" {', '.join(MEASURES)}."
         )
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"A temperature is above 0, got {temperature}.")
+        raise ValueError(f"A temperature must be above 0, got {temperature}.")
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"Confidence needs two classes or more, got logits of shape {logits.shape}."
+            f"Confidence needs at least two classes, got logits of shape {logits.shape}."
         )
     return MEASURES[measure](logits, temperature)
 
 
 def fit_temperature(logits: NDArray[np.floating], target: NDArray[np.integer]) -> float:
-    """The T in 0.01..100 with the least ``-mean log softmax(logits / T)[target]``; for
-    ``logits[images, classes]``, ``target[images]``.
+    """The T in 0.01..100 that minimizes ``-mean log softmax(logits / T)[target]``.
 
-    The loss is convex in 1/T, so it has one valley in log T, which a golden-section
-    search finds. C. Guo et al., ICML 2017, arXiv 1706.04599.
+    Shapes are ``logits[images, classes]`` and ``target[images]``. The loss is convex in
+    1/T and therefore unimodal in log T, so golden-section search finds the minimum. C.
+    Guo et al., ICML 2017, arXiv 1706.04599.
     """
     rows, golden = np.arange(len(target)), (math.sqrt(5) - 1) / 2
 
-    def loss(log_temperature: float) -> float:
-        return -float(log_probabilities(logits, math.exp(log_temperature))[rows, target].mean())
+    def compute_loss(log_temperature: float) -> float:
+        logs = compute_log_probabilities(logits, math.exp(log_temperature))
+        return -float(logs[rows, target].mean())
 
     low, high = math.log(0.01), math.log(100.0)
     for _ in range(50):
         left, right = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+        low, high = (low, right) if compute_loss(left) < compute_loss(right) else (left, high)
     return math.exp((low + high) / 2)

@@ -1,6 +1,4 @@
-"""One file and its entry in the manifest, compared with the model that it was written
-from.
-"""
+"""Writing one exported file with its manifest, and comparing it with the model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,65 +25,66 @@ def export(
     folder: Path,
     *,
     stem: str,
-    pixels: InputSpec,
+    input_spec: InputSpec,
     classes: Sequence[str],
     license: str,
     calibration: Sequence[NDArray[np.uint8]],
     images: NDArray[np.uint8],
 ) -> Path:
-    """Write ``<folder>/<stem><ending>`` with a manifest of this file alone, and compare
-    its logits on real `images` ``[B, C, H, W]`` with torch's.
+    """Write ``<folder>/<stem><ending>`` and a manifest of this file.
 
-    Raises `RunError` where they are further apart than the format's tolerance, or the
-    model can't be written or opened.
+    The logits on `images` ``[B, C, H, W]`` are compared with those of torch.
+
+    Raises `RunError` if the model can't be written or opened, or if the logits differ
+    by more than the tolerance of the format.
     """
     path = folder / f"{stem}{form.ending}"
-    more = form.write(model, pixels, calibration, path)
-    told = {
+    format_facts = form.write(model, input_spec, calibration, path)
+    record = {
         "format": form.name,
-        "input": describe_input(pixels),
+        "input": describe_input(input_spec),
         "output": "logits",
         "classes": list(classes),
         "license": license,
         "sha256": hash_file(path),
         "size_bytes": path.stat().st_size,
         "runtime": {"name": form.runtime, "version": version(form.runtime)},
-        **more,
+        **format_facts,
     }
-    write_manifest(folder, {path.name: told})
+    write_manifest(folder, {path.name: record})
     try:
-        opened = open_artifact(path)
+        artifact = open_artifact(path)
     except ValueError as error:
-        raise RunError(f"What was written can't be opened: {error}") from error
-    off = measure_difference(model, pixels, opened, images)
-    write_manifest(folder, {path.name: {**told, "largest_difference": off}})
-    if form.tolerance is not None and not off <= form.tolerance:
+        raise RunError(f"The exported file can't be opened: {error}") from error
+    difference = measure_difference(model, input_spec, artifact, images)
+    write_manifest(folder, {path.name: {**record, "largest_difference": difference}})
+    # `not <=` rather than `>`: the difference is NaN if a logit is.
+    if form.tolerance is not None and not difference <= form.tolerance:
         raise RunError(
-            f"{path.name} does not answer as the model does: on {len(images)} images its logits are"
-            f" off by up to {off:.2g} of the largest one, more than"
-            f" formats.{form.name}.tolerance={form.tolerance:g}. This model can't be trusted in"
-            " this format; use another one."
+            f"{path.name} does not reproduce the model: on {len(images)} images the logits are"
+            f" off by up to {difference:.2g} of the largest one, more than"
+            f" formats.{form.name}.tolerance={form.tolerance:g}. Use another format for this model."
         )
     return path
 
 
 def measure_difference(
-    model: nn.Module, pixels: InputSpec, opened: Artifact, images: NDArray[np.uint8]
+    model: nn.Module, input_spec: InputSpec, artifact: Artifact, images: NDArray[np.uint8]
 ) -> float:
-    """``max |artifact - torch| / max(1, max |torch|)`` over the logits of `images`; not
-    a number where one of them is none.
+    """``max |artifact - torch| / max(1, max |torch|)`` over the logits of `images`.
+
+    NaN if a logit is NaN.
     """
     with torch.inference_mode():
-        expected = UInt8Model(model, pixels)(torch.from_numpy(images)).numpy()
-    return float(
-        np.abs(opened.infer_logits(images) - expected).max()
-        / max(1.0, float(np.abs(expected).max()))
-    )
+        expected = UInt8Model(model, input_spec)(torch.from_numpy(images)).numpy()
+    difference = np.abs(artifact.infer_logits(images) - expected).max()
+    return float(difference / max(1.0, float(np.abs(expected).max())))
 
 
-def write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]], **about: Any) -> None:
-    """Write ``manifest.json`` whole or not at all: an entry for each of the `files`,
-    and what else it is to say of all of them.
+def write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]], **facts: Any) -> None:
+    """Write ``manifest.json`` atomically.
+
+    files: an entry for each file · facts: entries about all files.
     """
-    told = {"schema_version": VERSION, **about, "files": files}
-    write_atomically(folder / MANIFEST, json.dumps(told, indent=1, allow_nan=False) + "\n")
+    manifest = {"schema_version": VERSION, **facts, "files": files}
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False) + "\n")

@@ -1,25 +1,21 @@
-"""The processor that figures are measured on; standard library only."""
+"""Name and instruction sets of the CPU; standard library only."""
 
 import platform
 from pathlib import Path
 
 
 def read_cpu_flags() -> frozenset[str]:
-    """The processor's instruction sets as the operating system names them; empty where
-    it does not say.
-    """
+    """The CPU's instruction sets; empty if the operating system does not list them."""
     return frozenset(_read_cpu_info("flags", "Features").split())
 
 
 def read_cpu_name() -> str:
-    """The processor's name; that of its architecture where the operating system says no
-    more.
-    """
+    """The CPU's name, or its architecture if the name is not available."""
     return _read_cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def describe_machine() -> str:
-    """'Intel(R) Xeon(R) Processor, x86_64': what figures of this machine are called."""
+    """Describe this machine, such as 'Intel(R) Xeon(R) Processor, x86_64'."""
     name, architecture = read_cpu_name(), platform.machine()
     return name if architecture in name else f"{name}, {architecture}"
 

@@ -1,5 +1,6 @@
-"""``manifest.json``: what each exported file beside it is. Read and checked with the
-standard library alone.
+"""Reading ``manifest.json``, which describes each exported file of a folder.
+
+This module needs the standard library only.
 """
 
 import hashlib
@@ -14,13 +15,15 @@ from kd_app.config.pixels import InputSpec
 from kd_app.run_files import MANIFEST
 
 VERSION: Final = 1
-_AGAIN: Final = "Export the run again (kd-export), or copy its whole export folder."
+_FIX: Final = "Export the run again (kd-export), or copy its whole export folder."
 
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One file of a manifest: where it is, what it is fed (uint8 images of `pixels`; it
-    normalizes them itself), and all that is `told` of it.
+    """One file of a manifest.
+
+    pixels: the uint8 images that the file accepts; the file normalizes them · record:
+    the whole entry.
     """
 
     path: Path
@@ -28,16 +31,15 @@ class ManifestEntry:
     classes: tuple[str, ...]
     pixels: InputSpec
     license: str
-    told: Mapping[str, Any]
+    record: Mapping[str, Any]
 
 
 def read_entry(path: Path) -> ManifestEntry:
-    """What the manifest beside `path` says of that file, after comparing the file with
-    it.
+    """Read the manifest entry of a file and compare the file with it.
 
     Raises:
-        ValueError: no such file, no manifest, one of another schema, a file that it
-        does not name, or one of other contents.
+        ValueError: the file or its manifest is missing, the manifest has another
+            schema or does not list the file, or the content differs from the manifest.
     """
     if not path.is_file():
         raise ValueError(
@@ -47,99 +49,100 @@ def read_entry(path: Path) -> ManifestEntry:
     files = read_manifest(path.parent)["files"]
     if path.name not in files:
         raise ValueError(
-            f"{str(path)!r} is not in the {MANIFEST} beside it, which names"
-            f" {', '.join(sorted(files)) or 'no file'}. Expected a file that kd-export wrote: what"
-            f" others made is not run. {_AGAIN}"
+            f"{str(path)!r} is not in the {MANIFEST} of its folder, which lists"
+            f" {', '.join(sorted(files)) or 'no file'}. Expected a file that kd-export wrote; files"
+            f" from elsewhere are not opened. {_FIX}"
         )
-    told = files[path.name]
+    record = files[path.name]
     try:
-        found = _parse_entry(path, told)
-        sha256 = str(told["sha256"])
+        entry = _parse_entry(path, record)
+        expected = str(record["sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The {MANIFEST} beside {str(path)!r} does not say what that file is"
+            f"The {MANIFEST} of {str(path)!r} does not describe the file completely"
             f" ({type(error).__name__}: {error}). Expected format, input, classes, license and"
-            f" sha256. {_AGAIN}"
+            f" sha256. {_FIX}"
         ) from None
-    if (got := hash_file(path)) != sha256:
+    if (sha256 := hash_file(path)) != expected:
         raise ValueError(
-            f"{str(path)!r} is not the file that was exported: its sha256 is {got[:16]}..., the"
-            f" {MANIFEST} beside it says {sha256[:16]}.... It was cut off, damaged or exchanged,"
-            f" and is not run. {_AGAIN}"
+            f"{str(path)!r} is not the file that was exported: its sha256 is {sha256[:16]}..., but"
+            f" the {MANIFEST} has {expected[:16]}.... The file is truncated, damaged or swapped,"
+            f" and is not opened. {_FIX}"
         )
-    return found
+    return entry
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder. Raises `ValueError`: there is none, it is cut off, or
-    of another schema.
+    """Read the manifest of a folder.
+
+    Raises:
+        ValueError: the manifest is missing, truncated, or has another schema.
     """
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"There is no {MANIFEST} in {str(folder)!r}. Expected the one that kd-export writes"
-            " beside its files: it says what they are fed and whether they are whole; without it"
-            f" none is run. {_AGAIN}"
+            f"There is no {MANIFEST} in {str(folder)!r}. kd-export writes it next to the files; it"
+            " describes their input and detects damage. No file is opened without it."
+            f" {_FIX}"
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{str(path)!r} can't be read ({type(error).__name__}: {error}). Expected JSON that"
-            f" kd-export wrote. {_AGAIN}"
+            f" kd-export wrote. {_FIX}"
         ) from None
-    version = found.get("schema_version") if isinstance(found, dict) else None
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != VERSION:
         raise ValueError(
-            f"{str(path)!r} has schema_version {version!r}, and this kd_app reads version"
-            f" {VERSION}. {_AGAIN}"
+            f"{str(path)!r} has schema_version {version!r}; this version of kd_app reads version"
+            f" {VERSION}. {_FIX}"
         )
-    if not isinstance(found.get("files"), dict):
+    if not isinstance(manifest.get("files"), dict):
         raise ValueError(
-            f"{str(path)!r} names no files: its 'files' is {found.get('files')!r}. Expected an"
-            f" entry for each exported file. {_AGAIN}"
+            f"{str(path)!r} lists no files: its 'files' is {manifest.get('files')!r}. Expected an"
+            f" entry for each exported file. {_FIX}"
         )
-    return dict(found)
+    return dict(manifest)
 
 
-def describe_input(pixels: InputSpec) -> dict[str, Any]:
-    """The entry ``input`` of a manifest."""
-    shape = ["batch", pixels.channels, pixels.height, pixels.width]
-    about = {
-        "mean": list(pixels.mean),
-        "std": list(pixels.std),
-        "crop": pixels.crop,
-        "interpolation": pixels.interpolation,
+def describe_input(input_spec: InputSpec) -> dict[str, Any]:
+    """Build the entry ``input`` of a manifest."""
+    return {
+        "dtype": "uint8",
+        "shape": ["batch", input_spec.channels, input_spec.height, input_spec.width],
+        "mean": list(input_spec.mean),
+        "std": list(input_spec.std),
+        "crop": input_spec.crop,
+        "interpolation": input_spec.interpolation,
     }
-    return {"dtype": "uint8", "shape": shape, **about}
 
 
-def _parse_entry(path: Path, told: Mapping[str, Any]) -> ManifestEntry:
-    expected = told["input"]
-    batch, *sizes = expected["shape"]
-    channels, height, width = (_check_positive(size) for size in sizes)
-    if expected["dtype"] != "uint8" or batch != "batch":
-        raise ValueError(f"input={expected!r}")
-    mean, std = (tuple(float(value) for value in expected[key]) for key in ("mean", "std"))
-    crop = float(expected["crop"])
+def _parse_entry(path: Path, record: Mapping[str, Any]) -> ManifestEntry:
+    node = record["input"]
+    batch, *sizes = node["shape"]
+    channels, height, width = (_check_size(size) for size in sizes)
+    if node["dtype"] != "uint8" or batch != "batch":
+        raise ValueError(f"input={node!r}")
+    mean, std = (tuple(float(value) for value in node[key]) for key in ("mean", "std"))
+    crop = float(node["crop"])
     if len(mean) != channels or len(std) != channels or not (math.isfinite(crop) and 0 < crop <= 1):
-        raise ValueError(f"input={expected!r}")
-    classes = tuple(str(name) for name in told["classes"])
+        raise ValueError(f"input={node!r}")
+    classes = tuple(str(name) for name in record["classes"])
     if len(classes) < 2:
-        raise ValueError(f"classes={told['classes']!r}")
-    pixels = InputSpec(channels, height, width, mean, std, crop, str(expected["interpolation"]))
-    return ManifestEntry(path, str(told["format"]), classes, pixels, str(told["license"]), told)
+        raise ValueError(f"classes={record['classes']!r}")
+    input_spec = InputSpec(channels, height, width, mean, std, crop, str(node["interpolation"]))
+    license = str(record["license"])
+    return ManifestEntry(path, str(record["format"]), classes, input_spec, license, record)
 
 
-def _check_positive(size: Any) -> int:
+def _check_size(size: Any) -> int:
     if not isinstance(size, int) or not 0 < size <= 2**15:
         raise ValueError(f"a size of {size!r}")
     return size
 
 
 def hash_file(path: Path) -> str:
-    """Of a file's contents; `kd_app.stages.hash_file` for where the standard library
-    is all there is.
-    """
+    """sha256 of a file, as in `kd_app.stages`, which needs more packages."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

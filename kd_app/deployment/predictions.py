@@ -1,4 +1,4 @@
-"""What a model answers on a split, and how many images it takes a second."""
+"""Predictions of a model on a split, and throughput."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sized
@@ -18,43 +18,41 @@ from kd_app.deployment.timing import time_interleaved
 from kd_app.metrics.record import Predictions
 from kd_app.models.taps import Taps
 
-_KEPT = 2**25
-"""So many numbers of a split's embeddings are kept at most: 128 MB, which is 16,384
-images of a ResNet-50.
-"""
+_MAX_EMBEDDING_VALUES = 2**25
+"""Maximum size of a split's embeddings: 128 MB, or 16,384 images of a ResNet-50."""
 
 
 def predict(
     model: nn.Module,
     batches: Iterable[Batch],
-    pixels: InputSpec,
+    input_spec: InputSpec,
     *,
     device: torch.device,
     limit: float | None = None,
     embeddings: bool = False,
-    say: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """The answers of `model`, in eval mode and float32, to all batches, or to the first
-    `limit` of them (a number, or a share below 1).
+    """Predict all batches in eval mode and float32.
 
-    With `embeddings`, what its classifier was given comes with them, from the same
-    forward pass.
+    limit: number, or share below 1, of the batches to use · embeddings: also return the
+    inputs of the final linear layer, from the same forward pass · on_batch: called with
+    the number of finished batches.
     """
     model = _place_model(model, device)
     taps = Taps(model, frozenset({"logits"}))
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
-    seen = step = 0
+    embedding_rows: list[tuple[np.ndarray, np.ndarray]] = []
+    count = step = 0
     with torch.inference_mode():
         for number, raw in enumerate(limit_batches(batches, limit)):
             batch = raw.to(device)
             image = (
-                normalize(batch.image, pixels, torch.channels_last)
+                normalize(batch.image, input_spec, torch.channels_last)
                 if batch.image.dtype == torch.uint8
                 else batch.image
             )
             if embeddings and not number:
-                taps = _with_embedding(model, image) or taps
+                taps = _build_embedding_taps(model, image) or taps
             outputs = taps(image)
             assert outputs.logits is not None
             rows.append(
@@ -65,31 +63,27 @@ def predict(
                 )
             )
             if outputs.embedding is not None:
-                step = step or _step(batches, len(batch), outputs.embedding.shape[1])
-                first = -seen % step
-                kept.append(
+                step = step or _compute_step(batches, len(batch), outputs.embedding.shape[1])
+                first = -count % step
+                embedding_rows.append(
                     (
                         outputs.embedding[first::step].float().cpu().numpy(),
-                        np.arange(seen + first, seen + len(batch), step),
+                        np.arange(count + first, count + len(batch), step),
                     )
                 )
-            seen += len(batch)
-            if say:
-                say(number + 1)
-    return Predictions(
-        *(
-            np.concatenate(column)
-            for columns in (rows, kept)
-            for column in zip(*columns, strict=True)
-        )
-    )
+            count += len(batch)
+            if on_batch:
+                on_batch(number + 1)
+    columns = [*zip(*rows, strict=True), *zip(*embedding_rows, strict=True)]
+    return Predictions(*(np.concatenate(column) for column in columns))
 
 
 def predict_with_artifact(
     model: Artifact, batches: Iterable[Batch], *, limit: float | None = None
 ) -> Predictions:
-    """The answers of an exported file to all batches, or to the first `limit` of them,
-    in its own runtime. Raises `RequestError` as `to_uint8_input`.
+    """Predict all batches, or the first `limit` of them, with an exported file.
+
+    Raises `RequestError` as `to_uint8_input`.
     """
     rows = [
         (
@@ -103,39 +97,40 @@ def predict_with_artifact(
 
 
 def to_uint8_input(
-    image: torch.Tensor, pixels: InputSpec
+    image: torch.Tensor, input_spec: InputSpec
 ) -> UInt8[np.ndarray, "batch channels height width"]:
-    """The images of a batch as an exported file takes them: a gray one is repeated
-    where the model wants color.
+    """Convert the images of a batch to the input of an exported file.
 
-    Raises `RequestError` for images that are not 8-bit ones any more, such as those
-    that somebody's own data module has normalized.
+    Gray images are repeated for a color model. Raises `RequestError` for images other
+    than uint8, such as those that an external data module has normalized.
     """
     if image.dtype != torch.uint8:
         raise RequestError(
-            f"The data give images of {image.dtype}; exported files normalize by themselves and"
-            " take uint8 images. Let data give uint8 images (0 to 255)."
+            f"The data module returned images of type {image.dtype}. Exported files normalize their"
+            " input and need uint8 images: return uint8 values (0 to 255) from the data module."
         )
-    found: np.ndarray = image.expand(-1, pixels.channels, -1, -1).contiguous().numpy()
-    return found
+    batch: np.ndarray = image.expand(-1, input_spec.channels, -1, -1).contiguous().numpy()
+    return batch
 
 
-def _with_embedding(model: nn.Module, image: torch.Tensor) -> Taps | None:
-    """What reads logits and embedding in one pass, if the model has one."""
+def _build_embedding_taps(model: nn.Module, image: torch.Tensor) -> Taps | None:
+    """Build taps for logits and embedding; None if the model has no embedding."""
     taps = Taps(model, frozenset({"logits", "embedding"}))
     try:
         taps(image[:1])
-    except Exception:  # whatever somebody's own module does when it is looked into: its answers are wanted all the same
+    except Exception:
+        # A user-provided module may fail in any way here. The logits are needed anyway.
         return None
     return taps
 
 
-def _step(batches: Iterable[Batch], batch_size: int, width: int) -> int:
-    """Of so many images one embedding is kept: a power of two, so that two models' have
-    images in common.
+def _compute_step(batches: Iterable[Batch], batch_size: int, width: int) -> int:
+    """Every how many images to store an embedding.
+
+    The step is a power of two, so that the records of two models have common images.
     """
     images = len(batches) * batch_size if isinstance(batches, Sized) else 0
-    return 1 << max(0, math.ceil(math.log2(max(1, images * width) / _KEPT)))
+    return 1 << max(0, math.ceil(math.log2(max(1, images * width) / _MAX_EMBEDDING_VALUES)))
 
 
 def _place_model(model: nn.Module, device: torch.device) -> nn.Module:
@@ -143,7 +138,7 @@ def _place_model(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def limit_batches(batches: Iterable[Batch], limit: float | None) -> Iterable[Batch]:
-    """All batches, or the first `limit` of them (a number, or a share below 1)."""
+    """Return the first `limit` batches (a number, or a share below 1), or all."""
     if limit is None:
         return batches
     size = len(batches) if isinstance(batches, Sized) else 0
@@ -159,37 +154,40 @@ def measure_throughput(
     batch: int = 64,
     seconds: float = 1.0,
 ) -> dict[str, float]:
-    """Throughput of each model in float32 on random pixels: the median over rounds in
-    which the models take turns, so that the ratios hold on a machine whose speed
-    drifts. `seconds` is about what each model gets.
+    """Measure images per second of each model, in float32 on random pixels.
+
+    The models take turns in several rounds, so that ratios stay valid on a machine
+    whose speed drifts; the result is the median over rounds. `seconds` is the
+    approximate time per model.
     """
-    ready = {
-        name: (_place_model(model, device), _make_noise(pixels, batch, device))
-        for name, (model, pixels) in models.items()
+    inputs = {
+        name: (_place_model(model, device), _make_noise(input_spec, batch, device))
+        for name, (model, input_spec) in models.items()
     }
 
-    def calls(repeats: Mapping[str, int]) -> dict[str, Callable[[], None]]:
+    def build_calls(repeats: Mapping[str, int]) -> dict[str, Callable[[], None]]:
         return {
             name: partial(_run_model, model, image, repeats[name], device)
-            for name, (model, image) in ready.items()
+            for name, (model, image) in inputs.items()
         }
 
-    single = dict.fromkeys(ready, 1)
-    once = time_interleaved(calls(single), rounds=1, repeats=single)  # also the warm-up
     rounds = 5
-    repeats = {name: max(1, int(seconds / rounds / max(once[name].item(), 1e-6))) for name in ready}
-    times = time_interleaved(calls(repeats), rounds=rounds, repeats=single)
-    return {name: batch * repeats[name] / float(np.median(taken)) for name, taken in times.items()}
+    once = dict.fromkeys(inputs, 1)
+    # The trial is also the warm-up.
+    trial = time_interleaved(build_calls(once), rounds=1, repeats=once)
+    repeats = {
+        name: max(1, int(seconds / rounds / max(times.item(), 1e-6)))
+        for name, times in trial.items()
+    }
+    measured = time_interleaved(build_calls(repeats), rounds=rounds, repeats=once)
+    return {
+        name: batch * repeats[name] / float(np.median(times)) for name, times in measured.items()
+    }
 
 
-def _make_noise(pixels: InputSpec, batch: int, device: torch.device) -> torch.Tensor:
-    image = torch.rand(
-        batch,
-        pixels.channels,
-        pixels.height,
-        pixels.width,
-        generator=torch.Generator().manual_seed(0),
-    )
+def _make_noise(input_spec: InputSpec, batch: int, device: torch.device) -> torch.Tensor:
+    shape = (batch, input_spec.channels, input_spec.height, input_spec.width)
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     return image.to(device, memory_format=torch.channels_last)
 
 

@@ -1,6 +1,4 @@
-"""Which images a cascade sends on, what that costs and loses, and the threshold to
-choose.
-"""
+"""Routing of a cascade: cost, loss and choice of the thresholds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from kd_app.deployment.confidence import compute_confidence
 class OperatingPoint:
     """A cascade at one set of thresholds, on images with labels.
 
-    thresholds: of each stage but the last; minus infinity sends nothing on, infinity
-    everything. shares: of the images, that reach each stage. better, worse: images that
-    only the cascade, or only the last stage, has right; `worse` are the negative flips.
-    cost: expected cost of an image, in the unit of the stages' costs.
+    thresholds: of each stage but the last; minus infinity forwards no image, infinity
+    forwards all · shares: share of the images that reach each stage · better: images
+    that only the cascade gets right · worse: images that only the last stage gets right
+    (negative flips) · cost: expected cost per image, in the unit of the stages' costs.
     """
 
     thresholds: tuple[float, ...]
@@ -32,11 +30,11 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class RoutingChoice:
-    """What to ship: the cascade at `rung`, or the first or the last stage alone; and
-    every rung that was looked at, safest first.
+    """The choice to deploy: the cascade, or the first or the last stage alone.
 
-    proven: how many rungs, from the safest down, were shown to keep the margin. cost:
-    expected cost of an image of what is to be shipped.
+    rung: the chosen operating point · cost: expected cost per image of the choice ·
+    proven: number of operating points, from the safest on, that were shown to keep the
+    margin · curve: all operating points, safest first.
     """
 
     answer: Literal["cascade", "first", "last"]
@@ -55,37 +53,33 @@ def compute_routing_curve(
     temperatures: Sequence[float],
     num_steps: int,
 ) -> tuple[OperatingPoint, ...]:
-    """`num_steps` + 1 rungs from 'everything is sent on' (the last stage alone answers)
-    down to 'nothing is' (the first alone answers).
+    """Compute `num_steps` + 1 operating points, safest first.
 
-    logits: ``[images, classes]`` of each stage, from cheap to dear, on the same images;
-    costs: of one image through each stage. At a rung every threshold is the same
-    quantile of its own stage's confidence, so the shares fall from rung to rung.
+    The first point forwards all images (the last stage alone predicts), the last point
+    forwards none (the first stage alone predicts). At each point, every threshold is
+    the same quantile of its own stage's confidence, so the shares fall from point to
+    point.
+
+    logits: ``[images, classes]`` of each stage, from cheap to expensive, on the same
+    images · costs: cost of one image in each stage.
 
     Raises:
-        ValueError: fewer than two stages or no step; stages, costs, temperatures or
-        images that do not match.
+        ValueError: there are fewer than two stages or no steps, or the numbers of
+            stages, costs, temperatures or images do not match.
     """
-    if (
-        not (len(logits) == len(costs) == len(temperatures) >= 2)
-        or num_steps < 1
-        or any(len(each) != len(target) for each in logits)
-        or not len(target)
-    ):
+    counts_match = len(logits) == len(costs) == len(temperatures) >= 2
+    images_match = all(len(each) == len(target) > 0 for each in logits)
+    if not counts_match or not images_match or num_steps < 1:
         raise ValueError(
-            "A curve needs a step, an image, and two stages or more, each with a cost, a"
-            " temperature and the logits of every image."
+            "A routing curve needs at least one step, one image and two stages, and for each stage"
+            " a cost, a temperature and the logits of every image."
         )
-    sure = [
-        compute_confidence(each, measure, heat)
-        for each, heat in zip(logits[:-1], temperatures[:-1], strict=True)
-    ]
-    right = np.stack([each.argmax(axis=-1) == target for each in logits])
-    levels = [step / num_steps for step in range(num_steps, -1, -1)]
-    return tuple(
-        _build_point(tuple(_find_threshold(each, level) for each in sure), sure, right, costs)
-        for level in levels
-    )
+    confidences, hits = _evaluate_stages(logits, target, measure, temperatures)
+    points = []
+    for step in range(num_steps, -1, -1):
+        thresholds = tuple(_find_threshold(each, step / num_steps) for each in confidences)
+        points.append(_build_point(thresholds, confidences, hits, costs))
+    return tuple(points)
 
 
 def measure_thresholds(
@@ -97,39 +91,54 @@ def measure_thresholds(
     measure: str,
     temperatures: Sequence[float],
 ) -> OperatingPoint:
-    """The rung of thresholds that were chosen on other images; else as `compute_routing_curve`."""
-    sure = [
-        compute_confidence(each, measure, heat)
-        for each, heat in zip(logits[:-1], temperatures[:-1], strict=True)
+    """Compute the operating point of thresholds that were chosen on other images.
+
+    The other arguments are those of `compute_routing_curve`.
+    """
+    confidences, hits = _evaluate_stages(logits, target, measure, temperatures)
+    return _build_point(tuple(thresholds), confidences, hits, costs)
+
+
+def _evaluate_stages(
+    logits: Sequence[NDArray[np.floating]],
+    target: NDArray[np.integer],
+    measure: str,
+    temperatures: Sequence[float],
+) -> tuple[list[NDArray[np.float64]], NDArray[np.bool_]]:
+    """Confidences of each stage but the last, and hits ``[stages, images]``."""
+    confidences = [
+        compute_confidence(each, measure, temperature)
+        for each, temperature in zip(logits[:-1], temperatures[:-1], strict=True)
     ]
-    return _build_point(
-        tuple(thresholds),
-        sure,
-        np.stack([each.argmax(axis=-1) == target for each in logits]),
-        costs,
-    )
+    return confidences, np.stack([each.argmax(axis=-1) == target for each in logits])
 
 
-def _find_threshold(sure: NDArray[np.float64], level: float) -> float:
+def _find_threshold(confidence: NDArray[np.float64], level: float) -> float:
     if level in (0.0, 1.0):
         return float("inf") if level else float("-inf")
-    return float(np.quantile(sure, level))
+    return float(np.quantile(confidence, level))
 
 
 def _build_point(
     thresholds: tuple[float, ...],
-    sure: list[NDArray[np.float64]],
-    right: NDArray[np.bool_],
+    confidences: list[NDArray[np.float64]],
+    hits: NDArray[np.bool_],
     costs: Sequence[float],
 ) -> OperatingPoint:
-    reaches = [np.ones(right.shape[1], dtype=bool)]
-    for each, threshold in zip(sure, thresholds, strict=True):
-        reaches.append(reaches[-1] & (each < threshold))
-    answered = right[np.sum(reaches, axis=0) - 1, np.arange(right.shape[1])]
+    reaches = [np.ones(hits.shape[1], dtype=bool)]
+    for confidence, threshold in zip(confidences, thresholds, strict=True):
+        reaches.append(reaches[-1] & (confidence < threshold))
+    cascade_hits = hits[np.sum(reaches, axis=0) - 1, np.arange(hits.shape[1])]
     shares = tuple(float(each.mean()) for each in reaches)
-    better, worse = int((answered & ~right[-1]).sum()), int((right[-1] & ~answered).sum())
     cost = sum(share * each for share, each in zip(shares, costs, strict=True))
-    return OperatingPoint(thresholds, shares, float(answered.mean()), better, worse, float(cost))
+    return OperatingPoint(
+        thresholds=thresholds,
+        shares=shares,
+        accuracy=float(cascade_hits.mean()),
+        better=int((cascade_hits & ~hits[-1]).sum()),
+        worse=int((hits[-1] & ~cascade_hits).sum()),
+        cost=float(cost),
+    )
 
 
 def choose_threshold(
@@ -140,20 +149,22 @@ def choose_threshold(
     margin: float,
     confidence_level: float,
 ) -> RoutingChoice:
-    """The cheapest rung of `compute_routing_curve` shown to lose at most `margin` of accuracy
-    (0..1) against the last stage, or one stage alone.
+    """Choose the cheapest operating point that is shown to keep the margin.
 
-    The rungs are tested from the safest down, each by the exact paired test at the full
-    level, and the first that fails ends it: a fixed-sequence test, which errs with a
-    probability of at most ``1 - confidence_level`` over all rungs and needs no
-    correction for their number (A. Angelopoulos et al., Annals of Applied Statistics
-    2025, arXiv 2110.01052; W. Maurer, L. Hothorn, W. Lehmacher, 1995). The first rung
-    is the last stage itself and needs no test. The order and the thresholds do not look
-    at the labels; temperatures do, so the level is exact for those that were fitted on
-    other images, and approximate for those fitted on these.
+    The accuracy loss against the last stage must be shown to be at most `margin` (a
+    share of 1). The exact paired test at the full level runs on one point after
+    another, safest first, and stops at the first point that fails. This fixed-sequence
+    test errs with a probability of at most ``1 - confidence_level`` over all points and
+    needs no correction for their number (A. Angelopoulos et al., Annals of Applied
+    Statistics 2025, arXiv 2110.01052; W. Maurer, L. Hothorn, W. Lehmacher, 1995). The
+    first point is the last stage itself and needs no test.
 
-    'last': no proven rung is cheaper than the last stage alone. 'first': the first
-    stage alone is proven and the cheapest.
+    Order and thresholds do not depend on the labels, but fitted temperatures do. So the
+    level is exact for temperatures that were fitted on other images and approximate
+    otherwise.
+
+    The choice is 'last' if no proven point is cheaper than the last stage alone, and
+    'first' if the first stage alone is proven and the cheapest.
     """
     from kd_app.metrics.paired import is_shown_above
 
@@ -162,7 +173,7 @@ def choose_threshold(
         curve[proven].better, curve[proven].worse, num_images, -margin, confidence_level
     ):
         proven += 1
-    best = min(reversed(curve[:proven]), key=lambda rung: rung.cost)
+    best = min(reversed(curve[:proven]), key=lambda point: point.cost)
     if best.cost >= costs[-1]:
         return RoutingChoice("last", curve[0], float(costs[-1]), proven, tuple(curve))
     return RoutingChoice(

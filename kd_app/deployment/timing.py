@@ -1,5 +1,6 @@
-"""How long models take to answer, measured in turns so that ratios hold on a machine
-whose speed drifts.
+"""Latency and throughput of models.
+
+Models take turns, so that ratios stay valid on a machine whose speed drifts.
 """
 
 import math
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from kd_app.config import Typed
-from kd_app.deployment.cascade import CascadeStage
+from kd_app.deployment.cascade import LogitsModel
 
 Floats = NDArray[np.float64]
 Images = NDArray[np.uint8]
@@ -29,14 +30,13 @@ def time_interleaved(
     repeats: Mapping[str, int],
     warm: int = 0,
 ) -> dict[str, Floats]:
-    """Seconds of each call, ``[rounds, repeats]`` of each name.
+    """Measure the seconds of each call, ``[rounds, repeats]`` for each name.
 
-    In every round each takes its turn: first `warm` calls that are not measured (the
-    one before left the caches to itself), then its repeats. What slows the machine down
-    for longer than a round slows all of them, so that what is compared round by round
-    is comparable.
+    In every round, each name gets `warm` unmeasured calls, because the previous name
+    has filled the caches, and then its `repeats`. A slowdown of the machine for longer
+    than a round affects all names, so compare them round by round.
     """
-    taken = {name: np.zeros((rounds, repeats[name])) for name in calls}
+    seconds = {name: np.zeros((rounds, repeats[name])) for name in calls}
     for turn in range(rounds):
         for name, call in calls.items():
             for _ in range(warm):
@@ -44,35 +44,36 @@ def time_interleaved(
             for repeat in range(repeats[name]):
                 start = time.perf_counter()
                 call()
-                taken[name][turn, repeat] = time.perf_counter() - start
-    return taken
+                seconds[name][turn, repeat] = time.perf_counter() - start
+    return seconds
 
 
 def select_nearest_rank(values: NDArray[np.floating], share: float) -> float:
-    """The percentile that is one of the values: the smallest that at least `share`
-    (0..1) of them do not exceed.
+    """Percentile by nearest rank.
+
+    The smallest of the values that at least a `share` (0..1) of them do not exceed.
     """
     ordered = np.sort(values, axis=None)
     return float(ordered[max(0, math.ceil(share * ordered.size - 1e-9) - 1)])
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A ratio of two models' figures with the ends of its interval."""
+class TimingRatio:
+    """A ratio of two models' timings with the bounds of its interval."""
 
     value: float
     low: float
     high: float
 
 
-def compute_median_ratio(above: Floats, below: Floats, confidence: float) -> Ratio:
-    """The median over rounds of ``above[r] / below[r]``, and its interval by order
-    statistics.
+def compute_median_ratio(above: Floats, below: Floats, confidence: float) -> TimingRatio:
+    """The median over rounds of ``above[r] / below[r]``, with an interval.
 
-    Of R ratios the k-th smallest and the k-th largest hold the median with ``1 - 2
-    P(Binomial(R, 1/2) < k)``, whatever the ratios' distribution (W. R. Thompson, Annals
-    of Mathematical Statistics 1936): k is the largest with at least `confidence`, and
-    without one it is 0 to infinity.
+    The interval uses order statistics: the k-th smallest and the k-th largest of R
+    ratios enclose the median with probability ``1 - 2 P(Binomial(R, 1/2) < k)``, for
+    any distribution of the ratios (W. R. Thompson, Annals of Mathematical Statistics
+    1936). k is the largest number with at least `confidence`; without such a k, the
+    interval is 0 to infinity.
     """
     ratios = np.sort(above / below)
     rounds, k, tail = len(ratios), 0, 0.5 ** len(ratios)
@@ -80,17 +81,16 @@ def compute_median_ratio(above: Floats, below: Floats, confidence: float) -> Rat
         k += 1
         tail += math.comb(rounds, k) * 0.5**rounds
     low, high = (float(ratios[k - 1]), float(ratios[rounds - k])) if k else (0.0, math.inf)
-    return Ratio(float(np.median(ratios)), low, high)
+    return TimingRatio(float(np.median(ratios)), low, high)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one model.
+    """Latency and throughput of one model.
 
-    latency: seconds of each call with one image, ``[rounds, calls]``. throughput:
-    images a second in each round at `batch_size`, ``[rounds]``. cores: how many were in
-    use meanwhile (seconds of processor over seconds); less than 1 where other work had
-    the core, too.
+    latency: seconds of each call with one image, ``[rounds, calls]`` · throughput:
+    images per second in each round at `batch_size`, ``[rounds]`` · cores: number of
+    cores in use (CPU seconds over seconds); less than 1 if other work shared the core.
     """
 
     latency: Floats
@@ -100,8 +100,9 @@ class Timing:
 
     @property
     def latency_ms(self) -> dict[str, float]:
-        """Percentiles by nearest rank over all calls, in milliseconds, and how many
-        calls there were: of fewer than 100 the p99 is the slowest.
+        """Percentiles over all calls in milliseconds, and the number of calls.
+
+        With fewer than 100 calls, the p99 is the slowest call.
         """
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
         return {
@@ -114,11 +115,11 @@ class Timing:
 
     @property
     def images_per_second(self) -> float:
-        """The median over rounds."""
+        """Median throughput over rounds."""
         return float(np.median(self.throughput))
 
     def to_record(self) -> dict[str, Any]:
-        """As a manifest tells of it."""
+        """Build the entries of a manifest."""
         return {
             "latency_ms": self.latency_ms,
             "images_per_second": self.images_per_second,
@@ -126,27 +127,31 @@ class Timing:
             "cores": self.cores,
         }
 
-    def compute_speedup(self, than: "Timing", confidence: float) -> Ratio:
-        """How many times shorter the latency is than the other's: the ratio of the
-        median calls of each round.
+    def compute_speedup(self, other: "Timing", confidence: float) -> TimingRatio:
+        """Factor by which the latency is shorter than that of `other`.
+
+        Based on the median call of each round.
         """
         return compute_median_ratio(
-            np.median(than.latency, axis=1), np.median(self.latency, axis=1), confidence
+            np.median(other.latency, axis=1), np.median(self.latency, axis=1), confidence
         )
 
-    def compute_throughput_ratio(self, than: "Timing", confidence: float) -> Ratio:
-        """How many times as many images a second there are as of the other, which is
-        the ratio of costs where both pay the same price.
+    def compute_throughput_ratio(self, other: "Timing", confidence: float) -> TimingRatio:
+        """Throughput relative to that of `other`.
+
+        This is also the inverse ratio of costs if both models have the same price per
+        hour.
         """
-        return compute_median_ratio(self.throughput, than.throughput, confidence)
+        return compute_median_ratio(self.throughput, other.throughput, confidence)
 
 
 class Benchmark(Typed):
-    """Latency with one image, throughput at the best of `batch_sizes`; both with one
-    thread, in `rounds` in which the models take turns.
+    """Measures latency with one image and throughput at the best of `batch_sizes`.
 
-    seconds: about as long is each model measured for its latency, and again for its
-    throughput; a slow one at least once a round.
+    Both use one thread; the models take turns in `rounds` rounds.
+
+    seconds: approximate time per model for latency, and again for throughput; slow
+    models run at least once per round.
     """
 
     def __init__(
@@ -161,14 +166,13 @@ class Benchmark(Typed):
         self._batch_sizes = sorted(batch_sizes)
 
     def measure(
-        self, models: Mapping[str, CascadeStage], images: Mapping[str, Images]
+        self, models: Mapping[str, LogitsModel], images: Mapping[str, Images]
     ) -> dict[str, Timing]:
-        """The timing of each model on its own `images` (``uint8 [N, C, H, W]``,
-        repeated to fill a batch).
+        """Time each model on its own `images` (``uint8 [N, C, H, W]``).
 
-        A model with threads of its own is to be opened with one; torch's are set to one
-        here, and back at the end. How many cores were in use is measured, so that one
-        that has more threads can't hide it.
+        The images are repeated to fill a batch. Open models of other runtimes with one
+        thread; torch is limited to one thread during the measurement. The number of
+        cores in use is measured, which exposes a model with more threads.
         """
         with limit_to_one_thread():
             single = {
@@ -176,21 +180,24 @@ class Benchmark(Typed):
                 for name, model in models.items()
             }
             latency = self._time_calls(single)
-            chosen = {
+            batch_size = {
                 name: self._find_best_batch(model, images[name]) for name, model in models.items()
             }
             full = {
-                name: partial(model.infer_logits, _repeat_to_batch(images[name], chosen[name]))
+                name: partial(model.infer_logits, _repeat_to_batch(images[name], batch_size[name]))
                 for name, model in models.items()
             }
-            taken = self._time_calls(full)
+            seconds = self._time_calls(full)
             cores = {
                 name: _measure_cores_used(call, self._seconds / self._rounds)
                 for name, call in full.items()
             }
         return {
             name: Timing(
-                latency[name], chosen[name] / taken[name].mean(axis=1), chosen[name], cores[name]
+                latency[name],
+                batch_size[name] / seconds[name].mean(axis=1),
+                batch_size[name],
+                cores[name],
             )
             for name in models
         }
@@ -203,9 +210,11 @@ class Benchmark(Typed):
         }
         return time_interleaved(calls, rounds=self._rounds, repeats=repeats, warm=1)
 
-    def _find_best_batch(self, model: CascadeStage, images: Images) -> int:
-        """The batch size with the most images a second in a short trial, from the
-        smallest up; none after one that takes longer than `seconds`.
+    def _find_best_batch(self, model: LogitsModel, images: Images) -> int:
+        """Find the batch size with the highest throughput in a short trial.
+
+        Sizes are tried in ascending order up to the first that takes longer than
+        `seconds`.
         """
         speed: dict[int, float] = {}
         for size in self._batch_sizes:
@@ -217,9 +226,7 @@ class Benchmark(Typed):
 
 
 def _time_fastest(call: Callable[[], object], tries: int = 3) -> float:
-    """Seconds of the quickest of some calls, after one to warm up; a slow one is tried
-    once.
-    """
+    """Seconds of the fastest call after a warm-up; a slow call runs only once."""
     start = time.perf_counter()
     call()
     if (first := time.perf_counter() - start) > 1:
@@ -232,18 +239,16 @@ def _repeat_to_batch(images: Images, size: int) -> Images:
 
 
 def _measure_cores_used(call: Callable[[], object], seconds: float) -> float:
-    """Seconds of processor over seconds, of all threads of this process, while calls
-    are made for that long.
-    """
-    wall, used = time.perf_counter(), time.process_time()
-    while (passed := time.perf_counter() - wall) < seconds:
+    """CPU seconds of all threads of this process per second, during repeated calls."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    while (elapsed := time.perf_counter() - start) < seconds:
         call()
-    return (time.process_time() - used) / passed
+    return (time.process_time() - cpu_start) / elapsed
 
 
 @contextmanager
 def limit_to_one_thread() -> Iterator[None]:
-    """torch with one thread, where there is a torch."""
+    """Limit torch to one thread, if torch is imported."""
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 1
     try:

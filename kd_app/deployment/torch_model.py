@@ -1,4 +1,4 @@
-"""A module of torch behind the face of an artifact: 8-bit images in, logits out."""
+"""A torch module with the interface of an artifact: uint8 images in, logits out."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,9 @@ from kd_app.deployment.runtimes.base import prepare_image
 
 @dataclass(frozen=True)
 class TorchModel:
-    """`module`, which answers normalized images in `classes`, fed as `pixels` say; on
-    `device` and in eval mode from then on.
+    """A `module` that maps normalized images to the logits of `classes`.
+
+    The constructor moves the module to `device` and switches it to eval mode.
     """
 
     module: nn.Module
@@ -30,12 +31,11 @@ class TorchModel:
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """``images[B, C, H, W] -> [B, K]``, in float32."""
         with torch.inference_mode():
-            seen = normalize(
-                torch.from_numpy(images).to(self.device), self.pixels, torch.channels_last
-            )
-            answered: NDArray[np.float32] = self.module(seen).float().cpu().numpy()
-        return answered
+            batch = torch.from_numpy(images).to(self.device)
+            image = normalize(batch, self.pixels, torch.channels_last)
+            logits: NDArray[np.float32] = self.module(image).float().cpu().numpy()
+        return logits
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """See `kd_app.deployment.artifact.Artifact`."""
+        """Resize and crop an image to ``[C, H, W]``."""
         return prepare_image(image, self.pixels)

@@ -1,6 +1,4 @@
-"""XNNPACK through ExecuTorch: a float or int8 graph lowered to a program, and the
-program run on this CPU.
-"""
+"""XNNPACK through ExecuTorch: lowering float or int8 graphs, and running programs."""
 
 import os
 import sys
@@ -20,15 +18,18 @@ from kd_app.config.errors import take_first_line
 from kd_app.deployment.formats.base import make_blank_images
 
 
-def lower(model: nn.Module, pixels: InputSpec, path: Path, *, max_batch: int | None = None) -> None:
-    """Write `model` (in eval mode) as a program; what XNNPACK has no kernel for stays
-    portable.
+def lower(
+    model: nn.Module, input_spec: InputSpec, path: Path, *, max_batch: int | None = None
+) -> None:
+    """Write `model` (in eval mode) as an ExecuTorch program.
 
-    Without `max_batch` it takes one normalized image at a time; with it up to so many
-    uint8 ones, as `UInt8Model` does. A graph that PT2E converted is computed in int8:
-    XNNPACK's kernels take the place of its quantize and dequantize pairs. Raises
-    `RequestError` where ExecuTorch is not installed, `RunError` where it can't take the
-    model.
+    Operators without an XNNPACK kernel use portable kernels. Without `max_batch`, the
+    program accepts one normalized image at a time; with `max_batch`, up to that many
+    uint8 images (see `UInt8Model`). A graph that PT2E has converted is computed in
+    int8: XNNPACK kernels replace the quantize and dequantize pairs.
+
+    Raises `RequestError` if ExecuTorch is not installed, `RunError` if ExecuTorch can't
+    lower the model.
     """
     with silence_executorch():
         try:
@@ -37,11 +38,11 @@ def lower(model: nn.Module, pixels: InputSpec, path: Path, *, max_batch: int | N
         except ImportError:
             raise _explain_missing_package() from None
         try:
-            program = trace_model(model, pixels, max_batch=max_batch)
+            program = trace_model(model, input_spec, max_batch=max_batch)
             lowered = to_edge_transform_and_lower(
                 program, partitioner=[XnnpackPartitioner()]
             ).to_executorch()
-        except Exception as error:  # of many kinds: what a model may hold has no bounds
+        except Exception as error:  # models can contain anything, so any error can occur
             raise RunError(
                 f"The model can't be lowered to XNNPACK: {take_first_line(error)}"
             ) from error
@@ -49,23 +50,22 @@ def lower(model: nn.Module, pixels: InputSpec, path: Path, *, max_batch: int | N
 
 
 def trace_model(
-    model: nn.Module, pixels: InputSpec, *, max_batch: int | None
+    model: nn.Module, input_spec: InputSpec, *, max_batch: int | None
 ) -> torch.export.ExportedProgram:
-    """`model` as a graph of what `lower` says it takes."""
+    """Export `model` as a graph with the input that `lower` describes."""
     if max_batch is None:
-        return torch.export.export(
-            model, (torch.zeros(1, pixels.channels, pixels.height, pixels.width),)
-        )
+        shape = (1, input_spec.channels, input_spec.height, input_spec.width)
+        return torch.export.export(model, (torch.zeros(shape),))
     batch = torch.export.Dim("batch", min=1, max=max_batch)
-    return torch.export.export(model, (make_blank_images(pixels, 2),), dynamic_shapes=({0: batch},))
+    images = make_blank_images(input_spec, 2)
+    return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
 
 
 class Lowered(nn.Module):
-    """A program that `lower` wrote, on this CPU with one thread; images ``[B, C, H,
-    W]`` go through it one after the other.
+    """A program that `lower` wrote without `max_batch`, on the CPU with one thread.
 
-    Raises `RequestError` for a file that is no such program, or where ExecuTorch is not
-    installed.
+    Images ``[B, C, H, W]`` are processed one by one. Raises `RequestError` if the file
+    is not such a program, or if ExecuTorch is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,25 +77,22 @@ class Lowered(nn.Module):
                 self._method = self._program.load_method("forward")
         except RuntimeError as error:
             raise RequestError(
-                f"{str(path)!r} can't be run: {take_first_line(error)} It is damaged, or of another"
-                " version of ExecuTorch. Make the model again."
+                f"{str(path)!r} can't be run: {take_first_line(error)} The file is damaged, or was"
+                " written by another version of ExecuTorch. Compress the run again."
             ) from None
 
     def forward(
         self, image: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch classes"]:
-        """The logits, where the images are."""
+        """Compute the logits, on the device of the images."""
         images = image.detach().to("cpu", torch.float32, memory_format=torch.contiguous_format)
-        return torch.cat(
-            [self._method.execute([one.contiguous()])[0].clone() for one in images.split(1)]
-        ).to(image.device)
+        parts = [self._method.execute([one.contiguous()])[0].clone() for one in images.split(1)]
+        return torch.cat(parts).to(image.device)
 
 
 @cache
 def _load_runtime() -> Any:
-    """ExecuTorch's runtime, whose threads are set to one before any program has taken
-    some.
-    """
+    """Load the runtime; limit it to one thread before any program has started more."""
     try:
         with silence_executorch():
             from executorch.extension.pybindings import portable_lib
@@ -110,23 +107,24 @@ def _load_runtime() -> Any:
 
 def _explain_missing_package() -> RequestError:
     return RequestError(
-        "ExecuTorch's programs need the package executorch, which is not installed. Install it: pip"
+        "ExecuTorch programs need the package executorch, which is not installed. Install it: pip"
         " install kd_app[deploy]"
     )
 
 
 @contextmanager
 def silence_executorch() -> Iterator[None]:
-    """Without what ExecuTorch and torchao write about this machine and themselves, past
-    Python's own streams, too.
+    """Suppress the log messages of ExecuTorch and torchao.
+
+    Both libraries also write to the file descriptor, bypassing Python's streams.
     """
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

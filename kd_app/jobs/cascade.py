@@ -15,8 +15,8 @@ from pydantic import Field, PositiveInt
 
 from kd_app.config import RequestError, Typed
 from kd_app.data.base import require
-from kd_app.deployment.cascade import Cascade, ImageStage, prepare_batch
-from kd_app.deployment.confidence import fit_temperature, log_probabilities
+from kd_app.deployment.cascade import ImageStage, ModelCascade, prepare_batch
+from kd_app.deployment.confidence import compute_log_probabilities, fit_temperature
 from kd_app.deployment.predictions import limit_batches
 from kd_app.deployment.routing import (
     OperatingPoint,

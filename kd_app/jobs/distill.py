@@ -26,7 +26,7 @@ from kd_app.run_files import CURVES, RESULTS
 from kd_app.search.pruning import MedianPruner, TrialPruned
 from kd_app.stages import Stages, hash_file
 from kd_app.tracking import Backend, Tracker
-from kd_app.tracking.report import run_names
+from kd_app.tracking.report import name_run
 from kd_app.training.distributed.launch import check_places
 
 
@@ -100,7 +100,7 @@ def _open_tracker(
         group=group,
         tags=spec.config["tags"],
         config={**spec.config, "license": license},
-        shares=trial is not None,
+        skip_reused=trial is not None,
         say=console.print,
     )
 

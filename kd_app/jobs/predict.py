@@ -20,7 +20,7 @@ from kd_app.data.image_list import ImageList, image_list
 from kd_app.data.images import BadImageError, open_image
 from kd_app.data.scan import bound_size
 from kd_app.deployment.cascade import prepare_batch
-from kd_app.deployment.confidence import log_probabilities
+from kd_app.deployment.confidence import compute_log_probabilities
 from kd_app.reporting.console import Console
 from kd_app.run.open_model import ImageClassifier, find_channels_and_size, open_cascade, open_model
 from kd_app.run.spec import Config

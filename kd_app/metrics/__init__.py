@@ -1,3 +1,1 @@
-"""Teacher-versus-student measures as torchmetrics, intervals of every figure, and the
-verdict.
-"""
+"""Metrics of models and of model pairs, their intervals, and the verdict."""

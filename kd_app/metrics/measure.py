@@ -1,4 +1,4 @@
-"""What a metric is for one set of images: its value, and what its interval rests on."""
+"""Estimators of metrics: a value and its interval, on one set of images."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from kd_app.metrics.intervals import (
 )
 
 Weights = Float[np.ndarray, "resamples images"]
-"""How often each resample holds each image, the images sorted by class."""
+"""How often each resample includes each image; the images are sorted by class."""
 Column = Float[np.ndarray, " resamples"]
 Draws = Float[np.ndarray, "resamples columns"]
 Statistic = Callable[[Weights], Column]
@@ -27,14 +27,14 @@ UNKNOWN: Interval = (math.nan, math.nan)
 
 @runtime_checkable
 class Measure(Protocol):
-    """Estimates a value and its interval; each class below has another interval."""
+    """Estimates a value and its interval; each class below uses another interval."""
 
     @property
     def statistics(self) -> Sequence[Statistic]:
-        """What is computed on each resample, a column of draws each."""
+        """Functions of the resamples; each fills one column of the draws."""
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
-        """The value, NaN where it is undefined, and its bounds."""
+        """Return the value (NaN if undefined) and its bounds."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +45,27 @@ class Plain:
     statistics: Sequence[Statistic] = ()
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
-        """The value alone."""
         return self.value, UNKNOWN
 
 
 @dataclass(frozen=True)
 class Rate:
-    """The share of the images that are hits, with Wilson's interval."""
+    """The share of images that are hits, in 0..1, with Wilson's interval."""
 
     hits: Bool[np.ndarray, " images"]
     statistics: Sequence[Statistic] = ()
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
-        """In 0..1."""
         return estimate_rate(self.hits, confidence)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """A function of sums over the images, with the bootstrap's interval.
+    """A function of sums over the images, with a bootstrap interval.
 
-    columns: what each image adds, in the order of the record · reduce: from the sums of
-    each resample to its value · reflect: the metric is 0 at best and resampling pushes
-    it up, as an ECE, so that its interval is `reflect_interval`.
+    columns: the terms that each image adds, in the order of the record · reduce: from
+    the sums of each resample to the value · reflect: use `reflect_interval`, for a
+    metric such as ECE that is 0 at best and that resampling biases upwards.
     """
 
     value: float
@@ -77,7 +75,7 @@ class Sums:
     statistics: Sequence[Statistic] = ()
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
-        """The value between percentiles of the draws, or reflected ones."""
+        """Return the value between percentiles of the draws, or reflected ones."""
         if not math.isfinite(self.value):
             return math.nan, UNKNOWN
         resampled = self.reduce(draws)
@@ -89,25 +87,25 @@ class Sums:
 
 @dataclass(frozen=True)
 class Resampled:
-    """Any function of the resamples, with the bootstrap's interval."""
+    """A function of the resamples, with a bootstrap interval."""
 
     value: float
     statistic: Statistic
 
     @property
     def statistics(self) -> Sequence[Statistic]:
-        """The function."""
         return (self.statistic,)
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
-        """The value between percentiles of the draws."""
+        """Return the value between percentiles of the draws."""
         return self.value, compute_percentile_interval(self.value, draws[:, 0], confidence)
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """`part` over `whole`, two values and their statistics; undefined where the
-    interval of `whole` is not above 0.
+class ResampledRatio:
+    """`part` over `whole`, with a bootstrap interval.
+
+    Undefined unless the interval of `whole` is above 0.
     """
 
     part: Resampled
@@ -115,11 +113,10 @@ class Ratio:
 
     @property
     def statistics(self) -> Sequence[Statistic]:
-        """Of both."""
         return (self.part.statistic, self.whole.statistic)
 
     def estimate(self, draws: Draws, confidence: float) -> Estimate:
-        """The ratio between percentiles of its draws."""
+        """Return the ratio between percentiles of the drawn ratios."""
         _, (low, _) = self.whole.estimate(draws[:, 1:], confidence)
         if low <= 0:
             return math.nan, UNKNOWN
@@ -129,7 +126,7 @@ class Ratio:
 
 
 def estimate_rate(hits: Bool[np.ndarray, " images"], confidence: float) -> Estimate:
-    """The share of hits with Wilson's interval; NaN within (0, 1) without images."""
+    """The share of hits with Wilson's interval; NaN and (0, 1) without images."""
     count, n = int(hits.sum()), len(hits)
     return count / n if n else math.nan, compute_wilson_interval(count, n, confidence)
 
@@ -137,29 +134,30 @@ def estimate_rate(hits: Bool[np.ndarray, " images"], confidence: float) -> Estim
 def resample(
     groups: Iterable[Mapping[str, Measure]], order: Int64[np.ndarray, " images"], *, seed: int
 ) -> list[dict[str, Draws]]:
-    """The draws of the measures of each group, from the same 1,000 resamples of images;
+    """Compute the draws of each group's measures on the same 1,000 resamples of images.
+
     `order` sorts the images by class.
     """
     groups = list(groups)
-    # One product a group: a product a measure would read the weights again each time.
+    # One product per group: one per measure would read all weights again each time.
     stacks = [_stack(group, order) for group in groups]
 
     def compute(weights: Weights) -> dict[str, Draws]:
-        found: dict[str, Draws] = {}
+        draws: dict[str, Draws] = {}
         for number, (group, stack) in enumerate(zip(groups, stacks, strict=True)):
             sums = weights @ stack
             start = 0
             for name, measure in group.items():
                 if isinstance(measure, Sums):
                     end = start + measure.columns.shape[1]
-                    found[f"{number}.{name}"] = sums[:, start:end]
+                    draws[f"{number}.{name}"] = sums[:, start:end]
                     start = end
                 else:
                     columns = [statistic(weights) for statistic in measure.statistics]
-                    found[f"{number}.{name}"] = (
+                    draws[f"{number}.{name}"] = (
                         np.stack(columns, axis=1) if columns else np.empty((len(weights), 0))
                     )
-        return found
+        return draws
 
     draws = bootstrap(compute, len(order), seed=seed)
     return [

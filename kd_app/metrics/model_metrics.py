@@ -1,4 +1,4 @@
-"""The metrics of one model against the labels, as results.json lists them."""
+"""The metrics of one model against the labels, in the order of results.json."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ from kd_app.metrics.record import Predictions, sort_by_class
 from kd_app.metrics.spec import EVERYWHERE, MetricSpec
 
 NEAR: Final = 5
-"""So many best answers does top5 look at, or all of fewer classes."""
+"""Number of top classes that top5 considers; all of them if there are fewer."""
 
 
 def measure_top1(record: Predictions) -> Measure:
@@ -25,7 +25,7 @@ def measure_top5(record: Predictions) -> Measure:
 
 
 def measure_balanced_accuracy(record: Predictions) -> Measure:
-    """Mean of the classes' recalls, of those that have images."""
+    """Mean recall over the classes that have images."""
     order = sort_by_class(record)
     hits, starts = record.hits[order], find_class_starts(record.target[order])
 
@@ -42,17 +42,16 @@ def measure_nll(record: Predictions) -> Measure:
 
 
 def measure_ece(record: Predictions) -> Measure:
-    """``sum_b |sum_{i in bin b} (confidence_i - hit_i)| / N`` over 15 bins of equal
-    width.
-    """
-    import torch  # what prints results needs the list below, and not torch
+    """``sum_b |sum_{i in bin b} (confidence_i - hit_i)| / N``, 15 equally wide bins."""
+    # Code that prints results imports MODEL_METRICS and must not wait for torch.
+    import torch
 
     from kd_app.metrics.classification import BINS, assign_calibration_bins
 
     n, confidence = len(record.target), record.scores.confidence
     excess = np.zeros((n, BINS))
-    place = assign_calibration_bins(torch.from_numpy(confidence)).numpy()
-    excess[np.arange(n), place] = confidence - record.hits
+    bins = assign_calibration_bins(torch.from_numpy(confidence)).numpy()
+    excess[np.arange(n), bins] = confidence - record.hits
 
     def reduce(sums: Draws) -> Column:
         error: np.ndarray = np.abs(sums / n).sum(axis=1)
@@ -62,16 +61,18 @@ def measure_ece(record: Predictions) -> Measure:
 
 
 def measure_brier(record: Predictions) -> Measure:
-    """``mean_b sum_k (p_k - [k is the label])^2``: 0 at best, 2 at worst (G. W. Brier,
-    Monthly Weather Review 1950).
+    """``mean_b sum_k (p_k - [k is the label])^2``: 0 at best, 2 at worst.
+
+    G. W. Brier, Monthly Weather Review 1950.
     """
     return _measure_mean(record.totals.brier, record.scores.brier)
 
 
 def measure_classwise_ece(record: Predictions) -> Measure:
-    """``mean_k sum_b |sum_{i in bin b of class k} (p_ik - [k is i's label])| / N`` over
-    15 bins of equal width, of all K classes. It has no interval: its bias at few images
-    is larger than its spread.
+    """``mean_k sum_b |sum_{i in bin b of class k} (p_ik - [k is i's label])| / N``.
+
+    The mean over all K classes, with 15 bins of equal width. The metric has no
+    interval, because for few images the bias is larger than the spread.
 
     Kull, Perello-Nieto, Kangsepp, Silva Filho, Song, Flach, 'Beyond temperature
     scaling', NeurIPS 2019, arXiv:1910.12656.
@@ -103,7 +104,7 @@ MODEL_METRICS: Final[tuple[MetricSpec[Predictions], ...]] = (
         "higher",
         "percent",
         measure_top1,
-        shown=EVERYWHERE,
+        places=EVERYWHERE,
         hub="accuracy",
         required=True,
     ),
@@ -113,7 +114,7 @@ MODEL_METRICS: Final[tuple[MetricSpec[Predictions], ...]] = (
         "higher",
         "percent",
         measure_top5,
-        shown=frozenset({"card", "page"}),
+        places=frozenset({"card", "page"}),
         hub="top_5_accuracy",
         required=True,
     ),
@@ -123,7 +124,7 @@ MODEL_METRICS: Final[tuple[MetricSpec[Predictions], ...]] = (
         "higher",
         "percent",
         measure_balanced_accuracy,
-        shown=frozenset({"card", "page"}),
+        places=frozenset({"card", "page"}),
         required=True,
     ),
     MetricSpec(
@@ -132,7 +133,7 @@ MODEL_METRICS: Final[tuple[MetricSpec[Predictions], ...]] = (
         "lower",
         "plain",
         measure_nll,
-        shown=frozenset({"card", "page"}),
+        places=frozenset({"card", "page"}),
         hub="nll",
         required=True,
     ),
@@ -142,7 +143,7 @@ MODEL_METRICS: Final[tuple[MetricSpec[Predictions], ...]] = (
         "lower",
         "percent",
         measure_ece,
-        shown=frozenset({"card", "page"}),
+        places=frozenset({"card", "page"}),
         hub="ece",
         required=True,
     ),

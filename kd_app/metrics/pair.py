@@ -1,23 +1,22 @@
-"""The student against the teacher (or any model against the one before it), image by
-image.
-"""
+"""Metrics of a student against its teacher, or of any model against a reference."""
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from kd_app.metrics.scores import compute_pair_scores, share
+from kd_app.metrics.scores import compute_pair_scores, compute_share
 
 
 class PairTally(Metric):
-    """The sums that all pair measures are made of; the collection updates them once for
-    all, and ranks add them up exactly.
+    """Sums shared by all pair metrics.
+
+    The collection updates the sums once for all metrics, and ranks add them up exactly.
     """
 
     is_differentiable = False
     full_state_update = False
-    seen: Tensor
+    images: Tensor
     agree: Tensor
     worse: Tensor
     better: Tensor
@@ -25,7 +24,7 @@ class PairTally(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("seen", "agree", "worse", "better"):
+        for name in ("images", "agree", "worse", "better"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("kl", torch.zeros(()), dist_reduce_fx="sum")
 
@@ -37,7 +36,7 @@ class PairTally(Metric):
     ) -> None:
         """Add a batch, which may be empty."""
         agree, student, teacher, kl = compute_pair_scores(student_logits, teacher_logits, target)
-        self.seen = self.seen + len(target)
+        self.images = self.images + len(target)
         self.agree = self.agree + agree.sum()
         self.worse = self.worse + (teacher & ~student).sum()
         self.better = self.better + (student & ~teacher).sum()
@@ -45,50 +44,54 @@ class PairTally(Metric):
 
 
 class Agreement(PairTally):
-    """Share of images on which the two top-1 predictions match, right or wrong."""
+    """Share of images on which the two top-1 predictions match; NaN without images."""
 
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        """In 0..1; NaN without images."""
-        return share(self.agree, self.seen)
+        return compute_share(self.agree, self.images)
 
 
 class KLToTeacher(PairTally):
-    """``mean_b KL(p_teacher || p_student)`` at temperature 1, nats."""
+    """``mean_b KL(p_teacher || p_student)`` at temperature 1, nats.
 
-    higher_is_better = False
-
-    def compute(self) -> Tensor:
-        """0 or more; NaN without images."""
-        return share(self.kl, self.seen)
-
-
-class NegativeFlips(PairTally):
-    """Share of images that the teacher has right and the student wrong (Yan et al.,
-    CVPR 2021, arXiv:2011.09161).
+    NaN without images.
     """
 
     higher_is_better = False
 
     def compute(self) -> Tensor:
-        """In 0..1; NaN without images."""
-        return share(self.worse, self.seen)
+        return compute_share(self.kl, self.images)
+
+
+class NegativeFlips(PairTally):
+    """Share of images that the teacher gets right and the student wrong.
+
+    NaN without images. Yan et al., CVPR 2021, arXiv:2011.09161.
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        return compute_share(self.worse, self.images)
 
 
 class PositiveFlips(PairTally):
-    """Share of images that the teacher has wrong and the student right."""
+    """Share of images that the teacher gets wrong and the student right.
+
+    NaN without images.
+    """
 
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        """In 0..1; NaN without images."""
-        return share(self.better, self.seen)
+        return compute_share(self.better, self.images)
 
 
 def build_pair_metrics() -> MetricCollection:
-    """agreement, kl_to_teacher, negative_flips and positive_flips of
-    ``update(student_logits, teacher_logits, target)``, in one pass.
+    """Build agreement, kl_to_teacher, negative_flips and positive_flips, in one pass.
+
+    Call ``update(student_logits, teacher_logits, target)``.
     """
     parts: dict[str, type[PairTally]] = {
         "agreement": Agreement,

@@ -1,5 +1,6 @@
-"""The metrics that compare a model with its teacher and its control, as results.json
-lists them.
+"""The metrics that compare a model with its teacher and its control.
+
+They are in the order of results.json.
 """
 
 import math
@@ -16,8 +17,8 @@ from kd_app.metrics.measure import (
     Measure,
     Plain,
     Rate,
-    Ratio,
     Resampled,
+    ResampledRatio,
     Sums,
 )
 from kd_app.metrics.record import (
@@ -31,9 +32,10 @@ from kd_app.metrics.spec import EVERYWHERE, MetricSpec
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Records of the same images: of the model that is judged, of the one that it is
-    compared with, and of the same net trained on labels alone, where there are any.
+class ModelComparison:
+    """Records of up to three models on the same images.
+
+    control: the same network as the candidate, trained on labels only.
     """
 
     candidate: Predictions
@@ -42,33 +44,34 @@ class Comparison:
 
     @property
     def teacher(self) -> Predictions:
-        """The reference, of a metric that needs one."""
+        """The reference, for metrics that need one."""
         assert self.reference is not None
         return self.reference
 
     @cached_property
     def soft_labels(self) -> SoftLabelScores:
-        """How the two models' probabilities compare."""
-        from kd_app.metrics.per_image import compare_soft_labels  # torch loads in seconds
+        """Comparison of the two models' probabilities on each image."""
+        # Importing torch takes seconds.
+        from kd_app.metrics.per_image import compare_soft_labels
 
         return compare_soft_labels(self.candidate, self.teacher)
 
 
-def measure_retention(pair: Comparison) -> Measure:
+def measure_retention(pair: ModelComparison) -> Measure:
     """``top1(student) / top1(teacher)``."""
-    return Ratio(_resample_accuracy(pair.candidate), _resample_accuracy(pair.teacher))
+    return ResampledRatio(_resample_accuracy(pair.candidate), _resample_accuracy(pair.teacher))
 
 
-def measure_gain(pair: Comparison) -> Measure:
+def measure_gain(pair: ModelComparison) -> Measure:
     """``top1(student) - top1(control)``."""
     assert pair.control is not None
     return measure_difference(pair.candidate, pair.control)
 
 
-def measure_gap_closed(pair: Comparison) -> Measure:
+def measure_gap_closed(pair: ModelComparison) -> Measure:
     """``(top1(student) - top1(control)) / (top1(teacher) - top1(control))``."""
     assert pair.control is not None
-    return Ratio(
+    return ResampledRatio(
         measure_difference(pair.candidate, pair.control),
         measure_difference(pair.teacher, pair.control),
     )
@@ -82,45 +85,48 @@ def measure_difference(first: Record, second: Record) -> Resampled:
     )
 
 
-def measure_agreement(pair: Comparison) -> Measure:
+def measure_agreement(pair: ModelComparison) -> Measure:
     """Share of images on which the two top-1 predictions match, right or wrong."""
     return Rate(pair.candidate.scores.predicted == pair.teacher.scores.predicted)
 
 
-def measure_negative_flips(pair: Comparison) -> Measure:
-    """Share of images that the teacher has right and the student wrong (Yan et al.,
-    CVPR 2021, arXiv:2011.09161).
+def measure_negative_flips(pair: ModelComparison) -> Measure:
+    """Share of images that the teacher gets right and the student wrong.
+
+    Yan et al., CVPR 2021, arXiv:2011.09161.
     """
     return Rate(find_flips(pair.candidate, pair.teacher)[0])
 
 
-def measure_positive_flips(pair: Comparison) -> Measure:
-    """Share of images that the teacher has wrong and the student right."""
+def measure_positive_flips(pair: ModelComparison) -> Measure:
+    """Share of images that the teacher gets wrong and the student right."""
     return Rate(find_flips(pair.candidate, pair.teacher)[1])
 
 
-def measure_kl_to_teacher(pair: Comparison) -> Measure:
+def measure_kl_to_teacher(pair: ModelComparison) -> Measure:
     """``mean_b KL(p_teacher || p_student)`` at temperature 1, nats."""
     return _measure_defined(pair.soft_labels.kl, pair.soft_labels.kl_to_teacher)
 
 
-def measure_reverse_kl(pair: Comparison) -> Measure:
+def measure_reverse_kl(pair: ModelComparison) -> Measure:
     """``mean_b KL(p_student || p_teacher)`` at temperature 1, nats."""
     column = pair.soft_labels.reverse_kl
     return _measure_defined(float(column.mean()), column)
 
 
-def measure_rank_correlation(pair: Comparison) -> Measure:
-    """Mean over the images of Spearman's rho between the two models' class scores;
-    images on which one model scores all classes alike have none and are left out.
+def measure_rank_correlation(pair: ModelComparison) -> Measure:
+    """Mean over the images of Spearman's rho between the two models' class scores.
+
+    Rho is undefined on images for which a model gives all classes the same score; the
+    mean excludes them.
     """
     column = pair.soft_labels.rank_correlation
     defined = column[np.isfinite(column)]
     return _measure_defined(float(defined.mean()) if len(defined) else math.nan, column)
 
 
-def measure_cka(pair: Comparison) -> Measure:
-    """`compute_cka` of the two models' embeddings; without an interval."""
+def measure_cka(pair: ModelComparison) -> Measure:
+    """CKA of the two models' embeddings (see `compute_cka`); without an interval."""
     from kd_app.metrics.cka import compute_cka
 
     embeddings = match_embeddings(pair.candidate, pair.teacher)
@@ -130,7 +136,11 @@ def measure_cka(pair: Comparison) -> Measure:
 def find_flips(
     candidate: Record, reference: Record
 ) -> tuple[Bool[np.ndarray, " images"], Bool[np.ndarray, " images"]]:
-    """Negative flips, images that only the reference has right, and positive ones."""
+    """Find the negative and the positive flips.
+
+    Only the reference is right on a negative flip, only the candidate on a positive
+    one.
+    """
     return reference.hits & ~candidate.hits, candidate.hits & ~reference.hits
 
 
@@ -140,7 +150,7 @@ def _resample_accuracy(record: Record) -> Resampled:
 
 
 def _measure_defined(value: float, column: Float[np.ndarray, " images"]) -> Measure:
-    """The mean over the images of which `column` is finite."""
+    """The mean over the images on which `column` is finite."""
 
     def reduce(sums: Draws) -> Column:
         with np.errstate(invalid="ignore"):
@@ -151,14 +161,14 @@ def _measure_defined(value: float, column: Float[np.ndarray, " images"]) -> Meas
     return Sums(value, np.column_stack([np.isfinite(column), known]), reduce)
 
 
-PAIR_METRICS: Final[tuple[MetricSpec[Comparison], ...]] = (
+PAIR_METRICS: Final[tuple[MetricSpec[ModelComparison], ...]] = (
     MetricSpec(
         "retention",
         "retention",
         "higher",
         "percent",
         measure_retention,
-        shown=EVERYWHERE,
+        places=EVERYWHERE,
         meaning="student / teacher accuracy",
         needs=("teacher",),
         undefined="the teacher is not measurably right on any of these images",
@@ -169,7 +179,7 @@ PAIR_METRICS: Final[tuple[MetricSpec[Comparison], ...]] = (
         "higher",
         "points",
         measure_gain,
-        shown=EVERYWHERE,
+        places=EVERYWHERE,
         meaning="points above labels only",
         needs=("labels_only",),
     ),
@@ -179,11 +189,12 @@ PAIR_METRICS: Final[tuple[MetricSpec[Comparison], ...]] = (
         "higher",
         "percent",
         measure_gap_closed,
-        shown=EVERYWHERE,
+        places=EVERYWHERE,
         meaning="gain / (teacher - labels only)",
         needs=("teacher", "labels_only"),
-        undefined="the teacher is not measurably better than the labels-only student on these"
-        " images",
+        undefined=(
+            "the teacher is not measurably better than the labels-only student on these images"
+        ),
     ),
     MetricSpec(
         "agreement",
@@ -191,7 +202,7 @@ PAIR_METRICS: Final[tuple[MetricSpec[Comparison], ...]] = (
         "higher",
         "percent",
         measure_agreement,
-        shown=EVERYWHERE,
+        places=EVERYWHERE,
         meaning="same top-1 class as teacher",
         needs=("teacher",),
     ),
@@ -201,7 +212,7 @@ PAIR_METRICS: Final[tuple[MetricSpec[Comparison], ...]] = (
         "lower",
         "percent",
         measure_negative_flips,
-        shown=EVERYWHERE,
+        places=EVERYWHERE,
         meaning="teacher right, student wrong",
         needs=("teacher",),
     ),
@@ -247,7 +258,7 @@ PAIR_METRICS: Final[tuple[MetricSpec[Comparison], ...]] = (
         "higher",
         "plain",
         measure_cka,
-        meaning="likeness of the embeddings (linear centered kernel alignment), 1 is the same",
+        meaning="similarity of the embeddings (linear centered kernel alignment), 1: the same",
         needs=("teacher",),
     ),
 )

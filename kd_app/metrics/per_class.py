@@ -1,4 +1,4 @@
-"""What an average hides: metrics of each class."""
+"""Metrics of each class."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
@@ -10,41 +10,40 @@ Hits = Bool[np.ndarray, " images"]
 def count_classes(
     target: Target, num_classes: int, among: Hits | None = None
 ) -> Int64[np.ndarray, " classes"]:
-    """Images of each class, of all or `among` these."""
-    counts: np.ndarray = np.bincount(
-        target if among is None else target[among], minlength=num_classes
-    )
+    """Number of images of each class, of all images or of those `among`."""
+    selected = target if among is None else target[among]
+    counts: np.ndarray = np.bincount(selected, minlength=num_classes)
     return counts
 
 
-def share_by_class(hits: Hits, target: Target, num_classes: int) -> Float[np.ndarray, " classes"]:
-    """Share of each class's images that are hits: its accuracy where a hit is a right
-    answer. NaN for a class without images.
+def compute_share_by_class(
+    hits: Hits, target: Target, num_classes: int
+) -> Float[np.ndarray, " classes"]:
+    """Share of hits among the images of each class; NaN for a class without images.
+
+    This is the accuracy of each class if a hit is a correct prediction.
     """
+    images = count_classes(target, num_classes)
     with np.errstate(invalid="ignore"):
-        shares: np.ndarray = count_classes(target, num_classes, hits) / count_classes(
-            target, num_classes
-        )
+        shares: np.ndarray = count_classes(target, num_classes, hits) / images
     return shares
 
 
 def compute_f1_by_class(
     hits: Hits, predicted: Target, target: Target, num_classes: int
 ) -> Float[np.ndarray, " classes"]:
-    """``2 hits / (images + predictions)`` of each class; NaN for a class without
-    images.
-    """
+    """F1, ``2 hits / (images + predictions)``; NaN for a class without images."""
     images = count_classes(target, num_classes)
-    answers = images + count_classes(predicted, num_classes)
+    predictions = count_classes(predicted, num_classes)
     with np.errstate(invalid="ignore"):
-        f1 = 2 * count_classes(target, num_classes, hits) / answers
+        f1 = 2 * count_classes(target, num_classes, hits) / (images + predictions)
     return np.where(images > 0, f1, np.nan)
 
 
 def count_confusions(
     predicted: Target, target: Target, num_classes: int
 ) -> Int64[np.ndarray, "classes classes"]:
-    """How often images of each class (row) were taken for each class (column)."""
+    """Confusion matrix: a row for each label, a column for each predicted class."""
     pairs = np.bincount(num_classes * target + predicted, minlength=num_classes**2)
     counts: np.ndarray = pairs.reshape(num_classes, num_classes)
     return counts

@@ -1,5 +1,6 @@
-"""What one model said of each image of a split: the unit on which metrics, intervals,
-verdicts, cascades and examples work.
+"""Records: one model's outputs for each image of a split.
+
+Metrics, intervals, verdicts, cascades and examples are computed from records.
 """
 
 from dataclasses import dataclass, fields
@@ -10,46 +11,47 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
+# The name is part of the stage format: a new name would invalidate finished stages.
 _FILE = "answers.safetensors"
 
 
 @runtime_checkable
 class Record(Protocol):
-    """One model's output for each image of a split, whatever the task.
+    """One model's outputs for each image of a split, for any task.
 
-    Whoever compares two models image by image (bootstrap, McNemar's test, verdict,
-    gain, cascade) needs only this: which images there are, and on which of them the
-    model is right. Only the metrics of a task look into a record of that task:
-    `Predictions` holds logits; a record of embeddings would count an image as right
-    when its nearest neighbors are of its class, and keep its gallery in `take`.
+    Code that compares two models image by image (bootstrap, McNemar's test, verdict,
+    gain, cascade) needs the images and the hits only. The metrics of a task read the
+    other columns of that task's record: `Predictions` holds logits. A record of
+    embeddings could count an image as a hit if the nearest neighbors are of the same
+    class; `take` would then keep the gallery.
     """
 
     @property
     def index(self) -> Int64[np.ndarray, " images"]:
-        """The number of each image in the data."""
+        """Number of each image in the data."""
 
     @property
     def target(self) -> Int64[np.ndarray, " images"]:
-        """The class of each image."""
+        """Label of each image."""
 
     @property
     def hits(self) -> Bool[np.ndarray, " images"]:
-        """The images on which the model is right."""
+        """Whether the model is right on each image."""
 
-    def take(self, rows: Int[np.ndarray, " taken"]) -> "Record":
-        """The record of the images in these places, in this order."""
+    def take(self, rows: Int[np.ndarray, " rows"]) -> "Record":
+        """Return the record of these rows, in this order."""
 
-    def sorted(self) -> "Record":
-        """The same record in the order of `index`."""
+    def sort_by_index(self) -> "Record":
+        """Return the record in the order of `index`."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Each ``[N]``, in the order of the images.
+class ImageScores:
+    """Values of one model for each image, ``[N]`` each, in the order of the images.
 
-    rank: number of classes that come before the label (0: top-1 is right) · nll:
-    ``-log p(label)``, nats · confidence: the largest probability · brier: ``sum_k (p_k
-    - [k is the label])^2`` · predicted: the top-1 class.
+    rank: number of classes ranked before the label (0: top-1 is right) · nll: ``-log
+    p(label)``, nats · confidence: the largest probability · brier: ``sum_k (p_k - [k is
+    the label])^2`` · predicted: the top-1 class.
     """
 
     rank: Int64[np.ndarray, " images"]
@@ -61,8 +63,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Totals:
-    """Metrics of all images that are summed up in float32, a block at a time, exactly
-    as a training logs them.
+    """Metrics over all images.
+
+    Sums are in float32, a block at a time, exactly as during training.
     """
 
     balanced_accuracy: float
@@ -75,11 +78,12 @@ class Totals:
 
 @dataclass(frozen=True)
 class SoftLabelScores:
-    """How two models' probabilities of the same images compare.
+    """Comparison of two models' probabilities on the same images.
 
-    kl: ``KL(p_teacher || p_student)``, the mean as a training logs it · of each image,
-    ``[N]``: that divergence, the one of the other direction, both in nats, and
-    Spearman's rho of the class scores, NaN where it is undefined.
+    kl: mean of ``KL(p_teacher || p_student)``, as logged during training ·
+    kl_to_teacher: that divergence for each image, nats · reverse_kl: ``KL(p_student ||
+    p_teacher)`` for each image, nats · rank_correlation: Spearman's rho of the class
+    scores for each image; NaN if undefined.
     """
 
     kl: float
@@ -92,10 +96,10 @@ class SoftLabelScores:
 class Predictions:
     """A `Record` of a classifier: ``index [N]``, ``target [N]``, ``logits [N, K]``.
 
-    embedding: ``[M, D]`` float32, the input of the classifier, of the images in the
-    places ``kept [M]``: all, or evenly spread ones where all would take more than 128
-    MB. None where embeddings were not asked for, or where the model has none (no linear
-    classifier that turns one vector into the logits).
+    embedding: ``[M, D]`` float32, the inputs of the final linear layer · kept: ``[M]``,
+    the rows that the embeddings belong to: all rows, or evenly spread ones if all would
+    take more than 128 MB. Both are None if embeddings were not requested, or if the
+    model has no linear layer that maps one vector to the logits.
     """
 
     index: Int64[np.ndarray, " images"]
@@ -109,77 +113,74 @@ class Predictions:
         from safetensors.numpy import save_file
 
         columns = {each.name: getattr(self, each.name) for each in fields(self)}
-        save_file(
-            {name: column for name, column in columns.items() if column is not None},
-            folder / _FILE,
-        )
+        present = {name: column for name, column in columns.items() if column is not None}
+        save_file(present, folder / _FILE)
 
     @staticmethod
     def load(folder: Path) -> "Predictions":
-        """Read the record that was saved in `folder`."""
+        """Read a record that `save` wrote."""
         from safetensors.numpy import load_file
 
         return Predictions(**load_file(folder / _FILE))
 
-    def take(self, rows: Int[np.ndarray, " taken"]) -> "Predictions":
-        """The images in these places, in this order, with the embeddings among them."""
-        chosen = self.index[rows], self.target[rows], self.logits[rows]
+    def take(self, rows: Int[np.ndarray, " rows"]) -> "Predictions":
+        """Return these rows, in this order, with the embeddings that exist for them."""
+        columns = self.index[rows], self.target[rows], self.logits[rows]
         if self.embedding is None or self.kept is None:
-            return Predictions(*chosen)
+            return Predictions(*columns)
         place = np.full(len(self.index), -1)
         place[self.kept] = np.arange(len(self.kept))
         kept = np.flatnonzero(place[rows] >= 0)
-        return Predictions(*chosen, self.embedding[place[rows][kept]], kept)
+        return Predictions(*columns, self.embedding[place[rows][kept]], kept)
 
-    def sorted(self) -> "Predictions":
-        """The same predictions in the order of `index`."""
+    def sort_by_index(self) -> "Predictions":
+        """Return the predictions in the order of `index`."""
         return self.take(self.index.argsort())
 
     @property
     def num_classes(self) -> int:
-        """Number of logits of an image."""
+        """Number of logits per image."""
         return int(self.logits.shape[1])
 
     @cached_property
-    def scores(self) -> Scores:
-        """What each image contributes to the metrics."""
-        from kd_app.metrics.per_image import score_images  # torch loads in seconds
+    def scores(self) -> ImageScores:
+        """The terms that each image adds to the metrics."""
+        # Importing torch takes seconds.
+        from kd_app.metrics.per_image import score_images
 
         return score_images(self.logits, self.target)
 
     @cached_property
     def totals(self) -> Totals:
-        """Metrics of all images together."""
-        from kd_app.metrics.per_image import sum_up
+        """Metrics over all images."""
+        from kd_app.metrics.per_image import compute_totals
 
-        return sum_up(self.logits, self.target, self.scores)
+        return compute_totals(self.logits, self.target, self.scores)
 
     @property
     def hits(self) -> Bool[np.ndarray, " images"]:
-        """The images whose label has the largest logit; never one with NaN logits."""
+        """Whether the label has the largest logit; False for NaN logits."""
         right: np.ndarray = self.scores.rank == 0
         return right
 
 
 def sort_by_class(record: Record) -> Int64[np.ndarray, " images"]:
-    """Places of the images, sorted by class."""
+    """Rows of the images, sorted by class."""
     return np.argsort(record.target, kind="stable")
 
 
 def match_embeddings(
     first: Predictions, second: Predictions
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The embeddings ``[M, D1]`` and ``[M, D2]`` of the images of which both models'
-    are kept; None where one has none.
+    """Embeddings ``[M, D1]`` and ``[M, D2]`` of the images that both records have.
+
+    None if a record has no embeddings.
     """
-    if (
-        first.embedding is None
-        or second.embedding is None
-        or first.kept is None
-        or second.kept is None
-    ):
+    if first.embedding is None or first.kept is None:
         return None
-    _, ours, theirs = np.intersect1d(
+    if second.embedding is None or second.kept is None:
+        return None
+    _, rows, other_rows = np.intersect1d(
         first.kept, second.kept, assume_unique=True, return_indices=True
     )
-    return first.embedding[ours], second.embedding[theirs]
+    return first.embedding[rows], second.embedding[other_rows]

@@ -1,5 +1,6 @@
-"""All metrics of one split, with their intervals: the part of ``results.json`` that
-stands under 'validation' and 'test'.
+"""All metrics of one split with their intervals.
+
+These are the sections 'validation' and 'test' of ``results.json``.
 """
 
 import math
@@ -14,17 +15,17 @@ from kd_app.metrics.model_metrics import MODEL_METRICS
 from kd_app.metrics.model_pair import DISTILLATION, ModelPair
 from kd_app.metrics.pair_metrics import (
     PAIR_METRICS,
-    Comparison,
+    ModelComparison,
     find_flips,
     measure_difference,
 )
-from kd_app.metrics.per_class import compute_f1_by_class, count_classes, share_by_class
+from kd_app.metrics.per_class import compute_f1_by_class, compute_share_by_class, count_classes
 from kd_app.metrics.record import Predictions, sort_by_class
 
 Metrics = dict[str, float | None]
 Records = Mapping[str, Predictions]
 GROUPS: Final = 100
-"""So many groups are listed, those with the most images."""
+"""Maximum number of groups in the results, largest groups first."""
 CONTROL: Final = "labels_only"
 _DIGITS = 6
 
@@ -37,25 +38,26 @@ def measure_split(
     group: Sequence[str] | None = None,
     pair: ModelPair = DISTILLATION,
 ) -> dict[str, Any]:
-    """Metrics of each model, of the 'pair', by control, by class and by group. Keys of
-    `records`, all of the same images: the candidate of `pair` ('student'), which must
-    be there; its reference ('teacher'); and any number of controls, of which
-    'labels_only' is one.
+    """Measure each model, the pair, the gains over controls, classes and groups.
 
-    A model has the `MODEL_METRICS`, the pair those of the `PAIR_METRICS` whose models
-    are there. Each comes with ``<name>_low`` and ``<name>_high``, the interval at
-    `confidence` over the images: Wilson's for rates, the bootstrap (1,000 resamples
-    from `seed`, the same images for all models) for the rest. A value or bound that is
-    undefined, or not finite, is None.
+    records: by model name, all of the same images: the candidate of `pair` ('student',
+    required), the reference of `pair` ('teacher'), and any number of controls, such as
+    'labels_only' · group: the group of each image, '' for none.
 
-    gains: the candidate's top1 minus each control's. groups: top1 and agreement of the
-    images of each `group` (one name an image, '' for none), those with the most images
-    first, of which 100 are listed.
+    Each model has the `MODEL_METRICS`; the pair has those of the `PAIR_METRICS` whose
+    models are present. Each metric has an interval at `confidence` over the images,
+    ``<name>_low`` and ``<name>_high``: Wilson's interval for rates, otherwise a
+    bootstrap interval (1,000 resamples from `seed`, the same images for all models).
+    Undefined and non-finite values are None.
+
+    The section 'gains' holds the top1 of the candidate minus that of each control. The
+    section 'groups' holds top1 and agreement of the 100 groups with the most images,
+    largest first.
     """
     candidate, reference = records[pair.candidate], records.get(pair.reference)
     control = records.get(CONTROL)
-    known = {"teacher": reference, CONTROL: control}
-    comparison = Comparison(candidate, reference, control)
+    models = {"teacher": reference, CONTROL: control}
+    comparison = ModelComparison(candidate, reference, control)
     measures: dict[str, dict[str, Measure]] = {
         name: {spec.name: spec.compute(record) for spec in MODEL_METRICS}
         for name, record in records.items()
@@ -63,7 +65,7 @@ def measure_split(
     measures["pair"] = {
         spec.name: spec.compute(comparison)
         for spec in PAIR_METRICS
-        if all(known[role] is not None for role in spec.needs)
+        if all(models[role] is not None for role in spec.needs)
     }
     measures["gains"] = {
         name: measure_difference(candidate, record)
@@ -73,36 +75,40 @@ def measure_split(
     draws = dict(
         zip(measures, resample(measures.values(), sort_by_class(candidate), seed=seed), strict=True)
     )
-    found: dict[str, Any] = {"num_images": len(candidate.target), "confidence": confidence}
-    found |= {name: _estimate(measures[name], draws[name], confidence) for name in records}
+    section: dict[str, Any] = {"num_images": len(candidate.target), "confidence": confidence}
+    section |= {name: _estimate(measures[name], draws[name], confidence) for name in records}
     if len(records) > 1:
-        found["pair"] = _estimate(measures["pair"], draws["pair"], confidence)
-    found["gains"] = {
-        name: _name_ends(measure.estimate(draws["gains"][name], confidence))
+        section["pair"] = _estimate(measures["pair"], draws["pair"], confidence)
+    section["gains"] = {
+        name: _to_record(measure.estimate(draws["gains"][name], confidence))
         for name, measure in measures["gains"].items()
     }
-    found["per_class"] = _measure_classes(records, pair)
-    found["groups"] = {} if group is None else _measure_groups(records, group, pair, confidence)
-    return found
+    section["per_class"] = _measure_classes(records, pair)
+    section["groups"] = {} if group is None else _measure_groups(records, group, pair, confidence)
+    return section
 
 
 def _estimate(
     measures: Mapping[str, Measure], draws: Mapping[str, Draws], confidence: float
 ) -> Metrics:
-    found: Metrics = {}
+    metrics: Metrics = {}
     for name, measure in measures.items():
         value, (low, high) = measure.estimate(draws[name], confidence)
-        found |= {name: _drop(value), f"{name}_low": _drop(low), f"{name}_high": _drop(high)}
-    return found
+        metrics |= {
+            name: _to_finite(value),
+            f"{name}_low": _to_finite(low),
+            f"{name}_high": _to_finite(high),
+        }
+    return metrics
 
 
-def _name_ends(estimate: Estimate) -> Metrics:
+def _to_record(estimate: Estimate) -> Metrics:
     value, (low, high) = estimate
-    return {"value": _drop(value), "low": _drop(low), "high": _drop(high)}
+    return {"value": _to_finite(value), "low": _to_finite(low), "high": _to_finite(high)}
 
 
-def _drop(value: float) -> float | None:
-    """None in the place of what is not finite."""
+def _to_finite(value: float) -> float | None:
+    """Replace a non-finite value by None."""
     return value if math.isfinite(value) else None
 
 
@@ -113,13 +119,13 @@ def _measure_classes(records: Records, pair: ModelPair) -> dict[str, Any]:
     if pair.reference in records:
         both = find_flips(candidate, records[pair.reference])
         flips = {
-            name: _round(share_by_class(each, target, classes))
+            name: _round(compute_share_by_class(each, target, classes))
             for name, each in zip(flips, both, strict=True)
         }
     return {
         "support": count_classes(target, classes).tolist(),
         "accuracy": {
-            name: _round(share_by_class(each.hits, target, classes))
+            name: _round(compute_share_by_class(each.hits, target, classes))
             for name, each in records.items()
         },
         "f1": {
@@ -131,7 +137,7 @@ def _measure_classes(records: Records, pair: ModelPair) -> dict[str, Any]:
 
 
 def _round(values: Float[np.ndarray, " classes"]) -> list[float | None]:
-    return [_drop(round(value, _DIGITS)) for value in values.tolist()]
+    return [_to_finite(round(value, _DIGITS)) for value in values.tolist()]
 
 
 def _measure_groups(
@@ -152,13 +158,12 @@ def _measure_group(
     records: Records, pair: ModelPair, rows: Int[np.ndarray, " rows"], confidence: float
 ) -> dict[str, Any]:
     predicted = [records[name].scores.predicted[rows] for name in pair if name in records]
+    agreement = float((predicted[0] == predicted[1]).mean()) if len(predicted) == 2 else None
     return {
         "num_images": len(rows),
         "accuracy": {
-            name: _name_ends(estimate_rate(each.hits[rows], confidence))
+            name: _to_record(estimate_rate(each.hits[rows], confidence))
             for name, each in records.items()
         },
-        "agreement": (
-            float((predicted[0] == predicted[1]).mean()) if len(predicted) == 2 else None
-        ),
+        "agreement": agreement,
     }

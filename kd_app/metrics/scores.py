@@ -1,4 +1,4 @@
-"""What each image says about one model, or about two: everything the measures sum up."""
+"""Per-image values that the metrics sum, for one model or a pair of models."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
-class Scores(NamedTuple):
-    """rank: number of classes that come before the label (0: top-1 is right) · nll:
-    ``-log p(label)``, nats · confidence: the largest probability.
+class BatchScores(NamedTuple):
+    """Values of one model for each image of a batch.
+
+    rank: number of classes ranked before the label (0: top-1 is right) · nll: ``-log
+    p(label)``, nats · confidence: the largest probability.
     """
 
     rank: Int64[Tensor, " batch"]
@@ -19,8 +21,10 @@ class Scores(NamedTuple):
 
 
 class PairScores(NamedTuple):
-    """agree: same top-1 class · student, teacher: top-1 is right · kl: ``KL(p_teacher
-    || p_student)`` at temperature 1, nats.
+    """Values of a pair of models for each image of a batch.
+
+    agree: same top-1 class · student, teacher: top-1 is right · kl: ``KL(p_teacher ||
+    p_student)`` at temperature 1, nats.
     """
 
     agree: Bool[Tensor, " batch"]
@@ -30,18 +34,18 @@ class PairScores(NamedTuple):
 
 
 def to_float32(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """The same logits in float32 or better."""
+    """Convert half-precision logits to float32."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def compute_ranks(
     logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
 ) -> Int64[Tensor, " batch"]:
-    """Classes before the label; equal logits in the order of their class numbers (as
-    argmax has it), NaN before everything.
+    """Number of classes ranked before the label.
 
-    So top-1 and top-5 are nested, a net of constant logits is right on class 0 alone,
-    and one of NaN logits never.
+    Equal logits rank in the order of their class numbers (as in argmax), NaN logits
+    before everything. Hence top-1 hits are top-5 hits, a network with constant logits
+    is right on class 0 only, and a network with NaN logits is never right.
     """
     label = logits.gather(1, target[:, None])
     later = torch.arange(logits.shape[1], device=logits.device) >= target[:, None]
@@ -51,11 +55,11 @@ def compute_ranks(
 
 def compute_scores(
     logits: Float[Tensor, "batch classes"], target: Int64[Tensor, " batch"]
-) -> Scores:
-    """Rank of the label, negative log-likelihood and confidence of each image."""
+) -> BatchScores:
+    """Rank of the label, negative log-likelihood and confidence for each image."""
     logits = to_float32(logits)
     log_p = logits.log_softmax(dim=1)
-    return Scores(
+    return BatchScores(
         compute_ranks(logits, target),
         -log_p.gather(1, target[:, None])[:, 0],
         log_p.amax(dim=1).exp(),
@@ -75,26 +79,20 @@ def compute_pair_scores(
     teacher: Float[Tensor, "batch classes"],
     target: Int64[Tensor, " batch"],
 ) -> PairScores:
-    """How the student's answer to each image compares with the teacher's."""
+    """Compare the predictions of student and teacher on each image."""
     student, teacher = to_float32(student), to_float32(teacher)
-    kl = (
-        functional.kl_div(
-            student.log_softmax(dim=1), teacher.softmax(dim=1).to(student.dtype), reduction="none"
-        )
-        .sum(dim=1)
-        .clamp(min=0)
+    kl = functional.kl_div(
+        student.log_softmax(dim=1), teacher.softmax(dim=1).to(student.dtype), reduction="none"
     )
     return PairScores(
         student.argmax(1) == teacher.argmax(1),
         compute_ranks(student, target) == 0,
         compute_ranks(teacher, target) == 0,
-        kl,
+        kl.sum(dim=1).clamp(min=0),
     )
 
 
-def share(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole`` in float64 (float32 where the device has no better); NaN when
-    nothing was counted.
-    """
-    kind = torch.float32 if part.device.type == "mps" else torch.float64
-    return part.to(kind) / whole.to(kind)
+def compute_share(part: Tensor, whole: Tensor) -> Tensor:
+    """``part / whole`` in float64 (in float32 on MPS); NaN if `whole` is 0."""
+    dtype = torch.float32 if part.device.type == "mps" else torch.float64
+    return part.to(dtype) / whole.to(dtype)

@@ -1,5 +1,7 @@
-"""What seeds do to a figure: statements about methods, where those over the images of
-one test set are about models.
+"""Statistics over seeds.
+
+Intervals over seeds are statements about methods; intervals over the images of one test
+set are statements about models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,21 +11,22 @@ from typing import Final
 import numpy as np
 
 CORRECTION: Final = "Holm"
-"""Against many comparisons: S. Holm, Scandinavian Journal of Statistics 6:65-70, 1979.
-It holds whatever the dependence between them.
+"""Correction for multiple comparisons, valid under any dependence between them.
+
+S. Holm, Scandinavian Journal of Statistics 6:65-70, 1979.
 """
 _SPREAD = 1e-9
-"""Values that differ by less are equal: the rest is rounding."""
+"""Values that differ by less count as equal; such differences are rounding errors."""
 
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """A figure of one method.
+    """A metric of one method over seeds.
 
-    values: by seed · mean: of them · deviation: their standard deviation, with n - 1;
-    None for one seed · low, high: Student's t-interval of the mean at `confidence`,
-    ``mean -+ t(n - 1) deviation / sqrt(n)``; None for one seed, and where all values
-    are equal: nothing is known of the spread.
+    values: by seed · mean: mean of the values · deviation: their standard deviation,
+    with n - 1; None for one seed · low, high: Student's t-interval of the mean at
+    `confidence`, ``mean -+ t(n - 1) deviation / sqrt(n)``; None for one seed or equal
+    values, which contain no information about the spread.
     """
 
     values: dict[int, float]
@@ -36,11 +39,11 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class SeedDifference(SeedSummary):
-    """The same of a difference, paired by seed.
+    """A difference of two methods, paired by seed.
 
-    p: two-sided, of 'the mean difference is 0' by the paired t-test; None where there
-    is no interval · corrected: p after Holm's correction for the `compared` differences
-    that were looked at together.
+    p: two-sided p-value of 'the mean difference is 0' by the paired t-test; None
+    without an interval · corrected: p after Holm's correction for `compared`
+    differences.
     """
 
     p: float | None
@@ -49,7 +52,7 @@ class SeedDifference(SeedSummary):
 
 
 def summarize_seeds(values: Mapping[int, float], confidence: float) -> SeedSummary:
-    """Mean and t-interval of a figure, by seed; at least one."""
+    """Mean and t-interval of a metric by seed; needs at least one seed."""
     low, high, _ = _compute_t_interval(values, confidence)
     return SeedSummary(
         dict(values),
@@ -64,9 +67,7 @@ def summarize_seeds(values: Mapping[int, float], confidence: float) -> SeedSumma
 def compare_by_seed(
     first: Mapping[int, float], second: Mapping[int, float], confidence: float
 ) -> SeedDifference | None:
-    """`first` minus `second` over the seeds that both have; None where they have none
-    in common.
-    """
+    """`first` minus `second` over their common seeds; None if there are none."""
     values = {seed: first[seed] - second[seed] for seed in first if seed in second}
     if not values:
         return None
@@ -84,22 +85,23 @@ def compare_by_seed(
 
 
 def correct_for_multiplicity(differences: Sequence[SeedDifference]) -> list[SeedDifference]:
-    """The same differences, looked at together. One without a p counts among them as
-    one that shows nothing.
+    """Apply Holm's correction to the differences.
+
+    A difference without a p-value counts as one with p = 1.
     """
     if len(differences) < 2:
         return list(differences)
     from statsmodels.stats.multitest import multipletests
 
-    together = multipletests(
-        [1.0 if each.p is None else each.p for each in differences], method="holm"
-    )[1]
-    known = [
-        None if each.p is None else float(p) for each, p in zip(differences, together, strict=True)
-    ]
+    p_values = [1.0 if each.p is None else each.p for each in differences]
+    corrected = multipletests(p_values, method="holm")[1]
     return [
-        replace(each, corrected=p, compared=len(differences))
-        for each, p in zip(differences, known, strict=True)
+        replace(
+            each,
+            corrected=None if each.p is None else float(p),
+            compared=len(differences),
+        )
+        for each, p in zip(differences, corrected, strict=True)
     ]
 
 

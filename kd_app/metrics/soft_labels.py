@@ -1,4 +1,4 @@
-"""What the student says of all classes beside what the teacher says of them."""
+"""Comparison of the soft labels of a student and its teacher."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,15 +9,13 @@ from kd_app.metrics.scores import to_float32
 
 
 def average_ranks(scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """Rank of each class among its image's, from 1 (the smallest) to K; equal scores
-    share the mean of their ranks.
+    """Rank of each class score within an image, from 1 (the smallest) to K.
+
+    Equal scores get the mean of their ranks.
     """
     ordered, order = scores.sort(dim=1)
-    place = (
-        torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
-        .expand_as(scores)
-        .contiguous()
-    )
+    numbers = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
+    place = numbers.expand_as(scores).contiguous()
     starts = functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
     tied = ~starts.all(dim=1)
     place[tied] = _share_ranks(place[tied], starts[tied])
@@ -27,8 +25,9 @@ def average_ranks(scores: Float[Tensor, "batch classes"]) -> Float[Tensor, "batc
 def _share_ranks(
     place: Float[Tensor, "batch classes"], starts: Bool[Tensor, "batch classes"]
 ) -> Float[Tensor, "batch classes"]:
-    """Ranks in ascending order, where those of a run of equal scores, which begins at
-    each of `starts`, become their mean.
+    """Replace the ranks of each run of equal scores by their mean.
+
+    Scores are in ascending order; `starts` marks the first score of each run.
     """
     first = place.where(starts, 0).cummax(dim=1).values
     ends = functional.pad(starts[:, 1:], (0, 1), value=True)
@@ -36,15 +35,15 @@ def _share_ranks(
     return (first + last) / 2
 
 
-def rank_correlations(
+def compute_rank_correlations(
     student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, " batch"]:
-    """Spearman's rho between the two models' class scores on each image, -1..1 (C.
-    Spearman, American Journal of Psychology 1904).
+    """Spearman's rho between the two models' class scores on each image, -1..1.
 
-    Pearson's correlation of `average_ranks`: logits and probabilities give the same.
-    With two classes it is +1 or -1, for whether both models prefer the same one. NaN
-    where one model scores all classes alike, or has a NaN.
+    Computed as Pearson's correlation of `average_ranks`, so logits and probabilities
+    give the same value. With two classes, the value is +1 if both models prefer the
+    same class and -1 otherwise. NaN if a model gives all classes the same score, or a
+    score is NaN. C. Spearman, American Journal of Psychology 1904.
     """
     student, teacher = to_float32(student), to_float32(teacher)
     unknown = student.isnan().any(dim=1) | teacher.isnan().any(dim=1)
@@ -54,11 +53,13 @@ def rank_correlations(
     return rho.clamp(-1, 1).masked_fill(unknown, torch.nan)
 
 
-def reverse_divergences(
+def compute_reverse_divergences(
     student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, " batch"]:
-    """``KL(p_student || p_teacher)`` of each image at temperature 1, nats: large where
-    the student is sure of what the teacher thinks unlikely.
+    """``KL(p_student || p_teacher)`` of each image at temperature 1, nats.
+
+    Large on images for which the student is confident of a class that is unlikely under
+    the teacher.
     """
     student, teacher = to_float32(student), to_float32(teacher)
     kl = functional.kl_div(

@@ -1,4 +1,4 @@
-"""What a metric is called, how it reads and where it is shown."""
+"""Name, label, format and display places of a metric."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ from kd_app.metrics.measure import Measure
 
 Subject = TypeVar("Subject")
 Format = Literal["percent", "points", "plain"]
-"""percent: a share of 1 · points: a difference of shares, in percentage points."""
+"""percent: a share in 0..1 · points: a difference of shares, in percentage points."""
 Place = Literal["console", "card", "page"]
 EVERYWHERE: frozenset[Place] = frozenset({"console", "card", "page"})
 
 
 @dataclass(frozen=True)
 class MetricSpec(Generic[Subject]):
-    """A metric of one model, or of a comparison: all that results.json, tables, page,
-    card and trackers know of it.
+    """A metric of one model or of a comparison.
 
-    A new metric is a function in a file of its own and a row in `MODEL_METRICS` or
+    Results, tables, page, card and trackers read all facts about the metric from this
+    object. To add a metric, write a function and add a row to `MODEL_METRICS` or
     `PAIR_METRICS`.
 
-    name: the key in results.json, beside ``<name>_low`` and ``<name>_high`` · label: in
-    tables · compute: from a record, or a comparison of records · meaning: a few words
-    for tables that explain · hub: its metric type in the Hugging Face hub's model index
-    · needs: roles that must have been measured beside the student · undefined: why
-    there is no value, where that is worth a sentence · required: a results.json without
-    it is refused; a metric that came later is null in older ones.
+    name: the key in results.json, which also has ``<name>_low`` and ``<name>_high`` ·
+    label: the name in tables · compute: builds the measure from a record or a
+    comparison of records · places: where the metric is displayed · meaning: a short
+    explanation for tables · hub: the metric type in the model index of the Hugging Face
+    hub · needs: other roles that must have been measured · undefined: the reason for a
+    missing value, as a clause for a sentence · required: loading fails for a
+    results.json without the metric; if False, the metric is null in older files.
     """
 
     name: str
@@ -34,7 +35,7 @@ class MetricSpec(Generic[Subject]):
     better: Literal["higher", "lower"]
     format: Format
     compute: Callable[[Subject], Measure]
-    shown: frozenset[Place] = frozenset({"page"})
+    places: frozenset[Place] = frozenset({"page"})
     meaning: str = ""
     hub: str | None = None
     needs: tuple[str, ...] = ()

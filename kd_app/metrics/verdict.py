@@ -1,4 +1,4 @@
-"""Is what was lost within the margin that was stated before the run?"""
+"""Verdict: whether the accuracy loss is within a margin that was set before the run."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,25 +16,27 @@ from kd_app.metrics.paired import compute_exact_interval, compute_mcnemar_p, com
 from kd_app.metrics.record import Record
 
 Outcome = Literal["kept", "lost", "not shown"]
-Judged = Literal["top1", "balanced_accuracy", "worst_class"]
+VerdictMetric = Literal["top1", "balanced_accuracy", "worst_class"]
 POWER = 0.8
 _MOST: Final = 1e6
-"""Times as many images are never needed: the difference is the margin."""
+"""Upper limit of the factor by which the number of images may grow in the search. A
+larger factor means that the true difference is about the margin.
+"""
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """The verdict and what it rests on.
+    """The verdict and the numbers behind it.
 
-    difference: candidate minus reference, in 0..1; low, high: its bounds, each
-    one-sided at `confidence`. n_needed: images at which a set like this one would settle it with
-    probability 0.8; None when it is settled, or would never be. mcnemar_p: two-sided p
-    of 'neither has more images right than the other' (exact McNemar test), whatever the
-    metric.
+    difference: candidate minus reference, as a share of 1 · low, high: bounds of the
+    difference, each one-sided at `confidence` · n_needed: number of images with which a
+    similar set would be decisive with probability 0.8; None if this set is decisive, or
+    no set would be · mcnemar_p: two-sided p-value of 'both models get equally many
+    images right' (exact McNemar test), for every metric.
     """
 
     outcome: Outcome
-    metric: Judged
+    metric: VerdictMetric
     margin: float
     confidence: float
     difference: float
@@ -47,9 +49,11 @@ class Judgment:
 
 @dataclass(frozen=True)
 class VerdictTally:
-    """Counts of each class: `n` images, of which the candidate has `candidate` right and
-    the reference `reference`. Only the candidate has `better` right, only the reference
-    `worse`.
+    """Counts for each class.
+
+    n: images · candidate, reference: images that the candidate (the reference) gets
+    right · better: images that only the candidate gets right · worse: images that only
+    the reference gets right.
     """
 
     n: Real[np.ndarray, " present"]
@@ -65,71 +69,65 @@ class VerdictTally:
         reference: Bool[np.ndarray, " images"],
         classes: Int64[np.ndarray, " images"],
     ) -> "VerdictTally":
-        """Count; classes without an image are left out."""
+        """Count the hits of both models by class; skip classes without images."""
+        better, worse = candidate & ~reference, reference & ~candidate
         counts = [
-            np.bincount(classes[which])
-            for which in (
-                slice(None),
-                candidate,
-                reference,
-                candidate & ~reference,
-                reference & ~candidate,
-            )
+            np.bincount(classes[rows])
+            for rows in (slice(None), candidate, reference, better, worse)
         ]
-        whole = np.stack([np.pad(count, (0, len(counts[0]) - len(count))) for count in counts])
-        return cls(*whole[:, whole[0] > 0])
+        table = np.stack([np.pad(count, (0, len(counts[0]) - len(count))) for count in counts])
+        return cls(*table[:, table[0] > 0])
 
     def scale(self, factor: float) -> "VerdictTally":
-        """As many images more, with the same rates."""
+        """Multiply the number of images by `factor`, at the same rates."""
         return VerdictTally(*(factor * each for each in vars(self).values()))
 
 
 def bound_accuracy(tally: VerdictTally, error: float, spare: float) -> Interval:
-    """Tango's bounds of the difference in accuracy."""
+    """Bound the difference in accuracy, by Tango's score."""
     better, worse, n = (each.sum(keepdims=True) for each in (tally.better, tally.worse, tally.n))
     low, high = compute_paired_bounds(better, worse, n, _compute_z(error) + spare)
     return float(low[0]), float(high[0])
 
 
 def bound_balanced_accuracy(tally: VerdictTally, error: float, spare: float) -> Interval:
-    """Bounds of the mean over classes of the differences in recall, from each class's
-    bounds by Tango.
+    """Bound the mean over classes of the difference in recall.
 
-    ``D - sqrt(sum_k w^2 (d_k - low_k)^2)`` and the like above, w one over the number of
-    classes: the method of variance estimates recovery. G. Y. Zou and A. Donner,
-    Statistics in Medicine 27:1693-1702, 2008.
+    Tango's bounds of each class are combined by the method of variance estimates
+    recovery: ``D - sqrt(sum_k w^2 (d_k - low_k)^2)``, where w is one over the number of
+    classes; likewise for the upper bound. G. Y. Zou and A. Donner, Statistics in
+    Medicine 27:1693-1702, 2008.
     """
     d = (tally.better - tally.worse) / tally.n
     low, high = compute_paired_bounds(tally.better, tally.worse, tally.n, _compute_z(error) + spare)
-    return float(d.mean() - np.linalg.norm(d - low) / len(d)), float(
-        d.mean() + np.linalg.norm(high - d) / len(d)
-    )
+    below, above = np.linalg.norm(d - low) / len(d), np.linalg.norm(high - d) / len(d)
+    return float(d.mean() - below), float(d.mean() + above)
 
 
 def bound_worst_class(tally: VerdictTally, error: float, spare: float) -> Interval:
-    """Bounds of the difference of the smallest recalls, ``min_k C_k - min_j R_j = min_k
-    max_j (C_k - R_j)``, whichever the worst classes are.
+    """Bound the difference of the smallest recalls of any class.
 
-    All pairs of classes have bounds that hold together: both models on one class by
-    Tango with half of the error, two classes, whose images are independent, by
-    Newcombe's hybrid of Wilson's intervals (Statistics in Medicine 17:873-890, 1998)
-    with the other half shared among them (Bonferroni). The recall of a class that came
-    out worst is too low by chance; bounds for one class alone, or the bootstrap, do not
-    know that.
+    ``min_k C_k - min_j R_j = min_k max_j (C_k - R_j)`` holds whichever classes are the
+    worst, so simultaneous bounds for all pairs (k, j) of classes bound the difference.
+    If k is j, the bounds are Tango's, with half of the error. If not, the images are
+    independent and the bounds are Newcombe's hybrid of Wilson's intervals (Statistics
+    in Medicine 17:873-890, 1998); these pairs share the other half of the error
+    (Bonferroni).
+
+    The smallest observed recall is biased downwards by selection. Neither bounds for
+    the worst class alone nor the bootstrap correct for that.
     """
-    own, other = (
-        (error, error) if len(tally.n) == 1 else (error / 2, error / 2 / (len(tally.n) - 1))
-    )
+    own, other = error, error
+    if len(tally.n) > 1:
+        own, other = error / 2, error / 2 / (len(tally.n) - 1)
     c, r = tally.candidate / tally.n, tally.reference / tally.n
     (c_low, c_high), (r_low, r_high) = (
         compute_wilson_bounds(right, tally.n, _compute_z(other) + spare)
         for right in (tally.candidate, tally.reference)
     )
     d = c[:, None] - r[None, :]
-    low, high = (
-        d - np.hypot((c - c_low)[:, None], (r_high - r)[None, :]),
-        d + np.hypot((c_high - c)[:, None], (r - r_low)[None, :]),
-    )
+    low = d - np.hypot((c - c_low)[:, None], (r_high - r)[None, :])
+    high = d + np.hypot((c_high - c)[:, None], (r - r_low)[None, :])
     same = np.arange(len(d))
     low[same, same], high[same, same] = compute_paired_bounds(
         tally.better, tally.worse, tally.n, _compute_z(own) + spare
@@ -142,15 +140,17 @@ def _compute_z(error: float) -> float:
 
 
 Bounds = Callable[[VerdictTally, float, float], Interval]
-"""Lower and upper bound of candidate minus reference, each missing the truth with the
-probability `error`; `spare` is added to every quantile.
+"""From (tally, error, spare) to the lower and upper bound of candidate minus reference.
+
+Each bound misses the true value with probability `error`. `spare` is added to every
+quantile.
 """
-BOUNDS: Final[Mapping[Judged, Bounds]] = {
+BOUNDS: Final[Mapping[VerdictMetric, Bounds]] = {
     "top1": bound_accuracy,
     "balanced_accuracy": bound_balanced_accuracy,
     "worst_class": bound_worst_class,
 }
-POINTS: Final[Mapping[Judged, Callable[[VerdictTally], float]]] = {
+POINTS: Final[Mapping[VerdictMetric, Callable[[VerdictTally], float]]] = {
     "top1": lambda tally: float((tally.better - tally.worse).sum() / tally.n.sum()),
     "balanced_accuracy": lambda tally: float(((tally.better - tally.worse) / tally.n).mean()),
     "worst_class": lambda tally: float(
@@ -160,70 +160,68 @@ POINTS: Final[Mapping[Judged, Callable[[VerdictTally], float]]] = {
 
 
 class VerdictRule(Typed):
-    """The rule, stated before the run: a candidate (the student) is 'kept' when its
-    `metric` is shown to be no more than `margin` below that of a reference (the
-    teacher).
+    """Paired non-inferiority test of a candidate (the student) against a reference.
 
-    A paired non-inferiority test on the same images, one-sided at `confidence`: 'kept'
-    if the lower bound of candidate minus reference is above -margin, 'lost' if the upper
-    bound is below it, else 'not shown'. top1: an exact test on Tango's score, which is
-    wrong at most as often as it says; balanced_accuracy and worst_class (the smallest
-    recall of any class): bounds made from those of every class. How often each is wrong
-    when the truth is the margin is measured in docs/verdict.md.
+    The rule is set before the run and one-sided at `confidence`. The outcome is 'kept'
+    if the lower bound of candidate minus reference is above -margin, 'lost' if the
+    upper bound is below -margin, and 'not shown' otherwise.
+
+    metric: 'top1' uses an exact test on Tango's score, whose error rate never exceeds
+    the claimed one; 'balanced_accuracy' and 'worst_class' (the smallest recall of any
+    class) combine the bounds of all classes. docs/verdict.md has the measured error
+    rates for a true difference equal to the margin.
     """
 
     def __init__(
         self,
         *,
-        metric: Judged,
+        metric: VerdictMetric,
         margin: Annotated[float, Field(gt=0, lt=1)],
         confidence: Annotated[float, Field(gt=0.5, lt=1)],
     ) -> None:
-        self.metric: Judged = metric
+        self.metric: VerdictMetric = metric
         self.margin = margin
         self.confidence = confidence
 
     def judge(self, candidate: Record, reference: Record) -> Judgment:
-        """Compare the records of two models on the same images."""
-        return self.judge_tally(
-            VerdictTally.count(candidate.hits, reference.hits, candidate.target)
-        )
+        """Judge two models by their records of the same images."""
+        tally = VerdictTally.count(candidate.hits, reference.hits, candidate.target)
+        return self.judge_tally(tally)
 
     def judge_tally(self, tally: VerdictTally) -> Judgment:
-        """The verdict on what was counted."""
+        """Judge two models by their counts."""
         better, worse, n = (int(each.sum()) for each in (tally.better, tally.worse, tally.n))
-        exact = self.metric == "top1"
-        low, high = (
-            compute_exact_interval(better, worse, n, self.confidence, at=-self.margin)
-            if exact
-            else self._compute_bounds(tally, 0.0)
-        )
-        outcome: Outcome = (
-            "kept" if low >= -self.margin else "lost" if high <= -self.margin else "not shown"
-        )
+        if self.metric == "top1":
+            low, high = compute_exact_interval(better, worse, n, self.confidence, at=-self.margin)
+        else:
+            low, high = self._compute_bounds(tally, 0.0)
+        outcome: Outcome = "not shown"
+        if low >= -self.margin:
+            outcome = "kept"
+        elif high <= -self.margin:
+            outcome = "lost"
         needed = self._search_images_needed(tally, n) if outcome == "not shown" else None
-        p = compute_mcnemar_p(better, worse)
         return Judgment(
-            outcome,
-            self.metric,
-            self.margin,
-            self.confidence,
-            POINTS[self.metric](tally),
-            low,
-            high,
-            n,
-            needed,
-            p,
+            outcome=outcome,
+            metric=self.metric,
+            margin=self.margin,
+            confidence=self.confidence,
+            difference=POINTS[self.metric](tally),
+            low=low,
+            high=high,
+            num_images=n,
+            n_needed=needed,
+            mcnemar_p=compute_mcnemar_p(better, worse),
         )
 
     def estimate_images_needed(
         self, target: Int64[np.ndarray, " images"], *, discordance: float
     ) -> int | None:
-        """Images in these classes' proportions on which a candidate as good as its
-        reference is 'kept' with probability 0.8; None: more than a million.
+        """Number of images for a 'kept' with probability 0.8 if both models are equal.
 
-        `discordance`: share of the images that one of both has right and the other
-        wrong, half of them either way; so many does each have wrong.
+        None for more than a million. `target` sets the proportions of the classes.
+        `discordance` is the share of images that exactly one of the two models gets
+        right, split evenly between them; it is also the error rate of each model.
         """
         share = np.bincount(target) / len(target)
         share = share[share > 0]
@@ -234,19 +232,20 @@ class VerdictRule(Typed):
         return BOUNDS[self.metric](tally, 1 - self.confidence, spare)
 
     def _search_images_needed(self, tally: VerdictTally, n: int) -> int | None:
-        """Of how many images with these rates bounds that are wider by what chance
-        takes from four of five sets would settle it.
+        """Find the number of images that is decisive with probability 0.8.
+
+        The bounds are widened by the quantile of that probability.
         """
         spare = NormalDist().inv_cdf(POWER)
 
-        def settled(factor: float) -> bool:
+        def is_decisive(factor: float) -> bool:
             low, high = self._compute_bounds(tally.scale(factor), spare)
             return low >= -self.margin or high <= -self.margin
 
         few, many = 1.0, _MOST
-        if not settled(many):
+        if not is_decisive(many):
             return None
         while many / few > 1.001:
             middle = math.sqrt(few * many)
-            few, many = (few, middle) if settled(middle) else (middle, many)
+            few, many = (few, middle) if is_decisive(middle) else (middle, many)
         return max(n + 1, math.ceil(n * many))

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 if TYPE_CHECKING:
-    from kd_app.metrics.examples import Example
+    from kd_app.metrics.examples import ExampleRow
 
 EXAMPLES = "examples.parquet"
 
 
 def write_examples(
     path: Path,
-    examples: "Sequence[Example]",
+    examples: "Sequence[ExampleRow]",
     *,
     index: Int64[np.ndarray, " images"],
     file: Sequence[str],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_app.metrics.class_similarity import Alike, measure_soft_labels
+from kd_app.metrics.class_similarity import ClassSimilarity, measure_soft_labels
 from kd_app.metrics.examples import choose_examples
 from kd_app.metrics.record import Predictions
 from kd_app.reporting.examples import EXAMPLES, write_examples

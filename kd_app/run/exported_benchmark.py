@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kd_app.deployment.artifact import open_artifact
-from kd_app.deployment.cascade import CascadeStage
+from kd_app.deployment.cascade import LogitsModel
 from kd_app.deployment.cold_start import measure_cold_start
 from kd_app.deployment.hardware import describe_machine
 from kd_app.deployment.price import Price

@@ -14,7 +14,7 @@ import torch
 from kd_app.config import InputSpec, RequestError, suggest_closest
 from kd_app.config.errors import take_first_line
 from kd_app.deployment.artifact import open_artifact
-from kd_app.deployment.cascade import Cascade, ImageStage
+from kd_app.deployment.cascade import ImageStage, ModelCascade
 from kd_app.deployment.torch_model import TorchModel
 from kd_app.models.create import create, resolve_input
 from kd_app.models.save import CONFIG, WEIGHTS
@@ -108,7 +108,7 @@ def open_cascade(path: Path, *, threads: int | None) -> OpenedCascade:
         return models[file]
 
     try:
-        cascade = Cascade.load(path, open_stage)
+        cascade = ModelCascade.load(path, open_stage)
     except RequestError:
         raise
     except ValueError as error:

@@ -1,5 +1,7 @@
-"""What every tracker is: something that opens a run for a stage, takes its points and
-its outcome, and closes it with an exit code.
+"""Interface of trackers.
+
+A tracker opens a run for a stage, logs points and the outcome, and closes the run with
+an exit code.
 """
 
 import os
@@ -14,23 +16,22 @@ from kd_app.config import Typed
 
 TEACHER = "teacher"
 STUDENT = "student"
-"""The stage whose run gets the outcome, and the only one that belongs to a sweep's
-trial.
-"""
-
+"""The stage whose run gets the outcome, and the only stage in a sweep's trial."""
 
 Point = tuple[Mapping[str, float], int]
-"""A row of a stage's curves, and its step."""
+"""A row of the curves of a stage, and the step."""
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """What one run leaves and others build on. Whoever tells of the same thing tells of
-    it in the same words, so that a tracker finds it to be one.
+class TrackedArtifact:
+    """A versioned output of a run that other runs use.
 
-    kind: split, teacher, student, run or report · name: of all its versions · identity:
-    sha256, or another word for this version · content: what is told of it in every run
-    · about: what else this run knows of it · files: name -> path.
+    Equal content must be logged with equal metadata, so that the tracker deduplicates
+    the artifact.
+
+    kind: split, teacher, student, run or report · name: common to all versions ·
+    identity: sha256, or another identifier of this version · content: metadata that is
+    the same in every run · about: metadata of this run · files: name -> path.
     """
 
     kind: str
@@ -43,12 +44,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a tracker is told when a stage begins: `config` is free of secrets and of
-    this machine's paths; files go under `out`.
+    """Facts about a stage that begins.
 
-    uses: what the stage builds on · points: the curves so far, where an earlier attempt
-    began the stage · knowledge: what its teacher knows about these images, as
-    results.json tells of it.
+    config: without secrets and paths of this machine · out: folder for the tracker's
+    files · uses: artifacts that the stage uses · points: the curves of an earlier
+    attempt at this stage · knowledge: the section of results.json about the teacher's
+    soft labels.
     """
 
     stage: str
@@ -57,57 +58,64 @@ class RunStart:
     tags: tuple[str, ...]
     config: Mapping[str, Any]
     out: Path
-    uses: tuple[Artifact, ...] = ()
+    uses: tuple[TrackedArtifact, ...] = ()
     points: Sequence[Point] = ()
     knowledge: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: figures by the dotted names of results.json, test figures by
-    model, class names, files (name -> path), and which of them others may build on.
+    """Results of a run.
+
+    metrics: by the dotted names of results.json · test: test metrics by model · files:
+    name -> path · artifacts: outputs that other runs can use.
     """
 
-    figures: Mapping[str, float | str]
+    metrics: Mapping[str, float | str]
     test: Mapping[str, Mapping[str, float]]
     classes: Sequence[str]
     files: Mapping[str, Path]
-    makes: tuple[Artifact, ...]
+    artifacts: tuple[TrackedArtifact, ...]
 
 
 class TrackerRun(ABC):
-    """One stage, as one tracker follows it. The points of an earlier attempt are among
-    those that it has when it is opened.
+    """One stage in one tracker.
+
+    A new run already contains the points of an earlier attempt.
     """
 
     @abstractmethod
     def log(self, row: Mapping[str, float], step: int) -> None:
-        """Take one point of the curves."""
+        """Log one point of the curves."""
 
-    def log_artifact(self, artifact: Artifact) -> None:  # noqa: B027
-        """Take what the stage made for others to use."""
+    def log_artifact(self, artifact: TrackedArtifact) -> None:
+        """Log an output of the stage that other runs can use."""
+        # Not every tracker has artifacts.
+        return
 
     @abstractmethod
     def log_outcome(self, outcome: Outcome) -> None:
-        """Take what came out."""
+        """Log the results of the run."""
 
     @abstractmethod
     def close(self, exit_code: int) -> None:
-        """End; 0 is success, 130 and 143 are stops."""
+        """Close the run; 0 is success, 130 and 143 are interruptions."""
 
 
 class Backend(Typed, ABC):
-    """A tracker that ``logger=`` chooses."""
+    """A tracker that the option ``logger=`` selects."""
 
     @abstractmethod
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
-        """The run for a stage; None where this tracker does not follow it."""
+    def open(self, start: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
+        """Open the run of a stage; None if the tracker skips this stage."""
 
 
 @contextmanager
 def restore_environment(**values: str) -> Iterator[None]:
-    """Set environment variables that have no value yet for a while; afterwards all are
-    as before, whatever a library set meanwhile.
+    """Set environment variables temporarily, if they are not set already.
+
+    Afterwards the whole environment is restored, including variables that a library has
+    set in the meantime.
     """
     before = dict(os.environ)
     os.environ.update({name: value for name, value in values.items() if name not in before})

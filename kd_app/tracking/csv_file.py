@@ -1,4 +1,4 @@
-"""The choice ``logger=csv``."""
+"""The option ``logger=csv``."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,14 @@ from kd_app.tracking.base import Backend, RunStart, TrackerRun
 
 
 class Csv(Backend):
-    """Curves on disk. Every training writes them, so that there is nothing to open
-    here: the choice lets ``logger=[csv]`` mean 'nothing else'.
+    """Curves as a CSV file.
+
+    Every training writes the file, so this class does nothing. ``logger=[csv]`` selects
+    no other tracker.
     """
 
     def __init__(self) -> None:
         pass
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
-        """Nothing to open."""
+    def open(self, start: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
         return None

@@ -1,4 +1,4 @@
-"""The records of runs, fetched back from Weights & Biases."""
+"""Downloading the records of runs from Weights & Biases."""
 
 import os
 import shutil
@@ -13,17 +13,18 @@ from kd_app.tracking.base import STUDENT, restore_environment
 
 
 def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
-    """Download into `folder` the records of the runs of `project` ('entity/project')
-    that are not in or below it; their new folders.
+    """Download the records of the runs of a project ('entity/project') into `folder`.
 
-    A record is what the tracker sent beside the student's weights and the split:
-    results.json, predictions.parquet, curves, examples, page. A run is known by the
-    sha256 of its student, wherever below `folder` it lies. Each is there whole or not
-    at all. Raises `RequestError`: W&B can't be asked, or has no such project.
+    A record contains results.json, predictions.parquet, curves, examples and page, but
+    neither the student's weights nor the split. Runs that are already anywhere below
+    `folder`, by the sha256 of the student, are skipped. Downloads are atomic.
+
+    Returns the new folders. Raises `RequestError` if W&B is not reachable or has no
+    such project.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
-    known, fetched = _hash_students(root), []
+    hashes, folders = _hash_students(root), []
     with restore_environment(WANDB_SILENT="true"):
         import wandb
 
@@ -31,24 +32,22 @@ def fetch_runs(project: str, folder: str | os.PathLike[str]) -> list[Path]:
             api = wandb.Api()
             for name in [each.name for each in api.artifact_type("run", project).collections()]:
                 artifact = api.artifact(f"{project}/{name}:latest", type="run")
-                if (
-                    artifact.metadata.get("identity") not in known
-                    and not (root / name / RESULTS).exists()
-                ):
+                is_known = artifact.metadata.get("identity") in hashes
+                if not is_known and not (root / name / RESULTS).exists():
                     _download(artifact, root / name)
-                    fetched.append(root / name)
+                    folders.append(root / name)
         except (wandb.Error, ValueError, OSError) as error:
             reason = take_first_line(error)
             raise RequestError(
                 f"The runs of {project!r} could not be fetched from Weights & Biases: {reason}"
-                f" Expected: entity/project, and a login (wandb login). {len(fetched)} runs were"
-                " fetched; the same call goes on."
+                f" Expected entity/project and a login (wandb login). {len(folders)} runs were"
+                " fetched; repeat the call to continue."
             ) from None
-    return fetched
+    return folders
 
 
 def _download(artifact: Any, folder: Path) -> None:
-    """All files of an artifact, whole or not at all."""
+    """Download all files of an artifact, atomically."""
     outside = [
         path
         for path in (folder.name, *artifact.manifest.entries)
@@ -56,7 +55,7 @@ def _download(artifact: Any, folder: Path) -> None:
     ]
     if outside:
         raise ValueError(
-            f"{artifact.name} holds {outside[0]!r}, which would be written outside of its folder."
+            f"{artifact.name} contains {outside[0]!r}, which would be written outside its folder."
         )
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -67,7 +66,7 @@ def _download(artifact: Any, folder: Path) -> None:
 
 
 def _hash_students(root: Path) -> set[str]:
-    """sha256 of the students of the runs in `root`."""
+    """sha256 of the students of all runs in `root`."""
     try:
         folders = find_runs([str(root)])
     except RequestError:

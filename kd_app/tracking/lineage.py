@@ -1,4 +1,7 @@
-"""What runs hand on to each other, in words that are the same whoever tells of it."""
+"""Artifacts that link runs.
+
+Equal artifacts get equal metadata in every run.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,15 +10,18 @@ from typing import Any
 
 from kd_app.config.redact import redact
 from kd_app.stages import hash_file
-from kd_app.tracking.base import STUDENT, Artifact
+from kd_app.tracking.base import STUDENT, TrackedArtifact
 
 
-def split(name: str, fingerprint: str, sizes: Mapping[str, int], file: Path) -> Artifact:
-    """Which image is in which split: `file` is the run's split.csv, which a data module
-    of somebody's own has none of.
+def describe_split(
+    name: str, fingerprint: str, sizes: Mapping[str, int], file: Path
+) -> TrackedArtifact:
+    """Describe the split of the data.
+
+    file: the run's split.csv, which external data modules do not have.
     """
     content = {"data": name, "fingerprint": fingerprint, "sizes": dict(sizes)}
-    return Artifact(
+    return TrackedArtifact(
         "split",
         f"{_sanitize_name(name)}-split",
         fingerprint,
@@ -24,40 +30,42 @@ def split(name: str, fingerprint: str, sizes: Mapping[str, int], file: Path) -> 
     )
 
 
-def describe_teacher(told: Mapping[str, Any]) -> Artifact:
-    """Which weights teach: a reference (name, source, sha256, stage), not the weights.
-    `source` says from where this run took them.
+def describe_teacher(model: Mapping[str, Any]) -> TrackedArtifact:
+    """Describe the teacher by a reference (name, source, sha256, stage).
+
+    The artifact does not include the weights.
     """
     content = {
-        "name": told.get("name"),
-        "sha256": told.get("sha256"),
-        "stage": Path(str(told["stage"])).name if told.get("stage") else None,
+        "name": model.get("name"),
+        "sha256": model.get("sha256"),
+        "stage": Path(str(model["stage"])).name if model.get("stage") else None,
     }
-    about = {"source": told.get("source")}
-    return Artifact(
+    about = {"source": model.get("source")}
+    return TrackedArtifact(
         "teacher",
-        f"teacher-{_sanitize_name(str(redact(told.get('name'))))}",
-        str(told.get("sha256")),
+        f"teacher-{_sanitize_name(str(redact(model.get('name'))))}",
+        str(model.get("sha256")),
         redact(content),
         redact(about),
     )
 
 
 def describe_student(
-    run: str, files: Mapping[str, Path], weights: str, uses: Sequence[Artifact]
-) -> Artifact:
-    """The student of a run that ships, of whose `files` (name -> path) it takes its
-    own; `weights`: their sha256.
+    run: str, files: Mapping[str, Path], weights: str, uses: Sequence[TrackedArtifact]
+) -> TrackedArtifact:
+    """Describe the exported student of a run.
+
+    files: all files of the run (name -> path) · weights: sha256 of the weights.
     """
     own = {name: path for name, path in files.items() if name.startswith(f"{STUDENT}/")}
-    return Artifact(
+    return TrackedArtifact(
         "student", f"student-{_sanitize_name(run)}", weights, {}, _describe_uses(uses), own
     )
 
 
-def report(name: str, page: Path, uses: Sequence[Artifact]) -> Artifact:
-    """A page about what it `uses`."""
-    return Artifact(
+def describe_report(name: str, page: Path, uses: Sequence[TrackedArtifact]) -> TrackedArtifact:
+    """Describe a page about the artifacts that it `uses`."""
+    return TrackedArtifact(
         "report",
         f"report-{_sanitize_name(name)}",
         hash_file(page),
@@ -68,29 +76,29 @@ def report(name: str, page: Path, uses: Sequence[Artifact]) -> Artifact:
 
 
 def list_artifacts(
-    run: str, results: Mapping[str, Any], files: Mapping[str, Path], uses: Sequence[Artifact]
-) -> tuple[Artifact, ...]:
-    """The student that ships and the record of the run."""
+    run: str, results: Mapping[str, Any], files: Mapping[str, Path], uses: Sequence[TrackedArtifact]
+) -> tuple[TrackedArtifact, ...]:
+    """List the outputs of a run: the exported student and the run's record."""
     weights = str(((results.get("models") or {}).get(STUDENT) or {}).get("sha256"))
-    ships = describe_student(run, files, weights, uses)
-    told = {name for each in (ships, *uses) for name in each.files}
-    record = Artifact(
+    student = describe_student(run, files, weights, uses)
+    logged = {name for each in (student, *uses) for name in each.files}
+    record = TrackedArtifact(
         "run",
         f"run-{_sanitize_name(run)}",
         weights,
         {},
         _describe_uses(uses),
-        {name: path for name, path in files.items() if name not in told},
+        {name: path for name, path in files.items() if name not in logged},
     )
-    return tuple(each for each in (ships, record) if each.files)
+    return tuple(each for each in (student, record) if each.files)
 
 
-def _describe_uses(uses: Sequence[Artifact]) -> dict[str, Any]:
+def _describe_uses(uses: Sequence[TrackedArtifact]) -> dict[str, Any]:
     return {
         "uses": [{"kind": each.kind, "name": each.name, "identity": each.identity} for each in uses]
     }
 
 
 def _sanitize_name(text: str) -> str:
-    """`text` in the letters that names of artifacts may have."""
+    """Replace characters that artifact names can't contain."""
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)[:100]

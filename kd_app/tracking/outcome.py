@@ -1,4 +1,4 @@
-"""From results.json to what trackers show."""
+"""Selection of the results that trackers log."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,36 +7,43 @@ from typing import Any
 
 from kd_app.config.redact import redact
 from kd_app.tracking import lineage
-from kd_app.tracking.base import Artifact, Outcome
+from kd_app.tracking.base import Outcome, TrackedArtifact
 
-_SHOWN = ("test", "validation", "verdict", "speed", "models", "license")
+_SECTIONS = ("test", "validation", "verdict", "speed", "models", "license")
 
 
 def build_outcome(
-    run: str, results: Mapping[str, Any], files: Sequence[Path], out: Path, uses: Sequence[Artifact]
+    run: str,
+    results: Mapping[str, Any],
+    files: Sequence[Path],
+    out: Path,
+    uses: Sequence[TrackedArtifact],
 ) -> Outcome:
-    """What trackers get to see of the `results` (the content of results.json) of the
-    `run`, of its `files` and folders, and of what it `uses`.
+    """Build the outcome of a run for the trackers.
+
+    results: the content of results.json · files: files and folders of the run · uses:
+    artifacts that the run uses.
     """
-    shown = redact({section: results.get(section) for section in _SHOWN})
+    sections = redact({section: results.get(section) for section in _SECTIONS})
     models = {
-        role: figures
-        for role, figures in (shown["test"] or {}).items()
-        if isinstance(figures, Mapping) and "top1" in figures
+        role: metrics
+        for role, metrics in (sections["test"] or {}).items()
+        if isinstance(metrics, Mapping) and "top1" in metrics
     }
-    named = dict(_name_files(files, out))
+    files_by_name = dict(_name_files(files, out))
     return Outcome(
-        figures=dict(_flatten(shown)),
-        test={role: dict(_iterate_numbers(figures)) for role, figures in models.items()},
+        metrics=dict(_flatten(sections)),
+        test={role: dict(_iterate_numbers(metrics)) for role, metrics in models.items()},
         classes=redact((results.get("data") or {}).get("classes") or []),
-        files=named,
-        makes=lineage.list_artifacts(run, results, named, uses),
+        files=files_by_name,
+        artifacts=lineage.list_artifacts(run, results, files_by_name, uses),
     )
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | str]]:
-    """``(dotted name, figure)`` of every number and word; lists and missing figures
-    have no place in a summary.
+    """Yield dotted name and value of every number and string.
+
+    A tracker's summary can't hold lists and missing values.
     """
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -45,8 +52,8 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield f"{prefix}{key}", value
 
 
-def _iterate_numbers(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in figures.items():
+def _iterate_numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in metrics.items():
         if _is_finite(value):
             yield name, float(value)
 
@@ -56,10 +63,13 @@ def _is_finite(value: Any) -> bool:
 
 
 def _name_files(files: Sequence[Path], out: Path) -> Iterator[tuple[str, Path]]:
-    """``(name inside the run's folder, path)`` of every file, also of those in folders."""
+    """Yield the name within the run's folder and the path of every file.
+
+    Folders are searched recursively.
+    """
     for path in files:
-        inside = (
-            sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        )
+        members = [path]
+        if path.is_dir():
+            members = sorted(each for each in path.rglob("*") if each.is_file())
         base = out if path.is_relative_to(out) else path.parent
-        yield from ((each.relative_to(base).as_posix(), each) for each in inside)
+        yield from ((each.relative_to(base).as_posix(), each) for each in members)

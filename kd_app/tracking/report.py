@@ -1,4 +1,4 @@
-"""A page about runs, told to the trackers."""
+"""Logging a page about runs to the trackers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import Any
 from kd_app.config.make import make
 from kd_app.reporting.results import read
 from kd_app.run_files import RESULTS, STUDENT
-from kd_app.tracking import Artifact, Backend, Tracker, lineage
+from kd_app.tracking import Backend, TrackedArtifact, Tracker, lineage
 
 
-def tell_report(runs: Sequence[Path], page: Path, loggers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Send the `page` about `runs` to the trackers of the ``logger`` group, as made
-    from the students of those runs.
+def log_report(runs: Sequence[Path], page: Path, loggers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Send the `page` about `runs` to the trackers of the ``logger`` group.
+
+    The page is linked to the students of the runs.
     """
     backends = {name: make(node, Backend) for name, node in loggers.items()}
-    names = [run_names(run.absolute()) for run in runs]
+    names = [name_run(run.absolute()) for run in runs]
     name = names[0][1] if len(runs) == 1 else page.absolute().parent.name
     config = {"runs": [name for _, name in names]}
     tracker = Tracker(
@@ -27,21 +28,29 @@ def tell_report(runs: Sequence[Path], page: Path, loggers: Mapping[str, Mapping[
         config=config,
         say=print,
     )
-    tracker.report(
+    tracker.log_report(
         page.absolute(),
-        [_student(run.absolute(), name) for run, (_, name) in zip(runs, names, strict=True)],
+        [
+            _describe_student(run.absolute(), name)
+            for run, (_, name) in zip(runs, names, strict=True)
+        ],
     )
 
 
-def run_names(out: Path, *, trial: bool | None = None) -> tuple[str, str]:
-    """Group and name of the run in `out`: both its folder's name, or for a sweep's
-    trial (by default a numbered folder) the sweep's and both.
+def name_run(out: Path, *, trial: bool | None = None) -> tuple[str, str]:
+    """Return group and name of the run in `out`.
+
+    Both are the name of the folder. For a trial of a sweep, the group is the sweep's
+    name, and the name also has the number of the trial. If `trial` is None, a folder
+    whose name is a number is a trial.
     """
-    of_sweep = out.name.isdecimal() if trial is None else trial
-    return (out.parent.name, f"{out.parent.name}-{out.name}") if of_sweep else (out.name, out.name)
+    is_trial = out.name.isdecimal() if trial is None else trial
+    if is_trial:
+        return out.parent.name, f"{out.parent.name}-{out.name}"
+    return out.name, out.name
 
 
-def _student(run: Path, name: str) -> Artifact:
+def _describe_student(run: Path, name: str) -> TrackedArtifact:
     student = read(run / RESULTS).models.get("student")
     files = {path.relative_to(run).as_posix(): path for path in sorted((run / STUDENT).glob("*"))}
     return lineage.describe_student(name, files, student.sha256 if student else "unknown", ())

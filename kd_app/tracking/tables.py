@@ -1,6 +1,4 @@
-"""What the teacher knows, and the outcome, as tables: figures, images with what the
-models say to them, and confusions.
-"""
+"""Tables of soft labels, test metrics, examples and confusions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,82 +11,81 @@ from kd_app.run_files import PREDICTIONS
 from kd_app.tracking.base import Outcome
 
 _TOP1 = "_top1"
-_MOST_CLASSES = 100
-"""A confusion matrix of more classes is neither readable nor light."""
+_MAX_CLASSES = 100
+"""A confusion matrix of more classes is unreadable and large."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The bytes of a PNG; None where the data can't give the image."""
+    """The bytes of a PNG; None if the data module can't return the image."""
 
     png: bytes | None
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns and rows; cells are numbers, words, None and pictures."""
+class TrackedTable:
+    """Columns and rows; cells are numbers, strings, None or pictures."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
-def build_tables(outcome: Outcome) -> dict[str, Table]:
-    """The tables that this outcome has, by name."""
+def build_tables(outcome: Outcome) -> dict[str, TrackedTable]:
+    """Build the tables of an outcome, by name."""
     return dict(_iterate_tables(outcome))
 
 
-def build_knowledge_tables(knowledge: Mapping[str, Any]) -> dict[str, Table]:
-    """What the teacher knows: the entropy of its answers by temperature, and the
-    classes that it finds similar.
-    """
-    rows = {
+def build_knowledge_tables(knowledge: Mapping[str, Any]) -> dict[str, TrackedTable]:
+    """Build tables of the teacher's soft labels: entropy and similar classes."""
+    tables = {
         "teacher_entropy": knowledge.get("entropy"),
         "teacher_similar_classes": knowledge.get("similar"),
     }
-    return {name: _build_table(found) for name, found in rows.items() if found}
+    return {name: _build_table(rows) for name, rows in tables.items() if rows}
 
 
-def build_confusion_tables(outcome: Outcome) -> dict[str, Table]:
-    """For every model a table with the columns actual, predicted, images: all pairs of
-    classes; none where there are more than 100 classes.
+def build_confusion_tables(outcome: Outcome) -> dict[str, TrackedTable]:
+    """Build a confusion table for each model, if there are at most 100 classes.
+
+    The columns are actual, predicted and images; each pair of classes has a row.
     """
     path, classes = outcome.files.get(PREDICTIONS), outcome.classes
-    return (
-        dict(_iterate_confusions(path, classes))
-        if path and 0 < len(classes) <= _MOST_CLASSES
-        else {}
-    )
+    if not path or not 0 < len(classes) <= _MAX_CLASSES:
+        return {}
+    return dict(_iterate_confusions(path, classes))
 
 
-def _iterate_tables(outcome: Outcome) -> Iterator[tuple[str, Table]]:
+def _iterate_tables(outcome: Outcome) -> Iterator[tuple[str, TrackedTable]]:
     if outcome.test:
         yield "test_figures", _build_metrics_table(outcome.test)
     if EXAMPLES in outcome.files:
         yield "examples", _build_examples_table(outcome.files[EXAMPLES], outcome.classes)
 
 
-def _build_metrics_table(test: Mapping[str, Mapping[str, float]]) -> Table:
-    """A row for each model, a column for each figure."""
-    columns = list(dict.fromkeys(name for figures in test.values() for name in figures))
-    return Table(
+def _build_metrics_table(test: Mapping[str, Mapping[str, float]]) -> TrackedTable:
+    """A row for each model, a column for each metric."""
+    columns = list(dict.fromkeys(name for metrics in test.values() for name in metrics))
+    return TrackedTable(
         ("model", *columns),
-        [[role, *(figures.get(name) for name in columns)] for role, figures in test.items()],
+        [[role, *(metrics.get(name) for name in columns)] for role, metrics in test.items()],
     )
 
 
-def _build_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _build_table(rows: Sequence[Mapping[str, Any]]) -> TrackedTable:
     columns = tuple(rows[0])
-    return Table(columns, [[row.get(name) for name in columns] for row in rows])
+    return TrackedTable(columns, [[row.get(name) for name in columns] for row in rows])
 
 
-def _build_examples_table(path: Path, classes: Sequence[str]) -> Table:
-    """An image in each row: its name, its label, what each model says and how surely,
-    why it is shown, and how much both differ (nats).
+def _build_examples_table(path: Path, classes: Sequence[str]) -> TrackedTable:
+    """One image per row.
+
+    The columns are file, reason, label, prediction and probabilities of each model, and
+    the divergence between both models (nats).
     """
     import pandas as pd
 
-    found = pd.read_parquet(path)
-    roles = [name.removesuffix(_TOP1) for name in found.columns if name.endswith(_TOP1)]
+    data = pd.read_parquet(path)
+    roles = [name.removesuffix(_TOP1) for name in data.columns if name.endswith(_TOP1)]
     columns = [
         "image",
         "file",
@@ -99,8 +96,9 @@ def _build_examples_table(path: Path, classes: Sequence[str]) -> Table:
         "divergence",
     ]
     rows = []
-    for row, file in zip(found.to_dict("records"), relativize(found["file"].tolist()), strict=True):
-        said = [classes[int(row[f"{role}{_TOP1}"])] for role in roles]
+    files = relativize(data["file"].tolist())
+    for row, file in zip(data.to_dict("records"), files, strict=True):
+        predictions = [classes[int(row[f"{role}{_TOP1}"])] for role in roles]
         names = [classes[int(number)] for number in row["classes"]]
         shares = [
             ", ".join(
@@ -115,28 +113,28 @@ def _build_examples_table(path: Path, classes: Sequence[str]) -> Table:
                 file,
                 row["why"],
                 classes[int(row["target"])],
-                *said,
+                *predictions,
                 *shares,
                 row.get("divergence"),
             ]
         )
-    return Table(columns, rows)
+    return TrackedTable(columns, rows)
 
 
-def _iterate_confusions(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, Table]]:
+def _iterate_confusions(path: Path, classes: Sequence[str]) -> Iterator[tuple[str, TrackedTable]]:
     import pandas as pd
 
-    found = pd.read_parquet(path)
+    data = pd.read_parquet(path)
     numbers = range(len(classes))
-    for role in (name.removesuffix(_TOP1) for name in found.columns if name.endswith(_TOP1)):
+    for role in (name.removesuffix(_TOP1) for name in data.columns if name.endswith(_TOP1)):
         counts = (
-            pd.crosstab(found["target"], found[f"{role}{_TOP1}"])
+            pd.crosstab(data["target"], data[f"{role}{_TOP1}"])
             .reindex(index=numbers, columns=numbers, fill_value=0)
             .to_numpy()
         )
         rows = [
-            [classes[actual], classes[said], int(counts[actual, said])]
+            [classes[actual], classes[predicted], int(counts[actual, predicted])]
             for actual in numbers
-            for said in numbers
+            for predicted in numbers
         ]
-        yield role, Table(("actual", "predicted", "images"), rows)
+        yield role, TrackedTable(("actual", "predicted", "images"), rows)

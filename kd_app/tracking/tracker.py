@@ -1,5 +1,6 @@
-"""All trackers of one run behind one face. Their faults are told in a line and end the
-tracking, never the run.
+"""All trackers of one run behind one interface.
+
+A tracker that fails is disabled with one message; the run continues.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,25 +12,33 @@ from pydantic import BaseModel
 
 from kd_app.config.redact import redact
 from kd_app.tracking import lineage
-from kd_app.tracking.base import STUDENT, TEACHER, Artifact, Backend, Point, RunStart, TrackerRun
+from kd_app.tracking.base import (
+    STUDENT,
+    TEACHER,
+    Backend,
+    Point,
+    RunStart,
+    TrackedArtifact,
+    TrackerRun,
+)
 from kd_app.tracking.outcome import build_outcome
 
 Listener = Callable[[dict[str, float], int], None]
-_WHERE = ("out", "stages", "remake", "overwrite", "logger")
-"""Keys of the configuration that say where and how to run, not what."""
+_LOCAL_KEYS = ("out", "stages", "remake", "overwrite", "logger")
+"""Configuration keys about the place and manner of execution, not the run itself."""
 
 
 class Tracker:
-    """Follows one run in every tracker of `kinds` (the ``logger`` group, made).
+    """Logs one run to every tracker in `backends` (the ``logger`` group).
 
-    Each stage is a run of its own, of the group `group`; `config` is told without
-    secrets and machine paths. A teacher or control that was found is one, too, unless a
-    sweep's many trials would all tell of the same (`shares`).
+    Each stage is a separate tracker run in the same `group`. Secrets and machine paths
+    are removed from `config`. Finished teachers and controls that are reused get a run,
+    too, unless `skip_reused` is set (in a sweep, all trials would log the same stages).
     """
 
     def __init__(
         self,
-        kinds: Mapping[str, Backend],
+        backends: Mapping[str, Backend],
         *,
         out: Path,
         name: str,
@@ -37,42 +46,42 @@ class Tracker:
         tags: Sequence[str],
         config: Mapping[str, Any],
         say: Callable[[str], None],
-        shares: bool = False,
+        skip_reused: bool = False,
     ) -> None:
-        self._backends = dict(kinds)
+        self._backends = dict(backends)
         self._failed: set[str] = set()
         self._out = out.absolute()
         self._name = name
         self._group = group
         self._tags = tuple(tags)
-        self._config = redact({key: value for key, value in config.items() if key not in _WHERE})
+        self._config = redact(
+            {key: value for key, value in config.items() if key not in _LOCAL_KEYS}
+        )
         self._say = say
-        self._compute_shares = shares
+        self._skip_reused = skip_reused
         self._open: dict[str, dict[str, TrackerRun]] = {}
-        self._data: tuple[Artifact, ...] = ()
-        self._uses: tuple[Artifact, ...] = ()
+        self._data: tuple[TrackedArtifact, ...] = ()
+        self._uses: tuple[TrackedArtifact, ...] = ()
         self._knowledge: Mapping[str, Any] = {}
 
     def log_data(self, name: str, fingerprint: str, sizes: Mapping[str, int], split: Path) -> None:
-        """What all stages that start from here on are trained on; `split` is the CSV
-        that says which image is where.
+        """Set the data of all stages that start after this call.
+
+        split: the CSV file with the split of each image.
         """
-        self._data = (lineage.split(name, fingerprint, sizes, split.absolute()),)
+        self._data = (lineage.describe_split(name, fingerprint, sizes, split.absolute()),)
 
     def log_knowledge(self, knowledge: Mapping[str, Any]) -> None:
-        """What the teacher knows about these images, for the student's run to begin
-        with.
-        """
+        """Set the section about soft labels, which the student's run logs first."""
         self._knowledge = redact(knowledge)
 
     def start(
         self, stage: str, teacher: Mapping[str, Any] | None = None, points: Sequence[Point] = ()
     ) -> Listener:
-        """Open the run of `stage`; returns what is called with each further row of its
-        curves and the row's step.
+        """Open the run of `stage`; return a listener for further rows with steps.
 
         teacher: the model that this stage learns from (name, source, sha256, stage) ·
-        points: the curves so far, where it goes on or is ready.
+        points: the curves so far, if the stage is resumed or finished.
         """
         assert stage not in self._open, f"{stage} is open already"
         uses = (*self._data, *([lineage.describe_teacher(teacher)] if teacher else ()))
@@ -83,7 +92,7 @@ class Tracker:
     def _start_run(
         self,
         stage: str,
-        uses: tuple[Artifact, ...],
+        uses: tuple[TrackedArtifact, ...],
         points: Sequence[Point] = (),
         knowledge: Mapping[str, Any] | None = None,
     ) -> Listener:
@@ -91,7 +100,7 @@ class Tracker:
             **self._config,
             "lineage": {each.kind: {**each.content, **each.about} for each in uses if each.content},
         }
-        opening = RunStart(
+        start = RunStart(
             stage,
             f"{self._name} {stage}",
             self._group,
@@ -106,8 +115,8 @@ class Tracker:
         for kind, backend in self._backends.items():
             if kind in self._failed:
                 continue
-            with self._catch_failures(kind):
-                run = backend.open(opening, self._say)
+            with self._isolate_failures(kind):
+                run = backend.open(start, self._say)
                 if run is not None:
                     runs[kind] = run
         return lambda row, step: self._call_each(stage, lambda run: run.log(row, step))
@@ -119,12 +128,12 @@ class Tracker:
         teacher: Mapping[str, Any] | None,
         points: Callable[[], Sequence[Point]],
     ) -> None:
-        """The `model` of `stage` is there: trained now, which ends its run, or found,
-        which is told with the curves of its training.
+        """Log the finished `model` of `stage` and close the run.
 
-        The student's run stays open for the results.
+        If the stage is reused rather than trained now, a run with the curves of the
+        earlier training is opened first. The student's run stays open for the results.
         """
-        if stage not in self._open and (stage == STUDENT or not self._compute_shares):
+        if stage not in self._open and (stage == STUDENT or not self._skip_reused):
             self.start(stage, teacher, points())
         if stage == TEACHER:
             self._call_each(stage, lambda run: run.log_artifact(lineage.describe_teacher(model)))
@@ -132,32 +141,30 @@ class Tracker:
             self.end(stage, exit_code=0)
 
     def end(self, stage: str, *, exit_code: int) -> None:
-        """Close the run of `stage`, if it is open; 0 is success."""
+        """Close the run of `stage` if it is open; 0 is success."""
         for kind, run in self._open.pop(stage, {}).items():
-            with suppress(Exception) if kind in self._failed else self._catch_failures(kind):
+            with suppress(Exception) if kind in self._failed else self._isolate_failures(kind):
                 run.close(exit_code)
 
     def log_results(self, results: BaseModel | Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Give the outcome to the student's run."""
+        """Log the outcome to the student's run."""
         plain = results.model_dump(mode="json") if isinstance(results, BaseModel) else results
-        told = build_outcome(
-            self._name, plain, [path.absolute() for path in files], self._out, self._uses
-        )
-        self._call_each(STUDENT, lambda run: run.log_outcome(told))
+        paths = [path.absolute() for path in files]
+        outcome = build_outcome(self._name, plain, paths, self._out, self._uses)
+        self._call_each(STUDENT, lambda run: run.log_outcome(outcome))
 
-    def report(self, page: Path, students: Sequence[Artifact]) -> None:
-        """Tell of a `page` about `students` of finished runs, as a run of its own."""
+    def describe_report(self, page: Path, students: Sequence[TrackedArtifact]) -> None:
+        """Log a `page` about `students` of finished runs, as a separate run."""
         self._start_run("report", tuple(students))
         self._call_each(
-            "report", lambda run: run.log_artifact(lineage.report(self._name, page, students))
+            "report",
+            lambda run: run.log_artifact(lineage.describe_report(self._name, page, students)),
         )
         self.end("report", exit_code=0)
 
     @contextmanager
     def close_at_exit(self) -> Iterator[None]:
-        """Close what is still open at the end, with the exit code that the command ends
-        with.
-        """
+        """Close all open runs at exit, with the exit code of the command."""
         code = 1
         try:
             yield
@@ -172,25 +179,25 @@ class Tracker:
             self.close(exit_code=code)
 
     def close(self, *, exit_code: int) -> None:
-        """Close what is still open; may be called again."""
+        """Close all open runs; repeated calls are harmless."""
         for stage in list(self._open):
             self.end(stage, exit_code=exit_code)
 
-    def _call_each(self, stage: str, do: Callable[[TrackerRun], None]) -> None:
+    def _call_each(self, stage: str, action: Callable[[TrackerRun], None]) -> None:
         for kind, run in self._open.get(stage, {}).items():
             if kind not in self._failed:
-                with self._catch_failures(kind):
-                    do(run)
+                with self._isolate_failures(kind):
+                    action(run)
 
     @contextmanager
-    def _catch_failures(self, kind: str) -> Iterator[None]:
-        """A tracker that fails gets no more to do than to close what it has open."""
+    def _isolate_failures(self, kind: str) -> Iterator[None]:
+        """Disable a tracker that fails; afterwards it only closes its open runs."""
         try:
             yield
         except Exception as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             self._say(
-                f"logger {kind} failed ({type(error).__name__}: {reason}) and is left out from here"
-                " on; the run goes on."
+                f"logger {kind} failed ({type(error).__name__}: {reason}) and is disabled; the run"
+                " continues."
             )
             self._failed.add(kind)

@@ -1,5 +1,6 @@
-"""Weights & Biases: one run for each stage, several in one process without mixing, and
-complete without a network.
+"""Weights & Biases: one run per stage.
+
+One process can have several open runs. Offline runs are complete.
 """
 
 import io
@@ -21,16 +22,16 @@ from kd_app.metrics.pair_metrics import PAIR_METRICS
 from kd_app.stages import write_atomically
 from kd_app.tracking.base import (
     STUDENT,
-    Artifact,
     Backend,
     Outcome,
     RunStart,
+    TrackedArtifact,
     TrackerRun,
     restore_environment,
 )
 from kd_app.tracking.tables import (
     Picture,
-    Table,
+    TrackedTable,
     build_confusion_tables,
     build_knowledge_tables,
     build_tables,
@@ -46,11 +47,11 @@ _MODES: dict[str, Mode] = {
 }
 _OBJECTIVE = "validation/top1"
 BEST = "validation/best_top1"
-"""The best so far, as a plain number: what W&B's sweeps can be told to maximize."""
+"""Best top1 so far, as a plain number, which W&B's sweeps can maximize."""
 
 _FOLDER = "wandb"
-_TOLD = ".told"
-"""Hidden: a copy of a run's files is no run that somebody should find."""
+_REDACTED = ".told"
+"""Folder for redacted copies; hidden, so that searches for runs skip these copies."""
 
 _SETTINGS = {
     "console": "off",
@@ -66,17 +67,15 @@ _SETTINGS = {
     "init_timeout": 30,
     "finish_timeout": 120,
 }
-"""Nothing about the machine is sent, nothing printed; without an answer it waits
-`init_timeout` and `finish_timeout` seconds.
-"""
+"""W&B sends nothing about the machine and prints nothing. Timeouts are in seconds."""
 
 
 class Wandb(Backend):
     """Runs of `project`, grouped by the run's name, with the stage as job type.
 
-    Mode 'auto' is what WANDB_MODE says, else online for somebody who is logged in, else
-    offline. It never asks. Under ``wandb agent`` the student's run is the trial, and
-    other stages have none.
+    The mode 'auto' uses WANDB_MODE if set; otherwise it is online with a login and
+    offline without, and never prompts for a login. Under ``wandb agent``, the student's
+    run is the trial, and the other stages have no runs.
     """
 
     def __init__(self, *, project: str | None, entity: str | None, mode: Mode) -> None:
@@ -85,67 +84,63 @@ class Wandb(Backend):
         self._mode: Mode = (
             _MODES.get(os.environ.get("WANDB_MODE", ""), mode) if mode == "auto" else mode
         )
-        self._said = False
+        self._announced = False
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
-        """Open the stage's run, or go on with the one that an earlier attempt opened;
-        where it can't be online, it is offline.
+    def open(self, start: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
+        """Open the run of the stage, or resume that of an earlier attempt.
+
+        Falls back to offline mode if W&B is not reachable.
         """
-        if self._mode == "disabled" or (
-            "WANDB_SWEEP_ID" in os.environ and opening.stage != STUDENT
-        ):
+        is_trial = "WANDB_SWEEP_ID" in os.environ
+        if self._mode == "disabled" or (is_trial and start.stage != STUDENT):
             return None
-        opening.out.mkdir(parents=True, exist_ok=True)
-        with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(opening.out / _FOLDER)):
-            run, text = self._init(opening, _resolve_run_id(opening))
+        start.out.mkdir(parents=True, exist_ok=True)
+        with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(start.out / _FOLDER)):
+            run, message = self._init(start, _resolve_run_id(start))
             _define_metrics(run)
-            for artifact in opening.uses:
-                _use(run, artifact, opening.out / _FOLDER)
-            following = _WandbRun(run, opening)
-        if not self._said:
-            say(text)
-            self._said = True
-        return following
+            for artifact in start.uses:
+                _use(run, artifact, start.out / _FOLDER)
+            tracker_run = _WandbRun(run, start)
+        if not self._announced:
+            say(message)
+            self._announced = True
+        return tracker_run
 
-    def _init(self, opening: RunStart, identity: str) -> tuple[Any, str]:
-        """The run and what to say of it; a second stage does not wait again for a
-        server that did not answer the first.
+    def _init(self, start: RunStart, identity: str) -> tuple[Any, str]:
+        """Open the run; return it with a message for the user.
+
+        After a failed attempt to go online, later stages are offline without waiting.
         """
         import wandb
 
-        why = ""
+        reason = ""
         if self._mode != "offline":
             try:
                 if wandb.login(prompt=False):
-                    run = self._init_as("online", opening, identity)
+                    run = self._init_as("online", start, identity)
                     return run, f"W&B: {run.url}"
-                why = " (nobody is logged in)"
+                reason = " (no login)"
             except Exception as error:
-                why = f" ({take_first_line(error)})"
+                reason = f" ({take_first_line(error)})"
             self._mode = "offline"
-        run = self._init_as("offline", opening, identity)
-        return (
-            run,
-            (
-                f"W&B: offline{why}; to upload it later: wandb sync"
-                f" {_shorten_path(opening.out)}/wandb/offline-run-*"
-            ),
-        )
+        run = self._init_as("offline", start, identity)
+        pattern = f"{_shorten_path(start.out)}/wandb/offline-run-*"
+        return run, f"W&B: offline{reason}; upload later with: wandb sync {pattern}"
 
-    def _init_as(self, mode: Literal["online", "offline"], opening: RunStart, identity: str) -> Any:
+    def _init_as(self, mode: Literal["online", "offline"], start: RunStart, identity: str) -> Any:
         import wandb
 
         return wandb.init(
             project=self._project,
             entity=self._entity,
             id=identity,
-            resume="allow" if mode == "online" and opening.points else None,
-            name=opening.name,
-            group=opening.group,
-            job_type=opening.stage,
-            tags=opening.tags,
-            config=dict(opening.config),
-            dir=str(opening.out),
+            resume="allow" if mode == "online" and start.points else None,
+            name=start.name,
+            group=start.group,
+            job_type=start.stage,
+            tags=start.tags,
+            config=dict(start.config),
+            dir=str(start.out),
             mode=mode,
             reinit="create_new",
             settings=wandb.Settings(**_SETTINGS),
@@ -153,26 +148,22 @@ class Wandb(Backend):
 
 
 class _WandbRun(TrackerRun):
-    """One run; `step` is a column of its own, the x axis of every curve (validation:
-    `epoch`).
+    """One W&B run.
 
-    A run that goes on is told all its points again: the server's keeps those that it
-    has, an offline one begins a file that holds them all.
+    The column `step` is the x axis of every curve (`epoch` for validation). A resumed
+    run logs all points again: an online run skips the points that the server has, an
+    offline run writes a new file with all points.
     """
 
-    def __init__(self, run: Any, opening: RunStart) -> None:
+    def __init__(self, run: Any, start: RunStart) -> None:
         self._run = run
-        self._opening = opening
-        self._known = int(run.starting_step)
+        self._start = start
+        self._points_to_skip = int(run.starting_step)
         self._best = -math.inf
-        if opening.knowledge:
-            self._tell(
-                {
-                    name: _to_wandb_table(table)
-                    for name, table in build_knowledge_tables(opening.knowledge).items()
-                }
-            )
-        for row, step in opening.points:
+        if start.knowledge:
+            tables = build_knowledge_tables(start.knowledge)
+            self._log_row({name: _to_wandb_table(table) for name, table in tables.items()})
+        for row, step in start.points:
             self.log(row, step)
 
     def log(self, row: Mapping[str, float], step: int) -> None:
@@ -180,34 +171,34 @@ class _WandbRun(TrackerRun):
         if _OBJECTIVE in row:
             self._best = max(self._best, row[_OBJECTIVE])
             best[BEST] = self._best
-        self._tell({**row, **best, "step": step})
+        self._log_row({**row, **best, "step": step})
 
-    def _tell(self, row: Mapping[str, Any]) -> None:
-        if self._known:
-            self._known -= 1
+    def _log_row(self, row: Mapping[str, Any]) -> None:
+        if self._points_to_skip:
+            self._points_to_skip -= 1
         else:
             self._run.log(dict(row))
 
-    def log_artifact(self, artifact: Artifact) -> None:
+    def log_artifact(self, artifact: TrackedArtifact) -> None:
         with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
             self._run.log_artifact(*_build_artifact(artifact, self._folder))
 
     def log_outcome(self, outcome: Outcome) -> None:
         with _silence_wandb(), restore_environment(WANDB_DATA_DIR=str(self._folder)):
-            self._run.summary.update(dict(outcome.figures))
-            shown = {name: _to_wandb_table(table) for name, table in build_tables(outcome).items()}
-            shown |= {
+            self._run.summary.update(dict(outcome.metrics))
+            row = {name: _to_wandb_table(table) for name, table in build_tables(outcome).items()}
+            row |= {
                 f"confusion/{role}": _plot_confusion(role, table)
                 for role, table in build_confusion_tables(outcome).items()
             }
-            if shown:
-                self._run.log(shown)
-            for artifact in outcome.makes:
+            if row:
+                self._run.log(row)
+            for artifact in outcome.artifacts:
                 self._run.log_artifact(*_build_artifact(artifact, self._folder))
 
     @property
     def _folder(self) -> Path:
-        return self._opening.out / _FOLDER
+        return self._start.out / _FOLDER
 
     def close(self, exit_code: int) -> None:
         import wandb
@@ -216,45 +207,44 @@ class _WandbRun(TrackerRun):
             try:
                 self._run.finish(exit_code=exit_code)
             except Exception:
-                with suppress(
-                    Exception
-                ):  # wandb's process is gone: else its exit hook prints a traceback
+                # If wandb's process is gone, its exit hook would print a traceback.
+                with suppress(Exception):
                     wandb.teardown(exit_code)
                 raise
-        _remember(self._opening, self._run.id, finished=exit_code == 0)
+        _write_state(self._start, self._run.id, finished=exit_code == 0)
 
 
-def _resolve_run_id(opening: RunStart) -> str:
-    """The trial's, where an agent or somebody else says so for the student; else that
-    of the earlier attempt that this one goes on with; else new.
+def _resolve_run_id(start: RunStart) -> str:
+    """Return the id of the run.
 
-    A file of the run has to have a name of its own: within the second in which the last
-    one was begun it waits.
+    The student's run takes WANDB_RUN_ID, which an agent sets for a trial. Otherwise the
+    id is that of the earlier attempt that is resumed, or a new one.
     """
-    given = os.environ.get("WANDB_RUN_ID") if opening.stage == STUDENT else None
-    before = _read(_locate_memory(opening))
-    goes_on = "id" in before and (bool(opening.points) or not before.get("finished"))
-    identity = given or (str(before["id"]) if goes_on else uuid.uuid4().hex[:8])
-    _remember(opening, identity, finished=False)
-    while any((opening.out / _FOLDER).glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}")):
+    requested = os.environ.get("WANDB_RUN_ID") if start.stage == STUDENT else None
+    state = _read_state(_locate_state(start))
+    resumes = "id" in state and (bool(start.points) or not state.get("finished"))
+    identity = requested or (str(state["id"]) if resumes else uuid.uuid4().hex[:8])
+    _write_state(start, identity, finished=False)
+    # File names contain the time in seconds: wait until the name is new.
+    while any((start.out / _FOLDER).glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}")):
         time.sleep(0.02)
     return identity
 
 
-def _locate_memory(opening: RunStart) -> Path:
-    return opening.out / _FOLDER / f"{opening.stage}.json"
+def _locate_state(start: RunStart) -> Path:
+    return start.out / _FOLDER / f"{start.stage}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return state if isinstance(state, dict) else {}
 
 
-def _remember(opening: RunStart, identity: str, *, finished: bool) -> None:
-    path = _locate_memory(opening)
+def _write_state(start: RunStart, identity: str, *, finished: bool) -> None:
+    path = _locate_state(start)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps({"id": identity, "finished": finished}))
 
@@ -270,14 +260,14 @@ def _define_metrics(run: Any) -> None:
         run.define_metric(f"validation/{name}", step_metric="epoch", summary=summary)
 
 
-def _to_wandb_table(table: Table) -> Any:
+def _to_wandb_table(table: TrackedTable) -> Any:
     import wandb
 
     rows: list[Iterable[Any]] = [
         [_to_wandb_image(cell) if isinstance(cell, Picture) else cell for cell in row]
         for row in table.rows
     ]
-    return wandb.Table(columns=list(table.columns), data=rows)
+    return wandb.TrackedTable(columns=list(table.columns), data=rows)
 
 
 def _to_wandb_image(picture: Picture) -> Any:
@@ -287,69 +277,70 @@ def _to_wandb_image(picture: Picture) -> Any:
     return wandb.Image(Image.open(io.BytesIO(picture.png))) if picture.png else None
 
 
-def _plot_confusion(role: str, table: Table) -> Any:
-    """W&B's own heat map of a confusion matrix, with counts that are sent as they are
-    shown.
-    """
+def _plot_confusion(role: str, table: TrackedTable) -> Any:
+    """W&B's heat map of a confusion matrix, from counts instead of predictions."""
     import wandb
 
     columns = ("Actual", "Predicted", "nPredictions")
     fields = {name: name for name in columns}
     return wandb.plot_table(
         "wandb/confusion_matrix/v1",
-        _to_wandb_table(Table(columns, table.rows)),
+        _to_wandb_table(TrackedTable(columns, table.rows)),
         fields,
-        {"title": f"{role}: label and answer"},
+        {"title": f"{role}: label and prediction"},
     )
 
 
-def _build_artifact(artifact: Artifact, folder: Path) -> tuple[Any, None, None, list[str]]:
-    """The arguments of ``log_artifact``. Files are uploaded from where they lie; below
-    `folder` lie copies of those that need cleaning.
+def _build_artifact(artifact: TrackedArtifact, folder: Path) -> tuple[Any, None, None, list[str]]:
+    """Build the arguments of ``log_artifact``.
 
-    W&B knows a version by its files alone: what is told of it is one of them.
+    Files are uploaded from their own folders; `folder` gets redacted copies of files
+    with machine paths. W&B identifies a version by its files only, so the content is
+    also one of the files.
     """
     import wandb
 
-    made = wandb.Artifact(
+    version = wandb.Artifact(
         artifact.name,
         type=artifact.kind,
         metadata={**artifact.content, **artifact.about, "identity": artifact.identity},
     )
     if artifact.content:
-        with made.new_file(f"{artifact.kind}.json", encoding="utf-8") as file:
+        with version.new_file(f"{artifact.kind}.json", encoding="utf-8") as file:
             json.dump(dict(artifact.content), file, indent=1, sort_keys=True)
     for inside, path in artifact.files.items():
-        made.add_file(
-            str(copy_redacted(path, folder / _TOLD / inside).resolve()),
+        version.add_file(
+            str(redacted_copy(path, folder / _REDACTED / inside).resolve()),
             name=inside,
             policy="immutable",
             skip_cache=True,
         )
-    return made, None, None, ["latest", artifact.identity[:12]]
+    return version, None, None, ["latest", artifact.identity[:12]]
 
 
-def _use(run: Any, artifact: Artifact, folder: Path) -> None:
-    """Say that a run uses an artifact, which the server may not know yet.
+def _use(run: Any, artifact: TrackedArtifact, folder: Path) -> None:
+    """Log that a run uses an artifact, which the server may not have yet.
 
-    It is what ``use_artifact`` does for such a one, but without waiting for the server,
-    so that it is queued offline, too, where ``use_artifact`` raises: whoever uploads
-    the run makes the artifact, or finds it, and links both.
+    ``use_artifact`` does the same but waits for the server and raises offline. This
+    call is queued offline: a later upload creates or reuses the artifact and links
+    both.
     """
-    made, _, _, aliases = _build_artifact(artifact, folder)
-    run._log_artifact(made, aliases=aliases, is_user_created=True, use_after_commit=True)
+    version, _, _, aliases = _build_artifact(artifact, folder)
+    run._log_artifact(version, aliases=aliases, is_user_created=True, use_after_commit=True)
 
 
 def _shorten_path(path: Path) -> Path:
-    """`path` as seen from where the command was started."""
+    """Make `path` relative to the current folder, if it is below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 @contextmanager
 def _silence_wandb() -> Iterator[None]:
-    """Let wandb work without printing, without reporting its errors elsewhere, and
-    without leaving its own `sys.exit`, hook and variables here.
+    """Suppress wandb's output and error reports.
+
+    Afterwards restore `sys.exit`, the exception hook and the environment, which wandb
+    changes.
     """
     exit_before, hook_before = sys.exit, sys.excepthook
     with (

@@ -45,7 +45,7 @@ class TeacherLogits:
     @staticmethod
     def from_predictions(predictions: Predictions) -> "TeacherLogits":
         """The logits of `predictions`, sorted by image number."""
-        ordered = predictions.sorted()
+        ordered = predictions.sort_by_index()
         return TeacherLogits(torch.from_numpy(ordered.index), torch.from_numpy(ordered.logits))
 
     @staticmethod

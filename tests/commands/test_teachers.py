@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         form,
         folder / "onnx",
         stem="model",
-        pixels=GRAY,
+        input_spec=GRAY,
         classes=DIGITS,
         license="mit",
         calibration=[],

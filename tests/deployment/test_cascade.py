@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from kd_app.deployment.cascade import Cascade
+from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.confidence import (
     MEASURES,
     compute_confidence,
     fit_temperature,
-    log_probabilities,
+    compute_log_probabilities,
 )
 from kd_app.deployment.routing import RoutingChoice, choose_threshold, compute_routing_curve
 
@@ -76,7 +76,7 @@ def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, s
     rung = compute_routing_curve(
         logits, target, [1.0] * stages, measure=measure, temperatures=heat, num_steps=2
     )[1]
-    cascade = Cascade([Table(each) for each in logits], rung.thresholds, measure, heat)
+    cascade = ModelCascade([Table(each) for each in logits], rung.thresholds, measure, heat)
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     label, probability, stage = cascade.predict(images)
     for i in range(40):
@@ -87,7 +87,7 @@ def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, s
         ):
             at += 1
         assert (label[i], stage[i]) == (logits[at][i].argmax(), at)
-        assert probability[i] == pytest.approx(np.exp(log_probabilities(logits[at][i], 1.5)).max())
+        assert probability[i] == pytest.approx(np.exp(compute_log_probabilities(logits[at][i], 1.5)).max())
     assert (label == target).mean() == rung.accuracy
     again = cascade.predict([Image.fromarray(image[0]) for image in images])
     assert all(
@@ -108,8 +108,8 @@ def test_a_cascade_is_loaded_as_it_was_saved_and_refuses_another_file(tmp_path: 
     for file in files:
         file.write_bytes(file.name.encode())
     stage = Table(np.zeros((1, 2), np.float32))
-    Cascade([stage, stage], (0.7,), "maximum", (1.0, 2.0)).save(tmp_path / "cascade.json", files)
-    loaded = Cascade.load(tmp_path / "cascade.json", lambda _: stage)
+    ModelCascade([stage, stage], (0.7,), "maximum", (1.0, 2.0)).save(tmp_path / "cascade.json", files)
+    loaded = ModelCascade.load(tmp_path / "cascade.json", lambda _: stage)
     assert (loaded.thresholds, loaded.measure, loaded.temperatures) == (
         (0.7,),
         "maximum",
@@ -117,10 +117,10 @@ def test_a_cascade_is_loaded_as_it_was_saved_and_refuses_another_file(tmp_path: 
     )
     files[1].write_bytes(b"another")
     with pytest.raises(ValueError, match="chosen for"):
-        Cascade.load(tmp_path / "cascade.json", lambda _: stage)
+        ModelCascade.load(tmp_path / "cascade.json", lambda _: stage)
     files[1].unlink()
     with pytest.raises(ValueError, match="Put that file back"):
-        Cascade.load(tmp_path / "cascade.json", lambda _: stage)
+        ModelCascade.load(tmp_path / "cascade.json", lambda _: stage)
 
 
 def test_stages_that_know_the_classes_in_another_order_make_no_cascade(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_stages_that_know_the_classes_in_another_order_make_no_cascade(tmp_path:
     for file, stage, classes in zip(files, stages, (("cat", "dog"), ("dog", "cat")), strict=True):
         file.write_bytes(b"x")
         stage.classes = classes  # type: ignore[attr-defined]
-    Cascade(stages, (0.5,), "maximum", (1.0, 1.0)).save(tmp_path / "cascade.json", files)
+    ModelCascade(stages, (0.5,), "maximum", (1.0, 1.0)).save(tmp_path / "cascade.json", files)
     with pytest.raises(ValueError, match="the same classes in the same order"):
-        Cascade.load(tmp_path / "cascade.json", lambda file: stages[files.index(file)])
+        ModelCascade.load(tmp_path / "cascade.json", lambda file: stages[files.index(file)])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_stages_that_know_the_classes_in_another_order_make_no_cascade(tmp_path:
 def test_what_is_no_cascade_is_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "cascade.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match="is no cascade that can be read"):
-        Cascade.load(tmp_path / "cascade.json", lambda _: Table(np.zeros((1, 2), np.float32)))
+        ModelCascade.load(tmp_path / "cascade.json", lambda _: Table(np.zeros((1, 2), np.float32)))
 
 
 def chosen(

@@ -201,7 +201,7 @@ def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_m
         width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True)
         for width in (4, 9)
     }
-    monkeypatch.setattr("kd_app.deployment.predictions._KEPT", 60)
+    monkeypatch.setattr("kd_app.deployment.predictions._MAX_EMBEDDING_VALUES", 60)
     few = {
         width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True)
         for width in (4, 9)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kd_app.config import InputSpec
 from kd_app.deployment.artifact import open_artifact
-from kd_app.deployment.cascade import Cascade
+from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.confidence import compute_confidence
 from kd_app.deployment.export import export
 from kd_app.deployment.formats.onnx import Onnx
@@ -116,7 +116,7 @@ def weak_and_good(tmp_path: Path) -> tuple[Path, Path]:
         (images[:8] * 255).round().to(torch.uint8).numpy(),
     )
     asked: dict[str, Any] = {
-        "pixels": pixels,
+        "input_spec": pixels,
         "classes": DIGITS,
         "license": "none",
         "calibration": [],
@@ -172,9 +172,9 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
     )
     program = (
         ALONE.partition("opened = ")[0]
-        + "from kd_app.deployment.cascade import Cascade\nimages = [Image.open(each) for each in"
+        + "from kd_app.deployment.cascade import ModelCascade\nimages = [Image.open(each) for each in"
         " sorted(Path(sys.argv[2]).iterdir())]\nlabel, probability, stage ="
-        " Cascade.load(Path(sys.argv[1]), open_artifact).predict(images)\nnp.savez(sys.argv[3],"
+        " ModelCascade.load(Path(sys.argv[1]), open_artifact).predict(images)\nnp.savez(sys.argv[3],"
         " label=label, probability=probability, stage=stage)\n"
     )
     alone = [str(out / "cascade.json"), str(tmp_path / "photos"), str(tmp_path / "alone.npz")]
@@ -188,7 +188,7 @@ def test_what_was_found_to_pay_is_a_file_that_runs_without_torch_and_answers_as_
     told["stages"][0]["sha256"] = "0" * 64
     (out / "cascade.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"thresholds of .* were chosen for"):
-        Cascade.load(out / "cascade.json", open_artifact)
+        ModelCascade.load(out / "cascade.json", open_artifact)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_model_that_differs_from_its_file_fails_the_run_and_leaves_no_manifest
     )
     ended = call(*words, command="kd-export")
     assert ended.code == 1
-    assert "does not answer as the model does" in paragraph(ended.err)
+    assert "does not reproduce the model" in paragraph(ended.err)
     assert not (Path("export") / "manifest.json").exists()
 
 

@@ -27,7 +27,7 @@ def test_entropy_is_that_of_scipy_in_nats_and_as_a_share_of_a_uniform_answer(
     num_classes: int,
 ) -> None:
     logits, target = made(200, num_classes)
-    found = measure_soft_labels(logits, target, taught=[3.0])
+    found = measure_soft_labels(logits, target, training_temperatures=[3.0])
     assert [each["temperature"] for each in found["entropy"]] == [1, 2, 3, 4, 8, 16]
     for each in found["entropy"]:
         p = softmax(logits.astype(np.float64) / each["temperature"], axis=1)
@@ -40,7 +40,7 @@ def test_entropy_is_that_of_scipy_in_nats_and_as_a_share_of_a_uniform_answer(
 
 def test_a_row_of_the_matrix_is_the_mean_answer_to_the_images_of_its_class() -> None:
     logits, target = made(200, 5)
-    found = measure_soft_labels(logits, target, taught=[4.0, 1.0])
+    found = measure_soft_labels(logits, target, training_temperatures=[4.0, 1.0])
     assert [each["temperature"] for each in found["alike"]] == [1, 4]
     for each in found["alike"]:
         p = softmax(logits.astype(np.float64) / each["temperature"], axis=1)
@@ -69,7 +69,7 @@ def test_a_class_without_images_is_known_by_what_the_others_images_say_of_it() -
 
 
 def test_of_many_classes_the_pairs_are_kept_and_the_matrix_is_not() -> None:
-    (plain,) = measure_soft_labels(*made(500, 101), taught=[])["alike"]
+    (plain,) = measure_soft_labels(*made(500, 101), training_temperatures=[])["alike"]
     assert plain["matrix"] is None
     assert len(plain["similar"]) == 20
 
@@ -78,7 +78,7 @@ def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = made(60, 7)
     whole = average_soft_labels(logits, target, temperatures=TEMPERATURES, alike=(1.0, 4.0))
     monkeypatch.setattr("kd_app.metrics.per_image._VALUES", 70)
-    monkeypatch.setattr("kd_app.metrics.class_similarity._NEAR", 21)
+    monkeypatch.setattr("kd_app.metrics.class_similarity._CHUNK", 21)
     parts = average_soft_labels(logits, target, temperatures=TEMPERATURES, alike=(1.0, 4.0))
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-4, atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import rel_entr, softmax
 
-from kd_app.metrics.examples import SHARES, Example, choose_examples
+from kd_app.metrics.examples import SHARES, ExampleRow, choose_examples
 from tests.metrics.records import to_records
 
 
@@ -18,7 +18,7 @@ def made(n: int = 400, classes: int = 10) -> tuple[dict[str, np.ndarray], np.nda
     return found, target
 
 
-def of(why: str, found: list[Example]) -> list[Example]:
+def of(why: str, found: list[ExampleRow]) -> list[ExampleRow]:
     return [each for each in found if each.why == why]
 
 

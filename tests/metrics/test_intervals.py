@@ -62,7 +62,7 @@ def test_equal_seeds_give_equal_draws_however_many_are_held_at_a_time(
 
     whole = draw(3)
     assert draw(4) != whole
-    monkeypatch.setattr("kd_app.metrics.intervals._AT_ONCE", 70)
+    monkeypatch.setattr("kd_app.metrics.intervals._BLOCK", 70)
     assert draw(3) == whole
 
 

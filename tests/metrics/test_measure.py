@@ -8,7 +8,7 @@ from kd_app.metrics.measure import (
     Measure,
     Plain,
     Rate,
-    Ratio,
+    ResampledRatio,
     Resampled,
     Sums,
     Weights,
@@ -69,7 +69,7 @@ def test_a_ratio_is_undefined_where_its_denominator_may_be_nothing() -> None:
     part, sure, unsure = (
         mean_of(values) for values in (np.ones(100), np.ones(100), np.array([1.0, -1.0] * 50))
     )
-    measures: dict[str, Measure] = {"sure": Ratio(part, sure), "unsure": Ratio(part, unsure)}
+    measures: dict[str, Measure] = {"sure": ResampledRatio(part, sure), "unsure": ResampledRatio(part, unsure)}
     (draws,) = resample([measures], ORDER, seed=0)
     assert measures["sure"].estimate(draws["sure"], 0.95) == (1, (1, 1))
     assert np.isnan(measures["unsure"].estimate(draws["unsure"], 0.95)[0])

@@ -16,7 +16,7 @@ from kd_app.metrics.per_class import (
     compute_f1_by_class,
     count_classes,
     count_confusions,
-    share_by_class,
+    compute_share_by_class,
 )
 from kd_app.metrics.record import Predictions
 from tests.metrics.records import to_records
@@ -68,7 +68,7 @@ def test_metrics_are_those_of_sklearn_and_of_a_plain_loop_whatever_is_tied_or_ab
         y, predicted, labels=np.arange(num_classes), zero_division=0
     )[1:]
     np.testing.assert_array_equal(count_classes(y, num_classes), support)
-    accuracy = share_by_class(record.hits, y, num_classes)
+    accuracy = compute_share_by_class(record.hits, y, num_classes)
     by_class = compute_f1_by_class(record.hits, record.scores.predicted, y, num_classes)
     for found, expected in ((accuracy, recall), (by_class, f1)):
         np.testing.assert_allclose(found[there], expected[there])
@@ -126,7 +126,7 @@ def test_flips_of_a_class_are_those_of_a_plain_loop_and_the_difference_of_its_re
 ) -> None:
     student, teacher = made(seed, num_images, 4, absent=1)
     target = student.target
-    negative, positive = (share_by_class(each, target, 4) for each in find_flips(student, teacher))
+    negative, positive = (compute_share_by_class(each, target, 4) for each in find_flips(student, teacher))
     answers = zip(student.logits.argmax(1), teacher.logits.argmax(1), target, strict=True)
     rows = list(answers)
     for k in range(4):
@@ -136,11 +136,11 @@ def test_flips_of_a_class_are_those_of_a_plain_loop_and_the_difference_of_its_re
             continue
         assert negative[k] == sum(t and not s for s, t in mine) / len(mine)
         assert positive[k] == sum(s and not t for s, t in mine) / len(mine)
-    gap = share_by_class(student.hits, target, 4) - share_by_class(teacher.hits, target, 4)
+    gap = compute_share_by_class(student.hits, target, 4) - compute_share_by_class(teacher.hits, target, 4)
     np.testing.assert_allclose(positive - negative, gap, atol=1e-12)
 
 
 def test_nan_logits_are_never_right() -> None:
     lost = one(np.full((10, 5), np.nan), np.arange(5).repeat(2))
-    assert share_by_class(lost.hits, lost.target, 5).tolist() == [0] * 5
+    assert compute_share_by_class(lost.hits, lost.target, 5).tolist() == [0] * 5
     assert np.isnan(lost.totals.brier)

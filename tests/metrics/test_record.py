@@ -18,7 +18,7 @@ def test_predictions_are_a_record() -> None:
 
 
 def test_a_record_is_sorted_by_the_numbers_of_its_images() -> None:
-    found = Predictions(INDEX, TARGET, LOGITS).sorted()
+    found = Predictions(INDEX, TARGET, LOGITS).sort_by_index()
     assert found.index.tolist() == [0, 1, 2, 3]
     assert found.target.tolist() == [0, 0, 1, 1]
     assert found.hits.tolist() == [False, True, False, True]

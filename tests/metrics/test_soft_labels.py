@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.stats import ConstantInputWarning, entropy, rankdata, spearmanr
 from torch import Tensor
 
-from kd_app.metrics.pair_metrics import PAIR_METRICS, Comparison
-from kd_app.metrics.soft_labels import average_ranks, rank_correlations, reverse_divergences
+from kd_app.metrics.pair_metrics import PAIR_METRICS, ModelComparison
+from kd_app.metrics.soft_labels import average_ranks, compute_rank_correlations, compute_reverse_divergences
 from tests.metrics.records import to_records
 
 
@@ -28,7 +28,7 @@ def compare(student: Tensor, teacher: Tensor) -> dict[str, float]:
     logits = {"student": student.float().numpy(), "teacher": teacher.float().numpy()}
     records = to_records(logits, np.zeros(len(student), dtype=np.int64))
     pair, names = (
-        Comparison(records["student"], records["teacher"]),
+        ModelComparison(records["student"], records["teacher"]),
         ("reverse_kl", "rank_correlation"),
     )
     return {
@@ -58,7 +58,7 @@ def test_the_rank_correlation_of_an_image_is_scipys_ties_included(
 ) -> None:
     student, teacher = made(seed, num_images, num_classes, ties=ties)
     expected = scipys(student, teacher)
-    np.testing.assert_allclose(rank_correlations(student, teacher).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(compute_rank_correlations(student, teacher).numpy(), expected, atol=1e-5)
     defined = [rho for rho in expected if not np.isnan(rho)]
     found = compare(student, teacher)["rank_correlation"]
     assert found == pytest.approx(np.mean(defined), abs=1e-5) if defined else np.isnan(found)
@@ -68,7 +68,7 @@ def test_the_rank_correlation_of_an_image_is_scipys_ties_included(
 def test_a_thousand_classes_are_ranked_as_scipy_ranks_them() -> None:
     student, teacher = made(0, 20, 1000, ties=False)
     np.testing.assert_allclose(
-        rank_correlations(student, teacher).numpy(), scipys(student, teacher), atol=1e-6
+        compute_rank_correlations(student, teacher).numpy(), scipys(student, teacher), atol=1e-6
     )
 
 
@@ -83,8 +83,8 @@ def test_the_reverse_divergence_is_scipys() -> None:
 def test_probabilities_rank_as_their_logits_do() -> None:
     student, teacher = made(2, 30, 5, ties=False)
     torch.testing.assert_close(
-        rank_correlations(student.softmax(1), teacher.log_softmax(1)),
-        rank_correlations(student, teacher),
+        compute_rank_correlations(student.softmax(1), teacher.log_softmax(1)),
+        compute_rank_correlations(student, teacher),
     )
 
 
@@ -93,7 +93,7 @@ def test_of_two_classes_the_rank_correlation_says_whether_both_prefer_the_same()
         torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 4.0], [0.5, 0.5]]),
         torch.tensor([[0.1, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
     )
-    assert rank_correlations(student, teacher)[:3].tolist() == [1, -1, 1]
+    assert compute_rank_correlations(student, teacher)[:3].tolist() == [1, -1, 1]
     assert compare(student, teacher)["rank_correlation"] == pytest.approx(1 / 3)
 
 
@@ -106,10 +106,10 @@ def test_an_image_whose_classes_all_score_alike_or_not_at_all_is_left_out() -> N
 
 def test_extreme_and_half_precision_logits_are_fine() -> None:
     student, teacher = torch.tensor([[-1e4, 1e4]]), torch.tensor([[1e4, -1e4]])
-    assert reverse_divergences(student, teacher).tolist() == [pytest.approx(2e4)]
-    assert rank_correlations(student, teacher).tolist() == [-1]
+    assert compute_reverse_divergences(student, teacher).tolist() == [pytest.approx(2e4)]
+    assert compute_rank_correlations(student, teacher).tolist() == [-1]
     student, teacher = (each.half() for each in made(3, 30, 5, ties=False))
-    for scores in (reverse_divergences, rank_correlations):
+    for scores in (compute_reverse_divergences, compute_rank_correlations):
         torch.testing.assert_close(
             scores(student, teacher.bfloat16()), scores(student.float(), teacher.bfloat16().float())
         )

@@ -12,9 +12,9 @@ from kd_app.metrics.paired import (
     compute_mcnemar_p,
     compute_paired_interval,
     is_shown_above,
-    score,
+    compute_tango_score,
 )
-from kd_app.metrics.verdict import Judged, Judgment, VerdictRule, VerdictTally
+from kd_app.metrics.verdict import VerdictMetric, Judgment, VerdictRule, VerdictTally
 from tests.metrics.records import to_records
 
 
@@ -27,7 +27,7 @@ def judge(
     better: int,
     worse: int,
     n: int,
-    metric: Judged = "top1",
+    metric: VerdictMetric = "top1",
     margin: float = 0.01,
     confidence: float = 0.95,
 ) -> Judgment:
@@ -70,13 +70,13 @@ def test_the_score_is_that_of_the_numerically_most_likely_rates(
 ) -> None:
     better = data.draw(st.integers(1, n - 2))
     worse = data.draw(st.integers(1, n - better - 1))
-    assert score(better, worse, n, difference) == pytest.approx(
+    assert compute_tango_score(better, worse, n, difference) == pytest.approx(
         score_by_numerical_likelihood(better, worse, n, difference), rel=1e-3, abs=1e-3
     )
 
 
 def test_the_score_against_no_difference_is_mcnemars() -> None:
-    assert score(30, 12, 500, 0.0) == pytest.approx((30 - 12) / np.sqrt(30 + 12))
+    assert compute_tango_score(30, 12, 500, 0.0) == pytest.approx((30 - 12) / np.sqrt(30 + 12))
 
 
 @settings(max_examples=100, deadline=None)
@@ -89,8 +89,8 @@ def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_p
     low, high = compute_paired_interval(better, worse, n, confidence)
     assert -1 <= low <= (better - worse) / n <= high <= 1
     if low > -0.999 and high < 0.999:
-        assert score(better, worse, n, low) == pytest.approx(norm.ppf(confidence), abs=1e-4)
-        assert score(better, worse, n, high) == pytest.approx(-norm.ppf(confidence), abs=1e-4)
+        assert compute_tango_score(better, worse, n, low) == pytest.approx(norm.ppf(confidence), abs=1e-4)
+        assert compute_tango_score(better, worse, n, high) == pytest.approx(-norm.ppf(confidence), abs=1e-4)
 
 
 def test_the_interval_of_swapped_models_is_mirrored() -> None:
@@ -152,14 +152,14 @@ def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
     better, worse, n, margin = 2, 1, 30, 0.1
     b, c = np.meshgrid(np.arange(n + 1), np.arange(n + 1))
     b, c = b[b + c <= n], c[b + c <= n]
-    beyond = score(b, c, n, -margin) >= score(better, worse, n, -margin) - 1e-9
+    beyond = compute_tango_score(b, c, n, -margin) >= compute_tango_score(better, worse, n, -margin) - 1e-9
     tails = [
         multinomial.pmf(
             np.stack([b, c, n - b - c], axis=1), n, [q - margin, q, 1 - 2 * q + margin]
         )[beyond].sum()
         for q in np.linspace(0.1, 0.4, 400)
     ]
-    assert compute_exact_p(better, worse, n, -margin, forgone=1e-6) == pytest.approx(
+    assert compute_exact_p(better, worse, n, -margin, nuisance_error=1e-6) == pytest.approx(
         max(tails), abs=1e-4
     )
 

@@ -1,1 +1,1 @@
-"""Writing a model as a file for a runtime, one format a file."""
+"""Export formats, one per module."""

@@ -1,5 +1,6 @@
-"""What a format is, and the module that every one of them writes: uint8 images in,
-logits out.
+"""Base class of export formats, and the module that they export.
+
+The module maps uint8 images to logits.
 """
 
 from abc import abstractmethod
@@ -18,94 +19,89 @@ from kd_app.config import InputSpec, RequestError, Typed
 
 
 class Format(Typed):
-    """A format as ``conf/formats/<name>.yaml`` names it by ``_target_``; the other keys
-    are the arguments of its ``__init__``.
+    """An export format, the ``_target_`` of ``conf/formats/<name>.yaml``.
+
+    The other keys of that file are the arguments of ``__init__``.
     """
 
     name: ClassVar[str]
     ending: ClassVar[str]
-    """Behind the stem of the file's name: '.onnx', '_int8.onnx'."""
+    """Suffix of the file name, such as '.onnx' or '_int8.onnx'."""
     runtime: ClassVar[str]
-    """The package that runs it."""
-    found_again: ClassVar[bool] = True
-    """Whether a file of an earlier command, or another process, is opened; where not,
-    each command writes its own and opens it itself.
-    """
+    """The package that runs the file."""
+    cacheable: ClassVar[bool] = True
+    """Whether later commands may open the file. If not, each command writes its own."""
     tolerance: float | None
-    """What the logits may be off from torch's: a share of the largest one, absolute
-    where that is below 1. None: other weights are what it is for.
+    """Largest difference from torch's logits, relative to the largest logit (absolute
+    if that is below 1). None for formats that change the weights on purpose.
     """
 
     @abstractmethod
     def write(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        """Write `model` to `path`; what the manifest says of the file beside the rest.
-        `calibration`: batches ``[B, C, H, W]`` of training images.
+        """Write `model` to `path` and return extra entries for the manifest.
 
-        Raises `RequestError` for a package that is missing, `RunError` where the model
-        can't be written in this format.
+        calibration: batches ``[B, C, H, W]`` of training images.
+
+        Raises `RequestError` if a package is missing or the calibration images are
+        unsuitable, `RunError` if the model can't be written in this format.
         """
 
 
 class UInt8Model(nn.Module):
-    """``model((images / 255 - mean) / std)`` in float32 and eval mode, of uint8 images
-    ``[B, C, H, W]``; a copy on the CPU.
+    """``model((images / 255 - mean) / std)`` for uint8 images ``[B, C, H, W]``.
+
+    The model is a copy on the CPU, in float32 and eval mode.
     """
 
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, model: nn.Module, pixels: InputSpec) -> None:
+    def __init__(self, model: nn.Module, input_spec: InputSpec) -> None:
         super().__init__()
         self.model = deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)
-        deviation = torch.tensor(pixels.std, dtype=torch.float64).view(1, -1, 1, 1)
-        self.register_buffer("scale", (1 / (255 * deviation)).float())
-        self.register_buffer(
-            "bias",
-            (-torch.tensor(pixels.mean, dtype=torch.float64).view(1, -1, 1, 1) / deviation).float(),
-        )
+        mean = torch.tensor(input_spec.mean, dtype=torch.float64).view(1, -1, 1, 1)
+        std = torch.tensor(input_spec.std, dtype=torch.float64).view(1, -1, 1, 1)
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("bias", (-mean / std).float())
         self.requires_grad_(False)
-        if not isinstance(
-            model, fx.GraphModule
-        ):  # which is of one mode for good, and refuses to be told
+        # An exported graph has a fixed mode, and its eval() raises.
+        if not isinstance(model, fx.GraphModule):
             self.eval()
 
     def forward(
         self, images: UInt8[Tensor, "batch channels height width"]
     ) -> Float32[Tensor, "batch classes"]:
-        """The logits."""
         logits: Tensor = self.model(images.float() * self.scale + self.bias)
         return logits
 
 
-def make_blank_images(pixels: InputSpec, batch: int) -> Tensor:
-    """Images of zeros, to trace a model with."""
-    return torch.zeros(batch, pixels.channels, pixels.height, pixels.width, dtype=torch.uint8)
+def make_blank_images(input_spec: InputSpec, batch: int) -> Tensor:
+    """Make images of zeros, for tracing a model."""
+    shape = (batch, input_spec.channels, input_spec.height, input_spec.width)
+    return torch.zeros(shape, dtype=torch.uint8)
 
 
-def check_calibration(calibration: Sequence[NDArray[np.uint8]], pixels: InputSpec) -> None:
-    """Raises `RequestError` where there are no calibration images, or some are none
-    that the model sees.
-    """
-    shape = (pixels.channels, pixels.height, pixels.width)
+def check_calibration(calibration: Sequence[NDArray[np.uint8]], input_spec: InputSpec) -> None:
+    """Raise `RequestError` if there are no calibration images, or any do not fit."""
+    shape = (input_spec.channels, input_spec.height, input_spec.width)
     wrong = next(
         (batch for batch in calibration if batch.shape[1:] != shape or batch.dtype != np.uint8),
         None,
     )
     if wrong is not None:
         raise RequestError(
-            f"The images to calibrate with are {wrong.dtype} of shape {wrong.shape}; the model"
-            f" takes uint8 images of shape (batch, {', '.join(map(str, shape))}). Ranges found on"
-            " other images are wrong for these: calibrate with training images as the model sees"
-            " them."
+            f"The calibration images are {wrong.dtype} of shape {wrong.shape}; the model takes"
+            f" uint8 images of shape (batch, {', '.join(map(str, shape))}). Other images give wrong"
+            " activation ranges: calibrate with training images, prepared as for the model."
         )
     if not sum(len(batch) for batch in calibration):
         raise RequestError(
-            "An int8 file needs images to find its ranges with, and there are none. Set"
-            " calibration_images to 1 or more."
+            "An int8 file needs calibration images for the activation ranges, but there are none."
+            " Set calibration_images to 1 or more."
         )

@@ -1,4 +1,4 @@
-"""ExecuTorch, computed by XNNPACK: in float32, and in int8 by torchao's PT2E."""
+"""ExecuTorch with XNNPACK: in float32, and in int8 by torchao's PT2E."""
 
 import shutil
 import warnings
@@ -21,8 +21,9 @@ Batch = Annotated[int, Field(ge=2, le=1024, strict=True)]
 
 
 class ExecuTorch(Format):
-    """A program in float32 for batches of up to `max_batch` images, its memory planned
-    for so many; what XNNPACK has no kernel for stays portable.
+    """A float32 program with memory planned for batches of up to `max_batch` images.
+
+    Operators without an XNNPACK kernel use portable kernels.
     """
 
     name: ClassVar[str] = "executorch"
@@ -36,18 +37,18 @@ class ExecuTorch(Format):
     def write(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        """See `Format`."""
-        lower(UInt8Model(model, pixels), pixels, path, max_batch=self.max_batch)
+        lower(UInt8Model(model, input_spec), input_spec, path, max_batch=self.max_batch)
         return {"max_batch": self.max_batch}
 
 
 class ExecuTorchInt8(Format):
-    """As `ExecuTorch`, in int8: weights with a scale for each channel, activations with
-    ranges from calibration images.
+    """An int8 program, otherwise like `ExecuTorch`.
+
+    Weights have a scale per channel; activation ranges come from calibration images.
     """
 
     name: ClassVar[str] = "executorch_int8"
@@ -61,14 +62,11 @@ class ExecuTorchInt8(Format):
     def write(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        """See `Format`. Raises `RequestError` for calibration images of another shape,
-        or none.
-        """
-        check_calibration(calibration, pixels)
+        check_calibration(calibration, input_spec)
         try:
             with warnings.catch_warnings(action="ignore"):
                 from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
@@ -83,20 +81,17 @@ class ExecuTorchInt8(Format):
         )
         try:
             with warnings.catch_warnings(action="ignore"), torch.no_grad():
-                prepared = quantize_pt2e.prepare_pt2e(
-                    trace_model(
-                        UInt8Model(model, pixels), pixels, max_batch=self.max_batch
-                    ).module(),
-                    quantizer,
-                )
+                wrapped = UInt8Model(model, input_spec)
+                graph = trace_model(wrapped, input_spec, max_batch=self.max_batch).module()
+                prepared = quantize_pt2e.prepare_pt2e(graph, quantizer)
                 for batch in calibration:
                     prepared(torch.from_numpy(batch[: self.max_batch]))
                 converted = quantize_pt2e.convert_pt2e(prepared)
-        except Exception as error:  # of many kinds: what a model may hold has no bounds
+        except Exception as error:  # models can contain anything, so any error can occur
             raise RunError(
                 f"The model can't be quantized for ExecuTorch: {take_first_line(error)}"
             ) from error
-        lower(converted, pixels, path, max_batch=self.max_batch)
+        lower(converted, input_spec, path, max_batch=self.max_batch)
         return {
             "max_batch": self.max_batch,
             "calibration_images": sum(len(batch[: self.max_batch]) for batch in calibration),
@@ -104,11 +99,10 @@ class ExecuTorchInt8(Format):
 
 
 class Quantized(ExecuTorchInt8):
-    """`ExecuTorchInt8` of a student that kd-compress quantized: the program that it
-    wrote then, with the ranges that were learned, not found anew.
+    """The program of a student that kd-compress has quantized, with learned ranges.
 
-    program: that file. max_batch: images given to it at once, where it was planned for
-    as many.
+    program: the file that kd-compress wrote · max_batch: number of images to process at
+    once, if the program's memory is planned for as many.
     """
 
     def __init__(self, *, program: Path, max_batch: Batch) -> None:
@@ -118,24 +112,24 @@ class Quantized(ExecuTorchInt8):
     def write(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        """See `Format`."""
         shutil.copyfile(self.program, path)
         return {"max_batch": self.max_batch}
 
 
 def _is_model_op(node: Any) -> bool:
-    """Whether an operation is the model's own: those around it normalize, and stay in
-    float, so that a pixel is rounded once.
+    """Whether an operation belongs to the model, not to the normalization before it.
+
+    The normalization stays in float, so that pixels are rounded only once.
     """
     return node.op != "call_function" or len(node.meta.get("nn_module_stack") or {}) > 1
 
 
 def _explain_missing_package(error: ModuleNotFoundError) -> RequestError:
     return RequestError(
-        f"ExecuTorch's files are written with the package {error.name}, which is not installed. pip"
+        f"ExecuTorch files need the package {error.name}, which is not installed. Install it: pip"
         " install kd_app[deploy]"
     )

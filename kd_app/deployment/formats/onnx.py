@@ -1,4 +1,4 @@
-"""ONNX, by torch's exporter of exported programs."""
+"""ONNX, by torch's exporter for exported programs."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,10 +17,11 @@ from kd_app.deployment.formats.base import Format, UInt8Model, make_blank_images
 
 
 class Onnx(Format):
-    """An ONNX file in float32 with batches of any size: ``images`` uint8 -> ``logits``
-    float32.
+    """A float32 ONNX file for batches of any size.
 
-    opset: version of ONNX's operators. tolerance: see `Format`.
+    The file maps ``images`` (uint8) to ``logits`` (float32).
+
+    opset: version of the ONNX operator set · tolerance: see `Format`.
     """
 
     name: ClassVar[str] = "onnx"
@@ -36,34 +37,34 @@ class Onnx(Format):
     def write(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        """See `Format`."""
-        write_onnx(model, pixels, path, opset=self.opset)
+        write_onnx(model, input_spec, path, opset=self.opset)
         return {"opset": self.opset}
 
 
-def write_onnx(model: nn.Module, pixels: InputSpec, path: Path, *, opset: int) -> None:
-    """Write a float model as ONNX. Nothing of it says where on the machine its code
-    lay. Raises `RunError` where torch's exporter can't.
+def write_onnx(model: nn.Module, input_spec: InputSpec, path: Path, *, opset: int) -> None:
+    """Write a float model as ONNX, without paths of this machine.
+
+    Raises `RequestError` if a package is missing, `RunError` if torch's exporter fails.
     """
     try:
         import onnx
         import onnxscript
     except ModuleNotFoundError as error:
         raise RequestError(
-            f"ONNX files are written with the package {error.name}, which is not installed. pip"
+            f"ONNX files need the package {error.name}, which is not installed. Install it: pip"
             " install kd_app[deploy]"
         ) from None
     assert onnxscript
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                UInt8Model(model, pixels),
-                (make_blank_images(pixels, 2),),
+                UInt8Model(model, input_spec),
+                (make_blank_images(input_spec, 2),),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
@@ -72,7 +73,7 @@ def write_onnx(model: nn.Module, pixels: InputSpec, path: Path, *, opset: int) -
                 output_names=["logits"],
                 external_data=False,
             )
-        except Exception as error:  # of many kinds: what a model may hold has no bounds
+        except Exception as error:  # models can contain anything, so any error can occur
             raise RunError(
                 f"The model can't be written as ONNX: {take_first_line(list_causes(error)[-1])}"
             ) from error
@@ -87,6 +88,7 @@ def write_onnx(model: nn.Module, pixels: InputSpec, path: Path, *, opset: int) -
         *proto.graph.value_info,
         *proto.graph.initializer,
     ):
-        del holder.metadata_props[:]  # stack traces
+        # Stack traces and docs contain paths of this machine.
+        del holder.metadata_props[:]
         holder.doc_string = ""
     onnx.save(proto, path)

@@ -1,5 +1,6 @@
-"""ONNX in int8: quantize and dequantize pairs (QDQ) around what onnxruntime computes in
-int8, ranges from training images.
+"""ONNX in int8, with quantize and dequantize pairs (QDQ).
+
+Activation ranges come from training images.
 """
 
 import logging
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -26,12 +28,11 @@ _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 class OnnxInt8(Format):
-    """Static quantization: int8 weights with a scale for each channel, uint8
-    activations with ranges from calibration images.
+    """Static quantization: int8 weights with a scale per channel, uint8 activations.
 
-    reduce_range: weights of 7 bits. x86 without VNNI adds pairs of products in 16 bits,
-    which 8 bits overflow: 'auto' reduces on such a CPU. calibration: how ranges are
-    found (onnxruntime's MinMax, Entropy, Percentile). opset: see `Onnx`.
+    reduce_range: use 7-bit weights. x86 CPUs without VNNI add pairs of products in 16
+    bits, which 8-bit weights can overflow; 'auto' reduces the range on such a CPU ·
+    calibration: onnxruntime's method for activation ranges · opset: see `Onnx`.
     """
 
     name: ClassVar[str] = "onnx_int8"
@@ -55,20 +56,17 @@ class OnnxInt8(Format):
     def write(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        """See `Format`. Raises `RequestError` for calibration images of another shape,
-        or none.
-        """
-        check_calibration(calibration, pixels)
+        check_calibration(calibration, input_spec)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder, _silence_onnxruntime():
             plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
-            write_onnx(model, pixels, plain, opset=self.opset)
+            write_onnx(model, input_spec, plain, opset=self.opset)
             try:
                 self._quantize(plain, prepared, calibration, path)
-            except Exception as error:  # of many kinds: what a model may hold has no bounds
+            except Exception as error:  # models can contain anything, so any error can occur
                 raise RunError(
                     f"onnxruntime can't quantize the model: {take_first_line(error)}"
                 ) from error
@@ -90,11 +88,14 @@ class OnnxInt8(Format):
         )
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
+        # onnxruntime calls get_next() until the result is None.
+        batches = ({"images": batch} for batch in calibration)
+        reader = SimpleNamespace(get_next=lambda: next(batches, None))
         quant_pre_process(str(plain), str(prepared), auto_merge=True)
         quantize_static(
             str(prepared),
             str(path),
-            _Reader(calibration),
+            reader,
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -103,54 +104,41 @@ class OnnxInt8(Format):
             calibrate_method=CalibrationMethod[self.calibration],
             nodes_to_exclude=_find_normalization_nodes(onnx.load(prepared).graph),
         )
-        made = onnx.load(path)
-        used = {node.domain for node in made.graph.node}
-        for opset in [
-            each for each in made.opset_import if each.domain not in used
-        ]:  # onnxruntime names all that it knows
-            made.opset_import.remove(opset)
-        onnx.save(made, path)
-
-
-class _Reader:
-    """Batches, as onnxruntime asks for them."""
-
-    def __init__(self, batches: Sequence[NDArray[np.uint8]]) -> None:
-        self._left: Iterator[NDArray[np.uint8]] = iter(batches)
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        batch = next(self._left, None)
-        return None if batch is None else {"images": batch}
+        quantized = onnx.load(path)
+        used = {node.domain for node in quantized.graph.node}
+        # onnxruntime imports all operator sets that it supports.
+        for opset in [each for each in quantized.opset_import if each.domain not in used]:
+            quantized.opset_import.remove(opset)
+        onnx.save(quantized, path)
 
 
 def is_without_vnni(flags: frozenset[str]) -> bool:
-    """Whether these are the flags of an x86 CPU that has no instruction for sums of
-    int8 products in 32 bits.
-    """
+    """Whether the flags are of an x86 CPU that can't sum int8 products in 32 bits."""
     return "sse2" in flags and not flags & _VNNI
 
 
 def _find_normalization_nodes(graph: Any) -> list[str]:
-    """The nodes that turn bytes into normalized numbers: they stay in float, so that a
-    pixel is rounded once.
+    """Find the nodes that normalize the pixels.
+
+    These nodes stay in float, so that pixels are rounded only once.
     """
-    found: list[str] = []
+    names: list[str] = []
     value = graph.input[0].name
     while True:
         readers = [node for node in graph.node if value in node.input]
         if (
             len(readers) != 1
             or readers[0].op_type not in _NORMALIZATION
-            or len(found) == len(_NORMALIZATION)
+            or len(names) == len(_NORMALIZATION)
         ):
-            return found
-        found.append(readers[0].name)
+            return names
+        names.append(readers[0].name)
         value = readers[0].output[0]
 
 
 @contextmanager
 def _silence_onnxruntime() -> Iterator[None]:
-    """Without what onnxruntime logs and warns about while it quantizes."""
+    """Suppress the log messages and warnings of onnxruntime's quantization."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)

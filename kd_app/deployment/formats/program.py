@@ -1,5 +1,6 @@
-"""A program of torch.export (``.pt2``), which loads without kd_app:
-``torch.export.load(path).module()``.
+"""A torch.export program (``.pt2``), which loads without kd_app.
+
+``torch.export.load(path).module()`` loads the file.
 """
 
 from collections.abc import Sequence
@@ -19,14 +20,15 @@ from kd_app.deployment.runtimes.torch_file import mark_written
 
 
 class Program(Format):
-    """In float32, for any number of images at once.
-    `kd_app.deployment.runtimes.torch_file` says which of these files are opened here.
+    """A float32 program for batches of any size.
+
+    See `kd_app.deployment.runtimes.torch_file` for the files that kd_app opens.
     """
 
     name: ClassVar[str] = "program"
     ending: ClassVar[str] = ".pt2"
     runtime: ClassVar[str] = "torch"
-    found_again: ClassVar[bool] = False
+    cacheable: ClassVar[bool] = False
 
     def __init__(self, *, tolerance: PositiveFloat) -> None:
         self.tolerance = tolerance
@@ -34,22 +36,19 @@ class Program(Format):
     def write(
         self,
         model: nn.Module,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         calibration: Sequence[NDArray[np.uint8]],
         path: Path,
     ) -> dict[str, Any]:
-        """See `Format`."""
         try:
             with torch.no_grad():
                 program = torch.export.export(
-                    UInt8Model(model, pixels),
-                    (make_blank_images(pixels, 2),),
+                    UInt8Model(model, input_spec),
+                    (make_blank_images(input_spec, 2),),
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                 )
-        except Exception as error:  # of many kinds: what a model may hold has no bounds
-            raise RunError(
-                f"torch.export does not take the model: {take_first_line(error)}"
-            ) from error
+        except Exception as error:  # models can contain anything, so any error can occur
+            raise RunError(f"torch.export rejects the model: {take_first_line(error)}") from error
         torch.export.save(program, path)
         mark_written(path)
         return {}

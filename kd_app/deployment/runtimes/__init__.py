@@ -1,1 +1,4 @@
-"""Opening exported files, one runtime a file; none needs another one's packages."""
+"""Runtimes that open exported files.
+
+Each module needs the packages of its own runtime only.
+"""

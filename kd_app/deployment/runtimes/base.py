@@ -1,5 +1,6 @@
-"""What all opened files share: the picture that they see, and the check of what they
-are given; needs numpy and Pillow alone.
+"""Base class of opened files: image preparation and input checks.
+
+This module needs numpy and Pillow only.
 """
 
 from abc import ABC, abstractmethod
@@ -14,14 +15,14 @@ from kd_app.data.images import convert_mode
 from kd_app.deployment.manifest import ManifestEntry
 
 
-def prepare_image(image: Image.Image, pixels: InputSpec) -> NDArray[np.uint8]:
-    """``[C, H, W]``: the part of an image that a model sees which expects `pixels`."""
-    seen = np.asarray(center(convert_mode(image, pixels.channels), pixels))
-    return np.ascontiguousarray(seen.reshape(*seen.shape[:2], -1).transpose(2, 0, 1))
+def prepare_image(image: Image.Image, input_spec: InputSpec) -> NDArray[np.uint8]:
+    """Convert, resize and crop an image to ``[C, H, W]``."""
+    cropped = np.asarray(center(convert_mode(image, input_spec.channels), input_spec))
+    return np.ascontiguousarray(cropped.reshape(*cropped.shape[:2], -1).transpose(2, 0, 1))
 
 
 class RuntimeFile(ABC):
-    """An `Artifact` by its manifest's entry; a subclass computes."""
+    """An `Artifact` with the facts of its manifest entry; subclasses run the model."""
 
     def __init__(self, entry: ManifestEntry) -> None:
         self.entry = entry
@@ -29,27 +30,30 @@ class RuntimeFile(ABC):
         self.pixels = entry.pixels
 
     def prepare_image(self, image: Image.Image) -> NDArray[np.uint8]:
-        """See `Artifact`."""
+        """Convert, resize and crop an image to ``[C, H, W]``."""
         return prepare_image(image, self.pixels)
 
     def infer_logits(self, images: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """See `Artifact`. Raises `ValueError` for images of another shape or type."""
+        """``images[B, C, H, W] -> [B, K]``.
+
+        Raises `ValueError` for images of another shape or type.
+        """
         shape = (self.pixels.channels, self.pixels.height, self.pixels.width)
         if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
             raise ValueError(
                 f"{self.entry.path.name} takes uint8 images of shape (batch,"
                 f" {', '.join(map(str, shape))}), got {images.dtype} of shape {images.shape}."
-                " picture() makes them from any image."
+                " prepare_image() converts any image."
             )
-        found = self.run(np.ascontiguousarray(images))
-        if found.shape != (len(images), len(self.classes)):
+        logits = self.run(np.ascontiguousarray(images))
+        if logits.shape != (len(images), len(self.classes)):
             raise ValueError(
-                f"{self.entry.path.name} answered {len(images)} images with an array of shape"
-                f" {found.shape}, and its manifest names {len(self.classes)} classes. Export the"
-                " run again."
+                f"{self.entry.path.name} returned an array of shape {logits.shape} for"
+                f" {len(images)} images, but its manifest lists {len(self.classes)} classes. Export"
+                " the run again."
             )
-        return found.astype(np.float32, copy=False)
+        return logits.astype(np.float32, copy=False)
 
     @abstractmethod
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The logits of images of the right shape."""
+        """Compute the logits of contiguous images of the right shape."""

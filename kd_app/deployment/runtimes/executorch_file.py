@@ -1,5 +1,7 @@
-"""An ExecuTorch program on this CPU. It names operators and holds no code: its runtime
-refuses one with operators that it has not.
+"""ExecuTorch programs on the CPU.
+
+A program contains names of operators and no code; the runtime rejects a program with
+unknown operators.
 """
 
 import warnings
@@ -18,39 +20,36 @@ with warnings.catch_warnings(action="ignore"):
 
 
 class ExecuTorchFile(RuntimeFile):
-    """A program's method ``forward``; more images than it takes at once go through it
-    in parts.
-    """
+    """The method ``forward`` of a program; large batches are split into parts."""
 
     def __init__(self, entry: ManifestEntry, program: Any, max_batch: int) -> None:
         super().__init__(entry)
-        self._program = program  # the method lives as long as it does
+        # The method is valid only while the program exists.
+        self._program = program
         self._method = program.load_method("forward")
-        planned = self._method.metadata.input_tensor_meta(0).sizes()[
-            0
-        ]  # less, where a kernel of the program takes no more
+        # Memory may be planned for smaller batches, if a kernel requires that.
+        planned = self._method.metadata.input_tensor_meta(0).sizes()[0]
         self._max_batch = min(max_batch, planned)
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `RuntimeFile`."""
-        flat = torch.from_numpy(
-            images.reshape(-1)
-        )  # of one channel there are several strides, of which the runtime takes one
+        # With one channel, several strides are valid; the runtime accepts only those of
+        # a fresh view.
+        flat = torch.from_numpy(images.reshape(-1))
         parts = flat.view(images.shape).split(self._max_batch)
-        found: NDArray[np.float32] = torch.cat(
-            [self._method.execute([part])[0].clone() for part in parts]
-        ).numpy()
-        return found
+        outputs = [self._method.execute([part])[0].clone() for part in parts]
+        logits: NDArray[np.float32] = torch.cat(outputs).numpy()
+        return logits
 
 
 def open_file(entry: ManifestEntry, *, threads: int | None) -> ExecuTorchFile:
-    """The file of `entry`; `threads` are those of the whole process. Raises
-    `ValueError` where ExecuTorch does not take it.
+    """Open the file of `entry`; `threads` applies to the whole process.
+
+    Raises `ValueError` if ExecuTorch rejects the file.
     """
-    max_batch = entry.told.get("max_batch")
+    max_batch = entry.record.get("max_batch")
     if not isinstance(max_batch, int) or max_batch < 1:
         raise ValueError(
-            f"The manifest of {str(entry.path)!r} says max_batch={max_batch!r}; expected 1 or more."
+            f"The manifest of {str(entry.path)!r} has max_batch={max_batch!r}; expected 1 or more."
             " Export the run again."
         )
     if threads is not None and portable_lib._threadpool_get_thread_count() != threads:
@@ -60,6 +59,6 @@ def open_file(entry: ManifestEntry, *, threads: int | None) -> ExecuTorchFile:
     except RuntimeError as error:
         why = str(error).splitlines()[0]
         raise ValueError(
-            f"{str(entry.path)!r} is not run: ExecuTorch does not take it ({why}). Export the run"
-            " again with this kd_app."
+            f"{str(entry.path)!r} can't be opened: ExecuTorch rejects the file ({why}). Export the"
+            " run again with this version of kd_app."
         ) from None

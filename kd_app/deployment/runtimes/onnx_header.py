@@ -1,5 +1,6 @@
-"""What an ONNX file needs, read from its bytes without running anything of it, and
-without a package: protobuf's wire format.
+"""Requirements of an ONNX file, read from its bytes without running any of its content.
+
+The module parses protobuf's wire format and needs no package.
 """
 
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ _NODE_DOMAIN, _ATTRIBUTE = 7, 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _DEPTH = 32
-"""Graphs inside graphs, as those of If and Loop, go no deeper in any real model."""
+"""Maximum nesting of graphs (as in If and Loop); real models stay far below."""
 
 
 @dataclass
 class Header:
-    """opsets: version by domain ('' is ONNX's own) · domains: those of all operators
-    and functions · external: weights lie in other files.
+    """Requirements of an ONNX file.
+
+    opsets: version of the operator set by domain ('' is ONNX's own) · domains: domains
+    of all operators and functions · external: whether weights are in other files.
     """
 
     opsets: dict[str, int] = field(default_factory=dict)
@@ -27,32 +30,32 @@ class Header:
 
 
 def read_header(content: bytes) -> Header:
-    """The header of a file's `content`. Raises `ValueError` where that is cut off or no
-    ONNX model.
+    """Read the header from the content of a file.
+
+    Raises `ValueError` if the content is truncated or not an ONNX model.
     """
-    header, seen = Header(), set()
+    header, numbers = Header(), set()
     try:
         for number, value in _iterate_fields(memoryview(content)):
-            seen.add(number)
+            numbers.add(number)
             if number == _OPSET and isinstance(value, memoryview):
-                said = dict(_iterate_fields(value))
-                header.opsets[_decode_text(said.get(_DOMAIN, b""))] = int(said.get(_VERSION, 0))
+                opset = dict(_iterate_fields(value))
+                domain = _decode_text(opset.get(_DOMAIN, b""))
+                header.opsets[domain] = int(opset.get(_VERSION, 0))
             elif number == _GRAPH and isinstance(value, memoryview):
                 _read_graph(value, header, 0)
             elif number == _FUNCTIONS:
-                header.domains.add("functions of its own")
+                header.domains.add("local functions")
     except (IndexError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"it is cut off or no ONNX model ({type(error).__name__})") from None
-    if not {_IR_VERSION, _GRAPH, _OPSET} <= seen:
-        raise ValueError(
-            "it is cut off or no ONNX model (it has no graph, or says no operator set)"
-        )
+        raise ValueError(f"it is truncated or no ONNX model ({type(error).__name__})") from None
+    if not {_IR_VERSION, _GRAPH, _OPSET} <= numbers:
+        raise ValueError("it is truncated or no ONNX model (no graph or no operator set)")
     return header
 
 
 def _read_graph(graph: memoryview, header: Header, depth: int) -> None:
     if depth > _DEPTH:
-        raise ValueError("its graphs lie in each other too deeply")
+        raise ValueError("its graphs are nested too deeply")
     for number, value in _iterate_fields(graph):
         if number == _NODE and isinstance(value, memoryview):
             _read_node(value, header, depth)
@@ -88,7 +91,7 @@ def _decode_text(value: object) -> str:
 
 
 def _iterate_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field: an integer, or the bytes of what holds more."""
+    """Yield number and value of each field: an integer, or the bytes of other types."""
     at = 0
     while at < len(message):
         tag, at = _decode_varint(message, at)
@@ -102,9 +105,9 @@ def _iterate_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise ValueError("it is no ONNX model (an unknown kind of field)")
+            raise ValueError("it is no ONNX model (an unknown field type)")
         if at + size > len(message):
-            raise IndexError("a field ends behind its message")
+            raise IndexError("a field ends after its message")
         yield tag >> 3, message[at : at + size]
         at += size
 
@@ -119,4 +122,4 @@ def _decode_varint(message: memoryview, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise ValueError("it is no ONNX model (a number that is too long)")
+            raise ValueError("it is no ONNX model (an integer is too long)")

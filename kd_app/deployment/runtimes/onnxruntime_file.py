@@ -1,4 +1,4 @@
-"""An ONNX file in onnxruntime; needs numpy, Pillow and onnxruntime alone."""
+"""ONNX files in onnxruntime; needs numpy, Pillow and onnxruntime only."""
 
 import numpy as np
 import onnxruntime
@@ -9,16 +9,16 @@ from kd_app.deployment.runtimes.base import RuntimeFile
 from kd_app.deployment.runtimes.onnx_header import read_header
 
 OPSETS = range(13, 26)
-"""Versions of ONNX's operators that are run: from the first with quantization per
-channel on.
+"""Supported versions of the ONNX operator set; 13 is the first with quantization per
+channel.
 """
 _DOMAINS = frozenset({"", "ai.onnx"})
-_LOUD = 3
-"""onnxruntime's level for errors."""
+_ERROR_LEVEL = 3
+"""onnxruntime's log level for errors."""
 
 
 class OnnxFile(RuntimeFile):
-    """A session of onnxruntime on the CPU."""
+    """An onnxruntime session on the CPU."""
 
     def __init__(self, entry: ManifestEntry, session: onnxruntime.InferenceSession) -> None:
         super().__init__(entry)
@@ -26,71 +26,58 @@ class OnnxFile(RuntimeFile):
         self._name = session.get_inputs()[0].name
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `RuntimeFile`."""
-        found: NDArray[np.float32] = self._session.run(None, {self._name: images})[0]
-        return found
+        logits: NDArray[np.float32] = self._session.run(None, {self._name: images})[0]
+        return logits
 
 
 def open_file(entry: ManifestEntry, *, threads: int | None) -> OnnxFile:
-    """The file of `entry`. Raises `ValueError`: not whole, another operator set,
-    operators or files that are not ONNX's own.
+    """Open the file of `entry`.
+
+    Raises `ValueError` if the file is truncated, has an unsupported operator set or
+    foreign operators, keeps weights in other files, or onnxruntime rejects it.
     """
     content = entry.path.read_bytes()
-    _check(entry, content)
+    _check_header(entry, content)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOUD
+    options.log_severity_level = _ERROR_LEVEL
     if threads is not None:
         options.intra_op_num_threads = options.inter_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base
-        raise ValueError(
-            _build_refusal(
-                entry,
-                f"onnxruntime {onnxruntime.__version__} does not take it:"
-                f" {str(error).splitlines()[0]}",
-            )
+    except Exception as error:  # onnxruntime's errors have no common base class
+        reason = str(error).splitlines()[0]
+        raise _build_error(
+            entry, f"onnxruntime {onnxruntime.__version__} rejects the file: {reason}"
         ) from None
     return OnnxFile(entry, session)
 
 
-def _check(entry: ManifestEntry, content: bytes) -> None:
+def _check_header(entry: ManifestEntry, content: bytes) -> None:
     try:
         header = read_header(content)
     except ValueError as error:
-        raise ValueError(_build_refusal(entry, str(error))) from None
-    strange = (header.domains | set(header.opsets)) - _DOMAINS
-    if strange:
-        raise ValueError(
-            _build_refusal(
-                entry,
-                f"it needs operators of {', '.join(sorted(map(repr, strange)))}, which are not"
-                " ONNX's own",
-            )
-        )
+        raise _build_error(entry, str(error)) from None
+    foreign = (header.domains | set(header.opsets)) - _DOMAINS
+    if foreign:
+        names = ", ".join(sorted(map(repr, foreign)))
+        raise _build_error(entry, f"it needs operators of {names}, which are not ONNX's own")
     if header.external:
-        raise ValueError(
-            _build_refusal(
-                entry, "its weights lie in other files, which its manifest says nothing of"
-            )
+        raise _build_error(
+            entry, "its weights are in other files, which the manifest does not list"
         )
     opset = header.opsets.get("", header.opsets.get("ai.onnx"))
     if opset not in OPSETS:
-        raise ValueError(
-            _build_refusal(
-                entry,
-                f"it has the operator set {opset}; expected one of {OPSETS.start} to"
-                f" {OPSETS.stop - 1}",
-            )
-        )
-    if opset != entry.told.get("opset"):
-        raise ValueError(
-            _build_refusal(
-                entry,
-                f"it has the operator set {opset}, and its manifest says {entry.told.get('opset')}",
-            )
+        supported = f"{OPSETS.start} to {OPSETS.stop - 1}"
+        raise _build_error(entry, f"it has the operator set {opset}; expected one of {supported}")
+    declared = entry.record.get("opset")
+    if opset != declared:
+        raise _build_error(
+            entry, f"it has the operator set {opset}, but its manifest has {declared}"
         )
 
 
-def _build_refusal(entry: ManifestEntry, why: str) -> str:
-    return f"{str(entry.path)!r} is not run: {why}. Export the run again with this kd_app."
+def _build_error(entry: ManifestEntry, reason: str) -> ValueError:
+    return ValueError(
+        f"{str(entry.path)!r} can't be opened: {reason}. Export the run again with this version of"
+        " kd_app."
+    )

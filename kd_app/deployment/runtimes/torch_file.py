@@ -1,8 +1,8 @@
-"""A program of torch.export (``.pt2``), opened only where this very process wrote it.
+"""torch.export programs (``.pt2``), opened only in the process that wrote them.
 
-``torch.export.load`` runs what a file says: it unpickles, evaluates shapes as Python
-and compiles guards. A manifest that names the sha256 is no signature, so what lies on a
-disk, a stage of an earlier command among it, is not opened.
+``torch.export.load`` runs code from the file: it unpickles, evaluates shapes as Python
+and compiles guards. The sha256 in a manifest is not a signature, so files from disk are
+not opened, including stages of an earlier command.
 """
 
 import io
@@ -23,35 +23,35 @@ _WRITTEN: set[str] = set()
 
 
 def mark_written(path: Path) -> None:
-    """Called by who has just written the program `path`."""
+    """Allow this process to open the program that it has just written."""
     _WRITTEN.add(sha256(path.read_bytes()).hexdigest())
 
 
 class TorchFile(RuntimeFile):
-    """A program's module on the CPU."""
+    """The module of a program, on the CPU."""
 
     def __init__(self, entry: ManifestEntry, module: Any) -> None:
         super().__init__(entry)
         self._module = module
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `RuntimeFile`."""
         with torch.inference_mode():
-            found: NDArray[np.float32] = self._module(torch.from_numpy(images)).numpy()
-        return found
+            logits: NDArray[np.float32] = self._module(torch.from_numpy(images)).numpy()
+        return logits
 
 
 def open_file(entry: ManifestEntry, *, threads: int | None) -> TorchFile:
-    """The program of `entry`, which computes with as many threads as torch has been
-    given. Raises `ValueError`: this process did not write it.
+    """Open the program of `entry`; the number of threads is that of torch.
+
+    Raises `ValueError` if another process wrote the file.
     """
     content = entry.path.read_bytes()
     if sha256(content).hexdigest() not in _WRITTEN:
         raise ValueError(
-            f"{str(entry.path)!r} is a program of torch.export, and is not opened: loading one runs"
-            " what it holds. Use another file of the same export, such as model.onnx"
-            " ('formats=[onnx]'). In code of your own, torch.export.load(path).module() opens it,"
-            " if you trust its sender."
+            f"{str(entry.path)!r} is a torch.export program and is not opened: loading runs code"
+            " from the file. Use another file of the same export, such as model.onnx"
+            " ('formats=[onnx]'). If you trust the sender, torch.export.load(path).module() opens"
+            " the file in your own code."
         )
     with warnings.catch_warnings(action="ignore"):
         return TorchFile(entry, torch.export.load(io.BytesIO(content)).module())

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from kd_app.metrics.class_similarity import measure_soft_labels
-from kd_app.metrics.examples import Example, Why
+from kd_app.metrics.examples import ExampleRow, Reason
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.verdict import VerdictRule
 from kd_app.reporting.examples import write_examples
@@ -120,7 +120,7 @@ def run_folder(
     )
     if examples:
         some = list(range(0, min(images, 60), 2))
-        whys: tuple[Why, ...] = (
+        whys: tuple[Reason, ...] = (
             "negative_flip",
             "positive_flip",
             "most_different",
@@ -128,7 +128,7 @@ def run_folder(
             "typical",
         )
         chosen = [
-            Example(row, whys[row % 5], tuple(range(min(len(names), 5))), 0.1) for row in some
+            ExampleRow(row, whys[row % 5], tuple(range(min(len(names), 5))), 0.1) for row in some
         ]
         write_examples(
             folder / "examples.parquet",
