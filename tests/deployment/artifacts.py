@@ -1,6 +1,4 @@
-"""What `measure_cold_start` opens in the tests: a text that says how long to take and how
-much memory to fill.
-"""
+"""Stand-in for an exported file: a text with the seconds and the memory to use."""
 
 import time
 from pathlib import Path
@@ -9,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Opened:
+class FakeArtifact:
     def __init__(self, filled: int) -> None:
         self.filled = np.ones(filled, dtype=np.uint8)
 
@@ -18,8 +16,8 @@ class Opened:
         return np.zeros((len(images), 2), dtype=np.float32)
 
 
-def open_text(path: Path, *, threads: int) -> Opened:
+def open_text(path: Path, *, threads: int) -> FakeArtifact:
     assert threads == 1
     seconds, filled = path.read_text(encoding="utf-8").split()
     time.sleep(float(seconds))
-    return Opened(int(filled))
+    return FakeArtifact(int(filled))

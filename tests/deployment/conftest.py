@@ -1,4 +1,4 @@
-"""A small model as a file, written once."""
+"""A small exported model, written once."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def net() -> nn.Module:
 def exported(
     net: nn.Module, images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """``model.onnx`` with its manifest; nobody writes there."""
+    """``model.onnx`` with its manifest; tests must not change it."""
     folder = tmp_path_factory.mktemp("exported")
     form = Onnx(opset=18, tolerance=1e-4)
     return export(
@@ -44,7 +44,7 @@ def exported(
         form,
         folder,
         stem="model",
-        pixels=PIXELS,
+        input_spec=PIXELS,
         classes=CLASSES,
         license="mit",
         calibration=[],

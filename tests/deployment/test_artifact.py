@@ -1,6 +1,4 @@
-"""An exported file: it answers as the model did, alone, and whatever is wrong about one
-is refused before anything of it is run.
-"""
+"""Exported files reproduce the model; invalid files are rejected before they run."""
 
 import json
 import shutil
@@ -53,63 +51,63 @@ assert not {"torch", "pydantic", "hydra"} & set(sys.modules)
 """
 
 
-def test_it_runs_where_there_is_only_numpy_pillow_and_onnxruntime(
+def test_an_onnx_file_needs_numpy_pillow_and_onnxruntime_only(
     exported: Path, net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8))
     photo.save(tmp_path / "photo.png")
     np.save(tmp_path / "images.npy", images)
-    words = [
+    arguments = [
         str(exported),
         str(tmp_path / "images.npy"),
         str(tmp_path / "photo.png"),
         str(tmp_path / "out.npz"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE, *words], capture_output=True, text=True, check=False
+    process = subprocess.run(
+        [sys.executable, "-c", ALONE, *arguments], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    found = np.load(tmp_path / "out.npz")
+    assert process.returncode == 0, process.stderr
+    outputs = np.load(tmp_path / "out.npz")
     with torch.no_grad():
         expected = net(normalize(torch.from_numpy(images), PIXELS, torch.contiguous_format)).numpy()
-    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
     store = hold(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None])
     index = np.array([0])
-    seen = CenterCropView()(ImageSelection(store, index), compute_image_keys(0, index, -1), PIXELS)[
-        0
-    ]
-    np.testing.assert_array_equal(found["picture"], seen.transpose(2, 0, 1))
+    cropped = CenterCropView()(
+        ImageSelection(store, index), compute_image_keys(0, index, -1), PIXELS
+    )[0]
+    np.testing.assert_array_equal(outputs["picture"], cropped.transpose(2, 0, 1))
 
 
 def test_batches_of_any_size_give_the_same_logits(
     exported: Path, images: NDArray[np.uint8]
 ) -> None:
-    opened = open_artifact(exported)
-    assert opened.classes == CLASSES
+    artifact = open_artifact(exported)
+    assert artifact.classes == CLASSES
     np.testing.assert_allclose(
-        np.concatenate([opened.infer_logits(images[:1]), opened.infer_logits(images[1:])]),
-        opened.infer_logits(images),
+        np.concatenate([artifact.infer_logits(images[:1]), artifact.infer_logits(images[1:])]),
+        artifact.infer_logits(images),
         atol=1e-5,
     )
 
 
-def test_a_gray_picture_is_shown_to_a_color_model_in_gray(exported: Path) -> None:
+def test_a_gray_image_is_repeated_for_a_color_model(exported: Path) -> None:
     picture = open_artifact(exported).prepare_image(Image.new("L", (16, 16), 77))
     assert picture.shape == (3, 16, 16)
     assert (picture == 77).all()
 
 
-def test_the_file_says_nothing_of_the_machine_it_was_written_on(exported: Path) -> None:
+def test_the_file_contains_no_paths_of_the_machine(exported: Path) -> None:
     assert str(Path(torch.__file__).parent.parent).encode() not in exported.read_bytes()
     assert b"stack_trace" not in exported.read_bytes()
 
 
-def test_a_model_that_the_file_does_not_answer_like_fails_the_run(
+def test_a_file_that_does_not_reproduce_the_model_fails_the_run(
     net: nn.Module, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     about: Any = {
         "stem": "model",
-        "pixels": PIXELS,
+        "input_spec": PIXELS,
         "classes": CLASSES,
         "license": "mit",
         "calibration": [],
@@ -121,7 +119,7 @@ def test_a_model_that_the_file_does_not_answer_like_fails_the_run(
         export(net, Onnx(opset=18, tolerance=1e-12), tmp_path, images=images, **about)
 
 
-def test_the_difference_to_another_model_is_seen(
+def test_the_difference_to_another_model_is_measured(
     exported: Path, net: nn.Module, images: NDArray[np.uint8]
 ) -> None:
     assert measure_difference(net, PIXELS, open_artifact(exported), images) < 1e-5
@@ -138,20 +136,22 @@ def test_the_difference_to_another_model_is_seen(
         np.zeros((3, 16, 16), np.uint8),
     ],
 )
-def test_images_of_another_shape_or_type_are_refused(exported: Path, wrong: NDArray[Any]) -> None:
+def test_images_of_another_shape_or_type_are_rejected(exported: Path, wrong: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match=r"takes uint8 images of shape \(batch, 3, 16, 16\), got"):
         open_artifact(exported).infer_logits(wrong)
 
 
 def _manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    change(told)
-    (folder / MANIFEST).write_text(json.dumps(told), encoding="utf-8")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def _whole(file: Path) -> None:
-    """Let the manifest say that this is the file."""
-    _manifest(file.parent, lambda told: told["files"][file.name].update(sha256=hash_file(file)))
+    """Put the sha256 of this file into the manifest."""
+    _manifest(
+        file.parent, lambda manifest: manifest["files"][file.name].update(sha256=hash_file(file))
+    )
 
 
 def _no_manifest(file: Path) -> None:
@@ -160,7 +160,8 @@ def _no_manifest(file: Path) -> None:
 
 def _not_named(file: Path) -> None:
     _manifest(
-        file.parent, lambda told: told["files"].update({"other.onnx": told["files"].pop(file.name)})
+        file.parent,
+        lambda manifest: manifest["files"].update({"other.onnx": manifest["files"].pop(file.name)}),
     )
 
 
@@ -170,15 +171,15 @@ def _cut_manifest(file: Path) -> None:
 
 
 def _newer_manifest(file: Path) -> None:
-    _manifest(file.parent, lambda told: told.update(schema_version=2))
+    _manifest(file.parent, lambda manifest: manifest.update(schema_version=2))
 
 
 def _no_input(file: Path) -> None:
-    _manifest(file.parent, lambda told: told["files"][file.name].pop("input"))
+    _manifest(file.parent, lambda manifest: manifest["files"][file.name].pop("input"))
 
 
 def _unknown_format(file: Path) -> None:
-    _manifest(file.parent, lambda told: told["files"][file.name].update(format="pickle"))
+    _manifest(file.parent, lambda manifest: manifest["files"][file.name].update(format="pickle"))
 
 
 def _exchanged(file: Path) -> None:
@@ -212,7 +213,7 @@ def _other_opset(file: Path) -> None:
 
 def _future_opset(file: Path) -> None:
     _changed(file, lambda model: setattr(model.opset_import[0], "version", 99))
-    _manifest(file.parent, lambda told: told["files"][file.name].update(opset=99))
+    _manifest(file.parent, lambda manifest: manifest["files"][file.name].update(opset=99))
 
 
 def _stranger(file: Path) -> None:
@@ -224,7 +225,7 @@ def _stranger(file: Path) -> None:
 
 
 def _stranger_within(file: Path) -> None:
-    """The operator lies in a branch of an If."""
+    """Put the operator into a branch of an If."""
 
     def change(model: onnx.ModelProto) -> None:
         inner = helper.make_node("Evil", [], ["inner"], domain="com.stranger")
@@ -252,26 +253,26 @@ def _elsewhere(file: Path) -> None:
     ("spoil", "reason"),
     [
         (_no_manifest, "There is no manifest.json"),
-        (_not_named, "is not in the manifest.json beside it, which names other.onnx"),
+        (_not_named, "is not in the manifest.json of its folder, which lists other.onnx"),
         (_cut_manifest, "can't be read"),
         (_newer_manifest, "has schema_version 2"),
-        (_no_input, "does not say what that file is"),
+        (_no_input, "does not describe the file completely"),
         (_unknown_format, "has the format 'pickle'"),
         (_exchanged, "is not the file that was exported"),
         (_truncated, "is not the file that was exported"),
-        (_truncated_and_declared, "cut off or no ONNX model"),
-        (_emptied_and_declared, "cut off or no ONNX model"),
+        (_truncated_and_declared, "truncated or no ONNX model"),
+        (_emptied_and_declared, "truncated or no ONNX model"),
         (
             _other_opset,
-            "the operator set 17, and its manifest says 18|the operator set 17; expected",
+            "the operator set 17, but its manifest has 18|the operator set 17; expected",
         ),
         (_future_opset, "the operator set 99; expected one of"),
         (_stranger, "needs operators of 'com.stranger', which are not ONNX's own"),
         (_stranger_within, "needs operators of 'com.stranger', which are not ONNX's own"),
-        (_elsewhere, "its weights lie in other files"),
+        (_elsewhere, "its weights are in other files"),
     ],
 )
-def test_what_is_wrong_about_a_file_is_refused_before_anything_of_it_is_run(
+def test_an_invalid_file_is_rejected_before_it_runs(
     exported: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -282,21 +283,19 @@ def test_what_is_wrong_about_a_file_is_refused_before_anything_of_it_is_run(
     spoil(file)
 
     def run(*_: Any, **__: Any) -> None:
-        raise AssertionError("it was handed to the runtime")
+        raise AssertionError("the runtime received the file")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", run)
     with pytest.raises(ValueError, match=reason):
         open_artifact(file)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"There is no file .*gone\.onnx"):
         open_artifact(tmp_path / "gone.onnx")
 
 
-def test_a_runtime_that_is_not_installed_is_named(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_runtime_is_named(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "kd_app.deployment.runtimes.onnxruntime_file", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install onnxruntime \(or kd_app\[deploy\]\)"):
@@ -310,5 +309,5 @@ def test_openvino_reads_the_file_and_gives_the_same_logits(
     compiled = openvino.Core().compile_model(
         str(exported), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    found = compiled([images])[0]
-    np.testing.assert_allclose(found, open_artifact(exported).infer_logits(images), atol=1e-4)
+    outputs = compiled([images])[0]
+    np.testing.assert_allclose(outputs, open_artifact(exported).infer_logits(images), atol=1e-4)

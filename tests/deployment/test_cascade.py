@@ -1,4 +1,4 @@
-"""The cascade answers as its stages do, and what is chosen keeps its margin."""
+"""A cascade has the predictions of its stages, and the choice keeps the margin."""
 
 import itertools
 import subprocess
@@ -16,8 +16,8 @@ from kd_app.deployment.cascade import ModelCascade
 from kd_app.deployment.confidence import (
     MEASURES,
     compute_confidence,
-    fit_temperature,
     compute_log_probabilities,
+    fit_temperature,
 )
 from kd_app.deployment.routing import RoutingChoice, choose_threshold, compute_routing_curve
 
@@ -25,7 +25,7 @@ COSTS = (1.0, 10.0)
 
 
 class Table:
-    """A stage whose logits are looked up by the image's first pixel."""
+    """A stage that looks up its logits by the first pixel of an image."""
 
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self.table = logits
@@ -37,7 +37,7 @@ class Table:
         return np.asarray(image)[None]
 
 
-def drawn(
+def draw_logits(
     seed: int, stages: int, n: int = 40
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
@@ -48,10 +48,10 @@ def drawn(
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MEASURES)), st.integers(2, 3))
 @settings(max_examples=30, deadline=None)
-def test_the_curve_runs_from_the_teacher_alone_to_the_student_alone(
+def test_the_curve_starts_with_the_teacher_and_ends_with_the_student(
     seed: int, measure: str, stages: int
 ) -> None:
-    logits, target = drawn(seed, stages)
+    logits, target = draw_logits(seed, stages)
     curve = compute_routing_curve(
         logits,
         target,
@@ -70,13 +70,15 @@ def test_the_curve_runs_from_the_teacher_alone_to_the_student_alone(
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MEASURES)), st.integers(2, 3))
 @settings(max_examples=30, deadline=None)
-def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, stages: int) -> None:
-    logits, target = drawn(seed, stages)
-    heat = (1.5,) * stages
+def test_a_batch_has_the_predictions_of_its_single_images(
+    seed: int, measure: str, stages: int
+) -> None:
+    logits, target = draw_logits(seed, stages)
+    temperature = (1.5,) * stages
     rung = compute_routing_curve(
-        logits, target, [1.0] * stages, measure=measure, temperatures=heat, num_steps=2
+        logits, target, [1.0] * stages, measure=measure, temperatures=temperature, num_steps=2
     )[1]
-    cascade = ModelCascade([Table(each) for each in logits], rung.thresholds, measure, heat)
+    cascade = ModelCascade([Table(each) for each in logits], rung.thresholds, measure, temperature)
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     label, probability, stage = cascade.predict(images)
     for i in range(40):
@@ -87,7 +89,9 @@ def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, s
         ):
             at += 1
         assert (label[i], stage[i]) == (logits[at][i].argmax(), at)
-        assert probability[i] == pytest.approx(np.exp(compute_log_probabilities(logits[at][i], 1.5)).max())
+        assert probability[i] == pytest.approx(
+            np.exp(compute_log_probabilities(logits[at][i], 1.5)).max()
+        )
     assert (label == target).mean() == rung.accuracy
     again = cascade.predict([Image.fromarray(image[0]) for image in images])
     assert all(
@@ -96,19 +100,21 @@ def test_a_batch_is_answered_as_its_images_one_by_one(seed: int, measure: str, s
     )
 
 
-def test_the_temperature_found_is_the_one_the_labels_were_drawn_with() -> None:
+def test_the_fitted_temperature_is_that_of_the_label_distribution() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=(20000, 4)) * 2
     target = (true + rng.gumbel(size=true.shape)).argmax(1)
     assert fit_temperature(true * 3, target) == pytest.approx(3, rel=0.05)
 
 
-def test_a_cascade_is_loaded_as_it_was_saved_and_refuses_another_file(tmp_path: Path) -> None:
+def test_a_saved_cascade_loads_and_rejects_changed_files(tmp_path: Path) -> None:
     files = [tmp_path / "a.bin", tmp_path / "b.bin"]
     for file in files:
         file.write_bytes(file.name.encode())
     stage = Table(np.zeros((1, 2), np.float32))
-    ModelCascade([stage, stage], (0.7,), "maximum", (1.0, 2.0)).save(tmp_path / "cascade.json", files)
+    ModelCascade([stage, stage], (0.7,), "maximum", (1.0, 2.0)).save(
+        tmp_path / "cascade.json", files
+    )
     loaded = ModelCascade.load(tmp_path / "cascade.json", lambda _: stage)
     assert (loaded.thresholds, loaded.measure, loaded.temperatures) == (
         (0.7,),
@@ -119,11 +125,11 @@ def test_a_cascade_is_loaded_as_it_was_saved_and_refuses_another_file(tmp_path: 
     with pytest.raises(ValueError, match="chosen for"):
         ModelCascade.load(tmp_path / "cascade.json", lambda _: stage)
     files[1].unlink()
-    with pytest.raises(ValueError, match="Put that file back"):
+    with pytest.raises(ValueError, match="Restore the file"):
         ModelCascade.load(tmp_path / "cascade.json", lambda _: stage)
 
 
-def test_stages_that_know_the_classes_in_another_order_make_no_cascade(tmp_path: Path) -> None:
+def test_stages_with_another_order_of_classes_are_rejected(tmp_path: Path) -> None:
     files = [tmp_path / "a", tmp_path / "b"]
     stages = [Table(np.zeros((1, 2), np.float32)) for _ in files]
     for file, stage, classes in zip(files, stages, (("cat", "dog"), ("dog", "cat")), strict=True):
@@ -143,17 +149,18 @@ def test_stages_that_know_the_classes_in_another_order_make_no_cascade(tmp_path:
         '{"stages": [], "thresholds": [], "temperatures": [], "measure": "luck"}',
     ],
 )
-def test_what_is_no_cascade_is_refused_in_a_sentence(content: str, tmp_path: Path) -> None:
+def test_an_invalid_cascade_file_is_rejected(content: str, tmp_path: Path) -> None:
     (tmp_path / "cascade.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="is no cascade that can be read"):
+    with pytest.raises(ValueError, match="is not a valid cascade"):
         ModelCascade.load(tmp_path / "cascade.json", lambda _: Table(np.zeros((1, 2), np.float32)))
 
 
-def chosen(
+def choose(
     rng: np.random.Generator, n: int, wrong: float, costs: tuple[float, float] = COSTS
 ) -> tuple[RoutingChoice, float]:
-    """A choice on n images of a student that errs with rate ``wrong (1 - u)``, u its
-    rank of confidence; and the true loss of that choice.
+    """Choose a threshold on n images; return the choice and its true loss.
+
+    The student errs with rate ``wrong (1 - u)``, where u is the rank of the confidence.
     """
     u = rng.random(n)
     errs = rng.random(n) < wrong * (1 - u)
@@ -171,21 +178,21 @@ def chosen(
     return choice, wrong * (1 - at) ** 2 / 2
 
 
-def test_the_margin_is_overrun_in_at_most_one_draw_of_twenty() -> None:
+def test_the_margin_is_exceeded_in_at_most_one_of_twenty_draws() -> None:
     rng, draws = np.random.default_rng(1), 200
-    over = sum(chosen(rng, 400, 0.6)[1] > 0.05 for _ in range(draws))
+    over = sum(choose(rng, 400, 0.6)[1] > 0.05 for _ in range(draws))
     assert over / draws <= 0.05 + 2.5 * (0.05 * 0.95 / draws) ** 0.5
 
 
-def test_the_answer_is_one_model_where_routing_does_not_pay() -> None:
+def test_one_model_is_chosen_if_routing_does_not_pay() -> None:
     rng = np.random.default_rng(2)
-    assert chosen(rng, 2000, 0.6)[0].answer == "cascade"
-    assert chosen(rng, 2000, 0.02)[0].answer == "first"
-    dear = chosen(rng, 2000, 0.6, (9.0, 10.0))[0]
-    assert (dear.answer, dear.cost) == ("last", 10.0)
+    assert choose(rng, 2000, 0.6)[0].answer == "cascade"
+    assert choose(rng, 2000, 0.02)[0].answer == "first"
+    expensive = choose(rng, 2000, 0.6, (9.0, 10.0))[0]
+    assert (expensive.answer, expensive.cost) == ("last", 10.0)
 
 
-def test_predicting_needs_numpy_alone() -> None:
+def test_prediction_needs_numpy_only() -> None:
     code = (
         "import sys, kd_app.deployment.cascade; print(sorted({'torch', 'pydantic', 'omegaconf',"
         " 'scipy', 'jaxtyping'} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""From nothing to the first answer."""
+"""Cold start of an exported file."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from tests.deployment.artifacts import open_text
 MEGABYTE = 2**20
 
 
-def test_opening_and_answering_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """What this process has in memory is none of the file's."""
+def test_the_cold_start_is_measured_in_a_separate_process(tmp_path: Path) -> None:
+    """The memory of this process does not count."""
     ballast = np.ones(200 * MEGABYTE, dtype=np.uint8)
     (tmp_path / "model").write_text(f"0.05 {50 * MEGABYTE}")
-    found = measure_cold_start(tmp_path / "model", (2, 3, 4, 5), open_text)
-    assert ballast.nbytes > found["peak_memory_bytes"] > 50 * MEGABYTE
-    assert 0.05 <= found["start_seconds"] < found["cold_start_seconds"] < 60
+    measurement = measure_cold_start(tmp_path / "model", (2, 3, 4, 5), open_text)
+    assert ballast.nbytes > measurement["peak_memory_bytes"] > 50 * MEGABYTE
+    assert 0.05 <= measurement["start_seconds"] < measurement["cold_start_seconds"] < 60
 
 
-def test_a_file_that_gives_no_answer_is_told_with_the_reason(tmp_path: Path) -> None:
+def test_a_failing_file_is_reported_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("nonsense")
     with pytest.raises(RunError, match="not enough values to unpack"):
         measure_cold_start(tmp_path / "model", (2, 3, 4, 5), open_text)

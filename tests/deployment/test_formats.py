@@ -1,6 +1,4 @@
-"""Formats beside plain ONNX: each file answers nearly as the model does, and says how
-it was made.
-"""
+"""Formats other than float ONNX: each file approximates the model."""
 
 import json
 from pathlib import Path
@@ -24,7 +22,7 @@ from kd_app.run_files import MANIFEST
 from kd_app.stages import hash_file
 from tests.deployment.conftest import CLASSES, PIXELS
 
-ABOUT: Any = {"stem": "model", "pixels": PIXELS, "classes": CLASSES, "license": "mit"}
+ABOUT: Any = {"stem": "model", "input_spec": PIXELS, "classes": CLASSES, "license": "mit"}
 
 
 def int8(**changed: Any) -> OnnxInt8:
@@ -45,20 +43,20 @@ def quantized(
     )
 
 
-def test_an_int8_file_answers_nearly_as_the_float_one_with_weights_of_seven_bits_a_scale_for_each_channel(
+def test_an_int8_file_approximates_the_float_one_with_seven_bit_weights_per_channel(
     quantized: Path, exported: Path, images: NDArray[np.uint8]
 ) -> None:
-    expected, found = (
+    expected, logits = (
         open_artifact(exported).infer_logits(images),
         open_artifact(quantized).infer_logits(images),
     )
-    assert 0 < np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
-    told = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"][
+    assert 0 < np.abs(logits - expected).max() < 0.2 * np.abs(expected).max()
+    record = json.loads((quantized.parent / MANIFEST).read_text(encoding="utf-8"))["files"][
         "model_int8.onnx"
     ]
-    assert told["reduce_range"] is True
-    assert told["calibration_images"] == 8
-    assert told["largest_difference"] > 0
+    assert record["reduce_range"] is True
+    assert record["calibration_images"] == 8
+    assert record["largest_difference"] > 0
     weights = [
         tensor
         for tensor in onnx.load(quantized).graph.initializer
@@ -77,7 +75,7 @@ def test_pixels_are_normalized_in_float(quantized: Path) -> None:
     assert [producers[name] for name in first.input if name in producers] == ["Cast"]
 
 
-def test_the_range_is_reduced_where_the_processor_has_no_vnni() -> None:
+def test_the_range_is_reduced_on_x86_without_vnni() -> None:
     assert is_without_vnni(frozenset({"sse2", "avx2"}))
     assert not is_without_vnni(frozenset({"sse2", "avx512_vnni"}))
     assert not is_without_vnni(frozenset({"sse2", "avx_vnni"}))
@@ -95,10 +93,10 @@ def test_the_range_is_reduced_where_the_processor_has_no_vnni() -> None:
             ),
         ),
         ([np.zeros((2, 3, 16, 16), np.float32)], "float32 of shape"),
-        ([], "needs images to find its ranges with"),
+        ([], "needs calibration images for the activation ranges"),
     ],
 )
-def test_calibration_images_that_the_model_never_sees_are_refused_and_nothing_is_written(
+def test_unsuitable_calibration_images_are_rejected_before_writing(
     net: nn.Module,
     images: NDArray[np.uint8],
     tmp_path: Path,
@@ -111,13 +109,13 @@ def test_calibration_images_that_the_model_never_sees_are_refused_and_nothing_is
 
 
 class Odd(nn.Module):
-    """What no exporter can follow: how it goes on depends on the pixels."""
+    """A model whose control flow depends on the pixels, which no exporter supports."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.mean(dim=(2, 3)) if image.sum() > 0 else image.amax(dim=(2, 3))
 
 
-def test_a_program_of_torch_loads_without_kd_app_and_is_opened_here_by_the_process_that_wrote_it_alone(
+def test_a_torch_program_opens_only_in_the_process_that_wrote_it(
     net: nn.Module, images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = export(net, Program(tolerance=1e-4), tmp_path, calibration=[], images=images, **ABOUT)
@@ -129,12 +127,12 @@ def test_a_program_of_torch_loads_without_kd_app_and_is_opened_here_by_the_proce
     )
     assert open_artifact(file).infer_logits(images[:1]).shape == (1, len(CLASSES))
     monkeypatch.setattr(torch_file, "_WRITTEN", set())  # as in any other process
-    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match="is not opened: loading one runs what it holds"):
+    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("the file was loaded"))
+    with pytest.raises(ValueError, match="is not opened: loading runs code from the file"):
         open_artifact(file)
 
 
-def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(
+def test_a_model_that_can_not_be_exported_fails_the_run(
     images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match="The model can't be written as ONNX: "):
@@ -142,12 +140,10 @@ def test_a_model_that_can_not_be_written_fails_the_run_in_a_sentence(
 
 
 @pytest.mark.slow
-def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
+def test_executorch_reproduces_the_model_and_approximates_it_in_int8(
     net: nn.Module, exported: Path, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    """Batches beyond what the program takes at once go through it in parts; a file
-    whose manifest is another's, or cut off, is refused.
-    """
+    """Large batches are split; renamed and truncated files are rejected."""
     plain = export(
         net,
         ExecuTorch(max_batch=4, tolerance=1e-4),
@@ -177,14 +173,14 @@ def test_executorch_answers_as_the_model_does_and_nearly_so_in_int8(
     )
     assert small.stat().st_size < plain.stat().st_size / 2
     plain.rename(tmp_path / "stranger.pte")
-    with pytest.raises(ValueError, match=r"is not in the manifest\.json beside it"):
+    with pytest.raises(ValueError, match=r"is not in the manifest\.json of its folder"):
         open_artifact(tmp_path / "stranger.pte")
     small.write_bytes(small.read_bytes()[:-64])
     with pytest.raises(ValueError, match="is not the file that was exported"):
         open_artifact(small)
-    small.write_bytes(small.read_bytes()[:1000])  # and a manifest that agrees with it
-    told = json.loads((small.parent / MANIFEST).read_text(encoding="utf-8"))
-    told["files"][small.name]["sha256"] = hash_file(small)
-    (small.parent / MANIFEST).write_text(json.dumps(told), encoding="utf-8")
-    with pytest.raises(ValueError, match="is not run: ExecuTorch does not take it"):
+    small.write_bytes(small.read_bytes()[:1000])  # with a matching manifest
+    record = json.loads((small.parent / MANIFEST).read_text(encoding="utf-8"))
+    record["files"][small.name]["sha256"] = hash_file(small)
+    (small.parent / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(ValueError, match="can't be opened: ExecuTorch rejects the file"):
         open_artifact(small)

@@ -1,4 +1,4 @@
-"""What a model answers on a split, and how fast."""
+"""Predictions of a model on a split, and throughput."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ PIXELS = InputSpec(3, 4, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 class Noted(nn.Module):
-    """Answers with the mean of each channel, and writes down what it was given and how."""
+    """Returns the mean of each channel; records its inputs and calls."""
 
     def __init__(
         self, name: str = "", seconds: float = 0.0, diary: list[str] | None = None
@@ -28,40 +28,40 @@ class Noted(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.name, self.seconds, self.diary = name, seconds, [] if diary is None else diary
-        self.seen: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def forward(self, image: Tensor) -> Tensor:
         assert not self.training
         assert not torch.is_grad_enabled()
         self.diary.append(self.name)
-        self.seen.append(image)
+        self.inputs.append(image)
         time.sleep(self.seconds)
         return image.mean(dim=(2, 3)) * self.weight
 
 
 def batches(*sizes: int, uint8: bool = False) -> list[Batch]:
-    """Batches of images whose number is what they show, in an order that is not that of
-    the numbers.
-    """
+    """Batches in random order; all pixels of an image are its index."""
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))
-    made = []
+    result = []
     for index in order.split(list(sizes)):
         image = index.view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
-        made.append(Batch(image.to(torch.uint8) if uint8 else image.float(), index % 3, index))
-    return made
+        result.append(Batch(image.to(torch.uint8) if uint8 else image.float(), index % 3, index))
+    return result
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_answers_come_in_the_order_of_the_images_and_each_with_its_number(training: bool) -> None:
-    given = batches(5, 5, 2)
-    found = predict(Noted().train(training), given, PIXELS, device=CPU)
-    assert found.index.tolist() == torch.cat([batch.index for batch in given]).tolist()
-    assert found.logits.dtype == np.float32
-    np.testing.assert_array_equal(found.logits, np.repeat(found.index[:, None], 3, axis=1))
-    np.testing.assert_array_equal(found.target, found.index % 3)
+def test_predictions_have_the_order_and_index_of_the_images(training: bool) -> None:
+    data = batches(5, 5, 2)
+    predictions = predict(Noted().train(training), data, PIXELS, device=CPU)
+    assert predictions.index.tolist() == torch.cat([batch.index for batch in data]).tolist()
+    assert predictions.logits.dtype == np.float32
+    np.testing.assert_array_equal(
+        predictions.logits, np.repeat(predictions.index[:, None], 3, axis=1)
+    )
+    np.testing.assert_array_equal(predictions.target, predictions.index % 3)
 
 
-def test_dropout_and_batch_norm_are_those_of_evaluation() -> None:
+def test_dropout_and_batch_norm_are_in_eval_mode() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(48, 2))
     model(torch.randn(64, 3, 4, 4) + 5)
@@ -72,40 +72,40 @@ def test_dropout_and_batch_norm_are_those_of_evaluation() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_raw_pixels_are_normalized_for_the_model_and_ready_ones_are_not_touched() -> None:
+def test_uint8_images_are_normalized_and_float_images_are_not() -> None:
     raw, ready = batches(3, uint8=True), batches(3)
     model = Noted()
     predict(model, raw, PIXELS, device=CPU)
     predict(model, ready, PIXELS, device=CPU)
     torch.testing.assert_close(
-        model.seen[0], normalize(raw[0].image, PIXELS, torch.contiguous_format)
+        model.inputs[0], normalize(raw[0].image, PIXELS, torch.contiguous_format)
     )
-    assert torch.equal(model.seen[1], ready[0].image)
+    assert torch.equal(model.inputs[1], ready[0].image)
 
 
 def test_a_mixed_label_counts_as_its_largest_share() -> None:
     shares = torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.1, 0.4]])
-    found = predict(
+    predictions = predict(
         Noted(), [Batch(torch.zeros(2, 3, 4, 4), shares, torch.arange(2))], PIXELS, device=CPU
     )
-    assert found.target.tolist() == [1, 0]
+    assert predictions.target.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
     ("limit", "read"),
     [(None, 4), (1, 1), (3, 3), (9, 4), (0.5, 2), (0.99, 3), (1.0, 4), (0.01, 1), (2.0, 2)],
 )
-def test_a_limit_is_a_number_of_batches_or_a_share_of_them_and_at_least_one(
+def test_a_limit_is_a_number_or_share_of_batches_and_at_least_one(
     limit: float | None, read: int
 ) -> None:
-    given = batches(2, 2, 2, 2)
-    said: list[int] = []
-    found = predict(Noted(), given, PIXELS, device=CPU, limit=limit, say=said.append)
-    assert found.index.tolist() == torch.cat([batch.index for batch in given[:read]]).tolist()
-    assert said == list(range(1, read + 1))
+    data = batches(2, 2, 2, 2)
+    counts: list[int] = []
+    predictions = predict(Noted(), data, PIXELS, device=CPU, limit=limit, on_batch=counts.append)
+    assert predictions.index.tolist() == torch.cat([batch.index for batch in data[:read]]).tolist()
+    assert counts == list(range(1, read + 1))
 
 
-def test_no_batch_is_made_beyond_the_limit() -> None:
+def test_no_batch_is_read_beyond_the_limit() -> None:
     def endless() -> Iterator[Batch]:
         yield from batches(2, 2)
         raise AssertionError("read too far")
@@ -113,20 +113,20 @@ def test_no_batch_is_made_beyond_the_limit() -> None:
     assert len(predict(Noted(), endless(), PIXELS, device=CPU, limit=2).index) == 4
 
 
-def test_answers_that_were_kept_come_back_as_they_were(tmp_path: Path) -> None:
-    found = predict(Noted(), batches(3, 4), PIXELS, device=CPU)
-    found.save(tmp_path)
+def test_saved_predictions_load_unchanged(tmp_path: Path) -> None:
+    predictions = predict(Noted(), batches(3, 4), PIXELS, device=CPU)
+    predictions.save(tmp_path)
     again = Predictions.load(tmp_path)
     for name in ("index", "target", "logits"):
-        one, other = getattr(found, name), getattr(again, name)
+        one, other = getattr(predictions, name), getattr(again, name)
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
 
-def test_models_take_turns_when_their_speed_is_measured() -> None:
-    """A machine that gets slower in between slows both, so that their ratio holds."""
+def test_models_take_turns_in_the_throughput_measurement() -> None:
+    """A slowdown of the machine affects both models, so the ratio stays valid."""
     diary: list[str] = []
-    found = measure_throughput(
+    predictions = measure_throughput(
         {
             "teacher": (Noted("teacher", diary=diary).train(), PIXELS),
             "student": (Noted("student", diary=diary), PIXELS),
@@ -137,18 +137,18 @@ def test_models_take_turns_when_their_speed_is_measured() -> None:
     )
     assert diary == ["teacher", "student"] * (len(diary) // 2)
     assert len(diary) > 6
-    assert set(found) == {"teacher", "student"}
-    assert all(0 < figure < float("inf") for figure in found.values())
+    assert set(predictions) == {"teacher", "student"}
+    assert all(0 < figure < float("inf") for figure in predictions.values())
 
 
-def test_a_speed_is_images_over_seconds() -> None:
+def test_throughput_is_images_over_seconds() -> None:
     sleeper = {
         name: (Noted(seconds=seconds), PIXELS)
         for name, seconds in (("slow", 0.02), ("fast", 0.001))
     }
-    found = measure_throughput(sleeper, device=CPU, batch=4, seconds=0.1)
-    assert 4 / 0.2 < found["slow"] <= 4 / 0.02
-    assert found["slow"] < found["fast"] <= 4 / 0.001
+    predictions = measure_throughput(sleeper, device=CPU, batch=4, seconds=0.1)
+    assert 4 / 0.2 < predictions["slow"] <= 4 / 0.02
+    assert predictions["slow"] < predictions["fast"] <= 4 / 0.001
 
 
 def test_each_model_is_measured_on_its_own_pixels() -> None:
@@ -160,12 +160,12 @@ def test_each_model_is_measured_on_its_own_pixels() -> None:
         batch=3,
         seconds=1e-9,
     )
-    assert {tuple(image.shape) for image in models["color"].seen} == {(3, 3, 4, 4)}
-    assert {tuple(image.shape) for image in models["gray"].seen} == {(3, 1, 6, 5)}
+    assert {tuple(image.shape) for image in models["color"].inputs} == {(3, 3, 4, 4)}
+    assert {tuple(image.shape) for image in models["gray"].inputs} == {(3, 1, 6, 5)}
 
 
 class Headed(nn.Module):
-    """A net with a linear classifier on a vector, or without one."""
+    """A network with or without a linear classifier."""
 
     def __init__(self, width: int, *, linear: bool = True) -> None:
         super().__init__()
@@ -180,21 +180,21 @@ class Headed(nn.Module):
         return logits
 
 
-def test_embeddings_come_from_the_pass_that_gives_the_answers_and_make_them() -> None:
+def test_embeddings_come_from_the_pass_of_the_logits_and_reproduce_them() -> None:
     model = Headed(5)
-    found = predict(model, batches(4, 4, 3), PIXELS, device=CPU, embeddings=True)
-    assert model.images < 2 * 11  # a few single images to look for the classifier
-    assert found.embedding is not None
-    assert found.kept is not None
-    assert found.kept.tolist() == list(range(11))
-    made = model.head(torch.from_numpy(found.embedding)).detach().numpy()
-    np.testing.assert_allclose(made, found.logits, rtol=1e-5, atol=1e-6)
+    predictions = predict(model, batches(4, 4, 3), PIXELS, device=CPU, embeddings=True)
+    assert model.images < 2 * 11  # plus a few single images to find the classifier
+    assert predictions.embedding is not None
+    assert predictions.kept is not None
+    assert predictions.kept.tolist() == list(range(11))
+    outputs = model.head(torch.from_numpy(predictions.embedding)).detach().numpy()
+    np.testing.assert_allclose(outputs, predictions.logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(
-        predict(model, batches(4, 4, 3), PIXELS, device=CPU).logits, found.logits
+        predict(model, batches(4, 4, 3), PIXELS, device=CPU).logits, predictions.logits
     )
 
 
-def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_match_embeddings(
+def test_saved_embeddings_load_and_those_of_two_models_match_by_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = {
@@ -206,7 +206,11 @@ def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_m
         width: predict(Headed(width), batches(6, 6, 6, 2), PIXELS, device=CPU, embeddings=True)
         for width in (4, 9)
     }
-    kept = {width: found.kept.tolist() for width, found in few.items() if found.kept is not None}
+    kept = {
+        width: predictions.kept.tolist()
+        for width, predictions in few.items()
+        if predictions.kept is not None
+    }
     assert kept == {4: list(range(0, 20, 2)), 9: list(range(0, 20, 4))}
     few[4].save(tmp_path)
     pair = match_embeddings(Predictions.load(tmp_path), few[9])
@@ -217,8 +221,10 @@ def test_embeddings_that_are_kept_come_back_and_those_of_two_models_are_of_the_m
         np.testing.assert_array_equal(mine, everything[::4])
 
 
-def test_a_model_without_a_classifier_gives_its_answers_and_no_embedding() -> None:
-    found = predict(Headed(3, linear=False), batches(4, 2), PIXELS, device=CPU, embeddings=True)
-    assert found.logits.shape == (6, 3)
-    assert found.embedding is None
-    assert match_embeddings(found, found) is None
+def test_a_model_without_a_linear_classifier_has_no_embedding() -> None:
+    predictions = predict(
+        Headed(3, linear=False), batches(4, 2), PIXELS, device=CPU, embeddings=True
+    )
+    assert predictions.logits.shape == (6, 3)
+    assert predictions.embedding is None
+    assert match_embeddings(predictions, predictions) is None

@@ -1,4 +1,4 @@
-"""What a million images cost."""
+"""Price of a million images."""
 
 import pytest
 
@@ -10,20 +10,20 @@ def price(core: float = 0.036, device: float | None = None) -> Price:
     return Price(per_core_hour=core, per_device_hour=device, currency="USD")
 
 
-def test_a_million_images_cost_the_hours_they_take() -> None:
+def test_the_price_is_that_of_the_hours_for_a_million_images() -> None:
     assert price().compute_per_million(1000) == pytest.approx(0.01)  # 1000 s = 1 / 3.6 h
 
 
-def test_a_core_is_paid_whole_and_each_core_that_was_in_use() -> None:
+def test_cores_in_use_are_billed_and_at_least_one() -> None:
     assert price().compute_per_million(1000, cores=0.4) == pytest.approx(0.01)
     assert price().compute_per_million(1000, cores=2.0) == pytest.approx(0.02)
 
 
-def test_a_device_that_is_rented_whole_costs_the_same_whatever_its_cores_do() -> None:
+def test_a_price_per_device_does_not_depend_on_cores() -> None:
     assert price(device=3.6).compute_per_million(1000, cores=7.0) == pytest.approx(1.0)
 
 
-def test_the_formula_is_told_with_its_numbers() -> None:
+def test_the_formula_includes_its_numbers() -> None:
     assert (
         price().describe_formula(1000)
         == "1e6 images / 1,000.0 images/s / 3600 s/h x 0.036 USD per core-hour = 0.01 USD per"
@@ -33,6 +33,6 @@ def test_the_formula_is_told_with_its_numbers() -> None:
     assert "3.6 USD per device-hour" in price(device=3.6).describe_formula(1000, cores=1.5)
 
 
-def test_a_price_is_above_nothing() -> None:
+def test_a_price_must_be_above_0() -> None:
     with pytest.raises(RequestError, match="per_core_hour"):
         price(core=0.0)

@@ -1,4 +1,4 @@
-"""Records of models from their logits."""
+"""Records of models, built from logits."""
 
 from collections.abc import Mapping
 
@@ -8,5 +8,5 @@ from kd_app.metrics.record import Predictions
 
 
 def to_records(logits: Mapping[str, np.ndarray], target: np.ndarray) -> dict[str, Predictions]:
-    """A record of each model; the images are numbered in their order."""
+    """Build a record of each model; the index is the order of the images."""
     return {name: Predictions(np.arange(len(target)), target, z) for name, z in logits.items()}

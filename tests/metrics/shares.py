@@ -1,6 +1,4 @@
-"""One rank of a test of two: in a module of its own, so that the processes import
-little.
-"""
+"""One rank of a test with two ranks, in a separate module to keep imports small."""
 
 from collections.abc import Callable
 
@@ -18,10 +16,8 @@ SHARES: dict[str, Callable[[int, int], range]] = {
 }
 
 
-def all_figures(images: Images) -> tuple[dict[str, Tensor], int]:
-    """Every measure of these images, over all ranks, and how many images this rank has
-    seen itself.
-    """
+def compute_all_metrics(images: Images) -> tuple[dict[str, Tensor], int]:
+    """Compute all metrics over all ranks, and the number of images of this rank."""
     student, teacher, target = images["student"], images["teacher"], images["target"]
     whole, pair = build_model_metrics(student.shape[1]), build_pair_metrics()
     if len(target):
@@ -37,9 +33,9 @@ def measure_shares(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
     images = torch.load(f"{folder}/images.pt")
-    found = {}
+    results = {}
     for name, share in SHARES.items():
         rows = torch.tensor(list(share(rank, len(images["target"]))), dtype=torch.int64)
-        found[name] = all_figures({key: column[rows] for key, column in images.items()})
-    torch.save(found, f"{folder}/{rank}.pt")
+        results[name] = compute_all_metrics({key: column[rows] for key, column in images.items()})
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

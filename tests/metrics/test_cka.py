@@ -8,14 +8,12 @@ from torch import Tensor
 from kd_app.metrics.cka import compute_cka
 
 
-def found_in(first: Tensor, second: Tensor) -> float:
+def compute(first: Tensor, second: Tensor) -> float:
     return compute_cka(first.numpy(), second.numpy())
 
 
 def by_gram_matrices(first: np.ndarray, second: np.ndarray) -> float:
-    """HSIC of the centered n x n Gram matrices: the other way to say it (Kornblith et
-    al. 2019, equation 4).
-    """
+    """HSIC of the centered n x n Gram matrices (Kornblith et al. 2019, equation 4)."""
     n = len(first)
     center = np.eye(n) - 1 / n
     one, other = (
@@ -31,7 +29,7 @@ def by_gram_matrices(first: np.ndarray, second: np.ndarray) -> float:
     widths=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     shift=st.floats(-50, 50),
 )
-def test_it_is_the_alignment_of_the_centered_gram_matrices(
+def test_cka_equals_the_alignment_of_the_centered_gram_matrices(
     seed: int, num_images: int, widths: tuple[int, int], shift: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -41,31 +39,31 @@ def test_it_is_the_alignment_of_the_centered_gram_matrices(
         for width in widths
     )
     first += shift
-    assert found_in(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(
+    assert compute(torch.from_numpy(first), torch.from_numpy(second)) == pytest.approx(
         by_gram_matrices(first, second), abs=1e-8
     )
 
 
-def test_rotation_scale_and_shift_change_nothing_and_noise_does() -> None:
+def test_cka_ignores_rotation_scale_and_shift_but_not_noise() -> None:
     x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1))).Q
-    assert found_in(x, 3 * x @ rotation + 7) == pytest.approx(1, abs=1e-6)
-    assert found_in(x, torch.randn(500, 16, generator=torch.Generator().manual_seed(2))) < 0.1
+    assert compute(x, 3 * x @ rotation + 7) == pytest.approx(1, abs=1e-6)
+    assert compute(x, torch.randn(500, 16, generator=torch.Generator().manual_seed(2))) < 0.1
 
 
 def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = torch.randn(40, 5), torch.randn(40, 3)
-    whole = found_in(first, second)
+    whole = compute(first, second)
     monkeypatch.setattr("kd_app.metrics.per_image._VALUES", 35)
-    assert found_in(first, second) == pytest.approx(whole, abs=1e-10)
+    assert compute(first, second) == pytest.approx(whole, abs=1e-10)
 
 
-def test_a_large_mean_does_not_drown_the_variation_in_half_precision_either() -> None:
+def test_cka_is_accurate_for_a_large_mean_even_in_half_precision() -> None:
     x = torch.randn(200, 4) + 1000
-    assert found_in(x, x) == pytest.approx(1)
-    assert found_in(x.half(), x.half()) == pytest.approx(1)
+    assert compute(x, x) == pytest.approx(1)
+    assert compute(x.half(), x.half()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 20])
-def test_embeddings_that_do_not_vary_have_none(num_images: int) -> None:
-    assert np.isnan(found_in(torch.full((num_images, 4), 0.1), torch.randn(num_images, 4)))
+def test_cka_of_constant_embeddings_is_nan(num_images: int) -> None:
+    assert np.isnan(compute(torch.full((num_images, 4), 0.1), torch.randn(num_images, 4)))

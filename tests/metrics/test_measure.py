@@ -1,4 +1,4 @@
-"""The kinds of metrics, by where their intervals come from."""
+"""The kinds of measures and their intervals."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from kd_app.metrics.measure import (
     Measure,
     Plain,
     Rate,
-    ResampledRatio,
     Resampled,
+    ResampledRatio,
     Sums,
     Weights,
     estimate_rate,
@@ -34,7 +34,7 @@ def test_a_rate_has_wilsons_interval() -> None:
     assert estimate_rate(HITS, 0.95) == Rate(HITS).estimate(NONE, 0.95)
 
 
-def test_a_rate_of_no_image_is_undefined() -> None:
+def test_a_rate_without_images_is_undefined() -> None:
     value, interval = estimate_rate(HITS[:0], 0.95)
     assert np.isnan(value)
     assert interval == (0, 1)
@@ -46,7 +46,7 @@ def test_a_plain_value_has_no_interval() -> None:
     assert np.isnan(interval).all()
 
 
-def test_sums_and_functions_of_the_resamples_see_the_same_draws() -> None:
+def test_sums_and_functions_of_the_resamples_use_the_same_draws() -> None:
     hits = HITS.astype(np.float64)
     measures: dict[str, Measure] = {
         "sums": Sums(0.75, hits[:, None], lambda sums: sums[:, 0] / 100),
@@ -65,11 +65,14 @@ def test_sums_and_functions_of_the_resamples_see_the_same_draws() -> None:
     )
 
 
-def test_a_ratio_is_undefined_where_its_denominator_may_be_nothing() -> None:
+def test_a_ratio_is_undefined_if_its_denominator_may_be_0() -> None:
     part, sure, unsure = (
         mean_of(values) for values in (np.ones(100), np.ones(100), np.array([1.0, -1.0] * 50))
     )
-    measures: dict[str, Measure] = {"sure": ResampledRatio(part, sure), "unsure": ResampledRatio(part, unsure)}
+    measures: dict[str, Measure] = {
+        "sure": ResampledRatio(part, sure),
+        "unsure": ResampledRatio(part, unsure),
+    }
     (draws,) = resample([measures], ORDER, seed=0)
     assert measures["sure"].estimate(draws["sure"], 0.95) == (1, (1, 1))
     assert np.isnan(measures["unsure"].estimate(draws["unsure"], 0.95)[0])

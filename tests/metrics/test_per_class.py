@@ -14,18 +14,18 @@ from sklearn.metrics import (
 from kd_app.metrics.pair_metrics import find_flips
 from kd_app.metrics.per_class import (
     compute_f1_by_class,
+    compute_share_by_class,
     count_classes,
     count_confusions,
-    compute_share_by_class,
 )
 from kd_app.metrics.record import Predictions
 from tests.metrics.records import to_records
 
 
-def made(
+def make_records(
     seed: int, num_images: int, num_classes: int, *, absent: int = 0
 ) -> tuple[Predictions, Predictions]:
-    """Student and teacher, with ties, on images of all classes but the last `absent`."""
+    """Student and teacher with ties; the last `absent` classes have no images."""
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(num_classes - absent, (num_images,), generator=generator)
     logits = torch.randint(-3, 4, (2, num_images, num_classes), generator=generator).float()
@@ -35,7 +35,7 @@ def made(
     return records["student"], records["teacher"]
 
 
-def one(logits: np.ndarray, target: np.ndarray) -> Predictions:
+def make_record(logits: np.ndarray, target: np.ndarray) -> Predictions:
     return to_records({"student": logits.astype(np.float32)}, target)["student"]
 
 
@@ -58,10 +58,10 @@ def classwise_error_in_a_loop(p: np.ndarray, target: np.ndarray) -> float:
     num_classes=st.integers(2, 7),
     absent=st.integers(0, 1),
 )
-def test_metrics_are_those_of_sklearn_and_of_a_plain_loop_whatever_is_tied_or_absent(
+def test_metrics_equal_sklearns_and_a_plain_loop_with_ties_and_absent_classes(
     seed: int, num_images: int, num_classes: int, absent: int
 ) -> None:
-    record, _ = made(seed, num_images, num_classes, absent=absent)
+    record, _ = make_records(seed, num_images, num_classes, absent=absent)
     y, predicted = record.target, record.logits.argmax(1)
     there = np.unique(y)
     recall, f1, support = precision_recall_fscore_support(
@@ -70,9 +70,9 @@ def test_metrics_are_those_of_sklearn_and_of_a_plain_loop_whatever_is_tied_or_ab
     np.testing.assert_array_equal(count_classes(y, num_classes), support)
     accuracy = compute_share_by_class(record.hits, y, num_classes)
     by_class = compute_f1_by_class(record.hits, record.scores.predicted, y, num_classes)
-    for found, expected in ((accuracy, recall), (by_class, f1)):
-        np.testing.assert_allclose(found[there], expected[there])
-        assert np.isnan(np.delete(found, there)).all()
+    for result, expected in ((accuracy, recall), (by_class, f1)):
+        np.testing.assert_allclose(result[there], expected[there])
+        assert np.isnan(np.delete(result, there)).all()
     assert record.totals.f1 == pytest.approx(
         f1_score(y, predicted, labels=there, average="macro", zero_division=0)
     )
@@ -83,23 +83,23 @@ def test_metrics_are_those_of_sklearn_and_of_a_plain_loop_whatever_is_tied_or_ab
     assert record.totals.classwise_ece == pytest.approx(classwise_error_in_a_loop(p, y), abs=1e-5)
 
 
-def test_brier_of_many_classes_is_that_of_sklearn_where_it_scales_by_nothing() -> None:
-    record, _ = made(0, 300, 5)
+def test_brier_of_many_classes_equals_sklearns_without_scaling() -> None:
+    record, _ = make_records(0, 300, 5)
     p = torch.from_numpy(record.logits).double().softmax(1).numpy()
     expected = brier_score_loss(record.target, p, labels=range(5), scale_by_half=False)
     assert record.totals.brier == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_sure_model_that_is_right_has_no_error_and_one_that_is_wrong_the_largest() -> None:
-    right = one(np.eye(3) * 200, np.arange(3)).totals
+def test_errors_of_confident_models_are_0_or_maximal() -> None:
+    right = make_record(np.eye(3) * 200, np.arange(3)).totals
     assert [right.brier, right.classwise_ece, right.f1] == [0, 0, 1]
-    wrong = one(np.eye(2) * 200, np.array([1, 0])).totals
+    wrong = make_record(np.eye(2) * 200, np.array([1, 0])).totals
     assert [wrong.brier, wrong.classwise_ece, wrong.f1] == [2, 1, 0]
 
 
 def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = made(1, 50, 6)
-    blocks, _ = made(1, 50, 6)
+    whole, _ = make_records(1, 50, 6)
+    blocks, _ = make_records(1, 50, 6)
     expected = vars(whole.totals)
     monkeypatch.setattr("kd_app.metrics.per_image._VALUES", 40)
     assert vars(blocks.totals) == pytest.approx(expected, rel=1e-6)
@@ -109,26 +109,30 @@ def test_blocks_of_images_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), num_images=st.integers(1, 40))
-def test_the_confusion_is_sklearns_and_its_diagonal_the_recall(seed: int, num_images: int) -> None:
-    record, _ = made(seed, num_images, 5, absent=1)
+def test_confusions_equal_sklearns_and_their_diagonal_gives_the_recall(
+    seed: int, num_images: int
+) -> None:
+    record, _ = make_records(seed, num_images, 5, absent=1)
     predicted, target = record.logits.argmax(1), record.target
-    found = count_confusions(predicted, target, 5)
-    np.testing.assert_array_equal(found, confusion_matrix(target, predicted, labels=range(5)))
+    result = count_confusions(predicted, target, 5)
+    np.testing.assert_array_equal(result, confusion_matrix(target, predicted, labels=range(5)))
     there = np.unique(target)
     recall = recall_score(target, predicted, labels=there, average=None, zero_division=0)
-    np.testing.assert_allclose(found.diagonal()[there] / found.sum(1)[there], recall, rtol=1e-6)
+    np.testing.assert_allclose(result.diagonal()[there] / result.sum(1)[there], recall, rtol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), num_images=st.integers(1, 40))
-def test_flips_of_a_class_are_those_of_a_plain_loop_and_the_difference_of_its_recalls(
+def test_flips_by_class_equal_a_plain_loop_and_the_difference_of_recalls(
     seed: int, num_images: int
 ) -> None:
-    student, teacher = made(seed, num_images, 4, absent=1)
+    student, teacher = make_records(seed, num_images, 4, absent=1)
     target = student.target
-    negative, positive = (compute_share_by_class(each, target, 4) for each in find_flips(student, teacher))
-    answers = zip(student.logits.argmax(1), teacher.logits.argmax(1), target, strict=True)
-    rows = list(answers)
+    negative, positive = (
+        compute_share_by_class(each, target, 4) for each in find_flips(student, teacher)
+    )
+    predictions = zip(student.logits.argmax(1), teacher.logits.argmax(1), target, strict=True)
+    rows = list(predictions)
     for k in range(4):
         mine = [(s == k, t == k) for s, t, label in rows if label == k]
         if not mine:
@@ -136,11 +140,13 @@ def test_flips_of_a_class_are_those_of_a_plain_loop_and_the_difference_of_its_re
             continue
         assert negative[k] == sum(t and not s for s, t in mine) / len(mine)
         assert positive[k] == sum(s and not t for s, t in mine) / len(mine)
-    gap = compute_share_by_class(student.hits, target, 4) - compute_share_by_class(teacher.hits, target, 4)
+    gap = compute_share_by_class(student.hits, target, 4) - compute_share_by_class(
+        teacher.hits, target, 4
+    )
     np.testing.assert_allclose(positive - negative, gap, atol=1e-12)
 
 
 def test_nan_logits_are_never_right() -> None:
-    lost = one(np.full((10, 5), np.nan), np.arange(5).repeat(2))
+    lost = make_record(np.full((10, 5), np.nan), np.arange(5).repeat(2))
     assert compute_share_by_class(lost.hits, lost.target, 5).tolist() == [0] * 5
     assert np.isnan(lost.totals.brier)

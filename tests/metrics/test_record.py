@@ -1,4 +1,4 @@
-"""What one model said of each image."""
+"""Records of predictions."""
 
 from pathlib import Path
 
@@ -17,33 +17,33 @@ def test_predictions_are_a_record() -> None:
     assert record.hits.tolist() == [True, False, False, True]
 
 
-def test_a_record_is_sorted_by_the_numbers_of_its_images() -> None:
-    found = Predictions(INDEX, TARGET, LOGITS).sort_by_index()
-    assert found.index.tolist() == [0, 1, 2, 3]
-    assert found.target.tolist() == [0, 0, 1, 1]
-    assert found.hits.tolist() == [False, True, False, True]
+def test_a_record_is_sorted_by_index() -> None:
+    result = Predictions(INDEX, TARGET, LOGITS).sort_by_index()
+    assert result.index.tolist() == [0, 1, 2, 3]
+    assert result.target.tolist() == [0, 0, 1, 1]
+    assert result.hits.tolist() == [False, True, False, True]
 
 
-def test_taken_images_keep_their_embeddings() -> None:
+def test_selected_rows_keep_their_embeddings() -> None:
     embedding = np.array([[10.0], [12.0]], dtype=np.float32)
     record = Predictions(INDEX, TARGET, LOGITS, embedding, np.array([0, 2]))
-    found = record.take(np.array([2, 1, 0]))
-    assert found.index.tolist() == [2, 0, 3]
-    assert found.kept is not None
-    assert found.embedding is not None
-    assert found.kept.tolist() == [0, 2]
-    assert found.embedding.tolist() == [[12.0], [10.0]]
+    result = record.take(np.array([2, 1, 0]))
+    assert result.index.tolist() == [2, 0, 3]
+    assert result.kept is not None
+    assert result.embedding is not None
+    assert result.kept.tolist() == [0, 2]
+    assert result.embedding.tolist() == [[12.0], [10.0]]
 
 
-def test_a_record_comes_back_from_its_folder_without_what_was_computed_from_it(
+def test_a_loaded_record_has_the_saved_columns_only(
     tmp_path: Path,
 ) -> None:
     record = Predictions(INDEX, TARGET, LOGITS)
     assert record.hits.any()
     record.save(tmp_path)
-    found = Predictions.load(tmp_path)
-    assert set(vars(found)) == {"index", "target", "logits", "embedding", "kept"}
-    np.testing.assert_array_equal(found.logits, LOGITS)
+    result = Predictions.load(tmp_path)
+    assert set(vars(result)) == {"index", "target", "logits", "embedding", "kept"}
+    np.testing.assert_array_equal(result.logits, LOGITS)
 
 
 def test_scores_are_computed_once() -> None:

@@ -12,12 +12,12 @@ from kd_app.metrics.seeds import (
 THREE = {0: 0.91, 1: 0.93, 2: 0.95}
 
 
-def test_the_interval_of_a_mean_over_seeds_is_students() -> None:
-    found = summarize_seeds(THREE, 0.9)
+def test_the_interval_over_seeds_equals_students() -> None:
+    result = summarize_seeds(THREE, 0.9)
     half = t.ppf(0.95, 2) * 0.02 / np.sqrt(3)
-    assert (found.mean, found.deviation) == pytest.approx((0.93, 0.02))
-    assert (found.low, found.high) == pytest.approx((0.93 - half, 0.93 + half))
-    assert found.values == THREE
+    assert (result.mean, result.deviation) == pytest.approx((0.93, 0.02))
+    assert (result.low, result.high) == pytest.approx((0.93 - half, 0.93 + half))
+    assert result.values == THREE
 
 
 def test_one_seed_has_no_interval_and_two_have_a_wide_one() -> None:
@@ -28,7 +28,7 @@ def test_one_seed_has_no_interval_and_two_have_a_wide_one() -> None:
     assert two.high - two.low == pytest.approx(2 * t.ppf(0.975, 1) * 0.01)
 
 
-def test_seeds_that_give_equal_figures_say_nothing_of_the_spread() -> None:
+def test_equal_values_over_seeds_have_no_interval() -> None:
     assert summarize_seeds({0: 0.9, 1: 0.9, 2: 0.9}, 0.95).low is None
     first, second = (
         {0: 0.3, 1: 0.7, 2: 0.9},
@@ -38,17 +38,17 @@ def test_seeds_that_give_equal_figures_say_nothing_of_the_spread() -> None:
             2: 0.7,
         },
     )  # differences equal but for rounding
-    found = compare_by_seed(first, second, 0.95)
-    assert found is not None
-    assert (found.low, found.high, found.p) == (None, None, None)
-    assert found.mean == pytest.approx(0.2)
+    result = compare_by_seed(first, second, 0.95)
+    assert result is not None
+    assert (result.low, result.high, result.p) == (None, None, None)
+    assert result.mean == pytest.approx(0.2)
 
 
-def test_differences_are_paired_over_the_seeds_that_both_have() -> None:
-    found = compare_by_seed({**THREE, 7: 0.1}, {2: 0.94, 1: 0.925, 0: 0.89, 9: 0.8}, 0.95)
-    assert found is not None
-    assert found.values == pytest.approx({0: 0.02, 1: 0.005, 2: 0.01})
-    assert found.p == pytest.approx(ttest_rel([0.91, 0.93, 0.95], [0.89, 0.925, 0.94]).pvalue)
+def test_differences_are_paired_over_common_seeds() -> None:
+    result = compare_by_seed({**THREE, 7: 0.1}, {2: 0.94, 1: 0.925, 0: 0.89, 9: 0.8}, 0.95)
+    assert result is not None
+    assert result.values == pytest.approx({0: 0.02, 1: 0.005, 2: 0.01})
+    assert result.p == pytest.approx(ttest_rel([0.91, 0.93, 0.95], [0.89, 0.925, 0.94]).pvalue)
     assert compare_by_seed({0: 0.9}, {1: 0.9}, 0.95) is None
 
 
@@ -56,14 +56,14 @@ def difference(p: float | None) -> SeedDifference:
     return SeedDifference({0: 0.1, 1: 0.2}, 0.95, 0.15, 0.07, None, None, p, p)
 
 
-def test_many_differences_are_corrected_by_holms_steps() -> None:
-    found = correct_for_multiplicity([difference(p) for p in (0.03, 0.01, 0.02, 0.5)])
-    assert [each.corrected for each in found] == pytest.approx([0.06, 0.04, 0.06, 0.5])
-    assert {each.compared for each in found} == {4}
-    assert [each.p for each in found] == [0.03, 0.01, 0.02, 0.5]
+def test_several_differences_are_corrected_by_holms_method() -> None:
+    result = correct_for_multiplicity([difference(p) for p in (0.03, 0.01, 0.02, 0.5)])
+    assert [each.corrected for each in result] == pytest.approx([0.06, 0.04, 0.06, 0.5])
+    assert {each.compared for each in result} == {4}
+    assert [each.p for each in result] == [0.03, 0.01, 0.02, 0.5]
 
 
-def test_a_difference_without_a_test_counts_among_those_that_were_looked_at() -> None:
-    found = correct_for_multiplicity([difference(0.02), difference(None)])
-    assert (found[0].corrected, found[1].corrected) == (0.04, None)
+def test_a_difference_without_a_p_value_counts_in_the_correction() -> None:
+    result = correct_for_multiplicity([difference(0.02), difference(None)])
+    assert (result[0].corrected, result[1].corrected) == (0.04, None)
     assert correct_for_multiplicity([]) == []

@@ -12,7 +12,7 @@ from kd_app.metrics.record import Predictions
 from kd_app.metrics.report_metrics import measure_split
 from kd_app.metrics.spec import MetricSpec
 from tests.metrics.records import to_records
-from tests.metrics.test_report_metrics import THREE, made
+from tests.metrics.test_report_metrics import THREE, make_logits
 
 
 @pytest.mark.parametrize("specs", [MODEL_METRICS, PAIR_METRICS])
@@ -22,7 +22,7 @@ def test_names_and_labels_are_unique(specs: tuple[MetricSpec[object], ...]) -> N
         assert len(set(values)) == len(values)
 
 
-def test_what_compares_says_what_it_means() -> None:
+def test_pair_metrics_have_a_meaning_and_needs() -> None:
     assert all(spec.meaning and spec.needs for spec in PAIR_METRICS)
 
 
@@ -37,14 +37,16 @@ def measure_sure(record: Predictions) -> Measure:
     return Rate(record.scores.confidence > 0.9)
 
 
-def test_a_row_in_the_list_is_measured_for_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_metric_is_measured_for_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
     sure = MetricSpec("sure", "sure of its answer", "higher", "percent", measure_sure)
     monkeypatch.setattr("kd_app.metrics.report_metrics.MODEL_METRICS", (*MODEL_METRICS, sure))
-    found = measure_split(to_records(*made(THREE)), seed=0, confidence=0.95)
+    result = measure_split(to_records(*make_logits(THREE)), seed=0, confidence=0.95)
     for name in THREE:
-        assert 0 <= found[name]["sure_low"] <= found[name]["sure"] <= found[name]["sure_high"] <= 1
+        assert (
+            0 <= result[name]["sure_low"] <= result[name]["sure"] <= result[name]["sure_high"] <= 1
+        )
 
 
-def test_a_spec_does_not_change() -> None:
+def test_a_spec_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         MODEL_METRICS[0].label = "accuracy"  # type: ignore[misc]

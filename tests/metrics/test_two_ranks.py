@@ -3,11 +3,11 @@ from pathlib import Path
 
 import torch
 
-from tests.metrics.shares import SHARES, all_figures, measure_shares
+from tests.metrics.shares import SHARES, compute_all_metrics, measure_shares
 from tests.training.processes import ended, start
 
 
-def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_has_no_batch(
+def test_two_ranks_give_the_metrics_of_one_even_with_uneven_shares(
     tmp_path: Path,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -19,26 +19,26 @@ def test_two_ranks_measure_what_one_does_with_uneven_shares_too_and_where_one_ha
     torch.save(images, tmp_path / "images.pt")
     workers = [start(measure_shares, rank, str(tmp_path)) for rank in range(2)]
     assert [ended(worker, 200) for worker in workers] == [0, 0]
-    alone, _ = all_figures(images)
+    alone, _ = compute_all_metrics(images)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for share, own in zip(SHARES, ((51, 50), (91, 10), (101, 0)), strict=True):
         for rank in range(2):
-            found, still_own = ranks[rank][share]
+            result, still_own = ranks[rank][share]
             assert still_own == own[rank]
-            assert found.keys() == alone.keys()
+            assert result.keys() == alone.keys()
             for name, value in alone.items():
                 torch.testing.assert_close(
-                    found[name],
+                    result[name],
                     value,
                     rtol=1e-5,
                     atol=1e-6,
                     equal_nan=True,
-                    msg=f"{name}: {found[name]} {value}",
+                    msg=f"{name}: {result[name]} {value}",
                 )
 
 
-def test_without_any_image_every_measure_is_nan() -> None:
+def test_every_metric_without_images_is_nan() -> None:
     images = {name: torch.zeros(0, 4) for name in ("student", "teacher")}
     with warnings.catch_warnings(action="ignore"):  # torchmetrics': compute before update
-        found, _ = all_figures({**images, "target": torch.zeros(0, dtype=torch.int64)})
-    assert all(value.isnan().all() for value in found.values())
+        result, _ = compute_all_metrics({**images, "target": torch.zeros(0, dtype=torch.int64)})
+    assert all(value.isnan().all() for value in result.values())

@@ -11,16 +11,16 @@ from kd_app.metrics.paired import (
     compute_exact_p,
     compute_mcnemar_p,
     compute_paired_interval,
-    is_shown_above,
     compute_tango_score,
+    is_shown_above,
 )
-from kd_app.metrics.verdict import VerdictMetric, Judgment, VerdictRule, VerdictTally
+from kd_app.metrics.verdict import Judgment, VerdictMetric, VerdictRule, VerdictTally
 from tests.metrics.records import to_records
 
 
 def logits(predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    found: np.ndarray = np.eye(num_classes, dtype=np.float32)[predicted]
-    return found
+    result: np.ndarray = np.eye(num_classes, dtype=np.float32)[predicted]
+    return result
 
 
 def judge(
@@ -31,9 +31,7 @@ def judge(
     margin: float = 0.01,
     confidence: float = 0.95,
 ) -> Judgment:
-    """The verdict on a two-class set of n images, half of each class, where the models
-    differ on better + worse images.
-    """
+    """Judge two models that differ on better + worse of n images of two classes."""
     target = np.arange(n) % 2
     candidate, reference = target.copy(), target.copy()
     reference[:better] = 1 - reference[:better]
@@ -46,9 +44,7 @@ def judge(
 
 
 def score_by_numerical_likelihood(better: int, worse: int, n: int, difference: float) -> float:
-    """Tango's statistic with the nuisance rate found by maximizing the trinomial
-    likelihood.
-    """
+    """Tango's statistic with the nuisance rate from the trinomial likelihood."""
 
     def unlikelihood(q: float) -> float:
         p = np.array([q + difference, q, 1 - 2 * q - difference])
@@ -65,7 +61,7 @@ def score_by_numerical_likelihood(better: int, worse: int, n: int, difference: f
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), n=st.integers(5, 2000), difference=st.floats(-0.5, 0.5))
-def test_the_score_is_that_of_the_numerically_most_likely_rates(
+def test_the_score_uses_the_most_likely_rates(
     data: st.DataObject, n: int, difference: float
 ) -> None:
     better = data.draw(st.integers(1, n - 2))
@@ -75,13 +71,13 @@ def test_the_score_is_that_of_the_numerically_most_likely_rates(
     )
 
 
-def test_the_score_against_no_difference_is_mcnemars() -> None:
+def test_the_score_for_no_difference_equals_mcnemars() -> None:
     assert compute_tango_score(30, 12, 500, 0.0) == pytest.approx((30 - 12) / np.sqrt(30 + 12))
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), n=st.integers(2, 3000), confidence=st.floats(0.6, 0.99))
-def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_point(
+def test_the_interval_ends_at_the_limits_of_the_score_test(
     data: st.DataObject, n: int, confidence: float
 ) -> None:
     better = data.draw(st.integers(0, n))
@@ -89,8 +85,12 @@ def test_the_interval_ends_where_the_score_test_begins_to_reject_and_holds_the_p
     low, high = compute_paired_interval(better, worse, n, confidence)
     assert -1 <= low <= (better - worse) / n <= high <= 1
     if low > -0.999 and high < 0.999:
-        assert compute_tango_score(better, worse, n, low) == pytest.approx(norm.ppf(confidence), abs=1e-4)
-        assert compute_tango_score(better, worse, n, high) == pytest.approx(-norm.ppf(confidence), abs=1e-4)
+        assert compute_tango_score(better, worse, n, low) == pytest.approx(
+            norm.ppf(confidence), abs=1e-4
+        )
+        assert compute_tango_score(better, worse, n, high) == pytest.approx(
+            -norm.ppf(confidence), abs=1e-4
+        )
 
 
 def test_the_interval_of_swapped_models_is_mirrored() -> None:
@@ -107,22 +107,22 @@ def test_equal_accuracy_on_many_images_is_kept_and_on_few_is_not_shown() -> None
 
 
 def test_a_clear_loss_is_lost() -> None:
-    found = judge(10, 500, 10_000)
-    assert found.outcome == "lost"
-    assert found.difference == pytest.approx(-0.049)
-    assert found.high < -0.01
+    result = judge(10, 500, 10_000)
+    assert result.outcome == "lost"
+    assert result.difference == pytest.approx(-0.049)
+    assert result.high < -0.01
 
 
-def test_equal_answers_to_a_handful_of_images_show_nothing() -> None:
+def test_equal_predictions_on_few_images_are_not_decisive() -> None:
     for metric in ("top1", "balanced_accuracy", "worst_class"):
-        found = judge(0, 0, 40, metric)
-        assert found.outcome == "not shown"
-        assert found.n_needed is not None
-        assert found.n_needed > 200
+        result = judge(0, 0, 40, metric)
+        assert result.outcome == "not shown"
+        assert result.n_needed is not None
+        assert result.n_needed > 200
         assert judge(0, 0, 1000, metric).outcome == "kept"
 
 
-def test_the_worst_class_is_judged_by_its_own_recall_not_by_the_accuracy() -> None:
+def test_the_worst_class_is_judged_by_its_recall() -> None:
     target = np.repeat(np.arange(10), 400)
     candidate = target.copy()
     candidate[:120] = 1
@@ -133,7 +133,7 @@ def test_the_worst_class_is_judged_by_its_own_recall_not_by_the_accuracy() -> No
     assert (worst.difference, top1.difference) == pytest.approx((-0.3, -0.03))
 
 
-def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_says_so() -> None:
+def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_rejects() -> None:
     for better, worse in ((0, 0), (3, 4), (1, 6), (9, 2), (20, 30)):
         for at in (-0.03, -0.01, 0.01):
             low, high = compute_exact_interval(better, worse, 359, 0.95, at=at)
@@ -142,7 +142,7 @@ def test_a_bound_lies_beyond_the_margin_if_and_only_if_the_exact_test_says_so() 
             assert (high <= at) == is_shown_above(worse, better, 359, -at, 0.95)
 
 
-def test_the_exact_bounds_lie_near_tangos() -> None:
+def test_the_exact_bounds_are_close_to_tangos() -> None:
     assert compute_exact_interval(20, 33, 2000, 0.95, at=-0.01) == pytest.approx(
         compute_paired_interval(20, 33, 2000, 0.95), abs=3e-4
     )
@@ -152,7 +152,10 @@ def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
     better, worse, n, margin = 2, 1, 30, 0.1
     b, c = np.meshgrid(np.arange(n + 1), np.arange(n + 1))
     b, c = b[b + c <= n], c[b + c <= n]
-    beyond = compute_tango_score(b, c, n, -margin) >= compute_tango_score(better, worse, n, -margin) - 1e-9
+    beyond = (
+        compute_tango_score(b, c, n, -margin)
+        >= compute_tango_score(better, worse, n, -margin) - 1e-9
+    )
     tails = [
         multinomial.pmf(
             np.stack([b, c, n - b - c], axis=1), n, [q - margin, q, 1 - 2 * q + margin]
@@ -164,18 +167,16 @@ def test_the_exact_p_is_the_largest_tail_over_the_unknown_rate() -> None:
     )
 
 
-def test_a_class_that_is_lost_behind_an_equally_bad_one_of_the_references_is_no_loss_of_the_worst_class() -> (
-    None
-):
+def test_a_new_worst_class_as_bad_as_the_references_is_no_loss() -> None:
     tally = VerdictTally(*np.array([[2000, 2000], [1960, 1300], [1300, 1960], [660, 0], [0, 660]]))
-    found = VerdictRule(metric="worst_class", margin=0.05, confidence=0.95).judge_tally(tally)
-    assert (found.outcome, found.difference) == ("kept", 0)
+    result = VerdictRule(metric="worst_class", margin=0.05, confidence=0.95).judge_tally(tally)
+    assert (result.outcome, result.difference) == ("kept", 0)
 
 
 def test_classes_without_images_are_left_out() -> None:
     right = np.array([True, False, True, True])
-    found = VerdictTally.count(right, ~right, np.array([4, 4, 1, 1]))
-    assert [each.tolist() for each in vars(found).values()] == [
+    result = VerdictTally.count(right, ~right, np.array([4, 4, 1, 1]))
+    assert [each.tolist() for each in vars(result).values()] == [
         [2, 2],
         [2, 1],
         [0, 1],
@@ -184,13 +185,13 @@ def test_classes_without_images_are_left_out() -> None:
     ]
 
 
-def test_mcnemars_p_is_the_binomial_one_and_1_without_discordant_images() -> None:
+def test_mcnemars_p_is_binomial_and_1_without_discordant_images() -> None:
     assert compute_mcnemar_p(0, 0) == 1
     assert compute_mcnemar_p(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)
 
 
-def test_a_rule_out_of_range_is_refused_by_name() -> None:
-    with pytest.raises(RequestError, match=r"Verdict: margin=0 does not fit"):
+def test_an_invalid_rule_is_rejected_by_name() -> None:
+    with pytest.raises(RequestError, match="VerdictRule: margin=0 does not fit"):
         VerdictRule(metric="top1", margin=0, confidence=0.95)
     with pytest.raises(RequestError, match="metric='top5' does not fit"):
         VerdictRule(metric="top5", margin=0.01, confidence=0.95)  # type: ignore[arg-type]

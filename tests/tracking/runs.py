@@ -1,4 +1,4 @@
-"""A run to follow: its folder, its configuration, its curves and its results."""
+"""A run to log: folder, configuration, curves and results."""
 
 import io
 import json
@@ -69,55 +69,55 @@ RESULTS: dict[str, Any] = {
 
 
 def with_home(value: Any, home: Path) -> Any:
-    """`value` with ``{home}`` in its texts replaced by a folder of this machine."""
+    """Replace ``{home}`` in all strings of `value` by a folder of this machine."""
     return json.loads(json.dumps(value).replace("{home}", str(home)))
 
 
 def wandb(**more: Any) -> Wandb:
-    """Weights & Biases, offline whoever is logged in."""
+    """Weights & Biases, offline even with a login."""
     return Wandb(**{"project": "kd", "entity": None, "mode": "offline", **more})
 
 
-def tracker(
+def build_tracker(
     out: Path,
-    kinds: Mapping[str, Backend],
-    said: list[str],
+    backends: Mapping[str, Backend],
+    messages: list[str],
     *,
     name: str = "fm",
-    shares: bool = False,
+    skip_reused: bool = False,
 ) -> Tracker:
-    """A tracker of a run in `out`."""
+    """Build a tracker of a run in `out`."""
     config = with_home(CONFIG, out.parent)
     return Tracker(
-        kinds,
+        backends,
         out=out,
         name=name,
         group=name,
         tags=["first", "small"],
         config=config,
-        say=said.append,
-        shares=shares,
+        say=messages.append,
+        skip_reused=skip_reused,
     )
 
 
 def points(epochs: int = 3) -> list[tuple[dict[str, float], int]]:
-    """The curves of one training: 10 steps an epoch; the second epoch is the best."""
-    found: list[tuple[dict[str, float], int]] = []
+    """The curves of a training with 10 steps per epoch; the second is the best."""
+    rows: list[tuple[dict[str, float], int]] = []
     for epoch in range(epochs):
         far = 0.25 * abs(epoch - 1)
-        found.append(
+        rows.append(
             (
                 {"train/loss": 1.0 / (epoch + 1), "train/soft_target": 0.5 / (epoch + 1)},
                 10 * epoch + 5,
             )
         )
-        found.append(
+        rows.append(
             (
                 {"validation/top1": 1.0 - far, "validation/nll": 0.5 + far, "epoch": float(epoch)},
                 10 * epoch + 10,
             )
         )
-    return found
+    return rows
 
 
 def train(
@@ -128,7 +128,7 @@ def train(
     before: int = 0,
     teacher: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train `stage`, going on after the first `before` points."""
+    """Log the training of `stage`, resumed after the first `before` points."""
     all_points = points(epochs)
     listen = tracker.start(stage, teacher, all_points[:before])
     for row, step in all_points[before:]:
@@ -136,14 +136,14 @@ def train(
 
 
 def png(side: int = 8) -> bytes:
-    """A small picture."""
+    """A small PNG."""
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), (200, 30, 30)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def split(out: Path, folder: str) -> Path:
-    """A split.csv in `out` whose files lie in `folder`."""
+    """Write a split.csv to `out` for files in `folder`."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [
         f"{number},{folder}/{name}/{number}.png,{name},train,"
@@ -154,7 +154,7 @@ def split(out: Path, folder: str) -> Path:
 
 
 def files(out: Path) -> list[Path]:
-    """What a run left in its folder; its images lie in a folder of this machine."""
+    """Write the files of a run, with paths of this machine."""
     photos = f"{out.parent}/photos"
     split(out, photos)
     (out / "config.yaml").write_text(f"data:\n  root: {photos}\n")
@@ -162,8 +162,12 @@ def files(out: Path) -> list[Path]:
     (out / "student").mkdir(exist_ok=True)
     (out / "student" / "model.safetensors").write_bytes(b"weights")
     names = [f"{photos}/cat/1.png", f"{photos}/dog/1.png", f"{photos}/owl/2.png"]
-    said = {"teacher_top1": [0, 1, 2], "labels_only_top1": [0, 0, 2], "student_top1": [0, 2, 2]}
-    table = pd.DataFrame({"index": [4, 5, 6], "file": names, "target": [0, 1, 2], **said})
+    predictions = {
+        "teacher_top1": [0, 1, 2],
+        "labels_only_top1": [0, 0, 2],
+        "student_top1": [0, 2, 2],
+    }
+    table = pd.DataFrame({"index": [4, 5, 6], "file": names, "target": [0, 1, 2], **predictions})
     table.to_parquet(out / "predictions.parquet", index=False)
     more: dict[str, Any] = {
         f"{role}_probabilities": [[0.7, 0.3], [0.6, 0.4], [0.5, 0.5]]
@@ -189,19 +193,19 @@ def files(out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def whole_run(out: Path, kinds: Mapping[str, Backend]) -> list[str]:
-    """Teacher, control and student, with an outcome; returns what was said."""
-    said: list[str] = []
-    following, teacher = tracker(out, kinds, said), with_home(TEACHER, out.parent)
-    following.log_data("photos", "fe" * 32, {"train": 2}, split(out, f"{out.parent}/photos"))
-    following.log_knowledge(KNOWLEDGE)
+def whole_run(out: Path, backends: Mapping[str, Backend]) -> list[str]:
+    """Log teacher, control and student with an outcome; return the messages."""
+    messages: list[str] = []
+    tracker, teacher = build_tracker(out, backends, messages), with_home(TEACHER, out.parent)
+    tracker.log_data("photos", "fe" * 32, {"train": 2}, split(out, f"{out.parent}/photos"))
+    tracker.log_knowledge(KNOWLEDGE)
     for stage, model, learns_from in (
         ("teacher", teacher, None),
         ("labels_only", {}, None),
         ("student", {}, teacher),
     ):
-        train(following, stage, teacher=learns_from)
-        following.finish(stage, model, learns_from, list)
-    following.log_results(with_home(RESULTS, out.parent), files(out))
-    following.close(exit_code=0)
-    return said
+        train(tracker, stage, teacher=learns_from)
+        tracker.finish(stage, model, learns_from, list)
+    tracker.log_results(with_home(RESULTS, out.parent), files(out))
+    tracker.close(exit_code=0)
+    return messages

@@ -1,5 +1,6 @@
-"""Records of runs come back from Weights & Biases: from a stand-in for its server that
-has what the tracker makes.
+"""Downloading records of runs from a stand-in for W&B's server.
+
+The server has the artifacts that the tracker logs.
 """
 
 import json
@@ -17,9 +18,9 @@ from tests.reporting.run_folders import build_results
 from tests.tracking.wandb_server import Server, serving
 
 
-def run_in(folder: Path, sha256: str) -> Results:
-    """The folder of a run whose student has these weights."""
-    results = build_results()
+def write_run(folder: Path, sha256: str) -> Results:
+    """Write the folder of a run whose student has these weights."""
+    results = made()
     results.models["student"].sha256 = sha256
     folder.mkdir(parents=True)
     write(folder / "results.json", results)
@@ -27,9 +28,9 @@ def run_in(folder: Path, sha256: str) -> Results:
     return read(folder / "results.json")
 
 
-def offered(server: Server, folder: Path, sha256: str) -> Results:
-    """The server has the record of a run, made as the tracker makes it."""
-    results = run_in(folder, sha256)
+def offer_run(server: Server, folder: Path, sha256: str) -> Results:
+    """Put the record of a run on the server, as the tracker logs it."""
+    results = write_run(folder, sha256)
     (record,) = lineage.list_artifacts(
         folder.name,
         results.model_dump(mode="json"),
@@ -47,11 +48,11 @@ def offered(server: Server, folder: Path, sha256: str) -> Results:
     return results
 
 
-def test_records_that_a_folder_has_not_are_fetched_whole_and_read_as_the_runs_they_are_of(
+def test_missing_records_are_downloaded_and_load_as_runs(
     tmp_path: Path,
 ) -> None:
     runs = tmp_path / "runs"
-    run_in(runs / "trained" / "here", "aa")
+    write_run(runs / "trained" / "here", "aa")
     code = f"""
 from kd_app.config import RequestError
 from kd_app.tracking.fetched import fetch_runs
@@ -64,8 +65,8 @@ for project, folder in (("me/nothing", {str(runs)!r}), ("me/kd_app", {str(tmp_pa
         print(error)
 """
     with serving() as server:
-        offered(server, tmp_path / "first", "aa")
-        second = offered(server, tmp_path / "second", "bb")
+        offer_run(server, tmp_path / "first", "aa")
+        second = offer_run(server, tmp_path / "second", "bb")
         outside = {"digest": "x", "size": 4, "birthArtifactID": "x"}
         manifest = json.loads(server.files["/manifest/run-first"])
         server.files["/manifest/run-first"] = json.dumps(
@@ -78,9 +79,9 @@ for project, folder in (("me/nothing", {str(runs)!r}), ("me/kd_app", {str(tmp_pa
             "WANDB_BASE_URL": server.url,
             "WANDB_ERROR_REPORTING": "false",
         }
-        words = [sys.executable, "-c", code]
-        done = subprocess.run(
-            words,
+        arguments = [sys.executable, "-c", code]
+        process = subprocess.run(
+            arguments,
             env={**clean, **online},
             cwd=Path.cwd(),
             capture_output=True,
@@ -88,14 +89,14 @@ for project, folder in (("me/nothing", {str(runs)!r}), ("me/kd_app", {str(tmp_pa
             timeout=100,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (0, "")
-    fetched, again, refused, escaping = done.stdout.splitlines()
-    assert fetched == "run-second"  # the first lies in the folder, under another name
+    assert (process.returncode, process.stderr) == (0, "")
+    fetched, again, refused, escaping = process.stdout.splitlines()
+    assert fetched == "run-second"  # the folder has the first one under another name
     assert again == ""
     assert refused.startswith(
         "The runs of 'me/nothing' could not be fetched from Weights & Biases: "
     )
-    assert "'../../evil', which would be written outside of its folder" in escaping
+    assert "'../../evil', which would be written outside its folder" in escaping
     assert not list(tmp_path.rglob("evil"))
     assert load_run(runs / "run-second").results == second
     assert list(load_run(runs / "run-second").curves["step"]) == [9]

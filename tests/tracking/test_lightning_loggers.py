@@ -8,35 +8,35 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kd_app.config import RequestError
 from kd_app.tracking import MLflow, TensorBoard
-from tests.tracking.runs import tracker, train, whole_run
+from tests.tracking.runs import build_tracker, train, whole_run
 
 
-def test_tensorboard_has_the_curves_of_every_stage_and_the_students_figures(tmp_path: Path) -> None:
+def test_tensorboard_has_the_curves_of_every_stage_and_the_students_metrics(tmp_path: Path) -> None:
     assert whole_run(tmp_path / "fm", {"tensorboard": TensorBoard()}) == []
     for stage in ("teacher", "labels_only", "student"):
-        read = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / stage))
-        read.Reload()
-        assert [(point.step, point.value) for point in read.Scalars("train/loss")] == [
+        events = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / stage))
+        events.Reload()
+        assert [(point.step, point.value) for point in events.Scalars("train/loss")] == [
             (5, 1.0),
             (15, 0.5),
             (25, pytest.approx(1 / 3)),
         ]
-        assert ("test.student.top1" in read.Tags()["scalars"]) == (stage == "student")
-    assert read.Scalars("test.student.top1")[0].value == pytest.approx(0.85)
+        assert ("test.student.top1" in events.Tags()["scalars"]) == (stage == "student")
+    assert events.Scalars("test.student.top1")[0].value == pytest.approx(0.85)
 
 
-def test_a_training_that_goes_on_has_all_its_points_once_in_tensorboard(tmp_path: Path) -> None:
+def test_a_resumed_training_has_each_point_once_in_tensorboard(tmp_path: Path) -> None:
     for before, epochs in ((0, 2), (3, 3)):  # the first attempt wrote 4 points and saved 3
-        following = tracker(tmp_path / "fm", {"tensorboard": TensorBoard()}, [])
-        train(following, "student", epochs=epochs, before=before)
-        following.close(exit_code=0)
+        tracker = build_tracker(tmp_path / "fm", {"tensorboard": TensorBoard()}, [])
+        train(tracker, "student", epochs=epochs, before=before)
+        tracker.close(exit_code=0)
         time.sleep(
             1 - time.time() % 1
         )  # TensorBoard reads files in the order of the seconds in their names
-    read = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / "student"))
-    read.Reload()
-    assert [point.step for point in read.Scalars("train/loss")] == [5, 15, 25]
-    assert [point.step for point in read.Scalars("validation/top1")] == [10, 20, 30]
+    events = EventAccumulator(str(tmp_path / "fm" / "tensorboard" / "student"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [5, 15, 25]
+    assert [point.step for point in events.Scalars("validation/top1")] == [10, 20, 30]
 
 
 def mlflow_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
@@ -51,7 +51,7 @@ def mlflow_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[st
     }
 
 
-def test_mlflow_has_a_run_for_every_stage_with_curves_parameters_and_figures(
+def test_mlflow_has_a_run_for_every_stage_with_curves_parameters_and_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -73,21 +73,21 @@ def test_mlflow_has_a_run_for_every_stage_with_curves_parameters_and_figures(
 
 
 @pytest.mark.parametrize(("code", "status"), [(1, "FAILED"), (130, "KILLED")])
-def test_mlflow_is_told_how_a_run_ended(
+def test_mlflow_has_the_status_of_an_ended_run(
     code: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = (tmp_path / "elsewhere").as_uri()
-    following = tracker(tmp_path / "fm", {"mlflow": MLflow(experiment="kd_app", uri=uri)}, [])
-    train(following, "student")
-    following.close(exit_code=code)
+    tracker = build_tracker(tmp_path / "fm", {"mlflow": MLflow(experiment="kd_app", uri=uri)}, [])
+    train(tracker, "student")
+    tracker.close(exit_code=code)
     assert mlflow_runs(uri, monkeypatch)[1]["student"].info.status == status
 
 
-def test_a_missing_package_is_named_before_anything_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
+def test_a_missing_package_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = importlib.util.find_spec
 
     def missing(name: str, package: str | None = None) -> Any:
-        return None if name in ("mlflow", "tensorboard", "sqlalchemy") else found(name, package)
+        return None if name in ("mlflow", "tensorboard", "sqlalchemy") else original(name, package)
 
     monkeypatch.setattr("kd_app.tracking.lightning_loggers.find_spec", missing)
     with pytest.raises(RequestError, match="pip install tensorboard"):
@@ -96,7 +96,7 @@ def test_a_missing_package_is_named_before_anything_begins(monkeypatch: pytest.M
         MLflow(experiment="kd_app", uri=None)
 
 
-def test_a_database_without_the_package_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_without_its_package_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "kd_app.tracking.lightning_loggers.find_spec",
         lambda name: None if name == "sqlalchemy" else object(),

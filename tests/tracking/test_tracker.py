@@ -8,55 +8,55 @@ from omegaconf import OmegaConf
 from kd_app.config import RequestError
 from kd_app.config.paths import CONF
 from kd_app.tracking import Backend, Csv, Outcome, RunStart, TrackerRun, Wandb
-from tests.tracking.runs import RESULTS, tracker, train
+from tests.tracking.runs import RESULTS, build_tracker, train
 
 
 class Notebook(Backend, TrackerRun):
-    """Writes down what it is told; fails at `fails_at`."""
+    """Records its calls; fails at `fails_at`."""
 
     def __init__(self, *, fails_at: str) -> None:
         self.fails_at = fails_at
-        self.heard: list[str] = []
+        self.events: list[str] = []
 
-    def _hear(self, what: str, detail: object) -> None:
-        self.heard.append(f"{what} {detail}")
+    def _note(self, what: str, detail: object) -> None:
+        self.events.append(f"{what} {detail}")
         if what == self.fails_at:
             raise OSError("disk full\nand more")
 
-    def open(self, opening: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
-        self._hear("open", opening.stage)
+    def open(self, start: RunStart, say: Callable[[str], None]) -> TrackerRun | None:
+        self._note("open", start.stage)
         return self
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        self._hear("log", step)
+        self._note("log", step)
 
     def log_outcome(self, outcome: Outcome) -> None:
-        self._hear("results", len(outcome.test))
+        self._note("results", len(outcome.test))
 
     def close(self, exit_code: int) -> None:
-        self._hear("close", exit_code)
+        self._note("close", exit_code)
 
 
 @pytest.mark.parametrize(
     "path", sorted((CONF / "logger").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_choice_of_logger_makes_a_backend_under_its_own_name(path: Path) -> None:
+def test_every_logger_config_builds_a_backend_under_its_own_name(path: Path) -> None:
     (name, node), *others = OmegaConf.to_container(OmegaConf.load(path)).items()  # type: ignore[union-attr]
     assert (name, others) == (path.stem, [])
     assert isinstance(instantiate(node), Backend)
 
 
-def test_a_mode_that_does_not_exist_is_refused_by_name() -> None:
+def test_an_unknown_mode_is_rejected_by_name() -> None:
     with pytest.raises(RequestError, match="mode='on' does not fit"):
         Wandb(project=None, entity=None, mode="on")  # type: ignore[arg-type]
 
 
-def test_csv_alone_follows_nothing_here(tmp_path: Path) -> None:
-    said: list[str] = []
-    following = tracker(tmp_path, {"csv": Csv()}, said)
-    train(following, "teacher")
-    following.close(exit_code=0)
-    assert said == []
+def test_csv_alone_opens_no_tracker_run(tmp_path: Path) -> None:
+    messages: list[str] = []
+    tracker = build_tracker(tmp_path, {"csv": Csv()}, messages)
+    train(tracker, "teacher")
+    tracker.close(exit_code=0)
+    assert messages == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -72,19 +72,19 @@ def test_csv_alone_follows_nothing_here(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_hear_all(
-    fails_at: str, heard: list[str], tmp_path: Path
+def test_a_failing_tracker_is_disabled_with_one_message_and_the_others_continue(
+    fails_at: str, events: list[str], tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     bad, good = Notebook(fails_at=fails_at), Notebook(fails_at="")
-    following = tracker(tmp_path, {"bad": bad, "good": good}, said)
-    train(following, "teacher", epochs=1)
-    following.end("teacher", exit_code=0)
-    following.finish("student", {}, None, list)
-    following.log_results(RESULTS, [])
-    following.close(exit_code=0)
-    assert bad.heard == heard
-    assert good.heard == [
+    tracker = build_tracker(tmp_path, {"bad": bad, "good": good}, messages)
+    train(tracker, "teacher", epochs=1)
+    tracker.end("teacher", exit_code=0)
+    tracker.finish("student", {}, None, list)
+    tracker.log_results(RESULTS, [])
+    tracker.close(exit_code=0)
+    assert bad.events == events
+    assert good.events == [
         "open teacher",
         "log 5",
         "log 10",
@@ -93,33 +93,33 @@ def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_hear_all(
         "results 3",
         "close 0",
     ]
-    assert said == [
-        "logger bad failed (OSError: disk full) and is left out from here on; the run goes on."
+    assert messages == [
+        "logger bad failed (OSError: disk full) and is disabled; the run continues."
     ]
 
 
-def test_what_is_still_open_at_the_end_is_closed_once_with_the_code_of_the_end(
+def test_open_runs_are_closed_once_with_the_exit_code(
     tmp_path: Path,
 ) -> None:
     notebook = Notebook(fails_at="")
-    following = tracker(tmp_path, {"notebook": notebook}, [])
-    listen = following.start("teacher")
-    following.start("student")
-    following.end("teacher", exit_code=0)
-    listen({"train/loss": 1.0}, 7)  # too late: nobody hears it
-    following.close(exit_code=143)
-    following.close(exit_code=1)
-    following.end("student", exit_code=0)
-    assert notebook.heard == ["open teacher", "open student", "close 0", "close 143"]
+    tracker = build_tracker(tmp_path, {"notebook": notebook}, [])
+    listen = tracker.start("teacher")
+    tracker.start("student")
+    tracker.end("teacher", exit_code=0)
+    listen({"train/loss": 1.0}, 7)  # ignored: the run is closed
+    tracker.close(exit_code=143)
+    tracker.close(exit_code=1)
+    tracker.end("student", exit_code=0)
+    assert notebook.events == ["open teacher", "open student", "close 0", "close 143"]
 
 
-def test_a_stop_by_the_user_is_no_fault_of_a_tracker(tmp_path: Path) -> None:
+def test_an_interruption_is_not_a_tracker_failure(tmp_path: Path) -> None:
     class Stopped(Notebook):
         def log(self, row: Mapping[str, float], step: int) -> None:
             raise KeyboardInterrupt
 
-    said: list[str] = []
-    following = tracker(tmp_path, {"stopped": Stopped(fails_at="")}, said)
+    messages: list[str] = []
+    tracker = build_tracker(tmp_path, {"stopped": Stopped(fails_at="")}, messages)
     with pytest.raises(KeyboardInterrupt):
-        train(following, "teacher")
-    assert said == []
+        train(tracker, "teacher")
+    assert messages == []

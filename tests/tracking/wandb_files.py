@@ -1,4 +1,4 @@
-"""Reads what Weights & Biases wrote while it was offline."""
+"""Reader of the files that Weights & Biases writes offline."""
 
 import json
 import struct
@@ -16,9 +16,7 @@ _FULL, _LAST = 1, 4
 
 @dataclass
 class OfflineRun:
-    """One ``.wandb`` file: who the run is, its configuration, its points in order, its
-    last summary, its artifacts and its end.
-    """
+    """One ``.wandb`` file: run, configuration, points, last summary, artifacts, end."""
 
     records: list[Any]
     run: Any = None
@@ -31,13 +29,13 @@ class OfflineRun:
 
 
 def offline_runs(out: Path) -> dict[str, list[OfflineRun]]:
-    """The runs under ``out/wandb`` by job type, oldest first; a run that went on is
-    there as often as it was begun, unless a kill left nothing of it.
+    """Read the runs under ``out/wandb`` by job type, oldest first.
 
-    wandb's own process may still be writing when `finish` returns: waits for each run's
-    end.
+    A resumed run appears once per start, unless a kill left no record. wandb's process
+    may still be writing when `finish` returns, so this function waits for the end of
+    each run.
     """
-    found: dict[str, list[OfflineRun]] = {}
+    runs: dict[str, list[OfflineRun]] = {}
     paths = sorted(out.glob("wandb/offline-run-*/*.wandb"))
     last = {path.name: path for path in paths}  # named by the run's id
     for path in paths:
@@ -46,8 +44,8 @@ def offline_runs(out: Path) -> dict[str, list[OfflineRun]]:
             assert time.monotonic() < deadline, f"{path} has no end"
             time.sleep(0.05)
         if run.run is not None:
-            found.setdefault(run.run.job_type, []).append(run)
-    return found
+            runs.setdefault(run.run.job_type, []).append(run)
+    return runs
 
 
 def _read(path: Path) -> OfflineRun:
@@ -79,8 +77,10 @@ def _put(into: dict[str, Any], items: Any) -> dict[str, Any]:
 
 
 def _records(data: bytes) -> Iterator[Any]:
-    """LevelDB's log: blocks of 32,768 bytes, records cut into chunks with a header of
-    checksum, length and kind.
+    """Yield the records of a LevelDB log.
+
+    Blocks have 32,768 bytes; records are split into chunks with a header of checksum,
+    length and kind.
     """
     at, whole = _HEADER, b""
     while at + _HEADER <= len(data):

@@ -1,5 +1,6 @@
-"""A server on this machine that says as much of Weights & Biases' protocol as a run
-needs, and keeps all that was sent to it.
+"""A local stand-in for the Weights & Biases server.
+
+It implements the part of the protocol that a run needs, and stores all requests.
 """
 
 import gzip
@@ -31,8 +32,10 @@ class _Quiet(ThreadingHTTPServer):
 
 @dataclass
 class Server:
-    """What was sent: GraphQL operations with their variables, everything as text, and
-    the history of each run, by its id.
+    """The received requests.
+
+    operations: GraphQL operations with their variables · texts: all requests as text ·
+    histories: history of each run, by id.
     """
 
     url: str = ""
@@ -51,8 +54,9 @@ class Server:
         metadata: dict[str, Any],
         files: dict[str, bytes],
     ) -> None:
-        """Have an artifact that can be fetched; `manifest` as W&B writes it, `files` by
-        their names in it.
+        """Add an artifact that clients can download.
+
+        manifest: as W&B writes it · files: content by the names in the manifest.
         """
         self.files |= {f"/offered/{name}/{inside}": content for inside, content in files.items()}
         self.files[f"/manifest/{name}"] = json.dumps(manifest).encode()
@@ -62,14 +66,14 @@ class Server:
             "names": list(files),
         }
 
-    def said(self, operation: str) -> list[dict[str, Any]]:
+    def list_calls(self, operation: str) -> list[dict[str, Any]]:
         """The variables of every call of `operation`."""
         return [variables for name, variables in self.operations if name == operation]
 
-    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The data of one GraphQL operation."""
-        found = re.search(r"(?:query|mutation)\s+(\w+)", query)
-        name = found[1] if found else ""
+    def respond(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Compute the response to one GraphQL operation."""
+        match = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        name = match[1] if match else ""
         self.operations.append((name, variables))
         known: dict[str, Any] = {
             "GetDefaultEntity": {"viewer": {"id": "VXNlcg==", "entity": "me"}},
@@ -85,12 +89,12 @@ class Server:
             "ServerFeaturesQuery": {"serverInfo": {"features": []}},
             "ArtifactType": {"project": {"artifact": None}},
         }
-        answers = {
+        handlers = {
             "UpsertBucket": self._bucket,
             "RunResumeStatus": self._resumed,
             "CreateRunFiles": self._files,
-            "CreateArtifact": _created,
-            "UseArtifact": _used,
+            "CreateArtifact": _create_artifact,
+            "UseArtifact": _use_artifact,
             "ArtifactByID": _artifact,
             "ProjectArtifactType": self._type,
             "ArtifactTypeArtifactCollections": self._collections,
@@ -98,10 +102,10 @@ class Server:
             "FetchArtifactManifest": self._manifest,
             "GetArtifactMembershipFileUrls": self._urls,
         }
-        answer: dict[str, Any] = (
-            answers[name](variables) if name in answers else known.get(name, {})
+        response: dict[str, Any] = (
+            handlers[name](variables) if name in handlers else known.get(name, {})
         )
-        return answer
+        return response
 
     def _type(self, variables: dict[str, Any]) -> dict[str, Any]:
         about = {
@@ -116,15 +120,15 @@ class Server:
         }
 
     def _collections(self, variables: dict[str, Any]) -> dict[str, Any]:
-        found = [
+        collections = [
             self._collection(name)
             for name, each in self.artifacts.items()
             if each["kind"] == variables["type"]
         ]
         page = {
-            "totalCount": len(found),
+            "totalCount": len(collections),
             "pageInfo": _LAST_PAGE,
-            "edges": [{"node": node} for node in found],
+            "edges": [{"node": node} for node in collections],
         }
         return {"project": {"artifactType": {"artifactCollections": page}}}
 
@@ -146,14 +150,16 @@ class Server:
 
     def _membership(self, variables: dict[str, Any]) -> dict[str, Any]:
         name = variables["name"].split(":")[0]
-        made = _artifact({"id": name})["artifact"] | {"metadata": self.artifacts[name]["metadata"]}
-        made |= {
+        artifact = _artifact({"id": name})["artifact"] | {
+            "metadata": self.artifacts[name]["metadata"]
+        }
+        artifact |= {
             "artifactSequence": _sequence(name),
             "artifactType": {"name": self.artifacts[name]["kind"]},
         }
-        found = {
+        membership = {
             "id": name,
-            "artifact": made,
+            "artifact": artifact,
             "artifactCollection": _sequence(name),
             "versionIndex": 0,
             "createdAt": _THEN,
@@ -163,7 +169,7 @@ class Server:
             "project": {
                 "artifactCollectionMembership": {
                     "__typename": "ArtifactCollectionMembership",
-                    **found,
+                    **membership,
                 }
             }
         }
@@ -216,7 +222,7 @@ class Server:
         }
 
     def _resumed(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """What is known of a run that somebody wants to go on with."""
+        """The state of a run that a client wants to resume."""
         lines = self.histories.get(variables["name"])
         if lines is None:
             return {"model": {**_PROJECT, "bucket": None}}
@@ -243,9 +249,9 @@ class Server:
             }
         }
 
-    def stream(self, run: str, said: dict[str, Any]) -> None:
-        """Take lines of a run's history, from the line on that is said."""
-        history = (said.get("files") or {}).get("wandb-history.jsonl")
+    def stream(self, run: str, request: dict[str, Any]) -> None:
+        """Store lines of a run's history, from the offset in the request."""
+        history = (request.get("files") or {}).get("wandb-history.jsonl")
         if history:
             lines = self.histories.setdefault(run, [])
             lines[history["offset"] :] = [json.loads(line) for line in history["content"]]
@@ -255,7 +261,7 @@ def _sequence(name: str) -> dict[str, Any]:
     return {"__typename": "ArtifactSequence", "id": name, "name": name, "project": _PROJECT}
 
 
-def _created(variables: dict[str, Any]) -> dict[str, Any]:
+def _create_artifact(variables: dict[str, Any]) -> dict[str, Any]:
     identity = {"id": f"QXJ0{variables['input']['digest']}"}
     return {
         "createArtifact": {
@@ -268,7 +274,7 @@ def _created(variables: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _used(variables: dict[str, Any]) -> dict[str, Any]:
+def _use_artifact(variables: dict[str, Any]) -> dict[str, Any]:
     return {"useArtifact": {"artifact": {"id": variables["input"]["artifactID"]}}}
 
 
@@ -283,13 +289,13 @@ def _artifact(variables: dict[str, Any]) -> dict[str, Any]:
         "fileCount": 1,
         "createdAt": "2026-01-01T00:00:00Z",
     }
-    kept = {"ttlDurationSeconds": -1, "ttlIsInherited": False, "tags": [], "aliases": []}
+    settings = {"ttlDurationSeconds": -1, "ttlIsInherited": False, "tags": [], "aliases": []}
     sequence = {"__typename": "ArtifactSequence", "name": "teacher", "project": _PROJECT}
     return {
         "artifact": {
             **empty,
             **about,
-            **kept,
+            **settings,
             "id": variables["id"],
             "artifactSequence": sequence,
             "artifactType": {"name": "teacher"},
@@ -299,8 +305,9 @@ def _artifact(variables: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def serving(*, refuses: bool = False, delay: float = 0.0) -> Iterator[Server]:
-    """A server at ``server.url`` for a while; with `refuses` it knows no key; it
-    answers every request after `delay` seconds.
+    """Run a server at ``server.url``.
+
+    refuses: reject every key · delay: seconds before each response.
     """
     server = Server(refuses=refuses)
 
@@ -314,10 +321,10 @@ def serving(*, refuses: bool = False, delay: float = 0.0) -> Iterator[Server]:
             time.sleep(delay)
             if self.path.endswith("/file_stream"):
                 server.stream(self.path.split("/")[-2], json.loads(body))
-            said = json.loads(body) if self.path == "/graphql" else {}
+            request = json.loads(body) if self.path == "/graphql" else {}
             data: dict[str, Any] = (
-                {"data": server.answer(said["query"], said.get("variables") or {})}
-                if said
+                {"data": server.respond(request["query"], request.get("variables") or {})}
+                if request
                 else {"exitcode": None, "limits": {}}
             )
             text = server.files.get(self.path) or json.dumps(data).encode()
