@@ -21,7 +21,7 @@ from kd_app.metrics.seeds import (
     correct_for_multiplicity,
     summarize_seeds,
 )
-from kd_app.metrics.verdict import BOUNDS, VerdictMetric, VerdictRule, VerdictTally
+from kd_app.metrics.verdict import BOUNDS, VerdictRule, VerdictTally
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(CONFIDENCE)
@@ -183,7 +183,7 @@ class Classes:
             )
 
 
-def by_classes(metric: Judged, classes: Classes, *, sets: int) -> Iterator[Rate]:
+def by_classes(metric: VerdictMetric, classes: Classes, *, sets: int) -> Iterator[Rate]:
     """Rates of wrong verdicts for a student that loses exactly the margin, by balanced
     accuracy or worst class.
     """
@@ -215,7 +215,7 @@ def by_classes(metric: Judged, classes: Classes, *, sets: int) -> Iterator[Rate]
 
 SAME, LESS = (0.9,) * 10, (0.88,) * 10
 ONE_BAD = (0.7, *SAME[1:])
-CLASSES: tuple[tuple[Judged, Classes], ...] = (
+CLASSES: tuple[tuple[VerdictMetric, Classes], ...] = (
     ("balanced_accuracy", Classes("each of 10 classes loses 2 points", SAME, LESS, 50)),
     (
         "balanced_accuracy",

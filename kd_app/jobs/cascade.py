@@ -103,8 +103,8 @@ class _Selection:
     def uses_cascade(self) -> bool:
         return self.choice.answer == "cascade"
 
-    def build_cascade(self, stages: Sequence[ImageStage]) -> Cascade:
-        return Cascade(stages, self.choice.rung.thresholds, self.measure, self.temperatures)
+    def build_cascade(self, stages: Sequence[ImageStage]) -> ModelCascade:
+        return ModelCascade(stages, self.choice.rung.thresholds, self.measure, self.temperatures)
 
 
 def evaluate_cascade(
@@ -299,7 +299,7 @@ def _infer_single(model: ImageStage, image: Image.Image) -> NDArray[np.float32]:
     return model.infer_logits(prepare_batch([image], np.zeros(1, dtype=np.int64), model))
 
 
-def _infer_cascade(cascade: Cascade, image: Image.Image) -> object:
+def _infer_cascade(cascade: ModelCascade, image: Image.Image) -> object:
     return cascade.infer([image])
 
 
@@ -365,7 +365,7 @@ def _combine_predictions(
     """
     logits = [each.logits for each in predictions]
     if not selection.uses_cascade:
-        log_p = log_probabilities(logits[0], selection.temperatures[0])
+        log_p = compute_log_probabilities(logits[0], selection.temperatures[0])
         return log_p.astype(np.float32), np.zeros(len(log_p), dtype=np.int64)
     cascade = selection.build_cascade([_RecordedModel(each) for each in logits])
     log_p, stage = cascade.infer(np.arange(len(logits[0])))  # type: ignore[arg-type]

@@ -140,7 +140,7 @@ def compress(config: Config, *, console: Console | None = None, trial: int | Non
         group=out.parent.name,
         tags=config["tags"],
         config=record,
-        shares=trial is not None,
+        skip_reused=trial is not None,
         say=console.print,
     )
     with (

@@ -91,7 +91,7 @@ def _open_tracker(
     backends: Mapping[str, Backend], spec: RunSpec, out: Path, console: Console, trial: int | None
 ) -> Tracker:
     """A tracker with the run's configuration and the licenses that follow from it."""
-    group, name = run_names(out, trial=trial is not None)
+    group, name = name_run(out, trial=trial is not None)
     license = {**spec.config["license"], **spec.licenses.to_record()}
     return Tracker(
         backends,

@@ -109,7 +109,7 @@ def export_run(config: Config, *, console: Console | None = None, trial: int | N
         _name_stage(role, name)
         for role in settings.roles
         for name, form in settings.formats.items()
-        if not form.found_again
+        if not form.cacheable
     ]
     with open_run(
         saved,

@@ -161,7 +161,7 @@ def _open_labeler(settings: Prediction) -> _Labeler:
 
 def _infer(model: ImageClassifier, images: Sequence[Image.Image]) -> NDArray[np.float64]:
     logits = model.infer_logits(prepare_batch(images, np.arange(len(images)), model))
-    return log_probabilities(logits, 1.0)
+    return compute_log_probabilities(logits, 1.0)
 
 
 def _label_images(

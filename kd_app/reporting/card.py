@@ -120,7 +120,7 @@ def _build_models_table(results: Results, split: Split) -> str:
         ["network", *(escape_code(model.name) for model in models)],
     ]
     for spec in MODEL_METRICS:
-        if "card" in spec.shown:
+        if "card" in spec.places:
             estimates = [each.look_up(spec.name) for each in metrics.values()]
             rows.append([spec.label, *(_format_estimate(each, spec.format) for each in estimates)])
     rows += [

@@ -84,7 +84,7 @@ def build_pair_rows(split: Split, place: Place = "console") -> list[tuple[str, s
     rows = [
         (spec.label, *format_metric(split.pair.look_up(spec.name), spec.format), spec.meaning)
         for spec in PAIR_METRICS
-        if place in spec.shown and is_applicable(split, spec)
+        if place in spec.places and is_applicable(split, spec)
     ]
     return rows + [
         _build_gain_row(control, gain)

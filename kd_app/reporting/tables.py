@@ -99,7 +99,7 @@ def _build_models_table(results: Results, split: Split) -> Table:
 
 def _add_metric_rows(table: Table, metrics: Mapping[str, ModelMetrics], confidence: float) -> None:
     for spec in MODEL_METRICS:
-        if "console" not in spec.shown:
+        if "console" not in spec.places:
             continue
         cells = [format_metric(each.look_up(spec.name), spec.format) for each in metrics.values()]
         table.add_row(spec.label, *(value for value, _ in cells))

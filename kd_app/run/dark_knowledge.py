@@ -28,7 +28,9 @@ def measure_teacher_knowledge(
     else:
         similarities = before.knowledge.softened if before.knowledge else []
         temperatures = [similarity.temperature for similarity in similarities]
-    metrics = measure_soft_labels(teacher.logits, teacher.target, taught=temperatures)
+    metrics = measure_soft_labels(
+        teacher.logits, teacher.target, training_temperatures=temperatures
+    )
     plain, *softened = (_name_classes(each, workspace.classes) for each in metrics["alike"])
     return Knowledge.model_validate(
         {
@@ -42,7 +44,7 @@ def measure_teacher_knowledge(
     )
 
 
-def _name_classes(similarity: Alike, classes: tuple[str, ...]) -> dict[str, Any]:
+def _name_classes(similarity: ClassSimilarity, classes: tuple[str, ...]) -> dict[str, Any]:
     pairs = [
         {**pair, "first": classes[pair["first"]], "second": classes[pair["second"]]}
         for pair in similarity["similar"]

@@ -116,7 +116,7 @@ def time_files(
     """
     workspace.console.print_transient("  measuring speed ...")
     cpu = torch.device("cpu")
-    stages: dict[str, CascadeStage] = {
+    stages: dict[str, LogitsModel] = {
         role: TorchModel(model.loaded.model, workspace.classes, model.loaded.pixels, cpu)
         for role, model in models.items()
     }

@@ -79,7 +79,7 @@ def write_files(
                 is_program = isinstance(format, ExecuTorchInt8)
                 entry["weights"] = _INT8_PROGRAM if is_program else _FLOAT_WEIGHTS
                 workspace.console.print(f"{path.name}: {entry['weights']}")
-            files[path.name] = ExportedFile(role, name, path, entry, format.found_again)
+            files[path.name] = ExportedFile(role, name, path, entry, format.cacheable)
     return files
 
 
@@ -133,7 +133,7 @@ def _write_stage(
             format,
             folder,
             stem=STEMS[role],
-            pixels=input_spec,
+            input_spec=input_spec,
             classes=workspace.classes,
             license=license,
             calibration=calibration,

@@ -50,7 +50,7 @@ class LatencyBudget(Typed, called="budget"):
                 self.format,
                 Path(folder),
                 stem="student",
-                pixels=input_spec,
+                input_spec=input_spec,
                 classes=workspace.classes,
                 license="unknown",
                 calibration=[images],

@@ -71,7 +71,7 @@ def _open_artifact_teacher(path: Path) -> ArtifactTeacher:
     return ArtifactTeacher(
         artifact,
         WeightsSource("own", path.name, path, license=entry.license),
-        str(entry.told["sha256"]),
+        str(entry.record["sha256"]),
     )
 
 

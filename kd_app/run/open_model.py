@@ -90,7 +90,7 @@ def open_file(path: Path, *, threads: int | None) -> ImageClassifier:
 class OpenedCascade:
     """A cascade, the models of its stages, and the files of these models."""
 
-    cascade: Cascade
+    cascade: ModelCascade
     models: tuple[ImageClassifier, ...]
     files: tuple[Path, ...]
 

@@ -153,7 +153,7 @@ class Tracker:
         outcome = build_outcome(self._name, plain, paths, self._out, self._uses)
         self._call_each(STUDENT, lambda run: run.log_outcome(outcome))
 
-    def describe_report(self, page: Path, students: Sequence[TrackedArtifact]) -> None:
+    def log_report(self, page: Path, students: Sequence[TrackedArtifact]) -> None:
         """Log a `page` about `students` of finished runs, as a separate run."""
         self._start_run("report", tuple(students))
         self._call_each(

@@ -267,7 +267,7 @@ def _to_wandb_table(table: TrackedTable) -> Any:
         [_to_wandb_image(cell) if isinstance(cell, Picture) else cell for cell in row]
         for row in table.rows
     ]
-    return wandb.TrackedTable(columns=list(table.columns), data=rows)
+    return wandb.Table(columns=list(table.columns), data=rows)
 
 
 def _to_wandb_image(picture: Picture) -> Any:
@@ -310,7 +310,7 @@ def _build_artifact(artifact: TrackedArtifact, folder: Path) -> tuple[Any, None,
             json.dump(dict(artifact.content), file, indent=1, sort_keys=True)
     for inside, path in artifact.files.items():
         version.add_file(
-            str(redacted_copy(path, folder / _REDACTED / inside).resolve()),
+            str(copy_redacted(path, folder / _REDACTED / inside).resolve()),
             name=inside,
             policy="immutable",
             skip_cache=True,

@@ -231,7 +231,7 @@ def test_trackers_are_told(shipped: tuple[Path, str], noncommercial: Path) -> No
     }
     figures = build_outcome(
         "run", told.call_args.args[0].model_dump(mode="json"), [], Path("run"), []
-    ).figures
+    ).metrics
     assert figures["license.ships"] == NC
 
 

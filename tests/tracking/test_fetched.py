@@ -20,7 +20,7 @@ from tests.tracking.wandb_server import Server, serving
 
 def write_run(folder: Path, sha256: str) -> Results:
     """Write the folder of a run whose student has these weights."""
-    results = made()
+    results = build_results()
     results.models["student"].sha256 = sha256
     folder.mkdir(parents=True)
     write(folder / "results.json", results)

@@ -206,7 +206,7 @@ def _read_metrics(split: Measurement | None, role: str) -> dict[str, Estimate]:
     metrics = {
         spec.name: read_estimate(split, role, spec.name)
         for spec in MODEL_METRICS
-        if "page" in spec.shown
+        if "page" in spec.places
     }
     return {name: estimate for name, estimate in metrics.items() if estimate.value is not None}
 
@@ -238,7 +238,7 @@ def build_pair(split: Measurement | None) -> list[PairPart]:
             estimate=estimate,
         )
         for spec, estimate in estimates
-        if "page" in spec.shown and estimate.value is not None
+        if "page" in spec.places and estimate.value is not None
     ]
     labels = label_models(list(split.gains))
     return parts + [

@@ -148,7 +148,7 @@ def build_knowledge(
     logits: np.ndarray, target: np.ndarray, names: tuple[str, ...], split: str
 ) -> dict[str, Any]:
     """Build the soft-label statistics of the teacher, as in results.json."""
-    statistics = measure_soft_labels(logits, target, taught=[4.0])
+    statistics = measure_soft_labels(logits, target, training_temperatures=[4.0])
     plain, *softened = (
         {
             **alike,
