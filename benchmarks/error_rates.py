@@ -21,7 +21,7 @@ from kd_app.metrics.seeds import (
     correct_for_multiplicity,
     summarize_seeds,
 )
-from kd_app.metrics.verdict import BOUNDS, VerdictRule, VerdictTally
+from kd_app.metrics.verdict import BOUNDS, VerdictMetric, VerdictRule, VerdictTally
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(CONFIDENCE)
