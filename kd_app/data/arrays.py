@@ -1,4 +1,4 @@
-"""Sources that are small enough to be one array of pixels."""
+"""Sources small enough to be held in memory as one pixel array."""
 
 import hashlib
 from abc import abstractmethod
@@ -14,11 +14,11 @@ from kd_app.data.fingerprint import add_fingerprint
 from kd_app.data.source import Listing, Source
 
 Arrays = tuple[UInt8[np.ndarray, "images side side"], Int64[np.ndarray, " images"], tuple[str, ...]]
-"""Pixels, class numbers, ready splits ('' where there is none)."""
+"""Pixels, class numbers, predefined splits ('' for images without one)."""
 
 
 class ArraySource(Source):
-    """Gray images of one size that are all in memory; names are ``<name>/<number>``."""
+    """Gray images of one size, all in memory; files are named ``<name>/<number>``."""
 
     channels = 1
     name: str
@@ -26,7 +26,7 @@ class ArraySource(Source):
 
     @abstractmethod
     def load(self) -> Arrays:
-        """Read everything; called once."""
+        """Read all images and labels; called once."""
 
     @cached_property
     def _arrays(self) -> Arrays:
@@ -41,13 +41,12 @@ class ArraySource(Source):
         return add_fingerprint(listing, [hashlib.sha256(image).digest() for image in pixels])
 
     def list_images(self) -> Listing:
-        """Names, labels and ready splits; see `Source.listing`."""
         return self._listing
 
     def store(self) -> Tensor:
-        """All pixels, uint8 ``[N, 1, side, side]``."""
+        """Return all pixels, uint8 ``[N, 1, side, side]``."""
         return torch.from_numpy(self._arrays[0]).unsqueeze(1)
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
-        """Image `index` in mode 'L'."""
+        """Return image `index` in mode 'L'."""
         return Image.fromarray(self._arrays[0][index])

@@ -1,5 +1,6 @@
-"""What is done to each image after its view, the same whenever its key is the same:
-RandAugment and random erasing.
+"""RandAugment and random erasing, applied to each image after its view.
+
+The random changes of an image depend on its key alone, so they can be replayed.
 """
 
 import math
@@ -12,26 +13,27 @@ from pydantic import ConfigDict, Field, NonNegativeInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kd_app.data.views import Keys, Pictures, own_generators, remix_keys
+from kd_app.data.views import Keys, Pictures, derive_keys, preserve_generators
 
 _STREAM = 100
-"""Of the keys: another one than those that mixing draws from."""
+"""Stream of random bits for augmentation; mixing uses other streams."""
 _SMALLEST, _LARGEST, _FLATTEST = 0.02, 1 / 3, 0.3
-"""Share of the area that is erased, and its ratio of the sides, as published."""
+"""Bounds of the erased share of the area, and smallest aspect ratio, as published."""
 _ATTEMPTS = 10
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Augment:
-    """operations: so many of RandAugment's 14, each drawn at random, at `magnitude` of
-    0 to 30 (Cubuk et al., NeurIPS 2020, arXiv 1909.13719).
+    """Settings of RandAugment and random erasing; callable on a batch of images.
 
-    erasing: the probability that a rectangle of 2 to 33 % of the area becomes noise
-    (Zhong et al., AAAI 2020, arXiv 1708.04896).
+    operations: number of operations per image, each drawn from RandAugment's 14
+    (Cubuk et al., NeurIPS 2020, arXiv 1909.13719). magnitude: strength of the
+    operations, 0 to 30. erasing: probability that a rectangle of 2 to 33 % of the area
+    becomes noise (Zhong et al., AAAI 2020, arXiv 1708.04896).
     """
 
     SWITCHES: ClassVar[tuple[str, ...]] = ("operations", "erasing")
-    """The settings of which one has to be set for anything to be changed."""
+    """Settings that turn augmentation on; at least one of them must be set."""
 
     operations: NonNegativeInt
     magnitude: Annotated[int, Field(ge=0, le=30)]
@@ -39,34 +41,37 @@ class Augment:
 
     @property
     def active(self) -> bool:
-        """Whether anything is done."""
+        """Whether any image can be changed."""
         return self.operations > 0 or self.erasing > 0
 
     def describe(self) -> str:
-        """A phrase for the plan of a run."""
+        """Return a phrase for the plan of a run."""
         return f"RandAugment {self.operations} x {self.magnitude}, erasing {self.erasing:g}"
 
     def __call__(self, pictures: Pictures, keys: Keys) -> Pictures:
-        """The images, each changed as its key says."""
+        """Return the images, each changed at random as a function of its key."""
         from torchvision.transforms import v2
 
-        randomly = v2.RandAugment(
+        augment = v2.RandAugment(
             num_ops=self.operations, magnitude=self.magnitude, num_magnitude_bins=31
         )
-        made = np.empty_like(pictures)
-        with own_generators():
-            for row, key in enumerate(remix_keys(keys, _STREAM).tolist()):
+        augmented = np.empty_like(pictures)
+        with preserve_generators():
+            for row, key in enumerate(derive_keys(keys, _STREAM).tolist()):
                 torch.default_generator.manual_seed(key >> 1)
                 image = torch.from_numpy(pictures[row]).permute(2, 0, 1).clone()
-                image = randomly(image) if self.operations else image
+                image = augment(image) if self.operations else image
                 if torch.rand(()).item() < self.erasing:
                     _erase(image)
-                made[row] = image.permute(1, 2, 0).numpy()
-        return made
+                augmented[row] = image.permute(1, 2, 0).numpy()
+        return augmented
 
 
 def _erase(image: UInt8[Tensor, "channels height width"]) -> None:
-    """Put noise into a rectangle; nothing happens where ten tries find none that fits."""
+    """Fill a random rectangle with noise, in place.
+
+    The image stays unchanged if none of ten random rectangles fits into it.
+    """
     channels, height, width = image.shape
     for _ in range(_ATTEMPTS):
         share, shape, down, across = torch.rand(4).tolist()

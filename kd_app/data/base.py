@@ -1,4 +1,4 @@
-"""The contract between the data of a run and everything that trains or measures on them."""
+"""`RunData`, the interface between the data of a run and the code that uses them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -17,18 +17,20 @@ Capability = Literal["replay", "views", "partners", "options", "uint8", "sharded
 
 NEEDS: Final[Mapping[Capability, str]] = {
     "replay": "batches that can be read from the middle of an epoch",
-    "views": "the same views of each image again",
+    "views": "views of each image that can be replayed",
     "partners": "another image of the same class for each image",
-    "options": "images that kd_app reads itself",
-    "uint8": "images of 8 bits",
+    "options": "images that kd_app decodes itself",
+    "uint8": "8-bit images",
     "sharded": "a different share of the images for each process",
 }
-"""What a user of each capability needs, as the object of a sentence."""
+"""Capability -> its meaning, as the object of "needs" in an error message."""
 
 
 class Lack(NamedTuple):
-    """Why data lack a capability (a clause), and what a user can do about it (an
-    imperative that begins with a capital letter).
+    """A missing capability of the data.
+
+    reason: why it is missing, as a clause. fix: what a user can change, as an
+    imperative with a capital letter.
     """
 
     reason: str
@@ -37,8 +39,10 @@ class Lack(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanJob:
-    """The one-time decoding of all images, as a stage: its configuration, the hashes of
-    its inputs, and what fills its folder.
+    """The one-time decoding of all images, as a cached stage.
+
+    config, inputs: configuration and input hashes, which key the cache. run: fills the
+    folder of the stage.
     """
 
     config: dict[str, Any]
@@ -48,11 +52,11 @@ class ScanJob:
 
 @dataclass(frozen=True)
 class ViewReplay:
-    """The images `rows` in each of their `views`, with the pixels that a training shows.
+    """The training images `rows` in each of their `views`, with the training's pixels.
 
-    identity: what decides these pixels beside the data's fingerprint. batches: the
-    batches of a view in the order of `rows`, from the row ``start`` on, as ``batches(view,
-    start)``.
+    identity: settings that determine these pixels, in addition to the fingerprint of
+    the data. batches: ``batches(view, start)`` returns the batches of a view in the
+    order of `rows`, beginning at row ``start``.
     """
 
     views: int
@@ -62,37 +66,37 @@ class ViewReplay:
 
 
 class BatchLoader(Sized, Iterable[Any], Protocol):
-    """Batches, and how many there are."""
+    """An iterable of batches with a known length."""
 
 
 class RunData(Protocol):
-    """Images with labels in three splits, served to one model after the other.
+    """Labeled images in three splits, served to one model at a time.
 
-    Call ``list()``, run the `scan_job` where there is one, then ``load(folder)``:
-    everything but `capabilities`, `lacks`, `name` and `license` is known after that.
-    ``bind`` selects the model that `train_dataloader` and `val_dataloader` serve;
-    `evaluation`, `sample` and `replay` need no binding.
+    Call ``list()``, run the `scan_job` if there is one, then call ``load(folder)``.
+    Before that, only `capabilities`, `lacks`, `name` and `license` are valid. ``bind``
+    selects the model that `train_dataloader` and `val_dataloader` serve;
+    `build_evaluation_loader`, `sample` and `replay` need no binding.
     """
 
     @property
     def lacks(self) -> Mapping[Capability, Lack]:
-        """The capabilities that these data do not have, and why."""
+        """The capabilities that these data lack, with reasons."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What these data can do."""
+        """The capabilities that these data have."""
 
     @property
     def name(self) -> str | None:
-        """Name of the data module's class; None where the configuration names the data."""
+        """Class name of an external data module; None for `ImageData`."""
 
     @property
     def license(self) -> str | None:
-        """License of the images, where the data know it."""
+        """License of the images; None if unknown."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by class number."""
+        """Class names, indexed by class number."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -100,137 +104,140 @@ class RunData(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the images, their labels and their splits."""
+        """sha256 of the images, labels and splits."""
 
     @property
     def batch_size(self) -> int:
-        """Images of a batch in one process."""
+        """Images per batch in one process."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences for the user about these data."""
+        """Notes about these data for the user, one sentence each."""
 
     @property
     def channels(self) -> int:
-        """Channels of the images: 1 or 3."""
+        """Number of channels of the images: 1 or 3."""
 
     @property
     def size(self) -> int:
-        """Side in pixels to make models for."""
+        """Side length in pixels to build models for."""
 
     @property
     def image_size(self) -> int | None:
-        """`size` where the user sets it; None where it follows from the images."""
+        """`size` if the user set it; None if `size` is derived from the images."""
 
     @property
     def files(self) -> Sequence[str]:
-        """Names by image number."""
+        """File names, indexed by image number."""
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Group by image number; empty where the images have none."""
+        """Group names, indexed by image number; empty if the images have no groups."""
 
     @property
     def num_labeled(self) -> int | None:
-        """Number of images to train on whose label is used; None: all of them."""
+        """Number of training images whose label is used; None: all."""
 
     def list(self) -> None:
-        """Find the images without reading them."""
+        """List the images without decoding them."""
 
     def scan_job(self, decode_size: int) -> ScanJob | None:
-        """How to decode all images with shorter sides of at least `decode_size`; None
-        where there is nothing to decode.
+        """Return the job that decodes all images; None if there is nothing to decode.
+
+        decode_size: the shorter side, in pixels, to which larger images are reduced.
         """
 
     def load(self, folder: Path | None) -> None:
-        """Make the images readable; `folder` is what the `scan_job` filled."""
+        """Make the images readable; `folder` is the output folder of the `scan_job`."""
 
-    def identity(self, *, for_teacher: bool) -> dict[str, Any]:
-        """What decides the batches of a training beside `fingerprint`.
+    def describe_identity(self, *, for_teacher: bool) -> dict[str, Any]:
+        """Return the settings that, with `fingerprint`, determine the training batches.
 
-        for_teacher: of the teacher's own training, which has fresh views.
+        for_teacher: describe the training of a teacher, which uses fresh views.
         """
 
     def count_steps_per_epoch(self, world_size: int) -> tuple[int, int]:
-        """Batches to train on and to validate on in an epoch, in each of so many
-        processes.
-        """
+        """Return the training and validation batches per epoch of each process."""
 
     def describe_training(self) -> tuple[str, ...]:
-        """What is special about the images of a training, in phrases for the plan."""
+        """Return phrases for the plan about special settings of the training images."""
 
     def bind(
         self,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         *,
         order_seed: int,
         partner_images: bool = False,
         labeled_only: bool = False,
         fresh_views: bool = False,
     ) -> None:
-        """Serve the model that expects `pixels` from now on, the images to train on in
-        an order that follows from `order_seed`.
+        """Serve a model with this `input_spec` from now on.
 
-        partner_images: each batch also holds another image of the class of each image.
-        labeled_only: only images with a label, in as many steps per epoch as all images
-        take. fresh_views: a fresh view in every epoch.
+        order_seed: seed of the order of the training images. partner_images: add to
+        each batch, for each image, another image of the same class. labeled_only: use
+        only labeled images, with as many steps per epoch as all images take.
+        fresh_views: use a new view of each image in every epoch.
         """
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches to train on."""
+        """Return the training batches."""
 
     def val_dataloader(self) -> BatchLoader:
-        """Batches to validate on."""
+        """Return the validation batches."""
 
     def build_evaluation_loader(
         self,
         split: str,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
     ) -> BatchLoader:
-        """All images of a split in order, for a model that expects `pixels`, in this
-        process.
+        """Return all images of a split, in order, for a model with this `input_spec`.
+
+        This process receives all images, also in distributed runs. batch_size: images
+        per batch; None: that of the data. corruption: applied to each image.
         """
 
-    def sample(self, split: str, pixels: InputSpec, images: int) -> Iterable[Batch]:
-        """Up to so many images of a split."""
+    def sample(self, split: str, input_spec: InputSpec, images: int) -> Iterable[Batch]:
+        """Return up to `images` images of a split."""
 
-    def replay(self, pixels: InputSpec) -> ViewReplay | None:
-        """The views that a model which expects `pixels` is trained on; None without the
-        capability "views".
+    def replay(self, input_spec: InputSpec) -> ViewReplay | None:
+        """Return the training views for a model with this `input_spec`.
+
+        None if the data lack the capability "views".
         """
 
     def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel in train, in 0..1."""
+        """Return mean and standard deviation of each channel of train, in 0..1."""
 
-    def list_rows(self, split: str) -> Int64[np.ndarray, " list_rows"] | None:
-        """Image numbers of a split, ascending; None where they are not known."""
+    def list_rows(self, split: str) -> Int64[np.ndarray, " rows"] | None:
+        """Return the image numbers of a split, ascending; None if unknown."""
 
-    def list_targets(self, split: str) -> Int64[np.ndarray, " list_rows"] | None:
-        """Class numbers of a split in order; None where they are not known."""
+    def list_targets(self, split: str) -> Int64[np.ndarray, " rows"] | None:
+        """Return the class numbers of a split in order; None if unknown."""
 
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and pixels ``[H, W, C]`` of each image of a split, in an order that
-        does not depend on its content.
+        """Yield number and pixels ``[H, W, C]`` of each image of a split.
+
+        The order does not depend on the images' content.
         """
 
     def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"] | None:
-        """Image `index` as it was decoded; None without the capability "uint8"."""
+        """Return image `index` as decoded; None without the capability "uint8"."""
 
     def make_thumbnail(self, index: int) -> bytes | None:
-        """Image `index` as a small PNG; None where it can't be shown."""
+        """Return image `index` as a small PNG; None if the image can't be shown."""
 
     def write_split(self, path: Path) -> None:
-        """Write which image is in which split as CSV, where that is known."""
+        """Write a CSV with the split of each image, if the splits are known."""
 
 
 def require(data: RunData, capability: Capability, *, because: str, instead: str) -> None:
     """Raise `RequestError` unless `data` have the capability.
 
-    because: the setting that needs it, as the subject of the message. instead: what to
-    do without it, as an imperative in lower case ("use trainer.devices=1").
+    because: the setting that needs the capability, as the subject of the message.
+    instead: the alternative, as an imperative in lower case ("use trainer.devices=1").
     """
     if capability in data.capabilities:
         return
@@ -238,6 +245,6 @@ def require(data: RunData, capability: Capability, *, because: str, instead: str
     raise RequestError(f"{because} needs {NEEDS[capability]}, but {reason}. {fix}, or {instead}.")
 
 
-def capabilities_without(lacks: Iterable[Capability]) -> frozenset[Capability]:
-    """All capabilities but these."""
+def exclude_capabilities(lacks: Iterable[Capability]) -> frozenset[Capability]:
+    """Return all capabilities except `lacks`."""
     return frozenset(NEEDS).difference(lacks)

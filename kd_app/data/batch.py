@@ -1,6 +1,7 @@
-"""What one training or evaluation step is given."""
+"""`Batch`, the input of one training or evaluation step."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +11,15 @@ from torch import Tensor
 class Batch:
     """One batch of one view of the images.
 
-    image: ``[B, C, H, W]``, uint8 as the loader gives it, float and normalized as the
-    *student* expects once it is on the device. target: ``[B]`` int64 class numbers, -1
-    where there is none, or ``[B, K]`` float shares of classes (mixed labels), NaN where
-    there are none. index: ``[B]`` int64, the image's number in its source: names the
-    image for ever. view: number of the view (the epoch); with ``data.seed`` and
-    ``index`` it determines every pixel. labeled: ``[B]`` bool, or None when every image
-    has a label. progress: share of the training that is done, 0 to 1. other: like
-    image: for each image another one of its class, which the teacher is shown in its
-    place; None where it is shown the image itself. other_index: ``[B]`` int64, the
-    numbers of those.
+    image: ``[B, C, H, W]``; uint8 from the loader, later float on the device,
+    normalized for the *student*. target: ``[B]`` int64 class numbers (-1: no label), or
+    ``[B, K]`` float class shares for mixed labels (NaN: no label). index: ``[B]``
+    int64, the number of each image in its source, which never changes. view: number of
+    the view; view, index and ``data.seed`` determine every pixel. labeled: ``[B]``
+    bool; None: every image has a label. progress: completed share of the training, 0
+    to 1. other: same shape as image; another image of the same class for each image,
+    used as the teacher's input; None: the teacher's input is image. other_index:
+    ``[B]`` int64, the image numbers of other.
     """
 
     image: Tensor
@@ -35,19 +35,16 @@ class Batch:
         return len(self.image)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device` (copies overlap with compute where the memory is
-        pinned).
-        """
+        """Return the batch on `device`; copies from pinned memory are asynchronous."""
         if self.image.device == device:
             return self
-        parts = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
-        return replace(
-            self,
-            **{name: part.to(device, non_blocking=True) for name, part in parts.items()},  # type: ignore[arg-type]
-        )
+        tensors: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def to_hard_target(self) -> Tensor:
-        """``[B]`` int64: the label, or the class with the largest share where labels
-        are mixed.
-        """
+        """Return ``[B]`` int64: the label, or the largest class of mixed labels."""
         return self.target if self.target.dim() == 1 else self.target.argmax(dim=1)

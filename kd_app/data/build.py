@@ -1,4 +1,4 @@
-"""From the data group of a configuration to the data of a run."""
+"""Build the data of a run from the data group of a configuration."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -14,12 +14,13 @@ from kd_app.data.module import ImageData, find_active_options
 
 _IMAGE_DATA = f"{ImageData.__module__}.{ImageData.__qualname__}"
 _NOT_SETTINGS = ("name", "presets", "license")
-"""Keys of the data group that are not arguments of the data module."""
+"""Keys of the data group that are no arguments of the data module."""
 
 
 def build_data(node: Mapping[str, Any], module: LightningDataModule | None = None) -> RunData:
-    """The data that the data group `node` names, or a `module` in its place. Raises
-    `RequestError` for an option that the data module does not know.
+    """Build the data from the data group `node`, or wrap `module` if one is passed.
+
+    Raises `RequestError` for an option that the data module does not have.
     """
     if module is not None:
         data = ExternalDataModule(module)
@@ -32,17 +33,15 @@ def build_data(node: Mapping[str, Any], module: LightningDataModule | None = Non
             module.view_config = node["view"]
             return module
         data = ExternalDataModule(module, node)
-    known = signature(type(module)).parameters
+    parameters = signature(type(module)).parameters
     for key, value in find_active_options(node).items():
-        if key not in known:
+        if key not in parameters:
             require(data, "options", because=f"data.{key}={value}", instead=f"leave data.{key} out")
     return data
 
 
 def _select_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings for a data module of the user: of those of `ImageData` the ones that
-    it takes, and all others.
-    """
+    """Drop the settings of `ImageData` that a user's data module does not accept."""
     ours = signature(ImageData).parameters
     theirs = signature(resolve_target("data", settings["_target_"])).parameters
     return {key: value for key, value in settings.items() if key not in ours or key in theirs}

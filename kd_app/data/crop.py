@@ -1,4 +1,4 @@
-"""From a picture of any size to the part that a model sees; needs Pillow alone."""
+"""Resize and center-crop an image to a model's input size; needs only Pillow."""
 
 import math
 
@@ -8,7 +8,7 @@ from kd_app.config.errors import build_unknown_error
 from kd_app.config.pixels import InputSpec
 
 _STRIP = 4
-"""From this ratio of the sides on an image is a strip."""
+"""Aspect ratio above which an image is treated as a strip."""
 _RESAMPLING = {
     name: Image.Resampling[name.upper()]
     for name in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -16,45 +16,46 @@ _RESAMPLING = {
 
 
 def resolve_resampling(name: str) -> Image.Resampling:
-    """PIL's filter of that name. Raises `RequestError` for one that PIL has not."""
+    """Return PIL's filter of that name. Raises `RequestError` for an unknown name."""
     if name not in _RESAMPLING:
         raise build_unknown_error("interpolation", name, _RESAMPLING)
     return _RESAMPLING[name]
 
 
-def center(image: Image.Image, pixels: InputSpec) -> Image.Image:
-    """The transform of every evaluation, as timm's: the shorter side becomes
-    ``floor(side / crop)``, the center is cropped.
+def center(image: Image.Image, input_spec: InputSpec) -> Image.Image:
+    """Apply the evaluation transform, which is timm's: resize, then crop the center.
 
-    An image that has the model's size already is left as it is. Of a long strip only
-    what the crop keeps is computed, which may round otherwise by a level or so.
+    The shorter side becomes ``floor(side / crop)``. An image of the model's size is
+    returned unchanged. For a long strip only the cropped part is computed; its values
+    may differ by about one level due to rounding.
     """
-    size = (pixels.width, pixels.height)
+    size = (input_spec.width, input_spec.height)
     if image.size == size:
         return image
-    resized = _compute_resized_size(image.size, pixels)
+    resized = _compute_resized_size(image.size, input_spec)
     left, top = (round((whole - part) / 2) for whole, part in zip(resized, size, strict=True))
-    box = (left, top, left + pixels.width, top + pixels.height)
+    box = (left, top, left + input_spec.width, top + input_spec.height)
     if max(image.size) <= _STRIP * min(image.size):
-        return image.resize(resized, resolve_resampling(pixels.interpolation)).crop(box)
+        return image.resize(resized, resolve_resampling(input_spec.interpolation)).crop(box)
     across, down = (stored / whole for stored, whole in zip(image.size, resized, strict=True))
     return image.resize(
         size,
-        resolve_resampling(pixels.interpolation),
+        resolve_resampling(input_spec.interpolation),
         box=(box[0] * across, box[1] * down, box[2] * across, box[3] * down),
     )
 
 
-def _compute_resized_size(size: tuple[int, int], pixels: InputSpec) -> tuple[int, int]:
-    """(width, height) of the whole image at the scale of the crop, rounded as timm
-    rounds.
-    """
+def _compute_resized_size(size: tuple[int, int], input_spec: InputSpec) -> tuple[int, int]:
+    """Return (width, height) of the whole image before the crop, rounded as in timm."""
     width, height = size
-    wanted = (math.floor(pixels.width / pixels.crop), math.floor(pixels.height / pixels.crop))
-    if wanted[0] != wanted[1]:
-        ratio = min(width / wanted[0], height / wanted[1])
+    target = (
+        math.floor(input_spec.width / input_spec.crop),
+        math.floor(input_spec.height / input_spec.crop),
+    )
+    if target[0] != target[1]:
+        ratio = min(width / target[0], height / target[1])
         return round(width / ratio), round(height / ratio)
-    side = wanted[0]
+    side = target[0]
     return (
         (side, int(side * height / width))
         if width <= height

@@ -1,6 +1,4 @@
-"""Images that a table lists, with their labels, and with ready splits and groups where
-it has them.
-"""
+"""Images and labels listed in a CSV file, optionally with splits and groups."""
 
 import csv
 import os
@@ -14,12 +12,12 @@ from kd_app.data.folder import SPLIT_WORDS
 from kd_app.data.source import Listing
 
 _COLUMNS = ("path", "label", "split", "group")
-_NEEDED = _COLUMNS[:2]
+_REQUIRED = _COLUMNS[:2]
 _NAME = "labels.csv"
 
 
 class _Row(NamedTuple):
-    """One image; `number` as a spreadsheet counts, the header being row 1."""
+    """One image; `number` counts rows as a spreadsheet does: the header is row 1."""
 
     number: int
     path: str
@@ -29,15 +27,15 @@ class _Row(NamedTuple):
 
 
 class CsvFile(FileSource):
-    """The images of a CSV with the columns ``path`` and ``label``, and ``split``
-    (train, val, test or empty) and ``group`` if there.
+    """The images of a CSV file with the columns ``path`` and ``label``.
 
-    `root`: the .csv, or the folder that holds ``labels.csv``. Paths are relative to the
-    folder of the .csv and stay inside it, so that the whole can be moved; an absolute
-    path that points inside is made relative. Other columns are left alone. UTF-8;
-    separated by comma, semicolon or tab, whichever the header has most of. Images keep
-    the order of the rows. Classes are ordered by code point, or as numbers where all
-    labels are whole numbers.
+    Optional columns are ``split`` (train, val, test or empty) and ``group``; others are
+    ignored. `root`: the .csv, or the folder with ``labels.csv``. Paths are relative to
+    the folder of the .csv and must stay inside that folder, so that the data set can be
+    moved; absolute paths into the folder are made relative. The file is UTF-8, with
+    comma, semicolon or tab as separator, whichever is most frequent in the header.
+    Images keep the order of the rows. Classes are sorted by code point, or numerically
+    if all labels are whole numbers.
     """
 
     def __init__(self, *, root: Path | None, channels: Literal[1, 3]) -> None:
@@ -45,8 +43,10 @@ class CsvFile(FileSource):
         self.channels = channels
 
     def find(self) -> Listing:
-        """Read the table. Raises `RequestError`, naming the row: a missing column, file
-        or label, an unknown split, a path twice or outside.
+        """Read the table.
+
+        Raises `RequestError` with the row number: a missing column, file or label, an
+        unknown split, a duplicate path or a path outside the folder.
         """
         file = _find_table(self.root)
         self.base = file.parent
@@ -73,11 +73,11 @@ def _find_table(root: Path | None) -> Path:
         return path / _NAME
     tables = sorted(name for name in os.listdir(path) if name.lower().endswith(".csv"))
     fix = (
-        f"Set data.root={path / tables[0]} to read that one."
+        f"Set data.root={path / tables[0]} to read that file."
         if tables
-        else f"Put a {_NAME} with the columns path and label there, or set data.root to a .csv."
+        else f"Add a {_NAME} with the columns path and label, or set data.root to a .csv file."
     )
-    raise RequestError(f"The folder {str(path)!r} holds no {_NAME}. {fix}")
+    raise RequestError(f"The folder {str(path)!r} has no {_NAME}. {fix}")
 
 
 def _read(file: Path) -> list[_Row]:
@@ -94,89 +94,91 @@ def _read(file: Path) -> list[_Row]:
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(
-            f"{str(file)!r} can't be read: {error}. Expected: a CSV in UTF-8 with the columns path"
-            " and label. Save it again as such."
+            f"{str(file)!r} can't be read: {error}. Expected: a CSV file in UTF-8 with the"
+            " columns path and label. Save it in that format."
         ) from error
     if not rows:
         raise RequestError(
-            f"{str(file)!r} has a header and no row. Expected: one row an image, with its path and"
-            " label."
+            f"{str(file)!r} has a header but no rows. Expected: one row per image, with path and"
+            " label. Add the rows."
         )
     return rows
 
 
 def _find_columns(file: Path, header: Sequence[str]) -> dict[str, int]:
-    """Column name -> position. Raises `RequestError` where path or label is missing."""
+    """Return column name -> position. Raises `RequestError` without path or label."""
     names = [name.strip().lower() for name in header]
-    for column in _NEEDED:
+    for column in _REQUIRED:
         if names.count(column) != 1:
             wrong = "twice" if column in names else "missing"
             near = "" if column in names else suggest_closest(column, names)
             raise RequestError(
                 f"The column {column!r} of {str(file)!r} is {wrong}; its header has:"
-                f" {', '.join(names) or 'nothing'}. {near}Expected: path and label, and split and"
-                " group if there."
+                f" {', '.join(names) or 'nothing'}. {near}Expected: path and label, and optionally"
+                " split and group."
             )
     return {column: names.index(column) for column in _COLUMNS if column in names}
 
 
 def _parse_row(file: Path, number: int, cells: Sequence[str], places: dict[str, int]) -> _Row:
-    found = {
+    values = {
         column: cells[place].strip() if place < len(cells) else ""
         for column, place in places.items()
     }
-    for column in _NEEDED:
-        if not found[column]:
+    for column in _REQUIRED:
+        if not values[column]:
             raise RequestError(
                 f"Row {number} of {str(file)!r} has no {column}. Every row needs a path and a"
-                " label: fill it in, or remove the row."
+                f" label: fill in the {column}, or remove the row."
             )
-    word = found.get("split", "").lower()
+    word = values.get("split", "").lower()
     if word and word not in SPLIT_WORDS:
         near = suggest_closest(word, SPLIT_WORDS)
         raise RequestError(
             f"Row {number} of {str(file)!r} has the split {word!r}. {near}Expected:"
-            f" {', '.join(SPLIT_WORDS)}, or nothing."
+            f" {', '.join(SPLIT_WORDS)}, or an empty cell."
         )
     return _Row(
         number,
-        _resolve_path(file, number, found["path"]),
-        found["label"],
+        _resolve_path(file, number, values["path"]),
+        values["label"],
         SPLIT_WORDS.get(word, ""),
-        found.get("group", ""),
+        values.get("group", ""),
     )
 
 
 def _resolve_path(file: Path, number: int, path: str) -> str:
-    """The path relative to the table's folder, '/'-separated. Raises `RequestError`
-    where it leads out of it.
+    """Return the path relative to the table's folder, separated by '/'.
+
+    Raises `RequestError` for a path outside that folder.
     """
     base = os.path.abspath(file.parent)
     whole = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
     if not whole.startswith(os.path.join(base, "")):
         raise RequestError(
             f"Row {number} of {str(file)!r} has the path {path!r}, which is outside of the table's"
-            " folder. Expected: paths relative to that folder. Put the table above the images (a"
-            " link to them will do) and write the paths from there."
+            " folder. Expected: paths relative to that folder. Move the table to a folder above"
+            " the images (or link the images there), and adapt the paths."
         )
     return os.path.relpath(whole, base).replace(os.sep, "/")
 
 
 def _check_files(file: Path, rows: Sequence[_Row]) -> None:
-    """Raises `RequestError` for a path that is twice or where there is no file."""
+    """Raise `RequestError` for a duplicate path or a missing file."""
     first: dict[str, int] = {}
     for row in rows:
         if row.path in first:
             raise RequestError(
                 f"Rows {first[row.path]} and {row.number} of {str(file)!r} both have the path"
-                f" {row.path!r}. Expected: one row an image. Remove one."
+                f" {row.path!r}. Expected: one row per image. Remove one."
             )
         first[row.path] = row.number
-    lost = [row for row in rows if not (file.parent / row.path).is_file()]
-    if lost:
-        more = f" So do {len(lost) - 1} other row(s)." if len(lost) > 1 else ""
+    missing = [row for row in rows if not (file.parent / row.path).is_file()]
+    if missing:
+        count = len(missing) - 1
+        more = f" So do {count} other row(s)." if count else ""
         raise RequestError(
-            f"Row {lost[0].number} of {str(file)!r} has the path {lost[0].path!r}, where there is"
-            f" no file.{more} Paths are relative to {str(file.parent)!r}. Correct them, or remove"
-            " the rows."
+            f"Row {missing[0].number} of {str(file)!r} has the path {missing[0].path!r}, where"
+            f" there is no file.{more} Paths are relative to {str(file.parent)!r}. Correct the"
+            " paths, or remove the rows."
         )

@@ -1,6 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn carries: real images that need no
-download.
-"""
+"""The 1,797 handwritten digits in scikit-learn: real images without a download."""
 
 from importlib.metadata import distribution
 
@@ -10,10 +8,10 @@ from kd_app.data.arrays import Arrays, ArraySource
 
 
 class Digits(ArraySource):
-    """8x8 gray digits, 0..16 scaled to 0..255, ten classes, no ready splits.
+    """8x8 gray digits, 0..16 scaled to 0..255, ten classes, no predefined splits.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
-    Learning Repository, 1998; its test part.
+    Learning Repository, 1998; the test part.
     """
 
     size = 8
@@ -22,12 +20,10 @@ class Digits(ArraySource):
     classes = tuple("0123456789")
 
     def __init__(self) -> None:
-        """Takes no settings."""
+        """Create the source; it has no settings."""
 
     def load(self) -> Arrays:
-        """The table in scikit-learn's package, read without the second or two that
-        importing ``sklearn.datasets`` takes.
-        """
+        # The file is read directly: importing sklearn.datasets takes a second or two.
         path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
         table = np.loadtxt(str(path), delimiter=",", dtype=np.float64)
         pixels = (

@@ -1,4 +1,4 @@
-"""A LightningDataModule of the user as the data of a run."""
+"""User-provided LightningDataModules as the data of a run."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,27 +14,28 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from kd_app.config import InputSpec, RequestError
-from kd_app.data.base import Capability, Lack, capabilities_without, require
+from kd_app.data.base import Capability, Lack, exclude_capabilities, require
 from kd_app.data.batch import Batch
 from kd_app.data.corruptions import Corruption
 
-_FIX = "Read the images by data=folder or data=csv"
+_FIX = "Read the images with data=folder or data=csv"
 
 
 class ExternalDataModule(LightningDataModule):
-    """Wraps a data module of the user whose batches are (image, target), with float
-    images that are normalized for the student, or `Batch`.
+    """Wrapper of a user's data module.
 
-    Splits are its train, validation and test loaders; class names are its `classes` or
-    `class_names`, else the numbers that its labels show. The order of the images in a
-    loader is their number, so validation and test must not be shuffled. The order of an
-    epoch of training follows from (order seed, epoch) where it comes from torch's default
-    generator, as that of ``DataLoader(shuffle=True)`` does. It has no views: a resumed
-    training starts its epoch again, and it serves no other sizes or normalizations than
-    those of its batches.
+    Batches of the module are (image, target), with float images normalized for the
+    student, or `Batch`. The splits are the module's train, validation and test loaders.
+    Class names are the module's `classes` or `class_names`, else the class numbers.
 
-    config: the node of the configuration that it was built from; None: it was passed as
-    an object.
+    Images are numbered by their order in a loader, so the validation and test loaders
+    must not shuffle. The order of a training epoch is a function of (order seed, epoch)
+    if the loader draws the order from torch's default generator, as
+    ``DataLoader(shuffle=True)`` does. There are no views, so a resumed training repeats
+    the interrupted epoch. Images have one size and one normalization only.
+
+    config: the data group that the module was built from; None: the module was passed
+    as an object.
     """
 
     def __init__(
@@ -55,24 +56,21 @@ class ExternalDataModule(LightningDataModule):
 
     @property
     def lacks(self) -> dict[Capability, Lack]:
-        """See `RunData`."""
         module = f"the data module {self.name}"
         return {
-            "replay": Lack(f"{module} has no position in an epoch", _FIX),
-            "views": Lack(f"{module} gives batches without views", _FIX),
-            "partners": Lack(f"{module} gives batches, not images by number", _FIX),
-            "options": Lack(f"{module} gives batches that are ready", _FIX),
-            "uint8": Lack(f"{module} gives images that are normalized already", _FIX),
-            "sharded": Lack(f"{module} gives every process the same batches", _FIX),
+            "replay": Lack(f"{module} can't resume in the middle of an epoch", _FIX),
+            "views": Lack(f"{module} provides batches without views", _FIX),
+            "partners": Lack(f"{module} provides batches, not single images", _FIX),
+            "options": Lack(f"{module} provides finished batches", _FIX),
+            "uint8": Lack(f"{module} provides normalized images", _FIX),
+            "sharded": Lack(f"{module} provides the same batches to every process", _FIX),
         }
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """See `RunData`."""
-        return capabilities_without(self.lacks)
+        return exclude_capabilities(self.lacks)
 
-    def identity(self, *, for_teacher: bool) -> dict[str, Any]:
-        """See `RunData`."""
+    def describe_identity(self, *, for_teacher: bool) -> dict[str, Any]:
         if self._config is None:
             return {"module": self.name, "batch_size": getattr(self.module, "batch_size", None)}
         views = None if for_teacher else self._config.get("views")
@@ -83,23 +81,22 @@ class ExternalDataModule(LightningDataModule):
         }
 
     def count_steps_per_epoch(self, world_size: int) -> tuple[int, int]:
-        """See `RunData`."""
         train, validation = len(self.train_dataloader()), len(self.val_dataloader())
         return max(1, train // world_size), max(1, validation // world_size)
 
     def describe_training(self) -> tuple[str, ...]:
-        """See `RunData`."""
         return ()
 
     def scan_job(self, decode_size: int) -> None:
-        """Its images are decoded already."""
+        """Return None: the module decodes its images."""
 
     def list(self) -> None:
-        """Nothing is known before it is set up."""
+        """Do nothing: the images are known after `load` only."""
 
     def load(self, folder: Path | None) -> None:
-        """Set it up and look at what it gives. Raises `RequestError` where that is no
-        batch of images and labels.
+        """Set up the module, and read its labels and first training batch.
+
+        Raises `RequestError` if a loader has no batches of images and labels.
         """
         self.module.prepare_data()
         self.module.setup("fit")
@@ -111,15 +108,17 @@ class ExternalDataModule(LightningDataModule):
         if self._first.image.dim() != 4 or self._first.image.dtype == torch.uint8:
             shape, kind = tuple(self._first.image.shape), self._first.image.dtype
             raise RequestError(
-                f"The data module gives images of {shape}, {kind}. Expected float images [B, C, H,"
-                " W], normalized for the student."
+                f"The data module provides images of shape {shape} and type {kind}. Expected:"
+                " float images [B, C, H, W], normalized for the student. Change the data module."
             )
-        named = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
-        shown = 1 + max(
-            int(self._first.to_hard_target().max()), *(int(t.max()) for t in self._targets.values())
-        )
-        counted = range(shown if self._first.target.dim() == 1 else self._first.target.shape[1])
-        self.classes = tuple(str(name) for name in named or counted)
+        names = getattr(self.module, "classes", None) or getattr(self.module, "class_names", None)
+        self.classes = tuple(str(name) for name in names or range(self._count_classes(self._first)))
+
+    def _count_classes(self, first: Batch) -> int:
+        if first.target.dim() == 2:
+            return first.target.shape[1]
+        targets = (first.target.numpy(), *self._targets.values())
+        return 1 + max(int(target.max()) for target in targets)
 
     def _read_labels(self, split: str) -> Int64[np.ndarray, " images"]:
         labels = [
@@ -131,32 +130,30 @@ class ExternalDataModule(LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """That of the module where it has one, else that of its first batch."""
+        """The `batch_size` of the module if set, else the size of the first batch."""
         return int(getattr(self.module, "batch_size", None) or len(self._first or ()))
 
     @property
     def channels(self) -> int:
-        """Channels of its images."""
+        """Number of channels of the images."""
         assert self._first is not None
         return int(self._first.image.shape[1])
 
     @property
     def size(self) -> int:
-        """Height of its images."""
+        """Height of the images in pixels."""
         assert self._first is not None
         return int(self._first.image.shape[2])
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images by split; of train, that of its batches times their size."""
+        """Number of images by split; for train, number of batches times batch size."""
         train = len(self.module.train_dataloader()) * len(self._first or ())
         return {"train": train, **{name: len(targets) for name, targets in self._targets.items()}}
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the first batch to train on and of all labels of validation and
-        test.
-        """
+        """sha256 of the first training batch and of all validation and test labels."""
         assert self._first is not None
         digest = hashlib.sha256(
             self._first.image.numpy().tobytes() + self._first.target.numpy().tobytes()
@@ -167,69 +164,71 @@ class ExternalDataModule(LightningDataModule):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """None that we know of."""
+        """Empty: groups are unknown."""
         return ()
 
     @property
     def files(self) -> Sequence[str]:
-        """Made-up names."""
+        """Image numbers as text: file names are unknown."""
         return _Numbers()
 
     def make_thumbnail(self, index: int) -> bytes | None:
-        """None: its images are normalized in an unknown way."""
+        """Return None: the normalization of the images is unknown."""
 
     def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Its images are normalized already."""
+        """Return 0 and 1: the images are already normalized."""
         return (0.0,) * self.channels, (1.0,) * self.channels
 
     def bind(
         self,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         *,
         order_seed: int,
         partner_images: bool = False,
         labeled_only: bool = False,
         fresh_views: bool = False,
     ) -> None:
-        """The same batches for every model, in an order that follows from `order_seed`.
-        Raises `RequestError` for another size, and for `partner_images`.
+        """Serve a model from now on, with the training order seeded by `order_seed`.
 
-        The module decides which images have a label, and what changes them:
-        `labeled_only` and `fresh_views` have no effect.
+        The module determines labels and augmentation: `labeled_only` and `fresh_views`
+        have no effect. Raises `RequestError` for an `input_spec` of another size, and
+        for `partner_images`.
         """
         if partner_images:
             require(self, "partners", because="partner_images", instead="leave it out")
         self._order_seed = order_seed
-        if (pixels.channels, pixels.height) != (self.channels, self.size):
+        if (input_spec.channels, input_spec.height) != (self.channels, self.size):
             raise RequestError(
-                f"The data module gives {self.channels}x{self.size}x{self.size} images, "
-                f"and this model wants {pixels.channels}x{pixels.height}x{pixels.width}. "
-                "Set image_size of the model, or make the data module give that size."
+                f"The data module provides {self.channels}x{self.size}x{self.size} images, but"
+                f" this model expects {input_spec.channels}x{input_spec.height}x"
+                f"{input_spec.width}. Set image_size of the model, or change the data module."
             )
 
-    def train_dataloader(self) -> "Ordered":
-        """The module's own."""
-        return Ordered(self.module.train_dataloader(), self._compute_epoch_seed)
+    def train_dataloader(self) -> "OrderedLoader":
+        """Return the module's loader, with a seeded order."""
+        return OrderedLoader(self.module.train_dataloader(), self._compute_epoch_seed)
 
     def _compute_epoch_seed(self) -> int:
         return self._order_seed * 1_000_003 + (
             self.trainer.current_epoch if self.trainer is not None else 0
         )
 
-    def val_dataloader(self) -> "Numbered":
-        """The module's own, with the images numbered."""
+    def val_dataloader(self) -> "NumberedLoader":
+        """Return the module's loader, with numbered images."""
         return self.build_evaluation_loader("validation", None)
 
     def build_evaluation_loader(
         self,
         split: str,
-        pixels: InputSpec | None,
+        input_spec: InputSpec | None,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
-    ) -> "Numbered":
-        """The batches of a split, of the size that they have, with the images numbered
-        in their order. Raises `RequestError` for a corruption.
+    ) -> "NumberedLoader":
+        """Return the batches of a split, with the images numbered in their order.
+
+        `input_spec` and `batch_size` have no effect. Raises `RequestError` for a
+        corruption.
         """
         if corruption is not None:
             require(self, "uint8", because="A corruption", instead="leave it out")
@@ -240,47 +239,48 @@ class ExternalDataModule(LightningDataModule):
         }[split]()
         if loader is None or isinstance(loader, list | dict):
             raise RequestError(
-                f"The data module gives {type(loader).__name__} as its {split} loader. Expected one"
-                " loader of (image, target) batches."
+                f"The data module provides {type(loader).__name__} as its {split} loader."
+                " Expected: one loader of (image, target) batches. Change the data module."
             )
-        return Numbered(loader)
+        return NumberedLoader(loader)
 
-    def sample(self, split: str, pixels: InputSpec | None, images: int) -> Iterator[Batch]:
-        """The first batches of a split, up to so many images or one batch."""
-        seen = 0
-        for batch in self.build_evaluation_loader(split, pixels):
-            if seen and seen + len(batch) > images:
+    def sample(self, split: str, input_spec: InputSpec | None, images: int) -> Iterator[Batch]:
+        """Yield the first batches of a split: at most `images` images or one batch."""
+        count = 0
+        for batch in self.build_evaluation_loader(split, input_spec):
+            if count and count + len(batch) > images:
                 return
-            seen += len(batch)
+            count += len(batch)
             yield batch
 
     def list_targets(self, split: str) -> Int64[np.ndarray, " images"] | None:
-        """Class numbers of validation or test; those of train are not looked at."""
+        """Return the class numbers of validation or test; None for train."""
         return self._targets.get(split)
 
     def list_rows(self, split: str) -> None:
-        """Its images have no numbers before they are read."""
+        """Return None: images are numbered only while a loader is read."""
 
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and pixels, normalized, of each image of a split in its order."""
+        """Yield number and normalized pixels of each image of a split, in order."""
         for batch in self.build_evaluation_loader(split, None):
             for index, image in zip(batch.index.tolist(), batch.image, strict=True):
                 yield index, image.permute(1, 2, 0).numpy()
 
     def read_image(self, index: int) -> None:
-        """None: its images are normalized in an unknown way."""
+        """Return None: the normalization of the images is unknown."""
 
-    def replay(self, pixels: InputSpec) -> None:
-        """None: it has no views."""
+    def replay(self, input_spec: InputSpec) -> None:
+        """Return None: there are no views."""
 
     def write_split(self, path: Path) -> None:
-        """The split is the module's own; there is nothing to write."""
+        """Do nothing: the images have no file names."""
 
 
 @dataclass
-class Ordered:
-    """Batches of a loader, in the order that follows from a seed, which is asked for
-    when an iteration starts.
+class OrderedLoader:
+    """The batches of a loader, in an order that `seed` determines.
+
+    seed: called at the start of each iteration.
     """
 
     loader: Iterable[Any]
@@ -294,9 +294,8 @@ class Ordered:
 
 
 def _start_loader(loader: Iterable[Any], seed: int) -> Iterator[Any]:
-    """The loader's items. It draws what it shuffles by before its first one: then
-    torch's generator is in the state of `seed`.
-    """
+    """Yield the loader's items, with the shuffling seeded by `seed`."""
+    # A loader draws its order before the first item, so the seed is set until then.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         iterator = iter(loader)
@@ -306,8 +305,8 @@ def _start_loader(loader: Iterable[Any], seed: int) -> Iterator[Any]:
 
 
 @dataclass
-class Numbered:
-    """Batches of a loader as `Batch`, the images numbered in their order."""
+class NumberedLoader:
+    """The batches of a loader as `Batch`, with the images numbered in their order."""
 
     loader: Iterable[Any]
 
@@ -328,8 +327,8 @@ class Numbered:
 
 def _build_empty_split_error(split: str) -> RequestError:
     return RequestError(
-        f"The data module gives no batch to its {split} loader. Expected one at least; with"
-        " drop_last=True the batch size must fit into the images."
+        f"The {split} loader of the data module has no batches. Expected: at least one. Add"
+        " images; with drop_last=True, also make the batch size no larger than the split."
     )
 
 
@@ -340,8 +339,8 @@ def _split_item(item: Any) -> tuple[Tensor, Tensor]:
         and all(isinstance(part, Tensor) for part in item)
     ):
         raise RequestError(
-            f"A batch of the data module is a {type(item).__name__}. Expected (image, target), two"
-            " tensors."
+            f"A batch of the data module is of type {type(item).__name__}. Expected: (image,"
+            " target), two tensors. Change the data module."
         )
     return item[0], item[1]
 

@@ -1,6 +1,4 @@
-"""What sources that are files on a disk share: a checked root, and images by name below
-it.
-"""
+"""Base class and checks for sources that read image files from a disk."""
 
 import os
 from abc import abstractmethod
@@ -18,28 +16,27 @@ from kd_app.data.source import Listing, Source
 
 
 class FileSource(Source):
-    """Images that are files below `base`, which a subclass finds; `channels` (1 or 3)
-    is what all are converted to.
+    """Image files below the folder `base`, which a subclass sets in `find`.
+
+    All images are converted to `channels` (1 or 3).
     """
 
     size = None
     base: Path
-    """What names are relative to; known once `find` has looked."""
+    """Folder that file names are relative to; set by `find`."""
 
     @abstractmethod
     def find(self) -> Listing:
-        """Look at the disk; called once."""
+        """List the images, and set `base`; called once."""
 
     @cached_property
     def _listing(self) -> Listing:
         return self.find()
 
     def list_images(self) -> Listing:
-        """Names, labels and ready splits; see `Source.listing`."""
         return self._listing
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
-        """Image `index`; see `Source.read`."""
         file = self.list_images().files[index]
         return open_image(self.base / file, self.channels, shorter_side=shorter_side)
 
@@ -51,7 +48,7 @@ class FileSource(Source):
         split: Sequence[str],
         group: Sequence[str],
     ) -> Listing:
-        """The listing of `files` below `base`, `labels` being class names."""
+        """Build the listing of `files` below `base`; `labels` are class names."""
         number = {name: position for position, name in enumerate(classes)}
         target = np.array([number[label] for label in labels], dtype=np.int64)
         listing = Listing(
@@ -61,13 +58,15 @@ class FileSource(Source):
 
 
 def resolve_root(root: Path | None, key: str = "data.root") -> Path:
-    """`root` with ``~`` expanded. Raises `RequestError` where it is None, or where
-    nothing is there, naming `key` and what is called alike.
+    """Return `root` with ``~`` expanded.
+
+    Raises `RequestError` if `root` is None or does not exist. `key`: the setting that
+    holds `root`, for the message.
     """
     if root is None:
         raise RequestError(
-            "This data needs the place of its images: data.root is not set. Set it, for example"
-            " data.root=photos."
+            "These data need the folder of their images, but data.root is not set. Set data.root,"
+            " for example data.root=photos."
         )
     path = root.expanduser()
     if path.exists():
@@ -80,12 +79,12 @@ def resolve_root(root: Path | None, key: str = "data.root") -> Path:
     )
     raise RequestError(
         f"There is no {str(path)!r}. {near}Expected: the folder that holds the images. Set {key}"
-        " to it."
+        " to that folder."
     )
 
 
 def require_two_classes(classes: Sequence[str], where: Path) -> None:
-    """Raises `RequestError` for a single class: there is nothing to tell apart."""
+    """Raise `RequestError` for fewer than two classes."""
     if len(classes) < 2:
         raise RequestError(
             f"{str(where)!r} holds a single class, {classes[0]!r}. Expected: at least two. Add the"

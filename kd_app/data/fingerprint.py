@@ -1,5 +1,6 @@
-"""sha256 of a listing: the same for the same images anywhere, another one when a byte,
-a name or a label changes.
+"""sha256 of a listing, independent of the machine and of the path of the images.
+
+The hash changes when a byte, a file name or a label changes.
 """
 
 import hashlib
@@ -14,16 +15,19 @@ from typing import BinaryIO
 from kd_app.data.source import Listing
 
 WHOLE_LIMIT = 2 * 1024**3
-"""Bytes in all up to which every byte of every file counts; above, only the size and
-both ends of each file.
+"""Total size in bytes up to which files are hashed as a whole.
+
+Of larger data sets, only the size and both ends of each file are hashed.
 """
 _END = 4096
 _CHUNK = 256
 
 
 def add_fingerprint(listing: Listing, contents: Sequence[bytes]) -> Listing:
-    """The listing with its fingerprint: sha256 over the classes, and over each image's
-    name, class, ready split, group and hash of its content.
+    """Return the listing with its fingerprint.
+
+    The fingerprint is the sha256 of the class names, and of each image's file name,
+    class, predefined split, group and content hash (`contents`).
     """
     total = hashlib.sha256(json.dumps(listing.classes).encode())
     for *row, content in zip(
@@ -34,32 +38,34 @@ def add_fingerprint(listing: Listing, contents: Sequence[bytes]) -> Listing:
 
 
 def hash_file(file: BinaryIO, *, whole: bool) -> bytes:
-    """sha256 over the size and the bytes of an open, seekable file; without `whole`
-    over its first and last 4 KiB alone.
+    """Return the sha256 of the size and the bytes of an open, seekable file.
+
+    whole: hash all bytes, instead of the first and last 4 KiB only.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    found = hashlib.sha256(size.to_bytes(8, "big"))
+    digest = hashlib.sha256(size.to_bytes(8, "big"))
     if whole or size <= 2 * _END:
-        found.update(file.read())
+        digest.update(file.read())
     else:
-        found.update(file.read(_END))
+        digest.update(file.read(_END))
         file.seek(-_END, os.SEEK_END)
-        found.update(file.read(_END))
-    return found.digest()
+        digest.update(file.read(_END))
+    return digest.digest()
 
 
 def hash_files(paths: Sequence[Path]) -> list[bytes]:
-    """`hash_file` of each file, whole unless all together hold more than `WHOLE_LIMIT`
-    bytes; empty where a file can't be opened.
+    """Return `hash_file` of each file; ``b""`` for a file that can't be opened.
+
+    Files are hashed as a whole unless their total size is above `WHOLE_LIMIT`.
     """
     whole = sum(map(_read_size, paths)) <= WHOLE_LIMIT
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [
-            found
+            digest
             for part in pool.map(lambda chunk: [_hash_path(path, whole) for path in chunk], chunks)
-            for found in part
+            for digest in part
         ]
 
 
@@ -74,5 +80,6 @@ def _hash_path(path: Path, whole: bool) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return hash_file(file, whole=whole)
-    except OSError:  # told by name when the image is read
+    except OSError:
+        # Reading the image raises an error that names the file.
         return b""

@@ -1,6 +1,4 @@
-"""Images in folders: one sub-folder a class, with or without ready train, validation
-and test folders above them.
-"""
+"""Images in one folder per class, optionally in train, validation and test folders."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,22 +15,23 @@ SPLIT_WORDS = {
     "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What people call the three sets."""
+"""Accepted folder name -> split."""
 
 _LAYOUT = (
     "Expected: <root>/<class>/<image>, or <root>/train/<class>/<image> with test/ and val/ (or"
-    " validation/) beside train/ where they are ready."
+    " validation/) next to train/ for predefined splits."
 )
 
 
 class Folder(FileSource):
-    """``root/<class>/**/<image>``, or ``root/train/<class>/**/<image>`` with ``test``
-    and ``val`` (or ``validation``) beside it, or one of them.
+    """The images of a folder ``root/<class>/**/<image>``.
 
-    Classes and files are ordered by code point, as torchvision's ImageFolder orders
-    them, whatever the file system and the locale. Left out: names that begin with a
-    dot, ``__MACOSX``, and files that don't end as an image does; `ignored` counts the
-    last kind. Links are followed, no folder is entered twice within a class.
+    For predefined splits: ``root/train/<class>/**/<image>``, and ``test``, ``val`` (or
+    ``validation``) or both next to ``train``. Classes and files are sorted by code
+    point, as in torchvision's ImageFolder, independent of file system and locale. Names
+    that begin with a dot, ``__MACOSX`` and files without an image extension are left
+    out; `ignored` counts the last kind. Links are followed; no folder is visited twice
+    within a class.
     """
 
     def __init__(self, *, root: Path | None, channels: Literal[1, 3]) -> None:
@@ -41,11 +40,13 @@ class Folder(FileSource):
         self.ignored = 0
 
     def find(self) -> Listing:
-        """Walk the folder. Raises `RequestError`: not there, a file, empty, another
-        layout, one class, an empty class, splits of other classes.
+        """List the folder.
+
+        Raises `RequestError`: the folder is missing, a file, empty or of another
+        layout; fewer than two classes, an empty class, splits with different classes.
         """
         self.base = _require_folder(self.root)
-        parts = _find_ready_splits(self.base) or {"": self.base}
+        parts = _find_splits(self.base) or {"": self.base}
         rows: list[tuple[str, str, str]] = []
         classes: dict[str, list[str]] = {}
         for split, part in parts.items():
@@ -62,19 +63,20 @@ class Folder(FileSource):
         return self.build_listing(names, files, labels, splits, ("",) * len(files))
 
     def _list_class_images(self, part: Path, name: str) -> list[str]:
-        """Images of one class, relative to the root. Raises `RequestError` where there
-        is none.
+        """Return the images of one class, relative to the root.
+
+        Raises `RequestError` for a class without images.
         """
-        seen = {os.path.realpath(folder) for folder in (self.base, part)}
-        below = list(walk(part / name, seen))
+        visited = {os.path.realpath(folder) for folder in (self.base, part)}
+        files = list(walk(part / name, visited))
         images = [
             os.path.relpath(path, self.base).replace(os.sep, "/")
-            for path in below
+            for path in files
             if is_image_name(path)
         ]
-        self.ignored += len(below) - len(images)
+        self.ignored += len(files) - len(images)
         if not images:
-            others = f"{len(below)} file(s) of other kinds" if below else "no file"
+            others = f"{len(files)} file(s) of other kinds" if files else "no file"
             raise RequestError(
                 f"The class {name!r} in {str(part)!r} has no image ({others}). Add images to it, or"
                 " remove the folder."
@@ -83,8 +85,9 @@ class Folder(FileSource):
 
 
 def list_images_below(folder: Path) -> list[str]:
-    """Names of all images in a folder and below it, relative to it and '/'-separated;
-    left out is what `Folder` leaves out.
+    """Return all images in and below a folder, relative to the folder, '/'-separated.
+
+    The same names as in `Folder` are left out.
     """
     return [
         os.path.relpath(path, folder).replace(os.sep, "/")
@@ -100,7 +103,7 @@ def _require_folder(root: Path | None) -> Path:
     fix = (
         f"Use `data=csv data.root={path}`."
         if path.suffix.lower() in (".csv", ".tsv")
-        else "Unpack it if it is an archive, and set data.root to the folder."
+        else "If this is an archive, unpack the archive. Set data.root to the folder."
     )
     raise RequestError(f"{str(path)!r} is a file. {_LAYOUT} {fix}")
 
@@ -118,8 +121,8 @@ def _list_visible(folder: Path) -> list[os.DirEntry[str]]:
             )
     except OSError as error:
         raise RequestError(
-            f"The folder {str(folder)!r} can't be listed: {error.strerror}. Give this user the"
-            " right to read it, or move it away."
+            f"The folder {str(folder)!r} can't be listed: {error.strerror}. Allow this"
+            " user to read the folder, or move the folder away."
         ) from error
 
 
@@ -130,49 +133,47 @@ def _list_folders(folder: Path) -> list[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:
+        # A link to itself is no folder.
         return False
 
 
-def walk(folder: Path, seen: set[str]) -> Iterator[str]:
-    """Paths of all files below, links followed; `seen` holds the real paths of folders
-    that are not entered (again).
+def walk(folder: Path, visited: set[str]) -> Iterator[str]:
+    """Yield the paths of all files in and below `folder`; links are followed.
+
+    visited: real paths of folders to skip; visited folders are added.
     """
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in visited:
         return
-    seen.add(real)
+    visited.add(real)
     for entry in _list_visible(folder):
         if _is_folder(entry):
-            yield from walk(Path(entry.path), seen)
-        elif entry.is_symlink() or entry.is_file():  # a broken link is told by name when it is read
+            yield from walk(Path(entry.path), visited)
+        elif entry.is_symlink() or entry.is_file():
+            # Broken links are included: reading them raises an error with their name.
             yield entry.path
 
 
-def _find_ready_splits(root: Path) -> dict[str, Path]:
-    """The folders of ready splits, in the order train, validation, test; none where the
-    sub-folders are classes.
-    """
+def _find_splits(root: Path) -> dict[str, Path]:
+    """Return split -> folder, ordered train, validation, test; empty without splits."""
     folders = _list_folders(root)
-    words = {name: SPLIT_WORDS[name.lower()] for name in folders if name.lower() in SPLIT_WORDS}
-    others = [name for name in folders if name not in words]
-    if not words or (others and not any(_list_folders(root / name) for name in words)):
-        return {}  # 'train' among other names, with images and no folders in it, is a class: one that runs on rails
+    splits = {name: SPLIT_WORDS[name.lower()] for name in folders if name.lower() in SPLIT_WORDS}
+    others = [name for name in folders if name not in splits]
+    # A folder 'train' without sub-folders, next to other folders, is a class.
+    if not splits or (others and not any(_list_folders(root / name) for name in splits)):
+        return {}
+    place = f"{str(root)!r} holds {_list_some(list(splits))}"
     if others:
         raise RequestError(
-            f"{str(root)!r} holds {_list_some(list(words))} and beside them {_list_some(others)}: ready"
-            f" splits, or classes? {_LAYOUT} Move the others away."
+            f"{place} and also {_list_some(others)}: predefined splits or classes? {_LAYOUT} Move"
+            " the other folders away."
         )
-    if len(set(words.values())) < len(words):
-        raise RequestError(
-            f"{str(root)!r} holds {_list_some(list(words))}: two folders for the same split. {_LAYOUT}"
-            " Put them together."
-        )
-    if "train" not in words.values():
-        raise RequestError(
-            f"{str(root)!r} holds {_list_some(list(words))} and no train folder. {_LAYOUT}"
-        )
-    return {split: root / name for split in SPLITS for name in words if words[name] == split}
+    if len(set(splits.values())) < len(splits):
+        raise RequestError(f"{place}: two folders for the same split. {_LAYOUT} Merge the folders.")
+    if "train" not in splits.values():
+        raise RequestError(f"{place} but no train folder. {_LAYOUT}")
+    return {split: root / name for split in SPLITS for name in splits if splits[name] == split}
 
 
 def _list_class_names(part: Path) -> list[str]:
@@ -181,18 +182,15 @@ def _list_class_names(part: Path) -> list[str]:
     if names:
         return names
     images = sum(is_image_name(entry.name) for entry in entries)
-    found = (
-        f"{images} image(s) and no class folder"
-        if images
-        else (
-            f"{len(entries)} file(s), none of them an image, and no class folder"
-            if entries
-            else "nothing"
-        )
-    )
+    if images:
+        content = f"{images} image(s) and no class folder"
+    elif entries:
+        content = f"{len(entries)} file(s), none of them an image, and no class folder"
+    else:
+        content = "nothing"
     raise RequestError(
-        f"{str(part)!r} holds {found}. {_LAYOUT} Put the images of each class into a folder of its"
-        " own."
+        f"{str(part)!r} holds {content}. {_LAYOUT} Put the images of each class into a separate"
+        " folder."
     )
 
 
@@ -202,12 +200,14 @@ def _check_same_classes(classes: dict[str, list[str]], parts: dict[str, Path]) -
         missing = [name for name in classes[first] if name not in classes[other]]
         extra = [name for name in classes[other] if name not in classes[first]]
         if missing or extra:
-            wrong = [f"{_list_some(missing)} only in {parts[first].name!r}"] * bool(missing) + [
-                f"{_list_some(extra)} only in {parts[other].name!r}"
-            ] * bool(extra)
+            wrong = [
+                f"{_list_some(names)} only in {parts[part].name!r}"
+                for names, part in ((missing, first), (extra, other))
+                if names
+            ]
             raise RequestError(
-                f"The ready splits have other classes: {', '.join(wrong)}. Expected: the same class"
-                " folders in each. Rename, add or remove folders."
+                f"The predefined splits have different classes: {', '.join(wrong)}. Expected:"
+                " the same class folders in each. Rename, add or remove folders."
             )
 
 

@@ -1,4 +1,4 @@
-"""Which images are to be labeled: a folder's, one, or those that a table lists."""
+"""Images to label: those of a folder, a single one, or those in a table."""
 
 import csv
 from dataclasses import dataclass
@@ -14,49 +14,47 @@ _COLUMN = "path"
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images by name, relative to `base`."""
+    """Names of images, relative to the folder `base`."""
 
     base: Path
     names: tuple[str, ...]
 
 
-def image_list(said: str) -> ImageList:
-    """The images of a folder with all below it, ordered by code point; one file; or
-    those in the column 'path' of a table, in its order.
+def read_image_list(location: str) -> ImageList:
+    """Return the images at `location`: a folder, an image or a table.
 
-    Raises `RequestError`: nothing there, a folder without images, a table without that
-    column or without rows, a file that is no image by its name.
+    Images in and below a folder are sorted by code point; images in the column 'path'
+    of a .csv or .tsv table keep the order of the table. Raises `RequestError`: nothing
+    at `location`, a folder without images, a table without that column or without rows,
+    a file without an image extension.
     """
-    path = Path(said).expanduser()
+    path = Path(location).expanduser()
     if path.is_dir():
         names = list_images_below(path)
         if not names:
             raise RequestError(
-                f"There is no image in the folder images={said!r} or below it. Expected: files that"
-                " end as images do (.jpg, .png ...)."
+                f"The folder images={location!r} and its sub-folders have no image. Expected: files"
+                " with an image extension (.jpg, .png ...)."
             )
         return ImageList(path, tuple(sorted(names)))
     if not path.is_file():
-        near = (
-            suggest_closest(path.name, [each.name for each in path.parent.iterdir()])
-            if path.parent.is_dir()
-            else ""
-        )
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = suggest_closest(path.name, [each.name for each in siblings])
         raise RequestError(
-            f"There is no images={said!r}. {near}Expected: a folder of images, an image, or a .csv"
-            " that lists some."
+            f"images={location!r} does not exist. {near}Expected: a folder of images, an image,"
+            " or a .csv with the paths of images."
         )
     if path.suffix.lower() in _TABLES:
-        return ImageList(path.parent, _listed(path))
+        return ImageList(path.parent, _read_table(path))
     if not is_image_name(path.name):
         raise RequestError(
-            f"images={said!r} does not end as an image does (.jpg, .png ...). Expected: a folder of"
-            " images, an image, or a .csv."
+            f"images={location!r} has no image extension (.jpg, .png ...). Expected: a folder of"
+            " images, an image, or a .csv with the paths of images."
         )
     return ImageList(path.parent, (path.name,))
 
 
-def _listed(table: Path) -> tuple[str, ...]:
+def _read_table(table: Path) -> tuple[str, ...]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as text:
             header = text.readline()
@@ -64,26 +62,26 @@ def _listed(table: Path) -> tuple[str, ...]:
             rows = list(csv.reader(text, delimiter=max(",;\t", key=header.count), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(
-            f"The table {str(table)!r} can't be read: {error}. Expected: UTF-8, with the column"
-            f" {_COLUMN!r}."
+            f"The table {str(table)!r} can't be read: {error}. Expected: a table in UTF-8"
+            f" with the column {_COLUMN!r}."
         ) from None
-    heads = [head.strip().lower() for head in rows[0]] if rows else []
-    if heads.count(_COLUMN) != 1:
+    columns = [name.strip().lower() for name in rows[0]] if rows else []
+    if columns.count(_COLUMN) != 1:
         raise RequestError(
-            f"The table {str(table)!r} has the columns {', '.join(heads) or 'none'}."
-            f" {suggest_closest(_COLUMN, heads)}Expected: one column {_COLUMN!r}, with paths relative to"
-            " the table's folder."
+            f"The table {str(table)!r} has the columns {', '.join(columns) or 'none'}."
+            f" {suggest_closest(_COLUMN, columns)}Expected: one column {_COLUMN!r}, with paths"
+            " relative to the folder of the table."
         )
-    place = heads.index(_COLUMN)
-    names = tuple(row[place].strip() if len(row) > place else "" for row in rows[1:] if any(row))
+    column = columns.index(_COLUMN)
+    names = tuple(row[column].strip() if len(row) > column else "" for row in rows[1:] if any(row))
     if not names:
         raise RequestError(
-            f"The table {str(table)!r} lists no image. Expected: a row for each, with its path."
+            f"The table {str(table)!r} lists no images. Expected: one row per image, with its path."
         )
     if "" in names:
         raise RequestError(
-            f"In the table {str(table)!r} {names.count(''):,} of {len(names):,} rows have no path,"
-            f" the first is row {names.index('') + 1}. Expected: a path in every row. Fill them in,"
-            " or remove the rows."
+            f"In the table {str(table)!r}, {names.count(''):,} of {len(names):,} rows have no path;"
+            f" the first is row {names.index('') + 1}. Expected: a path in every row. Fill in the"
+            " paths, or remove the rows."
         )
     return names

@@ -1,6 +1,4 @@
-"""From a file to 8-bit gray or color pixels, whatever the file holds; needs numpy and
-Pillow alone.
-"""
+"""Decode image files to 8-bit gray or color pixels; needs only numpy and Pillow."""
 
 import warnings
 from functools import cache
@@ -13,9 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from kd_app.config.errors import RequestError
 
 _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow knows by name and can't decode by itself (EPS would run
-Ghostscript on the file).
-"""
+"""Formats that Pillow lists but can't decode by itself (EPS would run Ghostscript)."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,12 +22,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what turns the stored pixels upright."""
+"""EXIF orientation -> the transposition that turns the stored pixels upright."""
 
 
 class BadImageError(RequestError):
-    """An image that can't be read: which file, why, and that ``data.on_error=skip``
-    leaves such files out. reason: why, alone.
+    """An image that can't be read; the message includes file, reason and remedies.
+
+    reason: the reason without the rest of the message.
     """
 
     reason: str = ""
@@ -45,32 +42,31 @@ def _list_formats() -> tuple[str, ...]:
 
 @cache
 def list_image_extensions() -> frozenset[str]:
-    """The endings ('.jpg', '.png' ..., lower case) of the files that `open_image`
-    reads.
-    """
+    """Return the extensions that `open_image` reads ('.jpg' ..., lower case)."""
     readable = set(_list_formats())
     return frozenset(
-        ending for ending, name in Image.registered_extensions().items() if name in readable
+        extension for extension, name in Image.registered_extensions().items() if name in readable
     )
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the name ends as an image's does, in any case."""
+    """Whether the name has an image extension, in lower or upper case."""
     return Path(name).suffix.lower() in list_image_extensions()
 
 
 def open_image(path: Path, channels: int, *, shorter_side: int | None = None) -> Image.Image:
-    """The image in `path`, upright by its EXIF orientation, in mode 'L' (`channels` =
-    1) or 'RGB' (3).
+    """Return the image in `path`, upright, in mode 'L' (`channels` = 1) or 'RGB' (3).
 
-    What is transparent lies on white, as a browser shows it. Gray of 16 bits is scaled
-    linearly (65535 -> 255); integers of 32 bits too where they fit in 16, else from
-    their own least to their greatest value; floats by the least of the ranges 0..1,
-    0..255, 0..65535 that holds them, else from least to greatest. Of animations and
-    many-page files the first frame counts. Color profiles are not applied.
-    `shorter_side` reduces the image until its shorter side has that many pixels; it
-    never enlarges. Raises `BadImageError`: no image, truncated, too many pixels (twice
-    `PIL.Image.MAX_IMAGE_PIXELS`), not there. Safe to call from threads.
+    The EXIF orientation is applied; color profiles are not. Transparent pixels are
+    blended with white, as in a browser. Of animations and multi-page files, the first
+    frame is read. Values are mapped linearly to 0..255 from the following range:
+    0..65535 for 16-bit gray, and for 32-bit integers in that range; for floats, the
+    smallest of 0..1, 0..255 and 0..65535 that contains all values; else the range of
+    the image's values.
+
+    shorter_side: larger images are reduced until their shorter side has that many
+    pixels. Raises `BadImageError`: no file, no image, truncated, too many pixels (more
+    than twice `PIL.Image.MAX_IMAGE_PIXELS`). Thread-safe.
     """
     try:
         with path.open("rb") as file:
@@ -82,17 +78,19 @@ def open_image(path: Path, channels: int, *, shorter_side: int | None = None) ->
 def decode_image(
     file: BinaryIO, name: str, channels: int, *, shorter_side: int | None = None
 ) -> Image.Image:
-    """As `open_image`, from an open file; `name` is what an error calls it."""
+    """Decode an open file as `open_image` does; `name` is for error messages."""
     _silence_pillow()
     try:
         return _decode(file, channels, shorter_side)
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:
+        # Decoders raise nearly any exception for damaged files.
         raise _build_bad_image_error(name, error) from error
 
 
 def convert_mode(image: Image.Image, channels: int) -> Image.Image:
-    """A copy in mode 'L' or 'RGB', what is transparent on white; not turned. Ranges as
-    in `open_image`.
+    """Return a copy in mode 'L' (`channels` = 1) or 'RGB' (3), not rotated.
+
+    Transparency and value ranges are converted as in `open_image`.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _reduce_to_eight_bits(image)
@@ -106,8 +104,8 @@ def convert_mode(image: Image.Image, channels: int) -> Image.Image:
 def _decode(file: BinaryIO, channels: int, shorter_side: int | None) -> Image.Image:
     with Image.open(file, formats=_list_formats()) as image:
         stored = image.size
-        # JPEG alone: decodes at 1/2, 1/4 or 1/8, still twice as large as needed; the
-        # filter below does the rest
+        # Only JPEG supports drafts, at 1/2, 1/4 or 1/8 of the size. The draft is at
+        # least twice as large as needed, so that the filter below determines quality.
         drafted = shorter_side and image.draft(
             "L" if channels == 1 else "RGB", (2 * shorter_side, 2 * shorter_side)
         )
@@ -124,13 +122,15 @@ def _decode(file: BinaryIO, channels: int, shorter_side: int | None) -> Image.Im
 def _read_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata around pixels that are whole
+    except Exception:
+        # Damaged metadata must not discard valid pixels.
         return 1
 
 
 def _reduce(image: Image.Image, stored: tuple[int, int], shorter_side: int) -> Image.Image:
-    """An image that was `stored` with that size, perhaps decoded smaller, as small as
-    asked: the shape is that of what was stored.
+    """Reduce an image to `shorter_side`, with the aspect ratio of its `stored` size.
+
+    The image may have been decoded at a smaller size than `stored`.
     """
     shorter = min(stored)
     if shorter <= shorter_side:
@@ -140,25 +140,20 @@ def _reduce(image: Image.Image, stored: tuple[int, int], shorter_side: int) -> I
 
 
 def _reduce_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Mode 'L' of gray with more bits; a transparent gray value (PNG's tRNS) becomes
-    white.
-    """
+    """Convert gray with more bits to mode 'L'; the transparent value becomes white."""
     stored = np.asarray(image)
-    values = np.nan_to_num(
-        stored.astype(np.float32 if image.mode.startswith("I;16") else np.float64),
-        posinf=0.0,
-        neginf=0.0,
-    )
+    precision = np.float32 if image.mode.startswith("I;16") else np.float64
+    values = np.nan_to_num(stored.astype(precision), posinf=0.0, neginf=0.0)
     low, high = _choose_value_range(image.mode, float(values.min()), float(values.max()))
     gray = np.rint((values - low) * 255.0 / (high - low)).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        gray[stored == clear] = 255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray[stored == transparent] = 255
     return Image.fromarray(gray)
 
 
 def _choose_value_range(mode: str, least: float, greatest: float) -> tuple[float, float]:
-    """The values that become 0 and 255."""
+    """Return the values that are mapped to 0 and 255."""
     for full in (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,):
         if least >= 0 and greatest <= full:
             return 0.0, full
@@ -166,12 +161,9 @@ def _choose_value_range(mode: str, least: float, greatest: float) -> tuple[float
 
 
 def _silence_pillow() -> None:
-    """Turn Pillow's own warnings (large image, odd metadata) off: an image is read or
-    it is an error.
-
-    By a filter for the process: `warnings.catch_warnings` is not safe in threads.
-    Whoever resets the filters finds it set again by the next image.
-    """
+    """Turn off Pillow's warnings (large image, odd metadata) in this process."""
+    # `warnings.catch_warnings` is not thread-safe. The filter is checked for each
+    # image, because other code may reset the filters.
     if not any(
         action == "ignore" and getattr(module, "pattern", None) == r"PIL\."
         for action, _, _, module, _ in warnings.filters
@@ -181,22 +173,21 @@ def _silence_pillow() -> None:
 
 def _build_bad_image_error(name: str, error: Exception) -> BadImageError:
     reason = _explain_failure(error)
-    told = BadImageError(
-        f"The image {name!r} can't be read: {reason}. Expected: a whole file of a format that"
-        " Pillow reads (JPEG, PNG, WebP, TIFF ...). To fix it, replace or remove the file, or set"
+    bad_image = BadImageError(
+        f"The image {name!r} can't be read: {reason}. Expected: a complete file of a format that"
+        " Pillow reads (JPEG, PNG, WebP, TIFF ...). Replace or remove the file, or set"
         " data.on_error=skip, which leaves such files out and counts them."
     )
-    told.reason = reason
-    return told
+    bad_image.reason = reason
+    return bad_image
 
 
 def _explain_failure(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty, damaged at its beginning, or no image at all"
+        return "it is empty, damaged at its beginning, or not an image"
     if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"it claims more pixels than is safe to decode ({str(error).split(',', maxsplit=1)[0]})"
-        )
+        details = str(error).split(",", maxsplit=1)[0]
+        return f"its header declares more pixels than is safe to decode ({details})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {error}".rstrip(". ").replace("\n", " ")

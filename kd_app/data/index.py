@@ -1,5 +1,6 @@
-"""The index of a data set: which images there are, which split and label each has, and
-their pixels by number. It knows nothing about models, views or batches.
+"""The index of a data set: images, splits, labels, and pixels by image number.
+
+The index is independent of models, views and batches.
 """
 
 import os
@@ -29,13 +30,13 @@ from kd_app.stages import hash_value
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 _SAMPLE = 10_000
-"""Images that the statistics of the channels are computed from, at most."""
-_NAMED = 5
+"""Maximum number of images for the channel statistics."""
+_LISTED = 5
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SplitRatios:
-    """SplitRatios of the images that are drawn where there is no ready split."""
+    """Shares of the images to draw for each split that is not predefined."""
 
     validation: Share
     test: Share
@@ -44,10 +45,12 @@ class SplitRatios:
 class ImageIndex:
     """The images of a source by number, in three splits.
 
-    ``list()`` is cheap. Where the images are files, ``scan_job`` decodes each once.
-    ``load(folder)`` makes the pixels readable; nothing changes after it. label_fraction: share of
-    the images to train on whose label is used, see `select_labeled_images`; None: all. unlabeled:
-    a folder of images without a label, see `WithUnlabeled`.
+    ``list()`` is cheap. For image files, ``scan_job`` decodes each image once.
+    ``load(folder)`` makes the pixels readable; the index does not change afterwards.
+
+    label_fraction: share of the training images whose label is used, see
+    `select_labeled_images`; None: all. unlabeled: a folder of images without labels,
+    see `WithUnlabeled`.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class ImageIndex:
         self.unlabeled = unlabeled
         self.notes: tuple[str, ...] = ()
         self.labeled: Bool[np.ndarray, " images"] | None = None
-        """By image number, whether its label is used in training; None: every one."""
+        """By image number, whether the label is used in training; None: all."""
         self._listing: Listing | None = None
         self._names: tuple[str, ...] = ()
         self._rows: dict[str, Int64[np.ndarray, " rows"]] = {}
@@ -85,8 +88,9 @@ class ImageIndex:
     # -- list, scan, load
 
     def list(self) -> None:
-        """Find the images and divide them. Raises `RequestError` where the source or
-        the division does.
+        """List the images and divide them into splits.
+
+        Raises `RequestError` for an invalid source or an impossible division.
         """
         if self._listing is None:
             listing = self.source.list_images()
@@ -109,13 +113,15 @@ class ImageIndex:
 
     @property
     def listing(self) -> Listing:
-        """What the source holds."""
+        """The listing of the source."""
         assert self._listing is not None, "list() comes first"
         return self._listing
 
     def scan_job(self, decode_size: int) -> ScanJob | None:
-        """How to decode every image once, shorter sides bounded by `decode_size`; None
-        where the pixels are in memory. Bad images are recorded; `load` raises or skips.
+        """Return the job that decodes every image once; None if pixels are in memory.
+
+        decode_size: the shorter side, in pixels, to which larger images are reduced.
+        Bad images are recorded; `load` raises an error or skips them.
         """
         if self.source.store() is not None:
             return None
@@ -143,15 +149,18 @@ class ImageIndex:
         )
 
     def load(self, folder: Path | None) -> None:
-        """Make the pixels readable; `folder` is what the scan filled. Raises
-        `RequestError`: bad images, or a split or class without any other.
+        """Make the pixels readable; `folder` is the output folder of the `scan_job`.
+
+        Raises `RequestError` for bad images, unless they are skipped, and for a split
+        or class without a readable image.
         """
         if folder is None:
             pixels = self.source.store()
             if pixels is None:
                 raise RequestError(
-                    "These images are files: run data.scan_job(decode_size).run(folder, progress)"
-                    " once, then call data.load(folder)."
+                    "These images are files, but no folder was passed. Run"
+                    " data.scan_job(decode_size).run(folder, progress) once, then call"
+                    " data.load(folder)."
                 )
             self._store = hold(pixels)
         else:
@@ -181,14 +190,12 @@ class ImageIndex:
         self.notes = (*self.notes, *notes, *skipped)
 
     def _name_bad(self) -> str:
-        some = [self.listing.files[int(number)] for number in self._bad][:_NAMED]
-        more = f" and {len(self._bad) - _NAMED} more" if len(self._bad) > _NAMED else ""
+        some = [self.listing.files[int(number)] for number in self._bad][:_LISTED]
+        more = f" and {len(self._bad) - _LISTED} more" if len(self._bad) > _LISTED else ""
         return f"{', '.join(some)}{more}. The first: {next(iter(self._bad.values()))}"
 
     def _check_splits(self) -> None:
-        """Raises `RequestError` where skipped images were all that a split, or a class
-        in train, had.
-        """
+        """Raise `RequestError` for a split, or a class of train, without images."""
         for name in SPLITS:
             if not len(self.list_rows(name)):
                 raise RequestError(
@@ -202,30 +209,26 @@ class ImageIndex:
             )
 
     def _note_labels(self) -> None:
-        kept, images, without = (
-            len(rows)
-            for rows in (self.labeled_rows, self.list_rows("train"), self.list_rows(UNLABELED))
-        )
+        labeled, images = len(self.labeled_rows), len(self.list_rows("train"))
+        unlabeled = len(self.list_rows(UNLABELED))
         if self.label_fraction is not None:
-            self.notes += (
-                (
-                    f"{kept:,} of {images:,} images to train on keep their label"
-                    f" (data.label_fraction={self.label_fraction:g}); the others are seen without"
-                ),
+            note = (
+                f"{labeled:,} of {images:,} training images keep their label"
+                f" (data.label_fraction={self.label_fraction:g}); the others are used without"
             )
-        if without:
-            self.notes += (
-                (
-                    f"{without:,} images without a label (data.unlabeled={self.unlabeled}) are"
-                    " trained on as well, by the terms that read none"
-                ),
+            self.notes += (note,)
+        if unlabeled:
+            note = (
+                f"{unlabeled:,} images without labels (data.unlabeled={self.unlabeled}) are"
+                " also used for training, by loss terms that read no label"
             )
+            self.notes += (note,)
 
-    # -- what it holds
+    # -- content
 
     @property
     def store(self) -> PixelStore:
-        """The pixels of all images by number."""
+        """The pixels of all images, by image number."""
         assert self._store is not None, "load() comes first"
         return self._store
 
@@ -236,16 +239,16 @@ class ImageIndex:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by class number."""
+        """Class names, indexed by class number."""
         return self.listing.classes
 
     @property
     def size(self) -> int:
-        """The side to make models for: `image_size`; else that of the images where all
-        are equal squares of up to 224 pixels; else a typical one.
+        """Side length in pixels to build models for.
 
-        Typical is the median of the shorter sides, rounded to a multiple of 32, from 32
-        to 224.
+        `image_size` if set; else the side of the images if all are equal squares of up
+        to 224 pixels; else the median of the shorter sides, rounded to a multiple of 32
+        between 32 and 224.
         """
         size = self.image_size or self._measured_size
         assert size is not None, "load() comes first"
@@ -253,9 +256,7 @@ class ImageIndex:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images that can be read, by split; of those without a label where
-        there are any.
-        """
+        """Number of readable images by split, including "unlabeled" if present."""
         return {
             name: len(self.list_rows(name))
             for name in (*SPLITS, UNLABELED)
@@ -264,8 +265,9 @@ class ImageIndex:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of what determines the split and the pixels before the view: contents,
-        division, bad images, decode size; and of the views' seed.
+        """sha256 of contents, splits, bad images, decode size and seed.
+
+        These determine the splits and the pixels of each image.
         """
         return hash_value(
             {
@@ -277,22 +279,22 @@ class ImageIndex:
             }
         )
 
-    def list_rows(self, split: str) -> Int64[np.ndarray, " list_rows"]:
-        """Image numbers of a split, ascending; once loaded without bad images."""
+    def list_rows(self, split: str) -> Int64[np.ndarray, " rows"]:
+        """Return the image numbers of a split, ascending; bad images are left out."""
         return self._rows[split]
 
-    def list_targets(self, split: str) -> Int64[np.ndarray, " list_rows"]:
-        """Class numbers of a split, in the order of `rows`."""
+    def list_targets(self, split: str) -> Int64[np.ndarray, " rows"]:
+        """Return the class numbers of a split, in the order of `list_rows`."""
         targets: np.ndarray = self.listing.target[self.list_rows(split)]
         return targets
 
     @property
-    def training_rows(self) -> Int64[np.ndarray, " list_rows"]:
-        """Numbers of the images of one epoch, ascending: with and without a label."""
+    def training_rows(self) -> Int64[np.ndarray, " rows"]:
+        """Image numbers of one epoch, ascending: train, then unlabeled images."""
         return np.concatenate((self.list_rows("train"), self.list_rows(UNLABELED)))
 
     @property
-    def labeled_rows(self) -> Int64[np.ndarray, " list_rows"]:
+    def labeled_rows(self) -> Int64[np.ndarray, " rows"]:
         """The `training_rows` whose label is used."""
         rows = self.training_rows
         return rows if self.labeled is None else rows[self.labeled[rows]]
@@ -300,22 +302,21 @@ class ImageIndex:
     def iterate_images(
         self, split: str
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "height width channels"]]]:
-        """Number and pixels of each image of a split, shuffled by `seed`."""
+        """Yield number and pixels of each image of a split, shuffled with `seed`."""
         for index in np.random.default_rng(self.seed).permutation(self.list_rows(split)).tolist():
             yield index, self.store.read_image(index)
 
     def make_thumbnail(self, index: int) -> bytes | None:
-        """Image `index` as it was decoded, as a small PNG; None where its file can't be
-        read any more.
-        """
+        """Return the decoded image `index` as a small PNG; None if it can't be read."""
         try:
             return encode_thumbnail(self.store.read_image(index))
         except BadImageError:
             return None
 
     def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel over the train split, in 0..1, to
-        4 digits; from at most 10,000 images, evenly spread.
+        """Return mean and standard deviation of each channel of train, in 0..1.
+
+        Rounded to 4 digits; computed from at most 10,000 evenly spaced images.
         """
         if self._statistics is None:
             rows = self.list_rows("train")
@@ -328,24 +329,26 @@ class ImageIndex:
         return self._statistics
 
     def write_split(self, path: Path) -> None:
-        """Write which image is in which split as CSV."""
+        """Write a CSV with the split of each image."""
         write_split(path, self.listing, self._names)
 
 
 def build_source(source: Callable[..., Any], root: Path | None) -> Source:
-    """The source of the images, which reads the folder `root` where it reads one.
-    Raises `RequestError` for a `root` too many or too few.
+    """Build the source, with the folder `root` if the source has that setting.
+
+    Raises `RequestError` for a `root` that the source does not use, and for a missing
+    or invalid `root`.
     """
-    takes_root = "root" in signature(source).parameters
-    if root is not None and not takes_root:
+    reads_root = "root" in signature(source).parameters
+    if root is not None and not reads_root:
         raise RequestError(
-            f"data.root={root} does nothing here: this data is not read from a folder. Remove it,"
-            " or choose data=folder."
+            f"data.root={root} has no effect: these data are not read from a folder. Remove"
+            " data.root, or use data=folder."
         )
     try:
-        built = source(root=root) if takes_root else source()
+        built = source(root=root) if reads_root else source()
     except RequestError as error:
-        raise RequestError(f"{error} Set data.root to where the images are.") from (
+        raise RequestError(f"{error} Set data.root to the location of the images.") from (
             None if root is None else error
         )
     assert isinstance(built, Source)
@@ -353,5 +356,5 @@ def build_source(source: Callable[..., Any], root: Path | None) -> Source:
 
 
 def count_cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

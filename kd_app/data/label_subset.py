@@ -1,4 +1,4 @@
-"""Which of the images to train on keep their label, where only a share of them may."""
+"""Selection of the training images whose label is used."""
 
 from hashlib import blake2b
 
@@ -11,20 +11,20 @@ from kd_app.data.source import Listing
 def select_labeled_images(
     listing: Listing, rows: Int64[np.ndarray, " rows"], share: float, *, seed: int
 ) -> Bool[np.ndarray, " images"]:
-    """By image number: whether its label may be used. Of the n images of a class among
-    `rows` that are ``max(1, round(share * n))``.
+    """Return, by image number, whether the label is used.
 
-    They are those with the least hashes of (seed, file name): what a smaller share
-    keeps, a larger one keeps as well. A target below 0 is no label.
+    Of the n images of a class among `rows`, ``max(1, round(share * n))`` are selected:
+    those with the smallest hashes of (seed, file name), so that a larger share includes
+    all images of a smaller one. A target below 0 is no label.
     """
-    kept = np.zeros(len(listing.target), dtype=bool)
+    labeled = np.zeros(len(listing.target), dtype=bool)
     order = np.array(
         sorted(rows.tolist(), key=lambda number: _hash(seed, listing.files[number])), dtype=np.int64
     )
     for number in range(len(listing.classes)):
         of_class = order[listing.target[order] == number]
-        kept[of_class[: max(1, round(share * len(of_class)))]] = True
-    return kept
+        labeled[of_class[: max(1, round(share * len(of_class)))]] = True
+    return labeled
 
 
 def _hash(seed: int, file: str) -> bytes:

@@ -1,5 +1,7 @@
-"""Batches in an order that is a function of (seed, epoch), from any position, for any
-number of ranks, with any number of workers.
+"""Loaders of training and evaluation batches.
+
+The order of the batches is a function of (seed, epoch), independent of the number of
+workers; reading can begin at any position of an epoch.
 """
 
 import math
@@ -22,21 +24,21 @@ from kd_app.data.pixel_store import ImageSelection, PixelStore
 from kd_app.data.views import EVALUATION, Keys, Pictures, View, compute_image_keys
 
 Position = Callable[[], tuple[int, int]]
-"""(epoch, batches of it that were already seen), asked whenever an iteration starts."""
+"""Returns (epoch, completed batches of this epoch); called when an iteration starts."""
 
 PixelChange = Callable[[Pictures, Keys], Pictures]
-"""What changes the images of a batch; all that is random follows from the keys."""
+"""Changes the images of a batch; the keys determine all random draws."""
 
 
 class BatchRequest(NamedTuple):
-    """The numbers of the images of one batch, and of the view they are wanted in."""
+    """The image numbers of one batch, and the number of the view."""
 
     view: int
     images: Int64[np.ndarray, " batch"]
 
 
 class Rank(NamedTuple):
-    """Which of how many processes this is."""
+    """The number of this process among `world` processes."""
 
     number: int
     world: int
@@ -47,20 +49,19 @@ SINGLE = Rank(0, 1)
 
 @dataclass(frozen=True)
 class BatchBuilder(Dataset[Batch]):
-    """Makes the batch of a request: a pure function of it and of these settings.
+    """Builds the batch of a request, as a pure function of request and settings.
 
-    target: class numbers by image number. partners: by image number, the image that the
-    teacher is shown in its place, in its own view of the same number; None: the image
-    itself. labeled: by image number, whether its label may be used; None: every one. Of
-    the others the batch's target is -1. after_view: what changes the images after their
-    view, one after the other. mixing: how images are mixed, None: not at all; the target
-    is shares of classes then.
+    target: class numbers by image number. partners: by image number, the image that
+    replaces it as the teacher's input, in the view of the same number; None: the image
+    itself. labeled: by image number, whether the label is used, else the batch's target
+    is -1; None: all are used. after_view: changes applied after the view, in this
+    order. mixing: how images are mixed; targets are then class shares; None: not mixed.
     """
 
     store: PixelStore
     target: Int64[np.ndarray, " images"]
     view: View
-    pixels: InputSpec
+    input_spec: InputSpec
     seed: int
     partners: Int64[np.ndarray, " images"] | None = None
     labeled: Bool[np.ndarray, " images"] | None = None
@@ -68,7 +69,7 @@ class BatchBuilder(Dataset[Batch]):
     after_view: tuple[PixelChange, ...] = ()
 
     def __getitem__(self, request: BatchRequest) -> Batch:
-        """The batch; ``image`` is uint8 in channels-last memory."""
+        """Return the batch; ``image`` is uint8 in channels-last memory."""
         image, target = self._view_images(request)
         batch = Batch(
             image, torch.from_numpy(target), torch.from_numpy(request.images), view=request.view
@@ -77,62 +78,56 @@ class BatchBuilder(Dataset[Batch]):
             batch.labeled = torch.from_numpy(self.labeled[request.images])
         if self.partners is not None:
             others = BatchRequest(request.view, self.partners[request.images])
-            batch.other, batch.other_index = (
-                self._view_images(others)[0],
-                torch.from_numpy(others.images),
-            )
+            batch.other, _ = self._view_images(others)
+            batch.other_index = torch.from_numpy(others.images)
         return batch
 
     def _view_images(
         self, request: BatchRequest
     ) -> tuple[Tensor, Int64[np.ndarray, " batch"] | Float32[np.ndarray, "batch classes"]]:
-        """Images and labels of a request, mixed where they are to be."""
-        keys, target = (
-            compute_image_keys(self.seed, request.images, request.view),
-            self._read_labels(request.images),
-        )
+        """Return the images and labels of a request, mixed if `mixing` is set."""
+        keys = compute_image_keys(self.seed, request.images, request.view)
+        target = self._read_labels(request.images)
         image = self._view(request, keys)
         if self.mixing is None or not len(keys):
             return _to_channels_first(image), target
-        drawn = self.mixing.draw(keys, request.images, (self.pixels.height, self.pixels.width))
-        partner = BatchRequest(request.view, drawn.partner)
-        image = mix_pixels(
-            image,
-            self._view(partner, compute_image_keys(self.seed, partner.images, partner.view)),
-            drawn,
-        )
-        return _to_channels_first(image), mix_labels(
-            target, self._read_labels(partner.images), drawn, self.mixing.classes
-        )
+        size = (self.input_spec.height, self.input_spec.width)
+        draw = self.mixing.draw(keys, request.images, size)
+        partner = BatchRequest(request.view, draw.partner)
+        partner_keys = compute_image_keys(self.seed, partner.images, partner.view)
+        partner_target = self._read_labels(partner.images)
+        mixed = mix_pixels(image, self._view(partner, partner_keys), draw)
+        mixed_target = mix_labels(target, partner_target, draw, self.mixing.classes)
+        return _to_channels_first(mixed), mixed_target
 
     def _read_labels(self, images: Int64[np.ndarray, " batch"]) -> Int64[np.ndarray, " batch"]:
-        found: Int64[np.ndarray, " batch"] = self.target[images]
-        return found if self.labeled is None else np.where(self.labeled[images], found, -1)
+        target: Int64[np.ndarray, " batch"] = self.target[images]
+        return target if self.labeled is None else np.where(self.labeled[images], target, -1)
 
     def _view(
         self, request: BatchRequest, keys: Keys
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        image = (
-            self.view(ImageSelection(self.store, request.images), keys, self.pixels)
-            if len(keys)
-            else self._make_empty_batch()
-        )
-        image = _with_channels(image, self.pixels.channels)
+        if len(keys):
+            image = self.view(ImageSelection(self.store, request.images), keys, self.input_spec)
+        else:
+            image = self._make_empty_batch()
+        image = _convert_channels(image, self.input_spec.channels)
         for change in self.after_view:
             image = change(image, keys)
         return image
 
     def is_slow(self) -> bool:
-        """Whether worker processes pay."""
+        """Whether building a batch is so slow that worker processes help."""
         return (
             len(self.after_view) > 0
             or not self.store.in_memory
-            or self.view.is_slow(self.store.size, self.pixels)
+            or self.view.is_slow(self.store.size, self.input_spec)
         )
 
     def _make_empty_batch(self) -> UInt8[np.ndarray, "0 height width channels"]:
         return np.zeros(
-            (0, self.pixels.height, self.pixels.width, self.pixels.channels), dtype=np.uint8
+            (0, self.input_spec.height, self.input_spec.width, self.input_spec.channels),
+            dtype=np.uint8,
         )
 
 
@@ -140,10 +135,10 @@ def _to_channels_first(image: UInt8[np.ndarray, "batch height width channels"]) 
     return torch.from_numpy(image).permute(0, 3, 1, 2)
 
 
-def _with_channels(
+def _convert_channels(
     image: UInt8[np.ndarray, "batch height width stored"], channels: int
 ) -> UInt8[np.ndarray, "batch height width channels"]:
-    """Gray repeated as color; color as its luma (ITU-R 601, rounded as PIL rounds)."""
+    """Repeat gray as color; convert color to luma (ITU-R 601, rounded as in PIL)."""
     if image.shape[3] == channels:
         return image
     if channels == 1:
@@ -153,12 +148,13 @@ def _with_channels(
 
 
 class _Stream:
-    """Turns requests into batches in their order: in this process, or in worker
-    processes that live as long as this object.
+    """Builds the batches of requests in order, here or in worker processes.
+
+    Worker processes live as long as this object.
     """
 
-    def __init__(self, maker: BatchBuilder, num_workers: int) -> None:
-        self._maker = maker
+    def __init__(self, builder: BatchBuilder, num_workers: int) -> None:
+        self._builder = builder
         self._num_workers = num_workers
         self._requests = _Requests()
         self._workers: DataLoader[Any] | None = None
@@ -166,22 +162,22 @@ class _Stream:
     def __call__(self, requests: Sequence[BatchRequest]) -> Iterator[Batch]:
         if not self._num_workers:
             for request in requests:
-                yield _pin_batch(self._maker[request])
+                yield _pin_batch(self._builder[request])
             return
-        self._requests.wanted = requests
-        for found in self._start():
-            if isinstance(found, RequestError):
-                raise found
-            yield _pin_batch(found)
+        self._requests.current = requests
+        for result in self._start():
+            if isinstance(result, RequestError):
+                raise result
+            yield _pin_batch(result)
 
     def _start(self) -> Iterable[Any]:
         if self._workers is None:
             self._workers = DataLoader(
-                _Guarded(self._maker),
+                _ErrorReturningBuilder(self._builder),
                 sampler=self._requests,
                 batch_size=None,
                 num_workers=self._num_workers,
-                collate_fn=_as_it_is,
+                collate_fn=_return_unchanged,
                 worker_init_fn=_start_worker,
                 persistent_workers=True,
             )
@@ -193,55 +189,54 @@ class _Stream:
 
 
 class _Requests(Sampler[BatchRequest]):
-    """Hands the requests of the present epoch to the workers."""
+    """Passes the requests of the current epoch to the workers."""
 
-    wanted: Sequence[BatchRequest] = ()
+    current: Sequence[BatchRequest] = ()
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        return iter(self.wanted)
+        return iter(self.current)
 
     def __len__(self) -> int:
-        return len(self.wanted)
+        return len(self.current)
 
 
 @dataclass(frozen=True)
-class _Guarded(Dataset[Batch | RequestError]):
-    """Hands a user's error back as a value: raised in a worker it would come with that
-    worker's traceback in its text.
+class _ErrorReturningBuilder(Dataset[Batch | RequestError]):
+    """Returns a `RequestError` instead of raising it in a worker process.
+
+    torch would add the worker's traceback to the message.
     """
 
-    maker: BatchBuilder
+    builder: BatchBuilder
 
     def __getitem__(self, request: BatchRequest) -> Batch | RequestError:
         try:
-            return self.maker[request]
+            return self.builder[request]
         except RequestError as error:
             return error
 
 
 def _end_workers(loader: DataLoader[Any]) -> None:
-    """End them while their queues still work. Left to the collector of cycles, the
-    queues go first and each worker is waited for in vain, for 5 s.
-    """
+    """End the worker processes while their queues still work."""
+    # The garbage collector would delete the queues first, and torch would then wait 5 s
+    # for each worker.
     iterator = loader._iterator
     if iterator is not None:
         iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _as_it_is(value: Any) -> Any:
+def _return_unchanged(value: Any) -> Any:
     return value
 
 
 def _start_worker(_: int) -> None:
-    """Signals are the main process's affair; a worker computes with one thread (torch's
-    default there).
-    """
+    """Leave the handling of signals to the main process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _pin_batch(batch: Batch) -> Batch:
-    """In memory that a GPU copies from while it computes, where there is one."""
+    """Move the images to pinned memory if there is a GPU, for asynchronous copies."""
     if not torch.cuda.is_available():
         return batch
     return replace(
@@ -253,19 +248,19 @@ def _pin_batch(batch: Batch) -> Batch:
 
 @dataclass
 class TrainingLoader:
-    """The shuffled batches of the images `rows`, from the position on.
+    """The shuffled batches of the images `rows`, from the current position on.
 
-    A pass over them is a permutation that depends on (order_seed, number of the pass)
-    alone, with `reshuffle` off that of pass 0 always; the view's number is that of the
-    pass, modulo `views` where there are so many. Of each ``batch_size * rank.world``
-    images in that order rank r takes every ``rank.world``-th from the r-th on, so that
-    1 rank x 64 and 2 ranks x 32 see the same images in each step. What is left at the
-    end of a pass is dropped; a set that is smaller than one such batch is one smaller
-    batch, equal on all ranks. An epoch is one pass, or as many batches as one over
-    `images_an_epoch` images has, in as many passes as that takes.
+    A pass over the images is a permutation that depends only on order_seed and on the
+    number of the pass (0 if not `reshuffle`). The number of the view is that of the
+    pass, modulo `views` if set. A step reads the next ``batch_size * rank.world``
+    images; rank r uses every ``rank.world``-th of them, beginning at the r-th, so that
+    1 rank x 64 and 2 ranks x 32 train on the same images in each step. Images left over
+    at the end of a pass are dropped; fewer images than one step form one smaller step,
+    with batches of equal size on all ranks. An epoch has the number of steps of one
+    pass over `images_an_epoch` images (None: over `rows`), and may need several passes.
     """
 
-    maker: BatchBuilder
+    builder: BatchBuilder
     rows: Int64[np.ndarray, " rows"]
     batch_size: int
     num_workers: int
@@ -279,10 +274,10 @@ class TrainingLoader:
     def __post_init__(self) -> None:
         if len(self.rows) < self.rank.world:
             raise RequestError(
-                f"{len(self.rows)} image(s) to train on are fewer than {self.rank.world} ranks. Set"
-                " trainer.devices to less."
+                f"{len(self.rows)} training image(s) are fewer than {self.rank.world} processes."
+                " Set trainer.devices to a smaller number."
             )
-        self._stream = _Stream(self.maker, self.num_workers)
+        self._stream = _Stream(self.builder, self.num_workers)
 
     def __len__(self) -> int:
         return self._count_steps(self.images_an_epoch or len(self.rows))
@@ -291,63 +286,63 @@ class TrainingLoader:
         return max(1, images // (self.batch_size * self.rank.world))
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, seen = self.position()
-        yield from self._stream(self._plan_epoch(epoch)[seen:])
+        epoch, completed = self.position()
+        yield from self._stream(self._plan_epoch(epoch)[completed:])
 
     def state_dict(self) -> dict[str, int]:
-        """What the position in an epoch depends on. Nothing is restored from it: the
-        position is asked for.
+        """Return the settings that the position in an epoch depends on.
+
+        `load_state_dict` only compares them; `position` returns the position itself.
         """
-        own = {
+        state = {
             "images": len(self.rows),
             "images_a_step": self.batch_size * self.rank.world,
             "order_seed": self.order_seed,
         }
-        more = {"images_an_epoch": self.images_an_epoch, "views": self.views}
-        return {**own, **{name: value for name, value in more.items() if value is not None}}
+        optional = {"images_an_epoch": self.images_an_epoch, "views": self.views}
+        return {**state, **{name: value for name, value in optional.items() if value is not None}}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises `RequestError` where the checkpoint's epochs were other ones: the
-        images seen would not be those counted.
-        """
+        """Raise `RequestError` if the epochs of the checkpoint had other batches."""
         if state != self.state_dict():
             raise RequestError(
-                f"The checkpoint was trained with {state}, this run has {self.state_dict()}."
-                " Expected: the same, to go on in the middle of an epoch. Keep data.batch_size"
-                " times trainer.devices, the data and the seed, or start afresh."
+                f"The checkpoint was trained with {state}, but this run has {self.state_dict()}."
+                " Expected: equal values, to resume in the middle of an epoch. Keep data.batch_size"
+                " times trainer.devices, the data and the seed, or start a new run."
             )
 
     def _plan_epoch(self, epoch: int) -> list[BatchRequest]:
         steps = range(epoch * len(self), (epoch + 1) * len(self))
-        a_pass = self._count_steps(len(self.rows))
+        per_pass = self._count_steps(len(self.rows))
         passes = {
-            number: self._pass(number)
-            for number in range(steps.start // a_pass, (steps.stop - 1) // a_pass + 1)
+            number: self._plan_pass(number)
+            for number in range(steps.start // per_pass, (steps.stop - 1) // per_pass + 1)
         }
-        return [passes[step // a_pass][step % a_pass] for step in steps]
+        return [passes[step // per_pass][step % per_pass] for step in steps]
 
-    def _pass(self, number: int) -> list[BatchRequest]:
+    def _plan_pass(self, number: int) -> list[BatchRequest]:
         random = np.random.default_rng([self.order_seed, number if self.reshuffle else 0])
         order = self.rows[random.permutation(len(self.rows))]
-        together = min(self.batch_size, len(order) // self.rank.world) * self.rank.world
+        step_size = min(self.batch_size, len(order) // self.rank.world) * self.rank.world
         view = number if self.views is None else number % self.views
-        starts = range(0, self._count_steps(len(order)) * together, together)
+        starts = range(0, self._count_steps(len(order)) * step_size, step_size)
         return [
-            BatchRequest(view, order[start + self.rank.number : start + together : self.rank.world])
+            BatchRequest(
+                view, order[start + self.rank.number : start + step_size : self.rank.world]
+            )
             for start in starts
         ]
 
 
 @dataclass
 class EvaluationLoader:
-    """Every image of `rows` once over all ranks, in order, in the view of that number:
-    rank r has every ``rank.world``-th from the r-th on.
+    """Every image of `rows` once over all ranks, in order, in the view number `view`.
 
-    All ranks give the same number of batches; the last one of a rank may have fewer
-    rows than those of others, or none.
+    Rank r reads every ``rank.world``-th image, beginning at the r-th. All ranks have
+    the same number of batches; the last batch of a rank may be smaller or empty.
     """
 
-    maker: BatchBuilder
+    builder: BatchBuilder
     rows: Int64[np.ndarray, " rows"]
     batch_size: int
     num_workers: int
@@ -355,7 +350,7 @@ class EvaluationLoader:
     view: int = EVALUATION
 
     def __post_init__(self) -> None:
-        self._stream = _Stream(self.maker, self.num_workers)
+        self._stream = _Stream(self.builder, self.num_workers)
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.rows) / self.rank.world) / self.batch_size)

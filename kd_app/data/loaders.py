@@ -1,4 +1,4 @@
-"""Loaders of the images of an `ImageIndex`, for models with any `InputSpec`."""
+"""Builds loaders of the images of an `ImageIndex` for a model's `InputSpec`."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,8 +25,10 @@ from kd_app.data.views import CenterCropView, View
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLoaders:
-    """Builds loaders. after_view, mix: what changes the images of a training after
-    their view, in this order; None: no mixing.
+    """Builds the loaders of a data module.
+
+    after_view: changes applied to training images after their view. mix: mixing of
+    training images, applied last; None: no mixing.
     """
 
     index: ImageIndex
@@ -36,15 +38,15 @@ class ImageLoaders:
     mix: MixSettings | None
     after_view: tuple[PixelChange, ...]
 
-    def check_view(self, pixels: InputSpec) -> None:
-        """Make the view of one image. Raises `RequestError` where the view can't."""
-        self._build_batch_builder(self.view, pixels)[
+    def check_view(self, input_spec: InputSpec) -> None:
+        """Apply the view to one image. Raises `RequestError` if the view fails."""
+        self._build_batch_builder(self.view, input_spec)[
             BatchRequest(0, self.index.list_rows("train")[:1])
         ]
 
     def build_training_loader(
         self,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         *,
         order_seed: int,
         partners: Int64[np.ndarray, " images"] | None,
@@ -54,17 +56,19 @@ class ImageLoaders:
         rank: Rank,
         reshuffle: bool,
     ) -> TrainingLoader:
-        """Shuffled batches to train on; see `TrainingLoader`. labeled_only: images with
-        a label, in as many steps as all images take.
+        """Return the shuffled training batches; see `TrainingLoader`.
+
+        labeled_only: use only labeled images, with as many steps per epoch as all
+        images take.
         """
-        maker = replace(self._build_training_builder(pixels), partners=partners)
+        builder = replace(self._build_training_builder(input_spec), partners=partners)
         all_rows = self.index.training_rows
         rows = self.index.labeled_rows if labeled_only else all_rows
         return TrainingLoader(
-            maker,
+            builder,
             rows,
             batch_size=self.batch_size,
-            num_workers=self._count_workers(maker, rank),
+            num_workers=self._count_workers(builder, rank),
             order_seed=order_seed,
             position=position,
             rank=rank,
@@ -76,67 +80,69 @@ class ImageLoaders:
     def build_evaluation_loader(
         self,
         split: str,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
         rank: Rank = SINGLE,
     ) -> EvaluationLoader:
-        """The images of a split in order, corrupted where that is asked for."""
+        """Return the images of a split in order, corrupted if `corruption` is set."""
         view = CenterCropView() if corruption is None else Corrupted(corruption)
-        maker = self._build_batch_builder(view, pixels)
+        builder = self._build_batch_builder(view, input_spec)
         return EvaluationLoader(
-            maker,
+            builder,
             self.index.list_rows(split),
             batch_size=batch_size or self.batch_size,
-            num_workers=self._count_workers(maker, rank),
+            num_workers=self._count_workers(builder, rank),
             rank=rank,
         )
 
-    def sample(self, split: str, pixels: InputSpec, images: int) -> EvaluationLoader:
-        """So many images of a split, drawn at random; of train only images whose label
-        is used.
+    def sample(self, split: str, input_spec: InputSpec, images: int) -> EvaluationLoader:
+        """Return `images` images of a split, drawn at random.
+
+        Of train, only images whose label is used are drawn.
         """
         rows = self.index.labeled_rows if split == "train" else self.index.list_rows(split)
         rows = np.random.default_rng(self.index.seed).permutation(rows)[:images]
         return replace(
-            self.build_evaluation_loader(split, pixels),
+            self.build_evaluation_loader(split, input_spec),
             rows=np.sort(rows),
             batch_size=min(self.batch_size, images),
         )
 
-    def replay(self, pixels: InputSpec, view: int, start: int) -> EvaluationLoader:
-        """The images to train on in order, from the row `start` on, in the view of that
-        number as a training shows it.
+    def replay(self, input_spec: InputSpec, view: int, start: int) -> EvaluationLoader:
+        """Return the training images in order, from row `start` on, in view `view`.
+
+        The pixels are those of the training loader.
         """
-        maker = self._build_training_builder(pixels)
+        builder = self._build_training_builder(input_spec)
         return EvaluationLoader(
-            maker,
+            builder,
             self.index.training_rows[start:],
             self.batch_size,
-            num_workers=self._count_workers(maker, SINGLE),
+            num_workers=self._count_workers(builder, SINGLE),
             view=view,
         )
 
-    def _build_training_builder(self, pixels: InputSpec) -> BatchBuilder:
+    def _build_training_builder(self, input_spec: InputSpec) -> BatchBuilder:
         index, mixing = self.index, None
         if self.mix is not None:
             mixing = BatchMixer(self.mix, len(index.classes), index.training_rows, index.labeled)
         return replace(
-            self._build_batch_builder(self.view, pixels),
+            self._build_batch_builder(self.view, input_spec),
             labeled=index.labeled,
             mixing=mixing,
             after_view=self.after_view,
         )
 
-    def _build_batch_builder(self, view: View, pixels: InputSpec) -> BatchBuilder:
+    def _build_batch_builder(self, view: View, input_spec: InputSpec) -> BatchBuilder:
         index = self.index
-        return BatchBuilder(index.store, index.listing.target, view, pixels, index.seed)
+        return BatchBuilder(index.store, index.listing.target, view, input_spec, index.seed)
 
-    def _count_workers(self, maker: BatchBuilder, rank: Rank) -> int:
-        """No worker where a batch costs less than handing it over."""
-        if not maker.is_slow():
+    def _count_workers(self, builder: BatchBuilder, rank: Rank) -> int:
+        """Return 0 if building a batch costs less than its transfer from a worker."""
+        if not builder.is_slow():
             return 0
-        return (
-            max(1, count_cores() // rank.world) if self.num_workers == "auto" else self.num_workers
-        )
+        if self.num_workers == "auto":
+            return max(1, count_cores() // rank.world)
+        return self.num_workers

@@ -1,5 +1,6 @@
-"""Images mixed with each other, as a pure function of (data.seed, index, view): the
-teacher sees the student's pixels, and answers can be stored.
+"""Mixup and CutMix as a pure function of (data.seed, index, view).
+
+Teacher and student therefore see the same pixels, and teacher outputs can be cached.
 """
 
 from dataclasses import dataclass
@@ -10,38 +11,40 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from pydantic import ConfigDict, Field, PositiveFloat
 from pydantic.dataclasses import dataclass as checked
 
-from kd_app.data.views import Keys, remix_keys
+from kd_app.data.views import Keys, derive_keys
 
 
 class MixDraw(NamedTuple):
-    """partner: with which image each one is mixed. kept: ``[B, H, W]``, the share of
-    its own in each pixel, and `share` ``[B]``, their mean.
+    """The random draws of one batch.
+
+    partner: number of the image that each image is mixed with. weight: ``[B, H, W]``,
+    the share of the image in each mixed pixel. share: ``[B]``, the mean of weight.
     """
 
     partner: Int64[np.ndarray, " batch"]
-    kept: Float32[np.ndarray, "batch height width"]
+    weight: Float32[np.ndarray, "batch height width"]
     share: Float32[np.ndarray, " batch"]
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class MixSettings:
-    """How images are mixed: ``own * share + other * (1 - share)`` for pixels and labels
-    alike, share from Beta(a, a).
+    """Settings of mixup and CutMix.
 
-    mixup: a, for whole images (Zhang et al., ICLR 2018, arXiv 1710.09412). cutmix: a,
-    for a rectangle of the area 1 - share that is the other's (Yun et al., ICCV 2019,
-    arXiv 1905.04899); what of it lies outside of the image is cut off, and the share
-    counted anew. Of both, each is drawn for half of the images. probability: that an
-    image is mixed. None: not that way.
+    Pixels and labels are mixed as ``image * share + partner * (1 - share)``, where
+    share is drawn from Beta(a, a). mixup: a for whole images (Zhang et al., ICLR 2018,
+    arXiv 1710.09412); None: no mixup. cutmix: a for a rectangle of the partner with an
+    area of 1 - share (Yun et al., ICCV 2019, arXiv 1905.04899); the rectangle is
+    clipped to the image, and the share recomputed; None: no CutMix. With both, each is
+    applied to half of the images. probability: that an image is mixed.
 
-    The partner is any image to train on, in its own view of the same number; of an
-    image with a label it is one with a label. Not another one of the batch, as
-    elsewhere: so an image is the same in every batch, on any number of ranks, at the
-    price of making two views for each.
+    The partner is any training image, in the view of the same number; a labeled image
+    has a labeled partner. Partners are not limited to the batch, as elsewhere. An image
+    is therefore the same in every batch and for any number of ranks, at the cost of
+    computing two views per image.
     """
 
     SWITCHES: ClassVar[tuple[str, ...]] = ("mixup", "cutmix")
-    """The settings of which one has to be set for anything to be mixed."""
+    """Settings that turn mixing on; at least one of them must be set."""
 
     mixup: PositiveFloat | None
     cutmix: PositiveFloat | None
@@ -49,21 +52,23 @@ class MixSettings:
 
     @property
     def active(self) -> bool:
-        """Whether anything is mixed."""
-        return bool(self._list_ways())
+        """Whether any image can be mixed."""
+        return bool(self._list_methods())
 
     def describe(self) -> str:
-        """A phrase for the plan of a run."""
-        return f"mixed by {' and '.join(self._list_ways())}"
+        """Return a phrase for the plan of a run."""
+        return f"mixed by {' and '.join(self._list_methods())}"
 
-    def _list_ways(self) -> list[str]:
+    def _list_methods(self) -> list[str]:
         return [name for name in self.SWITCHES if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)
 class BatchMixer:
-    """`mix` for these data: their number of classes, the images to train on (`rows`),
-    and by image number whether it has a label, None: all have.
+    """Draws the random numbers of `mix` for a data set.
+
+    classes: number of classes. rows: numbers of the training images. labeled: by image
+    number, whether the image has a label; None: all have.
     """
 
     mix: MixSettings
@@ -74,45 +79,43 @@ class BatchMixer:
     def draw(
         self, keys: Keys, index: Int64[np.ndarray, " batch"], size: tuple[int, int]
     ) -> MixDraw:
-        """What `keys` draw for the images `index`, of (height, width) `size`."""
-        mix, chance = self.mix, [_draw_uniform(remix_keys(keys, number)) for number in range(6)]
-        cut = (
-            np.full(len(index), mix.mixup is None)
-            if mix.mixup is None or mix.cutmix is None
-            else chance[1] < 0.5
-        )
+        """Draw partners and weights for the images `index`; size: (height, width)."""
+        mix = self.mix
+        chance = [_draw_uniform(derive_keys(keys, number)) for number in range(6)]
+        if mix.mixup is None or mix.cutmix is None:
+            cut = np.full(len(index), mix.mixup is None)
+        else:
+            cut = chance[1] < 0.5
         share = np.ones(len(index))
         for alpha, which in ((mix.mixup, ~cut), (mix.cutmix, cut)):
             if alpha is not None and which.any():
                 share[which] = _draw_beta(alpha, chance[2][which])
         share[chance[3] >= mix.probability] = 1.0
-        kept = np.broadcast_to(share.astype(np.float32)[:, None, None], (len(index), *size)).copy()
+        weight = np.empty((len(index), *size), dtype=np.float32)
+        weight[:] = share.astype(np.float32)[:, None, None]
         if cut.any():
-            kept[cut] = 1.0 - _draw_boxes(1.0 - share[cut], chance[4][cut], chance[5][cut], size)
-        return MixDraw(self._choose_partners(index, chance[0]), kept, kept.mean(axis=(1, 2)))
+            weight[cut] = 1.0 - _draw_boxes(1.0 - share[cut], chance[4][cut], chance[5][cut], size)
+        return MixDraw(self._choose_partners(index, chance[0]), weight, weight.mean(axis=(1, 2)))
 
     def _choose_partners(
         self, index: Int64[np.ndarray, " batch"], chance: Float64[np.ndarray, " batch"]
     ) -> Int64[np.ndarray, " batch"]:
-        partner = _from(self.rows, chance)
-        return (
-            partner
-            if self.labeled is None
-            else np.where(
-                self.labeled[index], _from(self.rows[self.labeled[self.rows]], chance), partner
-            )
-        )
+        partner = _select_row(self.rows, chance)
+        if self.labeled is None:
+            return partner
+        labeled_rows = self.rows[self.labeled[self.rows]]
+        return np.where(self.labeled[index], _select_row(labeled_rows, chance), partner)
 
 
 def mix_pixels(
     own: UInt8[np.ndarray, "batch height width channels"],
     other: UInt8[np.ndarray, "batch height width channels"],
-    drawn: MixDraw,
+    draw: MixDraw,
 ) -> UInt8[np.ndarray, "batch height width channels"]:
-    """The pixels, rounded to 8 bits."""
-    kept = drawn.kept[..., None]
+    """Return the mixed pixels, rounded to 8 bits."""
+    weight = draw.weight[..., None]
     blended: UInt8[np.ndarray, "batch height width channels"] = np.rint(
-        own * kept + other * (1.0 - kept)
+        own * weight + other * (1.0 - weight)
     ).astype(np.uint8)
     return blended
 
@@ -120,58 +123,57 @@ def mix_pixels(
 def mix_labels(
     own: Int64[np.ndarray, " batch"],
     other: Int64[np.ndarray, " batch"],
-    drawn: MixDraw,
+    draw: MixDraw,
     classes: int,
 ) -> Float32[np.ndarray, "batch classes"]:
-    """``[B, K]``: the share of each class; not a number in the rows of images without a
-    label (class -1).
-    """
-    found = np.zeros((len(own), classes), dtype=np.float32)
+    """Return ``[B, K]``, the share of each class; NaN for unlabeled images (-1)."""
+    shares = np.zeros((len(own), classes), dtype=np.float32)
     rows = np.arange(len(own))
-    found[rows, own] += drawn.share
-    found[rows, other] += 1.0 - drawn.share
-    found[own < 0] = np.nan
-    return found
+    shares[rows, own] += draw.share
+    shares[rows, other] += 1.0 - draw.share
+    shares[own < 0] = np.nan
+    return shares
 
 
 def _draw_uniform(keys: Keys) -> Float64[np.ndarray, " batch"]:
-    """In [0, 1), from the upper 53 bits."""
+    """Return numbers in [0, 1) from the upper 53 bits of the keys."""
     return (keys >> np.uint64(11)).astype(np.float64) / 2**53
 
 
-def _from(
+def _select_row(
     rows: Int64[np.ndarray, " rows"], chance: Float64[np.ndarray, " batch"]
 ) -> Int64[np.ndarray, " batch"]:
-    found: Int64[np.ndarray, " batch"] = rows[(chance * len(rows)).astype(np.int64)]
-    return found
+    selected: Int64[np.ndarray, " batch"] = rows[(chance * len(rows)).astype(np.int64)]
+    return selected
 
 
 def _draw_beta(
-    alpha: float, chance: Float64[np.ndarray, " drawn"]
-) -> Float64[np.ndarray, " drawn"]:
-    """The quantiles of Beta(alpha, alpha)."""
+    alpha: float, chance: Float64[np.ndarray, " draws"]
+) -> Float64[np.ndarray, " draws"]:
+    """Return the quantiles of Beta(alpha, alpha) at the probabilities `chance`."""
     from scipy.special import betaincinv
 
-    found: Float64[np.ndarray, " drawn"] = betaincinv(alpha, alpha, chance)
-    return found
+    quantiles: Float64[np.ndarray, " draws"] = betaincinv(alpha, alpha, chance)
+    return quantiles
 
 
 def _draw_boxes(
-    area: Float64[np.ndarray, " drawn"],
-    down: Float64[np.ndarray, " drawn"],
-    across: Float64[np.ndarray, " drawn"],
+    area: Float64[np.ndarray, " draws"],
+    down: Float64[np.ndarray, " draws"],
+    across: Float64[np.ndarray, " draws"],
     size: tuple[int, int],
-) -> Float32[np.ndarray, "drawn height width"]:
-    """1 inside of a rectangle of this share of the area and the image's proportions
-    around a random point, 0 outside.
+) -> Float32[np.ndarray, "draws height width"]:
+    """Return masks that are 1 inside of a rectangle around a random point, 0 outside.
+
+    area: share of the image's area. down, across: position of the center, in 0..1. The
+    rectangle has the aspect ratio of the image.
     """
-    inside: list[Bool[np.ndarray, "drawn length"]] = []
+    inside: list[Bool[np.ndarray, "draws length"]] = []
     for length, center in zip(size, (down, across), strict=True):
         half, middle = np.sqrt(area) * length / 2, center * length
         start, end = np.rint(middle - half)[:, None], np.rint(middle + half)[:, None]
         place = np.arange(length)[None]
         inside.append((place >= start) & (place < end))
-    found: Float32[np.ndarray, "drawn height width"] = (
-        inside[0][:, :, None] & inside[1][:, None, :]
-    ).astype(np.float32)
-    return found
+    masks = inside[0][:, :, None] & inside[1][:, None, :]
+    weights: Float32[np.ndarray, "draws height width"] = masks.astype(np.float32)
+    return weights

@@ -1,6 +1,4 @@
-"""The LightningDataModule over every source: an `ImageIndex`, and loaders that serve its
-images to the model that the data are bound to.
-"""
+"""`ImageData`, the LightningDataModule for all sources of labeled images."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from kd_app.config import InputSpec, RequestError, Typed
 from kd_app.data.augment import Augment
-from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, capabilities_without
+from kd_app.data.base import Capability, Lack, ScanJob, ViewReplay, exclude_capabilities
 from kd_app.data.corruptions import Corruption
 from kd_app.data.index import ImageIndex, SplitRatios, build_source
 from kd_app.data.loader import SINGLE, EvaluationLoader, Rank, TrainingLoader
@@ -33,24 +31,21 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "mix": MixSettings.SWITCHES,
     "augment": Augment.SWITCHES,
 }
-"""Settings of `ImageData` that are off unless a user turns them on. Of a group: its keys
-that do so.
-"""
+"""Settings of `ImageData` that are off by default -> the keys that turn a group on."""
 
 
 class ImageData(LightningDataModule, Typed):
-    """Images with one label each, in three splits.
+    """Images with one label each, in three splits; implements `RunData`.
 
-    The data of a run as `RunData` describes them. Batches are `Batch` with uint8 images.
-    The trainer sets rank, world and position, so that a resumed run continues in the
-    middle of an epoch.
+    Batches are `Batch` with uint8 images. Rank, number of processes and position come
+    from the trainer, so that a resumed run continues in the middle of an epoch.
 
-    views: number of views of each image, one per epoch in turn; None: a fresh one every
-    epoch. label_fraction: share of the images to train on whose label is used in training, see
-    `select_labeled_images`; None: all. Metrics, those on train as well, use all labels.
-    unlabeled: a folder of images without labels to train on as well, see
-    `WithUnlabeled`. augment, mix: what changes each image to train on after its view,
-    and how images are mixed with each other.
+    views: number of views per image, one per epoch in turn; None: a new view in every
+    epoch. label_fraction: share of the training images whose label is used in training,
+    see `select_labeled_images`; None: all. Metrics use all labels, on train too.
+    unlabeled: a folder of additional training images without labels, see
+    `WithUnlabeled`. augment: changes applied to each training image after its view.
+    mix: mixing of training images.
     """
 
     def __init__(
@@ -84,8 +79,8 @@ class ImageData(LightningDataModule, Typed):
             unlabeled=unlabeled,
         )
         self.view_config = {"_target_": _name_class(view), **vars(view)}
-        """The view in the identity of a training. What builds the data from a
-        configuration sets its node here: a view may hold parts that are not JSON.
+        """The view in `describe_identity`. Data built from a configuration have its view
+        node here, because attributes of a view may not be JSON.
         """
         self.views = views
         self.mix = mix if mix is not None and mix.active else None
@@ -105,15 +100,14 @@ class ImageData(LightningDataModule, Typed):
         self._partners: Int64[np.ndarray, " images"] | None = None
         self._labeled_only = self._fresh_views = False
 
-    # -- what the data can do, and what decides their batches
+    # -- capabilities and identity
 
     @property
     def lacks(self) -> dict[Capability, Lack]:
-        """See `RunData`."""
         lacks: dict[Capability, Lack] = {}
         if self.views is None:
             lacks["views"] = Lack(
-                "data.views=null shows each image in a fresh view in every epoch",
+                "data.views=null uses a new view of each image in every epoch",
                 "Set data.views, for example data.views=4",
             )
         for key, value in (
@@ -122,17 +116,15 @@ class ImageData(LightningDataModule, Typed):
         ):
             if value is not None:
                 lacks["partners"] = Lack(
-                    f"data.{key}={value} trains on images without a label", f"Use data.{key}=null"
+                    f"data.{key}={value} trains on images without labels", f"Set data.{key}=null"
                 )
         return lacks
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """See `RunData`."""
-        return capabilities_without(self.lacks)
+        return exclude_capabilities(self.lacks)
 
-    def identity(self, *, for_teacher: bool) -> dict[str, Any]:
-        """See `RunData`."""
+    def describe_identity(self, *, for_teacher: bool) -> dict[str, Any]:
         options = {
             **self._describe_changes(),
             "views": None if for_teacher else self.views,
@@ -145,210 +137,194 @@ class ImageData(LightningDataModule, Typed):
         }
 
     def _describe_changes(self) -> dict[str, Any]:
-        """What changes the pixels after the view, where anything does."""
+        """Return the active settings that change pixels after the view."""
         changes = {"mix": self.mix, "augment": self.augment}
         return {key: vars(change) for key, change in changes.items() if change is not None}
 
     def describe_training(self) -> tuple[str, ...]:
-        """See `RunData`."""
         phrases = []
         if self.num_labeled is not None:
-            others = len(self.index.list_rows(UNLABELED))
-            more = f" and {others:,} more beside them have none" if others else ""
-            phrases.append(f"{self.num_labeled:,} of the images to train on have a label{more}")
+            unlabeled = len(self.index.list_rows(UNLABELED))
+            more = f", plus {unlabeled:,} unlabeled images" if unlabeled else ""
+            phrases.append(f"{self.num_labeled:,} of the training images have a label{more}")
         if self.views is not None:
             phrases.append(f"{self.views} views of each in turn")
         changes = [change for change in (self.augment, self.mix) if change is not None]
         return (*phrases, *(change.describe() for change in changes))
 
     def count_steps_per_epoch(self, world_size: int) -> tuple[int, int]:
-        """See `RunData`."""
         share = math.ceil(self.sizes["validation"] / world_size)
         return (
             max(1, len(self.index.training_rows) // (self.batch_size * world_size)),
             math.ceil(share / self.batch_size),
         )
 
-    # -- what the index holds
+    # -- content of the index
 
     @property
     def license(self) -> str | None:
-        """See `RunData`."""
         return self.index.source.license
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names by class number."""
         return self.index.classes
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images that can be read, by split."""
         return self.index.sizes
 
     @property
     def fingerprint(self) -> str:
-        """See `ImageIndex`."""
         return self.index.fingerprint
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences for the user about these data."""
         return self.index.notes
 
     @property
     def channels(self) -> int:
-        """1 or 3: what the images have."""
         return self.index.source.channels
 
     @property
     def size(self) -> int:
-        """The side to make models for."""
         return self.index.size
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names by image number."""
         return self.index.listing.files
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Group by image number, '' for none; empty where no image has one."""
+        """Group names by image number, '' for none; empty if no image has a group."""
         groups = self.index.listing.group
         return groups if any(groups) else ()
 
     @property
     def num_labeled(self) -> int | None:
-        """See `RunData`."""
         labeled, rows = len(self.index.labeled_rows), len(self.index.training_rows)
         return labeled if labeled < rows else None
 
     def list(self) -> None:
-        """Find the images and divide them."""
         self.index.list()
 
     def scan_job(self, decode_size: int) -> ScanJob | None:
-        """See `ImageIndex`."""
         return self.index.scan_job(decode_size)
 
     def load(self, folder: Path | None) -> None:
-        """See `ImageIndex`."""
         self.index.load(folder)
 
-    def list_rows(self, split: str) -> Int64[np.ndarray, " list_rows"]:
-        """Image numbers of a split, ascending."""
+    def list_rows(self, split: str) -> Int64[np.ndarray, " rows"]:
         return self.index.list_rows(split)
 
-    def list_targets(self, split: str) -> Int64[np.ndarray, " list_rows"]:
-        """Class numbers of a split, in the order of `rows`."""
+    def list_targets(self, split: str) -> Int64[np.ndarray, " rows"]:
         return self.index.list_targets(split)
 
     def iterate_images(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
-        """See `RunData`."""
         return self.index.iterate_images(split)
 
     def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """Image `index` as it was decoded."""
         return self.index.store.read_image(index)
 
     def make_thumbnail(self, index: int) -> bytes | None:
-        """See `ImageIndex`."""
         return self.index.make_thumbnail(index)
 
     def compute_pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """See `ImageIndex`."""
         return self.index.compute_pixel_statistics()
 
     def write_split(self, path: Path) -> None:
-        """Write which image is in which split as CSV."""
         self.index.write_split(path)
 
     # -- loaders
 
     def bind(
         self,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         *,
         order_seed: int,
         partner_images: bool = False,
         labeled_only: bool = False,
         fresh_views: bool = False,
     ) -> None:
-        """See `RunData`. Raises `RequestError` where the view can't serve `pixels`."""
-        self._bound = (pixels, order_seed)
+        """Serve a model from now on; see `RunData`.
+
+        Raises `RequestError` if the view can't produce images for `input_spec`.
+        """
+        self._bound = (input_spec, order_seed)
         self._labeled_only, self._fresh_views = labeled_only, fresh_views
         self._partners = (
             draw_class_partners(self.index.listing.target, self.list_rows("train"), seed=order_seed)
             if partner_images
             else None
         )
-        self.loaders.check_view(pixels)
+        self.loaders.check_view(input_spec)
 
     def setup(self, stage: str) -> None:
-        """Load what is in memory anyway, for a plain Trainer."""
+        """Load data that need no scan, for use with a plain Lightning Trainer."""
         if not self.index.is_loaded:
             self.list()
             self.load(None)
 
     def train_dataloader(self) -> TrainingLoader:
-        """Augmented, shuffled batches; with ``overfit_batches`` of the Trainer the same
-        images in each epoch.
+        """Return augmented, shuffled batches.
+
+        With the Trainer's ``overfit_batches``, all epochs have the same images.
         """
-        pixels, order_seed = self._require_binding()
+        input_spec, order_seed = self._require_binding()
         return self.loaders.build_training_loader(
-            pixels,
+            input_spec,
             order_seed=order_seed,
             partners=self._partners,
             labeled_only=self._labeled_only,
             views=None if self._fresh_views else self.views,
             position=self._position,
             rank=self._rank(),
-            reshuffle=self.trainer is None or not self.trainer.overfit_batches,  # type: ignore[attr-defined]
+            reshuffle=not getattr(self.trainer, "overfit_batches", 0),
         )
 
     def val_dataloader(self) -> EvaluationLoader:
-        """This rank's share of the validation images."""
-        pixels, _ = self._require_binding()
-        return self.loaders.build_evaluation_loader("validation", pixels, rank=self._rank())
+        """Return the validation batches of this process."""
+        input_spec, _ = self._require_binding()
+        return self.loaders.build_evaluation_loader("validation", input_spec, rank=self._rank())
 
     def build_evaluation_loader(
         self,
         split: str,
-        pixels: InputSpec,
+        input_spec: InputSpec,
         *,
         batch_size: int | None = None,
         corruption: Corruption | None = None,
     ) -> EvaluationLoader:
-        """See `RunData`. corruption: what is done to each image."""
         return self.loaders.build_evaluation_loader(
-            split, pixels, batch_size=batch_size, corruption=corruption
+            split, input_spec, batch_size=batch_size, corruption=corruption
         )
 
-    def sample(self, split: str, pixels: InputSpec, images: int) -> EvaluationLoader:
-        """So many images of a split, or all it has, drawn at random with the seed of
-        the data, as `evaluation` shows them. Of train only images whose label is used.
-        """
-        return self.loaders.sample(split, pixels, images)
+    def sample(self, split: str, input_spec: InputSpec, images: int) -> EvaluationLoader:
+        """Return up to `images` images of a split, drawn with the data's seed.
 
-    def replay(self, pixels: InputSpec) -> ViewReplay | None:
-        """See `RunData`."""
+        Pixels are those of `build_evaluation_loader`. Of train, only images whose label
+        is used are drawn.
+        """
+        return self.loaders.sample(split, input_spec, images)
+
+    def replay(self, input_spec: InputSpec) -> ViewReplay | None:
         if self.views is None:
             return None
         identity = {"view": self.view_config, "views": self.views, **self._describe_changes()}
-        if self.mix is not None:  # an image with a label is mixed only with another of them
+        if self.mix is not None:
+            # Labels determine the mixed pixels: a labeled image has a labeled partner.
             identity["label_fraction"] = self.index.label_fraction
         return ViewReplay(
             self.views,
             self.index.training_rows,
             identity,
-            partial(self.loaders.replay, pixels),
+            partial(self.loaders.replay, input_spec),
         )
 
     def _require_binding(self) -> tuple[InputSpec, int]:
         if self._bound is None:
             raise RequestError(
-                "The data serves no model yet: call data.bind(pixels, order_seed=...) with what the"
-                " student expects."
+                "The data are not bound to a model. Call data.bind(input_spec, order_seed=...) with"
+                " the input specification of the model to train."
             )
         return self._bound
 
@@ -362,12 +338,12 @@ class ImageData(LightningDataModule, Typed):
     def _position(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 0
-        loop = self.trainer.fit_loop
-        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready  # type: ignore[attr-defined]
+        loop: Any = self.trainer.fit_loop
+        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
 
 
 def find_active_options(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The `OPTIONS` that a data group of a configuration turns on, with their values."""
+    """Return the `OPTIONS` that a data group turns on, with their values."""
     return {
         key: node[key]
         for key, switches in OPTIONS.items()

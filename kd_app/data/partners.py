@@ -1,4 +1,4 @@
-"""For each image another one of its class."""
+"""Partner images: for each image, another image of the same class."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -7,12 +7,11 @@ from jaxtyping import Int64
 def draw_class_partners(
     target: Int64[np.ndarray, " images"], rows: Int64[np.ndarray, " rows"], *, seed: int
 ) -> Int64[np.ndarray, " images"]:
-    """By image number: for each of the images `rows` another one of them, of the same
-    class.
+    """Return, by image number, another image of the same class among the images `rows`.
 
-    Within a class it is one random cycle over all its images, which follows from
-    `seed`: each image is the partner of exactly one, and its own only where it is alone
-    in its class. Images that are not among `rows` are their own partners.
+    Within a class, the partners form one random cycle over all images, determined by
+    `seed`: each image is the partner of exactly one image. An image is its own partner
+    if it is the only one of its class, or not among `rows`.
     """
     partners = np.arange(len(target))
     order = np.random.default_rng([seed, len(rows)]).permutation(rows)

@@ -1,5 +1,6 @@
-"""Where the pixels of all images are: in memory, in a mapped file, or still in the
-files they came in. The pixels are the same in all three.
+"""Stores of the pixels of all images: in memory, in a mapped file, or decoded per read.
+
+All stores return the same pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -20,19 +21,17 @@ from kd_app.data.source import Source
 Cache = Literal["ram", "disk", "none"]
 
 _LEAST_DEVIATION = 0.01
-"""Of images that are all one color, so that normalizing them does not divide by zero.
-"""
+"""Lower bound of the standard deviation: images of one color have a deviation of 0."""
 
 _SHARE_OF_MEMORY = 4
-"""One part in so many of the available memory may hold pixels."""
+"""Pixels may use 1 / _SHARE_OF_MEMORY of the available memory."""
 
 
 class PixelStore(ABC):
-    """The pixels of all images by number. Nothing changes in it, so that a copy is the
-    store itself.
+    """The pixels of all images, by image number.
 
-    size: (height, width) where all images have the same, else None. in_memory: no read
-    waits for a disk or a decoder.
+    size: (height, width) of the images; None if sizes differ. in_memory: whether reads
+    need neither a disk nor a decoder.
     """
 
     size: tuple[int, int] | None
@@ -40,21 +39,23 @@ class PixelStore(ABC):
 
     @abstractmethod
     def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """Image `index`; read-only."""
+        """Return image `index`; read-only."""
 
     def read_batch(
         self, index: Int64[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        """The images `index`, copied; only where all have one size."""
+        """Return a copy of the images `index`; for images of one size only."""
         return np.stack([self.read_image(number) for number in index.tolist()])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Stores are immutable.
         return self
 
 
 class HeldStore(PixelStore):
-    """Pixels one behind the other in one array, or in one mapped file. Pickled, it is
-    the path: whoever unpickles it maps the file.
+    """Pixels of all images, concatenated in one array or one mapped file.
+
+    A pickled store of a mapped file contains the path; unpickling maps the file again.
     """
 
     def __init__(
@@ -70,11 +71,9 @@ class HeldStore(PixelStore):
         self._shapes, self._channels, self._path = shapes, channels, path
         self._ends = np.cumsum(shapes.prod(axis=1) * channels)
         self._rows = np.cumsum(shapes[:, 0] > 0) - 1
-        """Where all have one size: the place of an image among those that are not bad.
-        """
+        """Position of each image among the readable ones, for images of one size."""
 
     def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """See `PixelStore`."""
         height, width = self._shapes[index].tolist()
         end = int(self._ends[index])
         picture: np.ndarray = self._pixels[end - height * width * self._channels : end].reshape(
@@ -85,17 +84,15 @@ class HeldStore(PixelStore):
     def read_batch(
         self, index: Int64[np.ndarray, " batch"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        """See `PixelStore`; one gather."""
         assert self.size is not None
-        found: np.ndarray = self._pixels.reshape(-1, *self.size, self._channels)[self._rows[index]]
-        return found
+        pictures = self._pixels.reshape(-1, *self.size, self._channels)
+        batch: np.ndarray = pictures[self._rows[index]]
+        return batch
 
     def __getstate__(self) -> dict[str, Any]:
-        return (
-            self.__dict__
-            if self._path is None
-            else {**self.__dict__, "_pixels": None, "in_memory": False}
-        )
+        if self._path is None:
+            return self.__dict__
+        return {**self.__dict__, "_pixels": None, "in_memory": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -104,7 +101,7 @@ class HeldStore(PixelStore):
 
 
 class DecodingStore(PixelStore):
-    """Decodes an image each time it is read."""
+    """Decodes an image for each read."""
 
     in_memory = False
 
@@ -115,99 +112,100 @@ class DecodingStore(PixelStore):
         self._source, self._decode_size = source, decode_size
 
     def read_image(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
-        """See `PixelStore`. Raises `BadImageError` for a file that has become bad since the
-        scan.
+        """Decode image `index`.
+
+        Raises `BadImageError` for a file that was damaged after the scan.
         """
-        found = np.asarray(
-            bound_size(self._source.read(index, shorter_side=self._decode_size), self._decode_size)
-        )
-        return found.reshape(*found.shape[:2], self._source.channels)
+        image = self._source.read(index, shorter_side=self._decode_size)
+        picture = np.asarray(bound_size(image, self._decode_size))
+        return picture.reshape(*picture.shape[:2], self._source.channels)
 
 
 @dataclass(frozen=True)
 class ImageSelection:
-    """The images of one batch, as a view gets them; see `kd_app.data.views.ViewInput`."""
+    """The images of one batch; implements `kd_app.data.views.ViewInput`."""
 
     store: PixelStore
     index: Int64[np.ndarray, " batch"]
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) where all images of the data have the same, else None."""
+        """(height, width) of all images of the data; None if sizes differ."""
         return self.store.size
 
     def to_array(self) -> UInt8[np.ndarray, "batch height width channels"]:
-        """All at once, as a copy. Raises `RequestError` where they differ in size."""
+        """Return a copy of all images. Raises `RequestError` if sizes differ."""
         if self.size is None:
             raise RequestError(
-                "The images differ in size, and data.view takes them as a batch of one size."
-                " Expected: a view of single images. Set data.view to one, for example {_target_:"
-                " kd_app.data.views.CenterCropView}, or make the images one size."
+                "The images differ in size, but data.view needs images of one size. Expected: a"
+                " view of single images. Set data.view to such a view, for example {_target_:"
+                " kd_app.data.views.CenterCropView}, or resize the images to one size."
             )
         return self.store.read_batch(self.index)
 
     def iterate_images(self) -> Iterator[Image.Image]:
-        """One after the other, in mode 'L' or 'RGB'."""
+        """Yield each image, in mode 'L' or 'RGB'."""
         for number in self.index.tolist():
             picture = self.store.read_image(number)
             yield Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
 
 
 class PixelFile(NamedTuple):
-    """notes: what a user should know, one sentence each."""
+    """An opened store. notes: messages for the user, one sentence each."""
 
     store: PixelStore
     notes: tuple[str, ...]
 
 
 def hold(pixels: UInt8[Tensor, "images channels height width"]) -> HeldStore:
-    """A store of images that a source has in memory."""
+    """Build a store of images that are in memory."""
     array = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     shapes = np.tile(np.array(array.shape[1:3], dtype=np.int64), (len(array), 1))
     return HeldStore(array.reshape(-1), shapes, array.shape[3])
 
 
 def open_store(source: Source, folder: Path, cache: Cache) -> PixelFile:
-    """The store of a scanned source, in the mode `cache`, or in a weaker one where the
-    pixels don't fit, which a note says.
+    """Open the store of a scanned source in the mode `cache`.
 
-    ram: at most a quarter of the available memory; disk: a scan keeps pixels only where
-    they take at most half of the free space.
+    If the pixels don't fit, a slower mode is used, with a note. ram: pixels may use a
+    quarter of the available memory. disk: a scan stores pixels only if they use at most
+    half of the free space.
     """
-    found = read_scan(folder)
-    if cache == "none" or not found.summary.kept:
-        return PixelFile(
-            DecodingStore(source, found.shapes, found.summary.decode_size),
-            _explain_decoding(cache, found),
-        )
+    result = read_scan(folder)
+    shapes, summary = result.shapes, result.summary
+    if cache == "none" or not summary.kept:
+        store = DecodingStore(source, shapes, summary.decode_size)
+        return PixelFile(store, _explain_decoding(cache, result))
     path = folder / PIXELS
     available = read_available_memory()
-    if cache == "disk" or found.summary.size_bytes > available // _SHARE_OF_MEMORY:
-        notes = () if cache == "disk" else (
-            f"data.cache=ram: {_format_gib(found.summary.size_bytes)} of pixels are more than a quarter of the available memory ({_format_gib(available)}); "
-            "they are read from a mapped file (data.cache=disk).",
-        )  # fmt: skip
-        return PixelFile(HeldStore(_map_file(path), found.shapes, source.channels, path), notes)
-    return PixelFile(
-        HeldStore(np.fromfile(path, dtype=np.uint8), found.shapes, source.channels, path), ()
+    is_large = summary.size_bytes > available // _SHARE_OF_MEMORY
+    if cache == "ram" and not is_large:
+        pixels = np.fromfile(path, dtype=np.uint8)
+        return PixelFile(HeldStore(pixels, shapes, source.channels, path), ())
+    note = (
+        f"data.cache=ram: {_format_gib(summary.size_bytes)} of pixels are more than a quarter of"
+        f" the available memory ({_format_gib(available)}). The pixels are read from a mapped file"
+        " (data.cache=disk)."
     )
+    notes = (note,) if cache == "ram" else ()
+    return PixelFile(HeldStore(_map_file(path), shapes, source.channels, path), notes)
 
 
-def _explain_decoding(cache: Cache, found: Scan) -> tuple[str, ...]:
+def _explain_decoding(cache: Cache, result: Scan) -> tuple[str, ...]:
     if cache == "none":
         return ()
-    needed = _format_gib(found.summary.size_bytes)
-    return (
-        (
-            f"data.cache={cache}: {needed} of pixels were more than half of the free disk when they"
-            " were scanned; each read decodes (data.cache=none)."
-        ),
+    note = (
+        f"data.cache={cache}: {_format_gib(result.summary.size_bytes)} of pixels were more than"
+        " half of the free disk space during the scan. Images are decoded at each read"
+        " (data.cache=none)."
     )
+    return (note,)
 
 
 def find_common_size(shapes: Int64[np.ndarray, "images 2"]) -> tuple[int, int] | None:
-    """(height, width) where all images that are not bad (0 x 0) have the same, else
-    None.
+    """Return (height, width) of all readable images; None if their sizes differ.
+
+    A shape of 0 x 0 marks a bad image.
     """
     good = shapes[shapes[:, 0] > 0]
     if not len(good) or (good != good[0]).any():
@@ -218,10 +216,11 @@ def find_common_size(shapes: Int64[np.ndarray, "images 2"]) -> tuple[int, int] |
 def compute_channel_statistics(
     pictures: Iterable[UInt8[np.ndarray, "height width channels"]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, in 0..1, to 4
-    digits; from exact counts of the 256 values.
+    """Return mean and standard deviation of each channel over all pixels, in 0..1.
+
+    Computed from exact counts of the 256 values, and rounded to 4 digits.
     """
-    counts: np.ndarray = sum(_count_values(picture) for picture in pictures)  # type: ignore[assignment]
+    counts: Any = sum(_count_values(picture) for picture in pictures)
     shares, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = shares @ levels
     deviation = np.sqrt(np.maximum(shares @ levels**2 - mean**2, _LEAST_DEVIATION**2))
@@ -240,16 +239,16 @@ def _count_values(
 
 
 def read_available_memory() -> int:
-    """Bytes that can be had without swapping, within the limit of the process's
-    container where there is one.
-    """
+    """Return the available memory in bytes, within the limit of a container."""
     lines = dict(line.split(":", maxsplit=1) for line in _read_text("/proc/meminfo").splitlines())
-    found = int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else 4 * 2**30
-    limit, used = (
-        _read_text("/sys/fs/cgroup/memory.max").strip(),
-        _read_text("/sys/fs/cgroup/memory.current").strip(),
-    )
-    return min(found, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else found
+    available = 4 * 2**30
+    if "MemAvailable" in lines:
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = _read_text("/sys/fs/cgroup/memory.max").strip()
+    used = _read_text("/sys/fs/cgroup/memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        return min(available, int(limit) - int(used))
+    return available
 
 
 def _read_text(path: str) -> str:

@@ -1,6 +1,4 @@
-"""Every image of a source looked at once: which can't be read, how large they are, and
-their pixels, kept so that no epoch decodes them again.
-"""
+"""Scan of a source: decodes every image once, and stores sizes, errors and pixels."""
 
 import json
 import shutil
@@ -22,16 +20,18 @@ from kd_app.stages import write_atomically
 PIXELS, SIZES, SHAPES, RECORD = "pixels.bin", "sizes.npy", "shapes.npy", "scan.json"
 
 _LARGEST, _STEP = 224, 32
-"""Sides of the models that are made for images of many sizes."""
+"""Largest side, and step of the sides, of models for images of different sizes."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images done and of all."""
+"""Called with the number of completed images and the number of all images."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``scan.json`` holds. bad: image number -> why it can't be read. kept: the
-    pixels are in ``pixels.bin``, `size_bytes` of them.
+    """Content of ``scan.json``.
+
+    bad: image number -> why the image can't be read. kept: whether the pixels are in
+    ``pixels.bin``. size_bytes: size of all pixels.
     """
 
     decode_size: int
@@ -41,8 +41,10 @@ class Summary:
 
 
 class Scan(NamedTuple):
-    """A finished scan. sizes, shapes: ``[N, 2]``, height and width of each image in the
-    file and as decoded; 0 for bad images.
+    """A finished scan.
+
+    sizes: ``[N, 2]``, height and width of each image in the file; 0 for bad images.
+    shapes: the same for the decoded images.
     """
 
     summary: Summary
@@ -51,8 +53,9 @@ class Scan(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """pixels: ``[height, width, channels]``, or None and `problem`; size: height and
-    width in the file.
+    """pixels: decoded pixels; None for a bad image. size: height and width in the file.
+
+    problem: why the image is bad.
     """
 
     pixels: UInt8[np.ndarray, "height width channels"] | None
@@ -61,8 +64,9 @@ class _Decoded(NamedTuple):
 
 
 def bound_size(image: Image.Image, decode_size: int) -> Image.Image:
-    """The image with a shorter side of at most `decode_size` (bicubic, antialiased);
-    one that is smaller stays as it is.
+    """Reduce the shorter side to `decode_size` (bicubic, antialiased).
+
+    Smaller images are returned unchanged.
     """
     shorter = min(image.size)
     if shorter <= decode_size:
@@ -81,39 +85,37 @@ def scan(
     threads: int,
     progress: Progress,
 ) -> None:
-    """Decode images 0 .. `images` - 1 with `threads` threads and write what was found
-    into `folder`.
+    """Decode images 0 .. `images` - 1 with `threads` threads, and write a `Scan`.
 
-    keep: write the pixels too, unless they take more than half of the disk's free
-    space. Bad images are recorded, not raised: whether they end the run is asked later,
-    so that the answer can change without another scan.
+    keep: also write the pixels, unless they need more than half of the free disk space.
+    Bad images are recorded and raise no error, so that ``data.on_error`` can change
+    without another scan.
     """
     sizes, shapes = (np.zeros((images, 2), dtype=np.int64) for _ in range(2))
     bad: dict[str, str] = {}
     allowed = shutil.disk_usage(folder).free // 2
     size_bytes = 0
     with (folder / PIXELS).open("wb") as file:
-        for index, found in enumerate(_decode_images(source, images, decode_size, threads)):
-            if found.pixels is None:
-                bad[str(index)] = found.problem
+        for index, image in enumerate(_decode_images(source, images, decode_size, threads)):
+            if image.pixels is None:
+                bad[str(index)] = image.problem
             else:
-                sizes[index], shapes[index] = found.size, found.pixels.shape[:2]
-                size_bytes += found.pixels.size
+                sizes[index], shapes[index] = image.size, image.pixels.shape[:2]
+                size_bytes += image.pixels.size
                 if keep and size_bytes <= allowed:
-                    file.write(found.pixels.data)
+                    file.write(image.pixels.data)
             progress(index + 1, images)
     kept = keep and size_bytes <= allowed
     if not kept:
         (folder / PIXELS).unlink()
     np.save(folder / SIZES, sizes)
     np.save(folder / SHAPES, shapes)
-    write_atomically(
-        folder / RECORD, json.dumps(asdict(Summary(decode_size, bad, kept, size_bytes)), indent=1)
-    )
+    summary = Summary(decode_size, bad, kept, size_bytes)
+    write_atomically(folder / RECORD, json.dumps(asdict(summary), indent=1))
 
 
 def read_scan(folder: Path) -> Scan:
-    """What `scan` wrote."""
+    """Read the output of `scan`."""
     return Scan(
         Summary(**json.loads((folder / RECORD).read_text(encoding="utf-8"))),
         np.load(folder / SIZES),
@@ -122,8 +124,10 @@ def read_scan(folder: Path) -> Scan:
 
 
 def choose_typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
-    """The side of images that are all equal squares of up to 224 pixels; else the
-    median shorter side, rounded to a multiple of 32 from 32 to 224.
+    """Return a side length for models, given the sizes of the images.
+
+    The side of the images if all are equal squares of up to 224 pixels; else the median
+    of the shorter sides, rounded to a multiple of 32 between 32 and 224.
     """
     good = sizes[sizes[:, 0] > 0]
     if not len(good) or ((good == good[0, 0]).all() and good[0, 0] <= _LARGEST):
@@ -134,7 +138,7 @@ def choose_typical_size(sizes: Int64[np.ndarray, "images 2"]) -> int:
 def _decode_images(
     source: Source, images: int, decode_size: int, threads: int
 ) -> Iterator[_Decoded]:
-    """In order; a few images a thread are under way, so that memory stays small."""
+    """Yield decoded images in order; the queue is limited to 8 images per thread."""
     waiting: deque[Future[_Decoded]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

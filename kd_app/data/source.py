@@ -1,4 +1,4 @@
-"""Where images come from: the contract between a source and everything behind it."""
+"""`Source` and `Listing`, the interface of sources of labeled images."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds, known without decoding an image; the row number is the
-    image's index for ever.
+    """The images of a source, without their pixels.
 
-    files: one name an image (a path relative to the root, '/'-separated, or a made-up
-    one like 'digits/0012'). split: 'train', 'validation', 'test', or '' where the
-    source does not say; group: '' where there is none. fingerprint: sha256 over names,
-    labels, ready splits, groups and contents; equal for the same data on another
-    machine or path.
+    The position of an image is its image number, which never changes. files: a name for
+    each image, either a path relative to the root, separated by '/', or a generated
+    name like 'digits/0012'. split: 'train', 'validation', 'test', or '' for images
+    without a predefined split. group: '' for images without a group. fingerprint:
+    sha256 of names, labels, predefined splits, groups and contents; independent of the
+    machine and of the path of the data.
     """
 
     classes: tuple[str, ...]
@@ -34,34 +34,34 @@ class Listing:
 
 
 class Source(Typed):
-    """A set of labeled images. A subclass is what ``data.source._target_`` names."""
+    """A set of labeled images; ``data.source._target_`` is the name of a subclass."""
 
     channels: int
-    """1 (grey) or 3 (colour) of what `read` and `store` give."""
+    """Number of channels of the images: 1 (gray) or 3 (color)."""
     license: str | None = None
-    """What the images are under, where the source knows it."""
+    """License of the images; None if unknown."""
     size: int | None
-    """Side of the images where all are squares of the same size (known without
-    decoding), else None.
-    """
+    """Side of the images if all are squares of one size, known without decoding."""
 
     @abstractmethod
     def list_images(self) -> Listing:
-        """Names, labels and ready splits. Raises `RequestError`: no such folder, empty,
-        a single class, how to get the files.
+        """Return names, labels and predefined splits of the images.
+
+        Raises `RequestError` for missing files, no images or a single class.
         """
 
     def store(self) -> Tensor | None:
-        """All pixels, uint8 ``[N, C, H, W]``, where the set is small and of one size;
-        else None, and `read` serves.
+        """Return all pixels, uint8 ``[N, C, H, W]``, for small sets of one image size.
+
+        None: the images are read by `read`.
         """
         return None
 
     @abstractmethod
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
-        """Image `index`, upright, in mode 'L' or 'RGB' as `channels` says. Raises
-        `BadImageError`. Safe to call from threads and workers.
+        """Return image `index`, upright, in mode 'L' or 'RGB' depending on `channels`.
 
-        A file may be reduced while it is decoded, where that is cheaper, but not to
-        less than `shorter_side` pixels on its shorter side.
+        shorter_side: the source may reduce the image while decoding, but not below this
+        number of pixels on the shorter side. Raises `BadImageError`. Thread-safe, and
+        safe in worker processes.
         """

@@ -1,5 +1,7 @@
-"""Who is in which of the three sets: ready splits kept, the rest drawn by class, groups
-whole, the same for ever.
+"""Division of images into train, validation and test.
+
+Predefined splits are kept. Other images are drawn by class, with groups kept together;
+the result depends only on the seed and on names.
 """
 
 import csv
@@ -16,8 +18,9 @@ from kd_app.stages import write_atomically
 
 
 class ImageSplit(NamedTuple):
-    """names: 'train', 'validation' or 'test' for each image. notes: what a user should
-    know, one sentence each.
+    """names: 'train', 'validation' or 'test' for each image.
+
+    notes: messages for the user, one sentence each.
     """
 
     names: tuple[str, ...]
@@ -25,27 +28,33 @@ class ImageSplit(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """What stays together: numbers of images, and how many of each class."""
+    """Images that must be in the same split: their numbers, and counts by class."""
 
     images: list[int]
     classes: dict[int, int]
 
 
 def split(listing: Listing, *, seed: int, validation: float, test: float) -> ImageSplit:
-    """Divide the images. `test`: share of the images without a ready split;
-    `validation`: share of what is then left for training; in (0, 1).
+    """Divide the images into train, validation and test.
 
-    Ready splits stay. Where there is no ready test set it is drawn from the images
-    without a split (from train where all have one); where there is no ready validation
-    set it is drawn from train and the images without a split. The rest is train. Of a
-    class of n images max(1, round(share * n)) are drawn, as long as one is left for
-    each set that is still to come. Groups stay whole: groups are taken while they bring
-    the numbers closer to those, and for a class that gets none so the smallest that
-    fits; a group in part ready follows that part. Drawn are the least hashes of (seed,
-    set, name), name being the group's or the file's. So without groups images of other
-    classes change nothing, and an image more or less changes the set of at most a few
-    others of its class. Raises `RequestError`: a share out of range, a group in two
-    ready splits, a class without an image in train, an empty set.
+    test: share of the images without a predefined split. validation: share of the
+    images that are then left for training. Both are in (0, 1).
+
+    Predefined splits are kept. A missing test set is drawn from the images without a
+    split, or from train if all have one. A missing validation set is then drawn from
+    train and the images without a split. All other images are train. Of a class of n
+    images, max(1, round(share * n)) are drawn, but at least one is left for each later
+    set. Groups are never divided: a group is drawn if this brings the class counts
+    closer to their targets; for a class without a drawn image, the smallest suitable
+    group is drawn. A group with a predefined split for some of its images has that
+    split as a whole.
+
+    Images with the smallest hashes of (seed, set, name) are drawn, where name is the
+    group or the file. Without groups, images of other classes therefore have no effect,
+    and adding or removing an image changes the set of few others of its class.
+
+    Raises `RequestError`: a share out of range, a group in two predefined splits, a
+    class without an image in train, an empty set.
     """
     for name, share in (("validation", validation), ("test", test)):
         if not 0 < share < 1:
@@ -53,19 +62,18 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
                 f"The share of the {name} set is {share}. Expected: more than 0 and less than 1,"
                 " for example 0.1."
             )
-    names = _with_their_group(listing)
-    ready = set(names)
+    names = _extend_splits_to_groups(listing)
+    predefined = set(names)
     notes = []
     for part, share in (("test", test), ("validation", validation)):
-        if part in ready:
+        if part in predefined:
             continue
-        pool = [""] if part == "test" and "" in ready else ["", "train"]
-        if part == "test" and "" not in ready:
-            notes.append("There are ready splits and no test set: it was drawn from train.")
-        keep = 2 if part == "test" and "validation" not in ready else 1
-        for image in _draw(
-            listing, [name in pool for name in names], share, keep, f"{seed}/{part}"
-        ):
+        pool = [""] if part == "test" and "" in predefined else ["", "train"]
+        if part == "test" and "" not in predefined:
+            notes.append("The predefined splits have no test set; it was drawn from train.")
+        keep = 2 if part == "test" and "validation" not in predefined else 1
+        allowed = [name in pool for name in names]
+        for image in _draw(listing, allowed, share, keep, f"{seed}/{part}"):
             names[image] = part
     names = [name or "train" for name in names]
     notes += _check(listing, names)
@@ -73,8 +81,9 @@ def split(listing: Listing, *, seed: int, validation: float, test: float) -> Ima
 
 
 def write_split(path: Path, listing: Listing, names: Sequence[str]) -> None:
-    """Write a CSV with the columns index, file, label ('' for none), split, group: one
-    row an image, in the listing's order.
+    """Write a CSV with the columns index, file, label ('' for none), split and group.
+
+    There is one row per image, in the order of the listing.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -86,9 +95,10 @@ def write_split(path: Path, listing: Listing, names: Sequence[str]) -> None:
     write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace").decode())
 
 
-def _with_their_group(listing: Listing) -> list[str]:
-    """The ready splits; an image without one gets that of its group. Raises
-    `RequestError` where a group is in two.
+def _extend_splits_to_groups(listing: Listing) -> list[str]:
+    """Return the predefined splits, extended to all images of a group.
+
+    Raises `RequestError` for a group in two predefined splits.
     """
     of_group: dict[str, tuple[str, str]] = {}
     for file, name, group in zip(listing.files, listing.split, listing.group, strict=True):
@@ -96,10 +106,10 @@ def _with_their_group(listing: Listing) -> list[str]:
             first, where = of_group.setdefault(group, (file, name))
             if where != name:
                 raise RequestError(
-                    f"The group {group!r} is torn apart: {first!r} is in {where} and {file!r} in"
-                    f" {name}. Expected: a group lies in one split, or the test would meet what"
-                    " training has seen. Correct the splits, or empty the group of images that"
-                    " don't belong together."
+                    f"The group {group!r} is in two splits: {first!r} is in {where} and {file!r} in"
+                    f" {name}. Expected: all images of a group are in one split, so that training"
+                    " and test images are independent. Correct the splits, or clear the group of"
+                    " images that don't belong together."
                 )
     return [
         name or (of_group[group][1] if group in of_group else "")
@@ -110,8 +120,9 @@ def _with_their_group(listing: Listing) -> list[str]:
 def _draw(
     listing: Listing, allowed: Sequence[bool], share: float, keep: int, salt: str
 ) -> Iterable[int]:
-    """Numbers of the images to take out of those that are allowed; of each class at
-    least one group is left, and `keep` where it has more.
+    """Return the numbers of images to draw from those that are allowed.
+
+    Of each class, at least one group is left, and `keep` groups if there are more.
     """
     groups = _build_groups(listing, allowed)
     images = Counter(
@@ -122,7 +133,7 @@ def _draw(
         for number, count in images.items()
     }
     left = Counter(number for group in groups.values() for number in group.classes)
-    taken: list[_Group] = []
+    chosen: list[_Group] = []
     rest: list[_Group] = []
     for name in sorted(groups, key=lambda name: _hash(salt, name)):
         group = groups[name]
@@ -132,21 +143,23 @@ def _draw(
         if closer <= 0 or not _can_spare(left, group, keep):
             rest.append(group)
             continue
-        taken.append(group)
+        chosen.append(group)
         for number, count in group.classes.items():
             left[number] -= 1
             want[number] -= count
-    taken += _cover(taken, rest, left, keep)
-    return (image for group in taken for image in group.images)
+    chosen += _cover(chosen, rest, left, keep)
+    return (image for group in chosen for image in group.images)
 
 
 def _cover(
-    taken: Iterable[_Group], rest: Iterable[_Group], left: Counter[int], keep: int
+    chosen: Iterable[_Group], rest: Iterable[_Group], left: Counter[int], keep: int
 ) -> list[_Group]:
-    """For each class of which nothing is taken, its groups being large or few: the
-    smallest that leaves each class one, better `keep` groups.
+    """Choose a group for each class that has no chosen one.
+
+    The smallest group is chosen that leaves one group of each class, if possible one
+    that leaves `keep` groups.
     """
-    covered = {number for group in taken for number in group.classes}
+    covered = {number for group in chosen for number in group.classes}
     choices: dict[int, list[_Group]] = defaultdict(list)
     for group in rest:
         for number in group.classes.keys() - covered:
@@ -155,37 +168,32 @@ def _cover(
     for number in sorted(choices):
         fitting = [group for group in choices[number] if _can_spare(left, group, 1)]
         if fitting and number not in covered:
-            more.append(
-                min(
-                    fitting,
-                    key=lambda group: (not _can_spare(left, group, keep), len(group.images)),
-                )
+            best = min(
+                fitting, key=lambda group: (not _can_spare(left, group, keep), len(group.images))
             )
-            left.subtract(more[-1].classes.keys())
-            covered |= more[-1].classes.keys()
+            more.append(best)
+            left.subtract(best.classes.keys())
+            covered |= best.classes.keys()
     return more
 
 
 def _can_spare(left: Counter[int], group: _Group, keep: int) -> bool:
-    """Whether each class in the group has `keep` other groups among those that are
-    left.
-    """
+    """Return whether `keep` other groups are left for each class of the group."""
     return all(left[number] > keep for number in group.classes)
 
 
 def _build_groups(listing: Listing, allowed: Sequence[bool]) -> dict[tuple[str, str], _Group]:
-    """(kind, name) -> group; an image without a group is one of its own, and goes by
-    its file's name.
-    """
-    found: dict[tuple[str, str], _Group] = {}
+    """Return (kind, name) -> group; an image without a group forms one of its own."""
+    groups: dict[tuple[str, str], _Group] = {}
     for image, (number, file, group, free) in enumerate(
         zip(listing.target.tolist(), listing.files, listing.group, allowed, strict=True)
     ):
         if free:
-            own = found.setdefault(("group", group) if group else ("file", file), _Group([], {}))
+            key = ("group", group) if group else ("file", file)
+            own = groups.setdefault(key, _Group([], {}))
             own.images.append(image)
             own.classes[number] = own.classes.get(number, 0) + 1
-    return found
+    return groups
 
 
 def _hash(salt: str, name: tuple[str, str]) -> bytes:
@@ -195,37 +203,38 @@ def _hash(salt: str, name: tuple[str, str]) -> bytes:
 
 
 def _check(listing: Listing, names: Sequence[str]) -> list[str]:
-    """Notes about classes that validation or test lack. Raises `RequestError` for an
-    empty set, or a class that train lacks.
+    """Return notes about classes that are missing in validation or test.
+
+    Raises `RequestError` for an empty set, and for a class that is missing in train.
     """
-    there = {part: set[int]() for part in SPLITS}
+    present = {part: set[int]() for part in SPLITS}
     for number, name in zip(listing.target.tolist(), names, strict=True):
-        there[name].add(number)
+        present[name].add(number)
     notes = []
     for part in SPLITS:
         missing = [
             repr(listing.classes[number])
             for number in range(len(listing.classes))
-            if number not in there[part]
+            if number not in present[part]
         ]
         some = ", ".join(missing[:8]) + (
             f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         )
-        if not there[part]:
+        if not present[part]:
             raise RequestError(
                 f"The {part} set would be empty: {len(names)} image(s) of {len(listing.classes)}"
                 " classes are too few to divide. Expected: at least 3 images (or 3 groups) of a"
-                " class, one for each of train, validation and test. Add images, or give ready"
+                " class, one for each of train, validation and test. Add images, or define the"
                 " splits."
             )
         if missing and part == "train":
             raise RequestError(
-                f"No image of {some} is in train. Expected: every class is there. Correct the ready"
-                " splits, or add images."
+                f"No image of {some} is in train. Expected: images of every class. Correct the"
+                " predefined splits, or add images."
             )
         if missing:
             notes.append(
-                f"{len(missing)} class(es) have no image in {part}, too few to divide: {some}."
-                " Nothing is measured about them there."
+                f"{len(missing)} class(es) have too few images to divide, and no image in {part}:"
+                f" {some}. Metrics on {part} do not include these classes."
             )
     return notes

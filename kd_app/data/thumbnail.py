@@ -1,4 +1,4 @@
-"""Images made small enough to be shown by the dozen."""
+"""Small PNG thumbnails of images."""
 
 import io
 
@@ -10,8 +10,9 @@ SIDE = 96
 
 
 def encode_thumbnail(picture: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """A PNG of an image (1 or 3 channels), its longer side at most 96 pixels; smaller
-    images keep every pixel.
+    """Encode an image (1 or 3 channels) as a PNG of at most 96 pixels on each side.
+
+    Smaller images keep their size.
     """
     image = Image.fromarray(picture if picture.shape[2] == 3 else picture[:, :, 0])
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -1,6 +1,4 @@
-"""Images through timm's readers: folders and tars as timm reads them, Hugging Face
-datasets, TFDS, WebDataset.
-"""
+"""Images from timm's readers: folders, tars, Hugging Face, TFDS and WebDataset."""
 
 import hashlib
 import io
@@ -28,13 +26,14 @@ _SPLIT_NAMES = {
     "test": ("test",),
 }
 _ABSENT = (ValueError, KeyError, RuntimeError, AssertionError)
-"""What timm's readers raise for a split that the data set doesn't have."""
+"""Exceptions of timm's readers for a split that the data set doesn't have."""
 _HELD_LIMIT = 4 * 1024**3
 
 
 class _Row(NamedTuple):
-    """One image: its ready split and number there, name, class name, hash of its
-    content, and, from a stream, itself as PNG.
+    """One image: predefined split, number in the split, name, class, content hash.
+
+    png: the image as PNG if the reader is a stream, else empty.
     """
 
     split: str
@@ -46,8 +45,9 @@ class _Row(NamedTuple):
 
 
 class _Readers(NamedTuple):
-    """timm's readers by split, for one process: a tar's open file must be shared
-    neither by threads nor across a fork.
+    """timm's readers by split, for one process.
+
+    The open file of a tar can be shared neither by threads nor across a fork.
     """
 
     process: int
@@ -56,13 +56,13 @@ class _Readers(NamedTuple):
 
 
 class TimmReader(Source):
-    """What ``timm.data.readers.create_reader`` reads, with one class an image.
+    """Images from ``timm.data.readers.create_reader``, with one class per image.
 
-    `reader`: 'folder' for a folder or .tar of class folders at `root` (with train,
-    validation, test beside each other where they are ready), or 'hfds/<name>',
-    'hfids/<name>', 'tfds/<name>', 'wds/<name>', where `root` is the folder that they
-    keep their data in, or None for their default. Readers of streams (hfids, tfds, wds)
-    are read through once, and their images held in memory as PNG, up to 4 GiB.
+    reader: 'folder' for a folder or .tar of class folders at `root`, or for train,
+    validation and test folders or .tars in `root`; or 'hfds/<name>', 'hfids/<name>',
+    'tfds/<name>', 'wds/<name>'. For the latter, `root` is the folder of the reader's
+    data; None: the reader's default. Streams (hfids, tfds, wds) are read once, and
+    their images are held in memory as PNG, up to 4 GiB per split.
     """
 
     size = None
@@ -71,34 +71,35 @@ class TimmReader(Source):
         self.root = root
         self.reader = reader
         self.channels = channels
-        self._opened: _Readers | None = None
+        self._readers: _Readers | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_readers": None}
 
     def list_images(self) -> Listing:
-        """Names, labels and ready splits. Raises `RequestError`: no such folder, data
-        set or package, several labels an image, one class.
+        """Return names, labels and predefined splits of the images.
+
+        Raises `RequestError`: a missing folder, data set or package, several labels per
+        image, or a single class.
         """
-        return self._found[0]
+        return self._contents[0]
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
-        """Image `index`; see `Source.read`."""
-        listing, places = self._found
+        listing, places = self._contents
         split, number, png = places[index]
         if png:
             return decode_image(
                 io.BytesIO(png), listing.files[index], self.channels, shorter_side=shorter_side
             )
-        opened = self._open_readers()
-        with opened.lock, opened.by_split[split][number][0] as file:
+        readers = self._open_readers()
+        with readers.lock, readers.by_split[split][number][0] as file:
             data = file.read()
         return decode_image(
             io.BytesIO(data), listing.files[index], self.channels, shorter_side=shorter_side
         )
 
     @cached_property
-    def _found(self) -> tuple[Listing, list[tuple[str, int, bytes]]]:
+    def _contents(self) -> tuple[Listing, list[tuple[str, int, bytes]]]:
         by_split = self._open_readers().by_split
         rows = [
             row
@@ -113,8 +114,9 @@ class TimmReader(Source):
         unknown = sorted({row.label for row in rows} - set(number))
         if unknown:
             raise RequestError(
-                f"{self.reader} has classes in validation or test that its train split lacks:"
-                f" {', '.join(unknown[:8])}. Remove them there."
+                f"{self.reader} has classes in validation or test that are missing in train:"
+                f" {', '.join(unknown[:8])}. Expected: every class in train. Remove the images of"
+                " these classes."
             )
         target = np.array([number[row.label] for row in rows], dtype=np.int64)
         files, split = [row.file for row in rows], [row.split for row in rows]
@@ -125,21 +127,21 @@ class TimmReader(Source):
         ]
 
     def _open_readers(self) -> _Readers:
-        opened = self._opened
-        if opened is None or opened.process != os.getpid():
-            opened = _Readers(os.getpid(), threading.Lock(), _open(self.reader, self.root))
-            self._opened = opened
-        return opened
+        readers = self._readers
+        if readers is None or readers.process != os.getpid():
+            readers = _Readers(os.getpid(), threading.Lock(), _open(self.reader, self.root))
+            self._readers = readers
+        return readers
 
 
 def _open(reader: str, root: Path | None) -> dict[str, Any]:
-    """timm's readers by split ('' where there are no ready splits)."""
+    """Open timm's readers by split ('' without predefined splits)."""
     prefix, _, name = reader.partition("/")
     if reader == "folder":
         return _open_folders(resolve_root(root))
     if prefix.lower() not in _BY_NAME or not name:
         raise build_unknown_error(
-            "timm reader", reader, ("folder", *(f"{known}/<name>" for known in _BY_NAME))
+            "timm reader", reader, ("folder", *(f"{each}/<name>" for each in _BY_NAME))
         )
     return _open_by_name(reader, None if root is None else str(root.expanduser()))
 
@@ -149,22 +151,14 @@ def _open_folders(root: Path) -> dict[str, Any]:
 
     parts: dict[str, Path] = {}
     for split, names in _SPLIT_NAMES.items():
-        found = next(
-            (
-                path
-                for name in names
-                for path in (root / name, root / f"{name}.tar")
-                if path.exists()
-            ),
-            None,
-        )
-        if found is not None:
-            parts[split] = found
+        candidates = [path for name in names for path in (root / name, root / f"{name}.tar")]
+        part = next((path for path in candidates if path.exists()), None)
+        if part is not None:
+            parts[split] = part
+    if "train" not in parts:
+        parts = {"": root}
     try:
-        return {
-            split: create_reader("", root=str(path))
-            for split, path in (parts if "train" in parts else {"": root}).items()
-        }
+        return {split: create_reader("", root=str(path)) for split, path in parts.items()}
     except (*_ABSENT, OSError) as error:
         raise RequestError(
             f"timm's reader can't read {str(root)!r}: {error}. Expected: a folder or .tar of class"
@@ -176,35 +170,28 @@ def _open_by_name(reader: str, root: str | None) -> dict[str, Any]:
     readers: dict[str, Any] = {}
     problems: list[str] = []
     for split, names in _SPLIT_NAMES.items():
-        found = next(
-            (
-                opened
-                for name in names
-                if (opened := _try(reader, root, name, problems)) is not None
-            ),
-            None,
-        )
-        if found is not None:
-            readers[split] = found
+        attempts = (_try_open(reader, root, name, problems) for name in names)
+        split_reader = next((attempt for attempt in attempts if attempt is not None), None)
+        if split_reader is not None:
+            readers[split] = split_reader
         elif split == "train":
             raise RequestError(
-                f"timm's reader {reader!r} gives no train split (data.root={root}): {problems[0]}."
+                f"timm's reader {reader!r} has no train split (data.root={root}): {problems[0]}."
                 " Correct data.reader or data.root."
             )
     return readers
 
 
-def _try(reader: str, root: str | None, split: str, problems: list[str]) -> Any:
-    """A reader of this split, or None where there is no such split; why is added to
-    `problems`.
-    """
+def _try_open(reader: str, root: str | None, split: str, problems: list[str]) -> Any:
+    """Open the reader of a split; None if that fails, with the reason in `problems`."""
     from timm.data.readers.reader_factory import create_reader
 
     try:
         return create_reader(reader, root=root, split=split)
     except ImportError as error:
         raise RequestError(
-            f"timm's reader {reader!r} needs a package that is not installed: {error}. Install it."
+            f"timm's reader {reader!r} needs a package that is not installed: {error}. Install the"
+            " package."
         ) from error
     except (*_ABSENT, OSError) as error:
         problems.append(" ".join(f"{type(error).__name__}: {error}".split()))
@@ -212,11 +199,11 @@ def _try(reader: str, root: str | None, split: str, problems: list[str]) -> Any:
 
 
 def _read_class_names(reader: Any) -> dict[int, str]:
-    """Class number -> name, in order; empty where the reader knows none."""
-    known = (
+    """Return class number -> name, sorted by number; empty if there are no names."""
+    numbers = (
         getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
     )
-    return {number: str(name) for name, number in sorted(known.items(), key=lambda item: item[1])}
+    return {number: str(name) for name, number in sorted(numbers.items(), key=lambda item: item[1])}
 
 
 def _iterate_rows(split: str, reader: Any, channels: int) -> Iterator[_Row]:
@@ -231,7 +218,7 @@ def _iterate_rows(split: str, reader: Any, channels: int) -> Iterator[_Row]:
             number = operator.index(target)
         except TypeError:
             raise RequestError(
-                f"The image {row.file!r} has the label {target!r}. Expected: one class number an"
+                f"The image {row.file!r} has the label {target!r}. Expected: one class number per"
                 " image."
             ) from None
         yield row._replace(label=names.get(number, str(number)))
@@ -245,21 +232,16 @@ def _iterate_by_number(split: str, reader: Any) -> Iterator[tuple[_Row, Any]]:
             total += file.seek(0, os.SEEK_END)
             content = hash_file(file, whole=total <= WHOLE_LIMIT)
         name = reader.filename(number) or f"{number:08d}"
-        if os.path.isabs(name):  # a cache of this machine
+        if os.path.isabs(name):
+            # The path of a cache differs between machines; names must not.
             name = f"{number:08d}-{os.path.basename(name)}"
-        yield (
-            _Row(
-                split, number, f"{split}/{name}".lstrip("/").replace(os.sep, "/"), "", content, b""
-            ),
-            target,
-        )
+        file_name = f"{split}/{name}".lstrip("/").replace(os.sep, "/")
+        yield _Row(split, number, file_name, "", content, b""), target
 
 
 def _stream(split: str, reader: Any, channels: int) -> Iterator[tuple[_Row, Any]]:
-    reader.dist_rank, reader.dist_num_replicas = (
-        0,
-        1,
-    )  # every rank reads the whole set; who sees what is decided behind the source
+    # Every process reads the whole set; the loaders divide the images among processes.
+    reader.dist_rank, reader.dist_num_replicas = 0, 1
     total = 0
     for number, (image, target) in enumerate(reader):
         plain = convert_mode(image, channels)
@@ -268,8 +250,8 @@ def _stream(split: str, reader: Any, channels: int) -> Iterator[tuple[_Row, Any]
         total += buffer.tell()
         if total > _HELD_LIMIT:
             raise RequestError(
-                f"The {split} split of this stream needs more than {_HELD_LIMIT >> 30} GiB. Write"
-                " it to a folder and use data=folder."
+                f"The {split} split of this stream needs more than {_HELD_LIMIT >> 30} GiB of"
+                " memory. Write the images to a folder and use data=folder."
             )
         content = hashlib.sha256(repr((plain.mode, plain.size)).encode() + plain.tobytes()).digest()
         yield _Row(split, number, f"{split}/{number:08d}", "", content, buffer.getvalue()), target

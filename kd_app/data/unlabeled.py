@@ -1,4 +1,4 @@
-"""Images without labels, in a folder beside the labeled ones."""
+"""Unlabeled images from a second folder, in addition to the labeled ones."""
 
 import hashlib
 from dataclasses import replace
@@ -15,12 +15,13 @@ from kd_app.data.images import is_image_name, open_image
 from kd_app.data.source import Listing, Source
 
 UNLABELED = "unlabeled"
-"""What these images' split is called; each file's name begins with it."""
+"""Name of the split of these images, and first part of their file names."""
 
 
 class WithUnlabeled(Source):
-    """The images of `labeled`, and behind them all that lie in `folder`, at any depth,
-    without a class (number -1).
+    """The images of `labeled`, followed by all images in and below `folder`.
+
+    The latter have no class (number -1).
     """
 
     size = None
@@ -33,8 +34,10 @@ class WithUnlabeled(Source):
         self._files: tuple[str, ...] = ()
 
     def list_images(self) -> Listing:
-        """See `Source`. Raises `RequestError`: no folder, no image in it, or one that
-        would be read as a class.
+        """List the labeled, then the unlabeled images.
+
+        Raises `RequestError`: `folder` is missing, has no image, or lies inside the
+        folder of the labeled images.
         """
         first = self.labeled.list_images()
         if isinstance(self.labeled, Folder) and self.labeled.base.resolve() in (
@@ -43,23 +46,17 @@ class WithUnlabeled(Source):
         ):
             raise RequestError(
                 f"data.unlabeled={str(self.folder)!r} lies in data.root={str(self.labeled.base)!r},"
-                " where every folder is a class. Move it beside data.root."
+                " where every folder is a class. Move the unlabeled images out of data.root."
             )
         if not self._files:
-            below = (
-                (Path(path) for path in walk(self.folder, set())) if self.folder.is_dir() else ()
-            )
-            self._files = tuple(
-                sorted(
-                    path.relative_to(self.folder).as_posix()
-                    for path in below
-                    if is_image_name(str(path))
-                )
-            )
+            paths = walk(self.folder, set()) if self.folder.is_dir() else ()
+            images = [Path(path) for path in paths if is_image_name(path)]
+            names = (path.relative_to(self.folder).as_posix() for path in images)
+            self._files = tuple(sorted(names))
         if not self._files:
             raise RequestError(
-                f"data.unlabeled={str(self.folder)!r} holds no image. Expected: a folder of images,"
-                " at any depth. Name another one."
+                f"data.unlabeled={str(self.folder)!r} holds no image. Expected: a folder with"
+                " images, at any depth. Set data.unlabeled to another folder."
             )
         contents = hash_files([self.folder / file for file in self._files])
         total = hashlib.sha256(first.fingerprint.encode())
@@ -76,7 +73,6 @@ class WithUnlabeled(Source):
         )
 
     def read(self, index: int, *, shorter_side: int | None = None) -> Image.Image:
-        """See `Source`."""
         first = len(self.labeled.list_images().files)
         if index < first:
             return self.labeled.read(index, shorter_side=shorter_side)
@@ -86,7 +82,7 @@ class WithUnlabeled(Source):
 
 
 def select_labeled(listing: Listing) -> Listing:
-    """The images with a class, which come first."""
+    """Return the images with a class, which come first in the listing."""
     count = int((listing.target >= 0).sum())
     return replace(
         listing,

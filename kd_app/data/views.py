@@ -1,8 +1,8 @@
-"""Augmentation that can be replayed: the pixels of an image in a view are a pure
-function of (data.seed, index, view number).
+"""Views: replayable augmentation.
 
-A user's own view is a subclass of `ImageView` (one image at a time) or of `View` (a
-batch at once), named by ``data.view._target_``.
+The pixels of an image in a view are a pure function of (data.seed, index, view number).
+A user-provided view is a subclass of `ImageView` (one image at a time) or of `View` (a
+whole batch), selected by ``data.view._target_``.
 """
 
 import math
@@ -36,21 +36,20 @@ class ViewInput(Protocol):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) where all images of the data have the same, else None."""
+        """(height, width) of all images of the data; None if sizes differ."""
 
     def to_array(self) -> Pictures:
-        """All at once, as a copy. Raises `RequestError` where they differ in size."""
+        """Return a copy of all images. Raises `RequestError` if sizes differ."""
 
     def iterate_images(self) -> Iterator[Image.Image]:
-        """One after the other, in mode 'L' or 'RGB'."""
+        """Yield each image, in mode 'L' or 'RGB'."""
 
 
 def compute_image_keys(seed: int, index: Int64[np.ndarray, " batch"], number: int) -> Keys:
-    """64 random bits for each image of view `number`: ``mix(mix(mix(seed) + number) +
-    index)``, mix being splitmix64.
+    """Return 64 random bits for each image of view `number`.
 
-    G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators, OOPSLA
-    2014.
+    ``mix(mix(mix(seed) + number) + index)``, where mix is splitmix64: G. Steele, D. Lea
+    and C. Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014.
     """
     base = _mix(np.array([seed % _WORD], dtype=np.uint64))
     base = _mix(base + np.uint64(number % _WORD))
@@ -65,52 +64,58 @@ def _mix(state: Keys) -> Keys:
     return mixed
 
 
-def remix_keys(keys: Keys, number: int) -> Keys:
-    """Other 64 random bits for each key: ``mix(key + mix(number))``."""
+def derive_keys(keys: Keys, number: int) -> Keys:
+    """Return 64 new random bits for each key: ``mix(key + mix(number))``."""
     return _mix(keys + _mix(np.array([number], dtype=np.uint64)))
 
 
 class View(Typed):
-    """What happens to the images of a batch before the model sees them."""
+    """A transform of the images of a batch to the input size of a model."""
 
     @abstractmethod
-    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
-        """The images at ``pixels.height`` x ``pixels.width`` (channels as stored); all
-        that is random follows from `keys`, one an image.
+    def __call__(self, images: ViewInput, keys: Keys, input_spec: InputSpec) -> Pictures:
+        """Return the images at ``input_spec.height`` x ``input_spec.width``.
+
+        The number of channels does not change. `keys`, one per image, determine all
+        random draws.
         """
 
-    def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
-        """Whether an image of this stored size costs so much that worker processes pay
-        (more than about 5 microseconds).
+    def is_slow(self, size: tuple[int, int] | None, input_spec: InputSpec) -> bool:
+        """Whether worker processes help for images of this stored size.
+
+        That is the case from about 5 microseconds per image.
         """
         return True
 
 
 class ImageView(View):
-    """A view that takes one PIL image at a time; torch's and Python's generators are
-    seeded for each, and put back afterwards.
+    """A view that transforms one PIL image at a time.
+
+    The random generators of torch and Python are seeded for each image, and restored
+    afterwards.
     """
 
     @abstractmethod
-    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
-        """`image` at ``pixels.width`` x ``pixels.height``. Any torchvision or timm
-        transform of PIL images may be called here.
+    def transform_image(self, image: Image.Image, input_spec: InputSpec) -> Image.Image:
+        """Return `image` at ``input_spec.width`` x ``input_spec.height``.
+
+        Torchvision and timm transforms of PIL images can be used here.
         """
 
-    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
-        """See `View`."""
-        made = []
-        with own_generators():
-            for picture, key in zip(images.iterate_images(), keys.tolist(), strict=True):
+    def __call__(self, images: ViewInput, keys: Keys, input_spec: InputSpec) -> Pictures:
+        pictures = []
+        with preserve_generators():
+            for image, key in zip(images.iterate_images(), keys.tolist(), strict=True):
                 random.seed(key)
                 torch.default_generator.manual_seed(key >> 1)
-                made.append(_check_view(self, self.transform_image(picture, pixels), pixels))
-        return np.stack(made)
+                transformed = self.transform_image(image, input_spec)
+                pictures.append(_check_view(self, transformed, input_spec))
+        return np.stack(pictures)
 
 
 @contextmanager
-def own_generators() -> Iterator[None]:
-    """Python's and torch's generators are afterwards as they were."""
+def preserve_generators() -> Iterator[None]:
+    """Restore the states of Python's and torch's random generators on exit."""
     state: tuple[Any, ...] = random.getstate()
     torch_state = torch.get_rng_state()
     try:
@@ -121,73 +126,66 @@ def own_generators() -> Iterator[None]:
 
 
 def _check_view(
-    view: View, image: Image.Image, pixels: InputSpec
+    view: View, image: Image.Image, input_spec: InputSpec
 ) -> UInt8[np.ndarray, "height width channels"]:
-    if image.size != (pixels.width, pixels.height):
+    if image.size != (input_spec.width, input_spec.height):
         raise RequestError(
-            f"The view {type(view).__name__} gave an image of {image.size}; (width, height) must be"
-            f" {(pixels.width, pixels.height)}."
+            f"The view {type(view).__name__} returned an image of {image.size}. Expected: (width,"
+            f" height) = {(input_spec.width, input_spec.height)}."
         )
-    found = np.asarray(image)
-    return found if found.ndim == 3 else found[:, :, None]
+    picture = np.asarray(image)
+    return picture if picture.ndim == 3 else picture[:, :, None]
 
 
 class CenterCropView(ImageView):
-    """No augmentation: `kd_app.data.crop.center`, the transform of every evaluation."""
+    """No augmentation, only the evaluation transform `kd_app.data.crop.center`."""
 
     def __init__(self) -> None:
-        """Takes no settings."""
+        """Create the view; it has no settings."""
 
-    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
-        """See `View`."""
-        return (
-            super().__call__(images, keys, pixels)
-            if self.is_slow(images.size, pixels)
-            else images.to_array()
-        )
+    def __call__(self, images: ViewInput, keys: Keys, input_spec: InputSpec) -> Pictures:
+        if self.is_slow(images.size, input_spec):
+            return super().__call__(images, keys, input_spec)
+        return images.to_array()
 
-    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
-        """See `ImageView`."""
-        return center(image, pixels)
+    def transform_image(self, image: Image.Image, input_spec: InputSpec) -> Image.Image:
+        return center(image, input_spec)
 
-    def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
-        """See `View`."""
-        return size != (pixels.height, pixels.width)
+    def is_slow(self, size: tuple[int, int] | None, input_spec: InputSpec) -> bool:
+        return size != (input_spec.height, input_spec.width)
 
 
 class CropFlip(View):
-    """Zero padding of `padding` pixels on each side, a crop of the stored size at a
-    random place, and, with `flip`, a mirror image half of the time.
+    """Random crop of zero-padded images, and random mirroring; for images of one size.
 
-    For images of one size. Where the model's is another, the crop is resized to it
-    (bilinear, antialiased).
+    padding: pixels of zeros on each side; the crop has the stored size, and is resized
+    if the model has another size (bilinear, antialiased). flip: mirror half of the
+    images.
     """
 
     def __init__(self, *, padding: NonNegativeInt, flip: bool) -> None:
         self.padding = padding
         self.flip = flip
 
-    def __call__(self, images: ViewInput, keys: Keys, pixels: InputSpec) -> Pictures:
-        """See `View`; bits 0-20 of a key place the crop's top, 21-41 its left side, bit
-        63 mirrors.
+    def __call__(self, images: ViewInput, keys: Keys, input_spec: InputSpec) -> Pictures:
+        """Crop and mirror the images.
+
+        Bits 0-20 of a key determine the top of the crop, bits 21-41 its left side, and
+        bit 63 the mirroring.
         """
-        made = images.to_array()
+        pictures = images.to_array()
         if self.padding:
-            made = _shift_images(made, keys, self.padding)
+            pictures = _shift_images(pictures, keys, self.padding)
         if self.flip:
             mirrored = np.flatnonzero(keys >> np.uint64(63))
-            for channel in range(
-                made.shape[3]
-            ):  # plane by plane: numpy is slow at reversing pixels of several bytes
-                made[mirrored, :, :, channel] = made[mirrored, :, ::-1, channel]
-        return (
-            made
-            if made.shape[1:3] == (pixels.height, pixels.width)
-            else _scale_images(made, pixels)
-        )
+            # One channel at a time: numpy is slow at reversing pixels of several bytes.
+            for channel in range(pictures.shape[3]):
+                pictures[mirrored, :, :, channel] = pictures[mirrored, :, ::-1, channel]
+        if pictures.shape[1:3] == (input_spec.height, input_spec.width):
+            return pictures
+        return _scale_images(pictures, input_spec)
 
-    def is_slow(self, size: tuple[int, int] | None, pixels: InputSpec) -> bool:
-        """See `View`."""
+    def is_slow(self, size: tuple[int, int] | None, input_spec: InputSpec) -> bool:
         return False
 
 
@@ -196,11 +194,8 @@ def _shift_images(images: Pictures, keys: Keys, padding: int) -> Pictures:
     padded = np.zeros((batch, height + 2 * padding, width + 2 * padding, channels), dtype=np.uint8)
     padded[:, padding : padding + height, padding : padding + width] = images
     places = 2 * padding + 1
-    strides = (
-        *padded.strides[:3],
-        padded.strides[1],
-        1,
-    )  # an image, a row down, a pixel along; then the rows of the window, as bytes
+    # Axes: image, top of the crop, left side of the crop, row, byte of the row.
+    strides = (*padded.strides[:3], padded.strides[1], 1)
     windows = np.lib.stride_tricks.as_strided(
         padded, (batch, places, places, height, width * channels), strides, writeable=False
     )
@@ -208,25 +203,24 @@ def _shift_images(images: Pictures, keys: Keys, padding: int) -> Pictures:
         (((keys >> np.uint64(shift)) & np.uint64(2**21 - 1)) * np.uint64(places)) >> np.uint64(21)
         for shift in (0, 21)
     )
-    moved: Pictures = windows[np.arange(batch), top.astype(np.intp), left.astype(np.intp)].reshape(
-        images.shape
-    )
-    return moved
+    crops = windows[np.arange(batch), top.astype(np.intp), left.astype(np.intp)]
+    shifted: Pictures = crops.reshape(images.shape)
+    return shifted
 
 
-def _scale_images(images: Pictures, pixels: InputSpec) -> Pictures:
+def _scale_images(images: Pictures, input_spec: InputSpec) -> Pictures:
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
     scaled = torch.nn.functional.interpolate(
-        tensor, (pixels.height, pixels.width), mode="bilinear", antialias=True
+        tensor, (input_spec.height, input_spec.width), mode="bilinear", antialias=True
     )
     return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
 
 
 class ResizedCrop(ImageView):
-    """A random part of the image, resized to the model's size.
+    """A random crop of the image, resized to the model's size.
 
-    The part's area is a share of the image's, uniform in `scale`; its width / height is
-    log-uniform in `ratio`. With `flip`, a mirror image half of the time; brightness,
+    scale: range of the crop's share of the area (uniform). ratio: range of the crop's
+    width / height (log-uniform). flip: mirror half of the images. jitter: brightness,
     contrast and saturation are multiplied by factors from ``1 - jitter`` to ``1 +
     jitter``. C. Szegedy et al., Going Deeper with Convolutions, CVPR 2015,
     arXiv:1409.4842.
@@ -243,33 +237,31 @@ class ResizedCrop(ImageView):
         for name, (low, high) in (("scale", scale), ("ratio", ratio)):
             if low > high:
                 raise RequestError(
-                    f"ResizedCrop: {name}=[{low}, {high}] is empty; expected the smaller number"
-                    " first."
+                    f"ResizedCrop: {name}=[{low}, {high}] is an empty range. Expected: the smaller"
+                    " number first."
                 )
         self.scale = scale
         self.ratio = ratio
         self.flip = flip
         self.jitter = jitter
 
-    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
-        """See `ImageView`."""
-        left, top, width, height = self._choose_part(*image.size)
-        size = (pixels.width, pixels.height)
-        made = image.resize(
-            size,
-            resolve_resampling(pixels.interpolation),
-            box=(left, top, left + width, top + height),
-        )
+    def transform_image(self, image: Image.Image, input_spec: InputSpec) -> Image.Image:
+        left, top, width, height = self._choose_box(*image.size)
+        size = (input_spec.width, input_spec.height)
+        resampling = resolve_resampling(input_spec.interpolation)
+        crop = image.resize(size, resampling, box=(left, top, left + width, top + height))
         if self.flip and random.random() < 0.5:
-            made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.jitter:
             for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                made = change(made).enhance(random.uniform(1 - self.jitter, 1 + self.jitter))
-        return made
+                crop = change(crop).enhance(random.uniform(1 - self.jitter, 1 + self.jitter))
+        return crop
 
-    def _choose_part(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, width, height); the largest part in the middle that has a ratio
-        in range, where ten tries find none that fits.
+    def _choose_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return a random crop as (left, top, width, height).
+
+        If none of ten random crops fits into the image, the largest centered crop with
+        a ratio in range is returned.
         """
         low, high = (math.log(ratio) for ratio in self.ratio)
         for _ in range(_ATTEMPTS):
@@ -284,8 +276,6 @@ class ResizedCrop(ImageView):
                     down,
                 )
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        across, down = (
-            max(1, min(width, round(height * ratio))),
-            max(1, min(height, round(width / ratio))),
-        )
+        across = max(1, min(width, round(height * ratio)))
+        down = max(1, min(height, round(width / ratio)))
         return (width - across) // 2, (height - down) // 2, across, down

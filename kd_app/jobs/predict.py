@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt, StrictBool
 
 from kd_app.config import RequestError, Typed
-from kd_app.data.image_list import ImageList, image_list
+from kd_app.data.image_list import ImageList, read_image_list
 from kd_app.data.images import BadImageError, open_image
 from kd_app.data.scan import bound_size
 from kd_app.deployment.cascade import prepare_batch
@@ -104,7 +104,7 @@ def predict(config: Config, *, console: Console | None = None) -> Path:
     """
     settings, console = Prediction(**config), console or Console()
     check_out(settings)
-    images = image_list(settings.images)
+    images = read_image_list(settings.images)
     labeler = _open_labeler(settings)
     if settings.top > len(labeler.classes):
         raise RequestError(

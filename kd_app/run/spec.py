@@ -14,7 +14,7 @@ from kd_app.config.make import make
 from kd_app.config.targets import FACTORY, check_targets
 from kd_app.data.base import RunData, require
 from kd_app.data.build import build_data
-from kd_app.data.corruptions import Robustness
+from kd_app.data.corruptions import RobustnessSettings
 from kd_app.models.composite import EmaTeacher
 from kd_app.models.license import LicenseClaim, Policy, RunLicenses, resolve_licenses
 from kd_app.models.spec import ModelSpec
@@ -64,7 +64,7 @@ class RunSpec:
     teacher: ModelSpec | None
     teacher_recipe: Recipe | None
     licenses: RunLicenses
-    robustness: Robustness
+    robustness: RobustnessSettings
     teacher_outputs: Literal["live", "cached"] = "live"
     assistants: tuple[AssistantSpec, ...] = ()
     budget: LatencyBudget | None = None
@@ -107,7 +107,7 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
         if teacher is not None
         else {}
     )
-    robustness = Robustness(**config["robustness"])
+    robustness = RobustnessSettings(**config["robustness"])
     data = _build_data(config, external, trainer, robustness)
     student = build_model_spec("student", config["student"], external.student)
     assistants = parse_assistants(config["teacher"])
@@ -136,7 +136,10 @@ def assemble_spec(config: Config, external: ExternalParts) -> RunSpec:
 
 
 def _build_data(
-    config: Config, external: ExternalParts, trainer: TrainerSettings, robustness: Robustness
+    config: Config,
+    external: ExternalParts,
+    trainer: TrainerSettings,
+    robustness: RobustnessSettings,
 ) -> RunData:
     """The data. Raises `RequestError` if the trainer or the corruptions need a
     capability that the data lack.

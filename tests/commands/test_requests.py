@@ -123,7 +123,7 @@ WRONG = [
     ),
     ("data.on_error=ignore", "on_error='ignore' does not fit: expected 'raise' or 'skip'"),
     ("data.split.test=1.5", "split.test=1.5 does not fit"),
-    ("data.root=photos", "data.root=photos does nothing here"),
+    ("data.root=photos", "data.root=photos has no effect"),
     ("data=folder", "data.root is not set"),
     ("optimizer.lr=fast", "lr='fast' does not fit"),
     ("optimizer.kwargs.foo=1", "kwargs={'foo': 1}"),

@@ -74,8 +74,8 @@ def test_a_class_of_one_image_is_trained_on_and_not_measured(tmp_path: Path, fau
     said = " ".join(distilled(folder).split())
     for split in ("validation", "test"):
         assert (
-            f"1 class(es) have no image in {split}, too few to divide: 'class1'. Nothing is"
-            " measured about them there." in said
+            "1 class(es) have too few images to divide, and no image in"
+            f" {split}: 'class1'. Metrics on {split} do not include these classes." in said
         )
     assert len(results(Path("run"))["notes"]) == 2
     fault(

@@ -93,8 +93,8 @@ def test_images_that_cannot_be_read_are_all_named_and_nothing_is_written_or_left
     ("words", "reason"),
     [
         (("model=nothing.onnx",), "There is no 'nothing.onnx'"),
-        (("images=nowhere",), "There is no images='nowhere'"),
-        (("images=nowhere", "out=there.csv"), "There is no images='nowhere'"),
+        (("images=nowhere",), "images='nowhere' does not exist"),
+        (("images=nowhere", "out=there.csv"), "images='nowhere' does not exist"),
         (("images=gaps.csv",), "1 of 2 rows have no path, the first is row 2"),
         (("out=labels.txt",), "Expected: a file that ends in .csv or .parquet"),
         (("top=11",), "the model knows 10 classes"),

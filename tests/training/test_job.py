@@ -65,7 +65,7 @@ def data(**changes: Any) -> Any:
         "channels": 1,
         "size": 8,
         "pixel_statistics": lambda: ((0.3,), (0.4,)),
-        "identity": lambda *, for_teacher: {"view": VIEW, "batch_size": 32},
+        "describe_identity": lambda *, for_teacher: {"view": VIEW, "batch_size": 32},
     }
     return SimpleNamespace(**{**about, **changes})
 
@@ -81,7 +81,7 @@ def teacher(place: Path, **changes: Any) -> JobTeacher:
 
 @pytest.fixture
 def trainer() -> TrainerSettings:
-    namespace = SimpleNamespace(identity=lambda: {"precision": "32-true", "max_epochs": 9})
+    namespace = SimpleNamespace(describe_identity=lambda: {"precision": "32-true", "max_epochs": 9})
     return cast(TrainerSettings, namespace)
 
 
@@ -142,7 +142,7 @@ def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_ident
 def test_the_identity_of_the_data_is_the_teachers_where_the_views_are_fresh(
     fresh_views: bool, trainer: TrainerSettings
 ) -> None:
-    served = data(identity=lambda *, for_teacher: {"for_teacher": for_teacher})
+    served = data(describe_identity=lambda *, for_teacher: {"for_teacher": for_teacher})
     identity = job(fresh_views=fresh_views).describe_identity(served, trainer)
     assert identity["data"] == {"for_teacher": fresh_views}
 

@@ -104,7 +104,7 @@ def test_the_plan_says_how_many_are_labeled_and_who_sees_them(
     )
     data, _, control, student = lines
     assert (
-        "129 of the images to train on have a label; 4 views of each in turn; the teacher's"
+        "129 of the training images have a label; 4 views of each in turn; the teacher's"
         " logits for these views are cached" in data
     )
     assert "on cross_entropy, on the 129 images with a label in as many steps, from" in control
@@ -124,7 +124,7 @@ def test_a_whole_run_says_in_its_results_how_many_are_labeled(
         "loss=[nkd,soft_target]",
     ]
     said = (
-        "10 of 1,295 images to train on keep their label (data.label_fraction=0.01); the others are seen"
+        "10 of 1,295 training images keep their label (data.label_fraction=0.01); the others are used"
         " without"
     )
     assert said in call(*words, command="kd-check").out
@@ -155,14 +155,12 @@ def test_images_without_labels_teach_by_the_teacher_alone_and_the_plan_and_the_c
     ]
     ended = call(*words, "data.batch_size=16", "data.views=2", "teacher.outputs=cached", "out=run")
     assert (ended.code, ended.err) == (0, "")
-    assert (
-        "28 of the images to train on have a label and 20 more beside them have none" in ended.out
-    )
+    assert "28 of the training images have a label, plus 20 unlabeled images" in ended.out
     assert results(tmp_path / "run")["data"]["sizes"]["unlabeled"] == 20
     stored = stage(tmp_path / "run", "answers-teacher-views")
     assert np.load(stored / "logits.npy", mmap_mode="r").shape == (2, 48, 2)
     checked = call(*words, command="kd-check")
     assert (
-        "Note: data: 20 images without a label (data.unlabeled=more) are trained on as well"
+        "Note: data: 20 images without labels (data.unlabeled=more) are also used for"
         in checked.out
     )

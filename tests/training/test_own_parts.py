@@ -219,7 +219,7 @@ def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
         ([f"data._target_={PARTS}.OwnData", "+data.imagse=5"], "imagse"),
         (
             [f"data._target_={PARTS}.OwnData", "data.batch_size=64"],
-            "gives no batch to its train loader",
+            "train loader of the data module has no batches",
         ),
         (
             [f"data._target_={PARTS}.OwnData", "robustness=standard"],
@@ -227,7 +227,7 @@ def test_parts_that_are_named_do_the_same(tmp_path: Path) -> None:
         ),
         (
             [f"data._target_={PARTS}.OwnData", "trainer=ddp_sim"],
-            "gives every process the same batches.*use trainer.devices=1",
+            "provides the same batches to every process.*use trainer.devices=1",
         ),
         ([f"student._target_={PARTS}.Nett"], r"student._target_='.*Nett' can't be found"),
     ],

@@ -286,10 +286,10 @@ def test_settings_of_our_images_are_refused_for_a_data_module_of_somebodys_own()
         with pytest.raises(
             RequestError,
             match=(
-                f"{word.partition('.mix')[0].partition('=')[0]}.* needs images that kd_app reads"
+                f"{word.partition('.mix')[0].partition('=')[0]}.* needs images that kd_app decodes"
                 " itself, but the data module OwnData"
             ),
         ):
             build_spec(compose_config("distill", [*own, word]))
-    with pytest.raises(RequestError, match="gives batches without views"):
+    with pytest.raises(RequestError, match="provides batches without views"):
         build_spec(compose_config("distill", [*own, "teacher.outputs=cached"]))
