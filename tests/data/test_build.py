@@ -1,4 +1,4 @@
-"""From the data group of a configuration to the data of a run."""
+"""Tests of building data from the data group of a configuration."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ def data_group(*overrides: str) -> dict[str, Any]:
     return dict(compose_config("distill", ["data=digits", *overrides])["data"])
 
 
-def test_our_images_keep_the_node_of_their_view_as_identity() -> None:
+def test_the_view_node_is_part_of_the_identity() -> None:
     node = data_group("data.views=2")
     data = build_data(node)
     assert isinstance(data, ImageData)
-    assert data.identity(for_teacher=False) == {
+    assert data.build_identity(for_teacher=False) == {
         "view": node["view"],
         "batch_size": node["batch_size"],
         "views": 2,
@@ -30,14 +30,14 @@ def test_our_images_keep_the_node_of_their_view_as_identity() -> None:
     assert data.name is None
 
 
-def test_a_module_that_is_named_takes_its_own_settings_and_those_of_ours_that_it_knows() -> None:
+def test_an_external_module_receives_the_settings_that_it_accepts() -> None:
     data = build_data(data_group(OWN, "data.batch_size=10", "+data.images=50"))
     assert isinstance(data, ExternalDataModule)
     assert isinstance(data.module, OwnData)
     assert (data.batch_size, data.name) == (10, "OwnData")
 
 
-def test_an_object_takes_the_place_of_what_is_named() -> None:
+def test_an_object_replaces_the_configured_module() -> None:
     module = OwnData()
     data = build_data(data_group(), module)
     assert isinstance(data, ExternalDataModule)
@@ -61,11 +61,11 @@ def test_all_options_are_off_in_the_shipped_configurations() -> None:
         "data.augment.erasing=0.5",
     ],
 )
-def test_an_option_that_an_external_module_does_not_know_is_refused(override: str) -> None:
+def test_an_option_unknown_to_an_external_module_is_refused(override: str) -> None:
     key = override.removeprefix("data.").partition("=")[0].partition(".")[0]
     node = data_group(OWN, override)
     assert set(find_active_options(node)) == {key}
-    message = rf"data\.{key}=.* needs images that kd_app reads.* or leave data\.{key} out"
+    message = rf"data\.{key}=.* needs images that kd_app decodes.* or leave data\.{key} out"
     with pytest.raises(RequestError, match=message):
         build_data(node)
     with pytest.raises(RequestError, match=message):

@@ -1,4 +1,4 @@
-"""Tables of images: what is read, and which row is wrong."""
+"""Tests of CSV files of images: content and errors."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from kd_app.data.csv_file import CsvFile
 
 
 def table(folder: Path, text: str, name: str = "labels.csv") -> Path:
-    """A table, and a 2x2 image of its own shade for each .png that it speaks of."""
+    """Write a table, and 2x2 images of different shades for the paths in `text`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text, encoding="utf-8", newline="")
     for shade, image in enumerate(("a.png", "b.png", "sub/c.png", "sub/d e.png")):
@@ -32,20 +32,23 @@ def refused(path: Path) -> str:
     return str(raised.value)
 
 
-def test_rows_become_images_in_their_order(tmp_path: Path) -> None:
-    found = source(table(tmp_path, "path,label\nsub/c.png,dog\na.png,cat\nsub/d e.png,dog\n"))
-    listing = found.list_images()
+def test_images_keep_the_order_of_the_rows(tmp_path: Path) -> None:
+    reader = source(table(tmp_path, "path,label\nsub/c.png,dog\na.png,cat\nsub/d e.png,dog\n"))
+    listing = reader.list_images()
     assert listing.files == ("sub/c.png", "a.png", "sub/d e.png")
     assert listing.classes == ("cat", "dog")
     assert listing.target.tolist() == [1, 0, 1]
     assert set(listing.split) == set(listing.group) == {""}
-    assert [int(np.asarray(found.read(index)).max()) for index in range(3)] == [2, 0, 3]
+    assert [int(np.asarray(reader.read(index)).max()) for index in range(3)] == [2, 0, 3]
 
 
-def test_split_and_group_are_read_where_they_are(tmp_path: Path) -> None:
+def test_split_and_group_are_read_if_present(tmp_path: Path) -> None:
     text = (
-        "group,note,label,path,split\ng1,x,cat,a.png,train\ng1,x,cat,b.png,\n,x,dog,sub/c.png,Valid\ng2,x,dog,sub/d"
-        " e.png,test\n"
+        "group,note,label,path,split\n"
+        "g1,x,cat,a.png,train\n"
+        "g1,x,cat,b.png,\n"
+        ",x,dog,sub/c.png,Valid\n"
+        "g2,x,dog,sub/d e.png,test\n"
     )
     listing = source(table(tmp_path, text)).list_images()
     assert listing.split == ("train", "", "validation", "test")
@@ -63,8 +66,8 @@ def test_the_root_is_the_table_or_the_folder_that_holds_it(tmp_path: Path) -> No
     )
 
 
-def test_a_folder_without_the_table_names_the_tables_that_are_there(tmp_path: Path) -> None:
-    assert "Put a labels.csv" in refused(tmp_path)
+def test_the_message_for_a_missing_table_lists_other_tables(tmp_path: Path) -> None:
+    assert "Add a labels.csv" in refused(tmp_path)
     table(tmp_path, "path,label\n", "photos.csv")
     assert f"data.root={tmp_path / 'photos.csv'}" in refused(tmp_path)
     assert "Did you mean 'photos.csv'?" in refused(tmp_path / "photo.csv")
@@ -78,26 +81,26 @@ def test_a_folder_without_the_table_names_the_tables_that_are_there(tmp_path: Pa
         '\ufeff"Path", Label \na.png,"x,1"\n\nb.png, y\n',
     ],
 )
-def test_spreadsheets_save_tables_in_many_ways(tmp_path: Path, text: str) -> None:
+def test_separators_and_encodings_of_spreadsheets_are_read(tmp_path: Path, text: str) -> None:
     listing = source(table(tmp_path, text)).list_images()
     assert listing.files == ("a.png", "b.png")
     assert listing.classes == ("x,1", "y")
 
 
-def test_whole_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
+def test_whole_numbers_are_sorted_numerically(tmp_path: Path) -> None:
     assert source(
         table(tmp_path, "path,label\na.png,10\nb.png,9\nsub/c.png,0\n")
     ).list_images().classes == ("0", "9", "10")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("file,label\na.png,x\n", "column 'path' .* is missing"),
         ("path,labels\na.png,x\n", "Did you mean 'labels'"),
         ("path,label,label\na.png,x,y\n", "column 'label' .* is twice"),
         ("", "column 'path' .* nothing"),
-        ("path,label\n", "no row"),
+        ("path,label\n", "no rows"),
         ("path,label\na.png,x\nb.png,\n", "Row 3 .* no label"),
         ("path,label\na.png,x\n,y\n", "Row 3 .* no path"),
         ("path,label\na.png,x\nb.png\n", "Row 3 .* no label"),
@@ -115,9 +118,9 @@ def test_whole_numbers_are_ordered_as_numbers(tmp_path: Path) -> None:
         ('path,label\na.png,"x\n', "can't be read"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_row(tmp_path: Path, text: str, said: str) -> None:
+def test_errors_name_the_row(tmp_path: Path, text: str, message: str) -> None:
     path = table(tmp_path, text)
-    with pytest.raises(RequestError, match=said) as raised:
+    with pytest.raises(RequestError, match=message) as raised:
         source(path).list_images()
     assert "labels.csv" in str(raised.value)
 
@@ -137,7 +140,7 @@ def test_an_absolute_path_inside_is_made_relative(tmp_path: Path) -> None:
     assert absolute.fingerprint == relative.fingerprint
 
 
-def test_a_relative_root_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_root_is_equivalent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = table(tmp_path, "path,label\na.png,x\nb.png,y\n")
     monkeypatch.chdir(tmp_path)
     assert (
@@ -147,18 +150,18 @@ def test_a_relative_root_reads_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     assert source(Path("labels.csv")).read(1).size == (2, 2)
 
 
-def test_the_fingerprint_sees_labels_splits_groups_and_bytes(tmp_path: Path) -> None:
+def test_the_fingerprint_covers_labels_splits_groups_and_bytes(tmp_path: Path) -> None:
     texts = [
         "path,label,split,group\na.png,x,train,g\nb.png,y,,\nsub/c.png,y,,\n",
         "path,label,split,group\na.png,x,train,g\nb.png,x,,\nsub/c.png,y,,\n",
         "path,label,split,group\na.png,x,,g\nb.png,y,,\nsub/c.png,y,,\n",
         "path,label,split,group\na.png,x,train,\nb.png,y,,\nsub/c.png,y,,\n",
     ]
-    found = [
+    fingerprints = [
         source(table(tmp_path / str(number), text)).list_images().fingerprint
         for number, text in enumerate(texts)
     ]
     shutil.copytree(tmp_path / "0", tmp_path / "moved")
-    assert source(tmp_path / "moved").list_images().fingerprint == found[0]
+    assert source(tmp_path / "moved").list_images().fingerprint == fingerprints[0]
     Image.new("L", (2, 2), 200).save(tmp_path / "moved" / "a.png")
-    assert len({*found, source(tmp_path / "moved").list_images().fingerprint}) == 5
+    assert len({*fingerprints, source(tmp_path / "moved").list_images().fingerprint}) == 5

@@ -1,4 +1,4 @@
-"""The digits are scikit-learn's."""
+"""Tests of the digits of scikit-learn."""
 
 import subprocess
 import sys
@@ -10,12 +10,12 @@ from kd_app.data.digits import Digits
 
 
 def test_the_digits_are_those_of_scikit_learn_scaled_to_a_byte() -> None:
-    source, known = Digits(), load_digits()
+    source, reference = Digits(), load_digits()
     store = source.store()
     assert store.shape == (1797, 1, 8, 8)
-    assert (store[:, 0].numpy() == np.rint(known.images * 255 / 16)).all()
+    assert (store[:, 0].numpy() == np.rint(reference.images * 255 / 16)).all()
     assert (int(store.min()), int(store.max())) == (0, 255)
-    assert (source.list_images().target == known.target).all()
+    assert (source.list_images().target == reference.target).all()
 
 
 def test_the_listing_names_every_image_and_leaves_the_splits_open() -> None:
@@ -28,7 +28,7 @@ def test_the_listing_names_every_image_and_leaves_the_splits_open() -> None:
     assert (source.channels, source.size) == (1, 8)
 
 
-def test_read_gives_the_image_of_the_store() -> None:
+def test_read_returns_the_image_of_the_store() -> None:
     source = Digits()
     image = source.read(1000)
     assert image.mode == "L"

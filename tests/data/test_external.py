@@ -1,4 +1,4 @@
-"""A data module of the user, served as the data of a run."""
+"""Tests of user-provided data modules."""
 
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ SIZES = {"train": 12, "validation": 7, "test": 5}
 
 
 def images(number: int, channels: int = 3, side: int = 8) -> Tensor:
-    """Image i is i everywhere."""
+    """Build images; all values of image i are i."""
     return (
         torch.arange(number, dtype=torch.float32)
         .view(-1, 1, 1, 1)
@@ -29,7 +29,7 @@ def images(number: int, channels: int = 3, side: int = 8) -> Tensor:
 
 
 class Loader:
-    """Gives these batches."""
+    """A loader of fixed batches."""
 
     def __init__(self, *batches: Any) -> None:
         self.batches = batches
@@ -42,8 +42,9 @@ class Loader:
 
 
 class Module(LightningDataModule):
-    """Batches of (image, target), as anybody would write it; `loaders` replaces those
-    of a split.
+    """A typical data module with batches of (image, target).
+
+    loaders: replace the loader of a split.
     """
 
     def __init__(
@@ -89,28 +90,28 @@ def served(module: LightningDataModule | None = None, **kwargs: Any) -> External
 
 
 def gathered(batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-    found = list(batches)
-    assert all(isinstance(batch, Batch) for batch in found)
+    items = list(batches)
+    assert all(isinstance(batch, Batch) for batch in items)
     return (
-        torch.cat([b.image for b in found]),
-        torch.cat([b.target for b in found]),
-        torch.cat([b.index for b in found]),
+        torch.cat([b.image for b in items]),
+        torch.cat([b.target for b in items]),
+        torch.cat([b.index for b in items]),
     )
 
 
 def order(data: ExternalDataModule) -> list[float]:
-    """The images of an epoch of training, in its order."""
+    """Return the images of a training epoch, in order."""
     return [value for image, _ in data.train_dataloader() for value in image[:, 0, 0, 0].tolist()]
 
 
-def test_it_is_prepared_and_set_up_before_anything_is_read() -> None:
+def test_the_module_is_set_up_before_it_is_read() -> None:
     module = Module()
     served(module)
     assert module.diary == ["prepare", "fit", "test"]
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_splits_images_are_numbered_in_their_order(split: str) -> None:
+def test_images_are_numbered_in_the_order_of_the_loader(split: str) -> None:
     data = served()
     for _ in range(2):
         image, target, index = gathered(data.build_evaluation_loader(split, None))
@@ -124,7 +125,7 @@ def test_a_splits_images_are_numbered_in_their_order(split: str) -> None:
     assert [data.files[number] for number in (0, 3)] == ["0", "3"]
 
 
-def test_what_it_holds_is_known() -> None:
+def test_sizes_and_statistics_come_from_the_module() -> None:
     data = served(channels=1)
     assert (data.channels, data.size, data.batch_size, data.sizes) == (1, 8, 4, SIZES)
     assert data.compute_pixel_statistics() == ((0.0,), (1.0,))
@@ -144,8 +145,8 @@ def test_without_names_the_classes_are_counted() -> None:
     assert len(served(test=Loader((images(2), torch.tensor([0, 6])))).classes) == 7
 
 
-def test_shares_of_classes_are_counted_by_their_columns() -> None:
-    """The last class may lead in no image that is looked at."""
+def test_the_number_of_classes_is_the_number_of_share_columns() -> None:
+    """The last class may have the largest share in no image."""
     shares = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.1, 0.8, 0.1, 0.0]])
     measured = Loader((images(2), torch.tensor([0, 1])))
     assert (
@@ -154,7 +155,7 @@ def test_shares_of_classes_are_counted_by_their_columns() -> None:
     )
 
 
-def test_batches_of_our_kind_are_taken_as_they_are() -> None:
+def test_batches_of_type_batch_are_unchanged() -> None:
     own = Batch(
         images(2), torch.tensor([1, 0]), torch.tensor([41, 17]), labeled=torch.tensor([True, False])
     )
@@ -165,7 +166,6 @@ def test_batches_of_our_kind_are_taken_as_they_are() -> None:
 
 
 # -- the order of an epoch
-# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def bound(seed: int, epoch: int = 0) -> ExternalDataModule:
@@ -176,7 +176,7 @@ def bound(seed: int, epoch: int = 0) -> ExternalDataModule:
     return data
 
 
-def test_the_order_of_an_epoch_follows_from_its_seed_and_its_number_alone() -> None:
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     torch.manual_seed(1)
     first = order(bound(3))
     torch.manual_seed(2)
@@ -185,7 +185,7 @@ def test_the_order_of_an_epoch_follows_from_its_seed_and_its_number_alone() -> N
     assert len({tuple(order(bound(seed, epoch))) for seed in (3, 4) for epoch in (0, 1)}) == 4
 
 
-def test_reading_it_leaves_the_global_random_state_alone() -> None:
+def test_reading_keeps_the_global_random_state() -> None:
     data = bound(3)
     before = torch.get_rng_state()
     order(data)
@@ -193,63 +193,62 @@ def test_reading_it_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# -- what is refused
-# ---------------------------------------------------------------------------------------------------------------------------------
+# -- errors
 
 
 @pytest.mark.parametrize(
-    ("batch", "said"),
+    ("batch", "message"),
     [
         (
             (images(2).to(torch.uint8), torch.tensor([0, 1])),
-            r"\(2, 3, 8, 8\), torch.uint8. Expected float images",
+            r"\(2, 3, 8, 8\) and type torch.uint8. Expected: float images",
         ),
         (
             (images(2)[:, 0], torch.tensor([0, 1])),
-            r"\(2, 8, 8\), torch.float32. Expected float images \[B, C, H, W\]",
+            r"\(2, 8, 8\) and type torch.float32. Expected: float images \[B, C, H, W\]",
         ),
-        ({"image": images(2), "label": torch.tensor([0, 1])}, "is a dict. Expected"),
+        ({"image": images(2), "label": torch.tensor([0, 1])}, "is of type dict. Expected"),
         (
             (images(2), torch.tensor([0, 1]), torch.tensor([0, 1])),
-            r"is a tuple. Expected \(image, target\), two tensors",
+            r"is of type tuple. Expected: \(image, target\), two tensors",
         ),
         ((images(2), [0, 1]), "two tensors"),
-        (images(2), "is a Tensor. Expected"),
+        (images(2), "is of type Tensor. Expected"),
     ],
 )
-def test_batches_of_another_kind_are_refused(batch: Any, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_batches_of_another_kind_are_refused(batch: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         served(train=Loader(batch))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize(
-    ("loader", "said"),
+    ("loader", "message"),
     [
         (None, "NoneType"),
         ([DataLoader([1]), DataLoader([1])], "list"),  # type: ignore[arg-type]
         ({"a": DataLoader([1])}, "dict"),  # type: ignore[arg-type]
     ],
 )
-def test_none_or_several_loaders_are_refused(split: str, loader: Any, said: str) -> None:
+def test_none_or_several_loaders_are_refused(split: str, loader: Any, message: str) -> None:
     with pytest.raises(
-        RequestError, match=f"gives {said} as its {split} loader. Expected one loader"
+        RequestError, match=f"provides {message} as its {split} loader. Expected: one loader"
     ):
         served(**{split: loader})
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 16)])
-def test_a_model_that_wants_another_size_is_refused(channels: int, side: int) -> None:
+def test_a_model_with_another_input_size_is_refused(channels: int, side: int) -> None:
     with pytest.raises(
-        RequestError, match=f"gives 3x8x8 images, and this model wants {channels}x{side}x{side}"
+        RequestError,
+        match=f"provides 3x8x8 images, but this model expects {channels}x{side}x{side}",
     ):
         served().bind(
             InputSpec(channels, side, side, (0.0,) * channels, (1.0,) * channels), order_seed=0
         )
 
 
-# -- what it is
-# --------------------------------------------------------------------------------------------------------------------------------------
+# -- fingerprint and targets
 
 
 def changed(split: str, what: int) -> Module:
@@ -260,7 +259,7 @@ def changed(split: str, what: int) -> Module:
     return module
 
 
-def test_the_fingerprint_is_that_of_the_data_and_not_of_the_moment() -> None:
+def test_the_fingerprint_depends_on_the_data_only() -> None:
     first = served().fingerprint
     torch.manual_seed(9)
     assert served().fingerprint == first
@@ -268,12 +267,12 @@ def test_the_fingerprint_is_that_of_the_data_and_not_of_the_moment() -> None:
         served(changed(split, what)).fingerprint for split, what in (("validation", 1), ("test", 1))
     ]
     whole = Module(batch_size=SIZES["train"])
-    shown = Module(batch_size=SIZES["train"])
-    shown.sets["train"] = changed("train", 0).sets["train"]
-    assert len({first, *others, served(whole).fingerprint, served(shown).fingerprint}) == 5
+    changed_train = Module(batch_size=SIZES["train"])
+    changed_train.sets["train"] = changed("train", 0).sets["train"]
+    assert len({first, *others, served(whole).fingerprint, served(changed_train).fingerprint}) == 5
 
 
-def test_targets_of_the_measured_splits_are_known_after_loading() -> None:
+def test_validation_and_test_targets_are_known_after_loading() -> None:
     data = served()
     for split in ("validation", "test"):
         assert np.array_equal(

@@ -1,4 +1,4 @@
-"""Fashion-MNIST is read from exactly what its files say, or refused."""
+"""Tests of reading and validating the files of Fashion-MNIST."""
 
 import gzip
 import struct
@@ -76,7 +76,7 @@ def test_torchvisions_folder_is_found_below_the_root(tmp_path: Path) -> None:
     assert len(FashionMNIST(root=tmp_path).list_images().files) == 30
 
 
-def test_debians_place_is_searched_among_the_shared_data(
+def test_the_folder_of_debians_package_is_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "datasets" / "fashion-mnist", packed=True)
@@ -84,13 +84,13 @@ def test_debians_place_is_searched_among_the_shared_data(
     assert len(FashionMNIST(root=None).list_images().files) == 30
 
 
-def test_missing_files_are_told_with_how_to_get_them(tmp_path: Path) -> None:
+def test_the_message_for_missing_files_explains_the_download(tmp_path: Path) -> None:
     write(tmp_path, packed=True)
     (tmp_path / f"{NAMES[3]}.gz").unlink()
     with pytest.raises(RequestError) as raised:
         FashionMNIST(root=tmp_path).list_images()
-    for said in ("dataset-fashion-mnist", "data.root=", str(tmp_path), *NAMES):
-        assert said in str(raised.value)
+    for message in ("dataset-fashion-mnist", "data.root=", str(tmp_path), *NAMES):
+        assert message in str(raised.value)
 
 
 def images(count: int = 20, side: int = 28) -> bytes:
@@ -98,10 +98,10 @@ def images(count: int = 20, side: int = 28) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
-        (NAMES[0], images()[:-1], "announces"),
-        (NAMES[0], images() + b"\0", "announces"),
+        (NAMES[0], images()[:-1], "bytes. Expected"),
+        (NAMES[0], images() + b"\0", "bytes. Expected"),
         (NAMES[0], b"", "no idx file"),
         (NAMES[0], images()[:10], "no idx file"),
         (NAMES[0], b"<html>" + images(), "no idx file"),
@@ -109,19 +109,19 @@ def images(count: int = 20, side: int = 28) -> bytes:
         (
             NAMES[0],
             bytes((0, 0, 8, 3)) + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1),
-            "announces",
+            "bytes. Expected",
         ),
         (NAMES[0], images(side=27), "27x27"),
         (NAMES[0], images(19), "19 images"),
         (NAMES[1], idx(np.full(20, 10, dtype=np.uint8)), "label 10"),
     ],
 )
-def test_a_file_that_is_not_what_it_should_be_is_refused_by_name(
-    tmp_path: Path, name: str, data: bytes, said: str
+def test_an_invalid_file_is_refused_by_name(
+    tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     write(tmp_path, packed=False)
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(RequestError, match=said) as raised:
+    with pytest.raises(RequestError, match=message) as raised:
         FashionMNIST(root=tmp_path).list_images()
     assert name in str(raised.value)
 

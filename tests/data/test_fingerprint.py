@@ -1,4 +1,4 @@
-"""Content hashes are of everything, until there is too much of it."""
+"""Tests of content hashes."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from kd_app.data.source import Listing
 
 
 @given(data=st.binary(max_size=300), place=st.integers(0, 299))
-def test_a_whole_digest_sees_every_byte(data: bytes, place: int) -> None:
+def test_a_whole_digest_covers_every_byte(data: bytes, place: int) -> None:
     changed = bytearray(data or b"\0")
     changed[place % len(changed)] ^= 1
     before, after, longer = (
@@ -25,14 +25,14 @@ def test_a_whole_digest_sees_every_byte(data: bytes, place: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "seen"),
+    ("place", "changes"),
     [(0, True), (4095, True), (4096, False), (15_903, False), (15_904, True), (19_999, True)],
 )
-def test_a_digest_of_the_ends_sees_4_kib_at_each(place: int, seen: bool) -> None:
+def test_a_partial_digest_covers_4_kib_at_each_end(place: int, changes: bool) -> None:
     data = bytearray(20_000)
     before = hash_file(io.BytesIO(data), whole=False)
     data[place] = 1
-    assert (hash_file(io.BytesIO(data), whole=False) != before) is seen
+    assert (hash_file(io.BytesIO(data), whole=False) != before) is changes
     assert hash_file(io.BytesIO(bytes(20_001)), whole=False) != before
 
 
@@ -49,11 +49,11 @@ def test_files_are_hashed_whole_up_to_the_limit_of_all_together(
     assert [number for number in range(600) if whole[number] != ends[number]] == [7]
 
 
-def test_a_file_that_is_gone_has_an_empty_digest(tmp_path: Path) -> None:
+def test_a_missing_file_has_an_empty_digest(tmp_path: Path) -> None:
     assert hash_files([tmp_path / "gone"]) == [b""]
 
 
-def test_every_part_of_a_listing_counts() -> None:
+def test_the_fingerprint_covers_every_part_of_a_listing() -> None:
     def of(
         classes: str = "xy",
         files: str = "ab",

@@ -1,4 +1,4 @@
-"""Folders of class folders: what counts, in which order, and what is refused."""
+"""Tests of folders of class folders: content, order and errors."""
 
 import os
 import shutil
@@ -16,9 +16,7 @@ from kd_app.data.source import Listing
 
 
 def put(root: Path, names: Iterable[str]) -> Path:
-    """A 4x3 image of its own shade at each name; an empty file where the name is no
-    image's.
-    """
+    """Write a 4x3 image of another shade for each image name, else an empty file."""
     for shade, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +50,7 @@ def test_a_sub_folder_is_a_class_and_its_name_the_label(tmp_path: Path) -> None:
     assert source.store() is None
 
 
-def test_channels_say_what_read_gives(tmp_path: Path) -> None:
+def test_images_have_the_configured_channels(tmp_path: Path) -> None:
     put(tmp_path, ["a/1.png", "b/1.png"])
     assert [Folder(root=tmp_path, channels=channels).read(0).mode for channels in (1, 3)] == [
         "L",
@@ -63,7 +61,7 @@ def test_channels_say_what_read_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "Val"])
-def test_ready_splits_are_taken_from_the_folders_names(tmp_path: Path, word: str) -> None:
+def test_predefined_splits_are_recognized_by_folder_names(tmp_path: Path, word: str) -> None:
     listing = listed(
         put(
             tmp_path,
@@ -82,7 +80,7 @@ def test_ready_splits_are_taken_from_the_folders_names(tmp_path: Path, word: str
 
 
 @pytest.mark.parametrize("parts", [("train",), ("train", "test"), ("train", "val")])
-def test_some_of_the_ready_splits_are_enough(tmp_path: Path, parts: tuple[str, ...]) -> None:
+def test_validation_and_test_folders_are_optional(tmp_path: Path, parts: tuple[str, ...]) -> None:
     listing = listed(
         put(tmp_path, [f"{part}/{name}/1.png" for part in parts for name in ("a", "b")])
     )
@@ -97,7 +95,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     )
 
 
-def test_ready_splits_beside_other_folders_are_refused_as_ambiguous(tmp_path: Path) -> None:
+def test_predefined_splits_next_to_other_folders_are_refused(tmp_path: Path) -> None:
     message = refused(
         put(
             tmp_path,
@@ -105,7 +103,7 @@ def test_ready_splits_beside_other_folders_are_refused_as_ambiguous(tmp_path: Pa
         )
     )
     assert "'extras'" in message
-    assert "ready splits, or classes?" in message
+    assert "predefined splits or classes?" in message
 
 
 def test_order_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
@@ -148,7 +146,7 @@ def test_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
     assert source.ignored == 3
 
 
-def test_strange_names_are_names(tmp_path: Path) -> None:
+def test_unusual_names_are_read(tmp_path: Path) -> None:
     names = [
         'a b/it\'s "it".png',
         "a b/line\nbreak.png",
@@ -180,7 +178,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert listed(root).files == ("a/1.png", "b/1.png", "c/1.png", "c/2.png")
 
 
-def test_a_broken_link_is_a_bad_image_and_not_overlooked(tmp_path: Path) -> None:
+def test_a_broken_link_is_a_bad_image(tmp_path: Path) -> None:
     source = Folder(root=put(tmp_path, ["a/1.png", "b/1.png"]), channels=3)
     (tmp_path / "a" / "0.png").symlink_to(tmp_path / "gone.png")
     assert source.list_images().files[0] == "a/0.png"
@@ -188,7 +186,7 @@ def test_a_broken_link_is_a_bad_image_and_not_overlooked(tmp_path: Path) -> None
         source.read(0)
 
 
-def test_the_fingerprint_survives_a_move_and_sees_every_change(tmp_path: Path) -> None:
+def test_the_fingerprint_is_independent_of_the_path_and_covers_every_change(tmp_path: Path) -> None:
     def changed(name: str) -> Path:
         return Path(shutil.copytree(tmp_path / "root", tmp_path / name))
 
@@ -204,20 +202,20 @@ def test_the_fingerprint_survives_a_move_and_sees_every_change(tmp_path: Path) -
     assert len({before, *(listed(root).fingerprint for root in (byte, name, label, gone))}) == 5
 
 
-def test_a_missing_root_names_what_is_called_alike(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_root_suggests_a_similar_name(tmp_path: Path) -> None:
     put(tmp_path, ["photos/a/1.png"])
     assert "Did you mean 'photos'?" in refused(tmp_path / "fotos")
     assert "There is no folder" in refused(tmp_path / "no" / "photos")
 
 
-def test_a_root_that_is_not_given_is_asked_for() -> None:
+def test_a_root_is_required() -> None:
     with pytest.raises(RequestError, match=r"data\.root is not set"):
         Folder(root=None, channels=3).list_images()
 
 
-def test_a_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_file_as_root_is_refused_with_a_fix(tmp_path: Path) -> None:
     put(tmp_path, ["photos.zip", "photos.csv"])
-    assert "Unpack it" in refused(tmp_path / "photos.zip")
+    assert "unpack the archive" in refused(tmp_path / "photos.zip")
     assert "data=csv" in refused(tmp_path / "photos.csv")
 
 
@@ -248,7 +246,7 @@ def test_a_class_without_an_image_is_refused_by_name(tmp_path: Path) -> None:
     assert "1 file(s) of other kinds" in message
 
 
-def test_ready_splits_of_other_classes_are_refused_by_name(tmp_path: Path) -> None:
+def test_predefined_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     message = refused(
         put(tmp_path, ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"])
     )
@@ -256,16 +254,14 @@ def test_ready_splits_of_other_classes_are_refused_by_name(tmp_path: Path) -> No
     assert "'c' only in 'test'" in message
 
 
-def test_ready_splits_without_train_or_with_one_twice_are_refused(tmp_path: Path) -> None:
+def test_predefined_splits_without_train_or_with_duplicates_are_refused(tmp_path: Path) -> None:
     assert "no train folder" in refused(put(tmp_path / "x", ["val/a/1.png", "test/a/1.png"]))
     assert "two folders for the same split" in refused(
         put(tmp_path / "y", ["train/a/1.png", "val/a/1.png", "valid/a/1.png"])
     )
 
 
-def test_a_home_folder_may_be_written_with_a_tilde(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tilde_in_the_root_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     put(tmp_path / "photos", ["a/1.png", "b/1.png"])
     assert len(listed(Path("~/photos")).files) == 2

@@ -1,4 +1,4 @@
-"""Odd files become the pixels that a person sees, or an error that names them."""
+"""Tests of decoding unusual and damaged image files."""
 
 import io
 import pickle
@@ -28,8 +28,9 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def corners(width: int = 6, height: int = 3) -> Image.Image:
-    """Red top left, green top right, blue bottom left, the rest black: tells the eight
-    orientations apart.
+    """Build an image that looks different in each of the eight orientations.
+
+    Red top left, green top right, blue bottom left, the rest black.
     """
     image = Image.new("RGB", (width, height))
     image.putpixel((0, 0), RED)
@@ -49,7 +50,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "ppm", "tga"])
-def test_lossless_formats_give_the_stored_pixels(tmp_path: Path, ending: str) -> None:
+def test_lossless_formats_return_the_stored_pixels(tmp_path: Path, ending: str) -> None:
     image = noise(13, 7)
     image.save(tmp_path / f"a.{ending}")
     opened = open_image(tmp_path / f"a.{ending}", 3)
@@ -58,7 +59,7 @@ def test_lossless_formats_give_the_stored_pixels(tmp_path: Path, ending: str) ->
 
 
 @pytest.mark.parametrize("ending", ["jpg", "webp", "gif", "jp2", "avif"])
-def test_lossy_formats_give_nearly_the_stored_pixels(tmp_path: Path, ending: str) -> None:
+def test_lossy_formats_return_nearly_the_stored_pixels(tmp_path: Path, ending: str) -> None:
     image = Image.radial_gradient("L").resize((64, 48)).convert("RGB")
     image.save(tmp_path / f"a.{ending}")
     opened = open_image(tmp_path / f"a.{ending}", 3)
@@ -66,7 +67,7 @@ def test_lossy_formats_give_nearly_the_stored_pixels(tmp_path: Path, ending: str
     assert np.abs(pixels(opened).astype(int) - pixels(image)).mean() < 4
 
 
-def test_the_content_counts_and_not_the_ending(tmp_path: Path) -> None:
+def test_the_format_is_detected_by_content_not_by_extension(tmp_path: Path) -> None:
     corners().save(tmp_path / "a.jpg", format="png")
     assert (pixels(open_image(tmp_path / "a.jpg", 3)) == pixels(corners())).all()
 
@@ -102,7 +103,7 @@ def test_transparent_pixels_are_white_and_half_transparent_ones_half_white(tmp_p
     ]
 
 
-def test_gray_with_alpha_lies_on_white(tmp_path: Path) -> None:
+def test_gray_with_alpha_is_blended_with_white(tmp_path: Path) -> None:
     image = Image.new("LA", (2, 1))
     image.putpixel((0, 0), (10, 0))
     image.putpixel((1, 0), (10, 255))
@@ -185,7 +186,7 @@ def test_big_endian_16_bit_files_are_read_as_such(tmp_path: Path) -> None:
         ([np.nan, 1, 0], [0, 255, 0]),
     ],
 )
-def test_float_images_are_scaled_by_the_least_usual_range_that_holds_them(
+def test_float_images_are_scaled_by_the_smallest_common_range(
     tmp_path: Path, values: list[float], expected: list[int]
 ) -> None:
     Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "a.tiff")
@@ -200,7 +201,7 @@ def test_float_images_are_scaled_by_the_least_usual_range_that_holds_them(
         ([0, 70000, 140000], [0, 128, 255]),
     ],
 )
-def test_32_bit_integers_count_as_16_bit_where_they_fit_and_are_stretched_elsewhere(
+def test_32_bit_integers_are_scaled_as_16_bit_or_by_their_range(
     tmp_path: Path, values: list[int], expected: list[int]
 ) -> None:
     Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "a.tiff")
@@ -216,9 +217,7 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["png", "tiff", "webp", "jpg"])
-def test_a_file_turned_by_exif_equals_the_upright_one(
-    tmp_path: Path, orientation: int, ending: str
-) -> None:
+def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int, ending: str) -> None:
     upright = corners(48, 32).resize((480, 320), Image.Resampling.NEAREST)
     stored = {
         1: upright,
@@ -242,12 +241,12 @@ def test_a_file_turned_by_exif_equals_the_upright_one(
     assert open_image(tmp_path / f"a.{ending}", 3, shorter_side=40).size == (60, 40)
 
 
-def test_damaged_exif_around_whole_pixels_is_no_error(tmp_path: Path) -> None:
+def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     corners().save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert (pixels(open_image(tmp_path / "a.png", 3)) == pixels(corners())).all()
 
 
-def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in (RED, GREEN, BLUE)]
     for ending in ("gif", "webp", "tiff", "png"):
         frames[0].save(
@@ -295,7 +294,7 @@ def test_extreme_shapes_keep_both_sides(
     assert (pixels(opened) == 7).all()
 
 
-def test_a_reduced_jpeg_looks_like_the_whole_one_reduced(tmp_path: Path) -> None:
+def test_a_reduced_jpeg_is_close_to_a_resized_full_decode(tmp_path: Path) -> None:
     image = Image.radial_gradient("L").resize((1600, 1200), Image.Resampling.BICUBIC).convert("RGB")
     image.save(tmp_path / "a.jpg", quality=95)
     opened = open_image(tmp_path / "a.jpg", 3, shorter_side=60)
@@ -309,9 +308,7 @@ def test_a_reduced_jpeg_looks_like_the_whole_one_reduced(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tiff", "gif", "ppm"])
-def test_a_truncated_file_is_told_by_name_and_how_to_leave_it_out(
-    tmp_path: Path, ending: str
-) -> None:
+def test_a_truncated_file_raises_an_error_with_name_and_fix(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"half.{ending}"
     noise(64, 64).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -324,15 +321,17 @@ def test_a_truncated_file_is_told_by_name_and_how_to_leave_it_out(
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"<html>no image</html>", "no image at all"), (b"\xff\xd8\xff", "damaged")],
+    [(b"", "empty"), (b"<html>no image</html>", "not an image"), (b"\xff\xd8\xff", "damaged")],
 )
-def test_what_is_no_image_is_said_to_be_none(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_no_image_is_refused_with_the_reason(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(BadImageError, match=reason):
         open_image(tmp_path / "x.jpg", 3)
 
 
-def test_a_missing_file_and_a_folder_are_bad_images_too(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_bad_images(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match="No such file"):
         open_image(tmp_path / "x.jpg", 3)
     with pytest.raises(BadImageError, match="directory"):
@@ -340,7 +339,7 @@ def test_a_missing_file_and_a_folder_are_bad_images_too(tmp_path: Path) -> None:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """A small file that decodes to many pixels."""
+    """Build a small file that decodes to many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -383,7 +382,7 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
     assert not {".eps", ".ps", ".h5", ".mpg"} & list_image_extensions()
 
 
-def test_names_of_images_are_known_in_any_case() -> None:
+def test_image_names_are_recognized_in_any_case() -> None:
     assert all(
         is_image_name(name)
         for name in (
@@ -414,7 +413,7 @@ def test_names_of_images_are_known_in_any_case() -> None:
     )
 
 
-def test_the_result_is_plain_and_can_be_sent_to_another_process(tmp_path: Path) -> None:
+def test_the_result_has_no_metadata_and_can_be_pickled(tmp_path: Path) -> None:
     noise(8, 8).save(tmp_path / "a.jpg")
     opened = open_image(tmp_path / "a.jpg", 3)
     assert type(opened) is Image.Image
@@ -425,18 +424,18 @@ def test_the_result_is_plain_and_can_be_sent_to_another_process(tmp_path: Path) 
 def test_many_threads_read_the_same_pixels(tmp_path: Path) -> None:
     noise(64, 48).save(tmp_path / "a.png")
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: open_image(tmp_path / "a.png", 3).tobytes(), range(200)))
-    assert set(found) == {noise(64, 48).tobytes()}
+        result = list(pool.map(lambda _: open_image(tmp_path / "a.png", 3).tobytes(), range(200)))
+    assert set(result) == {noise(64, 48).tobytes()}
 
 
 @pytest.mark.parametrize(
     "mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
 )
 @pytest.mark.parametrize(("channels", "plain"), [(1, "L"), (3, "RGB")])
-def test_every_mode_becomes_a_plain_one(mode: str, channels: int, plain: str) -> None:
-    found = convert_mode(Image.new(mode, (3, 2)), channels)
-    assert (found.mode, found.size) == (plain, (3, 2))
+def test_every_mode_is_converted(mode: str, channels: int, plain: str) -> None:
+    result = convert_mode(Image.new(mode, (3, 2)), channels)
+    assert (result.mode, result.size) == (plain, (3, 2))
 
 
-def test_a_bad_image_is_a_wrong_request() -> None:
+def test_a_bad_image_error_is_a_request_error() -> None:
     assert issubclass(BadImageError, RequestError)

@@ -1,4 +1,4 @@
-"""Which images a data set holds, in which split, with which label."""
+"""Tests of the index of images, splits and labels."""
 
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ def files(folder: Path, *, bad: tuple[int, ...] = (), **changes: Any) -> ImageIn
     return result
 
 
-def test_images_in_memory_need_no_scan_and_are_known_after_loading() -> None:
+def test_images_in_memory_need_no_scan() -> None:
     data = arrays()
     assert data.scan_job(32) is None
     assert data.classes == ("a", "b", "c")
@@ -78,7 +78,7 @@ def test_bad_images_are_refused_by_name_and_number(tmp_path: Path) -> None:
         files(tmp_path, bad=(3, 5, 10, 11, 20, 30, 59))
 
 
-def test_the_scan_of_a_refused_run_serves_one_that_skips_bad_images(tmp_path: Path) -> None:
+def test_the_scan_of_a_refused_run_can_be_reused_with_skip(tmp_path: Path) -> None:
     with pytest.raises(RequestError):
         files(tmp_path, bad=(3, 59))
     data = files(tmp_path, bad=(3, 59), on_error="skip")
@@ -95,11 +95,9 @@ def test_skipping_every_image_of_a_class_is_refused(tmp_path: Path) -> None:
         files(tmp_path, bad=tuple(range(1, 60, 3)), on_error="skip")
 
 
-def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_part_of_a_larger_one() -> (
-    None
-):
+def test_label_subsets_are_drawn_by_class_and_nested() -> None:
     few, some, other = (
-        arrays(labels=share, seed=seed) for share, seed in ((0.1, 0), (0.4, 0), (0.4, 1))
+        arrays(label_fraction=share, seed=seed) for share, seed in ((0.1, 0), (0.4, 0), (0.4, 1))
     )
     target = few.listing.target
     assert np.bincount(target[few.labeled_rows]).tolist() == [1, 1, 1]
@@ -111,14 +109,14 @@ def test_a_share_of_the_labels_is_drawn_from_every_class_and_a_smaller_share_is_
     assert few.fingerprint == some.fingerprint == arrays().fingerprint  # the pixels are the same
 
 
-def test_a_scan_is_known_by_the_listing_and_by_what_it_keeps() -> None:
+def test_a_scan_is_keyed_by_listing_and_settings() -> None:
     scan = index(Files(root=Path("photos"), bad=()), cache="none").scan_job(48)
     assert scan is not None
     assert scan.config == {"decode_size": 48, "channels": 3, "keep": False}
     assert scan.inputs == {"listing": "f" * 64}
 
 
-def test_pictures_are_all_of_a_split_shuffled_by_the_seed() -> None:
+def test_iterate_images_returns_a_shuffled_split() -> None:
     data = arrays()
     numbers = [number for number, _ in data.iterate_images("train")]
     assert sorted(numbers) == data.list_rows("train").tolist() != numbers
@@ -127,9 +125,9 @@ def test_pictures_are_all_of_a_split_shuffled_by_the_seed() -> None:
     assert np.array_equal(picture, data.store.read_image(number))
 
 
-def test_a_source_gets_the_root_only_if_it_reads_one() -> None:
+def test_root_is_passed_only_to_sources_that_use_it() -> None:
     source = build_source(partial(Files, bad=()), Path("photos"))
     assert isinstance(source, Files)
     assert source.root == Path("photos")
-    with pytest.raises(RequestError, match=r"data\.root=photos does nothing"):
+    with pytest.raises(RequestError, match=r"data\.root=photos has no effect"):
         build_source(partial(Arrays, images=6), Path("photos"))

@@ -43,15 +43,15 @@ def start_of(epoch: int) -> Position:
     return lambda: (epoch, 0)
 
 
-def maker(
-    images: int, view: View = CROP, pixels: InputSpec = GRAY, channels: int = 1
+def builder(
+    images: int, view: View = CROP, input_spec: InputSpec = GRAY, channels: int = 1
 ) -> BatchBuilder:
     store = hold(
         torch.from_numpy(
             np.random.default_rng(0).integers(0, 256, (images, channels, 6, 6), dtype=np.uint8)
         )
     )
-    return BatchBuilder(store, np.arange(images) % 7, view, pixels, seed=3)
+    return BatchBuilder(store, np.arange(images) % 7, view, input_spec, seed=3)
 
 
 def training(
@@ -64,10 +64,10 @@ def training(
     view: View = CROP,
     **more: Any,
 ) -> TrainingLoader:
-    made = maker(images, view)
+    batch_builder = builder(images, view)
     rows = np.arange(images)
     return TrainingLoader(
-        made,
+        batch_builder,
         rows,
         batch_size,
         num_workers=workers,
@@ -93,7 +93,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 @given(st.integers(1, 60), st.integers(1, 17), st.integers(1, 4))
-def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_global_batch(
+def test_an_epoch_has_each_image_at_most_once_and_drops_less_than_a_global_batch(
     images: int, batch_size: int, world: int
 ) -> None:
     if images < world:
@@ -101,15 +101,15 @@ def test_an_epoch_shows_each_image_at_most_once_and_leaves_out_less_than_a_globa
     ranks = [
         indices(training(images, batch_size, rank=Rank(number, world))) for number in range(world)
     ]
-    seen = [number for rank in ranks for batch in rank for number in batch]
-    assert len(seen) == len(set(seen))
-    assert images - len(seen) < (batch_size if images >= batch_size * world else 1) * world
+    numbers = [number for rank in ranks for batch in rank for number in batch]
+    assert len(numbers) == len(set(numbers))
+    assert images - len(numbers) < (batch_size if images >= batch_size * world else 1) * world
     assert {len(batch) for rank in ranks for batch in rank} == {min(batch_size, images // world)}
     assert {len(rank) for rank in ranks} == {len(training(images, batch_size, rank=Rank(0, world)))}
 
 
 @given(st.integers(12, 60), st.integers(1, 6))
-def test_two_ranks_with_half_the_batch_see_what_one_rank_sees_in_each_step(
+def test_two_ranks_with_half_the_batch_size_have_the_images_of_one_rank(
     images: int, half: int
 ) -> None:
     one = list(training(images, 2 * half))
@@ -122,15 +122,15 @@ def test_two_ranks_with_half_the_batch_see_what_one_rank_sees_in_each_step(
 
 @settings(deadline=None)
 @given(st.integers(0, 3), st.integers(0, 6))
-def test_from_any_position_the_batches_are_those_that_an_uninterrupted_epoch_has_there(
-    epoch: int, seen: int
+def test_batches_from_any_position_equal_those_of_an_uninterrupted_epoch(
+    epoch: int, completed: int
 ) -> None:
     whole = list(training(50, 8, position=lambda: (epoch, 0)))
     assert len(whole) == 6
-    assert same(list(training(50, 8, position=lambda: (epoch, seen))), whole[seen:])
+    assert same(list(training(50, 8, position=lambda: (epoch, completed))), whole[completed:])
 
 
-def test_every_epoch_has_its_own_order_and_view_and_is_the_same_again() -> None:
+def test_every_epoch_has_another_order_and_view_and_is_reproducible() -> None:
     epochs = [list(training(40, 8, position=start_of(epoch))) for epoch in (0, 1, 0)]
     orders = [[number for batch in epoch for number in batch.index.tolist()] for epoch in epochs]
     assert orders[0] != orders[1]
@@ -148,7 +148,7 @@ def test_without_reshuffling_each_epoch_has_the_same_images_in_another_view() ->
     assert not torch.equal(first[0].image, second[0].image)
 
 
-def test_so_many_views_return_in_turn() -> None:
+def test_a_fixed_number_of_views_is_used_in_turn() -> None:
     epochs = [list(training(40, 8, position=start_of(epoch), views=3)) for epoch in range(7)]
     assert [epoch[0].view for epoch in epochs] == [0, 1, 2, 0, 1, 2, 0]
     first, again = (
@@ -160,7 +160,7 @@ def test_so_many_views_return_in_turn() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 3), st.integers(1, 2))
-def test_an_epoch_over_fewer_images_has_as_many_batches_in_passes_that_each_show_all(
+def test_an_epoch_of_few_images_consists_of_complete_passes(
     images: int, batch_size: int, epoch: int, world: int
 ) -> None:
     if images < world:
@@ -174,19 +174,19 @@ def test_an_epoch_over_fewer_images_has_as_many_batches_in_passes_that_each_show
     a_pass = max(1, images // (batch_size * world))
     first = epoch * len(batches)
     for view in {batch.view for batch in batches}:
-        seen = [
+        numbers = [
             n
             for number, batch in enumerate(batches)
             if batch.view == (first + number) // a_pass == view
             for n in batch.index.tolist()
         ]
-        assert len(seen) == len(set(seen))
+        assert len(numbers) == len(set(numbers))
     assert {batch.view for batch in batches} == {
         (first + number) // a_pass for number in range(len(batches))
     }
 
 
-def test_passes_over_few_images_go_on_from_epoch_to_epoch() -> None:
+def test_passes_over_few_images_continue_across_epochs() -> None:
     epochs = [
         list(training(12, 4, position=start_of(epoch), images_an_epoch=40)) for epoch in range(2)
     ]
@@ -216,34 +216,32 @@ def test_passes_over_few_images_go_on_from_epoch_to_epoch() -> None:
     assert same(middle, epochs[1][4:])
 
 
-def test_a_label_that_may_not_be_used_is_not_in_the_batch() -> None:
+def test_unused_labels_are_not_in_the_batch() -> None:
     labeled = np.arange(20) % 3 == 0
-    made = replace(maker(20), labeled=labeled)
-    batch = made[BatchRequest(0, np.array([3, 4, 0, 19]))]
+    batch_builder = replace(builder(20), labeled=labeled)
+    batch = batch_builder[BatchRequest(0, np.array([3, 4, 0, 19]))]
     assert batch.labeled is not None
     assert batch.labeled.tolist() == [True, False, True, False]
     assert batch.target.tolist() == [3, -1, 0, -1]
 
 
-def test_the_global_generators_have_no_say_in_the_order() -> None:
+def test_the_order_is_independent_of_the_global_generators() -> None:
     np.random.seed(0)
     first = indices(training(40, 8))
     np.random.seed(1)
     assert indices(training(40, 8)) == first
 
 
-def test_a_checkpoint_of_other_epochs_is_refused_and_one_of_half_the_batch_on_two_ranks_is_not() -> (
-    None
-):
+def test_a_checkpoint_is_refused_if_its_epochs_had_other_batches() -> None:
     state = training(40, 8).state_dict()
     training(40, 4, rank=Rank(1, 2)).load_state_dict(state)
     for other in (training(40, 4), training(39, 8)):
-        with pytest.raises(RequestError, match="start afresh"):
+        with pytest.raises(RequestError, match="start a new run"):
             other.load_state_dict(state)
 
 
 def test_fewer_images_than_ranks_are_refused() -> None:
-    with pytest.raises(RequestError, match=r"3 image.*4 ranks"):
+    with pytest.raises(RequestError, match=r"3 training image.*4 processes"):
         training(3, 8, rank=Rank(0, 4))
 
 
@@ -251,14 +249,14 @@ class Numbered:
     """Two epochs, then a third that starts at its second batch."""
 
     def __init__(self) -> None:
-        self.asked = iter([(0, 0), (1, 0), (2, 1)])
+        self.positions = iter([(0, 0), (1, 0), (2, 1)])
 
     def __call__(self) -> tuple[int, int]:
-        return next(self.asked)
+        return next(self.positions)
 
 
 @pytest.mark.parametrize("view", [CROP, PARTS], ids=lambda view: type(view).__name__)
-def test_two_workers_give_bit_for_bit_what_none_gives_in_every_epoch(view: View) -> None:
+def test_two_workers_build_the_same_batches_as_none(view: View) -> None:
     alone, helped = (
         training(40, 8, workers=workers, position=Numbered(), view=view) for workers in (0, 2)
     )
@@ -266,7 +264,7 @@ def test_two_workers_give_bit_for_bit_what_none_gives_in_every_epoch(view: View)
         assert same(list(helped), list(alone))
 
 
-def test_an_epoch_that_was_left_in_the_middle_does_not_leak_into_the_next() -> None:
+def test_an_interrupted_epoch_does_not_leak_into_the_next() -> None:
     loader = training(40, 8, workers=2, position=Numbered())
     next(iter(loader))
     expected = list(training(40, 8, position=lambda: (1, 0)))
@@ -274,44 +272,44 @@ def test_an_epoch_that_was_left_in_the_middle_does_not_leak_into_the_next() -> N
 
 
 @given(st.integers(0, 50), st.integers(1, 5), st.integers(1, 9))
-def test_evaluation_gives_each_image_once_in_as_many_batches_on_every_rank(
+def test_evaluation_reads_each_image_once_with_equal_batch_counts_on_all_ranks(
     images: int, world: int, batch_size: int
 ) -> None:
-    made = maker(max(images, 1), CenterCropView())
+    batch_builder = builder(max(images, 1), CenterCropView())
     loaders = [
         EvaluationLoader(
-            made, np.arange(images), batch_size, num_workers=0, rank=Rank(number, world)
+            batch_builder, np.arange(images), batch_size, num_workers=0, rank=Rank(number, world)
         )
         for number in range(world)
     ]
-    found = [list(loader) for loader in loaders]
-    assert {len(batches) for batches in found} == {len(loaders[0])}
+    results = [list(loader) for loader in loaders]
+    assert {len(batches) for batches in results} == {len(loaders[0])}
     assert sorted(
-        int(number) for batches in found for batch in batches for number in batch.index
+        int(number) for batches in results for batch in batches for number in batch.index
     ) == list(range(images))
     assert all(
         batch.image.shape[1:] == (1, 6, 6) and batch.view == EVALUATION
-        for batches in found
+        for batches in results
         for batch in batches
     )
     assert all(
         len(batch) == len(batch.target) == len(batch.index) <= batch_size
-        for batches in found
+        for batches in results
         for batch in batches
     )
 
 
 def test_evaluation_keeps_the_order_of_the_rows_on_one_rank() -> None:
     rows = np.array([9, 2, 5])
-    assert indices(EvaluationLoader(maker(10, CenterCropView()), rows, 2, num_workers=0)) == [
+    assert indices(EvaluationLoader(builder(10, CenterCropView()), rows, 2, num_workers=0)) == [
         [9, 2],
         [5],
     ]
 
 
-def test_a_batch_carries_bytes_in_channels_last_memory_with_targets_and_numbers() -> None:
+def test_a_batch_has_uint8_channels_last_images_targets_and_numbers() -> None:
     color = InputSpec(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
-    batch = maker(20, CROP, color, channels=3)[next(iter(training(20, 4)._plan_epoch(2)))]
+    batch = builder(20, CROP, color, channels=3)[next(iter(training(20, 4)._plan_epoch(2)))]
     assert batch.image.dtype == torch.uint8
     assert batch.image.is_contiguous(memory_format=torch.channels_last)
     assert batch.target.dtype == batch.index.dtype == torch.int64
@@ -324,10 +322,10 @@ def colors(image: Tensor) -> UInt8[np.ndarray, "height width channels"]:
     return array
 
 
-def test_gray_becomes_color_and_color_gray_as_pil_has_it() -> None:
+def test_channels_are_converted_as_in_pil() -> None:
     color = InputSpec(3, 6, 6, (0.5,) * 3, (0.5,) * 3)
-    for stored, wanted, mode in ((1, color, "RGB"), (3, GRAY, "L")):
-        plain = maker(30, CenterCropView(), wanted, channels=stored)
+    for stored, target_spec, mode in ((1, color, "RGB"), (3, GRAY, "L")):
+        plain = builder(30, CenterCropView(), target_spec, channels=stored)
         for batch in EvaluationLoader(plain, np.arange(30), 8, num_workers=0):
             for number, image in zip(batch.index.tolist(), batch.image, strict=True):
                 picture = plain.store.read_image(number)
@@ -343,9 +341,7 @@ def test_gray_becomes_color_and_color_gray_as_pil_has_it() -> None:
     ids=["copied", "pickled"],
 )
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_that_was_copied_or_pickled_gives_the_same_batches(
-    remake: type, workers: int
-) -> None:
+def test_a_copied_or_pickled_loader_has_the_same_batches(remake: type, workers: int) -> None:
     loader = training(40, 8, workers=workers)
     before = list(loader)
     assert same(list(remake(loader)), before)
@@ -360,7 +356,7 @@ class Vanished(PixelStore):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_becomes_bad_is_told_in_one_paragraph_from_a_worker_too(workers: int) -> None:
+def test_a_bad_image_raises_the_same_message_with_workers(workers: int) -> None:
     broken = BatchBuilder(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0)
     with pytest.raises(BadImageError) as raised:
         list(EvaluationLoader(broken, np.arange(4), 2, num_workers=workers))
@@ -385,7 +381,7 @@ class Uneven(HeldStore):
         super().__init__(np.zeros(int(shapes.prod(axis=1).sum()), dtype=np.uint8), shapes, 1)
 
 
-def test_a_batch_view_on_images_of_different_sizes_says_what_to_choose_instead() -> None:
+def test_a_batch_view_of_images_of_different_sizes_is_refused() -> None:
     uneven = BatchBuilder(
         Uneven(np.array([[4, 5], [6, 6]])), np.zeros(2, dtype=np.int64), CROP, GRAY, seed=0
     )
@@ -393,9 +389,9 @@ def test_a_batch_view_on_images_of_different_sizes_says_what_to_choose_instead()
         list(EvaluationLoader(uneven, np.arange(2), 2, num_workers=0))
 
 
-def test_workers_pay_for_slow_views_and_stores_that_are_not_in_memory_only() -> None:
-    assert not maker(4).is_slow()
-    assert not maker(4, CenterCropView()).is_slow()
-    assert maker(4, CenterCropView(), InputSpec(1, 8, 8, (0.5,), (0.5,))).is_slow()
-    assert maker(4, PARTS).is_slow()
+def test_workers_are_used_for_slow_views_and_stores_only() -> None:
+    assert not builder(4).is_slow()
+    assert not builder(4, CenterCropView()).is_slow()
+    assert builder(4, CenterCropView(), InputSpec(1, 8, 8, (0.5,), (0.5,))).is_slow()
+    assert builder(4, PARTS).is_slow()
     assert BatchBuilder(Vanished(), np.zeros(4, dtype=np.int64), CROP, GRAY, seed=0).is_slow()

@@ -1,4 +1,4 @@
-"""The loaders of an index, without a Trainer or a binding."""
+"""Tests of the loaders of an index, without a Trainer or a binding."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def double(pictures: Pictures, keys: Keys) -> Pictures:
 
 def loaders(**changes: Any) -> ImageLoaders:
     settings: dict[str, Any] = {
-        "index": arrays(labels=changes.pop("labels", None)),
+        "index": arrays(label_fraction=changes.pop("label_fraction", None)),
         "view": CropFlip(padding=1, flip=True),
         "batch_size": 8,
         "num_workers": 0,
@@ -46,7 +46,7 @@ def train(source: ImageLoaders, **changes: Any) -> Any:
     return source.build_training_loader(GRAY, **{**settings, **changes})
 
 
-def test_what_changes_the_images_is_applied_after_the_view_in_its_order_in_training_alone() -> None:
+def test_changes_are_applied_after_the_view_in_order_and_in_training_only() -> None:
     plain = next(iter(train(loaders())))
     changed = loaders(after_view=(invert, double))
     assert torch.equal(next(iter(train(changed))).image, 2 * (255 - plain.image))
@@ -57,12 +57,12 @@ def test_what_changes_the_images_is_applied_after_the_view_in_its_order_in_train
         assert torch.equal(one.image, other.image)
 
 
-def test_labels_alone_take_as_many_steps_as_all_images() -> None:
+def test_labeled_images_take_as_many_steps_as_all_images() -> None:
     source = loaders(label_fraction=0.5)
     every, labeled = train(source), train(source, labeled_only=True)
     assert len(every) == len(labeled) == 42 // 8
-    seen = {number for batch in labeled for number in batch.index.tolist()}
-    assert seen <= set(source.index.labeled_rows.tolist())
+    numbers = {number for batch in labeled for number in batch.index.tolist()}
+    assert numbers <= set(source.index.labeled_rows.tolist())
 
 
 def test_a_replay_starts_at_any_row() -> None:

@@ -1,6 +1,4 @@
-"""Images mixed with each other: mixup and cutmix as functions of (seed, index, view)
-alone.
-"""
+"""Tests of mixup and CutMix as functions of (seed, index, view)."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +12,7 @@ from kd_app.data.batch import Batch
 from kd_app.data.loader import BatchRequest, Rank
 from kd_app.data.mix import BatchMixer, MixSettings, mix_labels, mix_pixels
 from kd_app.data.views import compute_image_keys
-from tests.data.test_loader import maker, training
+from tests.data.test_loader import builder, training
 from tests.data.test_module import GRAY, arrays
 
 MANY = np.arange(4000)
@@ -38,99 +36,100 @@ def test_the_shares_are_drawn_from_beta(alpha: float) -> None:
 
 
 def test_mixup_is_the_weighted_mean_of_pixels_and_of_labels() -> None:
-    drawn = mixing().draw(keys(), MANY, (4, 5))
+    draw = mixing().draw(keys(), MANY, (4, 5))
     random = np.random.default_rng(0)
     own, other = random.integers(0, 256, (2, 4000, 4, 5, 3), dtype=np.uint8)
-    found = mix_pixels(own, other, drawn)
-    share = drawn.share[:, None, None, None]
-    assert np.abs(found - (own * share + other * (1 - share))).max() <= 0.501
-    target = mix_labels(MANY % 7, drawn.partner % 7, drawn, 7)
+    mixed = mix_pixels(own, other, draw)
+    share = draw.share[:, None, None, None]
+    assert np.abs(mixed - (own * share + other * (1 - share))).max() <= 0.501
+    target = mix_labels(MANY % 7, draw.partner % 7, draw, 7)
     assert target.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
-    different = (MANY - drawn.partner) % 7 != 0
+    different = (MANY - draw.partner) % 7 != 0
     assert target[different, (MANY % 7)[different]] == pytest.approx(
-        drawn.share[different], abs=1e-6
+        draw.share[different], abs=1e-6
     )
     assert target[~different, (MANY % 7)[~different]] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_cutmix_takes_a_rectangle_of_the_other_and_the_label_counts_its_pixels() -> None:
-    drawn = mixing(**CUT).draw(keys(), MANY, (8, 12))
+def test_cutmix_pastes_a_rectangle_and_labels_count_its_pixels() -> None:
+    draw = mixing(**CUT).draw(keys(), MANY, (8, 12))
     own, other = (np.full((4000, 8, 12, 1), value, dtype=np.uint8) for value in (10, 200))
-    found = mix_pixels(own, other, drawn)[..., 0]
-    assert set(np.unique(found)) == {10, 200}
-    assert (found == 10).mean(axis=(1, 2)) == pytest.approx(drawn.share, abs=1e-6)
-    for picture in found[:200] == 200:
+    mixed = mix_pixels(own, other, draw)[..., 0]
+    assert set(np.unique(mixed)) == {10, 200}
+    assert (mixed == 10).mean(axis=(1, 2)) == pytest.approx(draw.share, abs=1e-6)
+    for picture in mixed[:200] == 200:
         rows, columns = np.flatnonzero(picture.any(axis=1)), np.flatnonzero(picture.any(axis=0))
         if len(rows):
             assert picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
 
 
-def test_of_both_each_is_drawn_for_half_of_the_images_and_probability_leaves_the_others_alone() -> (
-    None
-):
+def test_mixup_and_cutmix_share_the_images_and_probability_is_respected() -> None:
     both = mixing(cutmix=1.0).draw(keys(), MANY, (8, 8))
-    cut = (np.isin(both.kept, (0.0, 1.0))).all(axis=(1, 2))
+    cut = (np.isin(both.weight, (0.0, 1.0))).all(axis=(1, 2))
     assert cut.mean() == pytest.approx(0.5, abs=0.03)
     some = mixing(cutmix=1.0, probability=0.25).draw(keys(), MANY, (8, 8))
     assert (some.share < 1).mean() == pytest.approx(0.25, abs=0.03)
 
 
-def test_an_image_with_a_label_is_mixed_with_one_that_has_a_label() -> None:
+def test_a_labeled_image_has_a_labeled_partner() -> None:
     labeled = MANY % 10 == 0
-    drawn = mixing(labeled).draw(keys(), MANY, (2, 2))
-    assert labeled[drawn.partner[labeled]].all()
-    assert labeled[drawn.partner[~labeled]].mean() == pytest.approx(0.1, abs=0.02)
+    draw = mixing(labeled).draw(keys(), MANY, (2, 2))
+    assert labeled[draw.partner[labeled]].all()
+    assert labeled[draw.partner[~labeled]].mean() == pytest.approx(0.1, abs=0.02)
     target = mix_labels(
         np.where(labeled, MANY % 7, -1),
-        np.where(labeled[drawn.partner], drawn.partner % 7, -1),
-        drawn,
+        np.where(labeled[draw.partner], draw.partner % 7, -1),
+        draw,
         7,
     )
     assert np.isnan(target[~labeled]).all()
     assert np.isfinite(target[labeled]).all()
 
 
-def test_partners_are_images_to_train_on_and_every_one_of_them() -> None:
+def test_partners_are_all_training_images() -> None:
     rows = np.array([5, 8, 13])
     assert set(mixing(rows=rows).draw(keys(), MANY, (1, 1)).partner) == set(rows)
 
 
-def test_an_image_is_mixed_alike_in_every_batch_and_on_any_number_of_ranks_and_otherwise_in_another_view() -> (
-    None
-):
-    made = replace(maker(30), mixing=mixing(rows=np.arange(30), cutmix=1.0))
-    whole = made[BatchRequest(1, np.array([4, 9, 2]))]
-    alone, other_view = made[BatchRequest(1, np.array([9]))], made[BatchRequest(2, np.array([9]))]
+def test_mixing_depends_on_the_view_but_not_on_batch_or_rank() -> None:
+    mixed_builder = replace(builder(30), mixing=mixing(rows=np.arange(30), cutmix=1.0))
+    whole = mixed_builder[BatchRequest(1, np.array([4, 9, 2]))]
+    alone, other_view = (
+        mixed_builder[BatchRequest(1, np.array([9]))],
+        mixed_builder[BatchRequest(2, np.array([9]))],
+    )
     assert torch.equal(whole.image[1:2], alone.image)
     assert torch.equal(whole.target[1:2], alone.target)
     assert not torch.equal(other_view.target, alone.target)
     one = training(30, 8)
-    one.maker = made
+    one.builder = mixed_builder
     two = [training(30, 4, rank=Rank(number, 2)) for number in range(2)]
     for loader in (one, *two):
-        loader.maker = made
+        loader.builder = mixed_builder
         loader.__post_init__()
     for both, first, second in zip(one, *two, strict=True):
         assert torch.equal(both.image[0::2], first.image)
         assert torch.equal(both.target[1::2], second.target)
 
 
-def test_the_image_itself_is_mixed_in_its_own_view_with_the_partner_in_its_own() -> None:
-    plain, made = maker(30), replace(maker(30), mixing=mixing(rows=np.arange(30)))
+def test_an_image_and_its_partner_are_mixed_in_their_views() -> None:
+    plain, mixed_builder = builder(30), replace(builder(30), mixing=mixing(rows=np.arange(30)))
     index = np.array([4, 9, 2])
-    drawn = made.mixing.draw(keys(index, 1), index, (6, 6)) if made.mixing else None
-    assert drawn is not None
+    draw = (
+        mixed_builder.mixing.draw(keys(index, 1), index, (6, 6)) if mixed_builder.mixing else None
+    )
+    assert draw is not None
     own, other = (
         plain[BatchRequest(1, numbers)].image.permute(0, 2, 3, 1).numpy()
-        for numbers in (index, drawn.partner)
+        for numbers in (index, draw.partner)
     )
     assert np.array_equal(
-        made[BatchRequest(1, index)].image.permute(0, 2, 3, 1).numpy(),
-        mix_pixels(own, other, drawn),
+        mixed_builder[BatchRequest(1, index)].image.permute(0, 2, 3, 1).numpy(),
+        mix_pixels(own, other, draw),
     )
 
 
-def test_only_what_is_trained_on_is_mixed() -> None:
+def test_only_training_images_are_mixed() -> None:
     data = arrays(mix=UP)
     data.bind(GRAY, order_seed=0)
     batch: Batch = next(iter(data.train_dataloader()))

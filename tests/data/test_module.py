@@ -51,7 +51,7 @@ class Arrays(Source):
 
 
 class Files(Arrays):
-    """60 color images of several sizes that must be decoded; those in `bad` can't be."""
+    """60 color images of several sizes; reading those in `bad` fails."""
 
     channels = 3
     size: int | None = None
@@ -71,7 +71,7 @@ class Files(Arrays):
         return Image.fromarray(np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8))
 
 
-def made(source: Callable[..., Source], **changes: Any) -> ImageData:
+def build_images(source: Callable[..., Source], **changes: Any) -> ImageData:
     settings: dict[str, Any] = {
         "source": source,
         "root": None,
@@ -84,7 +84,7 @@ def made(source: Callable[..., Source], **changes: Any) -> ImageData:
         "image_size": None,
         "split": {"validation": 0.1, "test": 0.2},
         "views": None,
-        "labels": None,
+        "label_fraction": None,
         "unlabeled": None,
         "mix": None,
         "augment": None,
@@ -93,7 +93,7 @@ def made(source: Callable[..., Source], **changes: Any) -> ImageData:
 
 
 def arrays(**changes: Any) -> ImageData:
-    data = made(partial(Arrays, images=60), **changes)
+    data = build_images(partial(Arrays, images=60), **changes)
     data.list()
     data.load(None)
     return data
@@ -103,7 +103,9 @@ def files(
     folder: Path, *, bad: tuple[int, ...] = (), decode_size: int = 32, **changes: Any
 ) -> ImageData:
     view = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
-    data = made(partial(Files, bad=bad), **{"root": Path("photos"), "view": view, **changes})
+    data = build_images(
+        partial(Files, bad=bad), **{"root": Path("photos"), "view": view, **changes}
+    )
     data.list()
     scan = data.scan_job(decode_size)
     assert scan is not None
@@ -118,7 +120,7 @@ def subfolder(parent: Path, name: str) -> Path:
     return parent / name
 
 
-def test_making_it_reads_no_data() -> None:
+def test_construction_reads_no_data() -> None:
     class Untouched(Arrays):
         def list_images(self) -> Listing:
             raise AssertionError("read")
@@ -126,10 +128,10 @@ def test_making_it_reads_no_data() -> None:
         def store(self) -> Tensor:
             raise AssertionError("read")
 
-    assert made(partial(Untouched, images=6)).batch_size == 8
+    assert build_images(partial(Untouched, images=6)).batch_size == 8
 
 
-def test_the_fingerprint_follows_what_determines_the_pixels(tmp_path: Path) -> None:
+def test_the_fingerprint_covers_what_determines_the_pixels(tmp_path: Path) -> None:
     folder = partial(subfolder, tmp_path)
     reference = files(folder("a")).fingerprint
     assert (
@@ -149,27 +151,27 @@ def test_the_fingerprint_follows_what_determines_the_pixels(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_in_every_cache_mode(tmp_path: Path, workers: int) -> None:
-    pixels = InputSpec(3, 16, 16, (0.5,) * 3, (0.5,) * 3, crop=0.9)
-    found = []
+    input_spec = InputSpec(3, 16, 16, (0.5,) * 3, (0.5,) * 3, crop=0.9)
+    results = []
     for cache in ("ram", "disk", "none"):
         data = files(subfolder(tmp_path, cache), cache=cache, num_workers=workers)
-        data.bind(pixels, order_seed=4)
-        found.append(
+        data.bind(input_spec, order_seed=4)
+        results.append(
             [
                 batch.image
                 for loader in (
                     data.train_dataloader(),
-                    data.build_evaluation_loader("test", pixels),
+                    data.build_evaluation_loader("test", input_spec),
                 )
                 for batch in loader
             ]
         )
-    assert len(found[0]) == 5 + 2
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert len(results[0]) == 5 + 2
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_evaluation_shows_a_model_its_own_size_and_channels_in_the_order_of_the_rows() -> None:
+def test_evaluation_has_the_size_and_channels_of_the_model_in_row_order() -> None:
     data = arrays()
     batches = list(
         data.build_evaluation_loader(
@@ -185,7 +187,7 @@ def test_evaluation_shows_a_model_its_own_size_and_channels_in_the_order_of_the_
     assert len(list(data.build_evaluation_loader("test", GRAY))) == 2
 
 
-def test_the_order_follows_the_order_seed_and_the_views_follow_the_data_seed() -> None:
+def test_the_order_depends_on_the_order_seed_and_views_on_the_data_seed() -> None:
     def first(order_seed: int, seed: int) -> Batch:
         data = arrays(seed=seed)
         data.bind(GRAY, order_seed=order_seed)
@@ -197,34 +199,36 @@ def test_the_order_follows_the_order_seed_and_the_views_follow_the_data_seed() -
     assert not torch.equal(first(1, 9).image, image)
 
 
-def test_loaders_before_bind_say_what_to_call() -> None:
+def test_loaders_before_bind_raise_an_error() -> None:
     with pytest.raises(RequestError, match=r"data\.bind"):
         arrays().train_dataloader()
 
 
-def test_a_view_that_does_not_fit_the_images_is_refused_when_it_is_bound(tmp_path: Path) -> None:
+def test_bind_refuses_a_view_that_does_not_fit_the_images(tmp_path: Path) -> None:
     data = files(tmp_path, view=CropFlip(padding=1, flip=True))
     with pytest.raises(RequestError, match=r"differ in size.*data\.view"):
         data.bind(GRAY, order_seed=0)
 
 
-def test_files_without_a_scan_say_what_to_call() -> None:
+def test_files_without_a_scan_raise_an_error() -> None:
     with pytest.raises(RequestError, match=r"data\.scan_job"):
-        made(partial(Files, bad=()), root=Path("photos"), view=CenterCropView()).setup("fit")
+        build_images(partial(Files, bad=()), root=Path("photos"), view=CenterCropView()).setup(
+            "fit"
+        )
 
 
 def test_a_root_for_data_that_reads_no_folder_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"data\.root=photos does nothing"):
-        made(partial(Arrays, images=6), root=Path("photos"))
+    with pytest.raises(RequestError, match=r"data\.root=photos has no effect"):
+        build_images(partial(Arrays, images=6), root=Path("photos"))
 
 
-def test_a_folder_without_a_root_says_which_key_is_missing() -> None:
+def test_a_missing_root_is_named_in_the_message() -> None:
     with pytest.raises(RequestError, match=r"Set data\.root"):
-        made(partial(Files, bad=()))
+        build_images(partial(Files, bad=()))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"num_workers": -1}, "num_workers"),
@@ -236,9 +240,9 @@ def test_a_folder_without_a_root_says_which_key_is_missing() -> None:
         ({"imagesize": 3}, "Did you mean 'image_size'"),
     ],
 )
-def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
-        made(partial(Arrays, images=6), **wrong)
+def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        build_images(partial(Arrays, images=6), **wrong)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +250,7 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any], said: str) ->
     [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))],
     ids=["copied", "pickled"],
 )
-def test_data_that_was_copied_or_pickled_serves_the_same(
+def test_copied_or_pickled_data_has_the_same_batches(
     remake: Callable[[ImageData], ImageData],
 ) -> None:
     data = arrays()
@@ -258,16 +262,14 @@ def test_data_that_was_copied_or_pickled_serves_the_same(
 
 
 def settings_of(name: str) -> Any:
-    """The arguments of the data module; the other keys are for the rest of the
-    configuration.
-    """
+    """Return the arguments of the data module in a data group."""
     config = compose_config("distill", [f"data={name}"])["data"]
     return {
         key: value for key, value in config.items() if key not in ("name", "presets", "license")
     }
 
 
-def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
+def test_every_data_configuration_can_be_built(tmp_path: Path) -> None:
     names = list_choices("data")
     assert names == ["csv", "digits", "fashion_mnist", "folder", "timm"]
     for name in names:
@@ -289,7 +291,7 @@ def test_every_choice_of_data_is_made_from_its_yaml(tmp_path: Path) -> None:
         )
 
 
-def test_the_digits_are_served_from_their_yaml() -> None:
+def test_the_digits_are_built_from_their_configuration() -> None:
     data = instantiate(settings_of("digits"))
     data.setup("fit")
     data.bind(InputSpec(1, 8, 8, (0.5,), (0.5,)), order_seed=0)
@@ -297,18 +299,16 @@ def test_the_digits_are_served_from_their_yaml() -> None:
     assert (tuple(batch.image.shape), sum(data.sizes.values())) == ((128, 1, 8, 8), 1797)
 
 
-def test_the_smallest_share_leaves_every_class_one_label_and_all_is_all() -> None:
-    assert len(arrays(labels=1e-6).index.labeled_rows) == 3
-    whole = arrays(labels=1)
+def test_the_smallest_label_fraction_keeps_one_label_per_class() -> None:
+    assert len(arrays(label_fraction=1e-6).index.labeled_rows) == 3
+    whole = arrays(label_fraction=1)
     whole.bind(GRAY, order_seed=0)
     assert len(whole.index.labeled_rows) == len(whole.index.training_rows)
     assert next(iter(whole.train_dataloader())).labeled is None
     assert whole.notes == arrays().notes
 
 
-def test_what_is_measured_is_measured_by_all_labels_and_a_sample_to_learn_from_has_the_labeled_ones_alone() -> (
-    None
-):
+def test_metrics_use_all_labels_and_training_samples_labeled_images_only() -> None:
     data = arrays(label_fraction=0.2)
     measured = list(data.build_evaluation_loader("train", GRAY))
     assert all(batch.labeled is None and bool((batch.target >= 0).all()) for batch in measured)
@@ -317,22 +317,24 @@ def test_what_is_measured_is_measured_by_all_labels_and_a_sample_to_learn_from_h
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_views_return_after_so_many_epochs_and_what_is_shown_can_be_asked_for(epoch: int) -> None:
+def test_views_repeat_and_can_be_replayed(epoch: int) -> None:
     data = arrays(views=2)
     data.bind(GRAY, order_seed=4)
     loader = data.train_dataloader()
     loader.position = lambda: (epoch, 0)
-    shown = {
+    training_images = {
         number: image
         for batch in loader
         for number, image in zip(batch.index.tolist(), batch.image, strict=True)
     }
     replay = data.replay(GRAY)
     assert replay is not None
-    asked = {
+    replayed_images = {
         n: image
         for batch in replay.batches(epoch % 2, 0)
         for n, image in zip(batch.index.tolist(), batch.image, strict=True)
     }
-    assert list(asked) == data.index.training_rows.tolist()
-    assert all(torch.equal(image, asked[number]) for number, image in shown.items())
+    assert list(replayed_images) == data.index.training_rows.tolist()
+    assert all(
+        torch.equal(image, replayed_images[number]) for number, image in training_images.items()
+    )

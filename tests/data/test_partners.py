@@ -13,7 +13,7 @@ from kd_app.data.views import CropFlip
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 2**32 - 1), st.data())
-def test_a_partner_is_of_the_same_class_and_another_image_unless_there_is_none(
+def test_a_partner_is_another_image_of_the_same_class_if_there_is_one(
     labels: list[int], seed: int, data: st.DataObject
 ) -> None:
     target = np.array(labels)
@@ -28,14 +28,14 @@ def test_a_partner_is_of_the_same_class_and_another_image_unless_there_is_none(
     assert (partners[others] == others).all()
 
 
-def test_another_seed_pairs_otherwise() -> None:
+def test_partners_depend_on_the_seed() -> None:
     target, rows = np.zeros(50, dtype=np.int64), np.arange(50)
     assert (
         draw_class_partners(target, rows, seed=0) != draw_class_partners(target, rows, seed=1)
     ).mean() > 0.5
 
 
-def test_the_teacher_is_shown_the_partner_as_the_student_would_be() -> None:
+def test_the_partner_has_the_pixels_of_the_students_view() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 1, 6, 6), dtype=np.uint8)
     plain = BatchBuilder(
         hold(torch.from_numpy(pixels)),

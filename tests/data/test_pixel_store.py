@@ -29,7 +29,7 @@ SIZES = [(40, 30), (30, 64), (7, 9), (100, 33), (31, 31)]
 
 
 class Pictures(Source):
-    """Noise of the given (height, width); None is a bad image."""
+    """Images of noise with these (height, width); None is a bad image."""
 
     size = None
 
@@ -67,9 +67,7 @@ def same(first: UInt8[np.ndarray, "..."], second: UInt8[np.ndarray, "..."]) -> b
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_pixels_are_the_same_in_memory_on_disk_and_decoded_anew(
-    tmp_path: Path, channels: int
-) -> None:
+def test_the_pixels_are_equal_in_memory_on_disk_and_decoded(tmp_path: Path, channels: int) -> None:
     source = Pictures(sizes=[*SIZES], channels=channels)
     folder = scanned(source, tmp_path)
     ram, disk, none = (open_store(source, folder, cache).store for cache in CACHES)
@@ -80,7 +78,7 @@ def test_the_pixels_are_the_same_in_memory_on_disk_and_decoded_anew(
         assert same(ram.read_image(index), none.read_image(index))
 
 
-def test_shorter_sides_are_bounded_and_smaller_images_stay_as_they_are(tmp_path: Path) -> None:
+def test_shorter_sides_are_bounded_and_smaller_images_unchanged(tmp_path: Path) -> None:
     source = Pictures(sizes=[*SIZES])
     store = open_store(source, scanned(source, tmp_path), "ram").store
     assert [store.read_image(index).shape[:2] for index in range(len(SIZES))] == [
@@ -96,9 +94,7 @@ def test_shorter_sides_are_bounded_and_smaller_images_stay_as_they_are(tmp_path:
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_images_of_one_size_come_as_one_array_with_bad_ones_between(
-    tmp_path: Path, cache: Cache
-) -> None:
+def test_images_of_one_size_form_one_array_despite_bad_ones(tmp_path: Path, cache: Cache) -> None:
     source = Pictures(sizes=[None, (9, 6), (9, 6), None, (9, 6), (9, 6)])
     opened = open_store(source, scanned(source, tmp_path), cache).store
     assert opened.size == (9, 6)
@@ -125,7 +121,7 @@ def test_a_batch_can_be_written_to_without_changing_the_store(tmp_path: Path) ->
 
 def test_a_scan_records_bad_images_sizes_and_progress(tmp_path: Path) -> None:
     source = Pictures(sizes=[(40, 30), None, (7, 9)])
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     scan(
         source,
         3,
@@ -133,13 +129,13 @@ def test_a_scan_records_bad_images_sizes_and_progress(tmp_path: Path) -> None:
         decode_size=16,
         keep=False,
         threads=2,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    found = read_scan(tmp_path)
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert found.summary.bad == {"1": "image 1 is bad"}
-    assert found.sizes.tolist() == [[40, 30], [0, 0], [7, 9]]
-    assert found.shapes.tolist() == [[21, 16], [0, 0], [7, 9]]
+    result = read_scan(tmp_path)
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert result.summary.bad == {"1": "image 1 is bad"}
+    assert result.sizes.tolist() == [[40, 30], [0, 0], [7, 9]]
+    assert result.shapes.tolist() == [[21, 16], [0, 0], [7, 9]]
     assert not (tmp_path / PIXELS).exists()
 
 
@@ -158,22 +154,22 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_pixels_that_take_more_than_half_of_the_free_disk_are_not_kept_and_a_note_says_so(
+def test_pixels_above_half_of_the_free_disk_are_not_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Pictures(sizes=[(10, 10)] * 4)
-    for free, kept in ((2400, True), (2398, False)):
+    for free, is_kept in ((2400, True), (2398, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: Usage(free, 0, free))
         folder = scanned(source, tmp_path / str(free))
-        assert (folder / PIXELS).exists() is kept
+        assert (folder / PIXELS).exists() is is_kept
         opened = open_store(source, folder, "disk")
-        assert bool(opened.notes) is not kept
+        assert bool(opened.notes) is not is_kept
         assert same(opened.store.read_image(3), np.asarray(source.read(3)))
     assert "data.cache=disk" in opened.notes[0]
-    assert "decodes" in opened.notes[0]
+    assert "decoded at each read" in opened.notes[0]
 
 
-def test_pixels_that_take_more_than_a_quarter_of_the_memory_are_mapped_and_a_note_says_so(
+def test_pixels_above_a_quarter_of_the_memory_are_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Pictures(sizes=[(10, 10)] * 4)
@@ -203,18 +199,18 @@ def test_a_pickled_store_reads_the_same_and_holds_no_pixels(tmp_path: Path, cach
     assert copy.deepcopy(store) is store
 
 
-def test_a_store_of_a_sources_array_reads_and_pickles(tmp_path: Path) -> None:
+def test_a_store_of_an_array_can_be_read_and_pickled(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8)
     store = hold(pixels)
     assert isinstance(store, HeldStore)
     assert store.in_memory
-    for made in (store, pickle.loads(pickle.dumps(store))):
-        assert made.size == (4, 6)
-        assert same(made.read_batch(np.array([4, 0])), pixels[[4, 0]].permute(0, 2, 3, 1).numpy())
-        assert same(made.read_image(2), pixels[2].permute(1, 2, 0).numpy())
+    for each in (store, pickle.loads(pickle.dumps(store))):
+        assert each.size == (4, 6)
+        assert same(each.read_batch(np.array([4, 0])), pixels[[4, 0]].permute(0, 2, 3, 1).numpy())
+        assert same(each.read_image(2), pixels[2].permute(1, 2, 0).numpy())
 
 
-def test_a_scan_folder_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_scan_folder_has_a_summary(tmp_path: Path) -> None:
     source = Pictures(sizes=[(10, 10)] * 4)
     record = json.loads((scanned(source, tmp_path) / "scan.json").read_text())
     assert record == {"decode_size": 32, "bad": {}, "kept": True, "size_bytes": 1200}

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
-    """5 batches of 256 an epoch."""
+    """Build data with 5 batches of 256 images per epoch."""
     data = ImageData(
         source=Digits,
         root=None,
@@ -42,20 +42,21 @@ def digits(view: View | None = None, num_workers: int = 0) -> ImageData:
 
 
 class Recorder(pl.LightningModule):
-    """One layer that remembers what it was trained on; at step `killed_at` it is
-    stopped as by a kill, after a checkpoint at step `saved_at`.
+    """A model of one layer that records its training batches.
+
+    Writes a checkpoint at step `saved_at`, and stops the process at step `killed_at`.
     """
 
     def __init__(self, checkpoint: Path, *, saved_at: int = -1, killed_at: int = -1) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(64, 10)
         self.checkpoint, self.saved_at, self.killed_at = checkpoint, saved_at, killed_at
-        self.seen: list[tuple[int, int, int, list[int], float]] = []
+        self.records: list[tuple[int, int, int, list[int], float]] = []
         self.validated: list[int] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         checksum = float(batch.image.double().sum())
-        self.seen.append(
+        self.records.append(
             (self.current_epoch, batch_idx, batch.view, batch.index.tolist(), checksum)
         )
         loss: Tensor = torch.nn.functional.cross_entropy(
@@ -109,22 +110,22 @@ def trained(
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("saved_at", "killed_at"), [(2, 3), (7, 7), (8, 9), (5, 6)])
-def test_a_resumed_run_goes_on_with_exactly_the_batches_it_has_not_seen(
+def test_a_resumed_run_continues_with_the_next_batch(
     tmp_path: Path, workers: int, saved_at: int, killed_at: int
 ) -> None:
     view = ResizedCrop(
         scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0
     )  # slow enough for workers
-    whole = trained(Recorder(tmp_path / "c.ckpt"), digits(view=view)).seen
+    whole = trained(Recorder(tmp_path / "c.ckpt"), digits(view=view)).records
     assert len(whole) == 15
     first = trained(
         Recorder(tmp_path / "c.ckpt", saved_at=saved_at, killed_at=killed_at),
         digits(view=view, num_workers=workers),
-    ).seen
+    ).records
     assert first == whole[:killed_at]
     second = trained(
         Recorder(tmp_path / "c.ckpt"), digits(view=view, num_workers=workers), resumed=True
-    ).seen
+    ).records
     assert second == whole[saved_at:]
 
 
@@ -134,11 +135,11 @@ def test_a_trainer_validates_every_image_once_an_epoch() -> None:
     assert model.validated == data.list_rows("validation").tolist() * 3
 
 
-def test_overfitting_shows_the_same_few_images_in_each_epoch() -> None:
-    seen = trained(Recorder(Path("unused") / "c.ckpt"), digits(), overfit_batches=2).seen
-    assert len(seen) == 6
+def test_overfit_batches_repeats_the_same_images() -> None:
+    records = trained(Recorder(Path("unused") / "c.ckpt"), digits(), overfit_batches=2).records
+    assert len(records) == 6
     assert (
-        [step[3] for step in seen[:2]]
-        == [step[3] for step in seen[2:4]]
-        == [step[3] for step in seen[4:]]
+        [step[3] for step in records[:2]]
+        == [step[3] for step in records[2:4]]
+        == [step[3] for step in records[4:]]
     )

@@ -1,6 +1,4 @@
-"""Splits: everyone in one of three sets, every class in train, groups whole, the same
-for ever.
-"""
+"""Tests of the division into three splits: shares, classes, groups, reproducibility."""
 
 import csv
 from collections import Counter, defaultdict
@@ -35,14 +33,14 @@ def listing(
 
 
 def divided(
-    found: Listing, seed: int = 0, validation: float = 0.1, test: float = 0.2
+    images: Listing, seed: int = 0, validation: float = 0.1, test: float = 0.2
 ) -> ImageSplit:
-    return split(found, seed=seed, validation=validation, test=test)
+    return split(images, seed=seed, validation=validation, test=test)
 
 
-def per_class(found: Listing, names: Sequence[str]) -> dict[int, Counter[str]]:
+def per_class(images: Listing, names: Sequence[str]) -> dict[int, Counter[str]]:
     counts: dict[int, Counter[str]] = defaultdict(Counter)
-    for label, name in zip(found.target.tolist(), names, strict=True):
+    for label, name in zip(images.target.tolist(), names, strict=True):
         counts[label][name] += 1
     return counts
 
@@ -55,11 +53,11 @@ shares = st.floats(0.01, 0.6)
 def test_every_image_is_in_one_set_and_every_class_in_its_share_of_each(
     sizes: list[int], seed: int, validation: float, test: float
 ) -> None:
-    found = listing([label for label, size in enumerate(sizes) for _ in range(size)])
-    names, notes = divided(found, seed, validation, test)
+    images = listing([label for label, size in enumerate(sizes) for _ in range(size)])
+    names, notes = divided(images, seed, validation, test)
     assert set(names) == set(SPLITS)
-    assert len(names) == len(found.files)
-    for label, counts in per_class(found, names).items():
+    assert len(names) == len(images.files)
+    for label, counts in per_class(images, names).items():
         left = sizes[label] - counts["test"]
         assert abs(counts["test"] - test * sizes[label]) < 1
         assert abs(counts["validation"] - validation * left) < 1
@@ -71,28 +69,28 @@ def test_every_image_is_in_one_set_and_every_class_in_its_share_of_each(
 def test_the_same_seed_gives_the_same_split_in_whatever_order_the_images_come(
     sizes: list[int], seed: int
 ) -> None:
-    found = listing([label for label, size in enumerate(sizes) for _ in range(size)])
-    names = divided(found, seed).names
-    assert divided(found, seed).names == names
+    images = listing([label for label, size in enumerate(sizes) for _ in range(size)])
+    names = divided(images, seed).names
+    assert divided(images, seed).names == names
     order = np.random.default_rng(0).permutation(len(names))
     shuffled = listing(
-        [int(found.target[number]) for number in order],
-        files=[found.files[number] for number in order],
+        [int(images.target[number]) for number in order],
+        files=[images.files[number] for number in order],
     )
     assert divided(shuffled, seed).names == tuple(names[number] for number in order)
 
 
 def test_another_seed_gives_another_split() -> None:
-    found = listing([0, 1] * 50)
-    assert len({divided(found, seed).names for seed in range(20)}) == 20
+    images = listing([0, 1] * 50)
+    assert len({divided(images, seed).names for seed in range(20)}) == 20
 
 
 def test_which_images_are_drawn_is_uniform_over_the_seeds() -> None:
-    found = listing([0, 1] * 10)
-    drawn = sum(
-        np.array([name == "test" for name in divided(found, seed).names]) for seed in range(400)
+    images = listing([0, 1] * 10)
+    frequency = sum(
+        np.array([name == "test" for name in divided(images, seed).names]) for seed in range(400)
     )
-    assert np.abs(drawn / 400 - 0.2).max() < 0.08  # four standard deviations of a share of 400
+    assert np.abs(frequency / 400 - 0.2).max() < 0.08  # four standard deviations of a share of 400
 
 
 @given(sizes=sizes, seed=st.integers(0, 5), added=st.integers(1, 3))
@@ -107,22 +105,22 @@ def test_images_added_to_a_class_change_few_others_of_it_and_none_of_other_class
     assert len(changed) <= 4 * added
 
 
-def test_ready_splits_stay_and_the_rest_is_train() -> None:
+def test_predefined_splits_are_kept_and_the_rest_is_train() -> None:
     ready = ["train", "validation", "test", ""] * 10
     names = divided(listing([0, 0, 0, 0, 1, 1, 1, 1] * 5, ready)).names
     assert names == tuple(name or "train" for name in ready)
 
 
 @pytest.mark.parametrize("rest", ["", "train"])
-def test_validation_is_drawn_from_train_where_only_test_is_ready(rest: str) -> None:
-    found = listing([0, 1] * 50, ["test"] * 20 + [rest] * 80)
-    names, notes = divided(found)
+def test_validation_is_drawn_from_train_if_only_test_is_predefined(rest: str) -> None:
+    images = listing([0, 1] * 50, ["test"] * 20 + [rest] * 80)
+    names, notes = divided(images)
     assert names[:20] == ("test",) * 20
     assert Counter(names) == {"test": 20, "validation": 8, "train": 72}
     assert not notes
 
 
-def test_test_is_drawn_from_what_is_not_assigned_and_else_from_train_with_a_note() -> None:
+def test_test_is_drawn_from_unassigned_images_or_else_from_train() -> None:
     some = listing([0, 1] * 50, ["train"] * 40 + ["validation"] * 20 + [""] * 40)
     names, notes = divided(some)
     assert names[:60] == some.split[:60]
@@ -131,14 +129,14 @@ def test_test_is_drawn_from_what_is_not_assigned_and_else_from_train_with_a_note
     none = listing([0, 1] * 50, ["train"] * 80 + ["validation"] * 20)
     names, notes = divided(none)
     assert Counter(names) == {"train": 64, "test": 16, "validation": 20}
-    assert notes == ("There are ready splits and no test set: it was drawn from train.",)
+    assert notes == ("The predefined splits have no test set; it was drawn from train.",)
 
 
 group_sizes = st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=12), min_size=2, max_size=4)
 
 
 @given(sizes=group_sizes, seed=st.integers(0, 5), validation=shares, test=shares)
-def test_groups_are_whole_and_every_class_is_in_train(
+def test_groups_are_not_divided_and_every_class_is_in_train(
     sizes: list[list[int]], seed: int, validation: float, test: float
 ) -> None:
     rows = [
@@ -147,53 +145,53 @@ def test_groups_are_whole_and_every_class_is_in_train(
         for number, size in enumerate(groups)
         for _ in range(size)
     ]
-    found = listing(
+    images = listing(
         [label for label, _ in rows], group=[group for _, group in rows]
     )  # a group has images of several classes
-    names = divided(found, seed, validation, test).names
-    assert len(set(zip(names, found.group, strict=True))) == len(set(found.group))
+    names = divided(images, seed, validation, test).names
+    assert len(set(zip(names, images.group, strict=True))) == len(set(images.group))
     assert set(names) == set(SPLITS)
-    assert all(counts["train"] for counts in per_class(found, names).values())
+    assert all(counts["train"] for counts in per_class(images, names).values())
 
 
 def test_groups_of_one_class_come_close_to_the_share() -> None:
     labels = [number % 2 for number in range(100) for _ in range(1 + number % 4)]
     group = [f"person{number}" for number in range(100) for _ in range(1 + number % 4)]
-    found = listing(labels, group=group)
-    for counts in per_class(found, divided(found).names).values():
+    images = listing(labels, group=group)
+    for counts in per_class(images, divided(images).names).values():
         assert abs(counts["test"] - 0.2 * counts.total()) <= 4  # the largest group
 
 
 def test_a_few_large_groups_still_give_three_sets() -> None:
-    found = listing([0, 1] * 60, group=[f"patient{number // 30}" for number in range(120)])
-    names = divided(found, validation=0.05, test=0.05).names
+    images = listing([0, 1] * 60, group=[f"patient{number // 30}" for number in range(120)])
+    names = divided(images, validation=0.05, test=0.05).names
     assert Counter(names) == {"train": 60, "validation": 30, "test": 30}
 
 
 def test_images_without_a_group_are_each_their_own() -> None:
-    found = listing([0, 1] * 50, group=["g"] * 10 + [""] * 90)
-    names = divided(found).names
+    images = listing([0, 1] * 50, group=["g"] * 10 + [""] * 90)
+    names = divided(images).names
     assert len(set(names[:10])) == 1
     assert set(names[10:]) == set(SPLITS)
 
 
-def test_a_group_that_is_ready_in_part_follows_that_part() -> None:
-    found = listing([0, 1] * 20, ["test"] * 10 + [""] * 30, ["g"] * 2 + [""] * 30 + ["g"] * 8)
-    assert divided(found).names[32:] == ("test",) * 8
+def test_a_group_follows_the_predefined_split_of_some_of_its_images() -> None:
+    images = listing([0, 1] * 20, ["test"] * 10 + [""] * 30, ["g"] * 2 + [""] * 30 + ["g"] * 8)
+    assert divided(images).names[32:] == ("test",) * 8
 
 
-def test_ready_splits_that_tear_a_group_apart_are_refused_by_name() -> None:
-    found = listing(
+def test_predefined_splits_that_divide_a_group_are_refused() -> None:
+    images = listing(
         [0, 1] * 4, ["train"] * 4 + ["test"] * 4, ["", "", "", "person 7", "person 7", "", "", ""]
     )
     with pytest.raises(
         RequestError,
-        match=r"'person 7' is torn apart: 'image3.png' is in train and 'image4.png' in test",
+        match=r"'person 7' is in two splits: 'image3.png' is in train and 'image4.png' in test",
     ):
-        divided(found)
+        divided(images)
 
 
-def test_a_class_of_one_image_goes_to_train_and_that_is_said() -> None:
+def test_a_class_of_one_image_is_in_train_with_a_note() -> None:
     names, notes = divided(listing([0] * 20 + [1] * 20 + [2]))
     assert names[-1] == "train"
     assert len(notes) == 2
@@ -210,7 +208,7 @@ def test_a_class_of_two_images_is_in_train_and_test() -> None:
     assert "no image in validation" in notes[0]
 
 
-def test_a_class_that_ready_splits_keep_out_of_train_is_refused() -> None:
+def test_a_class_missing_in_predefined_train_is_refused() -> None:
     with pytest.raises(RequestError, match="'b' is in train"):
         divided(listing([0] * 10 + [1] * 10, [""] * 10 + ["test"] * 10))
 
@@ -234,11 +232,11 @@ def test_a_share_outside_of_0_to_1_is_refused(validation: float, test: float) ->
         divided(listing([0, 1] * 10), validation=validation, test=test)
 
 
-def test_the_split_is_written_down_as_a_table(tmp_path: Path) -> None:
+def test_the_split_is_written_as_a_table(tmp_path: Path) -> None:
     files = ["a,b.png", 'it\'s "it".png', "line\nbreak.png", "ö.png", "\udcff.png", "f.png"]
-    found = listing([0, 1] * 3, group=["", "g", "", "g", "", ""], files=files)
-    names = divided(found, validation=0.5, test=0.3).names
-    write_split(tmp_path / "split.csv", found, names)
+    images = listing([0, 1] * 3, group=["", "g", "", "g", "", ""], files=files)
+    names = divided(images, validation=0.5, test=0.3).names
+    write_split(tmp_path / "split.csv", images, names)
     with (tmp_path / "split.csv").open(encoding="utf-8", newline="") as text:
         rows = list(csv.DictReader(text))
     assert list(rows[0]) == ["index", "file", "label", "split", "group"]
@@ -246,4 +244,4 @@ def test_the_split_is_written_down_as_a_table(tmp_path: Path) -> None:
     assert [row["file"] for row in rows] == [*files[:4], "\\udcff.png", "f.png"]
     assert [row["label"] for row in rows] == ["a", "b"] * 3
     assert tuple(row["split"] for row in rows) == names
-    assert [row["group"] for row in rows] == list(found.group)
+    assert [row["group"] for row in rows] == list(images.group)

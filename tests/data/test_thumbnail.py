@@ -1,4 +1,4 @@
-"""Small images to look at."""
+"""Tests of PNG thumbnails."""
 
 import io
 
@@ -28,7 +28,7 @@ def test_a_small_image_keeps_every_pixel(channels: int) -> None:
     [(320, 480, (96, 64)), (97, 97, (96, 96)), (4000, 3, (1, 96)), (96, 96, (96, 96))],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_large_one_is_reduced_to_96_pixels_and_keeps_its_shape(
+def test_a_large_image_is_reduced_to_96_pixels_and_keeps_its_shape(
     height: int, width: int, expected: tuple[int, int], channels: int
 ) -> None:
     image = opened(encode_thumbnail(np.full((height, width, channels), 200, np.uint8)))

@@ -1,6 +1,4 @@
-"""timm's readers as sources: its folder and tar readers on files, and a stream as its
-TFDS, WebDataset and streaming readers are.
-"""
+"""Tests of timm's readers as sources: folders and tars, and a simulated stream."""
 
 import io
 import pickle
@@ -23,7 +21,7 @@ from kd_app.data.timm_reader import TimmReader
 
 
 def photos(root: Path, names: list[str]) -> Path:
-    """A 3x2 image of its own shade at each name."""
+    """Write a 3x2 image of another shade for each name."""
     for shade, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (3, 2), shade).save(root / name)
@@ -34,22 +32,22 @@ def source(root: Path | None, reader: str = "folder", channels: Any = 1) -> Timm
     return TimmReader(root=root, reader=reader, channels=channels)
 
 
-def shade(found: TimmReader, index: int) -> int:
-    return int(np.asarray(found.read(index)).max())
+def shade(source_reader: TimmReader, index: int) -> int:
+    return int(np.asarray(source_reader.read(index)).max())
 
 
 def test_a_folder_is_read_as_timm_reads_it(tmp_path: Path) -> None:
-    found = source(photos(tmp_path, ["class10/1.png", "class9/10.png", "class9/9.png"]))
-    listing = found.list_images()
+    source_reader = source(photos(tmp_path, ["class10/1.png", "class9/10.png", "class9/9.png"]))
+    listing = source_reader.list_images()
     assert listing.classes == ("class9", "class10")  # timm orders names naturally
     assert listing.files == ("class9/9.png", "class9/10.png", "class10/1.png")
     assert listing.target.tolist() == [0, 0, 1]
-    assert [shade(found, index) for index in range(3)] == [2, 1, 0]
+    assert [shade(source_reader, index) for index in range(3)] == [2, 1, 0]
     assert set(listing.split) == {""}
     assert source(tmp_path, channels=3).read(0).mode == "RGB"
 
 
-def test_ready_splits_are_folders_and_their_classes_go_by_name(tmp_path: Path) -> None:
+def test_predefined_splits_are_folders_with_classes_by_name(tmp_path: Path) -> None:
     names = [
         "train/a/1.png",
         "train/b/1.png",
@@ -71,11 +69,11 @@ def test_ready_splits_are_folders_and_their_classes_go_by_name(tmp_path: Path) -
 
 
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="lacks: z"):
+    with pytest.raises(RequestError, match="missing in train: z"):
         source(photos(tmp_path, ["train/a/1.png", "train/b/1.png", "test/z/1.png"])).list_images()
 
 
-def test_the_fingerprint_survives_a_move_and_sees_a_byte(tmp_path: Path) -> None:
+def test_the_fingerprint_is_independent_of_the_path_and_covers_every_byte(tmp_path: Path) -> None:
     photos(tmp_path / "x", ["a/1.png", "b/1.png"])
     shutil.copytree(tmp_path / "x", tmp_path / "y")
     before = source(tmp_path / "x").list_images().fingerprint
@@ -92,8 +90,8 @@ def tar(tmp_path: Path, count: int) -> Path:
     return tmp_path / "photos.tar"
 
 
-def _shades(found: TimmReader) -> list[int]:
-    return [shade(found, index) for index in range(len(found.list_images().files))]
+def _shades(source_reader: TimmReader) -> list[int]:
+    return [shade(source_reader, index) for index in range(len(source_reader.list_images().files))]
 
 
 @pytest.mark.filterwarnings(
@@ -101,24 +99,24 @@ def _shades(found: TimmReader) -> list[int]:
 )  # timm's reader keeps its tar open for good
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_tar_is_read_by_threads_and_by_forked_processes_at_once(tmp_path: Path) -> None:
-    found = source(tar(tmp_path, 20))
-    assert found.list_images().classes == ("a", "b")
+    source_reader = source(tar(tmp_path, 20))
+    assert source_reader.list_images().classes == ("a", "b")
     expected = list(range(40))
-    assert _shades(found) == expected
+    assert _shades(source_reader) == expected
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(_shades, [found] * 4)) == [expected] * 4
+        assert list(pool.map(_shades, [source_reader] * 4)) == [expected] * 4
     with get_context("fork").Pool(2) as processes:
-        assert processes.map(_shades, [found] * 4) == [expected] * 4
+        assert processes.map(_shades, [source_reader] * 4) == [expected] * 4
 
 
-def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
-    found = source(photos(tmp_path, ["a/1.png", "b/1.png"]))
-    found.list_images()
-    again = pickle.loads(pickle.dumps(found))
+def test_a_source_can_be_pickled(tmp_path: Path) -> None:
+    source_reader = source(photos(tmp_path, ["a/1.png", "b/1.png"]))
+    source_reader.list_images()
+    again = pickle.loads(pickle.dumps(source_reader))
     assert shade(again, 1) == 1
 
 
-def test_a_bad_image_is_told_by_its_name(tmp_path: Path) -> None:
+def test_the_message_names_a_bad_image(tmp_path: Path) -> None:
     photos(tmp_path, ["a/1.png", "b/1.png"])
     (tmp_path / "b" / "1.png").write_bytes(b"no image")
     with pytest.raises(BadImageError, match=r"b/1\.png"):
@@ -126,7 +124,7 @@ def test_a_bad_image_is_told_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "said"),
+    ("reader", "message"),
     [
         ("foldr", "Did you mean 'folder'"),
         ("torch/cifar10", "There is no timm reader 'torch/cifar10'"),
@@ -135,12 +133,12 @@ def test_a_bad_image_is_told_by_its_name(tmp_path: Path) -> None:
         ("folder", "can't read"),
     ],
 )
-def test_what_can_not_be_read_is_a_wrong_request(tmp_path: Path, reader: str, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_unreadable_data_raise_a_request_error(tmp_path: Path, reader: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         source(tmp_path, reader).list_images()
 
 
-def test_a_missing_root_and_a_single_class_are_wrong_requests(tmp_path: Path) -> None:
+def test_a_missing_root_and_a_single_class_raise_a_request_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="There is no"):
         source(tmp_path / "none").list_images()
     with pytest.raises(RequestError, match=r"data\.root is not set"):
@@ -150,9 +148,7 @@ def test_a_missing_root_and_a_single_class_are_wrong_requests(tmp_path: Path) ->
 
 
 class Stream:
-    """What timm's TFDS, WebDataset and streaming Hugging Face readers have in common:
-    an order and no numbers.
-    """
+    """A sequential reader like timm's TFDS, WebDataset and streaming HF readers."""
 
     class_to_idx: ClassVar[dict[str, int]] = {"cat": 0, "dog": 1}
 
@@ -176,19 +172,19 @@ def offer(monkeypatch: pytest.MonkeyPatch, **streams: Stream) -> None:
     monkeypatch.setattr(reader_factory, "create_reader", create_reader)
 
 
-def test_a_stream_is_held_whole_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_is_held_in_memory_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, train=Stream(5), valid=Stream(2))
-    found = source(None, "tfds/pets", channels=3)
-    listing = found.list_images()
+    source_reader = source(None, "tfds/pets", channels=3)
+    listing = source_reader.list_images()
     assert listing.split == ("train",) * 5 + ("validation",) * 2
     assert listing.files[6] == "validation/00000001"
     assert [listing.classes[number] for number in listing.target[:3]] == ["cat", "dog", "cat"]
-    assert [found.read(index).getpixel((0, 0)) for index in (0, 4, 6)] == [
+    assert [source_reader.read(index).getpixel((0, 0)) for index in (0, 4, 6)] == [
         (0, 0, 0),
         (4, 0, 0),
         (1, 0, 0),
     ]
-    assert pickle.loads(pickle.dumps(found)).read(4).size == (3, 2)
+    assert pickle.loads(pickle.dumps(source_reader)).read(4).size == (3, 2)
     assert source(None, "tfds/pets", channels=3).list_images().fingerprint == listing.fingerprint
     offer(monkeypatch, train=Stream(5), valid=Stream(3))
     assert source(None, "tfds/pets", channels=3).list_images().fingerprint != listing.fingerprint
@@ -205,14 +201,14 @@ def test_a_stream_without_train_or_with_several_labels_an_image_is_refused(
         source(None, "tfds/pets").list_images()
 
 
-def test_a_stream_that_memory_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_above_the_memory_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, train=Stream(5))
     monkeypatch.setattr("kd_app.data.timm_reader._HELD_LIMIT", 100)
     with pytest.raises(RequestError, match="data=folder"):
         source(None, "tfds/pets").list_images()
 
 
-def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def create_reader(*_: Any, **__: Any) -> None:
         raise ImportError("No module named 'tensorflow_datasets'")
 
@@ -221,7 +217,7 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
         source(None, "tfds/pets").list_images()
 
 
-def test_classes_without_names_go_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_without_names_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stream, "class_to_idx", {})
     offer(monkeypatch, train=Stream(12, targets=(10, 9, 2)))
     listing = source(None, "tfds/pets").list_images()
@@ -249,6 +245,6 @@ def test_images_in_memory_are_read_as_files_are(monkeypatch: pytest.MonkeyPatch)
             return None if number else "/home/me/.cache/first.png"
 
     monkeypatch.setattr(reader_factory, "create_reader", lambda name, root, split: Table())
-    found = source(None, "hfds/pets")
-    assert found.list_images().files[:2] == ("train/00000000-first.png", "train/00000001")
-    assert shade(found, 1) == 255
+    source_reader = source(None, "hfds/pets")
+    assert source_reader.list_images().files[:2] == ("train/00000000-first.png", "train/00000001")
+    assert shade(source_reader, 1) == 255

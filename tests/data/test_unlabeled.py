@@ -1,4 +1,4 @@
-"""A folder of images without labels beside the labeled ones."""
+"""Tests of a folder of unlabeled images in addition to the labeled ones."""
 
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from kd_app.data.folder import Folder
 from kd_app.data.module import ImageData
 from kd_app.data.views import ResizedCrop
 from tests.builders import image_folder
-from tests.data.test_module import made
+from tests.data.test_module import build_images
 
 COLOR = InputSpec(3, 16, 16, (0.5,) * 3, (0.5,) * 3)
 VIEW = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
@@ -20,9 +20,7 @@ VIEW = ResizedCrop(scale=(0.3, 1.0), ratio=(0.7, 1.4), flip=True, jitter=0.0)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``labeled/class0``, ``labeled/class1`` with 20 images each; 9 images at two
-    depths below ``more``.
-    """
+    """Write images of two classes in ``labeled``, and unlabeled ones in ``more``."""
     place = tmp_path_factory.mktemp("photos")
     image_folder(place / "labeled", images=20)
     image_folder(place / "more", images=4)
@@ -33,7 +31,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def served(photos: Path, folder: Path, **changed: object) -> ImageData:
     settings = {"root": photos / "labeled", "view": VIEW, "unlabeled": photos / "more", **changed}
-    data = made(partial(Folder, channels=3), **settings)
+    data = build_images(partial(Folder, channels=3), **settings)
     data.list()
     if not (folder / "scan.json").exists():
         scan = data.scan_job(32)
@@ -44,9 +42,7 @@ def served(photos: Path, folder: Path, **changed: object) -> ImageData:
     return data
 
 
-def test_they_are_trained_on_without_a_label_and_in_no_other_set(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_unlabeled_images_are_used_for_training_only(photos: Path, tmp_path: Path) -> None:
     data = served(photos, tmp_path)
     assert data.sizes == {"train": 28, "validation": 4, "test": 8, "unlabeled": 8}
     names = [data.files[number] for number in data.list_rows("unlabeled")]
@@ -65,9 +61,7 @@ def test_they_are_trained_on_without_a_label_and_in_no_other_set(
         )
 
 
-def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(
-    photos: Path, tmp_path: Path
-) -> None:
+def test_labeled_images_take_as_many_steps_as_all_images(photos: Path, tmp_path: Path) -> None:
     data = served(photos, tmp_path, label_fraction=0.5)
     data.bind(COLOR, order_seed=0, labeled_only=True)
     batches = list(data.train_dataloader())
@@ -77,12 +71,12 @@ def test_the_labels_alone_are_the_labeled_images_in_as_many_steps(
         data.index.labeled_rows.tolist()
     )
     assert [note.partition(" (")[0] for note in data.notes] == [
-        "14 of 28 images to train on keep their label",
-        "8 images without a label",
+        "14 of 28 training images keep their label",
+        "8 images without labels",
     ]
 
 
-def test_the_split_of_the_labeled_images_is_as_it_was_and_the_data_are_others(
+def test_unlabeled_images_change_the_fingerprint_but_not_the_splits(
     photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "without").mkdir()
@@ -96,9 +90,9 @@ def test_the_split_of_the_labeled_images_is_as_it_was_and_the_data_are_others(
     assert rows[-1] == "47,unlabeled/top.png,,unlabeled,"
 
 
-def test_other_images_or_other_names_are_other_data(photos: Path, tmp_path: Path) -> None:
+def test_images_and_names_change_the_fingerprint(photos: Path, tmp_path: Path) -> None:
     def fingerprint(folder: Path) -> str:
-        data = made(
+        data = build_images(
             partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=folder
         )
         data.list()
@@ -114,25 +108,25 @@ def test_other_images_or_other_names_are_other_data(photos: Path, tmp_path: Path
         (tmp_path / name).mkdir()
         for file, content in files.items():
             (tmp_path / name / file).write_bytes(content)
-    found = [fingerprint(tmp_path / name) for name in "abcd"]
-    assert found[0] == found[1]
-    assert len(set(found)) == 3
+    fingerprints = [fingerprint(tmp_path / name) for name in "abcd"]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 3
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"),
+    ("folder", "message"),
     [
-        ("nowhere", "Set data.unlabeled to it"),
+        ("nowhere", "Set data.unlabeled to that folder"),
         ("empty", "holds no image"),
         ("labeled/class0", "where every folder is a class"),
     ],
 )
-def test_a_folder_that_can_not_be_meant_is_refused(
-    photos: Path, tmp_path: Path, folder: str, said: str
+def test_an_unusable_folder_is_refused(
+    photos: Path, tmp_path: Path, folder: str, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     place = tmp_path / folder if folder == "empty" else photos / folder
-    with pytest.raises(RequestError, match=said):
-        made(
+    with pytest.raises(RequestError, match=message):
+        build_images(
             partial(Folder, channels=3), root=photos / "labeled", view=VIEW, unlabeled=place
         ).list()

@@ -3,6 +3,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ Array = UInt8[np.ndarray, "batch height width channels"]
 
 @dataclass
 class Pictures:
-    """Images of a test, as a store would give them."""
+    """A `ViewInput` of images in memory."""
 
     items: list[Array]
 
@@ -44,7 +45,7 @@ class Pictures:
             yield Image.fromarray(item if item.shape[2] == 3 else item[:, :, 0])
 
 
-def pixels(
+def input_spec(
     height: int, width: int | None = None, *, crop: float = 1.0, interpolation: str = "bilinear"
 ) -> InputSpec:
     return InputSpec(3, height, width or height, (0.5,) * 3, (0.5,) * 3, crop, interpolation)
@@ -62,9 +63,8 @@ def splitmix(state: int) -> int:
 
 
 def crop_resize(**changes: object) -> ResizedCrop:
-    return ResizedCrop(
-        **{"scale": (0.3, 1.0), "ratio": (0.75, 1.3333), "flip": True, "jitter": 0.3, **changes}  # type: ignore[arg-type]
-    )
+    settings: Any = {"scale": (0.3, 1.0), "ratio": (0.75, 1.3333), "flip": True, "jitter": 0.3}
+    return ResizedCrop(**{**settings, **changes})
 
 
 @given(
@@ -81,7 +81,7 @@ def test_a_key_is_splitmix64_of_seed_view_and_index(
     ]
 
 
-def test_splitmix64_gives_its_published_first_number() -> None:
+def test_splitmix64_has_its_published_first_number() -> None:
     assert splitmix(0) == 0xE220A8397B1DCDAF
 
 
@@ -102,8 +102,10 @@ def test_crop_flip_is_pad_then_crop_then_mirror(
         noise(batch, height, width, channels),
         compute_image_keys(3, np.arange(batch), number),
     )
-    made = CropFlip(padding=padding, flip=flip)(Pictures(list(images)), keys, pixels(height, width))
-    for image, key, got in zip(images, keys.tolist(), made, strict=True):
+    result = CropFlip(padding=padding, flip=flip)(
+        Pictures(list(images)), keys, input_spec(height, width)
+    )
+    for image, key, got in zip(images, keys.tolist(), result, strict=True):
         top, left = (((key >> shift) % 2**21) * (2 * padding + 1) >> 21 for shift in (0, 21))
         expected = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))[
             top : top + height, left : left + width
@@ -114,13 +116,13 @@ def test_crop_flip_is_pad_then_crop_then_mirror(
 def test_crop_flip_reaches_every_place_and_both_mirrorings_equally_often() -> None:
     images = np.zeros((20_000, 5, 5, 1), dtype=np.uint8)
     images[:, 2, 2], images[:, 2, 3] = 1, 2
-    made = CropFlip(padding=1, flip=True)(
-        Pictures(list(images)), compute_image_keys(0, np.arange(len(images)), 0), pixels(5)
+    result = CropFlip(padding=1, flip=True)(
+        Pictures(list(images)), compute_image_keys(0, np.arange(len(images)), 0), input_spec(5)
     )
     counts = Counter(
         int((picture == 1).argmax()) * 2
         + int(picture.reshape(-1)[(picture == 1).argmax() + 1] == 2)
-        for picture in made
+        for picture in result
     )
     assert len(counts) == 18
     assert (
@@ -129,13 +131,13 @@ def test_crop_flip_reaches_every_place_and_both_mirrorings_equally_often() -> No
 
 
 def test_crop_flip_resizes_to_the_size_of_the_model() -> None:
-    made = CropFlip(padding=2, flip=True)(
+    result = CropFlip(padding=2, flip=True)(
         Pictures([np.full((8, 8, 1), 200, dtype=np.uint8)] * 4),
         compute_image_keys(0, np.arange(4), 0),
-        pixels(20, 24),
+        input_spec(20, 24),
     )
-    assert made.shape == (4, 20, 24, 1)
-    assert made.max() == 200
+    assert result.shape == (4, 20, 24, 1)
+    assert result.max() == 200
 
 
 @pytest.mark.parametrize(
@@ -143,14 +145,12 @@ def test_crop_flip_resizes_to_the_size_of_the_model() -> None:
     [CropFlip(padding=2, flip=True), crop_resize(), CenterCropView()],
     ids=lambda view: type(view).__name__,
 )
-def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
-    images, wanted = list(noise(6, 12, 12, 3)), pixels(12)
+def test_a_view_is_independent_of_the_batch_and_its_order(view: View) -> None:
+    images, spec = list(noise(6, 12, 12, 3)), input_spec(12)
     index = np.arange(6)
-    together = view(Pictures(images), compute_image_keys(1, index, 4), wanted)
+    together = view(Pictures(images), compute_image_keys(1, index, 4), spec)
     order = [4, 1, 5]
-    again = view(
-        Pictures([images[i] for i in order]), compute_image_keys(1, index[order], 4), wanted
-    )
+    again = view(Pictures([images[i] for i in order]), compute_image_keys(1, index[order], 4), spec)
     np.testing.assert_array_equal(again, together[order])
 
 
@@ -158,23 +158,23 @@ def test_an_image_looks_the_same_in_any_company_and_order(view: View) -> None:
     "view", [CropFlip(padding=2, flip=True), crop_resize()], ids=lambda view: type(view).__name__
 )
 @pytest.mark.parametrize(("seed", "number"), [(0, 1), (1, 0)])
-def test_another_seed_or_view_number_gives_other_pixels(view: View, seed: int, number: int) -> None:
+def test_a_view_depends_on_seed_and_number(view: View, seed: int, number: int) -> None:
     images, index = Pictures(list(noise(6, 12, 12, 3))), np.arange(6)
     first, other = (
-        view(images, compute_image_keys(*key), pixels(12))
+        view(images, compute_image_keys(*key), input_spec(12))
         for key in ((0, index, 0), (seed, index, number))
     )
     assert (first != other).any()
 
 
-def test_a_view_of_single_images_leaves_the_global_generators_as_they_were() -> None:
+def test_a_view_of_single_images_keeps_the_global_generators() -> None:
     torch.manual_seed(5)
     random.seed(5)
     expected = torch.rand(1).item(), random.random()
     torch.manual_seed(5)
     random.seed(5)
     crop_resize()(
-        Pictures(list(noise(2, 9, 9, 3))), compute_image_keys(0, np.arange(2), 0), pixels(8)
+        Pictures(list(noise(2, 9, 9, 3))), compute_image_keys(0, np.arange(2), 0), input_spec(8)
     )
     assert (torch.rand(1).item(), random.random()) == expected
 
@@ -183,52 +183,54 @@ class Brightened(ImageView):
     def __init__(self, *, most: int) -> None:
         self.most = most
 
-    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
+    def transform_image(self, image: Image.Image, input_spec: InputSpec) -> Image.Image:
         more = int(torch.randint(self.most, ())) + random.randrange(self.most)
-        return image.resize((pixels.width, pixels.height)).point(lambda value: value + more)
+        return image.resize((input_spec.width, input_spec.height)).point(lambda value: value + more)
 
 
-def test_a_users_own_view_is_replayed_too() -> None:
-    images, wanted = Pictures([np.zeros((5, 7, 3), dtype=np.uint8)] * 30), pixels(4)
+def test_a_user_provided_view_is_replayed() -> None:
+    images, spec = Pictures([np.zeros((5, 7, 3), dtype=np.uint8)] * 30), input_spec(4)
     keys = compute_image_keys(0, np.arange(30), 0)
-    made = Brightened(most=50)(images, keys, wanted)
-    assert len(np.unique(made)) > 10
-    np.testing.assert_array_equal(made, Brightened(most=50)(images, keys, wanted))
+    result = Brightened(most=50)(images, keys, spec)
+    assert len(np.unique(result)) > 10
+    np.testing.assert_array_equal(result, Brightened(most=50)(images, keys, spec))
 
 
 class Unchanged(ImageView):
     def __init__(self) -> None:
         pass
 
-    def transform_image(self, image: Image.Image, pixels: InputSpec) -> Image.Image:
+    def transform_image(self, image: Image.Image, input_spec: InputSpec) -> Image.Image:
         return image
 
 
-def test_a_view_that_gives_another_size_is_refused_by_name() -> None:
+def test_a_view_with_a_wrong_output_size_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match=r"Unchanged.*\(7, 5\).*\(4, 4\)"):
-        Unchanged()(Pictures([noise(5, 7, 3)]), compute_image_keys(0, np.arange(1), 0), pixels(4))
+        Unchanged()(
+            Pictures([noise(5, 7, 3)]), compute_image_keys(0, np.arange(1), 0), input_spec(4)
+        )
 
 
-def timms_transform(image: Array, wanted: InputSpec) -> Array:
+def timms_transform(image: Array, spec: InputSpec) -> Array:
     from timm.data.transforms_factory import create_transform
 
-    size = (3, wanted.height, wanted.width)
+    size = (3, spec.height, spec.width)
     transform = create_transform(
         size,
         is_training=False,
-        crop_pct=wanted.crop,
-        interpolation=wanted.interpolation,
+        crop_pct=spec.crop,
+        interpolation=spec.interpolation,
         use_prefetcher=True,
     )
     return np.asarray(transform(Image.fromarray(image))).transpose(1, 2, 0)
 
 
-def plain(image: Array, wanted: InputSpec) -> Array:
+def plain(image: Array, spec: InputSpec) -> Array:
     other = noise(3, 3, 3)
-    made: Array = CenterCropView()(
-        Pictures([image, other]), compute_image_keys(0, np.arange(2), 0), wanted
+    result: Array = CenterCropView()(
+        Pictures([image, other]), compute_image_keys(0, np.arange(2), 0), spec
     )[0]
-    return made
+    return result
 
 
 @settings(max_examples=40, deadline=None)
@@ -240,35 +242,40 @@ def plain(image: Array, wanted: InputSpec) -> Array:
     st.floats(0.5, 1.0),
     st.sampled_from(["bilinear", "bicubic", "nearest", "lanczos"]),
 )
-def test_plain_is_timms_evaluation_transform(
+def test_center_crop_is_timms_evaluation_transform(
     height: int, width: int, size: tuple[int, int], crop: float, interpolation: str
 ) -> None:
-    image, wanted = noise(height, width, 3), pixels(*size, crop=crop, interpolation=interpolation)
-    np.testing.assert_array_equal(plain(image, wanted), timms_transform(image, wanted))
+    image, spec = noise(height, width, 3), input_spec(*size, crop=crop, interpolation=interpolation)
+    np.testing.assert_array_equal(plain(image, spec), timms_transform(image, spec))
 
 
 @given(st.integers(3, 10), st.integers(50, 300), st.floats(0.5, 1.0), st.booleans())
-def test_plain_differs_from_timm_by_two_roundings_on_strips(
+def test_center_crop_differs_from_timm_by_two_roundings_on_strips(
     short: int, long: int, crop: float, upright: bool
 ) -> None:
-    image, wanted = noise(*((long, short) if upright else (short, long)), 3), pixels(12, crop=crop)
-    assert np.abs(plain(image, wanted).astype(int) - timms_transform(image, wanted)).max() <= 2
+    image, spec = (
+        noise(*((long, short) if upright else (short, long)), 3),
+        input_spec(12, crop=crop),
+    )
+    assert np.abs(plain(image, spec).astype(int) - timms_transform(image, spec)).max() <= 2
 
 
-def test_plain_leaves_images_of_the_right_size_as_they_are() -> None:
+def test_center_crop_keeps_images_of_the_right_size() -> None:
     images = noise(3, 10, 10, 1)
     np.testing.assert_array_equal(
         CenterCropView()(
-            Pictures(list(images)), compute_image_keys(0, np.arange(3), 0), pixels(10, crop=0.8)
+            Pictures(list(images)), compute_image_keys(0, np.arange(3), 0), input_spec(10, crop=0.8)
         ),
         images,
     )
 
 
-def test_plain_and_resized_crop_take_strips_and_tiny_images() -> None:
+def test_center_crop_and_resized_crop_accept_strips_and_tiny_images() -> None:
     images = Pictures([noise(3, 6, 3), noise(10, 10_000, 3), noise(2_000, 1, 3)])
     for view in (CenterCropView(), crop_resize()):
-        assert view(images, compute_image_keys(0, np.arange(3), 0), pixels(16, crop=0.9)).shape == (
+        assert view(
+            images, compute_image_keys(0, np.arange(3), 0), input_spec(16, crop=0.9)
+        ).shape == (
             3,
             16,
             16,
@@ -276,17 +283,17 @@ def test_plain_and_resized_crop_take_strips_and_tiny_images() -> None:
         )
 
 
-def test_resized_crop_takes_parts_of_the_asked_area_and_ratio() -> None:
+def test_resized_crop_has_the_requested_area_and_ratio() -> None:
     ramp = np.stack(
         [*np.meshgrid(np.arange(200), np.arange(200)), np.zeros((200, 200))], axis=-1
     ).astype(np.uint8)
     view = crop_resize(scale=(0.2, 0.5), ratio=(0.5, 2.0), flip=False, jitter=0.0)
-    made = view(
-        Pictures([ramp] * 300), compute_image_keys(0, np.arange(300), 0), pixels(50)
+    result = view(
+        Pictures([ramp] * 300), compute_image_keys(0, np.arange(300), 0), input_spec(50)
     ).astype(float)
     widths, heights = (
-        (made[:, 25, -1, 0] - made[:, 25, 0, 0]) / 49 * 50,
-        (made[:, -1, 25, 1] - made[:, 0, 25, 1]) / 49 * 50,
+        (result[:, 25, -1, 0] - result[:, 25, 0, 0]) / 49 * 50,
+        (result[:, -1, 25, 1] - result[:, 0, 25, 1]) / 49 * 50,
     )
     areas, ratios = widths * heights / 40_000, widths / heights
     assert 0.17 < areas.min() < 0.24
@@ -299,21 +306,21 @@ def test_resized_crop_takes_parts_of_the_asked_area_and_ratio() -> None:
 
 def test_resized_crop_mirrors_half_of_the_images() -> None:
     ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (64, 1, 3))
-    made = crop_resize(jitter=0.0)(
-        Pictures([ramp] * 400), compute_image_keys(0, np.arange(400), 0), pixels(8)
+    result = crop_resize(jitter=0.0)(
+        Pictures([ramp] * 400), compute_image_keys(0, np.arange(400), 0), input_spec(8)
     ).astype(int)
-    assert (made[:, 0, 0, 0] > made[:, 0, -1, 0]).mean() == pytest.approx(
+    assert (result[:, 0, 0, 0] > result[:, 0, -1, 0]).mean() == pytest.approx(
         0.5, abs=4 * math.sqrt(0.25 / 400)
     )
 
 
 def test_jitter_changes_the_brightness_of_each_image_by_its_own_factor() -> None:
     gray = np.full((8, 8, 3), 100, dtype=np.uint8)
-    made = crop_resize(jitter=0.4)(
-        Pictures([gray] * 200), compute_image_keys(0, np.arange(200), 0), pixels(8)
+    result = crop_resize(jitter=0.4)(
+        Pictures([gray] * 200), compute_image_keys(0, np.arange(200), 0), input_spec(8)
     )
-    assert made.min() in range(60, 66)
-    assert made.max() in range(135, 141)
+    assert result.min() in range(60, 66)
+    assert result.max() in range(135, 141)
 
 
 @pytest.mark.parametrize(
@@ -336,5 +343,5 @@ def test_an_unknown_interpolation_is_refused_with_the_closest_name() -> None:
         CenterCropView()(
             Pictures([noise(5, 7, 3)]),
             compute_image_keys(0, np.arange(1), 0),
-            pixels(4, interpolation="bicubik"),
+            input_spec(4, interpolation="bicubik"),
         )
