@@ -142,7 +142,7 @@ def test_what_the_teacher_is_shown_and_where_its_logits_are_from_is_in_the_ident
 def test_the_identity_of_the_data_is_the_teachers_where_the_views_are_fresh(
     fresh_views: bool, trainer: TrainerSettings
 ) -> None:
-    served = data(describe_identity=lambda *, for_teacher: {"for_teacher": for_teacher})
+    served = data(identity=lambda *, for_teacher: {"for_teacher": for_teacher})
     identity = job(fresh_views=fresh_views).describe_identity(served, trainer)
     assert identity["data"] == {"for_teacher": fresh_views}
 
