@@ -187,7 +187,6 @@ def test_a_files_sha256_is_that_of_its_bytes(tmp_path: Path) -> None:
 
 
 # -- several processes
-# -------------------------------------------------------------------------------------------------------------------------------
 
 
 def _child(root: Path, number: int, slow: float) -> None:
@@ -238,7 +237,7 @@ def test_of_processes_that_want_the_same_stage_one_makes_it_and_the_others_find_
     waited = (
         (tmp_path / "waited").read_text().splitlines() if (tmp_path / "waited").exists() else []
     )
-    assert all("another process is making it" in line and line[0] != maker for line in waited)
+    assert all("another process is building this stage" in line and line[0] != maker for line in waited)
 
 
 def test_after_a_kill_in_mid_build_the_lock_is_free_and_what_was_written_is_there(

@@ -1,12 +1,10 @@
 """A search proposes by what its trials came to, from their folders alone."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -16,9 +14,6 @@ from optuna.distributions import (
 
 from kd_app.config import RequestError
 from kd_app.reporting.results import write
-from kd_app.reporting.runs import write_curves
-from kd_app.search.pruning import MedianPruner, TrialPruned
-from kd_app.search.space import parse_space
 from kd_app.search.study import Params, Search, SearchSettings, suggest_next
 from kd_app.search.trials import FILE
 from tests.reporting.run_folders import build_results
@@ -70,10 +65,6 @@ def run(
                 return search.proposed
             finish(out, number, score(params))
     return search.proposed
-
-
-def parsed(*words: str) -> list[Any]:
-    return OverridesParser.create().parse_overrides(list(words))
 
 
 def test_a_search_finds_what_is_good(tmp_path: Path) -> None:
@@ -173,81 +164,6 @@ def test_the_end_says_what_mattered_and_where_to_look_next(tmp_path: Path) -> No
     assert "is at the lower end of 3 to 10: also search below this range." in said
     assert "The most important setting in these 25 trials is x" in said
     assert suggest_next(tmp_path / "nowhere") == []
-
-
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("x=interval(1,8)", FloatDistribution(1.0, 8.0)),
-        ("x=int(interval(1,8))", IntDistribution(1, 8)),
-        ("x=tag(log,interval(0.001,1))", FloatDistribution(0.001, 1.0, log=True)),
-        ("x=range(1,4)", IntDistribution(1, 3)),
-        ("x=range(0,1,0.25)", FloatDistribution(0.0, 0.75, step=0.25)),
-        ("x=1,2,4", CategoricalDistribution(["1", "2", "4"])),
-        ("x=choice([a,b],[a,c])", CategoricalDistribution(["[a,b]", "[a,c]"])),
-    ],
-)
-def test_hydras_words_say_what_is_searched(word: str, expected: BaseDistribution) -> None:
-    assert parse_space(parsed(word)) == {"x": expected}
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("x=3", "is not a search range"),
-        ("x=range(4,4)", "is empty"),
-        ("x=interval(8,1)", "is not a search range"),
-    ],
-)
-def test_what_is_no_range_is_refused(word: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        parse_space(parsed(word))
-    with pytest.raises(RequestError, match="The search space is empty"):
-        parse_space([])
-
-
-def points(values: list[float]) -> list[dict[str, float]]:
-    return [
-        {"epoch": float(epoch), "step": float(epoch), "validation/top1": value}
-        for epoch, value in enumerate(values)
-    ]
-
-
-@pytest.fixture
-def others(tmp_path: Path) -> Callable[[int], Path]:
-    def write_others(number: int) -> Path:
-        for other in range(number):
-            (tmp_path / str(other)).mkdir()
-            write_curves(
-                tmp_path / str(other) / "metrics.csv",
-                {"teacher": points([0.1] * 4), "student": points([0.5, 0.6, 0.7, 0.8])},
-            )
-        return tmp_path
-
-    return write_others
-
-
-def pruned_after(sweep: Path, values: list[float]) -> int | None:
-    """The epoch after which a trial with this curve is ended."""
-    watch = MedianPruner(sweep, 99)
-    for row in points(values):
-        try:
-            watch(row, int(row["step"]))
-            watch({"train/loss": 1.0, "epoch": row["epoch"]}, int(row["step"]))
-        except TrialPruned:
-            return int(row["epoch"])
-    return None
-
-
-def test_a_hopeless_trial_ends_early_and_a_good_one_does_not(others: Callable[[int], Path]) -> None:
-    sweep = others(4)
-    assert pruned_after(sweep, [0.1, 0.2, 0.3, 0.4]) == 1
-    assert pruned_after(sweep, [0.1, 0.7, 0.75, 0.9]) is None
-    assert pruned_after(sweep, [0.5, 0.61, 0.62, 0.63]) == 2
-
-
-def test_with_few_others_nobody_is_ended(others: Callable[[int], Path]) -> None:
-    assert pruned_after(others(3), [0.0, 0.0, 0.0, 0.0]) is None
 
 
 def test_the_record_is_plain_json(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_label_term_may_be_zero() -> None:
 def test_a_distillation_term_without_gradient_for_the_student_ends_the_run_by_name(
     term: LossTerm,
 ) -> None:
-    with pytest.raises(RunError, match="The loss term idle gives the student no gradient"):
+    with pytest.raises(RunError, match="The loss term idle has no gradient for the student"):
         checked(
             DistillationLoss(
                 {"distance": Distance(factor=1.0), "idle": term}, {"distance": 1.0, "idle": 1.0}

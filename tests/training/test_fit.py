@@ -175,7 +175,7 @@ def test_a_checkpoint_holds_student_and_adapters_and_nothing_of_the_teacher(
         assert {
             name
             for name in content["state_dict"]
-            if not name.startswith("terms.terms.feature_hint.adapter.")
+            if not name.startswith("loss.terms.feature_hint.adapter.")
         } == student
         assert set(content["state_dict"]) - student
     assert not any(
@@ -247,7 +247,6 @@ def test_agreement_in_the_curves_is_that_of_the_two_models(teacher: Path, tmp_pa
 
 
 # -- pairs
-# -------------------------------------------------------------------------------------------------------------------------------------------
 
 VIT_STUDENT = [
     "student.name=vit_tiny_patch16_224",

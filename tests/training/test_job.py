@@ -64,8 +64,8 @@ def data(**changes: Any) -> Any:
         "fingerprint": "f1",
         "channels": 1,
         "size": 8,
-        "pixel_statistics": lambda: ((0.3,), (0.4,)),
-        "describe_identity": lambda *, for_teacher: {"view": VIEW, "batch_size": 32},
+        "compute_pixel_statistics": lambda: ((0.3,), (0.4,)),
+        "identity": lambda *, for_teacher: {"view": VIEW, "batch_size": 32},
     }
     return SimpleNamespace(**{**about, **changes})
 

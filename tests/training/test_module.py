@@ -152,7 +152,6 @@ def _tensors(node: Any) -> Iterator[Tensor]:
 
 
 # -- terms that teach nothing
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_student_that_is_its_teacher_is_told_which_term_is_zero() -> None:
@@ -178,7 +177,7 @@ def test_a_term_without_a_gradient_for_the_student_stops_the_run_by_name() -> No
         lambda s, t, b: s.logits.detach().square().mean() + 0 * s.logits.sum(),
     ):
         with pytest.raises(
-            RunError, match="The loss term deaf gives the student no gradient in the first steps"
+            RunError, match="The loss term deaf has no gradient for the student in the first steps"
         ):
             fitted(distillation(terms=terms(deaf=Given(deaf))))
 
@@ -305,7 +304,6 @@ def test_a_term_that_weighs_nothing_is_only_watched() -> None:
 
 
 # -- steps
-# -------------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -197,7 +197,6 @@ def test_two_optimizers_share_no_settings() -> None:
 
 
 # -- schedules
-# ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 @given(SCHEDULES, SHARE)
@@ -247,7 +246,7 @@ def test_every_schedule_in_conf_ends_where_it_says(file: str) -> None:
         "warmup": Ramp,
         "ramp": Ramp,
     }[file]
-    assert settings.pop("_target_") == f"kd_app.training.optimizer.{kind.__name__}"
+    assert settings.pop("_target_") == f"kd_app.schedules.{kind.__name__}"
     end = {
         "cosine": settings.get("final"),
         "linear": settings.get("final"),

@@ -16,7 +16,7 @@ from tests.builders import image_folder, results, stage, student_sha256, teacher
 from tests.training.processes import Moment, begun, distilled
 
 MODULE = "kd_app.training.module:Distillation"
-KEEP = "kd_app.training.callbacks:Keep"
+CHECKPOINT = "kd_app.training.callbacks:ResumableCheckpoint"
 EPOCHS, STEPS = 3, 9
 """Optimizer steps of an epoch: 19 batches of 64, two a step; the last step has one
 batch.
@@ -34,7 +34,7 @@ KILLS: Sequence[Moment] = (
     ),  # the last batch and its validation are done, nothing is saved
     ("os:replace", 5),  # a file is written and not yet in its place
     ("kd_app.training.callbacks:save_file", 1),
-    (f"{KEEP}.on_train_epoch_end", 2),
+    (f"{CHECKPOINT}.on_train_epoch_end", 2),
     (f"{MODULE}.training_step", 13),
     ("kd_app.training.fit:save_model", 1),  # all is trained, nothing ships
     ("kd_app.training.fit:_tidy", 1),

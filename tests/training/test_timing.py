@@ -31,7 +31,7 @@ def settings(*words: str) -> TrainerSettings:
 def batches(training: int, validation: int) -> Any:
     """Data of which only the number of batches is known."""
     return SimpleNamespace(
-        steps_per_epoch=lambda world_size: (training // world_size, validation // world_size)
+        count_steps_per_epoch=lambda world_size: (training // world_size, validation // world_size)
     )
 
 

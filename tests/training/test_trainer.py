@@ -63,7 +63,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 # -- precision
-# ---------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,7 +179,6 @@ def test_without_such_a_file_no_flag_is_known(monkeypatch: pytest.MonkeyPatch) -
 
 
 # -- devices
-# -----------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,7 +223,6 @@ def test_more_devices_than_there_are_are_refused(
 
 
 # -- ranges
-# ------------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -271,7 +268,6 @@ def test_a_limit_is_a_share_or_a_number_and_stays_what_it_is(value: float) -> No
 
 
 # -- what follows from them
-# --------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

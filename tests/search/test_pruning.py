@@ -1,0 +1,53 @@
+"""Early end of hopeless trials."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kd_app.reporting.runs import write_curves
+from kd_app.search.pruning import MedianPruner, TrialPruned
+
+
+def points(values: list[float]) -> list[dict[str, float]]:
+    return [
+        {"epoch": float(epoch), "step": float(epoch), "validation/top1": value}
+        for epoch, value in enumerate(values)
+    ]
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Callable[[int], Path]:
+    def write_others(number: int) -> Path:
+        for other in range(number):
+            (tmp_path / str(other)).mkdir()
+            write_curves(
+                tmp_path / str(other) / "metrics.csv",
+                {"teacher": points([0.1] * 4), "student": points([0.5, 0.6, 0.7, 0.8])},
+            )
+        return tmp_path
+
+    return write_others
+
+
+def pruned_after(sweep: Path, values: list[float]) -> int | None:
+    """The epoch after which a trial with this curve is ended."""
+    watch = MedianPruner(sweep, 99)
+    for row in points(values):
+        try:
+            watch(row, int(row["step"]))
+            watch({"train/loss": 1.0, "epoch": row["epoch"]}, int(row["step"]))
+        except TrialPruned:
+            return int(row["epoch"])
+    return None
+
+
+def test_a_hopeless_trial_ends_early_and_a_good_one_does_not(others: Callable[[int], Path]) -> None:
+    sweep = others(4)
+    assert pruned_after(sweep, [0.1, 0.2, 0.3, 0.4]) == 1
+    assert pruned_after(sweep, [0.1, 0.7, 0.75, 0.9]) is None
+    assert pruned_after(sweep, [0.5, 0.61, 0.62, 0.63]) == 2
+
+
+def test_with_few_others_nobody_is_ended(others: Callable[[int], Path]) -> None:
+    assert pruned_after(others(3), [0.0, 0.0, 0.0, 0.0]) is None

@@ -1,0 +1,145 @@
+"""Callbacks of a training: best weights, due checkpoints, skipped steps, progress lines."""
+
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kd_app.training.callbacks import (
+    BEST,
+    LAST,
+    Progress,
+    ResumableCheckpoint,
+    SkipNonFiniteSteps,
+    TrainingInterrupted,
+    _format_clock,
+)
+from tests.training.small_parts import Net
+
+
+class FakeTrainer(SimpleNamespace):
+    """A single-process trainer of 10 epochs with 20 batches."""
+
+    def __init__(self, **changes: Any) -> None:
+        position = SimpleNamespace(
+            is_last_batch=False, current=SimpleNamespace(ready=changes.pop("ready", 0))
+        )
+        plain = {
+            "world_size": 1,
+            "is_global_zero": True,
+            "accumulate_grad_batches": 1,
+            "current_epoch": 0,
+            "max_epochs": 10,
+            "num_training_batches": 20,
+            "global_step": 1,
+            "callback_metrics": {},
+            "fit_loop": SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=position)),
+            "saved": [],
+        }
+        super().__init__(**{**plain, **changes})
+
+    def save_checkpoint(self, path: Path) -> None:
+        self.saved.append(path.name)
+
+
+def end_batch(callback: ResumableCheckpoint, trainer: Any, batch_idx: int = 0) -> None:
+    callback.on_train_batch_end(trainer, None, None, None, batch_idx)  # type: ignore[arg-type]
+
+
+def validate(callback: ResumableCheckpoint, top1: float, nll: float, epoch: int) -> None:
+    metrics = {"validation/top1": top1, "validation/nll": nll}
+    trainer: Any = FakeTrainer(callback_metrics=metrics, current_epoch=epoch)
+    callback.on_validation_epoch_start(trainer, SimpleNamespace(student=Net()))  # type: ignore[arg-type]
+    callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+
+
+def test_the_best_epoch_has_the_highest_top1_and_of_equals_the_lowest_nll(tmp_path: Path) -> None:
+    callback = ResumableCheckpoint(tmp_path, minutes=None)
+    for epoch, (top1, nll) in enumerate([(0.5, 1.0), (0.75, 2.0), (0.75, 1.5), (0.75, 1.5)]):
+        validate(callback, top1, nll, epoch)
+    assert callback.best == {"top1": 0.75, "nll": 1.5, "epoch": 2.0}
+    assert [path.name for path in tmp_path.iterdir()] == [BEST]
+    restored = ResumableCheckpoint(tmp_path, minutes=None)
+    restored.load_state_dict(callback.state_dict())
+    assert restored.best == callback.best
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps", "step", "is_saved"),
+    [(60.0, None, 4, False), (1e-9, None, 4, True), (60.0, 2, 4, True), (None, 2, 4, False)],
+)
+def test_a_checkpoint_is_due_by_time_or_by_steps(
+    minutes: float | None, steps: int | None, step: int, is_saved: bool, tmp_path: Path
+) -> None:
+    trainer = FakeTrainer(global_step=step)
+    end_batch(ResumableCheckpoint(tmp_path, minutes=minutes, steps=steps), trainer)
+    assert trainer.saved == ([LAST] if is_saved else [])
+
+
+def test_no_checkpoint_is_saved_between_the_batches_of_one_step(tmp_path: Path) -> None:
+    trainer = FakeTrainer(accumulate_grad_batches=2)
+    callback = ResumableCheckpoint(tmp_path, minutes=1e-9)
+    end_batch(callback, trainer, batch_idx=0)
+    assert trainer.saved == []
+    end_batch(callback, trainer, batch_idx=1)
+    assert trainer.saved == [LAST]
+
+
+def test_a_signal_stops_the_training_after_a_checkpoint_and_a_second_one_at_once(
+    tmp_path: Path,
+) -> None:
+    callback, trainer = ResumableCheckpoint(tmp_path, minutes=60.0), FakeTrainer()
+    callback._request_stop(signal.SIGTERM, None)
+    with pytest.raises(TrainingInterrupted):
+        end_batch(callback, trainer)
+    assert (trainer.saved, callback.stopped_by) == ([LAST], signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted):
+        callback._request_stop(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize(("gradient", "skipped"), [(1.0, 0), (float("nan"), 1)])
+def test_a_step_with_a_non_finite_gradient_is_skipped(gradient: float, skipped: int) -> None:
+    student = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    module: Any = SimpleNamespace(student=student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    callback, trainer = SkipNonFiniteSteps(), FakeTrainer()
+    callback.on_train_batch_start(trainer, module, None, 0)  # type: ignore[arg-type]
+    student[1].running_mean.fill_(gradient)  # type: ignore[operator, union-attr]
+    for parameter in student.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    callback.on_before_optimizer_step(trainer, module, optimizer)  # type: ignore[arg-type]
+    assert callback.state_dict() == {"skipped": skipped}
+    assert all((p.grad is None) == bool(skipped) for p in student.parameters())
+    assert all(bool(buffer.isfinite().all()) for buffer in student.buffers())
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_line_of_the_last_epoch_is_permanent(live: bool) -> None:
+    lines: list[tuple[str, str]] = []
+    console = SimpleNamespace(
+        live=live,
+        print=lambda text: lines.append(("permanent", text)),
+        print_transient=lambda text: lines.append(("transient", text)),
+    )
+    progress = Progress("student", console)
+    metrics = {"validation/top1": torch.tensor(0.5), "validation/ece": torch.tensor(0.1)}
+    first: Any = FakeTrainer(callback_metrics=metrics)
+    last: Any = FakeTrainer(callback_metrics=metrics, current_epoch=9)
+    progress.on_train_start(first, None)  # type: ignore[arg-type]
+    for trainer in (first, last):
+        progress.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    # without live lines, the line of epoch 1 comes too soon after the start
+    assert [kind for kind, _ in lines] == (["transient"] if live else []) + ["permanent"]
+    assert lines[-1][1].startswith("  student: epoch 10/10, 100 %, 0:00 left")
+    assert lines[-1][1].endswith("  validation: top1 0.5000")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (125, "2:05"), (3725, "1:02:05"), (59.6, "1:00")]
+)
+def test_a_clock_has_hours_only_if_needed(seconds: float, text: str) -> None:
+    assert _format_clock(seconds) == text
